@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit unit-beside pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
+.PHONY: help demo test check unit unit-beside coverage pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,13 +47,22 @@ unit-beside: $(DEV_STAMP)
 	@output=$$(nice -n 10 $(MAKE) --no-print-directory unit 2>&1); status=$$?; \
 		echo "$$output"; exit $$status
 
+# A part whose tests fail is shown as well.
+coverage: $(DEV_STAMP) comfyui rabbitmq chromium  ## share of lines that unit tests and tests on servers run, by wing
+	rm -rf build/coverage
+	-COVERAGE_FILE=build/coverage/unit $(BIN)/coverage run -m pytest -q -n 2 tests/unit
+	-COVERAGE_FILE=build/coverage/servers $(BIN)/coverage run -m pytest -q -n 2 --no-loadscope-reorder \
+		tests/integration tests/acceptance
+	@for part in unit servers; do COVERAGE_FILE=build/coverage/$$part $(BIN)/coverage combine --quiet; done
+	@$(BIN)/python scripts/coverage_table.py
+
 pythons:  ## unit tests under each Python 3.11 to 3.13 that is installed
 	@scripts/pythons.sh
 
 # Two at a time, of which one has the farm that many share: more are no faster on two cores.
 # The long ones first, so that neither waits for the other at the end.
 servers: $(DEV_STAMP)
-	$(TIMED) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+	$(TIMED) $(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder \
 		tests/chaos tests/integration tests/acceptance
 
 integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers

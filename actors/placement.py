@@ -1,4 +1,4 @@
-"""Starts named Ray actors that outlive their creator, and keeps other processes off render nodes."""
+"""Starts and terminates detached Ray actors, and selects nodes for processes that do not render."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ from typing import Any
 
 import ray
 
-__all__ = ["NAMESPACE", "NOT_FOR_RENDERS", "end_for_good", "find_or_start_actor"]
-
 NAMESPACE = "moyin"
-# Label selector for all other processes: on a node that an autoscaler has started for renders, they
-# would keep it running for ever. Nodes without the label, such as the only node of a small
-# installation, take every process.
-NOT_FOR_RENDERS = {"moyin-use": "!render"}
+# Label selector of all processes but ComfyUI. An autoscaler could never stop a node that it started
+# for renders while another process runs there. Nodes without the label, such as the only node of a
+# small installation, accept every process.
+NON_RENDER_NODES = {"moyin-use": "!render"}
 
 
 def find_or_start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -> Any:
-    """Return the handle of the detached actor ``name``; start it if there is none.
+    """Return the handle of the detached actor ``name``, and start the actor if it does not exist.
 
-    Does not wait for Ray to place the actor.
-
-    Args:
-        arguments: arguments of the actor's constructor.
-        options: Ray's options: resources and labels.
+    The call does not wait until Ray has placed the actor on a node. ``options`` are Ray's.
     """
     actor = ray.remote(actor_class).options(
         name=name,
@@ -30,13 +24,13 @@ def find_or_start_actor(actor_class: type, name: str, *arguments: Any, **options
         lifetime="detached",
         get_if_exists=True,
         max_restarts=-1,
-        # Spread over the nodes: the loss of one costs less.
+        # If a node fails, actors on other nodes continue.
         scheduling_strategy="SPREAD",
         **options,
     )
     return actor.remote(*arguments)
 
 
-def end_for_good() -> None:
-    """End the calling actor; unlike after an exit of its process, Ray does not restart it."""
+def terminate_actor() -> None:
+    """Terminate the calling actor without a restart by Ray, unlike an exit of its process."""
     ray.kill(ray.get_runtime_context().current_actor, no_restart=True)

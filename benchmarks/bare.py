@@ -6,9 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from benchmarks.forwarder import Forwarder
-from deployments.replicas import REPLICA
-
-__all__ = ["BareArgs", "build"]
+from deployments.replicas import REPLICA_OPTIONS
 
 
 class BareArgs(BaseModel):
@@ -31,7 +29,7 @@ class Bare:
 
 def build(args: BareArgs) -> serve.Application:
     """Bind the app's only deployment."""
-    deployment = serve.deployment(name="Bare", max_ongoing_requests=1_000, **REPLICA)(
+    deployment = serve.deployment(name="Bare", max_ongoing_requests=1_000, **REPLICA_OPTIONS)(
         serve.ingress()(Bare)
     )
     return deployment.bind(args.upstream)

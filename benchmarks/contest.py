@@ -14,8 +14,6 @@ from benchmarks.memory import Growth, growth
 from benchmarks.streams import FirstTokens, Held, first_tokens, held
 from benchmarks.text import BODY, Peers, median
 
-__all__ = ["CONNECTIONS", "MOYIN", "MOYIN_TWO", "Result", "contest"]
-
 MOYIN, MOYIN_TWO = "Moyin", "Moyin, 2 replicas"
 CONNECTIONS = (1, 16, 64, 256)
 _ROUNDS = 3

@@ -21,9 +21,7 @@ import aiohttp
 import psutil
 
 from benchmarks.farm import Farm, running
-from moyin.system.processes import find
-
-__all__ = ["cost"]
+from moyin.system.processes import find_processes
 
 _IDLE_SECONDS = 20.0
 _colors = itertools.count(1)
@@ -92,7 +90,7 @@ async def _cpu_seconds(data: Path, activity: Any) -> Mapping[str, float]:
 
 
 def _times(data: Path) -> Iterator[tuple[tuple[str, int], float]]:
-    for process in find(str(data)):
+    for process in find_processes(str(data)):
         try:
             line, times = " ".join(process.cmdline()), process.cpu_times()
         except psutil.Error:

@@ -23,8 +23,6 @@ import aiohttp
 from benchmarks.farm import Farm, running
 from benchmarks.render import comfyui_folders, straight_to
 
-__all__ = ["Crowd", "crowd"]
-
 _CONCURRENCY = 8
 _POLL_SECONDS = 0.05
 _RESPONSE_SECONDS = 5.0

@@ -17,10 +17,8 @@ from typing import Any
 import yaml
 
 from benchmarks import paced
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
-
-__all__ = ["MOCK", "SERVICE", "Farm", "running", "scale"]
 
 # Prefixes of the proxy's routes to the mock and to the service with streams.
 MOCK, SERVICE = "/mock", "/service"
@@ -87,7 +85,7 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
 @contextmanager
 def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
     """Run a stack with ``actors`` ComfyUIs during the block."""
-    comfyui = locate(Settings())
+    comfyui = find_comfyui(Settings())
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
         config = Path(folder) / "serve_config.yaml"

@@ -10,8 +10,6 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["Forwarder", "app"]
-
 
 class Forwarder:
     """Forwards every body to ``upstream`` and streams the response back."""

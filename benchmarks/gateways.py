@@ -22,9 +22,7 @@ import yaml
 from benchmarks import paced
 from benchmarks.farm import Farm
 from benchmarks.processes import family, free_port, running_program, wait_for
-from moyin.system.processes import find
-
-__all__ = ["Gateway", "direct", "moyin", "peers_of"]
+from moyin.system.processes import find_processes
 
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moyin-bench"
 _LITELLM = "litellm[proxy]==1.108.5"
@@ -83,7 +81,11 @@ def peers_of(mock_url: str) -> Iterator[list[Gateway]]:
 
 
 def _replicas(farm: Farm) -> list[psutil.Process]:
-    return [process for process in find(str(farm.data)) if "ServeReplica:models" in _title(process)]
+    return [
+        process
+        for process in find_processes(str(farm.data))
+        if "ServeReplica:models" in _title(process)
+    ]
 
 
 def _title(process: psutil.Process) -> str:

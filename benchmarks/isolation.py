@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from moyin.domain.renderer import RenderRequest
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
-
-__all__ = ["IsolationCost", "isolation"]
 
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 _SECONDS = 0.5
@@ -86,7 +84,7 @@ async def isolation(rounds: int, graphs: int) -> IsolationCost:
 
 
 def _renderer(folder: Path, kind: Isolation) -> ComfyRenderer:
-    installation = locate(Settings())
+    installation = find_comfyui(Settings())
     options = ComfyOptions(
         home=installation.home,
         python=installation.python,

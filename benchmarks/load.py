@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Measurement", "measure"]
-
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -47,7 +45,7 @@ def measure(
             f"wrk.headers['authorization'] = {_lua('Bearer ' + key)}\n"
             + "".join(f"wrk.headers['{k}'] = {_lua(v)}\n" for k, v in (headers or {}).items())
         )
-        command = [
+        command: list[str] = [
             "wrk",
             "-t1",
             f"-c{connections}",
@@ -55,7 +53,7 @@ def measure(
             "--latency",
             "--timeout=30s",
             "-s",
-            script,
+            str(script),
             url,
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -9,8 +9,6 @@ from benchmarks.load import measure
 from benchmarks.processes import resident
 from benchmarks.text import BODY
 
-__all__ = ["Growth", "growth"]
-
 _STEP_SECONDS = 5
 _WARM_UP = 2_000
 

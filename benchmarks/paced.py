@@ -7,8 +7,6 @@ import json
 import re
 import time
 
-__all__ = ["MODEL", "TOKENS_PER_SECOND", "Pacer"]
-
 MODEL = "paced"
 TOKENS_PER_SECOND = 50
 # The streams' tokens are spread over the interval, because those of real models do not coincide.

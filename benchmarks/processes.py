@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-__all__ = ["family", "free_port", "resident", "running_program", "wait_for"]
-
 
 @contextmanager
 def running_program(

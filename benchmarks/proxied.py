@@ -15,18 +15,16 @@ import uvicorn
 import uvloop
 from aiohttp import web
 
+from deployments.gateway.app import ProxyOrApp
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.proxy_or_app import ProxyOrApp
-from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
 from moyin.system.processes import freeze_startup_objects
-from moyin.testing.identities import StaticAuthenticator
-
-__all__ = ["KEY"]
+from moyin.testing.fakes import StaticAuthenticator
 
 KEY = "benchmark"
 _SECONDS_BETWEEN_EVENTS = 1.0
@@ -39,14 +37,14 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 async def _gateway(port: int, service: str) -> None:
     proxy = Proxy(signing_key=b"0" * 32)
     routes = [{"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service]}]
-    proxy.configure(GatewayConfig.model_validate({"routes": routes}).table(""))
+    proxy.configure(GatewayConfig.model_validate({"routes": routes}).to_route_table(""))
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(
         ProxyOrApp(proxy, guarded=proxy, app=_not_found),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=2**20,
         observer=NoObserver(),
     )

@@ -29,8 +29,6 @@ from benchmarks.processes import free_port, running_program, wait_for
 from benchmarks.proxied import KEY
 from benchmarks.text import BODY, Peers, median, process
 
-__all__ = ["OPEN", "Holding", "Place", "Standing", "proxy"]
-
 T = TypeVar("T")
 
 OPEN = 1_000

@@ -17,8 +17,6 @@ from benchmarks.proxy import OPEN, Holding, Standing
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-__all__ = ["show_proxy"]
-
 _COLORS = {"nginx": "tab:green", "Moyin": "tab:blue", "Moyin's process alone": "tab:cyan"}
 
 

@@ -16,9 +16,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.farm import Farm
-from moyin.system.processes import find
-
-__all__ = ["Rendering", "comfyui_folders", "render", "straight_to"]
+from moyin.system.processes import find_processes
 
 _GRAPHS = 100
 _SECONDS = 0.5
@@ -130,7 +128,7 @@ def comfyui_folders(farm: Farm) -> list[Path]:
         SystemExit: no ComfyUI runs.
     """
     folders = set()
-    for process in find(str(farm.data)):
+    for process in find_processes(str(farm.data)):
         line = process.cmdline()
         if "--base-directory" in line:
             folders.add(Path(line[line.index("--base-directory") + 1]).parent)

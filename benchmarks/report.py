@@ -19,8 +19,6 @@ from benchmarks.render import Rendering
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-__all__ = ["report"]
-
 
 def report(
     text: Mapping[str, Measurement],

@@ -20,10 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moyin.render.scheduling.policy import PendingRender, Rules
+from moyin.render.scheduling.rules import OrderingRules, PendingRender
 from moyin.render.scheduling.window import Window
-
-__all__ = ["Farm", "Load", "Outcome", "fewest_changes", "fifo", "new_load", "own_share", "simulate"]
 
 FLOODER = "owner-00"
 _CHECKPOINT_BYTES = 6_500_000_000
@@ -36,7 +34,7 @@ class Farm:
 
     actors: int
     window: int
-    rules: Rules = field(default_factory=Rules)
+    rules: OrderingRules = field(default_factory=OrderingRules)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +142,7 @@ class TemporalQueue:
 
 
 def simulate(load: Load, farm: Farm) -> Outcome:
-    """Simulate the farm with `Window.choose`."""
+    """Simulate the farm with `Window.choose_assignment`."""
     outcome, queue, window = Outcome(), TemporalQueue(), Window(farm.rules)
     names = [f"actor-{number:03}" for number in range(farm.actors)]
     for name in names:
@@ -157,20 +155,20 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             queue.put(arrivals.popleft())
         while ends and ends[0][0] <= now:
             _, name, seconds = heapq.heappop(ends)
-            window.record_duration(seconds)
+            window.record_render_seconds(seconds)
             window.mark_free(name, now)
             busy -= 1
         while True:
             while len(window) < farm.window and (entering := queue.take()) is not None:
                 window.add(replace(entering, entered=now))
             began = time.thread_time()
-            choice = window.choose(now)
+            choice = window.choose_assignment(now)
             outcome.decisions.append(time.thread_time() - began)
             if choice is None:
                 break
             waiting = choice.pending
-            loading = farm.rules.load_seconds(waiting, choice.slot)
-            window.begin(choice, now)
+            loading = farm.rules.estimate_load_seconds(waiting, choice.slot)
+            window.begin_render(choice, now)
             busy += 1
             outcome.changes += loading > 0
             outcome.waits[waiting.owner].append(now - waiting.arrived)
@@ -286,7 +284,9 @@ def _measure(load: Load, farm: Farm) -> dict[str, Any]:
     ours, plain, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
     optimum, bound = fewest_changes(load, farm.actors, ours.makespan)
     worst = max(shares, key=lambda owner: ours.p95(owner) / shares[owner])
-    overdue = max(waited - priority * farm.rules.ageing for priority, waited in ours.windowed)
+    overdue = max(
+        waited - priority * farm.rules.ageing_seconds for priority, waited in ours.windowed
+    )
     return {
         "renders": len(load.renders),
         "owners": len(shares),

@@ -17,8 +17,6 @@ from benchmarks.contest import CONNECTIONS, MOYIN, MOYIN_TWO, Result
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-__all__ = ["show"]
-
 _MIB = 2**20
 _COMPARED = 16
 # Allowed growth of memory: allocators keep some freed memory, which is not a leak.

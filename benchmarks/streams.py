@@ -20,8 +20,6 @@ import uvloop
 from benchmarks import paced
 from benchmarks.gateways import Gateway
 
-__all__ = ["FirstTokens", "Held", "first_tokens", "held"]
-
 _CONTENT = re.compile(rb'"content":\s*"(\d+) ')
 _ANY_CONTENT = re.compile(rb'"content":\s*"[^"]')
 _DONE = b"data: [DONE]"

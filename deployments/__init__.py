@@ -1,1 +1,1 @@
-"""Contains the Ray Serve apps, a folder each with a builder, which binds, and a deployment."""
+"""Contains the Ray Serve apps, each in a folder with a builder and the deployment that it binds."""

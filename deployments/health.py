@@ -1,4 +1,4 @@
-"""Serves ``/healthz`` and ``/readyz`` without a key; they reveal nothing confidential."""
+"""Serves the health of an app and its services at ``/healthz`` and ``/readyz``, without a key."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import APIRouter, Response
 
-__all__ = ["Check", "health_routes"]
-
 _log = logging.getLogger(__name__)
-_TIMEOUT_SECONDS = 2.0
+_CHECK_TIMEOUT_SECONDS = 2.0
 
 # Raises an exception if the service does not respond.
-Check = Callable[[], Awaitable[None]]
+ServiceCheck = Callable[[], Awaitable[None]]
 
 
-def health_routes(checks: Mapping[str, Check]) -> APIRouter:
-    """Return the routes for the health of the process and of the services that it needs."""
+def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
+    """Return the health routes of an app that needs the services in ``checks``."""
     router = APIRouter(tags=["health"])
 
     # Tools for vLLM and similar servers expect this name.
@@ -30,8 +28,10 @@ def health_routes(checks: Mapping[str, Check]) -> APIRouter:
 
     @router.get("/readyz", responses={503: {}})
     async def readyz(response: Response) -> dict[str, str | dict[str, str]]:
-        """Return 200 if every service that jobs need responds; 503 names those that do not."""
-        results = await asyncio.gather(*(_passes(name, check) for name, check in checks.items()))
+        """Return 200 if every service that jobs need responds, else 503 and the state of each."""
+        results = await asyncio.gather(
+            *(_is_responding(name, check) for name, check in checks.items())
+        )
         ready = all(results)
         response.status_code = 200 if ready else 503
         states = {name: "ok" if up else "down" for name, up in zip(checks, results, strict=True)}
@@ -40,12 +40,12 @@ def health_routes(checks: Mapping[str, Check]) -> APIRouter:
     return router
 
 
-async def _passes(name: str, check: Check) -> bool:
+async def _is_responding(name: str, check: ServiceCheck) -> bool:
     try:
-        async with asyncio.timeout(_TIMEOUT_SECONDS):
+        async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS):
             await check()
     except Exception as error:
-        # Any exception of a driver means the same: not ready.
-        _log.warning("%s is not ready: %s", name, error)
+        # Drivers raise exceptions of many types.
+        _log.warning("/readyz: the service %s does not respond: %r", name, error)
         return False
     return True

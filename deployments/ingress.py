@@ -1,4 +1,4 @@
-"""Builds the FastAPI app that every HTTP deployment uses, with our errors."""
+"""Creates the FastAPI app of an HTTP deployment, with security headers and our error responses."""
 
 from __future__ import annotations
 
@@ -15,60 +15,59 @@ from starlette.status import WS_1008_POLICY_VIOLATION
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from deployments.headers import SecurityHeaders
-from deployments.swagger import docs_routes
-from moyin.access.gatekeeper import ErrorRenderer, context
-from moyin.errors import (
-    InvalidJson,
-    InvalidRequest,
-    MoyinError,
-    RouteNotFound,
-    ServiceUnavailable,
-)
-
-__all__ = ["new_fastapi"]
+from deployments.swagger import new_docs_routes
+from moyin.access.gatekeeper import SECURITY_HEADERS, ErrorBody, ErrorRenderer, context
+from moyin.errors import InvalidJson, InvalidRequest, MoyinError, RouteNotFound, ServiceUnavailable
 
 _log = logging.getLogger(__name__)
 
 
 def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **options: Any) -> FastAPI:
     """Return a FastAPI app that renders every error with ``errors``."""
-    # FastAPI's own documentation pages need the Internet.
+    # `new_docs_routes` replaces FastAPI's documentation pages, which need the Internet.
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, **options
     )
 
-    def render(request: Request, error: MoyinError) -> Response:
-        rendered = errors(error, context(request.scope).request_id, request.url.path)
-        return Response(rendered.body, rendered.status, dict(rendered.headers))
+    async def render_exception(request: Request, error: Exception) -> Response:
+        rendered = errors(
+            _to_moyin_error(error, request), context(request.scope).request_id, request.url.path
+        )
+        return to_response(rendered)
 
-    async def on_moyin_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, MoyinError)
-        return render(request, error)
-
-    async def on_invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return render(request, _invalid(error))
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code in (404, 405):
-            missing = f"there is no route {request.method} {request.url.path}"
-            return render(request, RouteNotFound(missing))
-        return render(request, InvalidRequest(str(error.detail)))
-
-    app.add_middleware(_UnhandledErrors, errors=errors)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(_RejectNul, errors=errors)
-    app.add_exception_handler(MoyinError, on_moyin_error)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http)
-    app.include_router(docs_routes(title))
+    app.add_middleware(_UnhandledErrorMiddleware, errors=errors)
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(_NulCharacterMiddleware, errors=errors)
+    for exception_class in (MoyinError, RequestValidationError, HTTPException):
+        app.add_exception_handler(exception_class, render_exception)
+    app.include_router(new_docs_routes(title))
     return app
 
 
-class _UnhandledErrors:
-    """Renders unexpected exceptions in the app's error shape instead of FastAPI's."""
+def to_response(error: ErrorBody) -> Response:
+    """Return a rendered error as a Starlette response."""
+    return Response(error.body, error.status, dict(error.headers))
+
+
+class SecurityHeadersMiddleware:
+    """Adds missing headers against content sniffing, framing and referrers to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"] = list(message.get("headers", ()))
+                present = {name.lower() for name, _ in headers}
+                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in present]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class _UnhandledErrorMiddleware:
+    """Renders unexpected exceptions in the app's error format instead of FastAPI's."""
 
     def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
         self._app = app
@@ -91,26 +90,25 @@ class _UnhandledErrors:
             if started:
                 raise
             request_id = context(scope).request_id
-            rendered = self._errors(_public_error(error, request_id), request_id, scope["path"])
-            response = Response(rendered.body, rendered.status, dict(rendered.headers))
-            await response(scope, receive, send)
+            rendered = self._errors(_to_public_error(error, request_id), request_id, scope["path"])
+            await to_response(rendered)(scope, receive, send)
 
 
-def _public_error(error: Exception, request_id: str) -> MoyinError:
+def _to_public_error(error: Exception, request_id: str) -> MoyinError:
     if _is_database_down(error):
-        # The cause alone, without the statement and its values. For SQLite it may also be a missing column.
+        # The cause omits the SQL statement and its values. It may be a missing column of SQLite.
         cause = getattr(error, "orig", None) or error
-        _log.warning("the database is unavailable: %r; request %s", cause, request_id)
+        _log.warning("request %s failed because the database is unavailable: %r", request_id, cause)
         return ServiceUnavailable("the database is unavailable; try again", retry_after=1)
-    _log.error("unhandled error; request %s", request_id, exc_info=error)
+    _log.error("request %s failed with an unexpected error", request_id, exc_info=error)
     return MoyinError("an internal error occurred")
 
 
 def _is_database_down(error: Exception) -> bool:
-    """Tell whether ``error`` means that the database cannot be reached.
+    """Return whether ``error`` means that the database cannot be reached.
 
-    The driver passes network errors through: refused connections, unknown hosts, and for a host with
-    several addresses a plain OSError without a number.
+    The driver raises network errors unchanged: refused connections, unknown hosts, and for a host
+    with several addresses a plain OSError without a number.
     """
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return True
@@ -121,8 +119,8 @@ def _is_database_down(error: Exception) -> bool:
     return type(error) is OSError and error.errno is None
 
 
-class _RejectNul:
-    """Rejects NUL characters in paths and queries: PostgreSQL cannot store or compare them."""
+class _NulCharacterMiddleware:
+    """Rejects NUL characters in paths and queries, because PostgreSQL cannot store them."""
 
     def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
         self._app = app
@@ -131,24 +129,30 @@ class _RejectNul:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error: MoyinError | None = None
         if "\0" in scope.get("path", ""):
-            error = RouteNotFound("a path must not contain a NUL character")
+            error = RouteNotFound("the path must not contain a NUL character (%00)")
         elif b"%00" in scope.get("query_string", b""):
-            error = InvalidRequest("a query must not contain a NUL character")
+            error = InvalidRequest("the query string must not contain a NUL character (%00)")
         if error is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await WebSocketClose(WS_1008_POLICY_VIOLATION, error.message)(scope, receive, send)
         else:
             rendered = self._errors(error, context(scope).request_id, scope["path"])
-            response = Response(rendered.body, rendered.status, dict(rendered.headers))
-            await response(scope, receive, send)
+            await to_response(rendered)(scope, receive, send)
 
 
-def _invalid(error: RequestValidationError) -> MoyinError:
+def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
+    if isinstance(error, MoyinError):
+        return error
+    if isinstance(error, HTTPException):
+        if error.status_code in (404, 405):
+            return RouteNotFound(f"there is no route {request.method} {request.url.path}")
+        return InvalidRequest(str(error.detail))
+    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return InvalidJson(f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
-    # The first part is the location: body, query or path.
+    # The first part of the location is "body", "query" or "path".
     field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field}: {message}", field=field)

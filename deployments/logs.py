@@ -1,4 +1,4 @@
-"""Writes a replica's own logs as JSON lines into a file beside Serve's."""
+"""Configures a replica's logs, which are JSON lines in a file beside Serve's log files."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from ray import serve
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import RayServeException
 
-from moyin.access.gatekeeper.redaction import redact
+from moyin.access.gatekeeper.observation import redact
 
-__all__ = ["ACCESS", "JsonLines", "configure_logs"]
+# The messages of this logger are access lines, which are JSON already and contain no secrets.
+ACCESS_LOGGER = "moyin.access"
 
-# The logger of access lines, which are JSON already and contain no secrets.
-ACCESS = "moyin.access"
-
-_FLUSH_SECONDS = 0.5
+_FLUSH_INTERVAL_SECONDS = 0.5
 _BUFFERED_LINES = 500
 _FILE_BYTES = 10 * 1024 * 1024
-_FILES_KEPT = 2
+_MAX_OLD_FILES = 2
 
 
-class JsonLines(logging.Formatter):
-    """Formats each record as one JSON object per line, without secrets."""
+class JsonFormatter(logging.Formatter):
+    """Formats each log record as one line of JSON and removes secrets from it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name == ACCESS:
+        if record.name == ACCESS_LOGGER:
             return record.getMessage()
         line = {
             "time": self.formatTime(record),
@@ -44,16 +42,17 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Send logs of ``moyin``, ``deployments`` and ``actors``, and warnings of libraries, to the file.
+    """Write logs of ``moyin``, ``deployments`` and ``actors`` to the replica's log file.
 
-    Lines are written in batches outside the event loop; warnings and errors at once.
+    Warnings and errors, also of libraries, are written at once. A thread writes all other lines in
+    batches, so that writing does not block the event loop.
     """
-    target = _target()
-    target.setFormatter(JsonLines())
+    target = _new_log_handler()
+    target.setFormatter(JsonFormatter())
     buffer = MemoryHandler(_BUFFERED_LINES, flushLevel=logging.WARNING, target=target)
-    others = MemoryHandler(1, flushLevel=logging.WARNING, target=target)
-    others.setLevel(logging.WARNING)
-    logging.getLogger().addHandler(others)
+    library_warnings = MemoryHandler(1, flushLevel=logging.WARNING, target=target)
+    library_warnings.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(library_warnings)
     for name in ("moyin", "deployments", "actors"):
         logger = logging.getLogger(name)
         logger.setLevel(level)
@@ -62,11 +61,11 @@ def configure_logs(level: str) -> None:
     threading.Thread(target=_flush_forever, args=(buffer,), daemon=True).start()
 
 
-def _target() -> logging.Handler:
-    """Return a handler for the replica's log file; `Layout.app_logs` finds the file by its name.
+def _new_log_handler() -> logging.Handler:
+    """Return a handler for the replica's log file, or for standard output outside a replica.
 
-    Standard output cannot be used in a replica: Serve passes it to its own logger, whose level drops
-    it.
+    `moyin.stack.layout.Layout.app_logs` finds the file by its name. In a replica, Serve passes
+    standard output to its own logger, whose level (`REPLICA_OPTIONS`) hides INFO lines.
     """
     try:
         replica = serve.get_replica_context()
@@ -75,10 +74,10 @@ def _target() -> logging.Handler:
     name = f"replica_{replica.app_name}_{replica.deployment}_{replica.replica_tag}_moyin.log"
     path = Path(get_serve_logs_dir()) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    return RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT)
+    return RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_MAX_OLD_FILES)
 
 
 def _flush_forever(buffer: MemoryHandler) -> None:
     pause = threading.Event()
-    while not pause.wait(_FLUSH_SECONDS):
+    while not pause.wait(_FLUSH_INTERVAL_SECONDS):
         buffer.flush()

@@ -1,8 +1,8 @@
-"""Middlewares around every replica's HTTP server, outside Serve's own code.
+"""Contains the ASGI middleware around every replica's HTTP server, which Serve adds by a hook.
 
-Serve calls `middlewares` through its hook, which is named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` on every node (``moyin up`` sets it, ``moyin
-ray-env`` prints it). Apps also run without it, but slower, without CORS and a bound on memory, with
-gRPC on every interface, and clients may change time limits.
+The environment variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names `middlewares` on every
+node (``moyin up`` sets it, ``moyin ray-env`` prints it). Without the hook, apps run more slowly and
+lack CORS and the memory limit, gRPC listens on every interface, and clients can change time limits.
 """
 
 from __future__ import annotations
@@ -12,64 +12,91 @@ from typing import Any
 import uvicorn
 from ray.serve._private import default_impl
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.headers import cors
-from deployments.memory import guard_memory
-from deployments.outage import OutageErrors
-from deployments.server import Server
-from moyin.access.gatekeeper.request import REQUEST_ID
+from deployments.errors import ServeErrorMiddleware
+from deployments.server import ReplicaServer, limit_memory
+from moyin.access.gatekeeper.request import REQUEST_ID_PATTERN
 from moyin.settings import Settings
 
-__all__ = ["middlewares"]
+# Response headers that pages of other origins may read, besides the CORS-safelisted ones.
+_EXPOSED_HEADERS = (
+    "location", "retry-after", "x-request-id", "ratelimit-limit", "ratelimit-remaining",
+    "ratelimit-reset", "x-moyin-backend", "x-moyin-model", "x-moyin-route", "x-moyin-cost-usd",
+)  # fmt: skip
+# Serve reads these headers, but clients must not switch off a time limit.
+_FORBIDDEN_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+_FILTERED_HEADERS = _FORBIDDEN_HEADERS | {b"x-request-id"}
+# The gatekeeper detects clients that disconnect, with a task for long requests only. Serve would
+# create two tasks for every request.
+_NO_DISCONNECT_CHECK = (b"x-request-disconnect-disabled", b"?1")
 
-# Serve lets clients set these headers. Clients must not switch off a time limit.
-_STRIPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
-# The gatekeeper watches for clients that disconnect. It needs a task only for long requests, while
-# Serve would create two tasks for every request.
-_DISCONNECT_IS_OURS = (b"x-request-disconnect-disabled", b"?1")
-_EXAMINED = _STRIPPED | {b"x-request-id"}
+
+def middlewares() -> list[Middleware]:
+    """Return the middleware of a replica, limit its memory, and replace its HTTP and gRPC listeners.
+
+    Serve calls this when a replica starts its HTTP server, just before its gRPC server.
+    """
+    settings = Settings()
+    limit_memory(settings.replica_memory_mib)
+    # Serve creates its server from this attribute a moment later.
+    uvicorn.Server = ReplicaServer  # type: ignore[misc]
+    _bind_grpc_to(settings.grpc_host)
+    # The innermost middleware is first. Pages can read Serve's errors because CORS wraps them.
+    return [
+        Middleware(ServeErrorMiddleware),
+        *new_cors_middleware(settings.cors_origins),
+        Middleware(_RequestHeaderFilter),
+    ]
 
 
-class _ServeHeaderFilter:
+def new_cors_middleware(origins: str) -> list[Middleware]:
+    """Return the middleware that lets pages of ``origins`` (separated by commas) call the API.
+
+    Credentials are not allowed, because such pages send keys and tokens in headers. The only
+    session cookie is for ComfyUI's page, which the gateway itself serves.
+    """
+    allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
+    if not allowed:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=allowed,
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+            max_age=3600,
+        )
+    ]
+
+
+class _RequestHeaderFilter:
+    """Removes request headers by which a client could change Serve's behaviour."""
+
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            kept = [h for h in scope["headers"] if h[0] not in _EXAMINED or _admissible(*h)]
-            kept.append(_DISCONNECT_IS_OURS)
-            scope["headers"] = kept
+            allowed = [
+                h for h in scope["headers"] if h[0] not in _FILTERED_HEADERS or _is_allowed(*h)
+            ]
+            allowed.append(_NO_DISCONNECT_CHECK)
+            scope["headers"] = allowed
         await self._app(scope, receive, send)
 
 
-def _admissible(name: bytes, value: bytes) -> bool:
+def _is_allowed(name: bytes, value: bytes) -> bool:
     if name == b"x-request-id":
         # Serve copies the id into every log line and into the response.
-        return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
-    return name not in _STRIPPED
+        return REQUEST_ID_PATTERN.fullmatch(value.decode("latin-1")) is not None
+    return name not in _FORBIDDEN_HEADERS
 
 
-def middlewares() -> list[Middleware]:
-    """Return the middlewares, and prepare the replica.
-
-    Serve calls this when a replica starts its HTTP server, just before its gRPC server.
-    """
-    settings = Settings()
-    guard_memory(settings.replica_memory_mib)
-    # Serve looks the class up there a moment later.
-    uvicorn.Server = Server  # type: ignore[misc]
-    _keep_grpc_to(settings.grpc_host)
-    # Innermost first. CORS is outside of OutageErrors, so that pages can read those errors, too.
-    return [Middleware(OutageErrors), *cors(settings.cors_origins), Middleware(_ServeHeaderFilter)]
-
-
-def _keep_grpc_to(host: str) -> None:
-    """Let Serve's gRPC servers listen on ``host`` only.
-
-    Serve has no setting for it and listens on every interface, so its function that opens the port is
-    replaced.
-    """
+def _bind_grpc_to(host: str) -> None:
+    """Make Serve's gRPC servers listen on ``host`` only, for which Serve has no setting."""
 
     def add_grpc_address(server: Any, address: str) -> None:
         server.add_insecure_port(f"{host}:{address.rpartition(':')[2]}")

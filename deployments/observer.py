@@ -1,84 +1,142 @@
-"""Writes the access log and the request metrics of a replica.
+"""Records a replica's requests in its access log and its metrics.
 
-Passing one value to Ray, or one record to ``logging``, costs as much as routing a request. So requests
-are only queued, and a thread processes them once a second.
+Passing one value to Ray, or one record to ``logging``, costs as much as routing a request. Therefore a
+request only adds to a queue, and a thread writes the queue to the log and the metrics every second.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from ray.util import metrics
 
-from deployments.histogram import Histogram
-from deployments.logs import ACCESS
-from moyin.access.gatekeeper.observation import Observation, access_line
-
-__all__ = ["ServeObserver"]
+from deployments.logs import ACCESS_LOGGER
+from moyin.access.gatekeeper.observation import Observation, format_access_line
 
 _log = logging.getLogger(__name__)
-_access = logging.getLogger(ACCESS)
+_access_log = logging.getLogger(ACCESS_LOGGER)
 _INTERVAL_SECONDS = 1.0
 # More requests than a replica can answer in one interval.
-_CAPACITY = 50_000
-_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_QUEUE_CAPACITY = 50_000
+_BOUNDS_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    300,
+)
 
 
-class ServeObserver:
-    """Writes access lines to the replica's log and counts requests in Ray's metrics.
+class BatchHistogram:
+    """Publishes a Prometheus histogram, adding many samples at once.
+
+    Ray's own histogram adds samples one by one, and adding one costs as much as routing a request.
+    This class counts a batch of samples first, then adds the counts to counters with the label ``le``.
 
     Args:
-        log_level: the access log is written at INFO and DEBUG only.
-        also: further work for the thread, called once a second.
+        bounds: upper bounds of the buckets in rising order, without ``+Inf``.
+        labels: names of the labels, in the order of the label values of each sample.
     """
 
-    def __init__(self, log_level: str, *, also: Callable[[], None] | None = None) -> None:
-        self._also = also
-        self._writes = logging.getLevelNamesMapping()[log_level.upper()] <= logging.INFO
+    def __init__(
+        self, name: str, description: str, bounds: tuple[float, ...], labels: tuple[str, ...]
+    ) -> None:
+        self._bounds = bounds
+        self._le = (*(f"{bound:g}" for bound in bounds), "+Inf")
+        self._labels = labels
+        self._buckets = metrics.Counter(f"{name}_bucket", description, tag_keys=(*labels, "le"))
+        self._sum = metrics.Counter(f"{name}_sum", description, tag_keys=labels)
+        self._count = metrics.Counter(f"{name}_count", description, tag_keys=labels)
+
+    def add(self, samples: Iterable[tuple[tuple[str, ...], float]]) -> None:
+        """Add samples, which are pairs of label values and a measured value."""
+        buckets: Counter[tuple[tuple[str, ...], int]] = Counter()
+        sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        counts: Counter[tuple[str, ...]] = Counter()
+        for values, sample in samples:
+            buckets[values, bisect_left(self._bounds, sample)] += 1
+            sums[values] += sample
+            counts[values] += 1
+        for (values, bucket), number in buckets.items():
+            tags = self._to_tags(values)
+            for le in self._le[bucket:]:
+                self._buckets.inc(number, {**tags, "le": le})
+        for values, number in counts.items():
+            self._count.inc(number, self._to_tags(values))
+            if sums[values] > 0:
+                self._sum.inc(sums[values], self._to_tags(values))
+
+    def _to_tags(self, values: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(self._labels, values, strict=True))
+
+
+class RequestObserver:
+    """Writes a replica's requests to the access log and counts them in Ray's metrics.
+
+    Args:
+        log_level: level of the replica's logs; the access log is off above INFO.
+        export_metrics: publishes other metrics of the app; called every second in a thread.
+    """
+
+    def __init__(self, log_level: str, *, export_metrics: Callable[[], None] | None = None) -> None:
+        self._export_metrics = export_metrics
+        self._is_logging = logging.getLevelNamesMapping()[log_level.upper()] <= logging.INFO
         self._requests = metrics.Counter(
             "moyin_requests",
             "Requests by service, method and status.",
             tag_keys=("service", "method", "status"),
         )
-        self._seconds = Histogram(
+        self._seconds = BatchHistogram(
             "moyin_request_seconds",
             "Seconds from a request's arrival to its last byte.",
-            _BOUNDS,
+            _BOUNDS_SECONDS,
             ("service",),
         )
-        self._queue: deque[Observation] = deque(maxlen=_CAPACITY)
-        threading.Thread(target=self._work_forever, name="observer", daemon=True).start()
+        self._queue: deque[Observation] = deque(maxlen=_QUEUE_CAPACITY)
+        threading.Thread(target=self._process_forever, name="observer", daemon=True).start()
 
     def observe(self, observation: Observation) -> None:
-        """Queue one finished request."""
+        """Queue a finished request for the log and the metrics."""
         self._queue.append(observation)
 
-    def _work_forever(self) -> None:
+    def _process_forever(self) -> None:
         pause = threading.Event()
         while not pause.wait(_INTERVAL_SECONDS):
-            if len(self._queue) == _CAPACITY:
+            if len(self._queue) == _QUEUE_CAPACITY:
                 _log.warning(
-                    "too many requests to observe: some are missing from the log and the metrics"
+                    "more than %d requests in a second: log and metrics lack some", _QUEUE_CAPACITY
                 )
             batch = [self._queue.popleft() for _ in range(len(self._queue))]
             if batch:
-                self._count(batch)
-                self._write(batch)
-            if self._also is not None:
+                self._count_requests(batch)
+                self._write_access_lines(batch)
+            if self._export_metrics is not None:
                 try:
-                    self._also()
+                    self._export_metrics()
                 except Exception:
-                    _log.exception("writing further metrics failed")
+                    _log.exception("publishing the app's metrics failed; trying again in a second")
 
-    def _count(self, batch: Sequence[Observation]) -> None:
+    def _count_requests(self, batch: Sequence[Observation]) -> None:
         totals = Counter((seen.service, seen.method, seen.status) for seen in batch)
         for (service, method, status), count in totals.items():
             self._requests.inc(count, {"service": service, "method": method, "status": str(status)})
         self._seconds.add(((seen.service,), seen.seconds) for seen in batch)
 
-    def _write(self, batch: Iterable[Observation]) -> None:
-        if self._writes:
-            _access.info("%s", "\n".join(map(access_line, batch)))
+    def _write_access_lines(self, batch: Iterable[Observation]) -> None:
+        if self._is_logging:
+            _access_log.info("%s", "\n".join(map(format_access_line, batch)))

@@ -1,28 +1,76 @@
-"""Holds the options that all of our Serve deployments share."""
+"""Contains the deployment options and the handling of configuration that all apps share."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, TypedDict, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray.serve.schema import LoggingConfig
 
-__all__ = ["REPLICA"]
+_log = logging.getLogger(__name__)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-class _Options(TypedDict):
-    """Options of ``serve.deployment``."""
+class _DeploymentOptions(TypedDict):
+    """Keyword arguments of ``serve.deployment``."""
 
     health_check_period_s: float
     health_check_timeout_s: float
     logging_config: LoggingConfig
 
 
-# Serve notices a killed replica by its health checks only. With the default of ten seconds a service
-# with one replica would be unavailable for up to ten seconds before another starts. A replica that
-# hangs is replaced after three checks without an answer. Serve's own access log is costly on the hot
-# path and says less than ours.
-REPLICA = _Options(
+# Serve notices a killed replica only by its health checks. With the default period of ten seconds,
+# a service with one replica would be unavailable for up to ten seconds before another one starts.
+# Serve replaces a replica after three health checks without a response. Serve's access log is off
+# because it is slow and contains less than ours.
+REPLICA_OPTIONS = _DeploymentOptions(
     health_check_period_s=2.0,
     health_check_timeout_s=10.0,
     logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
 )
+
+
+class StrictModel(BaseModel):
+    """Base class of configuration models, which are immutable and reject unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReloadableConfig(Generic[ConfigT]):
+    """Validates and applies each ``user_config`` that Serve passes to a running replica.
+
+    Serve stops a replica whose `reconfigure` raises, and then every replica that replaces it, so a
+    typing error would stop the whole app. Therefore only the first configuration may raise. Later
+    invalid configurations are logged and ignored.
+
+    Args:
+        apply: applies a valid configuration completely, or raises ValueError and changes nothing.
+    """
+
+    def __init__(self, model: type[ConfigT], apply: Callable[[ConfigT], None]) -> None:
+        self._model = model
+        self._apply = apply
+        self._is_loaded = False
+
+    def load(self, user_config: dict[str, Any]) -> None:
+        """Validate and apply a configuration; raise ValueError if the first one is invalid."""
+        try:
+            self._apply(self._model.model_validate(user_config))
+        except ValueError as error:
+            if not self._is_loaded:
+                raise
+            _log.error(
+                "ignored an invalid user_config and kept the previous one: %s",
+                _describe_invalid_fields(error),
+            )
+        else:
+            self._is_loaded = True
+
+
+def _describe_invalid_fields(error: ValueError) -> str:
+    """Name the invalid fields without their values, which may be secrets."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

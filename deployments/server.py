@@ -1,29 +1,59 @@
-"""Provides the HTTP server of a replica, which accepts new connections quickly under load."""
+"""Contains the HTTP server of a replica, and the limit on the memory of its process."""
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
 import socket
+import threading
 
+import psutil
 import uvicorn
 
-__all__ = ["Server"]
-
+_log = logging.getLogger(__name__)
 _LISTENERS = 16
+_MEMORY_CHECK_SECONDS = 0.5
+_EXIT_STATUS = 70
+_MIB = 2**20
 
 
-class Server(uvicorn.Server):
-    """Listens through several descriptors of one socket, unlike uvicorn's server.
+class ReplicaServer(uvicorn.Server):
+    """Accepts new connections quickly by listening through several descriptors of one socket.
 
-    uvloop (libuv since 1.45) accepts one connection per listening descriptor and loop iteration, and
-    serves every open connection in each iteration. With one descriptor the last of 256 clients that
-    connected at once waited seconds for its first response.
+    uvloop (libuv since 1.45) accepts one connection per listening descriptor in each iteration of its
+    event loop, and serves every open connection in the same iteration. With one descriptor, as in
+    uvicorn's own server, the last of 256 simultaneous clients waited seconds for its first response.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(
-            [copy for listener in sockets for copy in _duplicates(listener)] if sockets else None
-        )
+        copies = [listener.dup() for listener in sockets or () for _ in range(_LISTENERS - 1)]
+        await super().startup([*sockets, *copies] if sockets else None)
 
 
-def _duplicates(listener: socket.socket) -> list[socket.socket]:
-    return [listener, *(listener.dup() for _ in range(_LISTENERS - 1))]
+@functools.cache
+def limit_memory(limit_mib: int) -> None:
+    """End this process when it uses more than ``limit_mib`` MiB (0: no limit).
+
+    A memory leak then ends only the leaking replica, which Serve restarts. Without the limit, Ray or
+    the kernel would kill an arbitrary process on a full machine. Further calls have no effect.
+    """
+    if limit_mib:
+        threading.Thread(
+            target=_watch_memory, args=(limit_mib,), name="memory", daemon=True
+        ).start()
+
+
+def _watch_memory(limit_mib: int) -> None:
+    process, pause = psutil.Process(), threading.Event()
+    while not pause.wait(_MEMORY_CHECK_SECONDS):
+        used = process.memory_info().rss
+        if used > limit_mib * _MIB:
+            _log.critical(
+                "this replica uses %d MiB of memory, more than MOYIN_REPLICA_MEMORY_MIB=%d; ending its "
+                "process",
+                used // _MIB,
+                limit_mib,
+            )
+            # Skips exit handlers and the interpreter's clean-up, which might need more memory.
+            os._exit(_EXIT_STATUS)

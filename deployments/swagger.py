@@ -1,6 +1,6 @@
-"""Serves an app's OpenAPI document at ``/docs`` in Swagger UI, from files of an installed package.
+"""Serves Swagger UI for an app's OpenAPI document at ``/docs``, from files of an installed package.
 
-FastAPI's own page loads Swagger UI from a CDN and stays blank in a network without Internet.
+FastAPI's own page loads Swagger UI from a CDN and stays blank without access to the Internet.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from string import Template
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse
 
-__all__ = ["DOCS", "docs_routes"]
-
-_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
-# Paths below the app's own that need no key.
-DOCS = ("docs", *(f"docs/{name}" for name in _FILES))
-# Only the package's files, which are Swagger UI's, are used; its FastAPI class is not.
-_FOLDER = Path(str(files("fastapi_offline"))) / "static"
-# URLs are relative to the page's, so that any path prefix works.
+_MEDIA_TYPES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+# Paths, relative to the app's prefix, that need no key.
+DOCS_PATHS = ("docs", *(f"docs/{name}" for name in _MEDIA_TYPES))
+_SWAGGER_UI_FOLDER = Path(str(files("fastapi_offline"))) / "static"
+# The URLs are relative to the page, so that every path prefix works.
 _SCRIPT = """
 SwaggerUIBundle({
   url: new URL("openapi.json", location.href).href,
@@ -34,7 +31,7 @@ SwaggerUIBundle({
   validatorUrl: null,
 });
 """
-_PAGE = Template("""<!doctype html>
+_PAGE_TEMPLATE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -50,31 +47,33 @@ _PAGE = Template("""<!doctype html>
 </body>
 </html>
 """)
-_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-_POLICY = (
+_SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    f"connect-src 'self'; script-src 'self' 'sha256-{_DIGEST}'; "
+    f"connect-src 'self'; script-src 'self' 'sha256-{_SCRIPT_DIGEST}'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-_CACHED = {"cache-control": "public, max-age=3600"}
+_CACHE_HEADERS = {"cache-control": "public, max-age=3600"}
 
 
-def docs_routes(title: str) -> APIRouter:
-    """Return the routes of the page; the OpenAPI document is at ``openapi.json`` beside it."""
+def new_docs_routes(title: str) -> APIRouter:
+    """Return the routes of the page and its files, for ``openapi.json`` in the same folder."""
     router = APIRouter(include_in_schema=False)
-    page = _PAGE.substitute(title=escape(title), script=_SCRIPT)
+    page = _PAGE_TEMPLATE.substitute(title=escape(title), script=_SCRIPT)
 
     @router.get("/docs")
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(page, headers={"content-security-policy": _POLICY})
+    async def show_docs() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": _CONTENT_SECURITY_POLICY})
 
-    for name, media_type in _FILES.items():
-        router.add_api_route(f"/docs/{name}", _file_route(_FOLDER / name, media_type))
+    for name, media_type in _MEDIA_TYPES.items():
+        router.add_api_route(
+            f"/docs/{name}", _new_file_handler(_SWAGGER_UI_FOLDER / name, media_type)
+        )
     return router
 
 
-def _file_route(path: Path, media_type: str) -> Callable[[], Awaitable[FileResponse]]:
-    async def served() -> FileResponse:
-        return FileResponse(path, media_type=media_type, headers=_CACHED)
+def _new_file_handler(path: Path, media_type: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def send_file() -> FileResponse:
+        return FileResponse(path, media_type=media_type, headers=_CACHE_HEADERS)
 
-    return served
+    return send_file

@@ -1,79 +1,5 @@
 """Defines every error that Moyin raises on purpose.
 
-::
-
-    MoyinError
-    ├── RequestError                the request is wrong
-    │   ├── InvalidJson             invalid_json
-    │   ├── InvalidRequest          invalid_request            (names the field)
-    │   │   └── EditorGraphFormat   editor_format              (the format that ComfyUI's editor saves)
-    │   ├── InvalidGraph            invalid_graph              (carries ComfyUI's own body)
-    │   ├── PromptIdTaken           prompt_id_taken            (another prompt has the client's id)
-    │   ├── InputNotFound           input_not_found            (the caller has no such input file)
-    │   ├── NodeNotAllowed          node_not_allowed           (by the pool or by the caller's limits)
-    │   ├── WeakPassword            weak_password              (easy to guess; names the field)
-    │   ├── BodyTooLarge            body_too_large
-    │   ├── PictureTooLarge         picture_too_large          (to decode; details hold the bound)
-    │   ├── UserStorageFull         no_room_left               (for files of ComfyUI's frontend)
-    │   ├── BodyTooSlow             body_too_slow
-    │   ├── UnsupportedFeature      unsupported_feature        (names the field)
-    │   │   └── SchemaTooLarge      schema_too_large           (for a local server; details hold the bound)
-    │   ├── AddressNotAllowed       address_refused            (a webhook into a private network)
-    │   ├── QualityUnreachable      quality_unreachable        (no model reaches the requested quality)
-    │   └── ContextTooLong          context_too_long
-    ├── AccessError
-    │   ├── MissingKey              missing_api_key
-    │   ├── InvalidKey              invalid_api_key
-    │   ├── InvalidCredentials      invalid_credentials        (email and password, or a sign-in)
-    │   ├── InvalidToken            invalid_token              (refresh and reset tokens)
-    │   ├── InsufficientScope       insufficient_scope         (details name the scope)
-    │   ├── PriorityNotAllowed      priority_not_allowed       (names the field; details name the best class)
-    │   ├── PathNotAllowed          path_refused               (outside the caller's folder)
-    │   ├── CrossSiteRequest        cross_site_request         (another site's page, with our cookie)
-    │   └── ModelNotAllowed         model_not_allowed          (by the tenant's policy or data residency)
-    ├── LimitExceeded               carries RateLimit-* headers
-    │   ├── RateLimited             rate_limit_exceeded        (retryable, retry_after in seconds)
-    │   │   └── TooManyJobs         too_many_jobs              (queued or running)
-    │   ├── TooManyAttempts         too_many_attempts          (to sign in; retryable)
-    │   └── BudgetExceeded          budget_exceeded            (until the day or the month ends)
-    ├── NotFound
-    │   ├── RouteNotFound           route_not_found
-    │   ├── ModelNotFound           model_not_found
-    │   ├── JobNotFound             job_not_found
-    │   ├── RequestNotFound         request_not_found          (in the ledger)
-    │   ├── UserFileNotFound        file_not_found             (of ComfyUI's frontend)
-    │   ├── TemplateNotFound        template_not_found
-    │   ├── ArtifactNotFound        artifact_not_found
-    │   └── ContentNotFound         content_not_found          (the caller has no file with this hash)
-    ├── Conflict
-    │   ├── FileExists              file_exists
-    │   ├── NameTaken               name_taken                 (an email, an organisation's name)
-    │   ├── FeedbackAlreadyGiven    feedback_given             (the request has another score)
-    │   ├── JobFinished             job_finished
-    │   ├── JobNotFinished          job_not_finished
-    │   ├── ContentMismatch         content_mismatch           (the bytes do not match their hash)
-    │   ├── ArtifactInUse           artifact_in_use            (it is a job's output)
-    │   └── IdempotencyMismatch     idempotency_key_reused
-    ├── Unavailable                 retryable; may carry retry_after in seconds
-    │   ├── Overloaded              overloaded
-    │   └── ServiceUnavailable      service_unavailable
-    ├── BackendError                a model back end failed
-    │   ├── BackendUnavailable      backend_unavailable        (retryable)
-    │   │   └── BackendKeyRejected  backend_key_refused        (Moyin's key, not the client's)
-    │   ├── BackendTimeout          backend_timeout            (retryable)
-    │   ├── BackendRejected         backend_rejected           (the back end calls the request wrong)
-    │   ├── InvalidToolCall         invalid_tool_call          (the model's arguments; details hold them)
-    │   └── StreamInterrupted       stream_interrupted         (after the first byte)
-    ├── StepError                   a step of a job failed
-    │   ├── PoolNotAllowed          pool_not_allowed           (the pool serves other tenants)
-    │   ├── RenderFailed            render_failed              (a node raised an error)
-    │   │   └── OutOfMemory         out_of_memory              (of the card; details may name a pool)
-    │   ├── RenderPoisoned          render_poisoned            (every ComfyUI that tried it died)
-    │   ├── WorkerLost              worker_lost                (retryable: the process died)
-    │   ├── DeadlineExceeded        deadline_exceeded
-    │   └── StepFailed              step_failed
-    └── StackError                  `moyin up` and the stack; the message is for the operator
-
 Each error has a stable ``code`` and states if a retry can help. It has no HTTP status:
 ``moyin.http.problems`` maps types to statuses, and each protocol renders its own body.
 Messages may reach clients, so they must not contain data of other tenants or of the operator.
@@ -86,12 +12,12 @@ from typing import Any, ClassVar
 
 
 class MoyinError(Exception):
-    """The base of all errors.
+    """The base class of all errors.
 
     Args:
         message: a sentence for the client that states what is wrong and what would be right.
-        field: the path of the offending field, such as ``messages.0.content``.
-        details: extra members for the error body, JSON-serialisable.
+        field: the path of the invalid field, such as ``messages.0.content``.
+        details: extra members of the error body, JSON-serialisable.
         retry_after: seconds after which a retry may succeed.
     """
 
@@ -114,7 +40,7 @@ class MoyinError(Exception):
 
 
 class RequestError(MoyinError):
-    code = "bad_request"
+    code = "bad_request"  # the request is wrong
 
 
 class InvalidJson(RequestError):
@@ -122,7 +48,7 @@ class InvalidJson(RequestError):
 
 
 class InvalidRequest(RequestError):
-    code = "invalid_request"
+    code = "invalid_request"  # the error names the field
 
 
 class PreviousResponseNotFound(InvalidRequest):
@@ -130,31 +56,37 @@ class PreviousResponseNotFound(InvalidRequest):
 
 
 class EditorGraphFormat(InvalidRequest):
-    code = "editor_format"
+    code = "editor_format"  # the graph is in the format that ComfyUI's editor saves
 
 
 class InvalidGraph(RequestError):
-    """Carries ComfyUI's validation body ``{"error": …, "node_errors": …}`` in ``details``."""
+    """Reports an invalid graph, with ComfyUI's ``{"error": …, "node_errors": …}`` in ``details``."""
 
     code = "invalid_graph"
 
 
 class PromptIdTaken(RequestError):
-    code = "prompt_id_taken"
+    code = "prompt_id_taken"  # another prompt has the id that the client chose
 
 
 class InputNotFound(RequestError):
-    """Carries a body like that of `InvalidGraph` in ``details``, if it can name node and input."""
+    """Reports an input file that the caller does not have.
+
+    ``details`` holds a body like that of `InvalidGraph` if the node and the input are known.
+    """
 
     code = "input_not_found"
 
 
 class WeakPassword(RequestError):
-    code = "weak_password"
+    code = "weak_password"  # the password is easy to guess
 
 
 class NodeNotAllowed(RequestError):
-    """Carries a body like that of `InvalidGraph` in ``details``."""
+    """Reports a node class that the render pool or the caller's limits forbid.
+
+    ``details`` holds a body like that of `InvalidGraph`.
+    """
 
     code = "node_not_allowed"
 
@@ -164,49 +96,55 @@ class BodyTooLarge(RequestError):
 
 
 class PictureTooLarge(RequestError):
-    """Carries the exceeded bound and the picture's known size in ``details``.
+    """Reports a picture that is too large to decode.
 
-    The bound is ``max_pixels``, ``max_memory_mib``, ``max_bytes`` or ``max_seconds``; the size is
-    ``width``, ``height`` and ``bytes``.
+    ``details`` holds the exceeded bound (``max_pixels``, ``max_memory_mib``, ``max_bytes`` or
+    ``max_seconds``) and the known part of the picture's ``width``, ``height`` and ``bytes``.
     """
 
     code = "picture_too_large"
 
 
 class UserStorageFull(RequestError):
-    code = "no_room_left"
+    code = "no_room_left"  # the user may store no more files of ComfyUI's frontend
 
 
 class BodyTooSlow(RequestError):
-    code = "body_too_slow"
+    code = "body_too_slow"  # the client sent the body too slowly
 
 
 class UnsupportedFeature(RequestError):
-    code = "unsupported_feature"
+    code = "unsupported_feature"  # the error names the field
 
 
 class SchemaTooLarge(UnsupportedFeature):
-    """Carries the name of the exceeded ``bound`` and its ``limit`` in ``details``."""
+    """Reports a JSON schema that is too large for a local model server.
+
+    ``details`` holds the name of the exceeded ``bound`` and its ``limit``.
+    """
 
     code = "schema_too_large"
 
 
 class AddressNotAllowed(RequestError):
-    code = "address_refused"
+    code = "address_refused"  # a webhook leads into a private network
 
 
 class ContextTooLong(RequestError):
-    code = "context_too_long"
+    code = "context_too_long"  # the prompt exceeds the model's context
 
 
 class QualityUnreachable(RequestError):
-    """Carries the ``best`` model that can answer, and its ``p_good``, in ``details``."""
+    """Reports that no model reaches the requested quality.
+
+    ``details`` holds the ``best`` model that can answer, and its ``p_good``.
+    """
 
     code = "quality_unreachable"
 
 
 class AccessError(MoyinError):
-    code = "access_denied"
+    code = "access_denied"  # the caller may not make the request
 
 
 class MissingKey(AccessError):
@@ -218,35 +156,35 @@ class InvalidKey(AccessError):
 
 
 class InvalidCredentials(AccessError):
-    code = "invalid_credentials"
+    code = "invalid_credentials"  # the email and password, or the sign-in, are wrong
 
 
 class InvalidToken(AccessError):
-    code = "invalid_token"
+    code = "invalid_token"  # a refresh or reset token is wrong
 
 
 class InsufficientScope(AccessError):
-    code = "insufficient_scope"
+    code = "insufficient_scope"  # details name the missing scope
 
 
 class PriorityNotAllowed(AccessError):
-    code = "priority_not_allowed"
+    code = "priority_not_allowed"  # details name the best priority class that the caller may use
 
 
 class PathNotAllowed(AccessError):
-    code = "path_refused"
+    code = "path_refused"  # the path lies outside of the caller's folder
 
 
 class CrossSiteRequest(AccessError):
-    code = "cross_site_request"
+    code = "cross_site_request"  # the page of another site sent the request, with the user's cookie
 
 
 class ModelNotAllowed(AccessError):
-    code = "model_not_allowed"
+    code = "model_not_allowed"  # the tenant's policy or data residency excludes the model
 
 
 class LimitExceeded(MoyinError):
-    """Carries ``headers`` for the response, in every protocol."""
+    """Reports an exceeded limit; ``headers`` are the ``RateLimit-*`` headers of the response."""
 
     code = "limit_exceeded"
 
@@ -268,16 +206,16 @@ class RateLimited(LimitExceeded):
 
 
 class TooManyJobs(RateLimited):
-    code = "too_many_jobs"
+    code = "too_many_jobs"  # too many jobs of the caller are queued or running
 
 
 class TooManyAttempts(LimitExceeded):
-    code = "too_many_attempts"
+    code = "too_many_attempts"  # too many attempts to sign in
     retryable = True
 
 
 class BudgetExceeded(LimitExceeded):
-    code = "budget_exceeded"
+    code = "budget_exceeded"  # the budget of the day or month is spent
 
 
 class NotFound(MoyinError):
@@ -297,7 +235,7 @@ class JobNotFound(NotFound):
 
 
 class RequestNotFound(NotFound):
-    code = "request_not_found"
+    code = "request_not_found"  # the ledger has no request with this id
 
 
 class ResponseNotFound(NotFound):
@@ -305,7 +243,7 @@ class ResponseNotFound(NotFound):
 
 
 class UserFileNotFound(NotFound):
-    code = "file_not_found"
+    code = "file_not_found"  # a file of ComfyUI's frontend
 
 
 class TemplateNotFound(NotFound):
@@ -317,7 +255,7 @@ class ArtifactNotFound(NotFound):
 
 
 class ContentNotFound(NotFound):
-    code = "content_not_found"
+    code = "content_not_found"  # the caller has no file with this hash
 
 
 class Conflict(MoyinError):
@@ -329,11 +267,11 @@ class FileExists(Conflict):
 
 
 class NameTaken(Conflict):
-    code = "name_taken"
+    code = "name_taken"  # an email, or the name of an organisation
 
 
 class FeedbackAlreadyGiven(Conflict):
-    code = "feedback_given"
+    code = "feedback_given"  # the request has another score
 
 
 class JobFinished(Conflict):
@@ -345,19 +283,19 @@ class JobNotFinished(Conflict):
 
 
 class ContentMismatch(Conflict):
-    code = "content_mismatch"
+    code = "content_mismatch"  # the bytes do not match their hash
 
 
 class ArtifactInUse(Conflict):
-    code = "artifact_in_use"
+    code = "artifact_in_use"  # the artifact is the output of a job
 
 
 class IdempotencyMismatch(Conflict):
-    code = "idempotency_key_reused"
+    code = "idempotency_key_reused"  # the key belongs to another request
 
 
 class Unavailable(MoyinError):
-    code = "unavailable"
+    code = "unavailable"  # may carry `retry_after`
     retryable = True
 
 
@@ -370,7 +308,7 @@ class ServiceUnavailable(Unavailable):
 
 
 class BackendError(MoyinError):
-    code = "backend_error"
+    code = "backend_error"  # a model back end failed
 
 
 class BackendUnavailable(BackendError):
@@ -379,7 +317,7 @@ class BackendUnavailable(BackendError):
 
 
 class BackendKeyRejected(BackendUnavailable):
-    code = "backend_key_refused"
+    code = "backend_key_refused"  # the back end rejected Moyin's key, not the client's
     retryable = False
 
 
@@ -389,11 +327,11 @@ class BackendTimeout(BackendError):
 
 
 class BackendRejected(BackendError):
-    code = "backend_rejected"
+    code = "backend_rejected"  # the back end calls the request wrong
 
 
 class InvalidToolCall(BackendError):
-    """Reports arguments of a tool call that the client's protocol can't express.
+    """Reports a model's tool call with arguments that the client's protocol cannot express.
 
     ``details`` holds the ``tool`` and the ``arguments`` as the model wrote them.
     """
@@ -402,33 +340,36 @@ class InvalidToolCall(BackendError):
 
 
 class StreamInterrupted(BackendError):
-    code = "stream_interrupted"
+    code = "stream_interrupted"  # the stream broke after its first byte
 
 
 class StepError(MoyinError):
-    code = "step_error"
+    code = "step_error"  # a step of a job failed
 
 
 class RenderFailed(StepError):
-    code = "render_failed"
+    code = "render_failed"  # a node raised an error
 
 
 class OutOfMemory(RenderFailed):
-    """Names a pool with more memory in ``details["pool"]``, if there is one."""
+    """Reports that a graphics card had too little memory for a render.
+
+    ``details["pool"]`` names a render pool with more memory, if there is one.
+    """
 
     code = "out_of_memory"
 
 
 class PoolNotAllowed(StepError):
-    code = "pool_not_allowed"
+    code = "pool_not_allowed"  # the render pool serves other tenants
 
 
 class RenderPoisoned(StepError):
-    code = "render_poisoned"
+    code = "render_poisoned"  # every ComfyUI process that tried the prompt died
 
 
 class WorkerLost(StepError):
-    code = "worker_lost"
+    code = "worker_lost"  # the process that ran the step died
     retryable = True
 
 
@@ -441,4 +382,4 @@ class StepFailed(StepError):
 
 
 class StackError(MoyinError):
-    code = "stack_error"
+    code = "stack_error"  # `moyin up` and the stack; the message is for the operator

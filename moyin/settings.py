@@ -1,7 +1,7 @@
-"""Holds the frozen `Settings`, which a process reads from the environment and passes down.
+"""Defines `Settings`, the configuration that every process reads from ``MOYIN_`` variables.
 
-Every setting is an environment variable with the prefix ``MOYIN_``; ``docs/reference/settings.md``
-is generated from the descriptions here. The defaults are the embedded stack of ``moyin up``.
+``docs/reference/settings.md`` is generated from the descriptions here. The defaults are those of
+the embedded stack of ``moyin up``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings"]
-
 
 class Settings(BaseSettings):
-    """The addresses, folders and limits of a Moyin process."""
+    """The addresses, folders and limits of a Moyin process, which never change while it runs."""
 
     model_config = SettingsConfigDict(env_prefix="MOYIN_", frozen=True, extra="ignore")
 
@@ -141,7 +139,7 @@ class Settings(BaseSettings):
 
     @field_validator("data")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _make_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
     @property
@@ -155,7 +153,7 @@ class Settings(BaseSettings):
         return self.artifacts_url or f"file://{self.data / 'artifacts'}"
 
     def signing_key(self) -> bytes:
-        """Return the secret. In the data folder it is created on first use (mode 0600)."""
+        """Return the key that signs internal tokens and webhooks; create its file on first use."""
         if self.secret:
             return self.secret.encode()
         path = self.data / "secret"
@@ -166,7 +164,10 @@ class Settings(BaseSettings):
 
 
 def _create_secret(path: Path) -> bytes:
-    """Create a secret so that all processes that race here return the same one."""
+    """Create the secret's file, with mode 0600, and return the secret.
+
+    If several processes create the file at the same time, all of them return the same secret.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

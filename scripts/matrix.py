@@ -9,7 +9,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from tests.integration.matrix import PAGE, page, run
+from tests.integration.text.matrix import PAGE, page, run
 
 
 def main() -> None:

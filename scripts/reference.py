@@ -9,17 +9,18 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import click
 import typer.main
 from pydantic.fields import FieldInfo
 
 from moyin.cli.main import app
 from moyin.settings import Settings
-from moyin.stack.options import VARIABLES
+from moyin.stack.options import VARIABLE_DESCRIPTIONS
 from moyin.stack.ports import Ports
 
+# Typer holds click inside itself, under a private name.
+Command: TypeAlias = Any
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
@@ -75,7 +76,7 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, about in Ports.describe():
+    for variable, default, about in Ports.describe_ports():
         yield f"| `{variable}` | `{default}` | {about} |"
     yield ""
 
@@ -85,7 +86,7 @@ def _other_variables() -> Iterator[str]:
     yield ""
     yield "| variable | meaning |"
     yield "|---|---|"
-    for variable, meaning in VARIABLES.items():
+    for variable, meaning in VARIABLE_DESCRIPTIONS.items():
         yield f"| `{variable}` | {meaning} |"
 
 
@@ -94,8 +95,8 @@ def _default(field: FieldInfo) -> str:
     return "" if value in ("", None) else f"`{value}`"
 
 
-def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
-    children: dict[str, click.Command] = getattr(command, "commands", {})
+def _commands(name: str, command: Command) -> Iterator[tuple[str, Command]]:
+    children: dict[str, Command] = getattr(command, "commands", {})
     if not children:
         yield name, command
     for child_name, child in children.items():
@@ -104,7 +105,7 @@ def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Co
         yield from _commands(f"{name} {child_name}", child)
 
 
-def _command(name: str, command: click.Command) -> Iterator[str]:
+def _command(name: str, command: Command) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     words = [name, *(_metavar(argument) for argument in arguments)]

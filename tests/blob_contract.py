@@ -11,8 +11,6 @@ import pytest
 
 from moyin.store.blobs import BlobStore
 
-__all__ = ["BlobContract"]
-
 
 class BlobContract:
     """Tests of the fixture ``blobs``, an empty store."""
@@ -111,4 +109,4 @@ class BlobContract:
 
 
 async def _read(blobs: BlobStore, digest: str, start: int = 0, end: int | None = None) -> bytes:
-    return b"".join([chunk async for chunk in blobs.read(digest, start=start, end=end)])
+    return b"".join([chunk async for chunk in blobs.read_chunks(digest, start=start, end=end)])

@@ -1,9 +1,9 @@
-"""Fixtures of all tests. ``door`` is the real thing; unit tests may not even start Ray."""
+"""Fixtures of all tests. ``gateway`` is the real thing; unit tests may not even start Ray."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,41 +12,34 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from moyin.errors import StackError
-from moyin.render.comfyui.install import ComfyUI, locate
+from moyin.render.comfyui.install import ComfyUI, find_comfyui
 from moyin.settings import Settings
-from tests.door import Measured, StackDoor, farm_env
-from tests.sharing import FarmScheduling, shares_the_farm
+from tests.sharing import FarmSharing, shares_farm
+from tests.stack import Measured, RunningStack, farm_env
 from tests.watchdog import Watchdog
 
 pytest_plugins = [
     "tests.integration.servers",
-    "tests.integration.jobs_fixtures",
-    "tests.integration.accounts_fixtures",
+    "tests.integration.gateway.fixtures",
+    "tests.integration.access.fixtures",
 ]
 # Timing decides no test.
 settings.register_profile("moyin", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("moyin")
 _UNIT = Path(__file__).parent / "unit"
-_FARM = pytest.StashKey[StackDoor]()
+_FARM = pytest.StashKey[RunningStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(FarmSharing())
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Watchdog())
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FarmScheduling:
-    return FarmScheduling(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not shares_the_farm(item.path))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     farm = item.config.stash.get(_FARM, None)
-    if farm is not None and not farm.is_up and shares_the_farm(item.path):
+    if farm is not None and not farm.is_up and shares_farm(item):
         farm.run("up")
 
 
@@ -54,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """The shared farm rests while nobody wants it."""
     farm = item.config.stash.get(_FARM, None)
-    if farm is not None and farm.is_up and not (nextitem and shares_the_farm(nextitem.path)):
+    if farm is not None and farm.is_up and not (nextitem and shares_farm(nextitem)):
         farm.run("down", check=False)
 
 
@@ -90,7 +83,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _summarise_times(terminalreporter: Any) -> None:
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
@@ -99,7 +92,7 @@ def _summarise_times(terminalreporter: Any) -> None:
     # Those of unit tests are shown by pytest's own last line.
     if len(seconds) > 1:
         terminalreporter.section("seconds of tests by folder")
-        for folder, spent in seconds.most_common():
+        for folder, spent in sorted(seconds.items(), key=lambda item: -item[1]):
             terminalreporter.line(f"{folder}: {spent:.0f}")
 
 
@@ -107,19 +100,19 @@ def _summarise_times(terminalreporter: Any) -> None:
 def comfyui() -> ComfyUI:
     """The real ComfyUI: `make test` installs it under the checkout's data folder."""
     try:
-        return locate(Settings())
+        return find_comfyui(Settings())
     except StackError as error:
         pytest.fail(f"{error}: run `make comfyui`, or set MOYIN_COMFYUI_HOME and _PYTHON")
 
 
 @pytest.fixture(scope="session")
-def door(
+def gateway(
     comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Iterator[StackDoor]:
+) -> Iterator[RunningStack]:
     """A whole farm, up. Shared: leave it as you found it."""
-    folder = tmp_path_factory.mktemp("door")
+    folder = tmp_path_factory.mktemp("stack")
     # Short, so that a render can outlast it.
-    with StackDoor(folder, farm_env(comfyui, folder, drain_timeout=2)).living() as stack:
+    with RunningStack(folder, farm_env(comfyui, folder, drain_timeout=2)).living() as stack:
         pytestconfig.stash[_FARM] = stack
         yield stack
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["NAME", "SCRIPT", "write_nodes"]
-
 NAME = "bad-nodes"
 SCRIPT = 'window.saidByANodePackage = "hello";\n'
 _NODES = """

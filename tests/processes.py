@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-__all__ = ["confines", "with_lines"]
-
 
 def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Process, str]]:
     """Each with its command line, those that have ended left out."""

@@ -1,46 +1,77 @@
-"""Which tests share the whole farm of the fixture ``door``, and that they do so in one process.
+"""Keeps the tests that share one whole farm, of the fixture ``gateway``, in one process.
 
 A farm takes a minute of both cores to start and a quarter of one to stay up.
+
+pytest-xdist's own groups would do, but its version 3.8 does not see them under pytest 9.2.
 """
 
 from __future__ import annotations
 
-import ast
-from functools import cache
+import tempfile
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import pytest
 from xdist.scheduler.loadfile import LoadFileScheduling
 
-__all__ = ["FarmScheduling", "shares_the_farm"]
+_FIXTURE = "gateway"
+_FILES = pytest.StashKey[frozenset[str]]()
+_LIST = "farm_list"
 
-_ROOT = Path(__file__).parents[1]
-_FIXTURE = "door"
+
+class FarmSharing:
+    """Plugin that finds the files whose tests use the farm, and gives them all to one process."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._list = Path(self._folder.name) / _LIST
+
+    def pytest_unconfigure(self) -> None:
+        self._folder.cleanup()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput[_LIST] = str(self._list)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadFileScheduling:
+        return _FarmScheduling(config, log, self._list)
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Put the files first, since they take long, and list them for the scheduler."""
+        files = frozenset(
+            _file(item.nodeid) for item in items if _FIXTURE in getattr(item, "fixturenames", ())
+        )
+        config.stash[_FILES] = files
+        items.sort(key=lambda item: _file(item.nodeid) not in files)
+        place = getattr(config, "workerinput", {}).get(_LIST)
+        if place is not None:
+            Path(place).write_text("\n".join(files))
 
 
-class FarmScheduling(LoadFileScheduling):
-    """A file stays together, and all that share the farm do."""
+class _FarmScheduling(LoadFileScheduling):
+    """Keeps the tests of a file together, and those of all files that share the farm."""
+
+    def __init__(self, config: pytest.Config, log: Any, files: Path) -> None:
+        super().__init__(config, log)
+        self._list = files
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        # Every process has written the same before anything is scheduled.
+        return frozenset(self._list.read_text().split("\n"))
 
     def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        return _FIXTURE if shares_the_farm(_ROOT / file) else file
+        return _FIXTURE if _file(nodeid) in self._files else _file(nodeid)
 
 
-@cache
-def shares_the_farm(file: Path) -> bool:
-    """Whether a function in it takes ``door``, and it has none of its own.
+def shares_farm(item: pytest.Item) -> bool:
+    """Whether a test in the same file uses the farm."""
+    return _file(item.nodeid) in item.config.stash[_FILES]
 
-    By its text, because xdist's scheduler knows no more of a test than its name.
-    """
-    functions = [
-        node
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    own = any(function.name == _FIXTURE for function in functions)
-    takes = any(
-        argument.arg == _FIXTURE
-        for function in functions
-        if function.name.startswith("test_") or function.decorator_list
-        for argument in function.args.args
-    )
-    return takes and not own
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]

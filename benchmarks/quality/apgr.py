@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-__all__ = ["apgr", "recovered"]
-
 _SHARES = 10
 
 

@@ -28,8 +28,6 @@ from benchmarks.quality.prior import difficulties
 from benchmarks.quality.tables import Row, Tables
 from moyin.text.quality.learned_weights import WeightSpreads
 
-__all__ = ["GRID", "HALVES", "Constants", "Cut", "choose_constants", "cross_score"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constants:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, build_question
-
-__all__ = ["decision_costs"]
 
 _MODELS = (
     "smollm2-135m",
@@ -58,7 +57,7 @@ def decision_costs() -> dict[str, float]:
         for model, ability in candidates:
             estimator.estimate("tenant", model, ability, question)
 
-    return {name: _fastest(lambda t=text: decide(t)) for name, text in _TEXTS.items()}
+    return {name: _fastest(partial(decide, text)) for name, text in _TEXTS.items()}
 
 
 def _question(text: str) -> Question:

@@ -25,8 +25,6 @@ import yaml
 from benchmarks.quality.folds import DEVELOPMENT, FOLDS, by_row
 from benchmarks.quality.tables import COMMIT, Row, read_tables
 
-__all__ = ["EACH", "SEED", "draw"]
-
 SEED = 15
 EACH = 25
 _COMMITS = {

@@ -25,8 +25,6 @@ from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, build_question
 from moyin.text.routing.exploration import choose_at_upper_bound
 
-__all__ = ["Month", "play"]
-
 DAYS = 30
 _PER_DAY = 400
 _DRIFT_DAY, _NEW_DAY = 15, 20
@@ -258,7 +256,8 @@ def play(seed: int) -> Month:
                 bad[model.name] = bad.get(model.name, 0.0) + failed
     best: dict[str, str] = {}
     for kind in {kind for kind, _ in fixed}:
-        best[kind] = min((m.name for m in MODELS), key=lambda name, k=kind: fixed[k, name])
+        losses = {model.name: fixed[kind, model.name] for model in MODELS}
+        best[kind] = min(losses, key=losses.__getitem__)
     totals["best fixed policy"] = sum(fixed[item] for item in best.items())
     regret = 0.0
     for day in range(DAYS):

@@ -9,8 +9,6 @@ from typing import Any
 from benchmarks.quality.folds import Score
 from benchmarks.quality.month import Month
 
-__all__ = ["bins", "draw_items", "draw_month", "draw_recovered", "draw_reliability"]
-
 
 def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
     """Return mean expectation, mean truth and number of answers for each tenth of expectations."""

@@ -19,8 +19,6 @@ from benchmarks.quality.tables import COMMIT, PUBLIC, STRONG, WEAK, Row, Tables,
 from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.prior import KIND_DIFFICULTY
 
-__all__ = ["difficulties", "main"]
-
 _TARGET = Path(__file__).parents[2] / "moyin/text/quality/prior.py"
 _GUESSED = 0.25  # probability to guess right in MMLU, which offers four choices
 _ANCHOR_ANSWERS = 40.0  # an anchor has the weight of so many answers

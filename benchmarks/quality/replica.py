@@ -17,7 +17,7 @@ import uvicorn
 import uvloop
 
 from deployments.models.deployment import Models
-from deployments.server import Server
+from deployments.server import ReplicaServer
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
@@ -29,7 +29,7 @@ _MODELS = {"qwen3-8b": 1.0, "smollm2-135m": 0.5}
 async def serve(backend: str, usd_per_bad_answer: float) -> None:
     """Serve until standard input ends."""
     database = Database(Settings().sql_url)
-    await database.ready()
+    await database.ensure_schema()
     _, key = await KeyStore(database).create("ada", "benchmark")
     await database.close()
     models = Models()
@@ -48,7 +48,7 @@ async def serve(backend: str, usd_per_bad_answer: float) -> None:
     # Applies to requests that name a model: their answers can then be followed up, too.
     routing = {"usd_per_bad_answer": usd_per_bad_answer}
     await models.reconfigure({"backends": hosts, "aliases": {"auto": auto}, "routing": routing})
-    server = Server(uvicorn.Config(models.__serve_build_asgi_app__(), log_level="warning"))
+    server = ReplicaServer(uvicorn.Config(models.__serve_build_asgi_app__(), log_level="warning"))
     listener = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve([listener]))
     while not server.started:  # noqa: ASYNC110

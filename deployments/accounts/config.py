@@ -1,4 +1,4 @@
-"""Defines the ``user_config`` of the accounts app, which may change while it runs."""
+"""Defines the accounts app's ``user_config``, which Ray Serve reloads without a restart."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from moyin.access.accounts.oidc import Provider
-from moyin.access.accounts.signin import Policy
-from moyin.access.protocol.response import to_limit
+from moyin.access.accounts.oidc import OpenIdProvider
+from moyin.access.accounts.signin import SignInPolicy
+from moyin.access.protocol.response import parse_limit
 from moyin.access.protocol.wire import LimitBody, ScopeName
 from moyin.domain.identity import PLAYER
-
-__all__ = ["AccountsConfig", "ProviderConfig"]
 
 _Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
 
 
 class ProviderConfig(BaseModel):
-    """Configures an OpenID provider."""
+    """Configures one OpenID provider through which people sign in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +30,7 @@ class ProviderConfig(BaseModel):
     client_id: str = Field(min_length=1)
     client_secret_env: str | None = Field(
         None,
-        description="Environment variable that holds the client secret; null: a public client.",
+        description="Environment variable that holds the client secret; null for a public client.",
     )
     redirect_uris: list[str] = Field(min_length=1)
     scopes: str = "openid email profile"
@@ -43,39 +41,35 @@ class ProviderConfig(BaseModel):
         False, description="Sign in to the account with the email that the provider has verified."
     )
 
-    def provider(self, environment: Mapping[str, str]) -> Provider:
-        """Return the provider with its secret.
+    def to_provider(self, environment: Mapping[str, str]) -> OpenIdProvider:
+        """Return the provider with its client secret from the environment.
 
         Raises:
-            ValueError: the environment variable of the secret is not set.
+            ValueError: the environment variable in ``client_secret_env`` is not set.
         """
         secret = ""
         if self.client_secret_env is not None:
             secret = environment.get(self.client_secret_env, "")
             if not secret:
                 raise ValueError(
-                    f"providers.{self.name}.client_secret_env: {self.client_secret_env} is not set"
+                    f"providers.{self.name}.client_secret_env: the environment variable "
+                    f"{self.client_secret_env} is not set"
                 )
-        return Provider(
-            name=self.name,
-            issuer=self.issuer,
-            client_id=self.client_id,
-            client_secret=secret,
-            redirect_uris=tuple(self.redirect_uris),
-            scopes=self.scopes,
-            registers=self.registers,
+        return OpenIdProvider(
+            name=self.name, issuer=self.issuer, client_id=self.client_id, client_secret=secret,
+            redirect_uris=tuple(self.redirect_uris), scopes=self.scopes, registers=self.registers,
             links_emails=self.links_emails,
-        )
+        )  # fmt: skip
 
 
 class AccountsConfig(BaseModel):
-    """Configures registration, players and providers."""
+    """Configures registration, the rights of players, and OpenID providers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     registration: bool = Field(True, description="Let anybody register as a player.")
     registrations_per_hour: int = Field(
-        600, ge=0, le=1_000_000, description="Maximum of new players per hour, in total."
+        600, ge=0, le=1_000_000, description="Maximum number of new players per hour in total."
     )
     player_scopes: list[ScopeName] = Field(
         [PLAYER], description="Scopes of players; with `text` they may call models."
@@ -89,29 +83,31 @@ class AccountsConfig(BaseModel):
     providers: list[ProviderConfig] = []
 
     @model_validator(mode="after")
-    def _distinct(self) -> AccountsConfig:
+    def _require_distinct_names(self) -> AccountsConfig:
         if len({provider.name for provider in self.providers}) < len(self.providers):
-            raise ValueError("providers must have different names")
+            raise ValueError("providers: two providers have the same name; names must be unique")
         return self
 
     @property
-    def policy(self) -> Policy:
-        """The rules for signing up and in."""
-        return Policy(
-            registration=self.registration,
+    def sign_in_policy(self) -> SignInPolicy:
+        """The rules for registration and sign-in that `SignIn` enforces."""
+        return SignInPolicy(
+            allows_registration=self.registration,
             registrations_per_hour=self.registrations_per_hour,
             player_scopes=frozenset(self.player_scopes),
-            player_limits=None if self.player_limits is None else to_limit("", self.player_limits),
+            player_limits=None
+            if self.player_limits is None
+            else parse_limit("", self.player_limits),
             reset_url=self.reset_url,
             trusted_issuers=frozenset(p.issuer for p in self.providers if p.links_emails),
         )
 
-    def open_id_providers(
+    def providers_by_name(
         self, environment: Mapping[str, str] = os.environ
-    ) -> Mapping[str, Provider]:
-        """Return the providers by name.
+    ) -> Mapping[str, OpenIdProvider]:
+        """Return the OpenID providers by name, with their client secrets from the environment.
 
         Raises:
-            ValueError: the environment variable of a secret is not set.
+            ValueError: the environment variable of a client secret is not set.
         """
-        return {config.name: config.provider(environment) for config in self.providers}
+        return {config.name: config.to_provider(environment) for config in self.providers}

@@ -1,4 +1,4 @@
-"""Assembles the gateway's ASGI app from its parts, without Ray Serve."""
+"""Builds the gateway's ASGI app from its services, without Ray Serve."""
 
 from __future__ import annotations
 
@@ -6,83 +6,75 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
-from deployments.errors import app_of, render_error, render_stream_error
+from deployments.errors import find_app_prefix, render_error, render_stream_error
 from deployments.gateway.frontend import FrontendFiles
-from deployments.gateway.proxy_or_app import ProxyOrApp
-from deployments.gateway.routes.artifacts import artifact_routes, link_routes
-from deployments.gateway.routes.comfy_api.assets_v2 import asset_v2_routes
-from deployments.gateway.routes.comfy_api.files import file_routes
-from deployments.gateway.routes.comfy_api.frontend import frontend_routes, session_routes
-from deployments.gateway.routes.comfy_api.jobs_v2 import job_v2_routes
-from deployments.gateway.routes.comfy_api.prompts import job_list_routes, prompt_routes
-from deployments.gateway.routes.comfy_api.server_info import (
-    model_routes,
-    package_routes,
-    server_info_routes,
-)
-from deployments.gateway.routes.comfy_api.settings import settings_routes
-from deployments.gateway.routes.comfy_api.userdata import userdata_routes
-from deployments.gateway.routes.comfy_api.websocket import websocket_routes
-from deployments.gateway.routes.job_events import job_event_routes
-from deployments.gateway.routes.jobs import job_routes
-from deployments.gateway.routes.templates import template_routes
-from deployments.health import Check, health_routes
+from deployments.gateway.openapi import build_document
+from deployments.gateway.routes import artifacts, job_events, jobs
+from deployments.gateway.routes.comfy_api import (
+    assets_v2,
+    files,
+    frontend,
+    jobs_v2,
+    prompts,
+    server_info,
+    settings,
+    userdata,
+    websocket,
+)  # fmt: skip
+from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
-from deployments.openapi import QUERY_KEY, document_security
-from deployments.problems import document_problems
-from deployments.swagger import DOCS
+from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
-from moyin.access.gatekeeper.asgi import Scope
+from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.browser import BrowserSessions
-from moyin.access.gatekeeper.credentials import Credentials
-from moyin.access.gatekeeper.limits import Meter
-from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX
+from moyin.access.gatekeeper.credential_finder import CredentialFinder
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
-from moyin.comfy_api import Farm
+from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX
 from moyin.comfy_api.admission import GraphAdmission
+from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.jobs_v2 import ComfyJobs
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.comfy_api.protocol.paths import PAGE, is_comfyui, is_page_file, server_path
+from moyin.comfy_api.notifier import PromptNotifiers
+from moyin.comfy_api.prompts import ComfyPrompts
+from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_file, to_server_path
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE
+from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.protocol import wire
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
-from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.catalog import TemplateCatalog
 from moyin.store.artifacts import ArtifactStore
-from moyin.store.assets import Assets
+from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.userdata import UserdataStore
 
-__all__ = ["GatewayParts", "new_app"]
-
 _PUBLIC = frozenset(
-    {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)}
+    {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
-# Prefixes of all other public paths, so that most requests need only one comparison.
-_PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE.rstrip("/"))
-_SCHEMA_REFERENCE = "#/components/schemas/{model}"
+# All other public paths begin with one of these, so most requests need only one comparison.
+_PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"))
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# HAProxy's own errors have the same value.
+_RETRY_AFTER_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewayParts:
-    """Holds the objects that the routes and middleware work with.
+class GatewayServices:
+    """Holds the services of one replica that the routes and middleware call.
 
     Attributes:
-        meter: enforces limits; None: there are no limits.
-        checks: the checks of `/readyz`, by name.
-        retention: how long jobs are stored at least.
-        lifespan: opens the parts before the first request, and closes them after the last.
+        checks: the health checks of ``/readyz`` by name.
+        retention: the time for which a job is stored at least.
+        lifespan: opens the services before the first request, and closes them after the last.
+        meter: counts requests against the callers' limits; None disables limits.
     """
 
     service: JobService
@@ -91,104 +83,150 @@ class GatewayParts:
     artifacts: ArtifactStore
     blobs: BlobStore
     pictures: PictureConverter
-    farm: Farm
+    prompts: ComfyPrompts
+    files: ComfyFiles
+    events: PromptNotifiers
     userdata: UserdataStore
     node_info: NodeInfoCache
     admission: GraphAdmission
     frontend: FrontendFiles
-    templates: Catalog
+    templates: TemplateCatalog
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer
-    checks: Mapping[str, Check]
+    checks: Mapping[str, ServiceCheck]
     signing_key: bytes
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     retention: timedelta
-    meter: Meter | None = None
+    meter: RequestMeter | None = None
 
 
-def new_app(parts: GatewayParts) -> Gatekeeper:
-    """Return the gateway's app behind the gatekeeper."""
+def new_app(services: GatewayServices) -> Gatekeeper:
+    """Return the ASGI app that serves the gateway, behind the gatekeeper."""
     app = new_fastapi(
         "Moyin gateway",
         errors=render_error,
         description="Durable jobs, their events and their files.",
-        lifespan=lambda _: parts.lifespan(),
+        lifespan=lambda _: services.lifespan(),
     )
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
-    _add_routes(app, parts)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    _add_routes(app, services)
+    app.openapi = lambda: build_document(app, _is_public)  # type: ignore[method-assign]
     proxy_or_app = ProxyOrApp(
-        parts.proxy,
-        # The proxy itself checks the scopes that the route table names.
-        guarded=AuthorizationMiddleware(parts.proxy, scope_of=lambda _: None, meter=parts.meter),
-        app=AuthorizationMiddleware(app, scope_of=_required_scope, meter=parts.meter),
+        services.proxy,
+        # The proxy itself checks the scopes that the route table requires.
+        guarded=AuthorizationMiddleware(
+            services.proxy, scope_of=lambda _: None, meter=services.meter
+        ),
+        app=AuthorizationMiddleware(app, scope_of=_required_scope, meter=services.meter),
     )
 
-    # A path that the route table sends to another service follows none of the gateway's exceptions.
+    # Public paths and the like are the gateway's own: the route table may use them for a service.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
-        # `ProxyOrApp` answers these with 503, without a key.
-        if app_of(path) is not None:
+        # `ProxyOrApp` responds to these paths with status 503, also without a key.
+        if find_app_prefix(path) is not None:
             return True
-        return _is_public(path) and parts.proxy.match(scope) is None
+        return _is_public(path) and services.proxy.match(scope) is None
 
     def accepts_query_key(scope: Scope) -> bool:
-        return is_comfyui(scope["path"]) and parts.proxy.match(scope) is None
+        return is_comfyui_path(scope["path"]) and services.proxy.match(scope) is None
 
     def accepts_cookie(scope: Scope) -> bool:
-        return server_path(scope["path"]) is not None and parts.proxy.match(scope) is None
+        return to_server_path(scope["path"]) is not None and services.proxy.match(scope) is None
 
     return Gatekeeper(
-        proxy_or_app,
-        service="gateway",
-        authenticator=parts.authenticator,
-        errors=render_error,
-        max_body_bytes=parts.max_body_bytes,
-        observer=parts.observer,
-        public=is_public,
-        credentials=Credentials(query=accepts_query_key, cookie=accepts_cookie),
+        proxy_or_app, service="gateway", authenticator=services.authenticator, errors=render_error,
+        max_body_bytes=services.max_body_bytes, observer=services.observer, public=is_public,
+        credentials=CredentialFinder(query=accepts_query_key, cookie=accepts_cookie),
         stream_errors=render_stream_error,
-    )
+    )  # fmt: skip
 
 
-def _add_routes(app: FastAPI, parts: GatewayParts) -> None:
-    app.include_router(health_routes(parts.checks))
-    app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
-    app.include_router(job_event_routes(parts.jobs, parts.feed))
-    app.include_router(link_routes(parts.artifacts, parts.blobs, parts.signing_key))
-    app.include_router(artifact_routes(parts.artifacts, parts.blobs))
-    # ComfyUI serves each of these routes at the root and under `/api`.
+class ProxyOrApp:
+    """Sends a request to the proxy if it matches the route table, and otherwise to ``app``.
+
+    Args:
+        guarded: the proxy behind rate limiting. Requests to Moyin's other apps, which have their
+            own rate limiting, bypass it so that they are not counted twice.
+        app: the gateway's own app.
+    """
+
+    def __init__(self, proxy: Proxy, *, guarded: ASGIApp, app: ASGIApp) -> None:
+        self._proxy = proxy
+        self._guarded = guarded
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and (app := find_app_prefix(scope["path"])) is not None:
+            # HAProxy sends this path here only while it does not know the app that serves it.
+            raise ServiceUnavailable(
+                f"the app that serves /{app} is not running; try again",
+                retry_after=_RETRY_AFTER_SECONDS,
+            )
+        route = self._proxy.match(scope) if scope["type"] != "lifespan" else None
+        if route is None:
+            await self._app(_with_server_path(scope), receive, send)
+        elif route.pass_credentials:
+            await self._proxy(scope, receive, send)
+        else:
+            await self._guarded(scope, receive, send)
+
+
+def _with_server_path(scope: Scope) -> Scope:
+    """Replace a path below ComfyUI's page, such as ``/comfy/api/queue``, by the API's own path."""
+    path = to_server_path(scope["path"]) if scope["type"] != "lifespan" else None
+    if path is None:
+        return scope
+    raw: bytes = scope.get("raw_path") or b""
+    if raw.startswith(PAGE_PATH.encode()):
+        return {**scope, "path": path, "raw_path": raw[len(PAGE_PATH) - 1 :]}
+    return {**scope, "path": path}
+
+
+def _add_routes(app: FastAPI, services: GatewayServices) -> None:
+    node_info, blobs, retention = services.node_info, services.blobs, services.retention
+    # ComfyUI serves these routes at the root and under `/api`.
     comfyui = (
-        prompt_routes(parts.farm.prompts),
-        file_routes(parts.farm.files, parts.blobs, parts.pictures),
-        websocket_routes(parts.farm.events, parts.max_body_bytes),
-        server_info_routes(
-            parts.node_info, parts.admission, parts.farm.files, parts.max_body_bytes
+        prompts.prompt_routes(services.prompts),
+        files.file_routes(services.files, blobs, services.pictures),
+        websocket.websocket_routes(services.events, services.max_body_bytes),
+        server_info.server_info_routes(
+            node_info, services.admission, services.files, services.max_body_bytes
         ),
-        package_routes(parts.node_info),
-        model_routes(parts.node_info),
-        userdata_routes(parts.userdata),
-        settings_routes(parts.userdata),
+        server_info.package_routes(node_info),
+        server_info.model_routes(node_info),
+        userdata.userdata_routes(services.userdata),
+        settings.settings_routes(services.userdata),
     )
-    renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
-    app.include_router(job_v2_routes(renders, parts.retention))
-    app.include_router(asset_v2_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
+    renders = ComfyJobs(
+        service=services.service, jobs=services.jobs, feed=services.feed, blobs=blobs
+    )
+    sessions = BrowserSessions(services.authenticator, PAGE_PATH)
+    for router in (
+        new_health_routes(services.checks),
+        jobs.job_routes(services.service, services.jobs, services.templates, services.signing_key),
+        job_events.job_event_routes(services.jobs, services.feed),
+        artifacts.signed_link_routes(services.artifacts, blobs, services.signing_key),
+        artifacts.artifact_routes(services.artifacts, blobs),
+        jobs_v2.job_v2_routes(renders, retention),
+        assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
+    ):
+        app.include_router(router)
     for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
-    app.include_router(job_list_routes(parts.farm.prompts))
-    app.include_router(template_routes(parts.templates))
-    sessions = BrowserSessions(parts.authenticator, PAGE)
-    app.include_router(session_routes(sessions))
-    app.include_router(frontend_routes(sessions, parts.frontend, parts.node_info))
+    app.include_router(prompts.job_list_routes(services.prompts))
+    app.include_router(jobs.template_routes(services.templates))
+    app.include_router(frontend.session_routes(sessions))
+    app.include_router(frontend.frontend_routes(sessions, services.frontend, node_info))
 
 
 def _required_scope(scope: Scope) -> str:
     """Return the scope that a request to the gateway's own routes needs."""
     method, path = scope.get("method", "GET"), scope["path"]
-    # The secret allows its holder to sign webhooks as the studio, so reading it needs more.
+    # With the webhook secret, a caller can sign webhooks as the studio.
     if path == "/jobs/webhook-secret" or method not in _READING_METHODS:
         return JOBS_WRITE
     return JOBS_READ
@@ -201,25 +239,5 @@ def _is_public(path: str) -> bool:
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:
-    """Return status 499 for the access log; the client has disconnected while sending its body."""
+    """Return status 499 for the access log, as the client disconnected while it sent its body."""
     return Response(status_code=499)
-
-
-def _has_comfyui_errors(path: str) -> bool:
-    return is_comfyui(path) and not path.startswith("/api/v2/")
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return FastAPI's document with the schema of job requests, which FastAPI does not parse."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        request = wire.JOB_REQUEST.json_schema(ref_template=_SCHEMA_REFERENCE)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(request.pop("$defs"))
-        schemas["JobRequest"] = request
-        document_problems(document, _has_comfyui_errors)
-        document_security(document, _is_public, lambda path: QUERY_KEY if is_comfyui(path) else {})
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -1,20 +1,18 @@
-"""Builds the Serve application ``gateway``."""
+"""Builds the Ray Serve application ``gateway``."""
 
-# No `from __future__ import annotations` here: Ray reads the annotation of `build`, and would pass
-# a plain dict if the annotation were a string.
+# Without `from __future__ import annotations`: if the annotation of `build` is a string, Ray Serve
+# passes a plain dict.
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.deployment import Gateway
-from deployments.replicas import REPLICA
-
-__all__ = ["GatewayArgs", "build"]
+from deployments.replicas import REPLICA_OPTIONS
 
 
 class GatewayArgs(BaseModel):
-    """Validates the gateway's ``args`` in serve_config.yaml."""
+    """Validates the ``args`` of the gateway app in serve_config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,16 +21,16 @@ class GatewayArgs(BaseModel):
     )
 
 
-# Every client that follows events occupies a request for as long as it is connected.
+# Each client that follows events occupies one request while it is connected.
 _deployment = serve.deployment(
     name="Gateway",
     max_ongoing_requests=2_000,
     user_config=GatewayConfig().model_dump(mode="json", by_alias=True),
     graceful_shutdown_timeout_s=10,
-    **REPLICA,
+    **REPLICA_OPTIONS,
 )(serve.ingress()(Gateway))
 
 
 def build(args: GatewayArgs) -> serve.Application:
-    """Return the application that Serve deploys."""
+    """Return the gateway app for Ray Serve to deploy."""
     return _deployment.bind(tuple(args.pools))

@@ -1,6 +1,6 @@
-"""Validates the ``user_config`` of the app ``gateway``: the routes of other services. Hot-reloaded.
+"""Defines the gateway's ``user_config``, the route table, which Ray Serve reloads while it runs.
 
-It is the only source of upstream addresses: no request can choose one.
+Upstream addresses come only from this configuration, so no request can choose one.
 """
 
 from __future__ import annotations
@@ -11,82 +11,80 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from moyin.comfy_api.protocol.paths import FIRST_SEGMENTS
+from moyin.comfy_api.protocol.paths import API_FIRST_SEGMENTS
 from moyin.domain.limits import Limit
 from moyin.proxy.route import (
-    Balance,
+    BalancingPolicy,
     HealthCheck,
-    Rewrite,
+    PathRewrite,
     Route,
     RouteTable,
     Timeouts,
     Upstream,
 )
 
-__all__ = ["GatewayConfig", "RouteConfig"]
-
-# As an upstream, `door` stands for the gateway's own address, to reach Moyin's other apps.
+# In an upstream's URL, `door` means the gateway's own address, for requests to Moyin's other apps.
 _GATEWAY = "door"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"
 _HOST = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _PATH = r"^/[!-~]*$"
 _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
-# First path segments of the gateway's own routes, including ComfyUI's API. Only a route with
-# `hosts` may use them; exact paths below /api are free.
-_RESERVED = frozenset(
+# First path segments of the gateway's own routes, including ComfyUI's API. Only routes with `hosts`
+# may use them, except for exact paths below /api, which every route may use.
+_RESERVED_SEGMENTS = frozenset(
     {
         "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
-        "readyz", "templates", "v1", *FIRST_SEGMENTS,
+        "readyz", "templates", "v1", *API_FIRST_SEGMENTS,
     }
 )  # fmt: skip
-# HAProxy sends these to Moyin's other apps, whatever the host.
+# HAProxy sends paths with these first segments to Moyin's other apps, for every host.
 _OTHER_APPS = frozenset({"accounts", "v1"})
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _Path = Annotated[str, Field(pattern=_PATH, max_length=1024)]
 
 
-class _Config(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class UpstreamConfig(_Config):
-    """Describes a server; ``url`` may end in a path that is put before every request's path."""
+class UpstreamConfig(_StrictModel):
+    """Configures a server of a service. A path in ``url`` precedes the path of every request."""
 
     url: str
     weight: int = Field(1, ge=1, le=1_000)
 
     @field_validator("url")
     @classmethod
-    def _url(cls, url: str) -> str:
+    def _validate_url(cls, url: str) -> str:
         if _is_gateway(url):
             return url.rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
+            raise ValueError("url must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must not contain a user, password, query or fragment")
+            raise ValueError("url must not contain a user, password, query or fragment")
         _ = parts.port  # raises ValueError if the port is invalid
         return url.rstrip("/")
 
-    def upstream(self, gateway_url: str) -> Upstream:
-        """Return the domain object, with the gateway's address in place of ``door``."""
+    def to_upstream(self, gateway_url: str) -> Upstream:
+        """Return the upstream for the route table, with ``gateway_url`` in place of ``door``."""
         url = self.url
         if _is_gateway(url):
             url = gateway_url.rstrip("/") + url.removeprefix(_GATEWAY)
         return Upstream(url=url, weight=self.weight)
 
 
-class TimeoutsConfig(_Config):
-    """Sets the timeouts in seconds; see `moyin.proxy.route.Timeouts`."""
+class TimeoutsConfig(_StrictModel):
+    """Configures the timeouts of a route in seconds, as `moyin.proxy.route.Timeouts` explains."""
 
     connect: _Seconds = 2.0
     first_byte: _Seconds = 60.0
     idle: _Seconds = 300.0
 
 
-class HealthConfig(_Config):
-    """Sets the active check of upstreams; see `moyin.proxy.route.HealthCheck`."""
+class HealthConfig(_StrictModel):
+    """Configures the active check of upstreams, as `moyin.proxy.route.HealthCheck` explains."""
 
     path: _Path
     interval: _Seconds = 5.0
@@ -95,38 +93,41 @@ class HealthConfig(_Config):
     fall: int = Field(2, ge=1, le=100)
 
 
-class RewriteConfig(_Config):
-    """Sets a regular expression on the path, and the replacement (``\\1`` …) of its first match."""
+class RewriteConfig(_StrictModel):
+    """Configures a regular expression for paths, and the replacement (``\\1`` …) of its match."""
 
     match: str = Field(max_length=256)
     to: str = Field(max_length=256)
 
     @model_validator(mode="after")
-    def _compiles(self) -> RewriteConfig:
+    def _validate_expression(self) -> RewriteConfig:
         try:
-            self.rewrite()("/")
+            self.to_rewrite()("/")
         except (re.error, IndexError) as error:
-            raise ValueError(f"match or to is not a valid regular expression: {error}") from None
+            raise ValueError(
+                f"match must be a regular expression, and to a replacement for it: {error}"
+            ) from None
         return self
 
-    def rewrite(self) -> Rewrite:
-        """Return the domain object."""
-        return Rewrite(pattern=re.compile(self.match), to=self.to)
+    def to_rewrite(self) -> PathRewrite:
+        """Return the rewrite for the route table."""
+        return PathRewrite(pattern=re.compile(self.match), replacement=self.to)
 
 
-class LimitsConfig(_Config):
-    """Sets the limits of each tenant; ``concurrent`` limits all tenants together in one replica."""
+class LimitsConfig(_StrictModel):
+    """Configures limits per tenant; ``concurrent`` limits all tenants together in one replica."""
 
     requests_per_minute: int | None = Field(None, ge=1)
     concurrent_requests: int | None = Field(None, ge=1)
     concurrent: int | None = Field(None, ge=1)
 
 
-class RouteConfig(_Config):
-    """Describes one service by the fields of `moyin.proxy.Route`; docs/proxy.md explains them.
+class RouteConfig(_StrictModel):
+    """Configures the route to one service; docs/proxy.md explains the fields.
 
-    ``async`` turns every call into a job; otherwise only calls that prefer ``respond-async``.
-    Even with ``hosts``, requests below ``/v1`` and ``/accounts`` go to Moyin's other apps.
+    With ``async`` every request becomes a job, otherwise only requests that prefer
+    ``respond-async``. Paths below ``/v1`` and ``/accounts`` belong to Moyin's other apps, even for
+    routes with ``hosts``.
     """
 
     name: str = Field(pattern=_NAME)
@@ -137,7 +138,7 @@ class RouteConfig(_Config):
     strip_prefix: bool = True
     proxy_redirect: bool = True
     rewrite: RewriteConfig | None = None
-    balance: Balance = Balance.ROUND_ROBIN
+    balance: BalancingPolicy = BalancingPolicy.ROUND_ROBIN
     sticky: str | None = Field(None, pattern=_HEADER)
     retries: int = Field(1, ge=0, le=10)
     timeouts: TimeoutsConfig = TimeoutsConfig()
@@ -149,52 +150,54 @@ class RouteConfig(_Config):
 
     @field_validator("upstreams", mode="before")
     @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        """Accept a plain URL as an upstream of weight 1."""
+    def _expand_plain_urls(cls, value: Any) -> Any:
+        """Convert plain URLs to upstreams of weight 1."""
         if isinstance(value, list | tuple):
             return [{"url": item} if isinstance(item, str) else item for item in value]
         return value
 
     @model_validator(mode="after")
-    def _reachable(self) -> RouteConfig:
+    def _require_reachable(self) -> RouteConfig:
         if self.prefix is None and not self.paths:
-            raise ValueError("needs a prefix or paths")
+            raise ValueError("the route needs a prefix or paths")
         if self.prefix is not None:
             first = _first_segment(self.prefix)
             if first in _OTHER_APPS:
-                raise ValueError(f"prefix {self.prefix} belongs to one of Moyin's other apps")
-            if not self.hosts and (not first or first in _RESERVED):
+                raise ValueError(
+                    f"prefix {self.prefix} belongs to one of Moyin's other apps: choose another"
+                )
+            if not self.hosts and (not first or first in _RESERVED_SEGMENTS):
                 raise ValueError(
                     f"prefix {self.prefix} belongs to the gateway: choose another, or add hosts"
                 )
         for path in self.paths:
-            taken = _OTHER_APPS if self.hosts else _RESERVED - {"api"}
+            taken = _OTHER_APPS if self.hosts else _RESERVED_SEGMENTS - {"api"}
             if _first_segment(path) in taken:
                 raise ValueError(f"path {path} belongs to the gateway: choose another")
         if len({upstream.url for upstream in self.upstreams}) < len(self.upstreams):
-            raise ValueError("every upstream must have a different URL")
+            raise ValueError("upstreams: two have the same url; every url must be different")
         if self.async_ and self.hosts:
             raise ValueError(
-                "async excludes hosts: jobs call the route by the gateway's own address"
+                "async and hosts cannot be combined: jobs call routes by the gateway's own address"
             )
         own_apps_only = all(_is_gateway(upstream.url) for upstream in self.upstreams)
         if self.pass_credentials and not own_apps_only:
             raise ValueError("pass_credentials is only allowed if all upstreams are 'door/…'")
         return self
 
-    def route(self, gateway_url: str) -> Route:
-        """Return the domain object; ``gateway_url`` replaces ``door`` in upstreams."""
+    def to_route(self, gateway_url: str) -> Route:
+        """Return the route for the route table, with ``gateway_url`` in place of ``door``."""
         limits = self.limits
         limited = limits.requests_per_minute or limits.concurrent_requests
         return Route(
             name=self.name,
-            upstreams=tuple(upstream.upstream(gateway_url) for upstream in self.upstreams),
+            upstreams=tuple(upstream.to_upstream(gateway_url) for upstream in self.upstreams),
             hosts=frozenset(self.hosts),
             paths=frozenset(self.paths),
             prefix=self.prefix,
             strip_prefix=self.strip_prefix,
             proxy_redirect=self.proxy_redirect,
-            rewrite=self.rewrite.rewrite() if self.rewrite is not None else None,
+            rewrite=self.rewrite.to_rewrite() if self.rewrite is not None else None,
             balance=self.balance,
             sticky=self.sticky.lower() if self.sticky is not None else None,
             retries=self.retries,
@@ -208,7 +211,7 @@ class RouteConfig(_Config):
             )
             if limited
             else None,
-            concurrent=limits.concurrent,
+            max_concurrent=limits.concurrent,
             respond_async=self.async_,
             pass_credentials=self.pass_credentials,
         )
@@ -222,16 +225,16 @@ def _first_segment(path: str) -> str:
     return path.strip("/").partition("/")[0]
 
 
-class GatewayConfig(_Config):
-    """Holds the route table: the routes of other services behind the gateway."""
+class GatewayConfig(_StrictModel):
+    """Configures the routes to the studio's other services behind the gateway."""
 
     routes: tuple[RouteConfig, ...] = Field((), max_length=1_000)
 
     @model_validator(mode="after")
-    def _has_distinct_routes(self) -> GatewayConfig:
-        self.table("http://127.0.0.1")
+    def _require_distinct_routes(self) -> GatewayConfig:
+        self.to_route_table("http://127.0.0.1")
         return self
 
-    def table(self, gateway_url: str) -> RouteTable:
-        """Return the route table; ``gateway_url`` replaces ``door`` in upstreams."""
-        return RouteTable(route.route(gateway_url) for route in self.routes)
+    def to_route_table(self, gateway_url: str) -> RouteTable:
+        """Return the route table, with ``gateway_url`` in place of ``door`` in upstreams."""
+        return RouteTable(route.to_route(gateway_url) for route in self.routes)

@@ -1,4 +1,4 @@
-"""Wires the gateway's parts together inside a replica of Ray Serve."""
+"""Defines the Ray Serve deployment of the gateway, which creates the services of a replica."""
 
 from __future__ import annotations
 
@@ -7,34 +7,32 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-from deployments.gateway.app import GatewayParts, new_app
+from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
-from deployments.gateway.pool_client import ServePoolClient
-from deployments.gateway.pool_validator import PoolValidator
-from deployments.hot import HotConfig
+from deployments.gateway.pools import PoolValidator, ServePoolClient
 from deployments.logs import configure_logs
-from deployments.observer import ServeObserver
-from moyin.access.gatekeeper import Gatekeeper, new_authenticator
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.limits import new_meter
-from moyin.comfy_api import Farm
+from deployments.observer import RequestObserver
+from deployments.replicas import ReloadableConfig
+from moyin.access.gatekeeper import Gatekeeper, create_authenticator
+from moyin.access.gatekeeper.asgi import TrustedProxies
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.comfy_api.admission import GraphAdmission
-from moyin.comfy_api.files import FarmFiles
+from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.comfy_api.notifier import FarmEvents
-from moyin.comfy_api.prompts import FarmPrompts
+from moyin.comfy_api.notifier import PromptNotifiers
+from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.service import JobService
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter, PictureProcesses
-from moyin.render.templates.catalog import new_catalog
+from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -49,8 +47,6 @@ from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from moyin.system.processes import freeze_startup_objects
 
-__all__ = ["Gateway"]
-
 
 class _Closeable(Protocol):
     async def close(self) -> None: ...
@@ -60,7 +56,7 @@ C = TypeVar("C", bound=_Closeable)
 
 
 class Gateway(MoyinCalls):
-    """Builds and serves the gateway's app; Serve's gRPC ingress calls it as well."""
+    """Serves the gateway's ASGI app, and the gRPC methods that it inherits from `MoyinCalls`."""
 
     def __init__(self, pools: tuple[str, ...]) -> None:
         settings = Settings()
@@ -69,48 +65,43 @@ class Gateway(MoyinCalls):
         signing_key = settings.signing_key()
         resources = AsyncExitStack()
 
-        def closing(resource: C) -> C:
-            """Close the resource at shutdown, before the resources that were created earlier."""
+        def close_at_shutdown(resource: C) -> C:
+            """Register a resource to be closed at shutdown, in the reverse order of creation."""
             resources.push_async_callback(resource.close)
             return resource
 
-        database = closing(Database(settings.sql_url))
-        meter = closing(new_meter(settings))
-        events = closing(EventStore(settings.redis_url, retention=retention))
-        frames = closing(FrameStore(settings.redis_url))
-        frame_hub = closing(FrameHub(settings.redis_url))
-        hub = closing(EventHub(settings.redis_url))
+        database = close_at_shutdown(Database(settings.sql_url))
+        meter = close_at_shutdown(create_meter(settings))
+        events = close_at_shutdown(EventStore(settings.redis_url, retention=retention))
+        frames = close_at_shutdown(FrameStore(settings.redis_url))
+        frame_hub = close_at_shutdown(FrameHub(settings.redis_url))
+        hub = close_at_shutdown(EventHub(settings.redis_url))
         jobs = JobStore(database)
-        launcher = closing(
+        launcher = close_at_shutdown(
             JobLauncher(
                 jobs=jobs,
-                temporal=Temporal(
+                temporal=TemporalConnection(
                     settings.temporal_address, settings.temporal_namespace, retention=retention
                 ),
             )
         )
-        self.grpc_bridge = closing(GrpcBridge(settings.door))
+        self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
         pool_client = ServePoolClient(pools)
-        node_info = closing(NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes"))
-        previews = closing(TenantCache(settings.redis_url, "moyin:pictures"))
-        processes = closing(PictureProcesses())
+        node_info = close_at_shutdown(
+            NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
+        )
+        previews = close_at_shutdown(TenantCache(settings.redis_url, "moyin:pictures"))
+        processes = close_at_shutdown(PictureProcesses())
         artifacts = ArtifactStore(database)
         blobs = BlobStore(settings.blobs_url)
         admission = GraphAdmission(node_info)
         validator = PoolValidator()
         service = JobService(
-            jobs=jobs,
-            artifacts=artifacts,
-            blobs=blobs,
-            events=events,
-            frames=frames,
-            launcher=launcher,
-            validator=validator,
-            guard=admission,
-            pools=pools,
+            jobs=jobs, artifacts=artifacts, blobs=blobs, events=events, frames=frames,
+            launcher=launcher, validator=validator, guard=admission, pools=pools,
             networks=AllowedNetworks(settings.webhook_networks),
-        )
-        proxy = closing(
+        )  # fmt: skip
+        proxy = close_at_shutdown(
             Proxy(
                 signing_key=signing_key,
                 meter=meter,
@@ -118,68 +109,48 @@ class Gateway(MoyinCalls):
                 trusted_proxies=TrustedProxies(settings.trusted_proxies),
             )
         )
-        self._config = HotConfig(
-            GatewayConfig, lambda config: proxy.configure(config.table(settings.door))
+        self._config = ReloadableConfig(
+            GatewayConfig, lambda config: proxy.configure(config.to_route_table(settings.door))
         )
         feed = JobFeed(jobs=jobs, events=events, hub=hub)
         prompts = PromptStore(database)
-        files = FarmFiles(
-            uploads=UploadStore(database),
-            artifacts=artifacts,
-            prompts=prompts,
-            blobs=blobs,
+        files = ComfyFiles(
+            uploads=UploadStore(database), artifacts=artifacts, prompts=prompts, blobs=blobs,
             frames=frames,
-        )
-        farm_events = FarmEvents(
+        )  # fmt: skip
+        farm_events = PromptNotifiers(
             prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
         )
-        farm_prompts = FarmPrompts(
-            service=service,
-            feed=feed,
-            validator=validator,
-            guard=admission,
-            prompts=prompts,
-            files=files,
-            blobs=blobs,
-            find_executed=pool_client.find_executed,
+        farm_prompts = ComfyPrompts(
+            service=service, feed=feed, validator=validator, guard=admission, prompts=prompts,
+            files=files, blobs=blobs, find_executed=pool_client.find_executed,
             wait_until_notified=farm_events.wait_until_notified,
-        )
+        )  # fmt: skip
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             async with resources:
-                await database.ready()
+                await database.ensure_schema()
                 await proxy.start()
                 freeze_startup_objects()
                 yield
 
-        self._parts = GatewayParts(
-            service=service,
-            jobs=jobs,
-            feed=feed,
-            artifacts=artifacts,
-            blobs=blobs,
-            pictures=PictureConverter(blobs, processes, previews),
-            farm=Farm(prompts=farm_prompts, files=files, events=farm_events),
-            userdata=UserdataStore(database),
-            node_info=node_info,
-            admission=admission,
-            frontend=FrontendFiles(lambda: find_frontend(settings)),
-            templates=new_catalog(settings),
-            proxy=proxy,
-            authenticator=new_authenticator(database, signing_key),
-            meter=meter,
-            observer=ServeObserver(settings.log_level),
+        self._services = GatewayServices(
+            service=service, jobs=jobs, feed=feed, artifacts=artifacts, blobs=blobs,
+            pictures=PictureConverter(blobs, processes, previews), prompts=farm_prompts,
+            files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
+            admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
+            templates=create_catalog(settings), proxy=proxy,
+            authenticator=create_authenticator(database, signing_key), meter=meter,
+            observer=RequestObserver(settings.log_level),
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
-            signing_key=signing_key,
-            max_body_bytes=settings.max_body_bytes,
-            retention=retention,
+            signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,
             lifespan=lifespan,
-        )
+        )  # fmt: skip
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new route table; requests in flight keep their old route."""
         self._config.load(user_config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).without_request_id()
+        return new_app(self._services).disable_request_id()

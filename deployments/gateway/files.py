@@ -1,4 +1,4 @@
-"""Receives uploads and sends files as streams, for all routes."""
+"""Receives uploaded files from requests, and sends stored files in responses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from moyin.domain import media
-from moyin.domain.artifact import Artifact
+from moyin.domain.artifact import SNIFF_BYTES, Artifact, detect_media_type, sanitize_file_name
 from moyin.errors import ArtifactNotFound, InvalidRequest
+from moyin.http.headers import build_file_headers, parse_byte_range
 from moyin.store.blobs import BlobStore
-
-__all__ = ["Upload", "artifact_response", "receive_upload", "store_upload"]
 
 _CHUNK = 256 * 1024
 _MAX_FIELDS = 16
@@ -29,12 +27,12 @@ _MAX_FIELDS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """Describes an upload in a temporary local file.
+    """An uploaded file that has been received into a temporary local file.
 
     Attributes:
-        declared: the media type that the client declared.
-        name: the file name that the client sent.
-        fields: the text fields of the form; the last one if a name repeats.
+        path: the path of the temporary file.
+        declared, name: the media type and the file name that the client sent.
+        fields: the text fields of the form by name; the last field counts if a name repeats.
     """
 
     path: Path
@@ -45,87 +43,88 @@ class Upload:
 
 @asynccontextmanager
 async def receive_upload(request: Request, part: str) -> AsyncIterator[Upload]:
-    """Receive the body, or the part ``part`` of a multipart form, and delete it at the end.
+    """Receive an uploaded file, which is deleted when the context ends.
+
+    Args:
+        part: the name of the file part in a multipart form. Any other body is the file itself.
 
     Raises:
-        InvalidRequest: the form is malformed or has no such part.
+        InvalidRequest: the multipart form is malformed, or has no file part of this name.
     """
     with tempfile.TemporaryDirectory(prefix="moyin-upload-") as folder:
-        yield await _receive(request, part, Path(folder) / "content")
+        yield await _receive_to_file(request, part, Path(folder) / "content")
 
 
 async def store_upload(
     blobs: BlobStore, upload: Upload, artifact_id: str, *, name: str | None, declared: str | None
 ) -> Artifact:
-    """Store the upload's content and return its artifact, whose row the caller has to write.
+    """Store the content of an upload, and return its artifact, whose row is not yet stored.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
     """
     async with await anyio.open_file(upload.path, "rb") as file:
-        head = await file.read(media.SNIFF_BYTES)
+        head = await file.read(SNIFF_BYTES)
     if not head:
-        raise InvalidRequest("the file is empty: it must have at least one byte", field="file")
-    kind = media.media_type(declared, head)
+        raise InvalidRequest("the file is empty: upload at least one byte", field="file")
+    kind = detect_media_type(declared, head)
     blob = await blobs.put_file(upload.path)
     return Artifact(
-        id=artifact_id,
-        name=media.clean_name(name, kind),
-        media_type=kind,
-        size=blob.size,
-        sha256=blob.sha256,
-        blake3=await asyncio.to_thread(_blake3, upload.path),
-    )
+        id=artifact_id, name=sanitize_file_name(name, kind), media_type=kind, size=blob.size,
+        sha256=blob.sha256, blake3=await asyncio.to_thread(_hash_blake3, upload.path),
+    )  # fmt: skip
 
 
-async def artifact_response(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
-    """Return the response with the artifact's content, or with the requested range of it.
+async def build_artifact_response(
+    request: Request, artifact: Artifact, blobs: BlobStore
+) -> Response:
+    """Return a response with the artifact's content, or with the range that the client requested.
 
     Raises:
-        ArtifactNotFound: the content is no longer stored.
+        ArtifactNotFound: the artifact's blob has been deleted.
     """
     if not await blobs.exists(artifact.sha256):
-        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} is no longer stored")
-    return _response(request, artifact, blobs)
+        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} has been deleted")
+    return _stream_response(request, artifact, blobs)
 
 
-async def _receive(request: Request, part: str, path: Path) -> Upload:
+async def _receive_to_file(request: Request, part: str, path: Path) -> Upload:
     declared = request.headers.get("content-type")
     if declared is None or not declared.lower().startswith("multipart/form-data"):
-        await _write(request.stream(), path)
+        await _write_chunks(request.stream(), path)
         return Upload(path=path, declared=declared, name=None)
     try:
         async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
             file = form.get(part)
             if not isinstance(file, UploadFile):
                 raise InvalidRequest(f"the form must have a file part named `{part}`", field=part)
-            await _write(_chunks(file), path)
+            await _write_chunks(_read_chunks(file), path)
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
             return Upload(path=path, declared=file.content_type, name=file.filename, fields=fields)
     except MultiPartException as error:
         raise InvalidRequest(f"the multipart body is malformed: {error.message}") from None
 
 
-def _blake3(path: Path) -> str:
+def _hash_blake3(path: Path) -> str:
     return blake3().update_mmap(path).hexdigest()
 
 
-async def _write(chunks: AsyncIterator[bytes], path: Path) -> None:
+async def _write_chunks(chunks: AsyncIterator[bytes], path: Path) -> None:
     async with await anyio.open_file(path, "wb") as file:
         async for chunk in chunks:
             await file.write(chunk)
 
 
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+async def _read_chunks(file: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await file.read(_CHUNK):
         yield chunk
 
 
-def _response(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
-    headers = dict(media.serving_headers(artifact))
+def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
+    headers = dict(build_file_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    requested = _byte_range(request, headers, artifact.size)
+    requested = _requested_range(request, headers, artifact.size)
     start, end = requested or (0, artifact.size)
     if requested is not None and start == end:
         return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
@@ -136,12 +135,15 @@ def _response(request: Request, artifact: Artifact, blobs: BlobStore) -> Respons
     headers["content-length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    content = blobs.read(artifact.sha256, start=start, end=end)
+    content = blobs.read_chunks(artifact.sha256, start=start, end=end)
     return StreamingResponse(content, status, headers)
 
 
-def _byte_range(request: Request, headers: Mapping[str, str], size: int) -> tuple[int, int] | None:
+def _requested_range(
+    request: Request, headers: Mapping[str, str], size: int
+) -> tuple[int, int] | None:
+    """Return the start and the end of the requested range, or None for the whole file."""
     condition = request.headers.get("if-range")
     if condition is not None and condition != headers["etag"]:
         return None
-    return media.byte_range(request.headers.get("range"), size)
+    return parse_byte_range(request.headers.get("range"), size)

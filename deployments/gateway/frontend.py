@@ -1,4 +1,4 @@
-"""Serves the files of ComfyUI's frontend."""
+"""Serves the page and the files of ComfyUI's web frontend."""
 
 from __future__ import annotations
 
@@ -14,57 +14,55 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from moyin.comfy_api.frontend import (
-    Frontend,
-    content_security_policy,
+    FrontendFolders,
+    build_security_policy,
     rebase_picture_urls,
-    with_base_path,
+    set_base_path,
 )
-from moyin.comfy_api.pages import plain_page
-from moyin.comfy_api.protocol.paths import PAGE
+from moyin.comfy_api.pages import render_plain_page
+from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import RouteNotFound, StackError
 
-__all__ = ["FrontendFiles"]
-
 _log = logging.getLogger(__name__)
-# File names in these folders contain a digest of the content.
+# The names of files in these folders contain a digest of their content.
 _HASHED_FOLDERS = ("assets/", "fonts/")
 _CACHE_FOREVER = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
 
 
 class FrontendFiles:
-    """Finds the frontend's files at the first request, and retries while it is not installed.
+    """Serves ComfyUI's frontend, whose folders are searched at each request until they are found.
 
     Args:
-        find: finds the frontend; blocks, and raises StackError if there is none.
+        find: a blocking function that returns the folders, or raises StackError if there are none.
     """
 
-    def __init__(self, find: Callable[[], Frontend]) -> None:
+    def __init__(self, find: Callable[[], FrontendFolders]) -> None:
         self._find = find
-        self._served: dict[str, StaticFiles] | None = None
+        self._folders: dict[str, StaticFiles] | None = None
         self._rebased_files: dict[str, bytes] = {}
-        self._page = ""
+        self._index = ""
         self._policy = ""
 
-    async def page(self) -> Response:
-        """Return ComfyUI's page, or one that explains how to install it."""
-        if await self._folders() is None:
-            missing = plain_page(
+    async def get_page(self) -> Response:
+        """Return ComfyUI's page, or a page that explains how to install the frontend."""
+        if await self._load_folders() is None:
+            missing = render_plain_page(
                 "ComfyUI's frontend is not installed",
                 "Run `moyin comfyui install` on the gateway's machine, or set "
                 "MOYIN_COMFYUI_FRONTEND to the frontend's folder.",
             )
             return HTMLResponse(missing.html, 503, missing.headers)
         headers = {"content-security-policy": self._policy, "cache-control": "no-store"}
-        return HTMLResponse(self._page, headers=headers)
+        return HTMLResponse(self._index, headers=headers)
 
-    async def file(self, path: str, scope: Scope) -> Response:
-        """Return a file of the page.
+    async def get_file(self, path: str, scope: Scope) -> Response:
+        """Return a file of the frontend.
 
         Raises:
-            RouteNotFound: the file does not exist.
+            RouteNotFound: the frontend has no file at this path.
         """
-        folders = await self._folders()
+        folders = await self._load_folders()
         first, _, rest = path.partition("/")
         if folders is not None and path != "index.html":
             files, name = (folders[first], rest) if first in folders else (folders[""], path)
@@ -82,29 +80,33 @@ class FrontendFiles:
             return response
         raise RouteNotFound(f"ComfyUI's frontend has no file {path}")
 
-    async def _folders(self) -> dict[str, StaticFiles] | None:
-        if self._served is None:
+    async def _load_folders(self) -> dict[str, StaticFiles] | None:
+        """Return the served folders by their first path segment, or None if none are installed."""
+        if self._folders is None:
             try:
                 frontend = await asyncio.to_thread(self._find)
                 index = await asyncio.to_thread((frontend.root / "index.html").read_text)
                 self._rebased_files = await asyncio.to_thread(
-                    rebase_picture_urls, frontend.root, PAGE
+                    rebase_picture_urls, frontend.root, PAGE_PATH
                 )
             except (StackError, OSError) as error:
-                _log.warning("cannot serve ComfyUI's frontend: %s", error)
+                _log.warning(
+                    "ComfyUI's frontend is not served; searching again at the next request: %s",
+                    error,
+                )
                 return None
-            self._page = with_base_path(index, PAGE)
-            self._policy = content_security_policy(self._page)
-            self._served = {"": _static_files((frontend.root,))}
+            self._index = set_base_path(index, PAGE_PATH)
+            self._policy = build_security_policy(self._index)
+            self._folders = {"": _static_files((frontend.root,))}
             if frontend.templates:
-                self._served["templates"] = _static_files(frontend.templates)
+                self._folders["templates"] = _static_files(frontend.templates)
             if frontend.docs:
-                self._served["docs"] = _static_files(frontend.docs)
-        return self._served
+                self._folders["docs"] = _static_files(frontend.docs)
+        return self._folders
 
 
 def _static_files(folders: tuple[Path, ...]) -> StaticFiles:
-    """Serve several folders as one; the first folder that has a file counts."""
+    """Return an app that serves several folders as one; the first folder with a file counts."""
     files = StaticFiles(directory=folders[0], check_dir=False)
     files.all_directories = list(folders)
     return files

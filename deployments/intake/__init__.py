@@ -1,1 +1,1 @@
-"""Deploys the intake, which takes jobs from message queues: the optional Serve app ``intake``."""
+"""Contains the optional Serve app ``intake``, which accepts jobs from message queues."""

@@ -1,25 +1,24 @@
 """Builds the Serve app ``intake``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a plain
-# dict if the annotation is a string.
+# Ray reads the builder's annotation, which `from __future__ import annotations` would make a string.
 
 from ray import serve
 
-from actors.placement import NOT_FOR_RENDERS
+from actors.placement import NON_RENDER_NODES
 from deployments.intake.config import IntakeArgs
 from deployments.intake.deployment import Intake
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 
 __all__ = ["IntakeArgs", "build"]
 
 _deployment = serve.deployment(
     name="Intake",
     graceful_shutdown_timeout_s=10,
-    ray_actor_options={"label_selector": NOT_FOR_RENDERS},
-    **REPLICA,
+    ray_actor_options={"label_selector": NON_RENDER_NODES},
+    **REPLICA_OPTIONS,
 )(Intake)
 
 
 def build(args: IntakeArgs) -> serve.Application:
-    """Bind the deployment."""
+    """Return the Serve application of the intake."""
     return _deployment.bind(args.model_dump())

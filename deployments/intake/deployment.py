@@ -1,32 +1,44 @@
-"""Defines `Intake`, the Serve deployment that takes jobs from message queues."""
+"""Contains `Intake`, the Serve deployment that accepts jobs from message queues."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from deployments.gateway.pool_client import ServePoolClient
-from deployments.gateway.pool_validator import PoolValidator
-from deployments.intake.config import IntakeArgs
-from deployments.intake.workers import open_workers
+from deployments.gateway.pools import PoolValidator, ServePoolClient
+from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
+from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
+from moyin.comfy_api.admission import GraphAdmission
+from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.domain.identity import Identity
+from moyin.domain.limits import Limit
+from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.feed import JobFeed
+from moyin.jobs.intake import Broker, IntakeWorker
+from moyin.jobs.intake.streams import StreamBroker
+from moyin.jobs.ports import GraphValidator
+from moyin.jobs.service import JobService
+from moyin.jobs.workflows.launcher import JobLauncher
+from moyin.render.comfyui.pool_client import PoolClient
+from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
-
-__all__ = ["Intake"]
+from moyin.store.hub import EventHub
 
 
 class Intake:
-    """Runs one worker per source in each replica; serves no HTTP."""
+    """Runs a worker for each configured message queue. It serves no HTTP."""
 
     # Serve awaits constructors.
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
         settings = Settings()
         configure_logs(settings.log_level)
-        self._closing = AsyncExitStack()
+        self._resources = AsyncExitStack()
         config = IntakeArgs.model_validate(args)
-        self._workers = await self._closing.enter_async_context(
+        self._workers = await self._resources.enter_async_context(
             open_workers(
                 config, settings, os.environ, PoolValidator(), ServePoolClient(config.pools)
             )
@@ -34,19 +46,105 @@ class Intake:
         self._running = [asyncio.create_task(worker.run()) for worker in self._workers]
 
     async def check_health(self) -> None:
-        """Check that no worker has failed; Serve replaces the replica if one has.
+        """Raise RuntimeError if a worker has crashed, so that Serve replaces the replica.
 
-        An outage of a broker is no reason to replace it.
-
-        Raises:
-            RuntimeError: a worker has ended, or its last session failed.
+        An outage of a broker is no crash.
         """
         for worker, task in zip(self._workers, self._running, strict=True):
             if task.done() or worker.error is not None:
-                raise RuntimeError("an intake worker has stopped") from worker.error
+                raise RuntimeError("an intake worker has crashed; see the cause") from worker.error
 
     async def __del__(self) -> None:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self._closing.aclose()
+        await self._resources.aclose()
+
+
+@asynccontextmanager
+async def open_workers(
+    args: IntakeArgs,
+    settings: Settings,
+    environment: Mapping[str, str],
+    validator: GraphValidator,
+    pool_client: PoolClient,
+) -> AsyncIterator[list[IntakeWorker]]:
+    """Open the stores that workers need, and yield a worker for each source, which does not run yet.
+
+    Raises:
+        ValueError: the URL of a broker, or the library for it, is missing.
+    """
+    brokers = [_new_broker(source, environment) for source in args.sources]
+    async with AsyncExitStack() as closing:
+        services = await closing.enter_async_context(open_job_services(settings))
+        jobs, events = services.jobs, services.events
+        hub = EventHub(settings.redis_url)
+        closing.push_async_callback(hub.close)
+        launcher = JobLauncher(jobs=jobs, temporal=services.temporal)
+        closing.push_async_callback(launcher.close)
+        node_info = NodeInfoCache(pool_client)
+        closing.push_async_callback(node_info.close)
+        service = JobService(
+            jobs=jobs,
+            artifacts=services.artifacts,
+            blobs=services.blobs,
+            events=events,
+            frames=services.frames,
+            launcher=launcher,
+            validator=validator,
+            guard=GraphAdmission(node_info),
+            pools=args.pools,
+            networks=AllowedNetworks(settings.webhook_networks),
+        )
+        templates = create_catalog(settings)
+        yield [
+            IntakeWorker(
+                broker,
+                name=source.source_name,
+                service=service,
+                jobs=jobs,
+                feed=JobFeed(jobs=jobs, events=events, hub=hub),
+                submitter=Identity(
+                    owner=source.owner,
+                    key_id=f"intake:{source.source_name}"[:64],
+                    scopes=source.scopes,
+                    limits=(
+                        Limit(
+                            subject=f"key:{source.source_name}", best_priority=source.best_priority
+                        ),
+                    ),
+                ),
+                limits=services.limits,
+                templates=templates,
+                max_deliveries=source.max_deliveries,
+                max_body_bytes=settings.max_body_bytes,
+            )
+            for source, broker in zip(args.sources, brokers, strict=True)
+        ]
+
+
+def _new_broker(source: RabbitConfig | StreamConfig, environment: Mapping[str, str]) -> Broker:
+    url = environment.get(source.url_env)
+    if not url:
+        raise ValueError(
+            f"the environment variable {source.url_env} must be set to the URL of the {source.type} broker"
+        )
+    if isinstance(source, StreamConfig):
+        options = {
+            "stream",
+            "results",
+            "dead_letters",
+            "group",
+            "concurrency",
+            "claim_after",
+            "kept",
+        }
+        return StreamBroker(url, **source.model_dump(include=options))
+    try:
+        from moyin.jobs.intake.rabbit import RabbitBroker
+    except ImportError:
+        raise ValueError(
+            "a source of type rabbitmq needs the package aio-pika: pip install -e '.[intake]'"
+        ) from None
+    options = {"queue", "results", "dead_letters", "declare", "concurrency", "max_deliveries"}
+    return RabbitBroker(url, **source.model_dump(include=options))

@@ -1,7 +1,4 @@
-"""Assembles the models app as an ASGI app, without Ray Serve.
-
-Model calls bypass FastAPI because they are the hot path; FastAPI serves all other routes.
-"""
+"""Builds the models app as an ASGI app in which, for speed, model calls bypass FastAPI."""
 
 from __future__ import annotations
 
@@ -13,31 +10,31 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from deployments.ingress import new_fastapi
-from deployments.models.errors import render_error, renderer_of
-from deployments.models.health import watch_health
-from deployments.models.openapi import describe
+from deployments.models.errors import choose_renderer, render_error
+from deployments.models.health import check_backends_forever, new_health_routes
+from deployments.models.openapi import complete_openapi
 from deployments.models.routes.calls import CallRoute, OllamaRoute
-from deployments.models.routes.count_tokens import count_routes
-from deployments.models.routes.deferral import Deferral
-from deployments.models.routes.feedback import ADMIN_PATHS, feedback_routes
-from deployments.models.routes.health import health_routes
-from deployments.models.routes.images import IMAGES_PATH, ImageRules, image_routes
-from deployments.models.routes.judged import JudgeStatus
-from deployments.models.routes.models import model_routes
-from deployments.models.routes.ollama import ollama_routes
-from deployments.models.routes.requests import request_routes
-from deployments.models.routes.responses import ResponsesRoute, response_routes
-from deployments.models.routes.route import route_routes
-from deployments.swagger import DOCS
+from deployments.models.routes.count_tokens import new_count_tokens_routes
+from deployments.models.routes.deferral import JobSubmitter
+from deployments.models.routes.explanation import new_explanation_routes
+from deployments.models.routes.feedback import ADMIN_PATHS, new_feedback_routes
+from deployments.models.routes.images import IMAGES_PATH, new_image_routes
+from deployments.models.routes.judge_summary import JudgeStatus
+from deployments.models.routes.models import new_model_routes
+from deployments.models.routes.ollama import new_ollama_routes
+from deployments.models.routes.responses import ResponsesRoute, new_response_routes
+from deployments.models.routes.usage import new_usage_routes
+from deployments.models.rules import ImagesConfig
+from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
-from moyin.jobs.images import Images
+from moyin.jobs.images import ImageJobs
 from moyin.store.quality import QualityStore
 from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
@@ -55,20 +52,17 @@ from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 
-__all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
-
 _PREFIX = "/v1"
-_PUBLIC = frozenset(
-    f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS)
+_PUBLIC_PATHS = frozenset(
+    f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS_PATHS)
 )
-# Image requests create jobs. Only administrators may change what the router learned for their
-# tenant. FastAPI serves each path with and without the prefix.
+# Scopes of paths that need another scope than text: image requests create jobs, and only administrators
+# may change what the router learned for their tenant. FastAPI serves paths also without the prefix.
 _SCOPES = {
-    prefix + path: needed
-    for path, needed in {IMAGES_PATH: JOBS_WRITE, **dict.fromkeys(ADMIN_PATHS, ORG_ADMIN)}.items()
+    prefix + path: required
+    for path, required in {IMAGES_PATH: JOBS_WRITE, **dict.fromkeys(ADMIN_PATHS, ORG_ADMIN)}.items()
     for prefix in ("", _PREFIX)
 }
-# The codecs of the chat protocols. The first is the default of `POST /v1/route`.
 _CODECS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
@@ -78,123 +72,114 @@ _CODECS: Mapping[str, ProtocolCodec] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityParts:
-    """Holds the services that record and learn the quality of answers.
+class ModelsServices:
+    """The services that the routes of the models app use.
 
     Attributes:
-        judge: None if the app runs without a judge.
-    """
-
-    store: QualityStore
-    learning: QualityLearner
-    feedback: FeedbackService
-    judge: JudgeStatus | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelsParts:
-    """Holds the services that the routes use.
-
-    Attributes:
-        meter: counts requests and costs for limits and budgets; None disables both.
-        jobs: submits calls that clients send with ``Prefer: respond-async`` as jobs.
-        responses: stores answers of the Responses API.
-        images: generates pictures by jobs; ``image_rules`` returns the current rules.
+        jobs: submits calls with the header ``Prefer: respond-async`` as jobs.
+        image_settings: returns the current settings of image requests.
+        public_url: first part of links to pictures; if empty, the address that the client used.
+        responses: stores answers of the Responses API, which later requests continue.
+        signals: stores the signals from which ``learning`` learns the quality of answers.
         lifespan: starts the services before the first request and closes them at shutdown.
+        meter: counts requests and costs for limits and budgets; if None, there are no limits.
     """
 
     text_router: Router
     jobs: GatewayClient
-    images: Images
-    image_rules: Callable[[], ImageRules]
+    images: ImageJobs
+    image_settings: Callable[[], ImagesConfig]
+    public_url: str = ""
     ledger: UsageLedger
     responses: StoredResponses
-    quality: QualityParts
+    signals: QualityStore
+    learning: QualityLearner
+    feedback: FeedbackService
     authenticator: Authenticator
     observer: Observer
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
-    meter: Meter | None = None
+    meter: RequestMeter | None = None
+    judge: JudgeStatus | None = None
 
 
-def new_app(parts: ModelsParts) -> Gatekeeper:
-    """Build the models app behind its gatekeeper. It serves paths below ``/v1``."""
+def new_app(services: ModelsServices) -> Gatekeeper:
+    """Build the models app, which serves paths below ``/v1``, behind its gatekeeper."""
+    text_router = services.text_router
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with parts.lifespan():
-            watch = asyncio.create_task(watch_health(parts.text_router))
+        async with services.lifespan():
+            health_check = asyncio.create_task(check_backends_forever(text_router))
             yield
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            health_check.cancel()
+            await asyncio.gather(health_check, return_exceptions=True)
 
-    rest = new_fastapi(
+    fastapi = new_fastapi(
         "Moyin models",
         errors=render_error,
         description="Serves every model through OpenAI's, Anthropic's and Ollama's protocols.",
         lifespan=lifespan,
     )
-    rest.include_router(health_routes(parts.text_router))
-    rest.include_router(count_routes(parts.text_router))
-    rest.include_router(model_routes(parts.text_router))
-    rest.include_router(ollama_routes(parts.text_router))
-    rest.include_router(request_routes(parts.ledger))
-    rest.include_router(response_routes(parts.responses))
-    rest.include_router(route_routes(parts.text_router, _CODECS))
-    quality = parts.quality
-    rest.include_router(
-        feedback_routes(
-            parts.text_router,
-            quality.feedback,
-            quality.learning,
-            quality.store,
-            quality.judge,
-        )
-    )
-    rest.include_router(image_routes(parts.images, parts.image_rules))
-    describe(rest, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
-    calls = _calls(parts)
+    for routes in (
+        new_health_routes(text_router),
+        new_count_tokens_routes(text_router),
+        new_model_routes(text_router),
+        new_ollama_routes(text_router),
+        new_usage_routes(services.ledger),
+        new_response_routes(services.responses),
+        new_explanation_routes(text_router, _CODECS),
+        new_feedback_routes(
+            text_router, services.feedback, services.learning, services.signals, services.judge
+        ),
+        new_image_routes(services.images, services.image_settings, services.public_url),
+    ):
+        fastapi.include_router(routes)
+    complete_openapi(fastapi, lambda path: f"{_PREFIX}{path}" in _PUBLIC_PATHS)
+    calls = _new_call_routes(text_router, services.jobs, services.responses)
     guard = AuthorizationMiddleware(
-        _HotPathRouter(calls, rest),
-        scope_of=_scope_of,
-        meter=parts.meter,
+        _HotPathRouter(calls, fastapi),
+        scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
+        meter=services.meter,
         priced=frozenset(f"{_PREFIX}{path}" for path in calls),
     )
     return Gatekeeper(
         guard,
         service="models",
-        authenticator=parts.authenticator,
+        authenticator=services.authenticator,
         errors=render_error,
-        max_body_bytes=parts.max_body_bytes,
-        observer=parts.observer,
-        public=_PUBLIC,
+        max_body_bytes=services.max_body_bytes,
+        observer=services.observer,
+        public=_PUBLIC_PATHS,
         stream_errors=render_stream_error,
-        errors_of=renderer_of,
+        errors_of=choose_renderer,
     )
 
 
-def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
-    """Return the routes of the model calls by their path below ``/v1``."""
-    text_router = parts.text_router
-    deferral = Deferral(text_router, parts.jobs)
+def _new_call_routes(
+    text_router: Router, jobs: GatewayClient, responses: StoredResponses
+) -> dict[str, CallRoute]:
+    """Return the routes of model calls by their path below ``/v1``."""
+    job_submitter = JobSubmitter(text_router, jobs)
     return {
-        "/chat/completions": CallRoute(OpenAICodec(), text_router, deferral),
-        "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, deferral),
-        "/responses": ResponsesRoute(text_router, deferral, parts.responses),
-        "/messages": CallRoute(AnthropicCodec(), text_router, deferral),
-        "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, deferral),
-        "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, deferral),
-        "/ollama/api/embed": CallRoute(OllamaEmbedCodec(), text_router, deferral),
-        "/ollama/api/embeddings": CallRoute(OllamaEmbeddingsCodec(), text_router, deferral),
+        "/chat/completions": CallRoute(OpenAICodec(), text_router, job_submitter),
+        "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
+        "/responses": ResponsesRoute(text_router, job_submitter, responses),
+        "/messages": CallRoute(AnthropicCodec(), text_router, job_submitter),
+        "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, job_submitter),
+        "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, job_submitter),
+        "/ollama/api/embed": CallRoute(OllamaEmbedCodec(), text_router, job_submitter),
+        "/ollama/api/embeddings": CallRoute(OllamaEmbeddingsCodec(), text_router, job_submitter),
     }
 
 
 def render_stream_error(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
-    """Render the error event that ends a stream, in the protocol of ``path``.
+    """Render ``error`` as the last event of a stream, in the protocol to which ``path`` belongs.
 
-    Return None if ``media_type`` is not the protocol's stream type.
+    Returns:
+        None if ``media_type`` is not the media type of the protocol's streams.
     """
     below = path.removeprefix(_PREFIX)
     names = {"/ollama": "ollama", "/messages": "anthropic", "/responses": "responses"}
@@ -205,17 +190,12 @@ def render_stream_error(
     return codec.render_error_event(error, request_id)
 
 
-def _scope_of(scope: Scope) -> str:
-    """Return the scope that a path requires; most require the text scope."""
-    return _SCOPES.get(scope["path"], TEXT)
-
-
 class _HotPathRouter:
-    """Sends model calls to their routes and all other requests to FastAPI."""
+    """Routes model calls to their handlers, and all other requests to FastAPI."""
 
-    def __init__(self, calls: Mapping[str, CallRoute], rest: ASGIApp) -> None:
+    def __init__(self, calls: Mapping[str, CallRoute], fastapi: ASGIApp) -> None:
         self._calls = {f"{_PREFIX}{path}": route for path, route in calls.items()}
-        self._rest = rest
+        self._fastapi = fastapi
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
@@ -223,4 +203,6 @@ class _HotPathRouter:
             if route is not None:
                 await route(scope, receive, send)
                 return
-        await self._rest({**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send)
+        await self._fastapi(
+            {**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send
+        )

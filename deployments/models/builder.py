@@ -1,22 +1,17 @@
-"""Builds the app ``models``."""
+"""Builds the Serve app ``models``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation at run time. If
-# the annotation is a string, Ray passes a plain dict instead of the model.
+# Ray reads the builder's annotation, which `from __future__ import annotations` would make a string.
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 
 from deployments.models.config import ModelsConfig
 from deployments.models.deployment import Models
-from deployments.replicas import REPLICA
-
-__all__ = ["ModelsArgs", "build"]
+from deployments.replicas import REPLICA_OPTIONS, StrictModel
 
 
-class ModelsArgs(BaseModel):
-    """Holds the ``args`` of the models app; its back ends are in ``user_config``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ModelsArgs(StrictModel):
+    """The ``args`` of the app ``models``, whose back ends are in its ``user_config``."""
 
     max_ongoing_requests: int = Field(
         1_000, ge=1, description="Requests that one replica handles at a time."
@@ -24,12 +19,12 @@ class ModelsArgs(BaseModel):
 
 
 def build(args: ModelsArgs) -> serve.Application:
-    """Bind the app's only deployment."""
+    """Return the Serve application of the models app."""
     deployment = serve.deployment(
         name="Models",
         max_ongoing_requests=args.max_ongoing_requests,
         user_config=ModelsConfig().model_dump(mode="json", by_alias=True),
         graceful_shutdown_timeout_s=10,
-        **REPLICA,
+        **REPLICA_OPTIONS,
     )(serve.ingress()(Models))
     return deployment.bind()

@@ -1,4 +1,4 @@
-"""Contains `Models`, the Serve deployment behind ``/v1``."""
+"""Contains `Models`, the Serve deployment that serves ``/v1``."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from deployments.hot import HotConfig
 from deployments.logs import configure_logs
-from deployments.models.app import ModelsParts, QualityParts, new_app
+from deployments.models.app import ModelsServices, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
-from deployments.models.judge import JudgeMetrics, JudgeService
-from deployments.models.learning import LearningMetrics
-from deployments.models.routes.images import ImageRules
-from deployments.models.telemetry import CallTelemetry
-from deployments.observer import ServeObserver
-from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
-from moyin.access.gatekeeper.limits import new_meter
+from deployments.models.judge import JudgeService
+from deployments.models.rules import ImagesConfig
+from deployments.models.telemetry import CallTelemetry, JudgeMetrics, LearningMetrics
+from deployments.observer import RequestObserver
+from deployments.replicas import ReloadableConfig
+from moyin.access.gatekeeper import Gatekeeper, create_authenticator, create_service_token_factory
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
-from moyin.jobs.images import Images
+from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
+from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
-from moyin.store.responses import ResponseStore
+from moyin.store.response_cache import ResponseCache
 from moyin.store.sql import Database
 from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
@@ -42,36 +41,33 @@ from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 from moyin.text.routing.shared_answers import SharedAnswers
 
-__all__ = ["Models"]
-
 
 class Models(MoyinCalls):
-    """Creates the app's services inside a replica.
+    """Creates the services of a replica and serves the app with them.
 
-    Calls by gRPC get an error that names the app to call instead.
+    A gRPC call gets an error that names the app with gRPC services.
     """
 
-    grpc_bridge = NoBridge()
+    grpc_bridge = RefusingBridge()
 
     def __init__(self) -> None:
         settings = Settings()
         configure_logs(settings.log_level)
         database = Database(settings.sql_url)
         ledger = UsageLedger(database)
-        meter = new_meter(settings)
+        meter = create_meter(settings)
         telemetry = CallTelemetry()
-        responses = ResponseStore(settings.redis_url)
+        responses = ResponseCache(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
         pictures = PictureFetcher(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
             settings.door,
-            token_for=service_token_factory(signing_key, "models"),
+            token_for=create_service_token_factory(signing_key, "models"),
             silence_seconds=60,
             total_seconds=30,
         )
-        self._base_url = settings.public_url.rstrip("/")
-        self._image_rules = ImageRules(base_url=self._base_url)
+        self._image_settings = ImagesConfig()
         self._estimator = Estimator()
         store = QualityStore(database)
         learning = self._learning = QualityLearner(self._estimator, store)
@@ -97,19 +93,19 @@ class Models(MoyinCalls):
             text_router=self._text_router,
             estimator=self._estimator,
             signals=store,
-            count=judge_metrics.note,
+            count=judge_metrics.record_outcome,
         )
 
         learning_metrics = LearningMetrics(learning.background)
 
-        def work() -> None:
-            telemetry.work()
-            judge_metrics.work()
-            learning_metrics.work()
+        def export_metrics() -> None:
+            telemetry.export()
+            judge_metrics.export()
+            learning_metrics.export()
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
-            await database.ready()
+            await database.ensure_schema()
             await ledger.start()
             await learning.start()
             await self._judge.start()
@@ -127,34 +123,34 @@ class Models(MoyinCalls):
             await meter.close()
             await database.close()
 
-        self._parts = ModelsParts(
+        self._services = ModelsServices(
             text_router=self._text_router,
             jobs=jobs,
-            images=Images(gateway=jobs, signing_key=signing_key),
-            image_rules=lambda: self._image_rules,
+            images=ImageJobs(gateway=jobs, signing_key=signing_key),
+            image_settings=lambda: self._image_settings,
+            public_url=settings.public_url.rstrip("/"),
             ledger=ledger,
             responses=StoredResponses(database),
-            quality=QualityParts(
-                store=store,
-                learning=learning,
-                feedback=FeedbackService(store, learning, ledger),
-                judge=self._judge,
-            ),
-            authenticator=new_authenticator(database, signing_key),
+            signals=store,
+            learning=learning,
+            feedback=FeedbackService(store, learning, ledger),
+            judge=self._judge,
+            authenticator=create_authenticator(database, signing_key),
             meter=meter,
-            observer=ServeObserver(settings.log_level, also=work),
+            observer=RequestObserver(settings.log_level, export_metrics=export_metrics),
             max_body_bytes=settings.max_body_bytes,
             lifespan=lifespan,
         )
-        self._config = HotConfig(ModelsConfig, self._apply)
+        self._config = ReloadableConfig(ModelsConfig, self._apply)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply new back ends, aliases and prices; requests in progress are not affected."""
+        """Apply a new ``user_config`` to later requests, but not to requests in progress."""
         routing = user_config.get("routing")
         name = routing.get("embedder") if isinstance(routing, dict) else None
         if name in SUPPORTED_EMBEDDERS:
-            with suppress(EmbedderNotInstalled):  # the validation below reports it
-                # Loading takes half a second, too long for the event loop; the embedder is cached.
+            # The validation in `load` reports a missing embedder.
+            with suppress(EmbedderNotInstalled):
+                # Loading takes half a second, too long for the event loop. The result is cached.
                 await asyncio.to_thread(load_embedder, name)
         self._config.load(user_config)
 
@@ -163,12 +159,8 @@ class Models(MoyinCalls):
         self._estimator.set_abilities(fleet.catalog.abilities)
         self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge
-        self._judge.apply(None if judge is None else judge.rules())
-        self._image_rules = ImageRules(
-            timeout=config.images.timeout_s,
-            link_seconds=config.images.link_seconds,
-            base_url=self._base_url,
-        )
+        self._judge.set_rules(None if judge is None else judge.to_rules())
+        self._image_settings = config.images
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).without_request_id()
+        return new_app(self._services).disable_request_id()

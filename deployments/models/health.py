@@ -1,31 +1,64 @@
-"""Checks the health of every back end periodically, without using tokens."""
+"""Checks the health of every back end, without using tokens, and serves the results."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
-from moyin.text.routing.router import Router
+from fastapi import APIRouter
 
-__all__ = ["watch_health"]
+from moyin.errors import ServiceUnavailable
+from moyin.text.routing.router import Router
 
 _log = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 5.0
 
 
-async def watch_health(text_router: Router) -> None:
-    """Check the back ends of the current fleet periodically until cancelled."""
+async def check_backends_forever(text_router: Router) -> None:
+    """Check the back ends of the current fleet every five seconds until the task is cancelled."""
     while True:
-        runtimes = text_router.fleet.runtimes.values()
-        outcomes = await asyncio.gather(
-            *(runtime.check_health(_log_change) for runtime in runtimes), return_exceptions=True
+        runtimes = list(text_router.fleet.runtimes.values())
+        results = await asyncio.gather(
+            *(runtime.check_health(_log_health_change) for runtime in runtimes),
+            return_exceptions=True,
         )
-        for outcome in outcomes:
-            if isinstance(outcome, Exception):
-                _log.error("a health check raised an unexpected error", exc_info=outcome)
+        for runtime, result in zip(runtimes, results, strict=True):
+            if isinstance(result, Exception):
+                _log.error(
+                    "the health check of back end %s failed with an unexpected error",
+                    runtime.name,
+                    exc_info=result,
+                )
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 
-def _log_change(name: str, is_up: bool) -> None:
+def _log_health_change(name: str, is_up: bool) -> None:
     level, state = (logging.INFO, "up") if is_up else (logging.WARNING, "down")
     _log.log(level, "back end %s is %s", name, state)
+
+
+def new_health_routes(text_router: Router) -> APIRouter:
+    """Return the routes ``/healthz`` for the process and ``/readyz`` for its back ends."""
+    router = APIRouter(tags=["health"])
+
+    # Tools for vLLM and similar servers use the path /health.
+    @router.get("/health", include_in_schema=False)
+    @router.get("/healthz", summary="Check that the process responds")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="Check that at least one back end is available")
+    async def readyz() -> dict[str, str | dict[str, str]]:
+        fleet = text_router.fleet
+        states = {
+            name: "up" if runtime.health.is_up else "down"
+            for name, runtime in fleet.runtimes.items()
+        }
+        if not fleet.is_usable:
+            raise ServiceUnavailable(
+                "no back end is available; the member `backends` has their states",
+                details={"backends": states},
+            )
+        return {"status": "ok", "backends": states}
+
+    return router

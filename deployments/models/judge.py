@@ -1,17 +1,14 @@
-"""Runs the judge in one replica: samples answers, compares them, and counts the outcomes."""
+"""Contains `JudgeService`, which samples answers and runs the judge in a replica."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from ray.util import metrics
-
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.errors import ServiceUnavailable
 from moyin.settings import Settings
 from moyin.store.comparisons import ComparisonStore
@@ -19,7 +16,7 @@ from moyin.store.quality import QualityStore
 from moyin.text.judging.judge import Judge
 from moyin.text.judging.rules import JudgeBudget, JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
-from moyin.text.judging.verdict import Outcome, OutcomeCounter
+from moyin.text.judging.verdict import OutcomeCounter
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.router import Router
 
@@ -29,40 +26,12 @@ if TYPE_CHECKING:
 
     from moyin.jobs.workflows.worker import WorkerRunner
 
-__all__ = ["JudgeMetrics", "JudgeService"]
-
 _log = logging.getLogger(__name__)
-_CAPACITY = 10_000
 _RESTART_SECONDS = 2.0
 
 
-class JudgeMetrics:
-    """Counts the outcomes of samples in Ray's metrics.
-
-    `note` only queues an outcome, so that it costs a request little. One thread calls `work`.
-    """
-
-    def __init__(self) -> None:
-        self._queued: deque[Outcome] = deque(maxlen=_CAPACITY)
-        self._samples = metrics.Counter(
-            "moyin_judge_samples",
-            "Answers that were sampled for the judge, by outcome.",
-            tag_keys=("outcome",),
-        )
-
-    def note(self, outcome: Outcome) -> None:
-        """Queue an outcome."""
-        self._queued.append(outcome)
-
-    def work(self) -> None:
-        """Export the queued outcomes."""
-        counts = Counter(self._queued.popleft() for _ in range(len(self._queued)))
-        for outcome, count in counts.items():
-            self._samples.inc(count, {"outcome": outcome.value})
-
-
 class JudgeService:
-    """Runs the judge while `apply` has set rules; without rules it does not import Temporal's SDK.
+    """Samples answers and judges them with Temporal jobs while rules are set.
 
     Args:
         count: called with the outcome of every sample.
@@ -82,9 +51,9 @@ class JudgeService:
         self._estimator = estimator
         self._count = count
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
-        # A separate meter: the settings may let tenants exceed budgets while Valkey is unavailable, but
-        # the judge must never exceed its own.
-        self._meter = Meter(settings.redis_url, budgets_fail_open=False)
+        # While Valkey is unavailable, the settings may allow tenants to exceed their budgets, but
+        # the judge must not exceed its own. Therefore it has a separate meter.
+        self._meter = RequestMeter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
         self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
         self._sampler = AnswerSampler(count)
@@ -93,40 +62,36 @@ class JudgeService:
 
     @property
     def rules(self) -> JudgeRules | None:
-        """The current rules; None while the judge is off."""
+        """The current rules, or None while the judge is off."""
         return self._judge.rules
 
-    def apply(self, rules: JudgeRules | None) -> None:
-        """Apply new rules, also to jobs in progress.
+    def set_rules(self, rules: JudgeRules | None) -> None:
+        """Set new rules, which apply also to jobs in progress.
 
-        Without rules, the answers that wait for comparison are deleted. Their jobs end when the judge
-        is on again, or after a day.
+        With None, the judge is off, and the answers that wait for comparison are deleted. Their
+        jobs end when the judge is on again, or after a day.
         """
         self._judge.rules = self._sampler.rules = rules
         self._text_router.sampler = None if rules is None else self._sampler
         self._changed.set()
 
     async def start(self) -> None:
-        """Start the judge's task."""
-        self._running = asyncio.create_task(self._run())
+        """Start the task that runs the judge."""
+        self._running = asyncio.create_task(self._run_forever())
 
     async def close(self) -> None:
-        """Stop working on jobs; other replicas continue them."""
+        """Stop judging; other replicas continue the jobs."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
         await self._meter.close()
         await self._store.close()
 
-    async def spent(self) -> Decimal:
-        """Return this month's spending in US dollars.
-
-        Raises:
-            ServiceUnavailable: Valkey does not respond.
-        """
+    async def get_spending(self) -> Decimal:
+        """Return the spending of this calendar month in US dollars."""
         return await self.budget.read_spent_usd()
 
-    async def _run(self) -> None:
+    async def _run_forever(self) -> None:
         while True:
             rules = self.rules
             self._changed.clear()
@@ -134,18 +99,18 @@ class JudgeService:
                 await self._changed.wait()
                 continue
             try:
-                await self._work(rules.parallel)
+                await self._judge_until_changed(rules.parallel)
                 if self.rules is None:
                     await self._store.clear()
             except ServiceUnavailable as error:
-                _log.warning("answers kept for the judge expire only after a day: %s", error)
+                _log.warning("stored answers could not be deleted, but expire in a day: %s", error)
             except Exception:
                 _log.exception("the judge failed with an unexpected error; restarting it")
                 await asyncio.sleep(_RESTART_SECONDS)
 
-    async def _work(self, parallel: int) -> None:
-        """Sample and judge until the judge is turned off or its parallelism changes."""
-        starter, runner = self._parts(parallel)
+    async def _judge_until_changed(self, parallel: int) -> None:
+        """Sample and judge answers until the judge is turned off or its parallelism changes."""
+        starter, runner = self._new_starter_and_runner(parallel)
         tasks = [asyncio.create_task(starter.run()), asyncio.create_task(runner.run())]
         try:
             while self.rules is not None and self.rules.parallel == parallel:
@@ -154,21 +119,23 @@ class JudgeService:
                 changed.cancel()
                 self._changed.clear()
                 for task in done - {changed}:
-                    await task  # raises the task's exception
-                    raise RuntimeError("a task of the judge ended without being stopped")
+                    await task  # This raises the exception of a task that failed.
+                    raise RuntimeError(
+                        "the task that samples or judges answers ended although the judge is on"
+                    )
         finally:
             tasks[0].cancel()
             await runner.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _parts(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
-        # Imported here so that replicas without a judge do not import Temporal's SDK.
-        from moyin.jobs.workflows.client import Temporal
+    def _new_starter_and_runner(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
+        # Replicas without a judge do not import Temporal's SDK.
+        from moyin.jobs.workflows.client import TemporalConnection
         from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue, new_judge_worker
         from moyin.jobs.workflows.worker import WorkerRunner
 
         settings = self._settings
-        temporal = Temporal(
+        temporal = TemporalConnection(
             settings.temporal_address,
             settings.temporal_namespace,
             retention=timedelta(days=settings.job_history_days),

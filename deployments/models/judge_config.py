@@ -1,4 +1,4 @@
-"""Defines and checks ``routing.judge`` of ``user_config``."""
+"""Defines ``routing.judge`` in ``user_config`` and checks it against the configured models."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from deployments.replicas import StrictModel
 from moyin.text.judging.comparison import INSTRUCTION_TOKENS
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.verdict import MAX_VERDICT_TOKENS
 
-__all__ = ["JudgeConfig", "check_judge"]
 
-
-class _Model(Protocol):
-    """Has the settings of `config.ModelConfig` that decide whether a model can judge."""
+class _ModelSettings(Protocol):
+    """The settings of `config.ModelConfig` that determine whether a model can judge."""
 
     @property
     def name(self) -> str: ...
@@ -30,8 +29,8 @@ class _Model(Protocol):
     def context(self) -> int: ...
 
 
-class _Alias(Protocol):
-    """Has the settings of `rules.AliasConfig` that select its models."""
+class _AliasSettings(Protocol):
+    """The settings of `rules.AliasConfig` that select the models of an alias."""
 
     @property
     def models(self) -> Sequence[str]: ...
@@ -39,24 +38,22 @@ class _Alias(Protocol):
     def quality(self) -> float: ...
 
 
-class JudgeConfig(BaseModel):
-    """Configures the judge: a model that compares answers with those of a second model.
+class JudgeConfig(StrictModel):
+    """Configures the judge, a model that compares the answers of two other models.
 
-    The router learns from the verdicts (docs/routing.md). The calls are low-priority jobs that the
-    operator pays for, within a budget.
+    The router learns from the verdicts (docs/routing.md). The judge's calls are low-priority jobs,
+    which the operator pays for within a budget.
 
     Attributes:
-        share: share of the answers to ``auto`` and aliases that may be judged; 0: none.
-        model: model or alias that judges. It must support JSON schemas and never judges its own
-            answers.
-        second: model to compare with; None: the next better candidate, else the next cheaper one.
-        usd_per_month: budget for second answers and verdicts together, by UTC calendar month.
-        max_prompt_tokens: longer conversations are not judged.
-        max_answer_tokens: longer answers are not judged, and second answers are cut off here.
-        parallel: comparisons that one replica works on at a time.
+        share: share of the answers to ``auto`` and aliases that may be judged, from 0 to 1.
+        model: judging model or alias. It must support JSON schemas and never judges its own answers.
+        second: model that gives the second answer; if None, the next better candidate or else the
+            next cheaper one.
+        usd_per_month: budget for second answers and verdicts per calendar month in UTC.
+        max_prompt_tokens: length above which conversations are not judged.
+        max_answer_tokens: length above which answers are not judged and second answers are cut off.
+        parallel: number of comparisons that a replica works on at a time.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     share: float = Field(ge=0, le=1, allow_inf_nan=False)
     model: str = Field(min_length=1)
@@ -66,8 +63,8 @@ class JudgeConfig(BaseModel):
     max_answer_tokens: int = Field(2_000, ge=1, le=32_000)
     parallel: int = Field(1, ge=1, le=16)
 
-    def rules(self) -> JudgeRules | None:
-        """Return the rules of the judge; None if the share is 0."""
+    def to_rules(self) -> JudgeRules | None:
+        """Return the rules of the judge, or None if the share is 0."""
         if not self.share:
             return None
         return JudgeRules(
@@ -81,14 +78,10 @@ class JudgeConfig(BaseModel):
         )
 
 
-def check_judge(
-    judge: JudgeConfig, models: Sequence[_Model], aliases: Mapping[str, _Alias]
+def check_judge_config(
+    judge: JudgeConfig, models: Sequence[_ModelSettings], aliases: Mapping[str, _AliasSettings]
 ) -> None:
-    """Check that the judge is able to judge and that there are two other models to compare.
-
-    Raises:
-        ValueError: with the field and the reason.
-    """
+    """Raise ValueError unless the judge can judge and there are two other models to compare."""
     alias = aliases.get(judge.model)
     names = {judge.model} if alias is None else set(alias.models)
     judges = [
@@ -97,11 +90,13 @@ def check_judge(
         if (not names or model.name in names) and (alias is None or model.quality >= alias.quality)
     ]
     if not judges:
-        raise ValueError(f"routing.judge.model: no model or alias {judge.model!r}")
+        raise ValueError(
+            f"routing.judge.model: no model or alias {judge.model!r}; name a configured model"
+        )
     able = [model for model in judges if model.schema_ and not model.embeddings]
     if not able:
         raise ValueError(
-            f"routing.judge.model: no model of {judge.model!r} has 'schema: true', which a judge needs"
+            f"routing.judge.model: no model of {judge.model!r} has 'schema: true'; name a model that has it"
         )
     needed = judge.max_answer_tokens + INSTRUCTION_TOKENS + MAX_VERDICT_TOKENS
     if all(model.context <= needed for model in able):
@@ -120,7 +115,9 @@ def check_judge(
     if second is None:
         return
     if second not in chat_models:
-        raise ValueError(f"routing.judge.second: no chat model {second!r}")
+        raise ValueError(
+            f"routing.judge.second: no chat model {second!r}; name a configured model or leave it out"
+        )
     if any(model.name == second for model in judges):
         raise ValueError(
             f"routing.judge.second: {second!r} would judge its own answers; choose a model other than "

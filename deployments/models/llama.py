@@ -1,4 +1,4 @@
-"""Connects to the embedded llama.cpp server: Ray starts it, and requests reach it over HTTP."""
+"""Connects the router to an embedded llama.cpp server, which runs in a Ray actor and serves HTTP."""
 
 from __future__ import annotations
 
@@ -17,70 +17,71 @@ from moyin.errors import BackendUnavailable
 from moyin.text.backends.http import Endpoint
 from moyin.text.backends.openai import OpenAIBackend
 
-__all__ = ["LlamaBackend", "LlamaEndpoints"]
-
 _log = logging.getLogger(__name__)
-# The actor responds late while it waits for resources or loads its model. Other back ends can take the
-# request meanwhile.
-_FIND_SECONDS = 2.0
-# An actor that has responded before is restarted after this time without a response.
+# While the actor waits for resources or loads its model, it does not respond in time, and the
+# router uses other back ends.
+_FIND_TIMEOUT_SECONDS = 2.0
 _UNRESPONSIVE_SECONDS = 15.0
 
 
 class LlamaEndpoints:
-    """Finds the server's address through its actor, which it starts or restarts if necessary.
+    """Finds the address of a server through its actor, which is started or restarted if necessary.
 
     Args:
-        restart_after: seconds without a response after which an actor that has responded before is
-            restarted.
+        restart_after: seconds without a response after which the actor is restarted, unless it has
+            not responded yet since its start.
     """
 
     def __init__(
         self, name: str, spec: LlamaSpec, *, restart_after: float = _UNRESPONSIVE_SECONDS
     ) -> None:
-        # Each configuration has an actor of its own, so that replicas with the old one keep theirs.
+        # The actor's name includes the configuration, so that replicas with another configuration
+        # use another actor.
         digest = hashlib.sha256(serialization.encode(spec)).hexdigest()[:8]
         self._name = f"llama-{name}-{digest}"
         self._spec = spec
         self._restart_after = restart_after
-        # False until the first response since the start: its model may still be loading.
+        # Until the first response since its start, the actor may be loading the model.
         self._has_responded = False
         self._unresponsive_since: float | None = None
         self.known_endpoint: Endpoint | None = None
 
     async def find(self) -> Endpoint:
-        """Return the server's endpoint.
+        """Return the server's endpoint, and renew the lease of its actor.
 
         Raises:
-            BackendUnavailable: the server does not run, or does not respond.
+            BackendUnavailable: the server does not run, does not respond, or makes no progress.
         """
         actor = None
         try:
-            async with asyncio.timeout(_FIND_SECONDS):
+            async with asyncio.timeout(_FIND_TIMEOUT_SECONDS):
                 actor = await asyncio.to_thread(find_or_start, self._name, self._spec)
-                url, key = await actor.endpoint.remote()
+                url, key = await actor.get_endpoint.remote()
         except TimeoutError:
             self.known_endpoint = None
             if await self._restart_if_unresponsive(actor):
-                raise BackendUnavailable("the embedded server is restarting") from None
-            raise BackendUnavailable("the embedded server does not respond") from None
+                raise self._new_unavailable_error("is restarting") from None
+            raise self._new_unavailable_error("does not respond") from None
         except RayTaskError:
-            # The actor responds, and reports that its server hangs.
+            # The actor has raised `actors.llama.ServerStalled`.
             self._record_response()
-            self.known_endpoint = None
-            raise BackendUnavailable("the embedded server is stuck") from None
+            self.known = None
+            raise self._new_unavailable_error("makes no progress") from None
         except (RayError, ValueError):
-            self.known_endpoint, self._has_responded = None, False
-            raise BackendUnavailable("the embedded server is not running") from None
+            self.known, self._has_responded = None, False
+            raise self._new_unavailable_error("is not running") from None
         self._record_response()
         self.known_endpoint = Endpoint(url=f"{url}/v1", key=key)
         return self.known_endpoint
+
+    def _new_unavailable_error(self, state: str) -> BackendUnavailable:
+        return BackendUnavailable(f"the embedded server {self._name} {state}; use another back end")
 
     def _record_response(self) -> None:
         self._has_responded, self._unresponsive_since = True, None
 
     async def _restart_if_unresponsive(self, actor: Any) -> bool:
-        """Have Ray restart the actor if it has not responded for too long; return whether it did."""
+        """Restart the actor if it did not respond for too long; return whether it restarts."""
         if actor is None or not self._has_responded:
             return False
         now = time.monotonic()
@@ -89,29 +90,30 @@ class LlamaEndpoints:
         seconds = now - self._unresponsive_since
         if seconds < self._restart_after:
             return False
-        # Until its next response the actor counts as starting.
         self._has_responded, self._unresponsive_since = False, None
-        _log.error("%s has not responded for %.0f seconds; restarting it", self._name, seconds)
+        _log.error(
+            "actor %s has not responded for %.0f seconds; restarting it", self._name, seconds
+        )
         await asyncio.to_thread(ray.kill, actor, no_restart=False)
         return True
 
     def forget(self) -> None:
-        """Discard the known endpoint, so that the next request looks it up."""
-        self.known_endpoint = None
+        """Discard the known endpoint, so that the next request finds the endpoint again."""
+        self.known = None
 
 
 class LlamaBackend(OpenAIBackend):
-    """Sends requests to the embedded server; its health check also renews the actor's lease."""
+    """Sends requests to an embedded llama.cpp server. The health check renews the actor's lease."""
 
     def __init__(
         self, endpoints: LlamaEndpoints, *, connections: int, prompt_cache: bool = False
     ) -> None:
         super().__init__(endpoints, connections=connections, prompt_cache=prompt_cache)
-        self._actor = endpoints
-        # Set now and not by the first probe, because prompt reuse must be off from the first request.
+        self._endpoints = endpoints
+        # Without this name, prompt reuse would be on until the first probe finds the name.
         self._owner = "llamacpp"
 
     async def probe(self) -> None:
-        """Check the actor and its server."""
-        await self._actor.find()
+        """Check that the actor and its server respond."""
+        await self._endpoints.find()
         await super().probe()

@@ -1,4 +1,4 @@
-"""Completes the OpenAPI document with calls and request bodies that FastAPI does not handle."""
+"""Adds model calls and request bodies, which FastAPI does not know, to the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,47 +10,44 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from deployments.openapi import document_security
-from deployments.problems import document_protocol_errors
+from deployments.openapi import document_protocol_errors, document_security
 from moyin.text.protocol.anthropic.wire import CountBody, MessagesBody
 from moyin.text.protocol.ollama import wire as ollama
 from moyin.text.protocol.openai.images import ImagesBody
 from moyin.text.protocol.openai.wire import ChatBody, EmbeddingBody
 
-__all__ = ["describe"]
-
-_EVENTS, _LINES = "text/event-stream", "application/x-ndjson"
+_SSE, _NDJSON = "text/event-stream", "application/x-ndjson"
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """Describes a model call.
+class _CallDescription:
+    """The description of a model call in the OpenAPI document.
 
     Attributes:
-        name: prefix of its schemas' names.
-        streams: media type of its streams; None if it has none.
+        name: operation id, and prefix of the names of schemas.
+        stream_type: media type of streamed answers, if the call supports them.
     """
 
     path: str
     name: str
     body: type[BaseModel]
-    streams: str | None
+    stream_type: str | None
     summary: str
     description: str
 
 
 _CALLS = (
-    _Call(
+    _CallDescription(
         "/chat/completions",
         "ChatBody",
         ChatBody,
-        _EVENTS,
+        _SSE,
         "OpenAI chat completion",
         "Returns an answer, whole or as server-sent events. `model` is a name that `GET /models` "
         "lists; with `auto` the router chooses the model. Members that are not listed here are "
         "passed through to back ends of the same format.",
     ),
-    _Call(
+    _CallDescription(
         "/embeddings",
         "EmbedBody",
         EmbeddingBody,
@@ -58,32 +55,32 @@ _CALLS = (
         "OpenAI embeddings",
         "Returns a vector for each input, from any back end that supports embeddings.",
     ),
-    _Call(
+    _CallDescription(
         "/messages",
         "MessagesBody",
         MessagesBody,
-        _EVENTS,
+        _SSE,
         "Anthropic message",
         "Returns an answer in Anthropic's format, whole or as server-sent events, from any back end.",
     ),
-    _Call(
+    _CallDescription(
         "/ollama/api/chat",
         "OllamaChatCodec",
         ollama.ChatBody,
-        _LINES,
+        _NDJSON,
         "Ollama chat",
         "Returns an answer in Ollama's format from any back end, as lines of JSON unless `stream` "
         "is false. Without `num_ctx`, the length of the prompt determines it.",
     ),
-    _Call(
+    _CallDescription(
         "/ollama/api/generate",
         "OllamaGenerateCodec",
         ollama.GenerateBody,
-        _LINES,
+        _NDJSON,
         "Ollama generate",
         "Answers a single prompt, otherwise like `/ollama/api/chat`.",
     ),
-    _Call(
+    _CallDescription(
         "/ollama/api/embed",
         "OllamaEmbedCodec",
         ollama.EmbedBody,
@@ -91,7 +88,7 @@ _CALLS = (
         "Ollama embed",
         "Returns a vector for each input, from any back end that supports embeddings.",
     ),
-    _Call(
+    _CallDescription(
         "/ollama/api/embeddings",
         "OllamaEmbeddingsCodec",
         ollama.EmbeddingsBody,
@@ -100,7 +97,7 @@ _CALLS = (
         "Returns the vector of one prompt. Ollama's older form of `/ollama/api/embed`.",
     ),
 )
-_BODIES: Mapping[str, type[BaseModel]] = {
+_EXTRA_BODIES: Mapping[str, type[BaseModel]] = {
     "/messages/count_tokens": CountBody,
     "/images/generations": ImagesBody,
     "/ollama/api/show": ollama.ShowBody,
@@ -115,16 +112,12 @@ _HEADERS = {
     "recorded, is an estimate.",
     "x-moyin-cost-usd": "The cost in US dollars. Streams send it in a comment after the last event.",
 }
-
-
 _PREFER = {
     "name": "Prefer",
     "in": "header",
     "description": "`respond-async` runs the call as a durable job.",
     "schema": {"type": "string"},
 }
-
-
 _PARAMETERS = [
     _PREFER,
     {
@@ -144,64 +137,62 @@ _PARAMETERS = [
 ]
 
 
-def describe(app: FastAPI, is_public: Callable[[str], bool]) -> None:
-    """Replace ``app.openapi`` by a function that returns the complete document.
-
-    Args:
-        is_public: tells whether the route with a path, as in the document, needs no key.
-    """
+def complete_openapi(app: FastAPI, is_public: Callable[[str], bool]) -> None:
+    """Replace ``app.openapi`` by a function that returns the complete document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _described(app, is_public)
+            app.openapi_schema = _build_document(app, is_public)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _described(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]:
-    described = get_openapi(
+def _build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]:
+    document = get_openapi(
         title=app.title,
         version=app.version,
         description=app.description,
         routes=app.routes,
         servers=[{"url": "/v1"}],
     )
-    components = described.setdefault("components", {})
+    components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for call in _CALLS:
-        described["paths"][call.path] = {
+        document["paths"][call.path] = {
             "post": {
                 "tags": ["text"],
                 "summary": call.summary,
                 "description": call.description,
                 "operationId": call.name,
                 "parameters": _PARAMETERS,
-                "requestBody": _body(call.body, call.name, schemas),
+                "requestBody": _describe_body(call.body, call.name, schemas),
                 "responses": {
-                    "200": _answer(call.streams),
+                    "200": _describe_answer(call.stream_type),
                     "202": {"description": "The job that runs the call; `Location` is its path."},
                     "default": {"description": "An error in the protocol's format"},
                 },
             }
         }
-    for path, shape in _BODIES.items():
-        described["paths"][path]["post"]["requestBody"] = _body(shape, shape.__name__, schemas)
-    described["paths"]["/images/generations"]["post"]["parameters"] = [_PREFER]
-    document_protocol_errors(described)
-    document_security(described, is_public)
-    return described
+    for path, body in _EXTRA_BODIES.items():
+        document["paths"][path]["post"]["requestBody"] = _describe_body(
+            body, body.__name__, schemas
+        )
+    document["paths"]["/images/generations"]["post"]["parameters"] = [_PREFER]
+    document_protocol_errors(document)
+    document_security(document, is_public)
+    return document
 
 
-def _body(shape: type[BaseModel], name: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
-    # Several protocols have schemas called Tool or Message, so each call's get a prefix.
+def _describe_body(body: type[BaseModel], name: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    # Several protocols have schemas with names such as Tool, so the names get the call's as a prefix.
     content = {"schema": _add_schemas(schema, name, schemas)}
     return {"required": True, "content": {"application/json": content}}
 
 
 def _add_schemas(schema: dict[str, Any], prefix: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """Add ``schema`` and its definitions to ``schemas`` under prefixed names; return a reference."""
+    """Add ``schema`` and its definitions to ``schemas`` and return a reference to ``schema``."""
     definitions = schema.pop("$defs", {})
     for name, definition in {**definitions, "": schema}.items():
         schemas[prefix + name] = _prefix_references(definition, prefix)
@@ -219,12 +210,12 @@ def _prefix_references(value: Any, prefix: str) -> Any:
     return value
 
 
-def _answer(streams: str | None) -> dict[str, Any]:
+def _describe_answer(stream_type: str | None) -> dict[str, Any]:
     headers = {
         name: {"description": description, "schema": {"type": "string"}}
         for name, description in _HEADERS.items()
     }
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    if streams is not None:
-        content[streams] = {"schema": {"type": "string"}}
+    if stream_type is not None:
+        content[stream_type] = {"schema": {"type": "string"}}
     return {"description": "The answer", "headers": headers, "content": content}

@@ -1,4 +1,4 @@
-"""Defines prices in ``user_config``: by token, date and prompt length, or by GPU time."""
+"""Defines the prices of models in ``user_config``, which are by token or by GPU time."""
 
 from __future__ import annotations
 
@@ -8,39 +8,36 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, flat_tariff
+from deployments.replicas import StrictModel
+from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, create_flat_tariff
 
-__all__ = ["GpuPriceConfig", "PriceConfig", "PriceSetting", "tariff_of"]
-
-# Six decimal places, because rates are stored in whole picodollars per token.
-_Money = Annotated[Decimal, Field(ge=0, decimal_places=6)]
+# More than six decimal places would be fractions of a picodollar per token.
+_UsdAmount = Annotated[Decimal, Field(ge=0, decimal_places=6)]
 
 
-class PriceConfig(BaseModel):
-    """Sets prices in US dollars per million tokens; 0 means free.
+class PriceConfig(StrictModel):
+    """The prices of a model in US dollars per million tokens.
 
-    Cached tokens cost the same as input unless their prices are set.
+    Cached tokens cost the same as other input unless their prices are set.
 
     Attributes:
-        since: first day of the price. A list with several days describes prices that change.
-        up_to: longest prompt, in tokens, that has this price. The last price of a day has no limit.
+        since: first day of the price. In a list, a later day replaces the prices of earlier days.
+        up_to: longest prompt, in tokens, with this price. The last price of each day has no limit.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    input: _Money
-    output: _Money
-    cache_read: _Money | None = None
-    cache_write: _Money | None = None
-    cache_write_1h: _Money | None = None
+    input: _UsdAmount
+    output: _UsdAmount
+    cache_read: _UsdAmount | None = None
+    cache_write: _UsdAmount | None = None
+    cache_write_1h: _UsdAmount | None = None
     since: date = date.min
     up_to: int | None = Field(None, ge=1)
 
-    def rates(self) -> Rates:
-        """Return the rates without their day and limit."""
-        tariff = flat_tariff(
+    def to_rates(self) -> Rates:
+        """Return the prices without their day and prompt length."""
+        tariff = create_flat_tariff(
             self.input,
             self.output,
             cache_read=self.cache_read,
@@ -50,19 +47,17 @@ class PriceConfig(BaseModel):
         return tariff.prices[0].bands[0].rates
 
 
-class GpuPriceConfig(BaseModel):
-    """Sets a price per hour of GPU time; a call costs the time that it is measured to take."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class GpuPriceConfig(StrictModel):
+    """The price of a model per hour of GPU time. Each call costs its measured duration."""
 
     usd_per_gpu_hour: Annotated[Decimal, Field(ge=0)]
 
-    def gpu(self) -> GpuRate:
+    def to_gpu_rate(self) -> GpuRate:
         return GpuRate(usd_per_hour=self.usd_per_gpu_hour)
 
 
 def _expand_zero(value: Any) -> Any:
-    """Expand the short form ``price: 0``."""
+    """Replace the short form ``price: 0`` by prices of 0."""
     return {"input": 0, "output": 0} if value == 0 and not isinstance(value, bool) else value
 
 
@@ -72,16 +67,17 @@ PriceSetting = Annotated[
 ]
 
 
-def tariff_of(prices: Sequence[PriceConfig]) -> Tariff:
-    """Build a tariff from prices that are sorted by day and prompt length.
+def build_tariff(prices: Sequence[PriceConfig]) -> Tariff:
+    """Build a tariff from prices, sorted by day and prompt length.
 
     Raises:
-        ValueError: the prices are not sorted, or some prompt length has no price.
+        ValueError: the prices are not sorted, or there is no price for some prompt length.
     """
     return Tariff(
         prices=tuple(
             Price(
-                since=since, bands=tuple(PriceBand(rates=p.rates(), up_to=p.up_to) for p in bands)
+                since=since,
+                bands=tuple(PriceBand(rates=p.to_rates(), up_to=p.up_to) for p in bands),
             )
             for since, bands in groupby(prices, key=lambda price: price.since)
         )

@@ -1,14 +1,14 @@
-"""Exports metrics and traces of model calls, with OpenTelemetry's names for generative AI.
+"""Exports the metrics of the models app, and traces of model calls.
 
-A call is only queued during its request; the observer's thread exports the calls of about a second
-at once. Ray's metrics allow no dots in names: ``gen_ai.client.token.usage`` becomes
-``gen_ai_client_token_usage``. Spans go to the process's tracer, set by Ray's
-``--tracing-startup-hook`` or by ``opentelemetry-instrument``; without a tracer there are no spans.
+Requests only queue their data; the thread of `deployments.observer.RequestObserver` exports the
+queues every second. Metrics of model calls have OpenTelemetry's names for generative AI, with
+underscores for dots, which Ray does not allow. Spans go to the tracer of the process, if Ray's
+``--tracing-startup-hook`` or ``opentelemetry-instrument`` has set one.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -17,17 +17,18 @@ from opentelemetry.trace import ProxyTracerProvider, SpanKind, Status, StatusCod
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from ray.util import metrics
 
-from deployments.histogram import Histogram
+from deployments.observer import BatchHistogram
 from moyin.http.breaker import BreakerState
+from moyin.text.judging.verdict import Outcome
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.telemetry import CallRecord
-
-__all__ = ["CallTelemetry"]
 
 _T = TypeVar("_T")
 
-# More calls than a replica can answer between two exports.
-_CAPACITY = 50_000
-_NANO = 1e9
+# More calls, and sampled answers, than a replica has between two exports.
+_CALL_CAPACITY = 50_000
+_OUTCOME_CAPACITY = 10_000
+_NANOSECONDS = 1e9
 _CALL_LABELS = (
     "gen_ai_operation_name",
     "gen_ai_provider_name",
@@ -36,61 +37,46 @@ _CALL_LABELS = (
     "moyin_backend",
 )
 # Bucket boundaries as OpenTelemetry's conventions advise.
-_TOKENS = tuple(float(4**power) for power in range(14))
-_SECONDS = tuple(0.01 * 2**power for power in range(14))
-_FIRST_TOKEN_SECONDS = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-    2.5,
-    5.0,
-    7.5,
-    10.0,
-)
-_SECONDS_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_TOKEN_BOUNDS = tuple(float(4**power) for power in range(14))
+_DURATION_BOUNDS = tuple(0.01 * 2**power for power in range(14))
+_FIRST_TOKEN_BOUNDS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+_PER_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 
 
 class CallTelemetry:
-    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica. One thread calls `work`."""
+    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica. A thread calls `export`."""
 
     def __init__(self) -> None:
-        self._calls: deque[CallRecord] = deque(maxlen=_CAPACITY)
-        self._changes: deque[tuple[str, BreakerState | None]] = deque(maxlen=_CAPACITY)
+        self._calls: deque[CallRecord] = deque(maxlen=_CALL_CAPACITY)
+        self._breaker_changes: deque[tuple[str, BreakerState | None]] = deque(maxlen=_CALL_CAPACITY)
         self._states: dict[str, BreakerState] = {}
-        self._tokens = Histogram(
+        self._tokens = BatchHistogram(
             "gen_ai_client_token_usage",
             "Tokens of calls, by input and output.",
-            _TOKENS,
+            _TOKEN_BOUNDS,
             (*_CALL_LABELS, "gen_ai_token_type"),
         )
-        self._duration = Histogram(
+        self._duration = BatchHistogram(
             "gen_ai_server_request_duration_seconds",
             "Seconds from the request to the end of the answer.",
-            _SECONDS,
+            _DURATION_BOUNDS,
             (*_CALL_LABELS, "error_type"),
         )
-        self._first = Histogram(
+        self._first_token = BatchHistogram(
             "gen_ai_server_time_to_first_token_seconds",
             "Seconds to the first chunk of a stream.",
-            _FIRST_TOKEN_SECONDS,
+            _FIRST_TOKEN_BOUNDS,
             _CALL_LABELS,
         )
-        self._per_token = Histogram(
+        self._per_token = BatchHistogram(
             "gen_ai_server_time_per_output_token_seconds",
             "Seconds per token after the first chunk of a stream.",
-            _SECONDS_PER_TOKEN,
+            _PER_TOKEN_BOUNDS,
             _CALL_LABELS,
         )
-        self._state = metrics.Gauge(
+        self._breaker_state = metrics.Gauge(
             "moyin_backend_breaker",
             "1 for the current state of a back end's circuit breaker, 0 for the other states.",
             tag_keys=("moyin_backend", "state"),
@@ -105,31 +91,31 @@ class CallTelemetry:
         self._calls.append(call)
 
     def record_breaker_state(self, backend: str, state: BreakerState) -> None:
-        self._changes.append((backend, state))
+        self._breaker_changes.append((backend, state))
 
     def forget_backend(self, backend: str) -> None:
-        self._changes.append((backend, None))
+        self._breaker_changes.append((backend, None))
 
-    def work(self) -> None:
-        """Export the queued calls and breaker states."""
-        for backend, state in _drain(self._changes):
+    def export(self) -> None:
+        """Export the queued calls and the states of circuit breakers."""
+        for backend, state in _drain(self._breaker_changes):
             if state is None:
                 self._states.pop(backend, None)
                 continue
             self._states[backend] = state
             self._transitions.inc(1, {"moyin_backend": backend, "state": state.value})
-        # Set on every call, because Ray drops a gauge that was not set for a while.
+        # All gauges are set in every export, because Ray drops a gauge that was not set for a while.
         for backend, current in self._states.items():
             for state in BreakerState:
-                self._state.set(
+                self._breaker_state.set(
                     float(state is current), {"moyin_backend": backend, "state": state.value}
                 )
         calls = _drain(self._calls)
         if calls:
-            self._measure(calls)
-            _trace(calls)
+            self._export_metrics(calls)
+            _export_spans(calls)
 
-    def _measure(self, calls: Iterable[CallRecord]) -> None:
+    def _export_metrics(self, calls: Iterable[CallRecord]) -> None:
         tokens, seconds, firsts, per_token = [], [], [], []
         for call in calls:
             labels = (call.operation, call.provider, call.requested_model, call.model, call.backend)
@@ -142,19 +128,74 @@ class CallTelemetry:
             if call.first_token_seconds is not None:
                 firsts.append((labels, call.first_token_seconds))
                 if call.error is None and usage.output_tokens > 1:
-                    writing = call.seconds - call.first_token_seconds
-                    per_token.append((labels, writing / (usage.output_tokens - 1)))
+                    generation = call.seconds - call.first_token_seconds
+                    per_token.append((labels, generation / (usage.output_tokens - 1)))
         self._tokens.add(tokens)
         self._duration.add(seconds)
-        self._first.add(firsts)
+        self._first_token.add(firsts)
         self._per_token.add(per_token)
+
+
+class JudgeMetrics:
+    """Publishes how many sampled answers the judge handled, by outcome.
+
+    Requests call `record_outcome`, which is quick. A thread calls `export`.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[Outcome] = deque(maxlen=_OUTCOME_CAPACITY)
+        self._samples = metrics.Counter(
+            "moyin_judge_samples",
+            "Answers that were sampled for the judge, by outcome.",
+            tag_keys=("outcome",),
+        )
+
+    def record_outcome(self, outcome: Outcome) -> None:
+        """Queue the outcome of a sample for the next export."""
+        self._queue.append(outcome)
+
+    def export(self) -> None:
+        """Add the queued outcomes to Ray's metrics."""
+        counts = Counter(self._queue.popleft() for _ in range(len(self._queue)))
+        for outcome, count in counts.items():
+            self._samples.inc(count, {"outcome": outcome.value})
+
+
+class LearningMetrics:
+    """Publishes how many requests the router learned from, by outcome. A thread calls `export`."""
+
+    def __init__(self, background: BackgroundQueue) -> None:
+        self._background = background
+        self._exported = dict.fromkeys(self._read_counts(), 0)
+        self._requests = metrics.Counter(
+            "moyin_quality_requests",
+            "Requests that the router could learn from, by outcome.",
+            tag_keys=("outcome",),
+        )
+
+    def export(self) -> None:
+        """Add the increase of the counts since the last call to Ray's metrics."""
+        for outcome, count in self._read_counts().items():
+            if count > self._exported[outcome]:
+                self._requests.inc(count - self._exported[outcome], {"outcome": outcome})
+                self._exported[outcome] = count
+
+    def _read_counts(self) -> dict[str, int]:
+        background = self._background
+        share = background.sampler
+        return {
+            "learned": share.accepted,
+            "left_out": share.skipped,
+            "failed": background.failed,
+            "lost": background.dropped,
+        }
 
 
 def _drain(queue: deque[_T]) -> list[_T]:
     return [queue.popleft() for _ in range(len(queue))]
 
 
-def _trace(calls: Iterable[CallRecord]) -> None:
+def _export_spans(calls: Iterable[CallRecord]) -> None:
     provider = trace.get_tracer_provider()
     if isinstance(provider, ProxyTracerProvider):
         return
@@ -167,16 +208,16 @@ def _trace(calls: Iterable[CallRecord]) -> None:
             f"{call.operation} {call.model}",
             context=parent,
             kind=SpanKind.CLIENT,
-            start_time=int((call.ended_at - call.seconds) * _NANO),
-            attributes=_attributes(call),
+            start_time=int((call.ended_at - call.seconds) * _NANOSECONDS),
+            attributes=_span_attributes(call),
         )
         if call.error is not None:
             span.set_attribute("error.type", call.error)
             span.set_status(Status(StatusCode.ERROR))
-        span.end(end_time=int(call.ended_at * _NANO))
+        span.end(end_time=int(call.ended_at * _NANOSECONDS))
 
 
-def _attributes(call: CallRecord) -> dict[str, str | int | float]:
+def _span_attributes(call: CallRecord) -> dict[str, str | int | float]:
     attributes: dict[str, str | int | float] = {
         "gen_ai.operation.name": call.operation,
         "gen_ai.provider.name": call.provider,

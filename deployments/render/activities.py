@@ -1,4 +1,4 @@
-"""`RenderActivities`: runs the render step of a job as a Temporal activity."""
+"""Contains `RenderActivities`, which runs the render steps of jobs as Temporal activities."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from deployments.job_services import JobServices
 from deployments.render.failure_counts import FailureCounts
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
@@ -21,90 +22,82 @@ from deployments.render.reporter import ProgressReporter
 from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_name
+from moyin.domain.prompt import ComfyPrompt, PromptRecord, build_channel_name
 from moyin.domain.renderer import RenderProgress, RenderRequest, RenderSucceeded
 from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
-from moyin.jobs.workflows.types import StepDone, StepInput
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
-from moyin.render.scheduling.policy import PendingRender
-from moyin.store.artifacts import ArtifactStore, step_artifact_id
-from moyin.store.blobs import BlobStore
-from moyin.store.events import EventStore
-from moyin.store.jobs import JobStore
+from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send_heartbeats
+from moyin.jobs.workflows.types import StepInput, StepOutcome
+from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.protocol.graph import (
+    find_artifact_ids,
+    find_model_files,
+    make_input_name,
+    replace_inputs,
+)
+from moyin.render.scheduling.rules import PendingRender
+from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CachedRender, CacheRules, RenderCache
+from moyin.store.render_cache import CachedRender
 
-__all__ = ["RenderActivities", "prompt_id_of"]
-
-# Many renders wait in a window, and each heartbeat costs Temporal a write.
+# Temporal writes each heartbeat to its database, and many renders wait at the same time.
 _WAITING_HEARTBEAT_SECONDS = 2.0
-# Name of the back end of a step whose result came from the cache.
-_CACHE = "cache"
+# Back end in the result of a step whose result came from the cache.
+_CACHE_BACKEND = "cache"
 _log = logging.getLogger(__name__)
 
 
 class RenderActivities:
-    """Holds the activity of a queue ``render-<pool>`` and the clients that it needs."""
+    """Provides the Temporal activity of a queue ``render-<pool>``."""
 
     def __init__(
         self,
         *,
         pool: Pool,
-        blobs: BlobStore,
-        artifacts: ArtifactStore,
-        jobs: JobStore,
+        services: JobServices,
         prompts: PromptStore,
-        events: EventStore,
-        record: JobStatusWriter,
-        sizes: ModelSizes,
-        cache: RenderCache,
-        rules: CacheRules,
+        model_sizes: ModelSizes,
+        result_cache: RenderResultCache,
         guard: RenderGuard,
     ) -> None:
-        self._guard = guard
-        self._sizes = sizes
-        self._cache = RenderResultCache(cache, blobs, rules)
         self._pool = pool
-        self._blobs = blobs
-        self._artifacts = artifacts
-        self._jobs = jobs
+        self._services = services
         self._prompts = prompts
-        self._events = events
-        self._record = record
+        self._model_sizes = model_sizes
+        self._result_cache = result_cache
+        self._guard = guard
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone | StepResult:
-        """Render the graph; a retry attaches to the prompt that a lost attempt left running."""
-        async with heartbeating(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
+    async def render_step(self, step: StepInput) -> StepOutcome | StepResult:
+        """Render the graph of a step, or attach to its prompt if a lost attempt left it running."""
+        async with send_heartbeats(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
-                return await self._record.run_step(step, lambda: self._render(step, heartbeat))
+                return await self._services.status_writer.run_step(
+                    step, lambda: self._render(step, heartbeat)
+                )
             except ApplicationError:
                 raise
             except Exception as error:
-                raise _failure(error, heartbeat) from error
+                raise _to_failure(error, heartbeat) from error
 
     async def _render(self, step: StepInput, heartbeat: Heartbeat) -> StepResult:
-        spec, step_spec, graph = await load_step(self._blobs, step)
-        request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
-        await self._guard.check(step.owner, step_spec.pool, request.graph, request.files)
-        digest = self._cache.digest(spec, step_spec, request)
-        cached = await self._cache.find(step.owner, digest, request) if digest else None
+        spec, step_spec, graph = await load_step(self._services.blobs, step)
+        request = await self._build_request(step, graph, spec.comfyui or ComfyPrompt())
+        await self._guard.check_render(step.owner, step_spec.pool, request.graph, request.files)
+        key = self._result_cache.compute_key(spec, step_spec, request)
+        cached = await self._result_cache.find(step.owner, key, request) if key else None
         if cached is not None:
             done, record = cached
-            done = _with_outputs(done, step_spec.outputs)
-            return replace(await self._result(step, _CACHE, done, record), cached=True)
+            done = _select_files(done, step_spec.outputs)
+            return replace(await self._save_result(step, _CACHE_BACKEND, done, record), cached=True)
         reporter = ProgressReporter(
-            self._jobs,
-            self._events,
+            self._services.jobs,
+            self._services.events,
             job_id=step.job_id,
             step=step.index,
-            batch=spec.base is not None,
-            at_once=request.channel is not None,
+            is_batch=spec.base is not None,
+            writes_at_once=request.channel is not None,
         )
         records: list[PromptRecord] = []
 
@@ -116,13 +109,13 @@ class RenderActivities:
             async with reporter:
                 backend, done = await self._pool.render(
                     request,
-                    _pending(step, spec, request),
+                    _to_pending_render(step, spec, request),
                     on_progress,
                     on_record=records.append,
                     is_retry=activity.info().attempt > 1,
                 )
         except asyncio.CancelledError:
-            record = await self._cancel(step, request.prompt_id)
+            record = await self._cancel_prompt(step, request.prompt_id)
             if record is not None:
                 await self._store_record(step, spec, record)
             raise
@@ -131,41 +124,42 @@ class RenderActivities:
                 await self._store_record(step, spec, records[-1])
             raise
         record = records[-1] if records else None
-        if digest:
-            kept = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
-            await self._cache.store(step.owner, digest, kept)
-        return await self._result(step, backend, _with_outputs(done, step_spec.outputs), record)
+        if key:
+            result = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
+            await self._result_cache.store(step.owner, key, result)
+        done = _select_files(done, step_spec.outputs)
+        return await self._save_result(step, backend, done, record)
 
-    async def _request(
+    async def _build_request(
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
     ) -> RenderRequest:
         names, files = {}, {}
-        for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
-            artifact = await self._artifacts.get_for_job(step.owner, artifact_id)
-            name = input_name(artifact)
+        for artifact_id in sorted({*find_artifact_ids(graph), *prompt.files.values()}):
+            artifact = await self._services.artifacts.get_even_if_deleted(step.owner, artifact_id)
+            name = make_input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
         texts = {text: names[artifact_id] for text, artifact_id in prompt.files.items()}
         return RenderRequest(
-            prompt_id=prompt_id_of(step.job_id, step.index),
-            graph=with_inputs(graph, names, texts),
+            prompt_id=derive_prompt_id(step.job_id, step.index),
+            graph=replace_inputs(graph, names, texts),
             files=files,
-            models=await self._sizes.of(model_files(graph)),
-            extra_data=self._guard.extra_data(step.owner, prompt.extra_data),
+            models=await self._model_sizes.measure(find_model_files(graph)),
+            extra_data=self._guard.add_pool_rules(step.owner, prompt.extra_data),
             targets=prompt.targets,
             channel=None
             if prompt.client_id is None
-            else channel_name(step.owner, prompt.client_id),
+            else build_channel_name(step.owner, prompt.client_id),
         )
 
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
-        """Store the record of a prompt without a result, so that the history knows its files."""
+        """Store the record of a prompt without a result, for the files in ComfyUI's history."""
         if len(spec.steps) == 1:
-            blob = await self._blobs.put(to_json({"record": to_plain(record)}))
+            blob = await self._services.blobs.put(to_json({"record": to_plain(record)}))
             await self._prompts.set_record(step.job_id, blob, step.attempt)
 
-    async def _cancel(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
-        """Cancel the prompt, unless another attempt of the activity will attach to it."""
+    async def _cancel_prompt(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
+        """Cancel the prompt unless another attempt will attach to it; return its record, if any."""
         if await self._is_last_attempt(step):
             with contextlib.suppress(MoyinError):
                 return await self._pool.cancel(prompt_id)
@@ -177,15 +171,15 @@ class RenderActivities:
             return False
         if not details.not_found:
             return details.cancel_requested
-        # Temporal has closed the workflow, or has given the step to another attempt.
-        return (await self._jobs.find(step.job_id)).status.is_final
+        # Temporal has closed the workflow or started another attempt of the activity.
+        return (await self._services.jobs.find(step.job_id)).status.is_final
 
-    async def _result(
+    async def _save_result(
         self, step: StepInput, backend: str, done: RenderSucceeded, record: PromptRecord | None
     ) -> StepResult:
         artifacts = tuple(
             Artifact(
-                id=step_artifact_id(step.job_id, step.index, ordinal),
+                id=derive_step_artifact_id(step.job_id, step.index, ordinal),
                 name=file.name,
                 media_type=file.media_type,
                 size=file.size,
@@ -194,37 +188,38 @@ class RenderActivities:
             for ordinal, file in enumerate(done.files)
         )
         output = await save_output(
-            self._blobs,
-            body={"outputs": _outputs(done, artifacts)},
+            self._services.blobs,
+            body={"outputs": _collect_outputs(done, artifacts)},
             artifacts=artifacts,
             record=record,
         )
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
 
 
-def _failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
-    """Return the error for Temporal, and leave the failure counts for the next attempt."""
-    counts = FailureCounts.read(heartbeat.details).after(error)
-    heartbeat.details = (counts.write(),)
+def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
+    """Return the error for Temporal, and send the failure counts for the next attempt."""
+    counts = FailureCounts.from_heartbeat(heartbeat.details).add(error)
+    heartbeat.details = (counts.to_heartbeat(),)
     heartbeat.send()
-    cause = counts.poisoned(error) or error
+    cause = counts.find_final_error(error) or error
     if not isinstance(cause, MoyinError):
-        _log.error("a render failed for an internal reason", exc_info=error)
-        cause = MoyinError("the render failed for an internal reason")
-        return to_application_error(cause, retryable=not counts.is_exhausted(error))
-    return to_application_error(cause, retryable=not counts.is_exhausted(cause))
+        job_id = activity.info().workflow_id
+        _log.error("the render of job %s failed with an unexpected error", job_id, exc_info=error)
+        cause = MoyinError("the render failed with an internal error; see the log of its pool")
+        return to_application_error(cause, retryable=counts.allows_retry(error))
+    return to_application_error(cause, retryable=counts.allows_retry(cause))
 
 
-def prompt_id_of(job_id: str, index: int) -> str:
-    """Return the prompt id of a step; that of the first is the job id, which stock clients know."""
+def derive_prompt_id(job_id: str, index: int) -> str:
+    """Return a step's prompt id, which for the first step is the job id, as ComfyUI's clients expect."""
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 
-def _pending(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
+def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
     return PendingRender(
         id=request.prompt_id,
         priority=spec.priority,
-        # The same for all attempts.
+        # This time is the same for all attempts.
         arrived=activity.info().scheduled_time.timestamp(),
         owner=step.owner,
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
@@ -232,17 +227,17 @@ def _pending(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingR
     )
 
 
-def _with_outputs(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
-    """Drop the files of other nodes, such as previews, if ``outputs`` names some; keep values."""
+def _select_files(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
+    """Remove files of nodes that are not in ``outputs``, such as previews, if any node is."""
     if not outputs:
         return done
     return replace(done, files=tuple(file for file in done.files if file.node in outputs))
 
 
-def _outputs(
+def _collect_outputs(
     done: RenderSucceeded, artifacts: tuple[Artifact, ...]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the outputs by node and slot, as in ComfyUI's history, with files as ``artifact:<id>``."""
+    """Return the outputs by node and slot, as in ComfyUI's history; a file is ``artifact:<id>``."""
     outputs: dict[str, dict[str, list[Any]]] = {}
     for file, artifact in zip(done.files, artifacts, strict=True):
         slot = outputs.setdefault(file.node, {}).setdefault(file.slot, [])

@@ -1,4 +1,4 @@
-"""`ActorSupervisor`: starts or adopts the actors of a pool, watches them, and removes them."""
+"""Contains `ActorSupervisor`, which starts, adopts, watches and removes the actors of a pool."""
 
 from __future__ import annotations
 
@@ -7,59 +7,41 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ray.exceptions import RayError
 
-from actors.comfyui import ActorStatus, ComfySpec, existing, find_or_start
+from actors.comfyui import ActorStatus, ComfySpec, find_or_start, list_actors
 from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
+from deployments.render.telemetry import ActorCounts
 from moyin.errors import MoyinError
-from moyin.render.scheduling.scaling import Scale
-
-__all__ = ["ActorCounts", "ActorSupervisor"]
+from moyin.render.scheduling.rules import ScalingPolicy
 
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _STATUS_SECONDS = 5.0
-# On a node with room, Ray places an actor within this time.
+# Ray places an actor within this time if a node has enough resources.
 _PLACEMENT_SECONDS = 10.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActorCounts:
-    """The number of a pool's actors in each state.
-
-    Attributes:
-        ready: actors that take work or are busy.
-        starting: placed actors whose ComfyUI is not up yet, or that end as soon as they are idle.
-        placing: actors that wait for Ray to place them, until a card is free or a node is added.
-    """
-
-    ready: int
-    starting: int
-    placing: int
-
-
 class ActorSupervisor:
-    """Supervises the detached actors ``comfyui-<pool>-<i>``.
+    """Supervises the detached actors ``comfyui-<pool>-<number>`` of a pool.
 
-    An actor may wait for its placement for any time: its request for resources is what makes an
+    The placement of an actor has no time limit, because its request for resources makes an
     autoscaler add a node, which takes minutes.
 
-    Actors of an earlier replica are adopted, even when the pool should now have fewer. They finish
-    their renders, whose results remain available however late the step's retry comes: it waits in
-    the queue like any other step.
+    The supervisor also adopts actors of an earlier replica that the pool no longer needs. They finish
+    their renders, and the pool keeps the results for retries of the steps, which may come much later.
 
     Args:
-        on_counts: called with the present counts every second.
+        on_counts: called with the current counts every second.
     """
 
     def __init__(
         self,
         pool: Pool,
         spec: ComfySpec,
-        scale: Scale,
+        scale: ScalingPolicy,
         on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
         self._on_counts = on_counts
@@ -69,30 +51,29 @@ class ActorSupervisor:
         self._prefix = f"comfyui-{pool.name}-"
         self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
         self._scaling: asyncio.Task[None] | None = None
-        # By actor: the task that supervises it, and when that began.
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._since: dict[str, float] = {}
-        # When each unplaced actor was requested, and those whose long wait has been logged.
-        self._requested: dict[str, float] = {}
+        self._supervised_since: dict[str, float] = {}
+        # Times at which unplaced actors were requested, and the actors whose long wait was logged.
+        self._requested_at: dict[str, float] = {}
         self._logged_waits: set[str] = set()
         self._renderers: dict[str, RayRenderer] = {}
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, ActorStatus] = {}
-        # Actors of an earlier replica that have not been seen yet.
+        # Actors of an earlier replica whose status is not known yet.
         self._unseen: set[str] = set()
-        # Actors whose last start or life ended in an error.
+        # Actors that failed to start or were lost, until they are ready again.
         self._failed: set[str] = set()
-        self._has_begun = False
+        self._has_scaled = False
 
     @property
     def is_starting(self) -> bool:
-        """Whether an actor that takes no work yet will probably do so soon.
+        """Whether an actor will probably be ready soon.
 
         Actors that wait for a node, or whose ComfyUI failed to start, do not count.
         """
-        return not self._has_begun or any(self._is_starting(name) for name in self._tasks)
+        return not self._has_scaled or any(self._is_actor_starting(name) for name in self._tasks)
 
-    def _is_starting(self, name: str) -> bool:
+    def _is_actor_starting(self, name: str) -> bool:
         if self._pool.has_renderer(name) and not self._pool.is_draining(name):
             return False
         status = self.statuses.get(name)
@@ -102,88 +83,86 @@ class ActorSupervisor:
 
     @property
     def placing_seconds(self) -> dict[str, float]:
-        """How long each unplaced actor has waited, in seconds, by name."""
+        """The seconds for which each unplaced actor has waited, by name."""
         now = time.monotonic()
-        return {name: now - since for name, since in self._requested.items()}
+        return {name: now - since for name, since in self._requested_at.items()}
 
     def start(self) -> None:
-        """Start and supervise actors in the background."""
+        """Start the tasks that start and supervise actors."""
         self._pool.settled.clear()
-        self._scaling = asyncio.create_task(self._run())
+        self._scaling = asyncio.create_task(self._run_forever())
 
-    def check(self) -> None:
-        """Check that every actor is still supervised.
+    def check_running(self) -> None:
+        """Raise RuntimeError if a task that supervises actors has ended because of a bug."""
+        if any(task.done() for task in self._list_tasks()):
+            raise RuntimeError(
+                f"a task that supervises the actors of render pool {self._pool.name!r} has ended"
+            )
 
-        Raises:
-            RuntimeError: a supervising task has ended, which is a bug.
+    async def remove_idle_actors(self) -> None:
+        """Stop supervising the actors, and remove the idle actors.
+
+        Busy actors, and actors with a result that no attempt has fetched, remain for a later replica.
         """
-        if any(task.done() for task in self._all_tasks()):
-            raise RuntimeError("a task that supervises render actors has ended")
-
-    async def remove_idle(self) -> None:
-        """Stop supervising, and remove the idle actors for good.
-
-        Actors that are busy, or have a result that no attempt has fetched, are left to a later pool.
-        """
-        tasks = self._all_tasks()
+        tasks = self._list_tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._retiring.values(), return_exceptions=True)
         abandoned = self._pool.abandoned_renderers
         await asyncio.gather(
             *(
-                _retire_if_idle(renderer, is_placed=name not in self._requested)
+                _retire_if_idle(renderer, is_placed=name not in self._requested_at)
                 for name, renderer in self._renderers.items()
                 if name not in abandoned
             )
         )
 
-    def _all_tasks(self) -> list[asyncio.Task[None]]:
+    def _list_tasks(self) -> list[asyncio.Task[None]]:
         return [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
 
-    async def _run(self) -> None:
-        names = await asyncio.to_thread(existing, self._prefix)
+    async def _run_forever(self) -> None:
+        names = await asyncio.to_thread(list_actors, self._prefix)
         self._unseen.update(names)
         for name in names:
-            self._add(name)
-        self._mark_seen(None)
+            self._start_supervising(name)
+        self._mark_status_known(None)
         while True:
-            self._adjust()
-            self._has_begun = True
-            self._on_counts(self._count())
+            self._scale_actors()
+            self._has_scaled = True
+            self._on_counts(self._count_actors())
             await asyncio.sleep(_WATCH_SECONDS)
 
-    def _adjust(self) -> None:
-        waiting = self._pool.waiting
-        missing = self._scale.needed(waiting, self._pool.mean_seconds) - len(self._tasks)
+    def _scale_actors(self) -> None:
+        waiting = self._pool.waiting_renders
+        missing = self._scale.count_needed(waiting, self._pool.mean_render_seconds) - len(
+            self._tasks
+        )
         unused = [n for n in self._names if n not in self._tasks and n not in self._retiring]
         for name in unused[: max(0, missing)]:
-            self._add(name)
+            self._start_supervising(name)
         names = list(self._tasks)
         idle_seconds = [self._idle_seconds(name) for name in names]
-        for position in self._scale.removable(idle_seconds, waiting):
-            self._remove(names[position])
+        for position in self._scale.select_removable(idle_seconds, waiting):
+            self._remove_actor(names[position])
 
-    def _count(self) -> ActorCounts:
+    def _count_actors(self) -> ActorCounts:
         placing = self.placing_seconds
         for name in placing.keys() - self._logged_waits:
             if placing[name] > _PLACEMENT_SECONDS:
                 self._logged_waits.add(name)
-                _log.info("actor %s waits for a node with room for %s", name, self._spec.resources)
+                _log.info("actor %s is waiting for a node with %s", name, self._spec.resources)
         ready = sum(self._pool.has_renderer(name) for name in self._tasks)
         return ActorCounts(
-            ready=ready,
-            starting=len(self._tasks) - ready - len(placing),
-            placing=len(placing),
+            ready=ready, starting=len(self._tasks) - ready - len(placing), placing=len(placing)
         )
 
-    def _add(self, name: str) -> None:
-        self._since[name] = time.monotonic()
-        self._tasks[name] = asyncio.create_task(self._supervise(name))
+    def _start_supervising(self, name: str) -> None:
+        self._supervised_since[name] = time.monotonic()
+        self._tasks[name] = asyncio.create_task(self._supervise_actor(name))
 
-    def _remove(self, name: str) -> None:
-        """Stop assigning work to the actor and shut it down."""
-        _log.info("actor %s is idle and not needed; removing it", name)
+    def _remove_actor(self, name: str) -> None:
+        """Stop assigning renders to the actor and terminate it."""
+        _log.info("removing actor %s, which is idle and not needed", name)
         self._tasks.pop(name).cancel()
         self.statuses.pop(name, None)
         self._mark_placed(name)
@@ -200,24 +179,24 @@ class ActorSupervisor:
         if self._pool.has_renderer(name):
             return self._pool.idle_seconds(name)
         if self.placing_seconds.get(name, 0.0) > _PLACEMENT_SECONDS:
-            return math.inf  # a node that is added for it would have nothing to do
-        return time.monotonic() - self._since[name]
+            return math.inf  # A node that is added for the actor would be idle.
+        return time.monotonic() - self._supervised_since[name]
 
-    async def _supervise(self, name: str) -> None:
-        """Start or adopt the actor, and start it again whenever it is lost."""
-        logged = ""
+    async def _supervise_actor(self, name: str) -> None:
+        """Start or adopt the actor, and restart it whenever it is lost."""
+        logged_reason = ""
         while True:
-            self._requested[name] = time.monotonic()
+            self._requested_at[name] = time.monotonic()
             try:
                 handle = await asyncio.to_thread(find_or_start, name, self._spec)
-                await self._watch(name, RayRenderer(handle))
+                await self._follow_actor(name, RayRenderer(handle))
             except (MoyinError, RayError, ValueError) as error:
-                # This is retried every second: log the same reason only once.
-                if (reason := str(error)) != logged or name in self.statuses:
-                    _log.warning("actor %s: %s", name, reason)
-                logged = reason
+                # The start is tried every second, so the same reason is logged only once.
+                if (reason := str(error)) != logged_reason or name in self.statuses:
+                    _log.warning("actor %s failed and is started again: %s", name, reason)
+                logged_reason = reason
                 self._failed.add(name)
-            self._mark_seen(name)
+            self._mark_status_known(name)
             self._mark_placed(name)
             self.statuses.pop(name, None)
             self._pool.remove_renderer(name)
@@ -228,8 +207,8 @@ class ActorSupervisor:
                 return
             await asyncio.sleep(_WATCH_SECONDS)
 
-    async def _watch(self, name: str, renderer: RayRenderer) -> None:
-        """Follow an actor until it dies, or until a surplus or outdated actor has finished."""
+    async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
+        """Poll the actor's status until it is lost or, if outdated, has finished its prompts."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()
@@ -238,8 +217,8 @@ class ActorSupervisor:
             if status.spec != self._spec or name not in self._names:
                 self._pool.drain_renderer(name, renderer)
                 if not status.renderer.running and not self._pool.is_followed(name):
-                    _log.info("actor %s belongs to another configuration; removing it", name)
-                    self._pool.inherit(name, await renderer.results())
+                    _log.info("removing actor %s of an earlier configuration", name)
+                    self._pool.inherit_results(name, await renderer.results())
                     await renderer.retire()
                     return
             elif status.renderer.ready:
@@ -247,15 +226,15 @@ class ActorSupervisor:
                 self._failed.discard(name)
             else:
                 self._pool.remove_renderer(name)
-            self._mark_seen(name)
+            self._mark_status_known(name)
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _mark_placed(self, name: str) -> None:
-        self._requested.pop(name, None)
+        self._requested_at.pop(name, None)
         self._logged_waits.discard(name)
 
-    def _mark_seen(self, name: str | None) -> None:
-        """Let the pool search the actors for prompts once all earlier actors have been seen."""
+    def _mark_status_known(self, name: str | None) -> None:
+        """Set `Pool.settled` once the status of every actor of an earlier replica is known."""
         self._unseen.discard(name or "")
         if not self._unseen:
             self._pool.settled.set()
@@ -268,8 +247,8 @@ async def _retire_if_idle(renderer: RayRenderer, *, is_placed: bool) -> None:
             running = (await renderer.actor_status()).renderer.running
     except TimeoutError:
         if is_placed:
-            return  # too busy to answer; its lease ends it if no pool adopts it
+            return  # The actor is too busy to respond. If no pool adopts it, its lease will expire.
     except (MoyinError, RayError) as error:
-        _log.info("an actor is dead already: %s", error)
+        _log.info("removing an actor that has died already: %s", error)
     if not running:
         await renderer.retire()

@@ -1,21 +1,18 @@
-"""Defines the ``args`` of a render app in serve_config.yaml."""
+"""Defines the ``args`` of the app ``render-<pool>`` in serve_config.yaml."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from moyin.domain.pools import DISK_NODES, PoolRules
+from deployments.replicas import StrictModel
+from moyin.domain.limits import DISK_NODES, PoolRules
 from moyin.render.comfyui.options import Isolation, Network
 
-__all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]
 
-
-class ComfyArgs(BaseModel):
-    """Options of the pool's ComfyUI processes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ComfyArgs(StrictModel):
+    """The options of the pool's ComfyUI processes."""
 
     models: str | None = Field(
         None, description="Folder of models; none: ComfyUI's own, or one in the data folder."
@@ -51,17 +48,15 @@ class ComfyArgs(BaseModel):
 
     @field_validator("readable")
     @classmethod
-    def _absolute(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_absolute(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
         for folder in folders:
             if not folder.startswith("/"):
-                raise ValueError(f"must hold absolute paths, not {folder!r}")
+                raise ValueError(f"must contain absolute paths only, not {folder!r}")
         return folders
 
 
-class CacheArgs(BaseModel):
-    """Options of the cache, which returns stored results for equal graphs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class CacheArgs(StrictModel):
+    """The options of the cache, which returns stored results for equal graphs."""
 
     enabled: bool = Field(True, description="Use the cache; a job can opt out for itself.")
     ttl_s: int = Field(
@@ -74,10 +69,8 @@ class CacheArgs(BaseModel):
     )
 
 
-class NodesArgs(BaseModel):
-    """The node classes that graphs may have. Patterns: ``*``, ``?``, ``[ab]``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class NodesArgs(StrictModel):
+    """Patterns of the node classes that graphs may contain, with ``*``, ``?`` and ``[ab]``."""
 
     allow: tuple[str, ...] = Field(("*",), description="Patterns of allowed classes.")
     deny: tuple[str, ...] = Field(
@@ -92,10 +85,8 @@ class NodesArgs(BaseModel):
     )
 
 
-class RenderArgs(BaseModel):
-    """The ``args`` of a render app in serve_config.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class RenderArgs(StrictModel):
+    """The ``args`` of the app ``render-<pool>`` in serve_config.yaml."""
 
     pool: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
     actors: int = Field(1, ge=1, le=256, description="Number of ComfyUI processes, at most.")
@@ -140,16 +131,16 @@ class RenderArgs(BaseModel):
     comfyui: ComfyArgs = ComfyArgs()
     cache: CacheArgs = CacheArgs()
 
-    def rules(self) -> PoolRules:
-        """Return the rules about the owners and nodes that the pool serves."""
+    def to_rules(self) -> PoolRules:
+        """Return the rules about the tenants and node classes that the pool accepts."""
         return PoolRules(tenants=self.tenants, **self.nodes.model_dump())
 
     @model_validator(mode="after")
-    def _check(self) -> RenderArgs:
+    def _check_consistency(self) -> RenderArgs:
         if self.min_actors is not None and self.min_actors > self.actors:
-            raise ValueError("min_actors must not be larger than actors")
+            raise ValueError(f"min_actors: must not be larger than actors, which is {self.actors}")
         if any(weight <= 0 for weight in self.weights.values()):
-            raise ValueError("weights must be larger than 0")
+            raise ValueError("weights: every weight must be larger than 0")
         if self.larger_pool == self.pool:
-            raise ValueError("larger_pool must be another pool")
+            raise ValueError(f"larger_pool: must be another pool than {self.pool!r}")
         return self

@@ -1,14 +1,13 @@
-"""`RenderPool`: the Serve deployment that renders the jobs of one pool. It serves no HTTP.
+"""Contains `RenderPool`, the Serve deployment that renders the jobs of one pool. It serves no HTTP.
 
-The way in which a replica ends decides what happens to its actors:
+What happens to the actors when a replica ends depends on the reason:
 
-* Serve calls ``__del__`` when it stops the replica on purpose: the app was deleted, its args
-  changed, or Serve shuts down. Waiting renders go back into the queue, and renders in progress get
-  the drain timeout. Then the idle actors are removed. Busy actors go on; a replica with other args
-  that starts later adopts them until they are done.
-* After a crash, kill -9 or a failed health check nothing is called. The actors go on rendering,
-  and the next replica finds them by name and attaches to their prompts. If no replica follows, the
-  actors end by themselves (see `actors.comfyui`).
+* If the app was deleted, its args changed, or Serve shuts down, Serve calls ``__del__``. Waiting
+  renders return to the queue, and renders in progress continue until the drain timeout. Then the
+  idle actors are removed. A later replica adopts the busy actors until they have finished.
+* After a crash, SIGKILL or a failed health check, Serve does not call ``__del__``. The actors
+  continue, and the next replica finds them by name and attaches to their prompts. Without a next
+  replica, the leases of the actors expire (`actors.comfyui`).
 """
 
 from __future__ import annotations
@@ -23,186 +22,141 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic_core import to_json
-from ray.util import metrics
 
 from actors.comfyui import ComfySpec
+from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
-from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
+from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.config import RenderArgs
 from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
+from deployments.render.result_cache import RenderResultCache
+from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
-from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.render.comfyui.install import version
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.scheduling.policy import OwnerFairShare
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.comfyui.install import read_comfyui_version
+from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
+from moyin.render.scheduling.rules import OwnerFairShare, ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
-from moyin.store.artifacts import ArtifactStore
-from moyin.store.blobs import BlobStore
-from moyin.store.events import EventStore
-from moyin.store.frames import FrameStore
-from moyin.store.jobs import JobStore
-from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules, RenderStore
-from moyin.store.sql import Database
+from moyin.store.render_cache import CacheRules, ValkeyRenderCache
 from moyin.system.processes import freeze_startup_objects
-
-__all__ = ["RenderPool"]
 
 
 class RenderPool:
-    """A Temporal worker of the queue ``render-<pool>`` in front of its ComfyUI actors."""
+    """Runs a Temporal worker of the queue ``render-<pool>``, which renders on the pool's actors."""
 
     # Serve awaits constructors.
     async def __init__(self, args: RenderArgs) -> None:  # type: ignore[misc]
         settings = Settings()
         configure_logs(settings.log_level)
-        retention = timedelta(days=settings.job_history_days)
-        self._closing = AsyncExitStack()
-        database = Database(settings.sql_url)
-        self._closing.push_async_callback(database.close)
-        await database.ready()
-        jobs = JobStore(database)
-        events = EventStore(settings.redis_url, retention=retention)
-        self._closing.push_async_callback(events.close)
-        frames = FrameStore(settings.redis_url)
-        self._closing.push_async_callback(frames.close)
-        cache = RenderStore(settings.redis_url)
-        self._closing.push_async_callback(cache.close)
+        self._resources = AsyncExitStack()
+        services = await self._resources.enter_async_context(open_job_services(settings))
+        cache = ValkeyRenderCache(settings.redis_url)
+        self._resources.push_async_callback(cache.close)
         self._pool = Pool(
             args.pool,
             RenderScheduler(Window(fair_share=OwnerFairShare(args.weights))),
             MemoryGuard(args.larger_pool),
         )
-        self._rules = args.rules()
+        self._rules = args.to_rules()
         telemetry = PoolTelemetry(self._pool)
-        self._version = await asyncio.to_thread(_fingerprint, args, settings)
-        self._supervisor = ActorSupervisor(self._pool, _spec(args), _scale(args), telemetry.record)
+        cache_rules = await asyncio.to_thread(_new_cache_rules, args, settings)
+        self._version = await asyncio.to_thread(_digest_configuration, args, settings)
+        self._supervisor = ActorSupervisor(
+            self._pool, _new_comfy_spec(args), _new_scale(args), telemetry.export
+        )
         self._worker = RenderWorker(
-            temporal=Temporal(
-                settings.temporal_address, settings.temporal_namespace, retention=retention
-            ),
+            temporal=services.temporal,
             activities=RenderActivities(
                 pool=self._pool,
-                blobs=BlobStore(settings.blobs_url),
-                artifacts=ArtifactStore(database),
-                jobs=jobs,
-                prompts=PromptStore(database),
-                events=events,
-                record=JobStatusWriter(jobs=jobs, events=events, frames=frames),
-                sizes=ModelSizes(_models_folder(args, settings)),
-                cache=cache,
-                rules=await asyncio.to_thread(_cache_rules, args, settings),
-                guard=RenderGuard(args.pool, self._rules, LimitStore(database)),
+                services=services,
+                prompts=PromptStore(services.database),
+                model_sizes=ModelSizes(_find_models_folder(args, settings)),
+                result_cache=RenderResultCache(cache, services.blobs, cache_rules),
+                guard=RenderGuard(args.pool, self._rules, services.limits),
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
-            grace=timedelta(seconds=args.drain_timeout),
+            grace_period=timedelta(seconds=args.drain_timeout),
             weights=args.weights,
         )
         self._supervisor.start()
         self._worker.start()
         freeze_startup_objects()
 
-    async def renderers(self) -> list[str]:
-        """Return the names of the actors that are up, so that callers can reach one directly."""
+    async def list_renderers(self) -> list[str]:
+        """Return the names of the actors that are up, so that callers can call them directly."""
         return self._pool.renderers
 
-    async def get(self, path: str) -> PoolAnswer:
-        """Send a GET request that changes nothing to one of the pool's ComfyUIs.
+    async def get(self, path: str) -> PoolResponse:
+        """Return the response of one of the pool's ComfyUI processes to a GET request.
 
-        The pool itself answers requests for its rules, even when no ComfyUI is up.
+        The response to the path `RULES` is the pool's rules, even when no ComfyUI is up.
 
         Raises:
-            WorkerLost: ComfyUI failed on the request, or died.
+            WorkerLost: ComfyUI failed to respond.
         """
-        if path == RULES:
-            return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
+        if path == RULES_PATH:
+            return PoolResponse(version=self._version, state="up", content=encode(self._rules))
         try:
             content = await self._pool.get(path)
         except ServiceUnavailable:
             state: Literal["starting", "down"] = (
                 "starting" if self._supervisor.is_starting else "down"
             )
-            return PoolAnswer(version=self._version, state=state)
-        return PoolAnswer(version=self._version, state="up", content=content)
+            return PoolResponse(version=self._version, state=state)
+        return PoolResponse(version=self._version, state="up", content=content)
 
     async def get_all(self, path: str) -> dict[str, bytes]:
-        """Send the request to every ComfyUI; return the bodies of those that answer, by actor."""
+        """Send a GET request to every ComfyUI process and return the response bodies by actor."""
         return await self._pool.get_all(path)
 
-    async def executed(self, prompt_ids: Sequence[str]) -> list[str]:
-        """Return those of the prompts that are executed; their files may still be being stored."""
-        return self._pool.executed(prompt_ids)
+    async def find_executed(self, prompt_ids: Sequence[str]) -> list[str]:
+        """Return the ids of executed prompts, whose files may not be stored yet."""
+        return self._pool.find_executed(prompt_ids)
 
     async def status(self) -> dict[str, Any]:
-        """Return ``{"pool", "waiting", "changes", "actors", "placing"}``.
+        """Return the status of the pool and its actors.
 
-        ``changes`` counts how often models were loaded. ``placing`` has the actors that wait for a
-        node with room, with the seconds of their wait; ``actors`` has the `ActorStatus` of all
-        others as a dict.
+        Returns:
+            A dict with the members ``pool`` (its name), ``waiting`` (number of waiting renders),
+            ``changes`` (number of renders for which models were loaded), ``placing`` (seconds for
+            which unplaced actors have waited for a node, by name) and ``actors`` (`ActorStatus` of
+            all other actors as a dict, by name).
         """
         actors = {name: asdict(status) for name, status in self._supervisor.statuses.items()}
         return {
             "pool": self._pool.name,
-            "waiting": self._pool.waiting,
+            "waiting": self._pool.waiting_renders,
             "changes": self._pool.model_changes,
             "actors": actors,
             "placing": self._supervisor.placing_seconds,
         }
 
     async def check_health(self) -> None:
-        """Fail if the worker keeps crashing or the supervisor has stopped: Serve then replaces the replica.
+        """Raise RuntimeError if the worker or the supervisor does not run.
 
-        An outage of Temporal is no failure, and a single crash of the worker is repaired in place.
-
-        Raises:
-            RuntimeError: the worker or the supervisor does not run.
+        Serve replaces the replica after three errors. A worker that crashed once runs again before
+        that, and an outage of Temporal is no error.
         """
-        self._worker.check()
-        self._supervisor.check()
+        self._worker.check_running()
+        self._supervisor.check_running()
 
     async def __del__(self) -> None:
-        # Waiting renders would delay the end; the next replica takes them.
+        # Waiting renders would delay the shutdown. They return to the queue.
         self._pool.close()
         await self._worker.stop()
-        await self._supervisor.remove_idle()
-        await self._closing.aclose()
+        await self._supervisor.remove_idle_actors()
+        await self._resources.aclose()
 
 
-class PoolTelemetry:
-    """Publishes one pool's gauges; each is set again every second, because Ray drops stale ones."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._waiting = metrics.Gauge(
-            "moyin_render_waiting",
-            "Renders in a pool that no ComfyUI has taken yet.",
-            tag_keys=("pool",),
-        )
-        self._actors = metrics.Gauge(
-            "moyin_render_actors",
-            "ComfyUI actors of a pool by state; those that are placing wait for a node with room.",
-            tag_keys=("pool", "state"),
-        )
-
-    def record(self, counts: ActorCounts) -> None:
-        """Set the gauges."""
-        self._waiting.set(self._pool.waiting, {"pool": self._pool.name})
-        for state, count in asdict(counts).items():
-            self._actors.set(count, {"pool": self._pool.name, "state": state})
-
-
-def _spec(args: RenderArgs) -> ComfySpec:
+def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
     warm_up = args.comfyui.warm_up
     return ComfySpec(
         gpus=args.gpus,
@@ -214,22 +168,22 @@ def _spec(args: RenderArgs) -> ComfySpec:
     )
 
 
-def _fingerprint(args: RenderArgs, settings: Settings) -> str:
-    """Return a digest of the configuration, which decides the pool's nodes and models."""
-    return hashlib.sha256(to_json([version(settings), args.model_dump()])).hexdigest()
+def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
+    """Return a digest of the configuration, which determines the pool's nodes and models."""
+    return hashlib.sha256(to_json([read_comfyui_version(settings), args.model_dump()])).hexdigest()
 
 
-def _models_folder(args: RenderArgs, settings: Settings) -> Path:
-    """Return the folder of models as seen from here; `actors.comfyui` finds it on its own node."""
+def _find_models_folder(args: RenderArgs, settings: Settings) -> Path:
+    """Return the folder of models on this node; `actors.comfyui` finds the folder on other nodes."""
     if args.comfyui.models is not None:
         return Path(args.comfyui.models)
     return (settings.comfyui_home or settings.data / "comfyui") / "models"
 
 
-def _cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
-    """Return the pool's cache rules; pools whose ComfyUIs run alike share the same ``kind``."""
+def _new_cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
+    """Return the pool's cache rules; pools that would render equal results have the same ``kind``."""
     kind = [
-        version(settings),
+        read_comfyui_version(settings),
         args.cache.version,
         sorted(args.comfyui.custom_nodes),
         list(args.comfyui.flags),
@@ -244,8 +198,8 @@ def _cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
     )
 
 
-def _scale(args: RenderArgs) -> Scale:
-    return Scale(
+def _new_scale(args: RenderArgs) -> ScalingPolicy:
+    return ScalingPolicy(
         minimum=args.actors if args.min_actors is None else args.min_actors,
         maximum=args.actors,
         patience=args.queue_patience,

@@ -1,4 +1,4 @@
-"""`FailureCounts`: the failures of a render over all attempts of its activity."""
+"""Contains `FailureCounts`, which decides whether a failed render is tried again."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.errors import MoyinError, RenderPoisoned, ServiceUnavailable, WorkerLost
 
-__all__ = ["FailureCounts"]
-
-# After this many lost ComfyUIs the render itself is taken for the cause. The loss of an actor, or of
-# a process that was killed, usually has another cause, so more of these are allowed.
+# After this many lost ComfyUI processes the render itself is probably the cause. A lost actor or a
+# killed process usually has another cause, so more of these losses are allowed.
 _MAX_DIED = 2
 _MAX_LOST = 5
 _MAX_FAILED = 6
@@ -21,14 +19,15 @@ _MAX_FAILED = 6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailureCounts:
-    """Counts failures in the activity's heartbeat details, so that they outlive the replica.
+    """Counts the failures of a render over all attempts of its Temporal activity.
 
-    The death of a replica is not counted: every render that waits in it would be blamed for it.
+    The heartbeat details of the activity contain the counts, so that they outlive the replica. The
+    crash of a replica does not count, because it affects every render that waits in the replica.
 
     Attributes:
-        died: ComfyUI processes that ended by themselves during the render.
-        lost: ComfyUI processes that were killed, and actors that were lost, during the render.
-        failed: other internal failures that a retry may not have.
+        died: number of ComfyUI processes that ended by themselves during the render.
+        lost: number of ComfyUI processes that were killed, and of actors lost, during the render.
+        failed: number of other internal failures, which a retry may avoid.
     """
 
     died: int = 0
@@ -36,38 +35,37 @@ class FailureCounts:
     failed: int = 0
 
     @classmethod
-    def read(cls, details: Sequence[Any]) -> Self:
-        """Read the counts from `temporalio.activity.Info.heartbeat_details`."""
+    def from_heartbeat(cls, details: Sequence[Any]) -> Self:
+        """Return the counts in `temporalio.activity.Info.heartbeat_details`, or zeros."""
         counts = details[0] if details else None
         return cls(**counts) if isinstance(counts, Mapping) else cls()
 
-    def write(self) -> dict[str, int]:
-        """Return the counts as heartbeat details."""
+    def to_heartbeat(self) -> dict[str, int]:
+        """Return the counts as heartbeat details of the activity."""
         return asdict(self)
 
-    def after(self, error: Exception) -> Self:
-        """Return the counts with ``error`` added."""
+    def add(self, error: Exception) -> Self:
+        """Return new counts that include ``error``."""
         if isinstance(error, WorkerLost):
             if error.details.get("ended") == "comfyui":
                 return replace(self, died=self.died + 1)
             return replace(self, lost=self.lost + 1)
         if isinstance(error, ServiceUnavailable | SQLAlchemyError | OSError):
-            return self  # a service is away; the render only has to wait for it
+            return self  # The render waits until the unavailable service is back.
         return replace(self, failed=self.failed + 1)
 
-    def poisoned(self, error: Exception) -> RenderPoisoned | None:
-        """Return the error that ends the render if ``error`` is one loss too many."""
+    def find_final_error(self, error: Exception) -> RenderPoisoned | None:
+        """Return the final error of a render after too many lost processes, or None before."""
         lost = self.died + self.lost
         if not isinstance(error, WorkerLost) or (self.died < _MAX_DIED and lost < _MAX_LOST):
             return None
         return RenderPoisoned(
-            f"ComfyUI was lost {lost} times during this render, so the render is taken for the "
-            f"cause: {error.message}",
+            f"ComfyUI was lost {lost} times during this render, so the graph is probably the cause and is "
+            f"not rendered again; the last loss: {error.message}",
             details={"lost": lost},
         )
 
-    def is_exhausted(self, error: Exception) -> bool:
-        """Return whether the render should not be retried after ``error``."""
-        return (isinstance(error, MoyinError) and not error.retryable) or (
-            self.failed >= _MAX_FAILED
-        )
+    def allows_retry(self, error: Exception) -> bool:
+        """Return whether the render should be tried again after ``error``."""
+        is_final = isinstance(error, MoyinError) and not error.retryable
+        return not is_final and self.failed < _MAX_FAILED

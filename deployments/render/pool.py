@@ -1,4 +1,4 @@
-"""`Pool`: the renderers of one pool, and how a render is sent through them. Imports no Ray."""
+"""Contains `Pool`, which assigns the renders of a pool to its renderers. It does not import Ray."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ from moyin.domain.renderer import (
     RenderSucceeded,
 )
 from moyin.errors import MoyinError, OutOfMemory, ServiceUnavailable, WorkerLost
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["Pool"]
-
-_REQUEST_SECONDS = 5.0
-_SETTLE_SECONDS = 20.0
+_REQUEST_TIMEOUT_SECONDS = 5.0
+_SETTLE_TIMEOUT_SECONDS = 20.0
 _REMEMBERED_PROMPTS = 4096
 _REMEMBERED_RESULTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Callbacks:
-    """Receive the events of one attempt to render a prompt."""
+class _AttemptCallbacks:
+    """The callbacks of one attempt to render a prompt."""
 
     on_progress: Callable[[RenderProgress], None]
     on_record: Callable[[PromptRecord], None]
@@ -44,18 +42,17 @@ class _Callbacks:
 
 @dataclass(slots=True)
 class _PromptState:
-    """Holds what the pool knows about one prompt.
+    """The state of a prompt in the pool.
 
     Attributes:
-        attempts: calls of `Pool.render` for this prompt that are in progress.
-        request: the latest request; None while no attempt is in progress.
-        sent_to: name of the renderer that last got the prompt, whether it has finished or not; a
-            cancellation may come after the last attempt has ended.
-        followed_on: name of the renderer whose events an attempt reads now.
-        abandoned_on: name of the renderer on which the last attempt left the prompt unfinished.
-        is_unleased: the prompt may run without a lease, so its renderer is busy although the
-            scheduler has not assigned it.
-        is_executed: the renderer has executed the prompt; its files may still be being stored.
+        attempts: number of calls of `Pool.render` for this prompt that are in progress.
+        request: latest request, or None if no attempt is in progress.
+        sent_to: name of the renderer that last received the prompt, also after the prompt's end.
+        followed_on: name of the renderer whose events an attempt is reading, if any.
+        abandoned_on: name of the renderer that still ran the prompt when the last attempt ended.
+        is_unleased: whether the prompt may run without a lease. Its renderer is then busy although
+            the scheduler did not assign the prompt.
+        is_executed: whether ComfyUI has executed the prompt. Its files may not be stored yet.
     """
 
     attempts: int = 0
@@ -68,114 +65,110 @@ class _PromptState:
 
 
 class Pool:
-    """Assigns renders to renderers, which are added and removed at any time.
+    """Assigns renders to renderers, which can be added and removed at any time.
 
     Args:
-        memory: refuses renders that are too large for this pool; by default it refuses none.
+        memory: rejects renders that are too large for this pool; by default it rejects none.
 
     Attributes:
-        settled: set once every renderer that an earlier pool left behind has been seen.
+        settled: event that is set when the status of every renderer of an earlier replica is known.
     """
 
     def __init__(
-        self,
-        name: str,
-        scheduler: RenderScheduler | None = None,
-        memory: MemoryGuard | None = None,
+        self, name: str, scheduler: RenderScheduler | None = None, memory: MemoryGuard | None = None
     ) -> None:
         self.name = name
         self._scheduler = scheduler or RenderScheduler()
         self._memory = memory or MemoryGuard()
         self._renderers: dict[str, Renderer] = {}
-        # Renderers that finish their work for another configuration, whose nodes may differ.
+        # Names of renderers with an outdated configuration, which only finish their prompts.
         self._draining: set[str] = set()
         self._preparing: dict[str, asyncio.Task[None]] = {}
-        # Prompts with an attempt in progress, and earlier ones. Abandoned ones are kept apart: their
-        # results are still to be fetched, so finished prompts must not displace them.
+        # States of prompts with an attempt in progress, of finished prompts, and of abandoned prompts. An
+        # attempt will fetch the result of an abandoned prompt, so finished prompts must not evict it.
         self._active: dict[str, _PromptState] = {}
         self._past: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
         self._abandoned: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
-        # Results of renderers that have been removed, with the renderer's name.
         self._inherited: BoundedDict[str, tuple[str, RenderResult]]
         self._inherited = BoundedDict(_REMEMBERED_RESULTS)
         self.settled = asyncio.Event()
         self.settled.set()
 
     @property
-    def waiting(self) -> int:
-        """The number of renders that no renderer has taken yet."""
+    def waiting_renders(self) -> int:
+        """The number of renders that wait for a renderer."""
         return self._scheduler.waiting
 
     @property
     def renderers(self) -> list[str]:
-        """The names of the renderers that take work."""
+        """The names of the renderers that accept new renders."""
         return [name for name in self._renderers if name not in self._draining]
 
     @property
-    def mean_seconds(self) -> float:
+    def mean_render_seconds(self) -> float:
         """The mean duration of a render, in seconds."""
         return self._scheduler.mean_seconds
 
     @property
     def model_changes(self) -> int:
-        """The number of times that a renderer had to load models."""
+        """The number of renders for which a renderer had to load other models."""
         return self._scheduler.model_changes
 
     @property
     def abandoned_renderers(self) -> frozenset[str]:
-        """The names of renderers with a prompt whose last attempt ended before the prompt did."""
+        """The names of renderers with a prompt that was unfinished when its last attempt ended."""
         states = chain(self._active.values(), self._abandoned.values())
         return frozenset(state.abandoned_on for state in states if state.abandoned_on is not None)
 
     def add_renderer(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
-        """Let a renderer take work, or update what is known about it from its ``status``."""
+        """Add a renderer that accepts renders, or update its state from its ``status``."""
         self._renderers[name] = renderer
         self._draining.discard(name)
-        self._memory.set_available(status.memory)
-        # A running prompt that was never sent by this pool was sent by a pool before it.
-        foreign = [prompt_id for prompt_id in status.running if self._is_foreign(prompt_id)]
+        self._memory.set_available_memory(status.memory)
+        # An earlier replica may have sent running prompts that this pool did not send.
+        foreign = [prompt_id for prompt_id in status.running if self._is_foreign_prompt(prompt_id)]
         self._scheduler.add_renderer(name, foreign, status.models)
 
     def remove_renderer(self, name: str) -> None:
-        """Forget a renderer; do nothing if it is not there."""
+        """Remove a renderer; do nothing if the pool does not have it."""
         self._renderers.pop(name, None)
         self._draining.discard(name)
         self._scheduler.remove_renderer(name)
 
     def drain_renderer(self, name: str, renderer: Renderer) -> None:
-        """Send a renderer no more work, but keep following the prompts that it has."""
+        """Assign no more renders to a renderer, but follow its unfinished prompts."""
         self._renderers[name] = renderer
         self._draining.add(name)
         self._scheduler.remove_renderer(name)
 
     def has_renderer(self, name: str) -> bool:
-        """Return whether the renderer takes work or is being drained."""
+        """Return whether the pool has the renderer, also while it is being drained."""
         return name in self._renderers
 
     def is_draining(self, name: str) -> bool:
-        """Return whether the renderer takes no more work."""
+        """Return whether the renderer only finishes its prompts and gets no more renders."""
         return name in self._draining
 
     def idle_seconds(self, name: str) -> float | None:
-        """Return for how many seconds the renderer has been free; None while it is busy."""
+        """Return for how many seconds the renderer has been idle, or None if it is busy."""
         return self._scheduler.idle_seconds(name)
 
     def is_followed(self, name: str) -> bool:
-        """Return whether an attempt waits for a prompt on the renderer."""
+        """Return whether an attempt is waiting for a prompt on the renderer."""
         return any(state.followed_on == name for state in self._active.values())
 
-    def inherit(self, name: str, results: Mapping[str, RenderResult]) -> None:
-        """Keep the results of a renderer that is removed, for attempts that come later."""
+    def inherit_results(self, name: str, results: Mapping[str, RenderResult]) -> None:
+        """Store the results of a renderer that is about to be removed, for later attempts."""
         for prompt_id, result in results.items():
             self._inherited[prompt_id] = (name, result)
 
-    def executed(self, prompt_ids: Collection[str]) -> list[str]:
-        """Return those of the prompts that a renderer has executed."""
-        states = {prompt_id: self._state(prompt_id) for prompt_id in prompt_ids}
+    def find_executed(self, prompt_ids: Collection[str]) -> list[str]:
+        """Return the ids from ``prompt_ids`` whose prompts a renderer has executed."""
+        states = {prompt_id: self._find_state(prompt_id) for prompt_id in prompt_ids}
         return [prompt_id for prompt_id, state in states.items() if state and state.is_executed]
 
     def close(self) -> None:
-        """Reject waiting and new renders; let renders in progress go on."""
+        """Reject waiting and new renders, and continue the renders in progress."""
         self._scheduler.close()
 
     async def render(
@@ -187,55 +180,54 @@ class Pool:
         on_record: Callable[[PromptRecord], None] = lambda _: None,
         is_retry: bool = False,
     ) -> tuple[str, RenderSucceeded]:
-        """Render on the renderer that already has the prompt, or else on a free one.
+        """Render a prompt on the renderer that already has it, or on the next free renderer.
 
         Args:
             on_record: called with ComfyUI's history entry, also when the render fails.
-            is_retry: an earlier attempt may have left the prompt on a renderer.
+            is_retry: whether a renderer may have the prompt from an earlier attempt.
 
         Returns:
             The renderer's name and its result.
 
         Raises:
-            OutOfMemory: ``details["pool"]`` names the pool that should render it, if there is one.
+            OutOfMemory: the render needs more memory; ``details["pool"]`` names a larger pool, if any.
             ServiceUnavailable: the pool was closed before the render began.
-            MoyinError: as `Renderer.render` does.
         """
         prompt_id = request.prompt_id
-        with self._attempt(request) as state:
+        with self._track_attempt(request) as state:
             if is_retry or state.sent_to is not None:
-                holder = await self._find_holder(prompt_id)
+                holder = await self._find_renderer(prompt_id)
                 if holder is not None:
-                    return holder, await self._attach(holder, request, on_progress, on_record)
+                    return holder, await self._reattach(holder, request, on_progress, on_record)
                 if prompt_id in self._inherited:
                     name, result = self._inherited[prompt_id]
                     if result.record is not None:
                         on_record(result.record)
                     return name, result.done
             state.is_executed = False
-            self._memory.check(request)
+            self._memory.check_memory(request)
             async with self._scheduler.lease(pending) as lease:
-                # Another attempt at the same prompt may have got a renderer in the meantime.
+                # Another attempt may have sent the prompt to a renderer during the wait.
                 if state.followed_on is not None:
                     holder = state.followed_on
                     lease.release()
-                    return holder, await self._attach(holder, request, on_progress, on_record)
+                    return holder, await self._reattach(holder, request, on_progress, on_record)
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 state.is_unleased = False
-                callbacks = _Callbacks(on_progress, on_record, lease.release)
-                return lease.name, await self._follow(lease.name, request, callbacks)
+                callbacks = _AttemptCallbacks(on_progress, on_record, lease.release)
+                return lease.name, await self._follow_prompt(lease.name, request, callbacks)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        """Interrupt the prompt on its renderer; do nothing if it does not run.
+        """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
 
         Returns:
-            See `Renderer.cancel`.
+            ComfyUI's history entry of the prompt, as from `Renderer.cancel`, if there is one.
 
         Raises:
-            WorkerLost: the renderer does not answer.
+            WorkerLost: the renderer does not respond.
         """
-        state = self._state(prompt_id)
+        state = self._find_state(prompt_id)
         if state is None or state.sent_to is None:
             return None
         state.abandoned_on = None
@@ -243,36 +235,31 @@ class Pool:
         return None if renderer is None else await renderer.cancel(prompt_id)
 
     async def get(self, path: str) -> bytes | None:
-        """Return the body that one renderer's ComfyUI serves at ``path``; None if there is none.
-
-        Raises:
-            ServiceUnavailable: no renderer is up.
-        """
+        """Send a GET request to one renderer's ComfyUI; return the body, or None if there is none."""
         for name in self.renderers:
             return await self._renderers[name].get(path)
-        raise ServiceUnavailable(f"no renderer of pool {self.name!r} is up", retry_after=5)
+        raise ServiceUnavailable(
+            f"no renderer of pool {self.name!r} is up; try again", retry_after=5
+        )
 
     async def get_all(self, path: str) -> dict[str, bytes]:
-        """Return the bodies that the renderers serve at ``path``, by renderer.
-
-        Renderers that fail or have nothing at this path are left out.
-        """
+        """Send a GET request to every renderer's ComfyUI and return the bodies by renderer name."""
         names = self.renderers
-        bodies = await asyncio.gather(*(self._get_from(name, path) for name in names))
+        bodies = await asyncio.gather(*(self._try_get(name, path) for name in names))
         return {name: body for name, body in zip(names, bodies, strict=True) if body is not None}
 
-    async def _get_from(self, name: str, path: str) -> bytes | None:
+    async def _try_get(self, name: str, path: str) -> bytes | None:
         try:
-            async with asyncio.timeout(_REQUEST_SECONDS):
+            async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                 return await self._renderers[name].get(path)
         except (MoyinError, TimeoutError, KeyError):
             return None
 
     @contextmanager
-    def _attempt(self, request: RenderRequest) -> Iterator[_PromptState]:
-        """Keep the prompt's state among the active ones while an attempt is in progress."""
+    def _track_attempt(self, request: RenderRequest) -> Iterator[_PromptState]:
+        """Record the prompt's state as active while an attempt is in progress, then as past."""
         prompt_id = request.prompt_id
-        state = self._state(prompt_id) or _PromptState()
+        state = self._find_state(prompt_id) or _PromptState()
         self._past.pop(prompt_id, None)
         self._abandoned.pop(prompt_id, None)
         self._active[prompt_id] = state
@@ -290,63 +277,65 @@ class Pool:
                 elif state.sent_to is not None:
                     self._past[prompt_id] = state
 
-    def _state(self, prompt_id: str) -> _PromptState | None:
+    def _find_state(self, prompt_id: str) -> _PromptState | None:
         return (
             self._active.get(prompt_id)
             or self._abandoned.get(prompt_id)
             or self._past.get(prompt_id)
         )
 
-    def _is_foreign(self, prompt_id: str) -> bool:
-        state = self._state(prompt_id)
+    def _is_foreign_prompt(self, prompt_id: str) -> bool:
+        state = self._find_state(prompt_id)
         return state is None or state.sent_to is None or state.is_unleased
 
-    async def _find_holder(self, prompt_id: str) -> str | None:
-        """Return the name of the renderer that has the prompt or its result."""
+    async def _find_renderer(self, prompt_id: str) -> str | None:
+        """Return the name of the renderer that has the prompt or its result, if any."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_SECONDS):
+            async with asyncio.timeout(_SETTLE_TIMEOUT_SECONDS):
                 await self.settled.wait()
         names = list(self._renderers)
-        known = await asyncio.gather(*(self._knows(name, prompt_id) for name in names))
-        return next((name for name, knows in zip(names, known, strict=True) if knows), None)
+        answers = await asyncio.gather(*(self._has_prompt(name, prompt_id) for name in names))
+        return next((name for name, has in zip(names, answers, strict=True) if has), None)
 
-    async def _knows(self, name: str, prompt_id: str) -> bool:
+    async def _has_prompt(self, name: str, prompt_id: str) -> bool:
         try:
-            async with asyncio.timeout(_REQUEST_SECONDS):
+            async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                 return prompt_id in (await self._renderers[name].status()).known
         except (MoyinError, TimeoutError):
             return False
 
     def _prepare_next(self, name: str) -> None:
-        """Have the renderer fetch the inputs of its probable next render during this one."""
+        """Make the renderer fetch the input files of its probable next render in advance."""
         pending, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
         state = None if pending is None else self._active.get(pending.id)
         request = None if state is None else state.request
         if renderer is None or request is None or not request.files or name in self._preparing:
             return
-        task = asyncio.create_task(_prepare(renderer, request))
+        task = asyncio.create_task(_fetch_inputs(renderer, request))
         self._preparing[name] = task
         task.add_done_callback(lambda _: self._preparing.pop(name, None))
 
-    async def _attach(
+    async def _reattach(
         self,
         name: str,
         request: RenderRequest,
         on_progress: Callable[[RenderProgress], None],
         on_record: Callable[[PromptRecord], None],
     ) -> RenderSucceeded:
-        """Follow a prompt that an earlier attempt has sent; there is no lease to release."""
+        """Follow a prompt that an earlier attempt has sent, without a lease of the renderer."""
         self._active[request.prompt_id].is_unleased = True
-        callbacks = _Callbacks(on_progress, on_record, lambda: None)
-        return await self._follow(name, request, callbacks)
+        callbacks = _AttemptCallbacks(on_progress, on_record, lambda: None)
+        return await self._follow_prompt(name, request, callbacks)
 
-    async def _follow(
-        self, name: str, request: RenderRequest, callbacks: _Callbacks
+    async def _follow_prompt(
+        self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Send the prompt to the renderer, which may have it already, and wait for its end."""
+        """Send the prompt to the renderer, which may have it already, and wait for the result."""
         renderer = self._renderers.get(name)
         if renderer is None:
-            raise WorkerLost(f"renderer {name!r} was removed before the render began")
+            raise WorkerLost(
+                f"renderer {name!r} was removed before it rendered prompt {request.prompt_id}; try again"
+            )
         state = self._active[request.prompt_id]
         state.sent_to = name
         state.abandoned_on = None
@@ -369,16 +358,18 @@ class Pool:
             is_cancelled = True
             raise
         except OutOfMemory as error:
-            raise self._memory.redirect(request, error) from error
+            raise self._memory.record_failure(request, error) from error
         finally:
             if state.followed_on == name:
                 state.followed_on = None
             state.abandoned_on = name if is_cancelled else None
             state.is_unleased = is_cancelled
-        raise WorkerLost(f"renderer {name!r} ended the render without a result")
+        raise WorkerLost(
+            f"renderer {name!r} ended prompt {request.prompt_id} without a result; try again"
+        )
 
 
-async def _prepare(renderer: Renderer, request: RenderRequest) -> None:
-    # The render itself will report the same error.
+async def _fetch_inputs(renderer: Renderer, request: RenderRequest) -> None:
+    # An error will occur again in the render and be reported there.
     with contextlib.suppress(MoyinError):
         await renderer.prepare(request)

@@ -1,4 +1,4 @@
-"""`RenderResultCache`: stores results of a pool's renders for equal graphs that come later."""
+"""Contains `RenderResultCache`, which reuses the results of renders for equal graphs."""
 
 from __future__ import annotations
 
@@ -9,61 +9,61 @@ from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.blobs import BlobStore
-from moyin.store.renders import CachedRender, CacheRules, RenderCache, cache_owner, render_digest
-
-__all__ = ["RenderResultCache"]
+from moyin.store.render_cache import (
+    CachedRender,
+    CacheRules,
+    RenderCache,
+    compute_render_digest,
+    select_cache_owner,
+)
 
 
 class RenderResultCache:
-    """Returns the result of a graph for every equal graph.
-
-    Two equal graphs that are in progress at the same time are both rendered. Failures are never
-    stored.
-    """
+    """Caches the results of a pool's finished renders, but not their failures."""
 
     def __init__(self, cache: RenderCache, blobs: BlobStore, rules: CacheRules) -> None:
         self._cache = cache
         self._blobs = blobs
         self._rules = rules
 
-    def digest(self, spec: JobSpec, step: Step, request: RenderRequest) -> str | None:
-        """Return the cache key that equal renders share; None if this one must be rendered.
+    def compute_key(self, spec: JobSpec, step: Step, request: RenderRequest) -> str | None:
+        """Return the cache key of equal renders, or None if the render must not use the cache.
 
-        Prompts of ComfyUI's clients are always rendered: these clients wait for the events of
-        their execution.
+        Prompts of ComfyUI's clients do not use the cache, because these clients wait for the events
+        of their execution.
         """
         if not self._rules.enabled or not step.cache or spec.comfyui is not None:
             return None
-        return render_digest(self._rules, request.graph, request.models)
+        return compute_render_digest(self._rules, request.graph, request.models)
 
     async def find(
-        self, owner: str, digest: str, request: RenderRequest
+        self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """Return an earlier result, renamed to this prompt; None if one of its files is gone."""
-        kept = await self._cache.get(cache_owner(owner, self._rules), digest)
-        if kept is None:
+        """Return a cached result whose files exist, with its record for this prompt, or None."""
+        cached = await self._cache.get(select_cache_owner(owner, self._rules), key)
+        if cached is None:
             return None
-        for sha256 in {file.sha256 for file in kept.done.files}:
-            # Renewed, so that it is not pruned before this prompt refers to it.
+        for sha256 in {file.sha256 for file in cached.done.files}:
+            # A renewed blob is not pruned before the prompt's result refers to it.
             if not await self._blobs.renew(sha256):
                 return None
-        if kept.record is None:
-            return kept.done, None
-        plain = _renamed(to_plain(kept.record), kept.prompt_id, request.prompt_id)
-        return kept.done, from_plain(PromptRecord, plain)
+        if cached.record is None:
+            return cached.done, None
+        plain = _replace_prompt_id(to_plain(cached.record), cached.prompt_id, request.prompt_id)
+        return cached.done, from_plain(PromptRecord, plain)
 
-    async def store(self, owner: str, digest: str, render: CachedRender) -> None:
-        """Store a result if the graph would always produce the same one."""
+    async def store(self, owner: str, key: str, render: CachedRender) -> None:
+        """Store a result if rendering the graph again would produce the same result."""
         if render.done.repeatable:
-            await self._cache.put(cache_owner(owner, self._rules), digest, render, self._rules)
+            await self._cache.put(select_cache_owner(owner, self._rules), key, render, self._rules)
 
 
-def _renamed(value: Any, old_id: str, new_id: str) -> Any:
-    """Replace the prompt's id everywhere: events and the names of folders contain it."""
+def _replace_prompt_id(value: Any, old_id: str, new_id: str) -> Any:
+    """Replace the prompt's id in all strings of ``value``, such as events and folder names."""
     if isinstance(value, str):
         return value.replace(old_id, new_id)
     if isinstance(value, dict):
-        return {key: _renamed(item, old_id, new_id) for key, item in value.items()}
+        return {key: _replace_prompt_id(item, old_id, new_id) for key, item in value.items()}
     if isinstance(value, list):
-        return [_renamed(item, old_id, new_id) for item in value]
+        return [_replace_prompt_id(item, old_id, new_id) for item in value]
     return value

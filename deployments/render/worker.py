@@ -1,4 +1,4 @@
-"""Defines `RenderWorker`, the Temporal worker of one pool's queue."""
+"""Contains `RenderWorker`, which runs the Temporal worker of a pool's queue."""
 
 from __future__ import annotations
 
@@ -14,34 +14,32 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from deployments.render.activities import RenderActivities
-from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.launcher import fairness_shares
-from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.launcher import compute_fairness_shares
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import WorkerRunner
-
-__all__ = ["RenderWorker", "set_owner_weights"]
 
 _log = logging.getLogger(__name__)
 _RPC_TIMEOUT = timedelta(seconds=5)
 
 
 class RenderWorker:
-    """Runs a Temporal worker of one pool's queue until `stop`.
+    """Runs a Temporal worker of the queue ``render-<pool>`` from `start` to `stop`.
 
     Args:
-        concurrency: renders in this process, including those that wait.
-        weights: of owners whose weight in the queue is not 1.
-        grace: how long running renders may continue after `stop`.
+        concurrency: number of running and waiting renders in this process.
+        grace_period: how long running renders may continue after `stop`.
+        weights: weights in the queue by owner; other owners have the weight 1.
     """
 
     def __init__(
         self,
         *,
-        temporal: Temporal,
+        temporal: TemporalConnection,
         activities: RenderActivities,
         pool: str,
         concurrency: int,
-        grace: timedelta,
+        grace_period: timedelta,
         weights: Mapping[str, float],
     ) -> None:
         async def new_workers(client: Client) -> list[Worker]:
@@ -49,12 +47,12 @@ class RenderWorker:
                 await set_owner_weights(client, pool, weights)
             worker = Worker(
                 client,
-                task_queue=render_queue(pool),
+                task_queue=get_render_queue(pool),
                 activities=[activities.render_step],
                 max_concurrent_activities=concurrency,
                 max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
                 default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
-                graceful_shutdown_timeout=grace,
+                graceful_shutdown_timeout=grace_period,
             )
             return [worker]
 
@@ -62,21 +60,19 @@ class RenderWorker:
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the worker; Temporal may still be unavailable."""
+        """Start the worker, even if Temporal is not available yet."""
         self._running = asyncio.create_task(self._runner.run())
 
-    def check(self) -> None:
-        """Check that the worker runs; after a crash it is down for a pause that grows with each crash.
-
-        Raises:
-            RuntimeError: the worker has crashed and does not run yet.
-        """
+    def check_running(self) -> None:
+        """Raise RuntimeError if the worker has ended, or has crashed and waits for its restart."""
         has_ended = self._running is not None and self._running.done()
         if has_ended or self._runner.error is not None:
-            raise RuntimeError("the render worker has stopped") from self._runner.error
+            raise RuntimeError(
+                "the Temporal worker of the render pool has crashed; see the cause"
+            ) from self._runner.error
 
     async def stop(self) -> None:
-        """Accept no more renders, and return once running ones are done or the grace is over."""
+        """Accept no more renders, and wait for running renders until the grace period ends."""
         await self._runner.stop()
         if self._running is not None:
             self._running.cancel()
@@ -84,20 +80,24 @@ class RenderWorker:
 
 
 async def set_owner_weights(client: Client, pool: str, weights: Mapping[str, float]) -> None:
-    """Set the weights of owners in the pool's queue; Temporal keeps them until they are replaced."""
+    """Set the weights of owners in the pool's queue, which Temporal stores until the next call."""
     request = UpdateTaskQueueConfigRequest(
         namespace=client.namespace,
         identity=client.identity,
-        task_queue=render_queue(pool),
+        task_queue=get_render_queue(pool),
         task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
         set_fairness_weight_overrides={
             key: weight * share
             for owner, weight in weights.items()
-            for key, share in fairness_shares(owner)
+            for key, share in compute_fairness_shares(owner)
         },
     )
     try:
         await client.workflow_service.update_task_queue_config(request, timeout=_RPC_TIMEOUT)
     except RPCError as error:
-        # An older server, or one that forbids this call: all owners have the weight 1 there.
-        _log.warning("Temporal refuses the weights of owners: %s", error)
+        # The server may be too old or forbid this call.
+        _log.warning(
+            "Temporal rejects the owners' weights for the queue %s, so all owners have the weight 1: %s",
+            request.task_queue,
+            error,
+        )

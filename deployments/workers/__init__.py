@@ -1,1 +1,1 @@
-"""Deploys the workers of jobs: the Serve app ``workers``."""
+"""Contains the Serve app ``workers``, which runs the workflows of jobs."""

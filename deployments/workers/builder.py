@@ -1,21 +1,16 @@
 """Builds the Serve app ``workers``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a plain
-# dict if the annotation is a string.
+# Ray reads the builder's annotation, which `from __future__ import annotations` would make a string.
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS, StrictModel
 from deployments.workers.deployment import JobWorker
 
-__all__ = ["WorkersArgs", "build"]
 
-
-class WorkersArgs(BaseModel):
-    """The ``args`` of the workers in serve_config.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class WorkersArgs(StrictModel):
+    """The ``args`` of the app ``workers`` in serve_config.yaml."""
 
     concurrency: int = Field(
         50, ge=1, description="Most steps that one replica runs at a time, and most webhooks."
@@ -24,12 +19,12 @@ class WorkersArgs(BaseModel):
 
 _deployment = serve.deployment(
     name="JobWorker",
-    # Longer than the worker's own grace for running steps.
+    # The worker itself stops waiting for running steps earlier.
     graceful_shutdown_timeout_s=20,
-    **REPLICA,
+    **REPLICA_OPTIONS,
 )(JobWorker)
 
 
 def build(args: WorkersArgs) -> serve.Application:
-    """Bind the deployment."""
+    """Return the Serve application of the job workers."""
     return _deployment.bind(args.concurrency)

@@ -1,6 +1,5 @@
-"""Access: authentication, authorization and limits of callers.
+"""Authenticates callers, authorizes requests and enforces limits.
 
-The gatekeeper checks the identity, scopes and limits of each request. Accounts administers people,
-organisations and keys. Neither of them reads the body of a request for text or pictures. Start
-reading at `gatekeeper/middleware.py`.
+The package `gatekeeper` does so for each request; start reading at its `middleware.py`. The package
+`accounts` administers users, organisations and API keys.
 """

@@ -13,15 +13,18 @@ from moyin.cli.session import with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient, read_events
 
-__all__ = ["Answer", "chat", "stream_answer"]
-
-# The cost of a stream is known at its end only, so it comes as an SSE comment, not as a header.
+# The cost of a stream is known only at its end, so an SSE comment has it instead of a header.
 _COST = "x-moyin-cost-usd="
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """Holds an answer with its model, cost, route, and the request id for `moyin feedback`."""
+    """The answer to a prompt, with the request id for `moyin feedback` and what the gateway reports.
+
+    Attributes:
+        cost_usd: the cost in US dollars; empty if unknown.
+        route: the reason for the choice of the model, such as ``free``.
+    """
 
     text: str
     backend: str
@@ -31,13 +34,13 @@ class Answer:
     request_id: str = ""
 
     def summary(self) -> str:
-        """Return one line, such as ``llama.cpp · smollm2 · $0 · free``."""
+        """Return a line with back end, model, cost and route: ``llama.cpp · smollm2 · $0 · free``."""
         parts = (self.backend, self.model, self.cost, self.route)
         return " · ".join(part for part in parts if part)
 
     @property
     def cost(self) -> str:
-        """The cost as text, such as ``$0.25``; empty if unknown."""
+        """The cost as text, such as ``$0.25``; empty if the cost is unknown."""
         return f"${self.cost_usd}" if self.cost_usd else ""
 
 
@@ -49,7 +52,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
 ) -> None:
-    """Ask a model. Streams the answer to standard output; names the model on standard error."""
+    """Ask a model: stream the answer to standard output, and name the model on standard error."""
     question = sys.stdin.read() if prompt == "-" else prompt
     answer = with_gateway(
         lambda gateway: stream_answer(
@@ -71,11 +74,7 @@ async def stream_answer(
     system: str | None = None,
     limit: int | None = None,
 ) -> Answer:
-    """Print the answer while it streams, and return it.
-
-    Raises:
-        RequestRefused: the gateway or the back end returned an error, before or in the stream.
-    """
+    """Send a prompt, print the answer while it streams, and return the answer."""
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model,

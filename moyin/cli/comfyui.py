@@ -1,4 +1,4 @@
-"""Implements ``moyin comfyui``: installs ComfyUI and connects its clients to the farm."""
+"""Implements ``moyin comfyui``, which installs ComfyUI and connects its clients to the farm."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import install
 from moyin.settings import Settings
 from moyin.stack.profile import Profile
-
-__all__ = ["app"]
 
 app = typer.Typer(help="The optional ComfyUI, and its clients.", no_args_is_help=True)
 
@@ -42,17 +40,17 @@ def connect(
 
 
 async def _connect(profile: Profile, port: int) -> None:
-    # Imported here, because it takes as long to import as all other commands together.
+    # Imported here, because aiohttp's server takes as long to import as all other commands.
     from moyin.cli.connector import Connector
 
     if not profile.api_key:
-        raise StackError("no API key is configured: set MOYIN_API_KEY")
+        raise StackError("no API key is configured for the gateway: set MOYIN_API_KEY")
     async with open_gateway(profile) as gateway:
-        # Reports a wrong key or URL here; clients of ComfyUI may hide such errors.
+        # This reports a wrong key or URL here, because clients of ComfyUI may hide such errors.
         await gateway.call("GET", "/prompt")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Connector(profile).listening(port) as url:
+    async with Connector(profile).serve(port) as url:
         out.print(f"The farm of {profile.url} is a ComfyUI at {url} (Ctrl+C stops it)")
         await stop.wait()

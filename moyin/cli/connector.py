@@ -1,9 +1,9 @@
 """Serves the render farm on a local port, for clients of ComfyUI that cannot send an API key.
 
-It forwards HTTP and WebSockets to the gateway with the key of the profile. A client of the port has
-the rights of that key, so the port is open to this machine only, and rejects requests from web
-pages of other sites. Such a page could otherwise send requests through the user's browser, also
-under a host name of its own that resolves to 127.0.0.1 (DNS rebinding).
+HTTP requests and WebSockets are forwarded to the gateway with the key of the profile. Every client
+of the port has the rights of that key, so the port is open to this machine only, and requests from
+web pages of other sites are rejected. Such a page could otherwise send requests through the user's
+browser, also under a host name of its own that resolves to 127.0.0.1 (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from moyin.access.gatekeeper.credentials import COOKIE
-from moyin.cli.socket_relay import MAX_MESSAGE_BYTES, relay
-from moyin.comfy_api.protocol.paths import PAGE
+from moyin.access.gatekeeper.credential_finder import SESSION_COOKIE
+from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, StackError
 from moyin.http.client import LazySession
 from moyin.stack.profile import Profile
-
-__all__ = ["Connector", "reject_cross_site", "upstream_headers"]
 
 _HOST = "127.0.0.1"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -35,7 +32,8 @@ _MAX_SILENCE_SECONDS = 300.0
 _HANDSHAKE_SECONDS = 20.0
 _HEARTBEAT_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
-# Shorter than the gateway's own limit: a request on a connection that it closes would be lost.
+# Shorter than the gateway's own limit, because a request on a connection that the gateway is
+# closing would be lost.
 _KEEP_ALIVE_SECONDS = 4.0
 _HOP_BY_HOP = frozenset(
     {
@@ -43,21 +41,22 @@ _HOP_BY_HOP = frozenset(
         "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-# These describe the local port, which the gateway does not know, or contain another key.
+# Headers that describe the local port, which the gateway does not know, or contain another key.
 _LOCAL_HEADERS = frozenset(
     {"authorization", "cookie", "expect", "host", "origin", "referer", "x-api-key"}
 )
 _LOCAL_HEADER_PREFIXES = ("sec-fetch-", "sec-websocket-")
 _NO_DEFAULT_HEADERS = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
-_GOING_AWAY = 1001
+# The largest WebSocket message, which is a picture, as every message is in memory as a whole.
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_NORMAL, _GOING_AWAY = 1000, 1001  # close codes of WebSockets
+# Close codes that must not be sent (RFC 6455, section 7.4.1).
+_RESERVED_CODES = frozenset({1004, 1005, 1006, 1015})
+_Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 class Connector:
-    """Forwards the requests of a port of 127.0.0.1 to the gateway.
-
-    Args:
-        profile: the gateway's URL, and the key that is added to every request.
-    """
+    """Forwards requests that arrive at a local port to the gateway, with the key of the profile."""
 
     def __init__(self, profile: Profile) -> None:
         self._gateway_url = profile.url
@@ -66,14 +65,17 @@ class Connector:
         self._sockets: set[web.WebSocketResponse] = set()
 
     @asynccontextmanager
-    async def listening(self, port: int) -> AsyncIterator[str]:
-        """Serve on ``port`` (0: any free port) within the context, and yield its URL.
+    async def serve(self, port: int) -> AsyncIterator[str]:
+        """Serve on a port of 127.0.0.1 within the context, and yield the port's URL.
+
+        Args:
+            port: the port's number; 0 means any free port.
 
         Raises:
             StackError: the port cannot be opened.
         """
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self.handle)
+        app.router.add_route("*", "/{path:.*}", self.respond)
         app.on_shutdown.append(self._close_sockets)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
@@ -89,27 +91,25 @@ class Connector:
             await runner.cleanup()
             await self._session.close()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Forward one request to the gateway and return its response."""
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        """Forward an HTTP request or a WebSocket to the gateway, or return an error response."""
         try:
             reject_cross_site(request.headers)
-            target = self._target(request)
+            target = self._build_target_url(request)
             if web.WebSocketResponse().can_prepare(request):
-                return await self._relay(request, target)
+                return await self._relay_socket(request, target)
             return await self._forward(request, target)
         except CrossSiteRequest as error:
             return _error_response(403, error)
         except BackendUnavailable as error:
             return _error_response(502, error)
 
-    def _target(self, request: web.Request) -> URL:
-        """Return the gateway's URL for the request.
-
-        Raises:
-            CrossSiteRequest: the request line contains an absolute URL, as for a proxy.
-        """
+    def _build_target_url(self, request: web.Request) -> URL:
+        """Return the gateway's URL for the request; raise CrossSiteRequest for a proxy's request."""
         if not request.raw_path.startswith("/"):
-            raise CrossSiteRequest("this port is not a proxy: the request path must begin with /")
+            raise CrossSiteRequest(
+                "this port is not a proxy: the path of a request must begin with /"
+            )
         return URL(self._gateway_url + request.raw_path, encoded=True)
 
     async def _forward(self, request: web.Request, target: URL) -> web.StreamResponse:
@@ -118,7 +118,7 @@ class Connector:
             async with self._session.get().request(
                 request.method,
                 target,
-                headers=upstream_headers(request.headers, self._key, request.path),
+                headers=build_upstream_headers(request.headers, self._key, request.path),
                 data=request.content if request.body_exists else None,
                 allow_redirects=False,
                 skip_auto_headers=_NO_DEFAULT_HEADERS,
@@ -126,7 +126,7 @@ class Connector:
                 response = web.StreamResponse(
                     status=upstream.status,
                     reason=upstream.reason,
-                    headers=_end_to_end(upstream.headers),
+                    headers=_drop_hop_by_hop(upstream.headers),
                 )
                 await response.prepare(request)
                 async for chunk in upstream.content.iter_any():
@@ -135,43 +135,46 @@ class Connector:
                 return response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if response is None or not response.prepared:
-                raise self._unreachable() from error
-            # Abort, so that the client does not take the interrupted response for complete.
+                raise self._new_unreachable_error() from error
+            # An aborted connection shows the client that the response is incomplete.
             if request.transport is not None:
                 request.transport.abort()
             return response
 
-    def _unreachable(self) -> BackendUnavailable:
+    def _new_unreachable_error(self) -> BackendUnavailable:
         return BackendUnavailable(f"no response from the gateway at {self._gateway_url}: is it up?")
 
-    async def _relay(self, request: web.Request, target: URL) -> web.StreamResponse:
+    async def _relay_socket(self, request: web.Request, target: URL) -> web.StreamResponse:
         protocols = request.headers.get("sec-websocket-protocol", "")
         try:
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
                 upstream = await self._session.get().ws_connect(
                     target,
-                    headers=upstream_headers(request.headers, self._key, request.path),
+                    headers=build_upstream_headers(request.headers, self._key, request.path),
                     protocols=[name.strip() for name in protocols.split(",") if name.strip()],
-                    max_msg_size=MAX_MESSAGE_BYTES,
+                    max_msg_size=_MAX_MESSAGE_BYTES,
                     heartbeat=_HEARTBEAT_SECONDS,
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
         except aiohttp.WSServerHandshakeError as error:
             return _error_response(
-                error.status, BackendUnavailable("the gateway rejected the WebSocket handshake")
+                error.status,
+                BackendUnavailable(
+                    f"the gateway rejected the WebSocket handshake with status {error.status}"
+                ),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._unreachable() from error
+            raise self._new_unreachable_error() from error
         client = web.WebSocketResponse(
             protocols=[upstream.protocol] if upstream.protocol else (),
-            max_msg_size=MAX_MESSAGE_BYTES,
+            max_msg_size=_MAX_MESSAGE_BYTES,
             timeout=_CLOSE_SECONDS,
             compress=False,
         )
         try:
             await client.prepare(request)
             self._sockets.add(client)
-            await relay(client, upstream)
+            await _relay_messages(client, upstream)
         finally:
             self._sockets.discard(client)
             await upstream.close(code=_GOING_AWAY)
@@ -181,20 +184,52 @@ class Connector:
         await asyncio.gather(*(socket.close(code=_GOING_AWAY) for socket in self._sockets))
 
 
-def reject_cross_site(headers: Mapping[str, str]) -> None:
-    """Reject requests that a browser sends for a page of another site.
+async def _relay_messages(
+    client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse
+) -> None:
+    """Relay messages in both directions until one end closes, then close the other with that code."""
+    copying = [
+        asyncio.create_task(_copy_messages(client, upstream)),
+        asyncio.create_task(_copy_messages(upstream, client)),
+    ]
+    try:
+        await asyncio.wait(copying, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in copying:
+            task.cancel()
+        results = await asyncio.gather(*copying, return_exceptions=True)
+    for result in results:
+        # A broken connection is a normal end; any other exception is a bug.
+        if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):
+            raise result
 
-    Raises:
-        CrossSiteRequest: the Host, Origin or Sec-Fetch-Site header names another site.
-    """
+
+async def _copy_messages(source: _Socket, target: _Socket) -> None:
+    while True:
+        message = await source.receive()
+        if message.type is WSMsgType.TEXT:
+            await target.send_str(message.data)
+        elif message.type is WSMsgType.BINARY:
+            await target.send_bytes(message.data)
+        else:
+            reason = message.extra if message.type is WSMsgType.CLOSE else None
+            code = source.close_code
+            if code is None or code in _RESERVED_CODES:
+                code = _NORMAL if code == 1005 else _GOING_AWAY
+            await target.close(code=code, message=(reason or "").encode())
+            return
+
+
+def reject_cross_site(headers: Mapping[str, str]) -> None:
+    """Raise CrossSiteRequest if a browser sent the request for a page of another site."""
     host = headers.get("host", "")
     if not _is_loopback(host):
-        raise CrossSiteRequest("the Host header must be 127.0.0.1 or localhost")
+        raise CrossSiteRequest(f"the Host header must be 127.0.0.1 or localhost, not {host[:64]!r}")
     origin = headers.get("origin")
     if origin is not None and origin.lower() != f"http://{host.lower()}":
         raise CrossSiteRequest("requests from web pages of other sites are not allowed (Origin)")
     site = headers.get("sec-fetch-site", "none")
-    # Following a link opens the page, but gives the other site no access to it.
+    # A link from another site opens the page, but does not let the other site read the page.
     is_navigation = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == (
         "navigate",
         "document",
@@ -205,25 +240,26 @@ def reject_cross_site(headers: Mapping[str, str]) -> None:
         )
 
 
-def upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
-    """Return the headers for the gateway: the client's end-to-end headers, and the key.
+def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
+    """Return the client's headers for the gateway, with the key and without local addresses.
 
-    Headers about the local address are removed. The frontend's page takes the key from a cookie.
+    Requests of ComfyUI's frontend have the key in a cookie too, because the gateway serves the page
+    of the frontend to browsers only with a cookie.
     """
     forwarded = CIMultiDict(
         (name, value)
-        for name, value in _end_to_end(headers).items()
+        for name, value in _drop_hop_by_hop(headers).items()
         if name.lower() not in _LOCAL_HEADERS
         and not name.lower().startswith(_LOCAL_HEADER_PREFIXES)
     )
     forwarded["Authorization"] = f"Bearer {key}"
-    if path.startswith(PAGE):
-        forwarded["Cookie"] = f"{COOKIE}={key}"
+    if path.startswith(PAGE_PATH):
+        forwarded["Cookie"] = f"{SESSION_COOKIE}={key}"
     return forwarded
 
 
-def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Return the headers without the hop-by-hop ones and those in Connection (RFC 9110, 7.6)."""
+def _drop_hop_by_hop(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """Remove hop-by-hop headers, which include those named in Connection (RFC 9110, 7.6)."""
     pairs = CIMultiDict(headers)
     named = ",".join(pairs.getall("connection", [])).lower().split(",")
     dropped = _HOP_BY_HOP | {name.strip() for name in named}

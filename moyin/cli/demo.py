@@ -21,8 +21,6 @@ from moyin.errors import StackError
 from moyin.stack import launch
 from moyin.stack.options import Options
 
-__all__ = ["demo"]
-
 _QUESTION = "Tell me in one or two sentences about a lighthouse at dawn."
 _LOADING_SECONDS = 60.0
 _GRAPH = "dawn.json"
@@ -53,7 +51,7 @@ async def _run_demo(gateway: GatewayClient, graph: dict[str, Any], output: Path)
 
 
 async def _stream_with_retries(gateway: GatewayClient) -> Answer:
-    """Stream the answer; retry while the model is still being loaded after the start."""
+    """Stream the answer, with retries while a model is still being loaded after `moyin up`."""
     deadline = time.monotonic() + _LOADING_SECONDS
     while True:
         try:
@@ -83,4 +81,4 @@ def _find_example(name: str) -> Path:
     ):
         if (folder / name).is_file():
             return folder / name
-    raise StackError(f"the example {name} is not installed: reinstall Moyin")
+    raise StackError(f"the example file {name} is not installed: reinstall Moyin")

@@ -16,18 +16,12 @@ from moyin.client.gateway import GatewayClient
 from moyin.domain.job import EventType
 from moyin.errors import StackError
 
-__all__ = ["create_folder", "follow", "save_artifacts"]
-
 _MAX_RECONNECTS = 60
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 
 async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
-    """Follow the job until it has ended, and return it; show a progress bar on a terminal.
-
-    Raises:
-        StackError: the connection failed too often; the job continues.
-    """
+    """Show a progress bar until the job has ended, and return the job; raise StackError if lost."""
     progress = Progress(
         TextColumn("  {task.description:<10}"),
         BarColumn(bar_width=40),
@@ -41,7 +35,7 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
         try:
             async for event in gateway.follow_job(job_id, max_reconnects=_MAX_RECONNECTS):
                 data = event.data
-                progress.update(task, **_bar_fields(event.type, data))
+                progress.update(task, **_get_bar_fields(event.type, data))
         except (GatewayUnreachable, RequestRefused) as error:
             raise StackError(
                 "the connection to the gateway failed too often, but the job continues: "
@@ -52,32 +46,32 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
 
 
 async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Path) -> list[Path]:
-    """Download the job's artifacts; number the names of files that already exist."""
+    """Download the job's artifacts into a folder, without overwriting files, and return the paths."""
     await asyncio.to_thread(create_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
-        target = _free_name(folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact")
+        target = _find_free_path(
+            folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact"
+        )
         await gateway.download(artifact["url"], target)
         saved.append(target)
     return saved
 
 
 def create_folder(folder: Path) -> None:
-    """Create the output folder if it does not exist.
-
-    Raises:
-        StackError: the folder cannot be created or written.
-    """
+    """Create the output folder; raise StackError if it cannot be created or is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StackError(f"the output folder {folder} cannot be created: {error}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise StackError(f"the output folder {folder} is not writable")
+        raise StackError(
+            f"the output folder {folder} is not writable: choose another with --output"
+        )
 
 
-def _bar_fields(kind: str, data: Any) -> dict[str, Any]:
-    """Return the fields of the progress bar that an event changes."""
+def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
+    """Return the new description and share of the progress bar after an event."""
     if kind == EventType.PROGRESS and isinstance(data, dict):
         fraction = data.get("value", 0) / (data.get("max") or 1)
         return {"description": "running", "completed": min(1.0, fraction)}
@@ -86,7 +80,7 @@ def _bar_fields(kind: str, data: Any) -> dict[str, Any]:
     return {"description": kind}
 
 
-def _free_name(folder: Path, name: str) -> Path:
+def _find_free_path(folder: Path, name: str) -> Path:
     path = folder / name
     number = 1
     while path.exists():

@@ -1,4 +1,4 @@
-"""Implements ``moyin jobs``: list, show, cancel, retry and watch."""
+"""Implements ``moyin jobs``, which lists, shows, cancels, retries and watches jobs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from moyin.cli.screen import errors, out, print_json, print_table
 from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 
-__all__ = ["app"]
-
 app = typer.Typer(help="Jobs: list, show, cancel, retry, watch.", no_args_is_help=True)
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (Task ID).")]
 
@@ -24,12 +22,15 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs, newest first.")] = 20,
 ) -> None:
-    """List your jobs. Piped: id, kind, status, progress, creation time, separated by tabs."""
+    """List your jobs; piped output has id, kind, status, progress and creation time, by tabs."""
     query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
     page = with_gateway(lambda gateway: gateway.call("GET", query))
     print_table(
         ("id", "kind", "status", "progress", "created"),
-        ((j["id"], j["kind"], j["status"], _percent(j), j["created_at"]) for j in page["jobs"]),
+        (
+            (j["id"], j["kind"], j["status"], _format_percent(j), j["created_at"])
+            for j in page["jobs"]
+        ),
     )
 
 
@@ -67,7 +68,7 @@ def watch(job_id: JobId) -> None:
     with_gateway(work)
 
 
-def _percent(job: dict[str, Any]) -> str:
+def _format_percent(job: dict[str, Any]) -> str:
     progress = job["progress"]
     if job["status"] == "succeeded":
         return "100%"

@@ -1,6 +1,6 @@
 """Implements ``moyin keys``, which manages API keys directly in the database.
 
-It needs no API key itself: access to the data folder is the authorization.
+The command needs no API key: anyone who can read the data folder may manage keys.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from moyin.store.keys import ApiKey, KeyStore
     from moyin.store.sql import Database, Transaction
 
-__all__ = ["app"]
-
 T = TypeVar("T")
 app = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_help=True)
 
@@ -44,9 +42,9 @@ def create(
     ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
 ) -> None:
-    """Create a key and print it. Only a digest is stored, so it cannot be shown again."""
+    """Create a key and print its secret, which is shown only once: the database has a digest."""
     if not owner.strip():
-        raise StackError("OWNER is empty: it must be the tenant that owns the key's jobs")
+        raise StackError("OWNER is empty: name the tenant that owns everything the key creates")
     scopes = scope or sorted(DEFAULT_SCOPES)
     _warn_of_unknown_scopes(scopes)
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
@@ -68,7 +66,7 @@ def rotate(
         int, typer.Option(min=0, help="Seconds for which the previous secret stays valid.")
     ] = 0,
 ) -> None:
-    """Replace the secret of a key and print the new one. Id, scopes and limits stay the same."""
+    """Replace the secret of a key and print the new one; id, scopes and limits stay the same."""
 
     async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
@@ -80,7 +78,7 @@ def rotate(
 
 @app.command("list")
 def list_keys() -> None:
-    """List keys. Piped: id, owner, name, creation time, scopes, state."""
+    """List keys; piped output has id, owner, name, creation time, scopes and state, by tabs."""
     from moyin.store.keys import KeyStore
 
     keys = _with_database(lambda database: KeyStore(database).list_all())
@@ -93,7 +91,7 @@ def list_keys() -> None:
                 key.name,
                 key.created_at.isoformat(timespec="seconds"),
                 " ".join(sorted(key.scopes)),
-                _state(key),
+                _describe_state(key),
             )
             for key in keys
         ),
@@ -102,7 +100,7 @@ def list_keys() -> None:
 
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
-    """Revoke a key. Caches may accept it for a few more seconds."""
+    """Revoke a key; replicas that cached the key may accept it for a few more seconds."""
 
     async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
@@ -114,7 +112,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's i
 
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
-    """Warn of scopes that Moyin does not know: only a route of the proxy could require them."""
+    """Warn of scopes that no app of Moyin requires, which are probably mistyped."""
     known = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
     for scope in sorted({word for text in scopes for word in text.split()} - known):
         similar = get_close_matches(scope, known, n=1, cutoff=0.8)
@@ -131,7 +129,7 @@ def _print_secret(text: str) -> None:
         errors.print("[dim]shown only once: store it now[/]")
 
 
-def _state(key: ApiKey) -> str:
+def _describe_state(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return "revoked"
     is_expired = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
@@ -141,12 +139,12 @@ def _state(key: ApiKey) -> str:
 def _audit_event(
     verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
 ) -> AuditEvent:
-    """Return an audit event whose actor is the user of this machine."""
-    from moyin.store.audit import AuditEvent, local_actor
+    """Return the audit event of a change to a key by the user of this machine."""
+    from moyin.store.audit import AuditEvent, get_local_actor
 
     return AuditEvent(
         owner=owner,
-        actor=local_actor("moyin keys"),
+        actor=get_local_actor("moyin keys"),
         action=f"key.{verb}",
         target=key_id,
         request_id="",
@@ -155,7 +153,7 @@ def _audit_event(
 
 
 def _run_audited(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
-    """Run ``work`` and write its audit event in one transaction."""
+    """Run ``work`` and write the audit event that it returns in the same transaction."""
     from moyin.store.audit import AuditLog
     from moyin.store.keys import KeyStore
 
@@ -174,7 +172,7 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     async def session() -> T:
         database = Database(Settings().sql_url)
         try:
-            await database.ready()
+            await database.ensure_schema()
             return await work(database)
         finally:
             await database.close()

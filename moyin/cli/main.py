@@ -1,4 +1,4 @@
-"""Assembles the ``moyin`` command line and reports errors in one line."""
+"""Assembles the ``moyin`` command line from its commands, and prints errors as one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from moyin.cli import (
     demo,
     jobs,
     keys,
-    pruning,
     quality,
     render,
     route,
@@ -29,8 +28,6 @@ from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.errors import MoyinError, StackError
 from moyin.settings import Settings
 
-__all__ = ["app", "main", "run"]
-
 app = typer.Typer(
     name="moyin",
     help="One gateway for AI work: text by the cheapest able model, pictures by a ComfyUI farm.",
@@ -41,7 +38,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _common(
+def _handle_global_options(
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
@@ -63,11 +60,11 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")
 app.command("migrate")(database.migrate)
-app.command("prune")(pruning.prune)
+app.command("prune")(database.prune)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run the command that the arguments name, and return its exit status."""
     try:
         app(arguments)
     except SystemExit as end:
@@ -77,13 +74,13 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MOYIN_DEBUG"):
             raise
-        errors.print(f"[bold red]error:[/] {_error_line(error)}")
+        errors.print(f"[bold red]error:[/] {_format_error(error)}")
         return 1
     return 0
 
 
-def _error_line(error: Exception) -> str:
-    """Return the error in one line; MOYIN_DEBUG=1 shows the traceback instead."""
+def _format_error(error: Exception) -> str:
+    """Return the text of an error as one line for the terminal."""
     if isinstance(error, RequestRefused):
         text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
     elif isinstance(error, GatewayUnreachable):
@@ -92,7 +89,9 @@ def _error_line(error: Exception) -> str:
     elif isinstance(error, StackError):
         text = error.message
     elif isinstance(error, ValidationError) and error.title == Settings.__name__:
-        text = "; ".join(f"{_variable_name(item['loc'])}: {item['msg']}" for item in error.errors())
+        text = "; ".join(
+            f"{_get_variable_name(item['loc'])}: {item['msg']}" for item in error.errors()
+        )
     elif isinstance(error, MoyinError):
         text = f"{error.code}: {error.message}"
     else:
@@ -101,12 +100,11 @@ def _error_line(error: Exception) -> str:
     return " ".join(text.split()).replace("[", "\\[")
 
 
-def _variable_name(location: tuple[int | str, ...]) -> str:
+def _get_variable_name(location: tuple[int | str, ...]) -> str:
     return f"MOYIN_{'_'.join(map(str, location))}".upper()
 
 
 def main() -> None:
-    """Run the command line and exit with its status."""
     sys.exit(run())
 
 

@@ -1,4 +1,4 @@
-"""Implements ``moyin quality``, which shows and manages what the router learned, and feedback."""
+"""Implements ``moyin quality``, which manages what the router learned, and ``moyin feedback``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from moyin.cli.screen import out, print_json, print_pairs, print_table
 from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
 
-__all__ = ["app", "feedback"]
-
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
 )
@@ -20,31 +18,34 @@ _BAR_WIDTH = 20
 
 @app.command()
 def show() -> None:
-    """Show what the router knows about models, and how well its estimates held.
+    """Show what the router learned about models, and how accurate its estimates were.
 
-    Shows abilities, signals by kind of request, this month's judge results, and the cost and risk of
-    the last thirty days under other prices of a bad answer.
+    Shows the abilities of models, the signals by kind of request, this month's results of the judge,
+    and what the last thirty days would have cost under other prices of a bad answer.
     """
     report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if out.is_terminal:
         state = "frozen" if report["frozen"] else "learning"
         pairs = [("tenant", f"{report['owner']}, {state}"), ("table", report["table_date"])]
         if (judge := report.get("judge")) is not None:
-            pairs.append(("judge", _judge_summary(judge)))
+            pairs.append(("judge", _describe_judge(judge)))
         print_pairs(pairs, indent=0)
     print_table(
-        ("model", "ability", "from", "signals", "other tenants"), map(_model_row, report["models"])
+        ("model", "ability", "from", "signals", "other tenants"),
+        map(_build_model_row, report["models"]),
     )
     if report["calibration"]:
-        _caption(
+        _print_caption(
             "rated answers by expected quality: # is the share found good, | the expected share"
         )
         print_table(
-            ("expected", "good", "signals", ""), map(_calibration_row, report["calibration"])
+            ("expected", "good", "signals", ""), map(_build_calibration_row, report["calibration"])
         )
     if any(price["models"] for price in report["prices"]):
-        _caption("the last thirty days under other prices of a bad answer")
-        print_table(("price", "cost", "bad answers", "models"), map(_price_row, report["prices"]))
+        _print_caption("the last thirty days under other prices of a bad answer")
+        print_table(
+            ("price", "cost", "bad answers", "models"), map(_build_price_row, report["prices"])
+        )
 
 
 @app.command()
@@ -56,21 +57,21 @@ def export() -> None:
 @app.command()
 def reset() -> None:
     """Delete all signals of your tenant."""
-    _post("/v1/quality/reset", None)
+    _send_post("/v1/quality/reset", None)
     out.print("signals deleted")
 
 
 @app.command()
 def freeze() -> None:
-    """Stop learning for your tenant; what was learned stays in use."""
-    _post("/v1/quality/freeze", {"frozen": True})
+    """Stop learning for your tenant; the router still uses what it learned before."""
+    _send_post("/v1/quality/freeze", {"frozen": True})
     out.print("frozen")
 
 
 @app.command()
 def thaw() -> None:
     """Resume learning for your tenant."""
-    _post("/v1/quality/freeze", {"frozen": False})
+    _send_post("/v1/quality/freeze", {"frozen": False})
     out.print("learning")
 
 
@@ -100,7 +101,7 @@ def feedback(
         out.print("stored; nothing was learned, because the request named its model")
 
 
-def _post(path: str, body: Any) -> None:
+def _send_post(path: str, body: Any) -> None:
     async def post(gateway: GatewayClient) -> None:
         async with gateway.open("POST", path, body):
             pass
@@ -108,14 +109,13 @@ def _post(path: str, body: Any) -> None:
     with_gateway(post)
 
 
-def _caption(text: str) -> None:
-    """Print the caption of the next table on a terminal."""
+def _print_caption(text: str) -> None:
     if out.is_terminal:
         out.print(f"\n[dim]{text}[/]")
 
 
-def _judge_summary(judge: dict[str, Any]) -> str:
-    """Return the judge's results of this month; for operators also their cost."""
+def _describe_judge(judge: dict[str, Any]) -> str:
+    """Return the judge's results of this month as text, for operators with their cost."""
     text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
         return text
@@ -123,7 +123,7 @@ def _judge_summary(judge: dict[str, Any]) -> str:
     return f"{text}, {spent} of ${judge['usd_per_month']:g} spent"
 
 
-def _model_row(model: dict[str, Any]) -> tuple[str, ...]:
+def _build_model_row(model: dict[str, Any]) -> tuple[str, ...]:
     ability = ""
     if model["ability"] is not None:
         kinds = "".join(
@@ -141,7 +141,7 @@ def _model_row(model: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _price_row(price: dict[str, Any]) -> tuple[str, ...]:
+def _build_price_row(price: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"${price['usd_per_bad_answer']:g}",
         f"${price['cost_usd']:.4f}",
@@ -150,8 +150,8 @@ def _price_row(price: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the calibration: `#` fills the share found good, `|` marks the expected."""
+def _build_calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
+    """Return a row with a bar: `#` is the share of answers rated good, `|` the expected share."""
     bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
     bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"
     return (

@@ -14,8 +14,6 @@ from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 
-__all__ = ["load_graph", "render", "submit_and_follow"]
-
 
 def render(
     graph: Annotated[Path | None, typer.Argument(help="A graph in ComfyUI's API format.")] = None,
@@ -38,8 +36,8 @@ def render(
         int | None, typer.Option(min=1, max=5, help="1 goes first, 5 last; 3 is normal.")
     ] = None,
 ) -> None:
-    """Render a graph or a template. Prints the Task ID at once, then the path of each picture."""
-    body: dict[str, Any] = {"kind": "render", **_job_source(graph, template)}
+    """Render a graph or a template: print the Task ID at once, then the path of each picture."""
+    body: dict[str, Any] = {"kind": "render", **_build_job_source(graph, template)}
     if priority is not None:
         body["priority"] = priority
     # Checked before the job is submitted, so that no render is wasted.
@@ -58,30 +56,26 @@ def render(
     with_gateway(work)
 
 
-def _job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
-    """Return the job's member that contains the graph or names the template.
-
-    Raises:
-        StackError: neither or both are given.
-    """
+def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
+    """Return the job's member with the graph or with the name of the template."""
     if (graph is None) == (template is None):
         raise StackError(
-            "give either a graph's file or --template NAME (`GET /templates` lists them)"
+            "name either the file of a graph or --template NAME (`GET /templates` lists templates)"
         )
     return {"workflow": load_graph(graph)} if graph is not None else {"template": template}
 
 
 def _parse_input(text: str) -> tuple[str, Any]:
-    """Parse NAME=VALUE: the value is JSON if it is valid JSON, otherwise text.
+    """Split NAME=VALUE, and parse the value as JSON, or keep it as text if it is not JSON.
 
     ``width=512`` is a number; ``prompt=sea`` and ``prompt='"512"'`` are texts.
 
     Raises:
-        StackError: the ``=`` is missing.
+        StackError: the text has no ``=``.
     """
     name, separator, value = text.partition("=")
     if not separator:
-        raise StackError(f"--input {text}: must be NAME=VALUE")
+        raise StackError(f"--input {text}: an input must be NAME=VALUE, such as width=512")
     try:
         return name, json.loads(value)
     except ValueError:
@@ -89,11 +83,7 @@ def _parse_input(text: str) -> tuple[str, Any]:
 
 
 def load_graph(path: Path) -> dict[str, Any]:
-    """Load a graph from a JSON file.
-
-    Raises:
-        StackError: the file does not exist, is not JSON, or is not in ComfyUI's API format.
-    """
+    """Load a graph in ComfyUI's API format from a JSON file; raise StackError if it is invalid."""
     try:
         graph = json.loads(path.read_text())
     except FileNotFoundError:
@@ -101,14 +91,16 @@ def load_graph(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StackError(f"{path} cannot be read as JSON: {error}") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise StackError(f"{path} is in the editor's format: use ComfyUI's `Export (API)`")
+        raise StackError(
+            f"{path} is in the format of ComfyUI's editor: export it with `Export (API)`"
+        )
     if not isinstance(graph, dict):
-        raise StackError(f"{path} is not a graph: it must be a JSON object of nodes")
+        raise StackError(f"{path} is not a graph: the file must be a JSON object of nodes")
     return graph
 
 
 async def submit_and_follow(gateway: GatewayClient, body: dict[str, Any]) -> dict[str, Any]:
-    """Submit a job, print its id, follow it to its end, and print the reason if it failed."""
+    """Submit a job, print its id, wait until it ends, print an error, and return the job."""
     job = await gateway.call("POST", "/jobs", body)
     out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
     done = await follow(gateway, job["id"])

@@ -12,8 +12,6 @@ from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.text.quality.wording import format_probability
 
-__all__ = ["route"]
-
 _COLUMNS = ("model", "back end", "p_good", "at least", "basis", "cost", "seconds", "score", "why")
 
 
@@ -33,7 +31,7 @@ def route(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
 ) -> None:
-    """Show which model would answer a prompt, and why, without asking any."""
+    """Show which model would answer a prompt, and why, without calling a model."""
     question = sys.stdin.read() if prompt == "-" else prompt
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
     if max_tokens is not None:
@@ -71,11 +69,11 @@ def _print_decision(decision: dict[str, Any]) -> None:
         (refusal["model"], refusal["backend"], *[""] * 6, f"out: {refusal['reason']}")
         for refusal in decision["refused"]
     )
-    lines = [*map(_candidate_row, decision["candidates"]), *refused]
+    lines = [*map(_build_candidate_row, decision["candidates"]), *refused]
     if not out.is_terminal:
         print_table(_COLUMNS, lines)
         return
-    # Reasons are sentences, which beside eight columns would wrap after every word.
+    # Reasons are sentences, which would wrap after every word beside eight columns.
     candidates = [line[:-1] for line in lines[: len(decision["candidates"])]]
     if candidates:
         print_table(_COLUMNS[:-1], candidates)
@@ -90,9 +88,9 @@ def _describe_request(request: dict[str, Any]) -> str:
     )
 
 
-def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
+def _build_candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
     expected, quality = candidate["expected"], candidate["quality"]
-    estimate = ("", "", "") if quality is None else _estimate_columns(quality)
+    estimate = ("", "", "") if quality is None else _format_estimate(quality)
     return (
         candidate["model"],
         candidate["backend"],
@@ -104,7 +102,7 @@ def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _estimate_columns(quality: dict[str, Any]) -> tuple[str, str, str]:
+def _format_estimate(quality: dict[str, Any]) -> tuple[str, str, str]:
     signals = quality["signals"]
     basis = f"{quality['basis']}, {signals} signals" if signals else quality["basis"]
     return format_probability(quality["p_good"]), format_probability(quality["p_good_low"]), basis

@@ -9,17 +9,15 @@ import typer
 from moyin.cli.screen import errors, out
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.stack.apps import last_deployed_file, load_serve_config
+from moyin.stack.apps import load_serve_config, read_last_deployed_path
 from moyin.stack.options import Options
-
-__all__ = ["app"]
 
 app = typer.Typer(help="Services behind the reverse proxy.", no_args_is_help=True)
 
 
 @app.callback()
 def _routes() -> None:
-    """Make ``secret`` a subcommand, although it is the only one."""
+    """Make ``secret`` a subcommand: typer would run a single command without its name."""
 
 
 @app.command()
@@ -27,23 +25,22 @@ def secret(
     name: Annotated[str, typer.Argument(help="The route's name in serve_config.yaml.")],
 ) -> None:
     """Print the secret with which a service verifies `x-moyin-identity` (a JWT, HS256)."""
-    # Imported here, because only this command needs the proxy.
-    from moyin.proxy.identity import route_secret
+    from moyin.proxy.identity import derive_route_secret
 
     _warn_if_unknown(name)
-    out.print(route_secret(Settings().signing_key(), name))
+    out.print(derive_route_secret(Settings().signing_key(), name))
 
 
 def _warn_if_unknown(name: str) -> None:
     """Warn of a route name that the deployed configuration does not contain.
 
-    A mistyped name gives a secret with which the service rejects every request. It is only a
+    With the secret of a mistyped name, the service would reject every request. This is only a
     warning, because a service may be set up before its route is deployed.
     """
     options = Options.read()
-    path = last_deployed_file(options)
+    path = read_last_deployed_path(options)
     if path is None or not path.is_file():
-        return  # The configuration was deployed by other means.
+        return  # The configuration was not deployed by `moyin`.
     try:
         config = load_serve_config(path, options.ports)
         known = {

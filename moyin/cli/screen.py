@@ -1,4 +1,4 @@
-"""Prints to the terminal. Piped output is plain: no colours or boxes, tab-separated columns."""
+"""Prints to the terminal, or into a pipe without colours and with tab-separated columns."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["errors", "out", "print_json", "print_pairs", "print_table"]
-
 out = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Print a table on a terminal, or tab-separated lines without a heading into a pipe."""
+    """Print a table to a terminal, or tab-separated lines without a heading into a pipe."""
     if not out.is_terminal:
         for line in lines:
             sys.stdout.write("\t".join(line) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        # The first column is copied into other commands, so an id must not be wrapped.
+        # Users copy the id in the first column into other commands, so it must not be wrapped.
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for line in lines:
         table.add_row(*line)
@@ -33,7 +31,7 @@ def print_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
-    """Print names and values in two aligned columns."""
+    """Print pairs of a name and a value in two aligned columns."""
     pairs = list(pairs)
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
@@ -41,7 +39,7 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON, with colours on a terminal."""
+    """Print a value as JSON, with colours on a terminal."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if out.is_terminal:
         out.print_json(text)

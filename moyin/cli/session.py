@@ -1,4 +1,4 @@
-"""Loads the profile and runs a command's coroutine with a client of the gateway."""
+"""Loads the profile (gateway URL and key), and runs commands with a client of that gateway."""
 
 from __future__ import annotations
 
@@ -12,39 +12,27 @@ import typer
 from moyin.client.gateway import GatewayClient
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.profile import Profile, load
-
-__all__ = [
-    "JOB_DID_NOT_SUCCEED",
-    "exit_unless_succeeded",
-    "load_profile",
-    "open_gateway",
-    "with_gateway",
-]
+from moyin.stack.profile import Profile, read_profile
 
 T = TypeVar("T")
-# The other exit statuses are 0 done, 1 an error (also if the stack is down) and 2 wrong usage.
+# The other exit statuses are 0 (success), 1 (an error) and 2 (wrong usage).
 JOB_DID_NOT_SUCCEED = 3
 
 
 def load_profile() -> Profile:
-    """Load the profile.
-
-    Raises:
-        StackError: no profile and no MOYIN_URL names the gateway.
-    """
-    return load(Layout(Settings().data).profile, os.environ)
+    """Load the gateway's URL and key from the environment or the profile's file."""
+    return read_profile(Layout(Settings().data).profile, os.environ)
 
 
 def open_gateway(profile: Profile) -> GatewayClient:
-    """Return a client of the gateway that the profile names; use it in ``async with``."""
+    """Return a client of the profile's gateway, to be used in ``async with``."""
     return GatewayClient(
         profile.url, api_key=profile.api_key, reconnect_seconds=1.0, follow_redirects=True
     )
 
 
 def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
-    """Run ``work`` with a client of the profile's gateway."""
+    """Run a coroutine with a client of the profile's gateway, and return its result."""
 
     async def session() -> T:
         async with open_gateway(load_profile()) as gateway:
@@ -54,6 +42,5 @@ def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
 
 
 def exit_unless_succeeded(job: dict[str, Any]) -> None:
-    """Exit with status 3 unless the job succeeded."""
     if job["status"] != "succeeded":
         raise typer.Exit(JOB_DID_NOT_SUCCEED)

@@ -1,4 +1,4 @@
-"""Implements ``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs`` and ``ray-env``."""
+"""Implements the commands that run the stack: ``moyin up``, ``down``, ``deploy``, ``status`` etc."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from moyin.cli.stack_view import StartProgress, print_ready, print_state
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
-from moyin.stack.daemon import serve
-from moyin.stack.doctor import Verdict, run_checks
-from moyin.stack.memory import memory_usage
+from moyin.stack.doctor import CheckVerdict, run_checks
+from moyin.stack.launch import measure_memory
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
 from moyin.stack.state import Phase
-from moyin.system.logfile import tail
-
-__all__ = ["register"]
+from moyin.stack.supervisor import run_supervisor
+from moyin.system.logfile import read_last_lines
 
 PortBaseOption = Annotated[
     int | None,
@@ -38,14 +36,13 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="App configuration to deploy (default: serve_config.yaml)."),
 ]
-_VERDICT_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+_VERDICT_COLOURS = {CheckVerdict.OK: "green", CheckVerdict.WARN: "yellow", CheckVerdict.FAIL: "red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands at the top level."""
     for command in (up, down, deploy, status, doctor, logs, ray_env):
         app.command()(command)
-    # The previous name of `ray-env`, kept for one version.
+    # The previous name of `ray-env`, which the next version removes.
     app.command("switches", hidden=True)(ray_env)
 
 
@@ -57,17 +54,17 @@ def up(
         typer.Option("--foreground", help="Stay in the foreground, for systemd and containers."),
     ] = False,
 ) -> None:
-    """Start all services and wait until they are ready. Does nothing if they already run."""
+    """Start all services and wait until they are ready; do nothing if they already run."""
     options = Options.read(port_base=port_base, serve_config=config)
     if foreground:
-        serve(options)
+        run_supervisor(options)
         return
     state = launch.read_running_state(options)
     if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
         out.print(f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)")
         return
     with StartProgress() as progress:
-        state = launch.up(options, progress.update)
+        state = launch.start_stack(options, progress.update)
     print_ready(options, state)
 
 
@@ -76,7 +73,7 @@ def down() -> None:
     options = Options.read()
     started = time.monotonic()
     with errors.status("stopping …") if errors.is_terminal else nullcontext():
-        was_running = launch.down(options)
+        was_running = launch.stop_stack(options)
     seconds = time.monotonic() - started
     out.print(f"Moyin is down after {seconds:.1f} s" if was_running else "Moyin was not running")
 
@@ -96,11 +93,11 @@ def deploy(
         raise StackError("Moyin is not running: `moyin up` starts it and deploys the apps")
     ports = Ports(**state.ports)
     if config is None and "MOYIN_SERVE_CONFIG" not in os.environ:
-        config = apps.last_deployed_file(running)
-    options = Options.read({**os.environ, **ports.environ()}, serve_config=config)
+        config = apps.read_last_deployed_path(running)
+    options = Options.read({**os.environ, **ports.to_environ()}, serve_config=config)
     with errors.status("deploying …") if errors.is_terminal else nullcontext() as spinner:
         apps.load_serve_config(options.serve_config, ports)
-        if problems := apps.find_problems(options.serve_config):
+        if problems := apps.find_config_problems(options.serve_config):
             raise StackError(f"{options.serve_config} is not valid: {'; '.join(problems)}")
 
         def on_progress(text: str) -> None:
@@ -109,7 +106,7 @@ def deploy(
             else:
                 errors.print(text, markup=False)
 
-        asyncio.run(apps.deploy(options, on_progress))
+        asyncio.run(apps.deploy_apps(options, on_progress))
     out.print(f"{options.serve_config.name} is deployed")
 
 
@@ -128,7 +125,7 @@ def status(
     if as_json:
         plain = to_plain(state)
         if memory:
-            plain["memory"] = memory_usage(options)
+            plain["memory"] = measure_memory(options)
         print_json(plain)
     else:
         print_state(options, state)
@@ -151,7 +148,7 @@ def doctor() -> None:
         )
     else:
         print_table((), [(c.verdict, c.name, c.found, c.advice) for c in checks])
-    if any(check.verdict == Verdict.FAIL for check in checks):
+    if any(check.verdict == CheckVerdict.FAIL for check in checks):
         raise typer.Exit(1)
 
 
@@ -164,35 +161,35 @@ def logs(
 ) -> None:
     """Print the last lines of a log."""
     layout = Options.read().layout
-    path = layout.log(name)
+    path = layout.get_log_path(name)
     if not path.is_file():
-        paths = layout.app_logs(name)
+        paths = layout.list_app_logs(name)
         if not paths:
-            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.apps_with_logs()}
+            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.list_apps_with_logs()}
             raise StackError(
                 f"there is no log {name!r}; available: {', '.join(sorted(known)) or 'none yet'}"
             )
         path = paths[-1]
-    for line in tail(path, lines):
+    for line in read_last_lines(path, lines):
         sys.stdout.write(line + "\n")
     if follow:
-        _follow(path)
+        _follow_log(path)
 
 
 def ray_env() -> None:
     """Print the environment variables that a Ray node needs, for `eval` before `ray start`."""
-    for name, value in ray.ray_environ().items():
+    for name, value in ray.build_ray_environ().items():
         print(f"export {name}={shlex.quote(value)}")
 
 
 def _print_memory(options: Options) -> None:
-    used = memory_usage(options)
+    used = measure_memory(options)
     out.print("[dim]memory[/]")
     shown = [*sorted(used.items(), key=lambda item: -item[1]), ("together", sum(used.values()))]
     print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
 
 
-def _follow(path: Path) -> None:
+def _follow_log(path: Path) -> None:
     with path.open(errors="replace") as file:
         file.seek(0, os.SEEK_END)
         while True:

@@ -1,4 +1,4 @@
-"""Displays the state of the stack while it starts, and afterwards."""
+"""Displays the state of the stack, while it starts and when it runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from rich.text import Text
 
 from moyin.cli.screen import errors, out, print_pairs
 from moyin.stack.options import Options
-from moyin.stack.profile import load
+from moyin.stack.profile import read_profile
 from moyin.stack.state import Part, PartStatus, Phase, StackState
-
-__all__ = ["StartProgress", "print_ready", "print_state"]
 
 _PART_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
 _STATUS_COLOURS = {
@@ -30,7 +28,7 @@ _PHASE_COLOURS = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "ye
 
 
 class StartProgress:
-    """Shows the progress of a start: live on a terminal, otherwise one line per change."""
+    """Shows how the stack starts: live on a terminal, or as one line per change in a pipe."""
 
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
@@ -68,12 +66,15 @@ class StartProgress:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, part in state.parts.items():
             table.add_row(
-                "", self._status_mark(part), _PART_NAMES.get(name, name), Text(_detail(part))
+                "",
+                self._build_status_mark(part),
+                _PART_NAMES.get(name, name),
+                Text(_describe_part(part)),
             )
         seconds = time.time() - state.started_at
         return Group(Text(f"Moyin is starting … {seconds:.0f} s", style="bold"), table)
 
-    def _status_mark(self, part: Part) -> RenderableType:
+    def _build_status_mark(self, part: Part) -> RenderableType:
         if part.status == PartStatus.STARTING:
             return self._spinner
         marks = {PartStatus.UP: "✓", PartStatus.FAILED: "✗", PartStatus.BACKING_OFF: "↻"}
@@ -81,19 +82,19 @@ class StartProgress:
 
 
 def print_ready(options: Options, state: StackState) -> None:
-    """Print the addresses of a stack that is ready, and its first API key the first time."""
+    """Print the addresses of the running stack, and after its first start also the API key."""
     seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
     out.print(f"[bold green]Moyin is up[/]{seconds}")
     pairs = list(state.addresses.items())
     if not options.layout.key_shown_marker.exists():
         options.layout.key_shown_marker.touch()
-        pairs.append(("api key", load(options.layout.profile, {}).api_key))
+        pairs.append(("api key", read_profile(options.layout.profile, {}).api_key))
         pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
-    print_pairs([*pairs, *_remarks(options, state), ("stop", "moyin down")])
+    print_pairs([*pairs, *_list_remarks(options, state), ("stop", "moyin down")])
 
 
 def print_state(options: Options, state: StackState) -> None:
-    """Print the parts of the stack, its addresses and remarks."""
+    """Print the state of each part of the stack, the addresses, and notes."""
     colour = _PHASE_COLOURS.get(state.phase, "cyan")
     out.print(f"[bold {colour}]{state.phase}[/]  (supervisor {state.pid})")
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -104,25 +105,25 @@ def print_state(options: Options, state: StackState) -> None:
             "",
             _PART_NAMES.get(name, name),
             Text(part.status, style=_STATUS_COLOURS.get(part.status, "dim")),
-            _duration(time.time() - part.since),
+            _format_duration(time.time() - part.since),
             str(part.pid or ""),
             str(part.restarts or ""),
             part.detail,
         )
     out.print(table)
-    print_pairs([*state.addresses.items(), *_remarks(options, state)])
+    print_pairs([*state.addresses.items(), *_list_remarks(options, state)])
 
 
-def _remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
+def _list_remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
     token = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
     return [token, *(("note", note) for note in state.notes)]
 
 
-def _detail(part: Part) -> str:
+def _describe_part(part: Part) -> str:
     return part.detail or ("" if part.status == PartStatus.UP else str(part.status))
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

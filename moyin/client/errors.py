@@ -1,4 +1,4 @@
-"""Turns the gateway's error responses into exceptions."""
+"""Defines the exceptions for requests to the gateway that fail."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from typing import Any
 
 from moyin.errors import MoyinError, ServiceUnavailable
 
-__all__ = ["ERROR_TYPES", "GatewayUnreachable", "RequestRefused"]
 
-
-def _family(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
+def _iterate_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from _family(child)
+        yield from _iterate_types(child)
 
 
-# Only types that declare a code of their own: subtypes inherit the code of their base.
-ERROR_TYPES = {kind.code: kind for kind in _family(MoyinError) if "code" in vars(kind)}
+# The error types by code; a type without a code of its own inherits that of its base.
+ERROR_TYPES = {kind.code: kind for kind in _iterate_types(MoyinError) if "code" in vars(kind)}
 
 
 class GatewayUnreachable(ServiceUnavailable):
-    """The gateway cannot be connected to, or the connection broke; `__cause__` says why.
-
-    The message may reach clients, so it does not contain the internal ``url``.
-    """
+    """Reports that the connection to the gateway at ``url``, which clients must not see, failed."""
 
     def __init__(self, url: str) -> None:
         super().__init__("the gateway is unavailable; try again later", retry_after=5)
@@ -33,23 +28,23 @@ class GatewayUnreachable(ServiceUnavailable):
 
 
 class RequestRefused(MoyinError):
-    """The gateway answered with an error status.
+    """Reports that the gateway answered with an error status.
 
     Attributes:
         status: the HTTP status.
         body: the start of the response's body.
-        reported_code: the stable code in the body; None if it has none.
-        detail: the message in the body, without the errors of single nodes of a graph.
+        reported_code: the stable code in the body, such as ``job_not_found``; None without one.
+        detail: the message in the body, without ComfyUI's errors of single nodes.
         request_id: the id under which the gateway logged the request.
     """
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        decoded = _members(body)
+        decoded = _parse_members(body)
         members = decoded or {}
         inner = members.get("error", {})
         if not isinstance(inner, dict):
             inner = {"message": str(inner)}
-        # Our own routes put the code at the top; a refused graph brings ComfyUI's body with it.
+        # Our own routes put the code at the top; an invalid graph has ComfyUI's body beside it.
         code = members.get("code") or inner.get("code") or inner.get("type")
         self.status = status
         self.body = body
@@ -57,7 +52,7 @@ class RequestRefused(MoyinError):
         self.detail = str(members.get("detail") or inner.get("message") or members.get("message")
                           or f"the gateway answered with status {status}")  # fmt: skip
         self.request_id = headers.get("x-request-id", "")
-        message = "; ".join([self.detail, *_node_errors(members)])
+        message = "; ".join([self.detail, *_describe_node_errors(members)])
         text = "" if decoded is not None else body.decode(errors="replace")[:300].strip()
         after = headers.get("retry-after", "")
         super().__init__(
@@ -66,11 +61,8 @@ class RequestRefused(MoyinError):
             retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
         )
 
-    def typed(self) -> MoyinError:
-        """Return the error of `moyin.errors` with the reported code.
-
-        A response without a known code did not come from our routes: the gateway is unavailable.
-        """
+    def to_typed_error(self) -> MoyinError:
+        """Return the error type of `moyin.errors` for the reported code, or else ServiceUnavailable."""
         kind = ERROR_TYPES.get(self.reported_code or "")
         if kind is None:
             return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)
@@ -79,8 +71,8 @@ class RequestRefused(MoyinError):
         return error
 
 
-def _members(body: bytes) -> dict[str, Any] | None:
-    """Return the members of a JSON body; None if it is not JSON."""
+def _parse_members(body: bytes) -> dict[str, Any] | None:
+    """Return the members of a JSON body; None if the body is not JSON."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -88,8 +80,8 @@ def _members(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else {"error": str(value)}
 
 
-def _node_errors(members: Mapping[str, Any]) -> list[str]:
-    """Describe ComfyUI's errors of single nodes of a graph, a line each."""
+def _describe_node_errors(members: Mapping[str, Any]) -> list[str]:
+    """Return one line for each error that ComfyUI reports of a single node."""
     # The body may come from any service behind the gateway, so its shape is not certain.
     nodes = members.get("node_errors")
     lines = []

@@ -22,8 +22,6 @@ from moyin.errors import MoyinError, StepFailed
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.http.sse import Frame, FrameSplitter
 
-__all__ = ["AcceptedJob", "Event", "GatewayClient", "read_events", "read_frames"]
-
 _log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 5.0
 _LARGEST_FILE = 64 * 1024 * 1024
@@ -31,12 +29,12 @@ _LARGEST_ERROR = 64 * 1024
 _FINAL = frozenset(kind.value for kind in EventType if kind.is_final)
 
 
-class Event:
-    """One server-sent event.
+class ServerSentEvent:
+    """A server-sent event from the gateway.
 
     Attributes:
-        text: its data lines, joined; None for a comment.
-        comment: the text after a leading colon, such as a keep-alive or the cost of a stream.
+        text: the data lines, joined; None for a comment.
+        comment: the text of a comment, such as the cost of a stream.
     """
 
     __slots__ = ("comment", "id", "text", "type")
@@ -53,7 +51,7 @@ class Event:
 
     @property
     def data(self) -> Any:
-        """The data as JSON; the text itself if it is not JSON."""
+        """The data parsed as JSON, or the text itself if that is not JSON."""
         try:
             return json.loads(self.text or "")
         except ValueError:
@@ -65,9 +63,9 @@ class AcceptedJob:
     """The response to a job's submission.
 
     Attributes:
-        location: path of the job on the gateway.
-        body: the job as JSON.
-        replayed: an earlier request with the same idempotency key created the job.
+        location: the path of the job on the gateway.
+        body: the job as JSON bytes.
+        replayed: True if an earlier request with the same idempotency key created the job.
     """
 
     location: str
@@ -78,16 +76,16 @@ class AcceptedJob:
 class GatewayClient:
     """Sends requests to the gateway: single calls, jobs, event streams and downloads.
 
-    Belongs to one event loop. Use it as an async context manager, or call `close`.
+    A client belongs to one event loop. Use it as an async context manager, or call `close`.
 
     Args:
         url: the gateway's address as this process reaches it.
-        api_key: sent with every request; empty: requests carry an identity or credentials of
-            their own in ``headers``.
-        token_for: makes a bearer token with the rights of an identity that a request names.
-        silence_seconds: longest time without a byte of the response.
-        total_seconds: longest time of a request, event streams excepted; None: no limit.
-        reconnect_seconds: pause before a broken event stream is opened again.
+        api_key: the key for every request; if it is empty, requests need an ``identity`` or
+            credentials in ``headers``.
+        token_for: a function that makes a bearer token with the rights of an identity.
+        silence_seconds: the longest time without a byte of the response.
+        total_seconds: the longest time of a request that is not a stream; None means no limit.
+        reconnect_seconds: the pause before a broken event stream is opened again.
     """
 
     def __init__(
@@ -118,7 +116,6 @@ class GatewayClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._session.close()
 
     @asynccontextmanager
@@ -134,17 +131,18 @@ class GatewayClient:
         is_encoded: bool = False,
         is_stream: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; the caller reads the response's body inside the block.
+        """Send a request and yield the response, whose body must be read inside the block.
 
         Args:
-            body: bytes are sent as they are, anything else as JSON.
-            identity: the request has the rights of this identity.
-            expected: the only status that means success; None: any below 400.
-            is_encoded: ``path`` is percent-encoded and sent exactly as it is.
+            body: the request's body; bytes are sent unchanged, other values as JSON.
+            identity: the identity with whose rights the request is made.
+            expected: the only status that means success; None means any status below 400.
+            is_encoded: True if ``path`` is percent-encoded already and must be sent unchanged.
+            is_stream: True if the response may take longer than ``total_seconds``.
 
         Raises:
             RequestRefused: the gateway answered with an error status.
-            GatewayUnreachable: it cannot be connected to, or the connection broke.
+            GatewayUnreachable: the connection failed or broke.
         """
         address = self.url + path
         content = {"data": body} if body is None or isinstance(body, bytes) else {"json": body}
@@ -152,7 +150,7 @@ class GatewayClient:
             async with self._session.get().request(
                 method,
                 URL(address, encoded=True) if is_encoded else address,
-                headers={**self._credentials(identity), **(headers or {})},
+                headers={**self._build_credentials(identity), **(headers or {})},
                 timeout=self._stream_timeout if is_stream else self._timeout,
                 allow_redirects=self._follow_redirects,
                 **content,
@@ -161,8 +159,8 @@ class GatewayClient:
                 if status >= 400 or (expected is not None and status != expected):
                     raise RequestRefused(status, response.headers, await _read_start(response))
                 yield response
-        # No ConnectionError: aiohttp's are ClientErrors, and the block may meet one of its own, such as
-        # the broken pipe of `moyin chat | head`.
+        # aiohttp's connection errors are ClientErrors. A ConnectionError comes from the block itself,
+        # such as the broken pipe of `moyin chat | head`.
         except (aiohttp.ClientError, TimeoutError) as error:
             raise GatewayUnreachable(self.url) from error
 
@@ -174,12 +172,12 @@ class GatewayClient:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """Return the JSON of a response; raises as `open`."""
+        """Send a request and return the response's JSON; raise the errors of `open`."""
         async with self.open(method, path, body, headers=headers) as response:
             return await response.json()
 
     async def download(self, path: str, target: Path) -> None:
-        """Download a file; ``target`` appears only when it is complete. Raises as `open`."""
+        """Download a file, so that ``target`` is always complete; raise the errors of `open`."""
         scratch = target.with_name(f".{target.name}.part")
         async with self.open("GET", path) as response:
             with scratch.open("wb") as file:
@@ -192,19 +190,21 @@ class GatewayClient:
 
         Raises:
             StepFailed: the file is larger than 64 MiB.
-            MoyinError: the gateway refused the request, in the type of the reported code.
+            MoyinError: the gateway refused the request; the error has the type of its code.
             ServiceUnavailable: the gateway is unavailable.
         """
         try:
             async with self.open("GET", path, identity=identity, expected=200) as response:
                 return await read_up_to(response, _LARGEST_FILE)
         except BodyTooLong:
-            raise StepFailed(f"{path} is larger than {_LARGEST_FILE} bytes") from None
+            raise StepFailed(
+                f"{path} is larger than {_LARGEST_FILE} bytes, the most that is read"
+            ) from None
         except RequestRefused as error:
-            raise error.typed() from None
+            raise error.to_typed_error() from None
 
     async def read_json(self, path: str, *, identity: Identity | None = None) -> Any:
-        """Return the JSON document at ``path``; raises as `read`."""
+        """Return the JSON document at ``path``; raise the errors of `read`."""
         return from_json(await self.read(path, identity=identity))
 
     async def submit_job(
@@ -214,12 +214,7 @@ class GatewayClient:
         identity: Identity | None = None,
         idempotency_key: str | None = None,
     ) -> AcceptedJob:
-        """Submit a job with the body of ``POST /jobs``.
-
-        Raises:
-            MoyinError: the gateway refused the job, in the type of the reported code.
-            ServiceUnavailable: the gateway is unavailable.
-        """
+        """Submit a job, the body of ``POST /jobs``; raise errors by the type that the gateway reports."""
         headers = {"content-type": "application/json"}
         if idempotency_key is not None:
             headers["idempotency-key"] = idempotency_key
@@ -233,33 +228,27 @@ class GatewayClient:
                     replayed="idempotent-replayed" in response.headers,
                 )
         except RequestRefused as error:
-            raise error.typed() from None
+            raise error.to_typed_error() from None
 
     async def cancel_job(self, location: str, *, identity: Identity | None = None) -> None:
-        """Cancel the job at the path ``location``.
-
-        Raises:
-            JobFinished: the job has ended already.
-            MoyinError: the gateway refused the request, in the type of the reported code.
-            ServiceUnavailable: the gateway is unavailable.
-        """
+        """Cancel the job whose path is ``location``; raise JobFinished if the job has ended."""
         try:
             async with self.open("POST", f"{location}/cancel", identity=identity, expected=202):
                 return
         except RequestRefused as error:
-            raise error.typed() from None
+            raise error.to_typed_error() from None
 
     async def follow_job(
         self, job_id: str, *, identity: Identity | None = None, max_reconnects: int | None = None
-    ) -> AsyncGenerator[Event, None]:
-        """Yield the job's events until it has ended; a broken stream is resumed.
+    ) -> AsyncGenerator[ServerSentEvent, None]:
+        """Yield the events of a job until the job has ended, and resume a broken stream.
 
-        An attempt's final event that is followed by further events belongs to a retried attempt,
-        so the job has ended only when the gateway ends the stream after a final event.
+        A job that is retried has several final events, so the job has ended only when the gateway
+        closes the stream after a final event.
 
         Raises:
-            MoyinError: the gateway refused the request, in the type of the reported code.
-            GatewayUnreachable: the stream broke more often than ``max_reconnects``.
+            MoyinError: the gateway refused the request; the error has the type of its code.
+            GatewayUnreachable: the stream broke more often than ``max_reconnects`` allows.
         """
         headers: dict[str, str] = {}
         path, has_ended, reconnects = f"/jobs/{job_id}/events", False, 0
@@ -280,45 +269,45 @@ class GatewayClient:
             except GatewayUnreachable as error:
                 failure = error
             except RequestRefused as error:
-                failure = error.typed()
+                failure = error.to_typed_error()
                 if not failure.retryable:
                     raise failure from None
             reconnects += 1
             if max_reconnects is not None and reconnects > max_reconnects:
                 raise failure
-            _log.info("the events of job %s are resumed: %s", job_id, failure)
+            _log.info("resuming the broken event stream of job %s: %s", job_id, failure)
             await asyncio.sleep(self._reconnect_seconds)
 
     async def wait_for_job(
         self, job_id: str, *, identity: Identity | None = None
     ) -> dict[str, Any]:
-        """Return the job once it has ended, however long that takes; raises as `follow_job`."""
-        last_event: Event | None = None
+        """Wait until the job has ended and return it; raise the errors of `follow_job`."""
+        last_event: ServerSentEvent | None = None
         async with aclosing(self.follow_job(job_id, identity=identity)) as events:
             async for event in events:
                 last_event = event
         assert last_event is not None
         return dict(last_event.data)
 
-    def _credentials(self, identity: Identity | None) -> dict[str, str]:
+    def _build_credentials(self, identity: Identity | None) -> dict[str, str]:
         if identity is not None:
-            assert self._token_for is not None, "this client has no token_for"
+            assert self._token_for is not None, "a GatewayClient needs token_for to use an identity"
             return {"authorization": f"Bearer {self._token_for(identity)}"}
         return {"authorization": f"Bearer {self._api_key}"} if self._api_key else {}
 
 
 async def read_frames(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
-    """Yield the server-sent events of a response as bytes, comments included."""
+    """Yield the server-sent events of a response as frames of bytes, comments included."""
     splitter = FrameSplitter()
     async for piece in response.content.iter_any():
         for frame in splitter.feed(piece):
             yield frame
 
 
-async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
-    """Yield the server-sent events of a response; comments are events without text."""
+async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEvent]:
+    """Yield the server-sent events of a response; comments are events whose text is None."""
     async for frame in read_frames(response):
-        yield Event(frame.raw)
+        yield ServerSentEvent(frame.raw)
 
 
 def _new_session() -> aiohttp.ClientSession:
@@ -328,7 +317,7 @@ def _new_session() -> aiohttp.ClientSession:
 
 
 async def _read_start(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body of an error response, cut off after 64 KiB."""
+    """Return the first 64 KiB of an error response's body."""
     pieces, left = [], _LARGEST_ERROR
     while left and (piece := await response.content.read(left)):
         pieces.append(piece)

@@ -1,4 +1,4 @@
-"""Counts the open prompts of tenants, once for all WebSockets of a tenant."""
+"""Caches the number of a tenant's open prompts, which all WebSockets of the tenant show."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import time
 from moyin.store.prompts import PromptStore
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["OpenPromptCounts"]
-
 _MAX_TENANTS = 1_024
 
 
 class OpenPromptCounts:
-    """Caches the number of waiting and running prompts by tenant, in one replica."""
+    """Caches the number of waiting and running prompts of each tenant in this replica."""
 
     def __init__(self, prompts: PromptStore) -> None:
         self._prompts = prompts
-        # By tenant: the time of the query, and the count.
+        # The time of the latest query and its result, by tenant.
         self._known: BoundedDict[str, tuple[float, int]] = BoundedDict(_MAX_TENANTS)
         self._queries: dict[str, asyncio.Task[int]] = {}
 
     async def count_now(self, owner: str) -> int:
-        """Query the count; it includes every change that happened before the call."""
+        """Query the count, which includes every change that happened before the call."""
         started = time.monotonic()
         count = await self._prompts.count_open(owner)
         known = self._known.get(owner)
@@ -31,8 +29,8 @@ class OpenPromptCounts:
             self._known[owner] = (started, count)
         return self._known[owner][1]
 
-    def latest(self, owner: str, default: int) -> int:
-        """Return the result of the latest query, or ``default`` if it is no longer cached."""
+    def latest_count(self, owner: str, default: int) -> int:
+        """Return the result of the latest query, or ``default`` if no result is cached."""
         known = self._known.get(owner)
         return default if known is None else known[1]
 

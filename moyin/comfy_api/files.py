@@ -1,4 +1,4 @@
-"""Finds and stores files by ComfyUI's names: uploads and the outputs of renders."""
+"""Finds and stores uploads and the outputs of renders by the names that ComfyUI uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,14 +17,12 @@ from moyin.domain.job import Job
 from moyin.domain.prompt import ComfyFileName, PromptFile, PromptRecord
 from moyin.domain.serialization import from_plain
 from moyin.errors import ArtifactNotFound, InvalidRequest
-from moyin.render.protocol.graph import artifact_ids, artifacts_missing
+from moyin.render.protocol.graph import find_artifact_ids, make_missing_error
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.store.prompts import PromptStore
 from moyin.store.uploads import UploadStore
-
-__all__ = ["FarmFiles", "file_name"]
 
 _TYPES = ("input", "output", "temp")
 _ANNOTATED_NAME = re.compile(r"(.*?) ?\[(input|output|temp)\]")
@@ -34,8 +32,8 @@ _MAX_LENGTH = 255
 _MAX_LISTED = 1_000
 
 
-def file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
-    """Parse a client's file name; ``name.png [output]`` overrides ``kind``.
+def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
+    """Parse a client's file name. A type in the name (``a.png [output]``) overrides ``kind``.
 
     Raises:
         InvalidRequest: the name is invalid or leads out of its folder.
@@ -65,52 +63,44 @@ def file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
     return ComfyFileName(filename=last, subfolder=folder, type=kind)
 
 
-class FarmFiles:
-    """Finds and stores files, always for their owner."""
+@dataclass(kw_only=True, eq=False)
+class ComfyFiles:
+    """Finds and stores the files of one tenant at a time, by ComfyUI's names."""
 
-    def __init__(
-        self,
-        *,
-        uploads: UploadStore,
-        artifacts: ArtifactStore,
-        prompts: PromptStore,
-        blobs: BlobStore,
-        frames: FrameStore,
-    ) -> None:
-        self._uploads = uploads
-        self._artifacts = artifacts
-        self._prompts = prompts
-        self._blobs = blobs
-        self._frames = frames
+    uploads: UploadStore
+    artifacts: ArtifactStore
+    prompts: PromptStore
+    blobs: BlobStore
+    frames: FrameStore
 
-    async def find(self, owner: str, name: ComfyFileName) -> Artifact:
-        """Return an upload or an output of the owner's renders, including running ones.
+    async def find_file(self, owner: str, name: ComfyFileName) -> Artifact:
+        """Return an upload of the owner, or an output of the owner's ended or running renders.
 
         Raises:
-            ArtifactNotFound: the owner has no such file.
+            ArtifactNotFound: the owner has no file with this name.
         """
-        upload = (await self._uploads.find(owner, [name])).get(name)
+        upload = (await self.uploads.find(owner, [name])).get(name)
         if upload is not None:
             return upload
         output = await self._find_output(owner, name)
         if output is None:
-            raise ArtifactNotFound(f"you have no file {name.path!r}")
+            raise ArtifactNotFound(f"you have no upload or output with the name {name.path!r}")
         return output
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
-        """Return the owner's newest uploads, as graphs name them, newest first."""
-        names = await self._uploads.newest(owner, kind, _MAX_LISTED)
+        """Return the names of the owner's newest uploads, as graphs use them, newest first."""
+        names = await self.uploads.list_newest(owner, kind, _MAX_LISTED)
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
-    async def find_named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return the owner's files among the texts of a graph, by text."""
+    async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
+        """Return the owner's files that the texts of a graph name, by text."""
         names: dict[str, ComfyFileName] = {}
         for text in texts:
             try:
-                names[text] = file_name(text, "", "input")
+                names[text] = parse_file_name(text, "", "input")
             except InvalidRequest:
                 continue
-        uploads = await self._uploads.find(owner, set(names.values()))
+        uploads = await self.uploads.find(owner, set(names.values()))
         files = {}
         for text, name in names.items():
             artifact = uploads.get(name)
@@ -121,77 +111,79 @@ class FarmFiles:
         return files
 
     async def find_referenced(self, owner: str, graph: Mapping[str, Any]) -> Mapping[str, Artifact]:
-        """Return the artifacts that a graph references, by id.
+        """Return the artifacts to which a graph refers by their ids.
 
         Raises:
-            InputNotFound: the owner has no such artifact.
+            InputNotFound: the graph refers to an artifact that the owner does not have.
         """
         artifacts = {}
-        for artifact_id in artifact_ids(graph):
+        for artifact_id in find_artifact_ids(graph):
             try:
-                artifacts[artifact_id] = await self._artifacts.get(owner, artifact_id)
+                artifacts[artifact_id] = await self.artifacts.get(owner, artifact_id)
             except ArtifactNotFound:
-                raise artifacts_missing(graph, artifact_id) from None
+                raise make_missing_error(graph, artifact_id) from None
         return artifacts
 
     async def add_upload(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, overwrite: bool
     ) -> ComfyFileName:
-        """Store an artifact under a name, and return the name that it got.
+        """Store an artifact under a name, and return the final name.
 
-        Like ComfyUI, append a number if the name is taken by other content.
+        Like ComfyUI, append a number to the name if a file with other content has this name.
 
         Raises:
-            InvalidRequest: too many numbered names are taken.
+            InvalidRequest: a thousand numbered names are in use.
         """
         stem, suffix = _split_suffix(name.filename)
         for number in range(_MAX_RENAMES):
             candidate = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
-            stored = await self._uploads.put(owner, candidate, artifact, replace=overwrite)
+            stored = await self.uploads.put(owner, candidate, artifact, replace=overwrite)
             if stored.sha256 == artifact.sha256:
                 return candidate
-        raise InvalidRequest("too many files have this name: choose another", field="filename")
+        raise InvalidRequest(
+            f"too many files are named {name.filename!r}: choose another name", field="filename"
+        )
 
     async def read_record(self, job: Job) -> PromptRecord | None:
-        """Return ComfyUI's history entry of a render; None if there is none or its blob is gone."""
+        """Return ComfyUI's history entry of a render, or None if the entry is not stored."""
         return (await self.read_record_with_size(job))[0]
 
     async def read_record_with_size(self, job: Job) -> tuple[PromptRecord | None, int]:
-        """Return the render's history entry like `read_record`, and its size in bytes."""
+        """Return ComfyUI's history entry of a render or None, and the size of its blob in bytes."""
         sha256 = job.results[-1].output if job.results else job.record
         if sha256 is None:
             return None, 0
         try:
-            content = await self._blobs.get(sha256)
+            content = await self.blobs.get(sha256)
         except FileNotFoundError:
             return None, 0
         record = from_json(content).get("record")
         return None if record is None else from_plain(PromptRecord, record), len(content)
 
     async def _find_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output of the owner's job, whose id begins the file's subfolder."""
+        """Find an output of a render; the output's subfolder begins with the id of its job."""
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None
-        for job in await self._prompts.get(owner, [job_id], hidden=True):
+        for job in await self.prompts.get(owner, [job_id], hidden=True):
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
-            file = file or await self._frames.file(job_id, name.path)
+            file = file or await self.frames.find_file(job_id, name.path)
             if file is not None:
-                return replace(file.artifact(), id=_artifact_id(owner, name))
+                return replace(file.to_artifact(), id=_output_artifact_id(owner, name))
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output and store its artifact row, so that a later render may reference it."""
+        """Find an output and add its artifact row, so that later renders may refer to it."""
         output = await self._find_output(owner, name)
-        if output is None or not await self._blobs.renew(output.sha256):
+        if output is None or not await self.blobs.renew(output.sha256):
             return None
-        await self._artifacts.add(output, owner=owner)
+        await self.artifacts.add(output, owner=owner)
         return output
 
 
-def _artifact_id(owner: str, name: ComfyFileName) -> str:
+def _output_artifact_id(owner: str, name: ComfyFileName) -> str:
     return f"art_{hashlib.sha256(f'{owner}/{name.path}'.encode()).hexdigest()[:32]}"
 
 

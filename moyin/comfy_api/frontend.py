@@ -1,6 +1,6 @@
-"""Finds ComfyUI's web frontend in ComfyUI's own environment, and adapts its page to the gateway.
+"""Finds the packages of ComfyUI's web frontend, and adapts its page to the gateway.
 
-The packages (GPL-3.0) are found by their folders and never imported.
+The packages (GPL-3.0) are found by their folders in ComfyUI's environment, and never imported.
 """
 
 from __future__ import annotations
@@ -12,22 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
-
-__all__ = [
-    "Frontend",
-    "content_security_policy",
-    "find_frontend",
-    "rebase_picture_urls",
-    "with_base_path",
-]
 
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"
-# Pictures that the page's files load from the server's root, such as the tab's progress icon. After
-# an apostrophe the same text is the name of a style.
+# URLs of pictures that the page's files load from the server's root, such as the tab's icon. After
+# an apostrophe, the same text is the name of a style.
 _PICTURE_URL = re.compile(rb'(?<=["`(])/(?=assets/(?:images/|favicon\.ico))')
 _TEXT_SUFFIXES = (".js", ".css", ".json")
 _INLINE_SCRIPT = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL)
@@ -58,13 +50,12 @@ _START_VIEW_SCRIPT = """<script>
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Frontend:
-    """Holds the folders of the frontend's files.
+class FrontendFolders:
+    """The folders of ComfyUI's frontend. The first folder that has a file serves the file.
 
     Attributes:
         root: the folder of ``index.html``.
-        templates: the folders served below ``templates/``; the first that has a file wins.
-        docs: the same below ``docs/``.
+        templates, docs: the folders that are served below ``templates/`` and ``docs/``.
     """
 
     root: Path
@@ -72,15 +63,15 @@ class Frontend:
     docs: tuple[Path, ...] = ()
 
 
-def find_frontend(settings: Settings) -> Frontend:
-    """Find the frontend named in the settings, or else the one in ComfyUI's environment; blocks.
+def find_frontend(settings: Settings) -> FrontendFolders:
+    """Find the frontend in the configured folder or in ComfyUI's environment; a blocking call.
 
     Raises:
         StackError: no frontend is installed.
     """
     packages: list[Path] = []
     try:
-        packages = _package_folders(locate(settings).python)
+        packages = _package_folders(find_comfyui(settings).python)
     except StackError:
         if settings.comfyui_frontend is None:
             raise
@@ -88,24 +79,26 @@ def find_frontend(settings: Settings) -> Frontend:
         (folder / _STATIC for folder in packages if (folder / _STATIC).is_dir()), None
     )
     if root is None:
-        raise StackError("ComfyUI's environment has no comfyui-frontend-package: install it there")
+        raise StackError(
+            "ComfyUI's environment has no comfyui-frontend-package: run `moyin comfyui install`"
+        )
     if not (root / "index.html").is_file():
-        raise StackError(f"{root} has no index.html")
-    return Frontend(
+        raise StackError(f"the folder of ComfyUI's frontend, {root}, has no index.html")
+    return FrontendFolders(
         root=root,
         templates=tuple(sorted(path for folder in packages for path in folder.glob(_TEMPLATES))),
         docs=tuple(path for folder in packages for path in folder.glob(_DOCS)),
     )
 
 
-def with_base_path(index: str, path: str) -> str:
-    """Return the page with ``path`` as the base of its relative addresses."""
+def set_base_path(index: str, path: str) -> str:
+    """Return the page ``index`` with ``path`` as the base of its relative URLs."""
     head, tag, rest = index.partition("<head>")
     return f'{head}{tag}<base href="{path}">{_START_VIEW_SCRIPT}{rest}'
 
 
 def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
-    """Return the page's files that load pictures from the root, changed to use ``path``; blocks."""
+    """Return the files that load pictures from ``/``, changed to load them from ``path``."""
     rebased = {}
     for file in root.glob("assets/*"):
         content = file.read_bytes() if file.suffix in _TEXT_SUFFIXES else b""
@@ -114,8 +107,8 @@ def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
     return rebased
 
 
-def content_security_policy(index: str) -> str:
-    """Return the page's Content-Security-Policy, which allows only its own inline scripts."""
+def build_security_policy(index: str) -> str:
+    """Return the page's Content-Security-Policy, which allows the inline scripts in ``index``."""
     hashes = "".join(
         f" 'sha256-{base64.b64encode(hashlib.sha256(script['text'].encode()).digest()).decode()}'"
         for script in _INLINE_SCRIPT.finditer(index)
@@ -125,9 +118,6 @@ def content_security_policy(index: str) -> str:
 
 
 def _package_folders(python: Path) -> list[Path]:
-    """Return the interpreter's package folders, without following a virtual environment's link."""
+    """Return the package folders of the virtual environment with the interpreter ``python``."""
     prefix = python.parent.parent
-    return [
-        *prefix.glob("lib/python3*/site-packages"),
-        *prefix.glob("lib/python3*/dist-packages"),
-    ]
+    return [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("lib/python3*/dist-packages")]

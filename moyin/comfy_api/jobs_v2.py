@@ -1,13 +1,14 @@
-"""Serves renders through the Comfy API v2: the caller's render jobs, under the same ids."""
+"""Submits, lists, cancels and follows render jobs for the routes of the Comfy API v2."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, status_of
+from moyin.comfy_api.protocol_v2.response import V2Presenter, to_progress, to_status
 from moyin.domain import references
 from moyin.domain.identity import Identity
 from moyin.domain.job import EventType, Job, JobEvent, JobSpec, Progress, StepKind
@@ -18,123 +19,119 @@ from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["ComfyJobs", "SseEvent"]
-
-# The name and data of a server-sent event; None asks for a keep-alive comment.
+# The name and the data of a server-sent event, or None for a keep-alive comment.
 SseEvent: TypeAlias = tuple[str, wire.StatusBody | wire.ProgressBody | wire.OutputBody] | None
 _RENDER = StepKind.RENDER.value
 
 
+@dataclass(kw_only=True, eq=False)
 class ComfyJobs:
-    """Submits, lists, cancels and follows renders."""
+    """Submits, lists, cancels and follows the render jobs of one tenant at a time."""
 
-    def __init__(
-        self, *, service: JobService, jobs: JobStore, feed: JobFeed, blobs: BlobStore
-    ) -> None:
-        self._service = service
-        self._jobs = jobs
-        self._feed = feed
-        self._blobs = blobs
+    service: JobService
+    jobs: JobStore
+    feed: JobFeed
+    blobs: BlobStore
 
     async def submit(self, caller: Identity, spec: JobSpec, *, key: str | None) -> Job:
-        """Accept a render. An Idempotency-Key works once; a repeat is rejected.
+        """Accept a render job. In the Comfy API, an Idempotency-Key may be used only once.
 
         Raises:
             IdempotencyMismatch: the key was used before; ``details`` name the first job.
-            MoyinError: see `JobService.submit`.
+            MoyinError: the job is not accepted.
         """
-        job, created = await self._service.submit(caller, spec, idempotency_key=key)
+        job, created = await self.service.submit(caller, spec, idempotency_key=key)
         if not created:
             raise IdempotencyMismatch(
-                f"this Idempotency-Key was used for job {job.id}; an Idempotency-Key works once",
+                f"this Idempotency-Key was used for job {job.id}: use a new key for each job",
                 field="Idempotency-Key",
                 details={"job_id": job.id},
             )
         return job
 
-    async def get(self, owner: str, job_id: str) -> Job:
-        """Return a render of the owner.
+    async def get_job(self, owner: str, job_id: str) -> Job:
+        """Return a render job of the owner.
 
         Raises:
-            JobNotFound: the owner has no job with this id, or it is not a render.
+            JobNotFound: the owner has no job with this id, or the job is not a render.
         """
-        job = await self._jobs.get(owner, job_id)
+        job = await self.jobs.get(owner, job_id)
         if job.kind != _RENDER:
-            raise JobNotFound(f"you have no render job {job_id!r}")
+            raise JobNotFound(f"you have no render job with the id {job_id!r}")
         return job
 
-    async def page(
+    async def list_jobs(
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
-        """Return the owner's renders, newest first, and the cursor of the next page."""
-        return await self._jobs.page(owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor)
+        """Return a page of the owner's render jobs, newest first, and the next page's cursor."""
+        return await self.jobs.list_page(
+            owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor
+        )
 
-    async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
+    async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the job's finished steps."""
-        return await self._service.outputs(job)
+        return await self.service.load_outputs(job)
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
-        """Request the cancellation of a render; a finished one stays as it is.
+        """Request the cancellation of a render job. A finished job does not change.
 
         Raises:
-            JobNotFound: see `get`.
+            JobNotFound: the owner has no render job with this id.
         """
-        await self.get(caller.owner, job_id)
+        await self.get_job(caller.owner, job_id)
         try:
-            return await self._service.cancel(caller, job_id)
+            return await self.service.cancel(caller, job_id)
         except JobFinished:
-            return await self.get(caller.owner, job_id)
+            return await self.get_job(caller.owner, job_id)
 
-    async def workflow(self, job: Job) -> Mapping[str, Any]:
-        """Return the graph as it was submitted; for a batch, the graph of its first child.
+    async def get_graph(self, job: Job) -> Mapping[str, Any]:
+        """Return the graph of a job as it was submitted. A batch returns its first child's graph.
 
         Raises:
-            JobNotFound: the graph is no longer in the artifact store.
+            JobNotFound: the job's spec is no longer in the blob store.
         """
         try:
-            spec = decode(JobSpec, await self._blobs.get(job.spec))
+            spec = decode(JobSpec, await self.blobs.get(job.spec))
         except FileNotFoundError:
-            raise JobNotFound(f"the graph of job {job.id} is no longer stored") from None
+            raise JobNotFound(f"the graph of job {job.id} has been deleted") from None
         submitted = spec.steps[0].payload if spec.base is None else spec.base
-        graph: Mapping[str, Any] = references.resolve(submitted, ())
+        graph: Mapping[str, Any] = references.resolve_references(submitted, ())
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
-        """Yield the render's current state and then every change, up to its final status.
-
-        Events are live only: earlier ones are not repeated.
-        """
-        newest = await self._feed.newest_id(job.id)
-        # Read the job after the position: a change in between is then sent twice instead of never.
-        state = _SentState(await self._jobs.find(job.id), presenter)
-        for message in await self._messages(state, None):
+        """Yield the job's current state and then every change, up to its final status."""
+        newest = await self.feed.get_newest_id(job.id)
+        # Read the job after the position, so that a change in between is not missed but sent twice.
+        state = _ChangeTracker(await self.jobs.find(job.id), presenter)
+        for message in await self._build_events(state, None):
             yield message
         if state.job.status.is_final:
             return
-        async with aclosing(self._feed.follow(state.job, newest)) as feed:
+        async with aclosing(self.feed.follow(state.job, newest)) as feed:
             async for events in feed:
                 if not events:
                     yield None
                 for event in events:
                     if event.type is not EventType.PROGRESS:
-                        state.job = await self._jobs.find(job.id)
-                    for message in await self._messages(state, event):
+                        state.job = await self.jobs.find(job.id)
+                    for message in await self._build_events(state, event):
                         yield message
-                    # The store may report the end before its event arrives.
+                    # The store may show the end of the job before the event arrives.
                     if state.job.status.is_final:
                         return
 
-    async def _messages(self, state: _SentState, event: JobEvent | None) -> list[SseEvent]:
+    async def _build_events(self, state: _ChangeTracker, event: JobEvent | None) -> list[SseEvent]:
+        """Return the events that the client gets for a job event, or for the job's first state."""
         if event is not None and event.type is EventType.PROGRESS:
             data = event.data
             progress = Progress(value=data["value"], max=data["max"], step=data["step"])
-            return [("progress", progress_of(progress, data.get("node")))]
-        outputs = await self.outputs(state.job)
-        return [*state.new_status(), *state.new_files(outputs), *state.final_status()]
+            return [("progress", to_progress(progress, data.get("node")))]
+        outputs = await self.list_outputs(state.job)
+        return [*state.status_events(), *state.file_events(outputs), *state.final_events()]
 
 
-class _SentState:
-    """Remembers what a client has received about a job."""
+class _ChangeTracker:
+    """Tracks which changes of a job a client has received."""
 
     def __init__(self, job: Job, presenter: V2Presenter) -> None:
         self.job = job
@@ -142,26 +139,26 @@ class _SentState:
         self._status: wire.Status | None = None
         self._files: set[str] = set()
 
-    def new_status(self) -> list[SseEvent]:
-        """Return the job's status and progress if the status is new and not final."""
-        status = status_of(self.job)
+    def status_events(self) -> list[SseEvent]:
+        """Return events with the job's status and progress, if the status is new and not final."""
+        status = to_status(self.job)
         if self.job.status.is_final or status == self._status:
             return []
         self._status = status
         messages: list[SseEvent] = [("status", wire.StatusBody(status=status))]
         if self.job.progress.value > 0:
-            messages.append(("progress", progress_of(self.job.progress)))
+            messages.append(("progress", to_progress(self.job.progress)))
         return messages
 
-    def new_files(self, outputs: list[Mapping[str, Any]]) -> list[SseEvent]:
-        """Return the output files that the client has not received yet."""
-        files = self._presenter.outputs(self.job, outputs)
+    def file_events(self, outputs: list[Mapping[str, Any]]) -> list[SseEvent]:
+        """Return events with the output files that the client has not received yet."""
+        files = self._presenter.to_output_bodies(self.job, outputs)
         new = [file for file in files if file.id not in self._files]
         self._files.update(file.id for file in new)
         return [("output", file) for file in new]
 
-    def final_status(self) -> list[SseEvent]:
-        """Return the job's status if it is final."""
+    def final_events(self) -> list[SseEvent]:
+        """Return an event with the job's status, if the status is final."""
         if not self.job.status.is_final:
             return []
-        return [("status", wire.StatusBody(status=status_of(self.job)))]
+        return [("status", wire.StatusBody(status=to_status(self.job)))]

@@ -1,6 +1,6 @@
-"""Caches what the pools' ComfyUIs report about themselves, and merges the reports of all pools.
+"""Merges the nodes, models and rules that the render pools report, and caches the results.
 
-`moyin.render.comfyui.pool_client` caches the responses of each pool; this module combines them.
+`moyin.render.comfyui.pool_client` requests and caches the responses of each pool.
 """
 
 from __future__ import annotations
@@ -17,39 +17,37 @@ from pydantic_core import from_json
 
 from moyin.comfy_api.protocol.node_info import (
     PoolInventory,
-    has_graph,
-    has_node_classes,
-    inventory_of,
-    permitted_nodes,
-    union_of_nodes,
-    without_input_folder,
+    build_inventory,
+    filter_nodes,
+    merge_nodes,
+    remove_input_folder_choices,
+    supports_graph,
+    supports_node_classes,
 )
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import PoolRules
 from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
-from moyin.render.comfyui.bridge.names import Rule, rules_of
+from moyin.render.comfyui.bridge.input_rules import Rule, derive_rules
 from moyin.render.comfyui.pool_client import (
-    FRESH_SECONDS,
-    NODES,
-    PATIENCE_SECONDS,
-    RULES,
-    Answer,
-    PoolAnswers,
+    FRESH_RESPONSE_SECONDS,
+    MAX_REFRESH_WAIT_SECONDS,
+    NODES_PATH,
+    RULES_PATH,
+    CachedResponse,
     PoolClient,
+    PoolResponseCache,
     PoolStarting,
 )
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["InputRules", "NodeInfoCache"]
-
-# By node class and input.
+# The rules for the values of inputs, by node class and input name.
 InputRules = Mapping[str, Mapping[str, Rule]]
 
 _log = logging.getLogger(__name__)
 # A submission waits at most this long for a pool's nodes or rules.
 _INVENTORY_SECONDS = 2.0
 _INPUT_RULES_SECONDS = 300.0
-# A graph waits this long for the nodes of a pool that is starting, and polls at this interval.
+# A submission waits this long for a pool that is starting, and polls at this interval.
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _MAX_ENTRIES = 128
@@ -57,12 +55,13 @@ T = TypeVar("T")
 
 
 class NodeInfoCache:
-    """Caches and merges node information; one per gateway replica.
+    """Caches and merges the pools' nodes, models and rules for one replica.
 
     Args:
-        folder: where the nodes of every pool are stored for the next start.
-        fresh, patience: see `PoolAnswers`.
-        start: seconds that a graph waits for the nodes of a pool that is starting.
+        folder: the folder that stores the pools' nodes for the next start, if any.
+        fresh: the seconds for which a cached response is used without a new request.
+        patience: the seconds to wait for a new response before an older one is used.
+        start: the seconds that a submission waits for the nodes of a pool that is starting.
     """
 
     def __init__(
@@ -70,14 +69,16 @@ class NodeInfoCache:
         pool_client: PoolClient,
         *,
         folder: Path | None = None,
-        fresh: float = FRESH_SECONDS,
-        patience: float = PATIENCE_SECONDS,
+        fresh: float = FRESH_RESPONSE_SECONDS,
+        patience: float = MAX_REFRESH_WAIT_SECONDS,
         start: float = _START_SECONDS,
     ) -> None:
         self._pool_client = pool_client
         self._start = start
-        self._answers = PoolAnswers(pool_client, folder=folder, fresh=fresh, patience=patience)
-        # Each entry begins with the source from which the rest was parsed or merged.
+        self._answers = PoolResponseCache(
+            pool_client, folder=folder, fresh=fresh, patience=patience
+        )
+        # Each entry of these caches begins with the source from which its values were computed.
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
         self._inventories = BoundedDict(_MAX_ENTRIES)
         self._rules: BoundedDict[str, tuple[bytes, PoolRules]] = BoundedDict(_MAX_ENTRIES)
@@ -88,28 +89,30 @@ class NodeInfoCache:
         """The names of all pools, in the order of the configuration."""
         return self._pool_client.pools
 
-    async def nodes(self, pools: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the merged ``/object_info`` that some pools (None: all) permit; do not modify it.
+    async def fetch_nodes(self, pools: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the merged ``/object_info`` of the nodes that ``pools`` (default: all) permit.
+
+        The result is cached, so do not modify it.
 
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.
         """
-        responses = await self._responses(NODES, self.pools if pools is None else pools)
-        rules = {pool: await self.rules(pool) for pool in responses}
+        responses = await self._fetch_responses(NODES_PATH, self.pools if pools is None else pools)
+        rules = {pool: await self.fetch_rules(pool) for pool in responses}
 
         def merge() -> dict[str, Any]:
-            return union_of_nodes(
-                permitted_nodes(without_input_folder(from_json(body)), rules[pool].permits_node)
+            return merge_nodes(
+                filter_nodes(remove_input_folder_choices(from_json(body)), rules[pool].permits_node)
                 for pool, body in responses.items()
             )
 
-        return await self._merge_once((NODES, *responses), (responses, rules), merge)
+        return await self._merge_once((NODES_PATH, *responses), (responses, rules), merge)
 
-    async def rules(self, pool: str) -> PoolRules:
-        """Return the rules that the pool's operator has set; the defaults if they are unknown."""
+    async def fetch_rules(self, pool: str) -> PoolRules:
+        """Return the rules that the operator has set for a pool, or the defaults if unknown."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._answers.of(pool, RULES, patience=0.0)).value
+                content = (await self._answers.fetch(pool, RULES_PATH, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             content = None
         known = self._rules.get(pool)
@@ -118,57 +121,55 @@ class NodeInfoCache:
         try:
             rules = decode(PoolRules, content)
         except ValueError:
-            _log.warning("the rules of pool %s are malformed", pool)
+            _log.warning("render pool %s returned malformed rules; its last rules apply", pool)
             return PoolRules() if known is None else known[1]
         self._rules[pool] = (content, rules)
         return rules
 
-    async def input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
-        """Return what the inputs of the pool's nodes accept; None if the pool has not reported it.
+    async def fetch_input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
+        """Return the rules for the inputs of a pool's nodes, or None if the nodes are unknown.
 
-        The inputs of a node change only with the pool's processes, and a report costs each of them
-        half a second. So the cached report is used for minutes, unless a class is new.
+        A new report costs every ComfyUI process half a second. Its content changes only when the
+        processes restart, so a cached report is used for minutes, unless it lacks a class.
         """
-        known = await self._inventory(pool, _INPUT_RULES_SECONDS, 0.0)
+        known = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
         if known is None or not classes <= known[1].keys():
-            known = await self._inventory(pool)
+            known = await self._cached_inventory(pool)
         return None if known is None else known[1]
 
-    async def merged(self, path: str, merge: Callable[[list[Any]], T]) -> T:
-        """Return the merged JSON responses of all pools at ``path``; do not modify the result.
+    async def fetch_merged(self, path: str, merge: Callable[[list[Any]], T]) -> T:
+        """Return the merged JSON responses of all pools to ``path``. Do not modify the result.
 
         Raises:
             ServiceUnavailable: no pool has responded yet.
-            NotFound: no pool has anything at this path.
+            NotFound: no pool has a response for this path.
         """
-        responses = list((await self._responses(path, self.pools)).values())
+        responses = list((await self._fetch_responses(path, self.pools)).values())
         return await self._merge_once(
             (path,), responses, lambda: merge([from_json(content) for content in responses])
         )
 
-    async def first(self, path: str) -> bytes:
-        """Return the response of the first pool that has something at ``path``.
+    async def fetch_first(self, path: str) -> bytes:
+        """Return the first pool's response to ``path``; raises the errors of `fetch_merged`."""
+        return next(iter((await self._fetch_responses(path, self.pools)).values()))
 
-        Raises:
-            ServiceUnavailable, NotFound: see `merged`.
-        """
-        return next(iter((await self._responses(path, self.pools)).values()))
-
-    async def all_renderers(self, path: str) -> list[Any]:
-        """Return the current JSON responses of every renderer of every pool."""
+    async def fetch_from_renderers(self, path: str) -> list[Any]:
+        """Return the current JSON response of every renderer of every pool."""
         calls = (self._pool_client.get_all(pool, path) for pool in self._pool_client.pools)
         by_pool = await asyncio.gather(*calls)
         return [from_json(body) for bodies in by_pool for _, body in sorted(bodies.items())]
 
-    async def pool_for(self, graph: Mapping[str, Any], pools: Sequence[str] | None = None) -> str:
-        """Return the first of some pools (None: all) that has every node and file of the graph.
+    async def choose_pool(
+        self, graph: Mapping[str, Any], pools: Sequence[str] | None = None
+    ) -> str:
+        """Return the first of ``pools`` (default: all) that lists every node and file of the graph.
 
-        If no pool lists all of them, return the first that has the graph's nodes, as it may accept
-        files that it does not list. Otherwise return the very first pool, whose error is the most
-        useful. A pool that is starting is waited for, so that its graphs do not run elsewhere.
+        If no pool lists all files, return the first pool with all nodes, as a pool may accept files
+        that it does not list. If no pool has all nodes, return the first pool, whose validation
+        error explains the problem to the client. Wait for a pool that is starting.
 
         Raises:
-            ServiceUnavailable: a pool is still starting, and no pool before it has everything.
+            ServiceUnavailable: a pool is still starting, and no earlier pool has everything.
         """
         pools = self.pools if pools is None else pools
         if len(pools) == 1:
@@ -176,10 +177,10 @@ class NodeInfoCache:
         with_nodes: list[str] = []
         deadline = time.monotonic() + self._start
         for pool in pools:
-            inventory = await self._permitted_inventory(pool, deadline)
-            if inventory is not None and has_graph(inventory, graph):
+            inventory = await self._wait_for_inventory(pool, deadline)
+            if inventory is not None and supports_graph(inventory, graph):
                 return pool
-            if inventory is not None and has_node_classes(inventory, graph):
+            if inventory is not None and supports_node_classes(inventory, graph):
                 with_nodes.append(pool)
         return with_nodes[0] if with_nodes else pools[0]
 
@@ -188,7 +189,7 @@ class NodeInfoCache:
         await self._answers.close()
 
     async def _merge_once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
-        """Return the result of ``merge``, cached for as long as ``source`` stays the same."""
+        """Return the result of ``merge``, which is cached until ``source`` changes."""
         known = self._merged.get(key)
         if known is not None and known[0] == source:
             merged: T = known[1]
@@ -196,41 +197,47 @@ class NodeInfoCache:
         try:
             merged = await asyncio.to_thread(merge)
         except ValueError:
-            raise ServiceUnavailable("a render pool returned malformed JSON") from None
+            raise ServiceUnavailable(
+                f"a render pool returned malformed JSON for {key[0]}"
+            ) from None
         self._merged[key] = (source, merged)
         return merged
 
-    async def _responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
-        """Return the pools' responses by pool, in the order of ``pools``."""
+    async def _fetch_responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
+        """Return the responses to ``path`` by pool, in the order of ``pools``."""
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
-            # The path could reach another of the worker's routes, such as all tenants' prompts.
-            raise NotFound(f"no render pool has anything at {path}")
+            # Such a path could reach ComfyUI's route with the prompts of all tenants.
+            raise NotFound(f"no render pool has a file or response for {path}")
         results = await asyncio.gather(
-            *(self._answers.of(pool, path) for pool in pools), return_exceptions=True
+            *(self._answers.fetch(pool, path) for pool in pools), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        answers = {p: r for p, r in zip(pools, results, strict=True) if isinstance(r, Answer)}
+        answers = {
+            p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
+        }
         if not answers:
-            raise ServiceUnavailable("no render pool has responded yet; try again", retry_after=5)
+            raise ServiceUnavailable(
+                "no render pool has reported its nodes or models yet; try again", retry_after=5
+            )
         contents = {pool: a.value for pool, a in answers.items() if a.value is not None}
         if not contents:
-            raise NotFound(f"no render pool has anything at {path}")
+            raise NotFound(f"no render pool has a file or response for {path}")
         return contents
 
-    async def _permitted_inventory(self, pool: str, deadline: float) -> PoolInventory | None:
-        """Return what graphs may use in the pool; None if it is down and has never reported it.
+    async def _wait_for_inventory(self, pool: str, deadline: float) -> PoolInventory | None:
+        """Return the nodes and files that graphs may use in a pool, or None if they are unknown.
 
         Raises:
-            ServiceUnavailable: the pool is still starting after the deadline.
+            ServiceUnavailable: the pool is still starting at the deadline.
         """
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:
                 async with asyncio.timeout(left):
-                    answer = await self._answers.of(pool, NODES)
+                    answer = await self._answers.fetch(pool, NODES_PATH)
                 break
             except (PoolStarting, TimeoutError):
                 if time.monotonic() >= deadline:
@@ -242,23 +249,27 @@ class NodeInfoCache:
             except ServiceUnavailable:
                 return None
             await asyncio.sleep(min(_POLL_SECONDS, left))
-        known = await self._parse(pool, answer)
+        known = await self._parse_once(pool, answer)
         if known is None:
             return None
-        rules = await self.rules(pool)
+        rules = await self.fetch_rules(pool)
         return {name: node for name, node in known[0].items() if rules.permits_node(name)}
 
-    async def _inventory(
+    async def _cached_inventory(
         self, pool: str, fresh: float | None = None, patience: float | None = None
     ) -> tuple[PoolInventory, InputRules] | None:
+        """Return a pool's inventory and input rules, or None if they are not available in time."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                answer = await self._answers.of(pool, NODES, fresh, patience)
+                answer = await self._answers.fetch(pool, NODES_PATH, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse(pool, answer)
+        return await self._parse_once(pool, answer)
 
-    async def _parse(self, pool: str, answer: Answer) -> tuple[PoolInventory, InputRules] | None:
+    async def _parse_once(
+        self, pool: str, answer: CachedResponse
+    ) -> tuple[PoolInventory, InputRules] | None:
+        """Parse a pool's ``/object_info`` unless the same content has been parsed before."""
         content = answer.value
         known = self._inventories.get(pool)
         if content is None or (known is not None and known[0] == content):
@@ -273,4 +284,4 @@ class NodeInfoCache:
 
 def _parse_nodes(content: bytes) -> tuple[PoolInventory, InputRules]:
     nodes = from_json(content)
-    return inventory_of(nodes), {name: rules_of(name, node) for name, node in nodes.items()}
+    return build_inventory(nodes), {name: derive_rules(name, node) for name, node in nodes.items()}

@@ -1,4 +1,4 @@
-"""Translates ComfyUI's prompt, queue and history requests into operations on jobs."""
+"""Implements ComfyUI's prompts, queue and history by jobs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from moyin.comfy_api.files import FarmFiles
+from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.protocol import response
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
@@ -20,82 +21,71 @@ from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
-from moyin.render.protocol.graph import file_names, input_name, with_inputs
+from moyin.render.protocol.graph import find_file_names, make_input_name, replace_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
-from moyin.store.prompts import PromptStore, submitted_by
+from moyin.store.prompts import PromptStore, build_submitter_condition
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["FarmPrompts"]
-
 _NORMAL_PRIORITY, _FRONT_PRIORITY = 3, 2
-# Credentials for nodes that call Comfy's partners: never stored.
+# Credentials for nodes that call services of Comfy's partners; they are not stored.
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 T = TypeVar("T")
 _MAX_CACHED_SPECS = 512
-# Larger specs are not cached: a graph may be as large as a request body.
+# Larger specs are not cached, because a graph may be as large as a request body.
 _MAX_CACHED_BYTES = 256 * 1024
-# Limit of the graphs and records in one response; clients request the rest with an offset.
+# The limit of graphs and records in one response; clients request the rest with an offset.
 _MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 _MAX_CACHED_WORKFLOWS = 10_000
-# Later rows of the queue come without their graphs, which would be megabytes.
+# Further rows of the queue omit their graphs, which would be megabytes.
 _MAX_ROWS_WITH_GRAPH = 500
 _DEFAULT_ENTRIES = 200
 _MAX_ENTRIES = 1_000
 _MAX_PARALLEL = 8
-# Clients read the queue right after a cancellation, so wait this long for it to take effect.
+# A cancellation is awaited this long, because clients read the queue immediately afterwards.
 _CANCEL_SECONDS = 3.0
 
 
-class FarmPrompts:
-    """Implements ComfyUI's queue and history for one owner at a time.
+@dataclass(kw_only=True, eq=False)
+class ComfyPrompts:
+    """Submits, lists and cancels the prompts of one tenant at a time.
 
     Args:
-        find_executed: returns which prompts ComfyUI has executed, as far as the pools respond.
-        wait_until_notified: returns once the connected clients of an ended job have been notified.
+        find_executed: returns the prompts of which ComfyUI has executed every node.
+        wait_until_notified: returns when every connected client has received the end of a job.
     """
 
-    def __init__(
-        self,
-        *,
-        service: JobService,
-        feed: JobFeed,
-        validator: GraphValidator,
-        guard: GraphGuard,
-        prompts: PromptStore,
-        files: FarmFiles,
-        blobs: BlobStore,
-        find_executed: Callable[[Sequence[str]], Awaitable[Collection[str]]],
-        wait_until_notified: Callable[[Job], Awaitable[None]],
-    ) -> None:
-        self._service = service
-        self._feed = feed
-        self._validator = validator
-        self._guard = guard
-        self._prompts = prompts
-        self._files = files
-        self._blobs = blobs
-        self._find_executed = find_executed
-        self._wait_until_notified = wait_until_notified
-        # By the spec's digest: the spec and its size in bytes.
+    service: JobService
+    feed: JobFeed
+    validator: GraphValidator
+    guard: GraphGuard
+    prompts: PromptStore
+    files: ComfyFiles
+    blobs: BlobStore
+    find_executed: Callable[[Sequence[str]], Awaitable[Collection[str]]]
+    wait_until_notified: Callable[[Job], Awaitable[None]]
+
+    def __post_init__(self) -> None:
+        # The spec and its size in bytes, by the digest of the spec.
         self._specs: BoundedDict[str, tuple[JobSpec, int]] = BoundedDict(_MAX_CACHED_SPECS)
-        # By the spec's digest: a digest of the workflow id, which may be of any length.
+        # A digest of the workflow id, which may have any length, by the digest of the spec.
         self._workflows: BoundedDict[str, bytes] = BoundedDict(_MAX_CACHED_WORKFLOWS)
         self._blob_reads = asyncio.Semaphore(_MAX_PARALLEL)
 
     async def submit(
         self, caller: Identity, body: PromptBody, *, idempotency_key: str | None = None
     ) -> dict[str, Any]:
-        """Accept a prompt, as ``POST /prompt`` does.
+        """Accept a prompt, and return the body of the response to ``POST /prompt``.
 
         Raises:
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
-            NodeNotAllowed, InputNotFound: see `GraphGuard.check`.
-            MoyinError: see `JobService.submit`.
+            NodeNotAllowed: the graph has a node that the pool or the caller's limits do not allow.
+            InputNotFound: the graph names a file that the caller does not have.
+            MoyinError: the job is not accepted.
         """
         graph, targets = body.prompt, body.partial_execution_targets
-        files = await self._files.find_named(caller.owner, file_names(graph))
-        pool = await self._guard.pool_for(caller, graph)
+        files = await self.files.find_in_texts(caller.owner, find_file_names(graph))
+        pool = await self.guard.choose_pool(caller, graph)
         validation = await self._validate(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
             client_id=body.client_id,
@@ -113,30 +103,26 @@ class FarmPrompts:
             priority=_FRONT_PRIORITY if prompt.front else _NORMAL_PRIORITY,
             comfyui=prompt,
         )
-        job, _ = await self._service.submit(
-            caller,
-            spec,
-            idempotency_key=idempotency_key,
-            job_id=body.prompt_id,
-            validated=True,
+        job, _ = await self.service.submit(
+            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, validated=True,
             priority_field=("front" if body.front else "number") if prompt.front else None,
-        )
+        )  # fmt: skip
         return {
             "prompt_id": job.id,
-            "number": response.number_of(job, prompt),
+            "number": response.queue_number(job, prompt),
             "node_errors": validation.get("node_errors", {}),
         }
 
     async def count_open(self, owner: str) -> int:
         """Return the number of waiting and running prompts."""
-        return await self._prompts.count_open(owner)
+        return await self.prompts.count_open(owner)
 
-    async def queue(self, owner: str) -> dict[str, list[list[Any]]]:
-        """Return the body of ``/queue``."""
-        jobs = await self._prompts.list_open(owner)
+    async def list_queue(self, owner: str) -> dict[str, list[list[Any]]]:
+        """Return the response body of ``/queue``."""
+        jobs = await self.prompts.list_open(owner)
         specs = await _read_within_limit(jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec)
         rows = [
-            (job, response.queue_row(job, specs[index] if index < len(specs) else None))
+            (job, response.build_queue_row(job, specs[index] if index < len(specs) else None))
             for index, job in enumerate(jobs)
         ]
         return {
@@ -144,35 +130,37 @@ class FarmPrompts:
             "queue_pending": [row for job, row in rows if job.begun_at is None],
         }
 
-    async def history(
+    async def list_history(
         self, owner: str, *, max_items: int | None = None, offset: int | None = None
     ) -> dict[str, Any]:
-        """Return the body of ``/history``, oldest first: entries from ``offset``, or the newest."""
+        """Return the response body of ``/history``: entries from ``offset``, or the newest ones."""
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
-        jobs = await self._prompts.list_ended(owner, limit=limit, offset=None if newest else offset)
+        jobs = await self.prompts.list_ended(owner, limit=limit, offset=None if newest else offset)
         entries = await self._history_entries(jobs)
         return dict(reversed(entries.items())) if newest else entries
 
-    async def history_of(self, owner: str, prompt_id: str) -> dict[str, Any]:
-        """Return the body of ``/history/{id}``; empty for a prompt that has not ended."""
-        jobs = [j for j in await self._prompts.get(owner, [prompt_id]) if j.status.is_final]
+    async def get_history(self, owner: str, prompt_id: str) -> dict[str, Any]:
+        """Return the response body of ``/history/{id}``, which is empty until the prompt ends."""
+        jobs = [j for j in await self.prompts.get(owner, [prompt_id]) if j.status.is_final]
         for job in jobs:
-            await self._wait_until_notified(job)
+            await self.wait_until_notified(job)
         return await self._history_entries(jobs)
 
-    async def hide(
+    async def hide_from_history(
         self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
     ) -> None:
-        """Remove ended prompts from the history; their jobs stay.
+        """Remove ended prompts from the history. Their jobs stay.
 
         Args:
-            ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
+            ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
         if ids is None:
-            await self._prompts.hide(caller.owner, None, submitted_by(caller, client_id))
+            await self.prompts.hide(
+                caller.owner, None, build_submitter_condition(caller, client_id)
+            )
         else:
-            await self._prompts.hide(caller.owner, ids)
+            await self.prompts.hide(caller.owner, ids)
 
     async def cancel_waiting(
         self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
@@ -180,15 +168,15 @@ class FarmPrompts:
         """Cancel prompts that have not started.
 
         Args:
-            ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
+            ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
         if ids is None:
-            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self.prompts.list_open(
+                caller.owner, build_submitter_condition(caller, client_id)
+            )
         else:
             selected = set(ids)
-            jobs = [
-                job for job in await self._prompts.list_open(caller.owner) if job.id in selected
-            ]
+            jobs = [job for job in await self.prompts.list_open(caller.owner) if job.id in selected]
         await self._cancel(caller, [job.id for job in jobs if job.begun_at is None])
 
     async def interrupt(
@@ -196,23 +184,25 @@ class FarmPrompts:
     ) -> None:
         """Cancel one prompt of the tenant, or all running prompts of the caller.
 
-        Like in ComfyUI, prompts finish normally once their nodes have all been executed.
+        Like in ComfyUI, a prompt of which every node has been executed is not cancelled.
 
         Args:
-            client_id: cancel the running prompts of this client instead of the caller's own.
+            prompt_id: the id; None for all running prompts of the caller, or of ``client_id``.
         """
         if prompt_id is not None:
-            jobs = await self._prompts.get(caller.owner, [prompt_id])
+            jobs = await self.prompts.get(caller.owner, [prompt_id])
             ids = [job.id for job in jobs if not job.status.is_final]
         else:
-            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self.prompts.list_open(
+                caller.owner, build_submitter_condition(caller, client_id)
+            )
             ids = [job.id for job in jobs if job.begun_at is not None]
-        executed = await self._find_executed(ids) if ids else ()
+        executed = await self.find_executed(ids) if ids else ()
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
 
     async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
-        """Cancel waiting and running prompts; return whether there were any."""
-        jobs = await self._prompts.get(caller.owner, ids)
+        """Cancel waiting and running prompts; return True if the owner has any of these prompts."""
+        jobs = await self.prompts.get(caller.owner, ids)
         unfinished = [job.id for job in jobs if not job.status.is_final]
         await self._cancel(caller, unfinished)
         return bool(unfinished)
@@ -228,21 +218,24 @@ class FarmPrompts:
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
-        """Return the body of ``/api/jobs``: open prompts and the newest thousand ended ones."""
+        """Return the response body of ``/api/jobs``: open prompts and the last 1000 ended ones."""
         jobs = [
-            *await self._prompts.list_open(owner),
-            *await self._prompts.list_ended(owner, limit=_MAX_ENTRIES),
+            *await self.prompts.list_open(owner),
+            *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),
         ]
-        selected = [job for job in jobs if not states or response.state_of(job) in states]
+        selected = [job for job in jobs if not states or response.job_state(job) in states]
         if workflow_id is not None:
             workflow = _digest(workflow_id)
             digests = await asyncio.gather(*map(self._workflow_digest, selected))
             selected = [
                 j for j, digest in zip(selected, digests, strict=True) if digest == workflow
             ]
-        selected.sort(key=_duration if by_duration else _created, reverse=not ascending)
+        selected.sort(
+            key=_execution_seconds if by_duration else _creation_time,
+            reverse=not ascending,
+        )
         page = selected[offset : offset + (limit or _DEFAULT_ENTRIES)]
-        summaries = await self._render_all(page, response.job_summary)
+        summaries = await self._build_bodies(page, response.build_job_summary)
         return {
             "jobs": summaries,
             "pagination": {
@@ -254,14 +247,14 @@ class FarmPrompts:
         }
 
     async def get_job(self, owner: str, job_id: str) -> dict[str, Any]:
-        """Return the body of ``/api/jobs/{id}``.
+        """Return the response body of ``/api/jobs/{id}``.
 
         Raises:
             JobNotFound: the owner has no prompt with this id.
         """
-        for job in await self._prompts.get(owner, [job_id]):
-            return (await self._render(job, response.job_detail))[0]
-        raise JobNotFound(f"you have no job {job_id!r}")
+        for job in await self.prompts.get(owner, [job_id]):
+            return (await self._build_body(job, response.build_job_detail))[0]
+        raise JobNotFound(f"you have no prompt with the id {job_id!r}")
 
     async def _validate(
         self,
@@ -271,27 +264,27 @@ class FarmPrompts:
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """Validate the graph, with its files under the renderer's names, in the pool's ComfyUI.
-
-        Return ComfyUI's response; empty if the pool cannot be asked.
-        """
-        artifacts = await self._files.find_referenced(caller.owner, graph)
-        by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in artifacts.items()}
-        by_text = {text: input_name(artifact) for text, artifact in files.items()}
-        renamed = with_inputs(graph, by_id, by_text)
+        """Check and validate a graph; return ComfyUI's response, empty if the pool is down."""
+        artifacts = await self.files.find_referenced(caller.owner, graph)
+        by_id = {
+            artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
+        }
+        by_text = {text: make_input_name(artifact) for text, artifact in files.items()}
+        renamed = replace_inputs(graph, by_id, by_text)
         own = {*by_id.values(), *by_text.values()}
-        if not await self._guard.check(caller, pool, renamed, own):
+        if not await self.guard.check_graph(caller, pool, renamed, own):
             return {}
-        return await self._validator.validate(pool, renamed, targets)
+        return await self.validator.validate(pool, renamed, targets)
 
     async def _cancel(self, caller: Identity, ids: Sequence[str]) -> None:
+        """Cancel jobs in parallel, and wait a few seconds until they have ended."""
         limit = asyncio.Semaphore(_MAX_PARALLEL)
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                newest = await self._feed.newest_id(job_id)
+                newest = await self.feed.get_newest_id(job_id)
                 try:
-                    return await self._service.cancel(caller, job_id), newest
+                    return await self.service.cancel(caller, job_id), newest
                 except JobFinished:
                     return None
 
@@ -299,39 +292,39 @@ class FarmPrompts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 for job, newest in filter(None, cancelled):
-                    await self._feed.wait(job, newest)
+                    await self.feed.wait_for_end(job, newest)
 
     async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        entries = await self._render_all(jobs, response.history_entry)
+        entries = await self._build_bodies(jobs, response.build_history_entry)
         return {job.id: entry for job, entry in zip(jobs, entries, strict=False)}
 
-    async def _render_all(self, jobs: Sequence[Job], to_body: Any) -> list[dict[str, Any]]:
-        return await _read_within_limit(jobs, lambda job: self._render(job, to_body))
+    async def _build_bodies(self, jobs: Sequence[Job], build: Any) -> list[dict[str, Any]]:
+        return await _read_within_limit(jobs, lambda job: self._build_body(job, build))
 
-    async def _render(self, job: Job, to_body: Any) -> tuple[dict[str, Any], int]:
-        """Return ``to_body`` of the job, its spec and its record, and their size in bytes."""
+    async def _build_body(self, job: Job, build: Any) -> tuple[dict[str, Any], int]:
+        """Return the response body that ``build`` makes of a job, and the size of its data."""
         spec, spec_size = await self._read_spec(job)
         async with self._blob_reads:
-            record, record_size = await self._files.read_record_with_size(job)
-        return to_body(job, spec, record), spec_size + record_size
+            record, record_size = await self.files.read_record_with_size(job)
+        return build(job, spec, record), spec_size + record_size
 
     async def _workflow_digest(self, job: Job) -> bytes:
-        """Return a digest of the job's workflow id; empty if it has none."""
+        """Return a digest of the job's workflow id, or no bytes if the job has no workflow id."""
         known = self._workflows.get(job.spec)
         if known is None:
             spec, _ = await self._read_spec(job)
-            workflow_id = response.job_summary(job, spec, None).get("workflow_id")
+            workflow_id = response.build_job_summary(job, spec, None).get("workflow_id")
             known = b"" if workflow_id is None else _digest(str(workflow_id))
             self._workflows[job.spec] = known
         return known
 
     async def _read_spec(self, job: Job) -> tuple[JobSpec | None, int]:
-        """Return the job's spec and its size in bytes; None if its blob has been deleted."""
+        """Return the job's spec and its size in bytes, or None and 0 if it has been deleted."""
         known = self._specs.get(job.spec)
         if known is None:
             try:
                 async with self._blob_reads:
-                    content = await self._blobs.get(job.spec)
+                    content = await self.blobs.get(job.spec)
                     known = decode(JobSpec, content), len(content)
             except FileNotFoundError:
                 return None, 0
@@ -343,7 +336,7 @@ class FarmPrompts:
 async def _read_within_limit(
     jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]
 ) -> list[T]:
-    """Return the results of ``read`` for the first jobs, as many as one response may hold."""
+    """Return the results of ``read`` for as many of the first jobs as fit into one response."""
     results: list[T] = []
     left = _MAX_RESPONSE_BYTES
     for first in range(0, len(jobs), _MAX_PARALLEL):
@@ -359,11 +352,11 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
-def _created(job: Job) -> float:
+def _creation_time(job: Job) -> float:
     return job.created_at.timestamp()
 
 
-def _duration(job: Job) -> float:
+def _execution_seconds(job: Job) -> float:
     if job.begun_at is None or job.finished_at is None:
         return 0.0
     return (job.finished_at - job.begun_at).total_seconds()

@@ -1,8 +1,8 @@
-"""Caches ComfyUI's validation results per graph shape.
+"""Caches the results of ComfyUI's graph validation, so that similar graphs share one result.
 
-Most graphs repeat an earlier one with another seed, size or text. ComfyUI checks only the type and
-range of such inputs, and the bridge reports which inputs they are. Validating every graph in
-ComfyUI would cost a twentieth of a small picture, and would block while a node keeps ComfyUI busy.
+Most graphs differ from an earlier graph only in a seed, a size or a text. ComfyUI checks only the
+type and range of such inputs, and reports which inputs these are. Validation in ComfyUI costs a
+twentieth of a small picture, and has to wait while a node runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from pydantic_core import to_json
 
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["UncheckedInputs", "ValidationCache"]
-
-# A result expires soon, because models and input files can disappear.
-_SECONDS = 5.0
+# A result expires soon, because models and input files can be deleted.
+_TTL_SECONDS = 5.0
 _MAX_ENTRIES = 1024
 _SCALARS = (str, int, float, bool)
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -29,46 +27,47 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "BOOLEAN": (bool,),
 }
-# By node and input: the type, minimum and maximum (None: unbounded), all that ComfyUI checks.
+# The inputs of which ComfyUI checks only the type, the minimum and the maximum, by node and input.
+# A bound of None is unlimited.
 UncheckedInputs = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
+class _CachedResult:
     expires_at: float
     body: Mapping[str, Any]
 
 
 class ValidationCache:
-    """Caches the results of valid graphs only, because an error describes one particular graph."""
+    """Caches ComfyUI's responses to valid graphs, and no errors, which concern only one graph."""
 
-    def __init__(self, ttl_seconds: float = _SECONDS) -> None:
+    def __init__(self, ttl_seconds: float = _TTL_SECONDS) -> None:
         self._ttl_seconds = ttl_seconds
-        # By graph shape.
+        # The unchecked inputs by the graph's shape, which is a digest without its scalar values.
         self._unchecked: BoundedDict[str, UncheckedInputs] = BoundedDict(_MAX_ENTRIES)
-        # By graph shape and the values of all other inputs.
-        self._results: BoundedDict[str, _Result] = BoundedDict(_MAX_ENTRIES)
+        # The results by a digest of the shape and the values of all checked inputs.
+        self._results: BoundedDict[str, _CachedResult] = BoundedDict(_MAX_ENTRIES)
 
     def find(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None
     ) -> Mapping[str, Any] | None:
-        """Return ComfyUI's response for a graph that is known to be valid; None if unknown."""
-        shape = _shape(pool, graph, targets)
+        """Return ComfyUI's cached response to a valid graph, or None if the graph is unknown."""
+        shape = _digest_shape(pool, graph, targets)
         unchecked = None if shape is None else self._unchecked.get(shape)
         if shape is None or unchecked is None:
             return None
         checked_values = []
-        for node, name, value in _scalars(graph):
+        for node, name, value in _iterate_scalars(graph):
             bounds = unchecked.get(node, {}).get(name)
             if bounds is None:
                 checked_values.append(value)
-            elif not _is_within(value, *bounds):
+            elif not _is_within_bounds(value, *bounds):
                 return None
         key = _digest([shape, checked_values])
         result = None if key is None else self._results.get(key)
         return result.body if result is not None and time.monotonic() < result.expires_at else None
 
-    def keep(
+    def store(
         self,
         pool: str,
         graph: Mapping[str, Any],
@@ -76,20 +75,22 @@ class ValidationCache:
         body: Mapping[str, Any],
         unchecked: UncheckedInputs,
     ) -> None:
-        """Cache ComfyUI's response ``body``, unless it reports errors of single nodes."""
-        shape = _shape(pool, graph, targets)
+        """Cache ComfyUI's response ``body``, unless the response reports errors of nodes."""
+        shape = _digest_shape(pool, graph, targets)
         if shape is None or body.get("node_errors"):
             return
         checked_values = [
-            value for node, name, value in _scalars(graph) if name not in unchecked.get(node, {})
+            value
+            for node, name, value in _iterate_scalars(graph)
+            if name not in unchecked.get(node, {})
         ]
         if (key := _digest([shape, checked_values])) is not None:
             self._unchecked[shape] = unchecked
-            self._results[key] = _Result(time.monotonic() + self._ttl_seconds, body)
+            self._results[key] = _CachedResult(time.monotonic() + self._ttl_seconds, body)
 
 
-def _shape(pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None) -> str | None:
-    """Return a digest of the graph without its scalar values; None if the graph is malformed."""
+def _digest_shape(pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None) -> str | None:
+    """Return a digest of the graph without its scalar values, or None if the graph is malformed."""
     nodes: list[Any] = []
     for node, content in graph.items():
         inputs = content.get("inputs") if isinstance(content, Mapping) else None
@@ -103,23 +104,23 @@ def _shape(pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None) -
     return _digest([pool, targets, nodes])
 
 
-def _scalars(graph: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Yield node, input and value of every scalar input."""
+def _iterate_scalars(graph: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield the node id, the input name and the value of every scalar input."""
     for node, content in graph.items():
         for name, value in content["inputs"].items():
             if isinstance(value, _SCALARS):
                 yield node, name, value
 
 
-def _is_within(value: Any, kind: str, minimum: Any, maximum: Any) -> bool:
-    # In Python a bool is an int, but nodes may treat the two differently.
+def _is_within_bounds(value: Any, kind: str, minimum: Any, maximum: Any) -> bool:
+    # A Python bool is an int, but nodes may treat booleans and numbers differently.
     if isinstance(value, bool) != (kind == "BOOLEAN") or not isinstance(value, _TYPES[kind]):
         return False
     return (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
 
 
 def _digest(value: Any) -> str | None:
-    """Return a digest of the value; None if JSON cannot represent it."""
+    """Return a digest of the value, or None if JSON cannot represent the value."""
     try:
         plain = to_json(value, inf_nan_mode="constants")
     except ValueError:

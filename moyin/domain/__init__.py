@@ -1,1 +1,1 @@
-"""Holds the domain: frozen dataclasses without a framework and without a wire format."""
+"""Defines the terms of the product as frozen dataclasses, without a framework or a wire format."""

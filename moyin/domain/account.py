@@ -1,4 +1,4 @@
-"""Holds users, organisations, roles and sessions."""
+"""Defines users, organisations, roles and sessions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from moyin.domain.identity import (
     TEXT,
 )
 
-__all__ = ["ROLE_SCOPES", "Organisation", "Role", "Session", "User", "UserKind"]
-
 
 class UserKind(StrEnum):
-    """The kind of a user. A service account has no password and acts through API keys only."""
+    """The kind of a user; a ``service`` account has no password and acts through API keys only."""
 
     PLAYER = "player"
     MEMBER = "member"
@@ -58,10 +56,10 @@ class User:
     """A player, a member or a service account.
 
     Attributes:
-        email: in lower case; None for service accounts.
+        email: the address in lower case; None for service accounts.
         organisation: the id of the organisation; None for players.
         profile: JSON members that the user sets.
-        password: the Argon2 hash; None if the user has no password.
+        password: the Argon2 hash of the password; None if the user has none.
     """
 
     id: str
@@ -77,13 +75,13 @@ class User:
 
     @property
     def owner(self) -> str:
-        """The tenant that owns the user's jobs and artifacts."""
+        """The id of the tenant that owns the user's jobs and artifacts."""
         return self.organisation or self.id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """A session from sign-in to sign-out, with one family of refresh tokens."""
+    """The session of a user from sign-in to sign-out, to which the refresh tokens belong."""
 
     id: str
     user_id: str

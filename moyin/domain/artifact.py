@@ -1,22 +1,45 @@
-"""Holds stored files and their metadata."""
+"""Defines stored files, and sanitises the media types and names that clients declare for them."""
 
 from __future__ import annotations
 
+import mimetypes
+import re
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import PurePosixPath
+
+from moyin.errors import InvalidRequest
+
+SNIFF_BYTES = 16  # the length of the start of a file that `detect_media_type` needs
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_.+-]{0,62}")
+_MAX_NAME_LENGTH = 200
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF8", "image/gif"),
+    (8, b"WEBP", "image/webp"),
+    (8, b"WAVE", "audio/wav"),
+    (4, b"ftypavif", "image/avif"),
+    (4, b"ftyp", "video/mp4"),
+    (0, b"\x1aE\xdf\xa3", "video/webm"),
+    (0, b"OggS", "audio/ogg"),
+    (0, b"fLaC", "audio/flac"),
+    (0, b"ID3", "audio/mpeg"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """A named file that belongs to an owner.
+    """A stored file with an id and a name; its content is a blob that is named by its sha256.
 
     Attributes:
-        id: ``art_`` + 32 hex digits.
-        name: the file name that the producer gave, without a folder.
-        media_type: IANA media type.
-        size: in bytes.
-        sha256: hex digest, which is the name of the blob in the artifact store.
-        blake3: hex digest of an upload; None for artifacts that jobs made.
+        id: ``art_`` and 32 hex digits.
+        name: the file name that the producer chose, without a folder.
+        media_type: the IANA media type.
+        size: the size in bytes.
+        sha256: the hex digest of the content, which is the blob's name in the artifact store.
+        blake3: another hex digest of an upload's content; None for artifacts that jobs made.
     """
 
     id: str
@@ -29,12 +52,44 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredArtifact:
-    """An artifact and its origin.
-
-    Attributes:
-        job_id: the job that made it; None for uploads.
-    """
+    """An artifact, and the id of the job that made it, which is None for uploads."""
 
     artifact: Artifact
     job_id: str | None
     created_at: datetime
+
+
+def detect_media_type(declared: str | None, head: bytes) -> str:
+    """Return the media type of an upload: the declared one, or else one that its content shows.
+
+    Args:
+        declared: the client's Content-Type, whose parameters are ignored.
+        head: the first `SNIFF_BYTES` bytes of the content.
+
+    Raises:
+        InvalidRequest: ``declared`` is not a media type.
+    """
+    plain = (declared or UNKNOWN_MEDIA_TYPE).partition(";")[0].strip().lower()
+    if not _MEDIA_TYPE.fullmatch(plain):
+        raise InvalidRequest(
+            f"Content-Type must be a media type such as image/png, not {plain[:64]!r}",
+            field="Content-Type",
+        )
+    if plain not in (UNKNOWN_MEDIA_TYPE, "application/x-www-form-urlencoded"):
+        return plain
+    for offset, signature, detected in _SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
+            return detected
+    return UNKNOWN_MEDIA_TYPE
+
+
+def sanitize_file_name(name: str | None, media: str) -> str:
+    """Return the file name without folders and control characters, or a new one if it is empty."""
+    last = PurePosixPath((name or "").replace("\\", "/")).name
+    clean = "".join(character for character in last if character.isprintable()).strip(". ")
+    if not clean:
+        return f"upload{mimetypes.guess_extension(media) or '.bin'}"
+    if len(clean) <= _MAX_NAME_LENGTH:
+        return clean
+    suffix = PurePosixPath(clean).suffix[:20]
+    return clean[: _MAX_NAME_LENGTH - len(suffix)] + suffix

@@ -1,4 +1,4 @@
-"""Defines the interfaces of model back ends."""
+"""Defines the interfaces of model back ends, such as Claude or a local llama.cpp server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moyin.domain.needs import Model, Needs
 
 
 class ApiFormat(StrEnum):
-    """The API format of a client or a back end."""
+    """The API format that a client or a back end uses."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -22,11 +22,11 @@ class ApiFormat(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawRequest:
-    """A request that is forwarded as bytes.
+    """A client's request that is forwarded to a back end as unchanged bytes.
 
     Attributes:
-        path: below the back end's base URL, such as ``/chat/completions``.
-        headers: headers of the protocol (``anthropic-beta``), never the client's credentials.
+        path: the path below the back end's base URL, such as ``/chat/completions``.
+        headers: headers of the API format (``anthropic-beta``), never the client's credentials.
         deadline: the ``loop.time()`` by which the whole call must end.
     """
 
@@ -37,20 +37,20 @@ class RawRequest:
 
 
 class ModelBackend(Protocol):
-    """A model server that accepts and returns domain types.
+    """The interface of a model server, with requests and responses as domain types.
 
     Methods raise ``BackendUnavailable``, ``BackendTimeout``, ``Overloaded``, ``BackendRejected``
-    or ``UnsupportedFeature`` before the first byte, and ``StreamInterrupted`` after it. Closing a
-    generator cancels the call. ``deadline`` is the ``loop.time()`` by which the whole call must
-    end.
+    or ``UnsupportedFeature`` before the first byte of a response, and ``StreamInterrupted`` after
+    that byte. Closing a generator cancels the call. ``deadline`` is the ``loop.time()`` by which
+    the whole call must end.
     """
 
     @property
     def fetches_pictures(self) -> bool:
-        """True if pictures may be sent by URL.
+        """True if requests may contain URLs of pictures, which the server then fetches.
 
-        False for a server inside our network, because it would fetch any address that a client
-        names.
+        This is False for a server inside our network: a client could make such a server fetch any
+        internal address.
         """
 
     @property
@@ -58,23 +58,22 @@ class ModelBackend(Protocol):
         """True if each delta of a stream is one token, so that counting deltas is exact."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        """Return a whole response."""
+        """Send a chat request and return the whole response."""
 
     def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        """Stream a response: `Started`, then deltas, then `Finished`."""
+        """Send a chat request and yield its response: `Started`, then deltas, then `Finished`."""
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        """Return a vector for each input."""
+        """Return an embedding vector for each input text."""
 
     async def probe(self) -> None:
-        """Check that the server is up, without using tokens; raise if it is not."""
+        """Check that the server is up, without using tokens, and raise an error if it is down."""
 
-    async def close(self) -> None:
-        """Close the connections."""
+    async def close(self) -> None: ...
 
 
 class PassThroughBackend(Protocol):
-    """A back end that accepts the bytes of an API format. Errors are those of `ModelBackend`."""
+    """The interface of a back end that accepts a client's bytes; it raises as `ModelBackend` does."""
 
     @property
     def api_format(self) -> ApiFormat: ...
@@ -84,14 +83,11 @@ class PassThroughBackend(Protocol):
         """True if the back end supports Anthropic's ``/messages/count_tokens``."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return the members to add to a forwarded request where the client did not set them.
-
-        Objects are merged one level deep.
-        """
+        """Return members to add where the client set none; objects are merged one level deep."""
 
     @property
     def overrides(self) -> Mapping[str, Any]:
-        """Members that replace the client's own in every forwarded request."""
+        """The members that replace the client's own in every forwarded request."""
 
     async def forward(self, request: RawRequest) -> bytes:
         """Forward a request and return the unchanged body of a successful response."""

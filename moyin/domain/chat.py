@@ -1,6 +1,6 @@
-"""Holds a conversation with a model, independent of any API format.
+"""Defines requests to models and their responses, independent of any API format.
 
-Every protocol translates to and from these types, so that any client reaches any back end.
+Every API format is translated to and from these types, so that any client can use any back end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """Plain text. ``cache`` is the prompt-cache marker after it: ``5m``, ``1h`` or None."""
+    """Plain text, with its prompt-cache marker ``cache``: ``5m``, ``1h`` or None."""
 
     text: str
     cache: str | None = None
@@ -38,7 +38,7 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolUse:
-    """A call of a tool by the model. ``arguments`` is the JSON text that the model wrote."""
+    """A model's call of a tool; ``arguments`` is the JSON text that the model wrote."""
 
     id: str
     name: str
@@ -48,7 +48,7 @@ class ToolUse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolResult:
-    """The result of the tool call ``tool_use_id``."""
+    """The result of the tool call with the id ``tool_use_id``."""
 
     tool_use_id: str
     content: tuple[Text | Image, ...]
@@ -60,8 +60,9 @@ class ToolResult:
 class Thinking:
     """The model's reasoning.
 
-    ``signature`` proves its origin to the provider; ``redacted`` is the provider's encrypted form,
-    which replaces the text.
+    Attributes:
+        signature: the provider's proof that its model wrote the reasoning.
+        redacted: the reasoning as encrypted by the provider, which replaces the text.
     """
 
     text: str = ""
@@ -80,7 +81,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tool:
-    """A function that the model may call. ``schema`` is the JSON schema of its arguments."""
+    """A function that the model may call; ``schema`` is the JSON schema of its arguments."""
 
     name: str
     schema: Mapping[str, Any]
@@ -91,7 +92,12 @@ class Tool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolChoice:
-    """The choice of tools. ``tool`` forces ``name``; ``parallel`` False allows one call a turn."""
+    """The client's constraint on the tools that the model calls.
+
+    Attributes:
+        name: the tool that the model must call in the mode ``tool``.
+        parallel: False allows only one call in each turn.
+    """
 
     mode: Literal["auto", "none", "required", "tool"] = "auto"
     name: str | None = None
@@ -100,7 +106,7 @@ class ToolChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFormat:
-    """The JSON format of the answer, which must match ``schema`` if there is one."""
+    """The request for an answer in JSON, which must match ``schema`` unless that is None."""
 
     name: str = "answer"
     schema: Mapping[str, Any] | None = None
@@ -110,7 +116,13 @@ class OutputFormat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reasoning:
-    """The reasoning settings. ``budget`` is in tokens; ``effort`` is a provider's level."""
+    """The settings of the model's reasoning.
+
+    Attributes:
+        budget: the most tokens of reasoning.
+        effort: a level of the provider, such as ``high``.
+        adaptive: the model decides how much it reasons.
+    """
 
     enabled: bool = True
     budget: int | None = None
@@ -132,11 +144,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
-    """A chat request.
+    """A request for a model's next message in a conversation.
 
     Attributes:
         model: the back end's name of the model.
-        system: system prompts, before the conversation.
+        system: the system prompts, which precede the conversation.
         max_tokens: the longest answer, in tokens; None uses the back end's default.
         user: the client's id of the end user.
     """
@@ -156,7 +168,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingRequest:
-    """Texts to embed. ``dimensions`` None uses the model's default."""
+    """A request for the embedding vectors of texts; ``dimensions`` None uses the model's default."""
 
     model: str
     inputs: tuple[str, ...]
@@ -166,7 +178,7 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingResponse:
-    """A vector for each input, in the order of the inputs."""
+    """The embedding vectors of a request, in the order of its inputs."""
 
     model: str
     vectors: tuple[tuple[float, ...], ...]
@@ -183,7 +195,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatResponse:
-    """A whole answer. ``stop_sequence`` is the string that ended it, if known."""
+    """A model's whole answer; ``stop_sequence`` is the string that ended the answer, if known."""
 
     id: str
     model: str
@@ -198,18 +210,20 @@ class ChatResponse:
 
     @property
     def output_text(self) -> str:
-        """The thinking, the text and the arguments of tool calls that the model wrote."""
-        texts = (p.text if isinstance(p, Text | Thinking) else _arguments(p) for p in self.parts)
+        """All that the model wrote: reasoning, text and the arguments of tool calls, joined."""
+        texts = (
+            p.text if isinstance(p, Text | Thinking) else _get_arguments(p) for p in self.parts
+        )
         return "".join(texts)
 
 
-def _arguments(part: Part) -> str:
+def _get_arguments(part: Part) -> str:
     return part.arguments if isinstance(part, ToolUse) else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started:
-    """The first delta of every stream. ``usage`` holds the known counts of the prompt."""
+    """The first delta of every stream; ``usage`` holds the known token counts of the prompt."""
 
     id: str
     model: str
@@ -218,7 +232,7 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
-    """More text. With ``refusal`` it explains why the model refuses the request."""
+    """More text of the answer; ``refusal`` is True if the text explains a refusal."""
 
     text: str
     refusal: bool = False
@@ -226,7 +240,7 @@ class TextDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThinkingDelta:
-    """More reasoning. A delta with ``signature`` or ``redacted`` has no text."""
+    """More reasoning, as in `Thinking`; a delta with ``signature`` or ``redacted`` has no text."""
 
     text: str = ""
     signature: str | None = None
@@ -235,7 +249,7 @@ class ThinkingDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolStarted:
-    """The beginning of tool call number ``index`` (from 0) of the answer."""
+    """The beginning of the answer's tool call number ``index``, which counts from 0."""
 
     index: int
     id: str
@@ -244,7 +258,7 @@ class ToolStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolArguments:
-    """More of the JSON arguments of tool call ``index``."""
+    """More of the JSON arguments of the answer's tool call number ``index``."""
 
     index: int
     fragment: str
@@ -252,7 +266,7 @@ class ToolArguments:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsageUpdate:
-    """The usage so far, which some servers report during a stream. Clients do not receive it."""
+    """The token usage so far, which some servers report during a stream; clients never see it."""
 
     usage: Usage
 

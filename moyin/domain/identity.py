@@ -1,8 +1,9 @@
-"""Holds the identity of a caller, and the scopes."""
+"""Defines the identity of a caller, its scopes, and the scope of its files in ComfyUI's frontend."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from moyin.domain.limits import Limit
 
@@ -29,13 +30,13 @@ class Identity:
     """The authenticated caller of a request.
 
     Attributes:
-        owner: the tenant that owns what the request creates; the unit of isolation.
+        owner: the id of the tenant that owns everything that the request creates.
         key_id: the public id of the API key or session, or the issuer of an internal token; safe
             to log.
         scopes: the permissions of the caller.
-        user: the id of the user or service account; None for a tenant's own key.
-        limits: the limits of the key, of the user and of the owner.
-        service: the service of Moyin that acts for the owner, such as a job's worker.
+        user: the id of the user or service account; None for a key of the tenant itself.
+        limits: the limits of the key, of the user and of the tenant.
+        service: the name of the Moyin service that acts for the tenant, such as ``jobs``.
     """
 
     owner: str
@@ -47,15 +48,12 @@ class Identity:
 
     @property
     def is_session(self) -> bool:
-        """True if the caller is a signed-in user, not a key."""
+        """True if the caller is a signed-in user instead of an API key."""
         return self.key_id.startswith("ses_")
 
     @property
     def best_priority(self) -> int:
-        """The best priority that the caller may request, by the strictest limit.
-
-        Without a limit, priority 1 is for administrators and operators.
-        """
+        """The best priority (1 is first) that the caller may use, by its limits or else by its role."""
         limits = [limit.best_priority for limit in self.limits if limit.best_priority is not None]
         if limits:
             return max(limits)
@@ -67,5 +65,28 @@ class Identity:
 
 
 def is_internal_owner(owner: str) -> bool:
-    """Tell if the owner is internal to Moyin. No tenant may have such a name."""
+    """Return True if the owner is a part of Moyin; no tenant may have such a name."""
     return owner.startswith("moyin:")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserdataScope:
+    """The owner of files of ComfyUI's frontend: a user, or all keys of a tenant if ``user`` is empty."""
+
+    owner: str
+    user: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserFile:
+    """A file that ComfyUI's frontend stores: its path within its scope, and its size in bytes."""
+
+    path: str
+    size: int
+    created: datetime
+    modified: datetime
+
+
+def get_userdata_scope(identity: Identity) -> UserdataScope:
+    """Return the scope of the caller's files in ComfyUI's frontend."""
+    return UserdataScope(owner=identity.owner, user=identity.user or "")

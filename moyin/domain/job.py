@@ -1,4 +1,8 @@
-"""Holds jobs: their specification (`JobSpec`, `Step`), their state (`Job`) and their events."""
+"""Defines jobs: their specification (`JobSpec`, `Step`), their state (`Job`) and their events.
+
+A batch is stored as one graph, and for each child a patch of it, because graphs are large and
+children are many. A patch is ``{<node>: {<input>: <value>}}``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from typing import Any, Self
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.prompt import ComfyPrompt
+
+MAX_BATCH_CHILDREN = 256
 
 
 class StepKind(StrEnum):
@@ -43,20 +49,21 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A unit of work. Each finished step is a checkpoint.
+    """One part of a job, which a crash repeats only if its result was not recorded.
 
     Attributes:
-        payload: chat: a request body of ``protocol``. render: a ComfyUI API graph. http:
-            ``{"method", "path", "headers", "body"}`` of a route of the gateway, or with
-            ``blob``, the sha256 of a body that is sent unchanged. Strings may refer to earlier
-            steps (see ``moyin.domain.references``). In a batch: a patch of the job's ``base``.
-        pool: the render pool that runs it; ignored by other kinds.
-        protocol: the API format of a chat step; ignored by other kinds.
-        template: the name of the template that the graph came from, if any.
-        inputs: the client's inputs of the template, or in a batch the inputs that distinguish
-            this child from the others.
-        outputs: ids of the nodes whose files are the result; empty: all.
-        cache: reuse an earlier result of the same graph, and store this one for reuse.
+        payload: the content of the step. A chat step has a request body of ``protocol``, a render
+            step has a graph in ComfyUI's API format, and an http step has ``{"method", "path",
+            "headers", "body"}``, or ``blob`` (the sha256 of a body) instead of ``body``. Strings
+            may refer to earlier steps (`moyin.domain.references`). The step of a batch has a patch
+            of the job's ``base``.
+        pool: the render pool of a render step; other kinds ignore it.
+        protocol: the API format of a chat step; other kinds ignore it.
+        template: the name of the template from which the graph was filled, if any.
+        inputs: the client's inputs of the template; in a batch, the inputs that distinguish this
+            child from the others.
+        outputs: ids of the nodes whose files are the result; empty means all nodes.
+        cache: True if the result may come from, and may be stored in, the render cache.
     """
 
     kind: StepKind
@@ -71,16 +78,16 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobSpec:
-    """A client's request, after validation. It is immutable and stored once as a blob.
+    """The validated request for a job, which is stored once as an immutable blob.
 
     Attributes:
-        kind: the kind that the client named, a step kind or ``pipeline``.
+        kind: the kind that the client named: that of the only step, or ``pipeline``.
         priority: 1 (first) to 5 (last); 3 is normal.
-        deadline: the time by which the job must finish, else it fails.
-        webhook: the URL that receives a notification when the job ends.
-        comfyui: the options of a render that came through ComfyUI's own API.
-        base: the graph that the steps of a batch patch (see ``moyin.domain.batch``). These steps
-            are independent and run in parallel.
+        deadline: the time by which the job must finish; afterwards it fails.
+        webhook: the URL that receives a POST when the job ends.
+        comfyui: the options of a render that a client submitted through ComfyUI's own API.
+        base: the graph that the steps of a batch patch; such steps are independent and run in
+            parallel. None for other jobs.
     """
 
     kind: str
@@ -95,12 +102,13 @@ class JobSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """The progress of a job: ``value`` of ``max`` units are done in step ``step`` (from 0).
+    """The progress of a job: ``value`` of ``max`` units of the step number ``step`` are done.
 
     In a batch, the units are children and ``step`` is the child that reported last.
 
     Attributes:
-        parts: the finished share of each running child, from 0 to 1, by index.
+        step: the index of the step, which counts from 0.
+        parts: the finished share (0 to 1) of each running child of a batch, by the child's index.
     """
 
     value: float = 0
@@ -111,7 +119,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobError:
-    """The error of a failed job: a stable code of ``moyin.errors`` and a sentence."""
+    """The error of a failed job: a stable code of ``moyin.errors`` and a message for the client."""
 
     code: str
     message: str
@@ -129,11 +137,9 @@ class CancellerKind(StrEnum):
 class Canceller:
     """The user, key, service or operator that cancelled a job.
 
-    Only users and keys of the job's own tenant, and operators, can cancel it.
-
     Attributes:
-        id: the public id of the user or key, or the name of a service of Moyin that acts for the
-            tenant; None for an operator, who does not use the gateway.
+        id: the public id of the user or key, or the name of the Moyin service that acts for the
+            tenant; None for an operator, because operators do not cancel through the gateway.
     """
 
     kind: CancellerKind
@@ -141,7 +147,7 @@ class Canceller:
 
     @classmethod
     def from_identity(cls, caller: Identity) -> Self:
-        """Create a canceller from the caller of a request, preferring the user to the key."""
+        """Create a canceller from the caller of a request; a user's key counts as the user."""
         if caller.service is not None:
             return cls(kind=CancellerKind.SERVICE, id=caller.service)
         if caller.user is not None:
@@ -151,13 +157,13 @@ class Canceller:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """The result of a finished step, which is a checkpoint of its job.
+    """The result of a finished step, which is recorded as a checkpoint of the job.
 
     Attributes:
         output: sha256 of the blob that holds the step's output as JSON:
             ``{"text": str | null, "body": any, "artifacts": ["artifact:<id>", …]}``.
-        backend: the back end or actor that ran the step, for display.
-        cached: the result of an earlier job was reused.
+        backend: the name of the back end or actor that ran the step, for display.
+        cached: True if the result comes from an earlier job.
     """
 
     index: int
@@ -173,20 +179,22 @@ class Job:
     """The state of a job.
 
     Attributes:
-        begun_at: when a renderer first started it; before that it waits, also if it is running.
-        channel: the stream of the ComfyUI client that submitted it.
-        record: for a failed render, the sha256 of a blob whose ``record`` is its `PromptRecord`;
-            for a successful one, the record is in the step's output.
-        children: the number of children of a batch; None: the steps run in sequence.
-        fingerprint: the hash of a request that had an idempotency key.
-        cancelled_by: the canceller of a cancelled job.
+        attempts: the number of the current attempt, from 1; a retry starts another attempt.
+        begun_at: the time at which a renderer first started the job; None while it waits for a
+            renderer, although its status may be ``running``.
+        channel: the event stream of the ComfyUI client that submitted the job.
+        record: for a failed render, the sha256 of a blob whose ``record`` is the `PromptRecord`;
+            for a successful render, the record is in the step's output.
+        children: the number of children of a batch; None for other jobs.
+        fingerprint: the hash of the request, if that had an idempotency key.
+        cancelled_by: the user, key, service or operator that cancelled the job.
     """
 
     id: str
     owner: str
     kind: str
     status: JobStatus
-    spec: str  # sha256 of the JobSpec blob
+    spec: str  # the sha256 of the blob that holds the JobSpec
     steps: int
     progress: Progress
     results: tuple[StepResult, ...]
@@ -206,7 +214,6 @@ class Job:
 
     @property
     def cached(self) -> bool:
-        """True if every step reused the result of an earlier job."""
         return bool(self.results) and all(result.cached for result in self.results)
 
     @property
@@ -219,7 +226,7 @@ class Job:
 
 
 class EventType(StrEnum):
-    """The type of an event: a status of the job, or progress. A final status ends a stream."""
+    """The type of a job's event: a new status, progress, or a finished step."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -239,10 +246,36 @@ class JobEvent:
     """An entry of a job's event stream.
 
     Attributes:
-        id: the position in the stream (a Valkey stream id), from which a client can resume.
-        data: JSON members; ``progress`` carries ``{"value", "max", "step", "node"?}``.
+        id: the Valkey stream id of the entry, after which a client can resume the stream.
+        data: the event as JSON members; ``progress`` has ``{"value", "max", "step", "node"?}``.
     """
 
     id: str
     type: EventType
     data: Mapping[str, Any]
+
+
+def make_batch_patch(
+    base: Mapping[str, Any], graph: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return the patch that turns ``base`` into ``graph``, which has the same nodes and inputs."""
+    patch: dict[str, dict[str, Any]] = {}
+    for node_id, node in graph.items():
+        before = base[node_id].get("inputs", {})
+        for name, value in node.get("inputs", {}).items():
+            # 1, 1.0 and True are equal in Python, but not for a node.
+            if value != before[name] or type(value) is not type(before[name]):
+                patch.setdefault(node_id, {})[name] = value
+    return patch
+
+
+def apply_batch_patch(
+    base: Mapping[str, Any], patch: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a copy of the graph ``base`` with the patch applied."""
+    return {
+        node_id: {**node, "inputs": {**node.get("inputs", {}), **patch[node_id]}}
+        if node_id in patch
+        else node
+        for node_id, node in base.items()
+    }

@@ -1,32 +1,48 @@
-"""Holds the limits of keys, users and tenants."""
+"""Defines the limits of keys, users and tenants, and the restrictions of render pools."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from fnmatch import fnmatchcase
 
-from moyin.domain.pools import matches_any
-
-__all__ = ["Limit", "permitted_pools"]
+# Node classes of ComfyUI that use the worker's own disk: they list or load folders, write files
+# that belong to no job, and write or train models.
+DISK_NODES = (
+    "Load*FromFolder*",
+    "Save*ToFolder*",
+    "LoadTrainingDataset",
+    "SaveTrainingDataset",
+    "Train*Node",
+    "LossGraphNode",
+    "CheckpointSave",
+    "ImageOnlyCheckpointSave",
+    "CLIPSave",
+    "VAESave",
+    "ModelSave",
+    "LoraSave",
+    "SaveLoRA*",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """The limits of a subject. None means no limit.
+    """The limits of a key, a user or a tenant; None means no limit.
 
     Attributes:
-        subject: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
-        requests_per_minute: in any minute that begins with a request.
-        tokens_per_minute: tokens of prompts and answers, in the same minute.
-        concurrent_requests: at the same time, in all replicas together.
-        open_jobs: jobs that are queued or running.
+        subject: the key, user or tenant: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
+        requests_per_minute: the most requests in a minute, which begins with a request.
+        tokens_per_minute: the most tokens of prompts and answers in the same minute.
+        concurrent_requests: the most requests at the same time, in all replicas together.
+        open_jobs: the most jobs that are queued or running.
         best_priority: the best priority that jobs may have, 1 (first) to 5 (last).
-        usd_per_day: budget of a UTC day.
-        usd_per_month: budget of a UTC calendar month.
-        pools: render pools that may be used.
+        usd_per_day: the budget of a UTC day.
+        usd_per_month: the budget of a UTC calendar month.
+        pools: the render pools that may be used.
         allowed_nodes: patterns of the node classes that graphs may contain.
-        denied_nodes: patterns of node classes that graphs may not contain; they win.
+        denied_nodes: patterns of the node classes that graphs may not contain, even if
+            ``allowed_nodes`` matches them.
     """
 
     subject: str
@@ -43,12 +59,12 @@ class Limit:
 
     @property
     def has_budget(self) -> bool:
-        """True if there is a budget."""
+        """True if the cost of a day or a month is limited."""
         return self.usd_per_day is not None or self.usd_per_month is not None
 
     @property
     def limits_requests(self) -> bool:
-        """True if requests must be counted. Jobs are limited when they are accepted."""
+        """True if the limits apply to every request, so that requests must be counted."""
         return (
             self.requests_per_minute is not None
             or self.tokens_per_minute is not None
@@ -57,12 +73,46 @@ class Limit:
         )
 
     def permits_node(self, class_type: str) -> bool:
-        """Tell if graphs may contain nodes of the class."""
-        allowed = self.allowed_nodes is None or matches_any(class_type, self.allowed_nodes)
-        return allowed and not matches_any(class_type, self.denied_nodes or ())
+        """Return True if graphs may contain nodes of the class."""
+        allowed = self.allowed_nodes is None or matches_any_pattern(class_type, self.allowed_nodes)
+        return allowed and not matches_any_pattern(class_type, self.denied_nodes or ())
 
 
-def permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> list[str]:
-    """Return the pools that every limit permits."""
+def filter_permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> list[str]:
+    """Return the render pools that every limit permits."""
     allowed = [limit.pools for limit in limits if limit.pools is not None]
     return [pool for pool in pools if all(pool in names for names in allowed)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolRules:
+    """The operator's restrictions of a render pool; patterns of node classes follow ``fnmatch``.
+
+    Attributes:
+        tenants: the tenants whose jobs the pool runs; empty means all.
+        allow: patterns of the node classes that graphs may contain.
+        deny: patterns of the node classes that graphs may not contain, even if ``allow`` matches.
+        unchecked: patterns of ``Class.input`` whose values are not checked as file names.
+    """
+
+    tenants: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = DISK_NODES
+    unchecked: tuple[str, ...] = ()
+
+    def serves_tenant(self, owner: str) -> bool:
+        return not self.tenants or owner in self.tenants
+
+    def permits_node(self, class_type: str) -> bool:
+        return matches_any_pattern(class_type, self.allow) and not matches_any_pattern(
+            class_type, self.deny
+        )
+
+    def checks_input(self, class_type: str, name: str) -> bool:
+        """Return True if the value of the node's input must be checked as a file name."""
+        return not matches_any_pattern(f"{class_type}.{name}", self.unchecked)
+
+
+def matches_any_pattern(text: str, patterns: Iterable[str]) -> bool:
+    """Return True if any of the ``fnmatch`` patterns matches ``text``, with its exact case."""
+    return any(fnmatchcase(text, pattern) for pattern in patterns)

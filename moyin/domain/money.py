@@ -1,4 +1,7 @@
-"""Holds token usage and exact prices: picodollars inside, decimal US dollars outside."""
+"""Defines token usage and exact prices.
+
+Costs are computed as integers of picodollars (10^-12 US dollars), and returned as decimals.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 
-# Picodollars per dollar. A token at one dollar per million costs a million picodollars.
-PICO = 10**12
+PICO_PER_USD = 10**12  # picodollars in a US dollar
+# Picodollars per token, for each US dollar per million tokens.
 _PICO_PER_RATE = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """The tokens of a call. The four kinds of input are disjoint; their sum is the prompt.
+    """The tokens of a call to a model; the four disjoint kinds of input add up to the prompt.
 
     Attributes:
         input_tokens: prompt tokens that were neither read from nor written to a cache.
@@ -21,7 +24,7 @@ class Usage:
         cache_write_tokens: prompt tokens written to the 5-minute cache.
         cache_write_1h_tokens: prompt tokens written to the 1-hour cache.
         output_tokens: all generated tokens, including reasoning.
-        reasoning_tokens: the part of ``output_tokens`` that is reasoning, where known.
+        reasoning_tokens: the part of ``output_tokens`` that is reasoning, if known.
     """
 
     input_tokens: int = 0
@@ -43,11 +46,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """Prices in US dollars per million tokens, with six decimals at most.
-
-    Raises:
-        ValueError: a rate has more decimals, or is negative.
-    """
+    """The prices of tokens in US dollars per million, with at most six decimals."""
 
     input: Decimal
     output: Decimal
@@ -61,8 +60,7 @@ class Rates:
         rates = (self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.output)
         object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
 
-    def pico_cost(self, usage: Usage) -> int:
-        """Return the cost of ``usage`` in picodollars."""
+    def compute_pico_cost(self, usage: Usage) -> int:
         read, cached, written, written_1h, out = self._pico
         return (
             usage.input_tokens * read
@@ -72,8 +70,8 @@ class Rates:
             + usage.output_tokens * out
         )
 
-    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost of these tokens in picodollars, for any use of a cache."""
+    def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
+        """Return the highest cost of the tokens in picodollars, whatever part of them is cached."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
 
@@ -84,7 +82,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceBand:
-    """The rates for prompts of up to ``up_to`` tokens (None: any length)."""
+    """The rates of calls whose prompt has at most ``up_to`` tokens; None means any length."""
 
     rates: Rates
     up_to: int | None = None
@@ -92,11 +90,11 @@ class PriceBand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
-    """The price of a model from ``since`` on, by the length of the prompt.
+    """The price of a model from the day ``since`` on, which may depend on the prompt's length.
 
     Attributes:
-        bands: ascending by ``up_to``; the last band has no limit.
-        is_free: True if no token costs anything.
+        bands: the rates by the length of the prompt, shortest first; the last has no limit.
+        is_free: True if all tokens cost nothing.
     """
 
     since: date
@@ -108,63 +106,52 @@ class Price:
         limits = [band.up_to for band in self.bands]
         finite = [limit for limit in limits[:-1] if limit is not None]
         if not limits or limits[-1] is not None or len(finite) != len(limits) - 1:
-            raise ValueError("the last price band, and only the last, must have no up_to")
+            raise ValueError("the last price band must have no up_to, and all others must have one")
         if finite != sorted(set(finite)):
-            raise ValueError("price bands must be in ascending order of up_to")
+            raise ValueError(f"price bands must be in ascending order of up_to, not {finite}")
 
-    def rates(self, prompt_tokens: int) -> Rates:
-        for band in self.bands:
-            if band.up_to is None or prompt_tokens <= band.up_to:
-                return band.rates
-        raise AssertionError("the last band has no limit")
+    def select_rates(self, prompt_tokens: int) -> Rates:
+        *limited, last = self.bands
+        fitting = (b for b in limited if b.up_to is not None and prompt_tokens <= b.up_to)
+        return next(fitting, last).rates
 
-    def pico_cost(self, usage: Usage) -> int:
-        """Return the exact cost of a call in picodollars.
-
-        Cache reads and writes count towards the length of the prompt.
-        """
+    def compute_pico_cost(self, usage: Usage) -> int:
+        """Return the cost of a call in picodollars, by the band of the whole prompt, cached or not."""
         if len(self.bands) == 1:
-            return self.bands[0].rates.pico_cost(usage)
-        return self.rates(usage.prompt_tokens).pico_cost(usage)
+            return self.bands[0].rates.compute_pico_cost(usage)
+        return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)
 
-    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost in picodollars of a prompt of up to ``prompt_tokens``.
-
-        A longer prompt may be cheaper, because it has another band.
-        """
+    def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
+        """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``."""
         highest, reached = 0, 0
         for band in self.bands:
             if reached > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
-            highest = max(highest, band.rates.max_pico_cost(tokens, output_tokens))
+            highest = max(highest, band.rates.compute_max_pico_cost(tokens, output_tokens))
             reached = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
         return highest
-
-    def cost(self, usage: Usage) -> Decimal:
-        """Return the cost of a call in US dollars."""
-        return usd(self.pico_cost(usage))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tariff:
-    """The prices of a model over time, oldest first."""
+    """The prices of a model over time, the oldest first."""
 
     prices: tuple[Price, ...]
 
     def __post_init__(self) -> None:
         days = [price.since for price in self.prices]
         if not days or days != sorted(set(days)):
-            raise ValueError("a tariff needs at least one price, in ascending order of dates")
+            raise ValueError("a tariff needs at least one price, in ascending order of `since`")
 
-    def price_on(self, day: date) -> Price:
-        """Return the price of ``day``; before the first date, the first price."""
+    def get_price_on(self, day: date) -> Price:
+        """Return the price on ``day``; days before the first price have the first price."""
         return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenSpeed:
-    """The speed of a request in tokens per second, for its prompt and for its output."""
+    """The speed in tokens per second at which a model reads a prompt and writes an output."""
 
     prompt: float
     output: float
@@ -172,21 +159,17 @@ class TokenSpeed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRate:
-    """The hourly cost of a local machine, from which the price of its tokens is derived."""
+    """The cost of an hour of a local machine, from which the price of tokens is derived."""
 
     usd_per_hour: Decimal
 
-    def price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens at ``speed``.
-
-        Args:
-            sharing: the number of requests that share the machine, including this one; at least 1.
-        """
+    def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
+        """Return the price of tokens at ``speed``, if ``sharing`` requests run on the machine at once."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
-        read = _rate(usd_per_second / Decimal(speed.prompt))
+        read = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
             input=read,
-            output=_rate(usd_per_second / Decimal(speed.output)),
+            output=_to_usd_per_million(usd_per_second / Decimal(speed.output)),
             cache_read=read,
             cache_write=read,
             cache_write_1h=read,
@@ -194,30 +177,29 @@ class GpuRate:
         return Price(since=date.min, bands=(PriceBand(rates=rates),))
 
 
-def usd(pico: int) -> Decimal:
-    """Convert picodollars to US dollars."""
-    return Decimal(usd_text(pico))
+def pico_to_usd(pico: int) -> Decimal:
+    return Decimal(format_usd(pico))
 
 
-def usd_text(pico: int) -> str:
-    """Format picodollars as US dollars, without an exponent and without trailing zeros."""
-    whole, rest = divmod(pico, PICO)
+def format_usd(pico: int) -> str:
+    """Format picodollars as US dollars, such as ``0.25``, without exponent or trailing zeros."""
+    whole, rest = divmod(pico, PICO_PER_USD)
     return f"{whole}.{rest:012d}".rstrip("0") if rest else str(whole)
 
 
 def _pico(rate: Decimal) -> int:
     scaled = rate * _PICO_PER_RATE
     if scaled < 0 or scaled != scaled.to_integral_value():
-        raise ValueError(f"the rate {rate} must be at least 0 and have at most six decimals")
+        raise ValueError(f"the price {rate} must be at least 0 and have at most six decimals")
     return int(scaled)
 
 
-def _rate(usd_per_token: Decimal) -> Decimal:
-    """Convert to US dollars per million tokens, rounded to the six decimals of `Rates`."""
+def _to_usd_per_million(usd_per_token: Decimal) -> Decimal:
+    """Convert a price to US dollars per million tokens, rounded to the six decimals of `Rates`."""
     return round(usd_per_token * 1_000_000, 6)
 
 
-def flat_tariff(
+def create_flat_tariff(
     input_price: Decimal,
     output_price: Decimal,
     *,
@@ -225,7 +207,7 @@ def flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """Create a tariff with one price. Cached tokens cost as much as others unless given."""
+    """Create a tariff with one price; a cache price of None means that of other input tokens."""
     rates = Rates(
         input=input_price,
         output=output_price,
@@ -236,4 +218,4 @@ def flat_tariff(
     return Tariff(prices=(Price(since=date.min, bands=(PriceBand(rates=rates),)),))
 
 
-FREE_TARIFF = flat_tariff(Decimal(0), Decimal(0))
+FREE_TARIFF = create_flat_tariff(Decimal(0), Decimal(0))

@@ -1,4 +1,4 @@
-"""Holds the needs of a request, the abilities of a model and the constraints on a response."""
+"""Defines the needs of requests, the models that may meet them, and constraints on responses."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 from moyin.domain.money import GpuRate, Tariff
 
-# Tokens of a picture in a prompt, an average of the providers' figures.
+# The average number of tokens of a picture in a prompt, by the providers' documents.
 IMAGE_TOKENS = 1_200
-# The optional abilities of models.
-ABILITIES = ("tools", "vision", "schema", "thinking")
+ABILITIES = ("tools", "vision", "schema", "thinking")  # that only some models have
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
-    """The needs of a request, by which a model is chosen.
+    """The needs of a request, by which the router chooses a model.
 
     Attributes:
-        prompt_tokens: estimated from the length of the text.
-        max_tokens: the longest answer that the client accepts; None: the model's default.
-        longest_input: tokens of the longest input, if inputs do not share the context.
-        embeddings: the request asks for vectors instead of an answer.
-        has_cache_markers: the request contains prompt-cache markers.
-        attachment_bytes: bytes of documents, audio and the answer's schema. Some servers put the
-            schema into the prompt. The size does not give their tokens, so they count for the
-            reserved budget, but not for the length of the prompt.
-        has_external_content: the request names documents that it does not contain, or tools with
-            which the provider finds some.
-        has_urls: the request names documents by URL.
+        prompt_tokens: the tokens of the prompt, estimated from the length of its text.
+        max_tokens: the longest answer that the client accepts; None is the model's default.
+        longest_input: the tokens of the longest input of an embedding request, in which each input
+            has the whole context; None for other requests.
+        tools: True if the request has tools; vision, schema and thinking likewise.
+        embeddings: True if the request is for vectors instead of an answer.
+        has_cache_markers: True if the request contains prompt-cache markers.
+        attachment_bytes: the bytes of documents, audio and the answer's schema (some servers put
+            the schema into the prompt). Their tokens are unknown, so they count for the reserved
+            budget, but not for the length of the prompt.
+        has_external_content: True if the provider has to fetch or search for documents.
+        has_urls: True if the request names documents by URL.
     """
 
     prompt_tokens: int
@@ -49,7 +49,7 @@ class Needs:
 
     @property
     def context(self) -> int:
-        """The tokens that must fit into a model's context together."""
+        """The tokens that a model's context must hold."""
         prompt = self.prompt_tokens if self.longest_input is None else self.longest_input
         return prompt + (self.max_tokens or 0)
 
@@ -59,12 +59,13 @@ class Model:
     """A model of a back end.
 
     Attributes:
-        name: the clients' name of the model.
-        upstream: the back end's name of the model.
-        context: tokens of prompt and answer together.
-        quality: a tier that aliases may require at least; higher is better.
-        embeddings: the model makes vectors instead of answers.
-        gpu: the cost of its machine, if tokens have no price; ``tariff`` is then free.
+        name: the name by which clients request the model.
+        upstream: the name by which the back end knows the model.
+        context: the most tokens of prompt and answer together.
+        tools: True if the model can call tools; vision, schema and thinking likewise.
+        embeddings: True if the model makes vectors instead of answers.
+        quality: the operator's quality tier, of which aliases may require a minimum.
+        gpu: the cost of the model's machine if tokens have no price; ``tariff`` is then free.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Model:
         object.__setattr__(self, "_missing", missing)
 
     def supports(self, needs: Needs) -> bool:
-        """Tell if the model meets ``needs``. This runs for every model on every request."""
+        """Return True if the model meets the needs; this runs for every model on every request."""
         if needs.context > self.context or needs.embeddings is not self.embeddings:
             return False
         for ability in self._missing:  # noqa: SIM110 - a generator takes twice as long
@@ -93,8 +94,8 @@ class Model:
                 return False
         return True
 
-    def unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return the reasons why this model can't answer, a few words each; empty if it can."""
+    def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
+        """Return the reasons why this model cannot answer, such as ``no vision``, or nothing."""
         unmet = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
         if needs.embeddings is not self.embeddings:
             unmet.insert(0, "no embeddings" if needs.embeddings else "no chat")
@@ -103,23 +104,22 @@ class Model:
         return tuple(unmet)
 
 
-def text_size(text: str) -> int:
-    """Return the size of ``text`` in UTF-8 bytes."""
+def count_utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
-def tokens_in(size: int) -> int:
-    """Estimate the tokens of ``size`` bytes of text: a quarter, which also fits Chinese."""
+def estimate_tokens_from_bytes(size: int) -> int:
+    """Estimate the tokens of ``size`` bytes of UTF-8 text as a quarter, which also fits Chinese."""
     return -(-size // _BYTES_PER_TOKEN)
 
 
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of ``text`` from its length."""
-    return tokens_in(text_size(text))
+    return estimate_tokens_from_bytes(count_utf8_bytes(text))
 
 
-def estimate_message(count: int) -> int:
-    """Estimate the tokens of the delimiters around ``count`` messages."""
+def estimate_delimiter_tokens(count: int) -> int:
+    """Estimate the tokens that a chat format adds to ``count`` messages as their delimiters."""
     return count * _TOKENS_PER_MESSAGE
 
 
@@ -128,10 +128,11 @@ class ResponseConstraints:
     """The constraints that a request sets for its response.
 
     Attributes:
-        json: the answer must be JSON.
-        schema: the JSON schema that the answer must match; None: any JSON.
-        tools: names of the tools that the model may call.
-        plain: the request is for one answer of text or tool calls, not for several or for audio.
+        json: True if the answer must be JSON.
+        schema: the JSON schema that the answer must match; None allows any JSON.
+        tools: the names of the tools that the model may call.
+        plain: True if the request is for one answer of text or tool calls; False if it is for
+            several answers or for audio.
     """
 
     json: bool = False

@@ -1,4 +1,4 @@
-"""Holds `Parameter`, a typed input of a template, and checks values for it."""
+"""Defines `Parameter`, a typed input of a template, which checks the clients' values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from typing import Any, cast
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["Parameter", "ParameterType", "Scalar"]
-
 Scalar = str | int | float | bool
 _ARTIFACT = re.compile(r"(?:artifact:)?(art_[0-9a-f]{32})")
 _REFERENCE = re.compile(r"steps\.\d{1,3}(\.[A-Za-z0-9_-]+)+")
 
 
 class ParameterType(StrEnum):
-    """The type of a parameter, by its name in JSON Schema."""
+    """The type of a template's input, by its name in JSON Schema."""
 
     STRING = "string"
     INTEGER = "integer"
@@ -44,11 +42,11 @@ _ARTICLE: Mapping[ParameterType, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
-    """The type and the bounds of a template's input, with the meaning of JSON Schema.
+    """The type and the bounds of a template's input, as JSON Schema defines them.
 
     Attributes:
-        default: the value if the client gives none; None: the input is required.
-        image: the value is the id of an artifact.
+        default: the value if the client sends none; None means that the input is required.
+        image: True if the value must be the id of an artifact.
     """
 
     name: str
@@ -65,36 +63,30 @@ class Parameter:
     pattern: str | None = None
     image: bool = False
 
-    def check(self, value: Any, field: str) -> Scalar:
-        """Check a value and return it as the graph needs it.
-
-        Raises:
-            InvalidRequest: the value is invalid; the message states what is valid.
-        """
+    def check_value(self, value: Any, field: str) -> Scalar:
+        """Return the value as the graph needs it; raise InvalidRequest with what would be valid."""
         if self.image:
-            return self._artifact(value, field)
+            return self._parse_artifact_id(value, field)
         typed = self._to_type(value)
         if typed is None:
-            raise self._invalid(field, f"must be {_ARTICLE[self.type]}")
+            raise self._new_invalid_error(field, f"must be {_ARTICLE[self.type]}")
         if self.choices and typed not in self.choices:
             listed = ", ".join(json.dumps(choice) for choice in self.choices)
-            raise self._invalid(field, f"must be one of {listed}")
+            raise self._new_invalid_error(field, f"must be one of {listed}")
         problem = (
-            self._text_problem(typed) if isinstance(typed, str) else self._number_problem(typed)
+            self._find_text_problem(typed)
+            if isinstance(typed, str)
+            else self._find_number_problem(typed)
         )
         if problem is not None:
-            raise self._invalid(field, problem)
+            raise self._new_invalid_error(field, problem)
         return typed
 
-    def reference(self, value: Mapping[str, Any], field: str) -> str:
-        """Translate ``{"from": "steps.0.text"}`` to the graph's typed reference.
-
-        Raises:
-            InvalidRequest: ``value`` is not such an object.
-        """
+    def to_reference(self, value: Mapping[str, Any], field: str) -> str:
+        """Translate ``{"from": "steps.0.text"}`` to a reference such as ``${steps.0.text:string}``."""
         path = value.get("from")
         if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):
-            raise self._invalid(
+            raise self._new_invalid_error(
                 field,
                 f"must be {_ARTICLE[self.type]}, or, in a pipeline, an object such as "
                 '{"from": "steps.0.text"}',
@@ -102,26 +94,26 @@ class Parameter:
         kind = "artifact" if self.image else self.type.value
         return f"${{{path}:{kind}}}"
 
-    def _artifact(self, value: Any, field: str) -> str:
+    def _parse_artifact_id(self, value: Any, field: str) -> str:
         match = _ARTIFACT.fullmatch(value) if isinstance(value, str) else None
         if match is None:
-            raise self._invalid(
+            raise self._new_invalid_error(
                 field,
-                "must be the id of an artifact, such as the response of POST /artifacts contains",
+                "must be the id of an artifact, such as art_0123…; POST /artifacts returns one",
             )
         return f"artifact:{match[1]}"
 
     def _to_type(self, value: Any) -> Scalar | None:
-        """Return the value, or None if it has another type. 5.0 is an integer in JSON, too."""
+        """Return the value, with a whole number such as 5.0 as an integer; None for a wrong type."""
         if isinstance(value, bool):
             return value if self.type is ParameterType.BOOLEAN else None
         if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():
             return int(value)
         return cast(Scalar, value) if isinstance(value, _PYTHON[self.type]) else None
 
-    def _text_problem(self, value: str) -> str | None:
+    def _find_text_problem(self, value: str) -> str | None:
         if _ARTIFACT.fullmatch(value):
-            return "must not be the id of an artifact, because this input takes no file"
+            return "must not be the id of an artifact, because this input is text"
         if self.min_length is not None and len(value) < self.min_length:
             return f"must have at least {self.min_length} characters"
         if self.max_length is not None and len(value) > self.max_length:
@@ -130,7 +122,7 @@ class Parameter:
             return f"must match {self.pattern}"
         return None
 
-    def _number_problem(self, value: int | float) -> str | None:
+    def _find_number_problem(self, value: int | float) -> str | None:
         if self.minimum is not None and value < self.minimum:
             return f"must be at least {self.minimum}"
         if self.maximum is not None and value > self.maximum:
@@ -143,7 +135,7 @@ class Parameter:
             return f"must be a multiple of {self.multiple_of}"
         return None
 
-    def _invalid(self, field: str, problem: str) -> InvalidRequest:
+    def _new_invalid_error(self, field: str, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{field} {problem}", field=field)
 
 

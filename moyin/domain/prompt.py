@@ -1,4 +1,4 @@
-"""Holds renders as ComfyUI's clients see them: prompts, files and history records."""
+"""Defines renders as clients of ComfyUI's API see them: prompts, files and history records."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from moyin.domain.artifact import Artifact
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyPrompt:
-    """The options of a render from ComfyUI's API. They are a part of the job's spec.
+    """The options of a prompt that a client submits through ComfyUI's API, a part of `JobSpec`.
 
     Attributes:
-        client_id: the id of the WebSocket that receives the events.
-        number: the client's place in the queue, which is only returned to it.
-        front: render before the caller's other renders.
-        extra_data: the client's extra data; ``extra_pnginfo`` goes into the pictures.
-        targets: ids of the output nodes to execute; None: all.
-        outputs: ids of the output nodes that ComfyUI's validation will execute.
-        files: artifact ids of uploads, by the name under which the graph loads them.
+        client_id: the client's id of the WebSocket that receives the events.
+        number: the client's number for the prompt, which is only returned to the client.
+        front: True if the prompt goes before the caller's other prompts.
+        extra_data: the client's data for nodes; ``extra_pnginfo`` is written into pictures.
+        targets: ids of the output nodes to execute; None means all.
+        outputs: ids of the output nodes that will be executed, by ComfyUI's validation.
+        files: ids of uploaded artifacts, by the file names in the graph.
     """
 
     client_id: str | None = None
@@ -35,11 +35,11 @@ class ComfyPrompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyFileName:
-    """The place of a file as ComfyUI's clients see it. It is unique in the farm.
+    """The name of a file for clients of ComfyUI's API, which is unique in the whole render farm.
 
     Attributes:
-        type: the folder: ``output``, ``temp`` or ``input``.
-        subfolder: the path below the folder, with ``/``; for outputs it begins with the job's id.
+        type: ComfyUI's folder: ``output``, ``temp`` or ``input``.
+        subfolder: the path within the folder; for outputs it begins with the job's id.
     """
 
     filename: str
@@ -48,20 +48,20 @@ class ComfyFileName:
 
     @property
     def path(self) -> str:
-        """The place as a single string, for look-ups."""
+        """The folder, subfolder and file name, joined by ``/``."""
         return "/".join(part for part in (self.type, self.subfolder, self.filename) if part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptFile:
-    """An output file in the artifact store."""
+    """An output file of a prompt, whose content is in the artifact store."""
 
     name: ComfyFileName
     media_type: str
     size: int
     sha256: str
 
-    def artifact(self) -> Artifact:
+    def to_artifact(self) -> Artifact:
         return Artifact(
             id="",
             name=self.name.filename,
@@ -73,10 +73,10 @@ class PromptFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptRecord:
-    """The record of an execution in ComfyUI's history, with files under the farm's names.
+    """The entry of an executed prompt in ComfyUI's history.
 
     Attributes:
-        outputs: ComfyUI's outputs by node and slot.
+        outputs: ComfyUI's outputs by node and output name; files have their `ComfyFileName`.
         meta: ComfyUI's metadata by node.
         status: ``success`` or ``error``.
         messages: pairs of an event's name and its data, in order.
@@ -90,6 +90,6 @@ class PromptRecord:
     files: tuple[PromptFile, ...] = ()
 
 
-def channel_name(owner: str, client_id: str) -> str:
-    """Return the name of the stream that carries the events of a client's prompts."""
+def build_channel_name(owner: str, client_id: str) -> str:
+    """Return the name of the Valkey stream with the events for a WebSocket client of ComfyUI's API."""
     return hashlib.sha256("\0".join((owner, client_id)).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""Resolves references from a later step to the output of an earlier one.
+"""Resolves references from a step of a job to the outputs of earlier steps.
 
-A string in a step's payload may contain ``${steps.<index>.<path>}``. ``path`` is a path
-in the earlier step's output: ``text``, ``artifacts.0``, ``body.choices.0.message.content``. A
-string that consists of one reference becomes the referenced value with its type. Inside a longer
-string the value becomes text. ``$${`` is a literal ``${``. ``${steps.0.text:string}`` refuses a
-value of another type. Types are ``string``, ``integer``, ``number``, ``boolean`` and ``artifact``.
+A string in a step's payload may contain ``${steps.<index>.<path>}``, where ``path`` is a path in
+the earlier step's output, such as ``text``, ``artifacts.0`` or ``body.choices.0.message.content``.
+A string that consists of one reference is replaced by the value, with its type; within a longer
+string, the value is converted to text. ``$${`` is a literal ``${``. ``${steps.0.text:string}``
+requires a type: ``string``, ``integer``, ``number``, ``boolean`` or ``artifact``.
 """
 
 from __future__ import annotations
@@ -29,43 +29,35 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a copy of ``payload`` with every reference replaced by its value.
-
-    Raises:
-        InvalidRequest: a referenced step or member does not exist.
-    """
+def resolve_references(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a copy of a payload with its references to earlier ``outputs`` replaced by the values."""
     if isinstance(payload, str):
         return _resolve_text(payload, outputs)
     if isinstance(payload, Mapping):
-        return {key: resolve(value, outputs) for key, value in payload.items()}
+        return {key: resolve_references(value, outputs) for key, value in payload.items()}
     if isinstance(payload, list | tuple):
-        return [resolve(item, outputs) for item in payload]
+        return [resolve_references(item, outputs) for item in payload]
     return payload
 
 
-def check(payload: Any, index: int) -> None:
-    """Check that step ``index`` refers to earlier steps only.
-
-    Raises:
-        InvalidRequest: a reference does not; names the reference.
-    """
-    for text in _strings(payload):
+def check_references(payload: Any, index: int) -> None:
+    """Check that step ``index`` refers to earlier steps only; raise InvalidRequest if not."""
+    for text in _iterate_strings(payload):
         for match in _REFERENCE.finditer(text):
-            if _index(match) >= index:
+            if _parse_index(match) >= index:
                 raise InvalidRequest(
-                    f"{match[0]} in step {index} must refer to an earlier step",
+                    f"steps.{index}: {match[0]} must refer to an earlier step",
                     field=f"steps.{index}",
                 )
 
 
 def has_references(payload: Any) -> bool:
-    """Tell if ``payload`` contains a reference to the output of an earlier step."""
-    return any(_REFERENCE.search(text) for text in _strings(payload))
+    """Return True if ``payload`` contains a reference to the output of an earlier step."""
+    return any(_REFERENCE.search(text) for text in _iterate_strings(payload))
 
 
 def escape_references(payload: Any) -> Any:
-    """Return a copy of ``payload`` in which every ``${`` is escaped."""
+    """Return a copy of ``payload`` in which every ``${`` is escaped, so that it is plain text."""
     if isinstance(payload, str):
         return payload.replace("${", "$${")
     if isinstance(payload, Mapping):
@@ -84,16 +76,18 @@ def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
-    index = _index(match)
+    index = _parse_index(match)
     if index >= len(outputs):
-        raise InvalidRequest(f"{match[0]}: step {index} has not finished", field=f"steps.{index}")
+        raise InvalidRequest(
+            f"{match[0]}: step {index} is not an earlier step", field=f"steps.{index}"
+        )
     value: Any = outputs[index]
     for part in match[2][1:].split("."):
         try:
             value = value[int(part)] if isinstance(value, list) else value[part]
         except (KeyError, IndexError, TypeError, ValueError):
             raise InvalidRequest(
-                f"{match[0]}: step {index} has no {part!r}", field=f"steps.{index}"
+                f"{match[0]}: the output of step {index} has no {part!r}", field=f"steps.{index}"
             ) from None
     if match[3] is not None and not _has_type(match[3], value):
         raise InvalidRequest(
@@ -102,8 +96,8 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
     return value
 
 
-def _index(match: re.Match[str]) -> int:
-    """Return the step's index. Python can't parse thousands of digits, and no job needs them."""
+def _parse_index(match: re.Match[str]) -> int:
+    """Return the referenced step's index; huge numbers, which Python cannot parse, are capped."""
     return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 
 
@@ -115,12 +109,12 @@ def _has_type(kind: str, value: Any) -> bool:
     return isinstance(value, _TYPES[kind])
 
 
-def _strings(payload: Any) -> Iterator[str]:
+def _iterate_strings(payload: Any) -> Iterator[str]:
     if isinstance(payload, str):
         yield payload
     elif isinstance(payload, Mapping):
         for value in payload.values():
-            yield from _strings(value)
+            yield from _iterate_strings(value)
     elif isinstance(payload, list | tuple):
         for item in payload:
-            yield from _strings(item)
+            yield from _iterate_strings(item)

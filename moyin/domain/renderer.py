@@ -1,6 +1,6 @@
-"""Defines the interface of a renderer, and its requests, events and results.
+"""Defines the interface of a renderer (one ComfyUI process), and its requests, events and results.
 
-``moyin.render.comfyui.renderer`` implements it, ``moyin.testing.renderer`` is a fake.
+``moyin.render.comfyui.renderer`` implements the interface; ``moyin.testing.renderer`` is a fake.
 """
 
 from __future__ import annotations
@@ -11,31 +11,19 @@ from typing import Any, Protocol, TypeAlias
 
 from moyin.domain.prompt import PromptRecord
 
-__all__ = [
-    "ExecutionFinished",
-    "RenderEvent",
-    "RenderProgress",
-    "RenderRequest",
-    "RenderSucceeded",
-    "RenderedFile",
-    "Renderer",
-    "RendererStatus",
-]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderRequest:
     """A prompt to render.
 
     Attributes:
-        prompt_id: canonical lower-case UUID; repeating it attaches to the same prompt.
-        graph: ComfyUI API graph, with input files under the names in ``files``.
-        files: sha256 of the blob by the name under which the graph loads it (see
-            ``moyin.render.protocol.graph``).
-        models: model files that the graph loads, with their sizes in bytes.
+        prompt_id: a lower-case UUID; a second request with the same id attaches to the prompt.
+        graph: the graph in ComfyUI's API format.
+        files: the sha256 of each input file's blob, by the file name in the graph.
+        models: the sizes in bytes of the model files that the graph loads, by name.
         extra_data: further data for nodes, such as the metadata of pictures.
-        targets: ids of the output nodes to execute; None: all.
-        channel: the stream that receives ComfyUI's messages (`moyin.store.frames`).
+        targets: ids of the output nodes to execute; None means all.
+        channel: the Valkey stream that receives ComfyUI's messages (`moyin.store.frames`).
     """
 
     prompt_id: str
@@ -49,11 +37,7 @@ class RenderRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderProgress:
-    """The progress of a render: ``value`` of ``max`` nodes are done, including partial ones.
-
-    Attributes:
-        node: id of the running node, if any.
-    """
+    """The progress of a render: ``value`` of ``max`` nodes, and their parts, are done."""
 
     value: float
     max: float
@@ -62,17 +46,17 @@ class RenderProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExecutionFinished:
-    """The renderer can take the next prompt, while the files of this one are still being stored."""
+    """The event after the last node: the renderer is free, although files are still being stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedFile:
-    """An output file in the artifact store.
+    """An output file of a render, whose content is in the artifact store.
 
     Attributes:
-        node: id of the node that wrote it.
-        slot: the key in that node's output, such as ``images``.
-        temporary: the file is a preview.
+        node: the id of the node that wrote the file.
+        slot: the key of the file in the node's output, such as ``images``.
+        temporary: True if the file is a preview.
     """
 
     name: str
@@ -89,8 +73,8 @@ class RenderSucceeded:
     """The result of a successful render.
 
     Attributes:
-        values: the nodes' outputs other than files, by node and slot.
-        repeatable: the nodes declare that the same graph gives the same result.
+        values: the nodes' outputs other than files, by node and output name.
+        repeatable: True if all nodes declare that the same graph gives the same result.
     """
 
     files: tuple[RenderedFile, ...]
@@ -100,7 +84,7 @@ class RenderSucceeded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderResult:
-    """The remembered result of a successful prompt. ``record`` is ComfyUI's history entry."""
+    """The result of a successful prompt, and the prompt's entry in ComfyUI's history."""
 
     done: RenderSucceeded
     record: PromptRecord | None = None
@@ -114,13 +98,13 @@ class RendererStatus:
     """The state of a renderer.
 
     Attributes:
-        ready: the renderer accepts prompts.
+        ready: True if the renderer accepts prompts.
         pid: the id of the ComfyUI process.
         running: ids of unfinished prompts.
-        known: ids of unfinished prompts, and of finished ones whose results are remembered.
-        error: why the renderer is not ready, for an operator.
-        models: model files in memory, the largest first.
-        memory: bytes of the card's memory that it may use; None without a card.
+        known: ids of unfinished prompts, and of finished prompts with a remembered result.
+        error: the reason why the renderer is not ready, for an operator.
+        models: the model files in memory, the largest first.
+        memory: the bytes of the graphics card that ComfyUI may use; None without a card.
     """
 
     ready: bool
@@ -133,51 +117,41 @@ class RendererStatus:
 
 
 class Renderer(Protocol):
-    """Renders one prompt at a time."""
+    """The interface of a renderer, which renders one prompt at a time."""
 
     def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """Render a prompt and yield its events.
 
-        `RenderProgress` comes at most four times a second. Then come `ExecutionFinished`,
-        `PromptRecord` and `RenderSucceeded`, which is the last. `PromptRecord` also comes before an
-        error that a node raised.
-
-        Closing the generator leaves the prompt running. Another call attaches to it.
+        The events are `RenderProgress` (at most four a second), `ExecutionFinished`, `PromptRecord`
+        and `RenderSucceeded`, in this order. If a node raises an error, `PromptRecord` is the last
+        event. Closing the generator does not stop the prompt; another call attaches to the prompt.
 
         Raises:
             InvalidGraph: ComfyUI refuses the graph.
-            OutOfMemory: the card's memory does not suffice, even after it was freed.
-            RenderFailed: a node raised an error, the prompt was interrupted or it made no progress.
-            WorkerLost: the process died; a retry may succeed.
-            ServiceUnavailable: the process does not start.
+            OutOfMemory: the graphics card has too little memory, even after models were unloaded.
+            RenderFailed: a node raised an error, or the prompt was interrupted or made no progress.
+            WorkerLost: the ComfyUI process died; a retry may succeed.
+            ServiceUnavailable: the ComfyUI process does not start.
         """
         ...
 
     async def prepare(self, request: RenderRequest) -> None:
-        """Fetch the files of a prompt that may be rendered next, so that it can start at once.
-
-        Raises:
-            StepFailed: an input file no longer exists.
-        """
+        """Download input files of a prompt that may be next; raise StepFailed if one is gone."""
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        """Interrupt the prompt, or remove it from the queue; do nothing if it is unknown.
+        """Interrupt the prompt or remove it from the queue; an unknown prompt is ignored.
 
         Returns:
-            ComfyUI's history entry, once the running node has stopped; None if the prompt did not
-            start, or the node does not stop soon.
+            ComfyUI's history entry of the interrupted prompt; None if the prompt had not started, or
+            its node does not stop soon.
         """
 
     async def get(self, path: str) -> bytes | None:
-        """Return the body that ComfyUI serves at ``path``; None if it has nothing there.
-
-        Raises:
-            ServiceUnavailable: the process is not running.
-        """
+        """Return the body that ComfyUI serves at ``path``; None if the path does not exist."""
         ...
 
     async def results(self) -> Mapping[str, RenderResult]:
-        """Return the remembered results of successful prompts, by their ids."""
+        """Return the remembered results of successful prompts, by prompt id."""
         ...
 
     async def status(self) -> RendererStatus: ...

@@ -1,9 +1,9 @@
-"""Bounds the JSON schemas that a local server compiles to a grammar.
+"""Limits the size of JSON schemas before a local model server compiles them to a grammar.
 
-llama.cpp and Ollama constrain an answer to a schema with a grammar. Its cost grows with the
-alternatives at one place of the answer, and it blocks the server for all requests. An enum of 4,000
-values takes half a minute; the pattern ``((((a?){9}){9}){9}){9}`` never ends. So schemas are
-checked before they reach such a server.
+llama.cpp and Ollama use a grammar to make an answer match a schema. The cost of a grammar grows
+with the alternatives at one place of the answer, and compiling one blocks the server for all
+requests: an enum of 4,000 values takes half a minute, and the pattern ``((((a?){9}){9}){9}){9}``
+never ends.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.errors import SchemaTooLarge
-
-__all__ = ["SchemaBounds", "check_schemas"]
 
 # Keywords that hold one schema, a list of schemas, or schemas by name.
 _ONE = frozenset({"additionalProperties", "contains", "items", "not", "propertyNames"})
@@ -37,20 +35,20 @@ _LEVELS = "the levels of its JSON schema"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchemaBounds:
-    """The bounds on all schemas of a request together, and on each place in them.
+    """The largest JSON schemas that a request for a local model may contain.
 
     Attributes:
-        bytes: size of all schemas as JSON.
-        depth: levels of nested schemas.
-        nodes: all schemas, including nested ones.
-        properties: properties of an object, including those of its ``allOf``.
-        values: values of all enums.
-        characters: characters of the values of all enums.
-        alternatives: alternatives at one place: values of an enum and members of ``anyOf``, with
-            references resolved.
-        pattern: characters of a pattern.
-        repeats: repetitions of a pattern after expansion.
-        patterns: repetitions of all patterns after expansion.
+        bytes: the most bytes of all schemas together, as JSON.
+        depth: the most levels of nested schemas.
+        nodes: the most schemas, nested ones included.
+        properties: the most properties of one object, those of its ``allOf`` included.
+        values: the most enum values in all schemas together.
+        characters: the most characters of all enum values together.
+        alternatives: the most alternatives at one place, which are the values of an enum and the
+            members of ``anyOf``, with references resolved.
+        pattern: the most characters of one regular expression.
+        repeats: the most repetitions in one regular expression, after nested ones are multiplied.
+        patterns: the most repetitions in all regular expressions together.
     """
 
     bytes: int = 262_144
@@ -69,14 +67,7 @@ _BOUNDS = SchemaBounds()
 
 
 def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BOUNDS) -> None:
-    """Check that a server can compile the schemas quickly.
-
-    Args:
-        schemas: each schema after the request's field that holds it.
-
-    Raises:
-        SchemaTooLarge: a bound is exceeded; names the field and the bound.
-    """
+    """Raise SchemaTooLarge if a schema, paired with its field of the request, exceeds a bound."""
     totals: _Totals | None = None
     for field, schema in schemas:
         totals = totals or _Totals(bounds)
@@ -84,7 +75,7 @@ def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BO
 
 
 class _Totals:
-    """Adds up the sizes of a request's schemas and compares them with the bounds."""
+    """Adds up the sizes of all schemas of a request and compares them with the bounds."""
 
     def __init__(self, bounds: SchemaBounds) -> None:
         self.bounds = bounds
@@ -92,9 +83,9 @@ class _Totals:
 
     def add(self, field: str, bound: str, amount: int, counted: str) -> None:
         total = self._sums[bound] = self._sums.get(bound, 0) + amount
-        self.check(field, bound, total, counted)
+        self.check_limit(field, bound, total, counted)
 
-    def check(self, field: str, bound: str, amount: int, counted: str) -> None:
+    def check_limit(self, field: str, bound: str, amount: int, counted: str) -> None:
         limit = getattr(self.bounds, bound)
         if amount > limit:
             raise SchemaTooLarge(
@@ -105,7 +96,7 @@ class _Totals:
 
 
 class _SchemaChecker:
-    """Checks a schema and resolves the references in it."""
+    """Checks one schema of a request and resolves the ``$ref`` references in the schema."""
 
     def __init__(self, field: str, root: Any, totals: _Totals) -> None:
         self._field = field
@@ -117,41 +108,44 @@ class _SchemaChecker:
     def check(self) -> None:
         field, totals = self._field, self._totals
         totals.add(field, "bytes", len(to_json(self._root)), "the bytes of its JSON schemas")
-        parts, depth = _parts(self._root, totals.bounds)
-        totals.check(field, "depth", depth, _LEVELS)
+        parts, depth = _collect_schemas(self._root, totals.bounds)
+        totals.check_limit(field, "depth", depth, _LEVELS)
         totals.add(field, "nodes", len(parts), "the parts of its JSON schemas")
         for part in parts:
             if _COSTLY.isdisjoint(part):
                 continue
             self._check_values(part)
             self._check_pattern(part.get("pattern"))
-            for pattern in _names(part.get("patternProperties")):
+            for pattern in _list_names(part.get("patternProperties")):
                 self._check_pattern(pattern)
-            self._measure(part)
+            self._measure_schema(part)
 
     def _check_values(self, part: Mapping[str, Any]) -> None:
         field, totals = self._field, self._totals
         values = part.get("enum")
         if isinstance(values, list):
             totals.add(field, "values", len(values), "the enum values of its JSON schemas")
-            size = sum(map(_length, values))
+            size = sum(map(_count_characters, values))
             totals.add(field, "characters", size, "the characters of its enum values")
         if "const" in part:
             totals.add(
-                field, "characters", _length(part["const"]), "the characters of its constants"
+                field,
+                "characters",
+                _count_characters(part["const"]),
+                "the characters of its constants",
             )
 
     def _check_pattern(self, pattern: Any) -> None:
         if not isinstance(pattern, str):
             return
         field, totals = self._field, self._totals
-        totals.check(field, "pattern", len(pattern), "the characters of a pattern")
-        size = _expanded_repeats(pattern)
-        totals.check(field, "repeats", size, "the expanded repetitions of a pattern")
+        totals.check_limit(field, "pattern", len(pattern), "the characters of a pattern")
+        size = _count_expanded_repeats(pattern)
+        totals.check_limit(field, "repeats", size, "the expanded repetitions of a pattern")
         totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
-    def _measure(self, part: Any) -> tuple[int, int]:
-        """Return the numbers of alternatives and of properties at ``part``, with references."""
+    def _measure_schema(self, part: Any) -> tuple[int, int]:
+        """Return the number of alternatives and of properties of a schema, references resolved."""
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
@@ -165,23 +159,25 @@ class _SchemaChecker:
                 details={"bound": "alternatives", "limit": self._totals.bounds.alternatives},
             )
         self._open.add(key)
-        self._totals.check(self._field, "depth", len(self._open), _LEVELS)
-        alternatives, properties = 0, len(_names(part.get("properties")))
+        self._totals.check_limit(self._field, "depth", len(self._open), _LEVELS)
+        alternatives, properties = 0, len(_list_names(part.get("properties")))
         for name in ("enum", "type"):
             if isinstance(part.get(name), list):
                 alternatives = max(alternatives, len(part[name]))
         if isinstance(part.get("$ref"), str):
-            alternatives, properties = _sum(
+            alternatives, properties = _add_pairs(
                 (alternatives, properties), self._measure_reference(part["$ref"])
             )
         for name in _CHOICES:
             members = part.get(name)
             for member in members if isinstance(members, list) else ():
-                alternatives, properties = _sum((alternatives, properties), self._measure(member))
+                alternatives, properties = _add_pairs(
+                    (alternatives, properties), self._measure_schema(member)
+                )
         self._open.discard(key)
         field, totals = self._field, self._totals
-        totals.check(field, "alternatives", alternatives, "the alternatives at one place")
-        totals.check(field, "properties", properties, "the properties of one object")
+        totals.check_limit(field, "alternatives", alternatives, "the alternatives at one place")
+        totals.check_limit(field, "properties", properties, "the properties of one object")
         measured = self._measured[key] = (max(alternatives, 1), properties)
         return measured
 
@@ -198,23 +194,23 @@ class _SchemaChecker:
                 value = value[int(name)]
             else:
                 return 1, 0
-        return self._measure(value)
+        return self._measure_schema(value)
 
 
-def _sum(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
+def _add_pairs(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
     return left[0] + right[0], left[1] + right[1]
 
 
-def _names(members: Any) -> tuple[str, ...]:
+def _list_names(members: Any) -> tuple[str, ...]:
     return tuple(members) if isinstance(members, Mapping) else ()
 
 
-def _length(value: Any) -> int:
+def _count_characters(value: Any) -> int:
     return len(value) if isinstance(value, str) else len(to_json(value))
 
 
-def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
-    """Return ``root`` and all schemas in it, and their depth. Stops when a bound is exceeded."""
+def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
+    """Return ``root`` with all nested schemas, and the depth; stop once a bound is exceeded."""
     parts: list[Mapping[str, Any]] = []
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
@@ -235,77 +231,77 @@ def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], in
 
 
 @dataclass(frozen=True, slots=True)
-class _Cost:
-    """The cost of a part of a pattern.
+class _PatternCost:
+    """The cost of compiling a part of a regular expression.
 
     Attributes:
-        repeats: its repetitions if it occurs once.
-        nested: its repetitions for each time that it is repeated. The length of a repeated
-            character's run matters only if the run itself repeats.
-        choices: its alternatives.
+        repeats: the repetitions in the part, if the part itself is not repeated.
+        nested: the repetitions that each repetition of the part adds. The length of a repeated
+            character's run matters only if the run itself is repeated.
+        choices: the alternatives in the part.
     """
 
     repeats: int = 0
     nested: int = 0
     choices: int = 0
 
-    def __add__(self, other: _Cost) -> _Cost:
-        return _Cost(
+    def __add__(self, other: _PatternCost) -> _PatternCost:
+        return _PatternCost(
             self.repeats + other.repeats,
             self.nested + other.nested,
             self.choices + other.choices,
         )
 
 
-def _expanded_repeats(pattern: str) -> int:
-    """Count the repetitions of a pattern after expansion.
+def _count_expanded_repeats(pattern: str) -> int:
+    """Return the number of repetitions in a regular expression, with nested ones multiplied.
 
-    ``(a?b{2}){3}`` repeats the two of its group three times. Alternatives of a repeated group
-    count likewise.
+    In ``(a?b{2}){3}`` the two repetitions of the group count three times. Alternatives in a
+    repeated group are counted in the same way.
     """
     # The costs of the open groups, outermost first. `last` is the cost of the last element, which a
     # repetition may follow: None for a character or a class.
-    groups: list[_Cost] = [_Cost()]
-    last: _Cost | None = None
+    groups: list[_PatternCost] = [_PatternCost()]
+    last: _PatternCost | None = None
     at = 0
     while at < len(pattern):
         sign = pattern[at]
         repeat = _REPEAT.match(pattern, at) if sign == "{" else None
         if sign == "(":
-            groups.append(_Cost())
+            groups.append(_PatternCost())
         elif sign == ")" and len(groups) > 1:
             last = groups.pop()
             groups[-1] += last
         elif sign == "|":
-            groups[-1] += _Cost(choices=1)
+            groups[-1] += _PatternCost(choices=1)
         elif repeat is not None or sign in "?*+":
-            more = _repetition_cost(last, *_repeat_range(sign, repeat))
+            more = _compute_repetition_cost(last, *_parse_repeat_range(sign, repeat))
             groups[-1] += more
-            last = (last or _Cost()) + more
+            last = (last or _PatternCost()) + more
         else:
             last = None
-        at = repeat.end() if repeat is not None else _next_index(pattern, at)
+        at = repeat.end() if repeat is not None else _find_next_index(pattern, at)
     return sum(group.repeats for group in groups)
 
 
-def _repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """Return the least and most times of a repetition; an unbounded one counts as two."""
+def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
+    """Return the least and the most times of a repetition; ``*`` and ``+`` count as at most two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     least = int(repeat[1] or 0)
     return least, max(least, int(repeat[2] or 0))
 
 
-def _repetition_cost(last: _Cost | None, least: int, most: int) -> _Cost:
-    """Return the cost that a repetition adds to the element that it repeats."""
+def _compute_repetition_cost(last: _PatternCost | None, least: int, most: int) -> _PatternCost:
+    """Return the cost that a repetition adds to the element before it."""
     if last is None:
-        return _Cost(repeats=-(-most // _CHEAP_REPEATS), nested=max(most - least, 1))
+        return _PatternCost(repeats=-(-most // _CHEAP_REPEATS), nested=max(most - least, 1))
     more = (last.nested + last.choices) * max(most - 1, 0) + last.choices + most - least
-    return _Cost(repeats=more, nested=more)
+    return _PatternCost(repeats=more, nested=more)
 
 
-def _next_index(pattern: str, at: int) -> int:
-    """Return the index after the element at ``at``: an escape, a class or a character."""
+def _find_next_index(pattern: str, at: int) -> int:
+    """Return the index after the element at ``at``, which is an escape, a class or a character."""
     if pattern[at] == "[":
         at += 1
         while at < len(pattern) and pattern[at] != "]":

@@ -1,9 +1,9 @@
-"""Holds `Template`, a named graph with typed inputs, and fills it.
+"""Defines `Template`, a named graph with typed inputs, and fills in the inputs of clients.
 
 In the graph, ``${inputs.<name>}`` is a placeholder for an input. A string that consists of one
-placeholder becomes the value with its type. Inside a longer string the value becomes text. A
-client's value is always data: it can become neither a link between nodes nor a reference to a step.
-Only the object ``{"from": "steps.0.text"}``, in a pipeline, is a reference.
+placeholder is replaced by the value, with its type; within a longer string, the value is converted
+to text. A client's value can become neither a link between nodes nor a reference to a step, except
+for the object ``{"from": "steps.0.text"}`` in a pipeline, which is a reference.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from moyin.domain.parameter import Parameter, Scalar
 from moyin.domain.references import escape_references
 from moyin.errors import InvalidRequest
 
-__all__ = ["Template", "fill", "placeholders"]
-
 _INPUT = re.compile(r"(?<!\$)\$\{inputs\.([a-z][a-z0-9_]*)\}")
 _ANY = re.compile(r"(?<!\$)\$\{[^}]*\}?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """A graph with placeholders for inputs.
+    """A named graph with placeholders for typed inputs.
 
     Attributes:
         aliases: other names of the template.
@@ -33,7 +31,7 @@ class Template:
         parameters: the inputs by name.
         schema: the published JSON Schema (2020-12) of the inputs.
         graph: the graph in ComfyUI's API format.
-        outputs: ids of the nodes whose files are the result; empty: all.
+        outputs: ids of the nodes whose files are the result; empty means all nodes.
         digest: a hash of the whole template.
     """
 
@@ -49,14 +47,16 @@ class Template:
     digest: str
 
 
-def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fill the template's graph with ``inputs``, as the payload of a render step.
+def fill_template(
+    template: Template, inputs: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """Return the template's graph with the client's inputs filled in.
 
     Args:
-        prefix: the prefix of fields in errors, such as ``steps.1.``.
+        prefix: the start of field names in errors, such as ``steps.1.``.
 
     Raises:
-        InvalidRequest: an input is invalid; names the input.
+        InvalidRequest: an input is invalid or missing; the error names the input.
     """
     for name in inputs:
         if name not in template.parameters:
@@ -66,7 +66,7 @@ def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dic
                 field=f"{prefix}inputs.{name[:64]}",
             )
     values = {
-        name: _value(parameter, inputs, f"{prefix}inputs.{name}")
+        name: _check_input(parameter, inputs, f"{prefix}inputs.{name}")
         for name, parameter in template.parameters.items()
     }
     return {
@@ -75,40 +75,42 @@ def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dic
     }
 
 
-def placeholders(value: Any) -> Iterator[str]:
-    """Yield the names of the inputs in ``value``, and every other ``${…}`` unchanged."""
+def find_placeholders(value: Any) -> Iterator[str]:
+    """Yield the input name of each placeholder in ``value``; yield any other ``${…}`` as it is."""
     if isinstance(value, str):
         for placeholder in _ANY.finditer(value):
             match = _INPUT.fullmatch(placeholder[0])
             yield match[1] if match else placeholder[0]
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from placeholders(item)
+            yield from find_placeholders(item)
     elif isinstance(value, list):
         for item in value:
-            yield from placeholders(item)
+            yield from find_placeholders(item)
 
 
 class _Reference(str):
-    """Marks text that is a reference, so that it is not escaped."""
+    """A text that is a reference to an earlier step, so that it must not be escaped."""
 
 
-def _value(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scalar:
+def _check_input(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scalar:
     value = inputs.get(parameter.name)
     if value is None:
         if parameter.default is None:
-            raise InvalidRequest(f"{field} is missing", field=field)
+            raise InvalidRequest(
+                f"{field} is missing: this input has no default value", field=field
+            )
         value = parameter.default
     if isinstance(value, Mapping):
-        return _Reference(parameter.reference(value, field))
-    return parameter.check(value, field)
+        return _Reference(parameter.to_reference(value, field))
+    return parameter.check_value(value, field)
 
 
 def _fill_value(value: Any, values: Mapping[str, Scalar]) -> Any:
     if isinstance(value, str):
         whole = _INPUT.fullmatch(value)
         if whole:
-            return _escape(values[whole[1]])
+            return _escape_value(values[whole[1]])
         return _fill_text(value, values) if _INPUT.search(value) else value
     if isinstance(value, Mapping):
         return {key: _fill_value(item, values) for key, item in value.items()}
@@ -117,12 +119,12 @@ def _fill_value(value: Any, values: Mapping[str, Scalar]) -> Any:
     return value
 
 
-def _escape(value: Scalar) -> Any:
+def _escape_value(value: Scalar) -> Any:
     return str(value) if isinstance(value, _Reference) else escape_references(value)
 
 
 def _fill_text(text: str, values: Mapping[str, Scalar]) -> str:
-    """Fill a longer string. It is escaped as a whole, so that two values can't form a reference."""
+    """Fill the placeholders in a text, and escape it so that values cannot form a reference."""
     parts, plain = [], ""
     # Every second piece is the name of an input.
     for number, piece in enumerate(_INPUT.split(text)):
@@ -131,9 +133,9 @@ def _fill_text(text: str, values: Mapping[str, Scalar]) -> str:
             parts += [escape_references(plain), str(value)]
             plain = ""
         else:
-            plain += _text(value)
+            plain += _to_text(value)
     return "".join([*parts, escape_references(plain)])
 
 
-def _text(value: Scalar) -> str:
+def _to_text(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Records what a model writes in a stream, so that the answer can be checked."""
+"""Records the text and tool calls of a model's stream, so that the answer can be checked."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 
-__all__ = ["Transcript"]
-
 # Longer answers lose their beginning, because checks use only the end of a long text.
 _MAX_CHARACTERS = 64 * 1024
 _KEPT_CHARACTERS = 4 * 1024
@@ -32,11 +30,11 @@ class Transcript:
     """Records a bounded amount of the text and the tool calls of a stream.
 
     Attributes:
-        has_thinking: the model has written reasoning.
-        is_refusal: the model refuses the request.
-        stop: why the stream ended; None: it has not ended.
-        is_complete: no text or tool call was dropped.
-        is_readable: every event was well-formed.
+        has_thinking: True if the model has written reasoning.
+        is_refusal: True if the model refuses the request.
+        stop: the reason why the stream ended; None while the stream runs.
+        is_complete: True if no text or tool call was dropped.
+        is_readable: True if every event was well-formed.
     """
 
     __slots__ = (
@@ -61,7 +59,6 @@ class Transcript:
         self.is_complete = self.is_readable = True
 
     def add(self, deltas: Sequence[Delta]) -> None:
-        """Record the deltas of an event."""
         for delta in deltas:
             match delta:
                 case TextDelta():
@@ -73,29 +70,28 @@ class Transcript:
                     self._names[delta.index] = delta.name
                 case ToolArguments() if delta.index in self._names:
                     self._arguments.setdefault(delta.index, []).append(delta.fragment)
-                    self._add(len(delta.fragment))
+                    self._count_size(len(delta.fragment))
                 case ToolStarted() | ToolArguments():
                     self.is_complete = False
                 case Finished():
                     self.stop = delta.stop
 
     def add_text(self, text: str) -> None:
-        """Record text. It is a fast path for `add`, as most events hold only text."""
+        """Record text; this is a fast path beside `add`, because most events hold only text."""
         self._pieces.append(text)
-        self._add(len(text))
+        self._count_size(len(text))
 
     def mark_unreadable(self) -> None:
-        """Record that an event was malformed."""
+        """Record that an event of the stream was malformed."""
         self.is_complete = self.is_readable = False
 
     @property
     def tools(self) -> Sequence[str]:
-        """The names of the called tools."""
         return list(self._names.values())
 
     @property
     def text(self) -> str:
-        """The text so far, or the end of a long text."""
+        """The text so far; of a text of more than 64 Ki characters, only the end."""
         return "".join(self._pieces)
 
     def to_response(self) -> ChatResponse:
@@ -109,7 +105,7 @@ class Transcript:
         stop = self.stop or StopReason.END
         return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=Usage())
 
-    def _add(self, size: int) -> None:
+    def _count_size(self, size: int) -> None:
         self._size += size
         if self._size > _MAX_CHARACTERS:
             self.is_complete = False

@@ -1,11 +1,9 @@
-"""Holds a circuit breaker, which stops calls to a failing back end for a while."""
+"""Defines a circuit breaker, which stops calls to a failing back end for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-
-__all__ = ["Breaker", "BreakerState"]
 
 _THRESHOLD = 3
 _FIRST_COOLDOWN = 2.0
@@ -19,14 +17,14 @@ class BreakerState(StrEnum):
 
 
 class Breaker:
-    """Opens after three failures in a row, and admits one probe after a cooldown.
+    """A circuit breaker that opens after three failures in a row, and probes after a cooldown.
 
     A failed probe doubles the cooldown, to at most a minute. Every admitted request must end in
-    exactly one of `succeed`, `fail` or `abandon`.
+    exactly one call of `succeed`, `fail` or `abandon`.
 
     Args:
         clock: a monotonic clock in seconds, such as ``time.monotonic``.
-        on_change: receives every new state; half open when a probe is admitted.
+        on_change: the callback for every new state.
     """
 
     def __init__(
@@ -51,18 +49,18 @@ class Breaker:
 
     @property
     def ready(self) -> bool:
-        """True if `admit` would admit a request now."""
+        """True if `admit` would return True now."""
         if self._open_until is None:
             return True
         return not self._probing and self._clock() >= self._open_until
 
     @property
     def retry_after(self) -> float:
-        """The seconds until the next probe is admitted; 0 if it is admitted now."""
+        """The seconds until a request is admitted; 0 if one is admitted now."""
         return max(0.0, (self._open_until or 0.0) - self._clock())
 
     def admit(self) -> bool:
-        """Admit or refuse a request. The half-open state admits one at a time."""
+        """Return True if a request may be sent now; a half-open breaker admits one at a time."""
         if self._open_until is None:
             return True
         if not self.ready:
@@ -83,9 +81,10 @@ class Breaker:
         """Record a failed request.
 
         Args:
-            retry_after: the seconds that the back end asked to wait; opens the breaker at once.
-            at_once: open on this single failure for the longest cooldown, because a retry can't
-                help soon, as with a refused key.
+            retry_after: the seconds that the back end asks clients to wait, for which the breaker
+                opens on this single failure.
+            at_once: True if the breaker must open on this single failure, for the longest
+                cooldown, because a retry cannot help soon, as with a rejected key.
         """
         was_probe, self._probing = self._probing, False
         self._failures += 1
@@ -99,7 +98,7 @@ class Breaker:
             self._cooldown = min(self._cooldown * 2, _LONGEST_COOLDOWN)
 
     def abandon(self) -> None:
-        """Record a request whose end shows nothing about the back end."""
+        """Record a request whose end does not show if the back end works, such as a cancelled one."""
         if self._probing:
             self._probing = False
             self._report(BreakerState.OPEN)

@@ -1,4 +1,4 @@
-"""Holds helpers for aiohttp clients: bounded bodies and lazily opened sessions."""
+"""Provides helpers for aiohttp clients: bounded bodies and lazily opened sessions."""
 
 from __future__ import annotations
 
@@ -6,36 +6,26 @@ from collections.abc import Callable
 
 import aiohttp
 
-__all__ = ["BodyTooLong", "LazySession", "read_up_to"]
-
 
 class BodyTooLong(Exception):
-    """Reports that a body has more bytes than may be read."""
+    """The body of a response has more bytes than the caller of `read_up_to` allows."""
 
 
 async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Read a whole body of at most ``limit`` bytes.
-
-    Raises:
-        BodyTooLong: the body is longer; at most ``limit`` + 1 bytes of it were read.
-    """
+    """Return the body of a response; raise `BodyTooLong` if it has more than ``limit`` bytes."""
     pieces: list[bytes] = []
     size = 0
     # A read returns the bytes that have arrived, which are seldom all.
     while piece := await response.content.read(limit + 1 - size):
         size += len(piece)
         if size > limit:
-            raise BodyTooLong
+            raise BodyTooLong(f"the body has more than {limit} bytes")
         pieces.append(piece)
     return b"".join(pieces)
 
 
 class LazySession:
-    """Opens an aiohttp session on first use, because a session needs the running event loop.
-
-    Args:
-        open_session: creates the session.
-    """
+    """Opens an aiohttp session on first use, because a session needs the running event loop."""
 
     def __init__(self, open_session: Callable[[], aiohttp.ClientSession]) -> None:
         self._open_session = open_session
@@ -47,7 +37,7 @@ class LazySession:
         return self._session
 
     async def close(self) -> None:
-        """Close the connections. A later use opens a new session."""
+        """Close the session and its connections; `get` opens a new session afterwards."""
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -11,18 +11,7 @@ from http import HTTPStatus
 from moyin import errors
 from moyin.errors import AccessError, LimitExceeded, MoyinError
 
-__all__ = [
-    "SECURITY_HEADERS",
-    "ErrorBody",
-    "ErrorRenderer",
-    "StreamErrorRenderer",
-    "error_event",
-    "error_headers",
-    "problem_details",
-    "status_of",
-]
-
-# On every response of Moyin: no content sniffing, no framing, no referrers.
+# Headers of every response of Moyin, which forbid content sniffing, framing and referrers.
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -32,23 +21,23 @@ SECURITY_HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorBody:
-    """A rendered error response."""
+    """An error response that is ready to be sent."""
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# Renders (error, request id, path). Every protocol has one.
+# Every protocol has a function that renders (error, request id, path) as a response, and one that
+# renders (error, request id, path, the stream's media type) as the last event of a stream. The
+# latter returns None if the protocol has no such event; then the connection is closed.
 ErrorRenderer = Callable[[MoyinError, str, str], ErrorBody]
-# Renders (error, request id, path, media type of the stream) as the last event of a stream. None
-# means that the protocol has no such event, and the connection is closed.
 StreamErrorRenderer = Callable[[MoyinError, str, str, str], bytes | None]
 
 
-def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render problem details with the extra members ``code``, ``request_id`` and ``field``."""
-    status = status_of(error)
+def render_problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
+    """Render an error as RFC 9457 problem details, with ``code``, ``request_id`` and ``field``."""
+    status = get_http_status(error)
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -62,20 +51,22 @@ def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
         body["field"] = error.field
     # The standard members come last, so that details can't replace them.
     content = {**error.details, **body}
-    headers = {"content-type": "application/problem+json", **error_headers(error)}
+    headers = {"content-type": "application/problem+json", **build_error_headers(error)}
     return ErrorBody(status=status, body=json.dumps(content).encode(), headers=headers)
 
 
-def error_event(error: MoyinError, request_id: str, path: str, media_type: str) -> bytes | None:
-    """Render the last server-sent event: ``error`` with ``code``, ``message``, ``request_id``."""
+def render_error_event(
+    error: MoyinError, request_id: str, path: str, media_type: str
+) -> bytes | None:
+    """Render an error as the server-sent event ``error``; return None for other media types."""
     if media_type != "text/event-stream":
         return None
     data = {"code": error.code, "message": error.message, "request_id": request_id}
     return f"event: error\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def error_headers(error: MoyinError) -> dict[str, str]:
-    """Return the HTTP headers of an error, which are the same in every protocol."""
+def build_error_headers(error: MoyinError) -> dict[str, str]:
+    """Return the headers of an error response, which are the same in every protocol."""
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
@@ -114,6 +105,6 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 }
 
 
-def status_of(error: errors.MoyinError) -> int:
-    """Return the status of the error's type, or of its nearest base type."""
+def get_http_status(error: errors.MoyinError) -> int:
+    """Return the HTTP status of the error's type, or else of its nearest base type."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

@@ -1,4 +1,7 @@
-"""Restricts connections to public addresses and to private networks that an operator allows."""
+"""Restricts outgoing connections to public addresses and allowed private networks.
+
+Clients choose the URLs of webhooks and pictures, which must not lead into the studio's network.
+"""
 
 from __future__ import annotations
 
@@ -24,53 +27,40 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
-__all__ = ["AllowedNetworks", "PublicConnector", "PublicResolver", "check_url"]
-
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class AllowedNetworks:
-    """The addresses that webhooks may reach.
-
-    Args:
-        allowed: comma-separated CIDR blocks of private networks that are allowed, too.
-
-    Raises:
-        ValueError: a block is not a CIDR block.
-    """
+    """Allows connections to public addresses and to comma-separated CIDR blocks of private networks."""
 
     def __init__(self, allowed: str = "") -> None:
         blocks = [block.strip() for block in allowed.split(",") if block.strip()]
         self._allowed = [ipaddress.ip_network(block) for block in blocks]
 
     def allows(self, address: str) -> bool:
-        """Tell if the literal IP ``address`` may be called."""
-        ip = _embedded_ipv4(ipaddress.ip_address(address.partition("%")[0]))
+        """Return True if the IP address may be connected to."""
+        ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
         if any(ip.version == block.version and ip in block for block in self._allowed):
             return True
         return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
-    def check_literal(self, url: str) -> None:
-        """Check a URL whose host is an IP address; host names are checked when they are resolved.
-
-        Raises:
-            AddressNotAllowed: the address is not public.
-        """
+    def check_literal_address(self, url: str) -> None:
+        """Raise AddressNotAllowed if the host in the URL is an IP address that is not allowed."""
         try:
-            # Parsed as the client does, which accepts full-width and circled digits, too.
+            # aiohttp parses URLs with yarl, which also accepts full-width and circled digits.
             is_allowed = self.allows(URL(url).raw_host or "")
         except ValueError:
             return
         if not is_allowed:
-            raise _not_allowed()
+            raise _new_not_allowed_error()
 
 
 class PublicResolver(AbstractResolver):
     """Resolves host names to allowed addresses only.
 
-    The connection uses the addresses that were checked here, so that DNS rebinding between check
-    and use has no effect.
+    aiohttp connects to the very addresses that were checked here, so that DNS rebinding between
+    check and use has no effect.
     """
 
     def __init__(self, networks: AllowedNetworks, inner: AbstractResolver | None = None) -> None:
@@ -78,18 +68,18 @@ class PublicResolver(AbstractResolver):
         self._inner = inner or ThreadedResolver()
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        """Resolve a host name as the wrapped resolver does.
+        """Resolve a host name with the wrapped resolver.
 
         Raises:
-            AddressNotAllowed: one of the addresses is not public.
-            OSError: the host does not exist, or the name is invalid.
+            AddressNotAllowed: one of the host's addresses is not allowed.
+            OSError: the host does not exist, or its name is invalid.
         """
         try:
             results = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
         except UnicodeError as error:
-            raise OSError("the host name is invalid") from error
+            raise OSError(f"the host name {host[:64]!r} is invalid") from error
         if not all(self._networks.allows(result["host"]) for result in results):
-            raise _not_allowed()
+            raise _new_not_allowed_error()
         return results
 
     async def close(self) -> None:
@@ -97,12 +87,13 @@ class PublicResolver(AbstractResolver):
 
 
 class PublicConnector(TCPConnector):
-    """Connects to allowed addresses only, in any spelling of the URL.
+    """An aiohttp connector that connects to allowed addresses only.
 
-    The address of every socket is checked, because an address in a URL bypasses the resolver.
+    The connector checks the address of every socket, because a literal address in a URL bypasses
+    the resolver.
 
     Args:
-        limit: the number of concurrent connections.
+        limit: the most concurrent connections.
     """
 
     def __init__(self, networks: AllowedNetworks, *, limit: int) -> None:
@@ -126,16 +117,12 @@ class PublicConnector(TCPConnector):
         traces: list[Trace],
         timeout: ClientTimeout,  # noqa: ASYNC109 (aiohttp's own)
     ) -> Connection:
-        """Connect as any connector does.
-
-        Raises:
-            AddressNotAllowed: the address, or one of the host's addresses, is not public.
-        """
+        """Return a connection; raise AddressNotAllowed if an address of the host is not allowed."""
         try:
             return await super().connect(req, traces, timeout)
         except ClientConnectorError as error:
             if isinstance(error.os_error, _ForbiddenError):
-                raise _not_allowed() from None
+                raise _new_not_allowed_error() from None
             raise
 
 
@@ -144,11 +131,7 @@ class _ForbiddenError(OSError):
 
 
 def check_url(url: str, *, field: str) -> None:
-    """Check that a webhook's URL is well-formed.
-
-    Raises:
-        InvalidRequest: it is not an absolute http(s) URL with a host, or contains credentials.
-    """
+    """Check a webhook's URL; raise InvalidRequest if it is not http(s) or contains credentials."""
     try:
         parts = urlsplit(url)
         host = URL(url).raw_host or ""
@@ -158,13 +141,16 @@ def check_url(url: str, *, field: str) -> None:
     except ValueError:
         is_valid = False
     if not is_valid or any(ord(character) <= 0x20 for character in url) or "\\" in url:
-        raise InvalidRequest(f"{field} must be an absolute http or https URL", field=field)
+        raise InvalidRequest(
+            f"{field} must be an absolute http or https URL, such as https://example.com/hook",
+            field=field,
+        )
     if parts.username is not None or parts.password is not None:
         raise InvalidRequest(f"{field} must not contain a user name or password", field=field)
 
 
-def _embedded_ipv4(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 address embeds, else the address itself."""
+def _unwrap_ipv4(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address embeds, or else the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:
@@ -173,7 +159,7 @@ def _embedded_ipv4(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
 
 
-def _not_allowed() -> AddressNotAllowed:
+def _new_not_allowed_error() -> AddressNotAllowed:
     # The message omits the address, because internal name resolution must not leak.
     return AddressNotAllowed(
         "webhook must resolve to public addresses only: private networks are not allowed",

@@ -1,8 +1,8 @@
-"""Parses and validates request bodies, with errors that name the field, and back ends' values."""
+"""Parses and validates JSON from clients, with errors that name the field, and from back ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
 
-from moyin.domain.needs import text_size
+from moyin.domain.needs import count_utf8_bytes
 from moyin.errors import (
     BackendUnavailable,
     BodyTooLarge,
@@ -20,26 +20,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 
-__all__ = [
-    "NO_MEMBERS",
-    "UtcDatetime",
-    "WireModel",
-    "arguments_to_text",
-    "embedded_schemas",
-    "malformed_response",
-    "merge_defaults",
-    "parse_arguments",
-    "parse_json",
-    "parse_object",
-    "require_text",
-    "text_bytes",
-    "token_count",
-    "tool_call_arguments",
-    "unsupported_field",
-    "validate",
-]
-
-# More tokens than any model reads or writes. The ledger's columns can hold the sum of several.
+# More tokens than any model reads or writes, of which the ledger's columns can hold a sum.
 _MAX_TOKEN_COUNT = 10**8
 # Fields in which OpenAI, Anthropic, llama.cpp and vLLM accept the schema of an answer.
 _SCHEMA_FIELDS = (
@@ -47,15 +28,15 @@ _SCHEMA_FIELDS = (
     "output_config.format.schema", "output_format.schema",
     "guided_json", "structured_outputs.json",
 )  # fmt: skip
-# A value takes about eighty bytes of memory and a microsecond per traversal, however short it is in
-# JSON. The largest body could hold twenty million.
+# However short it is in JSON, a value takes about eighty bytes of memory and a microsecond per
+# traversal. The largest body could hold twenty million values.
 _MAX_VALUES = 500_000
 _GRAMMAR_FIELDS = ("grammar", "guided_grammar", "guided_regex")
-# A request without any of these members constrains its answer by no schema or grammar.
+# Members of requests that may constrain the answer by a schema or a grammar.
 _CONSTRAINING = frozenset(
     {*_GRAMMAR_FIELDS, "tools", *(path.partition(".")[0] for path in _SCHEMA_FIELDS)}
 )
-# Characters of invalid tool arguments that the error shows.
+# The most characters of invalid tool arguments that an error shows.
 _MAX_SHOWN_ARGUMENTS = 2_000
 
 NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})
@@ -63,19 +44,19 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _to_utc(moment: datetime) -> datetime:
-    """Convert to UTC, because SQLite does not store offsets."""
+    """Convert a time to UTC, because SQLite does not store offsets."""
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("must lie within the years 1 to 9999 in UTC") from None
+        raise ValueError("must be a time within the years 1 to 9999 in UTC") from None
 
 
-# A time with any offset, converted to UTC.
+# A time that clients may send with any offset.
 UtcDatetime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 
 
 class WireModel(BaseModel):
-    """The base of request bodies. Types are strict; unknown members are kept for forwarding."""
+    """The base class of request bodies, with strict types and with unknown members kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -85,13 +66,13 @@ class WireModel(BaseModel):
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse the JSON value in ``body``.
+    """Parse a request's body as JSON.
 
     Raises:
-        InvalidJson: it is not JSON.
-        BodyTooLarge: it may contain too many values.
+        InvalidJson: the body is not JSON.
+        BodyTooLarge: the body may contain too many values.
     """
-    # Counts the characters that separate values. Those in strings count, too.
+    # Counts the characters that separate values, also within strings, where they separate none.
     if len(body) > _MAX_VALUES < len(body) - len(body.translate(None, b",[{")):
         raise BodyTooLarge(
             f"the body must have at most {_MAX_VALUES} JSON values",
@@ -104,12 +85,12 @@ def parse_json(body: bytes) -> Any:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse the JSON object in ``body``.
+    """Parse a request's body as a JSON object.
 
     Raises:
-        InvalidJson: it is not JSON.
-        BodyTooLarge: it may contain too many values.
-        InvalidRequest: it is JSON but not an object.
+        InvalidJson: the body is not JSON.
+        BodyTooLarge: the body may contain too many values.
+        InvalidRequest: the body is JSON, but not an object.
     """
     data = parse_json(body)
     if not isinstance(data, dict):
@@ -118,27 +99,28 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(shape: type[M], data: Mapping[str, Any]) -> M:
-    """Validate ``data`` as ``shape``.
-
-    Raises:
-        InvalidRequest: a field is invalid; names its path, such as ``messages.0.content``.
-    """
+    """Validate a parsed body as a pydantic model; raise InvalidRequest with the invalid field."""
     try:
         return shape.model_validate(data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        path, message = _deepest([(_path(problem, data), problem["msg"]) for problem in problems])
+        found = [(_build_path(problem, data), problem["msg"]) for problem in problems]
+        # In a union, the branch with the deepest error is the one that the client meant.
+        path, message = max(found, key=lambda pair: pair[0].count("."))
         message = message.removeprefix("Value error, ")
         raise InvalidRequest(
             f"{path}: {message}" if path else message, field=path or None
         ) from None
 
 
-def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = "") -> str | None:
-    """Return the path of the first set member that ``shape`` does not declare, or None.
+def find_unsupported_field(
+    shape: WireModel, harmless: frozenset[str], path: str = ""
+) -> str | None:
+    """Return the path of a member that the client set and the model does not declare, or None.
 
     Args:
-        harmless: names of members that do not change the answer and are ignored.
+        harmless: names of undeclared members that may be ignored, as they do not change the answer.
+        path: the path of ``shape`` within the body, which is the start of the returned path.
     """
     for name, value in shape.extras.items():
         if value and name not in harmless:
@@ -149,21 +131,19 @@ def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = ""
         for place, item in enumerate(items):
             if isinstance(item, WireModel):
                 at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (field := unsupported_field(item, harmless, at)) is not None:
+                if (field := find_unsupported_field(item, harmless, at)) is not None:
                     return field
     return None
 
 
-def embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
-    """Yield the JSON schemas in a request of OpenAI's or Anthropic's format, each after its field.
-
-    Covers the fields of every server with such an API.
+def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
+    """Yield pairs of a field and the JSON schema in it, for a request in OpenAI's or Anthropic's format.
 
     Args:
         tools: the member of a tool that holds its schema, such as ``function.parameters``.
 
     Raises:
-        UnsupportedFeature: the request contains a grammar, whose cost can't be bounded.
+        UnsupportedFeature: the request contains a grammar, whose cost cannot be limited.
     """
     if _CONSTRAINING.isdisjoint(data):
         return
@@ -178,11 +158,11 @@ def embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str,
     if isinstance(tool_list, list):
         paths += [f"tools.{number}.{tools}" for number in range(len(tool_list))]
     for path in paths:
-        if (schema := _member(data, path)) is not None:
+        if (schema := _get_member(data, path)) is not None:
             yield path, schema
 
 
-def _member(value: Any, path: str) -> Any:
+def _get_member(value: Any, path: str) -> Any:
     for name in path.split("."):
         if isinstance(value, list):
             value = value[int(name)]
@@ -194,7 +174,7 @@ def _member(value: Any, path: str) -> Any:
 
 
 def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``data`` with the ``additions`` that it lacks; objects are merged one level deep."""
+    """Add the members that ``data`` lacks; members that are objects are merged one level deep."""
     result = {**additions, **data}
     for name, added in additions.items():
         if isinstance(added, Mapping):
@@ -202,42 +182,34 @@ def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dic
     return result
 
 
-def token_count(value: Any) -> int:
-    """Read a token count from another server; an invalid count is 0."""
+def parse_token_count(value: Any) -> int:
+    """Return a token count that another server sent, or 0 if it is invalid."""
     return value if isinstance(value, int) and 0 < value <= _MAX_TOKEN_COUNT else 0
 
 
-def malformed_response() -> BackendUnavailable:
-    """Return the error for a malformed response of a back end."""
+def new_malformed_response_error() -> BackendUnavailable:
+    """Create the error for a malformed response of a back end."""
     return BackendUnavailable("the back end returned a malformed response")
 
 
-def text_bytes(value: Any) -> int:
-    """Return the UTF-8 bytes of all strings in a JSON value."""
+def count_text_bytes(value: Any) -> int:
+    """Return the size of all strings in a JSON value, in UTF-8 bytes."""
     if isinstance(value, str):
-        return text_size(value)
+        return count_utf8_bytes(value)
     if isinstance(value, Mapping):
-        return sum(map(text_bytes, value.values()))
-    return sum(map(text_bytes, value)) if isinstance(value, list) else 0
+        return sum(map(count_text_bytes, value.values()))
+    return sum(map(count_text_bytes, value)) if isinstance(value, list) else 0
 
 
 def require_text(value: Any) -> str:
-    """Return a string that another server sent.
-
-    Raises:
-        TypeError: it is not a string.
-    """
+    """Return a value that another server sent; raise TypeError if it is not a string."""
     if not isinstance(value, str):
-        raise TypeError("not a string")
+        raise TypeError(f"the server sent a {type(value).__name__} instead of a string")
     return value
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Parse the object in a tool call's JSON text; an empty text is an empty object.
-
-    Raises:
-        InvalidRequest: it is not a JSON object.
-    """
+    """Parse the arguments of a tool call; raise InvalidRequest if they are not a JSON object."""
     try:
         value = from_json(text) if text.strip() else {}
     except ValueError:
@@ -249,12 +221,8 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
-    """Parse a model's tool arguments for a protocol that encodes them as an object.
-
-    Raises:
-        InvalidToolCall: they are not a JSON object.
-    """
+def parse_tool_call_arguments(name: str, text: str) -> dict[str, Any]:
+    """Parse the arguments of a model's tool call; raise InvalidToolCall if they are no object."""
     try:
         return parse_arguments(text)
     except InvalidRequest:
@@ -265,39 +233,34 @@ def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
 
 
 def arguments_to_text(value: Any) -> str:
-    """Convert another server's tool arguments to JSON text.
+    """Convert the tool arguments that another server sent to JSON text.
 
-    Some servers send an object instead of text, or nothing for a tool without parameters.
+    Some servers send an object instead of text, or null for a tool without parameters.
 
     Raises:
-        TypeError: the value is neither.
+        TypeError: the value is neither text, an object, a list nor null.
     """
     if value is None:
         return ""
     return to_json(value).decode() if isinstance(value, dict | list) else require_text(value)
 
 
-def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    # In a union, the branch with the deepest error is the one that the client meant.
-    return max(problems, key=lambda problem: problem[0].count("."))
-
-
-def _path(problem: ErrorDetails, data: Any) -> str:
-    """Return the path of a problem without the names of branches that pydantic adds."""
+def _build_path(problem: ErrorDetails, data: Any) -> str:
+    """Return the path of an invalid field, without the names of union branches that pydantic adds."""
     value, path = data, []
     *inner, last = problem["loc"] or ("",)
     for part in inner:
-        if _has(value, part):
+        if _has_member(value, part):
             value = value[part]
             path.append(str(part))
-    if _has(value, last) or (problem["type"] == "missing" and isinstance(last, str)):
+    if _has_member(value, last) or (problem["type"] == "missing" and isinstance(last, str)):
         path.append(str(last))
     if problem["type"].startswith("union_tag"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return ".".join(path)
 
 
-def _has(value: Any, part: int | str) -> bool:
+def _has_member(value: Any, part: int | str) -> bool:
     if isinstance(value, Mapping):
         return part in value
     return isinstance(value, list) and isinstance(part, int) and part < len(value)

@@ -1,4 +1,4 @@
-"""Turns requests with ``Prefer: respond-async`` into jobs that repeat them with the owner's rights."""
+"""Turns requests with ``Prefer: respond-async`` into jobs that send the requests later."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from typing import Any
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
+from moyin.domain.references import escape_references
 from moyin.errors import UnsupportedFeature
-from moyin.jobs.protocol.paths import check_path
-from moyin.jobs.protocol.response import job_body
+from moyin.jobs.protocol.response import render_job
+from moyin.jobs.protocol.step_requests import check_step_path
 from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 
-__all__ = ["DeferredCalls"]
-
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-# Headers about the client's own connection, and headers that the gateway sets when the job calls.
+# Headers about the client's own connection, and headers that the gateway sets for the job's request.
 _DROPPED = frozenset({"content-length", "idempotency-key", "prefer", "via", "x-request-id"})
 _DROPPED_PREFIX = "x-forwarded-"
 
 
 class DeferredCalls:
-    """Creates http jobs that send a request again, byte for byte."""
+    """Creates jobs that send a request again, byte for byte, with the rights of its caller."""
 
     def __init__(self, service: JobService, blobs: BlobStore) -> None:
         self._service = service
@@ -38,7 +37,10 @@ class DeferredCalls:
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """Submit the job that will make the call; return it and True if it is new.
+        """Submit the job that will send the request.
+
+        Returns:
+            The job, and True unless an earlier request with the same key created it.
 
         Raises:
             UnsupportedFeature: a job cannot send this method.
@@ -47,14 +49,17 @@ class DeferredCalls:
         """
         if method not in _METHODS:
             raise UnsupportedFeature(
-                f"a job cannot send {method}; supported: {', '.join(sorted(_METHODS))}",
+                f"a job cannot send the method {method}: it must be one of "
+                f"{', '.join(sorted(_METHODS))}",
                 field="method",
             )
-        check_path(path, field="path")
+        check_step_path(path, field="path")
         payload = {
             "method": method,
-            "path": _literal(path),
-            "headers": {name: _literal(value) for name, value in headers if _is_kept(name)},
+            "path": escape_references(path),
+            "headers": {
+                name: escape_references(value) for name, value in headers if _is_forwarded(name)
+            },
             "body": None,
             # The spec only refers to the body, which may be large and need not be text.
             "blob": await self._blobs.put(body) if body else None,
@@ -62,19 +67,14 @@ class DeferredCalls:
         spec = JobSpec(kind=StepKind.HTTP.value, steps=(Step(kind=StepKind.HTTP, payload=payload),))
         return await self._service.submit(identity, spec, idempotency_key=idempotency_key)
 
-    def is_job(self, identity: Identity) -> bool:
-        """Return True if a job makes the call, so that it must be answered now."""
+    def is_called_by_job(self, identity: Identity) -> bool:
+        """Return True if the caller is itself a job, so that it must get a response at once."""
         return identity.service == "jobs"
 
-    def described(self, job: Job) -> dict[str, Any]:
-        """Return the job as its owner sees it."""
-        return job_body(job).model_dump(mode="json")
+    def render_job(self, job: Job) -> dict[str, Any]:
+        """Return the job as JSON members, as the jobs API shows it to its owner."""
+        return render_job(job).model_dump(mode="json")
 
 
-def _is_kept(name: str) -> bool:
+def _is_forwarded(name: str) -> bool:
     return name not in _DROPPED and not name.startswith(_DROPPED_PREFIX)
-
-
-def _literal(text: str) -> str:
-    """Escape ``text`` so that a step does not read it as a reference."""
-    return text.replace("${", "$${")

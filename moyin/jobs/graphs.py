@@ -1,4 +1,4 @@
-"""Defines `GraphChecks`, which checks the graphs of a job before it is accepted."""
+"""Defines `GraphChecker`, which checks the graphs of a job before the job is accepted."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ from pydantic_core import to_json
 
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
-from moyin.domain.batch import apply_patch
 from moyin.domain.identity import Identity
-from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.domain.job import JobSpec, Step, StepKind, apply_batch_patch
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.protocol.renders import DEFAULT_POOL
-from moyin.render.protocol.graph import artifact_ids, artifacts_missing, input_name, with_inputs
+from moyin.render.protocol.graph import (
+    find_artifact_ids,
+    make_input_name,
+    make_missing_error,
+    replace_inputs,
+)
 from moyin.store.artifacts import ArtifactStore
 
-__all__ = ["GraphChecks"]
-
-# Each validation takes some of a renderer's time; further children are validated when they render.
+# The most children of a batch that are validated before they render, as that takes a renderer's time.
 _MAX_VALIDATED = 64
 
 
-class GraphChecks:
-    """Checks the pools, nodes and files of graphs, then validates the graphs with ComfyUI.
-
-    Args:
-        pools: the names of all render pools.
-    """
+class GraphChecker:
+    """Checks the pools, nodes and files of graphs, then validates the graphs with ComfyUI."""
 
     def __init__(
         self,
@@ -45,51 +43,49 @@ class GraphChecks:
         self._guard = guard
         self._pools = tuple(pools)
 
-    async def admit(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Check a new job and return it with pools that run the submitter's jobs.
+    async def check_new_job(self, submitter: Identity, spec: JobSpec) -> JobSpec:
+        """Check the graphs of a new job, and return the job with pools that run such jobs.
 
         Raises:
-            InvalidRequest: a pool is unknown, or a node's class is not known yet.
+            InvalidRequest: a render pool is unknown or does not run the submitter's jobs, or the
+                class of a node refers to an earlier step.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
-            InvalidGraph: a render pool refuses a graph.
+            InvalidGraph: ComfyUI's validation rejects a graph.
         """
-        spec = await self._with_pools(submitter, spec)
+        spec = await self._assign_pools(submitter, spec)
         await self._check_graphs(submitter, spec)
         return spec
 
-    async def recheck(self, caller: Identity, spec: JobSpec) -> None:
+    async def check_retried_job(self, caller: Identity, spec: JobSpec) -> None:
         """Check that the caller may still use the pools and nodes of an accepted job.
 
         Raises:
-            InvalidRequest: a pool does not run the caller's jobs.
+            InvalidRequest: a render pool does not run the caller's jobs.
             NodeNotAllowed: a graph has a node that is not allowed.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return
-        offered = await self._guard.pools(caller)
+        offered = await self._guard.list_pools(caller)
         pools = [pool for pool in self._pools if pool in offered]
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
                 continue
             if step.pool not in pools:
-                raise _no_pool(spec, index, step.pool, pools)
-            # Its files need no check: they belong to the tenant, which has not changed.
+                raise _new_pool_error(spec, index, step.pool, pools)
+            # The files need no check, because they belong to the tenant, which has not changed.
             nodes: dict[str, Any] = {
                 node_id: {"class_type": node.get("class_type"), "inputs": {}}
-                for node_id, node in _own_nodes(spec, index).items()
+                for node_id, node in _get_changed_nodes(spec, index).items()
                 if isinstance(node, Mapping)
             }
-            await self._guard.check(caller, step.pool, nodes, ())
+            await self._guard.check_graph(caller, step.pool, nodes, ())
 
-    async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Return the job with pools that run the submitter's jobs.
-
-        A submitter who must not use the default pool gets the first allowed pool instead.
-        """
+    async def _assign_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
+        """Return the job with the first allowed pool instead of a default pool that is forbidden."""
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
-        offered = await self._guard.pools(submitter)
+        offered = await self._guard.list_pools(submitter)
         pools = [pool for pool in self._pools if pool in offered]
         is_restricted = len(pools) < len(self._pools)
         steps = []
@@ -99,34 +95,36 @@ class GraphChecks:
             elif step.pool == DEFAULT_POOL and pools and is_restricted:
                 steps.append(replace(step, pool=pools[0]))
             else:
-                raise _no_pool(spec, index, step.pool, pools)
+                raise _new_pool_error(spec, index, step.pool, pools)
         return replace(spec, steps=tuple(steps))
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
-        """Check every graph, and validate the representative ones with ComfyUI."""
-        representative = set(representative_steps(spec))
+        """Check every graph of the job, and let ComfyUI validate the representative graphs."""
+        representative = set(select_representative_steps(spec))
         artifacts: dict[str, Artifact] = {}
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
                 continue
             prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-            full_graph = step.payload if spec.base is None else apply_patch(spec.base, step.payload)
+            full_graph = (
+                step.payload if spec.base is None else apply_batch_patch(spec.base, step.payload)
+            )
             graph = full_graph
             if spec.base is not None and index > 0:
-                # The nodes that all children share were checked with the first child.
+                # The check of the first child included the nodes that all children share.
                 graph = {node: full_graph[node] for node in step.payload}
             try:
                 is_known = await self._check_graph(submitter, step, graph, artifacts)
             except (InputNotFound, NodeNotAllowed) as error:
-                error.field = prefix + _request_field(step, graph, error.field or "")
+                error.field = prefix + _find_request_field(step, graph, error.field or "")
                 raise
             except InvalidRequest as error:
                 error.field = prefix + (error.field or "")
                 raise
             # The value of a reference is unknown until the earlier step has run.
             if is_known and index in representative and not references.has_references(full_graph):
-                graph = references.resolve(full_graph, ())
-                await self._validator.validate(step.pool, _with_file_names(graph, artifacts))
+                graph = references.resolve_references(full_graph, ())
+                await self._validator.validate(step.pool, _replace_artifacts(graph, artifacts))
 
     async def _check_graph(
         self,
@@ -135,52 +133,45 @@ class GraphChecks:
         graph: Mapping[str, Any],
         artifacts: dict[str, Artifact],
     ) -> bool:
-        """Check the nodes and the file names of a graph, except those that references will give.
-
-        Args:
-            artifacts: a cache of the submitter's artifacts by id, which this fills.
-
-        Returns:
-            True if the pool's node classes are known.
-        """
-        graph = _without_references(graph)
-        for artifact_id in artifact_ids(graph) - artifacts.keys():
+        """Check the nodes and file names of a graph; return False if its node classes are unknown."""
+        graph = _remove_references(graph)
+        for artifact_id in find_artifact_ids(graph) - artifacts.keys():
             try:
                 artifact = await self._artifacts.get(submitter.owner, artifact_id)
             except ArtifactNotFound:
-                raise artifacts_missing(graph, artifact_id) from None
+                raise make_missing_error(graph, artifact_id) from None
             if step.template is not None and not artifact.media_type.startswith("image/"):
                 raise InvalidRequest(
                     f"artifact {artifact_id!r} must be an image; its type is {artifact.media_type}",
-                    field=_artifact_field(step, artifact_id),
+                    field=_find_artifact_field(step, artifact_id),
                 )
             artifacts[artifact_id] = artifact
-        own = {input_name(artifact) for artifact in artifacts.values()}
-        named = _with_file_names(graph, artifacts)
-        return await self._guard.check(submitter, step.pool, named, own)
+        own = {make_input_name(artifact) for artifact in artifacts.values()}
+        named = _replace_artifacts(graph, artifacts)
+        return await self._guard.check_graph(submitter, step.pool, named, own)
 
 
-def _no_pool(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
+def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
     return InvalidRequest(
-        f"there is no render pool {pool!r}; available pools: {', '.join(pools)}",
+        f"there is no render pool {pool!r}; available pools: {', '.join(pools) or 'none'}",
         field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
     )
 
 
-def _own_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step; of later children of a batch, only the nodes that they change."""
+def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
+    """Return the graph of a step, or only the changed nodes for later children of a batch."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
-    full_graph = apply_patch(spec.base, payload)
+    full_graph = apply_batch_patch(spec.base, payload)
     return full_graph if index == 0 else {node: full_graph[node] for node in payload}
 
 
-def representative_steps(spec: JobSpec) -> list[int]:
-    """Return the indexes of the steps to validate; of a batch, enough to cover every input value.
+def select_representative_steps(spec: JobSpec) -> list[int]:
+    """Return the indexes of all steps, or of enough children of a batch to cover all input values.
 
-    Seeds are ignored: there may be hundreds, all equally valid. The first and last child are
-    always included.
+    Values of seeds are not covered, because all are equally valid. The first and the last child
+    are always included.
     """
     if spec.base is None:
         return list(range(len(spec.steps)))
@@ -194,23 +185,21 @@ def representative_steps(spec: JobSpec) -> list[int]:
     return sorted(set(indexes))[:_MAX_VALIDATED]
 
 
-def _with_file_names(
+def _replace_artifacts(
     graph: Mapping[str, Any], artifacts: Mapping[str, Artifact]
 ) -> Mapping[str, Any]:
-    """Replace artifacts in the graph by the file names that a renderer will give them."""
+    """Replace the ids of artifacts in the graph by the names of their files in ComfyUI."""
     if not artifacts:
         return graph
-    return with_inputs(graph, {key: input_name(artifact) for key, artifact in artifacts.items()})
+    return replace_inputs(
+        graph, {key: make_input_name(artifact) for key, artifact in artifacts.items()}
+    )
 
 
-def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Remove the inputs whose values come from an earlier step.
-
-    Raises:
-        InvalidRequest: the class of a node is such a value.
-    """
+def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Remove inputs that refer to an earlier step; raise InvalidRequest if a node's class does so."""
     if not references.has_references(graph):
-        resolved: Mapping[str, Any] = references.resolve(graph, ())
+        resolved: Mapping[str, Any] = references.resolve_references(graph, ())
         return resolved
     nodes = {}
     for node_id, node in graph.items():
@@ -223,20 +212,20 @@ def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
         fixed = {
             name: value for name, value in inputs.items() if not references.has_references(value)
         }
-        nodes[node_id] = {**node, "inputs": references.resolve(fixed, ())}
+        nodes[node_id] = {**node, "inputs": references.resolve_references(fixed, ())}
     return nodes
 
 
-def _artifact_field(step: Step, artifact_id: str) -> str:
-    """Return the request's field that names the artifact."""
+def _find_artifact_field(step: Step, artifact_id: str) -> str:
+    """Return the field of the request that names the artifact."""
     if step.template is None:
         return "workflow"
     names = (name for name, value in step.inputs.items() if artifact_id in str(value))
     return f"inputs.{next(names, '')}".rstrip(".")
 
 
-def _request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
-    """Return the request's field for a place in the graph, such as ``3.inputs.image``."""
+def _find_request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
+    """Return the field of the request that set a value of the graph, such as ``3.inputs.image``."""
     if step.template is None:
         return f"workflow.{place}".rstrip(".")
     node_id, _, name = place.partition(".inputs.")

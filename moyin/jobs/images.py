@@ -1,4 +1,4 @@
-"""Renders pictures for callers that wait for them, as jobs of the gateway."""
+"""Renders the pictures of OpenAI's images API, by jobs that the gateway runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from typing import Any
 from urllib.parse import quote
 
 from moyin import errors
-from moyin.access.gatekeeper.links import new_file_link
+from moyin.access.gatekeeper.tokens import create_file_link
 from moyin.client.errors import ERROR_TYPES
 from moyin.client.gateway import AcceptedJob, GatewayClient
 from moyin.domain.identity import JOBS_READ, Identity
 from moyin.render.templates.wire import TemplateBody
 from moyin.text.protocol.openai import images
 
-__all__ = ["Images", "JobEndedWithoutImages", "JobStillRunning"]
-
 _log = logging.getLogger(__name__)
 
 
 class JobStillRunning(errors.BackendTimeout):
-    """The time limit for the pictures has passed; the job with the id ``job`` continues."""
+    """Reports that the time limit for the pictures has passed; the job ``job`` continues."""
 
     def __init__(self, job: str, seconds: float) -> None:
         super().__init__(
@@ -36,20 +34,16 @@ class JobStillRunning(errors.BackendTimeout):
 
 
 class JobEndedWithoutImages(Exception):
-    """The job failed or was cancelled; ``__cause__`` says why."""
+    """Reports that the job ``job`` failed or was cancelled; ``__cause__`` is the reason."""
 
     def __init__(self, job: str) -> None:
-        super().__init__(job)
+        super().__init__(f"job {job} ended without pictures")
         self.job = job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
-    """Submits jobs for OpenAI's images API and turns their results into its responses.
-
-    Attributes:
-        signing_key: signs links to pictures.
-    """
+class ImageJobs:
+    """Submits jobs for requests of OpenAI's images API and builds responses from their results."""
 
     gateway: GatewayClient
     signing_key: bytes
@@ -62,17 +56,14 @@ class Images:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Submit the job that renders the pictures.
-
-        Raises:
-            MoyinError: the request is wrong; ``field`` is a member of the images API.
-        """
+        """Submit the job that renders the pictures; errors name fields of the images API."""
         path = f"/templates/{quote(body.model, safe='')}"
         try:
-            document = await self.gateway.read_json(path, identity=_with_reading(identity))
+            document = await self.gateway.read_json(path, identity=_add_read_scope(identity))
         except errors.TemplateNotFound as error:
             raise errors.ModelNotFound(
-                f"there is no template {body.model!r}", field="model"
+                f"there is no template {body.model!r}: model must be one of GET /templates",
+                field="model",
             ) from error
         template = TemplateBody.model_validate(document)
         job = images.images_request_to_job(
@@ -89,16 +80,18 @@ class Images:
         except errors.MoyinError as error:
             raise images.rename_job_field(error) from None
 
-    async def wait(self, identity: Identity, job_id: str, seconds: float) -> Mapping[str, Any]:
-        """Return the job once it has succeeded.
+    async def wait_for_job(
+        self, identity: Identity, job_id: str, seconds: float
+    ) -> Mapping[str, Any]:
+        """Wait until the job has succeeded, and return the job.
 
         Raises:
-            JobStillRunning: it has not ended after ``seconds``.
-            JobEndedWithoutImages: it failed or was cancelled.
+            JobStillRunning: the job has not ended after ``seconds``.
+            JobEndedWithoutImages: the job failed or was cancelled.
         """
         try:
             async with asyncio.timeout(seconds):
-                job = await self.gateway.wait_for_job(job_id, identity=_with_reading(identity))
+                job = await self.gateway.wait_for_job(job_id, identity=_add_read_scope(identity))
         except TimeoutError:
             raise JobStillRunning(job_id, seconds) from None
         if job["status"] == "cancelled":
@@ -112,7 +105,7 @@ class Images:
     async def abandon(
         self, identity: Identity, submission: asyncio.Future[AcceptedJob], *, cancel: bool
     ) -> None:
-        """Let a submission finish whose client has disconnected, and cancel its job if asked to."""
+        """Await the submission of a disconnected client, and cancel its job if ``cancel`` is True."""
         try:
             accepted = await submission
             if cancel:
@@ -120,9 +113,9 @@ class Images:
         except errors.JobFinished:
             return
         except errors.MoyinError as error:
-            _log.warning("the job of a disconnected client was not cancelled: %s", error)
+            _log.warning("the images job of a disconnected client was not cancelled: %s", error)
 
-    async def data(
+    async def render_data(
         self,
         identity: Identity,
         job: Mapping[str, Any],
@@ -130,23 +123,26 @@ class Images:
         base: str,
         ttl: float,
     ) -> list[dict[str, str]]:
-        """Return OpenAI's ``data``, with one entry per picture.
+        """Return the member ``data`` of OpenAI's response, with one entry per picture.
 
         Args:
-            base: start of URLs: the gateway as the client reaches it.
-            ttl: seconds for which URLs are valid.
+            base: the URL of the gateway for the client, which is the start of the pictures' URLs.
+            ttl: the seconds for which the pictures' URLs are valid.
         """
         pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]
         if body.response_format == "b64_json":
-            reader = _with_reading(identity)
+            reader = _add_read_scope(identity)
             contents = (await self.gateway.read(a["url"], identity=reader) for a in pictures)
             return [{"b64_json": base64.b64encode(content).decode()} async for content in contents]
         return [
-            {"url": base + new_file_link(self.signing_key, identity.owner, a["id"], a["name"], ttl)}
+            {
+                "url": base
+                + create_file_link(self.signing_key, identity.owner, a["id"], a["name"], ttl)
+            }
             for a in pictures
         ]
 
 
-def _with_reading(identity: Identity) -> Identity:
-    """Add the scope to read jobs: callers that may submit a job may see its result."""
+def _add_read_scope(identity: Identity) -> Identity:
+    """Add the scope to read jobs, because the result belongs to every caller that may submit."""
     return replace(identity, scopes=identity.scopes | {JOBS_READ})

@@ -1,4 +1,4 @@
-"""Defines the protocols through which the job service uses Temporal and the render pools."""
+"""Defines the interfaces through which the job service uses Temporal and the render pools."""
 
 from __future__ import annotations
 
@@ -8,52 +8,42 @@ from typing import Any, Protocol
 from moyin.domain.identity import Identity
 from moyin.store.job_rows import Launch
 
-__all__ = ["GraphGuard", "GraphValidator", "Launcher"]
-
 
 class Launcher(Protocol):
-    """Starts and stops the workflows of jobs."""
+    """The interface that starts and cancels the workflows of jobs."""
 
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
-        """Start the job's current attempt, unless it is running already.
+        """Start the workflow of the job's current attempt, unless that is running already.
 
         Args:
-            launch: the data of a first attempt, from a caller that has just written the row.
+            launch: the data of a first attempt; None reads the data from the job's row.
 
         Raises:
-            ServiceUnavailable: Temporal is unavailable, or an earlier attempt is still closing; the
-                sweeper will try again.
+            ServiceUnavailable: Temporal is unavailable, or the workflow of an earlier attempt still
+                runs; the sweeper will try again.
         """
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
-        """Request the cancellation of the attempt's workflow; return False if it is not running.
-
-        Raises:
-            ServiceUnavailable: Temporal is unavailable.
-        """
+        """Request the cancellation of the attempt's workflow; return False if none is running."""
         ...
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Send the job's webhook, if it has one, for an attempt that ended without a workflow.
-
-        Raises:
-            ServiceUnavailable: Temporal is unavailable.
-        """
+        """Start the webhook, if any, for an attempt of the job that ended without a workflow."""
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""
 
 
 class GraphValidator(Protocol):
-    """Validates graphs with a render pool."""
+    """The interface that validates graphs with a renderer of a pool."""
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
-        """Return ComfyUI's response to a valid graph; empty if no renderer is available to validate.
+        """Return ComfyUI's response to a valid graph, which is empty if no renderer is available.
 
         Args:
-            targets: the output nodes to execute; None: all.
+            targets: the output nodes to execute; None means all.
 
         Raises:
             InvalidGraph: the graph is invalid; ``details`` has ComfyUI's response.
@@ -62,32 +52,32 @@ class GraphValidator(Protocol):
 
 
 class GraphGuard(Protocol):
-    """Decides which pools, nodes and files a caller's graphs may use."""
+    """The interface that decides which pools, nodes and files a caller's graphs may use."""
 
-    async def pools(self, caller: Identity) -> Sequence[str]:
+    async def list_pools(self, caller: Identity) -> Sequence[str]:
         """Return the pools that run the caller's jobs, in the configured order."""
         ...
 
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
-        """Return the pool that suits the graph best.
-
-        Raises:
-            InvalidRequest: no pool runs the caller's jobs.
-        """
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+        """Return the pool that suits the graph best; raise InvalidRequest if the caller may use none."""
         ...
 
-    async def check(
+    async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
-        """Check a graph; return False if the pool's node classes, and so their inputs, are unknown.
+        """Check the nodes and file names of a graph.
+
+        Both errors have the node's place in the graph as ``field``, and a body in the form of
+        ComfyUI's validation errors as ``details``.
 
         Args:
             own: the names of the caller's files in the graph.
 
+        Returns:
+            False if the pool's node classes are unknown, so that inputs could not be checked.
+
         Raises:
-            NodeNotAllowed: the graph has a node that is not allowed. ``field`` is the node's place
-                in the graph, and ``details`` has an error body of ComfyUI's.
-            InputNotFound: an input names a file that the caller does not have; ``field`` and
-                ``details`` as above.
+            NodeNotAllowed: the graph has a node that is not allowed.
+            InputNotFound: an input names a file that the caller does not have.
         """
         ...

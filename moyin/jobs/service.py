@@ -1,4 +1,4 @@
-"""Defines `JobService`, which accepts, cancels and retries jobs for every front end."""
+"""Defines `JobService`, which accepts, cancels and retries jobs for every API and the intake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
-from moyin.domain.prompt import channel_name
+from moyin.domain.prompt import build_channel_name
 from moyin.domain.serialization import decode, encode
 from moyin.errors import (
     IdempotencyMismatch,
@@ -24,22 +24,20 @@ from moyin.errors import (
     ServiceUnavailable,
 )
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.graphs import GraphChecks
+from moyin.jobs.graphs import GraphChecker
 from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
 from moyin.jobs.protocol.renders import Templates
-from moyin.jobs.protocol.request_to_domain import fingerprint, read_job, to_spec
-from moyin.jobs.protocol.response import event_of
+from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job_body, to_job_spec
+from moyin.jobs.protocol.response import build_status_event
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore, Launch, NewJob
 
-__all__ = ["JobService"]
-
 _log = logging.getLogger(__name__)
-# Most levels of nesting in a job. pydantic can read back 200; a stored spec has some levels around
-# its graph that a request for one render lacks.
+# The most levels of nesting in a job. pydantic decodes up to 200, of which a stored spec needs some
+# around its graph.
 _MAX_LEVELS = 190
 
 
@@ -65,7 +63,7 @@ class JobService:
         self._events = events
         self._frames = frames
         self._launcher = launcher
-        self._graphs = GraphChecks(
+        self._graphs = GraphChecker(
             artifacts=artifacts, validator=validator, guard=guard, pools=pools
         )
         self._networks = networks
@@ -79,27 +77,30 @@ class JobService:
         now: datetime,
         idempotency_key: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept the job described by the JSON ``body``; see `submit`.
+        """Accept a job from a JSON body in the format of the jobs API.
 
-        A repeat with the same key returns the first job, even if its template, pool or files have
-        changed or its deadline has passed since.
+        A repeated request with the same idempotency key returns the first job, even if the template,
+        pool or files have changed or the deadline has passed since.
 
         Args:
-            now: with a time zone; a deadline must be later.
-            templates: returns a template by its name.
+            now: the current time, with a time zone, before which no deadline may lie.
+            templates: a function that returns the template with a name.
+
+        Returns:
+            The job, and True unless an earlier request with the same key created it.
 
         Raises:
-            InvalidJson, InvalidRequest: see `parse_job`.
-            MoyinError: see `submit`.
+            InvalidJson, BodyTooLarge, InvalidRequest: the body is invalid.
+            MoyinError: one of the errors of `submit`.
         """
-        request, mark = read_job(body), None
+        request, mark = parse_job_body(body), None
         if idempotency_key is not None:
-            mark = fingerprint(request)
+            mark = compute_fingerprint(request)
             first_job = await self._jobs.find_by_idempotency_key(submitter.owner, idempotency_key)
             if first_job is not None:
                 _check_same_request(first_job, mark)
                 return first_job, False
-        spec = to_spec(request, now, templates)
+        spec = to_job_spec(request, now, templates)
         return await self.submit(
             submitter,
             spec,
@@ -119,37 +120,40 @@ class JobService:
         validated: bool = False,
         priority_field: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept a job, which runs with the submitter's rights; return it and True if it is new.
+        """Accept a job, which runs with the submitter's rights.
 
-        Once the row is written the job is accepted: if Temporal is unavailable, the sweeper starts
-        it later.
+        A job is accepted once its row is written: if Temporal is unavailable, the sweeper starts
+        the job later.
 
         Args:
-            mark: the request's fingerprint; None: that of ``spec``.
-            job_id: a canonical lower-case UUID that the client chose.
-            validated: its pool and its graphs have been checked already.
-            priority_field: the request's field with the class of ``spec``; None: it has none, and
-                the job gets the nearest class that the submitter may use.
+            mark: the request's fingerprint; None computes the fingerprint of ``spec``.
+            job_id: a lower-case UUID that the client chose.
+            validated: True if the pool and the graphs have been checked already.
+            priority_field: the request's field with the priority; None if the request has none, so
+                that the job gets the best priority, from that of ``spec`` on, that is permitted.
+
+        Returns:
+            The job, and True unless an earlier request with the same key created it.
 
         Raises:
-            PriorityNotAllowed: the submitter must not use that class.
+            PriorityNotAllowed: the submitter must not use the priority.
             InsufficientScope: the submitter must not call models.
-            TooManyJobs: too many of the submitter's jobs are open.
+            TooManyJobs: too many jobs of the submitter are queued or running.
             InvalidRequest: a pool is unknown, or the job is nested too deeply.
-            AddressRefused: the webhook leads into a private network.
+            AddressNotAllowed: the webhook leads into a private network.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
-            InvalidGraph: a render pool refuses a graph.
+            InvalidGraph: ComfyUI's validation rejects a graph.
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
         """
-        mark = mark or (None if idempotency_key is None else fingerprint(spec))
-        spec = _with_allowed_class(submitter, spec, priority_field)
+        mark = mark or (None if idempotency_key is None else compute_fingerprint(spec))
+        spec = _apply_allowed_priority(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
-            self._networks.check_literal(spec.webhook)
+            self._networks.check_literal_address(spec.webhook)
         if not validated:
-            spec = await self._graphs.admit(submitter, spec)
+            spec = await self._graphs.check_new_job(submitter, spec)
         prompt = spec.comfyui
         new = NewJob(
             id=job_id or str(uuid.uuid4()),
@@ -167,7 +171,7 @@ class JobService:
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
             fingerprint=None if idempotency_key is None else mark,
-            channel=channel_name(submitter.owner, prompt.client_id)
+            channel=build_channel_name(submitter.owner, prompt.client_id)
             if prompt is not None and prompt.client_id is not None
             else None,
             children=None if spec.base is None else len(spec.steps),
@@ -175,25 +179,25 @@ class JobService:
         )
         job, is_new = await self._jobs.create(new)
         if is_new:
-            await self._start(job, new.launch)
+            await self._publish_and_start(job, new.launch)
         return job, is_new
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
-        """Cancel a job; it may still be running when this returns.
+        """Request the cancellation of a job, which may still be running afterwards.
 
-        The job names the caller as its canceller, unless it has been cancelled before.
+        The first caller that cancels the job is recorded as its canceller.
 
         Raises:
             JobNotFound: the caller has no job with this id.
-            JobFinished: it has ended.
+            JobFinished: the job has ended.
             ServiceUnavailable: Temporal is unavailable.
         """
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
-            raise _finished(job)
+            raise _new_finished_error(job)
         await self._jobs.record_canceller(job_id, job.attempts, Canceller.from_identity(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
-            return await self._cancel_row(job)
+            return await self._cancel_without_workflow(job)
         return await self._jobs.get(caller.owner, job_id)
 
     async def retry(self, caller: Identity, job_id: str) -> Job:
@@ -201,68 +205,68 @@ class JobService:
 
         Raises:
             JobNotFound: the caller has no job with this id.
-            JobNotFinished, JobFinished: it is still running, or has succeeded.
-            TooManyJobs: too many of the caller's jobs are open.
-            PriorityNotAllowed: the caller must not use the job's class.
+            JobNotFinished: the job is still running.
+            JobFinished: the job has succeeded.
+            TooManyJobs: too many jobs of the caller are queued or running.
+            PriorityNotAllowed: the caller must not use the job's priority.
             InvalidRequest: a pool no longer runs the caller's jobs.
             NodeNotAllowed: a graph has a node that the caller must no longer use.
         """
         ended = await self._jobs.get(caller.owner, job_id)
         if ended.priority < caller.best_priority:
-            raise _class_not_allowed(ended.priority, caller.best_priority, None)
-        if ended.status.is_final and (spec := await self.spec(ended)) is not None:
-            await self._graphs.recheck(caller, spec)
+            raise _new_priority_error(ended.priority, caller.best_priority, None)
+        if ended.status.is_final and (spec := await self.load_spec(ended)) is not None:
+            await self._graphs.check_retried_job(caller, spec)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
-        await self._start(job)
+        await self._publish_and_start(job)
         return job
 
-    async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
+    async def load_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the finished steps, in the order of ``job.results``."""
-        return [await self._output(result.output) for result in job.results]
+        return [await self._load_output(result.output) for result in job.results]
 
-    async def spec(self, job: Job) -> JobSpec | None:
-        """Return the job's spec; None if it has been deleted from the artifact store."""
+    async def load_spec(self, job: Job) -> JobSpec | None:
+        """Return the job's spec; None if the spec was deleted from the artifact store."""
         try:
             return decode(JobSpec, await self._blobs.get(job.spec))
         except FileNotFoundError:
             return None
 
-    async def _cancel_row(self, job: Job) -> Job:
-        """Cancel a job without a workflow, because it has not started or has just ended."""
+    async def _cancel_without_workflow(self, job: Job) -> Job:
+        """Cancel a job that has no running workflow, because it has not started or just ended."""
         is_written = await self._jobs.finish(
             job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
         )
         job = await self._jobs.find(job.id)
         if is_written:
-            await self._events.publish(job.id, *event_of(job))
+            await self._events.publish(job.id, *build_status_event(job))
             await self._frames.publish_end(job)
             try:
                 await self._launcher.notify(job.id, job.attempts)
             except ServiceUnavailable as error:
-                _log.warning("the webhook of job %s waits for the sweeper: %s", job.id, error)
+                _log.warning("the sweeper will start the webhook of job %s: %s", job.id, error)
         elif job.status is not JobStatus.CANCELLED:
-            raise _finished(job)
+            raise _new_finished_error(job)
         return job
 
-    async def _output(self, sha256: str) -> Mapping[str, Any]:
+    async def _load_output(self, sha256: str) -> Mapping[str, Any]:
         try:
             output: Mapping[str, Any] = from_json(await self._blobs.get(sha256))
         except FileNotFoundError:
-            # Deleted from the artifact store; the job's row is still valid.
-            return {}
+            return {}  # The output was deleted from the artifact store; the row is still valid.
         return output
 
-    async def _start(self, job: Job, launch: Launch | None = None) -> None:
-        await self._events.publish(job.id, *event_of(job))
+    async def _publish_and_start(self, job: Job, launch: Launch | None = None) -> None:
+        await self._events.publish(job.id, *build_status_event(job))
         await self._frames.publish_status(job)
         try:
             await self._launcher.start(job.id, launch)
         except ServiceUnavailable as error:
-            _log.warning("job %s waits for the sweeper: %s", job.id, error)
+            _log.warning("the sweeper will start job %s: %s", job.id, error)
 
 
 def _check_same_request(first_job: Job, mark: str) -> None:
-    """Refuse a repeated idempotency key whose request is not the first one."""
+    """Raise IdempotencyMismatch if the key's first job came from a different request."""
     if first_job.fingerprint != mark:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
@@ -271,18 +275,14 @@ def _check_same_request(first_job: Job, mark: str) -> None:
 
 
 def serialize_spec(spec: JobSpec) -> bytes:
-    """Encode the spec for the artifact store.
-
-    Raises:
-        InvalidRequest: it is nested too deeply to be decoded again.
-    """
+    """Encode a spec; raise InvalidRequest if it is nested too deeply to be decoded again."""
     try:
         encoded = encode(spec)
-        # Only a spec with more brackets than levels can be nested too deeply.
+        # A spec with fewer brackets than the limit has fewer levels, too.
         if encoded.count(b"{") + encoded.count(b"[") > _MAX_LEVELS:
             from_json(encoded)
     except ValueError:
-        field = _deepest_field(spec)
+        field = _find_deepest_field(spec)
         raise InvalidRequest(
             f"{field} is nested too deeply: at most about {_MAX_LEVELS} levels are allowed",
             field=field,
@@ -290,40 +290,33 @@ def serialize_spec(spec: JobSpec) -> bytes:
     return encoded
 
 
-def _deepest_field(spec: JobSpec) -> str:
-    """Return the request's field with the deepest nesting.
-
-    The job has one step: a pipeline's request is as deep as its spec, so parsing refuses it first.
-    """
+def _find_deepest_field(spec: JobSpec) -> str:
+    """Return the field with the deepest nesting in a request for one step."""
     step, prompt = spec.steps[0], spec.comfyui
-    if prompt is not None and _depth(prompt.extra_data) > _depth(step.payload):
+    if prompt is not None and _measure_depth(prompt.extra_data) > _measure_depth(step.payload):
         return "extra_data"
     return "workflow" if step.kind is StepKind.RENDER else "request"
 
 
-def _depth(value: Any) -> int:
+def _measure_depth(value: Any) -> int:
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, list | tuple):
         return 0
-    return 1 + max(map(_depth, value), default=0)
+    return 1 + max(map(_measure_depth, value), default=0)
 
 
-def _with_allowed_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
-    """Return the spec with a class that its submitter may use.
-
-    Raises:
-        PriorityNotAllowed: ``field`` has a better class.
-    """
+def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
+    """Return the spec with a permitted priority, or raise if the client named a better one."""
     best = submitter.best_priority
     if spec.priority >= best:
         return spec
     if field is not None:
-        raise _class_not_allowed(spec.priority, best, field)
+        raise _new_priority_error(spec.priority, best, field)
     return replace(spec, priority=best)
 
 
-def _class_not_allowed(priority: int, best: int, field: str | None) -> PriorityNotAllowed:
+def _new_priority_error(priority: int, best: int, field: str | None) -> PriorityNotAllowed:
     return PriorityNotAllowed(
         f"you must not use priority {priority}: your best priority is {best}",
         field=field,
@@ -332,12 +325,14 @@ def _class_not_allowed(priority: int, best: int, field: str | None) -> PriorityN
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
-    """Refuse chat steps that the models app would refuse later, when they run."""
+    """Raise InsufficientScope for chat steps of a submitter that must not call models."""
     has_chat = any(step.kind is StepKind.CHAT for step in spec.steps)
     if has_chat and not submitter.has_scope(TEXT):
-        raise InsufficientScope(f"a chat step needs the scope {TEXT}", details={"scope": TEXT})
+        raise InsufficientScope(
+            f"a chat step needs the scope {TEXT!r}, which you lack", details={"scope": TEXT}
+        )
 
 
-def _finished(job: Job) -> JobFinished:
+def _new_finished_error(job: Job) -> JobFinished:
     status = "been cancelled" if job.status is JobStatus.CANCELLED else job.status.value
     return JobFinished(f"job {job.id} has {status}")

@@ -1,4 +1,4 @@
-"""Makes the HTTP calls of chat and http steps, with the rights of the job's submitter."""
+"""Sends the HTTP requests of chat and http steps, with the rights of the job's submitter."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import Identity
 from moyin.errors import BackendTimeout, BackendUnavailable, StepFailed
 from moyin.http.client import BodyTooLong, read_up_to
-from moyin.jobs.protocol.paths import check_path
-
-__all__ = ["StepClient", "StepResponse"]
+from moyin.jobs.protocol.step_requests import check_step_path
 
 _MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 _RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Headers that we or the connection set. A client's own value would act for another caller, or ask
-# for a response in an encoding that we cannot read.
+# Headers that this client or the connection sets. A value from the job could act for another
+# caller, or request a response in an encoding that this client cannot decode.
 _RESERVED_HEADERS = frozenset(
     {
         "accept-encoding", "authorization", "connection", "content-length", "cookie", "expect",
@@ -37,12 +35,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResponse:
-    """A response with a status below 400.
+    """The successful response to a step's request.
 
     Attributes:
-        media_type: without parameters, lower case.
-        cost_usd: the cost of the call as the gateway reports it.
-        backend: the back end that answered, if the gateway names one.
+        media_type: the media type in lower case, without parameters.
+        cost_usd: the cost of the request as the gateway reports it.
+        backend: the name of the back end that answered, if the gateway reports one.
     """
 
     status: int
@@ -52,9 +50,9 @@ class StepResponse:
     backend: str | None
 
     def json(self) -> Any:
-        """Return the content as JSON that a step's output can store.
+        """Return the content as a JSON value that a step's output can store.
 
-        A model that is cut off within an emoji leaves half a surrogate pair, which becomes ``?``.
+        Half a surrogate pair, as in a text that was cut off within an emoji, becomes ``?``.
 
         Raises:
             StepFailed: the content is not JSON, or is nested too deeply.
@@ -63,15 +61,17 @@ class StepResponse:
             plain = json.dumps({"body": json.loads(self.content)}, ensure_ascii=False)
             return from_json(plain.encode(errors="replace"))["body"]
         except (ValueError, RecursionError):
-            raise StepFailed("the service's response is not JSON") from None
+            raise StepFailed(
+                f"the service's response of type {self.media_type} is not valid JSON"
+            ) from None
 
 
 class StepClient:
-    """Calls routes of the gateway and of the services behind it for the steps of jobs.
+    """Sends the requests of steps to the gateway and to the services behind the gateway.
 
     Args:
-        gateway: makes tokens for identities.
-        max_response_bytes: larger responses fail the step.
+        gateway: a client that can make tokens for identities.
+        max_response_bytes: the largest response; larger responses fail the step.
     """
 
     def __init__(
@@ -90,25 +90,25 @@ class StepClient:
         headers: Mapping[str, str] | None = None,
         idempotency_key: str,
     ) -> StepResponse:
-        """Call a route as ``identity``.
+        """Send a request with the rights of ``identity`` and return the response.
 
         Args:
-            body: bytes are sent as they are, a string as text, anything else as JSON.
+            body: bytes are sent unchanged, a string as text, and other values as JSON.
 
         Raises:
             InvalidRequest: a step must not call this path.
-            StepFailed: a header contains control characters, or the service refused the request;
-                ``details`` has its status and response.
-            BackendUnavailable, BackendTimeout: the call may succeed later.
+            StepFailed: a header contains control characters, the response is too large, or the
+                service rejected the request; ``details`` then has its status and response.
+            BackendUnavailable, BackendTimeout: the request may succeed later.
         """
-        check_path(path, field="path")
+        check_step_path(path, field="path")
         allowed = {k: v for k, v in (headers or {}).items() if k.lower() not in _RESERVED_HEADERS}
         for name, value in allowed.items():
             if _CONTROL.search(value):
-                # Such as the line breaks of an earlier step's text.
+                # For example, the text of an earlier step may contain line breaks.
                 raise StepFailed(f"the header {name} must not contain control characters")
         allowed["idempotency-key"] = idempotency_key
-        data = _encoded(body, allowed)
+        data = _encode_body(body, allowed)
         try:
             # The path is sent exactly as it was checked.
             async with self._gateway.open(
@@ -117,28 +117,31 @@ class StepClient:
                 content = await read_up_to(response, self._max_response_bytes)
         except BodyTooLong:
             raise StepFailed(
-                f"the service's response is larger than {self._max_response_bytes} bytes"
+                f"the response to {method} {_strip_query(path)} is larger than "
+                f"{self._max_response_bytes} bytes"
             ) from None
         except GatewayUnreachable as error:
             if isinstance(error.__cause__, TimeoutError):
-                raise BackendTimeout(f"{method} {_without_query(path)} took too long") from None
+                raise BackendTimeout(
+                    f"{method} {_strip_query(path)} exceeded the time limit of a request"
+                ) from None
             reason = type(error.__cause__).__name__
             raise BackendUnavailable(
-                f"{method} {_without_query(path)} could not be reached ({reason})"
+                f"{method} {_strip_query(path)} could not be reached ({reason})"
             ) from error
         except RequestRefused as error:
-            raise _failure(method, path, error) from None
+            raise _to_step_error(method, path, error) from None
         return StepResponse(
             status=response.status,
             media_type=response.content_type,
             content=content,
-            cost_usd=_cost(response.headers.get("x-moyin-cost-usd")),
+            cost_usd=_parse_cost(response.headers.get("x-moyin-cost-usd")),
             backend=response.headers.get("x-moyin-backend"),
         )
 
 
-def _encoded(body: Any, headers: dict[str, str]) -> bytes | None:
-    """Return the body as bytes, and add its type to the headers if they have none."""
+def _encode_body(body: Any, headers: dict[str, str]) -> bytes | None:
+    """Return the body as bytes, and add its content-type to the headers if it is missing."""
     if body is None or isinstance(body, bytes):
         return body
     has_type = any(name.lower() == "content-type" for name in headers)
@@ -151,9 +154,11 @@ def _encoded(body: Any, headers: dict[str, str]) -> bytes | None:
     return json.dumps(body).encode()
 
 
-def _failure(method: str, path: str, refusal: RequestRefused) -> BackendUnavailable | StepFailed:
-    """Return the step's error for a response with an error status."""
-    message = f"{method} {_without_query(path)} answered with status {refusal.status}"
+def _to_step_error(
+    method: str, path: str, refusal: RequestRefused
+) -> BackendUnavailable | StepFailed:
+    """Return the error of a step whose request got an error status."""
+    message = f"{method} {_strip_query(path)} answered with status {refusal.status}"
     response = refusal.body[:2_000].decode(errors="replace")
     details = {"status": refusal.status, "answer": response}
     if refusal.status in _RETRYABLE_STATUSES:
@@ -161,12 +166,12 @@ def _failure(method: str, path: str, refusal: RequestRefused) -> BackendUnavaila
     return StepFailed(message, details=details)
 
 
-def _without_query(path: str) -> str:
-    """Return the path for messages; the query may contain secrets."""
+def _strip_query(path: str) -> str:
+    """Return the path for messages, without its query, which may contain secrets."""
     return path.partition("?")[0][:200]
 
 
-def _cost(header: str | None) -> Decimal:
+def _parse_cost(header: str | None) -> Decimal:
     try:
         cost = Decimal(header or 0)
     except InvalidOperation:

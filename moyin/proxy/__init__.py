@@ -1,6 +1,6 @@
-"""Forwards requests to the studio's other services: Moyin's reverse proxy.
+"""Contains Moyin's reverse proxy, which forwards requests to the studio's other services.
 
-Route tables, balancing and header rules are pure; `forward`, `sockets` and health checks do I/O.
+`route`, `paths` and `headers` are pure functions; `forward`, `sockets` and `pool` do I/O.
 """
 
 from moyin.proxy.engine import Proxy

@@ -1,4 +1,4 @@
-"""Answers a request with a job that makes the call later (``Prefer: respond-async``)."""
+"""Turns a proxied request into a job that sends it later (``Prefer: respond-async``)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, get_header
 from moyin.access.gatekeeper.context import context
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
+from moyin.http.headers import prefers_async_response
 from moyin.proxy.forward import receive_body
-from moyin.proxy.headers import request_headers
-
-__all__ = ["Deferral", "defer", "prefers_job"]
+from moyin.proxy.headers import build_request_headers
 
 
 class Deferral(Protocol):
-    """Turns a call into a durable job."""
+    """Creates the jobs that send deferred requests; `moyin.jobs.deferred` implements it."""
 
     async def submit(
         self,
@@ -29,56 +28,43 @@ class Deferral(Protocol):
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """Return the job that will call ``path`` (with its query), and whether it is new."""
+        """Create a job that calls ``path`` with its query; return the job and True if it is new."""
         ...
 
-    def is_job(self, identity: Identity) -> bool:
-        """Return whether the caller is itself a job, whose calls must not be deferred again."""
+    def is_called_by_job(self, identity: Identity) -> bool:
+        """Return True if the caller is itself a job, whose requests must not be deferred again."""
         ...
 
-    def described(self, job: Job) -> dict[str, Any]:
-        """Return the job as the API shows it to its owner."""
+    def render_job(self, job: Job) -> dict[str, Any]:
+        """Return the body of the response that describes the job to its owner."""
         ...
 
 
-async def defer(deferral: Deferral, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-    """Answer 202 with the job that will call ``path`` on the caller's behalf."""
+async def respond_with_job(
+    deferral: Deferral, scope: Scope, receive: Receive, send: Send, path: str
+) -> None:
+    """Respond with status 202 and the job that will call ``path`` on the caller's behalf."""
     request = context(scope)
     query = scope["query_string"].decode("latin-1")
     job, created = await deferral.submit(
         request.caller,
         method=scope["method"],
         path=f"{path}?{query}" if query else path,
-        headers=request_headers(
-            scope,
-            request_id=request.request_id,
-            address="",
-            prefix=None,
-            pass_credentials=False,
-            identity={},
+        headers=build_request_headers(
+            scope, request.request_id, address="", prefix=None, pass_credentials=False, identity={}
         ),
         body=await receive_body(receive),
-        idempotency_key=header(scope, b"idempotency-key"),
+        idempotency_key=get_header(scope, b"idempotency-key"),
     )
-    body = json.dumps(deferral.described(job)).encode()
+    body = json.dumps(deferral.render_job(job)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"location", f"/jobs/{job.id}".encode()),
     ]
-    if prefers_job(scope):
+    if prefers_async_response(scope["headers"]):
         headers.append((b"preference-applied", b"respond-async"))
     if not created:
         headers.append((b"idempotent-replayed", b"true"))
     await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def prefers_job(scope: Scope) -> bool:
-    """Return whether the client sent ``Prefer: respond-async`` (RFC 7240)."""
-    return any(
-        preference.strip().partition(";")[0].strip().lower() == "respond-async"
-        for name, value in scope["headers"]
-        if name == b"prefer"
-        for preference in value.decode("latin-1").split(",")
-    )

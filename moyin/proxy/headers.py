@@ -1,15 +1,13 @@
-"""Filters the headers of requests and responses (RFC 9110, section 7.6); pure."""
+"""Filters the headers of forwarded requests and responses (RFC 9110, section 7.6)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from moyin.access.gatekeeper.asgi import RawHeaders, Scope, header
-from moyin.access.gatekeeper.credentials import without_cookie
+from moyin.access.gatekeeper.asgi import RawHeaders, Scope, get_header
+from moyin.access.gatekeeper.credential_finder import remove_session_cookie
 from moyin.errors import InvalidRequest
-
-__all__ = ["is_forwardable", "request_headers", "response_headers"]
 
 _HOP_BY_HOP = frozenset(
     {
@@ -20,18 +18,17 @@ _HOP_BY_HOP = frozenset(
 _MOYIN_PREFIX = "x-moyin-"
 # The gateway's own server adds these to every response.
 _SET_BY_SERVER = frozenset({"date", "server", "x-request-id"})
-# `Expect` was answered by the server in front; `Host` is set for the upstream.
+# The gateway's server has answered `Expect`; aiohttp sets `Host` for the upstream.
 _NOT_FORWARDED = frozenset({"expect", "host"})
 _HANDSHAKE_PREFIX = "sec-websocket-"
 _VIA = "1.1 moyin"
 # CGI and WSGI map `Remote-User`, `Remote_User` and, in some servers, `Remote.User` to one variable.
-# So only letters, digits and hyphens are safe. HAProxy, nginx and Apache drop underscores as well.
+# So only letters, digits and hyphens are forwarded. HAProxy, nginx and Apache drop underscores too.
 _UNAMBIGUOUS_NAME = re.compile(r"[a-z0-9-]+")
-# Authentication proxies name the caller to a service in headers that the service then trusts. From
-# a client such headers are forgeries, whichever of them the service reads. Sources: the
-# documentation of oauth2-proxy, Authelia, authentik, Vouch, Pomerium, Kong, Traefik, Grafana's auth
-# proxy, mod_auth_openidc, SiteMinder, WebSEAL, Cloudflare Access, Google IAP, AWS ALB, Azure App
-# Service and Tailscale Serve; RFC 9440.
+# Authentication proxies identify the caller to a service by headers that the service trusts. If a
+# client sends such a header, it is forged. Sources: the documentation of oauth2-proxy, Authelia,
+# authentik, Vouch, Pomerium, Kong, Traefik, Grafana's auth proxy, mod_auth_openidc, SiteMinder,
+# WebSEAL, Cloudflare Access, Google IAP, AWS ALB, Azure App Service and Tailscale Serve; RFC 9440.
 _FORGEABLE_NAMES = frozenset(
     {
         # Set by the gateway itself.
@@ -63,42 +60,43 @@ _FORGEABLE_PREFIXES = (
 )  # fmt: skip
 
 
-def request_headers(
+def build_request_headers(
     scope: Scope,
-    *,
     request_id: str,
+    *,
     address: str,
     prefix: str | None,
     pass_credentials: bool,
     identity: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    """Return the headers for an upstream: without hop-by-hop headers, keys and forgeable headers.
+    """Return the request headers without hop-by-hop headers, keys and forgeable headers.
 
     Args:
-        address: the client's address, or empty if unknown.
-        prefix: the prefix that was removed from the path, if any.
-        identity: the signed headers that identify the caller.
+        address: the client's IP address, or an empty string if it is unknown.
+        prefix: the route's prefix that was removed from the path, if any.
+        pass_credentials: True to forward the caller's key instead of ``identity``.
+        identity: the signed headers that identify the caller to the service.
 
     Raises:
-        InvalidRequest: the length of the body is ambiguous.
+        InvalidRequest: two servers could read different lengths of the body.
     """
     _reject_ambiguous_length(scope)
     is_websocket = scope["type"] == "websocket"
     forwarded = []
-    for name, value in _end_to_end(scope["headers"]):
+    for name, value in _end_to_end_headers(scope["headers"]):
         if name in _NOT_FORWARDED or not is_forwardable(name):
             continue
         if is_websocket and (name.startswith(_HANDSHAKE_PREFIX) or name == "content-length"):
             continue
-        if not pass_credentials and _is_moyin_key(name, value):
+        if not pass_credentials and _is_moyin_credential(name, value):
             continue
-        if name == "cookie" and not (value := without_cookie(value)):
+        if name == "cookie" and not (value := remove_session_cookie(value)):
             continue
         forwarded.append((name, value))
     forwarded += [
         ("x-request-id", request_id),
         ("x-forwarded-proto", _web_scheme(scope, address)),
-        ("x-forwarded-host", header(scope, b"host") or ""),
+        ("x-forwarded-host", get_header(scope, b"host") or ""),
         ("via", _VIA),
     ]
     if address:
@@ -110,17 +108,17 @@ def request_headers(
     return forwarded
 
 
-def response_headers(
+def build_response_headers(
     headers: RawHeaders, *, from_own_app: bool = False, location: str | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Return the headers for the client.
+    """Return the response headers that the client receives.
 
     Args:
-        from_own_app: keep ``x-moyin-*`` headers, because the upstream is one of Moyin's own apps.
-        location: replaces the upstream's ``Location``.
+        from_own_app: True if the upstream is one of Moyin's apps, whose ``x-moyin-*`` are kept.
+        location: the value that replaces the upstream's ``Location``, if any.
     """
     pairs = [(name.lower(), value) for name, value in headers]
-    hop_by_hop = _hop_by_hop(pairs)
+    hop_by_hop = _hop_by_hop_names(pairs)
     returned = []
     for name, value in pairs:
         plain = name.decode("latin-1")
@@ -129,7 +127,9 @@ def response_headers(
         if plain.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
         # Only the gateway itself may set its session cookie.
-        if plain == "set-cookie" and not without_cookie(value.decode("latin-1").partition(";")[0]):
+        if plain == "set-cookie" and not remove_session_cookie(
+            value.decode("latin-1").partition(";")[0]
+        ):
             continue
         if name == b"location" and location is not None:
             # Restores bytes that are not UTF-8.
@@ -138,17 +138,18 @@ def response_headers(
     return returned
 
 
-def _end_to_end(headers: RawHeaders) -> Iterator[tuple[str, str]]:
+def _end_to_end_headers(headers: RawHeaders) -> Iterator[tuple[str, str]]:
+    """Yield the decoded headers that are not hop-by-hop."""
     pairs = list(headers)
-    hop_by_hop = _hop_by_hop(pairs)
+    hop_by_hop = _hop_by_hop_names(pairs)
     for raw, value in pairs:
         name = raw.decode("latin-1")
         if name not in hop_by_hop:
-            yield name, _text(value)
+            yield name, _decode_value(value)
 
 
-def _hop_by_hop(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
-    """Return the known hop-by-hop headers and those that ``Connection`` lists."""
+def _hop_by_hop_names(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
+    """Return the names of the known hop-by-hop headers and of those that ``Connection`` lists."""
     listed = [value for name, value in pairs if name == b"connection"]
     if not listed or listed == [b"keep-alive"]:
         return _HOP_BY_HOP
@@ -157,7 +158,7 @@ def _hop_by_hop(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
 
 
 def _reject_ambiguous_length(scope: Scope) -> None:
-    """Reject a body length that two servers could read differently (request smuggling)."""
+    """Reject a body whose length two servers could read differently (request smuggling)."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
     if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit())):
@@ -165,21 +166,21 @@ def _reject_ambiguous_length(scope: Scope) -> None:
         raise InvalidRequest(message, field="Content-Length")
 
 
-def _is_moyin_key(name: str, value: str) -> bool:
+def _is_moyin_credential(name: str, value: str) -> bool:
     return name == "x-api-key" or (name == "authorization" and value[:7].lower() == "bearer ")
 
 
 def _web_scheme(scope: Scope, address: str) -> str:
-    """Return the scheme that the client used; a trusted proxy in front may have terminated TLS."""
+    """Return the client's scheme, which a trusted proxy reports if it has terminated TLS."""
     peer = (scope.get("client") or ("", 0))[0]
-    forwarded = header(scope, b"x-forwarded-proto")
+    forwarded = get_header(scope, b"x-forwarded-proto")
     if address and address != peer and forwarded in ("http", "https"):
         return forwarded
     return {"ws": "http", "wss": "https"}.get(scope["scheme"], str(scope["scheme"]))
 
 
-def _text(value: bytes) -> str:
-    """Decode as UTF-8, which aiohttp encodes again, or else as Latin-1."""
+def _decode_value(value: bytes) -> str:
+    """Decode a header value as UTF-8, as aiohttp will encode it, or otherwise as Latin-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -187,7 +188,7 @@ def _text(value: bytes) -> str:
 
 
 def is_forwardable(name: str) -> bool:
-    """Return whether a client's header of this name (lower case) is forwarded to services."""
+    """Return True if services may receive a client's header of this lower-case name."""
     return (
         _UNAMBIGUOUS_NAME.fullmatch(name) is not None
         and name not in _FORGEABLE_NAMES

@@ -1,4 +1,4 @@
-"""Signs the headers that identify the caller to an upstream."""
+"""Signs the headers that identify the caller to an upstream service."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import jwt
 from moyin.domain.identity import Identity
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["IDENTITY_HEADER", "IdentitySigner", "route_secret"]
-
 IDENTITY_HEADER = "x-moyin-identity"
 _OWNER_HEADER = "x-moyin-owner"
 _ALGORITHM = "HS256"
@@ -22,43 +20,45 @@ _LIFETIME_SECONDS = 120
 # Signing costs as much as forwarding a request, so a token is reused for this long.
 _REUSE_SECONDS = 30
 _CACHE_SIZE = 4_096
+# The time until which signed headers are reused, and the headers.
+_CachedHeaders = tuple[float, Mapping[str, str]]
 
 
-def route_secret(signing_key: bytes, route: str) -> str:
-    """Return the secret with which the service behind ``route`` verifies identities; 64 hex digits.
+def derive_route_secret(signing_key: bytes, route: str) -> str:
+    """Return the secret with which a route's service verifies callers' identities; 64 hex digits.
 
-    Every route has its own, derived from the stack's key, so that no service can forge identities
-    for another.
+    Every route has its own secret, derived from the stack's key, so that no service can forge
+    identities for another service.
     """
     return hmac.new(signing_key, b"moyin/route/" + route.encode(), hashlib.sha256).hexdigest()
 
 
 class IdentitySigner:
-    """Creates the identity headers of one route.
+    """Signs the headers that identify callers to the service of one route.
 
     ``x-moyin-identity`` is a JWT (HS256): ``iss`` moyin, ``aud`` the route, ``sub`` the tenant,
     ``user``, ``key``, ``scopes``, ``iat``, ``exp``. ``x-moyin-owner`` repeats the tenant for logs.
     """
 
     def __init__(self, signing_key: bytes, route: str) -> None:
-        self._secret = route_secret(signing_key, route)
+        self._secret = derive_route_secret(signing_key, route)
         self._route = route
-        self._cache: BoundedDict[tuple[str, str, str | None, frozenset[str]], _Signed]
+        self._cache: BoundedDict[tuple[str, str, str | None, frozenset[str]], _CachedHeaders]
         self._cache = BoundedDict(_CACHE_SIZE)
 
-    def headers(self, identity: Identity | None) -> Mapping[str, str]:
-        """Return the headers for the caller; empty for an anonymous one."""
+    def identity_headers(self, identity: Identity | None) -> Mapping[str, str]:
+        """Return the headers that identify the caller; no headers for an anonymous caller."""
         if identity is None:
             return {}
         key = (identity.owner, identity.key_id, identity.user, identity.scopes)
         now = time.time()
         cached = self._cache.get(key)
         if cached is None or cached[0] < now:
-            cached = (now + _REUSE_SECONDS, self._sign(identity, int(now)))
+            cached = (now + _REUSE_SECONDS, self._sign_headers(identity, int(now)))
             self._cache[key] = cached
         return cached[1]
 
-    def _sign(self, identity: Identity, now: int) -> Mapping[str, str]:
+    def _sign_headers(self, identity: Identity, now: int) -> Mapping[str, str]:
         claims = {
             "iss": _ISSUER,
             "aud": self._route,
@@ -71,6 +71,3 @@ class IdentitySigner:
         }
         token = jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
         return {_OWNER_HEADER: identity.owner, IDENTITY_HEADER: token}
-
-
-_Signed = tuple[float, Mapping[str, str]]

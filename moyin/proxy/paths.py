@@ -1,4 +1,4 @@
-"""Translates paths between client and upstream, and rejects ambiguous ones; pure."""
+"""Translates paths between client and upstream, and rejects ambiguous paths."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ from urllib.parse import unquote, urlsplit
 from moyin.errors import InvalidRequest
 from moyin.proxy.route import Route
 
-__all__ = ["lenient_path", "public_location", "upstream_path", "without_api_key"]
-
-# Java servers drop everything behind a semicolon before they read a segment, and some decode before
-# they split off the query: both find ``..`` in ``/..;x/`` and ``/..%3f/``. IIS reads ``%u002e``.
+# Java servers ignore the part of a segment after a semicolon, and some servers decode the path
+# before the query is split off. Both find ``..`` in ``/..;x/`` or ``/..%3f/``. IIS reads ``%u002e``.
 _FORBIDDEN = re.compile(r"/\.\.?(?:[/;?#]|$)|[\x00-\x1f\x7f\\]|%u[0-9a-f]{4}", re.IGNORECASE)
-# UTF-8 that encodes an ASCII character in too many bytes: old decoders read ``%c0%ae`` as a dot.
+# UTF-8 with too many bytes for an ASCII character; old decoders read ``%c0%ae`` as a dot.
 _OVERLONG = re.compile(r"%c[01]%[89ab]|%e0%[89]|%f0%8", re.IGNORECASE)
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
 
 
-def upstream_path(route: Route, raw_path: str) -> str:
-    """Return the path for the upstream, with its percent-encoding unchanged.
+def to_upstream_path(route: Route, raw_path: str) -> str:
+    """Return the path that the upstream receives, with its percent-encoding unchanged.
 
     Raises:
-        InvalidRequest: gateway and upstream could read the path differently, for example because of
-            ``..`` segments or nested encoding.
+        InvalidRequest: the gateway and the upstream could read the path differently, for example
+            because of ``..`` segments or nested encoding.
     """
-    plain = _decoded(raw_path) if "%" in raw_path else raw_path
+    plain = _decode(raw_path) if "%" in raw_path else raw_path
     if not raw_path.startswith("/") or _FORBIDDEN.search(plain):
         raise InvalidRequest(
-            "the path must not contain . or .. segments (..;x is one), backslashes, control characters "
-            "or characters in a non-standard encoding",
+            "the path must not contain . or .. segments (such as ..;x), backslashes, control "
+            "characters or characters in a non-standard encoding",
             field="path",
         )
-    path = _without_prefix(route, raw_path)
+    path = _strip_prefix(route, raw_path)
     if route.rewrite is None:
         return path
     rewritten = route.rewrite(path)
@@ -41,22 +39,24 @@ def upstream_path(route: Route, raw_path: str) -> str:
     return rewritten if rewritten.startswith("/") else f"/{rewritten}"
 
 
-def lenient_path(path: str) -> str | None:
-    """Return the decoded path as servers read it that ignore ``;parameters`` and repeated slashes.
+def read_leniently(path: str) -> str | None:
+    """Return the path without ``;parameters`` and repeated slashes, or None if it is the same.
 
-    None: such a server reads the path unchanged. If the two readings match different routes, the
-    request must be rejected: the other route may require more scopes.
+    Some servers read paths in this way. If both readings match different routes, the request must
+    be rejected, because the other route may require more scopes.
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
-    lenient = _SLASHES.sub("/", _PARAMETERS.sub("", _decoded(path)))
+    lenient = _SLASHES.sub("/", _PARAMETERS.sub("", _decode(path)))
     return None if lenient == path else lenient
 
 
-def _without_prefix(route: Route, raw_path: str) -> str:
-    """Return the path without the route's prefix; it begins with a slash.
+def _strip_prefix(route: Route, raw_path: str) -> str:
+    """Return the path without the route's prefix. The result begins with a slash.
 
-    An encoded slash would not end the upstream's address, and could change the server it names.
+    Raises:
+        InvalidRequest: the prefix or the slash after it is percent-encoded. Without a plain slash,
+            the path would become a part of the upstream's host name.
     """
     if route.prefix is None or not route.strip_prefix:
         return raw_path
@@ -66,30 +66,30 @@ def _without_prefix(route: Route, raw_path: str) -> str:
     if raw_path.startswith(f"{prefix}/"):
         return raw_path[len(prefix) :]
     if unquote(raw_path) in route.paths:
-        # The route's exact paths may lie outside its prefix.
+        # An exact path of the route may lie outside its prefix.
         return raw_path
     raise InvalidRequest(
         f"the path must begin with {prefix}/ without percent-encoding", field="path"
     )
 
 
-def without_api_key(query: str) -> str:
-    """Return the query without ``api_key``, where browsers put the key of a WebSocket."""
+def remove_api_key(query: str) -> str:
+    """Return the query without ``api_key``, with which browsers authenticate a WebSocket."""
     return "&".join(p for p in query.split("&") if unquote(p.partition("=")[0]) != "api_key")
 
 
-def public_location(route: Route, upstream: str, location: str) -> str:
+def to_public_location(route: Route, upstream: str, location: str) -> str:
     """Translate a redirect to the upstream's own address into one that the client can follow.
 
-    The route's prefix is added even if the location already begins with it: a wiki behind ``/wiki``
-    may itself have pages below ``/wiki``. Services that know their prefix set ``proxy_redirect`` to
-    false.
+    The route's prefix is added even if the location already begins with it, because a wiki behind
+    ``/wiki`` may itself have pages below ``/wiki``. The route of a service that adds its prefix
+    itself has ``proxy_redirect`` false.
     """
     base = urlsplit(upstream)
     try:
         parts = urlsplit(location)
     except ValueError:
-        # Not a URL that Python can parse: leave it to the client.
+        # Python cannot parse this URL, but the client may be able to.
         return location
     if parts.netloc and (parts.scheme, parts.netloc) != (base.scheme, base.netloc):
         return location
@@ -105,11 +105,14 @@ def public_location(route: Route, upstream: str, location: str) -> str:
     return f"{path}{query}{fragment}"
 
 
-def _decoded(path: str) -> str:
-    """Return ``path`` without percent-encoding, even if it was applied several times."""
+def _decode(path: str) -> str:
+    """Return the path without percent-encoding, even if it was encoded several times."""
     for _ in range(8):
         if _OVERLONG.search(path):
-            raise InvalidRequest("the path has overlong UTF-8: write plain ASCII", field="path")
+            raise InvalidRequest(
+                "the path contains overlong UTF-8: encode each character in its shortest form",
+                field="path",
+            )
         plain = unquote(path, errors="replace")
         if plain == path:
             return path

@@ -1,4 +1,4 @@
-"""Chooses the upstream of each request, from health checks and the outcome of real requests."""
+"""Chooses the upstream of each request by health checks and the results of earlier requests."""
 
 from __future__ import annotations
 
@@ -14,74 +14,68 @@ from yarl import URL
 
 from moyin.errors import Overloaded, ServiceUnavailable
 from moyin.http.breaker import Breaker
-from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
+from moyin.proxy.route import BalancingPolicy, HealthCheck, Route, Upstream
 
-__all__ = [
-    "RETRYABLE_STATUSES",
-    "RETRY_AFTER_SECONDS",
-    "InFlightCount",
-    "Pool",
-    "PoolMember",
-    "choose_member",
-    "run_health_checks",
-]
-
-# A server that is starting or stopping answers with these; the service itself rarely does.
+# Statuses of a server that is starting or stopping; a running service rarely sends them.
 RETRYABLE_STATUSES = frozenset({502, 503, 504})
 _log = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = 2.0
 
 
 class PoolMember:
-    """Tracks the load and health of one upstream, as this replica sees them.
+    """Tracks the load and health of one upstream in this gateway replica.
 
     Attributes:
-        active: the number of open requests.
-        breaker: opens when real requests fail (passive health check).
-        up: the result of the active health checks.
-        credit: used by weighted balancing.
+        active: the number of open requests of this replica.
+        breaker: the circuit breaker, which opens after requests have failed.
+        is_up: False while the active health checks report that the upstream is down.
+        credit: the current weight in smooth weighted round robin.
     """
 
     def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
         self.upstream = upstream
         self.active = 0
         self.breaker = Breaker(clock)
-        self.up = True
+        self.is_up = True
         self.credit = 0
         self._streak = 0
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """True if the upstream is healthy and its breaker admits a request."""
-        return self.up and self.breaker.ready
+        return self.is_up and self.breaker.ready
 
-    def record_check(self, passed: bool, check: HealthCheck) -> None:
-        """Record the result of an active check."""
-        if passed == self.up:
+    def record_health_check(self, passed: bool, check: HealthCheck) -> None:
+        """Record the result of an active check, and update `is_up` if enough results agree."""
+        if passed == self.is_up:
             self._streak = 0
             return
         self._streak += 1
         if self._streak < (check.rise if passed else check.fall):
             return
-        self.up, self._streak = passed, 0
+        self.is_up, self._streak = passed, 0
         if passed:
-            # Failures before the recovery say nothing about the upstream now.
+            # Requests that failed before the recovery must not keep the breaker open.
             self.breaker.succeed()
-        _log.warning("upstream %s is %s", self.upstream.url, "up" if passed else "down")
+        _log.warning(
+            "health checks report that upstream %s is %s",
+            self.upstream.url,
+            "up" if passed else "down",
+        )
 
 
 class InFlightCount:
-    """Counts the requests in flight of one route, across its successive pools."""
+    """Counts the open requests of one route, across reloads of the route table."""
 
     def __init__(self) -> None:
         self.count = 0
 
 
-class Pool:
+class UpstreamPool:
     """Balances the requests of one route over its upstreams.
 
     Args:
-        in_flight: shared with the route's earlier pools, whose requests still count.
+        in_flight: the count of open requests, which outlives this pool when the table is reloaded.
     """
 
     def __init__(
@@ -95,28 +89,28 @@ class Pool:
     @classmethod
     def build(
         cls, route: Route, known: Mapping[str, PoolMember], in_flight: InFlightCount | None = None
-    ) -> Pool:
-        """Build a pool that keeps the ``known`` members, by URL, of the route's previous pool."""
+    ) -> UpstreamPool:
+        """Build a route's pool, and reuse the ``known`` members of its previous pool, by URL."""
         members = []
         for upstream in route.upstreams:
             member = known.get(upstream.url) or PoolMember(upstream)
             member.upstream = upstream
             if route.health is None:
-                # Without health checks nothing would ever mark the upstream as up again.
-                member.up = True
+                # Without health checks nothing would set this to True again.
+                member.is_up = True
             members.append(member)
         return cls(route, members, in_flight)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count a request as in flight for as long as the context is open.
+        """Count a request as open while the context is active.
 
         Raises:
             Overloaded: the route's ``concurrent`` limit is reached.
         """
-        limit = self.route.concurrent
+        limit = self.route.max_concurrent
         if limit is not None and self._in_flight.count >= limit:
-            message = f"the service {self.route.name!r} has {limit} requests in flight, its limit"
+            message = f"the service {self.route.name!r} is at its limit of {limit} open requests"
             raise Overloaded(message, retry_after=1)
         self._in_flight.count += 1
         try:
@@ -124,58 +118,61 @@ class Pool:
         finally:
             self._in_flight.count -= 1
 
-    def pick(self, sticky: str | None, tried: Collection[PoolMember]) -> PoolMember | None:
-        """Return the member to send the request to; None when no untried member is usable.
+    def pick_member(self, sticky: str | None, tried: Collection[PoolMember]) -> PoolMember | None:
+        """Return the member that the request is sent to next, or None if all have been tried.
 
         Args:
-            sticky: the header value that ties a client to one upstream, if any.
+            sticky: the header value that ties the client to one upstream, if any.
+            tried: the members that have already failed for this request.
         """
-        usable = [m for m in self.members if m.usable and m not in tried]
+        usable = [m for m in self.members if m.is_usable and m not in tried]
         if not usable:
-            return self._next_due(tried)
+            return self._first_to_recover(tried)
         if sticky is not None:
-            member = max(usable, key=lambda m: _affinity(sticky, m))
+            member = max(usable, key=lambda m: _rendezvous_hash(sticky, m))
         else:
             member = choose_member(self.route.balance, usable, self._turn)
             self._turn += 1
         member.breaker.admit()
         return member
 
-    def has_another(self, tried: Collection[PoolMember]) -> bool:
-        """Return whether the request may be retried on another member."""
+    def can_retry(self, tried: Collection[PoolMember]) -> bool:
+        """Return True if the request may be sent to another member after those in ``tried``."""
         if len(tried) > self.route.retries:
             return False
-        return any(m.usable and m not in tried for m in self.members)
+        return any(m.is_usable and m not in tried for m in self.members)
 
-    def _next_due(self, tried: Collection[PoolMember]) -> PoolMember | None:
-        """Return the member whose breaker closes first: it may have recovered by now."""
+    def _first_to_recover(self, tried: Collection[PoolMember]) -> PoolMember | None:
+        """Return the untried member whose breaker closes first, as it may have recovered."""
         if len(self.members) == 1:
             return None
-        left = [m for m in self.members if m.up and m not in tried]
-        return min(left, key=lambda m: m.breaker.retry_after, default=None)
+        untried = [m for m in self.members if m.is_up and m not in tried]
+        return min(untried, key=lambda m: m.breaker.retry_after, default=None)
 
-    def unavailable_error(self) -> ServiceUnavailable:
-        """Return the error for a request that no member can take."""
-        waits = [m.breaker.retry_after for m in self.members if m.up and m.breaker.retry_after > 0]
+    def new_unavailable_error(self) -> ServiceUnavailable:
+        """Return the error for a client whose request no member can serve."""
+        waits = [
+            m.breaker.retry_after for m in self.members if m.is_up and m.breaker.retry_after > 0
+        ]
         return ServiceUnavailable(
-            f"the service {self.route.name!r} is not available",
+            f"the service {self.route.name!r} has no healthy upstream; try again",
             retry_after=min(waits, default=RETRY_AFTER_SECONDS),
         )
 
 
-def choose_member(balance: Balance, usable: Sequence[PoolMember], turn: int) -> PoolMember:
-    """Return the member that the balancing policy selects; ``usable`` must not be empty."""
-    if balance is Balance.LEAST_CONNECTIONS:
-        # Rotate first: otherwise the first member would win every tie when traffic is low.
+def choose_member(policy: BalancingPolicy, usable: Sequence[PoolMember], turn: int) -> PoolMember:
+    """Return the member that the policy selects for the request number ``turn``."""
+    if policy is BalancingPolicy.LEAST_CONNECTIONS:
+        # Rotate first. Otherwise, the first member would get every request when traffic is low.
         order = [*usable[turn % len(usable) :], *usable[: turn % len(usable)]]
         return min(order, key=lambda m: (m.active + 1) / m.upstream.weight)
-    if balance is Balance.WEIGHTED:
-        return _smooth_weighted(usable)
+    if policy is BalancingPolicy.WEIGHTED:
+        return _choose_smooth_weighted(usable)
     return usable[turn % len(usable)]
 
 
-def _smooth_weighted(usable: Sequence[PoolMember]) -> PoolMember:
-    """Select by smooth weighted round robin, which avoids bursts on the heaviest member."""
+def _choose_smooth_weighted(usable: Sequence[PoolMember]) -> PoolMember:
+    """Choose by smooth weighted round robin, which avoids bursts on the heaviest member."""
     for member in usable:
         member.credit += member.upstream.weight
     chosen = max(usable, key=lambda m: m.credit)
@@ -183,13 +180,13 @@ def _smooth_weighted(usable: Sequence[PoolMember]) -> PoolMember:
     return chosen
 
 
-def _affinity(value: str, member: PoolMember) -> bytes:
-    """Return the member's rendezvous hash: when a member leaves, only its own clients move."""
+def _rendezvous_hash(value: str, member: PoolMember) -> bytes:
+    """Return the member's rendezvous hash for a client; the client's member has the highest."""
     return hashlib.blake2b(f"{value}\0{member.upstream.url}".encode(), digest_size=8).digest()
 
 
-async def run_health_checks(session: aiohttp.ClientSession, pool: Pool) -> None:
-    """Check the pool's members periodically until cancelled; return at once without a check."""
+async def run_health_checks(session: aiohttp.ClientSession, pool: UpstreamPool) -> None:
+    """Check the pool's members periodically until cancelled, if the route configures a check."""
     check = pool.route.health
     if check is None:
         return
@@ -210,4 +207,4 @@ async def _check_member(
             passed = response.status < 400
     except (aiohttp.ClientError, TimeoutError, OSError):
         passed = False
-    member.record_check(passed, check)
+    member.record_health_check(passed, check)

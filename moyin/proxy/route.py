@@ -1,4 +1,4 @@
-"""Defines routes and the route table, which finds a request's route by host and path."""
+"""Defines the proxy's routes, and the route table that finds the route of a request."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from enum import StrEnum
 
 from moyin.domain.limits import Limit
 
-__all__ = ["Balance", "HealthCheck", "Rewrite", "Route", "RouteTable", "Timeouts", "Upstream"]
 
-
-class Balance(StrEnum):
-    """Names the policies that spread requests over a route's upstreams."""
+class BalancingPolicy(StrEnum):
+    """The policy that distributes requests over the upstreams of a route."""
 
     ROUND_ROBIN = "round_robin"
     LEAST_CONNECTIONS = "least_connections"
@@ -22,7 +20,7 @@ class Balance(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upstream:
-    """Describes one server: ``url`` may end in a path that is put before every request's path."""
+    """A server of a route's service. A path at the end of ``url`` precedes every request's path."""
 
     url: str
     weight: int = 1
@@ -30,7 +28,7 @@ class Upstream:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeouts:
-    """Holds timeouts in seconds: to connect, to the response headers, between parts of the body."""
+    """Limits in seconds for connecting, for the response headers, and between parts of the body."""
 
     connect: float = 2.0
     first_byte: float = 60.0
@@ -39,11 +37,11 @@ class Timeouts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HealthCheck:
-    """Describes the active check of upstreams: GET ``path``, healthy with a status below 400.
+    """The active check of upstreams: GET ``path`` must return a status below 400.
 
     Attributes:
-        interval: seconds between checks.
-        rise, fall: successes in a row that mark an upstream as up, failures that mark it as down.
+        interval, timeout: the seconds between two checks, and the limit of a check in seconds.
+        rise, fall: the successes or failures in a row that mark an upstream as up or down.
     """
 
     path: str
@@ -54,33 +52,32 @@ class HealthCheck:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rewrite:
-    """Replaces the first match of ``pattern`` in the path, as ``re.sub`` does."""
+class PathRewrite:
+    """Replaces the first match of ``pattern`` in a path by ``replacement``, like ``re.sub``."""
 
     pattern: re.Pattern[str]
-    to: str
+    replacement: str
 
     def __call__(self, path: str) -> str:
         """Return the rewritten path."""
-        return self.pattern.sub(self.to, path, count=1)
+        return self.pattern.sub(self.replacement, path, count=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
-    """Describes one service behind the gateway: exact ``paths`` or everything below ``prefix``.
+    """A service behind the gateway, which serves exact ``paths`` or all paths below ``prefix``.
 
     Attributes:
-        hosts: the hosts it matches, in lower case and without port; empty: every host.
-        strip_prefix: remove the prefix from the path that upstreams receive.
-        proxy_redirect: put the removed prefix back into redirects; False: the upstreams do so
-            themselves, because they read ``x-forwarded-prefix``.
-        sticky: a header; requests with the same value go to the same upstream.
-        retries: the number of further upstreams that a safe request may try.
-        scopes: scopes of which the caller needs all.
-        limit: the limit of each tenant.
-        concurrent: the limit of concurrent requests of all tenants in one gateway replica.
-        respond_async: turn every call into a job.
-        pass_credentials: forward the caller's key; only for Moyin's own apps, which verify it.
+        hosts: the host names that the route matches, in lower case; every host if empty.
+        strip_prefix: True to remove the prefix from the path that upstreams receive.
+        proxy_redirect: True to add the removed prefix to redirects. False if the upstreams read
+            ``x-forwarded-prefix`` and add the prefix themselves.
+        sticky: the name of a header by whose value clients are tied to one upstream.
+        retries: the maximum number of retries of a safe request on other upstreams.
+        scopes, limit: the scopes that every caller needs, and the limit of each tenant.
+        max_concurrent: the maximum of open requests of all tenants in one gateway replica.
+        respond_async: True to turn every request into a job.
+        pass_credentials: True to forward the caller's key, which only Moyin's own apps may get.
     """
 
     name: str
@@ -90,24 +87,24 @@ class Route:
     prefix: str | None = None
     strip_prefix: bool = True
     proxy_redirect: bool = True
-    rewrite: Rewrite | None = None
-    balance: Balance = Balance.ROUND_ROBIN
+    rewrite: PathRewrite | None = None
+    balance: BalancingPolicy = BalancingPolicy.ROUND_ROBIN
     sticky: str | None = None
     retries: int = 1
     timeouts: Timeouts = Timeouts()
     health: HealthCheck | None = None
     scopes: frozenset[str] = frozenset()
     limit: Limit | None = None
-    concurrent: int | None = None
+    max_concurrent: int | None = None
     respond_async: bool = False
     pass_credentials: bool = False
 
 
 class RouteTable:
-    """Finds the route of a request: routes of its host first, exact paths before prefixes.
+    """Finds a request's route: routes with ``hosts`` first, exact paths before longest prefixes.
 
     Raises:
-        ValueError: two routes share a name, or a host and path.
+        ValueError: two routes have the same name, or match the same host and path.
     """
 
     def __init__(self, routes: Iterable[Route] = ()) -> None:
@@ -121,17 +118,17 @@ class RouteTable:
             names.add(route.name)
             for host in route.hosts or {None}:
                 for path in route.paths:
-                    _add(self._exact.setdefault(host, {}), path, route)
+                    _add_route(self._exact.setdefault(host, {}), path, route)
                 if route.prefix is not None:
-                    _add(prefixes.setdefault(host, {}), route.prefix.rstrip("/"), route)
+                    _add_route(prefixes.setdefault(host, {}), route.prefix.rstrip("/"), route)
         self._prefixes = {
             host: sorted(by_prefix.items(), key=lambda item: -len(item[0]))
             for host, by_prefix in prefixes.items()
         }
 
     def match(self, host: str, path: str) -> Route | None:
-        """Return the route of ``path`` (decoded) on ``host`` (as in the ``Host`` header)."""
-        for key in (host_name(host), None):
+        """Return the route for a ``Host`` header and a decoded path, or None if none matches."""
+        for key in (normalize_host(host), None):
             exact = self._exact.get(key)
             if exact is not None and path in exact:
                 return exact[path]
@@ -141,15 +138,15 @@ class RouteTable:
         return None
 
 
-def host_name(host: str) -> str:
-    """Return the ``Host`` header without its port, in lower case."""
+def normalize_host(host: str) -> str:
+    """Return a ``Host`` header in lower case and without its port."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdecimal() else host).lower()
 
 
-def _add(routes: dict[str, Route], path: str, route: Route) -> None:
+def _add_route(routes: dict[str, Route], path: str, route: Route) -> None:
     if path in routes:
         raise ValueError(
-            f"routes {routes[path].name!r} and {route.name!r} both match {path or '/'}"
+            f"routes {routes[path].name!r} and {route.name!r} both match {path or '/'}: change one"
         )
     routes[path] = route

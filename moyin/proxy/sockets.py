@@ -1,4 +1,4 @@
-"""Relays the messages of one WebSocket between the client and an upstream."""
+"""Relays the messages of a WebSocket between the client and an upstream."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from yarl import URL
 
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.errors import BackendUnavailable
-from moyin.proxy.pool import RETRY_AFTER_SECONDS, RETRYABLE_STATUSES, Pool, PoolMember
-
-__all__ = ["relay_socket"]
+from moyin.proxy.pool import RETRY_AFTER_SECONDS, RETRYABLE_STATUSES, PoolMember, UpstreamPool
 
 _log = logging.getLogger(__name__)
-# Each message is held in memory as a whole.
+# Each message is buffered in memory as a whole.
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _HEARTBEAT_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _GOING_AWAY = 1001
 _UPSTREAM_FAILED = 1011
-# Close codes that must not be sent (RFC 6455, section 7.4.1).
+# Close codes that an endpoint must not send (RFC 6455, section 7.4.1).
 _UNSENDABLE = frozenset({1004, 1005, 1006, 1015})
 _UpstreamSocket = aiohttp.ClientWebSocketResponse
 
 
-async def relay_socket(
+async def relay_websocket(
     session: aiohttp.ClientSession,
-    pool: Pool,
+    pool: UpstreamPool,
     scope: Scope,
     receive: Receive,
     send: Send,
@@ -41,13 +39,13 @@ async def relay_socket(
     """Connect to an upstream, accept the client, and relay messages until either side closes.
 
     Raises:
-        ServiceUnavailable: no upstream is available.
+        ServiceUnavailable: the route has no healthy upstream.
         BackendUnavailable: no upstream accepted the WebSocket.
     """
-    member, upstream = await _connect(session, pool, scope, upstream_path, headers, sticky)
+    member, upstream = await _connect_upstream(session, pool, scope, upstream_path, headers, sticky)
     member.active += 1
     try:
-        # `websocket.connect` stays unread until now: the gatekeeper can still answer with an error.
+        # Only now read `websocket.connect`: before, the gatekeeper could still send an HTTP error.
         await receive()
         await send({"type": "websocket.accept", "subprotocol": upstream.protocol})
         await _relay(receive, send, upstream)
@@ -56,21 +54,21 @@ async def relay_socket(
         await upstream.close(code=_GOING_AWAY)
 
 
-async def _connect(
+async def _connect_upstream(
     session: aiohttp.ClientSession,
-    pool: Pool,
+    pool: UpstreamPool,
     scope: Scope,
     upstream_path: str,
     headers: list[tuple[str, str]],
     sticky: str | None,
 ) -> tuple[PoolMember, _UpstreamSocket]:
+    """Open a WebSocket to an upstream of the pool, and try other members if that fails."""
     tried: list[PoolMember] = []
     while len(tried) <= pool.route.retries:
-        member = pool.pick(sticky, tried)
+        member = pool.pick_member(sticky, tried)
         if member is None:
             break
         tried.append(member)
-        reported = False
         try:
             async with asyncio.timeout(pool.route.timeouts.first_byte):
                 upstream = await session.ws_connect(
@@ -81,38 +79,36 @@ async def _connect(
                     heartbeat=_HEARTBEAT_SECONDS,
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
-            member.breaker.succeed()
-            reported = True
-            return member, upstream
         except aiohttp.WSServerHandshakeError as error:
-            if error.status not in RETRYABLE_STATUSES or not pool.has_another(tried):
-                # The service itself refused: another upstream would refuse as well.
+            if error.status not in RETRYABLE_STATUSES or not pool.can_retry(tried):
+                member.breaker.abandon()
+                # The service itself rejected the handshake, so another upstream would do the same.
                 raise BackendUnavailable(
-                    f"the service {pool.route.name!r} refused the WebSocket: status {error.status}"
+                    f"the service {pool.route.name!r} rejected the WebSocket: status {error.status}"
                 ) from error
             member.breaker.fail()
-            reported = True
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             member.breaker.fail()
-            reported = True
             _log.warning(
-                "route %s: upstream %s: %s",
-                pool.route.name,
-                member.upstream.url,
-                type(error).__name__,
-            )
-        finally:
-            if not reported:
-                member.breaker.abandon()
+                "route %s: the upstream %s did not accept a WebSocket: %s",
+                pool.route.name, member.upstream.url, type(error).__name__,
+            )  # fmt: skip
+        except BaseException:
+            member.breaker.abandon()
+            raise
+        else:
+            member.breaker.succeed()
+            return member, upstream
     if not tried:
-        raise pool.unavailable_error()
+        raise pool.new_unavailable_error()
     raise BackendUnavailable(
-        f"the service {pool.route.name!r} could not be reached", retry_after=RETRY_AFTER_SECONDS
+        f"the service {pool.route.name!r} could not be reached; try again",
+        retry_after=RETRY_AFTER_SECONDS,
     )
 
 
 async def _relay(receive: Receive, send: Send, upstream: _UpstreamSocket) -> None:
-    """Relay in both directions until one of them ends."""
+    """Relay messages in both directions until the client or the upstream closes."""
     up = asyncio.create_task(_relay_to_upstream(receive, upstream))
     down = asyncio.create_task(_relay_to_client(send, upstream))
     try:
@@ -122,7 +118,7 @@ async def _relay(receive: Receive, send: Send, upstream: _UpstreamSocket) -> Non
             task.cancel()
         results = await asyncio.gather(up, down, return_exceptions=True)
     for result in results:
-        # A broken connection is a normal end; any other exception is a bug.
+        # A lost connection is expected; any other exception is a bug.
         if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):
             raise result
 

@@ -1,6 +1,5 @@
-"""Renders: one ComfyUI process, its sandbox, its files, and the order of the work.
+"""Runs ComfyUI processes, speaks their protocol, orders renders and reads graph templates.
 
-This wing runs and supervises ComfyUI, speaks its engine's wire, decides which render comes next and
-reads graph templates. It never knows about Ray or Temporal (`actors` and `deployments/render` do),
-and never answers a client. Start reading at `comfyui/renderer.py`.
+The packages `actors` and `deployments.render` connect this one with Ray and Temporal; the gateway
+responds to clients. Start reading at `comfyui/renderer.py`.
 """

@@ -1,5 +1,6 @@
 """Runs Valkey, Temporal, Ray and the Serve apps of one machine under a supervisor.
 
-`launch.up` starts the supervisor process. It owns the other processes, which end with it. Each of
-them carries ``MOYIN_STACK=<data folder>`` in its environment, so that leftovers can be found.
+`launch.start_stack` starts the supervisor process, which starts the other processes; these end when
+the supervisor ends. All processes have ``MOYIN_STACK=<data folder>`` in their environment, by which
+`moyin down` finds the processes of a supervisor that was killed.
 """

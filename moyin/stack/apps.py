@@ -1,6 +1,6 @@
 """Deploys serve_config.yaml to Serve through Ray's REST API.
 
-It does the same as `serve deploy`, which takes a second to start.
+The command `serve deploy` would do the same, but takes a second to start.
 """
 
 from __future__ import annotations
@@ -19,43 +19,31 @@ from moyin.errors import StackError
 from moyin.stack.layout import explain_os_errors, replace_file
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
-from moyin.stack.ray import api_token, dashboard_url
-from moyin.stack.web import send_request
-
-__all__ = [
-    "delete_apps",
-    "deploy",
-    "find_isolated_pools",
-    "find_problems",
-    "last_deployed_file",
-    "load_serve_config",
-    "redeploy",
-]
+from moyin.stack.ray import build_dashboard_url, read_api_token
+from moyin.stack.service import send_request
 
 _POLL_SECONDS = 0.2
 _WITHDRAW_SECONDS = 8.0
 _VALIDATE_SECONDS = 120.0
-# Every error of pydantic ends with a line that starts so.
+# The begin of the last line of pydantic's error messages.
 _PYDANTIC_ADVICE = "For further information visit "
 
 
 def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
-    """Load the app configuration and set its HTTP and gRPC ports to those of this stack.
-
-    Raises:
-        StackError: the file is missing, is not YAML, or lacks a required field.
-    """
+    """Load the app configuration with the ports of this stack, or raise `StackError`."""
     try:
         config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise StackError(f"{path} does not exist: name a configuration with --config") from None
+        raise StackError(
+            f"the app configuration {path} does not exist: name another one with --config"
+        ) from None
     except (OSError, yaml.YAMLError) as error:
-        raise StackError(f"{path} cannot be read: {error}") from error
+        raise StackError(f"the app configuration {path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise StackError(f"{path}: applications must be a list")
     for number, app in enumerate(config["applications"]):
         if not isinstance(app, dict) or not isinstance(app.get("name"), str):
-            raise StackError(f"{path}: applications.{number}.name is missing")
+            raise StackError(f"{path}: applications.{number}.name must be a text")
     for key, port in (("http_options", ports.door), ("grpc_options", ports.grpc)):
         if not isinstance(config.get(key) or {}, dict):
             raise StackError(f"{path}: {key} must be a mapping")
@@ -67,7 +55,7 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
 def find_isolated_pools(path: Path) -> list[str]:
     """Return the names of the render pools with ``isolation: strict``, which is the default.
 
-    A file that cannot be read gives an empty list; `find_problems` reports the reason.
+    Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
     """
     try:
         pools = [
@@ -84,12 +72,11 @@ def find_isolated_pools(path: Path) -> list[str]:
         return []
 
 
-def find_problems(path: Path) -> list[str]:
+def find_config_problems(path: Path) -> list[str]:
     """Validate the app configuration and return its problems, each with its field.
 
-    Serve reports "deployed" even if the file is wrong: running replicas reject a wrong
-    ``user_config`` in their logs only, so that a typing error takes no app down, and Serve ignores
-    unknown keys. The check imports Ray, so it runs in a process of its own.
+    Serve itself ignores unknown keys and does not report a wrong ``user_config``, which running
+    replicas reject in their logs only. The validation imports Ray, so it runs in a child process.
     """
     try:
         done = subprocess.run(
@@ -100,21 +87,18 @@ def find_problems(path: Path) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        # Not raised: `up` calls this for an error message, and must keep its own reason.
-        return [f"{path} could not be checked within {_VALIDATE_SECONDS:g} seconds"]
+        # Not raised, because `up` adds the problems to the reason of another failure.
+        return [f"{path} could not be validated within {_VALIDATE_SECONDS:g} seconds"]
     if done.returncode == 0:
         return []
-    return done.stdout.splitlines() or [_last_line_of_body(done.stderr.encode())]
+    return done.stdout.splitlines() or [_get_last_line_of_body(done.stderr.encode())]
 
 
-async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Deploy the app configuration and wait until all apps run and the gateway is ready.
+async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
+    """Deploy the app configuration, and wait until all apps are running and the gateway is ready.
 
-    Args:
-        on_progress: called with a line that names the pending apps, whenever it changes.
-
-    Raises:
-        StackError: Serve rejects the file, or an app cannot start; includes Serve's reason.
+    The function ``on_progress`` is called with each new line of progress. Raises `StackError` with
+    Serve's reason if Serve rejects the file or an app cannot start.
     """
     config = load_serve_config(options.serve_config, options.ports)
     await _submit(options, config, on_progress)
@@ -124,21 +108,20 @@ async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
         replace_file(layout.deployed_from, str(options.serve_config).encode())
 
 
-async def redeploy(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Deploy the last deployed configuration again, after Ray was restarted.
+async def redeploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
+    """Deploy the configuration that was deployed last, after Ray was restarted.
 
-    Raises:
-        StackError: as `deploy`.
+    Raises the same errors as `deploy_apps`.
     """
     last_config = options.layout.serve_config
     if not last_config.exists():
-        await deploy(options, on_progress)
+        await deploy_apps(options, on_progress)
         return
     await _submit(options, load_serve_config(last_config, options.ports), on_progress)
 
 
-def last_deployed_file(options: Options) -> Path | None:
-    """Return the path of the configuration deployed last from this data folder, or None."""
+def read_last_deployed_path(options: Options) -> Path | None:
+    """Return the path of the configuration that was deployed last, or None if there is none."""
     try:
         return Path(options.layout.deployed_from.read_text())
     except FileNotFoundError:
@@ -150,7 +133,10 @@ async def _submit(
 ) -> None:
     status, body = await _call_serve(options, "PUT", json.dumps(config).encode(), seconds=60)
     if status != 200:
-        raise StackError(f"Serve rejected {options.serve_config.name}: {_last_line_of_body(body)}")
+        raise StackError(
+            f"Serve rejected the app configuration {options.serve_config.name}: "
+            f"{_get_last_line_of_body(body)}"
+        )
     names = {app["name"] for app in config["applications"]}
     last_text = ""
     while pending := await _find_pending_apps(options, names):
@@ -164,7 +150,7 @@ async def _submit(
 
 
 async def delete_apps(options: Options) -> None:
-    """Ask Serve to stop its replicas, so that they flush their data; give up after 8 seconds."""
+    """Make Serve stop its replicas, which then write their data, or time out after 8 seconds."""
     try:
         async with asyncio.timeout(_WITHDRAW_SECONDS):
             await _call_serve(options, "DELETE", None, seconds=_WITHDRAW_SECONDS)
@@ -173,17 +159,17 @@ async def delete_apps(options: Options) -> None:
 
 
 async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
-    """Return the reason, often empty, by name of each app that does not run yet."""
+    """Return the reasons (or "") of apps that do not run yet, or raise `StackError`."""
     status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
         return dict.fromkeys(names, "")
     apps: Mapping[str, Any] = json.loads(body).get("applications", {})
     for name in names & apps.keys():
         if apps[name]["status"] == "DEPLOY_FAILED":
-            reason = _last_message(apps[name]) or "no reason given (see `moyin logs ray`)"
+            reason = _get_last_message(apps[name]) or "no reason given (see `moyin logs ray`)"
             raise StackError(f"app {name} cannot start: {reason}")
     return {
-        name: _last_message(apps.get(name, {}))
+        name: _get_last_message(apps.get(name, {}))
         for name in names
         if apps.get(name, {}).get("status") != "RUNNING"
     }
@@ -192,10 +178,9 @@ async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str
 async def _wait_for_gateway(
     options: Options, has_gateway: bool, on_progress: Callable[[str], None]
 ) -> None:
-    """Wait until the gateway is ready; without an app at ``/``, until HAProxy responds.
+    """Wait until the gateway is ready, or until HAProxy responds if no app has the route ``/``.
 
-    HAProxy responds with 503 until it knows the app. Another app than the gateway at ``/`` has no
-    /readyz, so that 404 means ready.
+    HAProxy responds with 503 before. The status 404 is that of another app than the gateway at ``/``.
     """
     last_text = ""
     while True:
@@ -205,7 +190,7 @@ async def _wait_for_gateway(
         )
         if status in (200, 404) or (status and not has_gateway):
             return
-        if failed := _failed_checks(body):
+        if failed := _list_failed_checks(body):
             text += f", which waits for {', '.join(failed)}"
         if text != last_text:
             on_progress(last_text := text)
@@ -217,8 +202,8 @@ def _has_gateway(config: Mapping[str, Any]) -> bool:
     return any(app.get("route_prefix", "/") == "/" for app in config["applications"])
 
 
-def _failed_checks(body: bytes) -> list[str]:
-    """Return the names of failed checks in a /readyz body; none if HAProxy wrote the body."""
+def _list_failed_checks(body: bytes) -> list[str]:
+    """Return the names of failed checks in a ``/readyz`` body, or [] for other bodies."""
     try:
         checks = json.loads(body)["checks"]
         return sorted(name for name, result in checks.items() if result != "ok")
@@ -232,26 +217,26 @@ async def _call_serve(
     return await asyncio.to_thread(
         send_request,
         method,
-        f"{dashboard_url(options)}/api/serve/applications/",
+        f"{build_dashboard_url(options)}/api/serve/applications/",
         body=body,
-        bearer=api_token(options),
+        bearer=read_api_token(options),
         timeout=seconds,
     )
 
 
-def _last_message(app: Mapping[str, Any]) -> str:
-    """Return the last line of the innermost message, where a traceback has its error."""
+def _get_last_message(app: Mapping[str, Any]) -> str:
+    """Return the last line of an app's messages, where a traceback has its error."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
-    return _last_line("\n".join(messages))
+    return _get_last_line("\n".join(messages))
 
 
-def _last_line_of_body(body: bytes) -> str:
-    return _last_line(body.decode(errors="replace")) or "no reason given"
+def _get_last_line_of_body(body: bytes) -> str:
+    return _get_last_line(body.decode(errors="replace")) or "no reason given"
 
 
-def _last_line(text: str) -> str:
-    """Return the last line that is not empty; of a pydantic error, the field and the problem.
+def _get_last_line(text: str) -> str:
+    """Return the last line that is not empty, or the field and the problem of a pydantic error.
 
     The value of the field is left out, because it may be a secret.
     """

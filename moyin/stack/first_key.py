@@ -1,6 +1,6 @@
-"""Migrates the database and creates the first API key: ``python -m moyin.stack.first_key``.
+"""Migrates the database and creates the first API key (``python -m moyin.stack.first_key``).
 
-It is a process of its own, so that the long-lived supervisor does not load the SQL libraries.
+The supervisor runs this module in a child process, so that it does not load the SQL libraries.
 """
 
 from __future__ import annotations
@@ -11,34 +11,32 @@ import os
 from moyin.domain.identity import ALL_SCOPES
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.profile import Profile, load, save
-from moyin.store.audit import AuditEvent, AuditLog, local_actor
+from moyin.stack.profile import Profile, read_profile, write_profile
+from moyin.store.audit import AuditEvent, AuditLog, get_local_actor
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-
-__all__ = ["prepare"]
 
 FIRST_OWNER = "admin"
 _KEY_NAME = "made by the first `moyin up`"
 
 
-async def prepare(settings: Settings) -> None:
-    """Migrate the database, create an API key if the profile has none, and write the profile."""
+async def create_first_key(settings: Settings) -> None:
+    """Migrate the database, and write the profile with a new API key unless it has one."""
     path = Layout(settings.data).profile
     settings.signing_key()
     database = Database(settings.sql_url)
     try:
-        await database.ready()
-        key = load(path, {"MOYIN_URL": settings.door}).api_key
+        await database.ensure_schema()
+        key = read_profile(path, {"MOYIN_URL": settings.door}).api_key
         if not key:
             key = await _create_operator_key(database)
     finally:
         await database.close()
-    save(path, Profile(url=settings.door, api_key=key))
+    write_profile(path, Profile(url=settings.door, api_key=key))
 
 
 async def _create_operator_key(database: Database) -> str:
-    """Create the operator's key with its entry in the audit log, and return its text."""
+    """Create the operator's API key with an entry in the audit log, and return the key."""
     scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
         key_id, text = await KeyStore(database).create(
@@ -46,7 +44,7 @@ async def _create_operator_key(database: Database) -> str:
         )
         event = AuditEvent(
             owner=FIRST_OWNER,
-            actor=local_actor("moyin up"),
+            actor=get_local_actor("moyin up"),
             action="key.create",
             target=key_id,
             request_id="",
@@ -58,7 +56,7 @@ async def _create_operator_key(database: Database) -> str:
 
 def main() -> None:
     os.umask(0o077)
-    asyncio.run(prepare(Settings()))
+    asyncio.run(create_first_key(Settings()))
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ function BODIES.grpc()
     return ""
 end
 
--- Returns the client's request id if it is valid by `REQUEST_ID` of the gatekeeper.
+-- Returns the client's request id if it is valid by `REQUEST_ID_PATTERN` of the gatekeeper.
 local function request_id(txn)
     local given = txn:get_var("txn.moyin_id")
     if given and #given <= 128 and given:match("^[%w._:-]+$") then return given end

@@ -1,4 +1,4 @@
-"""Starts and stops the supervisor on behalf of the command line."""
+"""Starts, stops and inspects the running stack for the command line."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import sys
 import time
 from collections.abc import Callable
 
+import psutil
+
 from moyin.errors import StackError
-from moyin.stack.apps import find_problems, load_serve_config
+from moyin.stack.apps import find_config_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
-from moyin.stack.lock import lock_holder
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
-from moyin.stack.state import Phase, StackState, read_state
-from moyin.system.logfile import tail
-from moyin.system.processes import end_all, find
-
-__all__ = ["down", "read_running_state", "up"]
+from moyin.stack.state import Phase, StackState, find_lock_holder, read_state
+from moyin.system.logfile import read_last_lines
+from moyin.system.processes import SERVICE_VARIABLE, end_processes, find_processes
 
 _POLL_SECONDS = 0.1
 _START_SECONDS = 400.0
@@ -27,31 +26,28 @@ _STOP_SECONDS = 60.0
 
 
 def read_running_state(options: Options) -> StackState | None:
-    """Return the state of the stack that runs from this data folder, or None."""
-    pid = lock_holder(options.layout.lock)
+    """Return the state of the stack that runs in this data folder, or None if none is running."""
+    pid = find_lock_holder(options.layout.lock)
     state = read_state(options.layout.state) if pid is not None else None
-    # The supervisor takes the lock a moment before it writes its first state.
+    # The file may be that of an earlier supervisor until the present one writes its first state.
     return state if state is not None and state.pid == pid else None
 
 
-def up(options: Options, on_state: Callable[[StackState], None]) -> StackState:
-    """Start a supervisor, or join one that is starting, and wait until the stack is ready.
+def start_stack(options: Options, on_state: Callable[[StackState], None]) -> StackState:
+    """Start a supervisor unless one is running, and wait until the stack is ready.
 
-    Args:
-        on_state: called with the current state every 0.1 s during the start.
-
-    Raises:
-        StackError: the stack cannot start; all of its processes have ended by then.
+    The function ``on_state`` is called with the present state every 0.1 seconds. If the stack can't
+    start, its processes are ended and `StackError` is raised.
     """
     load_serve_config(options.serve_config, options.ports)
     options.layout.prepare()
-    pid = lock_holder(options.layout.lock)
+    pid = find_lock_holder(options.layout.lock)
     if pid is not None:
         return _wait_until_ready(
-            options, pid, on_state, lambda: lock_holder(options.layout.lock) == pid
+            options, pid, on_state, lambda: find_lock_holder(options.layout.lock) == pid
         )
-    if not any(find(options.stack_id)):
-        # The supervisor checks this too, but takes a second to start.
+    if not any(find_processes(options.stack_id)):
+        # The supervisor checks the ports too, but takes a second to start.
         try:
             require_free(options.ports, skip=options.unused_ports)
         except StackError:
@@ -62,10 +58,10 @@ def up(options: Options, on_state: Callable[[StackState], None]) -> StackState:
 
 
 def _spawn(options: Options) -> subprocess.Popen[bytes]:
-    log = options.layout.log("supervisor")
+    log = options.layout.get_log_path("supervisor")
     with explain_os_errors(log), log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "moyin.stack.daemon"],
+            [sys.executable, "-m", "moyin.stack.supervisor"],
             env=dict(options.source_environ),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -79,7 +75,7 @@ def _wait_until_ready(
 ) -> StackState:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        # Checked before the state is read, so that the last state of an ended supervisor is seen.
+        # Checked before the state is read, so that the last state of an ended supervisor is read.
         was_alive = is_alive()
         state = read_state(options.layout.state)
         if state is not None and state.pid == pid:
@@ -87,40 +83,73 @@ def _wait_until_ready(
             if state.phase == Phase.READY:
                 return state
         if not was_alive:
-            raise StackError(_failure_reason(options, pid))
+            raise StackError(_find_failure_reason(options, pid))
         time.sleep(_POLL_SECONDS)
-    down(options)
-    raise StackError(f"not ready after {_START_SECONDS:.0f} s: see `moyin logs supervisor`")
+    stop_stack(options)
+    raise StackError(
+        f"the stack was not ready after {_START_SECONDS:.0f} s and was stopped: "
+        "see `moyin logs supervisor`"
+    )
 
 
-def down(options: Options) -> bool:
-    """Stop the stack and wait until all of its processes have ended; return False if none ran.
-
-    Raises:
-        StackError: the supervisor does not end in time.
-    """
-    pid = lock_holder(options.layout.lock)
+def stop_stack(options: Options) -> bool:
+    """Stop the stack and return whether it was running, or raise `StackError` after a timeout."""
+    pid = find_lock_holder(options.layout.lock)
     if pid is None:
-        count = end_all(options.stack_id)
+        count = end_processes(options.stack_id)
         options.layout.remove_runtime_files()
         return count > 0
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while lock_holder(options.layout.lock) == pid:
+    while find_lock_holder(options.layout.lock) == pid:
         if time.monotonic() > deadline:
             raise StackError(
                 f"the supervisor (pid {pid}) did not end within {_STOP_SECONDS:.0f} s: "
                 "see `moyin logs supervisor`"
             )
         time.sleep(_POLL_SECONDS)
-    end_all(options.stack_id)
+    end_processes(options.stack_id)
     return True
 
 
-def _failure_reason(options: Options, pid: int) -> str:
+def _find_failure_reason(options: Options, pid: int) -> str:
     state = read_state(options.layout.state)
     if state is not None and state.pid == pid and state.error:
-        # The error has one line of an app; the validation names every wrong field.
-        return "; ".join([state.error, *find_problems(options.serve_config)])
-    lines = tail(options.layout.log("supervisor"), 1)
-    return lines[0] if lines else "the supervisor ended without an error message"
+        # An app's error has only one line, but the validation reports every wrong field.
+        return "; ".join([state.error, *find_config_problems(options.serve_config)])
+    lines = read_last_lines(options.layout.get_log_path("supervisor"), 1)
+    return lines[0] if lines else "the supervisor ended at its start without an error message"
+
+
+def measure_memory(options: Options) -> dict[str, int]:
+    """Return the bytes of memory (PSS, which splits shared memory) by part of the stack."""
+    totals: dict[str, int] = {}
+    state = read_running_state(options)
+    if state is not None:
+        totals["supervisor"] = _measure_process(psutil.Process(state.pid))
+    for process in find_processes(options.stack_id):
+        try:
+            part = _find_part(process)
+            totals[part] = totals.get(part, 0) + _measure_process(process)
+        except psutil.NoSuchProcess:
+            continue
+    return totals
+
+
+def _find_part(process: psutil.Process) -> str:
+    title = " ".join(process.cmdline())
+    if title.startswith("ray::ServeReplica"):
+        return "apps"
+    if "Llama" in title or "llama" in title:
+        return "llama.cpp"
+    if "--base-directory" in title or "ComfyUI" in title:
+        return "comfyui"
+    return process.environ().get(SERVICE_VARIABLE, "ray")
+
+
+def _measure_process(process: psutil.Process) -> int:
+    try:
+        size: int = process.memory_full_info().pss
+    except (psutil.AccessDenied, AttributeError):
+        size = process.memory_info().rss
+    return size

@@ -1,4 +1,4 @@
-"""Defines where the stack keeps its files, and creates its folders and secrets."""
+"""Defines the paths of the stack's files, and creates its folders and secrets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Layout", "explain_os_errors", "load_or_create_secret", "replace_file"]
-
-# With less, Ray's object store, Valkey's log and SQLite fail with obscure errors.
+# With less free space, Ray's object store, Valkey's log and SQLite fail with obscure errors.
 _MIN_FREE_BYTES = 512 * 1024 * 1024
 _ADVICE = {
     errno.EACCES: "no permission to write there: change its owner or set MOYIN_DATA",
@@ -31,90 +29,39 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Layout:
-    """Derives all paths of a stack from its data folder, which is absolute."""
+    """The paths of a stack's files, derived from its data folder, which must be absolute."""
 
     data: Path
 
-    @property
-    def run(self) -> Path:
-        return self.data / "run"
-
-    @property
-    def logs(self) -> Path:
-        return self.data / "logs"
-
-    @property
-    def valkey(self) -> Path:
-        return self.data / "valkey"
-
-    @property
-    def temporal_db(self) -> Path:
-        return self.data / "temporal" / "temporal.db"
-
-    @property
-    def profile(self) -> Path:
-        return self.data / "profile.toml"
-
-    @property
-    def ray_token(self) -> Path:
-        return self.data / "ray-token"
-
-    @property
-    def valkey_password(self) -> Path:
-        return self.data / "valkey-password"
-
-    @property
-    def valkey_config(self) -> Path:
-        """The file with Valkey's password; every user of the machine could read a command line."""
-        return self.run / "valkey.conf"
-
-    @property
-    def state(self) -> Path:
-        return self.run / "state.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.run / "supervisor.lock"
-
-    @property
-    def serve_config(self) -> Path:
-        """The copy of the configuration deployed last, with the ports of this stack."""
-        return self.run / "serve_config.yaml"
-
-    @property
-    def deployed_from(self) -> Path:
-        """The file that contains the path of the configuration deployed last."""
-        return self.run / "serve_config.path"
-
-    @property
-    def key_shown_marker(self) -> Path:
-        """The marker file that exists once `moyin up` has printed the first key."""
-        return self.run / "key-shown"
-
-    @property
-    def haproxy_launcher(self) -> Path:
-        return self.run / "haproxy"
-
-    @property
-    def sockets(self) -> Path:
-        """The folder for Unix sockets, with a short name: a socket's path has 107 bytes at most.
-
-        Ray and HAProxy put their sockets below folders with long names.
-        """
+    def __post_init__(self) -> None:
+        self.run = self.data / "run"
+        self.logs = self.data / "logs"
+        self.valkey = self.data / "valkey"
+        self.temporal_db = self.data / "temporal" / "temporal.db"
+        self.profile = self.data / "profile.toml"
+        self.ray_token = self.data / "ray-token"
+        self.valkey_password = self.data / "valkey-password"
+        # Contains Valkey's password, because every user of the machine could read a command line.
+        self.valkey_config = self.run / "valkey.conf"
+        self.state = self.run / "state.json"
+        self.lock = self.run / "supervisor.lock"
+        # The copy of the app configuration that was deployed last, with the ports of this stack.
+        self.serve_config = self.run / "serve_config.yaml"
+        # Contains the path of the app configuration that was deployed last.
+        self.deployed_from = self.run / "serve_config.path"
+        # Exists when `moyin up` has printed the first key.
+        self.key_shown_marker = self.run / "key-shown"
+        self.haproxy_launcher = self.run / "haproxy"
+        # Ray and HAProxy create Unix sockets in subfolders with long names, and the path of a
+        # socket has at most 107 bytes, so that this path must be short.
         digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:6]
-        return Path("/tmp") / f"moyin-{os.getuid()}-{digest}"
+        self.sockets = Path("/tmp") / f"moyin-{os.getuid()}-{digest}"
+        self.ray = self.sockets / "r"
+        self.haproxy = self.sockets / "h"
 
-    @property
-    def ray(self) -> Path:
-        return self.sockets / "r"
-
-    @property
-    def haproxy(self) -> Path:
-        return self.sockets / "h"
-
-    def log(self, name: str) -> Path:
+    def get_log_path(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
     @property
@@ -123,23 +70,22 @@ class Layout:
         live = self.ray / "session_latest" / "logs"
         return live if live.is_dir() else self.logs / "ray"
 
-    def app_logs(self, app: str) -> list[Path]:
-        """Return the logs of an app's replicas; the app's own log written last comes last."""
+    def list_app_logs(self, app: str) -> list[Path]:
+        """Return the logs of an app's replicas; the last one is the app's most recent own log."""
         paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
-        # Each replica also has a log of Serve's own messages, without the suffix.
+        # The logs with the suffix are the app's own; the others contain messages of Serve.
         return sorted(paths, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
 
-    def apps_with_logs(self) -> set[str]:
-        """Return the names of the apps that have logs."""
-        # replica_<app>_<deployment>_<id>.log, and the same with _moyin. Of the three names only the
-        # app's may contain an underscore.
+    def list_apps_with_logs(self) -> set[str]:
+        # A log is named replica_<app>_<deployment>_<id>.log or …_<id>_moyin.log. Of these parts
+        # only the name of the app may contain an underscore.
         stems = (p.stem for p in (self.ray_logs / "serve").glob("replica_*.log"))
         return {
             stem.removesuffix("_moyin").removeprefix("replica_").rsplit("_", 2)[0] for stem in stems
         }
 
     def remove_runtime_files(self) -> None:
-        """Remove the files that only a running stack needs; keep Ray's logs in the data folder."""
+        """Remove the files of a running stack, and move Ray's logs to the data folder."""
         live, saved = self.ray / "session_latest" / "logs", self.logs / "ray"
         if live.is_dir():
             shutil.rmtree(saved, ignore_errors=True)
@@ -147,11 +93,7 @@ class Layout:
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Create the folders.
-
-        Raises:
-            StackError: a folder cannot be created or written, or the disk is nearly full.
-        """
+        """Create the folders, or raise `StackError` if that fails or the disk is nearly full."""
         if "::" in str(self.data):
             raise StackError(
                 f"{self.data}: the artifact store cannot use a path that contains '::': "
@@ -175,22 +117,18 @@ class Layout:
         with explain_os_errors(self.sockets):
             self.sockets.mkdir(mode=0o700, exist_ok=True)
             status = self.sockets.lstat()
-        # All users can write to the parent: do not follow another user's symbolic link.
+        # All users can write to the parent folder, so the path may be another user's link.
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise StackError(f"{self.sockets} belongs to another user: remove it")
+            raise StackError(f"{self.sockets} must be a folder of this user: remove it")
         for folder in (self.ray, self.haproxy):
             with explain_os_errors(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write the file atomically; after a failure its previous content remains.
+    """Replace the content of a file atomically, with the permissions ``mode`` less the umask.
 
-    Args:
-        mode: permissions that the file is created with, less the umask.
-
-    Raises:
-        OSError: the file cannot be written.
+    After an `OSError` the previous content still exists.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -203,12 +141,9 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def load_or_create_secret(path: Path) -> str:
-    """Return the secret in ``path``; create one (64 hexadecimal digits, mode 0600) if missing.
+    """Return the secret in a file, or create it, or raise `StackError`.
 
-    Only the supervisor calls it, while it holds its lock.
-
-    Raises:
-        StackError: the file cannot be read or written.
+    Only the supervisor may call this function, while it holds the lock of the data folder.
     """
     with explain_os_errors(path):
         try:
@@ -223,7 +158,7 @@ def load_or_create_secret(path: Path) -> str:
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` about ``path`` into a `StackError` with advice."""
+    """Convert an `OSError` in the block to a `StackError` with ``path`` and advice."""
     try:
         yield
     except OSError as error:

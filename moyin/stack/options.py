@@ -1,4 +1,4 @@
-"""Reads the options of a stack: settings, ports, folders and the servers that it runs itself."""
+"""Reads the options of a stack, which are its settings, ports, folders and embedded servers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.ports import Ports
 
-__all__ = ["VARIABLES", "Options", "count_gpus", "find_executable"]
-
-# Read by the command line and the supervisor, besides `Settings` and `Ports`.
-VARIABLES = {
+# The environment variables that are not in `Settings` or `Ports`, for the reference.
+VARIABLE_DESCRIPTIONS = {
     "MOYIN_URL": "URL of the gateway for the command line; overrides `profile.toml`.",
     "MOYIN_API_KEY": "API key for the command line; overrides `profile.toml`.",
     "MOYIN_SERVE_CONFIG": "App configuration to deploy instead of `serve_config.yaml`; also `--config`.",
@@ -33,13 +31,14 @@ _SERVE_CONFIG = "serve_config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Holds the options of a stack, equal in the command line and in the supervisor.
+    """The options of a stack, which are equal in the command line and in the supervisor.
 
     Attributes:
-        source_environ: the environment that the options were read from; the supervisor reads it again.
-        environ: the environment that the stack's processes inherit.
-        serve_config: the app configuration to deploy; it may be missing until it is needed.
-        runs_valkey, runs_temporal: false if a setting names a server that runs elsewhere.
+        source_environ: environment from which the supervisor reads the same options.
+        environ: environment that the stack's processes inherit.
+        serve_config: path of the app configuration to deploy, which may not exist.
+        runs_valkey: whether the stack runs its own Valkey, because no setting names another one.
+        runs_temporal: whether the stack runs its own Temporal server, like ``runs_valkey``.
     """
 
     settings: Settings
@@ -53,7 +52,6 @@ class Options:
 
     @cached_property
     def gpus(self) -> int:
-        """The number of NVIDIA GPUs of this machine."""
         return count_gpus()
 
     @property
@@ -62,7 +60,7 @@ class Options:
 
     @property
     def unused_ports(self) -> frozenset[str]:
-        """The names of ports that no process of this stack will open."""
+        """The names of the ports that no process of this stack opens."""
         unused = set()
         if not self.runs_valkey:
             unused.add("valkey")
@@ -78,11 +76,7 @@ class Options:
         port_base: int | None = None,
         serve_config: Path | None = None,
     ) -> Options:
-        """Read the options from the environment; arguments take precedence over it.
-
-        Raises:
-            StackError: a port is not valid, or the named app configuration does not exist.
-        """
+        """Read the options from the environment and the arguments, or raise `StackError`."""
         ports = Ports.read(environ, base=port_base)
         layout = Layout(Settings().data)
         local = {
@@ -97,7 +91,7 @@ class Options:
             del local["MOYIN_REDIS_URL"]
         if not runs_temporal:
             del local["MOYIN_TEMPORAL_ADDRESS"]
-        exported = {**environ, **local, **ports.environ()}
+        exported = {**environ, **local, **ports.to_environ()}
         config = _find_serve_config(environ, serve_config)
         return cls(
             settings=Settings(
@@ -110,7 +104,7 @@ class Options:
             layout=layout,
             source_environ={
                 **environ,
-                **ports.environ(),
+                **ports.to_environ(),
                 "MOYIN_DATA": str(layout.data),
                 "MOYIN_SERVE_CONFIG": str(config),
             },
@@ -131,11 +125,7 @@ def count_gpus() -> int:
 
 
 def find_executable(name: str) -> str:
-    """Return the path of a program beside this Python, or on the PATH.
-
-    Raises:
-        StackError: the program is not installed.
-    """
+    """Return the path of a program beside this Python or on the PATH, or raise `StackError`."""
     sibling = Path(sys.executable).with_name(name)
     if os.access(sibling, os.X_OK):
         return str(sibling)
@@ -153,7 +143,10 @@ def _find_serve_config(environ: Mapping[str, str], explicit: Path | None) -> Pat
     )
     if named_path is not None:
         if not named_path.is_file():
-            raise StackError(f"the app configuration {named_path} does not exist")
+            raise StackError(
+                f"the app configuration {named_path} does not exist: name another one with "
+                "MOYIN_SERVE_CONFIG or --config"
+            )
         return named_path.absolute()
     candidates = (
         Path(_SERVE_CONFIG),

@@ -1,4 +1,4 @@
-"""Defines every TCP port that the stack opens, and checks that they are free."""
+"""Defines the TCP ports that the stack opens, and checks that they are free."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import psutil
 
 from moyin.errors import StackError
 
-__all__ = ["REPLICA_PORTS", "Ports", "require_free"]
-
-# The size of the range from which replicas of ingress deployments take ports: the first half is
-# for HTTP, the second for gRPC.
+# The number of ports for replicas of ingress deployments, half for HTTP and half for gRPC.
 REPLICA_PORTS = 200
 _PREFIX = "MOYIN_PORT_"
-# Ray reserves these for its workers, and does not start if one of its servers uses one.
+# Ray reserves these ports for its workers, and does not start if one of its servers uses them.
 _WORKER_PORTS = range(10002, 20000)
 
 
@@ -28,7 +25,10 @@ def _port(default: int, offset: int, about: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ports:
-    """Holds a stack's ports; ``MOYIN_PORT_<NAME>`` sets one, ``MOYIN_PORT_BASE`` moves them all."""
+    """The ports of a stack.
+
+    The variable ``MOYIN_PORT_<NAME>`` sets one port; ``MOYIN_PORT_BASE`` sets the first of them.
+    """
 
     door: int = _port(8000, 0, "the gateway: HAProxy in front of every app")
     dashboard: int = _port(8265, 1, "Ray's dashboard and REST API")
@@ -50,10 +50,9 @@ class Ports:
 
     @classmethod
     def read(cls, environ: Mapping[str, str], *, base: int | None = None) -> Ports:
-        """Read the ports from ``environ``; ``base``, the first port, overrides MOYIN_PORT_BASE.
+        """Read the ports from the environment, or raise `StackError` if one is not valid.
 
-        Raises:
-            StackError: a value is not a valid port, or two services have the same port.
+        The first port ``base`` overrides ``MOYIN_PORT_BASE``.
         """
         if base is None and environ.get(f"{_PREFIX}BASE"):
             base = _parse_port(environ, f"{_PREFIX}BASE")
@@ -69,16 +68,15 @@ class Ports:
         return ports
 
     def items(self) -> Iterator[tuple[str, int]]:
-        """Yield the name and port of each service."""
         for item in fields(self):
             yield item.name, getattr(self, item.name)
 
-    def environ(self) -> dict[str, str]:
-        """Return the ports as the environment variables that `read` reads."""
+    def to_environ(self) -> dict[str, str]:
+        """Return the environment variables from which `read` would read these ports."""
         return {f"{_PREFIX}{name.upper()}": str(port) for name, port in self.items()}
 
     @classmethod
-    def describe(cls) -> Iterator[tuple[str, int, str]]:
+    def describe_ports(cls) -> Iterator[tuple[str, int, str]]:
         """Yield the variable, default and description of each port."""
         for item in fields(cls):
             yield f"{_PREFIX}{item.name.upper()}", int(str(item.default)), item.metadata["about"]
@@ -88,27 +86,26 @@ class Ports:
         for name, port in self.items():
             if not 0 < port < 65536 - REPLICA_PORTS:
                 raise StackError(
-                    f"port {port} ({name}) is out of range: it must be 1 to {65535 - REPLICA_PORTS}"
+                    f"port {port} ({name}) is out of range: set {_PREFIX}{name.upper()} to 1 to "
+                    f"{65535 - REPLICA_PORTS}"
                 )
             last = port + REPLICA_PORTS - 1 if name == "replicas" else port
             if port < _WORKER_PORTS.stop and last >= _WORKER_PORTS.start:
                 raise StackError(
                     f"port {port} ({name}) conflicts with the ports of Ray's workers, "
-                    f"{_WORKER_PORTS[0]} to {_WORKER_PORTS[-1]}: choose another"
+                    f"{_WORKER_PORTS[0]} to {_WORKER_PORTS[-1]}: set {_PREFIX}{name.upper()} to "
+                    "another port"
                 )
             if port in seen:
                 raise StackError(
-                    f"port {port} is set for both {seen[port]} and {name}: change one of them"
+                    f"port {port} is set for both {seen[port]} and {name}: set "
+                    f"{_PREFIX}{name.upper()} to another port"
                 )
             seen[port] = name
 
 
 def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
-    """Check that all ports of the stack are free, except those named in ``skip``.
-
-    Raises:
-        StackError: a port is in use; names the process that uses it.
-    """
+    """Raise `StackError` if a port of the stack, except those in ``skip``, is in use."""
     for name, port in ports.items():
         if name not in skip and not _is_free(port):
             raise StackError(
@@ -124,10 +121,12 @@ def _is_free(port: int) -> bool:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                # Old connections of a stopped server block the port for a minute; the stack's
-                # servers can bind it nevertheless.
+                # Old connections of a stopped server prevent this bind for a minute, but not those
+                # of the stack's servers.
                 return not _accepts_connections(port)
-            raise StackError(f"port {port} cannot be opened: {error.strerror}") from error
+            raise StackError(
+                f"port {port} cannot be opened: {error.strerror}: set another {_PREFIX}<NAME>"
+            ) from error
     return True
 
 
@@ -143,8 +142,7 @@ def _describe_owner(port: int) -> str:
             if connection.laddr and connection.laddr.port == port and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
-        # The processes of other users cannot be inspected.
-        return "another process"
+        return "another process"  # the processes of other users cannot be inspected
     return "another process"
 
 
@@ -152,4 +150,4 @@ def _parse_port(environ: Mapping[str, str], name: str) -> int:
     try:
         return int(environ[name])
     except ValueError:
-        raise StackError(f"{name}={environ[name]!r} must be a port number") from None
+        raise StackError(f"{name} must be a port number, not {environ[name]!r}") from None

@@ -1,4 +1,4 @@
-"""Stores the gateway's URL and API key for the command line (``profile.toml``, mode 0600)."""
+"""Stores the gateway's URL and API key for the command line in ``profile.toml``."""
 
 from __future__ import annotations
 
@@ -11,43 +11,40 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Profile", "load", "save"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """Holds the gateway's URL, without a final slash, and the API key."""
+    """The gateway's URL without a final slash, and an API key, or "" without one."""
 
     url: str
     api_key: str
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Profile:
-    """Load the profile from ``path``; ``MOYIN_URL`` and ``MOYIN_API_KEY`` override it.
+def read_profile(path: Path, environ: Mapping[str, str]) -> Profile:
+    """Read the profile from a file, or raise `StackError` if it is not valid.
 
-    Raises:
-        StackError: neither the file nor the environment has a URL, or it is not valid.
+    The variables ``MOYIN_URL`` and ``MOYIN_API_KEY`` override the values in the file.
     """
     stored = _read_file(path)
     url = environ.get("MOYIN_URL") or stored.get("url", "")
     if not url:
         raise StackError(
-            f"no gateway is configured in {path} or MOYIN_URL: start Moyin with `moyin up`"
+            f"neither {path} nor MOYIN_URL has the gateway's URL: start Moyin with `moyin up`"
         )
     if not url.startswith(("http://", "https://")):
         raise StackError(
-            f"the gateway's URL {url!r} is not valid: MOYIN_URL begins with http:// or https://"
+            f"the gateway's URL {url!r} is not valid: MOYIN_URL must begin with http:// or https://"
         )
     api_key = environ.get("MOYIN_API_KEY") or stored.get("api_key", "")
     return Profile(url=url.rstrip("/"), api_key=api_key)
 
 
-def save(path: Path, profile: Profile) -> None:
-    """Write the profile atomically, readable by its owner only."""
+def write_profile(path: Path, profile: Profile) -> None:
+    """Replace the profile atomically, with the mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        # A JSON string is a TOML basic string.
+        # Every JSON string is a valid TOML string.
         file.write(f"url = {json.dumps(profile.url)}\napi_key = {json.dumps(profile.api_key)}\n")
     temporary.replace(path)
 
@@ -58,7 +55,7 @@ def _read_file(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except PermissionError:
-        raise StackError(f"{path}: permission denied: it must be readable by you") from None
+        raise StackError(f"{path} cannot be read: you need the permission to read it") from None
     except tomllib.TOMLDecodeError as error:
-        raise StackError(f"{path} is not valid TOML: {error}") from None
+        raise StackError(f"{path} is not valid TOML: {error}: correct or delete the file") from None
     return {key: str(value) for key, value in values.items()}

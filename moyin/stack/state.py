@@ -1,21 +1,22 @@
-"""Publishes the state of the stack to the command line in a JSON file."""
+"""Publishes the state of the stack in a JSON file, and locks the data folder for one supervisor."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from moyin.domain.serialization import encode, from_plain
+from moyin.errors import StackError
 from moyin.stack.layout import replace_file
-
-__all__ = ["Part", "PartStatus", "Phase", "StackState", "read_state", "write_state"]
 
 
 class Phase(StrEnum):
-    """Lists the phases of the whole stack."""
+    """The phases of the whole stack."""
 
     STARTING = "starting"
     READY = "ready"
@@ -26,7 +27,7 @@ class Phase(StrEnum):
 
 
 class PartStatus(StrEnum):
-    """Lists the states of a part of the stack."""
+    """The statuses of a part of the stack."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -38,11 +39,11 @@ class PartStatus(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class Part:
-    """Holds the state of a part: a supervised process, or all apps together.
+    """The state of a part of the stack, which is a supervised process or all apps together.
 
     Attributes:
         since: Unix time of the last change of ``status``.
-        detail: an explanation of the status, such as why the process ended.
+        detail: explanation of the status, such as why the process ended.
     """
 
     status: PartStatus = PartStatus.WAITING
@@ -54,13 +55,14 @@ class Part:
 
 @dataclass(kw_only=True, slots=True)
 class StackState:
-    """Holds the state of the whole stack.
+    """The state of the whole stack.
 
     Attributes:
-        ready_after: seconds from the start until the stack was ready for the first time.
+        pid: process id of the supervisor.
+        ready_after: seconds from the start until the stack was first ready, or None before.
         addresses: URLs to show to the user, by name.
         notes: remarks to show to the user, such as that no GPU was found.
-        error: why the phase is ``failed``.
+        error: reason for the phase ``failed``, or "".
     """
 
     pid: int
@@ -75,7 +77,7 @@ class StackState:
 
 
 def read_state(path: Path) -> StackState | None:
-    """Read the state from ``path``; return None if the file does not exist."""
+    """Read the state file ``path``, or return None if the file does not exist."""
     try:
         return from_plain(StackState, json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -83,9 +85,50 @@ def read_state(path: Path) -> StackState | None:
 
 
 def write_state(path: Path, state: StackState) -> None:
-    """Write the state to ``path`` atomically.
-
-    Raises:
-        OSError: the file cannot be written; the previous state remains.
-    """
+    """Replace the state file ``path`` atomically, or raise `OSError` and leave it unchanged."""
     replace_file(path, encode(state))
+
+
+class SupervisorLock:
+    """A file lock that ensures one supervisor per data folder; the file has its process id."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Acquire the lock, or raise `StackError` if another supervisor holds it."""
+        # With O_CLOEXEC, children do not inherit the lock, which they would hold until they end.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StackError(
+                f"another supervisor, whose pid is in {self._path}, already runs in this data "
+                "folder: run `moyin down` or set MOYIN_DATA to another folder"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def find_lock_holder(path: Path) -> int | None:
+    """Return the pid of the supervisor that holds the lock, or None if the lock is free."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0)
+        return int(text) if text else None
+    finally:
+        os.close(descriptor)
+    return None

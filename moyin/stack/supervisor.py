@@ -1,4 +1,4 @@
-"""Starts the servers of the stack together, deploys the apps, and keeps them running."""
+"""Runs the servers and apps of a stack, as a process (``python -m moyin.stack.supervisor``)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ import time
 from collections.abc import Iterable
 
 from moyin.errors import StackError
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.stack import apps, ray, temporal, valkey
-from moyin.stack.lock import SupervisorLock
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 from moyin.stack.service import Service, run_command
 from moyin.stack.service_supervisor import ServiceSupervisor
-from moyin.stack.state import Part, PartStatus, Phase, StackState, write_state
+from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
 from moyin.system.logfile import LogFile
-from moyin.system.processes import end_all
-
-__all__ = ["Supervisor"]
+from moyin.system.processes import end_processes
 
 _log = logging.getLogger(__name__)
 _APPS = "apps"
@@ -31,25 +28,21 @@ _RAY = "ray"
 
 
 class Supervisor:
-    """Runs the whole stack and publishes its state."""
+    """Runs the whole stack and publishes its state in a file."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._state = StackState(
             pid=os.getpid(),
             ports=dict(options.ports.items()),
-            addresses=_addresses(options),
-            notes=_notes(options),
+            addresses=_list_addresses(options),
+            notes=_list_notes(options),
         )
         self._data_preparation: asyncio.Task[None] | None = None
         self._service_supervisors: list[ServiceSupervisor] = []
 
     async def run(self) -> None:
-        """Run the stack until SIGTERM or SIGINT.
-
-        Raises:
-            StackError: the stack cannot start; all of its processes have ended by then.
-        """
+        """Run the stack until SIGTERM or SIGINT, or raise `StackError` if it cannot start."""
         self._options.layout.prepare()
         lock = SupervisorLock(self._options.layout.lock)
         lock.acquire()
@@ -67,13 +60,13 @@ class Supervisor:
     async def _run_locked(self) -> None:
         self._set_phase(Phase.STARTING)
         # Children of an earlier supervisor that was killed may still run.
-        count = await asyncio.to_thread(end_all, self._options.stack_id)
+        count = await asyncio.to_thread(end_processes, self._options.stack_id)
         if count:
-            _log.warning("ended %d processes of an earlier run", count)
+            _log.warning("ended %d processes of an earlier supervisor", count)
         require_free(self._options.ports, skip=self._options.unused_ports)
         if self._options.runs_valkey:
-            valkey.prepare(self._options)
-        ray.prepare(self._options)
+            valkey.write_config(self._options)
+        ray.prepare_files(self._options)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,13 +74,13 @@ class Supervisor:
         try:
             await self._supervise(stop)
         finally:
-            await asyncio.to_thread(end_all, self._options.stack_id)
+            await asyncio.to_thread(end_processes, self._options.stack_id)
             await asyncio.to_thread(self._options.layout.remove_runtime_files)
 
     async def _supervise(self, stop: asyncio.Event) -> None:
         self._data_preparation = asyncio.create_task(self._prepare_data())
         self._service_supervisors = [
-            self._create_supervisor(service) for service in self._services()
+            self._create_supervisor(service) for service in self._create_services()
         ]
         self._state.parts[_APPS] = Part()
         running = {
@@ -100,7 +93,7 @@ class Supervisor:
         self._set_phase(Phase.STOPPING)
         if self._state.ready_after is not None and not failures:
             await apps.delete_apps(self._options)
-        # In reverse order: Ray's apps write to Temporal and Valkey while they stop.
+        # In reverse order, because Ray's apps write to Temporal and Valkey while they stop.
         for task in reversed(running):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -111,33 +104,32 @@ class Supervisor:
             if failure is not None:
                 raise failure
 
-    def _services(self) -> Iterable[Service]:
+    def _create_services(self) -> Iterable[Service]:
         if self._options.runs_valkey:
-            yield valkey.service(self._options)
+            yield valkey.create_service(self._options)
         if self._options.runs_temporal:
-            yield temporal.service(self._options)
-        yield ray.service(self._options)
+            yield temporal.create_service(self._options)
+        yield ray.create_service(self._options)
 
     def _create_supervisor(self, service: Service) -> ServiceSupervisor:
         part = self._state.parts[service.name] = Part()
         return ServiceSupervisor(
             service,
             stack_id=self._options.stack_id,
-            log=LogFile(self._options.layout.log(service.name)),
+            log=LogFile(self._options.layout.get_log_path(service.name)),
             part=part,
             on_change=self._update_phase,
             after_ready=self._deploy if service.name == _RAY else None,
         )
 
     async def _prepare_data(self) -> None:
-        """Create the schema, the first key and the profile in a child process.
-
-        The SQL libraries then use no memory of this process, which runs for long.
-        """
+        """Run `moyin.stack.first_key`, which creates the schema, the first key and the profile."""
         command = (sys.executable, "-m", "moyin.stack.first_key")
         status, output = await run_command(command, self._options.environ)
         if status != 0:
-            raise StackError(f"the data folder cannot be prepared: {output.strip()[-500:]}")
+            raise StackError(
+                f"the database or the first API key cannot be created: {output.strip()[-500:]}"
+            )
 
     async def _deploy(self) -> None:
         self._set_apps_status(PartStatus.WAITING, "")
@@ -146,9 +138,9 @@ class Supervisor:
         for service_supervisor in self._service_supervisors:
             await service_supervisor.ready.wait()
         try:
-            # After a restart of Ray, the configuration deployed last, which may be another than
-            # the one that this stack was started with.
-            deploy = apps.deploy if self._state.ready_after is None else apps.redeploy
+            # After a restart of Ray, deploy the configuration that was deployed last, which may not
+            # be the one that this stack was started with.
+            deploy = apps.deploy_apps if self._state.ready_after is None else apps.redeploy_apps
             async with asyncio.timeout(_DEPLOY_SECONDS):
                 await deploy(
                     self._options, lambda text: self._set_apps_status(PartStatus.STARTING, text)
@@ -186,31 +178,53 @@ class Supervisor:
         self._publish()
 
     def _publish(self) -> None:
-        """Write the state file; a failure, such as a full disk, must not stop the services."""
+        """Write the state file, and log a failure, which must not stop the services."""
         try:
             write_state(self._options.layout.state, self._state)
         except OSError as error:
-            _log.warning("cannot write the state file: %s", error)
+            _log.warning("cannot write the state file %s: %s", self._options.layout.state, error)
 
 
-def _addresses(options: Options) -> dict[str, str]:
+def _list_addresses(options: Options) -> dict[str, str]:
     ports = options.ports
     addresses = {
         "gateway": options.settings.door,
         "api docs": f"{options.settings.door}/docs",
-        "ray dashboard": ray.dashboard_url(options),
+        "ray dashboard": ray.build_dashboard_url(options),
     }
     if options.runs_temporal:
         addresses["temporal ui"] = f"http://127.0.0.1:{ports.temporal_ui}"
     return addresses
 
 
-def _notes(options: Options) -> list[str]:
+def _list_notes(options: Options) -> list[str]:
     notes = []
     if not options.gpus:
         notes.append("no GPU found: Ray gets one logical GPU, and ComfyUI runs on the CPU")
     try:
-        locate(options.settings)
+        find_comfyui(options.settings)
     except StackError as error:
-        notes.append(f"renders wait: {error.message}")
+        notes.append(f"renders will not start: {error.message}")
     return notes
+
+
+def run_supervisor(options: Options) -> None:
+    """Run the supervisor until SIGTERM or SIGINT, or raise `StackError` if that fails."""
+    os.umask(0o077)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    asyncio.run(Supervisor(options).run())
+
+
+def main() -> int:
+    try:
+        run_supervisor(Options.read())
+    except StackError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

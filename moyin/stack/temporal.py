@@ -1,4 +1,4 @@
-"""Configures Temporal, the durable job queue, with SQLite as its store."""
+"""Configures Temporal, the durable job queue, with SQLite as its database."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from moyin.errors import StackError
 from moyin.stack.options import Options, find_executable
 from moyin.stack.service import Service, run_command, wait_for_port
 
-__all__ = ["DYNAMIC_CONFIG", "drop_unused_indexes", "service"]
-
 _log = logging.getLogger(__name__)
 
 DYNAMIC_CONFIG = (
-    # With several partitions, priorities would hold within each of them only.
+    # With several partitions, priorities would apply only within each partition.
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
     "matching.enableFairness=true",
-    # The workflow list may lag by a second. Its rows are written when a workflow starts, at its
-    # first worker response and at its end; a workflow that ends within the second saves two writes.
+    # The workflow list is up to a second late. Temporal writes a row when a workflow starts, at its
+    # first worker response and at its end, but only once if all happens within the second.
     "history.visibilityProcessorMaxPollRPS=1",
     "history.visibilityTaskBatchSize=1000",
 )
 # Under load Go's runtime checks its threads every 20 µs, which takes a tenth of the server's CPU
-# time. A check every millisecond is enough: no timer of the server is shorter.
+# time. A check every millisecond is enough, because the server has no shorter timers.
 _TIMER_SLACK_NS = 1_000_000
 # The indexes of search attributes that Moyin never sets.
 _UNUSED_INDEX = re.compile(
@@ -37,15 +35,11 @@ _UNUSED_INDEX = re.compile(
 )
 
 
-def service(options: Options) -> Service:
-    """Return the service that runs Temporal's development server.
-
-    Raises:
-        StackError: the wheel with the server is not installed.
-    """
+def create_service(options: Options) -> Service:
+    """Create the service of Temporal's development server, or raise `StackError`."""
     program = find_executable("temporal")
     ports = options.ports
-    # Otherwise the program reads the user's own configuration, which is for other servers.
+    # Without a value, the program would read the user's configuration for other servers.
     environ = {**options.environ, "TEMPORAL_CONFIG_FILE": "/dev/null"}
 
     async def wait_ready() -> None:
@@ -67,16 +61,16 @@ def service(options: Options) -> Service:
             "--log-level", "warn",
             *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
         ),
-        environ={"GOMAXPROCS": str(_thread_count()), **environ},
+        environ={"GOMAXPROCS": str(_count_threads()), **environ},
         wait_ready=wait_ready,
         timer_slack_ns=_TIMER_SLACK_NS,
     )  # fmt: skip
 
 
 def drop_unused_indexes(path: Path) -> None:
-    """Drop the indexes of the workflow list that Moyin does not use, which are 43 of 58.
+    """Drop the 43 of the 58 indexes of the workflow list that Moyin does not use.
 
-    Each of them costs a page write per workflow. Queries by their attributes work without them.
+    Each index costs a page write per workflow. Temporal's queries work without the indexes.
     """
     try:
         with closing(sqlite3.connect(path, timeout=10)) as database:
@@ -89,11 +83,11 @@ def drop_unused_indexes(path: Path) -> None:
                     database.execute(f'DROP INDEX IF EXISTS "{name}"')
             database.commit()
     except sqlite3.Error as error:
-        # The server works with the indexes too; the next start tries again.
+        # Not fatal, because the server also works with the indexes.
         _log.warning("cannot drop Temporal's unused indexes: %s", error)
 
 
-def _thread_count() -> int:
+def _count_threads() -> int:
     """Return half the number of cores: with all, Go's scheduler spins for a tenth of the time."""
     return max(len(os.sched_getaffinity(0)) // 2, 1)
 
@@ -114,4 +108,7 @@ async def _create_namespace(program: str, options: Options, environ: dict[str, s
             (program, "operator", "namespace", "update", *arguments), environ
         )
     if status != 0:
-        raise StackError(f"Temporal's namespace could not be created: {output.strip()[-300:]}")
+        raise StackError(
+            f"Temporal's namespace {settings.temporal_namespace} could not be created: "
+            f"{output.strip()[-300:]}"
+        )

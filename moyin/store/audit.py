@@ -1,10 +1,10 @@
-"""Stores the audit log of administrative operations."""
+"""Stores the audit log: which caller changed which object, when, and how."""
 
 from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,23 +12,21 @@ import sqlalchemy as sa
 
 from moyin.errors import InvalidRequest
 from moyin.store.schema import audit
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import new_id
-
-__all__ = ["AuditEntry", "AuditEvent", "AuditLog", "local_actor"]
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import generate_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEvent:
-    """Describes one administrative operation.
+    """Describes an operation for the audit log.
 
     Attributes:
-        owner: the tenant whose objects it changed.
+        owner: the tenant that owns the changed object.
         actor: the key id or the user id of the caller.
-        action: ``<noun>.<verb>``.
+        action: the name of the operation, as ``<noun>.<verb>``.
         target: the id of the changed object.
-        address: the client's address; empty if unknown.
-        details: the changed values; never a secret.
+        address: the client's IP address, or an empty string if it is unknown.
+        details: the changed values, without secrets.
     """
 
     owner: str
@@ -42,7 +40,7 @@ class AuditEvent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEntry:
-    """Holds an event with its id and time in the log."""
+    """Holds an event of the audit log with its id and time."""
 
     id: str
     at: datetime
@@ -50,80 +48,62 @@ class AuditEntry:
 
 
 class AuditLog:
-    """Appends and reads entries; they cannot be changed."""
+    """Appends entries to the audit log and reads them; nothing changes or deletes entries."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
-        """Append an event, ``within`` the transaction that performs it, so that none is missing."""
-        async with self._database.within(within) as connection:
-            await connection.execute(
-                audit.insert().values(
-                    id=new_id("aud"),
-                    at=now(),
-                    owner=event.owner,
-                    actor=event.actor,
-                    action=event.action,
-                    target=event.target,
-                    details=dict(event.details),
-                    request_id=event.request_id,
-                    address=event.address,
-                )
-            )
+        """Append an event, in the transaction ``within`` or, if that is None, in its own."""
+        entry = audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
+        await self._database.execute(entry, within=within)
 
-    async def page(
+    async def list_entries(
         self, owner: str | None, *, limit: int, before: str | None = None
     ) -> list[AuditEntry]:
-        """Return entries of a tenant, newest first; ``owner`` None: of all tenants.
+        """Return entries, newest first.
 
         Args:
-            before: the id of an entry; only older ones are returned.
+            owner: the tenant whose entries are returned, or None for those of all tenants.
+            before: the id of an entry; only older entries are returned.
 
         Raises:
-            InvalidRequest: ``before`` is not the id of an entry.
+            InvalidRequest: ``before`` is not the id of such an entry.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
         if owner is not None:
             query = query.where(audit.c.owner == owner)
         async with self._database.reading() as connection:
             if before is not None:
-                query = query.where(await _older(connection, before, owner))
+                query = query.where(await _build_older_condition(connection, before, owner))
             rows = (await connection.execute(query)).mappings().all()
-        return [_entry(row) for row in rows]
+        return [_to_entry(row) for row in rows]
 
 
-async def _older(connection: Any, before: str, owner: str | None) -> sa.ColumnElement[bool]:
+async def _build_older_condition(
+    connection: Any, before: str, owner: str | None
+) -> sa.ColumnElement[bool]:
     entry = (
         await connection.execute(
             sa.select(audit.c.at, audit.c.id, audit.c.owner).where(audit.c.id == before)
         )
     ).first()
     if entry is None or (owner is not None and entry.owner != owner):
-        raise InvalidRequest("before must be the id of an audit entry", field="before")
+        raise InvalidRequest(
+            f"before must be the id of an audit entry, not {before!r}", field="before"
+        )
     return sa.or_(audit.c.at < entry.at, sa.and_(audit.c.at == entry.at, audit.c.id < entry.id))
 
 
-def _entry(row: Mapping[Any, Any]) -> AuditEntry:
-    return AuditEntry(
-        id=row["id"],
-        at=aware(row["at"]) or now(),
-        event=AuditEvent(
-            owner=row["owner"],
-            actor=row["actor"],
-            action=row["action"],
-            target=row["target"],
-            details=row["details"],
-            request_id=row["request_id"],
-            address=row["address"],
-        ),
-    )
+def _to_entry(row: Mapping[Any, Any]) -> AuditEntry:
+    event = AuditEvent(**{name: row[name] for name in AuditEvent.__slots__})
+    return AuditEntry(id=row["id"], at=ensure_utc(row["at"]), event=event)
 
 
-def local_actor(program: str) -> str:
-    """Return the actor of a command on this machine: the program and its user's name."""
+def get_local_actor(program: str) -> str:
+    """Return the actor for a command that runs on this machine: the program and its user."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
-        user = "unknown"  # a container's user may have no name
+        user = "unknown"  # the user of a container may have no name
     return f"{program}, {user}"[:128]

@@ -1,7 +1,7 @@
-"""Stores blobs by the digest of their content, in a folder or in S3, through fsspec.
+"""Stores blobs, named by the SHA-256 of their content, in a folder or in S3 through fsspec.
 
-A blob's name is the SHA-256 of its content. So a second write of the same content changes nothing,
-blobs are never modified, and readers never see a partial write.
+Because of the names, blobs are never modified, storing the same content again changes nothing, and
+readers never see a partial write.
 """
 
 from __future__ import annotations
@@ -25,19 +25,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 from moyin.store import s3
 
-__all__ = ["Blob", "BlobStore"]
-
 _CHUNK = 256 * 1024
-# Each part is a request, whose response takes about 30 ms to begin, and is held in memory.
+# Each part is held in memory and is one request, whose response takes about 30 ms to begin.
 _S3_PART_DOWN = 4 * 1024 * 1024
 _S3_PART_UP = 16 * 1024 * 1024
-# A blob in S3 that was stored within this time is not renewed.
+# A blob in S3 that was stored or renewed within this time need not be renewed.
 _RECENT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blob:
-    """Identifies a blob. ``size`` is in bytes, ``sha256`` in hex."""
+    """Identifies a blob by the SHA-256 of its content in hex; ``size`` is in bytes."""
 
     sha256: str
     size: int
@@ -46,9 +44,9 @@ class Blob:
 class BlobStore:
     """Stores blobs at a URL such as ``file:///data`` or ``s3://bucket/prefix``.
 
-    Nothing blocks the caller's event loop: files are handled in threads, S3 in its own event loop.
-    Every method raises `ServiceUnavailable` if S3 is unavailable, the bucket does not exist, or the
-    credentials are refused.
+    Its methods do not block the event loop: files are accessed in threads, S3 in the event loop of
+    fsspec's thread. They raise `ServiceUnavailable` if S3 is unavailable, the bucket does not
+    exist, or S3 refuses the credentials.
     """
 
     def __init__(self, url: str) -> None:
@@ -56,44 +54,37 @@ class BlobStore:
         self._files, root = (s3.open_bucket if self._in_s3 else fsspec.core.url_to_fs)(url)
         if not self._in_s3 and not isinstance(self._files, LocalFileSystem):
             raise ValueError(
-                f"the URL of the artifact store must begin with file:// or s3://, not {url!r}"
+                f"the URL of the artifact store must begin with file:// or s3://, but is {url!r}"
             )
         self._root = root.rstrip("/")
 
     async def put(self, data: bytes) -> str:
-        """Store ``data`` and return its sha256."""
+        """Store ``data`` as a blob and return its SHA-256."""
         if not self._in_s3:
             return await asyncio.to_thread(self._put, data)
         digest = await asyncio.to_thread(_sha256, data)
-        # Checking for the blob first would cost two requests instead of one.
+        # Written without a check whether it exists, which would cost another request.
         await self._call(
-            "pipe_file", self._path(digest), data, seconds=s3.upload_timeout(len(data))
+            "pipe_file", self._path(digest), data, seconds=s3.compute_upload_timeout(len(data))
         )
         return digest
 
     async def put_file(self, path: Path) -> Blob:
-        """Store the content of a local file without holding it in memory.
-
-        Raises:
-            OSError: the local file cannot be read.
-        """
+        """Store the content of a local file, without reading all of it into memory."""
         if not self._in_s3:
             return await asyncio.to_thread(self._put_file, path)
         blob = await asyncio.to_thread(_hash_file, path)
         if not await self.renew(blob.sha256):
             target = self._path(blob.sha256)
-            seconds = s3.upload_timeout(blob.size)
+            seconds = s3.compute_upload_timeout(blob.size)
             await self._call("put_file", str(path), target, chunksize=_S3_PART_UP, seconds=seconds)
         return blob
 
     async def put_stream(self, file: IO[bytes], limit: int) -> Blob:
-        """Store the rest of an open file, which may change meanwhile.
+        """Store the rest of an open file, which another process may change meanwhile.
 
-        The file is read once, since its content could change between reading it for the digest and
-        reading it for storage.
-
-        Raises:
-            OSError: the file cannot be read, or is longer than ``limit`` bytes.
+        The file is read only once, so that the digest is that of the stored bytes. A file of more
+        than ``limit`` bytes raises OSError.
         """
         if not self._in_s3:
             return await asyncio.to_thread(self._put_stream, file, limit)
@@ -103,22 +94,14 @@ class BlobStore:
             return await self.put_file(path)
 
     async def get(self, sha256: str) -> bytes:
-        """Return the whole blob.
-
-        Raises:
-            FileNotFoundError: the blob does not exist.
-        """
+        """Return the content of a blob; raise FileNotFoundError if it does not exist."""
         data: bytes = await self._call("cat_file", self._path(sha256))
         return data
 
-    async def read(
+    async def read_chunks(
         self, sha256: str, *, start: int = 0, end: int | None = None
     ) -> AsyncIterator[bytes]:
-        """Yield the bytes from ``start`` to ``end`` (exclusive, within the blob) in chunks.
-
-        Raises:
-            FileNotFoundError: the blob does not exist.
-        """
+        """Yield the bytes from ``start`` to before ``end``, which must be within the blob."""
         path = self._path(sha256)
         if end is None:
             end = (await self._call("info", path))["size"]
@@ -133,11 +116,7 @@ class BlobStore:
             yield chunk
 
     async def copy_to(self, sha256: str, path: Path) -> None:
-        """Write the blob to a local file atomically.
-
-        Raises:
-            FileNotFoundError: the blob does not exist.
-        """
+        """Copy a blob to a local file atomically; raise FileNotFoundError if it does not exist."""
         source = self._path(sha256)
         if not self._in_s3:
             return await asyncio.to_thread(_copy_atomically, source, path)
@@ -151,35 +130,35 @@ class BlobStore:
     async def exists(self, sha256: str) -> bool:
         """Return whether the blob exists."""
         try:
-            # fsspec's `exists` would report a missing bucket as a missing blob.
+            # Not fsspec's `exists`, which returns False if the bucket does not exist.
             await self._call("info", self._path(sha256))
         except FileNotFoundError:
             return False
         return True
 
     async def renew(self, sha256: str) -> bool:
-        """Set the blob's age to zero, for a caller that will refer to it; False: it does not exist.
+        """Reset the age of a blob, so that pruning does not delete it; return False if none exists.
 
-        A blob in S3 that is less than an hour old is left as it is.
+        A blob in S3 that is less than an hour old is not changed.
         """
         try:
             path = self._path(sha256)
             if not self._in_s3:
                 return await asyncio.to_thread(_touch, Path(path))
             if (await self._call("info", path))["LastModified"] < datetime.now(UTC) - _RECENT:
-                # Only a copy onto itself changes the time, and S3 requires that the copy changes metadata.
+                # Copying a blob onto itself resets its time; S3 requires that this changes metadata.
                 await self._call("cp_file", path, path, MetadataDirective="REPLACE")
         except FileNotFoundError:
             return False
         return True
 
     async def delete(self, sha256: str, before: datetime) -> int | None:
-        """Delete the blob unless it was stored or renewed since ``before``.
+        """Delete a blob unless it was stored or renewed since ``before``.
 
         In S3 the check and the deletion are two requests; a renewal between them is lost.
 
         Returns:
-            The size of the deleted blob in bytes; None: nothing was deleted.
+            The size of the deleted blob in bytes, or None if nothing was deleted.
         """
         path = self._path(sha256)
         if not self._in_s3:
@@ -195,13 +174,13 @@ class BlobStore:
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._in_s3:
-            return await s3.call(self._files, method, *args, **kwargs)
+            return await s3.call_method(self._files, method, *args, **kwargs)
         return await asyncio.to_thread(getattr(self._files, method), *args, **kwargs)
 
     def _path(self, sha256: str) -> str:
         if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
             raise FileNotFoundError(sha256)
-        # Two levels of folders keep each one small.
+        # Two levels of folders, so that each has few entries.
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
     def _put(self, data: bytes) -> str:
@@ -217,7 +196,7 @@ class BlobStore:
         path = Path(self._path(blob.sha256))
         if not _touch(path):
             with source.open("rb") as file, _open_atomically(path) as target:
-                _copy_chunks(file, target)
+                shutil.copyfileobj(file, target, _CHUNK)
         return blob
 
     def _put_stream(self, file: IO[bytes], limit: int) -> Blob:
@@ -240,7 +219,7 @@ class BlobStore:
 
 @contextmanager
 def _open_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that is renamed to ``path`` once it is complete and on disk."""
+    """Open a temporary file, which is renamed to ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_path(path)
     try:
@@ -254,19 +233,19 @@ def _open_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _touch(path: Path) -> bool:
-    """Set the blob's age to zero, so that it is not pruned; False: it does not exist."""
+    """Set the modification time of a file to now; return False if it does not exist."""
     try:
         os.utime(path)
     except FileNotFoundError:
         return False
     except PermissionError:
-        # Another user owns the file, on a shared disk.
+        # On a shared disk, another user may own the file.
         return path.exists()
     return True
 
 
 def _delete(path: Path, before: float) -> int | None:
-    # Renamed first: a concurrent writer either renews the file before that or writes it anew.
+    # Renamed first, so that a concurrent writer either renews the file before or writes it again.
     temporary = _temporary_path(path)
     try:
         if path.stat().st_mtime >= before:
@@ -311,7 +290,7 @@ def _copy_limited(source: IO[bytes], path: Path, limit: int) -> None:
 
 
 def _copy_and_hash(source: IO[bytes], target: IO[bytes], limit: int) -> tuple[str, int]:
-    """Copy a file; return the sha256 and the number of bytes."""
+    """Copy a file and return its SHA-256 and size; raise OSError beyond ``limit`` bytes."""
     digest, size = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK):
         size += len(chunk)
@@ -320,8 +299,3 @@ def _copy_and_hash(source: IO[bytes], target: IO[bytes], limit: int) -> tuple[st
         digest.update(chunk)
         target.write(chunk)
     return digest.hexdigest(), size
-
-
-def _copy_chunks(source: IO[bytes], target: IO[bytes]) -> None:
-    while chunk := source.read(_CHUNK):
-        target.write(chunk)

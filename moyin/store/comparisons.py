@@ -1,7 +1,7 @@
-"""Stores the comparisons of the judge in Valkey while its job runs, for a day at most.
+"""Stores pairs of answers in Valkey until the judge has compared them, for a day at most.
 
-Prompts are stored for learning only here; the job in the queue holds an id. They are encrypted,
-since Valkey's files on disk contain deleted values until they are rewritten.
+The judge is a model that compares two answers to a prompt; its job has only the id of a comparison.
+Comparisons are encrypted, since Valkey's files contain deleted values until they are rewritten.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from redis.exceptions import RedisError
 from moyin.errors import ServiceUnavailable
 from moyin.store.valkey import connect
 
-__all__ = ["ComparisonStore", "StoredComparison"]
-
 _PREFIX = "moyin:judge:"
-# Sorted set of the ids of open comparisons, by expiry time.
+# A sorted set of the ids of open comparisons by expiry time.
 _OPEN = f"{_PREFIX}open"
 _LIFETIME_SECONDS = 24 * 3_600
 _CAPACITY, _CAPACITY_PER_TENANT = 2_000, 200
@@ -34,10 +32,11 @@ _NONCE_BYTES = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredComparison:
-    """Holds a serialized comparison.
+    """Holds a comparison.
 
     Attributes:
-        second: the second answer; None: not stored yet.
+        comparison: the prompt and the first answer, serialized by the judge.
+        second: the second answer, or None if it is not stored yet.
     """
 
     comparison: bytes
@@ -45,12 +44,12 @@ class StoredComparison:
 
 
 class ComparisonStore:
-    """Stores open comparisons. Every method raises `ServiceUnavailable` if Valkey is unavailable.
+    """Stores encrypted comparisons; its methods raise `ServiceUnavailable` if Valkey is unavailable.
 
     Args:
-        secret: the stack's secret; values stored under another one cannot be read.
-        capacity: the maximum of open comparisons, of all replicas together.
-        capacity_per_tenant: the maximum of one tenant, so that none uses up the whole capacity.
+        secret: the secret of the stack, from which the encryption key is derived.
+        capacity: the maximum number of comparisons of all tenants.
+        capacity_per_tenant: the maximum number of comparisons of one tenant.
     """
 
     def __init__(
@@ -63,34 +62,34 @@ class ComparisonStore:
     ) -> None:
         key = HKDF(SHA256(), length=32, salt=None, info=b"moyin comparisons").derive(secret)
         self._cipher = AESGCM(key)
-        # Any: the client's types are those of decoded texts, and this client does not decode.
+        # Typed as Any, since redis-py's types assume that responses are decoded.
         self._redis: Any = connect(url)
-        self._capacity, self._most_of_one = capacity, capacity_per_tenant
+        self._capacity, self._capacity_per_tenant = capacity, capacity_per_tenant
 
-    async def has_room(self, owner: str) -> bool:
-        """Return whether another comparison of the owner may be added."""
+    async def has_capacity(self, owner: str) -> bool:
+        """Return whether neither the owner nor all tenants together have reached the capacity."""
         async with _translate_errors(), self._redis.pipeline(transaction=True) as pipeline:
-            for name in (_OPEN, _open_key(owner)):
+            for name in (_OPEN, _build_open_key(owner)):
                 pipeline.zremrangebyscore(name, "-inf", time.time())
                 pipeline.zcard(name)
             _, of_all, _, of_owner = await pipeline.execute()
-        return bool(of_all < self._capacity and of_owner < self._most_of_one)
+        return bool(of_all < self._capacity and of_owner < self._capacity_per_tenant)
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
-        """Store a comparison for a day; return False if one of this id exists."""
+        """Store a comparison for a day; return False if the id exists already."""
         name, encrypted = _PREFIX + comparison_id, self._encrypt(comparison_id, comparison)
         async with _translate_errors(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hsetnx(name, "comparison", encrypted)
             pipeline.hsetnx(name, "owner", owner)
             pipeline.expire(name, _LIFETIME_SECONDS, nx=True)
-            for index in (_OPEN, _open_key(owner)):
+            for index in (_OPEN, _build_open_key(owner)):
                 pipeline.zadd(index, {comparison_id: time.time() + _LIFETIME_SECONDS}, nx=True)
                 pipeline.expire(index, 2 * _LIFETIME_SECONDS)
             added, *_ = await pipeline.execute()
         return bool(added)
 
     async def get(self, comparison_id: str) -> StoredComparison | None:
-        """Return an open comparison; None: there is none of this id."""
+        """Return a comparison, or None if it does not exist or was encrypted with another secret."""
         async with _translate_errors():
             encrypted, second = await self._redis.hmget(
                 _PREFIX + comparison_id, ["comparison", "second"]
@@ -110,7 +109,7 @@ class ComparisonStore:
         encrypted = self._encrypt(comparison_id, text.encode(errors="replace"))
         async with _translate_errors(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hset(name, "second", encrypted)
-            # If the comparison has just expired, this entry must expire, too.
+            # If the comparison has just expired, the command above creates a key that must expire.
             pipeline.expire(name, _LIFETIME_SECONDS, nx=True)
             await pipeline.execute()
 
@@ -122,7 +121,7 @@ class ComparisonStore:
                 pipeline.delete(_PREFIX + comparison_id)
                 pipeline.zrem(_OPEN, comparison_id)
                 if owner is not None:
-                    pipeline.zrem(_open_key(owner.decode()), comparison_id)
+                    pipeline.zrem(_build_open_key(owner.decode()), comparison_id)
                 await pipeline.execute()
 
     async def clear(self) -> None:
@@ -144,16 +143,16 @@ class ComparisonStore:
         return self._cipher.decrypt(nonce, text, comparison_id.encode())
 
 
-def _open_key(owner: str) -> str:
+def _build_open_key(owner: str) -> str:
     return f"{_OPEN}:{owner}"
 
 
 @asynccontextmanager
 async def _translate_errors() -> AsyncIterator[None]:
-    """Raise `ServiceUnavailable` for errors of Valkey."""
+    """Raise `ServiceUnavailable` if the block raises an error of Valkey."""
     try:
         yield
     except (RedisError, OSError) as error:
         raise ServiceUnavailable(
-            "comparisons cannot be stored or read at the moment", retry_after=2
+            "comparisons cannot be stored or read in Valkey at the moment; try again", retry_after=2
         ) from error

@@ -1,7 +1,7 @@
-"""Stores the events of running jobs: one bounded, expiring Valkey stream per job.
+"""Stores the events of running jobs in Valkey, in one bounded and expiring stream per job.
 
-Events only inform watchers. The job's row is authoritative, so an outage of Valkey delays watchers
-and never affects the outcome of a job.
+Events only inform clients. The job's row in SQL is authoritative, so an outage of Valkey delays
+clients and never affects the result of a job.
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from redis.exceptions import RedisError
 from moyin.domain.job import EventType, JobEvent
 from moyin.store.valkey import connect
 
-__all__ = ["EVENT_PREFIX", "EventStore", "event_from_entry"]
-
 _log = logging.getLogger(__name__)
 EVENT_PREFIX = "moyin:events:"
-# At least this many of the newest events are replayed to a late watcher.
+# The minimum number of events that are kept for clients that subscribe late.
 _MAX_EVENTS = 1_000
 
 
 class EventStore:
-    """Publishes and replays events of jobs."""
+    """Publishes and reads the events of jobs.
+
+    Attributes:
+        lost_count: the number of events that could not be published.
+    """
 
     def __init__(self, url: str, *, retention: timedelta) -> None:
         self._redis = connect(url)
         self._retention = int(retention.total_seconds())
-        self.lost = 0
+        self.lost_count = 0
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-        """Append an event. An outage raises nothing: it is logged and counted in ``lost``."""
+        """Append an event; an error of Valkey is logged and counted, not raised."""
         await self.publish_all(job_id, [(kind, data)])
 
     async def publish_all(
         self, job_id: str, events: Sequence[tuple[EventType, Mapping[str, Any]]]
     ) -> None:
-        """Append events in order, in one round trip; see `publish`."""
+        """Append events in order, in one round trip; errors are handled as by `publish`."""
         name = EVENT_PREFIX + job_id
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -50,31 +52,33 @@ class EventStore:
                 pipeline.expire(name, self._retention)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
-            self.lost += len(events)
+            self.lost_count += len(events)
             kinds = ", ".join(kind.value for kind, _ in events)
-            _log.warning("could not publish events of job %s: %s: %s", job_id, kinds, error)
+            _log.warning(
+                "could not publish events of job %s (%s) in Valkey: %s", job_id, kinds, error
+            )
 
     async def replay(self, job_id: str, after: str | None) -> list[JobEvent]:
-        """Return the events after the stream id ``after`` (None: all), oldest first."""
+        """Return the events after the stream id ``after``, oldest first; if it is None, all events."""
         start = "-" if after is None else f"({after}"
         entries: Any = await self._redis.xrange(EVENT_PREFIX + job_id, min=start)
-        return [event_from_entry(entry_id, fields) for entry_id, fields in entries]
+        return [parse_event(entry_id, fields) for entry_id, fields in entries]
 
-    async def newest(self, job_id: str) -> str | None:
-        """Return the stream id of the last event; None: there is none."""
+    async def get_newest_id(self, job_id: str) -> str | None:
+        """Return the stream id of the newest event, or None if there is no event."""
         entries: Any = await self._redis.xrevrange(EVENT_PREFIX + job_id, count=1)
         return entries[0][0].decode() if entries else None
 
     async def ping(self) -> None:
-        """Raise `RedisError` if Valkey does not respond."""
+        """Send a command to Valkey, to raise `RedisError` if Valkey does not respond."""
         await self._redis.ping()
 
     async def close(self) -> None:
         await self._redis.aclose()
 
 
-def event_from_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent:
-    """Return the event in an entry of a stream."""
+def parse_event(entry_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent:
+    """Return the event that an entry of a Valkey stream describes."""
     return JobEvent(
         id=entry_id.decode(),
         type=EventType(fields[b"type"].decode()),

@@ -1,7 +1,7 @@
-"""Stores recent answers in Valkey, so that any replica recognises a follow-up to one.
+"""Stores references to recent answers in Valkey, so that any replica recognises follow-ups to them.
 
-Names are keyed hashes of a conversation, values identify the request. No text is stored, and nothing
-for longer than some minutes. Requests must not wait for the store.
+Names are keyed hashes of a conversation, and values identify the request. No text is stored, and
+values expire after minutes. Requests must not wait for this store.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from redis.exceptions import RedisError
 
 from moyin.store.valkey import connect_cache
 
-__all__ = ["FollowUpStore"]
-
 _log = logging.getLogger(__name__)
 _PREFIX = b"moyin:followups:"
 _TIMEOUT_SECONDS = 0.5
 _PAUSE_SECONDS = 5.0
 
-# Each script has one argument with all texts, each prefixed by its length in two bytes: redis-py takes
-# about ten microseconds for each argument and each value. Nearly all names are absent, so the server
-# returns only the values that exist, each after its position.
+# All texts are one argument, each prefixed by its length in two bytes, and only existing values are
+# returned, each after its position, since redis-py takes ten microseconds per argument and value.
 _READ_TEXT = """
 local packed, at, place = ARGV[1], 1, 0
 local function text()
@@ -61,10 +58,10 @@ end
 
 
 class FollowUpStore:
-    """Stores values by name, each of which can be taken once."""
+    """Stores values by name until they expire or are popped."""
 
     def __init__(self, url: str) -> None:
-        # Any: the client's types are those of decoded texts, and this client does not decode.
+        # Typed as Any, since redis-py's types assume that responses are decoded.
         self._redis: Any = connect_cache(url, _TIMEOUT_SECONDS)
         self._find = self._redis.register_script(_FIND)
         self._put = self._redis.register_script(_PUT)
@@ -72,19 +69,19 @@ class FollowUpStore:
 
     @property
     def is_unavailable(self) -> bool:
-        """True if Valkey failed within the last seconds."""
+        """True if Valkey failed within the last five seconds."""
         return time.monotonic() < self._unavailable_until
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        """Return the values of ``names``, in one round trip; None: Valkey is unavailable."""
+        """Return the values of ``names``, or None if Valkey is unavailable; missing values are None."""
         return await self._fetch("GET", names)
 
-    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        """Return and delete the values of ``names``; of concurrent callers, one gets each value."""
+    async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        """Return values as `get` does and delete them; of concurrent callers, one gets a value."""
         return await self._fetch("GETDEL", names)
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
-        """Store ``values`` by name for ``seconds``."""
+        """Store values by name, which expire after ``seconds``."""
         packed = _pack(text for pair in values.items() for text in pair)
         try:
             await self._put(args=[packed, _PREFIX, seconds])
@@ -107,7 +104,10 @@ class FollowUpStore:
 
     def _pause(self, error: Exception) -> None:
         self._unavailable_until = time.monotonic() + _PAUSE_SECONDS
-        _log.warning("follow-ups to answers of other replicas are not recognised: %s", error)
+        _log.warning(
+            "Valkey is unavailable, so follow-ups to answers of other replicas are not recognised: %s",
+            error,
+        )
 
 
 def _pack(texts: Iterable[bytes]) -> bytes:

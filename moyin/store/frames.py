@@ -1,7 +1,7 @@
-"""Stores the WebSocket frames of ComfyUI's clients: one bounded, expiring stream per client.
+"""Stores WebSocket frames for ComfyUI's clients in Valkey, in one bounded, expiring stream per client.
 
-A stream's name contains the owner and the client id, so no client reads that of another. It holds
-frames of the workers, and markers at which each gateway replica builds the frame itself.
+A stream's name contains the owner and the client id, so that no client reads another's stream. A
+stream has frames from workers, and markers for frames that each gateway replica builds itself.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from moyin.domain.serialization import decode, encode
 from moyin.store.hub import StreamHub
 from moyin.store.valkey import connect
 
-__all__ = ["Frame", "FrameHub", "FrameKind", "FrameStore"]
-
 _log = logging.getLogger(__name__)
 _FRAMES = "moyin:frames:"
 _FILES = "moyin:files:"
-# A preview has tens of kB, so a stream has tens of MB at most.
+# A preview has tens of kB, so that a stream has tens of MB at most.
 _MAX_FRAMES = 512
-# A stream of larger frames holds fewer.
+# The maximum size of a stream, which has fewer frames if they are large.
 _MAX_BYTES = 8 * 1024 * 1024
 _SECONDS = 1_800
 
@@ -35,8 +33,8 @@ _SECONDS = 1_800
 class FrameKind(StrEnum):
     """Names the kinds of frames.
 
-    ``TEXT`` and ``BINARY`` are sent to the client as they are, ``BLOB`` as its body followed by the
-    blob. ``STATUS`` marks a change of the queue, ``END`` the end of a prompt, which is in its row.
+    ``TEXT`` and ``BINARY`` are sent to the client unchanged, ``BLOB`` as the body followed by a
+    blob. ``STATUS`` is a marker for a change of the queue, and ``END`` for the end of a prompt.
     """
 
     TEXT = "text"
@@ -48,13 +46,13 @@ class FrameKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """Holds one entry of a client's stream.
+    """Holds an entry of a client's stream.
 
     Attributes:
-        id: the stream id; empty until the frame is published.
+        id: the stream id, which is empty until the frame is published.
         prompt: the id of the prompt.
-        body: the JSON of a text frame, or a binary frame.
-        blob: the sha256 of a blob; see `FrameKind`.
+        body: the JSON of a text frame, or the bytes of a binary one.
+        blob: the SHA-256 of the blob of a ``FrameKind.BLOB``.
     """
 
     kind: FrameKind
@@ -65,14 +63,18 @@ class Frame:
 
 
 class FrameStore:
-    """Writes to clients' streams. An outage of Valkey only delays what clients see."""
+    """Publishes and reads frames of clients, and the files of running prompts.
+
+    Attributes:
+        lost_count: the number of frames that could not be published.
+    """
 
     def __init__(self, url: str) -> None:
         self._redis = connect(url)
-        self.lost = 0
+        self.lost_count = 0
 
     async def publish(self, channel: str, *frames: Frame) -> None:
-        """Append frames. An outage raises nothing: it is logged and counted in ``lost``."""
+        """Append frames to a client's stream; an error of Valkey is logged and counted, not raised."""
         name = _FRAMES + channel
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -88,30 +90,26 @@ class FrameStore:
                 pipeline.expire(name, _SECONDS)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
-            self.lost += len(frames)
-            _log.warning("could not publish %s frames: %s", len(frames), error)
+            self.lost_count += len(frames)
+            _log.warning("could not publish %s frames in Valkey: %s", len(frames), error)
 
     async def publish_status(self, job: Job) -> None:
-        """Announce that the job has changed the queue."""
+        """Publish the marker that the job has changed the queue of its client."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.STATUS, prompt=job.id))
 
     async def publish_end(self, job: Job) -> None:
-        """Announce that the job has ended; its row must have the final status."""
+        """Publish the marker that the job has ended; its row must already have the final status."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.END, prompt=job.id))
 
-    async def newest(self, channel: str, count: int) -> list[Frame]:
-        """Return the last ``count`` frames, oldest first.
-
-        Raises:
-            RedisError, OSError: Valkey is unavailable.
-        """
+    async def list_newest(self, channel: str, count: int) -> list[Frame]:
+        """Return the newest ``count`` frames, oldest first; raise errors of Valkey."""
         entries: Any = await self._redis.xrevrange(_FRAMES + channel, count=count)
-        return [_frame(entry_id, fields) for entry_id, fields in reversed(entries)]
+        return [_parse_frame(entry_id, fields) for entry_id, fields in reversed(entries)]
 
-    async def keep_file(self, prompt_id: str, file: PromptFile) -> None:
-        """Store a file of a running prompt, so that its client can fetch it before the end."""
+    async def add_file(self, prompt_id: str, file: PromptFile) -> None:
+        """Store the metadata of a file of a running prompt, so that the client can fetch it at once."""
         name = _FILES + prompt_id
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -119,14 +117,14 @@ class FrameStore:
                 pipeline.expire(name, _SECONDS)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
-            _log.warning("could not publish a file of prompt %s: %s", prompt_id, error)
+            _log.warning("could not store a file of prompt %s in Valkey: %s", prompt_id, error)
 
-    async def file(self, prompt_id: str, path: str) -> PromptFile | None:
-        """Return a file that `keep_file` stored; None: there is none, or Valkey is unavailable."""
+    async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
+        """Return a file that `add_file` stored, or None if none exists or Valkey is unavailable."""
         try:
             stored: Any = await self._redis.hget(_FILES + prompt_id, path)
         except (RedisError, OSError) as error:
-            _log.warning("could not read files of prompt %s: %s", prompt_id, error)
+            _log.warning("could not read the files of prompt %s from Valkey: %s", prompt_id, error)
             return None
         return None if stored is None else decode(PromptFile, stored)
 
@@ -135,13 +133,13 @@ class FrameStore:
 
 
 class FrameHub(StreamHub[Frame]):
-    """Fans out clients' streams, by channel."""
+    """Delivers the frames of clients to their connections; streams are named by channel."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, _FRAMES, _frame)
+        super().__init__(url, _FRAMES, _parse_frame)
 
 
-def _frame(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Frame:
+def _parse_frame(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Frame:
     return Frame(
         id=entry_id.decode(),
         kind=FrameKind(fields[b"kind"].decode()),

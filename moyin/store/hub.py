@@ -1,4 +1,4 @@
-"""Reads many streams with one connection per process and fans them out to watchers."""
+"""Reads many Valkey streams with one connection per process, and delivers entries to subscribers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from redis.exceptions import RedisError
 
 from moyin.domain.job import JobEvent
 from moyin.errors import InvalidRequest, Overloaded
-from moyin.store.events import EVENT_PREFIX, event_from_entry
+from moyin.store.events import EVENT_PREFIX, parse_event
 from moyin.store.valkey import connect
-
-__all__ = ["Entry", "EventHub", "SlowConsumer", "StreamHub", "Watch"]
 
 _log = logging.getLogger(__name__)
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
@@ -27,7 +25,7 @@ _RECONNECT_SECONDS = 0.5
 
 
 class Entry(Protocol):
-    """Describes an entry of a stream; ``id`` is its stream id."""
+    """Describes an entry of a Valkey stream by its stream id."""
 
     @property
     def id(self) -> str: ...
@@ -37,16 +35,19 @@ E = TypeVar("E", bound=Entry)
 
 
 class SlowConsumer(Overloaded):
-    """Signals that the watcher's queue is full; it may resume by event id."""
+    """Signals that a subscriber reads too slowly; it may subscribe again with its last event id."""
 
     code = "slow_consumer"
 
 
-class Watch(Generic[E]):
-    """Queues the entries of one stream for one client.
+class Subscription(Generic[E]):
+    """Queues the entries of one stream for one subscriber.
 
-    The queue holds twice what the stream held at first. That is bounded by the stream's length, is
-    delivered at once, and would be delivered again to a client disconnected for it.
+    The capacity is twice the number of entries that existed at first, since those arrive at once
+    and would arrive again if they overflowed the queue. Streams are bounded, and so is the queue.
+
+    Attributes:
+        after: the stream id of the last queued entry.
     """
 
     def __init__(self, after: str) -> None:
@@ -57,10 +58,9 @@ class Watch(Generic[E]):
         self._capacity: int | None = None
 
     async def next(self, seconds: float | None = None) -> list[E]:
-        """Return all entries since the last call; wait for one, at most ``seconds``.
+        """Return all queued entries; if there are none, wait for one for at most ``seconds``.
 
-        Raises:
-            SlowConsumer: the queue was full; raised once its entries were returned.
+        If the queue was full, raise `SlowConsumer` after all its entries were returned.
         """
         if not self._queue and not self._is_closed:
             self._has_entries.clear()
@@ -68,15 +68,17 @@ class Watch(Generic[E]):
                 async with asyncio.timeout(seconds):
                     await self._has_entries.wait()
         if self._is_closed and not self._queue:
-            raise SlowConsumer("the client reads events too slowly; resume with Last-Event-ID")
+            raise SlowConsumer(
+                "the client reads events too slowly; connect again with Last-Event-ID to resume"
+            )
         events = list(self._queue)
         self._queue.clear()
         return events
 
     def offer(self, events: Sequence[E]) -> bool:
-        """Queue events; return False and close the queue if the watcher is too slow."""
-        position = _order(self.after)
-        unseen = [event for event in events if _order(event.id) > position]
+        """Queue new entries; return False and close the queue if it is full."""
+        position = _parse_stream_id(self.after)
+        unseen = [event for event in events if _parse_stream_id(event.id) > position]
         if not unseen:
             return True
         if self._capacity is None:
@@ -92,22 +94,22 @@ class Watch(Generic[E]):
 
 
 class StreamHub(Generic[E]):
-    """Reads all watched streams with one connection and one blocking XREAD.
+    """Reads all subscribed streams with one connection and one blocking XREAD.
 
     Args:
-        prefix: the prefix of the streams' keys; the rest is a name without colons.
-        read: returns the entry of a stream id and its fields.
+        prefix: the prefix of the streams' keys, which end with a name without colons.
+        parse: converts a stream id and the fields of an entry.
     """
 
     def __init__(
-        self, url: str, prefix: str, read: Callable[[bytes, Mapping[bytes, bytes]], E]
+        self, url: str, prefix: str, parse: Callable[[bytes, Mapping[bytes, bytes]], E]
     ) -> None:
         self._prefix = prefix
-        self._read = read
+        self._parse = parse
         self._control = connect(url)
         # XREAD blocks for longer than any other command may take.
         self._reading = connect(url, timeout=_BLOCK_MS / 1_000 + 5)
-        self._watchers: dict[str, set[Watch[E]]] = {}
+        self._subscriptions: dict[str, set[Subscription[E]]] = {}
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
@@ -121,39 +123,38 @@ class StreamHub(Generic[E]):
         await self._control.aclose()
 
     @asynccontextmanager
-    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[Watch[E]]:
-        """Watch one stream after the stream id ``after`` (None: from its beginning).
+    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[Subscription[E]]:
+        """Subscribe to the entries of a stream after the stream id ``after``, or to all if it is None.
 
-        After an outage of Valkey the watch continues where it was.
-
-        Raises:
-            InvalidRequest: ``after`` is not an event id.
+        After an outage of Valkey the subscription continues without gaps. An ``after`` that is not
+        a stream id raises `InvalidRequest`.
         """
         if after is not None and not _EVENT_ID.fullmatch(after):
             raise InvalidRequest(
-                "Last-Event-ID must be the id of an event of this job", field="Last-Event-ID"
+                f"Last-Event-ID must be the id of an event of this job, not {after!r}",
+                field="Last-Event-ID",
             )
-        watcher: Watch[E] = Watch(after or "0-0")
-        self._watchers.setdefault(name, set()).add(watcher)
-        # Rewinds the shared position. Watchers that have seen these events skip them by id.
+        subscription: Subscription[E] = Subscription(after or "0-0")
+        self._subscriptions.setdefault(name, set()).add(subscription)
+        # Rewinds the shared position; subscribers that already have the entries skip them by id.
         self._positions[name] = min(
-            self._positions.get(name, watcher.after), watcher.after, key=_order
+            self._positions.get(name, subscription.after), subscription.after, key=_parse_stream_id
         )
         try:
             await self._wake()
-            yield watcher
+            yield subscription
         finally:
-            self._remove(name, watcher)
+            self._remove(name, subscription)
 
-    def _remove(self, name: str, watcher: Watch[E]) -> None:
-        watchers = self._watchers.get(name, set())
-        watchers.discard(watcher)
-        if not watchers:
-            self._watchers.pop(name, None)
+    def _remove(self, name: str, subscription: Subscription[E]) -> None:
+        subscriptions = self._subscriptions.get(name, set())
+        subscriptions.discard(subscription)
+        if not subscriptions:
+            self._subscriptions.pop(name, None)
             self._positions.pop(name, None)
 
     async def _wake(self) -> None:
-        """Make the reader use the new set of streams now."""
+        """Make the reader task use the changed set of streams at once."""
         self._changed.set()
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_forever())
@@ -161,8 +162,8 @@ class StreamHub(Generic[E]):
             try:
                 await self._control.client_unblock(self._connection_id)
             except (RedisError, OSError) as error:
-                # The reader uses the new set within _BLOCK_MS anyway.
-                _log.debug("could not wake the event reader: %s", error)
+                # The reader uses the changed set after at most _BLOCK_MS anyway.
+                _log.debug("could not unblock the reader of Valkey streams: %s", error)
 
     async def _read_forever(self) -> None:
         while True:
@@ -172,7 +173,9 @@ class StreamHub(Generic[E]):
             try:
                 await self._read_connected()
             except (RedisError, OSError) as error:
-                _log.warning("the event reader lost Valkey and reconnects: %s", error)
+                _log.warning(
+                    "the reader of Valkey streams lost its connection; reconnecting: %s", error
+                )
                 self._connection_id = None
                 await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -184,36 +187,36 @@ class StreamHub(Generic[E]):
                     self._prefix + name: position for name, position in self._positions.items()
                 }
                 response: Any = await connection.xread(streams, block=_BLOCK_MS)
-                for raw, entries in _pairs(response):
+                for raw, entries in _split_by_stream(response):
                     stream = raw.decode()
                     name = stream.removeprefix(self._prefix)
                     self._deliver(name, streams[stream], entries)
 
     def _deliver(self, name: str, position: str, entries: Any) -> None:
         if self._positions.get(name) != position:
-            # A watcher came or left meanwhile: the next read begins at the new position.
+            # The subscribers changed meanwhile, so the next read begins at the new position.
             return
-        events = [self._read(entry_id, fields) for entry_id, fields in entries]
+        events = [self._parse(entry_id, fields) for entry_id, fields in entries]
         self._positions[name] = events[-1].id
-        for watcher in list(self._watchers[name]):
-            if not watcher.offer(events):
-                self._watchers[name].discard(watcher)
+        for subscription in list(self._subscriptions[name]):
+            if not subscription.offer(events):
+                self._subscriptions[name].discard(subscription)
 
 
 class EventHub(StreamHub[JobEvent]):
-    """Fans out the events of jobs, by job id."""
+    """Delivers the events of jobs to subscribers; streams are named by job id."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, EVENT_PREFIX, event_from_entry)
+        super().__init__(url, EVENT_PREFIX, parse_event)
 
 
-def _pairs(response: Any) -> Any:
-    """Return name and entries of each stream: XREAD returns a list in RESP2, a dict in RESP3."""
+def _split_by_stream(response: Any) -> Any:
+    """Return pairs of a stream's name and its entries from an XREAD response in RESP2 or RESP3."""
     if isinstance(response, dict):
         return [(name, chunk) for name, chunks in response.items() for chunk in chunks]
     return response or []
 
 
-def _order(event_id: str) -> tuple[int, int]:
+def _parse_stream_id(event_id: str) -> tuple[int, int]:
     milliseconds, _, sequence = event_id.partition("-")
     return int(milliseconds), int(sequence or 0)

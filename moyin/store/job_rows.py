@@ -1,4 +1,4 @@
-"""Builds rows of the table ``jobs`` and reads jobs from them."""
+"""Converts between rows of the table ``jobs`` and the dataclasses of jobs."""
 
 from __future__ import annotations
 
@@ -20,29 +20,43 @@ from moyin.domain.job import (
 )
 from moyin.domain.limits import Limit
 from moyin.domain.serialization import from_plain, to_plain
-from moyin.store.sql import aware, now
-
-__all__ = ["OPEN", "Launch", "NewJob", "Row", "job_of_row", "launch_of_row", "new_row"]
+from moyin.store.sql import ensure_utc, now
 
 Row = Mapping[Any, Any]
-OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
-# Columns that are null until the job has run.
+OPEN_STATUSES = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+# Columns with the same name and value as attributes of all dataclasses of jobs, or of some.
+_COMMON_COLUMNS = ("owner", "spec", "priority", "children")
+_LAUNCH_COLUMNS = (*_COMMON_COLUMNS, "webhook")
+_DESCRIPTION_COLUMNS = (*_COMMON_COLUMNS, "id", "kind", "channel", "fingerprint")
+_JOB_COLUMNS = (*_DESCRIPTION_COLUMNS, "attempts", "metadata", "record")
+_NEW_JOB_COLUMNS = (
+    *_DESCRIPTION_COLUMNS,
+    "webhook",
+    "deadline",
+    "idempotency_key",
+    "key_id",
+    "comfyui",
+)
+# Columns that are null until the job runs.
 _INITIALLY_NULL = ("started_at", "finished_at", "begun_at", "record", "cancelled_by")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
-    """Describes a job to accept.
+    """Describes a job that is submitted.
 
     Attributes:
-        spec: the sha256 of the blob with the job's spec.
+        spec: the SHA-256 of the blob with the job's spec.
         heads: the kind and pool of each step, in order.
-        fingerprint: a digest of the request, which tells a repeat from a reused idempotency key.
-        key_id, user, scopes: of the submitter; the steps run with these rights.
+        fingerprint: a digest of the request, by which a repeated request is distinguished from
+            another request with the same idempotency key.
+        key_id: the API key or session of the submitter, with whose rights the steps run.
+        user: the id of the submitting user, or None for a tenant's own key.
+        scopes: the scopes of the submitter.
         limits: the submitter's limits on open jobs.
-        channel: see `moyin.domain.job.Job`.
-        children: the number of renders of a batch; None: not a batch.
-        comfyui: whether it is a prompt of ComfyUI's own API.
+        channel: the name of the ComfyUI client's event stream, or None.
+        children: the number of renders of a batch, or None if the job is not a batch.
+        comfyui: whether the job was submitted through ComfyUI's own API.
     """
 
     id: str
@@ -66,7 +80,7 @@ class NewJob:
 
     @property
     def launch(self) -> Launch:
-        """The launch of the first attempt."""
+        """The data that starts the job's first attempt."""
         return Launch(
             job_id=self.id,
             owner=self.owner,
@@ -83,7 +97,13 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """Holds what is needed to start an attempt of a job."""
+    """Holds the data that starts an attempt of a job: the input of its workflow.
+
+    Attributes:
+        heads: the kind and pool of each step, in order.
+        done: the results of steps that earlier attempts finished.
+        children: the number of renders of a batch, or None if the job is not a batch.
+    """
 
     job_id: str
     owner: str
@@ -97,83 +117,57 @@ class Launch:
     children: int | None = None
 
 
-def new_row(new: NewJob) -> dict[str, Any]:
-    """Return the row of a job that is accepted now."""
+def build_row(new: NewJob) -> dict[str, Any]:
+    """Return the row of a job that is submitted now."""
     return {
-        "id": new.id,
-        "owner": new.owner,
-        "kind": new.kind,
+        **{name: getattr(new, name) for name in _NEW_JOB_COLUMNS},
         "status": JobStatus.QUEUED.value,
-        "spec": new.spec,
         "heads": [[kind.value, pool] for kind, pool in new.heads],
-        "children": new.children,
         "results": [],
         "progress": to_plain(Progress(max=new.children or 1)),
         "error": None,
         "attempts": 1,
-        "priority": new.priority,
         "metadata": dict(new.metadata),
-        "webhook": new.webhook,
-        "deadline": new.deadline,
-        "idempotency_key": new.idempotency_key,
-        "fingerprint": new.fingerprint,
         "dispatched": False,
         "created_at": now(),
-        "key_id": new.key_id,
         "user_id": new.user,
         "scopes": " ".join(sorted(new.scopes)),
-        "channel": new.channel,
-        "comfyui": new.comfyui,
         **dict.fromkeys(_INITIALLY_NULL),
     }
 
 
-def job_of_row(row: Row) -> Job:
-    """Return the job in a row with all columns."""
-    created_at = aware(row["created_at"])
-    assert created_at is not None
+def parse_job(row: Row) -> Job:
+    """Return the job that a row with all columns describes."""
+    plain = {name: row[name] for name in _JOB_COLUMNS}
     return Job(
-        id=row["id"],
-        owner=row["owner"],
-        kind=row["kind"],
         status=JobStatus(row["status"]),
-        spec=row["spec"],
         steps=len(row["heads"]),
         progress=from_plain(Progress, row["progress"]),
-        results=_results(row),
+        results=_parse_results(row),
         error=None if row["error"] is None else from_plain(JobError, row["error"]),
-        attempts=row["attempts"],
-        priority=row["priority"],
-        metadata=row["metadata"],
-        created_at=created_at,
-        started_at=aware(row["started_at"]),
-        finished_at=aware(row["finished_at"]),
-        begun_at=aware(row["begun_at"]),
-        channel=row["channel"],
-        record=row["record"],
-        children=row["children"],
-        fingerprint=row["fingerprint"],
-        cancelled_by=_canceller(row),
+        created_at=ensure_utc(row["created_at"]),
+        started_at=ensure_utc(row["started_at"]),
+        finished_at=ensure_utc(row["finished_at"]),
+        begun_at=ensure_utc(row["begun_at"]),
+        cancelled_by=_parse_canceller(row),
+        **plain,
     )
 
 
-def launch_of_row(row: Row) -> Launch:
-    """Return the launch of the row's present attempt."""
+def parse_launch(row: Row) -> Launch:
+    """Return the data that starts the current attempt of the job in a row."""
+    plain = {name: row[name] for name in _LAUNCH_COLUMNS}
     return Launch(
         job_id=row["id"],
-        owner=row["owner"],
         attempt=row["attempts"],
-        priority=row["priority"],
-        spec=row["spec"],
         heads=tuple((StepKind(kind), pool) for kind, pool in row["heads"]),
-        done=_results(row),
-        webhook=row["webhook"],
-        deadline=aware(row["deadline"]),
-        children=row["children"],
+        done=_parse_results(row),
+        deadline=ensure_utc(row["deadline"]),
+        **plain,
     )
 
 
-def _canceller(row: Row) -> Canceller | None:
+def _parse_canceller(row: Row) -> Canceller | None:
     if row["status"] != JobStatus.CANCELLED.value:
         return None
     if row["cancelled_by"] is None:
@@ -181,5 +175,5 @@ def _canceller(row: Row) -> Canceller | None:
     return from_plain(Canceller, row["cancelled_by"])
 
 
-def _results(row: Row) -> tuple[StepResult, ...]:
+def _parse_results(row: Row) -> tuple[StepResult, ...]:
     return tuple(from_plain(StepResult, result) for result in row["results"])

@@ -1,6 +1,6 @@
-"""Writes the progress and results of steps inside the caller's transaction.
+"""Writes the progress and results of steps into the rows of jobs, in the caller's transaction.
 
-The steps of a job run one after the other. The children of a batch run in parallel and share a row.
+The steps of a job run one after the other. The renders of a batch run in parallel and share a row.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import sqlalchemy as sa
 from moyin.domain.job import Progress, StepResult
 from moyin.domain.serialization import to_plain
 from moyin.store.artifacts import insert_artifacts
-from moyin.store.job_rows import OPEN, Row
+from moyin.store.job_rows import OPEN_STATUSES, Row
 from moyin.store.schema import jobs
 from moyin.store.sql import now
-
-__all__ = ["restarted_progress", "write_progress", "write_step"]
 
 # The columns that a step of an open job reads or changes.
 _STEP_COLUMNS = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
@@ -25,9 +23,9 @@ _STEP_COLUMNS = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.
 def write_progress(
     connection: sa.Connection, job_id: str, attempt: int | None, progress: Progress
 ) -> Progress | None:
-    """Write the progress of a step; see `moyin.store.jobs.JobStore.record_progress`."""
+    """Write the progress of a step for `moyin.store.jobs.JobStore.record_progress`."""
     change = jobs.update().where(
-        jobs.c.id == job_id, jobs.c.status.in_(OPEN), jobs.c.children.is_(None)
+        jobs.c.id == job_id, jobs.c.status.in_(OPEN_STATUSES), jobs.c.children.is_(None)
     )
     if attempt is not None:
         change = change.where(jobs.c.attempts == attempt)
@@ -38,18 +36,18 @@ def write_progress(
     )
     if changed.rowcount == 1:
         return progress
-    row = _current(connection, job_id, attempt)
+    row = _lock_row(connection, job_id, attempt)
     if row is None or row["children"] is None:
         return None
     share = progress.value / progress.max if progress.max else 0.0
-    return _write_overall(connection, row, progress.step, share)
+    return _write_job_progress(connection, row, progress.step, share)
 
 
 def write_step(
     connection: sa.Connection, job_id: str, attempt: int, result: StepResult
 ) -> Progress | None:
-    """Write the result of a step; see `moyin.store.jobs.JobStore.record_step`."""
-    row = _current(connection, job_id, attempt)
+    """Write the result of a finished step for `moyin.store.jobs.JobStore.record_step`."""
+    row = _lock_row(connection, job_id, attempt)
     if row is None:
         return None
     results = [r for r in row["results"] if r["index"] != result.index]
@@ -57,21 +55,21 @@ def write_step(
     results.sort(key=lambda r: r["index"])
     connection.execute(jobs.update().where(jobs.c.id == job_id).values(results=results))
     insert_artifacts(connection, result.artifacts, owner=row["owner"], job_id=job_id)
-    return _write_overall(connection, {**row, "results": results}, result.index, None)
+    return _write_job_progress(connection, {**row, "results": results}, result.index, None)
 
 
-def restarted_progress(row: Row) -> Any:
-    """Return the progress at the start of another attempt: that of finished steps only."""
+def compute_retry_progress(row: Row) -> Any:
+    """Return the progress at the start of a new attempt, in which only finished steps count."""
     if row["children"] is None:
         return row["progress"]
     return to_plain(Progress(value=len(row["results"]), max=row["children"]))
 
 
-def _current(connection: sa.Connection, job_id: str, attempt: int | None) -> Row | None:
-    """Lock and return the row; None: the job has ended or has another attempt."""
+def _lock_row(connection: sa.Connection, job_id: str, attempt: int | None) -> Row | None:
+    """Lock and return the row, or None if the job has ended or has another attempt."""
     query = (
         sa.select(*_STEP_COLUMNS)
-        .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
+        .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN_STATUSES))
         .with_for_update()
     )
     if attempt is not None:
@@ -79,10 +77,15 @@ def _current(connection: sa.Connection, job_id: str, attempt: int | None) -> Row
     return connection.execute(query).mappings().first()
 
 
-def _write_overall(
+def _write_job_progress(
     connection: sa.Connection, row: Row, index: int, share: float | None
 ) -> Progress:
-    """Write the progress of a job whose step ``index`` is done by ``share``; None: completely."""
+    """Compute, write and return the progress of a job.
+
+    Args:
+        index: the position of the step that progressed.
+        share: the finished part of that step, or None if the step has finished.
+    """
     if row["children"] is None:
         overall = Progress(value=1, max=1, step=index)
     else:

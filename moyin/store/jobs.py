@@ -1,7 +1,7 @@
-"""Stores the list of jobs: a projection that the workflows write and owners read.
+"""Stores one row per job, which its workflow writes and its owner reads.
 
-Writes of an attempt carry its number, so that an abandoned attempt cannot change the row of its
-successor. The first final status of an attempt stays.
+Temporal is authoritative about running jobs. Each write has the number of the attempt, so that an
+abandoned attempt cannot change the row, and only the first final status of an attempt is written.
 """
 
 from __future__ import annotations
@@ -27,15 +27,23 @@ from moyin.errors import (
     PromptIdTaken,
 )
 from moyin.store.artifacts import insert_artifacts
-from moyin.store.job_rows import OPEN, Launch, NewJob, Row, job_of_row, launch_of_row, new_row
-from moyin.store.job_steps import restarted_progress, write_progress, write_step
-from moyin.store.limits import check_open_jobs
+from moyin.store.job_rows import (
+    OPEN_STATUSES,
+    Launch,
+    NewJob,
+    Row,
+    build_row,
+    parse_job,
+    parse_launch,
+)
+from moyin.store.job_steps import compute_retry_progress, write_progress, write_step
+from moyin.store.limits import enforce_open_job_limits
 from moyin.store.schema import jobs
 from moyin.store.sql import Database, now
 
 __all__ = ["JobStore", "Launch", "NewJob"]
 
-# Built once, since building a statement takes longer than running it.
+# These statements are built once, since building one takes longer than executing it.
 _ATTEMPT = (jobs.c.id == sa.bindparam("job_id"), jobs.c.attempts == sa.bindparam("attempt"))
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id"))
 _INSERT = jobs.insert()
@@ -51,73 +59,64 @@ _START = (
     )
     .returning(jobs)
 )
-_FINISH = jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN)).returning(jobs)
+_FINISH = jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES)).returning(jobs)
 _RECORD_CANCELLER = jobs.update().where(
-    *_ATTEMPT, jobs.c.status.in_(OPEN), jobs.c.cancelled_by.is_(None)
+    *_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES), jobs.c.cancelled_by.is_(None)
 )
-_IS_OPEN = sa.select(jobs.c.id).where(*_ATTEMPT, jobs.c.status.in_(OPEN))
+_IS_OPEN = sa.select(jobs.c.id).where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES))
 
 
 class JobStore:
-    """Reads and writes rows of jobs."""
+    """Reads and writes the rows of jobs."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def create(self, new: NewJob) -> tuple[Job, bool]:
-        """Accept a job; return it and whether it is new.
+        """Insert a job, or find the job that an earlier identical request has created.
 
-        A repeat returns the earlier job: the same owner and idempotency key with the same
-        fingerprint, or the same owner and id with the same spec.
+        Two requests of an owner are identical if they have the same idempotency key and
+        fingerprint, or the same job id and spec.
+
+        Returns:
+            The job, and whether it is new.
 
         Raises:
-            IdempotencyMismatch: the key was used for another request.
-            PromptIdTaken: the id belongs to another job, of any owner.
-            TooManyJobs: too many jobs are open.
+            IdempotencyMismatch: the idempotency key was used for another request.
+            PromptIdTaken: the id belongs to another job of any owner.
+            TooManyJobs: a limit on open jobs is exceeded.
         """
-        row = new_row(new)
+        row = build_row(new)
 
         def create(connection: sa.Connection) -> None:
             connection.execute(_INSERT, row)
-            check_open_jobs(connection, new.limits)
+            enforce_open_job_limits(connection, new.limits)
 
         try:
             await self._database.write(create)
         except IntegrityError:
-            return await self._repeated(new), False
-        return job_of_row(row), True
+            return await self._get_repeated(new), False
+        return parse_job(row), True
 
     async def get(self, owner: str, job_id: str) -> Job:
-        """Return a job of the owner.
-
-        Raises:
-            JobNotFound: the owner has no such job.
-        """
-        job = job_of_row(await self._row(job_id))
+        """Return a job of the owner, or raise `JobNotFound`."""
+        job = parse_job(await self._fetch_row(job_id))
         if job.owner != owner:
             raise _not_found(job_id)
         return job
 
     async def find(self, job_id: str) -> Job:
-        """Return a job of any owner; for workers.
-
-        Raises:
-            JobNotFound: the job does not exist.
-        """
-        return job_of_row(await self._row(job_id))
+        """Return a job of any owner, or raise `JobNotFound`."""
+        return parse_job(await self._fetch_row(job_id))
 
     async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
-        """Return the owner's job with this idempotency key; None: there is none."""
-        row = await self._row_by_idempotency_key(owner, idempotency_key)
-        return None if row is None else job_of_row(row)
+        """Return the owner's job with this idempotency key, or None if there is none."""
+        row = await self._fetch_row_by_idempotency_key(owner, idempotency_key)
+        return None if row is None else parse_job(row)
 
-    async def submitter(self, job_id: str) -> Identity:
-        """Return the identity with whose rights the job's steps run.
-
-        Raises:
-            JobNotFound: the job does not exist.
-        """
-        row = await self._row(job_id)
+    async def get_submitter(self, job_id: str) -> Identity:
+        """Return the identity that submitted a job, with whose rights its steps run."""
+        row = await self._fetch_row(job_id)
         return Identity(
             owner=row["owner"],
             key_id=row["key_id"] or "",
@@ -125,7 +124,7 @@ class JobStore:
             user=row["user_id"],
         )
 
-    async def page(
+    async def list_page(
         self,
         owner: str,
         *,
@@ -138,8 +137,8 @@ class JobStore:
         """Return a page of the owner's jobs, newest first, and the cursor of the next page.
 
         Args:
-            labels: only jobs whose metadata contains all of them.
-            cursor: the second value of the page before; None: the first page.
+            labels: the members that the metadata of the jobs must contain.
+            cursor: the cursor that the previous page returned, or None for the first page.
         """
         query = sa.select(jobs).where(jobs.c.owner == owner)
         if status is not None:
@@ -155,36 +154,32 @@ class JobStore:
                 < sa.tuple_(sa.literal(created_at, jobs.c.created_at.type), sa.literal(job_id))
             )
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        page = [job_of_row(row) for row in rows[:limit]]
+        rows = await self._database.fetch_all(query)
+        page = [parse_job(row) for row in rows[:limit]]
         has_more = len(rows) > limit
-        return page, _cursor(page[-1]) if has_more else None
+        return page, _build_cursor(page[-1]) if has_more else None
 
-    async def launch(self, job_id: str) -> Launch:
-        """Return what is needed to start the job's present attempt.
-
-        Raises:
-            JobNotFound: the job does not exist.
-        """
-        return launch_of_row(await self._row(job_id))
+    async def get_launch(self, job_id: str) -> Launch:
+        """Return the data that starts the current attempt of a job, or raise `JobNotFound`."""
+        return parse_launch(await self._fetch_row(job_id))
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
-        """Record that the workflows of this attempt were started, so that the sweeper skips them."""
+        """Record that workflows of jobs were started, or webhooks of ended jobs are being sent."""
         change = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )
         await self._database.write(lambda c: c.execute(change.values(dispatched=True)))
 
-    async def undispatched(
+    async def list_undispatched(
         self, older_than: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
-        """Return jobs for the sweeper, oldest first: id, attempt, and whether it has ended.
+        """Return (id, attempt, whether it has ended) of jobs for the sweeper, oldest first.
 
-        The sweeper starts the workflow of open jobs and sends the webhook of ended ones; see
-        `finish`.
+        The sweeper starts the missing workflows of open jobs and sends the missing webhooks of
+        ended ones, until `mark_dispatched` is called.
         """
         query = (
-            sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN))
+            sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN_STATUSES))
             .where(jobs.c.dispatched.is_(False), jobs.c.created_at < now() - older_than)
             .order_by(jobs.c.created_at)
             .limit(limit)
@@ -193,35 +188,30 @@ class JobStore:
         return [(job_id, attempt, bool(ended)) for job_id, attempt, ended in rows]
 
     async def start(self, job_id: str, attempt: int) -> Job | None:
-        """Mark the queued attempt running; return None if it is not queued or not the present one."""
+        """Mark an attempt as running; return None if it is not the current one or not queued."""
         values = {"job_id": job_id, "attempt": attempt, "moment": now()}
         row = await self._database.write(lambda c: c.execute(_START, values).mappings().first())
-        return None if row is None else job_of_row(row)
+        return None if row is None else parse_job(row)
 
     async def is_open(self, job_id: str, attempt: int) -> bool:
-        """Return whether the attempt is the present one and has not ended."""
+        """Return whether an attempt is the current one of its job and has not ended."""
         values = {"job_id": job_id, "attempt": attempt}
         return await self._database.read(lambda c: c.execute(_IS_OPEN, values).first() is not None)
 
     async def record_progress(
         self, job_id: str, attempt: int | None, progress: Progress
     ) -> Progress | None:
-        """Write the newest progress of a step, in a batch that of child ``progress.step``.
+        """Write the progress of the running step or, in a batch, of the render ``progress.step``.
 
-        Args:
-            attempt: the attempt that progressed; None: the present one.
+        If ``attempt`` is None, the current attempt is meant.
 
         Returns:
-            The job's progress; None: the attempt has ended.
+            The progress of the job, or None if the attempt has ended.
         """
         return await self._database.write(lambda c: write_progress(c, job_id, attempt, progress))
 
     async def record_step(self, job_id: str, attempt: int, result: StepResult) -> Progress | None:
-        """Write the result of a finished step and its artifacts.
-
-        Returns:
-            The job's progress; None: the attempt has ended.
-        """
+        """Write the result of a finished step; return what `record_progress` does."""
         return await self._database.write(lambda c: write_step(c, job_id, attempt, result))
 
     async def finish(
@@ -237,12 +227,12 @@ class JobStore:
         """Write the final status of an attempt.
 
         Args:
-            results: the results of all steps; empty: those recorded earlier are final.
-            webhook_sent: whether the caller sees to the webhook; if False, the sweeper sends it,
-                until `mark_dispatched`.
+            results: the results of all steps, or an empty sequence if `record_step` wrote them.
+            webhook_sent: whether the caller sends the webhook; if False, the sweeper sends it unless
+                `mark_dispatched` is called.
 
         Returns:
-            The ended job; None: an earlier call has ended the attempt.
+            The ended job, or None if the attempt had already ended.
         """
         values: dict[str, Any] = {
             "job_id": job_id,
@@ -264,16 +254,16 @@ class JobStore:
             return row
 
         row = await self._database.write(finish)
-        return None if row is None else job_of_row(row)
+        return None if row is None else parse_job(row)
 
     async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> None:
-        """Record who cancels the attempt, before it is cancelled; the first canceller stays."""
+        """Record who is about to cancel an attempt, unless another canceller is recorded."""
         change = _RECORD_CANCELLER.values(cancelled_by=to_plain(canceller))
         values = {"job_id": job_id, "attempt": attempt}
         await self._database.write(lambda c: c.execute(change, values))
 
     async def reopen(self, owner: str, job_id: str, limits: Sequence[Limit] = ()) -> Job:
-        """Queue another attempt of a failed or cancelled job; finished steps stay finished.
+        """Queue a new attempt of a failed or cancelled job, which skips the finished steps.
 
         Args:
             limits: the caller's limits on open jobs.
@@ -282,7 +272,7 @@ class JobStore:
             JobNotFound: the owner has no such job.
             JobNotFinished: the job is still queued or running.
             JobFinished: the job has succeeded.
-            TooManyJobs: too many jobs are open.
+            TooManyJobs: a limit on open jobs is exceeded.
         """
 
         def reopen(connection: sa.Connection) -> None:
@@ -290,7 +280,7 @@ class JobStore:
             row = result.mappings().first()
             if row is None or row["owner"] != owner:
                 raise _not_found(job_id)
-            if row["status"] in OPEN:
+            if row["status"] in OPEN_STATUSES:
                 raise JobNotFinished(
                     f"job {job_id} is {row['status']}; only a failed or cancelled job can be retried"
                 )
@@ -305,44 +295,45 @@ class JobStore:
                 "dispatched": False,
                 "error": None,
                 "finished_at": None,
-                # These belong to the last attempt's renderer.
+                # These values belong to the last attempt.
                 "begun_at": None,
                 "record": None,
                 "cancelled_by": None,
-                "progress": restarted_progress(row),
+                "progress": compute_retry_progress(row),
             }
             connection.execute(change.values(values))
-            check_open_jobs(connection, limits)
+            enforce_open_job_limits(connection, limits)
 
         await self._database.write(reopen)
         return await self.find(job_id)
 
-    async def _repeated(self, new: NewJob) -> Job:
-        """Return the earlier job that ``new`` repeats."""
+    async def _get_repeated(self, new: NewJob) -> Job:
+        """Return the job that an earlier request, identical to ``new``, has created."""
         row = None
         if new.idempotency_key is not None:
-            row = await self._row_by_idempotency_key(new.owner, new.idempotency_key)
+            row = await self._fetch_row_by_idempotency_key(new.owner, new.idempotency_key)
         if row is None:
             job = await self.find(new.id)
             if (job.owner, job.spec) != (new.owner, new.spec):
                 raise PromptIdTaken(
-                    "prompt_id is already used; use a new one or leave it out", field="prompt_id"
+                    f"prompt_id {new.id!r} is used by another prompt; use a new id or none",
+                    field="prompt_id",
                 )
             return job
         if row["fingerprint"] != new.fingerprint:
             raise IdempotencyMismatch(
-                "this Idempotency-Key was used for another request; use a new key",
+                "Idempotency-Key was already used for a different request; use a new key",
                 field="Idempotency-Key",
             )
-        return job_of_row(row)
+        return parse_job(row)
 
-    async def _row_by_idempotency_key(self, owner: str, idempotency_key: str) -> Row | None:
+    async def _fetch_row_by_idempotency_key(self, owner: str, idempotency_key: str) -> Row | None:
         query = sa.select(jobs).where(
             jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key
         )
-        return await self._database.read(lambda c: c.execute(query).mappings().first())
+        return await self._database.fetch_first(query)
 
-    async def _row(self, job_id: str) -> Row:
+    async def _fetch_row(self, job_id: str) -> Row:
         values = {"job_id": job_id}
         row = await self._database.read(lambda c: c.execute(_BY_ID, values).mappings().first())
         if row is None:
@@ -351,10 +342,10 @@ class JobStore:
 
 
 def _not_found(job_id: str) -> JobNotFound:
-    return JobNotFound(f"there is no job {job_id!r}")
+    return JobNotFound(f"job {job_id!r} does not exist, or you may not see it")
 
 
-def _cursor(job: Job) -> str:
+def _build_cursor(job: Job) -> str:
     plain = f"{job.created_at.isoformat()}_{job.id}"
     return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
 
@@ -368,5 +359,5 @@ def _parse_cursor(cursor: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(created_at).astimezone(UTC), job_id
     except (ValueError, OverflowError):
         raise InvalidRequest(
-            "cursor must be the next_cursor of an earlier page", field="cursor"
+            "cursor must be the next_cursor of the previous page", field="cursor"
         ) from None

@@ -1,6 +1,6 @@
-"""Stores API keys, whose text is ``moyin_<id>_<secret>``, by their id and a digest of the text.
+"""Stores API keys by their id and a digest of their text, which is ``moyin_<id>_<secret>``.
 
-A rotation replaces the secret and keeps the id, so limits and counts stay with the key.
+A rotation replaces the secret and not the id, so that limits and their counters stay the same.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import ALL, ALL_SCOPES, Identity, is_internal_owner
 from moyin.errors import InvalidKey, InvalidRequest, NotFound
 from moyin.store.schema import api_keys, users
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import digest
-
-__all__ = ["ApiKey", "KeyStore", "is_key_valid", "key_expiry"]
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import compute_digest
 
 _log = logging.getLogger(__name__)
 _PREFIX = "moyin"
-# The accuracy of `last_used_at`.
+# The accuracy of the column `last_used_at`.
 _USE_RECORD_INTERVAL = timedelta(minutes=1)
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """Describes a key without its secret. ``user`` is its user's id, or None for a tenant's key."""
+    """Describes an API key without its secret.
+
+    Attributes:
+        user: the id of the user who owns the key, or None if the tenant itself owns it.
+    """
 
     id: str
     owner: str
@@ -48,7 +50,7 @@ class ApiKey:
 
 
 class KeyStore:
-    """Reads and writes rows of API keys."""
+    """Creates, verifies, rotates and revokes API keys."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -63,10 +65,10 @@ class KeyStore:
         expires_at: datetime | None = None,
         within: Transaction | None = None,
     ) -> tuple[str, str]:
-        """Create a key of ``owner``; return its id and its text, which is not stored.
+        """Create a key of a tenant; return its id and its text, which is not stored.
 
         Raises:
-            InvalidRequest: the owner's name is reserved for Moyin's services.
+            InvalidRequest: the tenant's name is reserved for Moyin's services.
         """
         if is_internal_owner(owner):
             raise InvalidRequest(
@@ -74,77 +76,65 @@ class KeyStore:
                 field="owner",
             )
         key_id = secrets.token_hex(8)
-        text = _text(key_id)
-        async with self._database.within(within) as connection:
-            await connection.execute(
-                api_keys.insert().values(
-                    id=key_id,
-                    owner=owner,
-                    name=name,
-                    digest=digest(text),
-                    created_at=now(),
-                    user_id=user,
-                    scopes=" ".join(sorted(scopes)),
-                    expires_at=expires_at,
-                )
-            )
+        text = _generate_text(key_id)
+        row = api_keys.insert().values(
+            id=key_id,
+            owner=owner,
+            name=name,
+            digest=compute_digest(text),
+            created_at=now(),
+            user_id=user,
+            scopes=" ".join(sorted(scopes)),
+            expires_at=expires_at,
+        )
+        await self._database.execute(row, within=within)
         return key_id, text
 
     async def rotate(
-        self,
-        key_id: str,
-        *,
-        overlap: timedelta = timedelta(0),
-        within: Transaction | None = None,
+        self, key_id: str, *, overlap: timedelta = timedelta(0), within: Transaction | None = None
     ) -> str:
-        """Give the key a new secret and return its text; the old one ends after ``overlap``.
+        """Replace the secret of a key and return its new text, or raise `NotFound`.
 
-        Raises:
-            NotFound: the key does not exist or is revoked.
+        The old secret stays valid for the time ``overlap``.
         """
-        text = _text(key_id)
+        text = _generate_text(key_id)
         statement = (
             api_keys.update()
             .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
             .values(
-                former_digest=api_keys.c.digest, former_until=now() + overlap, digest=digest(text)
+                former_digest=api_keys.c.digest,
+                former_until=now() + overlap,
+                digest=compute_digest(text),
             )
         )
-        async with self._database.within(within) as connection:
-            changed = await connection.execute(statement)
-        if changed.rowcount == 0:
+        if await self._database.execute(statement, within=within) == 0:
             raise _not_found(key_id)
         return text
 
     async def verify(self, presented: str) -> Identity:
-        """Return the identity of a key's text, without its limits.
-
-        Raises:
-            InvalidKey: the key is unknown, altered, expired, revoked, or of a disabled user. The
-                error does not say which.
-        """
-        key_id = _id_in(presented)
+        """Return the identity of a valid key, without its limits, or raise `InvalidKey`."""
+        key_id = _parse_id(presented)
         if key_id is not None:
-            query = _with_user(key_id)
-            row = await self._database.read(lambda c: c.execute(query).mappings().first())
-            if row is not None and _is_live(row) and _matches(row, digest(presented)):
-                if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
+            query = _select_with_user(key_id)
+            row = await self._database.fetch_first(query)
+            if row is not None and _is_active(row) and _matches(row, compute_digest(presented)):
+                if (ensure_utc(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
                     await self._record_use(row["id"])
-                return _identity(row)
-        raise InvalidKey("the API key is not valid")
+                return _parse_identity(row)
+        raise InvalidKey("the API key is unknown, expired or revoked; create a new key")
 
     async def verify_all(self, presented: Iterable[str]) -> Mapping[str, Identity]:
-        """Return the identities of the valid keys among ``presented``, in one query."""
-        ids = {text: key_id for text in presented if (key_id := _id_in(text)) is not None}
+        """Return the identities of the valid keys among the texts ``presented``, by text."""
+        ids = {text: key_id for text in presented if (key_id := _parse_id(text)) is not None}
         if not ids:
             return {}
-        query = _with_users().where(api_keys.c.id.in_(set(ids.values())))
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        live = {row["id"]: row for row in rows if _is_live(row)}
+        query = _select_with_users().where(api_keys.c.id.in_(set(ids.values())))
+        rows = await self._database.fetch_all(query)
+        live = {row["id"]: row for row in rows if _is_active(row)}
         return {
-            text: _identity(live[key_id])
+            text: _parse_identity(live[key_id])
             for text, key_id in ids.items()
-            if key_id in live and _matches(live[key_id], digest(text))
+            if key_id in live and _matches(live[key_id], compute_digest(text))
         }
 
     async def _record_use(self, key_id: str) -> None:
@@ -155,18 +145,15 @@ class KeyStore:
             .values(last_used_at=moment)
         )
         try:
-            async with self._database.writing() as connection:
-                await connection.execute(statement)
+            await self._database.execute(statement)
         except (SQLAlchemyError, OSError) as error:
-            # The key is valid all the same. A refused connection is an OSError.
-            _log.warning("could not record the use of key %s: %s", key_id, error)
+            # The key is valid nevertheless. A refused connection raises OSError.
+            _log.warning(
+                "could not record the use of API key %s in the database: %s", key_id, error
+            )
 
     async def get(self, key_id: str) -> ApiKey:
-        """Return a key.
-
-        Raises:
-            NotFound: the key does not exist.
-        """
+        """Return a key, or raise `NotFound`."""
         keys = await self._select(api_keys.c.id == key_id)
         if not keys:
             raise _not_found(key_id)
@@ -181,24 +168,17 @@ class KeyStore:
         return await self._select(sa.true())
 
     async def revoke(self, key_id: str, *, within: Transaction | None = None) -> None:
-        """Revoke a key. Caches accept it for a few more seconds.
-
-        Raises:
-            NotFound: the key does not exist.
-        """
+        """Revoke a key, which caches accept for a few more seconds; raise `NotFound` if none exists."""
         statement = (
             api_keys.update()
             .where(api_keys.c.id == key_id)
             .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, now()))
         )
-        async with self._database.within(within) as connection:
-            changed = await connection.execute(statement)
-        if changed.rowcount == 0:
+        if await self._database.execute(statement, within=within) == 0:
             raise _not_found(key_id)
 
     async def _select(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:
         query = sa.select(api_keys).where(condition).order_by(api_keys.c.created_at, api_keys.c.id)
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [
             ApiKey(
                 id=row["id"],
@@ -206,58 +186,60 @@ class KeyStore:
                 name=row["name"],
                 scopes=frozenset(row["scopes"].split()),
                 user=row["user_id"],
-                created_at=aware(row["created_at"]) or now(),
-                expires_at=aware(row["expires_at"]),
-                revoked_at=aware(row["revoked_at"]),
-                last_used_at=aware(row["last_used_at"]),
+                created_at=ensure_utc(row["created_at"]),
+                expires_at=ensure_utc(row["expires_at"]),
+                revoked_at=ensure_utc(row["revoked_at"]),
+                last_used_at=ensure_utc(row["last_used_at"]),
             )
-            for row in rows
+            for row in await self._database.fetch_all(query)
         ]
 
 
 async def is_key_valid(connection: Transaction, key_id: str, scopes: frozenset[str]) -> bool:
-    """Return whether a key and its user are active and it has all ``scopes``."""
-    row = (await connection.execute(_with_user(key_id))).mappings().first()
-    if row is None or not _is_live(row):
+    """Return whether a key is valid, its user is not disabled, and it has all ``scopes``."""
+    row = (await connection.execute(_select_with_user(key_id))).mappings().first()
+    if row is None or not _is_active(row):
         return False
-    allowed = _scopes(row)
+    allowed = _get_effective_scopes(row)
     return ALL in allowed or scopes <= allowed
 
 
-async def key_expiry(connection: Transaction, key_id: str) -> datetime | None:
-    """Return the time at which a key expires; None: never."""
+async def get_key_expiry(connection: Transaction, key_id: str) -> datetime | None:
+    """Return the time at which a key expires, or None if it never does."""
     query = sa.select(api_keys.c.expires_at).where(api_keys.c.id == key_id)
-    return aware((await connection.execute(query)).scalar())
+    return ensure_utc((await connection.execute(query)).scalar())
 
 
-def _id_in(presented: str) -> str | None:
-    """Return the id in the text of a key; None: the text is not that of a key."""
+def _parse_id(presented: str) -> str | None:
+    """Return the id in a key's text, or None if the text has another format."""
     parts = presented.split("_", 2)
-    # isalnum excludes NUL, which PostgreSQL would refuse with an error.
+    # isalnum excludes NUL characters, for which PostgreSQL would raise an error.
     is_key = len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum()
     return parts[1] if is_key else None
 
 
-def _identity(row: Mapping[Any, Any]) -> Identity:
-    return Identity(owner=row["owner"], key_id=row["id"], scopes=_scopes(row), user=row["user_id"])
+def _parse_identity(row: Mapping[Any, Any]) -> Identity:
+    return Identity(
+        owner=row["owner"], key_id=row["id"], scopes=_get_effective_scopes(row), user=row["user_id"]
+    )
 
 
-def _with_user(key_id: str) -> sa.Select[Any]:
-    return _with_users().where(api_keys.c.id == key_id)
+def _select_with_user(key_id: str) -> sa.Select[Any]:
+    return _select_with_users().where(api_keys.c.id == key_id)
 
 
-def _with_users() -> sa.Select[Any]:
+def _select_with_users() -> sa.Select[Any]:
     return sa.select(api_keys, users.c.role, users.c.disabled_at).outerjoin(
         users, users.c.id == api_keys.c.user_id
     )
 
 
-def _text(key_id: str) -> str:
+def _generate_text(key_id: str) -> str:
     return f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
 
 
-def _is_live(row: Mapping[Any, Any]) -> bool:
-    expires_at = aware(row["expires_at"])
+def _is_active(row: Mapping[Any, Any]) -> bool:
+    expires_at = ensure_utc(row["expires_at"])
     return (
         row["revoked_at"] is None
         and row["disabled_at"] is None
@@ -272,14 +254,14 @@ def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
 def _matches(row: Mapping[Any, Any], presented: str) -> bool:
     if hmac.compare_digest(row["digest"], presented):
         return True
-    until = aware(row["former_until"])
+    until = ensure_utc(row["former_until"])
     return (
         until is not None and until > now() and hmac.compare_digest(row["former_digest"], presented)
     )
 
 
-def _scopes(row: Mapping[Any, Any]) -> frozenset[str]:
-    """Return the key's scopes, limited to those of its user's present role."""
+def _get_effective_scopes(row: Mapping[Any, Any]) -> frozenset[str]:
+    """Return the key's scopes that the current role of its user has, too."""
     scopes = frozenset(row["scopes"].split())
     if row["role"] is None:
         return scopes
@@ -288,4 +270,4 @@ def _scopes(row: Mapping[Any, Any]) -> frozenset[str]:
 
 
 def _not_found(key_id: str) -> NotFound:
-    return NotFound(f"there is no key {key_id!r}")
+    return NotFound(f"API key {key_id!r} does not exist, or you may not see it")

@@ -1,4 +1,7 @@
-"""Stores the limits of keys, users and tenants. Valkey counts what is used of them."""
+"""Stores the limits of keys, users and tenants, and enforces those on open jobs.
+
+The other limits are counted in Valkey by `moyin.access.gatekeeper.limits`.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,38 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import TooManyJobs
+from moyin.store.job_rows import OPEN_STATUSES
 from moyin.store.schema import jobs, limits
 from moyin.store.sql import Database, Transaction
 
-__all__ = ["LimitStore", "check_open_jobs", "subjects_of"]
-
 _NANO = 10**9
+_NUMBERS = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+    "open_jobs",
+    "best_priority",
+)
 _LISTS = ("pools", "allowed_nodes", "denied_nodes")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-_OPEN = ("queued", "running")
 _OPEN_JOBS_RETRY_SECONDS = 5
-# The column of a job that holds the subject of each kind.
+# The column of the table `jobs` with the name of the subject, by the kind of the subject.
 _SUBJECT_COLUMNS = {"key": jobs.c.key_id, "user": jobs.c.user_id, "owner": jobs.c.owner}
 
 
-def subjects_of(identity: Identity) -> list[str]:
-    """Return the subjects whose limits apply to a caller: its key, its user, its tenant."""
+def list_limit_subjects(identity: Identity) -> list[str]:
+    """Return the subjects whose limits apply to a caller: the key, the user and the tenant."""
     users = [f"user:{identity.user}"] if identity.user is not None else []
     return [f"key:{identity.key_id}", *users, f"owner:{identity.owner}"]
 
 
-def check_open_jobs(connection: sa.Connection, applicable: Sequence[Limit]) -> None:
-    """Refuse a job just inserted that exceeds a limit on open jobs; the transaction rolls back.
+def enforce_open_job_limits(connection: sa.Connection, applicable: Sequence[Limit]) -> None:
+    """Raise `TooManyJobs`, to roll back the transaction, if a new job exceeds one of the limits.
 
-    A batch counts as many jobs as it has children. Concurrent submissions wait: SQLite has only one
-    writer, and on PostgreSQL each subject has a lock.
-
-    Raises:
-        TooManyJobs: naming the limit.
+    Each render of a batch counts as a job. Concurrent transactions wait for each other: SQLite has
+    only one writer, and on PostgreSQL each subject has a lock.
     """
-    # Sorted, so that concurrent transactions take the locks in the same order.
+    # Sorted, so that concurrent transactions acquire the locks in the same order.
     limited = sorted(
         (limit for limit in applicable if limit.open_jobs is not None),
         key=lambda limit: limit.subject,
@@ -56,78 +61,71 @@ def check_open_jobs(connection: sa.Connection, applicable: Sequence[Limit]) -> N
         query = (
             sa.select(sa.func.sum(sa.func.coalesce(jobs.c.children, 1)))
             .select_from(jobs)
-            .where(_SUBJECT_COLUMNS[kind] == name, jobs.c.status.in_(_OPEN))
+            .where(_SUBJECT_COLUMNS[kind] == name, jobs.c.status.in_(OPEN_STATUSES))
         )
         if (connection.execute(query).scalar_one() or 0) > (limit.open_jobs or 0):
             raise TooManyJobs(
-                f"at most {limit.open_jobs} jobs may be open, counting each child of a batch "
-                f"(limit of the {kind})",
+                f"at most {limit.open_jobs} jobs of the {kind} may be open, counting each render of a "
+                f"batch; wait until jobs end",
                 retry_after=_OPEN_JOBS_RETRY_SECONDS,
                 details={"limit": "open_jobs", "of": kind},
             )
 
 
 class LimitStore:
-    """Reads and writes rows of limits."""
+    """Reads and writes the limits of subjects."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def list_for(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
-        """Return the limits of those subjects that have one, in the order of ``subjects``."""
+        """Return the limits of subjects in their order, without subjects that have no limits."""
         query = sa.select(limits).where(limits.c.subject.in_(subjects))
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        by_subject = {row["subject"]: _limit(row) for row in rows}
+        rows = await self._database.fetch_all(query)
+        by_subject = {row["subject"]: _parse_limit(row) for row in rows}
         return tuple(by_subject[subject] for subject in subjects if subject in by_subject)
 
     async def set(self, limit: Limit, *, within: Transaction | None = None) -> None:
-        """Replace the limit of its subject."""
+        """Store the limits of ``limit.subject`` and replace earlier ones."""
         async with self._database.within(within) as connection:
-            await connection.run_sync(partial(_replace, _values(limit)))
+            await connection.run_sync(partial(_replace, _build_row(limit)))
 
     async def clear(self, subject: str, *, within: Transaction | None = None) -> None:
-        """Delete the limit of a subject."""
-        async with self._database.within(within) as connection:
-            await connection.execute(limits.delete().where(limits.c.subject == subject))
+        """Delete the limits of a subject."""
+        await self._database.execute(
+            limits.delete().where(limits.c.subject == subject), within=within
+        )
 
 
 def _replace(row: dict[str, Any], connection: sa.Connection) -> None:
-    """Insert or update in one statement; concurrent deletes and inserts would conflict."""
+    """Insert or update a row in one statement, since separate ones could conflict with others."""
     insert = _INSERT[connection.dialect.name](limits).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=row))
 
 
-def _values(limit: Limit) -> dict[str, Any]:
+def _build_row(limit: Limit) -> dict[str, Any]:
     return {
         "subject": limit.subject,
-        "requests_per_minute": limit.requests_per_minute,
-        "tokens_per_minute": limit.tokens_per_minute,
-        "concurrent_requests": limit.concurrent_requests,
-        "open_jobs": limit.open_jobs,
-        "best_priority": limit.best_priority,
-        "nano_usd_per_day": _nano(limit.usd_per_day),
-        "nano_usd_per_month": _nano(limit.usd_per_month),
-        **{name: getattr(limit, name) for name in _LISTS},
+        "nano_usd_per_day": _to_nano(limit.usd_per_day),
+        "nano_usd_per_month": _to_nano(limit.usd_per_month),
+        **{name: getattr(limit, name) for name in (*_NUMBERS, *_LISTS)},
     }
 
 
-def _limit(row: Mapping[Any, Any]) -> Limit:
+def _parse_limit(row: Mapping[Any, Any]) -> Limit:
+    values: dict[str, Any] = {name: row[name] for name in _NUMBERS}
+    values |= {name: None if row[name] is None else tuple(row[name]) for name in _LISTS}
     return Limit(
         subject=row["subject"],
-        requests_per_minute=row["requests_per_minute"],
-        tokens_per_minute=row["tokens_per_minute"],
-        concurrent_requests=row["concurrent_requests"],
-        open_jobs=row["open_jobs"],
-        best_priority=row["best_priority"],
-        usd_per_day=_usd(row["nano_usd_per_day"]),
-        usd_per_month=_usd(row["nano_usd_per_month"]),
-        **{name: None if row[name] is None else tuple(row[name]) for name in _LISTS},
+        usd_per_day=_to_usd(row["nano_usd_per_day"]),
+        usd_per_month=_to_usd(row["nano_usd_per_month"]),
+        **values,
     )
 
 
-def _nano(usd: Decimal | None) -> int | None:
+def _to_nano(usd: Decimal | None) -> int | None:
     return None if usd is None else int(usd * _NANO)
 
 
-def _usd(nano: int | None) -> Decimal | None:
+def _to_usd(nano: int | None) -> Decimal | None:
     return None if nano is None else Decimal(nano) / _NANO

@@ -1,4 +1,4 @@
-"""Deletes jobs that ended long ago, and their files unless something else refers to them."""
+"""Deletes jobs that ended long ago, and their blobs unless something else refers to them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,19 @@ from pydantic_core import from_json
 from moyin.domain.job import JobSpec, StepKind
 from moyin.domain.serialization import decode
 from moyin.store.blobs import BlobStore
-from moyin.store.job_rows import OPEN
+from moyin.store.job_rows import OPEN_STATUSES
 from moyin.store.schema import artifacts, jobs
 from moyin.store.sql import Database, now
 
-__all__ = ["PruneResult", "Pruner"]
-
 _log = logging.getLogger(__name__)
-# All rows are scanned once per so many jobs, whose digests are held in memory.
+# The number of jobs whose digests are held in memory, and for which all other rows are read once.
 _JOBS_PER_SCAN = 10_000
-# Jobs per transaction. If the process dies or S3 fails after it, their files are never deleted.
+# Jobs per transaction. If the process dies or S3 fails after one, their blobs are never deleted.
 _CHUNK = 100
 _PAGE = 2_000
 _CONCURRENCY = 8
 _PAUSE_SECONDS = 3_600.0
-# A job's blobs are stored at most this long before its row.
+# The longest time between storing a job's blobs and its row.
 _STORE_MARGIN = timedelta(hours=1)
 _ARTIFACT_ID = re.compile(rb"art_[0-9a-f]{32}")
 T = TypeVar("T")
@@ -49,7 +47,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneResult:
-    """Counts deleted jobs and files; ``size`` is that of the files in bytes."""
+    """Counts the jobs and blobs that were deleted; ``size`` is that of the blobs in bytes."""
 
     jobs: int = 0
     files: int = 0
@@ -62,12 +60,12 @@ class PruneResult:
 
 
 class Pruner:
-    """Deletes ended jobs. Any number may run concurrently, while jobs start and end.
+    """Deletes ended jobs and their blobs; several may run concurrently, while jobs start and end.
 
-    Files that were stored or renewed after the given time are kept, since a new job may be about to
-    refer to them. So that time should be at least a day ago. An output that an open job uses as an
-    input is kept, unless that job is accepted in the seconds between the query for open jobs and
-    the deletion.
+    Blobs that were stored or renewed after the given time are not deleted, since a new job may be
+    about to refer to them. So that time should be at least a day ago. An output that an open job
+    uses as an input is not deleted, unless that job is submitted in the seconds between the query
+    for open jobs and the deletion.
     """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
@@ -76,26 +74,24 @@ class Pruner:
 
     async def count_prunable(self, before: datetime) -> int:
         """Return the number of jobs that ended before ``before``."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(_ended(before))
-        return int(await self._database.read(lambda c: c.execute(query).scalar_one()))
+        query = sa.select(sa.func.count()).select_from(jobs).where(_has_ended_before(before))
+        return int(await self._database.fetch_value(query))
 
     async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
-        """Delete jobs that ended before ``before``; yield the counts of each transaction.
+        """Delete jobs that ended before ``before``, and yield the counts of each transaction.
 
-        Raises:
-            ServiceUnavailable: the artifact store is unavailable; the next run deletes the rest.
+        If the artifact store is unavailable, raise `ServiceUnavailable`; another run continues.
         """
-        while oldest := await self._oldest(before):
-            files = await self._files_of(oldest)
-            inputs = await self._open_inputs()
-            deletable = await self._unreferenced_files(files, inputs, before)
+        while oldest := await self._fetch_oldest(before):
+            files = await self._collect_files(oldest)
+            inputs = await self._collect_open_inputs()
+            deletable = await self._find_unreferenced_files(files, inputs, before)
             references = Counter(file for job_files in files.values() for file in job_files)
-            for chunk in _chunks(list(files)):
+            for chunk in _split_into_chunks(list(files)):
                 count, kept = await self._database.write(
                     partial(_delete_jobs, chunk, before, inputs)
                 )
-                # A job that was retried meanwhile is kept with its files. A job that another pruner
-                # has deleted counts as deleted.
+                # Jobs that were retried meanwhile are in `kept`; others may have deleted the rest.
                 deleted = [job for job in chunk if job not in kept]
                 references.subtract(file for job in deleted for file in files[job])
                 unused = {
@@ -107,9 +103,9 @@ class Pruner:
                 yield PruneResult(jobs=count) + await self._delete_files(unused, before)
 
     async def keep_pruning(self, days: int) -> None:
-        """Delete jobs that ended ``days`` ago, once an hour until cancelled; 0: never.
+        """Delete jobs that ended ``days`` ago, once an hour until cancelled; if it is 0, return at once.
 
-        Only one process prunes a database at a time.
+        A lock ensures that only one process prunes a database at a time.
         """
         while days:
             try:
@@ -118,36 +114,37 @@ class Pruner:
                         async for _ in self.run(now() - timedelta(days=days)):
                             pass
             except Exception:
-                _log.exception("pruning failed; it is retried in an hour")
+                _log.exception("pruning of old jobs failed; retrying in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _oldest(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
+    async def _fetch_oldest(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
         query = (
             sa.select(jobs.c.id, *_REFERENCE_COLUMNS)
-            .where(_ended(before))
+            .where(_has_ended_before(before))
             .order_by(jobs.c.finished_at)
             .limit(_JOBS_PER_SCAN)
         )
-        return await self._database.read(lambda c: c.execute(query).mappings().all())
+        return await self._database.fetch_all(query)
 
-    async def _files_of(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
-        """Return the digests of all blobs that each job refers to, by job id."""
-        nested = await self._gather(self._nested_files, rows)
+    async def _collect_files(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
+        """Return the digests of all blobs that the jobs in ``rows`` refer to, by job id."""
+        nested = await self._gather(self._read_nested_files, rows)
         files = {
-            row["id"]: {*_direct_files(row), *more} for row, more in zip(rows, nested, strict=True)
+            row["id"]: {*_iterate_direct_files(row), *more}
+            for row, more in zip(rows, nested, strict=True)
         }
-        for chunk in _chunks(list(files)):
+        for chunk in _split_into_chunks(list(files)):
             query = sa.select(artifacts.c.job_id, artifacts.c.sha256).where(
                 artifacts.c.job_id.in_(chunk)
             )
-            for row in await self._database.read(partial(_mappings, query)):
+            for row in await self._database.fetch_all(query):
                 files[row["job_id"]].add(row["sha256"])
         return files
 
-    async def _nested_files(self, row: Mapping[Any, Any]) -> list[str]:
-        """Return the digests of blobs that a job's other blobs refer to.
+    async def _read_nested_files(self, row: Mapping[Any, Any]) -> list[str]:
+        """Return the digests of the blobs that a job refers to in its other blobs.
 
-        These are bodies of deferred requests (see `moyin.domain.job.Step`), and files of renders
+        These are bodies of deferred HTTP requests (`moyin.domain.job.Step`), and files of renders
         that are not outputs, such as previews.
         """
         kind, files = row["kind"], []
@@ -155,8 +152,8 @@ class Pruner:
             steps = decode(JobSpec, spec).steps
             files += [step.payload.get("blob") for step in steps if step.kind is StepKind.HTTP]
         if kind not in (StepKind.CHAT.value, StepKind.HTTP.value):
-            for output in list(_direct_files(row))[1:]:
-                files += _recorded_files(await self._read_blob(output))
+            for output in list(_iterate_direct_files(row))[1:]:
+                files += _list_recorded_files(await self._read_blob(output))
         return [file for file in files if isinstance(file, str)]
 
     async def _read_blob(self, sha256: str) -> bytes | None:
@@ -165,35 +162,37 @@ class Pruner:
         except FileNotFoundError:
             return None
 
-    async def _open_inputs(self) -> set[str]:
-        """Return the ids of the artifacts that open jobs use; some may be outputs of ended jobs."""
-        query = sa.select(jobs.c.spec).where(jobs.c.status.in_(OPEN)).distinct()
-        specs = await self._database.read(lambda c: c.execute(query).scalars().all())
+    async def _collect_open_inputs(self) -> set[str]:
+        """Return the ids of the artifacts in the specs of open jobs, such as outputs of other jobs."""
+        query = sa.select(jobs.c.spec).where(jobs.c.status.in_(OPEN_STATUSES)).distinct()
+        specs = await self._database.fetch_values(query)
         contents = await self._gather(self._read_blob, specs)
         return {i.decode() for spec in contents for i in _ARTIFACT_ID.findall(spec or b"")}
 
-    async def _unreferenced_files(
+    async def _find_unreferenced_files(
         self, files: Mapping[str, set[str]], inputs: Collection[str], before: datetime
     ) -> set[str]:
-        """Return those of the jobs' ``files`` that nothing but these jobs refers to."""
+        """Return those blobs of ``files`` (digests by job id) that nothing but these jobs refers to."""
         deletable = set().union(*files.values())
-        async for row in self._pages(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
+        async for row in self._iterate_rows(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
             if row["job_id"] not in files or row["id"] in inputs:
                 deletable.discard(row["sha256"])
         was_open = _was_open_at(before).label("was_open")
-        async for row in self._pages(jobs.c.id, *_REFERENCE_COLUMNS, was_open):
+        async for row in self._iterate_rows(jobs.c.id, *_REFERENCE_COLUMNS, was_open):
             if row["id"] not in files:
-                deletable.difference_update(_direct_files(row))
+                deletable.difference_update(_iterate_direct_files(row))
                 if row["was_open"]:
-                    deletable.difference_update(await self._nested_files(row))
+                    deletable.difference_update(await self._read_nested_files(row))
         return deletable
 
-    async def _pages(self, key: sa.Column[Any], *columns: Any) -> AsyncIterator[Mapping[Any, Any]]:
-        """Yield all rows of a table, read in pages so that other queries need not wait."""
+    async def _iterate_rows(
+        self, key: sa.Column[Any], *columns: Any
+    ) -> AsyncIterator[Mapping[Any, Any]]:
+        """Yield all rows of a table, which are read in pages, so that other queries need not wait."""
         after = ""
         while True:
             query = sa.select(key, *columns).where(key > after).order_by(key).limit(_PAGE)
-            page = await self._database.read(partial(_mappings, query))
+            page = await self._database.fetch_all(query)
             for row in page:
                 yield row
             if len(page) < _PAGE:
@@ -206,7 +205,7 @@ class Pruner:
         return PruneResult(files=len(sizes), size=sum(sizes))
 
     async def _gather(self, call: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
-        """Return the results of ``call`` for all items, a few of which run at a time."""
+        """Return the results of ``call`` for all items; a few calls run concurrently."""
         limit = asyncio.Semaphore(_CONCURRENCY)
 
         async def limited(item: T) -> R:
@@ -216,12 +215,12 @@ class Pruner:
         return await asyncio.gather(*map(limited, items))
 
 
-# The columns from which the blobs of a job are known.
+# The columns of a job that contain, or decide about, the digests of its blobs.
 _REFERENCE_COLUMNS = (jobs.c.kind, jobs.c.spec, jobs.c.record, jobs.c.results)
 
 
-def _direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield the digests in a row, that of the spec first."""
+def _iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
+    """Yield the digests of the blobs in a job's row: first the spec."""
     yield row["spec"]
     if row["record"] is not None:
         yield row["record"]
@@ -229,51 +228,54 @@ def _direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
         yield result["output"]
 
 
-def _recorded_files(output: bytes | None) -> list[str]:
-    """Return the digests of the files in the ComfyUI history entry of a step's output."""
+def _list_recorded_files(output: bytes | None) -> list[str]:
+    """Return the digests of the files in ComfyUI's history entry, which a step's output contains."""
     record = (from_json(output) if output else {}).get("record") or {}
     return [file["sha256"] for file in record.get("files", ())]
 
 
-def _chunks(items: list[str]) -> Iterator[list[str]]:
+def _split_into_chunks(items: list[str]) -> Iterator[list[str]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
 
 
-def _ended(before: datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(jobs.c.status.not_in(OPEN), jobs.c.finished_at < before)
+def _has_ended_before(before: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(jobs.c.status.not_in(OPEN_STATUSES), jobs.c.finished_at < before)
 
 
 def _was_open_at(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the condition for jobs that were open at that time.
+    """Return the SQL condition for jobs that were open at ``before``.
 
-    Only their nested files can be old enough to be deleted.
+    Blobs of jobs that were submitted later are too new to be deleted.
     """
     return sa.and_(
         jobs.c.created_at < before + _STORE_MARGIN,
-        sa.or_(jobs.c.status.in_(OPEN), jobs.c.finished_at >= before),
+        sa.or_(jobs.c.status.in_(OPEN_STATUSES), jobs.c.finished_at >= before),
     )
 
 
 def _delete_jobs(
     chunk: Sequence[str], before: datetime, inputs: Collection[str], connection: sa.Connection
 ) -> tuple[int, set[str]]:
-    """Delete the jobs that are still ended; return their number and the ids of the others.
+    """Delete those jobs of ``chunk`` that were not retried meanwhile.
 
-    Artifacts in ``inputs`` are marked deleted like uploads: their owner no longer sees them, but
-    jobs that were accepted with them still read them.
+    Artifacts in ``inputs`` are only marked as deleted: their owner no longer sees them, but the
+    jobs that use them still read them.
+
+    Returns:
+        The number of deleted jobs, and the ids of the jobs that were retried.
     """
-    query = sa.select(jobs.c.id, _ended(before)).where(jobs.c.id.in_(chunk)).order_by(jobs.c.id)
+    query = (
+        sa.select(jobs.c.id, _has_ended_before(before))
+        .where(jobs.c.id.in_(chunk))
+        .order_by(jobs.c.id)
+    )
     rows = connection.execute(query.with_for_update()).all()
     deleted = [job for job, ended in rows if ended]
     outputs = artifacts.c.job_id.in_(deleted)
     ids = connection.execute(sa.select(artifacts.c.id).where(outputs)).scalars()
-    for part in _chunks([artifact for artifact in ids if artifact in inputs]):
+    for part in _split_into_chunks([artifact for artifact in ids if artifact in inputs]):
         used = artifacts.update().where(artifacts.c.id.in_(part))
         connection.execute(used.values(job_id=None, deleted_at=now()))
     connection.execute(artifacts.delete().where(outputs))
     connection.execute(jobs.delete().where(jobs.c.id.in_(deleted)))
     return len(deleted), {job for job, ended in rows if not ended}
-
-
-def _mappings(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Mapping[Any, Any]]:
-    return connection.execute(query).mappings().all()

@@ -1,7 +1,7 @@
 """Stores routing decisions, quality signals and learned states in SQL.
 
-Signals form a numbered log, and every replica learns from them in that order. So replicas agree once
-they have read the same numbers, and a new one starts from the last saved state.
+Signals are numbered, and every replica learns from them in that order. So replicas have the same
+state after the same number, and a new replica continues from the last saved state.
 """
 
 from __future__ import annotations
@@ -18,41 +18,33 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.store.schema import quality_decisions, quality_signals, quality_states
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, ensure_utc, now
 
-__all__ = [
-    "DECISION_RETENTION",
-    "OWNER_ACTIONS",
-    "DecisionRow",
-    "QualityStore",
-    "SavedState",
-    "SignalRow",
-]
-
-# The actions of an owner on learning. They are stored as signals, so that all replicas apply them.
+# What an owner can do about learning; stored as signals, so that all replicas do it.
 OWNER_ACTIONS = ("reset", "freeze", "thaw")
 
 DECISION_RETENTION = timedelta(days=30)
 # After this time the weight of a signal has decayed to a fiftieth.
 _SIGNAL_RETENTION = timedelta(days=90)
-# A half-life of what distinguishes models: older levels say little about the present ones.
+# The half-life of the differences between models, after which levels say little.
 _LEVEL_LIFETIME = timedelta(days=10)
 _MAX_LEVELS, _PAGE = 1_000, 100
 _LOCK = zlib.crc32(b"quality_signals")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-_UNIQUE = ["owner", "request_id", "key_id", "source"]
+_UNIQUE_COLUMNS = ["owner", "request_id", "key_id", "source"]
 
 
-# Not frozen: one is made per request, and freezing doubles the cost.
+# Not frozen, since one is created per request and freezing doubles the cost.
 @dataclass(kw_only=True, slots=True)
 class DecisionRow:
-    """Records what was known when a model was chosen for a request.
+    """Records the choice of a model for a request and the data on which it was based.
 
     Attributes:
-        question: the request's features as `moyin.text.quality` defines them; no text.
-        p_good: the expected probability of a good answer.
-        options: for each candidate its model, expected cost in nano US dollars, expected quality,
-            and lower bound of the quality.
+        model: the chosen model.
+        question: the features of the request from `moyin.text.quality.question`, without its text.
+        p_good: the estimated probability of a good answer.
+        options: the model of each candidate, its expected cost in billionths of a US dollar, its
+            estimated probability of a good answer, and a lower bound of the probability.
     """
 
     id: str
@@ -67,12 +59,13 @@ class DecisionRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignalRow:
-    """Records one signal; with ``question`` None, one of `OWNER_ACTIONS`.
+    """Records a signal about the quality of an answer, or one of `OWNER_ACTIONS`.
 
     Attributes:
-        number: the position in the log; 0 until it is written.
-        key_id: the key that gave the signal; empty: the gateway observed it.
-        p_good: the probability of a good answer that was expected before the answer.
+        key_id: the API key that sent the signal, or an empty string if the gateway observed it.
+        question: the features of the request, or None for an action of the owner.
+        p_good: the probability of a good answer that was estimated before the answer.
+        number: the position in the log, which is 0 until the signal is written.
     """
 
     owner: str
@@ -89,26 +82,28 @@ class SignalRow:
     number: int = 0
 
 
-_DECISION = tuple(DecisionRow.__dataclass_fields__)
+_DECISION_COLUMNS = tuple(DecisionRow.__dataclass_fields__)
 # The database assigns the number.
-_SIGNAL = tuple(name for name in SignalRow.__dataclass_fields__ if name != "number")
-_decision_values, _signal_values = attrgetter(*_DECISION), attrgetter(*_SIGNAL)
+_SIGNAL_COLUMNS = tuple(name for name in SignalRow.__dataclass_fields__ if name != "number")
+_decision_values, _signal_values = attrgetter(*_DECISION_COLUMNS), attrgetter(*_SIGNAL_COLUMNS)
 _WRITE_DECISION = {
     name: insert(quality_decisions).on_conflict_do_nothing(index_elements=["id"])
     for name, insert in _INSERT.items()
 }
 _WRITE_SIGNAL = {
-    name: insert(quality_signals).on_conflict_do_nothing(index_elements=_UNIQUE)
+    name: insert(quality_signals).on_conflict_do_nothing(index_elements=_UNIQUE_COLUMNS)
     for name, insert in _INSERT.items()
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedState:
-    """Holds the state learned from a tenant's signals up to ``number``.
+    """Holds the state that was learned from a tenant's signals.
 
     Attributes:
-        levels: the tenant's contribution to the shared levels.
+        number: the number of the last signal that the state includes.
+        levels: the quality of models for this tenant, as a contribution to the levels that tenants
+            share, or None.
     """
 
     state: Mapping[str, Any]
@@ -117,25 +112,25 @@ class SavedState:
 
 
 class QualityStore:
-    """Reads and writes rows of decisions, signals and states."""
+    """Reads and writes decisions, signals and learned states."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def write(self, decisions: Sequence[DecisionRow], signals: Sequence[SignalRow]) -> None:
-        """Write a batch, except rows that exist."""
+        """Write a batch of decisions and signals, except those that exist already."""
         if decisions or signals:
             await self._database.write(partial(_write, decisions, signals))
 
     async def add(self, signals: Sequence[SignalRow]) -> list[SignalRow]:
-        """Write ``signals`` in one transaction and return the stored rows, in the same order.
+        """Write signals in one transaction and return them as stored, in the same order.
 
-        An existing signal of the same request, key and source is kept and returned.
+        If a signal of the same owner, request, key and source exists, it is returned unchanged.
         """
         return await self._database.write(partial(_add, signals))
 
-    async def decision(self, owner: str, request_id: str) -> DecisionRow | None:
-        """Return the newest decision of ``owner`` under this request id."""
+    async def get_decision(self, owner: str, request_id: str) -> DecisionRow | None:
+        """Return the newest decision for a request of the owner, or None if there is none."""
         table = quality_decisions
         query = (
             sa.select(table)
@@ -143,11 +138,11 @@ class QualityStore:
             .order_by(table.c.created_at.desc())
             .limit(1)
         )
-        row = await self._database.read(lambda c: c.execute(query).mappings().first())
-        return None if row is None else DecisionRow(**_utc(row))
+        row = await self._database.fetch_first(query)
+        return None if row is None else DecisionRow(**_to_utc(row))
 
-    async def options(self, owner: str, limit: int) -> list[Sequence[Sequence[Any]]]:
-        """Return the options of the newest decisions of ``owner`` within thirty days."""
+    async def list_options(self, owner: str, limit: int) -> list[Sequence[Sequence[Any]]]:
+        """Return the ``options`` of the owner's newest decisions of the last thirty days."""
         table = quality_decisions
         query = (
             sa.select(table.c.options)
@@ -155,16 +150,14 @@ class QualityStore:
             .order_by(table.c.created_at.desc())
             .limit(limit)
         )
-        return list(await self._database.read(lambda c: c.execute(query).scalars().all()))
+        return list(await self._database.fetch_values(query))
 
-    async def signals(
+    async def list_signals(
         self, after: int, limit: int, *, owner: str | None = None, up_to: int | None = None
     ) -> list[SignalRow]:
-        """Return signals whose number is above ``after``, in order.
+        """Return signals numbered above ``after``, and at most ``up_to``, in their order.
 
-        Args:
-            owner: only signals of this owner; None: of all.
-            up_to: the highest number to return; None: any.
+        If ``owner`` is None, the signals of all owners are returned.
         """
         table = quality_signals
         query = sa.select(table).where(table.c.number > after).order_by(table.c.number).limit(limit)
@@ -172,11 +165,10 @@ class QualityStore:
             query = query.where(table.c.owner == owner)
         if up_to is not None:
             query = query.where(table.c.number <= up_to)
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        return [SignalRow(**_utc(row)) for row in rows]
+        return [SignalRow(**_to_utc(row)) for row in await self._database.fetch_all(query)]
 
-    async def latest(self, owner: str, limit: int) -> list[SignalRow]:
-        """Return the newest signals of ``owner``, newest first."""
+    async def list_latest_signals(self, owner: str, limit: int) -> list[SignalRow]:
+        """Return the owner's newest signals, newest first."""
         table = quality_signals
         query = (
             sa.select(table)
@@ -184,51 +176,47 @@ class QualityStore:
             .order_by(table.c.number.desc())
             .limit(limit)
         )
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        return [SignalRow(**_utc(row)) for row in rows]
+        return [SignalRow(**_to_utc(row)) for row in await self._database.fetch_all(query)]
 
-    async def verdicts(self, owner: str, since: datetime, limit: int) -> list[tuple[str, float]]:
-        """Return the judge's newest scores of ``owner``'s answers since ``since``, by request id."""
+    async def list_verdicts(
+        self, owner: str, since: datetime, limit: int
+    ) -> list[tuple[str, float]]:
+        """Return the request ids and scores of the judge's newest verdicts on the owner's answers."""
         table = quality_signals
         query = (
             sa.select(table.c.request_id, table.c.score)
-            .where(
-                table.c.owner == owner,
-                table.c.source == "judge",
-                table.c.created_at >= since,
-            )
+            .where(table.c.owner == owner, table.c.source == "judge", table.c.created_at >= since)
             .order_by(table.c.number.desc())
             .limit(limit)
         )
         rows = await self._database.read(lambda c: c.execute(query).all())
         return [(request_id, score) for request_id, score in rows]
 
-    async def last_number(self) -> int:
-        """Return the highest number in the log; 0 if it is empty."""
+    async def get_last_number(self) -> int:
+        """Return the number of the newest signal, or 0 if there is none."""
         query = sa.select(sa.func.max(quality_signals.c.number))
-        return await self._database.read(lambda c: c.execute(query).scalar()) or 0
+        return await self._database.fetch_value(query) or 0
 
-    async def state(self, owner: str) -> SavedState | None:
-        """Return the last saved state of ``owner``; None: there is none."""
+    async def get_state(self, owner: str) -> SavedState | None:
+        """Return the owner's last saved state, or None if there is none."""
         table = quality_states
         query = sa.select(table.c.state, table.c.number).where(table.c.owner == owner)
-        row = await self._database.read(lambda c: c.execute(query).mappings().first())
+        row = await self._database.fetch_first(query)
         return None if row is None else SavedState(**row)
 
-    async def save(self, owner: str, saved: SavedState) -> None:
-        """Save a state unless a later one is stored."""
-        levels = dict(saved.levels) if saved.levels else None
+    async def save_state(self, owner: str, saved: SavedState) -> None:
+        """Save the owner's state unless one with a higher number is saved."""
         values = {
             "state": dict(saved.state),
             "number": saved.number,
             "updated_at": now(),
-            "levels": levels,
+            "levels": dict(saved.levels) if saved.levels else None,
         }
         await self._database.write(partial(_save, owner, values))
 
-    async def levels(self) -> list[Mapping[str, Any]]:
-        """Return the levels of the tenants that learned within ten days, the newest thousand."""
-        # By owner, since a tenant that saves meanwhile may appear on two pages.
+    async def list_levels(self) -> list[Mapping[str, Any]]:
+        """Return the quality levels of the thousand tenants that saved them last, in ten days."""
+        # By owner, since a tenant that saves levels meanwhile may appear on two pages.
         table, levels = quality_states, dict[str, Mapping[str, Any]]()
         query = (
             sa.select(table.c.owner, table.c.levels)
@@ -237,33 +225,29 @@ class QualityStore:
         )
         # In pages, since the values are decoded in the event loop.
         for offset in range(0, _MAX_LEVELS, _PAGE):
-            rows = await self._database.read(partial(_page, query.offset(offset).limit(_PAGE)))
+            rows = await self._database.fetch_all(query.offset(offset).limit(_PAGE))
             levels.update((row["owner"], row["levels"]) for row in rows)
             if len(rows) < _PAGE:
                 break
         return list(levels.values())
 
-    async def reset(self, action: SignalRow) -> None:
-        """Delete an owner's signals and state, and write ``action``, so that replicas follow."""
+    async def reset_owner(self, action: SignalRow) -> None:
+        """Delete the owner's signals and state, and log ``action``, so that replicas do so."""
         await self._database.write(partial(_reset, action))
 
     async def prune(self) -> None:
-        """Delete decisions and signals that are too old to matter."""
+        """Delete decisions older than 30 days and signals older than 90 days."""
         await self._database.write(_prune)
 
 
-def _page(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Any]:
-    return connection.execute(query).mappings().all()
-
-
-def _utc(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {**row, "created_at": aware(row["created_at"])}
+def _to_utc(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {**row, "created_at": ensure_utc(row["created_at"])}
 
 
 def _lock_numbering(connection: sa.Connection) -> None:
-    """Serialize writers, so that a reader that sees a number also sees all smaller ones.
+    """Serialize writers, so that readers of a number also find all smaller ones.
 
-    SQLite has only one writer.
+    SQLite needs no lock, since it has only one writer.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
@@ -274,11 +258,13 @@ def _write(
 ) -> None:
     name = connection.dialect.name
     if decisions:
-        rows = [dict(zip(_DECISION, _decision_values(row), strict=True)) for row in decisions]
+        rows = [
+            dict(zip(_DECISION_COLUMNS, _decision_values(row), strict=True)) for row in decisions
+        ]
         connection.execute(_WRITE_DECISION[name], rows)
     if signals:
         _lock_numbering(connection)
-        rows = [dict(zip(_SIGNAL, _signal_values(row), strict=True)) for row in signals]
+        rows = [dict(zip(_SIGNAL_COLUMNS, _signal_values(row), strict=True)) for row in signals]
         connection.execute(_WRITE_SIGNAL[name], rows)
 
 
@@ -288,9 +274,9 @@ def _add(signals: Sequence[SignalRow], connection: sa.Connection) -> list[Signal
     stored = []
     for signal in signals:
         query = sa.select(table).where(
-            *(table.c[name] == getattr(signal, name) for name in _UNIQUE)
+            *(table.c[name] == getattr(signal, name) for name in _UNIQUE_COLUMNS)
         )
-        stored.append(SignalRow(**_utc(connection.execute(query).mappings().one())))
+        stored.append(SignalRow(**_to_utc(connection.execute(query).mappings().one())))
     return stored
 
 

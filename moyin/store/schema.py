@@ -1,4 +1,4 @@
-"""Defines the SQL tables. The migrations create the same tables, which a test compares."""
+"""Defines the SQL tables; a test checks that the migrations create the same tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ metadata = sa.MetaData(
     }
 )
 
-# A projection that the workflows write; Temporal is authoritative about running jobs.
+# Jobs as their workflows record them; Temporal is authoritative about running jobs.
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -23,7 +23,7 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec", sa.String(64), nullable=False),
     sa.Column("heads", sa.JSON, nullable=False),  # kind and pool of each step
-    # The number of renders of a batch, which run in parallel and count as so many jobs.
+    # The number of renders of a batch, each of which counts as a job; null if it is not a batch.
     sa.Column("children", sa.Integer, nullable=True),
     sa.Column("results", sa.JSON, nullable=False),  # of finished steps, ordered by index
     sa.Column("progress", sa.JSON, nullable=False),
@@ -39,19 +39,19 @@ jobs = sa.Table(
     sa.Column("key_id", sa.String(64), nullable=True),
     sa.Column("user_id", sa.String(36), nullable=True),
     sa.Column("scopes", sa.String(1024), nullable=False, server_default="*"),
-    # False until the workflow is started; the sweeper looks for such rows.
+    # Whether the workflow was started; the sweeper starts the others.
     sa.Column("dispatched", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
     sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-    # When a renderer first began it.
+    # When a renderer first began the current attempt.
     sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
-    # Whether it was submitted through ComfyUI's API.
+    # Whether the job was submitted through ComfyUI's API.
     sa.Column("comfyui", sa.Boolean, nullable=False, server_default=sa.false()),
-    # The first canceller (`moyin.domain.job.Canceller`); the attempt may still end otherwise.
+    # Who first cancelled the attempt (`moyin.domain.job.Canceller`), which may still succeed.
     sa.Column("cancelled_by", sa.JSON(none_as_null=True), nullable=True),
-    # For renders: the channel of the ComfyUI client that gets the events, the sha256 of the blob
-    # with ComfyUI's history entry, and whether the owner has removed it from the history.
+    # For renders: the name of the ComfyUI client's event stream, the SHA-256 of the blob with
+    # ComfyUI's history entry, and whether the owner has removed the render from the history.
     sa.Column("channel", sa.String(64), nullable=True),
     sa.Column("record", sa.String(64), nullable=True),
     sa.Column("hidden", sa.Boolean, nullable=False, server_default=sa.false()),
@@ -72,16 +72,16 @@ artifacts = sa.Table(
     sa.Column("media_type", sa.String(127), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
-    # For uploads: the digest by which clients of the Comfy API v2 find them.
+    # For uploads: the digest by which clients of the Comfy API v2 find an asset.
     sa.Column("blake3", sa.String(64), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    # Hidden from its owner since then; jobs that were accepted with it may still read it.
+    # Since when the artifact is hidden from its owner; jobs that use it may still read it.
     sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
     sa.Index("ix_artifacts_job_id", "job_id"),
     sa.Index("ix_artifacts_owner_blake3", "owner", "blake3"),
 )
 
-# The names by which graphs load the files that ComfyUI's clients uploaded.
+# The names of files that ComfyUI's clients uploaded, by which graphs load them.
 uploads = sa.Table(
     "uploads",
     metadata,
@@ -105,7 +105,7 @@ api_keys = sa.Table(
     sa.Column("former_until", sa.DateTime(timezone=True), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-    # The person or service account that owns the key; null: the tenant's own key.
+    # The user or service account that owns the key; null if the tenant itself owns it.
     sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), nullable=True),
     sa.Column("scopes", sa.String(1024), nullable=False, server_default="*"),
     sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
@@ -125,7 +125,7 @@ usage = sa.Table(
     sa.Column("input_tokens", sa.Integer, nullable=False),
     sa.Column("cached_tokens", sa.Integer, nullable=False),
     sa.Column("output_tokens", sa.Integer, nullable=False),
-    # Integer billionths of a dollar, which are exact on every database.
+    # An integer number of billionths, which is exact in every database.
     sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
     sa.Column("complete", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -186,7 +186,7 @@ sessions = sa.Table(
     sa.Index("ix_sessions_expires_at", "expires_at"),
 )
 
-# All tokens that a session ever had: a second use of one reveals a theft.
+# All refresh tokens of a session, since the second use of one reveals that it was stolen.
 refresh_tokens = sa.Table(
     "refresh_tokens",
     metadata,
@@ -267,8 +267,8 @@ userdata = sa.Table(
     sa.Column("modified_at", sa.DateTime(timezone=True), nullable=False),
 )
 
-# What the router knew about a request when it chose a model, so that it can learn from later feedback.
-# Contains no text, only hashes of words (moyin/text/quality/question.py). Deleted after thirty days.
+# The choice of a model for each request, so that the router can learn from later feedback. Contains
+# hashes of words (moyin/text/quality/question.py) and no text, and is deleted after thirty days.
 quality_decisions = sa.Table(
     "quality_decisions",
     metadata,
@@ -278,14 +278,14 @@ quality_decisions = sa.Table(
     sa.Column("model", sa.String(128), nullable=False),
     sa.Column("question", sa.JSON, nullable=False),
     sa.Column("p_good", sa.Float, nullable=False),
-    # For each candidate: model, expected cost in nano US dollars, expected quality, lower bound.
+    # The model, expected cost in nano US dollars, p_good and its lower bound of each candidate.
     sa.Column("options", sa.JSON, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Index("ix_quality_decisions_owner_request_id", "owner", "request_id"),
     sa.Index("ix_quality_decisions_created_at", "created_at"),
 )
 
-# Signals in the order in which replicas learn from them, and the owners' actions on learning.
+# Signals about the quality of answers, in the order in which replicas learn from them.
 quality_signals = sa.Table(
     "quality_signals",
     metadata,
@@ -298,9 +298,7 @@ quality_signals = sa.Table(
     sa.Column("question", sa.JSON, nullable=True),  # null: an owner's action, such as a reset
     sa.Column("score", sa.Float, nullable=False),
     sa.Column("weight", sa.Float, nullable=False),
-    sa.Column(
-        "p_good", sa.Float, nullable=True
-    ),  # the expectation before the answer, for calibration
+    sa.Column("p_good", sa.Float, nullable=True),  # as estimated before the answer
     sa.Column("comment", sa.String(2000), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.UniqueConstraint("owner", "request_id", "key_id", "source"),
@@ -309,7 +307,7 @@ quality_signals = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# The state that was learned from a tenant's signals up to a number.
+# The state that was learned from a tenant's signals up to `number`.
 quality_states = sa.Table(
     "quality_states",
     metadata,
@@ -317,7 +315,7 @@ quality_states = sa.Table(
     sa.Column("state", sa.JSON, nullable=False),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
-    # The tenant's contribution to the shared levels; null: none.
+    # The tenant's contribution to the levels that tenants share, or null.
     sa.Column("levels", sa.JSON(none_as_null=True)),
     sa.Index("ix_quality_states_updated_at", "updated_at"),
 )

@@ -1,4 +1,4 @@
-"""Stores sessions, their refresh tokens, and tokens that reset a password."""
+"""Stores sessions, their refresh tokens, and tokens that reset passwords."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ import sqlalchemy as sa
 from moyin.domain.account import Session
 from moyin.errors import InvalidToken
 from moyin.store.schema import password_resets, refresh_tokens, sessions, users
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import digest, new_id, new_secret
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import compute_digest, generate_id, generate_secret
 
-__all__ = ["SessionStore", "is_session_open"]
-
-# Ended sessions are kept so long, so that a late token is not taken for an invented one.
+# How long expired sessions and reset tokens are stored.
 _RETENTION = timedelta(days=1)
 
 
 class SessionStore:
-    """Reads and writes rows of sessions.
+    """Opens, refreshes and ends sessions, and sets passwords.
 
     Args:
-        idle: the time after which a session ends that is not refreshed.
+        idle: the time after which a session ends unless it is refreshed.
     """
 
     def __init__(self, database: Database, *, idle: timedelta = timedelta(days=30)) -> None:
@@ -32,50 +30,42 @@ class SessionStore:
         self._idle = idle
 
     async def open(self, user_id: str) -> tuple[Session, str]:
-        """Begin a session; return it and its first refresh token, which is stored as a digest only."""
-        session = self._new(user_id)
+        """Create a session and return it with its first refresh token, which is not stored."""
+        session = self._build_session(user_id)
         async with self._database.writing() as connection:
             return session, await _insert(connection, session)
 
     async def open_by_password(
         self, user_id: str, password: str, rehashed: str | None = None
     ) -> tuple[Session, str] | None:
-        """Begin a session; return None if the password has changed or the user is disabled.
+        """Create a session if ``password`` is the hash of an enabled user; otherwise return None.
 
-        Args:
-            password: the hash that was verified.
-            rehashed: a stronger hash that replaces it; None: it stays.
+        If ``rehashed`` is given, it replaces the hash.
         """
         statement = (
             users.update()
             .where(
-                users.c.id == user_id,
-                users.c.password == password,
-                users.c.disabled_at.is_(None),
+                users.c.id == user_id, users.c.password == password, users.c.disabled_at.is_(None)
             )
             .values(password=rehashed or password)
         )
-        session = self._new(user_id)
+        session = self._build_session(user_id)
         async with self._database.writing() as connection:
-            # The update also locks the row: a concurrent change of the password waits and then ends
-            # this session, too.
+            # The update locks the row, so that a concurrent change of the password waits.
             if (await connection.execute(statement)).rowcount == 0:
                 return None
             return session, await _insert(connection, session)
 
-    async def rotate(self, presented: str) -> tuple[Session, str]:
-        """Return the session of a refresh token, and the token that replaces it.
+    async def rotate_refresh_token(self, presented: str) -> tuple[Session, str]:
+        """Extend the session of a refresh token, and return it with the next refresh token.
 
-        A token that is used twice has been stolen, so the whole session ends.
-
-        Raises:
-            InvalidToken: the token is unknown or used, or its session has ended. The error does
-                not say which.
+        The second use of a token ends the session, since the token must have been stolen. A token
+        that is unknown or was used before, or whose session has ended, raises `InvalidToken`.
         """
-        used = digest(presented)
+        used = compute_digest(presented)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
-            row = await _session_of(connection, used)
+            row = await _find_session(connection, used)
             if row is not None:
                 if await _mark_used(connection, used):
                     await connection.execute(
@@ -84,28 +74,34 @@ class SessionStore:
                         .values(expires_at=expires_at)
                     )
                     session = Session(id=row.id, user_id=row.user_id, expires_at=expires_at)
-                    return session, await _issue(connection, row.id)
-                await _revoke(connection, sessions.c.id == row.id)
-        raise InvalidToken("the refresh token is not valid; sign in again", field="refresh_token")
+                    return session, await _issue_refresh_token(connection, row.id)
+                await connection.execute(_build_revocation(sessions.c.id == row.id))
+        raise InvalidToken(
+            "refresh_token is unknown, was used before or has expired; sign in again",
+            field="refresh_token",
+        )
 
     async def revoke(self, session_id: str) -> None:
         """End a session."""
-        async with self._database.writing() as connection:
-            await _revoke(connection, sessions.c.id == session_id)
+        await self._database.execute(_build_revocation(sessions.c.id == session_id))
 
     async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
         """End all sessions of a user."""
-        async with self._database.within(within) as connection:
-            await _revoke(connection, sessions.c.user_id == user_id)
+        await self._database.execute(
+            _build_revocation(sessions.c.user_id == user_id), within=within
+        )
 
     async def change_password(
         self, user_id: str, session_id: str, before: str | None, after: str
     ) -> bool:
-        """Set a new password hash and end all sessions but this one.
+        """Set a new password hash and end all sessions of the user except ``session_id``.
+
+        Args:
+            before: the hash of the current password, or None if the user has none.
+            after: the hash of the new password.
 
         Returns:
-            False: nothing was changed, since the session has ended or ``before`` is no longer the
-            user's password hash.
+            True, or False if the session has ended or ``before`` is not the current hash.
         """
         session_is_open = sa.exists().where(
             sessions.c.id == session_id,
@@ -125,16 +121,15 @@ class SessionStore:
         async with self._database.writing() as connection:
             if (await connection.execute(statement)).rowcount == 0:
                 return False
-            await _revoke(connection, others)
+            await connection.execute(_build_revocation(others))
         return True
 
     async def is_open(self, session_id: str) -> bool:
-        """Return whether access tokens of the session are valid."""
-        query = _open(session_id)
-        return await self._database.read(lambda c: c.execute(query).first() is not None)
+        """Return whether the session has not ended, so that its access tokens are valid."""
+        return await self._database.fetch_first(_select_open(session_id)) is not None
 
     async def filter_open(self, session_ids: Collection[str]) -> frozenset[str]:
-        """Return the ids of those sessions that are open and whose user is not disabled."""
+        """Return the ids of those sessions that have not ended or expired."""
         query = (
             sa.select(sessions.c.id)
             .join(users, users.c.id == sessions.c.user_id)
@@ -145,52 +140,39 @@ class SessionStore:
                 users.c.disabled_at.is_(None),
             )
         )
-        rows = await self._database.read(lambda c: c.execute(query).scalars().all())
-        return frozenset(rows)
+        return frozenset(await self._database.fetch_values(query))
 
     async def create_reset_token(
         self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None
     ) -> str:
-        """Create a token that sets a password once within ``lifetime``; delete older ones."""
-        text = new_secret("p")
+        """Create a token that can set the user's password once, and delete earlier tokens."""
+        text = generate_secret("p")
         async with self._database.within(within) as connection:
-            await connection.execute(
-                password_resets.delete().where(password_resets.c.user_id == user_id)
-            )
+            await self.delete_reset_tokens(user_id, within=connection)
             await connection.execute(
                 password_resets.insert().values(
-                    digest=digest(text), user_id=user_id, expires_at=now() + lifetime
+                    digest=compute_digest(text), user_id=user_id, expires_at=now() + lifetime
                 )
             )
         return text
 
     async def delete_reset_tokens(self, user_id: str, *, within: Transaction | None = None) -> None:
-        """Delete the user's tokens that set a new password."""
-        async with self._database.within(within) as connection:
-            await connection.execute(
-                password_resets.delete().where(password_resets.c.user_id == user_id)
-            )
+        """Delete all tokens that can set the user's password."""
+        statement = password_resets.delete().where(password_resets.c.user_id == user_id)
+        await self._database.execute(statement, within=within)
 
-    async def user_of_reset_token(self, presented: str) -> str:
-        """Return the id of the user whose password a reset token would set.
-
-        Raises:
-            InvalidToken: the token is unknown, used or expired.
-        """
+    async def find_user_by_reset_token(self, presented: str) -> str:
+        """Return the id of the user of a valid reset token, or raise `InvalidToken`."""
         query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented))
-        user_id: str | None = await self._database.read(lambda c: c.execute(query).scalar())
+        user_id: str | None = await self._database.fetch_value(query)
         if user_id is None:
             raise _invalid_reset_token()
         return user_id
 
     async def reset_password(self, presented: str, password: str) -> None:
-        """Set the password hash of the token's user and end all of the user's sessions.
-
-        Raises:
-            InvalidToken: the token is unknown, used or expired.
-        """
-        used = password_resets.c.digest == digest(presented)
-        # Locks the user first, as all transactions do that lock both rows.
+        """Set a password hash by a reset token and end all sessions, or raise `InvalidToken`."""
+        used = password_resets.c.digest == compute_digest(presented)
+        # Locks the user before the token, as all transactions do that lock both.
         holder = (
             sa.select(users.c.id)
             .join(password_resets, password_resets.c.user_id == users.c.id)
@@ -198,7 +180,7 @@ class SessionStore:
             .with_for_update(key_share=True, of=users)
         )
         statement = password_resets.update().where(_is_valid_reset(presented)).values(used_at=now())
-        # One transaction, so that no old session survives the new password.
+        # One transaction, so that no session continues that was opened with the old password.
         async with self._database.writing() as connection:
             user_id = (await connection.execute(holder)).scalar()
             if (await connection.execute(statement)).rowcount == 0:
@@ -206,10 +188,10 @@ class SessionStore:
             await connection.execute(
                 users.update().where(users.c.id == user_id).values(password=password)
             )
-            await _revoke(connection, sessions.c.user_id == user_id)
+            await connection.execute(_build_revocation(sessions.c.user_id == user_id))
 
     async def purge(self) -> int:
-        """Delete sessions and reset tokens that ended long ago; return the number of sessions."""
+        """Delete sessions and reset tokens that expired a day ago; return the number of sessions."""
         before = now() - _RETENTION
         async with self._database.writing() as connection:
             deleted = await connection.execute(
@@ -220,28 +202,30 @@ class SessionStore:
             )
         return deleted.rowcount
 
-    def _new(self, user_id: str) -> Session:
-        return Session(id=new_id("ses"), user_id=user_id, expires_at=now() + self._idle)
+    def _build_session(self, user_id: str) -> Session:
+        return Session(id=generate_id("ses"), user_id=user_id, expires_at=now() + self._idle)
 
 
 async def is_session_open(connection: Transaction, session_id: str) -> bool:
-    """Return whether a session is open, inside the caller's transaction."""
-    return (await connection.execute(_open(session_id))).first() is not None
+    """Return whether a session has not ended, in the caller's transaction."""
+    return (await connection.execute(_select_open(session_id))).first() is not None
 
 
 def _is_valid_reset(presented: str) -> sa.ColumnElement[bool]:
     return sa.and_(
-        password_resets.c.digest == digest(presented),
+        password_resets.c.digest == compute_digest(presented),
         password_resets.c.used_at.is_(None),
         password_resets.c.expires_at > now(),
     )
 
 
 def _invalid_reset_token() -> InvalidToken:
-    return InvalidToken("token is unknown, used or expired; request a new one", field="token")
+    return InvalidToken(
+        "token is unknown, was used before or has expired; request a new one", field="token"
+    )
 
 
-def _open(session_id: str) -> sa.Select[Any]:
+def _select_open(session_id: str) -> sa.Select[Any]:
     return (
         sa.select(sessions.c.id)
         .join(users, users.c.id == sessions.c.user_id)
@@ -253,8 +237,8 @@ def _open(session_id: str) -> sa.Select[Any]:
     )
 
 
-async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
-    """Return the open session of a refresh token."""
+async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | None:
+    """Return the session of a refresh token's digest, or None if it has ended."""
     query = (
         sa.select(sessions.c.id, sessions.c.user_id, sessions.c.expires_at)
         .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
@@ -266,12 +250,12 @@ async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
         )
     )
     row = (await connection.execute(query)).first()
-    expires_at = None if row is None else aware(row.expires_at)
+    expires_at = None if row is None else ensure_utc(row.expires_at)
     return row if expires_at is not None and expires_at > now() else None
 
 
 async def _mark_used(connection: Transaction, used: str) -> bool:
-    """Mark a refresh token used; return False if it was. Of two concurrent calls, one succeeds."""
+    """Mark a refresh token as used and return True, or return False if it was used already."""
     statement = (
         refresh_tokens.update()
         .where(refresh_tokens.c.digest == used, refresh_tokens.c.used_at.is_(None))
@@ -284,25 +268,21 @@ async def _insert(connection: Transaction, session: Session) -> str:
     """Insert a session and return its first refresh token."""
     await connection.execute(
         sessions.insert().values(
-            id=session.id,
-            user_id=session.user_id,
-            created_at=now(),
-            expires_at=session.expires_at,
+            id=session.id, user_id=session.user_id, created_at=now(), expires_at=session.expires_at
         )
     )
-    return await _issue(connection, session.id)
+    return await _issue_refresh_token(connection, session.id)
 
 
-async def _issue(connection: Transaction, session_id: str) -> str:
-    """Create a refresh token of a session."""
-    text = new_secret("r")
+async def _issue_refresh_token(connection: Transaction, session_id: str) -> str:
+    """Create and return a refresh token of a session."""
+    text = generate_secret("r")
     await connection.execute(
-        refresh_tokens.insert().values(digest=digest(text), session_id=session_id)
+        refresh_tokens.insert().values(digest=compute_digest(text), session_id=session_id)
     )
     return text
 
 
-async def _revoke(connection: Transaction, condition: sa.ColumnElement[bool]) -> None:
-    await connection.execute(
-        sessions.update().where(condition, sessions.c.revoked_at.is_(None)).values(revoked_at=now())
-    )
+def _build_revocation(condition: sa.ColumnElement[bool]) -> sa.Update:
+    changed = sessions.update().where(condition, sessions.c.revoked_at.is_(None))
+    return changed.values(revoked_at=now())

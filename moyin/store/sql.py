@@ -1,7 +1,7 @@
-"""Connects to the SQL database and migrates it.
+"""Connects to the SQL database, runs transactions and migrates the schema.
 
-SQLite is the embedded default, PostgreSQL the shared database. Code above this module is the same
-for both.
+The database is SQLite, which is embedded and the default, or PostgreSQL. Other modules use the same
+code for both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import fcntl
 import sqlite3
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -24,35 +24,33 @@ from typing import IO, Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from moyin.store.json import json_text
-from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, enable_wal
-
-__all__ = ["Database", "Transaction", "aware", "migrate", "now"]
+from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, dump_json, enable_wal
 
 T = TypeVar("T")
+_Time = TypeVar("_Time", datetime, datetime | None)
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Transaction(Protocol):
-    """Executes statements in one transaction. Results have already read all their rows."""
+    """Executes statements in one transaction; all rows of a result are read at once."""
 
     async def execute(
         self, statement: sa.Executable, parameters: Any = None
     ) -> sa.CursorResult[Any]:
         """Execute one statement."""
 
-    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run several statements without returning to the event loop in between."""
+    async def run_sync(self, work: Callable[[sa.Connection], T], /) -> T:
+        """Return the result of ``work``, which runs in the transaction without awaiting."""
 
 
 class Database:
-    """Owns the connection pool of one process.
+    """Owns the SQL connections of one process.
 
-    `read` and `write` are the fast way: one function runs the whole transaction outside of the event
-    loop and returns plain values. `reading` and `writing` are for transactions that await something
-    between two statements, or that are rare.
+    `read`, `write` and the ``fetch`` methods are fast: they run a whole transaction outside of the
+    event loop. `reading` and `writing` are for transactions that are rare or await something
+    between two statements.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,71 +58,90 @@ class Database:
         self._sqlite: SqliteDatabase | None = None
         self._shared: AsyncEngine | None = None
         if make_url(url).get_backend_name() == "sqlite":
-            if (file := _file(url)) is not None:
+            if (file := _get_file(url)) is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
             self._sqlite = SqliteDatabase(url)
         else:
-            self._shared = create_async_engine(url, pool_pre_ping=True, json_serializer=json_text)
+            self._shared = create_async_engine(url, pool_pre_ping=True, json_serializer=dump_json)
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """Return the result of ``work``, which only queries."""
+        """Return the result of ``work``, which queries in its own transaction."""
         if self._sqlite is not None:
             return await self._sqlite.run(work, writes=False)
         async with self._engine.connect() as connection:
             return await connection.run_sync(work)
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Return the result of ``work``, which may write; commit unless it raises."""
+        """Return the result of ``work``, whose own transaction is committed unless it raises."""
         if self._sqlite is not None:
             return await self._sqlite.run(work, writes=True)
         async with self._engine.begin() as connection:
             return await connection.run_sync(work)
 
+    async def fetch_all(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
+        """Return all rows of a query."""
+        return await self.read(lambda c: c.execute(query).mappings().all())
+
+    async def fetch_first(self, query: sa.Select[Any]) -> sa.RowMapping | None:
+        """Return the first row of a query, or None if it has no rows."""
+        return await self.read(lambda c: c.execute(query).mappings().first())
+
+    async def fetch_value(self, query: sa.Select[Any]) -> Any:
+        """Return the first column of the first row of a query, or None if it has no rows."""
+        return await self.read(lambda c: c.execute(query).scalar())
+
+    async def fetch_values(self, query: sa.Select[Any]) -> Sequence[Any]:
+        """Return the first column of all rows of a query."""
+        return await self.read(lambda c: c.execute(query).scalars().all())
+
     def reading(self) -> AbstractAsyncContextManager[Transaction]:
-        """Open a transaction that only queries."""
+        """Open a transaction for queries."""
         if self._sqlite is not None:
             return self._sqlite.transaction(writes=False)
-        return _shared(self._engine.connect())
+        return self._engine.connect()
 
     def writing(self) -> AbstractAsyncContextManager[Transaction]:
-        """Open a transaction that may write; commit unless the block raises."""
+        """Open a transaction for queries and changes; commit it unless the block raises."""
         if self._sqlite is not None:
             return self._sqlite.transaction(writes=True)
-        return _shared(self._engine.begin())
+        return self._engine.begin()
 
     def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
-        """Join ``transaction``, which its owner ends; None: open a new one, as `writing` does."""
+        """Return ``transaction``, which its owner commits, or open a new one if it is None."""
         return self.writing() if transaction is None else nullcontext(transaction)
+
+    async def execute(self, statement: sa.Executable, *, within: Transaction | None = None) -> int:
+        """Execute a statement as `within` does, and return the number of changed rows."""
+        async with self.within(within) as transaction:
+            return (await transaction.execute(statement)).rowcount
 
     @asynccontextmanager
     async def advisory_lock(self, name: str) -> AsyncIterator[bool]:
-        """Try to take a lock by name; yield whether it was taken.
+        """Try to acquire a lock for all processes by its name; yield whether it was acquired.
 
-        The lock excludes other processes, too. It is released with the block or the process.
+        The lock is released when the block or the process ends.
         """
         if self._shared is not None:
             query = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(name.encode())))
             async with self._shared.connect() as connection:
                 yield bool((await connection.execute(query)).scalar_one())
-        elif (file := _file(self._url)) is not None:
+        elif (file := _get_file(self._url)) is not None:
             with file.with_suffix(f".{name}.lock").open("w") as lock:
                 yield _try_lock(lock)
         else:
             yield True
 
-    async def ready(self) -> None:
-        """Migrate an embedded SQLite file to the newest schema.
+    async def ensure_schema(self) -> None:
+        """Migrate the database to the newest schema if it is an embedded SQLite file.
 
-        An operator migrates a shared database (``moyin migrate``); replicas never do.
-
-        Raises:
-            StackError: an unknown version of Moyin made the file.
+        Operators migrate PostgreSQL with ``moyin migrate``. A schema revision that this version
+        does not know raises `StackError`.
         """
-        if self._sqlite is not None and not await asyncio.to_thread(_is_newest, self._url):
+        if self._sqlite is not None and not await asyncio.to_thread(_is_migrated, self._url):
             await asyncio.to_thread(migrate, self._url)
 
     async def ping(self) -> None:
-        """Raise the driver's error if the database is unavailable."""
+        """Run a query, to raise the driver's error if the database is unavailable."""
         await self.read(lambda connection: connection.execute(sa.text("SELECT 1")).all())
 
     async def close(self) -> None:
@@ -140,72 +157,47 @@ class Database:
         return self._shared
 
 
-class _SharedTransaction:
-    """Implements `Transaction` on PostgreSQL."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    async def execute(
-        self, statement: sa.Executable, parameters: Any = None
-    ) -> sa.CursorResult[Any]:
-        return await self._connection.execute(statement, parameters)
-
-    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
-        return await self._connection.run_sync(work)
-
-
-@asynccontextmanager
-async def _shared(
-    connecting: AbstractAsyncContextManager[AsyncConnection],
-) -> AsyncIterator[Transaction]:
-    async with connecting as connection:
-        yield _SharedTransaction(connection)
-
-
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
-    """Run the Alembic migrations up, or ``down``, to ``revision``; blocks.
+    """Upgrade, or with ``down`` downgrade, the database to ``revision``; this blocks.
 
-    A lock makes processes that start together migrate one after the other.
-
-    Raises:
-        StackError: the database is at a revision that this version does not know.
+    Processes that start at the same time migrate one after the other. A schema revision that this
+    version does not know raises `StackError`.
     """
-    # Imported here, since every process uses a database and few migrate it.
+    # Imported here, since every process uses the database and few migrate it.
     import alembic.command
     import alembic.config
 
-    with _migration_lock(_file(url)):
+    with _migration_lock(_get_file(url)):
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["url"] = url
         run = alembic.command.downgrade if down else alembic.command.upgrade
         run(config, revision)
-        if (file := _file(url)) is not None:
+        if (file := _get_file(url)) is not None:
             enable_wal(file)
 
 
-def newest_revision() -> str:
-    """Return the revision of the newest migration, with whose number its file name begins."""
+def get_newest_revision() -> str:
+    """Return the revision of the newest migration: the first four characters of its file name."""
     return max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
-def _is_newest(url: str) -> bool:
-    file = _file(url)
+def _is_migrated(url: str) -> bool:
+    file = _get_file(url)
     if file is None or not file.exists():
         return False
     with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         try:
             revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
             [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
-        except sqlite3.OperationalError:  # no such table: a new file
+        except sqlite3.OperationalError:  # the table does not exist in a new file
             return False
     # A file restored from a backup may not be in WAL mode.
-    return revisions == [(newest_revision(),)] and mode == "wal"
+    return revisions == [(get_newest_revision(),)] and mode == "wal"
 
 
-def _file(url: str) -> Path | None:
-    """Return the file of an SQLite database; None: another database, or one in memory."""
+def _get_file(url: str) -> Path | None:
+    """Return the file of a SQLite database, or None for PostgreSQL and in-memory databases."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return None
@@ -213,12 +205,12 @@ def _file(url: str) -> Path | None:
 
 
 def now() -> datetime:
-    """Return the present time in UTC, with its time zone."""
+    """Return the current time with the time zone UTC."""
     return datetime.now(UTC)
 
 
-def aware(value: datetime | None) -> datetime | None:
-    """Return ``value`` with the time zone UTC, which SQLite does not store."""
+def ensure_utc(value: _Time) -> _Time:
+    """Return a time from the database with the time zone UTC, which SQLite does not store."""
     if value is None or value.tzinfo is not None:
         return value
     return value.replace(tzinfo=UTC)

@@ -14,8 +14,6 @@ from moyin.errors import ResponseNotFound
 from moyin.store.schema import responses
 from moyin.store.sql import Database, now
 
-__all__ = ["StoredResponse", "StoredResponses"]
-
 _KEPT = timedelta(days=30)
 _MAX_RESPONSES = 10_000
 # Answers between two deletions of what is too old or too many.
@@ -88,7 +86,7 @@ class StoredResponses:
             raise _missing(response_id)
         return _stored(row)
 
-    async def conversation(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
+    async def list_items(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
         """Return the items up to and including an answer: all requests and answers, oldest first.
 
         Raises:

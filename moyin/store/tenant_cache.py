@@ -1,7 +1,7 @@
 """Caches bytes per tenant in Valkey.
 
-Requests must not wait for the cache: it responds at once or counts as empty, and after an error it
-is not used for some seconds.
+Requests must not wait for the cache: if Valkey does not respond at once, the cache counts as empty,
+and it is not used for the next five seconds.
 """
 
 from __future__ import annotations
@@ -15,42 +15,40 @@ from redis.exceptions import RedisError
 
 from moyin.store.valkey import connect_cache
 
-__all__ = ["TenantCache"]
-
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 0.25
 _PAUSE_SECONDS = 5.0
 
 
 class TenantCache:
-    """Caches values per tenant: each expires, and the oldest are evicted when there are too many.
+    """Caches values by tenant and digest; values expire, and the oldest are evicted beyond a maximum.
 
     Args:
         prefix: the prefix of the keys in Valkey.
     """
 
     def __init__(self, url: str, prefix: str) -> None:
-        # Any: the client's types are those of decoded texts, and this client does not decode.
+        # Typed as Any, since redis-py's types assume that responses are decoded.
         self._redis: Any = connect_cache(url, _TIMEOUT_SECONDS)
         self._prefix = prefix
         self._paused_until = 0.0
 
     async def get(self, owner: str, digest: str) -> bytes | None:
-        """Return a cached value; None: it is not cached, or Valkey is unavailable."""
+        """Return a cached value, or None if it is not cached or Valkey is unavailable."""
         if self._is_paused:
             return None
         try:
-            value: bytes | None = await self._redis.get(f"{self._index(owner)}:{digest}")
+            value: bytes | None = await self._redis.get(f"{self._build_index_key(owner)}:{digest}")
         except (RedisError, OSError) as error:
             self._pause(error)
             return None
         return value
 
     async def put(self, owner: str, digest: str, value: bytes, *, ttl: int, entries: int) -> None:
-        """Cache ``value`` for ``ttl`` seconds, among the newest ``entries`` of its tenant."""
+        """Cache a value for ``ttl`` seconds, and evict all but the owner's newest ``entries``."""
         if self._is_paused:
             return
-        index, now = self._index(owner), time.time()
+        index, now = self._build_index_key(owner), time.time()
         name = f"{index}:{digest}"
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -69,7 +67,7 @@ class TenantCache:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _index(self, owner: str) -> str:
+    def _build_index_key(self, owner: str) -> str:
         return f"{self._prefix}:{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
 
     @property
@@ -78,4 +76,4 @@ class TenantCache:
 
     def _pause(self, error: Exception) -> None:
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
-        _log.warning("the cache %s is unavailable: %s", self._prefix, error)
+        _log.warning("the cache %s in Valkey is unavailable: %s", self._prefix, error)

@@ -1,23 +1,21 @@
-"""Makes secrets, ids, and the digests by which secrets are stored."""
+"""Generates secrets and ids, and computes the digests that are stored instead of secrets."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 
-__all__ = ["digest", "new_id", "new_secret"]
 
-
-def digest(text: str) -> str:
-    """Return the SHA-256 in hex. Only passwords need a slow hash, not 256 random bits."""
+def compute_digest(text: str) -> str:
+    """Return the SHA-256 of a secret in hex; random secrets need no slow hash, unlike passwords."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def new_secret(kind: str) -> str:
-    """Return 256 random bits as ``moyin<kind>_…``, which secret scanners can recognise."""
+def generate_secret(kind: str) -> str:
+    """Return a secret ``moyin<kind>_…`` of 256 random bits; secret scanners recognise the prefix."""
     return f"moyin{kind}_{secrets.token_urlsafe(32)}"
 
 
-def new_id(kind: str) -> str:
-    """Return a random id: ``<kind>_<24 hex digits>``."""
+def generate_id(kind: str) -> str:
+    """Return a random id ``<kind>_<24 hex digits>``."""
     return f"{kind}_{secrets.token_hex(12)}"

@@ -1,9 +1,8 @@
-"""Stores the names of files that ComfyUI's clients uploaded; the files are artifacts."""
+"""Stores the names of files that ComfyUI's clients uploaded, and the artifacts with those names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,18 +10,16 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.prompt import ComfyFileName
-from moyin.store.artifacts import artifact_of_row, insert_artifacts
+from moyin.store.artifacts import insert_artifacts, parse_artifact
 from moyin.store.schema import artifacts, uploads
 from moyin.store.sql import Database, now
 
-__all__ = ["UploadStore"]
-
-# The number of names that every database accepts in one statement.
+# A number of names that SQLite and PostgreSQL accept in one statement.
 _CHUNK = 100
 
 
 class UploadStore:
-    """Reads and writes file names of one owner at a time."""
+    """Maps the file names of an owner to artifacts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,10 +27,10 @@ class UploadStore:
     async def put(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, replace: bool
     ) -> Artifact:
-        """Name an artifact; return the artifact that has the name now.
+        """Assign a name to an artifact unless another one has it and ``replace`` is False.
 
-        Args:
-            replace: whether to take the name from another artifact; if not, that one is returned.
+        Returns:
+            The artifact that has the name now.
         """
         values = {
             "owner": owner,
@@ -53,14 +50,13 @@ class UploadStore:
         try:
             await self._database.write(put)
         except IntegrityError:
-            existing = await self.find(owner, [name])
-            return existing.get(name, artifact)
+            return (await self.find(owner, [name])).get(name, artifact)
         return artifact
 
     async def find(
         self, owner: str, names: Collection[ComfyFileName]
     ) -> dict[ComfyFileName, Artifact]:
-        """Return the artifacts of those names that exist."""
+        """Return the artifacts with these names, by name; names without an artifact are missing."""
         remaining = list(names)
         artifacts_by_name: dict[ComfyFileName, Artifact] = {}
         for start in range(0, len(remaining), _CHUNK):
@@ -70,24 +66,19 @@ class UploadStore:
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
                 .where(sa.or_(*(_has_name(owner, name) for name in part)))
             )
-            rows = await self._database.read(partial(_rows, query))
-            artifacts_by_name.update((_name(row), artifact_of_row(row)) for row in rows)
+            rows = await self._database.fetch_all(query)
+            artifacts_by_name.update((_parse_name(row), parse_artifact(row)) for row in rows)
         return artifacts_by_name
 
-    async def newest(self, owner: str, kind: str, limit: int) -> list[ComfyFileName]:
-        """Return names of one type, newest first."""
+    async def list_newest(self, owner: str, kind: str, limit: int) -> list[ComfyFileName]:
+        """Return the newest names of the owner with the type ``kind``, newest first."""
         query = (
             sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename)
             .where(uploads.c.owner == owner, uploads.c.type == kind)
             .order_by(uploads.c.created_at.desc(), uploads.c.subfolder, uploads.c.filename)
             .limit(limit)
         )
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        return [_name(row) for row in rows]
-
-
-def _rows(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Mapping[Any, Any]]:
-    return connection.execute(query).mappings().all()
+        return [_parse_name(row) for row in await self._database.fetch_all(query)]
 
 
 def _has_name(owner: str, name: ComfyFileName) -> sa.ColumnElement[bool]:
@@ -99,5 +90,5 @@ def _has_name(owner: str, name: ComfyFileName) -> sa.ColumnElement[bool]:
     )
 
 
-def _name(row: Mapping[Any, Any]) -> ComfyFileName:
+def _parse_name(row: Mapping[Any, Any]) -> ComfyFileName:
     return ComfyFileName(filename=row["filename"], subfolder=row["subfolder"], type=row["type"])

@@ -1,4 +1,4 @@
-"""Records the tokens and cost of text requests."""
+"""Records the tokens and the cost of text requests in SQL."""
 
 from __future__ import annotations
 
@@ -22,34 +22,32 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from moyin.store.schema import usage
 from moyin.store.sql import Database, now
 
-__all__ = ["UsageEntry", "UsageLedger"]
-
 _log = logging.getLogger(__name__)
 _CAPACITY = 10_000
-# Small, since preparing a batch blocks the event loop.
+# Few rows, since preparing a batch blocks the event loop.
 _BATCH = 100
 _FLUSH_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
-# An entry that fails so often, without an outage, is dropped.
+# After so many failures that are no outage, an entry is dropped.
 _MAX_FAILURES = 5
-# Classes of SQLSTATE for invalid data.
+# The SQLSTATE classes "data exception" and "integrity constraint violation".
 _INVALID_DATA = ("22", "23")
 _NANO = 10**9
-# A row may be written again if the result of its first commit is unknown.
+# A row may be written twice if the result of the first commit was lost.
 _INSERT = {
     "sqlite": sqlite.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
     "postgresql": postgresql.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
 }
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen, since one is created per request and freezing doubles the cost.
 @dataclass(kw_only=True, slots=True)
 class UsageEntry:
-    """Describes the usage of one request.
+    """Describes the tokens and the cost of a request.
 
     Attributes:
         cached_tokens: the part of ``input_tokens`` that was read from a prompt cache.
-        complete: False if the response was cut off; the counts are then those up to the cut.
+        complete: whether the response was complete; if not, the counts are those up to its end.
     """
 
     request_id: str
@@ -63,20 +61,22 @@ class UsageEntry:
     complete: bool
 
 
-class UsageLedger:
-    """Queues entries without waiting and writes them in batches.
+_PLAIN_COLUMNS = tuple(name for name in UsageEntry.__slots__ if name != "cost_usd")
 
-    If the database is slow or unavailable, up to 10,000 entries wait in memory. Entries beyond that,
-    and those that the database rejects, are logged instead, so that they can be booked by hand.
+
+class UsageLedger:
+    """Queues usage entries without blocking, and writes them to the database in batches.
+
+    While the database is slow or unavailable, up to 10,000 entries wait in memory. Further entries,
+    and those that the database rejects, are logged, so that an operator can book them.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[UsageEntry] = deque()
-        # Rows of the first entries once their batch was tried. They keep their ids, since the
-        # commit may have succeeded although its reply was lost.
+        # Rows that were tried; they keep their ids, since the commit may have succeeded.
         self._attempted_rows: list[dict[str, Any]] = []
-        # The number of first entries to write one by one, since one of their batch is invalid.
+        # The number of first entries to write one by one, since one of them is invalid.
         self._one_by_one = 0
         # The number of times that the first entry has failed.
         self._failures = 0
@@ -85,39 +85,37 @@ class UsageLedger:
         self._writer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start writing in the background."""
+        """Start the task that writes entries."""
         self._writer = asyncio.create_task(self._write_until_closed())
 
     async def close(self) -> None:
-        """Write waiting entries and stop; log those that cannot be written. Raises nothing."""
+        """Write the waiting entries and stop the task; log entries that cannot be written."""
         self._closing.set()
         try:
             if self._writer is not None:
                 await self._writer
         except Exception:
-            _log.exception("the usage ledger's writer failed unexpectedly")
+            _log.exception("the task that writes usage entries failed unexpectedly")
         finally:
             for entry in self._waiting:
                 _log.error(
-                    "the usage ledger is closed and the database unavailable; entry not booked: %s",
+                    "the database is unavailable at shutdown; usage entry not written: %s",
                     entry,
                 )
 
     def record(self, entry: UsageEntry) -> None:
-        """Queue an entry; log it if the queue is full."""
+        """Queue an entry, or log it if the queue is full."""
         if len(self._waiting) >= _CAPACITY:
-            _log.error("the usage ledger is full; entry not booked: %s", entry)
+            _log.error(
+                "%d usage entries are waiting; usage entry not written: %s", _CAPACITY, entry
+            )
         else:
             self._waiting.append(entry)
 
     async def get(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return the owner's newest written entry of a request; of a hedged one, the complete one.
-
-        Args:
-            since: only entries since this time; None: of any age.
-        """
+        """Return a request's newest entry since ``since``, or None; complete ones are preferred."""
         query = (
             sa.select(usage)
             .where(usage.c.request_id == request_id, usage.c.owner == owner)
@@ -126,13 +124,13 @@ class UsageLedger:
         )
         if since is not None:
             query = query.where(usage.c.created_at >= since)
-        row = await self._database.read(lambda c: c.execute(query).mappings().first())
-        return None if row is None else _entry(row)
+        row = await self._database.fetch_first(query)
+        return None if row is None else _parse_entry(row)
 
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return what `get` does, including entries that wait to be written."""
+        """Return a request's newest entry as `get` does, also from entries that wait in memory."""
         candidates = [
             entry
             for entry in reversed(self._waiting)
@@ -153,10 +151,9 @@ class UsageLedger:
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 
     async def _write_waiting(self) -> bool:
-        """Write the entries that wait now, one batch per commit; False: retry later.
+        """Write the entries that wait now, in batches; return False to retry later.
 
-        Entries that arrive meanwhile wait for the next call: if they arrive as fast as commits are
-        made, each would otherwise have its own commit.
+        Entries that arrive meanwhile wait for the next call, or each might need its own commit.
         """
         end = self._done_count + len(self._waiting)
         while self._waiting and (self._done_count < end or self._closing.is_set()):
@@ -165,7 +162,7 @@ class UsageLedger:
                 if not self._attempted_rows:
                     written_at = now()
                     self._attempted_rows = [
-                        _row(e, written_at) for e in islice(self._waiting, size)
+                        _build_row(e, written_at) for e in islice(self._waiting, size)
                     ]
                 rows = self._attempted_rows[:size]
                 async with self._database.writing() as connection:
@@ -173,7 +170,7 @@ class UsageLedger:
             except Exception as error:
                 if _is_outage(error):
                     waiting = len(self._waiting)
-                    _log.exception("usage ledger: %d entries wait for the database", waiting)
+                    _log.exception("%d usage entries wait until the database is available", waiting)
                     return False
                 if not self._one_by_one:
                     self._one_by_one = min(size, len(self._waiting))
@@ -184,17 +181,17 @@ class UsageLedger:
         return True
 
     def _drop_failing(self) -> bool:
-        """Drop the first entry if it has failed too often; False: it is to be retried."""
+        """Drop the first entry if it has failed too often; return False to retry it."""
         self._failures += 1
         if self._failures < _MAX_FAILURES and not self._closing.is_set():
-            _log.exception("usage ledger: writing an entry failed and is retried")
+            _log.exception("writing a usage entry failed; retrying")
             return False
-        _log.exception("usage ledger: an entry cannot be written; not booked: %s", self._waiting[0])
+        _log.exception("a row is invalid; usage entry not written: %s", self._waiting[0])
         self._remove_first(1)
         return True
 
     def _remove_first(self, count: int) -> None:
-        """Remove the first ``count`` entries from the queue."""
+        """Remove the first entries, which were written or dropped, from the queue."""
         del self._attempted_rows[:count]
         for _ in range(count):
             self._waiting.popleft()
@@ -203,11 +200,11 @@ class UsageLedger:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Return whether the database is unavailable, as opposed to an invalid entry."""
+    """Return whether an error means that the database is unavailable, not that a row is invalid."""
     # A refused or unanswered connection raises the driver's OSError.
     if not isinstance(error, SQLAlchemyError | OSError):
         return False
-    # PostgreSQL's driver has no exception class for invalid data.
+    # SQLAlchemy has no class of its own for PostgreSQL's errors about invalid data.
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     return not (isinstance(error, IntegrityError) or str(state).startswith(_INVALID_DATA))
 
@@ -216,31 +213,15 @@ def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
     connection.execute(_INSERT[connection.dialect.name], rows)
 
 
-def _row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:
+def _build_row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:
     return {
         "id": secrets.token_hex(16),
-        "request_id": entry.request_id,
-        "owner": entry.owner,
-        "backend": entry.backend,
-        "model": entry.model,
-        "input_tokens": entry.input_tokens,
-        "cached_tokens": entry.cached_tokens,
-        "output_tokens": entry.output_tokens,
         "cost_nano_usd": int((entry.cost_usd * _NANO).to_integral_value()),
-        "complete": entry.complete,
         "created_at": written_at,
+        **{name: getattr(entry, name) for name in _PLAIN_COLUMNS},
     }
 
 
-def _entry(row: Mapping[Any, Any]) -> UsageEntry:
-    return UsageEntry(
-        request_id=row["request_id"],
-        owner=row["owner"],
-        backend=row["backend"],
-        model=row["model"],
-        input_tokens=row["input_tokens"],
-        cached_tokens=row["cached_tokens"],
-        output_tokens=row["output_tokens"],
-        cost_usd=Decimal(row["cost_nano_usd"]) / _NANO,
-        complete=row["complete"],
-    )
+def _parse_entry(row: Mapping[Any, Any]) -> UsageEntry:
+    plain = {name: row[name] for name in _PLAIN_COLUMNS}
+    return UsageEntry(cost_usd=Decimal(row["cost_nano_usd"]) / _NANO, **plain)

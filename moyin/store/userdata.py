@@ -1,4 +1,4 @@
-"""Stores files of ComfyUI's frontend per tenant and user, as rows, since they are small."""
+"""Stores the small files of ComfyUI's frontend, such as settings, as rows per tenant and user."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from moyin.domain.userdata import UserdataScope, UserFile
+from moyin.domain.identity import UserdataScope, UserFile
 from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.schema import userdata
-from moyin.store.sql import Database, Transaction, aware, now
-
-__all__ = ["UserdataStore"]
+from moyin.store.sql import Database, Transaction, ensure_utc, now
 
 _MAX_FILE = 8 * 1024 * 1024
 _MAX_BYTES = 64 * 1024 * 1024
 _MAX_FILES = 2_000
 _TRIES = 20
-_INFO_COLUMNS = (userdata.c.path, userdata.c.size, userdata.c.created_at, userdata.c.modified_at)
+_METADATA_COLUMNS = (
+    userdata.c.path,
+    userdata.c.size,
+    userdata.c.created_at,
+    userdata.c.modified_at,
+)
 
 
 class UserdataStore:
-    """Reads and writes files of one scope, a tenant's user, at a time.
+    """Reads and writes files by path within a scope, which is a user of a tenant.
 
     Args:
-        max_file: the maximum size of one file in bytes.
-        max_bytes, max_files: the maximum total size in bytes, and number of files, of one scope.
+        max_file: the maximum size of a file in bytes.
+        max_bytes: the maximum size of all files of a scope in bytes.
+        max_files: the maximum number of files of a scope.
     """
 
     def __init__(
@@ -45,19 +49,14 @@ class UserdataStore:
         self._max_files = max_files
 
     async def list(self, scope: UserdataScope) -> list[UserFile]:
-        """Return all files, ordered by path."""
-        query = sa.select(*_INFO_COLUMNS).where(_in_scope(scope)).order_by(userdata.c.path)
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        return [_file(row) for row in rows]
+        """Return the metadata of all files of a scope, ordered by path."""
+        query = sa.select(*_METADATA_COLUMNS).where(_in_scope(scope)).order_by(userdata.c.path)
+        return [_parse_file(row) for row in await self._database.fetch_all(query)]
 
     async def read(self, scope: UserdataScope, path: str) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            UserFileNotFound: the file does not exist.
-        """
+        """Return the content of a file, or raise `UserFileNotFound`."""
         query = sa.select(userdata.c.content).where(_at_path(scope, path))
-        content: bytes | None = await self._database.read(lambda c: c.execute(query).scalar())
+        content: bytes | None = await self._database.fetch_value(query)
         if content is None:
             raise _missing(path)
         return content
@@ -65,36 +64,39 @@ class UserdataStore:
     async def write(
         self, scope: UserdataScope, path: str, content: bytes, *, overwrite: bool = True
     ) -> UserFile:
-        """Write a file.
+        """Write a file and return its metadata.
 
         Raises:
-            FileExists: ``path`` exists and ``overwrite`` is false.
-            UserStorageFull: the file is too large, or the scope is full.
+            FileExists: the file exists and ``overwrite`` is False.
+            UserStorageFull: the file or the scope would be too large.
         """
         self._check_size(content)
         for _ in range(_TRIES):
             try:
                 async with self._database.writing() as connection:
-                    digest = await _digest(connection, scope, path)
+                    digest = await _lock_file(connection, scope, path)
                     if digest is not None and not overwrite:
-                        raise FileExists(f"there is a file {path!r} already")
-                    await self._check_room(connection, scope, path, len(content))
-                    return await _put(connection, scope, path, content, exists=digest is not None)
+                        raise FileExists(f"file {path!r} exists; set overwrite to replace it")
+                    await self._require_room(connection, scope, path, len(content))
+                    return await _insert_or_update(
+                        connection, scope, path, content, exists=digest is not None
+                    )
             except IntegrityError:
-                # A concurrent writer created the file. Retry, now that it exists.
+                # A concurrent writer has created the file, so the next attempt finds it.
                 continue
-        raise FileExists(f"{path!r} is being written by other requests; try again")
+        raise _contended(path)
 
     async def update(
         self, scope: UserdataScope, path: str, change: Callable[[bytes | None], bytes]
     ) -> None:
-        """Replace the content of a file by the result of ``change``, without lost updates.
+        """Replace the content of a file by the result of ``change``, in one transaction.
 
         Args:
-            change: gets the present content, None if the file does not exist.
+            change: computes the new content from the current one, which is None if the file does not
+                exist.
 
         Raises:
-            UserStorageFull: see `write`.
+            UserStorageFull: the file or the scope would be too large.
         """
         for _ in range(_TRIES):
             try:
@@ -105,51 +107,46 @@ class UserdataStore:
                     before: bytes | None = (await connection.execute(query)).scalar()
                     after = change(before)
                     self._check_size(after)
-                    await self._check_room(connection, scope, path, len(after))
-                    await _put(connection, scope, path, after, exists=before is not None)
+                    await self._require_room(connection, scope, path, len(after))
+                    await _insert_or_update(
+                        connection, scope, path, after, exists=before is not None
+                    )
                     return
             except IntegrityError:
                 continue
-        raise FileExists(f"{path!r} is being written by other requests; try again")
+        raise _contended(path)
 
     async def move(
         self, scope: UserdataScope, path: str, to: str, *, overwrite: bool = True
     ) -> UserFile:
-        """Move a file from ``path`` to ``to``.
+        """Move a file to the path ``to`` and return its metadata.
 
         Raises:
             UserFileNotFound: ``path`` does not exist.
-            FileExists: ``to`` exists and ``overwrite`` is false.
+            FileExists: ``to`` exists and ``overwrite`` is False.
         """
         async with self._database.writing() as connection:
-            if await _digest(connection, scope, path) is None:
+            if await _lock_file(connection, scope, path) is None:
                 raise _missing(path)
-            if path != to and await _digest(connection, scope, to) is not None:
+            if path != to and await _lock_file(connection, scope, to) is not None:
                 if not overwrite:
-                    raise FileExists(f"there is a file {to!r} already")
+                    raise FileExists(f"file {to!r} exists; set overwrite to replace it")
                 await connection.execute(userdata.delete().where(_at_path(scope, to)))
             await connection.execute(userdata.update().where(_at_path(scope, path)).values(path=to))
-            row = (
-                await connection.execute(sa.select(*_INFO_COLUMNS).where(_at_path(scope, to)))
-            ).mappings()
-            return _file(row.one())
+            return await _read_metadata(connection, scope, to)
 
     async def delete(self, scope: UserdataScope, path: str) -> None:
-        """Delete a file.
-
-        Raises:
-            UserFileNotFound: the file does not exist.
-        """
-        async with self._database.writing() as connection:
-            deleted = await connection.execute(userdata.delete().where(_at_path(scope, path)))
-        if deleted.rowcount == 0:
+        """Delete a file, or raise `UserFileNotFound`."""
+        if await self._database.execute(userdata.delete().where(_at_path(scope, path))) == 0:
             raise _missing(path)
 
     def _check_size(self, content: bytes) -> None:
         if len(content) > self._max_file:
-            raise UserStorageFull(f"a file must not be larger than {self._max_file} bytes")
+            raise UserStorageFull(
+                f"a file must not exceed {self._max_file} bytes, but has {len(content)}"
+            )
 
-    async def _check_room(
+    async def _require_room(
         self, connection: Transaction, scope: UserdataScope, path: str, size: int
     ) -> None:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
@@ -158,12 +155,12 @@ class UserdataStore:
         files, used = row
         if files >= self._max_files or used + size > self._max_bytes:
             raise UserStorageFull(
-                f"files must not exceed {self._max_files} in number and {self._max_bytes} bytes in total",
+                f"a user may store {self._max_files} files of {self._max_bytes} bytes in total; delete files",
                 details={"files": files, "bytes": int(used)},
             )
 
 
-async def _put(
+async def _insert_or_update(
     connection: Transaction, scope: UserdataScope, path: str, content: bytes, *, exists: bool
 ) -> UserFile:
     moment = now()
@@ -178,13 +175,16 @@ async def _put(
     else:
         key = {"owner": scope.owner, "user_id": scope.user, "path": path, "created_at": moment}
         await connection.execute(userdata.insert().values(values | key))
-    row = (
-        await connection.execute(sa.select(*_INFO_COLUMNS).where(_at_path(scope, path)))
-    ).mappings()
-    return _file(row.one())
+    return await _read_metadata(connection, scope, path)
 
 
-async def _digest(connection: Transaction, scope: UserdataScope, path: str) -> str | None:
+async def _read_metadata(connection: Transaction, scope: UserdataScope, path: str) -> UserFile:
+    query = sa.select(*_METADATA_COLUMNS).where(_at_path(scope, path))
+    return _parse_file((await connection.execute(query)).mappings().one())
+
+
+async def _lock_file(connection: Transaction, scope: UserdataScope, path: str) -> str | None:
+    """Lock the row of a file and return its digest, or None if the file does not exist."""
     query = sa.select(userdata.c.sha256).where(_at_path(scope, path)).with_for_update()
     digest: str | None = (await connection.execute(query)).scalar()
     return digest
@@ -198,14 +198,18 @@ def _at_path(scope: UserdataScope, path: str) -> sa.ColumnElement[bool]:
     return sa.and_(_in_scope(scope), userdata.c.path == path)
 
 
-def _file(row: Mapping[Any, Any]) -> UserFile:
+def _parse_file(row: Mapping[Any, Any]) -> UserFile:
     return UserFile(
         path=row["path"],
         size=row["size"],
-        created=aware(row["created_at"]) or now(),
-        modified=aware(row["modified_at"]) or now(),
+        created=ensure_utc(row["created_at"]),
+        modified=ensure_utc(row["modified_at"]),
     )
 
 
+def _contended(path: str) -> FileExists:
+    return FileExists(f"file {path!r} is being written by other requests; try again")
+
+
 def _missing(path: str) -> UserFileNotFound:
-    return UserFileNotFound(f"there is no file {path!r}")
+    return UserFileNotFound(f"file {path!r} does not exist")

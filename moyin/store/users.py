@@ -1,9 +1,10 @@
-"""Stores organisations, users, and their sign-ins through OpenID providers."""
+"""Stores organisations, users, and the identities at OpenID providers by which users sign in."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,22 +12,13 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.account import Organisation, Role, User, UserKind
 from moyin.errors import NameTaken, NotFound
-from moyin.store.schema import (
-    api_keys,
-    organisations,
-    password_resets,
-    sessions,
-    sign_ins,
-    users,
-)
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import new_id
-
-__all__ = ["UserStore"]
+from moyin.store.schema import api_keys, organisations, password_resets, sessions, sign_ins, users
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import generate_id
 
 
 class UserStore:
-    """Reads and writes rows of organisations and users."""
+    """Reads and writes organisations and users."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -34,37 +26,28 @@ class UserStore:
     async def create_organisation(
         self, name: str, *, within: Transaction | None = None
     ) -> Organisation:
-        """Create an organisation.
-
-        Raises:
-            NameTaken: another organisation has that name.
-        """
-        created = Organisation(id=new_id("org"), name=name, created_at=now())
+        """Create an organisation; raise `NameTaken` if another one has the name."""
+        created = Organisation(id=generate_id("org"), name=name, created_at=now())
         try:
-            async with self._database.within(within) as connection:
-                await connection.execute(
-                    organisations.insert().values(
-                        id=created.id, name=name, created_at=created.created_at
-                    )
-                )
+            await self._database.execute(
+                organisations.insert().values(**asdict(created)), within=within
+            )
         except IntegrityError:
-            raise NameTaken("name is already used by another organisation", field="name") from None
+            raise NameTaken(
+                f"name {name!r} is used by another organisation; choose another name", field="name"
+            ) from None
         return created
 
     async def get_organisation(self, organisation_id: str) -> Organisation:
-        """Return an organisation.
-
-        Raises:
-            NotFound: the organisation does not exist.
-        """
-        rows = await self._organisations(organisations.c.id == organisation_id)
+        """Return an organisation, or raise `NotFound`."""
+        rows = await self._fetch_organisations(organisations.c.id == organisation_id)
         if not rows:
             raise _no_organisation(organisation_id)
         return rows[0]
 
     async def list_organisations(self) -> list[Organisation]:
         """Return all organisations, oldest first."""
-        return await self._organisations(sa.true())
+        return await self._fetch_organisations(sa.true())
 
     async def create(
         self,
@@ -81,16 +64,16 @@ class UserStore:
         """Create a user.
 
         Args:
-            email: in lower case.
-            password: the hash; None: the user has no password.
-            sign_in: the issuer and subject of a sign-in through a provider.
+            email: the email in lower case, or None for a service account.
+            password: the hash of the password, or None if the user has no password.
+            sign_in: the issuer and subject of the user's identity at an OpenID provider.
 
         Raises:
-            NameTaken: another account has that email or sign-in.
+            NameTaken: another user has that email or identity.
             NotFound: the organisation does not exist.
         """
         user = User(
-            id=new_id("usr"),
+            id=generate_id("usr"),
             kind=kind,
             email=email,
             name=name,
@@ -102,40 +85,39 @@ class UserStore:
         try:
             async with self._database.within(within) as connection:
                 if organisation is not None:
-                    await _check_organisation(connection, organisation)
-                await connection.execute(users.insert().values(_values(user)))
+                    await _require_organisation(connection, organisation)
+                await connection.execute(users.insert().values(_build_row(user)))
                 if sign_in is not None:
-                    issuer, subject = sign_in
-                    await connection.execute(
-                        sign_ins.insert().values(
-                            issuer=issuer,
-                            subject=subject,
-                            user_id=user.id,
-                            created_at=user.created_at,
-                        )
-                    )
+                    await connection.execute(_insert_sign_in(*sign_in, user.id))
         except IntegrityError:
-            raise NameTaken("email is already used by another account", field="email") from None
+            raise NameTaken(
+                "email is used by another account; sign in to that account", field="email"
+            ) from None
         return user
 
     async def get(self, user_id: str, *, within: Transaction | None = None) -> User:
-        """Return a user.
-
-        Raises:
-            NotFound: the user does not exist.
-        """
-        user = await self._first(users.c.id == user_id, within)
+        """Return a user, or raise `NotFound`."""
+        user = await self._fetch_first(users.c.id == user_id, within)
         if user is None:
-            raise NotFound(f"there is no user {user_id!r}")
+            raise _no_user(user_id)
+        return user
+
+    async def get_member(
+        self, organisation: str, user_id: str, *, within: Transaction | None = None
+    ) -> User:
+        """Return a user of an organisation, or raise `NotFound`."""
+        user = await self.get(user_id, within=within)
+        if user.organisation != organisation:
+            raise _no_user(user_id)
         return user
 
     async def find_by_email(self, email: str) -> User | None:
-        """Return the user with this email in lower case; None: there is none."""
-        return await self._first(users.c.email == email)
+        """Return the user with this lower-case email, or None if there is none."""
+        return await self._fetch_first(users.c.email == email)
 
     async def find_by_sign_in(self, issuer: str, subject: str) -> User | None:
-        """Return the user who signs in through a provider as ``subject``; None: there is none."""
-        return await self._first(
+        """Return the user with this identity at an OpenID provider, or None if there is none."""
+        return await self._fetch_first(
             users.c.id.in_(
                 sa.select(sign_ins.c.user_id).where(
                     sign_ins.c.issuer == issuer, sign_ins.c.subject == subject
@@ -143,21 +125,23 @@ class UserStore:
             )
         )
 
-    async def take_over(
+    async def transfer_to_sign_in(
         self, user_id: str, issuer: str, subject: str, *, trusted: Collection[str] = ()
     ) -> None:
-        """Give the account to the person who signs in through a provider.
+        """Make an identity at an OpenID provider the only one that can sign in to the account.
 
-        Deletes the password, reset tokens and sign-ins through other providers, except those of the
-        ``trusted`` issuers. Revokes all sessions and API keys.
+        This deletes the password, reset tokens and other identities, and revokes all sessions and
+        API keys, unless the identity could already sign in.
+
+        Args:
+            trusted: the issuers whose identities are not deleted.
         """
-        moment = now()
         existing = sa.select(sign_ins).where(
             sign_ins.c.issuer == issuer, sign_ins.c.subject == subject
         )
         others = sign_ins.c.issuer.not_in([other for other in trusted if other != issuer])
         async with self._database.writing() as connection:
-            # The update also locks the row, so that a concurrent sign-in of the same person waits.
+            # The update also locks the row, so that a concurrent transfer waits.
             await connection.execute(
                 users.update().where(users.c.id == user_id).values(password=None)
             )
@@ -171,13 +155,9 @@ class UserStore:
                 await connection.execute(
                     table.update()
                     .where(table.c.user_id == user_id, table.c.revoked_at.is_(None))
-                    .values(revoked_at=moment)
+                    .values(revoked_at=now())
                 )
-            await connection.execute(
-                sign_ins.insert().values(
-                    issuer=issuer, subject=subject, user_id=user_id, created_at=moment
-                )
-            )
+            await connection.execute(_insert_sign_in(issuer, subject, user_id))
 
     async def list_members(self, organisation: str) -> list[User]:
         """Return the members and service accounts of an organisation, oldest first."""
@@ -186,31 +166,26 @@ class UserStore:
             .where(users.c.organisation_id == organisation)
             .order_by(users.c.created_at, users.c.id)
         )
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        return [_user(row) for row in rows]
+        return [_parse_user(row) for row in await self._database.fetch_all(query)]
 
     async def change(
         self, user_id: str, values: Mapping[str, Any], *, within: Transaction | None = None
     ) -> User:
-        """Set columns and return the changed user.
-
-        Raises:
-            NotFound: the user does not exist.
-        """
+        """Set columns of a user and return the changed user, or raise `NotFound`."""
         condition = users.c.id == user_id
         async with self._database.within(within) as connection:
             await connection.execute(users.update().where(condition).values(dict(values)))
             row = (await connection.execute(sa.select(users).where(condition))).mappings().first()
         if row is None:
-            raise NotFound(f"there is no user {user_id!r}")
-        return _user(row)
+            raise _no_user(user_id)
+        return _parse_user(row)
 
     async def delete_personal_data(
         self, user_id: str, *, within: Transaction | None = None
     ) -> None:
         """Delete the personal data of a user and disable the account.
 
-        The row remains, since other rows refer to it.
+        The user's row is not deleted, since other rows refer to it.
         """
         cleared: dict[str, Any] = {
             "email": None,
@@ -223,36 +198,43 @@ class UserStore:
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id))
             await connection.execute(users.update().where(users.c.id == user_id).values(cleared))
 
-    async def _first(
+    async def _fetch_first(
         self, condition: sa.ColumnElement[bool], within: Transaction | None = None
     ) -> User | None:
         async with nullcontext(within) if within else self._database.reading() as connection:
             rows = await connection.execute(sa.select(users).where(condition))
             row = rows.mappings().first()
-        return None if row is None else _user(row)
+        return None if row is None else _parse_user(row)
 
-    async def _organisations(self, condition: sa.ColumnElement[bool]) -> list[Organisation]:
+    async def _fetch_organisations(self, condition: sa.ColumnElement[bool]) -> list[Organisation]:
         query = sa.select(organisations).where(condition).order_by(organisations.c.created_at)
-        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [
-            Organisation(
-                id=row["id"], name=row["name"], created_at=aware(row["created_at"]) or now()
-            )
-            for row in rows
+            Organisation(id=row["id"], name=row["name"], created_at=ensure_utc(row["created_at"]))
+            for row in await self._database.fetch_all(query)
         ]
 
 
-async def _check_organisation(connection: Transaction, organisation: str) -> None:
+async def _require_organisation(connection: Transaction, organisation: str) -> None:
     query = sa.select(organisations.c.id).where(organisations.c.id == organisation)
     if (await connection.execute(query)).first() is None:
         raise _no_organisation(organisation)
 
 
 def _no_organisation(organisation: str) -> NotFound:
-    return NotFound(f"there is no organisation {organisation!r}")
+    return NotFound(f"organisation {organisation!r} does not exist")
 
 
-def _values(user: User) -> dict[str, Any]:
+def _no_user(user_id: str) -> NotFound:
+    return NotFound(f"user {user_id!r} does not exist")
+
+
+def _insert_sign_in(issuer: str, subject: str, user_id: str) -> sa.Insert:
+    return sign_ins.insert().values(
+        issuer=issuer, subject=subject, user_id=user_id, created_at=now()
+    )
+
+
+def _build_row(user: User) -> dict[str, Any]:
     return {
         "id": user.id,
         "kind": user.kind.value,
@@ -267,7 +249,7 @@ def _values(user: User) -> dict[str, Any]:
     }
 
 
-def _user(row: Mapping[Any, Any]) -> User:
+def _parse_user(row: Mapping[Any, Any]) -> User:
     return User(
         id=row["id"],
         kind=UserKind(row["kind"]),
@@ -275,8 +257,8 @@ def _user(row: Mapping[Any, Any]) -> User:
         name=row["name"],
         organisation=row["organisation_id"],
         role=None if row["role"] is None else Role(row["role"]),
-        created_at=aware(row["created_at"]) or now(),
-        disabled_at=aware(row["disabled_at"]),
+        created_at=ensure_utc(row["created_at"]),
+        disabled_at=ensure_utc(row["disabled_at"]),
         profile=row["profile"],
         password=row["password"],
     )

@@ -1,4 +1,4 @@
-"""Connects to Valkey."""
+"""Creates clients of Valkey with the timeouts and retries that requests and jobs need."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-__all__ = ["ValkeyConnection", "connect", "connect_cache"]
-
 _TIMEOUT_SECONDS = 2.0
 
 
 class ValkeyConnection(redis.Connection):
-    """Replaces redis-py's timeout for sending.
+    """Connects to Valkey and does not lose cancellations while it sends a command.
 
-    redis-py uses `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives while
-    sending completes; in a loop of commands that is every third one.
-
-    URLs with ``rediss://`` and ``unix://`` use redis-py's own classes and keep the fault.
+    redis-py sends with `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives
+    when sending ends: every third one in a loop of commands. This is not fixed for URLs with
+    ``rediss://`` and ``unix://``, for which redis-py uses other classes.
     """
 
     async def send_packed_command(
@@ -33,14 +30,14 @@ class ValkeyConnection(redis.Connection):
             async with asyncio.timeout(limit):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
-            # The connection is closed by now, as after any interrupted sending.
-            raise RedisTimeoutError("Timeout writing to socket") from None
+            # redis-py has closed the connection, as after any interrupted sending.
+            raise RedisTimeoutError(f"Valkey did not accept a command in {limit} s") from None
         finally:
             self.socket_timeout = limit
 
 
 def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
-    """Return a client that retries twice within short timeouts, since Valkey must not delay a job."""
+    """Return a client with a short timeout, which retries a failed command twice."""
     return redis.Redis.from_url(
         url,
         connection_class=ValkeyConnection,
@@ -52,7 +49,7 @@ def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redi
 
 
 def connect_cache(url: str, timeout: float) -> redis.Redis:
-    """Return a client that never retries, for caches, which requests do not wait for."""
+    """Return a client that never retries, for caches, since requests must not wait for them."""
     return redis.Redis.from_url(
         url,
         connection_class=ValkeyConnection,

@@ -1,4 +1,1 @@
-"""Operating-system building blocks: child processes, log files, back-off, bounded slots, memory.
-
-It holds no policy of the product.
-"""
+"""Contains general building blocks, such as child processes, log files and fair slots."""

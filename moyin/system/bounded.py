@@ -1,18 +1,16 @@
-"""`BoundedDict`: a mapping of limited size."""
+"""Defines `BoundedDict`, a dictionary of limited size, for caches."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
-__all__ = ["BoundedDict"]
-
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class BoundedDict(OrderedDict[K, V], Generic[K, V]):
-    """Drops the entry that was set longest ago when it holds more than ``limit``."""
+    """A dictionary that drops the least recently set item when there are more than ``limit``."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

@@ -1,18 +1,16 @@
-"""`LogFile`: a log file that can't fill the disk."""
+"""Writes log files of limited size, and reads their last lines."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
-__all__ = ["LogFile", "tail"]
-
 
 class LogFile:
-    """Appends bytes; at ``limit`` bytes it renames the file to ``NAME.1`` and begins a new one.
+    """A log file that is renamed to ``NAME.1`` and begun again when it reaches ``limit`` bytes.
 
     Raises:
-        OSError: the file can't be opened at first.
+        OSError: The constructor can't open the file.
     """
 
     def __init__(self, path: Path, *, limit: int = 5 * 1024 * 1024) -> None:
@@ -22,10 +20,9 @@ class LogFile:
         self._file: io.FileIO | None = self._open()
 
     def write(self, data: bytes) -> None:
-        """Append ``data``; never raise, because the process that writes would block on its pipe.
+        """Append ``data``, and drop it if the file can't be written, for example on a full disk.
 
-        Data that can't be written (the disk is full, the file was removed) is lost. The number of
-        lost bytes is written once writing works again.
+        No error is raised, because the process whose output is logged would block on its pipe.
         """
         try:
             self._write(data)
@@ -34,7 +31,7 @@ class LogFile:
             self.close()
 
     def close(self) -> None:
-        """Close the file; a later write opens it again."""
+        """Close the file; a later call of `write` opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -55,8 +52,8 @@ class LogFile:
         self._file.write(data)
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """Return the last ``lines`` lines of a file, within its last 256 KiB; none if it is missing."""
+def read_last_lines(path: Path, lines: int) -> list[str]:
+    """Return the last lines of a file, within its last 256 KiB, or an empty list without a file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

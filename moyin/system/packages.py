@@ -18,8 +18,6 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["install_command", "uv_environ"]
-
 _VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",

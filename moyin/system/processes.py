@@ -1,4 +1,4 @@
-"""Starts, finds and ends the processes of a stack, and keeps start-up objects from the collector."""
+"""Starts, finds and ends the processes of a stack, and calculates the pauses between restarts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import psutil
 
 from moyin.system.logfile import LogFile
-
-__all__ = [
-    "SERVICE_VARIABLE",
-    "STACK_VARIABLE",
-    "Child",
-    "end_all",
-    "find",
-    "freeze_startup_objects",
-    "missing",
-]
 
 STACK_VARIABLE = "MOYIN_STACK"
 SERVICE_VARIABLE = "MOYIN_SERVICE"
@@ -31,8 +22,8 @@ _PR_SET_TIMERSLACK = 29
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Child:
-    """A child process that the kernel ends when this process ends, for whatever reason."""
+class ChildProcess:
+    """A child process that the kernel ends when this process ends, even by a crash."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
         self._process = process
@@ -47,13 +38,15 @@ class Child:
         log: LogFile,
         *,
         timer_slack_ns: int = 0,
-    ) -> Child:
-        """Start ``command``; write its output to ``log``.
+    ) -> ChildProcess:
+        """Start ``command`` and write its output to ``log``.
 
-        Must be called from the main thread: the parent-death signal follows the thread.
+        This method must be called from the main thread, because the kernel sends the parent-death
+        signal when the thread ends that forked the process.
 
         Args:
-            timer_slack_ns: see `moyin.stack.service.Service`.
+            timer_slack_ns: nanoseconds by which the kernel may delay the process's timers, or 0 for
+                the kernel's default.
         """
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -62,21 +55,21 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_preexec(os.getpid(), timer_slack_ns),
+            preexec_fn=_make_preexec(os.getpid(), timer_slack_ns),
         )
         assert process.stdout is not None
-        return cls(process, asyncio.create_task(_copy(process.stdout, log)))
+        return cls(process, asyncio.create_task(_copy_output(process.stdout, log)))
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     async def wait(self) -> int:
-        """Return the exit status when the process has ended; negative: the signal that ended it."""
+        """Wait until the process has ended; return its exit status or, negative, its signal."""
         return await self._process.wait()
 
     async def stop(self, patience: float) -> None:
-        """Send SIGTERM, then SIGKILL after ``patience`` seconds; return when the process is gone."""
+        """Send SIGTERM, then SIGKILL after ``patience`` seconds, and wait for the exit."""
         if self._process.returncode is None:
             self._process.terminate()
             try:
@@ -85,18 +78,38 @@ class Child:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
-        # A grandchild may hold the pipe open for ever.
+        # Cancelled, because a grandchild may hold the pipe open for ever.
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
 
 
-def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
-    """Find the processes of a stack, or of one of its services.
+@dataclass(slots=True)
+class Backoff:
+    """Calculates the pause before a restart, which doubles from ``first`` to ``longest`` seconds.
 
-    This process and its ancestors are left out, since a job of the stack may run our command line.
+    A run of at least ``stable`` seconds resets the pause to ``first``.
+    """
 
-    Args:
-        stack: the stack's data folder.
+    first: float = 0.5
+    longest: float = 30.0
+    stable: float = 60.0
+    _failures: int = 0
+
+    def compute_delay(self, lifetime: float) -> float:
+        """Return the seconds to pause after a run of ``lifetime`` seconds."""
+        if lifetime >= self.stable:
+            self._failures = 0
+        delay = min(self.longest, self.first * 2.0**self._failures)
+        # Not counted beyond the longest pause, so that the exponent can't overflow.
+        if delay < self.longest:
+            self._failures += 1
+        return delay
+
+
+def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
+    """Yield the processes of the stack with this data folder, or of one of its services.
+
+    This process and its ancestors are left out, since a job of the stack may run `moyin`.
     """
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
@@ -110,60 +123,57 @@ def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
             yield process
 
 
-def missing(parent: int, names: Collection[str]) -> list[str]:
-    """Return those of ``names`` that no living child of the process ``parent`` has.
-
-    Returns nothing for a parent that has ended.
-    """
+def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
+    """Return the names that no living child of ``parent`` has, or [] if ``parent`` has ended."""
     try:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:
         return []
-    living = {name for child in children if (name := _living_name(child)) is not None}
+    living = {name for child in children if (name := _get_living_name(child)) is not None}
     return [name for name in names if name not in living]
 
 
-def _living_name(process: psutil.Process) -> str | None:
+def _get_living_name(process: psutil.Process) -> str | None:
     try:
         return None if process.status() == psutil.STATUS_ZOMBIE else str(process.name())
     except psutil.NoSuchProcess:
         return None
 
 
-def end_all(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
-    """End the processes that `find` finds and return their number.
+def end_processes(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
+    """End the processes that `find_processes` yields, and return their number (blocking).
 
-    Blocks for up to ``patience`` seconds before it kills those that remain.
+    Processes that do not end within ``patience`` seconds after SIGTERM are killed.
     """
-    processes = list(find(stack, service))
+    processes = list(find_processes(stack, service))
     for process in processes:
-        _send(process, signal.SIGTERM)
+        _send_signal(process, signal.SIGTERM)
     _, alive = psutil.wait_procs(processes, timeout=patience)
     for process in alive:
-        _send(process, signal.SIGKILL)
+        _send_signal(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=5)
     return len(processes)
 
 
 def freeze_startup_objects() -> None:
-    """Exempt all present objects from garbage collection.
+    """Exempt all existing objects from garbage collection.
 
-    Ray and the SDKs import hundreds of thousands of objects that live for ever, and every full
-    collection would walk them.
+    Ray and the SDKs import hundreds of thousands of objects that live as long as the process, and
+    that every full collection would visit.
     """
     gc.collect()
     gc.freeze()
 
 
-def _send(process: psutil.Process, number: signal.Signals) -> None:
+def _send_signal(process: psutil.Process, number: signal.Signals) -> None:
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
 
 
-def _preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
-    """Return the function that the child runs between fork and exec."""
+def _make_preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
+    """Return the function that the child calls between fork and exec."""
     slack = ctypes.c_ulong(timer_slack_ns)
 
     def prepare() -> None:
@@ -177,6 +187,6 @@ def _preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
     return prepare
 
 
-async def _copy(source: asyncio.StreamReader, log: LogFile) -> None:
+async def _copy_output(source: asyncio.StreamReader, log: LogFile) -> None:
     while data := await source.read(64 * 1024):
         log.write(data)

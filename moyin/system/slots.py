@@ -1,4 +1,4 @@
-"""`Slots`: limits concurrent calls, fairly between tenants; more calls wait in a bounded queue."""
+"""Limits concurrent calls fairly between tenants, with a bounded queue of waiting calls."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from collections.abc import Callable
 
 from moyin.errors import Overloaded
 
-__all__ = ["Slots"]
-
 _RESERVE_SECONDS = 60.0
 
 _Waiter = asyncio.Future[None]
 
 
 class Slots:
-    """Gives slots to calls: in order of arrival for one tenant, in fair shares to several.
+    """A limit of concurrent calls in one event loop, shared fairly between tenants.
 
-    A freed slot goes to the waiting tenant with the fewest running calls; among equals, to the one
-    that has waited longest. For a minute after another tenant's last call, the last free slot is
-    reserved for tenants without a running call, so that no tenant holds all slots. When the queue
-    is full, a call of a tenant with fewer waiting calls replaces the newest call of the tenant with
-    the most. Used from one event loop.
+    A free slot goes to the waiting tenant with the fewest running calls, and among these to the
+    tenant that has waited longest. The calls of one tenant begin in the order of arrival. For a
+    minute after another tenant's last call, the last free slot is reserved for tenants without a
+    running call, so that no tenant uses all slots. When the queue is full, a new call of a tenant
+    with few waiting calls replaces the newest waiting call of the tenant with the most.
 
     Args:
-        limit: number of concurrent calls; None: no limit.
-        queue: number of calls that may wait.
-        patience: seconds that a call waits at most.
-        reserve_seconds: how long the last slot stays reserved after another tenant's call; may be
-            infinite.
-        clock: returns seconds that never go back.
+        limit: largest number of concurrent calls, or None for no limit.
+        queue: largest number of waiting calls.
+        patience: time limit in seconds for the wait of a call.
+        reserve_seconds: seconds (or infinity) for which the last slot is reserved after another
+            tenant's call.
+        clock: returns the present monotonic time in seconds.
 
     Attributes:
         taken: number of running calls.
@@ -62,12 +60,14 @@ class Slots:
         self._reserved_until = math.inf if reserve_seconds == math.inf else 0.0
 
     @property
-    def full(self) -> bool:
-        """Whether all slots are taken."""
+    def is_full(self) -> bool:
         return self.limit is not None and self.taken >= self.limit
 
-    def take(self, tenant: str) -> bool:
-        """Take a slot if one is free for this tenant; it must be given back by `free`."""
+    def try_acquire(self, tenant: str) -> bool:
+        """Acquire a slot for a call if one is free for the tenant, and return whether it was.
+
+        The caller must release an acquired slot by `release`.
+        """
         limit = self.limit
         if limit is None:
             self.taken += 1
@@ -76,25 +76,24 @@ class Slots:
             if self._latest_tenant is not None:
                 self._reserved_until = self._clock() + self._reserve_seconds
             self._latest_tenant = tenant
-        # A tenant whose calls wait although a slot is free may not have it; others may.
-        if self.taken >= limit or tenant in self._waiters or not self._may_take(tenant, limit):
+        # A slot may be free although calls of this tenant wait, because it is reserved for others.
+        if self.taken >= limit or tenant in self._waiters or not self._may_acquire(tenant, limit):
             return False
         self._begin(tenant)
         return True
 
     async def wait(self, tenant: str, seconds: float, mean_seconds: float) -> None:
-        """Wait for a slot and take it.
+        """Wait until a slot is acquired for the call; the caller must release it by `release`.
 
         Args:
-            seconds: how long the call may wait.
-            mean_seconds: usual duration of a call, from which the ``retry_after`` of a refused
-                call is calculated.
+            seconds: time limit for the wait, if it is shorter than that of the constructor.
+            mean_seconds: mean duration of a call, for the ``retry_after`` of a refused call.
 
         Raises:
-            Overloaded: the queue is full, or the wait took too long.
+            Overloaded: The queue is full, or the wait took too long.
         """
-        if self.waiting >= self._queue and not self._displace(tenant, mean_seconds):
-            raise self._overloaded(mean_seconds)
+        if self.waiting >= self._queue and not self._replace_newest(tenant, mean_seconds):
+            raise self._make_overloaded_error(mean_seconds)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(tenant, deque()).append(waiter)
         self.waiting += 1
@@ -103,16 +102,16 @@ class Slots:
                 await waiter
         except BaseException as error:
             if not waiter.done() or waiter.cancelled():
-                self._remove(tenant, waiter)
+                self._remove_waiter(tenant, waiter)
             elif waiter.exception() is None:
-                # The slot was given at the same moment; pass it on to another call.
-                self.free(tenant)
+                # The slot was acquired at the same moment, so another call can have it.
+                self.release(tenant)
             if isinstance(error, TimeoutError):
-                raise self._overloaded(mean_seconds) from None
+                raise self._make_overloaded_error(mean_seconds) from None
             raise
 
-    def free(self, tenant: str) -> None:
-        """Give a slot back and pass it to the waiting tenant with the fewest running calls."""
+    def release(self, tenant: str) -> None:
+        """Release a slot, and begin the call that waits for it."""
         self.taken -= 1
         if self.limit is None:
             return
@@ -123,7 +122,7 @@ class Slots:
             del self._running[tenant]
         while self._waiters and self.taken < self.limit:
             following = min(self._waiters, key=lambda name: self._running.get(name, 0))
-            if not self._may_take(following, self.limit):
+            if not self._may_acquire(following, self.limit):
                 return
             waiters = self._waiters.pop(following)
             waiter = waiters.popleft()
@@ -135,13 +134,13 @@ class Slots:
                 waiter.set_result(None)
 
     def expected_wait(self, mean_seconds: float) -> float:
-        """Return the seconds until a new call would begin if each takes ``mean_seconds``."""
+        """Return the seconds until a new call would begin if each call takes ``mean_seconds``."""
         if self.limit is None or self.taken < self.limit:
             return 0.0
         return (self.waiting + 1) * mean_seconds / self.limit
 
-    def _may_take(self, tenant: str, limit: int) -> bool:
-        """Return whether a free slot may go to the tenant."""
+    def _may_acquire(self, tenant: str, limit: int) -> bool:
+        """Return whether a free slot is not reserved for other tenants."""
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
         return len(self._waiters) < 2 and self._clock() >= self._reserved_until
@@ -150,20 +149,23 @@ class Slots:
         self.taken += 1
         self._running[tenant] = self._running.get(tenant, 0) + 1
 
-    def _displace(self, tenant: str, mean_seconds: float) -> bool:
-        """Refuse the newest waiting call of the tenant with the most, if that is fairer."""
+    def _replace_newest(self, tenant: str, mean_seconds: float) -> bool:
+        """Refuse the newest call of the tenant with the most waiting calls, for ``tenant``.
+
+        Returns False if ``tenant`` would then have as many waiting calls as the other tenant.
+        """
         if not self._waiters:
             return False
         longest = max(self._waiters, key=lambda name: len(self._waiters[name]))
         if len(self._waiters[longest]) <= len(self._waiters.get(tenant, ())) + 1:
             return False
         waiter = self._waiters[longest][-1]
-        self._remove(longest, waiter)
+        self._remove_waiter(longest, waiter)
         if not waiter.done():
-            waiter.set_exception(self._overloaded(mean_seconds))
+            waiter.set_exception(self._make_overloaded_error(mean_seconds))
         return True
 
-    def _remove(self, tenant: str, waiter: _Waiter) -> None:
+    def _remove_waiter(self, tenant: str, waiter: _Waiter) -> None:
         waiters = self._waiters.get(tenant)
         if waiters is None or waiter not in waiters:
             return
@@ -172,8 +174,8 @@ class Slots:
         if not waiters:
             del self._waiters[tenant]
 
-    def _overloaded(self, mean_seconds: float) -> Overloaded:
+    def _make_overloaded_error(self, mean_seconds: float) -> Overloaded:
         return Overloaded(
-            "all back ends that could answer are busy; try again later",
+            "too many requests are running and waiting for this service; try again later",
             retry_after=max(1.0, self.expected_wait(mean_seconds)),
         )

@@ -1,1 +1,1 @@
-"""Provides fakes for tests; nothing at run time imports it."""
+"""Provides fakes for tests. No code outside of tests and benchmarks imports this package."""

@@ -30,12 +30,10 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Model, Needs
 from moyin.errors import MoyinError
 
-__all__ = ["FakeBackend", "deltas_of", "text_answer"]
-
 T = TypeVar("T")
 
 
-def text_answer(text: str = "Hello", *, model: str = "fake") -> ChatResponse:
+def make_text_response(text: str = "Hello", *, model: str = "fake") -> ChatResponse:
     """Return a text response with seven input tokens and one output token per word."""
     usage = Usage(input_tokens=7, output_tokens=len(text.split()))
     return ChatResponse(
@@ -43,7 +41,7 @@ def text_answer(text: str = "Hello", *, model: str = "fake") -> ChatResponse:
     )
 
 
-def deltas_of(response: ChatResponse) -> list[Delta]:
+def split_into_deltas(response: ChatResponse) -> list[Delta]:
     """Return the deltas with which a back end would stream ``response``, word by word."""
     deltas: list[Delta] = [Started(id=response.id, model=response.model)]
     tools = 0
@@ -72,11 +70,11 @@ def _words(text: str) -> list[str]:
 
 
 class FakeBackend:
-    """Returns configured responses and records its requests.
+    """A model back end that returns configured responses and records its requests.
 
     Attributes:
-        error: raised instead of a response; in a stream after ``chunks_before_error`` chunks.
-        requests: every request, translated or raw, in order.
+        error: error to raise instead of a response, or in a stream after ``chunks_before_error``.
+        requests: all requests in order, both translated and raw.
         closed_early: number of streams that were closed before their end.
     """
 
@@ -95,7 +93,7 @@ class FakeBackend:
         chunks_before_error: int = 0,
         api_format: ApiFormat = ApiFormat.OPENAI,
     ) -> None:
-        self.answer = answer or text_answer()
+        self.answer = answer or make_text_response()
         self.raw = raw
         self.raw_stream = raw_stream
         self.error = error
@@ -128,7 +126,7 @@ class FakeBackend:
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
-        async with aclosing(self._replay(deltas_of(self.answer))) as deltas:
+        async with aclosing(self._replay(split_into_deltas(self.answer))) as deltas:
             async for delta in deltas:
                 yield delta
 

@@ -1,9 +1,8 @@
 """Provides an HTTP server with Ollama's API that generates text through llama.cpp.
 
-It replaces Ollama in tests where Ollama cannot be installed. The ``ollama`` SDK and Moyin's adapter
-then use real HTTP to another process, and get the output of a real model. It implements
-``/api/version`` and ``/api/chat`` (text and streams) as in Ollama's ``api/types.go``, and records
-its requests.
+Tests use the server where Ollama cannot be installed, so that the ``ollama`` SDK and Moyin's
+adapter receive the output of a real model over HTTP. The server implements ``/api/version`` and
+``/api/chat``, with and without streaming, as in Ollama's ``api/types.go``.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-__all__ = ["OllamaBridge"]
-
 _OPTIONS = {
     "num_predict": "max_tokens",
     "temperature": "temperature",
@@ -28,11 +25,16 @@ _OPTIONS = {
 
 
 class OllamaBridge:
-    """Serves Ollama's API in front of a llama.cpp server.
+    """An HTTP server with Ollama's API that forwards chats to a llama.cpp server.
 
     Args:
         upstream: OpenAI base URL of the llama.cpp server.
-        key: its API key.
+        key: API key of the llama.cpp server.
+
+    Attributes:
+        url: URL of this server while it is running.
+        requests: bodies of the received chats.
+        cut: set when a client has disconnected from a stream.
     """
 
     def __init__(self, upstream: str, key: str) -> None:
@@ -44,7 +46,7 @@ class OllamaBridge:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[OllamaBridge]:
-        """Serve on a free loopback port within the context, and set ``url``."""
+        """Serve on a free loopback port in the block, and set ``url``."""
         app = web.Application()
         app.router.add_get("/api/version", self._version)
         app.router.add_post("/api/chat", self._chat)

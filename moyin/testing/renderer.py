@@ -1,4 +1,4 @@
-"""Provides a fake renderer for tests of the code that uses one."""
+"""Provides a fake renderer for tests of code that uses a renderer."""
 
 from __future__ import annotations
 
@@ -17,26 +17,22 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import MoyinError, RenderFailed
 
-__all__ = ["FakeRenderer"]
-
 
 class FakeRenderer:
-    """Implements `moyin.domain.renderer.Renderer` in memory.
+    """An implementation of `moyin.domain.renderer.Renderer` in memory.
+
+    The attributes ``file``, ``repeatable``, ``models``, ``memory``, ``ready`` and ``error`` are the
+    results of its methods.
 
     Attributes:
-        busy: set once a prompt has been submitted.
-        held: prompts wait until this event is set.
-        failure: raised by every prompt that has not finished.
+        busy: set when a prompt has been submitted.
+        held: event for which all prompts wait; it is set at first.
+        failure: error that unfinished prompts raise, or None.
         started: ids of submitted prompts, in order.
-        interrupted: the history record that `cancel` returns.
+        interrupted: history record that `cancel` returns.
         cancelled: ids of cancelled prompts.
         prepared: ids of prepared prompts.
         bodies: response bodies of `get`, by path.
-        file: the output of every prompt.
-        repeatable: the value of ``RenderSucceeded.repeatable``.
-        models: the names of loaded models in `status`.
-        memory: the memory limit in `status`.
-        ready: the readiness in `status`; ``error`` is its reason.
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:

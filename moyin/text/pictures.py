@@ -15,13 +15,11 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
+from moyin.domain.artifact import SNIFF_BYTES, detect_media_type
 from moyin.domain.chat import Image
-from moyin.domain.media import SNIFF_BYTES, media_type
 from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
-
-__all__ = ["PictureFetcher"]
 
 _MAX_PICTURES = 20
 _MAX_BYTES_EACH = 10 * 1024 * 1024
@@ -86,7 +84,7 @@ class PictureFetcher:
             raise AddressNotAllowed(
                 f"the picture URL {url[:200]!r} must resolve to a public address", field=_FIELD
             ) from None
-        kind = media_type(None, content[:SNIFF_BYTES])
+        kind = detect_media_type(None, content[:SNIFF_BYTES])
         if kind not in _MEDIA_TYPES:
             raise _build_picture_error(url, "must be a PNG, JPEG, GIF or WebP")
         return Image(media_type=kind, data=base64.b64encode(content).decode())
@@ -113,7 +111,7 @@ class PictureFetcher:
             raise _build_picture_error(
                 current_url, "must be an absolute http or https URL"
             ) from None
-        self._networks.check_literal(current_url)
+        self._networks.check_literal_address(current_url)
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.door import ROOT
-
-__all__ = ["Clients", "Graphs", "installed"]
+from tests.stack import ROOT
 
 _SCRIPTS = Path(__file__).parent / "clients"
 _SECONDS = 180

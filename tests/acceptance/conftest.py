@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.gateway import SCRIPTED, Gateway, running
 from tests.acceptance.limits import Limit, limit_of
 from tests.acceptance.scores import PAGE, Score, limits_table, scores_table, write
-from tests.integration.models_fixtures import llama
+from tests.acceptance.text_gateway import SCRIPTED, TextGateway, running
+from tests.integration.text.fixtures import llama
 
 __all__ = ["llama"]
 
@@ -23,10 +23,10 @@ _HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def gateway(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def text_gateway(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextGateway]:
     """The models app without Ray, over a real llama.cpp and over a model that obeys."""
-    with running(llama, tmp_path_factory.mktemp("gateway")) as gateway:
-        yield gateway
+    with running(llama, tmp_path_factory.mktemp("gateway")) as text_gateway:
+        yield text_gateway
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

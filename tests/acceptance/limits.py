@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.acceptance.gateway import CLAUDE, LLAMA
-
-__all__ = ["LIMITS", "Limit", "limit_of"]
+from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The door with another version of ComfyUI's page: its files from a folder, all else the door's.
+"""The gateway with another version of ComfyUI's page: its files from a folder, all else the gateway's.
 
 A gateway takes such a folder from MOYIN_COMFYUI_FRONTEND; this saves starting a second farm.
 """
@@ -16,11 +16,9 @@ from pathlib import Path
 from aiohttp import web
 
 from moyin.cli.connector import Connector
-from moyin.comfy_api.frontend import content_security_policy, rebase_picture_urls, with_base_path
-from moyin.comfy_api.protocol.paths import PAGE, is_page_file
+from moyin.comfy_api.frontend import build_security_policy, rebase_picture_urls, set_base_path
+from moyin.comfy_api.protocol.paths import PAGE_PATH, is_page_file
 from moyin.stack.profile import Profile
-
-__all__ = ["other_frontend"]
 
 _SECONDS = 60
 
@@ -45,7 +43,7 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
 
 async def _serve(profile: Profile, files: Path, ready: Future[str], done: asyncio.Event) -> None:
     connector = _OtherFiles(profile, files)
-    async with connector.listening(0) as url:
+    async with connector.serve(0) as url:
         ready.set_result(url)
         await done.wait()
 
@@ -54,18 +52,18 @@ class _OtherFiles(Connector):
     def __init__(self, profile: Profile, files: Path) -> None:
         super().__init__(profile)
         self._files = files
-        self._page = with_base_path((files / "index.html").read_text(), PAGE)
-        self._rebased_files = rebase_picture_urls(files, PAGE)
+        self._page = set_base_path((files / "index.html").read_text(), PAGE_PATH)
+        self._rebased_files = rebase_picture_urls(files, PAGE_PATH)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        if request.path == PAGE:
-            policy = {"content-security-policy": content_security_policy(self._page)}
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        if request.path == PAGE_PATH:
+            policy = {"content-security-policy": build_security_policy(self._page)}
             return web.Response(text=self._page, content_type="text/html", headers=policy)
-        path = request.path.removeprefix(PAGE)
+        path = request.path.removeprefix(PAGE_PATH)
         file = self._files / path
         if path in self._rebased_files:
             kind = mimetypes.guess_type(path)[0] or ""
             return web.Response(body=self._rebased_files[path], content_type=kind)
         if is_page_file(request.path) and file.is_file():
             return web.FileResponse(file)
-        return await super().handle(request)
+        return await super().respond(request)

@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.acceptance.gateway import CLAUDE, LLAMA
 from tests.acceptance.limits import LIMITS
-
-__all__ = ["PAGE", "Score", "limits_table", "scores_table", "write"]
+from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 _MODELS = {

@@ -20,8 +20,6 @@ from typing import Any
 from aiohttp import web
 from llm_comply.schema import SpecLoader
 
-__all__ = ["new_scripted_app"]
-
 _TEXT = "Hello! It is sunny, and the answer is 3."
 _THOUGHT = "They ask, so I answer. "
 _MEMBER = re.compile(r"'([^']+)'|\"([^\"]+)\"")
@@ -167,8 +165,9 @@ def _prompt(body: Mapping[str, Any]) -> str:
 
 
 def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
-    """A call of the tool that the client forces, or of the first that has not been called yet;
-    of all, when the prompt says "parallel".
+    """Return a call of the tool that the client forces, or of the first that was not called yet.
+
+    When the prompt says "parallel", return a call of every tool.
     """
     functions = [tool["function"] for tool in body.get("tools") or ()]
     choice = body.get("tool_choice") or ("auto" if functions else "none")

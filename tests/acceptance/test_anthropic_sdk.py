@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import pytest
 from anthropic import beta_tool
 from pydantic import BaseModel
 
-from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, Gateway
+from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, TextGateway
 
 SUITE = f"anthropic SDK {anthropic.__version__}"
-HELLO = {"role": "user", "content": "Say hello."}
-TOOL = {
+HELLO: Any = {"role": "user", "content": "Say hello."}
+TOOL: Any = {
     "name": "get_weather",
     "description": "The weather of a city.",
     "input_schema": {
@@ -31,11 +32,17 @@ class Person(BaseModel):
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
+def client(text_gateway: TextGateway) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(
-        base_url=gateway.url, api_key=gateway.api_key, max_retries=0
+        base_url=text_gateway.url, api_key=text_gateway.api_key, max_retries=0
     ) as client:
         yield client
+
+
+def text_of(message: Any) -> str:
+    """Return the text of a message that begins with it."""
+    text: str = message.content[0].text
+    return text
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -53,19 +60,19 @@ def test_a_whole_answer(client: anthropic.Anthropic, model: str) -> None:
 def test_the_streams_helper_puts_the_answer_together(
     client: anthropic.Anthropic, model: str
 ) -> None:
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 8}
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8}
     with client.messages.stream(**ask) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_message()
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
-    assert final.content[0].text == client.messages.create(**ask).content[0].text
+    assert text_of(final) == text_of(client.messages.create(**ask))
     assert 0 < final.usage.output_tokens <= 8
 
 
 @pytest.mark.parametrize("model", ALL)
 def test_several_turns(client: anthropic.Anthropic, model: str) -> None:
-    turns = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
+    turns: Any = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
     assert client.messages.create(model=model, messages=turns, max_tokens=4).content
 
 
@@ -82,8 +89,8 @@ def test_parse_fills_a_pydantic_model(client: anthropic.Anthropic, model: str) -
 
 @pytest.mark.parametrize("model", ALL)
 def test_a_stop_sequence_ends_the_answer(client: anthropic.Anthropic, model: str) -> None:
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 12}
-    whole = client.messages.create(**ask).content[0].text
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12}
+    whole = text_of(client.messages.create(**ask))
     stop = whole.split()[1]
     cut = client.messages.create(**ask, stop_sequences=[stop])
     assert cut.stop_reason in ("stop_sequence", "end_turn")
@@ -92,14 +99,14 @@ def test_a_stop_sequence_ends_the_answer(client: anthropic.Anthropic, model: str
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic, model: str) -> None:
-    ask = {"model": model, "tools": [TOOL], "max_tokens": 64}
-    question = {"role": "user", "content": "What is the weather in 'Paris'?"}
+    ask: dict[str, Any] = {"model": model, "tools": [TOOL], "max_tokens": 64}
+    question: Any = {"role": "user", "content": "What is the weather in 'Paris'?"}
     first = client.messages.create(**ask, messages=[question], tool_choice={"type": "any"})
     assert first.stop_reason == "tool_use"
     [use] = [block for block in first.content if block.type == "tool_use"]
     assert use.input == {"city": "Paris"}
     result = {"type": "tool_result", "tool_use_id": use.id, "content": "Sunny."}
-    turns = [
+    turns: Any = [
         question,
         {"role": "assistant", "content": first.content},
         {"role": "user", "content": [result]},
@@ -133,7 +140,7 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
     assert final.stop_reason == "end_turn"
 
 
-def test_parallel_tools_are_told_apart_in_a_stream(client: anthropic.Anthropic) -> None:
+def test_parallel_tool_calls_are_separate_in_a_stream(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
         model=SCRIPTED,
         messages=[{"role": "user", "content": "Ask in parallel about 'Rome'."}],
@@ -156,15 +163,15 @@ def test_a_picture_is_carried(client: anthropic.Anthropic, model: str) -> None:
         "media_type": "image/png",
         "data": base64.b64encode(PNG).decode(),
     }
-    content = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
+    content: Any = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
     message = client.messages.create(
         model=model, messages=[{"role": "user", "content": content}], max_tokens=8
     )
-    assert message.content[0].text
+    assert text_of(message)
 
 
 def test_thinking_comes_as_a_block_of_its_own(client: anthropic.Anthropic) -> None:
-    ask = {
+    ask: dict[str, Any] = {
         "model": SCRIPTED,
         "messages": [HELLO],
         "max_tokens": 2048,
@@ -191,22 +198,24 @@ def test_models_are_listed_and_retrieved(client: anthropic.Anthropic) -> None:
     assert client.models.retrieve(LLAMA).display_name == LLAMA
 
 
-async def test_the_async_client_streams_text(gateway: Gateway) -> None:
+async def test_the_async_client_streams_text(text_gateway: TextGateway) -> None:
     async with (
-        anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.api_key) as client,
+        anthropic.AsyncAnthropic(base_url=text_gateway.url, api_key=text_gateway.api_key) as client,
         client.messages.stream(model=LLAMA, messages=[HELLO], max_tokens=8) as stream,
     ):
         pieces = [piece async for piece in stream.text_stream]
     assert len(pieces) > 1
 
 
-def test_errors_are_the_sdks_own(client: anthropic.Anthropic, gateway: Gateway) -> None:
+def test_errors_are_the_sdks_own(client: anthropic.Anthropic, text_gateway: TextGateway) -> None:
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=0)
     with pytest.raises(anthropic.NotFoundError, match="gpt-2"):
         client.messages.create(model="gpt-2", messages=[HELLO], max_tokens=8)
     with (
-        anthropic.Anthropic(base_url=gateway.url, api_key="moyin_wrong", max_retries=0) as stranger,
+        anthropic.Anthropic(
+            base_url=text_gateway.url, api_key="moyin_wrong", max_retries=0
+        ) as stranger,
         pytest.raises(anthropic.AuthenticationError),
     ):
         stranger.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=8)

@@ -26,33 +26,33 @@ from comfy_sdk import (
     Unauthorized,
 )
 
-from tests.chaos.client import DoorClient
+from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 _colors = itertools.count(0x7A0000)
 _PATIENCE = 120
 
 
 @pytest.fixture
-def address(door: StackDoor, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("COMFY_BASE_URL", door.url)
-    return door.url
+def address(gateway: RunningStack, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COMFY_BASE_URL", gateway.url)
+    return gateway.url
 
 
 @pytest.fixture
-def comfy(door: StackDoor, address: str) -> Iterator[Comfy]:
+def comfy(gateway: RunningStack, address: str) -> Iterator[Comfy]:
     # Graphs are validated where an actor is up.
-    plain = DoorClient(address, door.api_key)
+    plain = StackClient(address, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
     plain.wait(job, {"succeeded"}, _PATIENCE)
-    with Comfy(api_key=door.api_key) as client:
+    with Comfy(api_key=gateway.api_key) as client:
         yield client
 
 
 @pytest.fixture
-async def async_comfy(comfy: Comfy, door: StackDoor) -> AsyncIterator[AsyncComfy]:
-    async with AsyncComfy(api_key=door.api_key) as client:
+async def async_comfy(comfy: Comfy, gateway: RunningStack) -> AsyncIterator[AsyncComfy]:
+    async with AsyncComfy(api_key=gateway.api_key) as client:
         yield client
 
 
@@ -78,7 +78,7 @@ def inverted(image: Any) -> dict[str, Any]:
     }
 
 
-def test_run_and_download(comfy: Comfy, door: StackDoor, tmp_path: Path) -> None:
+def test_run_and_download(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -> None:
     job = comfy.run(comfy.workflows.from_json(picture(next(_colors))), timeout=_PATIENCE)
     [output] = job.get_outputs("2")
     assert (output.type, output.content_type, output.job_id) == ("image", "image/png", job.id)
@@ -88,9 +88,9 @@ def test_run_and_download(comfy: Comfy, door: StackDoor, tmp_path: Path) -> None
     assert output.to_bytes(range=(0, 3)) == content[:4]
     copy = BytesIO()
     assert output.to_stream(copy) == len(content)
-    assert output.get_download_url().url.startswith(door.url)
+    assert output.get_download_url().url.startswith(gateway.url)
     # The same job everywhere.
-    plain = DoorClient(door.url, door.api_key).job(job.id)
+    plain = StackClient(gateway.url, gateway.api_key).job(job.id)
     assert (plain["status"], plain["artifacts"][0]["id"]) == ("succeeded", output.id)
 
 

@@ -18,28 +18,28 @@ import pytest
 from PIL import Image
 
 from tests.acceptance.comfyui_clients import HEIGHT, WIDTH, Clients, Graphs, installed
-from tests.chaos.client import DoorClient
-from tests.door import ROOT, StackDoor
+from tests.chaos.client import StackClient
+from tests.stack import ROOT, RunningStack
 
 pytestmark = pytest.mark.timeout(400)
 _PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
-def farm(door: StackDoor) -> DoorClient:
+def farm(gateway: RunningStack) -> StackClient:
     """Of which a ComfyUI is up: clients look at its nodes."""
-    plain = DoorClient(door.url, door.api_key)
+    plain = StackClient(gateway.url, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": _warm_up()})
     plain.wait(job, {"succeeded"}, _PATIENCE)
     return plain
 
 
 @pytest.fixture(scope="module")
-def here(door: StackDoor, farm: DoorClient) -> Iterator[str]:
+def here(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
     """The farm as a ComfyUI of this machine: its URL."""
     process = subprocess.Popen(
         [sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0"],
-        env=door.env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=gateway.env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -62,7 +62,7 @@ def graphs(tmp_path: Path) -> Graphs:
 
 
 def test_comfy_cli_runs_and_tells(
-    clients: Clients, graphs: Graphs, here: str, farm: DoorClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
 ) -> None:
     told = _events(_run(clients, graphs.file(tmp_path, "slow"), here), 0)
     envelope = told[-1]
@@ -86,7 +86,7 @@ def test_comfy_cli_tells_what_went_wrong(
 
 
 def test_comfy_cli_cancels(
-    clients: Clients, graphs: Graphs, here: str, farm: DoorClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
 ) -> None:
     run = _run(clients, graphs.file(tmp_path, "long"), here)
     assert run.stdout is not None
@@ -104,7 +104,7 @@ def test_comfy_cli_cancels(
 
 
 def test_comfy_api_simplified(
-    clients: Clients, graphs: Graphs, here: str, farm: DoorClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
 ) -> None:
     told = clients.python("simplified.py", here, str(tmp_path))
     _is_picture(tmp_path / "picture.png", graphs.color, height=16)
@@ -114,9 +114,9 @@ def test_comfy_api_simplified(
 
 
 def test_comfyui_xy(
-    clients: Clients, graphs: Graphs, door: StackDoor, farm: DoorClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.python("xy.py", door.url, str(tmp_path), door.api_key)
+    told = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
     assert told["size"] == [WIDTH, HEIGHT]
@@ -127,9 +127,9 @@ def test_comfyui_xy(
 
 
 def test_comfy_script(
-    clients: Clients, graphs: Graphs, door: StackDoor, farm: DoorClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.python("script.py", door.url, str(tmp_path), door.api_key)
+    told = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
     _made(farm, told["made"])
     assert told["outputs"] == []
@@ -137,9 +137,9 @@ def test_comfy_script(
 
 
 def test_the_npm_sdk(
-    clients: Clients, graphs: Graphs, door: StackDoor, farm: DoorClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.node("sdk.mjs", door.url, str(tmp_path), door.api_key)
+    told = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
     first, _, again, long = told["pending"]
@@ -187,7 +187,7 @@ def _parts(color: int) -> tuple[int, int, int]:
     return color >> 16, color >> 8 & 255, color & 255
 
 
-def _made(farm: DoorClient, job_id: str) -> None:
+def _made(farm: StackClient, job_id: str) -> None:
     """It is a job like any other."""
     job = farm.job(job_id)
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)

@@ -1,5 +1,7 @@
-"""ComfyUI's official frontend, unchanged, in a real browser on a whole farm: the version that comes
-with this ComfyUI, and a newer one."""
+"""Tests ComfyUI's official frontend, unchanged, in a real browser on a whole farm.
+
+It is tested in the version that comes with this ComfyUI, and in a newer one.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, WebSocket, sync_playwright
 
-from moyin.stack.profile import load
+from moyin.stack.profile import read_profile
 from tests.acceptance.comfyui_clients import installed
 from tests.acceptance.other_frontend import other_frontend
-from tests.chaos.client import DoorClient
+from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.door import StackDoor
+from tests.stack import RunningStack
 
 # Chromium asks its maker's servers for nothing; tests may run as root.
 _FLAGS = (
@@ -48,7 +50,7 @@ _ICONS = """async () => Promise.all(
   }))"""
 
 
-class Frontend:
+class FrontendFolders:
     """The page, signed in; `told` is what its WebSocket has heard."""
 
     def __init__(self, page: Page) -> None:
@@ -56,7 +58,7 @@ class Frontend:
         self.told: list[dict[str, Any]] = []
         page.on("websocket", self._listen)
 
-    def load(self, graph: dict[str, Any]) -> None:
+    def read_profile(self, graph: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
 
     def run(self) -> None:
@@ -79,11 +81,13 @@ class Frontend:
 
 
 @pytest.fixture(params=[_OWN, _NEWER])
-def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) -> Iterator[Frontend]:
+def frontend(
+    request: pytest.FixtureRequest, gateway: RunningStack, tmp_path: Path
+) -> Iterator[FrontendFolders]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
-    plain = DoorClient(door.url, door.api_key)
+    plain = StackClient(gateway.url, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
     plain.wait(job, {"succeeded"}, _PATIENCE)
     with ExitStack() as stack:
@@ -96,18 +100,21 @@ def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) ->
         context.set_default_timeout(_PATIENCE * 1000)
         # Else a newcomer is shown templates first.
         known = context.request.post(
-            f"{door.url}/settings/Comfy.TutorialCompleted",
+            f"{gateway.url}/settings/Comfy.TutorialCompleted",
             data="true",
-            headers={"authorization": f"Bearer {door.api_key}", "content-type": "application/json"},
+            headers={
+                "authorization": f"Bearer {gateway.api_key}",
+                "content-type": "application/json",
+            },
         )
         assert known.ok, known.text()
-        frontend = Frontend(context.pages[0])
+        frontend = FrontendFolders(context.pages[0])
         if request.param == _OWN:
-            frontend.page.goto(f"{door.url}/comfy/")
-            frontend.page.fill("#key", door.api_key)
+            frontend.page.goto(f"{gateway.url}/comfy/")
+            frontend.page.fill("#key", gateway.api_key)
             frontend.page.click("button")
         else:
-            profile, files = load(door.layout.profile, {}), installed(tmp_path).frontend
+            profile, files = read_profile(gateway.layout.profile, {}), installed(tmp_path).frontend
             url = stack.enter_context(other_frontend(profile, files))
             frontend.page.goto(f"{url}/")
         frontend.page.wait_for_function(_READY)
@@ -115,10 +122,10 @@ def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) ->
         yield frontend
 
 
-def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) -> None:
+def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFolders) -> None:
     assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
-    frontend.load(picture(color))
+    frontend.read_profile(picture(color))
     frontend.run()
     frontend.hear("execution_success")
     kinds = [message["type"] for message in frontend.told]
@@ -130,12 +137,12 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) ->
     assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
 
 
-def test_a_running_prompt_is_cancelled(frontend: Frontend, door: StackDoor) -> None:
-    frontend.load(sleepy(60, next(_colors)))
+def test_a_running_prompt_is_cancelled(frontend: FrontendFolders, gateway: RunningStack) -> None:
+    frontend.read_profile(sleepy(60, next(_colors)))
     frontend.run()
     frontend.hear("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()
     frontend.hear("execution_interrupted")
     [asked] = [m["data"]["prompt_id"] for m in frontend.told if m["type"] == "execution_start"]
-    plain = DoorClient(door.url, door.api_key)
+    plain = StackClient(gateway.url, gateway.api_key)
     plain.wait(asked, {"cancelled"}, _PATIENCE)

@@ -1,4 +1,4 @@
-"""Swagger UI of an app, in a real browser that reaches nothing but the door."""
+"""Swagger UI of an app, in a real browser that reaches nothing but the gateway."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from playwright.sync_api import Page, Request, expect, sync_playwright
 
 from moyin.settings import Settings
 from moyin.store.sql import migrate
-from tests.integration.accounts_fixtures import SECRET, AccountsDoor, accounts_serving
+from tests.integration.access.fixtures import SECRET, AccountsApp, accounts_serving
 
 # Swagger UI asks a validator elsewhere for its opinion only where the page's host is no localhost.
-_HOST = "door.studio"
+_HOST = "gateway.studio"
 _FLAGS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -27,20 +27,20 @@ _FLAGS = (
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[AccountsDoor]:
+def accounts_app(tmp_path: Path) -> Iterator[AccountsApp]:
     """The accounts app, which stands for all: the page is the same."""
     settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
     migrate(settings.sql_url)
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(accounts_serving(settings)) as door,
+        portal.wrap_async_context_manager(accounts_serving(settings)) as accounts_app,
     ):
-        yield door
+        yield accounts_app
 
 
 @pytest.fixture
-def port(door: AccountsDoor) -> int:
-    return urlsplit(door.url).port or 0
+def port(accounts_app: AccountsApp) -> int:
+    return urlsplit(accounts_app.url).port or 0
 
 
 @pytest.fixture
@@ -81,7 +81,9 @@ def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
     }  # fmt: skip
 
 
-def test_a_request_can_be_tried_out_with_a_key(door: AccountsDoor, port: int, page: Page) -> None:
+def test_a_request_can_be_tried_out_with_a_key(
+    accounts_app: AccountsApp, port: int, page: Page
+) -> None:
     page.goto(f"http://{_HOST}:{port}/accounts/docs")
     whoami = page.locator(".opblock", has_text=re.compile(r"/whoami"))
     whoami.get_by_role("button").first.click()
@@ -90,7 +92,7 @@ def test_a_request_can_be_tried_out_with_a_key(door: AccountsDoor, port: int, pa
     expect(whoami.locator(".live-responses-table")).to_contain_text("missing_api_key")
     page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
     keys = page.locator(".modal-ux")
-    keys.locator(".auth-container", has_text="bearer").locator("input").fill(door.operator)
+    keys.locator(".auth-container", has_text="bearer").locator("input").fill(accounts_app.operator)
     keys.locator("button.authorize").first.click()
     keys.locator("button.btn-done").first.click()
     whoami.get_by_role("button", name="Execute").click()

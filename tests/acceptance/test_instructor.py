@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.acceptance.gateway import LLAMA, SCRIPTED, Gateway
+from tests.acceptance.text_gateway import LLAMA, SCRIPTED, TextGateway
 
 SUITE = f"instructor {version('instructor')}"
 PROMPT: Any = [{"role": "user", "content": 'The person "Ada" is 36 years old.'}]
@@ -24,8 +24,8 @@ class Person(BaseModel):
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("mode", [instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS])
-def test_through_openai(gateway: Gateway, model: str, mode: instructor.Mode) -> None:
-    with openai.OpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+def test_through_openai(text_gateway: TextGateway, model: str, mode: instructor.Mode) -> None:
+    with openai.OpenAI(base_url=text_gateway.openai, api_key=text_gateway.api_key) as client:
         person = instructor.from_openai(client, mode=mode).chat.completions.create(
             model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
         )
@@ -33,8 +33,8 @@ def test_through_openai(gateway: Gateway, model: str, mode: instructor.Mode) -> 
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_through_anthropic(gateway: Gateway, model: str) -> None:
-    with anthropic.Anthropic(base_url=gateway.url, api_key=gateway.api_key) as client:
+def test_through_anthropic(text_gateway: TextGateway, model: str) -> None:
+    with anthropic.Anthropic(base_url=text_gateway.url, api_key=text_gateway.api_key) as client:
         person = instructor.from_anthropic(client).messages.create(
             model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
         )
@@ -42,8 +42,8 @@ def test_through_anthropic(gateway: Gateway, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_partial_answers_grow(gateway: Gateway, model: str) -> None:
-    with openai.OpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+def test_partial_answers_grow(text_gateway: TextGateway, model: str) -> None:
+    with openai.OpenAI(base_url=text_gateway.openai, api_key=text_gateway.api_key) as client:
         partials = list(
             instructor.from_openai(
                 client, mode=instructor.Mode.JSON_SCHEMA
@@ -56,8 +56,10 @@ def test_partial_answers_grow(gateway: Gateway, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", [SCRIPTED])
-async def test_through_the_async_client(gateway: Gateway, model: str) -> None:
-    async with openai.AsyncOpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+async def test_through_the_async_client(text_gateway: TextGateway, model: str) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=text_gateway.openai, api_key=text_gateway.api_key
+    ) as client:
         person = await instructor.from_openai(client).chat.completions.create(
             model=model, messages=PROMPT, response_model=Person, max_retries=0
         )

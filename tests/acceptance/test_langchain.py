@@ -11,12 +11,11 @@ import httpx2
 import pytest
 import pytest_asyncio
 from langchain_anthropic import ChatAnthropic
-from langchain_core.language_models import BaseChatModel
 from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-from tests.acceptance.gateway import LLAMA, OTHER, PNG, SCRIPTED, Gateway
+from tests.acceptance.text_gateway import LLAMA, OTHER, PNG, SCRIPTED, TextGateway
 
 pytestmark = pytest.mark.filterwarnings(
     # LangChain drops clients with open connections.
@@ -49,14 +48,17 @@ class _Suite(ChatModelIntegrationTests):
     """The tests as they are; what a model can do is said here, as LangChain wants it."""
 
     MODEL: ClassVar[str] = SCRIPTED
-    gateway: Gateway
+    text_gateway: TextGateway
     max_tokens: int
 
     @pytest.fixture(autouse=True)
     def _attach(
-        self, gateway: Gateway, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+        self,
+        text_gateway: TextGateway,
+        request: pytest.FixtureRequest,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        self.gateway = gateway
+        self.text_gateway = text_gateway
         name = request.node.name
         self.max_tokens = _OBJECT if "structured" in name or "json" in name else _WORDS
         # The tests fetch their picture from the internet.
@@ -75,15 +77,15 @@ class _ThroughOpenAI(_Suite):
     SUITE = "langchain-tests, ChatOpenAI"
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
+    def chat_model_class(self) -> Any:
         return ChatOpenAI
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.gateway.openai,
-            "api_key": self.gateway.api_key,
+            "base_url": self.text_gateway.openai,
+            "api_key": self.text_gateway.api_key,
             "max_tokens": self.max_tokens,
             "stream_usage": True,
             "max_retries": 0,
@@ -98,15 +100,15 @@ class _ThroughAnthropic(_Suite):
     SUITE = "langchain-tests, ChatAnthropic"
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
+    def chat_model_class(self) -> Any:
         return ChatAnthropic
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.gateway.url,
-            "api_key": self.gateway.api_key,
+            "base_url": self.text_gateway.url,
+            "api_key": self.text_gateway.api_key,
             "max_tokens": self.max_tokens,
             "max_retries": 0,
         }
@@ -124,15 +126,15 @@ class _ThroughOllama(_Suite):
     SUITE = "langchain-tests, ChatOllama"
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
+    def chat_model_class(self) -> Any:
         return ChatOllama
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.gateway.ollama,
-            "client_kwargs": {"headers": {"authorization": f"Bearer {self.gateway.api_key}"}},
+            "base_url": self.text_gateway.ollama,
+            "client_kwargs": {"headers": {"authorization": f"Bearer {self.text_gateway.api_key}"}},
             "num_predict": self.max_tokens,
         }
 

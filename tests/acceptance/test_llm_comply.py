@@ -15,7 +15,7 @@ from llm_comply.test_case import TestCase as Case
 from llm_comply.tests.anthropic import ANTHROPIC_TESTS
 from llm_comply.tests.openai_chat import OPENAI_CHAT_TESTS
 
-from tests.acceptance.gateway import CLAUDE, LLAMA, SCRIPTED_CLAUDE, SCRIPTED_GPT, Gateway
+from tests.acceptance.text_gateway import CLAUDE, LLAMA, SCRIPTED_CLAUDE, SCRIPTED_GPT, TextGateway
 
 SUITE = f"llm-comply {__version__}"
 
@@ -26,14 +26,14 @@ def _of(cases: list[Case]) -> pytest.MarkDecorator:
 
 @pytest.mark.parametrize("model", [LLAMA, CLAUDE, SCRIPTED_GPT])
 @_of(OPENAI_CHAT_TESTS)
-def test_openai_chat(gateway: Gateway, model: str, case: Case) -> None:
-    _run(gateway, model, case, _spec("openai_chat"))
+def test_openai_chat(text_gateway: TextGateway, model: str, case: Case) -> None:
+    _run(text_gateway, model, case, _spec("openai_chat"))
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED_CLAUDE])
 @_of(ANTHROPIC_TESTS)
-def test_anthropic(gateway: Gateway, model: str, case: Case) -> None:
-    _run(gateway, model, case, _spec("anthropic"))
+def test_anthropic(text_gateway: TextGateway, model: str, case: Case) -> None:
+    _run(text_gateway, model, case, _spec("anthropic"))
 
 
 @cache
@@ -41,9 +41,9 @@ def _spec(name: str) -> SpecLoader:
     return SpecLoader(str(files("llm_comply.specs").joinpath(f"{name}.json")))
 
 
-def _run(gateway: Gateway, model: str, case: Case, spec: SpecLoader) -> None:
+def _run(text_gateway: TextGateway, model: str, case: Case, spec: SpecLoader) -> None:
     config = ComplianceConfig(
-        base_url=gateway.openai, api_key=gateway.api_key, model=model, verbose=True
+        base_url=text_gateway.openai, api_key=text_gateway.api_key, model=model, verbose=True
     )
     result = Runner(config, [case], spec).run_one(case)
     if result.status is Status.SKIPPED:

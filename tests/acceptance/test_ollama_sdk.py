@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 import ollama
 import pytest
 from pydantic import BaseModel
 
-from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, Gateway
+from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, TextGateway
 
 SUITE = f"ollama SDK {version('ollama')}"
 HELLO = {"role": "user", "content": "Say hello."}
@@ -30,13 +31,13 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> Iterator[ollama.Client]:
-    with ollama.Client(gateway.ollama, headers=_headers(gateway)) as client:
+def client(text_gateway: TextGateway) -> Iterator[ollama.Client]:
+    with ollama.Client(text_gateway.ollama, headers=_headers(text_gateway)) as client:
         yield client
 
 
-def _headers(gateway: Gateway) -> dict[str, str]:
-    return {"authorization": f"Bearer {gateway.api_key}"}
+def _headers(text_gateway: TextGateway) -> dict[str, str]:
+    return {"authorization": f"Bearer {text_gateway.api_key}"}
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -60,11 +61,11 @@ def test_a_stream_is_the_whole_answer(client: ollama.Client, model: str) -> None
 
 @pytest.mark.parametrize("model", ALL)
 def test_generate_whole_and_streamed(client: ollama.Client, model: str) -> None:
-    ask = {"model": model, "prompt": "Say hello.", "system": "Be kind."}
+    ask: Any = {"model": model, "prompt": "Say hello.", "system": "Be kind."}
     whole = client.generate(**ask, options={"num_predict": 8})
     pieces = client.generate(**ask, stream=True, options={"num_predict": 8})
     assert whole.response
-    assert "".join(piece.response for piece in pieces) == whole.response
+    assert "".join(piece.response or "" for piece in pieces) == whole.response
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -89,7 +90,7 @@ def test_a_stop_sequence_ends_the_answer(client: ollama.Client, model: str) -> N
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: ollama.Client, model: str) -> None:
-    turns: list[object] = [{"role": "user", "content": "What is the weather in 'Paris'?"}]
+    turns: list[Any] = [{"role": "user", "content": "What is the weather in 'Paris'?"}]
     answer = client.chat(model, turns, tools=[get_weather])
     [call] = answer.message.tool_calls or []
     assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
@@ -124,7 +125,7 @@ def test_a_picture_is_carried(client: ollama.Client, model: str) -> None:
     assert client.chat(model, [turn], options={"num_predict": 8}).message.content
 
 
-def test_thinking_is_told_apart(client: ollama.Client) -> None:
+def test_thinking_is_separate_from_text(client: ollama.Client) -> None:
     answer = client.chat(SCRIPTED, [HELLO], think="low")
     assert answer.message.thinking
     assert answer.message.content
@@ -145,19 +146,21 @@ def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
     assert isinstance(client.ps().models, list | tuple)
 
 
-async def test_the_async_client_streams(gateway: Gateway) -> None:
-    async with ollama.AsyncClient(gateway.ollama, headers=_headers(gateway)) as client:
+async def test_the_async_client_streams(text_gateway: TextGateway) -> None:
+    async with ollama.AsyncClient(text_gateway.ollama, headers=_headers(text_gateway)) as client:
         stream = await client.chat(LLAMA, [HELLO], stream=True, options={"num_predict": 8})
         pieces = [chunk.message.content async for chunk in stream]
     assert len(pieces) > 1
 
 
-def test_errors_are_the_sdks_own(client: ollama.Client, gateway: Gateway) -> None:
+def test_errors_are_the_sdks_own(client: ollama.Client, text_gateway: TextGateway) -> None:
     with pytest.raises(ollama.ResponseError, match="gpt-2") as unknown:
         client.chat("gpt-2", [HELLO])
     assert unknown.value.status_code == 404
     with (
-        ollama.Client(gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}) as stranger,
+        ollama.Client(
+            text_gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}
+        ) as stranger,
         pytest.raises(ollama.ResponseError) as refused,
     ):
         stranger.chat(SCRIPTED, [HELLO])

@@ -6,16 +6,17 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from typing import Any, cast
 
 import openai
 import pytest
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel, Field
 
-from tests.acceptance.gateway import ALL, LLAMA, PNG, SCRIPTED, Gateway
+from tests.acceptance.text_gateway import ALL, LLAMA, PNG, SCRIPTED, TextGateway
 
 SUITE = f"openai SDK {openai.__version__}, responses"
-WEATHER = {
+WEATHER: Any = {
     "type": "function",
     "name": "get_weather",
     "parameters": {
@@ -28,16 +29,20 @@ WEATHER = {
 }
 
 
+QUESTION: Any = {"role": "user", "content": "What is the weather in Paris?"}
+WEB_SEARCH: Any = {"type": "web_search"}
+
+
 class Person(BaseModel):
     name: str
     age: int = Field(ge=0, le=150)
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
-        base_url=gateway.openai,
-        api_key=gateway.api_key,
+        base_url=text_gateway.openai,
+        api_key=text_gateway.api_key,
         max_retries=0,
         _strict_response_validation=True,
     ) as client:
@@ -85,18 +90,14 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI) -> None:
     [call] = [item for item in first.output if isinstance(item, ResponseFunctionToolCall)]
     assert call.name == "get_weather"
     assert "city" in json.loads(call.arguments)
-    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     for answer in (
         client.responses.create(
             model=SCRIPTED, input=[result], tools=[WEATHER], previous_response_id=first.id
         ),
         client.responses.create(
             model=SCRIPTED,
-            input=[
-                {"role": "user", "content": "What is the weather in Paris?"},
-                *[item.model_dump() for item in first.output],
-                result,
-            ],
+            input=[QUESTION, *cast(Any, first.output), result],
             tools=[WEATHER],
         ),
     ):
@@ -105,7 +106,7 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI) -> None:
 
 def test_a_picture_is_carried(client: openai.OpenAI) -> None:
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
-    content = [
+    content: Any = [
         {"type": "input_text", "text": "What is this?"},
         {"type": "input_image", "image_url": url, "detail": "auto"},
     ]
@@ -122,6 +123,7 @@ def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) 
         previous_response_id=first.id,
         stream=True,
     )
+    assert last.type == "response.incomplete"
     second = last.response
     third = client.responses.create(
         model=LLAMA, input="And now?", max_output_tokens=8, previous_response_id=second.id
@@ -130,7 +132,7 @@ def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) 
     assert third.usage.input_tokens > first.usage.input_tokens, "it has read the earlier turns"
     assert client.responses.retrieve(third.id) == third
     items = client.responses.input_items.list(second.id).data
-    assert [item.content[0].text for item in items] == ["What is my name?"]
+    assert [cast(Any, item).content[0].text for item in items] == ["What is my name?"]
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match=first.id):
         client.responses.retrieve(first.id)
@@ -148,12 +150,14 @@ def test_an_answer_is_not_stored_if_the_client_says_so(client: openai.OpenAI) ->
 
 def test_a_tool_that_no_back_end_has_is_refused_by_name(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="web_search") as caught:
-        client.responses.create(model=SCRIPTED, input="hi", tools=[{"type": "web_search"}])
+        client.responses.create(model=SCRIPTED, input="hi", tools=[WEB_SEARCH])
     assert caught.value.param == "tools.0.type"
 
 
-async def test_a_stream_is_cancelled(gateway: Gateway) -> None:
-    async with openai.AsyncOpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+async def test_a_stream_is_cancelled(text_gateway: TextGateway) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=text_gateway.openai, api_key=text_gateway.api_key
+    ) as client:
         async with client.responses.stream(model=LLAMA, input="Count to 1000.") as stream:
             async for event in stream:
                 if event.type == "response.output_text.delta":

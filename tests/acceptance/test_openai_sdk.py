@@ -6,15 +6,16 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, Gateway
+from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, TextGateway
 
 SUITE = f"openai SDK {openai.__version__}"
-HELLO = {"role": "user", "content": "Say hello."}
+HELLO: Any = {"role": "user", "content": "Say hello."}
 
 
 class Person(BaseModel):
@@ -29,8 +30,10 @@ class GetWeather(BaseModel):
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=gateway.openai, api_key=gateway.api_key, max_retries=0) as client:
+def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=text_gateway.openai, api_key=text_gateway.api_key, max_retries=0
+    ) as client:
         yield client
 
 
@@ -53,7 +56,7 @@ def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
 @pytest.mark.parametrize("model", ALL)
 def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
     # Long enough for all of it: the helper takes an answer that was cut for an error.
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
     with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as stream:
         text = "".join(event.delta for event in stream if event.type == "content.delta")
         final = stream.get_final_completion()
@@ -88,7 +91,7 @@ def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> None:
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**ask).choices[0].message.content
     assert whole
     stop = whole.split()[1]
@@ -100,8 +103,8 @@ def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> N
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str) -> None:
     tools = [openai.pydantic_function_tool(GetWeather)]
-    question = {"role": "user", "content": "What is the weather in 'Paris'?"}
-    ask = {"model": model, "tools": tools, "max_tokens": 64}
+    question: Any = {"role": "user", "content": "What is the weather in 'Paris'?"}
+    ask: dict[str, Any] = {"model": model, "tools": tools, "max_tokens": 64}
     message = (
         client.chat.completions.parse(
             **ask, messages=[question], tool_choice="required", parallel_tool_calls=False
@@ -112,14 +115,13 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str)
     [call] = message.tool_calls or []
     assert call.function.parsed_arguments == GetWeather(city="Paris")
     result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
-    final = client.chat.completions.create(
-        **ask, messages=[question, message.model_dump(exclude_none=True), result]
-    )
+    turns: Any = [question, message.model_dump(exclude_none=True), result]
+    final = client.chat.completions.create(**ask, messages=turns)
     assert final.choices[0].finish_reason == "stop"
     assert final.choices[0].message.content
 
 
-def test_parallel_tools_are_told_apart_in_a_stream(client: openai.OpenAI) -> None:
+def test_parallel_tool_calls_are_separate_in_a_stream(client: openai.OpenAI) -> None:
     tools = [openai.pydantic_function_tool(GetWeather, name=name) for name in ("today", "tomorrow")]
     with client.chat.completions.stream(
         model=SCRIPTED,
@@ -136,7 +138,7 @@ def test_parallel_tools_are_told_apart_in_a_stream(client: openai.OpenAI) -> Non
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_picture_is_carried(client: openai.OpenAI, model: str) -> None:
     url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    picture = {"type": "image_url", "image_url": {"url": url}}
+    picture: Any = {"type": "image_url", "image_url": {"url": url}}
     answer = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}],
@@ -166,8 +168,10 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert client.models.retrieve(LLAMA).id == LLAMA
 
 
-async def test_the_async_client_and_many_at_once(gateway: Gateway) -> None:
-    async with openai.AsyncOpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+async def test_the_async_client_and_many_at_once(text_gateway: TextGateway) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=text_gateway.openai, api_key=text_gateway.api_key
+    ) as client:
         answers = await asyncio.gather(
             *(
                 client.chat.completions.create(model=model, messages=[HELLO], max_tokens=4)
@@ -186,7 +190,7 @@ def test_a_stream_that_is_left_early_closes_well(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(model=SCRIPTED, messages=[HELLO]).choices
 
 
-def test_errors_are_the_sdks_own(client: openai.OpenAI, gateway: Gateway) -> None:
+def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGateway) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model=SCRIPTED, messages=[HELLO], temperature=9)
     assert (bad.value.param, bad.value.code) == ("temperature", "invalid_request")
@@ -194,13 +198,15 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, gateway: Gateway) -> Non
         client.models.retrieve("gpt-2")
     assert unknown.value.code == "model_not_found"
     with (
-        openai.OpenAI(base_url=gateway.openai, api_key="moyin_wrong", max_retries=0) as stranger,
+        openai.OpenAI(
+            base_url=text_gateway.openai, api_key="moyin_wrong", max_retries=0
+        ) as stranger,
         pytest.raises(openai.AuthenticationError),
     ):
         stranger.models.list()
 
 
-def test_raw_answers_say_who_answered(client: openai.OpenAI) -> None:
+def test_raw_responses_name_the_backend(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model=SCRIPTED, messages=[HELLO])
     assert raw.headers["x-moyin-backend"] == "scripted"
     assert json.loads(raw.text)["choices"]

@@ -17,7 +17,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.acceptance.gateway import LLAMA, PNG, SCRIPTED, Gateway
+from tests.acceptance.text_gateway import LLAMA, PNG, SCRIPTED, TextGateway
 
 SUITE = f"pydantic-ai {version('pydantic-ai-slim')}"
 PROMPT = 'The person "Ada" is 36 years old.'
@@ -30,24 +30,28 @@ class Person(BaseModel):
 
 
 @asynccontextmanager
-async def _asking(gateway: Gateway, through: str, model: str) -> AsyncIterator[Model]:
+async def _asking(text_gateway: TextGateway, through: str, model: str) -> AsyncIterator[Model]:
     """``model`` behind one of the clients that pydantic-ai knows."""
     if through == "anthropic":
-        async with AsyncAnthropic(base_url=gateway.url, api_key=gateway.api_key) as claude:
+        async with AsyncAnthropic(
+            base_url=text_gateway.url, api_key=text_gateway.api_key
+        ) as claude:
             provider = AnthropicProvider(anthropic_client=claude)
             # pydantic-ai knows by their names which Claudes can be held to a schema.
             yield AnthropicModel(
                 model, provider=provider, profile={"supports_json_schema_output": True}
             )
     else:
-        async with openai.AsyncOpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+        async with openai.AsyncOpenAI(
+            base_url=text_gateway.openai, api_key=text_gateway.api_key
+        ) as client:
             yield OpenAIChatModel(model, provider=OpenAIProvider(openai_client=client))
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
-async def test_text_whole_and_streamed(gateway: Gateway, through: str, model: str) -> None:
-    async with _asking(gateway, through, model) as llm:
+async def test_text_whole_and_streamed(text_gateway: TextGateway, through: str, model: str) -> None:
+    async with _asking(text_gateway, through, model) as llm:
         agent = Agent(llm, instructions="Be kind.")
         whole = await agent.run("Say hello.", model_settings={"max_tokens": 16})
         assert whole.output
@@ -59,8 +63,10 @@ async def test_text_whole_and_streamed(gateway: Gateway, through: str, model: st
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
-async def test_a_typed_output_by_schema(gateway: Gateway, through: str, model: str) -> None:
-    async with _asking(gateway, through, model) as llm:
+async def test_a_typed_output_by_schema(
+    text_gateway: TextGateway, through: str, model: str
+) -> None:
+    async with _asking(text_gateway, through, model) as llm:
         agent = Agent(llm, output_type=NativeOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
@@ -68,8 +74,8 @@ async def test_a_typed_output_by_schema(gateway: Gateway, through: str, model: s
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
-async def test_a_typed_output_by_tool(gateway: Gateway, through: str, model: str) -> None:
-    async with _asking(gateway, through, model) as llm:
+async def test_a_typed_output_by_tool(text_gateway: TextGateway, through: str, model: str) -> None:
+    async with _asking(text_gateway, through, model) as llm:
         agent = Agent(llm, output_type=ToolOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
@@ -77,17 +83,19 @@ async def test_a_typed_output_by_tool(gateway: Gateway, through: str, model: str
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
-async def test_a_tool_and_then_the_answer(gateway: Gateway, through: str, model: str) -> None:
-    async with _asking(gateway, through, model) as llm:
+async def test_a_tool_and_then_the_answer(
+    text_gateway: TextGateway, through: str, model: str
+) -> None:
+    async with _asking(text_gateway, through, model) as llm:
         agent = Agent(llm, retries=0)
         asked: list[str] = []
 
-        @agent.tool_plain
         def get_weather(city: str) -> str:
             """The weather of a city."""
             asked.append(city)
             return "Sunny."
 
+        agent.tool_plain(get_weather)
         result = await agent.run("What is the weather in 'Paris'?")
         assert asked == ["Paris"]
         assert result.output
@@ -95,8 +103,8 @@ async def test_a_tool_and_then_the_answer(gateway: Gateway, through: str, model:
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
-async def test_a_picture_is_carried(gateway: Gateway, through: str, model: str) -> None:
-    async with _asking(gateway, through, model) as llm:
+async def test_a_picture_is_carried(text_gateway: TextGateway, through: str, model: str) -> None:
+    async with _asking(text_gateway, through, model) as llm:
         agent = Agent(llm)
         picture = BinaryContent(PNG, media_type="image/png")
         result = await agent.run(["What is it?", picture], model_settings={"max_tokens": 8})

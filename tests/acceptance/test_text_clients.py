@@ -6,18 +6,19 @@ import json
 import shutil
 import subprocess
 from decimal import Decimal
+from typing import Any
 
 import anthropic
 import openai
 import pytest
 
-from tests.door import StackDoor
+from tests.stack import RunningStack
 
-HELLO = {"role": "user", "content": "Say hello."}
+HELLO: Any = {"role": "user", "content": "Say hello."}
 
 
-def test_openai_streams(door: StackDoor) -> None:
-    with openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+def test_openai_streams(gateway: RunningStack) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         stream = client.chat.completions.create(
             model="auto",
             messages=[HELLO],
@@ -32,8 +33,8 @@ def test_openai_streams(door: StackDoor) -> None:
     assert 0 < usage.completion_tokens <= 16
 
 
-def test_openai_answers_whole_and_says_who_and_how_much(door: StackDoor) -> None:
-    with openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+def test_openai_response_names_backend_and_cost(gateway: RunningStack) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         raw = client.chat.completions.with_raw_response.create(
             model="auto", messages=[HELLO], max_tokens=8
         )
@@ -43,9 +44,9 @@ def test_openai_answers_whole_and_says_who_and_how_much(door: StackDoor) -> None
     assert Decimal(raw.headers["x-moyin-cost-usd"]) == 0
 
 
-def test_anthropic_streams(door: StackDoor) -> None:
+def test_anthropic_streams(gateway: RunningStack) -> None:
     with (
-        anthropic.Anthropic(base_url=door.url, api_key=door.api_key) as client,
+        anthropic.Anthropic(base_url=gateway.url, api_key=gateway.api_key) as client,
         client.messages.stream(model="auto", messages=[HELLO], max_tokens=16) as stream,
     ):
         text = "".join(stream.text_stream)
@@ -55,15 +56,15 @@ def test_anthropic_streams(door: StackDoor) -> None:
     assert 0 < final.usage.output_tokens <= 16
 
 
-def test_curl_streams(door: StackDoor) -> None:
+def test_curl_streams(gateway: RunningStack) -> None:
     curl = shutil.which("curl")
     if curl is None:
         pytest.fail("this test needs curl")
     body = {"model": "auto", "messages": [HELLO], "max_tokens": 8, "stream": True}
     done = subprocess.run(
         [
-            *(curl, "-sSN", f"{door.url}/v1/chat/completions", "-d", json.dumps(body)),
-            *("-H", f"Authorization: Bearer {door.api_key}"),
+            *(curl, "-sSN", f"{gateway.url}/v1/chat/completions", "-d", json.dumps(body)),
+            *("-H", f"Authorization: Bearer {gateway.api_key}"),
         ],
         capture_output=True,
         text=True,
@@ -79,26 +80,26 @@ def test_curl_streams(door: StackDoor) -> None:
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])
 def test_an_unknown_model_is_an_error_of_the_clients_own_protocol(
-    door: StackDoor, path: str
+    gateway: RunningStack, path: str
 ) -> None:
     if path == "messages":
         with (
-            anthropic.Anthropic(base_url=door.url, api_key=door.api_key) as claude,
+            anthropic.Anthropic(base_url=gateway.url, api_key=gateway.api_key) as claude,
             pytest.raises(anthropic.NotFoundError, match="gpt-2"),
         ):
             claude.messages.create(model="gpt-2", messages=[HELLO], max_tokens=8)
     else:
         with (
-            openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client,
+            openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client,
             pytest.raises(openai.NotFoundError) as caught,
         ):
             client.chat.completions.create(model="gpt-2", messages=[HELLO])
         assert caught.value.code == "model_not_found"
 
 
-def test_a_wrong_key_is_refused(door: StackDoor) -> None:
+def test_a_wrong_key_is_refused(gateway: RunningStack) -> None:
     with (
-        openai.OpenAI(base_url=f"{door.url}/v1", api_key="moyin_wrong_key") as client,
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="moyin_wrong_key") as client,
         pytest.raises(openai.AuthenticationError),
     ):
         client.chat.completions.create(model="auto", messages=[HELLO])

@@ -1,4 +1,4 @@
-"""A plain HTTP client of the door, patient with what chaos does to it."""
+"""A plain HTTP client of the gateway, patient with what chaos does to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 FINAL = {"succeeded", "failed", "cancelled"}
 
 
-class DoorClient:
-    """Posts jobs and watches them by polling, trying again while the door is hurt."""
+class StackClient:
+    """Posts jobs and watches them by polling, trying again while the gateway is hurt."""
 
     def __init__(self, url: str, api_key: str) -> None:
         self._url = url

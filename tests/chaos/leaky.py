@@ -10,7 +10,7 @@ from ray import serve
 from deployments.accounts.builder import AccountsArgs
 from deployments.accounts.config import AccountsConfig
 from deployments.accounts.deployment import Accounts
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 
 _LEAK_BYTES = 8 * 2**20
 
@@ -35,7 +35,7 @@ def build(args: AccountsArgs) -> serve.Application:
         name="Accounts",
         max_ongoing_requests=500,
         user_config=AccountsConfig().model_dump(mode="json"),
-        **REPLICA,
+        **REPLICA_OPTIONS,
     )(serve.ingress()(LeakyAccounts))
     return deployment.bind(
         timedelta(minutes=args.access_token_minutes), timedelta(days=args.session_days)

@@ -18,15 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
 from tests.chaos import victims
-from tests.chaos.client import FINAL, DoorClient
+from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture
 from tests.chaos.watch import SERVICES, Call, Watch
-from tests.door import StackDoor, farm_env
-
-__all__ = ["PARTS", "Outage", "kill", "watching"]
+from tests.stack import RunningStack, farm_env
 
 PARTS: dict[str, Callable[[str], bool]] = {
     # Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
@@ -97,32 +95,32 @@ class Outage:
 
 
 @contextmanager
-def watching(door: StackDoor) -> Iterator[Watch]:
+def watching(gateway: RunningStack) -> Iterator[Watch]:
     """Clients at work on a farm that is well."""
-    client = DoorClient(door.url, door.api_key)
+    client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 120)["status"] == "succeeded"
-    watch = Watch(door.url, door.ports.grpc, door.api_key, job_id)
+    watch = Watch(gateway.url, gateway.ports.grpc, gateway.api_key, job_id)
     with watch.calling():
         watch.wait_until_well(time.monotonic())
         yield watch
 
 
-def kill(door: StackDoor, watch: Watch, part: str) -> Outage:
+def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
     """kill -9 of the oldest process that is ``part``; return when all is well again."""
-    before = len(victims.processes(door.data, PARTS[part]))
+    before = len(victims.processes(gateway.data, PARTS[part]))
     assert before >= 1, f"there is no {part}"
     killed = time.monotonic()
-    pid = victims.kill_one(door.data, PARTS[part])
+    pid = victims.kill_one(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:
-        rendering = pool.submit(_render, DoorClient(door.url, door.api_key))
+        rendering = pool.submit(_render, StackClient(gateway.url, gateway.api_key))
         watch.wait_until_well(killed, seconds=_QUIET_SECONDS)
         render = rendering.result()
-    victims.wait_for_another(door.data, PARTS[part], pid, before, 240)
+    victims.wait_for_another(gateway.data, PARTS[part], pid, before, 240)
     return Outage(part=part, killed=killed, calls=watch.since(killed), render=render)
 
 
-def _render(client: DoorClient) -> float:
+def _render(client: StackClient) -> float:
     """Seconds until a picture is there, of a client that does not give up."""
     began = time.monotonic()
     workflow = picture(next(_colors))
@@ -137,13 +135,13 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}")
     parts = parser.parse_args().parts or list(PARTS)
     with tempfile.TemporaryDirectory(prefix="moyin-outages-") as folder:
-        comfyui = locate(Settings())
-        door = StackDoor(Path(folder), farm_env(comfyui, Path(folder)))
-        with door.living(), watching(door) as watch:
+        comfyui = find_comfyui(Settings())
+        gateway = RunningStack(Path(folder), farm_env(comfyui, Path(folder)))
+        with gateway.living(), watching(gateway) as watch:
             print("| killed | " + " | ".join(_COLUMNS) + " | a render takes |")
             print("|---" * (len(_COLUMNS) + 2) + "|", flush=True)
             for part in parts:
-                print(kill(door, watch, part).row, flush=True)
+                print(kill(gateway, watch, part).row, flush=True)
             for wrong in watch.wrong:
                 print(f"WRONG: {wrong}", file=sys.stderr)
             return 1 if watch.wrong else 0

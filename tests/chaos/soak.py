@@ -27,7 +27,7 @@ import sqlalchemy as sa
 import yaml
 from temporalio.client import Client
 
-from moyin.render.comfyui.install import ComfyUI, locate
+from moyin.render.comfyui.install import ComfyUI, find_comfyui
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.schema import artifacts, jobs
@@ -35,7 +35,7 @@ from moyin.store.sql import Database
 from tests.chaos import victims
 from tests.chaos.client import FINAL
 from tests.chaos.graphs import sleepy
-from tests.door import StackDoor, farm_env
+from tests.stack import RunningStack, farm_env
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _RECOVERY_SECONDS = 90.0
@@ -86,7 +86,7 @@ class Report:
 
 
 @asynccontextmanager
-async def farm(comfyui: ComfyUI, folder: Path, actors: int) -> AsyncIterator[StackDoor]:
+async def farm(comfyui: ComfyUI, folder: Path, actors: int) -> AsyncIterator[RunningStack]:
     """A stack with as many ComfyUIs on one logical card; nothing of it is left at the end."""
     env = farm_env(comfyui, folder)
     path = Path(env["MOYIN_SERVE_CONFIG"])
@@ -94,22 +94,22 @@ async def farm(comfyui: ComfyUI, folder: Path, actors: int) -> AsyncIterator[Sta
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
     pool["args"] |= {"actors": actors, "gpus": 1 / actors, "cpus": 0.1, "window": 16 * actors}
     path.write_text(yaml.safe_dump(config))
-    door = StackDoor(folder, env)
+    gateway = RunningStack(folder, env)
     try:
-        await asyncio.to_thread(door.run, "up")
-        yield door
+        await asyncio.to_thread(gateway.run, "up")
+        yield gateway
     finally:
-        await asyncio.to_thread(door.run, "down", check=False)
-    left = door.processes()
+        await asyncio.to_thread(gateway.run, "down", check=False)
+    left = gateway.processes()
     assert left == [], left
 
 
-async def soak(door: StackDoor, plan: Plan) -> Report:
+async def soak(gateway: RunningStack, plan: Plan) -> Report:
     """Run it; `Report.problems` says what is not as it should be."""
     report = Report(jobs=plan.jobs)
-    keys = await _keys(door, plan.owners)
-    await _all_there(door, plan.actors)
-    before, rendered = _counts(door), _renders(door)
+    keys = await _keys(gateway, plan.owners)
+    await _all_there(gateway, plan.actors)
+    before, rendered = _counts(gateway), _renders(gateway)
     dice = random.Random(plan.seed)
     graphs = [
         sleepy(round(dice.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
@@ -117,11 +117,11 @@ async def soak(door: StackDoor, plan: Plan) -> Report:
     ]
     report.slept = sum(graph["3"]["inputs"]["seconds"] for graph in graphs)
     began = time.monotonic()
-    killing = asyncio.create_task(_kill(door, plan, report))
+    killing = asyncio.create_task(_kill(gateway, plan, report))
     try:
         async with asyncio.TaskGroup() as group:
             owners = [
-                group.create_task(_owner(door, key, graphs[place :: plan.owners], plan, report))
+                group.create_task(_owner(gateway, key, graphs[place :: plan.owners], plan, report))
                 for place, key in enumerate(keys)
             ]
     finally:
@@ -129,19 +129,19 @@ async def soak(door: StackDoor, plan: Plan) -> Report:
         await asyncio.gather(killing, return_exceptions=True)
     report.seconds = time.monotonic() - began
     ids = [job_id for owner in owners for job_id in owner.result()]
-    await _recovered(door, before, report)
-    await _check_rows(door, ids, report)
-    await _check_workflows(door, ids, report)
-    report.renders = _renders(door) - rendered
+    await _recovered(gateway, before, report)
+    await _check_rows(gateway, ids, report)
+    await _check_workflows(gateway, ids, report)
+    report.renders = _renders(gateway) - rendered
     return report
 
 
 async def _owner(
-    door: StackDoor, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
+    gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
 ) -> list[str]:
     """Submit all, wait for all, fetch all results; returns the jobs' ids."""
-    async with _Caller(door.url, key, plan.patience, report) as caller:
-        ids = []
+    async with _Caller(gateway.url, key, plan.patience, report) as caller:
+        ids: list[str] = []
         for graph in graphs:
             body = {"kind": "render", "workflow": graph}
             ids.append((await caller.post("/jobs", body, f"soak-{len(ids)}"))["id"])
@@ -169,7 +169,7 @@ async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> No
         report.problems.append(f"no single result: {json.dumps(told)}")
         return
     [artifact] = job["artifacts"]
-    if not (await caller.bytes(artifact["url"])).startswith(PNG):
+    if not (await caller.content(artifact["url"])).startswith(PNG):
         report.problems.append(f"not a picture: {artifact}")
 
 
@@ -196,9 +196,9 @@ class _Caller:
         return json.loads(await self._call("POST", path, json=body, headers=headers))
 
     async def get(self, path: str) -> Any:
-        return json.loads(await self.bytes(path))
+        return json.loads(await self.content(path))
 
-    async def bytes(self, path: str) -> bytes:
+    async def content(self, path: str) -> bytes:
         return await self._call("GET", path)
 
     async def _call(self, method: str, path: str, **options: Any) -> bytes:
@@ -218,12 +218,12 @@ class _Caller:
             await asyncio.sleep(0.5)
 
 
-async def _kill(door: StackDoor, plan: Plan, report: Report) -> None:
+async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
     dice = random.Random(plan.seed)
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
     for name in (name for _ in rounds for name in victims.KILLS):
         await asyncio.sleep(plan.every)
-        found = await asyncio.to_thread(victims.processes, door.data, victims.KILLS[name])
+        found = await asyncio.to_thread(victims.processes, gateway.data, victims.KILLS[name])
         if not found:
             continue  # not back yet from its last death
         victim = dice.choice(found)
@@ -234,41 +234,43 @@ async def _kill(door: StackDoor, plan: Plan, report: Report) -> None:
         report.kills[name] += 1
 
 
-def _counts(door: StackDoor) -> dict[str, int]:
+def _counts(gateway: RunningStack) -> dict[str, int]:
     return {
-        name: len(victims.processes(door.data, matches)) for name, matches in victims.KILLS.items()
+        name: len(victims.processes(gateway.data, matches))
+        for name, matches in victims.KILLS.items()
     }
 
 
-async def _all_there(door: StackDoor, actors: int) -> None:
+async def _all_there(gateway: RunningStack, actors: int) -> None:
     deadline = time.monotonic() + _RECOVERY_SECONDS * 2
-    while (found := (await asyncio.to_thread(_counts, door))["ComfyUI"]) != actors:
+    while (found := (await asyncio.to_thread(_counts, gateway))["ComfyUI"]) != actors:
         assert time.monotonic() < deadline, f"{found} ComfyUIs"
         await asyncio.sleep(0.5)
 
 
-async def _recovered(door: StackDoor, before: dict[str, int], report: Report) -> None:
+async def _recovered(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
     """As many of everything as there were."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
-    while (now := await asyncio.to_thread(_counts, door)) != before:
+    while (now := await asyncio.to_thread(_counts, gateway)) != before:
         if time.monotonic() > deadline:
             report.problems.append(f"processes: {before} before, {now} after")
             return
         await asyncio.sleep(0.5)
 
 
-async def _check_rows(door: StackDoor, ids: list[str], report: Report) -> None:
+async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> None:
     """One result and one artifact of each job in the database, all of them different pictures."""
-    database = Database(door.settings.sql_url)
+    database = Database(gateway.settings.sql_url)
     try:
         async with database.reading() as connection:
             results = (await connection.execute(sa.select(jobs.c.id, jobs.c.results))).all()
-            owned = (
+            rows = (
                 await connection.execute(sa.select(artifacts.c.job_id, artifacts.c.sha256))
             ).all()
+            owned = [tuple(row) for row in rows]
     finally:
         await database.close()
-    steps = {job_id: len(found) for job_id, found in results}
+    steps = {job_id: len(found) for job_id, found in map(tuple, results)}
     files = Counter(job_id for job_id, _ in owned)
     for job_id in ids:
         if steps.get(job_id) != 1 or files[job_id] != 1:
@@ -278,9 +280,9 @@ async def _check_rows(door: StackDoor, ids: list[str], report: Report) -> None:
         report.problems.append(f"{len(set(ids))} jobs, {len(pictures)} different pictures")
 
 
-async def _check_workflows(door: StackDoor, ids: list[str], report: Report) -> None:
+async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report) -> None:
     """Of each job one workflow, in which one render step was completed."""
-    settings = door.settings
+    settings = gateway.settings
     client = await Client.connect(settings.temporal_address, namespace=settings.temporal_namespace)
     for job_id in ids:
         completed = tries = 0
@@ -297,18 +299,18 @@ async def _check_workflows(door: StackDoor, ids: list[str], report: Report) -> N
         report.problems.append("a job had more than one workflow")
 
 
-def _renders(door: StackDoor) -> int:
+def _renders(gateway: RunningStack) -> int:
     """Prompts that ComfyUIs have said to be through with, but for those that they start with."""
     texts = [
         path.read_text(errors="replace")
-        for path in (door.data / "comfyui" / "run").glob("*/comfyui.log*")
+        for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")
     ]
     done = sum(text.count("Prompt executed in") for text in texts)
     return done - sum(text.count("To see the GUI go to") for text in texts)
 
 
-async def _keys(door: StackDoor, count: int) -> list[str]:
-    database = Database(door.settings.sql_url)
+async def _keys(gateway: RunningStack, count: int) -> list[str]:
+    database = Database(gateway.settings.sql_url)
     try:
         keys = KeyStore(database)
         return [(await keys.create(f"soak-{number}", "soak"))[1] for number in range(count)]
@@ -318,8 +320,8 @@ async def _keys(door: StackDoor, count: int) -> list[str]:
 
 async def _main(plan: Plan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-soak-") as folder:
-        async with farm(locate(Settings()), Path(folder), plan.actors) as door:
-            report = await soak(door, plan)
+        async with farm(find_comfyui(Settings()), Path(folder), plan.actors) as gateway:
+            report = await soak(gateway, plan)
     print(report.sentence)
     print("\n".join(report.problems) or "nothing lost, nothing twice, nothing left over")
     return 1 if report.problems else 0

@@ -7,7 +7,7 @@ import itertools
 import signal
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import yaml
 
 from tests.chaos import victims
 from tests.chaos.graphs import picture
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
+from tests.waiting import eventually
 
 ROUNDS, QUIET, HANGING = 5, 0.8, 0.8
 LEAK_LIMIT_MIB = 700
@@ -36,9 +37,9 @@ REPLICAS = {"models": "Models", "accounts": "Accounts", "render": "RenderPool"}
 
 @pytest.mark.parametrize("victim", REPLICAS)
 async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
-    victim: str, door: StackDoor, measured: Measured
+    victim: str, gateway: RunningStack, measured: Measured
 ) -> None:
-    async with _client(door) as client:
+    async with _client(gateway) as client:
         uses = {
             "models": lambda: _ask(client),
             "accounts": lambda: _get(client, KEYS),
@@ -48,7 +49,7 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
         await asyncio.gather(*(_until_well(use) for use in uses.values()))
         others = {name: use for name, use in uses.items() if name != victim}
         windows = Windows()
-        meanwhile = _hang_and_kill(door, REPLICAS[victim], uses[victim], windows)
+        meanwhile = _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows)
         used = await _under_load(others, meanwhile)
     for name in others:
         found = windows.sort(used[name])
@@ -56,18 +57,18 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
         measured(f"{victim} hung, then killed: {name} {_told(found)}; no failure")
 
 
-async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
-    door: StackDoor, tmp_path: Path, measured: Measured
+async def test_a_memory_leak_in_accounts_restarts_only_accounts(
+    gateway: RunningStack, tmp_path: Path, measured: Measured
 ) -> None:
     leaky = tmp_path / "leaky.yaml"
-    config = yaml.safe_load(Path(door.env["MOYIN_SERVE_CONFIG"]).read_text())
+    config = yaml.safe_load(Path(gateway.env["MOYIN_SERVE_CONFIG"]).read_text())
     [accounts] = [app for app in config["applications"] if app["name"] == "accounts"]
     accounts["import_path"] = "tests.chaos.leaky:build"
     [deployment] = accounts["deployments"]
     limit = {"MOYIN_REPLICA_MEMORY_MIB": str(LEAK_LIMIT_MIB)}
     deployment["ray_actor_options"]["runtime_env"] = {"env_vars": limit}
     leaky.write_text(yaml.safe_dump(config))
-    async with _client(door) as client:
+    async with _client(gateway) as client:
         others = {
             "models": lambda: _ask(client),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
@@ -75,15 +76,15 @@ async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
         }
         await asyncio.gather(*(_until_well(use) for use in others.values()))
         bystanders = set(REPLICAS.values()) - {"Accounts"}
-        before, sound = _pids(door, bystanders), _pids(door, {"Accounts"})
-        await asyncio.to_thread(door.run, "deploy", "--config", str(leaky))
+        before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
+        await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
-            await asyncio.wait_for(_until_gone(door, sound), 60)
-            used = await _under_load(others, _leak(client, door))
+            await eventually(lambda: not sound & _pids(gateway, {"Accounts"}), 60)
+            used = await _under_load(others, _leak(client, gateway))
         finally:
-            await asyncio.to_thread(door.run, "deploy")
+            await asyncio.to_thread(gateway.run, "deploy")
         await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 60)
-        assert _pids(door, bystanders) == before
+        assert _pids(gateway, bystanders) == before
     uses = {name: len(found) for name, found in used.items()}
     assert all(uses.values())
     measured(
@@ -92,10 +93,10 @@ async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
     )
 
 
-async def _leak(client: aiohttp.ClientSession, door: StackDoor) -> None:
+async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
     """Ask accounts, which keeps memory at every answer, until its replica has ended over it."""
     await _until_well(lambda: _get(client, KEYS))
-    [process] = victims.processes(door.data, victims.replica("Accounts"))
+    [process] = victims.processes(gateway.data, victims.replica("Accounts"))
     largest = 0
     with suppress(psutil.NoSuchProcess):
         async with asyncio.timeout(90):
@@ -105,27 +106,22 @@ async def _leak(client: aiohttp.ClientSession, door: StackDoor) -> None:
                     await _get(client, KEYS)
     assert largest > 0.8 * LEAK_LIMIT_MIB * 2**20
     await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 90)
-    assert process.pid not in _pids(door, {"Accounts"})
+    assert process.pid not in _pids(gateway, {"Accounts"})
 
 
-async def _until_gone(door: StackDoor, pids: set[int]) -> None:
-    while True:
-        if not pids & _pids(door, {"Accounts"}):
-            return
-        await asyncio.sleep(0.2)
-
-
-def _pids(door: StackDoor, deployments: Iterable[str]) -> set[int]:
+def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
     return {
         process.pid
         for name in deployments
-        for process in victims.processes(door.data, victims.replica(name))
+        for process in victims.processes(gateway.data, victims.replica(name))
     }
 
 
 class Windows:
-    """Spans of time by what was the matter in them, in turns: so the machine's own moods and
-    those of other work on it are the same in all of them."""
+    """Spans of time by what was wrong in them, in turns.
+
+    The turns spread other work on the machine evenly over all kinds of spans.
+    """
 
     def __init__(self) -> None:
         self._spans: list[tuple[str, float, float]] = []
@@ -147,10 +143,12 @@ class Windows:
 
 
 async def _under_load(
-    uses: dict[str, Callable[[], Awaitable[None]]], meanwhile: Awaitable[None]
+    uses: Mapping[str, Callable[[], Awaitable[None]]], meanwhile: Awaitable[None]
 ) -> dict[str, list[tuple[float, float]]]:
-    """When every use began and how long it took, for as long as ``meanwhile`` takes. All must
-    succeed."""
+    """Return when every use began and how long it took, while ``meanwhile`` runs.
+
+    All uses must succeed.
+    """
     over = asyncio.Event()
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in uses}
 
@@ -169,10 +167,10 @@ async def _under_load(
 
 
 async def _hang_and_kill(
-    door: StackDoor, deployment: str, use: Callable[[], Awaitable[None]], windows: Windows
+    gateway: RunningStack, deployment: str, use: Callable[[], Awaitable[None]], windows: Windows
 ) -> None:
     """Returns when it can be used again."""
-    [process] = victims.processes(door.data, victims.replica(deployment))
+    [process] = victims.processes(gateway.data, victims.replica(deployment))
     try:
         for _ in range(ROUNDS):
             await windows.spend("quiet", asyncio.sleep(QUIET))
@@ -218,17 +216,20 @@ async def _render(client: aiohttp.ClientSession) -> None:
 
 
 @asynccontextmanager
-async def _client(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as client:
+async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
         yield client
     # A connection that was cut needs a moment of the loop to be closed.
     await asyncio.sleep(0.1)
 
 
 def _told(found: dict[str, list[list[float]]]) -> str:
-    """The ratios are medians over the rounds, each beside the quiet moment before it; that of the
-    one time that it is dead is beside them all."""
+    """Return the sentence that compares times under faults with quiet times.
+
+    A ratio is the median over the rounds, each compared with the quiet span before it. The one
+    span in which the service is dead is compared with all of them.
+    """
     quiet = [_p99(took) for took in found["quiet"]]
     before = statistics.median(quiet)
     hanging = statistics.median(_p99(w) / q for w, q in zip(found["hanging"], quiet, strict=False))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.chaos import victims
-from tests.chaos.client import FINAL, DoorClient
+from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.door import Measured
+from tests.stack import Measured
 
 _colors = itertools.count(0x102030, 0x010101)
 SLEEP = 6.0
@@ -20,33 +19,33 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
-def client(door: Any) -> Iterator[DoorClient]:
+def client(gateway: Any) -> StackClient:
     """A client of a farm that works: every test leaves it as it found it."""
-    client = DoorClient(door.url, door.api_key)
+    client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 120)["status"] == "succeeded"
-    yield client
+    return client
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", victims.KILLS)
 def test_a_running_job_survives_the_death_of(
     name: str,
-    door: Any,
-    client: DoorClient,
+    gateway: Any,
+    client: StackClient,
     measured: Measured,
 ) -> None:
     matches = victims.KILLS[name]
-    before = len(victims.processes(door.data, matches))
+    before = len(victims.processes(gateway.data, matches))
     assert before >= 1
-    comfyuis = len(victims.processes(door.data, victims.comfyui))
+    comfyuis = len(victims.processes(gateway.data, victims.comfyui))
     job_id = client.submit({"kind": "render", "workflow": sleepy(SLEEP, next(_colors))})
     client.wait_until(
         job_id,
         lambda job: job["status"] == "running" and job["progress"]["value"] > 0,
         60,
     )
-    killed = victims.kill_one(door.data, matches)
+    killed = victims.kill_one(gateway.data, matches)
     at = time.monotonic()
 
     job = client.wait(job_id, FINAL, 120)
@@ -55,8 +54,8 @@ def test_a_running_job_survives_the_death_of(
     [artifact] = job["artifacts"]
     assert client.artifact(artifact["url"]).startswith(PNG)
 
-    back = victims.wait_for_another(door.data, matches, killed, before, 60)
-    assert len(victims.processes(door.data, victims.comfyui)) == comfyuis
+    back = victims.wait_for_another(gateway.data, matches, killed, before, 60)
+    assert len(victims.processes(gateway.data, victims.comfyui)) == comfyuis
     measured(
         f"kill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more"
     )

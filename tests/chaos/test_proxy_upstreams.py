@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 import psutil
 
-from tests.door import ROOT, Measured
-from tests.integration.proxy_fixtures import ProxyDoor, proxy_door
+from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.servers import free_port
+from tests.stack import ROOT, Measured
 
 CLIENTS = 16
 SECONDS = 2.0
@@ -28,11 +28,11 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
         "upstreams": [f"http://127.0.0.1:{port}" for port in ports],
         "retries": 2,
     }
-    async with _processes(ports) as processes, proxy_door(route) as door:
+    async with _processes(ports) as processes, proxy_serving(route) as proxy_server:
         seen: Counter[tuple[str, int]] = Counter()
         over = asyncio.Event()
         load = [
-            asyncio.create_task(_load(door, method, seen, over))
+            asyncio.create_task(_load(proxy_server, method, seen, over))
             for method in ("GET", "POST")
             for _ in range(CLIENTS)
         ]
@@ -61,11 +61,11 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
 
 
 async def _load(
-    door: ProxyDoor, method: str, seen: Counter[tuple[str, int]], over: asyncio.Event
+    proxy_server: ProxyServer, method: str, seen: Counter[tuple[str, int]], over: asyncio.Event
 ) -> None:
     while not over.is_set():
         try:
-            async with door.client.request(
+            async with proxy_server.client.request(
                 method, "/assets/x", data=b"x" if method == "POST" else None
             ) as response:
                 await response.read()
@@ -96,7 +96,7 @@ async def _processes(ports: list[int]) -> AsyncIterator[list[asyncio.subprocess.
 
 async def _start(port: int) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.integration.proxy_upstream", str(port),
+        sys.executable, "-m", "tests.integration.proxy.upstream", str(port),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from tests.chaos import victims
-from tests.chaos.client import FINAL, DoorClient
+from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import hungry, picture, sleepy
 from tests.chaos.outages import kill, watching
 from tests.chaos.watch import Watch
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 _colors = itertools.count(0x224466, 0x010101)
 # `python -m tests.chaos.outages` kills every part, which takes a quarter of an hour.
@@ -27,37 +27,37 @@ _KILLED = ["gcs_server", "raylet"]
 
 
 @pytest.fixture
-def watch(door: StackDoor) -> Iterator[Watch]:
+def watch(gateway: RunningStack) -> Iterator[Watch]:
     """Clients at work for as long as the test takes, who judge every answer."""
-    with watching(door) as watch:
+    with watching(gateway) as watch:
         yield watch
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("part", _KILLED)
 def test_no_answer_misleads_while_it_restarts(
-    part: str, door: StackDoor, watch: Watch, measured: Measured
+    part: str, gateway: RunningStack, watch: Watch, measured: Measured
 ) -> None:
-    before = _restarts(door)
-    outage = kill(door, watch, part)
+    before = _restarts(gateway)
+    outage = kill(gateway, watch, part)
     measured(outage.row)
     assert watch.wrong == []
-    assert _restarts(door) == before + 1
+    assert _restarts(gateway) == before + 1
 
 
 @pytest.mark.timeout(400)
-def test_serve_shutdown_leaves_no_misleading_answer(door: StackDoor, watch: Watch) -> None:
-    door.serve("shutdown", "-y")
+def test_serve_shutdown_leaves_no_misleading_answer(gateway: RunningStack, watch: Watch) -> None:
+    gateway.serve("shutdown", "-y")
     watch.wait_until_away(time.monotonic())
-    door.run("deploy")
+    gateway.run("deploy")
     watch.wait_until_well(time.monotonic())
     assert watch.wrong == []
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", ["down", "crash"])
-def test_a_three_step_job_goes_on_at_step_three(door: StackDoor, how: str) -> None:
-    client = DoorClient(door.url, door.api_key)
+def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str) -> None:
+    client = StackClient(gateway.url, gateway.api_key)
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
         {"kind": "render", "workflow": picture(next(_colors))},
@@ -73,50 +73,52 @@ def test_a_three_step_job_goes_on_at_step_three(door: StackDoor, how: str) -> No
     assert len(first_two) == 2
 
     if how == "down":
-        door.run("down")
-        assert victims.processes(door.data, lambda line: True) == []
+        gateway.run("down")
+        assert victims.processes(gateway.data, lambda line: True) == []
     else:
-        door.kill_supervisor()
-    door.run("up")
+        gateway.kill_supervisor()
+    gateway.run("up")
 
     job = client.wait(job_id, FINAL, 120)
     assert (job["status"], job["error"]) == ("succeeded", None)
     # The checkpoints of steps one and two are the ones from before: they ran once.
     assert job["artifacts"][:2] == first_two
     assert len(job["artifacts"]) == 3
-    ran = door.activities(job_id, "render_step")
+    ran = gateway.activities(job_id, "render_step")
     assert [ran.count(index) for index in (0, 1)] == [1, 1]
 
 
 @pytest.mark.timeout(400)
-def test_a_pool_changes_by_serve_deploy(door: StackDoor, measured: Measured) -> None:
-    client = DoorClient(door.url, door.api_key)
+def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measured) -> None:
+    client = StackClient(gateway.url, gateway.api_key)
     try:
-        old = _under_load_and_no_job_fails(door, client, measured)
+        old = _under_load_and_no_job_fails(gateway, client, measured)
         _what_lacks_memory_goes_to_the_larger_pool(client)
-        new = {p.pid: p.cmdline() for p in victims.processes(door.data, victims.comfyui)}
+        new = {p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)}
         assert len(new) == 2 and old not in new
         [changed] = [pid for pid, line in new.items() if "--cache-lru" in line]
     finally:
-        door.run("deploy")
-    victims.wait_for_another(door.data, victims.comfyui, changed, 1, 60)
+        gateway.run("deploy")
+    victims.wait_for_another(gateway.data, victims.comfyui, changed, 1, 60)
     _rendered(client, picture(next(_colors)))
 
 
-def _under_load_and_no_job_fails(door: StackDoor, client: DoorClient, measured: Measured) -> int:
+def _under_load_and_no_job_fails(
+    gateway: RunningStack, client: StackClient, measured: Measured
+) -> int:
     """Another share, other flags, and a second pool, while more comes than can be rendered.
 
     What runs goes on where it is, also when it takes longer than the pool may take to end.
     Returns the pid of the ComfyUI that was there before.
     """
     _rendered(client, picture(next(_colors)))
-    [old] = victims.processes(door.data, victims.comfyui)
+    [old] = victims.processes(gateway.data, victims.comfyui)
     started = Path(f"/proc/{old.pid}/stat").read_text().rpartition(")")[2].split()[19]
     jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
     client.wait(jobs[0], {"running"}, 60)
-    door.serve_deploy(_changed(yaml.safe_load(door.layout.serve_config.read_text())))
+    gateway.serve_deploy(_changed(yaml.safe_load(gateway.layout.serve_config.read_text())))
     began = time.monotonic()
-    while old in victims.processes(door.data, victims.comfyui):
+    while old in victims.processes(gateway.data, victims.comfyui):
         jobs.append(_submit(client, sleepy(0.3, next(_colors))))
         time.sleep(0.3)
     measured(f"pool changed: the old one gone {time.monotonic() - began:.1f} s later")
@@ -126,7 +128,7 @@ def _under_load_and_no_job_fails(door: StackDoor, client: DoorClient, measured: 
     assert [(job["status"], job["error"]) for job in ended] == [("succeeded", None)] * len(ended)
     assert [len(job["artifacts"]) for job in ended] == [0, *[1] * (len(ended) - 1)]
     assert _text(ended[0]) == started
-    tries = Counter(door.tries(job_id, "render_step") for job_id in jobs)
+    tries = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
     measured(f"begun so often: {dict(tries)}")
     return old.pid
 
@@ -142,7 +144,7 @@ def _changed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _what_lacks_memory_goes_to_the_larger_pool(client: DoorClient) -> None:
+def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
     """Tried twice, then elsewhere, and what has the same models goes there at once."""
     first = _rendered(client, hungry(0.5, "big.safetensors"))
     again = _rendered(client, hungry(0.55, "big.safetensors"))
@@ -154,15 +156,15 @@ def _what_lacks_memory_goes_to_the_larger_pool(client: DoorClient) -> None:
     assert _text(tried) == "3"
 
 
-def _restarts(door: StackDoor) -> int:
+def _restarts(gateway: RunningStack) -> int:
     """How often the supervisor, which says that all is ready, has started Ray again."""
-    state = json.loads(door.run("status", "--json").stdout)
+    state = json.loads(gateway.run("status", "--json").stdout)
     assert state["phase"] == "ready"
     restarts: int = state["parts"]["ray"]["restarts"]
     return restarts
 
 
-def _submit(client: DoorClient, graph: dict[str, Any]) -> str:
+def _submit(client: StackClient, graph: dict[str, Any]) -> str:
     return client.submit({"kind": "render", "workflow": graph})
 
 
@@ -171,7 +173,7 @@ def _text(job: dict[str, Any]) -> str:
     return str(text)
 
 
-def _rendered(client: DoorClient, graph: dict[str, Any]) -> dict[str, Any]:
+def _rendered(client: StackClient, graph: dict[str, Any]) -> dict[str, Any]:
     job = client.wait(_submit(client, graph), FINAL, 120)
     assert (job["status"], job["error"]) == ("succeeded", None)
     return job

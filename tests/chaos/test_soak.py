@@ -6,16 +6,14 @@ import pytest
 
 from tests.chaos.soak import Plan, soak
 from tests.chaos.victims import KILLS
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 PLAN = Plan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), patience=240)
 
 
 @pytest.mark.timeout(400)
-async def test_of_many_jobs_none_is_lost_and_none_done_twice(
-    door: StackDoor, measured: Measured
-) -> None:
-    report = await soak(door, PLAN)
+async def test_no_job_is_lost_or_executed_twice(gateway: RunningStack, measured: Measured) -> None:
+    report = await soak(gateway, PLAN)
     measured(report.sentence)
     assert report.problems == []
     assert report.kills.keys() == KILLS.keys(), "one of each at least"

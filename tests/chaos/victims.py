@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 
-from moyin.system.processes import find
+from moyin.system.processes import find_processes
 from tests.processes import confines, with_lines
 
 
 def processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
     """Processes of the stack over ``data`` whose command line matches."""
-    return [process for process, line in with_lines(find(str(data))) if matches(line)]
+    return [process for process, line in with_lines(find_processes(str(data))) if matches(line)]
 
 
 def comfyui(line: str) -> bool:

@@ -17,8 +17,6 @@ import grpc
 
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 
-__all__ = ["SERVICES", "Call", "Probe", "Watch", "judge", "probes"]
-
 SERVICES = frozenset({"gateway", "models", "accounts", "gRPC"})
 _PAUSE_SECONDS = 0.1
 # A call that is held while a replica starts is no outage of its own.

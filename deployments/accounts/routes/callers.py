@@ -1,4 +1,4 @@
-"""Reads the caller of a request, for the routes."""
+"""Reads the authenticated caller of a request for the routes of the accounts app."""
 
 from __future__ import annotations
 
@@ -6,62 +6,62 @@ from starlette.requests import Request
 
 from moyin.access.accounts.caller import Caller
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
 
-__all__ = ["NO_STORE", "Callers"]
-
-# Headers of responses that contain a secret, which no cache may store.
-NO_STORE = {"cache-control": "no-store"}
+# Responses that contain a secret have these headers, so that no cache stores them.
+NO_STORE_HEADERS = {"cache-control": "no-store"}
 
 
-class Callers:
-    """Reads the caller and the client address of requests."""
+class CallerResolver:
+    """Determines who sent a request, with which credential, and from which address."""
 
     def __init__(self, proxies: TrustedProxies) -> None:
         self._proxies = proxies
 
-    def address(self, request: Request) -> str:
-        """Return the client's address; empty if it is unknown."""
-        return self._proxies.client(request.scope)
+    def client_address(self, request: Request) -> str:
+        """Return the client's IP address, or an empty string if it is unknown."""
+        return self._proxies.get_client_address(request.scope)
 
-    def of(self, request: Request) -> Caller:
-        """Return the caller.
+    def resolve_caller(self, request: Request) -> Caller:
+        """Return the caller whom the gatekeeper has authenticated.
 
         Raises:
-            MissingKey: the request has no credential, on a public path.
+            MissingKey: the request has no credential, which the gatekeeper permits on public paths.
         """
         request_context = context(request.scope)
         if request_context.identity is None:
-            raise MissingKey("this needs an API key or an access token")
+            raise MissingKey(
+                "this route needs an API key or an access token: send one as a Bearer token"
+            )
         return Caller(
             identity=request_context.identity,
             request_id=request_context.request_id,
-            address=self.address(request),
+            address=self.client_address(request),
         )
 
-    def user(self, request: Request) -> str:
-        """Return the id of the calling user, a person or a service account.
+    def require_user(self, request: Request) -> str:
+        """Return the id of the calling user, who is a person or a service account.
 
         Raises:
-            InsufficientScope: the caller uses a key of the tenant, which has no user.
+            InsufficientScope: the caller's API key belongs to the tenant and not to a user.
         """
-        user = self.of(request).identity.user
+        user = self.resolve_caller(request).identity.user
         if user is None:
             raise InsufficientScope(
-                "this needs a user: sign in, or use an API key that belongs to a user"
+                "this route needs a user: sign in, or use an API key that belongs to a user"
             )
         return user
 
-    def person(self, request: Request) -> tuple[str, str]:
-        """Return the ids of the signed-in user and of the session.
+    def require_session(self, request: Request) -> tuple[str, str]:
+        """Return the id of the signed-in user and the id of the user's session.
 
         Raises:
-            InsufficientScope: the caller uses an API key.
+            InsufficientScope: the caller uses an API key, not the access token of a session.
         """
-        user, identity = self.user(request), self.of(request).identity
+        user, identity = self.require_user(request), self.resolve_caller(request).identity
         if not identity.is_session:
             raise InsufficientScope(
-                "this needs the access token of a signed-in user, not an API key"
+                "this route needs the access token of a signed-in user, not an API key"
             )
         return user, identity.key_id

@@ -1,4 +1,4 @@
-"""Defines the routes of organisations, their members and service accounts, and of the audit log."""
+"""Defines the routes of organisations, their users, and the audit log."""
 
 from __future__ import annotations
 
@@ -6,112 +6,132 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from deployments.accounts.routes.callers import NO_STORE, Callers
+from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
 from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import audit_entry, organisation_body, user_body
-
-__all__ = ["organisation_routes"]
+from moyin.access.protocol.response import build_audit_entry, build_organisation, build_user
 
 
-def organisation_routes(organisations: OrganisationService, callers: Callers) -> APIRouter:
-    """Return the routes for administrators."""
+def organisation_routes(organisations: OrganisationService, callers: CallerResolver) -> APIRouter:
+    """Return the routes by which administrators and operators manage organisations."""
     router = APIRouter(tags=["organisations"])
 
-    @router.post("/organisations", status_code=201)
-    async def create(body: wire.NewOrganisation, request: Request) -> wire.OrganisationBody:
-        """Create an organisation; for operators."""
-        return organisation_body(
-            await organisations.create_organisation(callers.of(request), body.name)
+    @router.post("/organisations", status_code=201, name="create")
+    async def create_organisation(
+        body: wire.NewOrganisation, request: Request
+    ) -> wire.OrganisationBody:
+        """Create an organisation. Only operators may do so."""
+        return build_organisation(
+            await organisations.create_organisation(callers.resolve_caller(request), body.name)
         )
 
-    @router.get("/organisations")
-    async def page(request: Request) -> wire.OrganisationList:
-        """List your organisation; for operators, all of them."""
-        listed = await organisations.list_organisations(callers.of(request))
-        return wire.OrganisationList(organisations=[organisation_body(o) for o in listed])
+    @router.get("/organisations", name="page")
+    async def list_organisations(request: Request) -> wire.OrganisationList:
+        """List your organisation. Operators get all organisations."""
+        listed = await organisations.list_organisations(callers.resolve_caller(request))
+        return wire.OrganisationList(organisations=[build_organisation(o) for o in listed])
 
-    @router.get("/organisations/{organisation}")
-    async def show(organisation: str, request: Request) -> wire.OrganisationBody:
-        """Return one organisation."""
-        return organisation_body(
-            await organisations.get_organisation(callers.of(request), organisation)
+    @router.get("/organisations/{organisation}", name="show")
+    async def get_organisation(organisation: str, request: Request) -> wire.OrganisationBody:
+        """Return an organisation."""
+        return build_organisation(
+            await organisations.get_organisation(callers.resolve_caller(request), organisation)
         )
 
-    @router.get("/organisations/{organisation}/members")
-    async def members(organisation: str, request: Request) -> wire.MemberList:
+    @router.get("/organisations/{organisation}/members", name="members")
+    async def list_members(organisation: str, request: Request) -> wire.MemberList:
         """List the members and service accounts of an organisation."""
-        users = await organisations.list_members(callers.of(request), organisation)
-        return wire.MemberList(members=[user_body(user) for user in users])
+        users = await organisations.list_members(callers.resolve_caller(request), organisation)
+        return wire.MemberList(members=[build_user(user) for user in users])
 
-    @router.post("/organisations/{organisation}/members", status_code=201)
-    async def add(
+    @router.post("/organisations/{organisation}/members", status_code=201, name="add")
+    async def add_member(
         organisation: str, body: wire.NewMember, request: Request, response: Response
     ) -> wire.InvitedMember:
-        """Add a member and mail an invitation, which sets the first password."""
-        response.headers.update(NO_STORE)
+        """Add a member and mail an invitation, whose token sets the member's first password."""
+        response.headers.update(NO_STORE_HEADERS)
         user, invitation = await organisations.add_member(
-            callers.of(request), organisation, email=body.email, name=body.name, role=body.role
+            callers.resolve_caller(request),
+            organisation,
+            email=body.email,
+            name=body.name,
+            role=body.role,
         )
-        return wire.InvitedMember(**user_body(user).model_dump(), invitation=invitation)
+        return wire.InvitedMember(**build_user(user).model_dump(), invitation=invitation)
 
-    @router.post("/organisations/{organisation}/members/{user}/invitation", status_code=201)
-    async def invite(
+    @router.post(
+        "/organisations/{organisation}/members/{user}/invitation", status_code=201, name="invite"
+    )
+    async def invite_member(
         organisation: str, user: str, request: Request, response: Response
     ) -> wire.InvitedMember:
-        """Mail a member another invitation. Earlier ones become invalid."""
-        response.headers.update(NO_STORE)
-        member, invitation = await organisations.invite(callers.of(request), organisation, user)
-        return wire.InvitedMember(**user_body(member).model_dump(), invitation=invitation)
+        """Mail a member a new invitation. Earlier invitations become invalid."""
+        response.headers.update(NO_STORE_HEADERS)
+        member, invitation = await organisations.invite_member(
+            callers.resolve_caller(request), organisation, user
+        )
+        return wire.InvitedMember(**build_user(member).model_dump(), invitation=invitation)
 
-    @router.post("/organisations/{organisation}/service-accounts", status_code=201)
-    async def add_service(
+    @router.post(
+        "/organisations/{organisation}/service-accounts", status_code=201, name="add_service"
+    )
+    async def add_service_account(
         organisation: str, body: wire.NewServiceAccount, request: Request
     ) -> wire.UserBody:
         """Add a service account. Create its key with `POST /keys`."""
-        return user_body(
+        return build_user(
             await organisations.add_service_account(
-                callers.of(request), organisation, body.name, body.role
+                callers.resolve_caller(request), organisation, body.name, body.role
             )
         )
 
-    @router.patch("/organisations/{organisation}/members/{user}")
-    async def change(
+    @router.patch("/organisations/{organisation}/members/{user}", name="change")
+    async def change_member(
         organisation: str, user: str, body: wire.ChangeMember, request: Request
     ) -> wire.UserBody:
-        """Change a member's role, or disable the account. Either ends the member's sessions."""
-        return user_body(
+        """Change a member's role, or disable the member. Both end the member's sessions."""
+        return build_user(
             await organisations.change_member(
-                callers.of(request), organisation, user, role=body.role, disabled=body.disabled
+                callers.resolve_caller(request),
+                organisation,
+                user,
+                role=body.role,
+                disabled=body.disabled,
             )
         )
 
-    @router.get("/users")
-    async def find(
+    @router.get("/users", name="find")
+    async def find_users(
         request: Request, email: Annotated[str, Query(min_length=3, max_length=254)]
     ) -> wire.UserList:
-        """Find the user with this email; for operators."""
-        users = await organisations.find_users(callers.of(request), email)
-        return wire.UserList(users=[user_body(user) for user in users])
+        """Find the user with this email. Only operators may do so."""
+        users = await organisations.find_users(callers.resolve_caller(request), email)
+        return wire.UserList(users=[build_user(user) for user in users])
 
-    @router.get("/users/{user}")
-    async def one(user: str, request: Request) -> wire.UserBody:
-        """Return yourself or a user of your organisation; for operators, any user."""
-        return user_body(await organisations.get_user(callers.of(request), user))
+    @router.get("/users/{user}", name="one")
+    async def get_user(user: str, request: Request) -> wire.UserBody:
+        """Return a user of your organisation, or yourself. Operators may get any user."""
+        return build_user(await organisations.get_user(callers.resolve_caller(request), user))
 
-    @router.patch("/users/{user}")
-    async def disable(user: str, body: wire.ChangeUser, request: Request) -> wire.UserBody:
-        """Disable or enable a player; for operators."""
-        return user_body(await organisations.set_disabled(callers.of(request), user, body.disabled))
+    @router.patch("/users/{user}", name="disable")
+    async def set_disabled(user: str, body: wire.ChangeUser, request: Request) -> wire.UserBody:
+        """Disable or enable a player. Only operators may do so."""
+        return build_user(
+            await organisations.set_user_disabled(
+                callers.resolve_caller(request), user, body.disabled
+            )
+        )
 
-    @router.get("/audit")
-    async def audit(
+    @router.get("/audit", name="audit")
+    async def list_audit(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         before: Annotated[str | None, Query(max_length=36)] = None,
     ) -> wire.AuditPage:
-        """List audit entries, newest first. `before` is the last id of the page before."""
-        entries = await organisations.list_audit(callers.of(request), limit=limit, before=before)
-        return wire.AuditPage(entries=[audit_entry(entry) for entry in entries])
+        """List audit entries, newest first. `before` is the last id of the previous page."""
+        entries = await organisations.list_audit_entries(
+            callers.resolve_caller(request), limit=limit, before=before
+        )
+        return wire.AuditPage(entries=[build_audit_entry(entry) for entry in entries])
 
     return router

@@ -1,97 +1,139 @@
-"""Defines the routes of signing up, in and out, of passwords, and of OpenID providers."""
+"""Defines the routes of registration, sign-in and passwords, and of the caller's own account."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from deployments.accounts.routes.callers import NO_STORE, Callers
+from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
 from moyin.access.accounts.oidc import OpenIdSignIn
-from moyin.access.accounts.signin import SignIn
+from moyin.access.accounts.signin import SignInService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import session_body
+from moyin.access.protocol.response import build_identity, build_session, build_user
+from moyin.store.users import UserStore
 
-__all__ = ["sign_in_routes"]
 
-
-def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> APIRouter:
-    """Return the routes of registration, sign-in and passwords."""
+def sign_in_routes(
+    sign_in: SignInService, open_id: OpenIdSignIn, callers: CallerResolver
+) -> APIRouter:
+    """Return the routes that register users, sign them in and out, and set their passwords."""
     router = APIRouter(tags=["sign-in"])
 
     @router.post("/register", status_code=201)
     async def register(
         body: wire.Register, request: Request, response: Response
     ) -> wire.SessionBody:
-        """Register as a player."""
-        response.headers.update(NO_STORE)
-        address = callers.address(request)
-        return session_body(await sign_in.register(body.email, body.password, body.name, address))
+        """Register as a player, and sign in."""
+        response.headers.update(NO_STORE_HEADERS)
+        address = callers.client_address(request)
+        return build_session(await sign_in.register(body.email, body.password, body.name, address))
 
     @router.post("/login")
     async def login(body: wire.Login, request: Request, response: Response) -> wire.SessionBody:
-        """Sign in with email and password."""
-        response.headers.update(NO_STORE)
-        address = callers.address(request)
-        return session_body(
+        """Sign in with an email and a password."""
+        response.headers.update(NO_STORE_HEADERS)
+        address = callers.client_address(request)
+        return build_session(
             await sign_in.sign_in(body.email, body.password, address, body.device_token)
         )
 
     @router.post("/refresh")
-    async def refresh(body: wire.Refresh, response: Response) -> wire.SessionBody:
-        """Return new tokens; the refresh token in the request becomes invalid.
+    async def refresh(body: wire.RefreshSession, response: Response) -> wire.SessionBody:
+        """Return new tokens. The refresh token in the request becomes invalid.
 
-        A refresh token that is used twice ends the session.
+        The session ends if a refresh token is used twice.
         """
-        response.headers.update(NO_STORE)
-        return session_body(await sign_in.refresh(body.refresh_token))
+        response.headers.update(NO_STORE_HEADERS)
+        return build_session(await sign_in.refresh_session(body.refresh_token))
 
     @router.post("/logout", status_code=204)
     async def logout(request: Request, body: wire.Logout | None = None) -> None:
-        """Sign out. The session's tokens are refused within seconds."""
-        user, session = callers.person(request)
+        """Sign out. Within seconds, every replica rejects the session's tokens."""
+        user, session = callers.require_session(request)
         await sign_in.sign_out(user, session, everywhere=body is not None and body.everywhere)
 
-    @router.post("/password/forgot", status_code=202)
-    async def forgot(body: wire.Forgot, request: Request) -> dict[str, str]:
-        """Mail a token that sets a new password. The response is the same for unknown emails."""
-        await sign_in.request_reset(body.email, callers.address(request))
+    @router.post("/password/forgot", status_code=202, name="forgot")
+    async def request_password_reset(body: wire.ForgotPassword, request: Request) -> dict[str, str]:
+        """Mail a token that sets a new password. Unknown emails get the same response."""
+        await sign_in.request_password_reset(body.email, callers.client_address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 
-    @router.post("/password/reset")
-    async def reset(body: wire.Reset, request: Request, response: Response) -> wire.ResetDone:
-        """Set a new password by a mailed token. All sessions end."""
-        response.headers.update(NO_STORE)
-        token = await sign_in.reset_password(body.token, body.password, callers.address(request))
-        return wire.ResetDone(device_token=token)
+    @router.post("/password/reset", name="reset")
+    async def reset_password(
+        body: wire.ResetPassword, request: Request, response: Response
+    ) -> wire.PasswordResetResult:
+        """Set a new password with a mailed token. All sessions of the user end."""
+        response.headers.update(NO_STORE_HEADERS)
+        token = await sign_in.reset_password(
+            body.token, body.password, callers.client_address(request)
+        )
+        return wire.PasswordResetResult(device_token=token)
 
-    @router.post("/password", status_code=204)
-    async def change(body: wire.ChangePassword, request: Request) -> None:
+    @router.post("/password", status_code=204, name="change")
+    async def change_password(body: wire.ChangePassword, request: Request) -> None:
         """Change your password. Your other sessions end."""
-        user, session = callers.person(request)
+        user, session = callers.require_session(request)
         await sign_in.change_password(user, session, body.current_password, body.new_password)
 
-    @router.get("/oidc")
-    async def providers() -> wire.ProviderList:
-        """List the OpenID providers."""
+    @router.get("/oidc", name="providers")
+    async def list_providers() -> wire.ProviderList:
+        """List the OpenID providers through which users can sign in."""
         providers = open_id.providers.values()
         return wire.ProviderList(
             providers=[wire.ProviderBody(name=p.name, issuer=p.issuer) for p in providers]
         )
 
-    @router.post("/oidc/begin")
-    async def begin(body: wire.BeginSignIn, request: Request) -> wire.BegunSignIn:
-        """Return the URL for the browser. The redirect must carry the same `state`."""
-        url, state = await open_id.begin(body.provider, body.redirect_uri, callers.address(request))
-        return wire.BegunSignIn(authorization_url=url, state=state)
+    @router.post("/oidc/begin", name="begin")
+    async def begin_sign_in(body: wire.BeginSignIn, request: Request) -> wire.StartedSignIn:
+        """Return the provider's URL to open in a browser, and the `state` that it sends back."""
+        url, state = await open_id.begin_sign_in(
+            body.provider, body.redirect_uri, callers.client_address(request)
+        )
+        return wire.StartedSignIn(authorization_url=url, state=state)
 
-    @router.post("/oidc/finish")
-    async def finish(
+    @router.post("/oidc/finish", name="finish")
+    async def finish_sign_in(
         body: wire.FinishSignIn, request: Request, response: Response
     ) -> wire.SessionBody:
-        """Sign in with the `code` and the `state` that the provider sent back."""
-        response.headers.update(NO_STORE)
-        verified = await open_id.finish(
-            state=body.state, code=body.code, address=callers.address(request)
+        """Sign in with the `code` and the `state` that the provider sent to the redirect URI."""
+        response.headers.update(NO_STORE_HEADERS)
+        verified = await open_id.finish_sign_in(
+            state=body.state, code=body.code, address=callers.client_address(request)
         )
-        return session_body(await sign_in.sign_in_with(verified))
+        return build_session(await sign_in.sign_in_verified(verified))
+
+    return router
+
+
+def own_account_routes(
+    users: UserStore, sign_in: SignInService, callers: CallerResolver
+) -> APIRouter:
+    """Return the routes that show, change and close the caller's own account."""
+    router = APIRouter(tags=["me"])
+
+    @router.get("/whoami", name="who")
+    async def get_identity(request: Request) -> wire.WhoAmI:
+        """Return the identity and the scopes of your API key or access token."""
+        return build_identity(callers.resolve_caller(request).identity)
+
+    @router.get("/me", name="show")
+    async def get_account(request: Request) -> wire.UserBody:
+        """Return your account with its profile."""
+        return build_user(await users.get(callers.require_user(request)))
+
+    @router.patch("/me", name="change")
+    async def change_profile(body: wire.ChangeProfile, request: Request) -> wire.UserBody:
+        """Change your name or your profile."""
+        user, _ = callers.require_session(request)
+        values = body.model_dump(exclude_none=True)
+        if not values:
+            return build_user(await users.get(user))
+        identity = callers.resolve_caller(request).identity
+        return build_user(await sign_in.change_profile(identity, user, values))
+
+    @router.delete("/me", status_code=204, name="close")
+    async def close_account(request: Request) -> None:
+        """Close your account and delete your personal data. Only players can do so themselves."""
+        user, _ = callers.require_session(request)
+        await sign_in.close_account(callers.resolve_caller(request).identity, user)
 
     return router

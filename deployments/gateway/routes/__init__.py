@@ -1,1 +1,4 @@
-"""Holds the gateway's routes: they parse a request, call a wing of `moyin`, and respond."""
+"""Contains the gateway's HTTP routes, which parse requests, call `moyin`, and build responses.
+
+The ``name`` of a route keeps the OpenAPI operation id by which generated clients call the route.
+"""

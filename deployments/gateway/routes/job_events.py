@@ -1,9 +1,9 @@
-"""Serves a job's events as ``/jobs/{id}/events`` (SSE) and ``/jobs/{id}/ws`` (WebSocket)."""
+"""Defines the routes that send a job's events as server-sent events or by a WebSocket."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -12,19 +12,17 @@ from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from moyin.access.gatekeeper import context, status_of
+from moyin.access.gatekeeper import context, get_http_status
 from moyin.domain.job import JobEvent
 from moyin.errors import MoyinError
 from moyin.jobs.feed import JobFeed
 from moyin.store.jobs import JobStore
 
-__all__ = ["EventStream", "job_event_routes"]
-
 _RETRY_MS = 2_000
 
 
 def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
-    """Return the routes that follow a job."""
+    """Return the routes by which clients follow a job."""
     router = APIRouter(tags=["jobs"])
 
     @router.get(
@@ -37,17 +35,19 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         job_id: str,
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
     ) -> Response:
-        """Follow a job until its end by server-sent events. Resume with `Last-Event-ID`."""
+        """Follow a job to its end by server-sent events. `Last-Event-ID` resumes a stream."""
         job = await jobs.get(context(request.scope).owner, job_id)
         events = feed.follow(job, last or None)
         if await feed.is_complete(job, last or None):
             # Status 204 tells an EventSource not to reconnect.
             return Response(status_code=204)
-        return EventStream(_sse_frames(events))
+        return EventStreamResponse(_format_events(events))
 
     @router.websocket("/jobs/{job_id}/ws")
-    async def socket(websocket: WebSocket, job_id: str, after: str | None = None) -> None:
-        """Follow a job by JSON messages `{"id", "type", "data"}`.
+    async def follow_by_websocket(
+        websocket: WebSocket, job_id: str, after: str | None = None
+    ) -> None:
+        """Follow a job to its end by JSON messages `{"id", "type", "data"}`.
 
         The socket closes with 1000 after the last event, with 4000 + the HTTP status of an error,
         such as 4404, and with 1008 when the key or session ends.
@@ -55,15 +55,16 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         await websocket.accept()
         try:
             job = await jobs.get(context(websocket.scope).owner, job_id)
-            await _run_while_connected(websocket, _send_all(websocket, feed.follow(job, after)))
+            sending = _send_all(websocket, feed.follow(job, after))
+            await run_until_disconnect(sending, _wait_for_disconnect(websocket))
         except MoyinError as error:
-            await websocket.close(4000 + status_of(error), error.code)
+            await websocket.close(4000 + get_http_status(error), error.code)
 
     return router
 
 
-class EventStream(StreamingResponse):
-    """Streams server-sent events and closes their source when the response ends."""
+class EventStreamResponse(StreamingResponse):
+    """A response of server-sent events, which closes the source of the events at its end."""
 
     def __init__(self, frames: AsyncGenerator[str, None]) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -75,20 +76,20 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _sse_frames(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:
-    # Sent together with the first event, because every chunk costs time in each layer.
+async def _format_events(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:
+    # Sent together with the first event, because each chunk costs time in each layer.
     prefix = f"retry: {_RETRY_MS}\n\n"
     async with aclosing(feed):
         try:
             async for events in feed:
-                yield prefix + ("".join(map(_sse_frame, events)) or ": still here\n\n")
+                yield prefix + ("".join(map(_format_event, events)) or ": still here\n\n")
                 prefix = ""
         except MoyinError as error:
             data = _ascii_json({"code": error.code, "message": error.message})
             yield f"{prefix}event: error\ndata: {data}\n\n"
 
 
-def _sse_frame(event: JobEvent) -> str:
+def _format_event(event: JobEvent) -> str:
     head = f"id: {event.id}\n" if event.id else ""
     return f"{head}event: {event.type.value}\ndata: {_ascii_json(event.data)}\n\n"
 
@@ -102,13 +103,13 @@ async def _send_all(websocket: WebSocket, feed: AsyncGenerator[list[JobEvent], N
     await websocket.close(1000)
 
 
-async def _run_while_connected(websocket: WebSocket, sending: Any) -> None:
-    """Run ``sending`` until it is done or the client disconnects."""
-    tasks = [asyncio.create_task(sending), asyncio.create_task(_wait_for_disconnect(websocket))]
+async def run_until_disconnect(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run the coroutines of a WebSocket until one ends, fails, or finds the client disconnected."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            tasks[0].result()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     except WebSocketDisconnect:
         return
     finally:
@@ -118,7 +119,7 @@ async def _run_while_connected(websocket: WebSocket, sending: Any) -> None:
 
 
 async def _wait_for_disconnect(websocket: WebSocket) -> None:
-    """Discard the client's messages until it disconnects."""
+    """Discard the messages of the client until the client disconnects."""
     while (await websocket.receive())["type"] != "websocket.disconnect":
         continue
 

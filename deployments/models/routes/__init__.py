@@ -1,1 +1,1 @@
-"""Routes of the models app: parse, call, render."""
+"""Contains the HTTP routes of the models app, by subject."""

@@ -1,4 +1,4 @@
-"""Serves ``POST /v1/messages/count_tokens``, which counts the tokens of a prompt free of charge."""
+"""Serves ``POST /v1/messages/count_tokens``, which counts the tokens of a prompt without a cost."""
 
 from __future__ import annotations
 
@@ -17,20 +17,17 @@ from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.compiled_route import RouteTarget
 from moyin.text.routing.router import Router
 
-__all__ = ["count_routes"]
-
 _PATH = "/messages/count_tokens"
 _TIMEOUT_SECONDS = 10.0
 
 
-def count_routes(text_router: Router) -> APIRouter:
-    """Return the route that counts tokens."""
+def new_count_tokens_routes(text_router: Router) -> APIRouter:
+    """Return the route that counts the tokens of a prompt."""
     router = APIRouter(tags=["text"])
 
     @router.post(_PATH, summary="Count the tokens of a prompt")
     async def count_tokens(request: Request) -> Response:
-        """Count a prompt's tokens by a back end of the model that can (Claude, llama.cpp). Otherwise
-        estimate them from the length of the text and set the header `x-moyin-estimated`."""
+        """Return the number of tokens, estimated (`x-moyin-estimated`) if no back end counts."""
         call = ParsedCountTokensRequest.parse(await request.body())
         headers = AnthropicCodec().select_forwarded_headers(request.scope["headers"])
         request_context = context(request.scope)
@@ -42,7 +39,7 @@ def count_routes(text_router: Router) -> APIRouter:
         allowed = text_router.list_allowed_targets(
             call.body.model, ApiFormat.ANTHROPIC, routing_context
         )
-        count = await _count(allowed, call, headers)
+        count = await _count_by_back_end(allowed, call, headers)
         if count is not None:
             return Response(count, media_type="application/json")
         estimate = to_json({"input_tokens": call.derive_needs().prompt_tokens})
@@ -52,16 +49,13 @@ def count_routes(text_router: Router) -> APIRouter:
     return router
 
 
-async def _count(
+async def _count_by_back_end(
     allowed: Iterable[RouteTarget], call: ParsedCountTokensRequest, headers: dict[str, str]
 ) -> bytes | None:
-    """Return the response of the first back end that can count; None if there is none.
+    """Return the response of the first back end that can count tokens, or None if none can.
 
-    Back ends inside our network are skipped if the prompt contains URLs: they would fetch them, and
-    could so be made to call internal addresses.
-
-    Raises:
-        BackendRejected: the prompt is invalid.
+    Servers inside our network do not get prompts with URLs of pictures, because they would fetch
+    these URLs, which can be internal addresses.
     """
     has_urls = call.has_urls
     for target in allowed:
@@ -70,7 +64,7 @@ async def _count(
             continue
         if has_urls and not runtime.backend.fetches_pictures:
             continue
-        if runtime.checks_schemas and not _is_bounded(call):
+        if runtime.checks_schemas and not _has_small_schemas(call):
             continue
         raw = RawRequest(
             path=_PATH,
@@ -87,8 +81,8 @@ async def _count(
     return None
 
 
-def _is_bounded(call: ParsedCountTokensRequest) -> bool:
-    """Tell whether the schemas are small enough for servers that compile them to grammars."""
+def _has_small_schemas(call: ParsedCountTokensRequest) -> bool:
+    """Return whether all schemas are small enough for servers that compile them to grammars."""
     try:
         check_schemas(call.iterate_schemas())
     except UnsupportedFeature:

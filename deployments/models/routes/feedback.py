@@ -1,4 +1,4 @@
-"""Serves ``POST /v1/feedback``, which rates answers, and ``/v1/quality``, which shows the results."""
+"""Serves ratings of answers (``/v1/feedback``) and the learned quality (``/v1/quality``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from deployments.models.routes.judged import JudgeStatus, judge_summary
+from deployments.models.routes.judge_summary import JudgeStatus, summarize_verdicts
 from moyin.access.gatekeeper import context
 from moyin.http.validation import parse_object, validate
 from moyin.store.quality import QualityStore, SignalRow
@@ -18,23 +18,22 @@ from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.price_scenarios import simulate_prices
 from moyin.text.routing.router import Router
 
-__all__ = ["ADMIN_PATHS", "feedback_routes"]
-
-# Paths, without the app's prefix, that change or export what the router learned for a whole tenant.
+# Paths, without the app's prefix, that change or export the learned quality of a whole tenant.
 ADMIN_PATHS = frozenset({"/quality/reset", "/quality/freeze", "/quality/export"})
 _MAX_SIGNALS = 1_000
-# The newest decisions of the last thirty days are evaluated again with other costs of a bad answer.
+_SIGNAL_MEMBERS = ("request_id", "source", "model", "score", "weight", "p_good", "comment")
+# Latest decisions, of thirty days at most, that are simulated with other costs of a bad answer.
 _MAX_DECISIONS = 2_000
 
 
-def feedback_routes(
+def new_feedback_routes(
     text_router: Router,
     feedback: FeedbackService,
     learning: QualityLearner,
     store: QualityStore,
     judge: JudgeStatus | None = None,
 ) -> APIRouter:
-    """Return the routes of ratings and learned quality."""
+    """Return the routes that rate answers and that show, export or reset the learned quality."""
     router = APIRouter(tags=["quality"])
 
     @router.post(
@@ -46,7 +45,7 @@ def feedback_routes(
         "the same key is refused with 409. The response is 404 if your tenant has no such request. If "
         "a request named its model, or if the router was too busy to analyse it, its rating counts "
         "for the model in general. `learned` is false while learning is frozen for your tenant.",
-        openapi_extra=_body_of(FeedbackBody),
+        openapi_extra=_describe_body(FeedbackBody),
     )
     async def give_feedback(request: Request) -> dict[str, Any]:
         body = validate(FeedbackBody, parse_object(await request.body()))
@@ -67,14 +66,14 @@ def feedback_routes(
         caller = context(request.scope).caller
         owner = caller.owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.latest(owner, _MAX_SIGNALS)
+        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "frozen": state.frozen,
             "table_date": TABLE_DATE,
             "models": [
                 {
-                    **_ability(text_router, name),
+                    **_describe_ability(text_router, name),
                     "signals": {
                         kind: round(count, 1)
                         for kind, count in (
@@ -86,10 +85,10 @@ def feedback_routes(
                         for kind, level in learning.get_levels_from_others(owner, name).items()
                     },
                 }
-                for name in sorted(_models(text_router) | state.models.keys())
+                for name in sorted(_list_chat_models(text_router) | state.models.keys())
             ],
-            "calibration": _calibration(signals),
-            "judge": await judge_summary(store, judge, caller),
+            "calibration": _calibrate(signals),
+            "judge": await summarize_verdicts(store, judge, caller),
             "prices": [
                 {
                     "usd_per_bad_answer": outcome.usd_per_bad_answer,
@@ -97,7 +96,7 @@ def feedback_routes(
                     "bad_answers": outcome.bad_answers,
                     "models": dict(outcome.models),
                 }
-                for outcome in simulate_prices(await store.options(owner, _MAX_DECISIONS))
+                for outcome in simulate_prices(await store.list_options(owner, _MAX_DECISIONS))
             ],
         }
 
@@ -105,11 +104,11 @@ def feedback_routes(
     async def export_quality(request: Request) -> dict[str, Any]:
         owner = context(request.scope).owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.latest(owner, _MAX_SIGNALS)
+        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "state": state.to_json(),
-            "signals": [_signal(row) for row in signals],
+            "signals": [_describe_signal(row) for row in signals],
         }
 
     @router.post("/quality/reset", summary="Delete all signals of your tenant", status_code=204)
@@ -120,7 +119,7 @@ def feedback_routes(
         "/quality/freeze",
         summary="Stop or resume learning for your tenant",
         status_code=204,
-        openapi_extra=_body_of(FreezeBody),
+        openapi_extra=_describe_body(FreezeBody),
     )
     async def freeze_quality(request: Request) -> None:
         body = validate(FreezeBody, parse_object(await request.body()))
@@ -131,17 +130,17 @@ def feedback_routes(
     return router
 
 
-def _body_of(shape: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any]:
-    schema = shape.model_json_schema()
+def _describe_body(body: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any]:
+    schema = body.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _models(text_router: Router) -> set[str]:
+def _list_chat_models(text_router: Router) -> set[str]:
     deployments = text_router.fleet.catalog.deployments
     return {deployment.model.name for deployment in deployments if not deployment.model.embeddings}
 
 
-def _ability(text_router: Router, name: str) -> dict[str, Any]:
+def _describe_ability(text_router: Router, name: str) -> dict[str, Any]:
     known = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
     if known is None:
         unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
@@ -158,24 +157,18 @@ def _ability(text_router: Router, name: str) -> dict[str, Any]:
     }
 
 
-def _signal(row: SignalRow) -> Mapping[str, Any]:
+def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
     question = row.question or {}
     return {
-        "request_id": row.request_id,
-        "source": row.source,
-        "model": row.model,
+        **{name: getattr(row, name) for name in _SIGNAL_MEMBERS},
         "kind": question.get("kind"),
         "language": question.get("language"),
-        "score": row.score,
-        "weight": row.weight,
-        "p_good": row.p_good,
-        "comment": row.comment,
         "at": row.created_at.isoformat(),
     }
 
 
-def _calibration(signals: list[SignalRow]) -> list[dict[str, Any]]:
-    """Compare expected and rated quality, by tenths of the expectation."""
+def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
+    """Compare expected and rated quality of answers, grouped by tenths of the expected quality."""
     tenths: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:

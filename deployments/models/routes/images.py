@@ -1,31 +1,29 @@
-"""Serves ``POST /v1/images/generations``, OpenAI's image API, by jobs on the render farm."""
+"""Serves OpenAI's ``POST /v1/images/generations`` with jobs that render the pictures."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from deployments.models.routes.deferral import asks_for_a_job
+from deployments.models.rules import ImagesConfig
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.client.gateway import AcceptedJob
 from moyin.errors import MoyinError
-from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
+from moyin.http.headers import prefers_async_response
+from moyin.jobs.images import ImageJobs, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
 from moyin.text.routing.request_preferences import parse_preferences
 
-__all__ = ["IMAGES_PATH", "ImageRules", "image_routes"]
-
 IMAGES_PATH = "/images/generations"
-_RESIDENCY = b"x-moyin-residency"
-_ANSWER: dict[str, Any] = {
+_RESIDENCY_HEADER = b"x-moyin-residency"
+_ANSWER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["created", "data"],
     "properties": {
@@ -40,81 +38,85 @@ _ANSWER: dict[str, Any] = {
     },
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The pictures.", "content": {"application/json": {"schema": _ANSWER}}},
+    200: {
+        "description": "The pictures.",
+        "content": {"application/json": {"schema": _ANSWER_SCHEMA}},
+    },
     202: {"description": "With `Prefer: respond-async`: the job; `Location` is its path."},
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageRules:
-    """Holds the current settings of image requests.
+def new_image_routes(
+    images: ImageJobs, get_settings: Callable[[], ImagesConfig], public_url: str
+) -> APIRouter:
+    """Return the route that generates pictures.
 
-    Attributes:
-        timeout: longest wait of a request in seconds.
-        link_seconds: seconds for which links to pictures are valid.
-        base_url: start of the links; empty: the address that the client used.
+    Args:
+        get_settings: returns the current settings.
+        public_url: first part of links to pictures; if empty, the address that the client used.
     """
-
-    timeout: float = 120.0
-    link_seconds: float = 3600.0
-    base_url: str = ""
-
-
-def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
-    """Return the route of image generation; ``rules`` returns the current settings."""
     router = APIRouter(tags=["images"])
 
-    @router.post(IMAGES_PATH, summary="Generate images with OpenAI's API", responses=_RESPONSES)
-    async def generate(request: Request) -> Response:
-        """Generate pictures by the template that `model` names, one of `GET /templates` that has an
-        input `prompt`. The request waits for the pictures. If that takes too long, the error names
-        the job, which continues. If the client disconnects before, the job is cancelled unless the
-        request has an `Idempotency-Key`."""
+    @router.post(
+        IMAGES_PATH,
+        operation_id="generate_images_generations_post",
+        summary="Generate images with OpenAI's API",
+        responses=_RESPONSES,
+    )
+    async def generate_images(request: Request) -> Response:
+        """Generate pictures by the template that `model` names, which needs an input `prompt`.
+
+        The request waits for the pictures. If that takes too long, the error names the job, which
+        continues. If the client disconnects earlier, the job is cancelled unless the request has an
+        `Idempotency-Key`. `GET /templates` lists the templates.
+        """
         caller, body = (
             context(request.scope).caller,
             protocol.parse_images_request(await request.body()),
         )
         headers: RawHeaders = request.scope["headers"]
-        preferences = parse_preferences([h for h in headers if h[0] != _RESIDENCY], frozenset())
+        preferences = parse_preferences(
+            [h for h in headers if h[0] != _RESIDENCY_HEADER], frozenset()
+        )
         key = request.headers.get("idempotency-key")
         submission = asyncio.create_task(
             images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
         )
-        waits, rule = not asks_for_a_job(headers), rules()
+        waits, settings = not prefers_async_response(headers), get_settings()
         try:
             accepted = await asyncio.shield(submission)
             if not waits:
-                return _accepted(accepted)
-            seconds = min(rule.timeout, preferences.timeout or rule.timeout)
-            job = await images.wait(caller, _job_id(accepted), seconds)
+                return _new_accepted_response(accepted)
+            seconds = min(settings.timeout_s, preferences.timeout or settings.timeout_s)
+            job = await images.wait_for_job(caller, _parse_job_id(accepted), seconds)
         except asyncio.CancelledError:
-            # The client disconnected. A client that sent a key may ask for the same job again.
+            # The client disconnected. If it sent a key, it may request the same job again.
             await images.abandon(caller, submission, cancel=waits and key is None)
             raise
         except JobStillRunning as error:
-            return _error_response(request, error, error.job)
+            return _new_error_response(request, error, error.job)
         except JobEndedWithoutImages as ended:
             assert isinstance(ended.__cause__, MoyinError)
-            return _error_response(request, ended.__cause__, ended.job)
-        base = rule.base_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
-        data = await images.data(caller, job, body, base, rule.link_seconds)
-        return _pictures(job, data)
+            return _new_error_response(request, ended.__cause__, ended.job)
+        base_url = public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
+        data = await images.render_data(caller, job, body, base_url, settings.link_seconds)
+        return _new_pictures_response(job, data)
 
     return router
 
 
-def _job_id(accepted: AcceptedJob) -> str:
+def _parse_job_id(accepted: AcceptedJob) -> str:
     return accepted.location.rpartition("/")[2]
 
 
-def _accepted(accepted: AcceptedJob) -> Response:
+def _new_accepted_response(accepted: AcceptedJob) -> Response:
     headers = {"location": accepted.location, "preference-applied": "respond-async"}
     if accepted.replayed:
         headers["idempotent-replayed"] = "true"
     return Response(accepted.body, 202, headers, "application/json")
 
 
-def _pictures(job: Mapping[str, Any], data: list[dict[str, str]]) -> Response:
+def _new_pictures_response(job: Mapping[str, Any], data: list[dict[str, str]]) -> Response:
     headers = {
         "x-moyin-job": job["id"],
         "x-moyin-cache": "hit" if job["cached"] else "miss",
@@ -124,11 +126,8 @@ def _pictures(job: Mapping[str, Any], data: list[dict[str, str]]) -> Response:
     return Response(to_json(body), 200, headers, "application/json")
 
 
-def _error_response(request: Request, error: MoyinError, job_id: str) -> Response:
-    """Render the error of a job.
-
-    ``x-should-retry`` stops OpenAI's SDKs from retrying, which would render the pictures again.
-    """
+def _new_error_response(request: Request, error: MoyinError, job_id: str) -> Response:
+    """Render the error of a job, with a header that prevents retries by OpenAI's SDKs."""
     rendered = render_error(error, context(request.scope).request_id, request.url.path)
     headers = {"x-should-retry": "false", "x-moyin-job": job_id, "location": f"/jobs/{job_id}"}
     return Response(rendered.body, rendered.status, {**rendered.headers, **headers})

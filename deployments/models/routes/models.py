@@ -1,4 +1,4 @@
-"""Serves ``GET /v1/models`` with a body that both OpenAI's and Anthropic's clients understand."""
+"""Serves the list of models at ``GET /v1/models`` to OpenAI's and Anthropic's clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from deployments.models.errors import renderer_of, speaks_anthropic
+from deployments.ingress import to_response
+from deployments.models.errors import choose_renderer, is_anthropic_client
 from moyin.access.gatekeeper import context
 from moyin.domain.identity import OPERATOR
 from moyin.errors import InvalidRequest, ModelNotFound, MoyinError
@@ -16,16 +17,14 @@ from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 
-__all__ = ["model_routes"]
-
-# The protocols require a date of creation, which our models and aliases do not have.
+# The protocols require a creation date, which our models and aliases do not have.
 _CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 _ABILITIES = ("tools", "vision", "schema", "thinking", "embeddings")
 # Anthropic's largest page size, and the default here.
 _MAX_PAGE = 1_000
 
 
-def model_routes(text_router: Router) -> APIRouter:
+def new_model_routes(text_router: Router) -> APIRouter:
     """Return the routes that list models and aliases."""
     router = APIRouter(tags=["models"])
 
@@ -39,26 +38,26 @@ def model_routes(text_router: Router) -> APIRouter:
     )
     async def list_models(request: Request) -> Response | dict[str, Any]:
         try:
-            return _listed(text_router.fleet, request)
+            return _list_models(text_router.fleet, request)
         except MoyinError as error:
-            return _error_response(error, request)
+            return _new_error_response(error, request)
 
     @router.get("/models/{name:path}", summary="Show a model or alias", response_model=None)
     async def show_model(name: str, request: Request) -> Response | dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
         if name not in fleet.list_names(owner):
-            error = ModelNotFound(f"there is no model or alias {name!r}", field="model")
-            return _error_response(error, request)
-        return _model(fleet, owner, name, prices=_is_operator(request))
+            error = ModelNotFound(
+                f"there is no model or alias {name!r}; GET /v1/models lists all", field="model"
+            )
+            return _new_error_response(error, request)
+        return _describe_model(fleet, owner, name, prices=_is_operator(request))
 
     return router
 
 
-def _error_response(error: MoyinError, request: Request) -> Response:
-    rendered = renderer_of(request.scope)(
-        error, context(request.scope).request_id, request.url.path
-    )
-    return Response(rendered.body, rendered.status, dict(rendered.headers))
+def _new_error_response(error: MoyinError, request: Request) -> Response:
+    render = choose_renderer(request.scope)
+    return to_response(render(error, context(request.scope).request_id, request.url.path))
 
 
 def _is_operator(request: Request) -> bool:
@@ -66,59 +65,57 @@ def _is_operator(request: Request) -> bool:
     return identity is not None and identity.has_scope(OPERATOR)
 
 
-def _listed(fleet: Fleet, request: Request) -> dict[str, Any]:
+def _list_models(fleet: Fleet, request: Request) -> dict[str, Any]:
     owner = context(request.scope).owner
     names: Sequence[str] = fleet.list_names(owner)
     has_more = False
-    if speaks_anthropic(request.scope):
-        names, has_more = _page(names, request.query_params)
+    if is_anthropic_client(request.scope):
+        names, has_more = _select_page(names, request.query_params)
     prices = _is_operator(request)
     return {
         "object": "list",
-        "data": [_model(fleet, owner, name, prices=prices) for name in names],
+        "data": [_describe_model(fleet, owner, name, prices=prices) for name in names],
         "has_more": has_more,
         "first_id": names[0] if names else None,
         "last_id": names[-1] if names else None,
     }
 
 
-def _page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
-    """Return the requested page, and whether more pages follow.
-
-    Raises:
-        InvalidRequest: a parameter of the query is invalid; the error names it.
-    """
-    limit = _limit(query.get("limit"))
+def _select_page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
+    """Return the names on the requested page, and whether more pages follow."""
+    limit = _parse_limit(query.get("limit"))
     after, before = query.get("after_id"), query.get("before_id")
     if after is not None and before is not None:
-        raise InvalidRequest("use either after_id or before_id, not both", field="before_id")
+        raise InvalidRequest(
+            "before_id: must not be used together with after_id", field="before_id"
+        )
     if before is not None:
-        end = _position(names, before, "before_id")
+        end = _find_position(names, before, "before_id")
         start = max(end - limit, 0)
         return names[start:end], start > 0
-    start = 0 if after is None else _position(names, after, "after_id") + 1
+    start = 0 if after is None else _find_position(names, after, "after_id") + 1
     return names[start : start + limit], start + limit < len(names)
 
 
-def _limit(value: str | None) -> int:
+def _parse_limit(value: str | None) -> int:
     if value is None:
         return _MAX_PAGE
     # ASCII digits only: int() also accepts underscores, signs and digits of other scripts.
     limit = int(value) if value.isascii() and value.isdigit() and len(value) <= 4 else 0
     if not 1 <= limit <= _MAX_PAGE:
-        raise InvalidRequest(f"limit must be a number from 1 to {_MAX_PAGE}", field="limit")
+        raise InvalidRequest(f"limit: must be a number from 1 to {_MAX_PAGE}", field="limit")
     return limit
 
 
-def _position(names: Sequence[str], name: str, field: str) -> int:
+def _find_position(names: Sequence[str], name: str, field: str) -> int:
     if name not in names:
         raise InvalidRequest(f"{field}: there is no model or alias {name!r}", field=field)
     return names.index(name)
 
 
-def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
+def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
     deployments = fleet.find_allowed_deployments(name, owner)
-    states = {_status(fleet, deployment) for deployment in deployments}
+    states = {_describe_status(fleet, deployment) for deployment in deployments}
     body: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -136,17 +133,17 @@ def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, An
         },
     }
     if prices:
-        body["backends"] = [_backend(fleet, deployment) for deployment in deployments]
+        body["backends"] = [_describe_backend(fleet, deployment) for deployment in deployments]
     return body
 
 
-def _backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
+def _describe_backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     model = deployment.model
-    rates = fleet.get_price(deployment).rates(0)
+    rates = fleet.get_price(deployment).select_rates(0)
     return {
         "name": deployment.backend,
         "model": model.name,
-        "status": _status(fleet, deployment),
+        "status": _describe_status(fleet, deployment),
         "context": model.context,
         **{ability: getattr(model, ability) for ability in _ABILITIES},
         "quality": model.quality,
@@ -154,7 +151,7 @@ def _backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     }
 
 
-def _status(fleet: Fleet, deployment: ModelDeployment) -> str:
+def _describe_status(fleet: Fleet, deployment: ModelDeployment) -> str:
     if not deployment.configured:
         return "not_configured"
     return "up" if fleet.get_health(deployment.backend).is_up else "down"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 
-from deployments.models.routes.calls import CallRoute
-from deployments.models.routes.deferral import Deferral, asks_for_a_job
-from deployments.models.routes.sending import read_body, send_answer
+from deployments.models.routes.calls import CallRoute, send_answer
+from deployments.models.routes.deferral import JobSubmitter
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.asgi import Scope, Send
 from moyin.domain.money import Usage
 from moyin.errors import (
     InvalidRequest,
@@ -23,15 +22,10 @@ from moyin.errors import (
 )
 from moyin.http.validation import parse_object
 from moyin.store.stored_responses import StoredResponse, StoredResponses
-from moyin.text.protocol.responses.codec import (
-    ParsedResponseRequest,
-    ResponsesCodec,
-    input_items,
-)
-from moyin.text.routing.answer import Stream
+from moyin.text.protocol.codec import ParsedRequest
+from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
+from moyin.text.routing.answer import AnswerStream
 from moyin.text.routing.router import Router
-
-__all__ = ["ResponsesRoute", "response_routes"]
 
 _MAX_ITEMS = 100
 
@@ -43,48 +37,45 @@ class ResponsesRoute(CallRoute):
     continue it, whichever replica serves that.
     """
 
-    def __init__(self, text_router: Router, deferral: Deferral, stored: StoredResponses) -> None:
+    def __init__(
+        self, text_router: Router, job_submitter: JobSubmitter, stored: StoredResponses
+    ) -> None:
         self._responses_codec = ResponsesCodec()
-        super().__init__(self._responses_codec, text_router, deferral)
+        super().__init__(self._responses_codec, text_router, job_submitter)
         self._stored = stored
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive)
-        if body is None:
-            return
+    async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
+        """Parse a request; with ``previous_response_id``, the conversation so far precedes it."""
         data = parse_object(body)
-        owner = context(scope).owner
         previous = data.get("previous_response_id")
+        earlier: Sequence[Mapping[str, Any]] = ()
         if isinstance(previous, str):
             try:
-                earlier = await self._stored.conversation(owner, previous)
+                earlier = await self._stored.list_items(context(scope).owner, previous)
             except ResponseNotFound as error:
                 raise PreviousResponseNotFound(
                     error.message, field="previous_response_id"
                 ) from None
-            call = self._responses_codec.parse_continuation(data, earlier)
-        else:
-            call = self._responses_codec.parse(body)
+        call = self._responses_codec.parse_continuation(body, data, earlier)
         if call.body.background:
             raise UnsupportedFeature(
-                "background is not supported: send the header `Prefer: respond-async` instead",
+                "background is not supported; send the header `Prefer: respond-async` instead",
                 field="background",
             )
-        if asks_for_a_job(scope["headers"]):
-            await self._deferral(self._codec, call, scope, send)
-            return
-        answer = await self._route(call, scope)
+        return call
+
+    async def answer_call(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
+        assert isinstance(call, ParsedResponseRequest)
+        answer = await self.fetch_answer(call, scope)
         if call.body.store is not False:
-            save = partial(self._save, call, input_items(data["input"]), owner)
+            save = partial(self._save, call, context(scope).owner)
             if answer.stream is None:
                 await save()
             else:
                 answer = replace(answer, stream=_SavedStream(answer.stream, save))
         await send_answer(answer, send)
 
-    async def _save(
-        self, call: ParsedResponseRequest, items: list[dict[str, Any]], owner: str
-    ) -> bool:
+    async def _save(self, call: ParsedResponseRequest, owner: str) -> bool:
         """Store the answer once it is whole; return whether that is so."""
         record = call.record
         if (response := record.response) is None:
@@ -94,7 +85,7 @@ class ResponsesRoute(CallRoute):
                 id=response["id"],
                 owner=owner,
                 previous=call.body.previous_response_id,
-                input=items,
+                input=call.own_items,
                 response=response,
                 proofs=record.proofs,
             )
@@ -105,7 +96,7 @@ class ResponsesRoute(CallRoute):
 class _SavedStream:
     """Passes a stream on, and stores its answer before it passes the piece that ends it."""
 
-    def __init__(self, stream: Stream, save: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, stream: AnswerStream, save: Callable[[], Awaitable[bool]]) -> None:
         self._stream = stream
         self._save = save
         self._is_saved = False
@@ -127,7 +118,7 @@ class _SavedStream:
         await self._stream.aclose()
 
 
-def response_routes(stored: StoredResponses) -> APIRouter:
+def new_response_routes(stored: StoredResponses) -> APIRouter:
     """Return the routes of stored responses."""
     router = APIRouter(prefix="/responses", tags=["responses"])
 

@@ -1,1 +1,1 @@
-"""Manages people, organisations, sessions, keys and sign-in, without a web framework."""
+"""Implements sign-in, sessions, users, organisations and API keys, independent of a web framework."""

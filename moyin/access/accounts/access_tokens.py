@@ -1,4 +1,4 @@
-"""Issues short-lived EdDSA access tokens, which any replica verifies with the public key alone."""
+"""Issues short-lived EdDSA access tokens, which replicas verify with the public key alone."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from moyin.access.gatekeeper.tokens import ALGORITHM, AUDIENCE, ISSUER, TYPE
 from moyin.domain.account import Session, User
 from moyin.store.signing_keys import SigningKey, SigningKeyStore
 
-__all__ = ["AccessTokenIssuer"]
-
-# All replicas sign with a rotated key after this time.
+# After a rotation, a replica may sign with the former key for this time.
 _KEY_CACHE_SECONDS = 60.0
 
 
 class AccessTokenIssuer:
-    """Issues access tokens signed with the newest key pair."""
+    """Issues access tokens, signed with the newest key pair in the database.
+
+    Attributes:
+        lifetime: the time after which an issued token expires.
+    """
 
     def __init__(self, keys: SigningKeyStore, lifetime: timedelta) -> None:
         self._keys = keys
         self._key: SigningKey | None = None
-        self._read_at = float("-inf")
+        self._key_read_at = float("-inf")
         self.lifetime = lifetime
 
     async def issue(self, user: User, session: Session, scopes: Iterable[str]) -> str:
-        """Return a token that acts for ``user`` until it expires or the session ends."""
-        key = await self._signing_key()
+        """Return an access token of ``user``, which expires or ends together with ``session``."""
+        key = await self._get_signing_key()
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -45,8 +47,8 @@ class AccessTokenIssuer:
         headers = {"kid": key.kid, "typ": TYPE}
         return jwt.encode(claims, key.key, algorithm=ALGORITHM, headers=headers)
 
-    async def jwks(self) -> Mapping[str, Any]:
-        """Return the public keys as RFC 8037 JWKs."""
+    async def get_jwks(self) -> Mapping[str, Any]:
+        """Return the public keys as a JWK Set (RFC 7517 and, for Ed25519, RFC 8037)."""
         return {
             "keys": [
                 {
@@ -61,8 +63,8 @@ class AccessTokenIssuer:
             ]
         }
 
-    async def _signing_key(self) -> SigningKey:
-        if self._key is None or time.monotonic() - self._read_at > _KEY_CACHE_SECONDS:
-            self._key = await self._keys.newest()
-            self._read_at = time.monotonic()
+    async def _get_signing_key(self) -> SigningKey:
+        if self._key is None or time.monotonic() - self._key_read_at > _KEY_CACHE_SECONDS:
+            self._key = await self._keys.get_newest()
+            self._key_read_at = time.monotonic()
         return self._key

@@ -1,4 +1,4 @@
-"""Limits how often callers may sign in, sign up, and request mails."""
+"""Limits how often clients may try to sign in, register, reset passwords and request mails."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import jwt
 
 from moyin.access.accounts.throttle import Throttle, ThrottleKey
 
-__all__ = ["AttemptLimits", "DeviceTokens", "SignInAttempt"]
-
 _HOUR_SECONDS = 3600
-# Mails to one email address in a quarter of an hour.
+# In 15 minutes, by recipient.
 _MAILS_PER_EMAIL = 5
-# Requests for mails, and password resets, from one client address in a quarter of an hour.
+# Requests for mails and password resets in 15 minutes, by the client's IP address.
 _RESETS_PER_ADDRESS = 100
-# New players from one client address in an hour.
+# New players in an hour, by the client's IP address.
 _REGISTRATIONS_PER_ADDRESS = 30
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-device"
@@ -27,17 +25,17 @@ _DEVICE_TOKEN_SECONDS = 180 * 86_400
 
 
 class DeviceTokens:
-    """Issues and reads tokens of devices on which an account has signed in.
+    """Issues and verifies tokens that identify the devices on which a user has signed in.
 
-    A token grants no access. It only lets the device's attempts be counted separately, so that
-    attempts of others at the account do not count against it.
+    A device token grants no access. Sign-in attempts with it are counted per device, so that an
+    attacker's attempts at the same account do not delay the user.
     """
 
     def __init__(self, signing_key: bytes) -> None:
         self._signing_key = signing_key
 
     def issue(self, user_id: str) -> str:
-        """Return a token for a device on which ``user_id`` has signed in."""
+        """Return a token for a new device of the user."""
         claims = {
             "aud": _AUDIENCE,
             "sub": user_id,
@@ -46,8 +44,8 @@ class DeviceTokens:
         }
         return jwt.encode(claims, self._signing_key, algorithm=_ALGORITHM)
 
-    def device_id(self, token: str | None, user_id: str) -> str | None:
-        """Return the id of the device; None if the token is not a valid one of ``user_id``."""
+    def get_device_id(self, token: str | None, user_id: str) -> str | None:
+        """Return the device id in ``token``, or None if it is not a valid device token of the user."""
         if not token:
             return None
         try:
@@ -65,94 +63,99 @@ class DeviceTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignInAttempt:
-    """Describes an attempt to sign in.
+    """Describes an attempt to sign in with a password.
 
     Attributes:
-        keys: the throttle keys that the attempt counts against.
-        trusted: whether it comes from a device or address that the account used before.
+        address: the client's IP address, or an empty string if it is unknown.
+        keys: the counters of the throttle that the attempt increments.
+        is_trusted: whether the account has signed in from this device or address before.
     """
 
     email: str
     address: str
     keys: tuple[ThrottleKey, ...]
-    trusted: bool
+    is_trusted: bool
 
 
 class AttemptLimits:
-    """Counts attempts. Every method raises `TooManyAttempts` with the seconds to wait."""
+    """Counts attempts per account, device and IP address.
+
+    Its methods raise `TooManyAttempts`, with the seconds to wait, if there are too many.
+    """
 
     def __init__(self, throttle: Throttle, devices: DeviceTokens) -> None:
         self._throttle = throttle
         self._devices = devices
 
-    async def sign_in(
+    async def admit_sign_in(
         self, email: str, user_id: str | None, address: str, device_token: str | None
     ) -> SignInAttempt:
-        """Count an attempt to sign in, and wait until it may be verified.
+        """Count an attempt to sign in, and wait until its password may be verified.
 
-        Attempts from a known device or address have counts of their own, so that attempts of others
-        do not delay them.
+        Attempts from a known device or address are counted separately, so that an attacker's
+        attempts do not delay them.
         """
-        attempt = await self._new_attempt(email, user_id, address, device_token)
+        attempt = await self._create_attempt(email, user_id, address, device_token)
         await self._throttle.acquire(*attempt.keys)
         return attempt
 
     async def record_success(self, attempt: SignInAttempt) -> None:
-        """Uncount a successful attempt, and trust its address from now on."""
+        """Decrement the counters of a successful attempt, and trust its IP address from now on."""
         await self._throttle.uncount(*attempt.keys)
         if attempt.address:
-            await self._throttle.remember(_account_at(attempt.email, attempt.address))
+            await self._throttle.record_known(
+                _join_account_and_address(attempt.email, attempt.address)
+            )
 
-    async def register(self, address: str, per_hour: int) -> None:
-        """Count a new player, against its address and against ``per_hour`` in total."""
+    async def count_registration(self, address: str, max_per_hour: int) -> None:
+        """Count a registration; ``max_per_hour`` are allowed in total, fewer from one address."""
         if address:
-            await self._throttle.limit(
+            await self._throttle.count_event(
                 f"register {address}", _REGISTRATIONS_PER_ADDRESS, seconds=_HOUR_SECONDS
             )
-        await self._throttle.limit("register", per_hour, seconds=_HOUR_SECONDS)
+        await self._throttle.count_event("register", max_per_hour, seconds=_HOUR_SECONDS)
 
-    async def mail(self, email: str, address: str) -> None:
-        """Count a request for a mail."""
-        await self.reset(address)
-        await self._throttle.limit(f"forgot {email}", _MAILS_PER_EMAIL)
+    async def count_mail_request(self, email: str, address: str) -> None:
+        """Count a request for a mail that resets a password."""
+        await self.count_reset(address)
+        await self._throttle.count_event(f"forgot {email}", _MAILS_PER_EMAIL)
 
-    async def reset(self, address: str) -> None:
-        """Count the use of a mailed token."""
+    async def count_reset(self, address: str) -> None:
+        """Count the use of a mailed token that resets a password."""
         if address:
-            await self._throttle.limit(f"from {address}", _RESETS_PER_ADDRESS)
+            await self._throttle.count_event(f"from {address}", _RESETS_PER_ADDRESS)
 
     @asynccontextmanager
-    async def change_password(self, user_id: str) -> AsyncIterator[None]:
-        """Count an entry of the current password; the block uncounts it unless it raises."""
-        # Only the signed-in user can try, so attempts of others do not count.
+    async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
+        """Count an attempt to enter the current password; uncount it unless the block raises."""
+        # Per user only, since others cannot try without the user's session.
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)
         yield
         await self._throttle.uncount(key)
 
-    async def _new_attempt(
+    async def _create_attempt(
         self, email: str, user_id: str | None, address: str, device_token: str | None
     ) -> SignInAttempt:
         rates = self._throttle.rates
-        device_id = None if user_id is None else self._devices.device_id(device_token, user_id)
+        device_id = None if user_id is None else self._devices.get_device_id(device_token, user_id)
         account = ThrottleKey(f"account {email}", rates.account)
-        trusted = True
+        is_trusted = True
         if device_id is not None:
             keys: tuple[ThrottleKey, ...] = (ThrottleKey(f"device {device_id}", rates.device),)
         elif not address:
-            keys, trusted = (account,), False
+            keys, is_trusted = (account,), False
         else:
-            # The keys of the address come first: an address that guesses too fast is stopped there
-            # and does not use up the attempts of the account.
+            # First the address, so that one that guesses too fast does not use up the account's limit.
             keys = (
-                ThrottleKey(f"pair {_account_at(email, address)}", rates.pair),
+                ThrottleKey(f"pair {_join_account_and_address(email, address)}", rates.pair),
                 ThrottleKey(f"address {address}", rates.address),
             )
-            trusted = await self._throttle.is_remembered(_account_at(email, address))
-            if not trusted:
+            is_trusted = await self._throttle.is_known(_join_account_and_address(email, address))
+            if not is_trusted:
                 keys += (account,)
-        return SignInAttempt(email=email, address=address, keys=keys, trusted=trusted)
+        return SignInAttempt(email=email, address=address, keys=keys, is_trusted=is_trusted)
 
 
-def _account_at(email: str, address: str) -> str:
+def _join_account_and_address(email: str, address: str) -> str:
     return f"{email}\0{address}"

@@ -1,4 +1,4 @@
-"""Describes the caller of an administrative operation and checks its scopes."""
+"""Describes the caller of an operation on accounts, and checks the caller's scopes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from moyin.domain.identity import ALL, Identity
 from moyin.errors import InsufficientScope
 from moyin.store.audit import AuditEvent
 
-__all__ = ["Caller", "check_grantable", "require"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """Describes the caller of an operation: its identity, request and client address."""
+    """Describes the caller of an operation on accounts, for authorization and the audit log.
+
+    Attributes:
+        address: the client's IP address, or an empty string if it is unknown.
+    """
 
     identity: Identity
     request_id: str
     address: str
 
-    def audit_event(
+    def create_audit_event(
         self, action: str, owner: str, target: str, details: Mapping[str, Any] | None = None
     ) -> AuditEvent:
-        """Return the audit event of the caller's ``action`` on ``target``, which ``owner`` owns."""
+        """Return an audit event of the caller; `AuditEvent` describes the arguments."""
         return AuditEvent(
             owner=owner,
             actor=self.identity.user or self.identity.key_id,
@@ -36,26 +38,20 @@ class Caller:
         )
 
 
-def require(identity: Identity, scope: str) -> None:
-    """Refuse an identity without ``scope``.
-
-    Raises:
-        InsufficientScope: the identity lacks the scope.
-    """
+def require_scope(identity: Identity, scope: str) -> None:
+    """Raise `InsufficientScope` unless the identity has ``scope``."""
     if not identity.has_scope(scope):
-        raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
+        raise InsufficientScope(
+            f"the caller lacks the required scope {scope}", details={"scope": scope}
+        )
 
 
-def check_grantable(identity: Identity, scopes: frozenset[str]) -> None:
-    """Refuse an identity that lacks one of the ``scopes`` it wants to grant.
-
-    Raises:
-        InsufficientScope: naming the missing scopes.
-    """
+def require_grantable(identity: Identity, scopes: frozenset[str]) -> None:
+    """Raise `InsufficientScope` unless the identity has all ``scopes``, so that it may grant them."""
     if ALL in identity.scopes:
         return
     if missing := sorted(scopes - identity.scopes):
         raise InsufficientScope(
-            f"cannot grant scopes you do not have: {', '.join(missing)}",
+            f"cannot grant scopes that the caller lacks: {', '.join(missing)}",
             details={"scope": missing[0]},
         )

@@ -1,4 +1,4 @@
-"""Sends mail through SMTP, or logs that no mail server is configured."""
+"""Sends mails through an SMTP server, or logs that none is configured."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from email.message import EmailMessage
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Mail", "Mailer", "NoMailer", "SmtpMailer", "new_mailer"]
-
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 20.0
 _PORTS = {"smtp": 587, "smtps": 465}
@@ -20,7 +18,7 @@ _PORTS = {"smtp": 587, "smtps": 465}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mail:
-    """Holds one message. ``text`` may contain a secret, so it must never be logged."""
+    """Holds one mail. The ``text`` may contain a secret, so it must never be logged."""
 
     to: str
     subject: str
@@ -35,29 +33,27 @@ class Mailer(Protocol):
         """True if a mail server is configured."""
 
     async def send(self, mail: Mail) -> None:
-        """Pass ``mail`` to the mail server.
-
-        Raises:
-            OSError: the server refuses the mail or does not respond.
-        """
+        """Send a mail; raise OSError if the mail server refuses it or does not respond."""
 
 
 class NoMailer:
-    """Drops every mail with a warning: no mail server is configured."""
+    """Implements `Mailer` without a mail server: logs a warning for each mail and drops it."""
 
     can_deliver = False
 
     async def send(self, mail: Mail) -> None:
-        _log.warning("no mail server: set MOYIN_SMTP_URL to send %r", mail.subject)
+        _log.warning(
+            "mail %r was not sent; set MOYIN_SMTP_URL to configure a mail server", mail.subject
+        )
 
 
 class SmtpMailer:
-    """Sends mails through SMTP with TLS, in a thread, with one connection per mail.
+    """Sends each mail in a thread, through an SMTP connection of its own.
 
     Args:
-        url: ``smtp://user:password@host:587`` (STARTTLS where the server offers it; required when
-            there is a password) or ``smtps://…`` (TLS from the start).
-        sender: the address in From.
+        url: ``smtp://user:password@host:587``, which uses STARTTLS if the server offers it and
+            requires it if there is a password, or ``smtps://…``, which uses TLS from the start.
+        sender: the address in the mails' From header.
     """
 
     can_deliver = True
@@ -65,7 +61,7 @@ class SmtpMailer:
     def __init__(self, url: str, sender: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname:
-            raise ValueError("MOYIN_SMTP_URL must be smtp://… or smtps://… with a host")
+            raise ValueError("MOYIN_SMTP_URL must be smtp://<host>:<port> or smtps://<host>:<port>")
         self._tls = parts.scheme == "smtps"
         self._host = parts.hostname
         self._port = parts.port or _PORTS[parts.scheme]
@@ -99,10 +95,6 @@ class SmtpMailer:
         return server
 
 
-def new_mailer(url: str, sender: str) -> Mailer:
-    """Return the mailer for an SMTP URL; an empty ``url`` means no mail server.
-
-    Raises:
-        ValueError: ``url`` is not an SMTP URL.
-    """
+def create_mailer(url: str, sender: str) -> Mailer:
+    """Return a mailer for an SMTP URL, or a `NoMailer` if ``url`` is empty."""
     return SmtpMailer(url, sender) if url else NoMailer()

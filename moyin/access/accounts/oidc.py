@@ -1,4 +1,4 @@
-"""Signs people in through OpenID providers: authorization code, PKCE, nonce, one-time state."""
+"""Signs people in through OpenID providers, with authorization codes, PKCE, nonce and state."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUn
 from moyin.http.client import BodyTooLong, read_up_to
 from moyin.store.valkey import connect
 
-__all__ = ["OpenIdSignIn", "Provider", "VerifiedIdentity"]
-
 _STATE_SECONDS = 600
-# Unfinished sign-ins that one client address may begin in a quarter of an hour.
+# Sign-ins that one IP address may begin and not finish in 15 minutes.
 _UNFINISHED_PER_ADDRESS = 100
 _METADATA_SECONDS = 3600.0
+# The minimum between two reads of the metadata for tokens with unknown keys.
 _UNKNOWN_KEY_SECONDS = 10.0
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 512 * 1024
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-# Asymmetric only: a shared secret would let every verifier sign.
+# Only asymmetric ones, since whoever can verify with a shared secret can also sign.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Provider:
-    """Describes an OpenID provider that the operator trusts.
+class OpenIdProvider:
+    """Describes an OpenID provider that the operator has configured.
 
     Attributes:
         issuer: the provider's URL, from which its endpoints are discovered.
         redirect_uris: the URIs that the provider may redirect browsers to.
-        registers: whether unknown people who sign in through the provider become players.
-        links_emails: whether an email that the provider has verified signs in to the account with
-            that email.
+        registers: whether people without an account, who sign in through the provider, get one as
+            players.
+        links_emails: whether people whose email the provider has verified may sign in to the
+            existing account with that email.
     """
 
     name: str
@@ -60,17 +60,22 @@ class Provider:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifiedIdentity:
-    """Describes the person that a provider has verified. ``email`` is None if it is unverified."""
+    """Describes a person whose identity an OpenID provider has verified.
 
-    provider: Provider
+    Attributes:
+        subject: the provider's id of the person.
+        email: the email in lower case, or None if the provider has not verified it.
+    """
+
+    provider: OpenIdProvider
     subject: str
     email: str | None
     name: str
 
 
 @dataclass(slots=True)
-class _Discovery:
-    """Caches the metadata and keys of a provider."""
+class _ProviderMetadata:
+    """Caches the metadata and public keys of a provider."""
 
     metadata: Mapping[str, Any]
     keys: jwt.PyJWKSet
@@ -78,13 +83,17 @@ class _Discovery:
 
 
 class OpenIdSignIn:
-    """Performs sign-ins. Valkey holds those under way, so that any replica can finish them."""
+    """Begins and finishes sign-ins; Valkey stores their state, so that any replica can finish them.
+
+    Attributes:
+        providers: the providers by name; the accounts app replaces them when they are reconfigured.
+    """
 
     def __init__(self, redis_url: str, throttle: Throttle) -> None:
-        self.providers: Mapping[str, Provider] = {}
+        self.providers: Mapping[str, OpenIdProvider] = {}
         self._throttle = throttle
         self._redis: redis.Redis = connect(redis_url)
-        self._discoveries: dict[str, _Discovery] = {}
+        self._discoveries: dict[str, _ProviderMetadata] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -92,21 +101,21 @@ class OpenIdSignIn:
         if self._session is not None:
             await self._session.close()
 
-    async def begin(self, name: str, redirect_uri: str, address: str) -> tuple[str, str]:
-        """Begin a sign-in; return the URL for the browser and the state to pass to `finish`.
+    async def begin_sign_in(self, name: str, redirect_uri: str, address: str) -> tuple[str, str]:
+        """Return the URL to open in the browser, and the state to pass to `finish_sign_in`.
 
         Raises:
-            TooManyAttempts: too many unfinished sign-ins from this address.
+            TooManyAttempts: the IP address has begun too many sign-ins without finishing them.
             NotFound: the provider is not configured.
-            InvalidRequest: ``redirect_uri`` is not one of the provider's.
+            InvalidRequest: ``redirect_uri`` is not configured for the provider.
             ServiceUnavailable: the provider or Valkey is unavailable.
         """
         if address:
-            await self._throttle.limit(f"begin {address}", _UNFINISHED_PER_ADDRESS)
-        provider = self._provider(name)
+            await self._throttle.count_event(f"begin {address}", _UNFINISHED_PER_ADDRESS)
+        provider = self._get_provider(name)
         if redirect_uri not in provider.redirect_uris:
             raise InvalidRequest(
-                "redirect_uri must be one of the redirect_uris configured for the provider",
+                f"redirect_uri must be one of the redirect_uris configured for provider {name!r}",
                 field="redirect_uri",
             )
         metadata = (await self._discover(provider)).metadata
@@ -115,9 +124,7 @@ class OpenIdSignIn:
         try:
             await self._redis.set(_state_key(state), json.dumps(pending), ex=_STATE_SECONDS)
         except RedisError as error:
-            raise ServiceUnavailable(
-                "signing in is unavailable at the moment; try again", retry_after=1
-            ) from error
+            raise _valkey_unavailable() from error
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
         query = {
             "response_type": "code",
@@ -132,28 +139,29 @@ class OpenIdSignIn:
         endpoint = metadata["authorization_endpoint"]
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}", state
 
-    async def finish(self, *, state: str, code: str, address: str) -> VerifiedIdentity:
-        """Return the identity that the provider has verified. A state works once.
+    async def finish_sign_in(self, *, state: str, code: str, address: str) -> VerifiedIdentity:
+        """Exchange an authorization code for the identity that the provider has verified.
+
+        A state from `begin_sign_in` can be used once.
 
         Raises:
-            InvalidCredentials: the state, the code or the provider's token is not valid.
+            InvalidCredentials: the state, the code or the provider's ID token is not valid.
             NotFound: the provider is no longer configured.
             ServiceUnavailable: the provider or Valkey is unavailable.
         """
         try:
             stored = await self._redis.getdel(_state_key(state))
         except RedisError as error:
-            raise ServiceUnavailable(
-                "signing in is unavailable at the moment; try again", retry_after=1
-            ) from error
+            raise _valkey_unavailable() from error
         if stored is None:
             raise InvalidCredentials(
-                "state is unknown, used or expired; begin the sign-in again", field="state"
+                "state is unknown, was used before or has expired; begin the sign-in again",
+                field="state",
             )
         pending = json.loads(stored)
-        provider = self._provider(pending["provider"])
+        provider = self._get_provider(pending["provider"])
         discovery = await self._discover(provider)
-        response = await self._fetch(
+        response = await self._fetch_json(
             discovery.metadata["token_endpoint"],
             {
                 "grant_type": "authorization_code",
@@ -164,13 +172,13 @@ class OpenIdSignIn:
                 **({"client_secret": provider.client_secret} if provider.client_secret else {}),
             },
         )
-        claims = await self._claims(provider, str(response.get("id_token")))
+        claims = await self._verify_id_token(provider, str(response.get("id_token")))
         if not secrets.compare_digest(str(claims.get("nonce")), pending["nonce"]):
             raise InvalidCredentials(
-                "the provider's token has a wrong nonce; begin the sign-in again"
+                f"the ID token of {provider.issuer} has a wrong nonce; begin the sign-in again"
             )
         if address:
-            await self._throttle.uncount_limit(f"begin {address}")
+            await self._throttle.uncount_event(f"begin {address}")
         email = claims.get("email") if claims.get("email_verified") is True else None
         return VerifiedIdentity(
             provider=provider,
@@ -179,10 +187,10 @@ class OpenIdSignIn:
             name=str(claims.get("name") or "")[:128],
         )
 
-    async def _claims(self, provider: Provider, token: str) -> Mapping[str, Any]:
+    async def _verify_id_token(self, provider: OpenIdProvider, token: str) -> Mapping[str, Any]:
         try:
             kid = jwt.get_unverified_header(token).get("kid")
-            key = await self._key(provider, kid)
+            key = await self._find_key(provider, kid)
             claims: Mapping[str, Any] = jwt.decode(
                 token,
                 key,
@@ -193,12 +201,17 @@ class OpenIdSignIn:
                 options={"require": ["exp", "iat", "iss", "aud", "sub"]},
             )
         except (jwt.InvalidTokenError, jwt.PyJWKSetError, KeyError) as error:
-            raise InvalidCredentials("the provider's token is not valid") from error
+            raise InvalidCredentials(
+                f"the ID token of {provider.issuer} is not valid; begin the sign-in again"
+            ) from error
         if "azp" in claims and claims["azp"] != provider.client_id:
-            raise InvalidCredentials("the provider's token is for another client")
+            raise InvalidCredentials(
+                f"the ID token of {provider.issuer} was issued to another client than "
+                f"{provider.client_id!r}; check the client_id of the provider"
+            )
         return claims
 
-    async def _key(self, provider: Provider, kid: str | None) -> jwt.PyJWK:
+    async def _find_key(self, provider: OpenIdProvider, kid: str | None) -> jwt.PyJWK:
         discovery = await self._discover(provider)
         if kid is None and len(discovery.keys.keys) == 1:
             return discovery.keys.keys[0]
@@ -210,30 +223,36 @@ class OpenIdSignIn:
             del self._discoveries[provider.issuer]
             return (await self._discover(provider)).keys[str(kid)]
 
-    async def _discover(self, provider: Provider) -> _Discovery:
-        """Return the provider's metadata and keys, read within the last hour."""
+    async def _discover(self, provider: OpenIdProvider) -> _ProviderMetadata:
+        """Return the provider's metadata and keys, which are read again after an hour."""
         discovery = self._discoveries.get(provider.issuer)
         if discovery is None or time.monotonic() - discovery.read_at > _METADATA_SECONDS:
             base = provider.issuer.rstrip("/")
-            metadata = await self._fetch(f"{base}/.well-known/openid-configuration")
+            metadata = await self._fetch_json(f"{base}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
-                raise ServiceUnavailable("the provider's metadata names another issuer")
+                raise ServiceUnavailable(
+                    f"the metadata at {base}/.well-known/openid-configuration must name the issuer "
+                    f"{provider.issuer}"
+                )
             if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
                 raise ServiceUnavailable(
-                    f"the provider's metadata must name {', '.join(_ENDPOINTS)}", retry_after=5
+                    f"the metadata of {provider.issuer} must contain {', '.join(_ENDPOINTS)}",
+                    retry_after=5,
                 )
             try:
-                keys = jwt.PyJWKSet.from_dict(dict(await self._fetch(metadata["jwks_uri"])))
+                keys = jwt.PyJWKSet.from_dict(dict(await self._fetch_json(metadata["jwks_uri"])))
             except (jwt.PyJWTError, TypeError, AttributeError) as error:
                 raise ServiceUnavailable(
-                    "the provider has no usable keys", retry_after=5
+                    f"the JWK Set at {metadata['jwks_uri']} is not valid", retry_after=5
                 ) from error
-            discovery = _Discovery(metadata, keys, time.monotonic())
+            discovery = _ProviderMetadata(metadata, keys, time.monotonic())
             self._discoveries[provider.issuer] = discovery
         return discovery
 
-    async def _fetch(self, url: str, form: Mapping[str, str] | None = None) -> Mapping[str, Any]:
-        """Return the JSON object at ``url``; with a ``form``, send that by POST."""
+    async def _fetch_json(
+        self, url: str, form: Mapping[str, str] | None = None
+    ) -> Mapping[str, Any]:
+        """Return the JSON object that ``url`` responds with to a GET, or to a POST of ``form``."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=_TIMEOUT)
         method = "GET" if form is None else "POST"
@@ -247,28 +266,39 @@ class OpenIdSignIn:
             ) as response:
                 content = await read_up_to(response, _MAX_BYTES)
         except BodyTooLong as error:
-            raise ServiceUnavailable("the provider's response is too large") from error
+            raise ServiceUnavailable(f"the response of {url} exceeds {_MAX_BYTES} bytes") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ServiceUnavailable("the provider does not respond", retry_after=5) from error
+            raise ServiceUnavailable(
+                f"the OpenID provider does not respond at {url}; try again", retry_after=5
+            ) from error
         if form is not None and 400 <= response.status < 500:
             raise InvalidCredentials(
-                "the provider rejected the code; begin the sign-in again", field="code"
+                "the OpenID provider rejected the code; begin the sign-in again", field="code"
             )
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ServiceUnavailable(
-                "the provider's response is not JSON", retry_after=5
-            ) from error
+            raise ServiceUnavailable(f"the response of {url} is not JSON", retry_after=5) from error
         if response.status != 200 or not isinstance(body, dict):
-            raise ServiceUnavailable("the provider returned an unexpected response", retry_after=5)
+            raise ServiceUnavailable(
+                f"{url} must respond with status 200 and a JSON object, not {response.status}",
+                retry_after=5,
+            )
         return body
 
-    def _provider(self, name: str) -> Provider:
+    def _get_provider(self, name: str) -> OpenIdProvider:
         provider = self.providers.get(name)
         if provider is None:
-            raise NotFound(f"there is no provider {name!r}")
+            raise NotFound(
+                f"provider {name!r} is not configured; GET /accounts/oidc lists the providers"
+            )
         return provider
+
+
+def _valkey_unavailable() -> ServiceUnavailable:
+    return ServiceUnavailable(
+        "the state of sign-ins cannot be stored or read at the moment; try again", retry_after=1
+    )
 
 
 def _state_key(state: str) -> str:

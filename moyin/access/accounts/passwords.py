@@ -1,4 +1,4 @@
-"""Hashes passwords with Argon2id, and refuses those that are easy to guess."""
+"""Hashes and verifies passwords with Argon2id, and refuses passwords that are easy to guess."""
 
 from __future__ import annotations
 
@@ -16,90 +16,70 @@ from zxcvbn import zxcvbn
 
 from moyin.errors import Overloaded, WeakPassword
 
-__all__ = ["Passwords", "check_strength"]
-
 T = TypeVar("T")
-# Each hash takes 64 MiB and about 50 ms of a core, so a flood of sign-ins must not run all at once.
+# Each hash takes 64 MiB and about 50 ms of a core, so few may be computed at the same time.
 _CONCURRENCY = 2
 _QUEUE_SIZE = 64
-# Trusted attempts, from a device or address that signed in before, have a queue of their own, so
-# that a flood of untrusted ones does not delay them.
+# Attempts from known devices and addresses have their own queue, which a flood does not delay.
 _TRUSTED_CONCURRENCY = 1
 _TRUSTED_QUEUE_SIZE = 32
-# Concurrent attempts at one account, so that attempts at one do not fill the queue.
+# Concurrent attempts at one account, so that they do not fill the queue.
 _PER_ACCOUNT = 8
-# The number of guesses that a password must withstand. An account can be guessed at most 7,300
-# times an hour online (docs/accounts.md), so this many take a year and a half.
+# The number of guesses that a password must withstand. The throttle admits at most 7,300 guesses an
+# hour at an account (docs/accounts.md), so they take a year and a half.
 _MIN_GUESSES = 10**8
-# The estimate takes longer for longer passwords, and a password this long is strong enough.
+# Only so many characters are estimated, since the time grows with them and so many are strong.
 _MAX_ESTIMATED_LENGTH = 72
 _WORD = re.compile(r"[^\W_]{3,}")
-# The number of characters that a password must have apart from the account's own words.
+# In characters, apart from words of the email and the name.
 _MIN_OTHER_CHARACTERS = 6
 
 
-class Passwords:
+class PasswordService:
     """Hashes and verifies passwords in threads.
 
-    Only a few run at a time, so that a flood of sign-ins cannot use up the machine's cores or memory.
+    Only a few threads run at a time, so that a flood of sign-ins cannot exhaust cores or memory.
+    Methods raise `Overloaded` if too many calls wait. ``trusted`` calls, of authenticated users and
+    known devices, have a separate queue.
     """
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
         self._hasher = hasher or PasswordHasher()
         self._untrusted = _WorkQueue(_CONCURRENCY, _QUEUE_SIZE)
         self._trusted = _WorkQueue(_TRUSTED_CONCURRENCY, _TRUSTED_QUEUE_SIZE)
-        # Verified against for accounts without a password, so that the response takes as long.
+        # Verified for accounts without a password, so that the response takes the same time.
         self._dummy_hash = self._hasher.hash("nobody's")
 
     async def hash(self, password: str, *, trusted: bool = False) -> str:
-        """Return the hash of a password.
+        """Return the Argon2id hash of a password."""
+        return await self._select_queue(trusted).run(self._hasher.hash, password)
 
-        Args:
-            trusted: whether the caller has proven its identity.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
-        return await self._queue(trusted).run(self._hasher.hash, password)
-
-    async def check(
+    async def require_strong(
         self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
     ) -> None:
-        """Refuse a weak password; see `check_strength`.
-
-        Args:
-            trusted: whether the caller has proven its identity.
-
-        Raises:
-            WeakPassword: the password is easy to guess.
-            Overloaded: the queue is full.
-        """
-        await self._queue(trusted).run(
-            partial(check_strength, password, email=email, name=name, field=field)
+        """Run `require_strong_password` in a thread."""
+        await self._select_queue(trusted).run(
+            partial(require_strong_password, password, email=email, name=name, field=field)
         )
 
     async def verify(
         self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
     ) -> bool:
-        """Return whether the hash is that of ``password``; for None, return False after as long.
+        """Return whether ``password_hash`` is the hash of ``password``.
 
-        Args:
-            account: the account, of which only a few attempts are verified at a time.
-            trusted: whether the attempt comes from a device or address that the account used before.
-
-        Raises:
-            Overloaded: the queue is full.
+        If it is None, return False after the usual time. The number of concurrent attempts at an
+        ``account`` is limited unless the argument is empty.
         """
-        queue = self._queue(trusted)
+        queue = self._select_queue(trusted)
         with queue.limit_account(account):
             matches = await queue.run(self._verify, password_hash or self._dummy_hash, password)
         return matches and password_hash is not None
 
-    def _queue(self, trusted: bool) -> _WorkQueue:
+    def _select_queue(self, trusted: bool) -> _WorkQueue:
         return self._trusted if trusted else self._untrusted
 
     def needs_rehash(self, password_hash: str) -> bool:
-        """Return whether the hash was made with weaker parameters than the present ones."""
+        """Return whether the hash was computed with other Argon2id parameters than the current ones."""
         return self._hasher.check_needs_rehash(password_hash)
 
     def _verify(self, password_hash: str, password: str) -> bool:
@@ -110,7 +90,7 @@ class Passwords:
 
 
 class _WorkQueue:
-    """Runs blocking work in threads, a few at a time, and refuses it when too much waits."""
+    """Runs functions in a limited number of threads, and refuses them if too many wait."""
 
     def __init__(self, concurrency: int, queue_size: int) -> None:
         self._slots = asyncio.Semaphore(concurrency)
@@ -120,11 +100,7 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Count the block against the account's concurrency; an empty ``account`` has no limit.
-
-        Raises:
-            Overloaded: the account has reached its limit.
-        """
+        """Run the block, or raise `Overloaded` if too many run for ``account``; "" has no limit."""
         if not account:
             yield
             return
@@ -139,11 +115,7 @@ class _WorkQueue:
                 del self._accounts[account]
 
     async def run(self, work: Callable[..., T], *arguments: str) -> T:
-        """Run ``work`` in a thread when a slot is free.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
+        """Run ``work`` in a thread if the queue is not full; otherwise raise `Overloaded`."""
         if self._admitted >= self._capacity:
             raise _overloaded()
         self._admitted += 1
@@ -155,14 +127,16 @@ class _WorkQueue:
 
 
 def _overloaded() -> Overloaded:
-    return Overloaded("too many sign-ins at the moment; try again later", retry_after=2)
+    return Overloaded(
+        "too many passwords are being verified; try again in 2 seconds", retry_after=2
+    )
 
 
 async def _run_in_thread(work: Callable[..., T], *arguments: str) -> T:
-    """Run ``work`` in a thread and delay a cancellation until it ends.
+    """Run ``work`` in a thread; if the caller is cancelled, wait for the thread to end first.
 
-    A thread cannot be stopped. If a cancelled caller freed its slot at once, clients that
-    disconnect early could start any number of threads.
+    A thread cannot be stopped. If a cancellation freed the slot at once, clients that disconnect
+    early could start any number of threads.
     """
     running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     cancelled: asyncio.CancelledError | None = None
@@ -178,18 +152,19 @@ async def _run_in_thread(work: Callable[..., T], *arguments: str) -> T:
     return running.result()
 
 
-def check_strength(password: str, *, email: str | None, name: str, field: str) -> None:
-    """Refuse a password that is easy to guess. Takes some milliseconds.
+def require_strong_password(password: str, *, email: str | None, name: str, field: str) -> None:
+    """Raise `WeakPassword` if a password is easy to guess; the estimate takes milliseconds.
 
-    Raises:
-        WeakPassword: the password is in a list of known passwords, follows a pattern, or resembles
-            the email or the name; names ``field``.
+    A password is weak if it is a known one, follows a pattern, or resembles the email or the name.
+
+    Args:
+        field: the name of the request's field with the password, for the error.
     """
     words = [word.casefold() for word in _WORD.findall(f"{email or ''} {name}")]
     estimate = zxcvbn(
         password[:_MAX_ESTIMATED_LENGTH], user_inputs=[*words, *([email] if email else [])]
     )
-    if _consists_of(words, password):
+    if _consists_mostly_of(words, password):
         reason = "it resembles the email or the name."
     elif estimate["guesses"] < _MIN_GUESSES:
         reason = estimate["feedback"]["warning"] or "it follows a common pattern."
@@ -200,8 +175,8 @@ def check_strength(password: str, *, email: str | None, name: str, field: str) -
     )
 
 
-def _consists_of(words: list[str], password: str) -> bool:
-    """Return whether the password is made of the account's own words and little else."""
+def _consists_mostly_of(words: list[str], password: str) -> bool:
+    """Return whether the password contains ``words`` and few other characters."""
     rest = password.casefold()
     for word in sorted(words, key=len, reverse=True):
         rest = rest.replace(word, "")

@@ -1,4 +1,4 @@
-"""Signs people up, in and out, and changes their passwords."""
+"""Registers players, begins and ends sessions of users, and changes their passwords."""
 
 from __future__ import annotations
 
@@ -13,41 +13,39 @@ from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
 from moyin.access.accounts.mail import Mail, Mailer
 from moyin.access.accounts.oidc import VerifiedIdentity
-from moyin.access.accounts.passwords import Passwords
+from moyin.access.accounts.passwords import PasswordService
 from moyin.domain.account import ROLE_SCOPES, Session, User, UserKind
 from moyin.domain.identity import PLAYER, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidCredentials, NameTaken
 from moyin.store.limits import LimitStore
-from moyin.store.reauthorized import ReauthorizedTransactions
+from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database, Transaction
 from moyin.store.users import UserStore
-
-__all__ = ["Policy", "SignIn", "SignedIn"]
 
 _log = logging.getLogger(__name__)
 _RESET_LIFETIME = timedelta(hours=1)
 _INVITATION_LIFETIME = timedelta(days=7)
 _RESET_MAIL = "Set a new password", "You can set a new password"
-# Mails being sent at a time; more are dropped and can be requested again.
+# Mails that may be waiting to be sent; further ones are dropped and can be requested again.
 _MAX_PENDING_MAILS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
-    """Holds the rules that the operator may change while the app runs.
+class SignInPolicy:
+    """Holds the rules of registration and sign-in, which the operator may change at run time.
 
     Attributes:
-        registration: whether anybody may register as a player.
+        allows_registration: whether anybody may register as a player.
         registrations_per_hour: the maximum of new players per hour in total.
-        player_scopes: the scopes of players.
         player_limits: the limits of each new player; its ``subject`` is ignored.
         reset_url: the URL of the page that sets a password; ``{token}`` is replaced by the token.
-        trusted_issuers: the OpenID providers whose verified emails sign in to existing accounts.
+        trusted_issuers: the OpenID providers whose users may sign in to an existing account by
+            their verified email.
     """
 
-    registration: bool = True
+    allows_registration: bool = True
     registrations_per_hour: int = 600
     player_scopes: frozenset[str] = frozenset({PLAYER})
     player_limits: Limit | None = None
@@ -56,11 +54,12 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SignedIn:
-    """Holds a session's tokens for its user.
+class SignInResult:
+    """Holds the tokens of a new or refreshed session.
 
     Attributes:
-        device_token: the token of the user's device; None after a refresh.
+        expires_in: the seconds until ``access_token`` expires.
+        device_token: the token that identifies the user's device, or None after a refresh.
     """
 
     user: User
@@ -70,11 +69,11 @@ class SignedIn:
     device_token: str | None = field(default=None, repr=False)
 
 
-class SignIn:
-    """Begins and ends sessions, and administers passwords.
+class SignInService:
+    """Registers players, begins and ends sessions, and changes passwords and profiles.
 
     Attributes:
-        policy: the present rules; may be replaced at any time.
+        policy: the current rules; the accounts app replaces them when it is reconfigured.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class SignIn:
         *,
         users: UserStore,
         sessions: SessionStore,
-        passwords: Passwords,
+        passwords: PasswordService,
         token_issuer: AccessTokenIssuer,
         attempt_limits: AttemptLimits,
         devices: DeviceTokens,
@@ -102,169 +101,162 @@ class SignIn:
         self._transactions = transactions
         self._database = database
         self._pending_mails: set[asyncio.Task[None]] = set()
-        self.policy = Policy()
+        self.policy = SignInPolicy()
 
     async def close(self) -> None:
-        """Wait for mails that are being sent."""
+        """Wait until all pending mails are sent."""
         await asyncio.gather(*self._pending_mails, return_exceptions=True)
 
-    async def register(self, email: str, password: str, name: str, address: str) -> SignedIn:
+    async def register(self, email: str, password: str, name: str, address: str) -> SignInResult:
         """Create a player and begin a session.
 
         Raises:
-            InsufficientScope: registration is closed.
+            InsufficientScope: the policy does not allow registration.
             WeakPassword: the password is easy to guess.
-            TooManyAttempts: too many new players in this hour, from this address or in total.
+            TooManyAttempts: too many players registered in this hour, from this address or in total.
             NameTaken: another account has that email.
         """
-        if not self.policy.registration:
-            raise InsufficientScope("registration is closed; ask an administrator for an account")
-        await self._attempt_limits.register(address, self.policy.registrations_per_hour)
-        await self._passwords.check(password, email=email, name=name, field="password")
+        if not self.policy.allows_registration:
+            raise InsufficientScope("registration is disabled; ask an administrator for an account")
+        await self._attempt_limits.count_registration(address, self.policy.registrations_per_hour)
+        await self._passwords.require_strong(password, email=email, name=name, field="password")
         hashed = await self._passwords.hash(password)
-        user = await self._new_player(email=email.lower(), name=name, password=hashed)
-        return await self._new_session(user)
+        user = await self._create_player(email=email.lower(), name=name, password=hashed)
+        return await self._begin_session(user)
 
     async def sign_in(
         self, email: str, password: str, address: str, device_token: str | None = None
-    ) -> SignedIn:
-        """Begin a session by email and password.
+    ) -> SignInResult:
+        """Verify the password of the user with this email and begin a session.
 
-        Args:
-            device_token: of an earlier sign-in, so that attempts of others do not delay this one.
+        With a device token of an earlier sign-in, attempts from other devices do not delay this
+        one.
 
         Raises:
             InvalidCredentials: the email or the password is wrong; the error does not say which.
-            TooManyAttempts: with the seconds to wait.
+            TooManyAttempts: too many attempts failed; the error has the seconds to wait.
         """
         email = email.lower()
         user = await self._users.find_by_email(email)
         user_id = None if user is None else user.id
-        attempt = await self._attempt_limits.sign_in(email, user_id, address, device_token)
+        attempt = await self._attempt_limits.admit_sign_in(email, user_id, address, device_token)
         stored = None if user is None or user.disabled_at is not None else user.password
         matches = await self._passwords.verify(
-            stored, password, account=email, trusted=attempt.trusted
+            stored, password, account=email, trusted=attempt.is_trusted
         )
         if not matches or user is None or stored is None:
             raise InvalidCredentials("the email or the password is wrong")
         await self._attempt_limits.record_success(attempt)
         rehashed = None
         if self._passwords.needs_rehash(stored):
-            rehashed = await self._passwords.hash(password, trusted=attempt.trusted)
-        # Hashing takes time, in which the password may have been reset.
+            rehashed = await self._passwords.hash(password, trusted=attempt.is_trusted)
+        # The password may have been changed since it was verified.
         opened = await self._sessions.open_by_password(user.id, stored, rehashed)
         if opened is None:
             raise InvalidCredentials("the email or the password is wrong")
-        return await self._new_tokens(*opened)
+        return await self._issue_tokens(*opened)
 
-    async def sign_in_with(self, verified: VerifiedIdentity) -> SignedIn:
-        """Begin a session of the person that a provider verified.
+    async def sign_in_verified(self, verified: VerifiedIdentity) -> SignInResult:
+        """Begin a session of a person whose identity an OpenID provider has verified.
 
-        Creates a player if there is no account and the provider may register players.
+        A person without an account becomes a player if the provider and the policy allow it.
 
         Raises:
-            InvalidCredentials: there is no such account, or it is disabled.
-            NameTaken: an account has that email, and the provider does not link emails.
+            InvalidCredentials: the person has no account, or it is disabled.
+            NameTaken: another account has the email, and the provider may not link emails.
         """
         provider = verified.provider
         user = await self._users.find_by_sign_in(provider.issuer, verified.subject)
         if user is None and verified.email is not None and provider.links_emails:
             user = await self._users.find_by_email(verified.email)
             if user is not None:
-                # The account's earlier holder has not proven to own the email and loses access.
-                await self._users.take_over(
-                    user.id,
-                    provider.issuer,
-                    verified.subject,
-                    trusted=self.policy.trusted_issuers,
+                # Whoever created the account never proved to own the email, so they lose access.
+                await self._users.transfer_to_sign_in(
+                    user.id, provider.issuer, verified.subject, trusted=self.policy.trusted_issuers
                 )
-        if user is None and provider.registers and self.policy.registration:
-            user = await self._register_verified(verified)
+        if user is None and provider.registers and self.policy.allows_registration:
+            user = await self._create_verified_player(verified)
         if user is None or user.disabled_at is not None:
-            raise InvalidCredentials("there is no account for this person, or it is disabled")
-        return await self._new_session(user)
+            raise InvalidCredentials(
+                f"this identity at {provider.issuer} has no account, or the account is disabled"
+            )
+        return await self._begin_session(user)
 
-    async def refresh(self, refresh_token: str) -> SignedIn:
-        """Return new tokens of the session of a refresh token.
-
-        Raises:
-            InvalidToken: see `SessionStore.rotate`.
-        """
-        session, next_token = await self._sessions.rotate(refresh_token)
-        return await self._new_tokens(session, next_token, refreshed=True)
+    async def refresh_session(self, refresh_token: str) -> SignInResult:
+        """Return new tokens for a refresh token, or raise `InvalidToken` if it is not valid."""
+        session, next_token = await self._sessions.rotate_refresh_token(refresh_token)
+        return await self._issue_tokens(session, next_token, refreshed=True)
 
     async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
-        """End one session, or all sessions of the user."""
+        """End a session, or all sessions of the user if ``everywhere`` is True."""
         if everywhere:
             await self._sessions.revoke_all(user)
         else:
             await self._sessions.revoke(session)
 
     async def change_password(self, user_id: str, session: str, current: str, new: str) -> None:
-        """Set a new password and end all other sessions.
+        """Set a new password and end all sessions of the user except ``session``.
 
         Raises:
             InvalidCredentials: ``current`` is wrong, or the session has ended.
             WeakPassword: ``new`` is easy to guess.
         """
         user = await self._users.get(user_id)
-        async with self._attempt_limits.change_password(user_id):
+        async with self._attempt_limits.count_password_change(user_id):
             if user.password is not None and not await self._passwords.verify(
                 user.password, current, trusted=True
             ):
                 raise InvalidCredentials("the current password is wrong", field="current_password")
-        await self._passwords.check(
+        await self._passwords.require_strong(
             new, email=user.email, name=user.name, field="new_password", trusted=True
         )
         hashed = await self._passwords.hash(new, trusted=True)
         if not await self._sessions.change_password(user_id, session, user.password, hashed):
             raise InvalidCredentials("the current password is wrong", field="current_password")
 
-    async def request_reset(self, email: str, address: str) -> None:
-        """Mail a token that sets a new password, if there is such an account.
+    async def request_password_reset(self, email: str, address: str) -> None:
+        """Mail a token that sets a new password, if an account has this email.
 
-        The caller cannot see whether there is one.
-
-        Raises:
-            TooManyAttempts: with the seconds to wait.
+        The result is the same if no account has it, so that callers cannot find out. Too many
+        requests raise `TooManyAttempts`.
         """
         email = email.lower()
-        await self._attempt_limits.mail(email, address)
+        await self._attempt_limits.count_mail_request(email, address)
         user = await self._users.find_by_email(email)
         if user is not None and user.disabled_at is None:
             token = await self._sessions.create_reset_token(user.id, _RESET_LIFETIME)
-            self._start_mail(user, *_RESET_MAIL, token)
+            self._mail_in_background(user, *_RESET_MAIL, token)
 
     async def create_invitation(self, user: User, *, within: Transaction) -> str:
-        """Create a token that sets a member's password, and invalidate earlier ones."""
+        """Create a token that sets the password of a user, and invalidate earlier tokens."""
         return await self._sessions.create_reset_token(user.id, _INVITATION_LIFETIME, within=within)
 
     def send_invitation(self, user: User, token: str) -> str | None:
-        """Mail an invitation; without a mail server, return the token for the caller to deliver."""
+        """Mail the token of an invitation, or return it if no mail server is configured."""
         if not self._mailer.can_deliver:
             return token
         if user.password is None:
             subject, opening = "Your new account", "An account was made for you; set its password"
         else:
             subject, opening = _RESET_MAIL
-        self._start_mail(user, subject, opening, token)
+        self._mail_in_background(user, subject, opening, token)
         return None
 
     async def reset_password(self, token: str, password: str, address: str) -> str:
-        """Set a new password by a mailed token and end all sessions.
+        """Set a new password by a mailed token and end all sessions of the user.
 
         Returns:
-            A device token, with which others' guesses do not delay the user's next sign-in.
+            A device token, so that others' failed attempts do not delay the user's next sign-in.
 
         Raises:
-            InvalidToken: the token is unknown, used or expired.
+            InvalidToken: the token is unknown, was used before or has expired.
             WeakPassword: the password is easy to guess.
-            TooManyAttempts: with the seconds to wait.
+            TooManyAttempts: too many tokens were tried; the error has the seconds to wait.
         """
-        await self._attempt_limits.reset(address)
-        # Checked first, so that an invalid token does not cost a hash.
-        user = await self._users.get(await self._sessions.user_of_reset_token(token))
-        await self._passwords.check(
+        await self._attempt_limits.count_reset(address)
+        # The token is checked before the password is hashed, since hashing is expensive.
+        user = await self._users.get(await self._sessions.find_user_by_reset_token(token))
+        await self._passwords.require_strong(
             password, email=user.email, name=user.name, field="password", trusted=True
         )
         hashed = await self._passwords.hash(password, trusted=True)
@@ -274,44 +266,42 @@ class SignIn:
     async def change_profile(
         self, identity: Identity, user_id: str, values: Mapping[str, Any]
     ) -> User:
-        """Change the name or the profile.
-
-        Raises:
-            InvalidKey: the session has ended.
-        """
+        """Set columns of a user, such as the name; raise `InvalidKey` if the session has ended."""
         async with self._transactions.begin(identity) as transaction:
             return await self._users.change(user_id, values, within=transaction)
 
     async def close_account(self, identity: Identity, user_id: str) -> None:
-        """Delete the personal data of a player.
+        """Delete the personal data of a player and end the player's sessions.
 
         Raises:
             InsufficientScope: the user is a member, whose account the organisation administers.
-            InvalidKey: the session has ended.
+            InvalidKey: the caller's session has ended.
         """
         user = await self._users.get(user_id)
         if user.kind is not UserKind.PLAYER:
             raise InsufficientScope(
-                "only players can close their account; ask an administrator of your organisation"
+                "only players can close their accounts; ask an administrator of your organisation"
             )
         async with self._transactions.begin(identity) as transaction:
             await self._users.delete_personal_data(user_id, within=transaction)
             await self._sessions.revoke_all(user_id, within=transaction)
 
-    def _scopes_of(self, user: User) -> frozenset[str]:
+    def _get_scopes(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
 
-    async def _register_verified(self, verified: VerifiedIdentity) -> User:
+    async def _create_verified_player(self, verified: VerifiedIdentity) -> User:
         sign_in = (verified.provider.issuer, verified.subject)
         try:
-            return await self._new_player(email=verified.email, name=verified.name, sign_in=sign_in)
+            return await self._create_player(
+                email=verified.email, name=verified.name, sign_in=sign_in
+            )
         except NameTaken:
             # A concurrent sign-in of the same person may have created the account.
             if (user := await self._users.find_by_sign_in(*sign_in)) is None:
                 raise
             return user
 
-    async def _new_player(
+    async def _create_player(
         self,
         *,
         email: str | None,
@@ -319,7 +309,7 @@ class SignIn:
         password: str | None = None,
         sign_in: tuple[str, str] | None = None,
     ) -> User:
-        """Create a player and its limits in one transaction, so that no player lacks limits."""
+        """Create a player and the player's limits in one transaction, so that both exist or neither."""
         async with self._database.writing() as transaction:
             user = await self._users.create(
                 UserKind.PLAYER,
@@ -334,27 +324,31 @@ class SignIn:
                 await self._limits.set(limit, within=transaction)
         return user
 
-    async def _new_session(self, user: User) -> SignedIn:
-        return await self._new_tokens(*await self._sessions.open(user.id))
+    async def _begin_session(self, user: User) -> SignInResult:
+        return await self._issue_tokens(*await self._sessions.open(user.id))
 
-    async def _new_tokens(
+    async def _issue_tokens(
         self, session: Session, refresh_token: str, *, refreshed: bool = False
-    ) -> SignedIn:
-        # Read after the session exists: a change of role from now on ends the session, and an
-        # earlier one is already visible here.
+    ) -> SignInResult:
+        # The user is read after the session exists, since a later change of role ends the session.
         user = await self._users.get(session.user_id)
-        return SignedIn(
+        return SignInResult(
             user=user,
-            access_token=await self._token_issuer.issue(user, session, self._scopes_of(user)),
+            access_token=await self._token_issuer.issue(user, session, self._get_scopes(user)),
             refresh_token=refresh_token,
             expires_in=int(self._token_issuer.lifetime.total_seconds()),
             device_token=None if refreshed else self._devices.issue(user.id),
         )
 
-    def _start_mail(self, user: User, subject: str, opening: str, token: str) -> None:
-        """Send a mail in the background, so that response times do not reveal whose email exists."""
+    def _mail_in_background(self, user: User, subject: str, opening: str, token: str) -> None:
+        """Send a mail in the background, so that response times do not reveal which emails exist."""
         if user.email is None or len(self._pending_mails) >= _MAX_PENDING_MAILS:
-            _log.warning("mail %r to user %s was dropped", subject, user.id)
+            _log.warning(
+                "mail %r to user %s was dropped: the user has no email, or %d mails are pending",
+                subject,
+                user.id,
+                len(self._pending_mails),
+            )
             return
         link = self.policy.reset_url.replace("{token}", token) or token
         mail = Mail(
@@ -362,12 +356,17 @@ class SignIn:
             subject=subject,
             text=f"{opening}:\n\n{link}\n\nIf you did not expect this, ignore it.\n",
         )
-        task = asyncio.create_task(self._send(mail, user.id))
+        task = asyncio.create_task(self._send_logged(mail, user.id))
         self._pending_mails.add(task)
         task.add_done_callback(self._pending_mails.discard)
 
-    async def _send(self, mail: Mail, user_id: str) -> None:
+    async def _send_logged(self, mail: Mail, user_id: str) -> None:
         try:
             await self._mailer.send(mail)
         except (OSError, ValueError) as error:
-            _log.error("mail %r to user %s failed: %s", mail.subject, user_id, type(error).__name__)
+            _log.error(
+                "mail %r to user %s could not be sent: %s",
+                mail.subject,
+                user_id,
+                type(error).__name__,
+            )

@@ -1,9 +1,9 @@
 """Slows down password guessing without locking accounts.
 
-Attempts are counted before they are verified. Beyond a number per hour they are verified one at a
-time at a fixed rate, which bounds the number of guesses; the account's owner waits and gets in. The
-newest and the oldest waiting attempt are admitted alternately: an earlier burst does not delay a new
-attempt for long, and a lasting flood does not starve an old one.
+Attempts are counted before they are verified. Beyond a number per hour they wait and are admitted
+at a fixed rate, which limits the number of guesses and still lets the account's owner sign in. The
+newest and the oldest waiting attempt are admitted alternately, so that an earlier burst does not
+delay a new attempt for long, and a lasting flood does not starve an old one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from redis.exceptions import RedisError
 from moyin.errors import ServiceUnavailable, TooManyAttempts
 from moyin.store.valkey import connect
 
-__all__ = ["AttemptRate", "AttemptRates", "Throttle", "ThrottleKey"]
-
 _log = logging.getLogger(__name__)
 _HOUR_SECONDS = 3600
-# Attempts that wait in this process; beyond that, the one that has waited longest is refused.
+# The number of waiting attempts in this process, beyond which the oldest is refused.
 _MAX_WAITING = 1_000
 _REMEMBERED_SECONDS = 30 * 86_400
-# Counts an attempt; returns the milliseconds to wait for the next slot, 0 if it is admitted.
+# Counts an attempt and returns the milliseconds until the next may be admitted, or 0 if this one is.
 _COUNT = """
 local count = redis.call('INCR', KEYS[1])
 if redis.call('TTL', KEYS[1]) < 0 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
@@ -46,41 +44,46 @@ if tonumber(redis.call('GET', KEYS[1]) or 0) > 0 then redis.call('DECR', KEYS[1]
 
 @dataclass(frozen=True, slots=True)
 class AttemptRate:
-    """Admits ``free`` attempts per hour at once, and further ones every ``every`` seconds."""
+    """Configures how fast attempts are admitted.
 
-    free: int
-    every: float
+    Attributes:
+        burst_per_hour: the number of attempts per hour that do not wait.
+        interval_seconds: the time between two further attempts.
+    """
+
+    burst_per_hour: int
+    interval_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptRates:
-    """Holds the rates of sign-in attempts. docs/accounts.md has the guesses per hour.
+    """Holds the rates of sign-in attempts; docs/accounts.md derives the guesses per hour.
 
     Attributes:
-        device: attempts from one device that has signed in to the account before.
-        pair: attempts at one account from one address.
-        address: attempts at all accounts from one address.
-        account: attempts at one account from all unknown devices and addresses.
-        timeout: the seconds that an attempt waits at most.
+        device: the rate of attempts from a device that has signed in to the account before.
+        pair: the rate of attempts at one account from one IP address.
+        address: the rate of attempts at all accounts from one IP address.
+        account: the rate of attempts at one account from all unknown devices and addresses.
+        timeout_seconds: the longest time that an attempt waits.
     """
 
     device: AttemptRate = AttemptRate(10, 10.0)
     pair: AttemptRate = AttemptRate(10, 10.0)
     address: AttemptRate = AttemptRate(100, 0.5)
     account: AttemptRate = AttemptRate(100, 0.5)
-    timeout: float = 20.0
+    timeout_seconds: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class ThrottleKey:
-    """Names a count of attempts and its rate. Valkey stores a digest of ``name``, of any length."""
+    """Identifies a counter of attempts and its rate; Valkey stores only a digest of the name."""
 
     name: str
     rate: AttemptRate
 
 
 class _WaitQueue:
-    """Holds the attempts of this process that wait for slots of one key."""
+    """Holds the attempts of this process that wait for one `ThrottleKey`."""
 
     def __init__(self) -> None:
         self.waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
@@ -88,10 +91,13 @@ class _WaitQueue:
 
 
 class Throttle:
-    """Counts attempts in Valkey, for all replicas together.
+    """Counts attempts and events in Valkey, for all replicas together.
+
+    Methods raise `TooManyAttempts` with the seconds to wait.
 
     Args:
-        fail_open: whether attempts are admitted uncounted while Valkey is unavailable.
+        fail_open: whether to admit attempts without counting them if Valkey is unavailable; if
+            False, methods raise `ServiceUnavailable`.
     """
 
     def __init__(
@@ -107,28 +113,19 @@ class Throttle:
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
     async def acquire(self, *keys: ThrottleKey) -> None:
-        """Count an attempt against each key in order, and wait where the key's rate is exceeded.
-
-        Raises:
-            TooManyAttempts: no slot was free in time; with the seconds to wait.
-            ServiceUnavailable: Valkey is unavailable and ``fail_open`` is false.
-        """
+        """Count an attempt with each key in order, and wait for each key whose rate is exceeded."""
         try:
-            async with asyncio.timeout(self.rates.timeout):
-                # An attempt that one key refuses is not counted against the next.
+            async with asyncio.timeout(self.rates.timeout_seconds):
+                # One after the other, so that an attempt that one key refuses is not counted by the next.
                 for key in keys:
                     await self._acquire_one(key)
         except TimeoutError:
-            raise _too_many(max(key.rate.every for key in keys)) from None
+            raise _too_many_attempts(max(key.rate.interval_seconds for key in keys)) from None
         except RedisError as error:
-            self._fail(error)
+            self._raise_if_fail_closed(error)
 
-    async def limit(self, name: str, maximum: int, *, seconds: int = 900) -> None:
-        """Count one event and refuse it beyond ``maximum`` in ``seconds``.
-
-        Raises:
-            TooManyAttempts, ServiceUnavailable: see `acquire`.
-        """
+    async def count_event(self, name: str, maximum: int, *, seconds: int = 900) -> None:
+        """Count an event such as a registration; refuse it beyond ``maximum`` in ``seconds``."""
         key = _valkey_key("limit", name)
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
@@ -137,28 +134,30 @@ class Throttle:
                 pipeline.ttl(key)
                 count, _, remaining_s = await pipeline.execute()
         except RedisError as error:
-            self._fail(error)
+            self._raise_if_fail_closed(error)
             return
         if count > maximum:
-            raise _too_many(max(remaining_s, 1))
+            raise _too_many_attempts(max(remaining_s, 1))
 
     async def uncount(self, *keys: ThrottleKey) -> None:
-        """Subtract a successful attempt from the counts of the keys."""
+        """Subtract a successful attempt from the counters of the keys."""
         await self._run_uncount([_valkey_key("count", key.name) for key in keys])
 
-    async def uncount_limit(self, name: str) -> None:
-        """Subtract a successful event that `limit` counted."""
+    async def uncount_event(self, name: str) -> None:
+        """Subtract an event that `count_event` counted and that was successful."""
         await self._run_uncount([_valkey_key("limit", name)])
 
-    async def remember(self, name: str) -> None:
-        """Record that ``name``, an account at an address, has signed in."""
+    async def record_known(self, name: str) -> None:
+        """Record ``name``, an account and an IP address it signed in from, for 30 days."""
         try:
             await self._redis.set(_valkey_key("known", name), "1", ex=_REMEMBERED_SECONDS)
         except RedisError as error:
-            _log.warning("could not record the address of a sign-in: %s", type(error).__name__)
+            _log.warning(
+                "could not record the address of a sign-in in Valkey: %s", type(error).__name__
+            )
 
-    async def is_remembered(self, name: str) -> bool:
-        """Return whether `remember` recorded ``name`` in the last thirty days."""
+    async def is_known(self, name: str) -> bool:
+        """Return whether `record_known` recorded ``name`` in the last 30 days."""
         try:
             return bool(await self._redis.exists(_valkey_key("known", name)))
         except RedisError:
@@ -173,13 +172,13 @@ class Throttle:
 
     async def _acquire_one(self, key: ThrottleKey) -> None:
         rate, slot_key = key.rate, _valkey_key("turn", key.name)
-        arguments = [_HOUR_SECONDS, rate.free, int(rate.every * 1000)]
+        arguments = [_HOUR_SECONDS, rate.burst_per_hour, int(rate.interval_seconds * 1000)]
         if await self._count(keys=[_valkey_key("count", key.name), slot_key], args=arguments) == 0:
             return
         if len(self._waiting) >= _MAX_WAITING:
             oldest = next(iter(self._waiting))
             if not oldest.done():
-                oldest.set_exception(_too_many(rate.every))
+                oldest.set_exception(_too_many_attempts(rate.interval_seconds))
         queue = self._queues.setdefault(slot_key, _WaitQueue())
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.waiting[admitted] = None
@@ -193,11 +192,13 @@ class Throttle:
             self._waiting.pop(admitted, None)
 
     async def _dispatch(self, slot_key: str, queue: _WaitQueue, rate: AttemptRate) -> None:
-        """Give the slots of one key to its waiting attempts until none waits."""
+        """Admit the waiting attempts of one key at its rate, until none waits."""
         take_newest = True
         try:
             while queue.waiting:
-                wait_ms = await self._next_slot(keys=[slot_key], args=[int(rate.every * 1000)])
+                wait_ms = await self._next_slot(
+                    keys=[slot_key], args=[int(rate.interval_seconds * 1000)]
+                )
                 if wait_ms:
                     await asyncio.sleep(wait_ms / 1000)
                     continue
@@ -219,25 +220,29 @@ class Throttle:
             for key in keys:
                 await self._uncount(keys=[key])
         except RedisError as error:
-            _log.warning("could not uncount attempts: %s", type(error).__name__)
+            _log.warning(
+                "could not subtract successful attempts from the counters in Valkey: %s",
+                type(error).__name__,
+            )
 
-    def _fail(self, error: RedisError) -> None:
-        _log.warning("could not count attempts: %s", type(error).__name__)
+    def _raise_if_fail_closed(self, error: RedisError) -> None:
+        _log.warning("could not count attempts in Valkey: %s", type(error).__name__)
         if not self._fail_open:
             raise ServiceUnavailable(
-                "signing in is unavailable at the moment; try again", retry_after=1
+                "attempts to sign in cannot be counted at the moment; try again", retry_after=1
             ) from error
 
 
-def _too_many(seconds: float) -> TooManyAttempts:
-    return TooManyAttempts("too many attempts; try again later", retry_after=seconds)
+def _too_many_attempts(seconds: float) -> TooManyAttempts:
+    return TooManyAttempts(
+        f"too many attempts; try again in {seconds:g} seconds", retry_after=seconds
+    )
 
 
 def _valkey_key(kind: str, name: str) -> str:
-    """Return the key of a count or a slot in Valkey.
+    """Return the Valkey key of a counter, with a digest, so that Valkey stores no emails.
 
-    It contains a digest, so that emails cannot be read there. The digest is also the hash tag, so
-    that a cluster keeps the keys of one name on one node.
+    The digest is also the hash tag, so that a Valkey cluster keeps all keys of a name on one node.
     """
     digest = hashlib.sha256(name.encode()).hexdigest()[:32]
     return f"moyin:attempts:{{{digest}}}:{kind}"

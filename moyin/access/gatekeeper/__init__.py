@@ -1,24 +1,24 @@
-"""Wraps every app in ASGI middleware, without a network hop or a framework.
+"""Implements the gatekeeper: the ASGI middleware in front of every app.
 
-Assigns request ids, authenticates callers, limits bodies, renders errors, writes the access log and
-metrics.
+The middleware assigns request ids, authenticates callers, limits request bodies, renders errors,
+and writes the access log and metrics.
 """
 
 from moyin.access.gatekeeper.context import RequestContext, context
 from moyin.access.gatekeeper.identity import (
     Authenticator,
     KeyAuthenticator,
-    mint_token,
-    new_authenticator,
-    service_token_factory,
+    create_authenticator,
+    create_service_token,
+    create_service_token_factory,
 )
 from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.http.problems import (
     SECURITY_HEADERS,
     ErrorBody,
     ErrorRenderer,
-    problem_details,
-    status_of,
+    get_http_status,
+    render_problem_details,
 )
 
 __all__ = [
@@ -30,9 +30,9 @@ __all__ = [
     "KeyAuthenticator",
     "RequestContext",
     "context",
-    "mint_token",
-    "new_authenticator",
-    "problem_details",
-    "service_token_factory",
-    "status_of",
+    "create_authenticator",
+    "create_service_token",
+    "create_service_token_factory",
+    "get_http_status",
+    "render_problem_details",
 ]

@@ -1,37 +1,35 @@
-"""Checks the scopes and limits of authenticated callers, between the gatekeeper and the app.
-
-For callers without limits it costs a few dictionary look-ups.
-"""
+"""Implements the ASGI middleware that checks scopes and limits, between the gatekeeper and an app."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
-from moyin.access.gatekeeper.limits import Admission, Meter
-
-__all__ = ["AuthorizationMiddleware", "ScopeOf", "admission_of"]
+from moyin.access.gatekeeper.limits import Admission, RequestMeter
 
 _ADMISSION = "moyin.admission"
-# Returns the authorization scope that a request (an ASGI scope) needs; None: the app decides.
-ScopeOf = Callable[[Scope], str | None]
+# Returns the authorization scope that a request (an ASGI scope) needs, or None if the app checks it.
+ScopeSelector = Callable[[Scope], str | None]
 
 
 class AuthorizationMiddleware:
-    """Wraps an ASGI app behind a gatekeeper.
+    """Checks the scope of each caller and counts the request against the caller's limits.
+
+    The gatekeeper must wrap this middleware, since it authenticates the callers.
 
     Args:
-        meter: counts requests against limits; None: no limits apply.
-        priced: exact paths whose app reserves the price itself once it knows it. A response without
-            a price, such as one from a cache, counts as a request and costs no money.
+        scope_of: selects the scope that a request needs.
+        meter: counts requests against limits; if None, no limits apply.
+        priced: exact paths whose app calls `Admission.reserve` itself, with the maximum cost. If the
+            app has not done so when it responds, such as from a cache, the request costs nothing.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        scope_of: ScopeOf,
-        meter: Meter | None,
+        scope_of: ScopeSelector,
+        meter: RequestMeter | None,
         priced: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
@@ -40,11 +38,11 @@ class AuthorizationMiddleware:
         self._priced = priced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the app if the caller has the needed scope and its limits allow the request.
+        """Call the app if the caller has the required scope and no limit is exceeded.
 
         Raises:
-            InsufficientScope: the caller lacks the scope, which the error names.
-            RateLimited, BudgetExceeded, ServiceUnavailable: see `Admission.reserve`.
+            InsufficientScope: the caller lacks the scope.
+            RateLimited, BudgetExceeded, ServiceUnavailable: as `Admission.reserve` raises them.
         """
         identity = scope["moyin"].identity if scope["type"] != "lifespan" else None
         if identity is None:
@@ -66,18 +64,18 @@ class AuthorizationMiddleware:
             admission.release()
 
 
-def admission_of(scope: Scope) -> Admission | None:
-    """Return the admission of a request on a priced path; None: no limits apply."""
+def get_admission(scope: Scope) -> Admission | None:
+    """Return the admission of the request, or None if the caller has no limits."""
     admission: Admission | None = scope.get(_ADMISSION)
     return admission
 
 
 def _add_limit_headers(admission: Admission, send: Send) -> Send:
-    """Return a ``send`` that adds the ``RateLimit-*`` headers to the response."""
+    """Return an ASGI ``send`` that adds the ``RateLimit-*`` headers to the response."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            if not admission.taken:
+            if not admission.is_reserved:
                 await admission.reserve()
             message["headers"] = [*message.get("headers", ()), *admission.headers]
         await send(message)

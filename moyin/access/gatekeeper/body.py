@@ -1,40 +1,37 @@
-"""Limits the size of request bodies while they are read, without buffering them."""
+"""Limits the size of request bodies while they are received, without buffering them."""
 
 from __future__ import annotations
 
 import asyncio
 
-from moyin.access.gatekeeper.asgi import Message, Receive, Scope, header
+from moyin.access.gatekeeper.asgi import Message, Receive, Scope, get_header
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 
-__all__ = ["drain", "expects_continue", "has_body", "limit_body", "too_large"]
-
-# The rest of an unread body is read within these bounds, so that an ordinary client can read the
-# response and reuse the connection.
+# How much of a body that the app left unread is read, so that ordinary clients can finish sending,
+# read the response and reuse the connection.
 _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 256 * 1024
 
 
-def too_large(limit: int) -> BodyTooLarge:
-    """Return the error for a body over ``limit`` bytes."""
+def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(
-        f"the body must not be larger than {limit} bytes", details={"max_body_bytes": limit}
+        f"the request body must not exceed {limit} bytes", details={"max_body_bytes": limit}
     )
 
 
 def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Return a ``receive`` that raises `BodyTooLarge` after more than ``limit`` bytes.
+    """Return an ASGI ``receive`` that raises `BodyTooLarge` after more than ``limit`` bytes.
 
     Raises:
-        BodyTooLarge: Content-Length exceeds the limit.
-        InvalidRequest: Content-Length is not a number.
+        BodyTooLarge: the header Content-Length exceeds the limit.
+        InvalidRequest: the header Content-Length is not a number.
     """
-    declared = header(scope, b"content-length")
+    declared = get_header(scope, b"content-length")
     if declared is not None:
         if not declared.isdecimal():
             raise InvalidRequest("Content-Length must be a decimal number", field="Content-Length")
         if int(declared) > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
         # The server enforces Content-Length, so the bytes need not be counted.
         return receive
     received = 0
@@ -45,7 +42,7 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             received += len(message.get("body", b""))
             if received > limit:
-                raise too_large(limit)
+                raise _too_large(limit)
         return message
 
     return receive_counted
@@ -53,21 +50,21 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
 
 def has_body(scope: Scope) -> bool:
     """Return whether the request's headers announce a body."""
-    if header(scope, b"transfer-encoding") is not None:
+    if get_header(scope, b"transfer-encoding") is not None:
         return True
-    return header(scope, b"content-length") not in (None, "0")
+    return get_header(scope, b"content-length") not in (None, "0")
 
 
 def expects_continue(scope: Scope) -> bool:
     """Return whether the client waits for ``100 Continue`` before it sends the body."""
-    return header(scope, b"expect") is not None
+    return get_header(scope, b"expect") is not None
 
 
-async def drain(receive: Receive) -> bool:
-    """Read the rest of a body and discard it; False: it did not end in time.
+async def drain_body(receive: Receive) -> bool:
+    """Discard the rest of a body and return True, or False if it did not end in time.
 
-    A connection with a half-sent request cannot be reused and would stay open until the client has
-    sent it. So if the result is False, the caller must close the connection.
+    If the result is False, the caller must close the connection: with a half-sent request it cannot
+    be reused, and it would stay open until the client has sent everything.
     """
     received = 0
     try:

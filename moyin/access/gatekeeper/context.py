@@ -1,4 +1,4 @@
-"""Passes what the gatekeeper knows about a request to the app."""
+"""Defines the context of a request, which the gatekeeper adds to the ASGI scope for the app."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from moyin.access.gatekeeper.asgi import Scope
 from moyin.domain.identity import Identity
 from moyin.errors import InsufficientScope, MissingKey
 
-__all__ = ["RequestContext", "context"]
 
-
-# Not frozen: one is made per request, and freezing doubles the cost.
+# Not frozen, since one is created per request and freezing doubles the cost.
 @dataclass(kw_only=True, slots=True)
 class RequestContext:
-    """Holds the identity and the id of a request.
+    """Holds the id of a request and the identity of its caller.
 
     Attributes:
-        identity: the caller; None only on public paths.
-        required_scopes: the scopes that `require` checked so far; a long-lived connection ends when
-            its caller loses one.
+        identity: the caller, or None on a public path.
+        required_scopes: the scopes that `require` has checked; the credential monitor ends a
+            long-lived connection when its caller loses one.
     """
 
     request_id: str
@@ -28,36 +26,28 @@ class RequestContext:
 
     @property
     def caller(self) -> Identity:
-        """The identity of the caller.
-
-        Raises:
-            MissingKey: the request has no key, on a public path.
-        """
+        """The identity of the caller; raises `MissingKey` if a request on a public path has none."""
         if self.identity is None:
-            raise MissingKey("this needs an API key")
+            raise MissingKey(
+                "this operation requires an API key; send 'Authorization: Bearer <key>'"
+            )
         return self.identity
 
     @property
     def owner(self) -> str:
-        """The caller's tenant.
-
-        Raises:
-            MissingKey: the request has no key, on a public path.
-        """
+        """The caller's tenant; raises `MissingKey` if a request on a public path has no key."""
         return self.caller.owner
 
     def require(self, scope: str) -> None:
-        """Refuse a caller without ``scope``, now and while the connection lasts.
-
-        Raises:
-            InsufficientScope: the caller lacks the scope, which the error names.
-        """
+        """Raise `InsufficientScope` unless the caller has ``scope``, now and while the request lasts."""
         self.required_scopes.add(scope)
         if self.identity is None or not self.identity.has_scope(scope):
-            raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
+            raise InsufficientScope(
+                f"the caller lacks the required scope {scope}", details={"scope": scope}
+            )
 
 
 def context(scope: Scope) -> RequestContext:
-    """Return the context that the gatekeeper has put into the ASGI scope."""
+    """Return the context of a request, which the gatekeeper has added to its ASGI scope."""
     request_context: RequestContext = scope["moyin"]
     return request_context

@@ -1,7 +1,7 @@
 """Cancels requests whose client has disconnected or sends its body too slowly.
 
-ASGI reports a disconnect only to a task that awaits ``receive()``. Most requests end before a client
-could disconnect, so the watcher starts such a task only for long-lived requests.
+ASGI reports a disconnect only to a task that awaits ``receive()``. Most requests end before their
+client could disconnect, so the watcher starts such a task only for long-lived requests.
 """
 
 from __future__ import annotations
@@ -11,49 +11,46 @@ from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import Message, Receive
 
-__all__ = ["DisconnectWatcher"]
-
-# The age at which a request is watched. Upstream requests are cancelled within a second after their
-# client disconnects, which includes this time.
+# The age from which a request is watched, and the interval between checks.
 _GRACE_SECONDS = 0.25
-# A body may pause for so long. A client that keeps sending must then sustain the rate below.
+# The longest pause of a body, and the minimum average rate of one that takes longer than that.
 _BODY_PAUSE_SECONDS = 20.0
 _BODY_BYTES_PER_SECOND = 512.0
-# A disconnect cannot be seen while the app does not read the body; such requests end after this time.
+# The time after which a request ends whose app reads no body: meanwhile no disconnect is reported.
 _UNREAD_SECONDS = 300.0
 
 
 class DisconnectWatcher:
-    """Cancels the task of a request when its client disconnects early or sends too slowly.
+    """Cancels the task of a request when its client disconnects or sends its body too slowly.
 
-    The app must read its messages from `receive`. The watcher reads messages only after the body is
-    complete, so it never consumes a part of it.
+    The app must call this object's `receive` instead of the server's. The watcher itself receives
+    messages only after the body is complete, so that the app gets all of it.
 
     Args:
-        on_long_lived: called once when the request has lasted longer than most.
+        on_long_lived: called once if the request lasts longer than 250 ms.
 
     Attributes:
-        task: the task of the request.
-        complete: whether the whole body was received.
+        task: the task of the request, which creates the watcher.
+        is_complete: whether the whole body was received.
         has_cancelled: whether the watcher has cancelled the task.
-        too_slow: whether it did so because the body was too slow.
+        was_too_slow: whether the watcher cancelled the task because the body was too slow.
     """
 
     def __init__(self, receive: Receive, on_long_lived: Callable[[], None] | None = None) -> None:
         self._receive = receive
         self._on_long_lived = on_long_lived
-        self.complete = False
+        self.is_complete = False
         self.task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)
-        # Only the time in which the app awaits the body counts, since the app may read it slowly.
+        # Only the time for which the app awaits the body counts, since the app may read it slowly.
         self._receive_began: float | None = None
         self._last_received = self._loop.time()
         self._waited_seconds = 0.0
         self._received_bytes = 0
         self.has_cancelled = False
-        self.too_slow = False
+        self.was_too_slow = False
 
     @property
     def is_receiving(self) -> bool:
@@ -61,12 +58,12 @@ class DisconnectWatcher:
         return self._receive_began is not None
 
     async def receive(self) -> Message:
-        """Return the next message of the request."""
+        """Return the next ASGI message of the request."""
         began = self._receive_began = self._loop.time()
         message = await self._receive()
         self._receive_began = None
         if not message.get("more_body", False):
-            self.complete = True
+            self.is_complete = True
         else:
             self._last_received = self._loop.time()
             self._waited_seconds += self._last_received - began
@@ -74,13 +71,13 @@ class DisconnectWatcher:
         return message
 
     def close(self) -> None:
-        """Stop watching, at the end of the request."""
+        """Stop watching; call this when the request has ended."""
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
 
     def uncancel(self) -> None:
-        """Revoke the watcher's cancellation, so that the request ends normally."""
+        """Call `asyncio.Task.uncancel` on the task, so that it can send a response and end normally."""
         if self.task is not None:
             self.task.uncancel()
 
@@ -88,10 +85,10 @@ class DisconnectWatcher:
         if self._on_long_lived is not None:
             self._on_long_lived()
             self._on_long_lived = None
-        if self.complete:
+        if self.is_complete:
             self._watcher = self._loop.create_task(self._cancel_on_disconnect())
         elif self._is_too_slow():
-            self.too_slow = True
+            self.was_too_slow = True
             self._cancel()
         else:
             self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)

@@ -1,4 +1,7 @@
-"""Authenticates API keys, access tokens of users, and tokens of Moyin's own services."""
+"""Authenticates API keys, access tokens of users, and service tokens.
+
+A service token lets one of Moyin's own services act for a tenant, such as the worker of a job.
+"""
 
 from __future__ import annotations
 
@@ -11,51 +14,41 @@ from typing import Protocol
 import jwt
 from sqlalchemy.exc import SQLAlchemyError
 
+from moyin.access.gatekeeper.monitor import CredentialVerifier
 from moyin.access.gatekeeper.tokens import ALGORITHM as EDDSA
 from moyin.access.gatekeeper.tokens import TokenVerifier
 from moyin.domain.identity import ALL_SCOPES, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
 from moyin.store.keys import KeyStore
-from moyin.store.limits import LimitStore, subjects_of
+from moyin.store.limits import LimitStore, list_limit_subjects
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
 from moyin.system.bounded import BoundedDict
 
-__all__ = [
-    "Authenticator",
-    "KeyAuthenticator",
-    "mint_token",
-    "new_authenticator",
-    "service_token_factory",
-]
-
 _log = logging.getLogger(__name__)
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-internal"
-# A revocation takes effect on all replicas within the sum of both: a cached result of this age is
-# verified again by one request, while others still use it for the second time at most.
+# A cached identity older than the first time is verified again by one request, while others may use
+# it for the second time. So a revocation takes effect on all replicas within the sum.
 _FRESH_SECONDS = 4.0
 _RENEWAL_SECONDS = 1.0
-# While the database is unavailable, cached results are used up to this age.
+# The age up to which cached identities are used while the database is unavailable.
 _STALE_SECONDS = 600.0
 _CACHE_SIZE = 10_000
 
 
-class Authenticator(Protocol):
-    """Verifies credentials."""
+class Authenticator(CredentialVerifier, Protocol):
+    """Verifies the credentials of requests, with a cache or without."""
 
     async def authenticate(self, credential: str) -> Identity:
-        """Return the identity of a credential, or raise `InvalidKey`."""
-
-    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """See `moyin.access.gatekeeper.monitor.Rechecker`."""
+        """Return the identity of a valid credential; raise `InvalidKey` for others."""
 
 
 @dataclass(slots=True)
 class _CachedIdentity:
-    """Caches an identity. Times are those of the monotonic clock."""
+    """Caches an identity until two times of the monotonic clock."""
 
     identity: Identity
     fresh_until: float
@@ -63,17 +56,19 @@ class _CachedIdentity:
 
 
 class KeyAuthenticator:
-    """Authenticates API keys and tokens, and caches the results for seconds.
+    """Authenticates API keys and tokens, and caches the identities for seconds.
 
-    The cache is bounded and keyed by the whole secret. It holds only valid credentials, so guesses
-    neither fill it nor avoid the look-up. While the database is unavailable, cached identities stay
-    valid for longer.
+    The cache is bounded, and its keys are whole secrets. It holds only valid credentials, so that
+    guesses cannot fill it. While the database is unavailable, cached identities are used for
+    longer.
 
     Args:
-        tokens, sessions: verify access tokens of users; None: such tokens are refused.
-        limits: the limits of callers; None: none apply.
-        cached: whether to cache results; False for apps whose operations outlast the cache, so that
-            a secret that was just replaced cannot create another one.
+        signing_key: the secret that signs service tokens.
+        tokens: verifies access tokens of users; if None, they are refused.
+        sessions: has the sessions of access tokens; if None, access tokens are refused.
+        limits: has the limits of callers; if None, no limits apply.
+        cached: whether to cache identities. The accounts app does not, so that a key that was just
+            revoked cannot create another key.
     """
 
     def __init__(
@@ -95,11 +90,11 @@ class KeyAuthenticator:
         self._cache: BoundedDict[str, _CachedIdentity] = BoundedDict(_CACHE_SIZE)
 
     async def authenticate(self, credential: str) -> Identity:
-        """Return the identity of a key or token.
+        """Return the identity of an API key or token.
 
         Raises:
             InvalidKey: the credential is not valid.
-            ServiceUnavailable: the database is unavailable, and the credential is not cached.
+            ServiceUnavailable: the database is unavailable, and the identity is not cached.
         """
         entry = self._cache.get(credential)
         now = time.monotonic()
@@ -113,22 +108,21 @@ class KeyAuthenticator:
             self._cache.pop(credential, None)
             raise
         except (SQLAlchemyError, OSError) as error:
-            _log.warning("could not read identities from the database: %s", type(error).__name__)
+            _log.warning("could not verify a credential in the database: %s", type(error).__name__)
             if entry is not None and entry.stale_until > now:
                 return entry.identity
             raise ServiceUnavailable(
                 "credentials cannot be verified at the moment; try again", retry_after=1
             ) from error
         if self._cached:
-            self._store(credential, identity, now, expires_in)
+            self._add_to_cache(credential, identity, now, expires_in)
         return identity
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the present identities of those ``credentials`` that are still valid.
+        """Return the current identities of those ``credentials`` that are still valid.
 
-        Bypasses the cache, and takes three queries for any number of credentials. An access token
-        counts as valid until its session ends: when the token expires, only new requests need
-        another one.
+        This bypasses the cache and takes three queries for any number of credentials. An expired
+        access token counts as valid until its session ends, since only new requests need a new one.
 
         Raises:
             SQLAlchemyError, OSError: the database is unavailable.
@@ -142,27 +136,27 @@ class KeyAuthenticator:
             for credential, identity in sessions.items():
                 if identity.key_id in open_ids and await self._tokens.has_known_key(credential):
                     valid[credential] = identity
-        return await self._with_limits(valid)
+        return await self._add_limits(valid)
 
-    async def _with_limits(self, identities: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the identities with their present limits."""
+    async def _add_limits(self, identities: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return the identities with their current limits."""
         if self._limits is None or not identities:
             return identities
-        subjects = {subject for i in identities.values() for subject in subjects_of(i)}
+        subjects = {subject for i in identities.values() for subject in list_limit_subjects(i)}
         limits = {limit.subject: limit for limit in await self._limits.list_for(sorted(subjects))}
         return {
             credential: replace(
                 identity,
-                limits=tuple(limits[s] for s in subjects_of(identity) if s in limits),
+                limits=tuple(limits[s] for s in list_limit_subjects(identity) if s in limits),
             )
             for credential, identity in identities.items()
         }
 
-    def _store(self, credential: str, identity: Identity, now: float, expires_in: float) -> None:
+    def _add_to_cache(
+        self, credential: str, identity: Identity, now: float, expires_in: float
+    ) -> None:
         self._cache[credential] = _CachedIdentity(
-            identity,
-            now + min(_FRESH_SECONDS, expires_in),
-            now + min(_STALE_SECONDS, expires_in),
+            identity, now + min(_FRESH_SECONDS, expires_in), now + min(_STALE_SECONDS, expires_in)
         )
         self._cache.move_to_end(credential)
 
@@ -170,26 +164,26 @@ class KeyAuthenticator:
         """Return the identity with its limits, and the seconds until the credential expires."""
         expires_in = float("inf")
         if credential.count(".") == 2:
-            identity, expires_at = await self._from_token(credential)
+            identity, expires_at = await self._verify_token(credential)
             expires_in = expires_at - time.time()
         else:
             identity = await self._keys.verify(credential)
         if self._limits is not None:
-            limits = await self._limits.list_for(subjects_of(identity))
+            limits = await self._limits.list_for(list_limit_subjects(identity))
             if identity.service is not None:
-                limits = tuple(map(_service_limit, limits))
+                limits = tuple(map(_remove_request_limits, limits))
             if limits:
                 identity = replace(identity, limits=limits)
         return identity, expires_in
 
-    async def _from_token(self, token: str) -> tuple[Identity, float]:
-        """Verify a token; each kind has its own algorithm, key and audience."""
+    async def _verify_token(self, token: str) -> tuple[Identity, float]:
+        """Return the identity of an access token or service token, and its expiry as Unix time."""
         try:
             algorithm = jwt.get_unverified_header(token).get("alg")
         except jwt.InvalidTokenError:
-            raise InvalidKey("the token is not valid") from None
+            raise InvalidKey("the token is not a valid JWT; check that it is complete") from None
         if algorithm == EDDSA and self._tokens is not None and self._sessions is not None:
-            claims = await self._tokens.claims(token)
+            claims = await self._tokens.verify(token)
             if not await self._sessions.is_open(claims["sid"]):
                 raise InvalidKey("the session has ended; sign in again")
             identity = Identity(
@@ -199,9 +193,9 @@ class KeyAuthenticator:
                 user=claims["sub"],
             )
             return identity, claims["exp"]
-        return self._from_service(token)
+        return self._verify_service_token(token)
 
-    def _from_service(self, token: str) -> tuple[Identity, float]:
+    def _verify_service_token(self, token: str) -> tuple[Identity, float]:
         try:
             claims = jwt.decode(
                 token,
@@ -211,7 +205,7 @@ class KeyAuthenticator:
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
         except jwt.InvalidTokenError:
-            raise InvalidKey("the token is not valid") from None
+            raise InvalidKey("the token is not a valid access token; sign in again") from None
         identity = Identity(
             owner=claims["sub"],
             key_id=claims.get("key") or f"internal:{claims['iss']}",
@@ -222,15 +216,15 @@ class KeyAuthenticator:
         return identity, claims["exp"]
 
 
-def _service_limit(limit: Limit) -> Limit:
-    """Return the limit for a service, without requests: the caller's request was counted before."""
+def _remove_request_limits(limit: Limit) -> Limit:
+    """Return ``limit`` for a service, which acts for a request that was counted before."""
     return replace(limit, requests_per_minute=None, concurrent_requests=None)
 
 
-def new_authenticator(
+def create_authenticator(
     database: Database, signing_key: bytes, *, cached: bool = True
 ) -> KeyAuthenticator:
-    """Return the authenticator of an app."""
+    """Return an authenticator that reads keys, sessions and limits from ``database``."""
     return KeyAuthenticator(
         KeyStore(database),
         signing_key,
@@ -241,7 +235,7 @@ def new_authenticator(
     )
 
 
-def mint_token(
+def create_service_token(
     signing_key: bytes,
     owner: str,
     issuer: str,
@@ -251,11 +245,9 @@ def mint_token(
     user: str | None = None,
     scopes: Iterable[str] = ALL_SCOPES,
 ) -> str:
-    """Return a token with which the service ``issuer`` acts for ``owner``, for ``ttl_s`` seconds.
+    """Return a token with which the service ``issuer`` acts for the tenant ``owner``.
 
-    Args:
-        key_id, user: the key and user whose limits apply; None: only those of the owner.
-        scopes: the scopes of the token.
+    The limits of ``key_id`` and ``user`` apply besides those of the tenant.
     """
     claims = {
         "sub": owner,
@@ -269,9 +261,9 @@ def mint_token(
     return jwt.encode(claims, signing_key, algorithm=_ALGORITHM)
 
 
-def service_token_factory(signing_key: bytes, issuer: str) -> Callable[[Identity], str]:
-    """Return a function that makes service tokens with the rights of an identity."""
-    return lambda identity: mint_token(
+def create_service_token_factory(signing_key: bytes, issuer: str) -> Callable[[Identity], str]:
+    """Return a function that creates service tokens with the rights and limits of an identity."""
+    return lambda identity: create_service_token(
         signing_key,
         identity.owner,
         issuer,

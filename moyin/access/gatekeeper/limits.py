@@ -1,7 +1,7 @@
 """Counts requests against limits and budgets in Valkey, atomically for all replicas.
 
-A request of a caller with limits costs one round trip before it runs, and another after its end if
-it held a lease or a reservation of money. Requests of callers without limits cost none.
+A request of a caller with limits costs one round trip before it runs, and another after it ends if
+it held a lease or a reservation. Requests of callers without limits cost none.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ from moyin.errors import BudgetExceeded, LimitExceeded, RateLimited, ServiceUnav
 from moyin.settings import Settings
 from moyin.store.valkey import ValkeyConnection
 
-__all__ = ["Admission", "Meter", "new_meter"]
-
 _log = logging.getLogger(__name__)
 _NANO = 10**9
-# If a replica dies, the leases of its requests expire within this time.
+# The time within which the leases of a replica's requests expire if it dies.
 _LEASE_SECONDS = 60.0
 _RENEW_SECONDS = 20.0
 _TIMEOUT_SECONDS = 2.0
@@ -42,17 +40,18 @@ _MESSAGES = {
     "requests": "the limit of {limit} requests per minute is reached",
     "tokens": "the limit of {limit} tokens per minute is reached",
     "concurrent": "the limit of {limit} concurrent requests is reached",
-    "day": "the daily budget does not cover the maximum cost of this request",
-    "month": "the monthly budget does not cover the maximum cost of this request",
+    "day": "the rest of the daily budget does not cover the maximum cost of this request",
+    "month": "the rest of the monthly budget does not cover the maximum cost of this request",
 }
 
 
-class Meter:
-    """Counts the requests of one process.
+class RequestMeter:
+    """Connects one process to Valkey, and renews and settles the admissions of its requests.
 
     Args:
-        rates_fail_open: whether requests without a budget pass while Valkey is unavailable.
-        budgets_fail_open: whether requests that spend from a budget pass while it is unavailable.
+        rates_fail_open: whether requests that spend from no budget are allowed while Valkey is
+            unavailable.
+        budgets_fail_open: whether requests that spend from a budget are allowed meanwhile.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Meter:
                 timeout=_TIMEOUT_SECONDS,
                 socket_connect_timeout=_TIMEOUT_SECONDS,
                 socket_timeout=_TIMEOUT_SECONDS,
-                # Retries a connection that broke while idle; not a timeout, which may have been counted.
+                # No retry after a timeout, since Valkey may have counted the request.
                 retry=Retry(NoBackoff(), 1),
                 retry_on_error=[RedisConnectionError],
             )
@@ -83,26 +82,22 @@ class Meter:
     async def admit(
         self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
     ) -> Admission:
-        """Count one request against all ``limits``; raises what `Admission.reserve` does."""
+        """Create an `Admission` for one request and call its `reserve`."""
         admission = Admission(self, limits, owner)
         await admission.reserve(usd, tokens)
         return admission
 
     async def close(self) -> None:
-        """Settle open reservations, then close the connections."""
+        """Wait until ended requests are settled, then close the connections."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
         await asyncio.gather(*self._settling, return_exceptions=True)
         await self._redis.aclose()
 
-    async def spent_this_month(self, subject: str, owner: str) -> Decimal:
-        """Return the US dollars spent and reserved in this UTC month.
-
-        Raises:
-            ServiceUnavailable: Valkey is unavailable.
-        """
-        key = _key(owner, subject, "money")
+    async def get_month_spending(self, subject: str, owner: str) -> Decimal:
+        """Return the US dollars spent and reserved in this month, or raise `ServiceUnavailable`."""
+        key = _build_key(owner, subject, "money")
         try:
             reply: Any = self._redis.hmget(key, ["month", "month_nano"])
             month, nano = await reply
@@ -114,23 +109,27 @@ class Meter:
             return Decimal(0)
         return Decimal(int(nano or 0)) / _NANO
 
-    async def run_admit(self, keys: list[str], arguments: list[Any]) -> Any:
-        """Run the script that admits a request."""
+    async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
+        """Run the Lua script that counts a request if no limit is exceeded, and return its reply."""
         return await self._admit(keys=keys, args=arguments)
 
     def may_pass_unmetered(self, limits_spending: bool, error: RedisError) -> bool:
-        """Return whether a request passes while Valkey is unavailable."""
-        _log.warning("could not count limits: %s: %s", type(error).__name__, error)
+        """Log an error of Valkey and return whether the request is allowed without being counted."""
+        _log.warning(
+            "could not count a request against its limits in Valkey: %s: %s",
+            type(error).__name__,
+            error,
+        )
         return self._budgets_fail_open if limits_spending else self._rates_fail_open
 
-    def hold(self, admission: Admission) -> None:
-        """Renew the lease of a request until `settle`."""
+    def start_renewing(self, admission: Admission) -> None:
+        """Renew the lease of a request until `settle` is called for it."""
         self._held.add(admission)
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew_while_held())
 
     def settle(self, admission: Admission, keys: list[str], arguments: list[Any]) -> None:
-        """Release a request's lease and reservation in the background."""
+        """Release a request's lease and the unused part of its reservation, in the background."""
         self._held.discard(admission)
         task = asyncio.create_task(self._settle_with_retries(keys, arguments))
         self._settling.add(task)
@@ -144,7 +143,7 @@ class Meter:
             except RedisError as error:
                 if pause is None:
                     _log.error(
-                        "could not settle a reservation, which stays booked in full: %s %s",
+                        "could not settle the reservation %s in Valkey, so it stays booked in full: %s",
                         keys,
                         error,
                     )
@@ -165,12 +164,12 @@ class Meter:
                             pipeline.pexpire(key, int(2000 * _LEASE_SECONDS))
                     await pipeline.execute()
             except RedisError as error:
-                _log.warning("could not renew leases: %s", error)
+                _log.warning("could not renew the leases of running requests in Valkey: %s", error)
 
 
-def new_meter(settings: Settings) -> Meter:
-    """Return the meter of an app."""
-    return Meter(
+def create_meter(settings: Settings) -> RequestMeter:
+    """Return a meter with the URL and the failure modes of the settings."""
+    return RequestMeter(
         settings.redis_url,
         rates_fail_open=settings.rates_fail_open,
         budgets_fail_open=settings.budgets_fail_open,
@@ -178,38 +177,38 @@ def new_meter(settings: Settings) -> Meter:
 
 
 class Admission:
-    """Counts one request against its limits; `reserve` does so, not the constructor.
+    """Counts one request against its limits: `reserve` before it runs, `release` after it ends.
 
     Attributes:
-        taken: whether `reserve` was called.
-        headers: the ``RateLimit-*`` headers of the response; empty until `reserve`.
-        lease: the request's id among the concurrent ones.
+        is_reserved: whether `reserve` was called.
+        headers: the ``RateLimit-*`` headers of the response, which are empty until `reserve`.
+        lease: the id under which the request counts as running.
     """
 
-    def __init__(self, meter: Meter, limits: Sequence[Limit], owner: str) -> None:
+    def __init__(self, meter: RequestMeter, limits: Sequence[Limit], owner: str) -> None:
         self._meter = meter
         self._limits = [limit for limit in limits if limit.limits_requests]
         # All keys have one hash tag, so that a cluster keeps them on one node.
         self._keys = [
-            _key(owner, limit.subject, kind)
+            _build_key(owner, limit.subject, kind)
             for limit in self._limits
             for kind in ("requests", "tokens", "leases", "money")
         ]
         self._held = False
         self._spent = self._tokens = self._tokens_reserved = 0
         self._period = ("", "")
-        self.taken = False
+        self.is_reserved = False
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
         self.lease = secrets.token_hex(8)
 
     @property
     def limits_spending(self) -> bool:
-        """True if a limit counts money or tokens, so that `reserve` needs the maximum cost."""
+        """True if a limit counts money or tokens, so that `reserve` must get the maximum cost."""
         return any(limit.has_budget or limit.tokens_per_minute for limit in self._limits)
 
     @property
     def leases(self) -> list[str]:
-        """The Valkey keys of the limits on concurrent requests."""
+        """The Valkey keys in which running requests are counted, one per limit on them."""
         return [
             key
             for key, limit in zip(self._keys[2::4], self._limits, strict=True)
@@ -217,18 +216,14 @@ class Admission:
         ]
 
     async def reserve(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
-        """Count the request and reserve its maximum cost; call it once.
-
-        Args:
-            usd: the maximum cost.
-            tokens: the estimated maximum of tokens.
+        """Count the request and reserve its maximum cost in US dollars and tokens; call this once.
 
         Raises:
-            RateLimited: too many requests or tokens in this minute, or too many concurrent requests.
-            BudgetExceeded: the daily or monthly budget does not cover ``usd``.
+            RateLimited: too many requests or tokens in this minute, or too many at the same time.
+            BudgetExceeded: the rest of the daily or monthly budget does not cover ``usd``.
             ServiceUnavailable: Valkey is unavailable, and the settings refuse requests then.
         """
-        self.taken = True
+        self.is_reserved = True
         if not self._limits:
             return
         nano = int((usd * _NANO).to_integral_value(ROUND_CEILING))
@@ -237,14 +232,14 @@ class Admission:
         lease_ms = int(_LEASE_SECONDS * 1000)
         arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
         for limit in self._limits:
-            arguments += _script_arguments(limit)
+            arguments += _build_script_arguments(limit)
         limits_spending = nano > 0 and any(limit.has_budget for limit in self._limits)
-        reply = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
+        reply = asyncio.ensure_future(self._meter.run_admission_script(self._keys, arguments))
         try:
-            # Shielded: a cancelled request may have been counted and must then be released.
+            # Shielded, since a cancelled request may have been counted and must then be released.
             admitted, *rest = await asyncio.shield(reply)
         except asyncio.CancelledError:
-            reply.add_done_callback(lambda done: self._abandon(done, tokens))
+            reply.add_done_callback(lambda done: self._release_cancelled(done, tokens))
             raise
         except RedisError as error:
             self._hold_after_timeout(error)
@@ -252,20 +247,20 @@ class Admission:
                 return
             self.release()
             raise ServiceUnavailable(
-                "limits cannot be counted at the moment; try again", retry_after=1
+                "limits and budgets cannot be checked at the moment; try again", retry_after=1
             ) from error
         if not admitted:
-            raise self._refusal(*rest)
-        self.headers = _headers(*rest)
+            raise self._create_error(*rest)
+        self.headers = _build_headers(*rest)
         self._hold(tokens)
 
     def record(self, usd: Decimal, tokens: int) -> None:
-        """Record a cost of the request; may be called several times."""
+        """Add to the actual cost of the request, in US dollars and tokens."""
         self._spent += int((usd * _NANO).to_integral_value(ROUND_CEILING))
         self._tokens += tokens
 
     def release(self) -> None:
-        """Release the lease and the unused part of the reservation, at the end of the request."""
+        """Release the lease and the unused part of the reservation; call this when the request ends."""
         if not self._held:
             return
         self._held = False
@@ -277,35 +272,41 @@ class Admission:
         self._tokens_reserved = tokens
         self._held = bool(leases) or self.limits_spending
         if leases:
-            self._meter.hold(self)
+            self._meter.start_renewing(self)
 
     def _hold_after_timeout(self, error: BaseException) -> None:
-        """Treat a timed-out request as counted, so that `release` settles it.
+        """After a timeout, treat the request as counted, so that `release` settles it.
 
-        A Valkey that hangs may run the script later, and the reservation would stay for the whole
-        month. Settling a reservation that was never made changes no money.
+        Valkey may still run the script later, and the reservation would stay until the month ends.
+        Settling a reservation that was never made changes no budget.
         """
         if isinstance(error, RedisTimeoutError):
             self._hold(0)
 
-    def _abandon(self, reply: asyncio.Future[Any], tokens: int) -> None:
-        """Release what a cancelled request was counted for."""
+    def _release_cancelled(self, reply: asyncio.Future[Any], tokens: int) -> None:
+        """Release the lease and the reservation of a request that was cancelled while it was counted."""
         if (error := reply.exception()) is not None:
             self._hold_after_timeout(error)
         elif reply.result()[0]:
             self._hold(tokens)
         self.release()
 
-    def _refusal(self, index: int, exceeded: bytes, wait_ms: int, number: int) -> LimitExceeded:
+    def _create_error(
+        self, index: int, exceeded: bytes, wait_ms: int, number: int
+    ) -> LimitExceeded:
         kind = exceeded.decode()
         subject = self._limits[index].subject.partition(":")[0]
         message = f"{_MESSAGES[kind].format(limit=number)} (limit of the {subject})"
         if kind in ("day", "month"):
-            details = {"limit": f"usd_per_{kind}", "of": subject, "resets_at": _next_period(kind)}
+            details = {
+                "limit": f"usd_per_{kind}",
+                "of": subject,
+                "resets_at": _get_next_period_start(kind),
+            }
             return BudgetExceeded(message, details=details)
         seconds = wait_ms / 1000
         details = {"limit": _FIELDS[kind], "of": subject}
-        headers = _rate_limit_headers(number, 0, wait_ms) if kind == "requests" else {}
+        headers = _build_rate_limit_headers(number, 0, wait_ms) if kind == "requests" else {}
         return RateLimited(message, retry_after=seconds, details=details, headers=headers)
 
 
@@ -316,12 +317,12 @@ _FIELDS = {
 }
 
 
-def _key(owner: str, subject: str, kind: str) -> str:
+def _build_key(owner: str, subject: str, kind: str) -> str:
     return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 
-def _next_period(period: str) -> str:
-    """Return the beginning of the next day or month, as ISO 8601 in UTC."""
+def _get_next_period_start(period: str) -> str:
+    """Return the start of the next UTC day or month in ISO 8601."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "month":
         # The first day of a month plus 31 days is in the next month.
@@ -329,7 +330,7 @@ def _next_period(period: str) -> str:
     return (today + timedelta(days=1)).isoformat()
 
 
-def _script_arguments(limit: Limit) -> list[Any]:
+def _build_script_arguments(limit: Limit) -> list[Any]:
     numbers = (
         limit.requests_per_minute,
         limit.tokens_per_minute,
@@ -340,7 +341,7 @@ def _script_arguments(limit: Limit) -> list[Any]:
     return ["" if number is None else number for number in numbers]
 
 
-def _rate_limit_headers(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:
+def _build_rate_limit_headers(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:
     return {
         "ratelimit-limit": str(limit),
         "ratelimit-remaining": str(remaining),
@@ -349,8 +350,8 @@ def _rate_limit_headers(limit: int, remaining: int, reset_ms: int) -> dict[str, 
     }
 
 
-def _headers(limit: int, remaining: int, reset_ms: int) -> tuple[tuple[bytes, bytes], ...]:
+def _build_headers(limit: int, remaining: int, reset_ms: int) -> tuple[tuple[bytes, bytes], ...]:
     if not limit:
         return ()
-    headers = _rate_limit_headers(limit, remaining, reset_ms)
+    headers = _build_rate_limit_headers(limit, remaining, reset_ms)
     return tuple((name.encode(), value.encode()) for name, value in headers.items())

@@ -1,4 +1,4 @@
-"""Implements the gatekeeper as ASGI middleware."""
+"""Implements the ASGI middleware in front of every app, which authenticates each request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
 from moyin.access.gatekeeper.body import limit_body
-from moyin.access.gatekeeper.credentials import Credentials, RequestPredicate
+from moyin.access.gatekeeper.credential_finder import CredentialFinder, RequestPredicate
 from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import Observation, Observer
@@ -17,22 +17,21 @@ from moyin.http.problems import (
     SECURITY_HEADERS,
     ErrorRenderer,
     StreamErrorRenderer,
-    error_event,
+    render_error_event,
 )
-
-__all__ = ["Gatekeeper"]
 
 
 class Gatekeeper:
-    """Wraps an ASGI app, which gets a `RequestContext` through `context(scope)`.
+    """Authenticates requests, limits their bodies, renders errors and reports ended requests.
+
+    The wrapped app gets the `RequestContext` of a request by calling `context(scope)`.
 
     Args:
         service: the name of the app in logs and metrics.
-        errors: renders each `MoyinError` of the app or the gatekeeper.
-        errors_of: returns the renderer for a request, if it depends on more than the path; None:
-            always ``errors``.
-        stream_errors: renders the error event that ends a stream whose credential has ended.
-        public: the paths, or a predicate of the requests, that need no key.
+        errors: renders a `MoyinError` of the app or the gatekeeper as a response body.
+        errors_of: selects a renderer per request; if None, ``errors`` renders all errors.
+        stream_errors: renders the last event of a stream whose credential has ended.
+        public: the paths that need no key, or a predicate of requests that need none.
         credentials: finds the key of a request.
     """
 
@@ -46,8 +45,8 @@ class Gatekeeper:
         max_body_bytes: int,
         observer: Observer,
         public: frozenset[str] | RequestPredicate = frozenset(),
-        credentials: Credentials | None = None,
-        stream_errors: StreamErrorRenderer = error_event,
+        credentials: CredentialFinder | None = None,
+        stream_errors: StreamErrorRenderer = render_error_event,
         errors_of: Callable[[Scope], ErrorRenderer] | None = None,
     ) -> None:
         self._app = app
@@ -59,13 +58,13 @@ class Gatekeeper:
         self._is_public: RequestPredicate = (
             public if callable(public) else lambda scope: scope["path"] in public
         )
-        self._credentials = credentials or Credentials()
+        self._credentials = credentials or CredentialFinder()
         self._stream_errors = stream_errors
         self.monitor = CredentialMonitor(authenticator)
         self._adds_request_id = True
 
-    def without_request_id(self) -> Gatekeeper:
-        """Return this gatekeeper without ``x-request-id`` headers, which Ray Serve adds itself."""
+    def disable_request_id(self) -> Gatekeeper:
+        """Stop adding ``x-request-id`` headers, since Ray Serve adds them, and return self."""
         self._adds_request_id = False
         return self
 
@@ -77,26 +76,25 @@ class Gatekeeper:
             await request.run(self, scope, receive)
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Authenticate the request and call the app.
-
-        Raises:
-            MoyinError: the gatekeeper or the app refuses the request.
-        """
+        """Authenticate the request and call the app; raise the `MoyinError` of either."""
         if not self._is_public(scope):
-            credential = self._credentials.take(scope)
+            credential = self._credentials.extract(scope)
             if credential is None:
-                raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
-            request.authenticate(credential, await self._authenticator.authenticate(credential))
+                raise MissingKey(
+                    "the request has no API key; send one in the header Authorization, as "
+                    "'Bearer <key>', or in the header x-api-key"
+                )
+            request.set_caller(credential, await self._authenticator.authenticate(credential))
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
-            receive = request.watch(receive, self.monitor)
+            receive = request.watch_disconnect(receive, self.monitor)
         else:
-            request.monitor(self.monitor)
+            request.monitor_credential(self.monitor)
         await self._app(scope, receive, request.send)
 
     def observe(self, scope: Scope, request: Request) -> None:
-        """Report a request that has ended to the observer."""
+        """Report an ended request to the observer, for the access log and metrics."""
         identity = request.identity
         self._observer.observe(
             Observation(
@@ -112,8 +110,10 @@ class Gatekeeper:
             )
         )
 
-    def render(self, error: MoyinError, request_id: str, scope: Scope) -> tuple[Message, bytes]:
-        """Return the start message and the body of an error response."""
+    def render_error(
+        self, error: MoyinError, request_id: str, scope: Scope
+    ) -> tuple[Message, bytes]:
+        """Return the ASGI start message and the body of an error response."""
         rendered = self._errors_of(scope)(error, request_id, scope["path"])
         headers = [
             (b"content-length", str(len(rendered.body)).encode()),
@@ -125,8 +125,8 @@ class Gatekeeper:
             rendered.body,
         )
 
-    def render_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
-        """Return the event that ends a stream with an error; None: it can only be disconnected."""
+    def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
+        """Return the event that ends a stream with an error, or None if none can be appended."""
         media_type = request.progress.appendable_as
         if media_type is None:
             return None

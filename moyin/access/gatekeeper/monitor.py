@@ -1,7 +1,7 @@
-"""Ends open connections whose key, session or scope has ended.
+"""Ends long-lived connections whose API key or session has ended or lost a required scope.
 
-A connection is authenticated when it begins and may outlive its credential. So each replica verifies
-the credentials of its open connections again every few seconds, all in a few queries.
+A connection is authenticated when it begins and may outlive its credential. So each replica
+verifies the credentials of its open connections again every three seconds, all in a few queries.
 """
 
 from __future__ import annotations
@@ -18,57 +18,60 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey, MoyinError
 
-__all__ = ["Connection", "CredentialMonitor", "Rechecker"]
-
 _log = logging.getLogger(__name__)
-# Connections end within this time plus that of the queries; the documentation promises ten seconds.
+# The documentation promises that connections end within ten seconds.
 _INTERVAL_SECONDS = 3.0
 # Credentials per query.
 _BATCH = 500
 
 
-class Rechecker(Protocol):
-    """Verifies credentials again, without a cache."""
+class CredentialVerifier(Protocol):
+    """Verifies credentials without a cache."""
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the present identities of those ``credentials`` that are still valid."""
+        """Return the current identities of those ``credentials`` that are still valid."""
 
 
 class Connection(Protocol):
-    """Describes a long-lived request."""
+    """Describes a WebSocket or request that the monitor may end."""
 
     @property
     def can_end(self) -> bool:
-        """True for a WebSocket, or a stream that has begun."""
+        """True if the connection can be ended with an error, such as a stream that has started."""
 
-    def refusal(self, identity: Identity) -> MoyinError | None:
-        """Return the error with which to end the connection; None: it may continue."""
+    def find_refusal(self, identity: Identity) -> MoyinError | None:
+        """Return the error with which to end the connection, or None if ``identity`` may continue."""
 
     def end(self, error: MoyinError) -> None:
-        """End the connection and give ``error`` as the reason."""
+        """End the connection and send ``error`` to the client."""
 
 
 @dataclass(slots=True)
 class _WatchedCredential:
-    """Holds the connections of one credential."""
+    """Holds the open connections of one credential."""
 
     identity: Identity
     connections: set[Connection] = field(default_factory=set)
 
 
 class CredentialMonitor:
-    """Watches the open connections of one app in one replica."""
+    """Verifies the credentials of the open connections of one app in one replica.
 
-    def __init__(self, rechecker: Rechecker, *, interval: float = _INTERVAL_SECONDS) -> None:
-        self._rechecker = rechecker
+    Its task starts with the first connection and ends after the last.
+    """
+
+    def __init__(
+        self, verifier: CredentialVerifier, *, interval: float = _INTERVAL_SECONDS
+    ) -> None:
+        self._verifier = verifier
         self._interval = interval
         self._credentials: dict[str, _WatchedCredential] = {}
         self._running: asyncio.Task[None] | None = None
 
     def add(self, credential: str, identity: Identity, connection: Connection) -> None:
-        """Watch a connection that began with ``credential``.
+        """Monitor a connection that was authenticated with ``credential``.
 
-        Connections of Moyin's services are not watched, since they end with their job.
+        Connections of Moyin's services are not monitored, since they end with their jobs.
         """
         if identity.service is not None:
             return
@@ -80,7 +83,7 @@ class CredentialMonitor:
             self._running = asyncio.create_task(self._run())
 
     def discard(self, credential: str, connection: Connection) -> None:
-        """Stop watching a connection that has ended."""
+        """Stop monitoring a connection that has ended."""
         watched = self._credentials.get(credential)
         if watched is not None:
             watched.connections.discard(connection)
@@ -88,7 +91,7 @@ class CredentialMonitor:
                 del self._credentials[credential]
 
     async def recheck(self) -> None:
-        """Verify every watched credential once, and end connections that are no longer allowed."""
+        """Verify all credentials once, and end the connections that are no longer allowed."""
         to_check = iter(
             [
                 (credential, watched.identity)
@@ -98,10 +101,12 @@ class CredentialMonitor:
         )
         while batch := dict(islice(to_check, _BATCH)):
             try:
-                valid = await self._rechecker.recheck(batch)
+                valid = await self._verifier.recheck(batch)
             except (SQLAlchemyError, OSError, MoyinError) as error:
-                # Cached callers may make new requests, too, while the database is unavailable.
-                _log.warning("could not recheck open connections: %s", type(error).__name__)
+                # The connections continue, as cached credentials are accepted during an outage, too.
+                _log.warning(
+                    "could not verify the credentials of open connections: %s", type(error).__name__
+                )
                 return
             self._end_invalid(batch, valid)
 
@@ -114,7 +119,9 @@ class CredentialMonitor:
             if identity is not None:
                 watched.identity = identity
             for connection in list(watched.connections):
-                error = _credential_ended() if identity is None else connection.refusal(identity)
+                error = (
+                    _credential_ended() if identity is None else connection.find_refusal(identity)
+                )
                 if error is not None and connection.can_end:
                     connection.end(error)
 
@@ -124,8 +131,11 @@ class CredentialMonitor:
             try:
                 await self.recheck()
             except Exception:
-                _log.exception("the recheck of open connections failed; it is retried")
+                _log.exception(
+                    "verifying the credentials of open connections failed; retrying in %s s",
+                    self._interval,
+                )
 
 
 def _credential_ended() -> InvalidKey:
-    return InvalidKey("the key or the session has ended")
+    return InvalidKey("the API key or the session of this connection has ended; authenticate again")

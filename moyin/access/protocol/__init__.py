@@ -1,1 +1,1 @@
-"""Defines the JSON of the accounts API and translates the domain to it."""
+"""Defines the JSON bodies of the accounts API, and converts domain objects to them."""

@@ -1,4 +1,4 @@
-"""Defines the request and response bodies of the accounts API."""
+"""Defines the request and response bodies of the accounts API as pydantic models."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ _MAX_PROFILE_BYTES = 16 * 1024
 _MAX_SCOPES_BYTES = 1024
 
 
-def _printable(text: str) -> str:
+def _require_printable(text: str) -> str:
     if any(ord(character) < 32 or 0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise ValueError("must not hold control characters")
+        raise ValueError("must not contain control characters")
     return text
 
 
-def _encodable(text: str) -> str:
+def _require_unicode(text: str) -> str:
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise ValueError("must be valid Unicode")
+        raise ValueError("must be valid Unicode, without lone surrogates")
     return text
 
 
-def _storable(scopes: list[str]) -> list[str]:
+def _require_short_scopes(scopes: list[str]) -> list[str]:
     if len(" ".join(scopes)) > _MAX_SCOPES_BYTES:
-        raise ValueError(f"must be at most {_MAX_SCOPES_BYTES} bytes together")
+        raise ValueError(f"all scopes together must not exceed {_MAX_SCOPES_BYTES} bytes")
     return scopes
 
 
-def _small(profile: dict[str, Any]) -> dict[str, Any]:
+def _require_small_profile(profile: dict[str, Any]) -> dict[str, Any]:
     try:
         size = len(json.dumps(profile, allow_nan=False, ensure_ascii=False).encode())
     except ValueError:
         raise ValueError("must be JSON in valid Unicode, without NaN and infinities") from None
     # PostgreSQL stores no NUL.
     if size > _MAX_PROFILE_BYTES or "\\u0000" in json.dumps(profile):
-        raise ValueError(f"must be at most {_MAX_PROFILE_BYTES} bytes of JSON, without NUL")
+        raise ValueError(
+            f"must not exceed {_MAX_PROFILE_BYTES} bytes as JSON or contain NUL characters"
+        )
     return profile
 
 
@@ -56,24 +58,24 @@ Email = Annotated[
     str,
     StringConstraints(max_length=254, pattern=r"^[!-?A-~]{1,64}@[A-Za-z0-9.-]+\.[A-Za-z0-9-]+$"),
 ]
-# What a caller enters as an email; it need not be valid.
-ClaimedEmail = Annotated[str, StringConstraints(max_length=254), AfterValidator(_printable)]
+# An email that a caller claims to have, which need not be valid.
+ClaimedEmail = Annotated[str, StringConstraints(max_length=254), AfterValidator(_require_printable)]
 # NIST SP 800-63B demands a minimum length and no character classes.
 Password = Annotated[
-    str, StringConstraints(min_length=10, max_length=256), AfterValidator(_encodable)
+    str, StringConstraints(min_length=10, max_length=256), AfterValidator(_require_unicode)
 ]
 Secret = Annotated[
-    str, StringConstraints(min_length=1, max_length=2048), AfterValidator(_encodable)
+    str, StringConstraints(min_length=1, max_length=2048), AfterValidator(_require_unicode)
 ]
-Name = Annotated[str, StringConstraints(max_length=128), AfterValidator(_printable)]
+Name = Annotated[str, StringConstraints(max_length=128), AfterValidator(_require_printable)]
 RequiredName = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, strip_whitespace=True),
-    AfterValidator(_printable),
+    AfterValidator(_require_printable),
 ]
-Profile = Annotated[dict[str, Any], AfterValidator(_small)]
+Profile = Annotated[dict[str, Any], AfterValidator(_require_small_profile)]
 ScopeName = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9:._-]{0,63})$")]
-# Exact, so JSON has it as a string without an exponent.
+# A string without an exponent in JSON, so that it is exact.
 Money = Annotated[
     Decimal,
     Field(ge=0, le=9_000_000, decimal_places=9),
@@ -82,7 +84,9 @@ Money = Annotated[
 Count = Annotated[int, Field(ge=0, le=2_000_000_000)]
 Names = Annotated[
     tuple[
-        Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)],
+        Annotated[
+            str, StringConstraints(min_length=1, max_length=128), AfterValidator(_require_printable)
+        ],
         ...,
     ],
     Field(max_length=256),
@@ -113,7 +117,7 @@ class Login(_Request):
     )
 
 
-class Refresh(_Request):
+class RefreshSession(_Request):
     refresh_token: Secret
 
 
@@ -121,18 +125,18 @@ class Logout(_Request):
     everywhere: bool = Field(False, description="End all of your sessions, not only this one.")
 
 
-class Forgot(_Request):
+class ForgotPassword(_Request):
     email: ClaimedEmail
 
 
-class Reset(_Request):
+class ResetPassword(_Request):
     token: Secret
     password: Password
 
 
 class ChangePassword(_Request):
     current_password: Annotated[
-        str, StringConstraints(max_length=256), AfterValidator(_encodable)
+        str, StringConstraints(max_length=256), AfterValidator(_require_unicode)
     ] = Field("", description="May be left out if you have no password yet.")
     new_password: Password
 
@@ -178,16 +182,16 @@ class ChangeUser(_Request):
 
 class NewKey(_Request):
     name: Name = ""
-    scopes: Annotated[list[ScopeName], AfterValidator(_storable)] | None = Field(
+    scopes: Annotated[list[ScopeName], AfterValidator(_require_short_scopes)] | None = Field(
         None,
         max_length=32,
         description="Scopes of the key; left out: those of `text`, `jobs:read` and `jobs:write` "
         "that its user has.",
     )
     expires_at: UtcDatetime | None = None
-    user: Annotated[str, StringConstraints(max_length=36), AfterValidator(_printable)] | None = (
-        Field(None, description="Id of a service account; left out: yourself.")
-    )
+    user: (
+        Annotated[str, StringConstraints(max_length=36), AfterValidator(_require_printable)] | None
+    ) = Field(None, description="Id of a service account; left out: yourself.")
 
 
 class RotateKey(_Request):
@@ -197,7 +201,7 @@ class RotateKey(_Request):
 
 
 class LimitBody(BaseModel):
-    """Holds limits and budgets. A member that is left out is not limited."""
+    """Holds limits and budgets; members that are left out are unlimited."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -243,7 +247,7 @@ class InvitedMember(UserBody):
 
 
 class SessionBody(_Response):
-    """Holds the members of RFC 6749's token response, and the user."""
+    """Holds the members of an RFC 6749 token response, the device token and the user."""
 
     access_token: str
     token_type: str = "Bearer"
@@ -256,7 +260,7 @@ class SessionBody(_Response):
     user: UserBody
 
 
-class ResetDone(_Response):
+class PasswordResetResult(_Response):
     device_token: str = Field(
         description="Token of this device for `POST /login` with the new password."
     )
@@ -271,7 +275,7 @@ class ProviderList(_Response):
     providers: list[ProviderBody]
 
 
-class BegunSignIn(_Response):
+class StartedSignIn(_Response):
     authorization_url: str
     state: str
 
@@ -344,7 +348,7 @@ class AuditPage(_Response):
 
 
 class WhoAmI(_Response):
-    """Holds the identity of a key or token."""
+    """Holds the identity of the API key or access token that the caller sent."""
 
     owner: str
     key_id: str

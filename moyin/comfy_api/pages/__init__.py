@@ -1,4 +1,4 @@
-"""Holds the gateway's own HTML pages, such as the sign-in page; they also work without scripts."""
+"""Renders the gateway's own HTML pages, such as the sign-in page, which work without scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-__all__ = ["Page", "plain_page", "sign_in_page", "signed_in_page", "waiting_page"]
+__all__ = [
+    "HtmlPage", "render_plain_page", "render_sign_in_page", "render_signed_in_page",
+    "render_waiting_page",
+]  # fmt: skip
 
 _TEMPLATE = Template(files(__package__).joinpath("sign_in.html").read_text())
 _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access token.</p>
@@ -21,8 +24,8 @@ _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access 
 _SIGNED_IN = """<p>You are signed in as <code>{name}</code>.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
 <form method="post" action="/comfy/session/end"><button>Sign out</button></form>"""
-# A link from another site comes without the SameSite cookie, so this script asks again. A link may
-# also carry a key after its #, which no server sees: the key is filled in, not sent.
+# Browsers omit the SameSite cookie after a link from another site, so this script requests the
+# session again. A key after # in the link is filled into the form, and not sent to a server.
 _SCRIPT = """
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 if (key) {
@@ -36,8 +39,8 @@ if (key) {
 _RELOAD_SCRIPT = "setTimeout(() => location.reload(), 3000);"
 
 
-class Page:
-    """Holds the HTML of a page and its headers, which restrict what the page may do."""
+class HtmlPage:
+    """An HTML page with its response headers, such as its Content-Security-Policy."""
 
     def __init__(self, title: str, body: str, script: str = "") -> None:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -50,23 +53,23 @@ class Page:
         }
 
 
-def sign_in_page(error: str = "") -> Page:
-    """Return the page that asks for a key; ``error`` says what was wrong with the previous key."""
+def render_sign_in_page(error: str = "") -> HtmlPage:
+    """Return the sign-in page, which shows ``error`` if a sign-in has failed."""
     alert = f'<p role="alert">{escape(error)}</p>' if error else ""
-    return Page("Sign in", _FORM.format(alert=alert), _SCRIPT)
+    return HtmlPage("Sign in", _FORM.format(alert=alert), _SCRIPT)
 
 
-def signed_in_page(name: str) -> Page:
-    """Return the page that names the signed-in user and offers to sign out."""
-    return Page("Signed in", _SIGNED_IN.format(name=escape(name)))
+def render_signed_in_page(name: str) -> HtmlPage:
+    """Return the page that shows the signed-in user and a sign-out button."""
+    return HtmlPage("Signed in", _SIGNED_IN.format(name=escape(name)))
 
 
-def waiting_page() -> Page:
-    """Return the page that reloads itself until the farm's nodes are known."""
+def render_waiting_page() -> HtmlPage:
+    """Return the page that reloads itself until a ComfyUI has started."""
     text = "No ComfyUI of the farm has started yet. This page reloads every few seconds."
-    return Page("The farm is starting", f"<p>{text}</p>", _RELOAD_SCRIPT)
+    return HtmlPage("The farm is starting", f"<p>{text}</p>", _RELOAD_SCRIPT)
 
 
-def plain_page(title: str, text: str) -> Page:
-    """Return a page with one paragraph of text."""
-    return Page(title, f"<p>{escape(text)}</p>")
+def render_plain_page(title: str, text: str) -> HtmlPage:
+    """Return a page with a title and one paragraph of text."""
+    return HtmlPage(title, f"<p>{escape(text)}</p>")

@@ -1,1 +1,1 @@
-"""Holds ComfyUI's wire format: https://docs.comfy.org/development/comfyui-server/comms_routes."""
+"""Defines ComfyUI's wire format: https://docs.comfy.org/development/comfyui-server/comms_routes."""

@@ -1,4 +1,4 @@
-"""Renders errors in the format that ComfyUI's clients read."""
+"""Renders errors in the format that clients of ComfyUI's own API expect."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.errors import InputNotFound, InvalidGraph, MoyinError, NodeNotAllowed
-from moyin.http.problems import ErrorBody, error_headers, status_of
-
-__all__ = ["error_body", "render_error"]
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
 _GRAPH_ERRORS = (InvalidGraph, InputNotFound, NodeNotAllowed)
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ComfyUI's error body with Moyin's members ``code`` and ``request_id``."""
+    """Render an error as ComfyUI's error body, with the additional ``code`` and ``request_id``."""
     return ErrorBody(
-        status=status_of(error),
-        body=to_json({**error_body(error), "code": error.code, "request_id": request_id}),
-        headers={"content-type": "application/json", **error_headers(error)},
+        status=get_http_status(error),
+        body=to_json({**build_error_body(error), "code": error.code, "request_id": request_id}),
+        headers={"content-type": "application/json", **build_error_headers(error)},
     )
 
 
-def error_body(error: MoyinError) -> dict[str, Any]:
+def build_error_body(error: MoyinError) -> dict[str, Any]:
     """Return ``{"error": {"type", "message", "details", "extra_info"}, "node_errors": {…}}``.
 
-    ComfyUI's own response to an invalid graph is passed on unchanged.
+    If the error's details contain ComfyUI's response to an invalid graph, return that response.
     """
     if isinstance(error, _GRAPH_ERRORS) and "error" in error.details:
         return {

@@ -1,4 +1,4 @@
-"""Merges what several ComfyUIs report into the report of one server; pure."""
+"""Merges and filters the ``/object_info`` and the lists that several ComfyUI servers return."""
 
 from __future__ import annotations
 
@@ -8,32 +8,17 @@ from typing import Any
 
 from moyin.render.protocol.graph import INPUT_FOLDER
 
-__all__ = [
-    "FEATURES",
-    "PoolInventory",
-    "has_graph",
-    "has_node_classes",
-    "inventory_of",
-    "permitted_nodes",
-    "union_of_lists",
-    "union_of_nodes",
-    "union_of_objects",
-    "with_uploads",
-    "without_input_folder",
-    "without_paths",
-]
-
-# By node class and input: the values that a graph may choose there.
+# The values that a graph may choose for an input, by node class and input name.
 PoolInventory = Mapping[str, Mapping[str, frozenset[str]]]
 
-# Feature flags of the server; the route adds the upload limit.
-FEATURES: Mapping[str, Any] = {"supports_preview_metadata": True}
-# Input options for which the frontend shows an upload button.
+# The server's feature flags; the route adds the upload limit.
+FEATURE_FLAGS: Mapping[str, Any] = {"supports_preview_metadata": True}
+# The frontend shows an upload button for an input with one of these options.
 _UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload")
 
 
-def union_of_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge ``/object_info``: the first definition of a node counts, with the choices of all."""
+def merge_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge several ``/object_info``. A node's first definition gets the choices of the others."""
     merged: dict[str, Any] = {}
     for report in reports:
         for name, node in report.items():
@@ -44,8 +29,8 @@ def union_of_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def union_of_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
-    """Merge lists in order; an item that repeats (by its ``name``, if any) is dropped."""
+def merge_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    """Concatenate lists without duplicates. Objects with the same ``name`` are duplicates."""
     merged: list[Any] = []
     known: set[Any] = set()
     for items in lists:
@@ -57,8 +42,8 @@ def union_of_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
     return merged
 
 
-def union_of_objects(objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge objects; the first value of a member counts."""
+def merge_objects(objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the members of objects. If a member repeats, its first value counts."""
     merged: dict[str, Any] = {}
     for members in objects:
         for name, value in members.items():
@@ -66,31 +51,31 @@ def union_of_objects(objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def with_uploads(nodes: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
-    """Return the nodes with ``files``, sorted, as the only choices of upload inputs."""
+def set_upload_choices(nodes: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+    """Return the nodes with the sorted ``files`` as the only choices of upload inputs."""
     sorted_files = sorted(files)
-    return {name: _with_uploads(node, sorted_files) for name, node in nodes.items()}
+    return {name: _set_upload_choices(node, sorted_files) for name, node in nodes.items()}
 
 
-def permitted_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Mapping[str, Any]:
-    """Return the nodes whose class ``permits`` accepts."""
+def filter_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Mapping[str, Any]:
+    """Return the nodes for whose class name ``permits`` returns True."""
     return {name: node for name, node in nodes.items() if permits(name)}
 
 
-def without_input_folder(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the nodes without choices from the renderer's folder of all tenants' input files."""
-    return {name: _without_input_folder(node) for name, node in nodes.items()}
+def remove_input_folder_choices(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the nodes without choices that are input files of any tenant on the renderer."""
+    return {name: _remove_input_folder_choices(node) for name, node in nodes.items()}
 
 
-def without_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the model folders without their paths on the machines."""
+def remove_folder_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the model folders without their paths on the pools' machines."""
     return [{"name": folder["name"], "folders": [folder["name"]]} for folder in folders]
 
 
-def _without_input_folder(node: Mapping[str, Any]) -> Mapping[str, Any]:
+def _remove_input_folder_choices(node: Mapping[str, Any]) -> Mapping[str, Any]:
     changed = None
-    for kind, name, spec in _inputs(node):
-        choices = _choices(spec)
+    for kind, name, spec in _iterate_inputs(node):
+        choices = _get_choices(spec)
         if choices is not None and any(map(_is_in_input_folder, choices)):
             changed = copy.deepcopy(dict(node)) if changed is None else changed
             others = [choice for choice in choices if not _is_in_input_folder(choice)]
@@ -102,8 +87,8 @@ def _is_in_input_folder(choice: Any) -> bool:
     return isinstance(choice, str) and choice.partition("/")[0] == INPUT_FOLDER
 
 
-def _with_uploads(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
-    uploads = [(kind, name) for kind, name, spec in _inputs(node) if _is_upload(spec)]
+def _set_upload_choices(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
+    uploads = [(kind, name) for kind, name, spec in _iterate_inputs(node) if _is_upload_input(spec)]
     if not uploads:
         return node
     changed = copy.deepcopy(dict(node))
@@ -113,15 +98,15 @@ def _with_uploads(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str,
 
 
 def _add_choices(node: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    other_specs = {(kind, name): spec for kind, name, spec in _inputs(other)}
-    for kind, name, spec in _inputs(node):
-        choices, more = _choices(spec), _choices(other_specs.get((kind, name)))
+    other_specs = {(kind, name): spec for kind, name, spec in _iterate_inputs(other)}
+    for kind, name, spec in _iterate_inputs(node):
+        choices, more = _get_choices(spec), _get_choices(other_specs.get((kind, name)))
         if choices is not None and more:
-            _set_choices(spec, union_of_lists((choices, more)))
+            _set_choices(spec, merge_lists((choices, more)))
 
 
-def _inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
-    """Yield the kind (such as ``required``), the name and ComfyUI's spec of every input."""
+def _iterate_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+    """Yield the kind (such as ``required``), the name and the specification of every input."""
     for kind, inputs in (node.get("input") or {}).items():
         if isinstance(inputs, Mapping):
             for name, spec in inputs.items():
@@ -129,8 +114,8 @@ def _inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
                     yield kind, name, spec
 
 
-def _choices(spec: list[Any] | None) -> list[Any] | None:
-    """Return the choices in ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``; None: free input."""
+def _get_choices(spec: list[Any] | None) -> list[Any] | None:
+    """Return the choices in ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``, or None."""
     if not spec:
         return None
     if isinstance(spec[0], list):
@@ -148,31 +133,33 @@ def _set_choices(spec: list[Any], choices: list[Any]) -> None:
         spec[1] = {**spec[1], "options": choices}
 
 
-def _is_upload(spec: list[Any]) -> bool:
-    """Return whether the input takes uploaded files; ``remote`` choices come from elsewhere."""
+def _is_upload_input(spec: list[Any]) -> bool:
+    """Return True if the choices are uploads; ``remote`` choices come from another server."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     return any(options.get(name) for name in _UPLOAD_OPTIONS) and "remote" not in options
 
 
-def inventory_of(nodes: Mapping[str, Any]) -> PoolInventory:
-    """Return what ``/object_info`` lists, except uploads, which every pool can load."""
+def build_inventory(nodes: Mapping[str, Any]) -> PoolInventory:
+    """Return the choices in ``/object_info``, except for uploads, which every pool can load."""
     return {
         name: {
             key: frozenset(item for item in choices if isinstance(item, str))
-            for _, key, spec in _inputs(node)
-            if not _is_upload(spec) and (choices := _choices(spec)) is not None
+            for _, key, spec in _iterate_inputs(node)
+            if not _is_upload_input(spec) and (choices := _get_choices(spec)) is not None
         }
         for name, node in nodes.items()
     }
 
 
-def has_graph(inventory: PoolInventory, graph: Mapping[str, Any]) -> bool:
-    """Return whether the inventory has every node and file of the graph."""
-    return all(_has_node(inventory, node) for node in graph.values() if isinstance(node, Mapping))
+def supports_graph(inventory: PoolInventory, graph: Mapping[str, Any]) -> bool:
+    """Return True if the inventory has every node and every file of the graph."""
+    return all(
+        _supports_node(inventory, node) for node in graph.values() if isinstance(node, Mapping)
+    )
 
 
-def has_node_classes(inventory: PoolInventory, graph: Mapping[str, Any]) -> bool:
-    """Return whether the inventory has the class of every node, whatever files the nodes load."""
+def supports_node_classes(inventory: PoolInventory, graph: Mapping[str, Any]) -> bool:
+    """Return True if the inventory has every node class of the graph. Files are not checked."""
     return all(
         str(node.get("class_type")) in inventory
         for node in graph.values()
@@ -180,7 +167,7 @@ def has_node_classes(inventory: PoolInventory, graph: Mapping[str, Any]) -> bool
     )
 
 
-def _has_node(inventory: PoolInventory, node: Mapping[str, Any]) -> bool:
+def _supports_node(inventory: PoolInventory, node: Mapping[str, Any]) -> bool:
     choices = inventory.get(str(node.get("class_type")))
     if choices is None:
         return False

@@ -1,20 +1,19 @@
-"""Recognizes the paths of ComfyUI's API and of its web page; pure.
+"""Recognizes the paths of ComfyUI's API and of its web page.
 
-ComfyUI's routes are served at the root and under ``/api``. Its frontend is a page at ``/comfy/``
-that treats this folder as the server's root, so it requests ``/comfy/api/…`` and ``/comfy/ws``.
+ComfyUI's routes are served at the root and under ``/api``. Its web page at ``/comfy/`` treats this
+folder as the server's root, so the page requests ``/comfy/api/…`` and ``/comfy/ws``.
 """
 
 from __future__ import annotations
 
-__all__ = ["FIRST_SEGMENTS", "PAGE", "is_comfyui", "is_page_file", "server_path"]
-
-PAGE = "/comfy/"
-# API paths below the page, which need a key. All other paths below it are the page's own files.
+PAGE_PATH = "/comfy/"
+# API paths below the page need a key. All other paths below the page are its own public files.
 _API_PREFIXES = ("api/", "internal/", "extensions/")
-# These extensions belong to the page; all others come from the pools' node packages.
+# These extensions are files of the page. Node packages provide all other extensions.
 _PAGE_EXTENSIONS = "extensions/core/"
 _WEBSOCKET = "ws"
-FIRST_SEGMENTS = frozenset(
+# The first path segments of ComfyUI's API.
+API_FIRST_SEGMENTS = frozenset(
     {
         "embeddings", "experiment", "extensions", "features", "free", "global_subgraphs",
         "history", "i18n", "internal", "interrupt", "jobs", "models", "object_info", "prompt",
@@ -24,11 +23,11 @@ FIRST_SEGMENTS = frozenset(
 )  # fmt: skip
 
 
-def server_path(path: str) -> str | None:
-    """Return the API path of a request that the page makes below itself; None for other paths."""
-    if not path.startswith(PAGE):
+def to_server_path(path: str) -> str | None:
+    """Return the API path of ``/comfy/api/…`` or ``/comfy/ws``, or None for all other paths."""
+    if not path.startswith(PAGE_PATH):
         return None
-    below_page = path[len(PAGE) :]
+    below_page = path[len(PAGE_PATH) :]
     if below_page.startswith(_PAGE_EXTENSIONS):
         return None
     if below_page == _WEBSOCKET or below_page.startswith(_API_PREFIXES):
@@ -37,13 +36,15 @@ def server_path(path: str) -> str | None:
 
 
 def is_page_file(path: str) -> bool:
-    """Return whether the path is the page or one of its files, which are public."""
-    return path == PAGE.rstrip("/") or (path.startswith(PAGE) and server_path(path) is None)
+    """Return True if the path belongs to ComfyUI's page or one of its files, which are public."""
+    return path == PAGE_PATH.rstrip("/") or (
+        path.startswith(PAGE_PATH) and to_server_path(path) is None
+    )
 
 
-def is_comfyui(path: str) -> bool:
-    """Return whether ComfyUI's API has this path; ``jobs`` belongs to it only under ``/api``."""
-    path = server_path(path) or path
+def is_comfyui_path(path: str) -> bool:
+    """Return True if the path belongs to ComfyUI's API, like ``/api/jobs`` but not ``/jobs``."""
+    path = to_server_path(path) or path
     below_api = path.startswith("/api/")
     first = path.removeprefix("/api").strip("/").partition("/")[0]
-    return first in FIRST_SEGMENTS and (below_api or first != "jobs")
+    return first in API_FIRST_SEGMENTS and (below_api or first != "jobs")

@@ -1,4 +1,4 @@
-"""Converts jobs into the bodies of ComfyUI's queue, history and job list; pure."""
+"""Converts jobs to the response bodies of ComfyUI's queue, history and job list."""
 
 from __future__ import annotations
 
@@ -10,70 +10,62 @@ from moyin.domain import references
 from moyin.domain.job import Job, JobError, JobSpec, JobStatus
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 
-__all__ = [
-    "end_message",
-    "history_entry",
-    "job_detail",
-    "job_summary",
-    "number_of",
-    "queue_row",
-    "state_of",
-]
-
-STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
+# The states of prompts in ComfyUI's job list.
+JOB_LIST_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 _END_MESSAGES = ("execution_success", "execution_error", "execution_interrupted")
 _STATES = {
     JobStatus.SUCCEEDED: "completed",
     JobStatus.FAILED: "failed",
     JobStatus.CANCELLED: "cancelled",
 }
-# Output slots that the frontend can display.
+# The frontend can display outputs of these types.
 _DISPLAYABLE_SLOTS = frozenset({"images", "video", "audio", "3d", "text"})
 
 
-def number_of(job: Job, prompt: ComfyPrompt | None) -> float:
-    """Return the client's own number, or one that grows over time; negative: front of the queue."""
+def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
+    """Return the number that orders the queue: the client's own, or the time of the submission.
+
+    The time is negative if the client has requested the front of the queue.
+    """
     if prompt is not None and prompt.number is not None:
         return prompt.number
     number = int(job.created_at.timestamp() * 1_000_000)
     return -number if prompt is not None and prompt.front else number
 
 
-def queue_row(job: Job, spec: JobSpec | None) -> list[Any]:
-    """Return ``[number, prompt_id, prompt, extra_data, outputs]``.
-
-    Args:
-        spec: None if the queue is too long to include graphs, or if the spec's blob is gone.
-    """
+def build_queue_row(job: Job, spec: JobSpec | None) -> list[Any]:
+    """Return a row of ``/queue``: ``[number, prompt_id, prompt, extra_data, outputs]``."""
     prompt = spec.comfyui if spec is not None else None
     extra: dict[str, Any] = dict(prompt.extra_data) if prompt is not None else {}
     if prompt is not None and prompt.client_id is not None:
         extra["client_id"] = prompt.client_id
-    extra["create_time"] = _milliseconds(job.created_at)
+    extra["create_time"] = _to_milliseconds(job.created_at)
     outputs = list(prompt.outputs) if prompt is not None else []
-    return [number_of(job, prompt), job.id, _graph(spec), extra, outputs]
+    return [queue_number(job, prompt), job.id, _resolve_graph(spec), extra, outputs]
 
 
-def history_entry(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> dict[str, Any]:
-    """Return an entry of ``/history``; ``record`` is None if no execution has ended."""
+def build_history_entry(
+    job: Job, spec: JobSpec | None, record: PromptRecord | None
+) -> dict[str, Any]:
+    """Return an entry of ``/history``; ``record`` is ComfyUI's own entry, if any."""
     status = "success" if job.status is JobStatus.SUCCEEDED else "error"
     return {
-        "prompt": queue_row(job, spec),
+        "prompt": build_queue_row(job, spec),
         "outputs": dict(record.outputs) if record is not None else {},
         "meta": dict(record.meta) if record is not None else {},
         "status": {
             "status_str": status,
             "completed": status == "success",
-            "messages": _messages(job, record),
+            "messages": _build_messages(job, record),
         },
     }
 
 
-def end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str, Any]]:
-    """Return the type and data of the message that reports the end of an ended job.
+def build_end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str, Any]]:
+    """Return the type and the data of the message that reports the end of a job.
 
-    ComfyUI's own message is used if it reports the same outcome. Otherwise build one in its format:
-    the job was cancelled while it waited, its process died, or its deadline passed.
+    If ComfyUI's own message does not report the outcome, build a message in its format: the job was
+    cancelled while it waited, its process died, or its deadline passed.
     """
     expected = {
         JobStatus.SUCCEEDED: "execution_success",
@@ -81,8 +73,8 @@ def end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str
     }.get(job.status, "execution_error")
     for name, data in reversed(record.messages if record is not None else ()):
         if name == expected:
-            return name, {**data, **_canceller(job)}
-    data = {"prompt_id": job.id, "timestamp": _milliseconds(job.finished_at or job.created_at)}
+            return name, {**data, **_build_canceller(job)}
+    data = {"prompt_id": job.id, "timestamp": _to_milliseconds(job.finished_at or job.created_at)}
     if expected == "execution_success":
         return expected, data
     details = job.error.details if job.error is not None else {}
@@ -95,54 +87,58 @@ def end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str
         **data,
     }
     if expected == "execution_interrupted":
-        return expected, {**data, **_canceller(job)}
-    return expected, {**data, **_error(job.error)}
+        return expected, {**data, **_build_canceller(job)}
+    return expected, {**data, **_build_error(job.error)}
 
 
-def _canceller(job: Job) -> dict[str, Any]:
-    """Return the member ``cancelled_by``, which Moyin adds to ComfyUI's interruption message."""
+def _build_canceller(job: Job) -> dict[str, Any]:
+    """Return the member ``cancelled_by``, which is Moyin's addition to the interruption message."""
     if job.cancelled_by is None:
         return {}
     return {"cancelled_by": {"kind": job.cancelled_by.kind.value, "id": job.cancelled_by.id}}
 
 
-def state_of(job: Job) -> str:
-    """Return the job's status in ``/api/jobs``."""
+def job_state(job: Job) -> str:
+    """Return the state of a job in ComfyUI's job list."""
     if job.status.is_final:
         return _STATES[job.status]
     return "in_progress" if job.begun_at is not None else "pending"
 
 
-def job_summary(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> dict[str, Any]:
-    """Return an entry of ``/api/jobs``, without members that are unknown."""
-    number, _, _, extra, _ = queue_row(job, spec)
-    count, preview = _outputs(record.outputs if record is not None else {})
+def build_job_summary(
+    job: Job, spec: JobSpec | None, record: PromptRecord | None
+) -> dict[str, Any]:
+    """Return a job's entry in ``/api/jobs``, without members whose value is unknown."""
+    number, _, _, extra, _ = build_queue_row(job, spec)
+    count, preview = _summarize_outputs(record.outputs if record is not None else {})
     info = extra.get("extra_pnginfo")
     workflow = info.get("workflow") if isinstance(info, Mapping) else None
     summary: dict[str, Any] = {
         "id": job.id,
-        "status": state_of(job),
+        "status": job_state(job),
         "priority": number,
         "create_time": extra["create_time"],
-        "execution_start_time": _start_time(job, record),
+        "execution_start_time": _find_start_time(job, record),
         "outputs_count": count,
         "preview_output": preview,
         "workflow_id": workflow.get("id") if isinstance(workflow, Mapping) else None,
     }
     if job.status.is_final:
-        name, data = end_message(job, record)
+        name, data = build_end_message(job, record)
         summary["execution_end_time"] = data.get("timestamp")
         summary["execution_error"] = data if name == "execution_error" else None
     return {key: value for key, value in summary.items() if value is not None}
 
 
-def job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> dict[str, Any]:
-    """Return the body of ``/api/jobs/{id}``."""
-    _, _, graph, extra, _ = queue_row(job, spec)
-    detail = job_summary(job, spec, record) | {"workflow": {"prompt": graph, "extra_data": extra}}
+def build_job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> dict[str, Any]:
+    """Return the response body of ``/api/jobs/{id}``."""
+    _, _, graph, extra, _ = build_queue_row(job, spec)
+    detail = build_job_summary(job, spec, record) | {
+        "workflow": {"prompt": graph, "extra_data": extra}
+    }
     if not job.status.is_final:
         return detail
-    entry = history_entry(job, spec, record)
+    entry = build_history_entry(job, spec, record)
     return detail | {
         "outputs": entry["outputs"],
         "execution_status": entry["status"],
@@ -150,19 +146,19 @@ def job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> d
     }
 
 
-def _graph(spec: JobSpec | None) -> Any:
+def _resolve_graph(spec: JobSpec | None) -> Any:
     if spec is None or len(spec.steps) != 1:
         return {}
-    return references.resolve(spec.steps[0].payload, ())
+    return references.resolve_references(spec.steps[0].payload, ())
 
 
-def _messages(job: Job, record: PromptRecord | None) -> list[list[Any]]:
+def _build_messages(job: Job, record: PromptRecord | None) -> list[list[Any]]:
     recorded = record.messages if record is not None else ()
     messages = [[name, data] for name, data in recorded if name not in _END_MESSAGES]
-    return [*messages, list(end_message(job, record))]
+    return [*messages, list(build_end_message(job, record))]
 
 
-def _error(error: JobError | None) -> dict[str, Any]:
+def _build_error(error: JobError | None) -> dict[str, Any]:
     return {
         "exception_message": error.message if error is not None else "",
         "exception_type": error.code if error is not None else "",
@@ -172,16 +168,16 @@ def _error(error: JobError | None) -> dict[str, Any]:
     }
 
 
-def _start_time(job: Job, record: PromptRecord | None) -> int | None:
+def _find_start_time(job: Job, record: PromptRecord | None) -> int | None:
     for name, data in record.messages if record is not None else ():
         if name == "execution_start" and isinstance(data.get("timestamp"), int):
             timestamp: int = data["timestamp"]
             return timestamp
-    return None if job.begun_at is None else _milliseconds(job.begun_at)
+    return None if job.begun_at is None else _to_milliseconds(job.begun_at)
 
 
-def _outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
-    """Return the number of outputs, and the one to display: saved files come before previews."""
+def _summarize_outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
+    """Return the number of outputs, and the output to display, preferably a saved file."""
     items_by_slot = [
         (slot, {"nodeId": node, "mediaType": slot, **item})
         for node, slots in outputs.items()
@@ -196,5 +192,5 @@ def _outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
     return len(items_by_slot), displayable[0] if displayable else None
 
 
-def _milliseconds(moment: datetime) -> int:
+def _to_milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1_000)

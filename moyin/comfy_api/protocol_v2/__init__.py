@@ -1,1 +1,1 @@
-"""Holds the wire format of the Comfy API v2, which the official SDK `comfy-sdk` uses."""
+"""Defines the wire format of the Comfy API v2, which Comfy's official SDK `comfy-sdk` uses."""

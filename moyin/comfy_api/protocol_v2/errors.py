@@ -1,4 +1,4 @@
-"""Renders errors in the Comfy API v2's format, whose codes select the SDK's exceptions."""
+"""Renders errors in the format of the Comfy API v2, whose SDK maps codes to exceptions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers, status_of
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
-__all__ = ["render_error"]
-
-# The first match counts. Other errors keep Moyin's status and code.
+# The status and code by the type of the error. The first match counts.
 _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.InvalidGraph, 422, "invalid_workflow"),
     (errors.NodeNotAllowed, 422, "invalid_workflow"),
@@ -33,8 +31,8 @@ _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.LimitExceeded, 429, "rate_limited"),
 )
 _GRAPH_ERRORS = (errors.InvalidGraph, errors.InputNotFound, errors.NodeNotAllowed)
-# For InvalidRequest: by the prefix of the invalid field.
-_FIELDS: tuple[tuple[str, int, str], ...] = (
+# The status and code of an InvalidRequest by the prefix of its field.
+_FIELD_CODES: tuple[tuple[str, int, str], ...] = (
     ("workflow", 422, "invalid_workflow"),
     ("metadata[", 400, "invalid_metadata_filter"),
     ("metadata", 422, "metadata_invalid"),
@@ -45,7 +43,7 @@ _FIELDS: tuple[tuple[str, int, str], ...] = (
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render ``{"error": {"code", "message", "details": {"code", "request_id", …}}}``."""
     status, code = _status_and_code(error)
-    details = {**_details(error), "code": error.code, "request_id": request_id}
+    details = {**_build_details(error), "code": error.code, "request_id": request_id}
     if error.field is not None:
         details["field"] = error.field
     return ErrorBody(
@@ -54,24 +52,24 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
         headers={
             "content-type": "application/json",
             "x-comfy-request-id": request_id,
-            **error_headers(error),
+            **build_error_headers(error),
         },
     )
 
 
 def _status_and_code(error: errors.MoyinError) -> tuple[int, str]:
     if type(error) is errors.InvalidRequest:
-        for prefix, status, code in _FIELDS:
+        for prefix, status, code in _FIELD_CODES:
             if (error.field or "").startswith(prefix):
                 return status, code
     for kind, status, code in _CODES:
         if isinstance(error, kind):
             return status, code
-    return status_of(error), error.code
+    return get_http_status(error), error.code
 
 
-def _details(error: errors.MoyinError) -> dict[str, Any]:
-    """Return the error's details; ComfyUI's node errors in the SDK's format."""
+def _build_details(error: errors.MoyinError) -> dict[str, Any]:
+    """Return the error's details, with ComfyUI's node errors converted to the SDK's format."""
     if not isinstance(error, _GRAPH_ERRORS):
         return dict(error.details)
     nodes = error.details.get("node_errors") or {}

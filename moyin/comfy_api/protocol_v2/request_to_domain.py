@@ -1,4 +1,4 @@
-"""Translates requests of the Comfy API v2 to the domain; pure."""
+"""Translates requests of the Comfy API v2 to domain objects."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from moyin.domain import references
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import parse_json
-from moyin.jobs.protocol.renders import check_graph
+from moyin.jobs.protocol.renders import check_graph_format
 
-__all__ = ["digest_of", "labels_of", "parse_job"]
-
-_HASH = re.compile(wire.HASH)
+_HASH = re.compile(wire.HASH_PATTERN)
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-# Characters that a database's JSON path can contain without escapes.
+# A label consists of characters that a database's JSON path can contain without escapes.
 _LABEL = re.compile(r"[A-Za-z0-9_.:/ -]{1,64}")
 
 
@@ -27,9 +25,10 @@ def parse_job(body: bytes) -> JobSpec:
 
     Raises:
         InvalidJson: the body is not JSON.
-        BodyTooLarge: the body may contain too many values.
-        InvalidRequest, EditorFormat: a field is invalid; the error names it.
-        UnsupportedFeature: the body has a key for partner nodes, which the farm does not run.
+        BodyTooLarge: the body has too many values to be parsed safely.
+        InvalidRequest: a field is invalid; the error names the field.
+        EditorGraphFormat: the graph is in the format that ComfyUI's editor saves.
+        UnsupportedFeature: the body has a key for partner nodes, which are not supported.
     """
     data = parse_json(body)
     try:
@@ -37,12 +36,13 @@ def parse_job(body: bytes) -> JobSpec:
     except ValidationError as error:
         raise _invalid_request(error) from None
     if submission.extra_data is not None and submission.extra_data.api_key_comfy_org:
-        # The key would have to be stored for as long as the job waits.
+        # The job would have to store the key.
         raise UnsupportedFeature(
-            "the farm runs no partner nodes: leave out api_key_comfy_org", field="extra_data"
+            "nodes that call Comfy's partners are not supported: omit api_key_comfy_org",
+            field="extra_data",
         )
-    check_graph(submission.workflow, "workflow")
-    # Escape strings that look like references to the steps of a pipeline.
+    check_graph_format(submission.workflow, "workflow")
+    # Escape strings that would be read as references to the steps of a pipeline.
     graph = references.escape_references(submission.workflow)
     return JobSpec(
         kind=StepKind.RENDER.value,
@@ -51,16 +51,16 @@ def parse_job(body: bytes) -> JobSpec:
     )
 
 
-def digest_of(content_hash: str) -> str | None:
-    """Return the hex digest in ``blake3:<hex>``; None if the hash has another format."""
+def parse_hash(content_hash: str) -> str | None:
+    """Return the digits of ``blake3:<hex digits>``, or None if the hash has another format."""
     return content_hash.removeprefix("blake3:") if _HASH.fullmatch(content_hash) else None
 
 
-def labels_of(query: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the labels to filter by, from ``metadata[<key>]=<value>`` in the query.
+def parse_label_filters(query: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the labels in the query parameters ``metadata[<key>]=<value>``.
 
     Raises:
-        InvalidRequest: a filter is invalid; the error names it.
+        InvalidRequest: a parameter is invalid; the error names the parameter.
     """
     labels: dict[str, str] = {}
     for name, value in query:
@@ -69,7 +69,7 @@ def labels_of(query: Iterable[tuple[str, str]]) -> dict[str, str]:
             continue
         if not _LABEL.fullmatch(match[1]) or labels.setdefault(match[1], value) != value:
             raise InvalidRequest(
-                f"{name[:80]}: a key must match {_LABEL.pattern} and have one value",
+                f"{name[:80]}: the key must match {_LABEL.pattern} and must have only one value",
                 field="metadata[]",
             )
     if len(labels) > wire.MAX_LABELS:

@@ -1,4 +1,4 @@
-"""Translates jobs and files to the Comfy API v2; pure."""
+"""Translates jobs and files to response bodies of the Comfy API v2."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from moyin.comfy_api.protocol_v2 import wire
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.domain.job import Job, JobError, JobStatus, Progress
 
-__all__ = ["V2Presenter", "progress_of", "status_of", "summary_of"]
-
-Kind = Literal["image", "video", "audio", "text", "file", "latent"]
+OutputKind = Literal["image", "video", "audio", "text", "file", "latent"]
 _STATUS: Mapping[JobStatus, wire.Status] = {
     JobStatus.QUEUED: "queued",
     JobStatus.RUNNING: "running",
@@ -21,107 +19,104 @@ _STATUS: Mapping[JobStatus, wire.Status] = {
     JobStatus.FAILED: "failed",
     JobStatus.CANCELLED: "canceled",
 }
-_KINDS: Mapping[str, Kind] = {"image": "image", "video": "video", "audio": "audio", "text": "text"}
+_KINDS: Mapping[str, OutputKind] = {
+    "image": "image",
+    "video": "video",
+    "audio": "audio",
+    "text": "text",
+}
 # The API requires an expiry, but the gateway's URLs do not expire: they need the caller's key.
 _URL_LIFETIME = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class V2Presenter:
-    """Builds the bodies of jobs and files for one request.
+    """Builds the response bodies of jobs and files for one request.
 
     Attributes:
-        base: the gateway's URL as the client reaches it, with a trailing slash.
-        retention: how long a job is stored at least.
+        base_url: the gateway's URL as the client reaches the gateway, with a trailing slash.
+        retention: the time for which a job is stored at least.
         now: the time of the request.
     """
 
-    base: str
+    base_url: str
     retention: timedelta
     now: datetime
 
-    def job(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobBody:
-        """Return the body of a job; ``outputs`` are in the order of ``job.results``."""
+    def to_job_body(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobBody:
+        """Return the body of a job with the ``outputs`` of its finished steps, in their order."""
         path = f"/api/v2/jobs/{job.id}"
         return wire.JobBody(
             id=job.id,
-            status=status_of(job),
+            status=to_status(job),
             created_at=job.created_at,
             started_at=job.started_at,
             completed_at=job.finished_at,
             expires_at=job.created_at + self.retention,
             queue_position=None,
-            progress=None if job.status is JobStatus.QUEUED else progress_of(job.progress),
-            outputs=self.outputs(job, outputs),
-            error=None if job.error is None else _failure(job.error),
+            progress=None if job.status is JobStatus.QUEUED else to_progress(job.progress),
+            outputs=self.to_output_bodies(job, outputs),
+            error=None if job.error is None else _to_failure(job.error),
             metrics={
-                "queue_ms": _milliseconds(job.created_at, job.started_at),
-                "execution_ms": _milliseconds(job.started_at, job.finished_at),
+                "queue_ms": _elapsed_milliseconds(job.created_at, job.started_at),
+                "execution_ms": _elapsed_milliseconds(job.started_at, job.finished_at),
             },
             metadata=dict(job.metadata),
             urls=wire.JobUrls(self=path, events=f"{path}/events", cancel=f"{path}/cancel"),
         )
 
-    def outputs(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> list[wire.OutputBody]:
-        """Return every file that the job has produced so far."""
+    def to_output_bodies(
+        self, job: Job, outputs: Iterable[Mapping[str, Any]]
+    ) -> list[wire.OutputBody]:
+        """Return the bodies of all files that the job has produced so far."""
         return [
-            self._output(job.id, node, slot, artifact)
+            self._to_output_body(job.id, node, slot, artifact)
             for result, output in zip(job.results, outputs, strict=True)
             for node, slot, artifact in _artifacts_by_node(result.artifacts, output)
         ]
 
-    def asset(self, stored: StoredArtifact, *, new: bool | None = None) -> wire.AssetBody:
-        """Return the body of an asset; ``new`` tells whether its content was not stored before."""
+    def to_asset_body(self, stored: StoredArtifact, *, new: bool | None = None) -> wire.AssetBody:
+        """Return the body of an asset; ``new`` is True if this request has stored its content."""
         artifact = stored.artifact
         return wire.AssetBody(
-            id=artifact.id,
-            hash=_hash(artifact),
-            size_bytes=artifact.size,
-            content_type=artifact.media_type,
-            file_path=artifact.name,
-            created_new=new,
-            created_at=stored.created_at,
-            url=self._url(artifact),
-            url_expires_at=self.now + _URL_LIFETIME,
-            job_id=stored.job_id,
-        )
+            id=artifact.id, hash=_to_hash(artifact), size_bytes=artifact.size,
+            content_type=artifact.media_type, file_path=artifact.name, created_new=new,
+            created_at=stored.created_at, url=self._content_url(artifact),
+            url_expires_at=self.now + _URL_LIFETIME, job_id=stored.job_id,
+        )  # fmt: skip
 
-    def _output(self, job_id: str, node: str, slot: str, artifact: Artifact) -> wire.OutputBody:
+    def _to_output_body(
+        self, job_id: str, node: str, slot: str, artifact: Artifact
+    ) -> wire.OutputBody:
         return wire.OutputBody(
-            node_id=node,
-            name=artifact.name,
-            type=_kind(slot, artifact.media_type),
-            content_type=artifact.media_type,
-            size_bytes=artifact.size,
-            id=artifact.id,
-            hash=_hash(artifact),
-            url=self._url(artifact),
-            url_expires_at=self.now + _URL_LIFETIME,
-            job_id=job_id,
-        )
+            node_id=node, name=artifact.name, type=_to_kind(slot, artifact.media_type),
+            content_type=artifact.media_type, size_bytes=artifact.size, id=artifact.id,
+            hash=_to_hash(artifact), url=self._content_url(artifact),
+            url_expires_at=self.now + _URL_LIFETIME, job_id=job_id,
+        )  # fmt: skip
 
-    def _url(self, artifact: Artifact) -> str:
-        return f"{self.base}api/v2/assets/{artifact.id}/content"
+    def _content_url(self, artifact: Artifact) -> str:
+        return f"{self.base_url}api/v2/assets/{artifact.id}/content"
 
 
-def status_of(job: Job) -> wire.Status:
-    """Return the job's status in the Comfy API's words."""
+def to_status(job: Job) -> wire.Status:
+    """Return the Comfy API's name of the job's status."""
     return _STATUS[job.status]
 
 
-def summary_of(job: Job) -> wire.JobSummary:
-    """Return the job's entry in a list."""
+def to_summary(job: Job) -> wire.JobSummary:
+    """Return the entry of a job in a list of jobs."""
     return wire.JobSummary(
         id=job.id,
-        status=status_of(job),
+        status=to_status(job),
         create_time=job.created_at,
         update_time=job.finished_at or job.started_at or job.created_at,
         metadata=dict(job.metadata),
     )
 
 
-def progress_of(progress: Progress, node: str | None = None) -> wire.ProgressBody:
-    """Return the body of a progress event; ``node`` is the node being executed."""
+def to_progress(progress: Progress, node: str | None = None) -> wire.ProgressBody:
+    """Return the body of a progress event; ``node`` is the id of the node that is running."""
     value = min(1.0, progress.value / progress.max) if progress.max > 0 else 0.0
     return wire.ProgressBody(
         value=value,
@@ -134,31 +129,34 @@ def progress_of(progress: Progress, node: str | None = None) -> wire.ProgressBod
 def _artifacts_by_node(
     artifacts: Sequence[Artifact], output: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Artifact]]:
-    """Yield node, slot and file; files that the step's output does not mention come last."""
-    left = {f"artifact:{artifact.id}": artifact for artifact in artifacts}
+    """Yield the node id, the output slot and the artifact of each file of a step.
+
+    Files that the step's output does not assign to a node come last, with empty strings.
+    """
+    remaining = {f"artifact:{artifact.id}": artifact for artifact in artifacts}
     body = output.get("body")
     nodes = body.get("outputs", {}) if isinstance(body, Mapping) else {}
     for node, slots in nodes.items():
         for slot, items in slots.items():
             for item in items:
-                artifact = left.pop(item, None) if isinstance(item, str) else None
+                artifact = remaining.pop(item, None) if isinstance(item, str) else None
                 if artifact is not None:
                     yield node, slot, artifact
-    for artifact in left.values():
+    for artifact in remaining.values():
         yield "", "", artifact
 
 
-def _kind(slot: str, media_type: str) -> Kind:
+def _to_kind(slot: str, media_type: str) -> OutputKind:
     if slot == "latents":
         return "latent"
     return _KINDS.get(media_type.partition("/")[0], "file")
 
 
-def _hash(artifact: Artifact) -> str | None:
+def _to_hash(artifact: Artifact) -> str | None:
     return None if artifact.blake3 is None else f"blake3:{artifact.blake3}"
 
 
-def _failure(error: JobError) -> wire.NodeFailure:
+def _to_failure(error: JobError) -> wire.NodeFailure:
     node, kind = error.details.get("node_id"), error.details.get("node_type")
     return wire.NodeFailure(
         code=error.code,
@@ -168,7 +166,7 @@ def _failure(error: JobError) -> wire.NodeFailure:
     )
 
 
-def _milliseconds(start: datetime | None, end: datetime | None) -> int | None:
+def _elapsed_milliseconds(start: datetime | None, end: datetime | None) -> int | None:
     if start is None or end is None:
         return None
     return int((end - start).total_seconds() * 1000)

@@ -1,4 +1,4 @@
-"""Defines the bodies of the Comfy API v2.
+"""Defines the request and response bodies of the Comfy API v2.
 
 Source: the OpenAPI document of `comfy-sdk` (https://github.com/Comfy-Org/comfy-python-sdk), which
 serverless deployments, Comfy's cloud and self-hosted servers share.
@@ -13,25 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from moyin.jobs.protocol.wire import MetadataKey, MetadataValue
 
-__all__ = [
-    "AssetBody",
-    "ErrorBody",
-    "ErrorEnvelope",
-    "FromHash",
-    "JobBody",
-    "JobList",
-    "JobSummary",
-    "JobUrls",
-    "NodeFailure",
-    "OutputBody",
-    "ProgressBody",
-    "StatusBody",
-    "Submission",
-    "WorkflowBody",
-]
-
 MAX_LABELS = 16
-HASH = r"^blake3:[0-9a-f]{64}$"
+HASH_PATTERN = r"^blake3:[0-9a-f]{64}$"
 Status = Literal["queued", "running", "succeeded", "canceling", "canceled", "failed", "expired"]
 
 
@@ -40,13 +23,16 @@ class _Request(BaseModel):
 
 
 class ExtraData(_Request):
-    """`api_key_comfy_org` is for nodes that call Comfy's partners, which the farm does not run."""
+    """Extra data of a job. `api_key_comfy_org` must be null: partner nodes are not supported."""
 
     api_key_comfy_org: str | None = None
 
 
 class Submission(_Request):
-    """A graph in ComfyUI's API format; `{"__type": "core/ASSET", "info": {"id": …}}` is a file."""
+    """A job whose graph is in ComfyUI's API format.
+
+    In the graph, `{"__type": "core/ASSET", "info": {"id": …}}` refers to an asset.
+    """
 
     workflow: dict[str, JsonValue]
     extra_data: ExtraData | None = None
@@ -56,16 +42,16 @@ class Submission(_Request):
 
 
 class FromHash(_Request):
-    """A new asset of stored content. `tags` and `expires_in` are ignored: assets do not expire."""
+    """An asset of content that is already stored. `tags` and `expires_in` have no effect."""
 
-    hash: str = Field(pattern=HASH)
+    hash: str = Field(pattern=HASH_PATTERN)
     file_path: str | None = Field(None, max_length=1024)
     tags: list[str] = Field(default_factory=list, max_length=64)
     expires_in: int | None = Field(None, ge=60, le=604_800)
 
 
 class AssetBody(BaseModel):
-    """A file of the caller. `hash` is null for outputs of jobs; `url` requires the caller's key."""
+    """A file of the caller. Job outputs have no `hash`. A request to `url` needs a key."""
 
     id: str
     hash: str | None
@@ -81,7 +67,7 @@ class AssetBody(BaseModel):
 
 
 class OutputBody(BaseModel):
-    """A file that a job produced; `id` is its asset."""
+    """A file that a job has produced. `id` is the id of its asset."""
 
     node_id: str
     name: str
@@ -96,7 +82,7 @@ class OutputBody(BaseModel):
 
 
 class ProgressBody(BaseModel):
-    """The progress of a job; `value` is between 0 and 1."""
+    """The progress of a job. `value` is between 0 and 1."""
 
     value: float
     nodes_done: int
@@ -106,7 +92,7 @@ class ProgressBody(BaseModel):
 
 
 class NodeFailure(BaseModel):
-    """The reason why a job failed; `code` is one of Moyin's."""
+    """The error that ended a job. `code` is one of Moyin's error codes."""
 
     code: str
     message: str
@@ -115,7 +101,7 @@ class NodeFailure(BaseModel):
 
 
 class JobUrls(BaseModel):
-    """The paths of a job, its event stream and its cancellation."""
+    """The URL paths of a job, of its event stream, and of its cancellation."""
 
     self: str
     events: str
@@ -123,7 +109,7 @@ class JobUrls(BaseModel):
 
 
 class JobBody(BaseModel):
-    """A render job; `/jobs/{id}` shows the same job."""
+    """A render job. `/jobs/{id}` shows the same job in Moyin's format."""
 
     id: str
     status: Status
@@ -141,7 +127,7 @@ class JobBody(BaseModel):
 
 
 class JobSummary(BaseModel):
-    """A job in a list."""
+    """The entry of a job in a list."""
 
     id: str
     status: Status
@@ -151,28 +137,28 @@ class JobSummary(BaseModel):
 
 
 class JobList(BaseModel):
-    """A page of jobs, newest first; `next_cursor` is null on the last page."""
+    """A page of jobs, newest first. `next_cursor` is null on the last page."""
 
     jobs: list[JobSummary]
     next_cursor: str | None
 
 
 class StatusBody(BaseModel):
-    """The data of the event `status`."""
+    """The data of a server-sent event `status`."""
 
     status: Status
     queue_position: int | None = None
 
 
 class WorkflowBody(BaseModel):
-    """The graph as it was submitted."""
+    """The graph of a job as it was submitted."""
 
     workflow: dict[str, Any]
     format: Literal["api"] = "api"
 
 
 class ErrorBody(BaseModel):
-    """An error; `code` is the Comfy API's if it has one, `details.code` is always Moyin's."""
+    """An error. `code` is a code of the Comfy API if possible, and `details.code` is Moyin's."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""Serves `moyin.v1` over gRPC by calling the gateway's HTTP API, so identity, limits and errors agree.
+"""Serves the gRPC API `moyin.v1`, by requests to the gateway's HTTP API.
 
-``moyin.proto`` is the contract; ``scripts/grpc.sh`` generates the modules beside it.
+``moyin.proto`` defines the API; ``scripts/grpc.sh`` generates the modules `moyin_pb2` from it.
 """

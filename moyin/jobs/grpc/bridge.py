@@ -1,4 +1,4 @@
-"""Implements moyin.v1: `MoyinCalls` is the servicer, `GrpcBridge` calls the gateway's HTTP API."""
+"""Implements the gRPC API moyin.v1 by requests to the gateway's HTTP API."""
 
 from __future__ import annotations
 
@@ -15,38 +15,31 @@ from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.client.gateway import GatewayClient, read_events, read_frames
 from moyin.errors import StreamInterrupted
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault, end_call, fault_of, stream_fault
-from moyin.jobs.grpc.translate import chat_body, chat_event, job_message
-
-__all__ = ["GrpcBridge", "MoyinCalls", "NoBridge"]
+from moyin.jobs.grpc.faults import Fault, new_field_fault, set_call_error, to_fault, to_stream_fault
+from moyin.jobs.grpc.translate import to_chat_body, to_chat_event, to_job_message
 
 Metadata = Iterable[tuple[str, Any]]
-# The only metadata of a call that is passed on as headers.
+# The only metadata of a call that becomes headers of the HTTP request.
 _PASSED = frozenset({"authorization", "x-api-key", "x-request-id"})
-# The gateway's own deadlines are shorter; this bounds the silence of a stream that has none.
+# The gateway's own time limits are shorter, but some streams have none.
 _SILENCE_SECONDS = 900.0
 _COST = b": x-moyin-cost-usd="
 
 
 class GrpcBridge:
-    """Makes every call with the caller's own key; every method may raise `Fault`.
-
-    Args:
-        url: HTTP address of the gateway.
-    """
+    """Turns each gRPC call into a request to the gateway's ``url``, and errors into `Fault`."""
 
     def __init__(self, url: str) -> None:
         self._gateway = GatewayClient(url, silence_seconds=_SILENCE_SECONDS)
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._gateway.close()
 
     async def chat(
         self, request: pb.ChatRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.ChatEvent, None]:
-        """Yield the answer while the model writes it."""
-        body = chat_body(request)
+        """Send a chat request and yield the events of the model's answer."""
+        body = to_chat_body(request)
         async with self._open("POST", "/v1/chat/completions", metadata, body) as response:
             yield pb.ChatEvent(
                 model=response.headers.get("x-moyin-model", ""),
@@ -58,41 +51,44 @@ class GrpcBridge:
                 elif frame.data is not None and frame.data != b"[DONE]":
                     chunk = json.loads(frame.data)
                     if "error" in chunk:
-                        raise stream_fault(502, response.headers, frame.data)
-                    event = chat_event(chunk)
+                        raise to_stream_fault(502, response.headers, frame.data)
+                    event = to_chat_event(chunk)
                     if event.ByteSize():
                         yield event
 
     async def submit_job(self, request: pb.SubmitJobRequest, metadata: Metadata) -> pb.Job:
-        """Submit a job and return it."""
         headers = {"content-type": "application/json"}
         if request.idempotency_key:
-            headers["idempotency-key"] = _header(request.idempotency_key, "idempotency_key")
-        return await self._job("POST", "/jobs", metadata, request.job_json.encode(), headers)
+            headers["idempotency-key"] = _to_header_value(
+                request.idempotency_key, "idempotency_key"
+            )
+        return await self._request_job(
+            "POST", "/jobs", metadata, request.job_json.encode(), headers
+        )
 
     async def get_job(self, request: pb.GetJobRequest, metadata: Metadata) -> pb.Job:
-        """Return the job with its outputs."""
-        return await self._job("GET", f"/jobs/{_segment(request.id)}", metadata)
+        return await self._request_job("GET", f"/jobs/{_encode_id(request.id)}", metadata)
 
     async def cancel_job(self, request: pb.CancelJobRequest, metadata: Metadata) -> pb.Job:
-        """Cancel the job and return it; it may still be running."""
-        return await self._job("POST", f"/jobs/{_segment(request.id)}/cancel", metadata)
+        """Request the cancellation of a job and return the job, which may still be running."""
+        return await self._request_job("POST", f"/jobs/{_encode_id(request.id)}/cancel", metadata)
 
     async def watch_job(
         self, request: pb.WatchJobRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        """Yield the job's events until it has ended."""
-        headers = {"last-event-id": _header(request.after, "after")} if request.after else {}
-        path = f"/jobs/{_segment(request.id)}/events"
+        headers = (
+            {"last-event-id": _to_header_value(request.after, "after")} if request.after else {}
+        )
+        path = f"/jobs/{_encode_id(request.id)}/events"
         async with self._open("GET", path, metadata, headers=headers) as response:
             async for event in read_events(response):
                 if event.text is None:
                     continue
                 if event.type == "error":
-                    raise stream_fault(503, response.headers, event.text.encode())
+                    raise to_stream_fault(503, response.headers, event.text.encode())
                 yield pb.JobEvent(id=event.id or "", type=event.type, data_json=event.text)
 
-    async def _job(
+    async def _request_job(
         self,
         method: str,
         path: str,
@@ -101,7 +97,7 @@ class GrpcBridge:
         headers: Mapping[str, str] | None = None,
     ) -> pb.Job:
         async with self._open(method, path, metadata, body, headers) as response:
-            return job_message(await response.json())
+            return to_job_message(await response.json())
 
     @asynccontextmanager
     async def _open(
@@ -112,105 +108,93 @@ class GrpcBridge:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request with the caller's credentials; errors become faults."""
+        """Send a request with the caller's credentials, and raise errors as `Fault`."""
         all_headers = dict(headers or {})
         all_headers.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
         try:
             async with self._gateway.open(method, path, body, headers=all_headers) as response:
                 yield response
         except RequestRefused as error:
-            raise fault_of(error) from None
+            raise to_fault(error) from None
         except (GatewayUnreachable, StreamInterrupted) as error:
             has_timed_out = isinstance(error.__cause__, TimeoutError)
             raise Fault(
                 grpc.StatusCode.DEADLINE_EXCEEDED if has_timed_out else grpc.StatusCode.UNAVAILABLE,
                 "backend_timeout" if has_timed_out else "service_unavailable",
-                "the service behind the gateway did not respond",
+                f"the gateway did not respond to {method} {path}; try again later",
                 retry_after=1,
             ) from error
 
 
-class NoBridge(GrpcBridge):
-    """Refuses every call: for an app that Ray Serve may route a gRPC call to, but that has none."""
+class RefusingBridge(GrpcBridge):
+    """Refuses every gRPC call, for apps without a gRPC API that Ray Serve may route calls to."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     @asynccontextmanager
     async def _open(self, *_: Any, **__: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        message = "only the gateway has this call: send the metadata application: gateway"
+        message = "only the gateway app has this call: send the metadata application: gateway"
         raise Fault(grpc.StatusCode.UNIMPLEMENTED, "route_not_found", message)
         yield
 
 
 class MoyinCalls:
-    """Answers the calls of moyin.v1: a mix-in of a Serve deployment, or a `grpc.aio` servicer.
-
-    The names of methods and parameters are given by gRPC and Serve.
-    """
+    """The servicer of moyin.v1; gRPC and Ray Serve prescribe the names of methods and parameters."""
 
     grpc_bridge: GrpcBridge
 
     async def Chat(
         self, request: pb.ChatRequest, grpc_context: Any
     ) -> AsyncGenerator[pb.ChatEvent, None]:
-        metadata = grpc_context.invocation_metadata()
-        try:
-            async with aclosing(self.grpc_bridge.chat(request, metadata)) as events:
-                async for event in events:
-                    yield event
-        except Fault as fault:
-            end_call(grpc_context, fault)
+        async with aclosing(_stream(self.grpc_bridge.chat, request, grpc_context)) as events:
+            async for event in events:
+                yield event
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, grpc_context: Any) -> pb.Job:
-        return await _respond(self.grpc_bridge.submit_job, request, grpc_context)
+        return await _await_job(self.grpc_bridge.submit_job, request, grpc_context)
 
     async def GetJob(self, request: pb.GetJobRequest, grpc_context: Any) -> pb.Job:
-        return await _respond(self.grpc_bridge.get_job, request, grpc_context)
+        return await _await_job(self.grpc_bridge.get_job, request, grpc_context)
 
     async def CancelJob(self, request: pb.CancelJobRequest, grpc_context: Any) -> pb.Job:
-        return await _respond(self.grpc_bridge.cancel_job, request, grpc_context)
+        return await _await_job(self.grpc_bridge.cancel_job, request, grpc_context)
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, grpc_context: Any
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        metadata = grpc_context.invocation_metadata()
-        try:
-            async with aclosing(self.grpc_bridge.watch_job(request, metadata)) as events:
-                async for event in events:
-                    yield event
-        except Fault as fault:
-            end_call(grpc_context, fault)
+        async with aclosing(_stream(self.grpc_bridge.watch_job, request, grpc_context)) as events:
+            async for event in events:
+                yield event
 
 
-async def _respond(call: Any, request: Any, grpc_context: Any) -> pb.Job:
+async def _stream(call: Any, request: Any, grpc_context: Any) -> AsyncGenerator[Any, None]:
+    try:
+        async with aclosing(call(request, grpc_context.invocation_metadata())) as events:
+            async for event in events:
+                yield event
+    except Fault as fault:
+        set_call_error(grpc_context, fault)
+
+
+async def _await_job(call: Any, request: Any, grpc_context: Any) -> pb.Job:
     try:
         job: pb.Job = await call(request, grpc_context.invocation_metadata())
     except Fault as fault:
-        end_call(grpc_context, fault)
+        set_call_error(grpc_context, fault)
         return pb.Job()
     return job
 
 
-def _header(value: str, field: str) -> str:
-    """Return a field as the value of a header; raise `Fault` if it has control characters."""
+def _to_header_value(value: str, field: str) -> str:
+    """Return a field as the value of a header; raise `Fault` for control characters."""
     if any(character < " " or character == "\x7f" for character in value):
-        raise Fault(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "invalid_request",
-            f"{field} must not contain control characters",
-            field=field,
-        )
+        raise new_field_fault(field, "must not contain control characters")
     return value
 
 
-def _segment(job_id: str) -> str:
-    """Percent-encode the id as a segment of a path; raise `Fault` if it would change the path."""
+def _encode_id(job_id: str) -> str:
+    """Percent-encode a job's id as a segment of a path; raise `Fault` for ids such as ``..``."""
     if job_id in ("", ".", ".."):
-        raise Fault(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "invalid_request",
-            "id must be the id of a job",
-            field="id",
-        )
+        raise new_field_fault("id", "must be the id of a job, as SubmitJob returns it")
     return quote(job_id, safe="")

@@ -1,4 +1,4 @@
-"""Renders errors for gRPC: a status, and google.rpc details with our code."""
+"""Renders errors for gRPC as a status with google.rpc details, which have our stable code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from moyin.client.errors import RequestRefused
-
-__all__ = ["Fault", "StatusContext", "end_call", "fault_of", "stream_fault"]
 
 _DOMAIN = "moyin"
 _STATUS = {
@@ -39,7 +37,7 @@ _MAX_MESSAGE = 1_024
 
 
 class StatusContext(Protocol):
-    """The part of a servicer's context that an error needs; Ray Serve's context has it, too."""
+    """The methods of a servicer's context that set an error; Ray Serve's context has them, too."""
 
     def invocation_metadata(self) -> Iterable[tuple[str, Any]]: ...
     def set_code(self, code: grpc.StatusCode) -> None: ...
@@ -48,11 +46,14 @@ class StatusContext(Protocol):
 
 
 class Fault(Exception):
-    """Ends a call with an error.
+    """The error with which a gRPC call ends.
 
     Attributes:
-        code: the stable code, as in ``moyin.errors``.
-        retry_after: seconds after which a retry may succeed; None: a retry will not help.
+        status: the gRPC status.
+        code: the stable code of the error, as in ``moyin.errors``.
+        request_id: the id under which the gateway logged the request; empty if there was none.
+        field: the path of the invalid field, if any.
+        retry_after: seconds after which a retry may succeed; None if a retry cannot help.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class Fault(Exception):
         self.field = field
         self.retry_after = retry_after
 
-    def details(self) -> status_pb2.Status:
-        """Return the error as a google.rpc status with details."""
+    def to_status(self) -> status_pb2.Status:
+        """Return the error as a google.rpc status with its details."""
         info = error_details_pb2.ErrorInfo(
             reason=self.code, domain=_DOMAIN, metadata={"request_id": self.request_id}
         )
@@ -90,15 +91,20 @@ class Fault(Exception):
             delay = Duration(seconds=math.ceil(self.retry_after))
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         return status_pb2.Status(
-            code=self.status.value[0], message=self.message, details=[_packed(m) for m in details]
+            code=self.status.value[0], message=self.message, details=[_pack_any(m) for m in details]
         )
 
 
-def fault_of(refusal: RequestRefused, status: int | None = None) -> Fault:
-    """Return the fault for an error response of the gateway.
+def new_field_fault(field: str, problem: str, code: str = "invalid_request") -> Fault:
+    """Create the fault for an invalid field of a gRPC request."""
+    return Fault(grpc.StatusCode.INVALID_ARGUMENT, code, f"{field} {problem}", field=field)
+
+
+def to_fault(refusal: RequestRefused, status: int | None = None) -> Fault:
+    """Convert an error response of the gateway to a fault.
 
     Args:
-        status: the HTTP status that stands for the error; None: the response's own.
+        status: the HTTP status from which the gRPC status follows; None is the response's own.
     """
     return Fault(
         _STATUS.get(status or refusal.status, grpc.StatusCode.INTERNAL),
@@ -110,34 +116,34 @@ def fault_of(refusal: RequestRefused, status: int | None = None) -> Fault:
     )
 
 
-def stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
-    """Return the fault for an error event that ended a stream.
+def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
+    """Convert an error event that ended a stream to a fault.
 
     Args:
-        status: the HTTP status of a broken stream. A caller who lost access to the stream gets the
-            status that a new request would get.
+        status: the HTTP status of a broken stream. A stream that ended because its caller lost
+            access has the status of a new request instead.
+        body: the data of the error event.
     """
     refusal = RequestRefused(status, headers, body)
-    return fault_of(refusal, _STATUS_OF_CODE.get(refusal.reported_code or ""))
+    return to_fault(refusal, _STATUS_OF_CODE.get(refusal.reported_code or ""))
 
 
-def end_call(context: StatusContext, fault: Fault) -> None:
-    """Set ``fault`` as the result of the call; the caller returns normally afterwards.
-
-    Raising would lose the details: Ray Serve passes on only the status and text of an exception.
-    """
+def set_call_error(context: StatusContext, fault: Fault) -> None:
+    """Set the error of a call instead of raising it, as Ray Serve drops the details of raised errors."""
     if not fault.request_id:
-        # The call failed before it reached the gateway, which would have given it an id.
+        # The call failed before it reached the gateway, which assigns the ids of requests.
         fault.request_id = str(dict(context.invocation_metadata()).get("x-request-id", ""))
     context.set_code(fault.status)
     context.set_details(fault.message)
-    trailers: list[tuple[str, str | bytes]] = [(_DETAILS_KEY, fault.details().SerializeToString())]
+    trailers: list[tuple[str, str | bytes]] = [
+        (_DETAILS_KEY, fault.to_status().SerializeToString())
+    ]
     if fault.request_id:
         trailers.append(("x-request-id", fault.request_id))
     context.set_trailing_metadata(trailers)
 
 
-def _packed(message: Message) -> Packed:
+def _pack_any(message: Message) -> Packed:
     packed = Packed()
     packed.Pack(message)
     return packed

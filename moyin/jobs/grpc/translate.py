@@ -1,4 +1,4 @@
-"""Translates moyin.v1 to and from the JSON of the HTTP API, without I/O."""
+"""Translates the messages of moyin.v1 to and from the JSON of the HTTP API; without I/O."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault
-
-__all__ = ["chat_body", "chat_event", "job_message"]
+from moyin.jobs.grpc.faults import new_field_fault
 
 
-def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
-    """Return the body of a streamed OpenAI chat completion.
-
-    Raises:
-        Fault: a field with JSON in it is not valid JSON of the right type.
-    """
-    body = _json(request.extra_json, "extra_json", dict) or {}
+def to_chat_body(request: pb.ChatRequest) -> dict[str, Any]:
+    """Convert a chat request to the body of an OpenAI chat completion; raise `Fault` for invalid JSON."""
+    body = _parse_json_field(request.extra_json, "extra_json", dict) or {}
     body |= {
         "model": request.model,
-        "messages": [_message(m, f"messages.{i}") for i, m in enumerate(request.messages)],
+        "messages": [_to_chat_message(m, f"messages.{i}") for i, m in enumerate(request.messages)],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -37,8 +30,8 @@ def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
     return body
 
 
-def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
-    """Return the event for one chunk of OpenAI's stream."""
+def to_chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
+    """Convert a chunk of OpenAI's stream to an event."""
     event = pb.ChatEvent()
     for choice in chunk.get("choices") or ():
         delta = choice.get("delta") or {}
@@ -53,8 +46,8 @@ def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
     return event
 
 
-def job_message(body: Mapping[str, Any]) -> pb.Job:
-    """Return the message for a job as ``GET /jobs/{id}`` returns it, with or without outputs."""
+def to_job_message(body: Mapping[str, Any]) -> pb.Job:
+    """Convert the JSON of a job, with or without outputs, to a message."""
     job = pb.Job(
         id=body["id"],
         kind=body["kind"],
@@ -79,17 +72,17 @@ def job_message(body: Mapping[str, Any]) -> pb.Job:
         job.cancelled_by.id = canceller["id"] or ""
     for name in ("created_at", "started_at", "finished_at"):
         if body[name] is not None:
-            getattr(job, name).CopyFrom(_timestamp(body[name]))
+            getattr(job, name).CopyFrom(_to_timestamp(body[name]))
     return job
 
 
-def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
-    parts = _json(message.parts_json, f"{field}.parts_json", list)
+def _to_chat_message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
+    parts = _parse_json_field(message.parts_json, f"{field}.parts_json", list)
     body: dict[str, Any] = {
         "role": message.role,
         "content": message.content if parts is None else parts,
     }
-    calls = _json(message.tool_calls_json, f"{field}.tool_calls_json", list)
+    calls = _parse_json_field(message.tool_calls_json, f"{field}.tool_calls_json", list)
     if calls is not None:
         body["tool_calls"] = calls
     if message.tool_call_id:
@@ -97,12 +90,8 @@ def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
     return body
 
 
-def _json(text: str, field: str, kind: type[Any]) -> Any:
-    """Return the JSON in ``text``; None if it is empty.
-
-    Raises:
-        Fault: it is not JSON of the type ``kind``.
-    """
+def _parse_json_field(text: str, field: str, kind: type[Any]) -> Any:
+    """Parse the JSON of type ``kind`` in a field; return None if the text is empty."""
     if not text:
         return None
     try:
@@ -111,16 +100,11 @@ def _json(text: str, field: str, kind: type[Any]) -> Any:
         value = None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else "list"
-        raise Fault(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "invalid_json",
-            f"{field} must be a JSON {expected}",
-            field=field,
-        )
+        raise new_field_fault(field, f"must be a JSON {expected}", "invalid_json")
     return value
 
 
-def _timestamp(text: str) -> Timestamp:
+def _to_timestamp(text: str) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(datetime.fromisoformat(text))
     return stamp

@@ -1,4 +1,4 @@
-"""Takes jobs from message queues: each message id becomes one job, and its result is published."""
+"""Consumes message queues: each message becomes one job, whose result is published."""
 
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.intake.worker import IntakeWorker

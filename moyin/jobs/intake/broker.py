@@ -1,4 +1,4 @@
-"""Defines the protocols through which the intake uses a message broker."""
+"""Defines the interface of a message broker, which RabbitMQ and Redis streams implement."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Broker", "BrokerLost", "Delivery", "Session"]
-
 
 class BrokerLost(Exception):
-    """The connection to the broker broke; unsettled messages will be delivered again."""
+    """Reports a broken connection to the broker, which will deliver unsettled messages again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """One delivery of a message.
+    """One delivery of a message by the broker.
 
     Attributes:
-        message_id: the id that the sender chose; None if it chose none.
-        count: the number of this delivery of the message, from 1.
-        handle: the broker's own object for the message.
+        message_id: the id that the sender chose, if any.
+        count: 1 for the message's first delivery, 2 for its second.
+        handle: the object of the broker's own client library.
     """
 
     message_id: str | None
@@ -31,30 +29,27 @@ class Delivery:
 
 
 class Session(Protocol):
-    """Receives messages over one connection; every method may raise `BrokerLost`."""
+    """The interface of one connection to the broker; every method may raise `BrokerLost`."""
 
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield messages without end, with at most the broker's ``concurrency`` of them unsettled."""
+        """Yield messages without end, of which a limited number may be unsettled at a time."""
         ...
 
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
-        """Publish the result, then settle the message; a crash in between publishes it again.
+        """Publish the result of a message, then settle the message.
 
         Args:
-            result_id: the same each time that the same result is published.
+            result_id: the id by which receivers recognise a result that is published again, after
+                a crash between the two operations.
         """
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
-        """Move the message to the dead-letter queue, with the reason."""
+        """Move a message that cannot become a job to the dead-letter queue."""
 
 
 class Broker(Protocol):
-    """Opens sessions with a message broker."""
+    """The interface of a message broker and the queue whose messages become jobs."""
 
     def session(self) -> AbstractAsyncContextManager[Session]:
-        """Connect to the broker.
-
-        Raises:
-            BrokerLost: the broker cannot be reached.
-        """
+        """Connect to the broker for the time of the context; raise `BrokerLost` if that fails."""
         ...

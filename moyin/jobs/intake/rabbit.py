@@ -1,4 +1,4 @@
-"""Takes jobs from RabbitMQ (AMQP 0-9-1): quorum queues of jobs, results and dead letters."""
+"""Implements `Broker` for RabbitMQ (AMQP 0-9-1), with quorum queues."""
 
 from __future__ import annotations
 
@@ -13,25 +13,23 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from moyin.jobs.intake.broker import BrokerLost, Delivery
 
-__all__ = ["RabbitBroker"]
-
 _CONNECT_SECONDS = 5.0
 _CONFIRM_SECONDS = 15.0
-# RabbitMQ redelivers an unsettled message after half an hour by default; jobs may take days.
+# By default RabbitMQ redelivers an unsettled message after half an hour, but jobs may take days.
 _CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 _LOST = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
 
 
 class RabbitBroker:
-    """Takes jobs from ``queue``; a message is identified by its ``message_id``.
+    """A queue of RabbitMQ whose messages become jobs; each needs a ``message_id``.
 
-    Results are published to the message's ``reply_to`` queue, or to ``results``, with the message's
-    ``correlation_id``, or its id if it has none.
+    The result of a message is published to its ``reply_to`` queue, or else to ``results``, with the
+    message's ``correlation_id``, or else with its ``message_id``.
 
     Args:
         url: ``amqp://user:password@host:port/vhost``.
-        declare: declare the queues; False: an operator has made them.
-        concurrency: most unsettled messages.
+        declare: True to declare the queues; False if an operator has created them.
+        concurrency: the most unsettled messages.
     """
 
     def __init__(
@@ -55,21 +53,20 @@ class RabbitBroker:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[_RabbitSession]:
-        with _broker_errors():
+        with _raise_broker_lost():
             connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
         async with connection:
-            with _broker_errors():
-                # A message that reaches no queue must not count as published.
+            with _raise_broker_lost():
+                # Raises an error for a published message that no queue receives.
                 channel = await connection.channel(on_return_raises=True)
                 await channel.set_qos(prefetch_count=self._concurrency)
                 await self._declare_queues(channel)
             session = _RabbitSession(channel, self._queue, self._results, self._dead_letters)
             connection.close_callbacks.add(session.end)
             channel.close_callbacks.add(session.end)
-            with _broker_errors():
+            with _raise_broker_lost():
                 underlay = await channel.get_underlay_channel()
-            # RabbitMQ cancels the consumer, for example when the queue is deleted, and leaves the
-            # channel open.
+            # When the queue is deleted, RabbitMQ cancels the consumer, but the channel stays open.
             underlay.on_consumer_cancel_callbacks.add(session.end)
             yield session
 
@@ -83,7 +80,7 @@ class RabbitBroker:
             durable=True,
             arguments={
                 "x-queue-type": "quorum",
-                # A message that crashes every worker is never counted by a worker.
+                # Workers cannot count the deliveries of a message that crashes every worker.
                 "x-delivery-limit": self._max_deliveries,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": self._dead_letters,
@@ -102,25 +99,27 @@ class _RabbitSession:
         self._queue = queue
         self._results = results
         self._dead_letters = dead_letters
-        # Bounded by RabbitMQ's prefetch count; None marks the end.
+        # RabbitMQ's prefetch count limits the length of this queue. None marks the session's end.
         self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
 
     def end(self, *_: Any) -> None:
-        """End the session: the connection or the channel has closed, or the consumer is cancelled."""
+        """End the session, after the connection or channel has closed or the queue was deleted."""
         self._arrived.put_nowait(None)
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        with _broker_errors():
+        with _raise_broker_lost():
             queue = await self._channel.get_queue(self._queue, ensure=False)
             await queue.consume(self._arrived.put)
         while True:
             message = await self._arrived.get()
             if message is None:
-                raise BrokerLost("the connection to RabbitMQ, or the queue, is closed")
+                raise BrokerLost(
+                    f"RabbitMQ closed the connection, or the queue {self._queue!r} was deleted"
+                )
             yield Delivery(
                 message_id=message.message_id,
                 body=message.body,
-                count=_previous_deliveries(message) + 1,
+                count=_count_previous_deliveries(message) + 1,
                 handle=message,
             )
 
@@ -135,10 +134,10 @@ class _RabbitSession:
                 content_type="application/json",
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             ),
-            # The reply queue may have been deleted by its client.
+            # The client may have deleted its reply queue.
             mandatory=not message.reply_to,
         )
-        with _broker_errors():
+        with _raise_broker_lost():
             await message.ack()
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
@@ -155,27 +154,27 @@ class _RabbitSession:
             ),
             mandatory=True,
         )
-        with _broker_errors():
+        with _raise_broker_lost():
             await message.ack()
 
     async def _publish(self, queue: str, message: aio_pika.Message, *, mandatory: bool) -> None:
         """Publish a message and wait until RabbitMQ confirms that it is stored."""
-        with _broker_errors():
+        with _raise_broker_lost():
             await self._channel.default_exchange.publish(
                 message, queue, mandatory=mandatory, timeout=_CONFIRM_SECONDS
             )
 
 
 @contextmanager
-def _broker_errors() -> Iterator[None]:
-    """Turn errors of the connection into `BrokerLost`."""
+def _raise_broker_lost() -> Iterator[None]:
+    """Raise `BrokerLost` for errors of the connection within the block."""
     try:
         yield
     except _LOST as error:
-        raise BrokerLost(f"RabbitMQ: {type(error).__name__}: {error}") from error
+        raise BrokerLost(f"RabbitMQ failed: {type(error).__name__}: {error}") from error
 
 
-def _previous_deliveries(message: AbstractIncomingMessage) -> int:
-    """Return the number of earlier deliveries; only quorum queues count more than one."""
+def _count_previous_deliveries(message: AbstractIncomingMessage) -> int:
+    """Return the number of earlier deliveries of a message; classic queues count only one."""
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

@@ -1,4 +1,4 @@
-"""Takes jobs from a Redis or Valkey stream; results and dead letters are streams, too."""
+"""Implements `Broker` for Redis and Valkey, with streams of jobs, results and dead letters."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from redis.exceptions import RedisError, ResponseError
 from moyin.jobs.intake.broker import BrokerLost, Delivery
 from moyin.store.valkey import ValkeyConnection
 
-__all__ = ["StreamBroker"]
-
 _BLOCK_MS = 1_000
 _TIMEOUT_SECONDS = 5.0
-# Consumers without pending entries are deleted after this many claim times without activity.
+# Consumers without pending entries are deleted after an idle time of this many claim times.
 _DELETE_AFTER = 20
-# The id of an entry, its fields, and how often it was delivered.
+# The id of an entry, its fields, and the number of its deliveries.
 _Entry = tuple[bytes, dict[bytes, bytes], int]
 
 
 class StreamBroker:
-    """Takes jobs from ``stream``; an entry has the field ``body`` and optionally the field ``id``.
+    """A stream whose entries become jobs; each has the field ``body`` and optionally ``id``.
 
-    An entry without ``id`` is identified by its place in the stream, so a repeated one becomes a
-    second job. Settled entries are deleted: the stream is a queue of this consumer group alone.
+    The id of an entry without the field ``id`` is its stream id, so an entry that the sender adds
+    twice becomes two jobs. Settled entries are deleted, so no other consumer group can use the
+    stream.
 
     Args:
-        claim_after: seconds of a worker's silence after which others take over its entries.
-        kept: the approximate number of results, and of dead letters, to keep.
+        claim_after: the seconds after which other workers claim the entries of a silent worker.
+        kept: the approximate number of results, and of dead letters, that their streams hold.
     """
 
     def __init__(
@@ -64,13 +63,12 @@ class StreamBroker:
         client = redis.Redis.from_url(
             self._url,
             connection_class=ValkeyConnection,
-            # RESP2, whose replies have the same shape from every server.
-            protocol=2,
+            protocol=2,  # RESP2 replies have the same shape from Redis and Valkey.
             socket_connect_timeout=_TIMEOUT_SECONDS,
             socket_timeout=_TIMEOUT_SECONDS,
         )
         try:
-            with _broker_errors():
+            with _raise_broker_lost():
                 await self._ensure_group(client)
             session = _StreamSession(self, client, self._consumer)
             keeping = asyncio.create_task(session.keep_alive())
@@ -99,19 +97,19 @@ class _StreamSession:
         self._freed = asyncio.Event()
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield entries that other workers abandoned, then new ones."""
+        """Yield entries without end, those of silent workers before new ones."""
         while True:
             free = self._broker.concurrency - len(self._held)
             if free <= 0:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
-            with _broker_errors():
-                entries = await self._claim(free) or await self._read_new(free)
+            with _raise_broker_lost():
+                entries = await self._claim_entries(free) or await self._read_new_entries(free)
             for entry, fields, count in entries:
                 self._held.add(entry)
                 yield Delivery(
-                    message_id=_id(entry, fields),
+                    message_id=_get_message_id(entry, fields),
                     body=fields.get(b"body", b""),
                     count=count,
                     handle=(entry, fields),
@@ -120,21 +118,21 @@ class _StreamSession:
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
         entry, _ = delivery.handle
         fields = {"id": result_id, "message_id": delivery.message_id or "", "body": result}
-        await self._settle(entry, self._broker.results, fields)
+        await self._settle_entry(entry, self._broker.results, fields)
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
         entry, fields = delivery.handle
-        await self._settle(
+        await self._settle_entry(
             entry, self._broker.dead_letters, {**fields, "code": code, "reason": reason}
         )
 
     async def keep_alive(self) -> None:
-        """Claim this worker's own entries again and again, so that they never become idle."""
+        """Claim this worker's own entries repeatedly, so that other workers do not claim them."""
         broker = self._broker
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)
             held: list[Any] = list(self._held)
-            # The main loop meets the same outage and reports it.
+            # `deliveries` reports the same outage.
             with suppress(RedisError, OSError):
                 if held:
                     await self._client.xclaim(
@@ -142,10 +140,10 @@ class _StreamSession:
                     )
                 await self._delete_idle_consumers()
 
-    async def _settle(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
-        """Publish ``fields`` and settle the entry in one transaction."""
+    async def _settle_entry(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
+        """Add ``fields`` to another stream and delete the entry, in one transaction."""
         broker = self._broker
-        with _broker_errors():
+        with _raise_broker_lost():
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.xadd(stream, fields, maxlen=broker.kept, approximate=True)
                 pipeline.xack(broker.stream, broker.group, entry)
@@ -154,7 +152,7 @@ class _StreamSession:
         self._held.discard(entry)
         self._freed.set()
 
-    async def _read_new(self, count: int) -> list[_Entry]:
+    async def _read_new_entries(self, count: int) -> list[_Entry]:
         broker = self._broker
         reply: Any = await self._client.xreadgroup(
             broker.group, self._consumer, {broker.stream: ">"}, count=count, block=_BLOCK_MS
@@ -162,7 +160,7 @@ class _StreamSession:
         entries = reply[0][1] if reply else []
         return [(entry, fields, 1) for entry, fields in entries]
 
-    async def _claim(self, count: int) -> list[_Entry]:
+    async def _claim_entries(self, count: int) -> list[_Entry]:
         broker = self._broker
         claimed: Any = await self._client.xautoclaim(
             broker.stream, broker.group, self._consumer, broker.claim_ms, count=count
@@ -186,13 +184,13 @@ class _StreamSession:
 
 
 @contextmanager
-def _broker_errors() -> Iterator[None]:
-    """Turn errors of the connection into `BrokerLost`."""
+def _raise_broker_lost() -> Iterator[None]:
+    """Raise `BrokerLost` for errors of the connection within the block."""
     try:
         yield
     except (RedisError, OSError) as error:
-        raise BrokerLost(f"Redis: {type(error).__name__}: {error}") from error
+        raise BrokerLost(f"Redis failed: {type(error).__name__}: {error}") from error
 
 
-def _id(entry: bytes, fields: dict[bytes, bytes]) -> str:
+def _get_message_id(entry: bytes, fields: dict[bytes, bytes]) -> str:
     return (fields.get(b"id") or entry).decode(errors="replace")

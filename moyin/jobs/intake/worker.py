@@ -1,4 +1,4 @@
-"""Defines `IntakeWorker`, which turns messages into jobs and publishes their results."""
+"""Defines `IntakeWorker`, which turns messages of a broker into jobs and publishes the results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from moyin.domain.job import Job
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
-from moyin.jobs.protocol.response import job_detail
+from moyin.jobs.protocol.response import render_job_detail
 from moyin.jobs.service import JobService
-from moyin.render.templates.catalog import Catalog, TemplateSnapshot
+from moyin.render.templates.catalog import TemplateCatalog, TemplateSnapshot
 from moyin.store.jobs import JobStore
-from moyin.store.limits import LimitStore, subjects_of
-
-__all__ = ["IntakeWorker"]
+from moyin.store.limits import LimitStore, list_limit_subjects
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -33,23 +31,23 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 15.0
 _MAX_KEY = 255
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-# Outages of the services that jobs need; the message is not the cause.
+# Errors of the services that jobs need, which no message causes.
 _OUTAGES = (RedisError, SQLAlchemyError, OSError, TimeoutError)
 
 
 class IntakeWorker:
-    """Processes the messages of one source; any number of workers may share a source.
+    """Processes the messages of one broker queue, which several workers may share.
 
     A message stays unsettled until its job has ended and the result is published. If a worker dies,
-    the message is delivered again and its id leads to the same job.
+    the broker delivers the message again, and the message's id leads to the same job.
 
     Args:
-        name: of the source; part of idempotency keys, so it must stay the same and be unique among
-            the sources of the submitter.
-        submitter: owns every job; everyone who can write to the queue acts with its rights.
-        limits: has the submitter's best priority, pools and nodes.
-        max_deliveries: a message that is delivered more often becomes a dead letter.
-        max_body_bytes: larger messages become dead letters.
+        name: the name of the queue in the configuration. It is part of idempotency keys, so it must
+            never change and be unique among the queues of the submitter.
+        submitter: the identity that owns every job, with whose rights all messages act.
+        limits: the store of the submitter's limits.
+        max_deliveries: the most deliveries of a message, which then becomes a dead letter.
+        max_body_bytes: the largest message; larger messages become dead letters.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class IntakeWorker:
         feed: JobFeed,
         submitter: Identity,
         limits: LimitStore,
-        templates: Catalog,
+        templates: TemplateCatalog,
         max_deliveries: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:
@@ -79,34 +77,34 @@ class IntakeWorker:
         self.error: Exception | None = None
 
     async def run(self) -> None:
-        """Process messages until cancelled; an outage of the broker only delays it."""
+        """Process messages until cancelled, and connect again after an outage of the broker."""
         pause = _FIRST_PAUSE
         while True:
             try:
                 async with self._broker.session() as session:
                     self.error, pause = None, _FIRST_PAUSE
-                    await self._process(session)
+                    await self._process_deliveries(session)
             except* BrokerLost as lost:
-                _log.warning("intake %s: %s", self._name, lost.exceptions[0])
+                _log.warning("intake %s connects again: %s", self._name, lost.exceptions[0])
             except* Exception as error:
                 self.error = error
-                _log.exception("intake %s failed; starting again", self._name)
+                _log.exception("intake %s failed with a bug and starts again", self._name)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _process(self, session: Session) -> None:
+    async def _process_deliveries(self, session: Session) -> None:
         async with (
             aclosing(session.deliveries()) as deliveries,
             asyncio.TaskGroup() as group,
         ):
             async for delivery in deliveries:
-                group.create_task(self._handle(session, delivery))
+                group.create_task(self._handle_delivery(session, delivery))
 
-    async def _handle(self, session: Session, delivery: Delivery) -> None:
+    async def _handle_delivery(self, session: Session, delivery: Delivery) -> None:
         try:
-            accepted = await self._accept(delivery)
-            ended = await _retry(lambda: self._wait(accepted))
-            result = await _retry(lambda: self._result(ended, delivery))
+            accepted = await self._accept_delivery(delivery)
+            ended = await _retry_until_done(lambda: self._wait_for_end(accepted))
+            result = await _retry_until_done(lambda: self._build_result(ended, delivery))
         except MoyinError as error:
             _log.warning(
                 "intake %s: message %r becomes a dead letter: %s",
@@ -118,41 +116,33 @@ class IntakeWorker:
         else:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
-    async def _accept(self, delivery: Delivery) -> Job:
-        """Return the message's job, which may exist already.
-
-        Raises:
-            MoyinError: the message can never become a job.
-        """
-        key = self._key(delivery)
+    async def _accept_delivery(self, delivery: Delivery) -> Job:
+        """Submit the job of a message unless it exists; raise MoyinError if no job can be made of it."""
+        key = self._build_idempotency_key(delivery)
         if delivery.count > 1:
             # An accepted job continues, even if its template, pool or files have changed since.
-            first_job = await _retry(
+            first_job = await _retry_until_done(
                 lambda: self._jobs.find_by_idempotency_key(self._submitter.owner, key)
             )
             if first_job is not None:
                 return first_job
         if len(delivery.body) > self._max_body_bytes:
-            raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
+            raise BodyTooLarge(f"the message must have at most {self._max_body_bytes} bytes")
         templates = await self._templates.snapshot()
-        return await _retry(lambda: self._submit(delivery, templates, key))
+        return await _retry_until_done(lambda: self._submit_job(delivery, templates, key))
 
-    def _key(self, delivery: Delivery) -> str:
-        """Return the idempotency key of the message.
-
-        Raises:
-            InvalidRequest: the message has no valid id, or was delivered too often.
-        """
+    def _build_idempotency_key(self, delivery: Delivery) -> str:
+        """Return the idempotency key of a message; raise InvalidRequest if its id is invalid."""
         if not delivery.message_id:
-            raise InvalidRequest("the message must have an id", field="message_id")
+            raise InvalidRequest("the message must have a message_id", field="message_id")
         if "\0" in delivery.message_id:
             # PostgreSQL cannot store this character, and its error looks like an outage.
-            raise InvalidRequest("the message's id must not contain NUL", field="message_id")
+            raise InvalidRequest("message_id must not contain NUL characters", field="message_id")
         key = f"{self._name}:{delivery.message_id}"
         if len(key) > _MAX_KEY:
+            longest = _MAX_KEY - len(self._name) - 1
             raise InvalidRequest(
-                f"the message's id is too long: at most {_MAX_KEY - len(self._name) - 1} characters are allowed",
-                field="message_id",
+                f"message_id must have at most {longest} characters", field="message_id"
             )
         if delivery.count > self._max_deliveries:
             raise InvalidRequest(
@@ -160,25 +150,25 @@ class IntakeWorker:
             )
         return key
 
-    async def _submit(self, delivery: Delivery, templates: TemplateSnapshot, key: str) -> Job:
+    async def _submit_job(self, delivery: Delivery, templates: TemplateSnapshot, key: str) -> Job:
         limits = (
             *self._submitter.limits,
-            *await self._limits.list_for(subjects_of(self._submitter)),
+            *await self._limits.list_for(list_limit_subjects(self._submitter)),
         )
-        # The queue itself holds jobs back; refusing a message because of open jobs would lose it.
+        # A message is never rejected because of open jobs: the concurrency of the queue limits them.
         limits = tuple(replace(limit, open_jobs=None) for limit in limits)
         job, _ = await self._service.submit_request(
             replace(self._submitter, limits=limits),
             delivery.body,
             templates.find,
-            # If the deadline passed while the message waited, its job fails, not the message.
+            # A deadline that passed while the message waited fails the job instead of the message.
             now=_LONG_AGO,
             idempotency_key=key,
         )
         return job
 
-    async def _wait(self, job: Job) -> Job:
-        """Follow the job's events until its row says that it has ended, and return it."""
+    async def _wait_for_end(self, job: Job) -> Job:
+        """Follow the job's events until its row has a final status, and return the job."""
         while not job.status.is_final:
             async with aclosing(self._feed.follow(job, None)) as events:
                 async for _ in events:
@@ -186,17 +176,13 @@ class IntakeWorker:
             job = await self._jobs.find(job.id)
         return job
 
-    async def _result(self, job: Job, delivery: Delivery) -> bytes:
-        detail = job_detail(job, await self._service.outputs(job))
+    async def _build_result(self, job: Job, delivery: Delivery) -> bytes:
+        detail = render_job_detail(job, await self._service.load_outputs(job))
         return to_json({"message_id": delivery.message_id, "job": detail.model_dump(mode="json")})
 
 
-async def _retry(work: Callable[[], Awaitable[T]]) -> T:
-    """Run ``work`` and retry it until it succeeds.
-
-    Raises:
-        MoyinError: a retry cannot help.
-    """
+async def _retry_until_done(work: Callable[[], Awaitable[T]]) -> T:
+    """Run ``work`` until it succeeds, but raise a MoyinError for which a retry cannot help."""
     pause = _FIRST_PAUSE
     while True:
         try:
@@ -204,8 +190,8 @@ async def _retry(work: Callable[[], Awaitable[T]]) -> T:
         except MoyinError as error:
             if not error.retryable:
                 raise
-            _log.info("intake waits: %s", error)
+            _log.info("the intake retries an operation: %s", error)
         except _OUTAGES as error:
-            _log.warning("intake waits: %s: %s", type(error).__name__, error)
+            _log.warning("the intake retries an operation: %s: %s", type(error).__name__, error)
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)

@@ -1,1 +1,1 @@
-"""Implements Moyin's own jobs API: its shapes, and their translation to and from the domain."""
+"""Implements the JSON format of the jobs API, and its translation to and from the domain."""

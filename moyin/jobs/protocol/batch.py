@@ -1,4 +1,4 @@
-"""Translates batches of the jobs API to one graph and each child's changes to it; without I/O."""
+"""Translates a batch of the jobs API to one graph and a patch for each child; without I/O."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ from itertools import product
 from typing import Any
 
 from moyin.domain import references
-from moyin.domain.batch import MAX_CHILDREN, apply_patch, make_patch
-from moyin.domain.job import Step
-from moyin.domain.template import Template, fill
+from moyin.domain.job import MAX_BATCH_CHILDREN, Step, apply_batch_patch, make_batch_patch
+from moyin.domain.template import Template, fill_template
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
 
-__all__ = ["batch_steps"]
-
 _SEEDS = ("seed", "noise_seed")
-# The inputs that distinguish a child from the others, and the request field of each.
+# The inputs of a child that differ from those of the others, and the request field of each.
 _Variant = tuple[Mapping[str, Any], Mapping[str, str]]
 
 
-def batch_steps(
+def build_batch_steps(
     batch: wire.Batch, first: Step, template: Template | None
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """Return the graph that the children share, and the children as steps.
+    """Return the graph of a batch, and the children as steps with patches of that graph.
 
     Args:
-        first: the job without its batch.
-        template: the template of the graph; None: the client sent the graph.
+        first: the step of the same job without a batch.
+        template: the template of the graph; None if the client sent the graph itself.
 
     Raises:
-        InvalidRequest: a field is wrong.
+        InvalidRequest: a field is invalid.
     """
     members = [name for name in ("seeds", "inputs", "sweep") if getattr(batch, name) is not None]
     if len(members) != 1:
@@ -39,18 +36,18 @@ def batch_steps(
             "a batch must have exactly one of seeds, inputs and sweep", field="batch"
         )
     if template is None:
-        variants = _graph_variants(batch, first.payload)
-        graphs = [_with_inputs(first.payload, child_inputs) for child_inputs, _ in variants]
+        variants = _list_graph_variants(batch, first.payload)
+        graphs = [_apply_inputs(first.payload, child_inputs) for child_inputs, _ in variants]
     else:
-        variants = _template_variants(batch, first.inputs, template)
-        graphs = [_filled(template, first.inputs, variant) for variant in variants]
-    # Children run concurrently, so none can refer to the output of another.
-    references.check(graphs, 0)
+        variants = _list_template_variants(batch, first.inputs, template)
+        graphs = [_fill_variant(template, first.inputs, variant) for variant in variants]
+    # Children run concurrently, so no child can refer to the output of another.
+    references.check_references(graphs, 0)
     base = graphs[0]
     steps = tuple(
         Step(
             kind=first.kind,
-            payload=make_patch(base, graph),
+            payload=make_batch_patch(base, graph),
             pool=first.pool,
             template=first.template,
             inputs=variant[0],
@@ -62,7 +59,7 @@ def batch_steps(
     return base, steps
 
 
-def _template_variants(
+def _list_template_variants(
     batch: wire.Batch, inputs: Mapping[str, Any], template: Template
 ) -> list[_Variant]:
     if batch.inputs is not None:
@@ -74,36 +71,43 @@ def _template_variants(
     if batch.sweep is not None:
         for key in batch.sweep:
             if key.removeprefix("inputs.") not in template.parameters:
-                raise _unknown_key(key, [f"inputs.{name}" for name in template.parameters])
+                raise _new_unknown_key_error(
+                    key, [f"inputs.{name}" for name in template.parameters]
+                )
         return [
             ({key.removeprefix("inputs."): value for key, value in child_inputs.items()},
              {key.removeprefix("inputs."): f"batch.sweep.{key}" for key in child_inputs})
-            for child_inputs in _combinations(batch.sweep)
+            for child_inputs in _list_combinations(batch.sweep)
         ]  # fmt: skip
     seed = template.parameters.get("seed")
     if seed is None:
-        raise InvalidRequest(f"template {template.name!r} has no input 'seed'", field="batch.seeds")
+        raise InvalidRequest(
+            f"batch.seeds needs an input 'seed', which template {template.name!r} lacks",
+            field="batch.seeds",
+        )
     start = inputs.get("seed", seed.default)
     start = start if isinstance(start, int) else 0
-    return [({"seed": value}, {"seed": "batch.seeds"}) for value in _seeds(batch, start)]
+    return [({"seed": value}, {"seed": "batch.seeds"}) for value in _list_seeds(batch, start)]
 
 
-def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
-    """Return variants whose keys are ``workflow.<node>.inputs.<name>``."""
+def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
+    """Return the variants of a batch without a template; keys are ``workflow.<node>.inputs.<name>``."""
     if batch.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
     if batch.sweep is not None:
         for key in batch.sweep:
-            if not _is_value(graph, key):
+            if not _has_plain_value(graph, key):
                 valid_keys = [
                     f"workflow.{node_id}.inputs.{name}"
                     for node_id, node in graph.items()
                     for name in node.get("inputs", {})
                 ]
-                raise _unknown_key(key, [name for name in valid_keys if _is_value(graph, name)])
+                raise _new_unknown_key_error(
+                    key, [name for name in valid_keys if _has_plain_value(graph, name)]
+                )
         return [
             (child_inputs, {key: f"batch.sweep.{key}" for key in child_inputs})
-            for child_inputs in _combinations(batch.sweep)
+            for child_inputs in _list_combinations(batch.sweep)
         ]
     seeds = {
         f"workflow.{node_id}.inputs.{name}": node["inputs"][name]
@@ -113,17 +117,19 @@ def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Varian
     }
     if not seeds:
         raise InvalidRequest(
-            "no node of the workflow has an integer as its seed or noise_seed", field="batch.seeds"
+            "batch.seeds needs a node of the workflow with an integer as its seed or noise_seed",
+            field="batch.seeds",
         )
     sources = dict.fromkeys(seeds, "batch.seeds")
     if isinstance(batch.seeds, list):
-        return [(dict.fromkeys(seeds, seed), sources) for seed in _seeds(batch, 0)]
+        return [(dict.fromkeys(seeds, seed), sources) for seed in _list_seeds(batch, 0)]
     return [
-        ({key: value + step for key, value in seeds.items()}, sources) for step in _seeds(batch, 0)
+        ({key: value + step for key, value in seeds.items()}, sources)
+        for step in _list_seeds(batch, 0)
     ]
 
 
-def _seeds(batch: wire.Batch, start: int) -> Sequence[int]:
+def _list_seeds(batch: wire.Batch, start: int) -> Sequence[int]:
     seeds = batch.seeds
     if isinstance(seeds, list):
         _check_count(len(seeds), "batch.seeds")
@@ -133,22 +139,25 @@ def _seeds(batch: wire.Batch, start: int) -> Sequence[int]:
     return range(start, start + seeds)
 
 
-def _combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _list_combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     _check_count(math.prod(map(len, sweep.values())) if sweep else 0, "batch.sweep")
     return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
 
 
 def _check_count(count: int, field: str) -> None:
-    if not 1 <= count <= MAX_CHILDREN:
+    if not 1 <= count <= MAX_BATCH_CHILDREN:
         raise InvalidRequest(
-            f"{field} makes {count} renders; a batch may have 1 to {MAX_CHILDREN}", field=field
+            f"{field} makes {count} renders, but a batch must have 1 to {MAX_BATCH_CHILDREN}",
+            field=field,
         )
 
 
-def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) -> dict[str, Any]:
+def _fill_variant(
+    template: Template, inputs: Mapping[str, Any], variant: _Variant
+) -> dict[str, Any]:
     child_inputs, sources = variant
     try:
-        return fill(template, {**inputs, **child_inputs})
+        return fill_template(template, {**inputs, **child_inputs})
     except InvalidRequest as error:
         source = sources.get((error.field or "").removeprefix("inputs."))
         if source is not None:
@@ -157,16 +166,16 @@ def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) ->
         raise
 
 
-def _with_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _apply_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> dict[str, Any]:
     patch: dict[str, dict[str, Any]] = {}
     for key, value in child_inputs.items():
         node_id, name = _parse_key(key)
         patch.setdefault(node_id, {})[name] = value
-    return apply_patch(graph, patch)
+    return apply_batch_patch(graph, patch)
 
 
-def _is_value(graph: Mapping[str, Any], key: str) -> bool:
-    """Return True if the key names an input with a value, not a link to another node."""
+def _has_plain_value(graph: Mapping[str, Any], key: str) -> bool:
+    """Return True if the key names an input with a value instead of a link to another node."""
     node_id, name = _parse_key(key)
     node = graph.get(node_id) if key.startswith("workflow.") else None
     inputs = node.get("inputs", {}) if node is not None else {}
@@ -178,7 +187,7 @@ def _parse_key(key: str) -> tuple[str, str]:
     return node_id, name
 
 
-def _unknown_key(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
+def _new_unknown_key_error(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
     listed = ", ".join(valid_keys[:20]) or "none"
     return InvalidRequest(
         f"{key[:64]!r} cannot be swept; valid keys: {listed}", field=f"batch.sweep.{key[:64]}"

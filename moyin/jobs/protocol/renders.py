@@ -1,4 +1,4 @@
-"""Translates render steps of the jobs API, with a graph or a template, to the domain; without I/O."""
+"""Translates render steps and batches of the jobs API to the domain; without I/O."""
 
 from __future__ import annotations
 
@@ -7,67 +7,57 @@ from dataclasses import replace
 from typing import Any
 
 from moyin.domain.job import Step, StepKind
-from moyin.domain.template import Template, fill
+from moyin.domain.template import Template, fill_template
 from moyin.errors import EditorGraphFormat, InvalidRequest
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.batch import batch_steps
-
-__all__ = [
-    "DEFAULT_POOL",
-    "Templates",
-    "check_graph",
-    "no_templates",
-    "render_batch",
-    "render_step",
-]
+from moyin.jobs.protocol.batch import build_batch_steps
 
 DEFAULT_POOL = "default"
-# Returns a template for a name; raises InvalidRequest for the field if the name is unknown.
+# A function that returns the template with a name; it raises InvalidRequest, with the field that
+# is the second argument, if there is no such template.
 Templates = Callable[[str, str], Template]
 
 
-def no_templates(name: str, field: str) -> Template:
-    """Refuse every name, where templates are not available."""
-    raise InvalidRequest("templates are not available here", field=field)
+def refuse_templates(name: str, field: str) -> Template:
+    """Raise InvalidRequest, because this way of submitting jobs does not support templates."""
+    raise InvalidRequest(f"{field}: templates are not available here; send a workflow", field=field)
 
 
-def render_step(step: wire.RenderStep, prefix: str, pool: str | None, templates: Templates) -> Step:
-    """Translate a render step.
+def translate_render_step(
+    step: wire.RenderStep, prefix: str, pool: str | None, templates: Templates
+) -> Step:
+    """Translate a render step of the jobs API to a step of the domain.
 
     Args:
         prefix: the start of field names in errors, such as ``steps.1.``.
-        pool: the job's pool.
+        pool: the render pool of the job, for steps that name none.
 
     Raises:
-        InvalidRequest: a field is wrong.
+        InvalidRequest: a field is invalid.
     """
     if step.template is None:
-        return _from_graph(step, prefix, pool)
+        return _build_step_from_graph(step, prefix, pool)
     template = templates(step.template, f"{prefix}template")
-    unfilled = _from_template(step, template, prefix, pool)
-    return replace(unfilled, payload=fill(template, unfilled.inputs, prefix))
+    unfilled = _build_step_from_template(step, template, prefix, pool)
+    return replace(unfilled, payload=fill_template(template, unfilled.inputs, prefix))
 
 
-def render_batch(
+def translate_render_batch(
     job: wire.RenderJob, batch: wire.Batch, templates: Templates
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """Return the graph that the children of a batch share, and the children as steps.
-
-    Raises:
-        InvalidRequest: a field is wrong.
-    """
+    """Return the graph of a batch, and the children as steps with patches of that graph."""
     if job.template is None:
-        first = _from_graph(job, "", job.pool)
-        return batch_steps(batch, first, None)
+        first = _build_step_from_graph(job, "", job.pool)
+        return build_batch_steps(batch, first, None)
     template = templates(job.template, "template")
-    first = _from_template(job, template, "", job.pool)
-    return batch_steps(batch, first, template)
+    first = _build_step_from_template(job, template, "", job.pool)
+    return build_batch_steps(batch, first, template)
 
 
-def _from_template(
+def _build_step_from_template(
     step: wire.RenderStep, template: Template, prefix: str, pool: str | None
 ) -> Step:
-    """Return the step without its graph."""
+    """Return the step with an empty graph."""
     if step.workflow is not None:
         raise InvalidRequest(
             "a render must have a workflow or a template, not both", field=f"{prefix}template"
@@ -83,14 +73,14 @@ def _from_template(
     )
 
 
-def _from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
+def _build_step_from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
     if step.workflow is None:
         raise InvalidRequest(
             "a render must have a workflow or a template", field=f"{prefix}workflow"
         )
     if step.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field=f"{prefix}inputs")
-    check_graph(step.workflow, f"{prefix}workflow")
+    check_graph_format(step.workflow, f"{prefix}workflow")
     return Step(
         kind=StepKind.RENDER,
         payload=step.workflow,
@@ -99,18 +89,19 @@ def _from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
     )
 
 
-def check_graph(graph: Mapping[str, Any], field: str) -> None:
-    """Check that a graph is in ComfyUI's API format, whatever nodes it has.
+def check_graph_format(graph: Mapping[str, Any], field: str) -> None:
+    """Check that a graph is in ComfyUI's API format, without a check of its node classes.
 
     Raises:
-        EditorFormat: it is in the format of ComfyUI's editor.
-        InvalidRequest: a part of it is wrong.
+        EditorGraphFormat: the graph is in the format of ComfyUI's editor.
+        InvalidRequest: the graph has no nodes, or a node is malformed.
     """
     if not graph:
-        raise InvalidRequest("the graph has no nodes", field=field)
+        raise InvalidRequest(f"{field} must be a graph with at least one node", field=field)
     if isinstance(graph.get("nodes"), list):
         raise EditorGraphFormat(
-            "this is ComfyUI's editor format; export the workflow in API format", field=field
+            f"{field} is in the format of ComfyUI's editor: export it with `Export (API)`",
+            field=field,
         )
     for node_id, node in graph.items():
         if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):

@@ -1,4 +1,4 @@
-"""Translates requests of the jobs API to the domain; without I/O."""
+"""Translates requests of the jobs API to `JobSpec`; without I/O."""
 
 from __future__ import annotations
 
@@ -15,59 +15,58 @@ from moyin.domain.serialization import encode
 from moyin.errors import InvalidRequest
 from moyin.http.public_addresses import check_url
 from moyin.http.validation import parse_json
-from moyin.jobs.protocol import chat, wire
-from moyin.jobs.protocol.paths import check_path
-from moyin.jobs.protocol.renders import Templates, no_templates, render_batch, render_step
-
-__all__ = ["fingerprint", "parse_job", "read_job", "to_spec"]
+from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.renders import (
+    Templates,
+    refuse_templates,
+    translate_render_batch,
+    translate_render_step,
+)
+from moyin.jobs.protocol.step_requests import check_chat_request, check_step_path
 
 JobBody: TypeAlias = wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob
 _KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
 
 
-def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -> JobSpec:
-    """Translate the JSON ``body`` of a request to a job.
+def parse_job(body: bytes, now: datetime, templates: Templates = refuse_templates) -> JobSpec:
+    """Translate the JSON body of a request to a job.
 
     Args:
-        now: with a time zone; a deadline must be later.
-        templates: returns a template by its name.
+        now: the current time, with a time zone, before which no deadline may lie.
+        templates: a function that returns the template with a name.
 
     Raises:
         InvalidJson: the body is not JSON.
-        BodyTooLarge: it has too many values.
-        InvalidRequest: a field is wrong.
+        BodyTooLarge: the body has too many JSON values.
+        InvalidRequest: a field is invalid.
     """
-    return to_spec(read_job(body), now, templates)
+    return to_job_spec(parse_job_body(body), now, templates)
 
 
-def read_job(body: bytes) -> JobBody:
-    """Parse the JSON ``body`` of a request and check its members one by one.
-
-    Raises:
-        InvalidJson, BodyTooLarge, InvalidRequest: see `parse_job`.
-    """
+def parse_job_body(body: bytes) -> JobBody:
+    """Parse the JSON body of a request and check each member; raise the errors of `parse_job`."""
     data = parse_json(body)
     try:
         return wire.JOB_REQUEST.validate_python(data)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _to_invalid_request(error) from None
 
 
-def to_spec(request: JobBody, now: datetime, templates: Templates = no_templates) -> JobSpec:
-    """Translate a parsed request to a job, with all checks that need no other process.
-
-    Raises:
-        InvalidRequest: a field is wrong.
-    """
+def to_job_spec(
+    request: JobBody, now: datetime, templates: Templates = refuse_templates
+) -> JobSpec:
+    """Translate a parsed request to a job; raise InvalidRequest for an invalid field."""
     if request.deadline is not None and request.deadline <= now:
-        raise InvalidRequest("deadline must be in the future", field="deadline")
+        raise InvalidRequest(
+            f"deadline must be later than the current time, {now.isoformat()}", field="deadline"
+        )
     if request.webhook is not None:
         check_url(request.webhook, field="webhook")
     base = None
     if isinstance(request, wire.RenderJob) and request.batch is not None:
-        base, steps = render_batch(request, request.batch, templates)
+        base, steps = translate_render_batch(request, request.batch, templates)
     else:
-        steps = _steps(request, templates)
+        steps = _to_steps(request, templates)
     return JobSpec(
         kind=request.kind,
         steps=steps,
@@ -79,58 +78,58 @@ def to_spec(request: JobBody, now: datetime, templates: Templates = no_templates
     )
 
 
-def _steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
+def _to_steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
     bodies: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
     if isinstance(request, wire.PipelineJob):
         bodies, prefixes = request.steps, [f"steps.{i}." for i in range(len(request.steps))]
     else:
         bodies, prefixes = [request], [""]
     steps = tuple(
-        _step(step, prefix, request.pool, templates)
+        _to_step(step, prefix, request.pool, templates)
         for step, prefix in zip(bodies, prefixes, strict=True)
     )
     for index, step in enumerate(steps):
-        references.check(step.payload, index)
+        references.check_references(step.payload, index)
     return steps
 
 
-def fingerprint(request: JobBody | JobSpec) -> str:
-    """Return a sha256 in hex that is equal for equivalent requests, however they are written.
+def compute_fingerprint(request: JobBody | JobSpec) -> str:
+    """Return a sha256 in hex that is equal for requests with equal members in any order.
 
-    The fingerprint of a parsed request does not change with the template that it names; that of a
-    spec, which contains the template's graph, does.
+    The fingerprint of a `JobSpec` changes when the template of its graph changes; that of a parsed
+    request, which only names the template, does not.
     """
     if isinstance(request, JobSpec):
         return hashlib.sha256(encode(request)).hexdigest()
     return hashlib.sha256(request.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
-def _step(
+def _to_step(
     step: wire.ChatStep | wire.RenderStep | wire.HttpStep,
     prefix: str,
     pool: str | None,
     templates: Templates,
 ) -> Step:
     if isinstance(step, wire.RenderStep):
-        return render_step(step, prefix, pool, templates)
+        return translate_render_step(step, prefix, pool, templates)
     if isinstance(step, wire.HttpStep):
         if "${" not in step.request.path:
-            check_path(step.request.path, field=f"{prefix}request.path")
+            check_step_path(step.request.path, field=f"{prefix}request.path")
         return Step(kind=StepKind.HTTP, payload=step.request.model_dump())
-    chat.check(step.protocol, step.request, f"{prefix}request")
+    check_chat_request(step.protocol, step.request, f"{prefix}request")
     return Step(kind=StepKind.CHAT, payload=step.request, protocol=step.protocol)
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
+def _to_invalid_request(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = _field(first["loc"])
+    field = _join_field_path(first["loc"])
     if first["type"].startswith("union_tag"):
         field = f"{field}.kind" if field else "kind"
     return InvalidRequest(f"{field or 'the body'}: {first['msg']}", field=field or None)
 
 
-def _field(location: Sequence[int | str]) -> str:
-    """Return the path as the client wrote it, without the union tags that pydantic adds."""
+def _join_field_path(location: Sequence[int | str]) -> str:
+    """Return the path of an invalid field, without the union tags that pydantic adds."""
     parts = [
         part
         for i, part in enumerate(location)

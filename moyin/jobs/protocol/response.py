@@ -1,4 +1,4 @@
-"""Renders jobs and their events as the jobs API sends them; without I/O."""
+"""Renders jobs and their events in the JSON format of the jobs API; without I/O."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, Job, JobSpec, JobStatus
 from moyin.jobs.protocol import wire
 
-__all__ = ["artifact_body", "event_of", "job_body", "job_detail"]
 
-
-def artifact_body(artifact: Artifact) -> wire.ArtifactBody:
-    """Render a stored file."""
+def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
+    """Render a stored file as a member of a job's response."""
     return wire.ArtifactBody(
         id=artifact.id,
         url=f"/artifacts/{artifact.id}",
@@ -23,45 +21,43 @@ def artifact_body(artifact: Artifact) -> wire.ArtifactBody:
     )
 
 
-def job_body(job: Job) -> wire.JobBody:
+def render_job(job: Job) -> wire.JobBody:
     """Render a job without the outputs of its steps."""
-    return wire.JobBody(**_members(job))
+    return wire.JobBody(**_collect_members(job))
 
 
-def job_detail(
+def render_job_detail(
     job: Job, outputs: Iterable[Mapping[str, Any]], spec: JobSpec | None = None
 ) -> wire.JobDetail:
-    """Render a job with the outputs of its finished steps, in the order of ``job.results``.
+    """Render a job with the outputs of its finished steps.
 
     Args:
-        spec: of a batch, for the inputs of its children.
+        outputs: the outputs in the order of ``job.results``.
+        spec: the spec of a batch, which has the inputs of the children.
     """
     bodies = [
         wire.OutputBody(
             step=result.index,
             text=output.get("text"),
             body=output.get("body"),
-            artifacts=[artifact_body(artifact) for artifact in result.artifacts],
+            artifacts=[render_artifact(artifact) for artifact in result.artifacts],
             backend=result.backend,
             cost_usd=float(result.cost_usd),
             cached=result.cached,
         )
         for result, output in zip(job.results, outputs, strict=True)
     ]
-    children = None if job.children is None else _children(job, spec)
-    return wire.JobDetail(**_members(job), outputs=bodies, children=children)
+    children = None if job.children is None else _render_children(job, spec)
+    return wire.JobDetail(**_collect_members(job), outputs=bodies, children=children)
 
 
-def event_of(job: Job) -> tuple[EventType, dict[str, Any]]:
-    """Return the event for the job's current status, with the whole job as its data.
-
-    The data's ``attempt`` distinguishes the end of an earlier attempt from the end of the job.
-    """
-    data = job_body(job).model_dump(mode="json")
+def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
+    """Return the type and data of the event for the job's status, with the number of the attempt."""
+    data = render_job(job).model_dump(mode="json")
     return EventType(job.status.value), {**data, "attempt": job.attempts}
 
 
-def _members(job: Job) -> dict[str, Any]:
+def _collect_members(job: Job) -> dict[str, Any]:
     error = job.error
     return {
         "id": job.id,
@@ -71,7 +67,7 @@ def _members(job: Job) -> dict[str, Any]:
         "progress": wire.ProgressBody(
             value=job.progress.value, max=job.progress.max, step=job.progress.step
         ),
-        "artifacts": [artifact_body(artifact) for artifact in job.artifacts],
+        "artifacts": [render_artifact(artifact) for artifact in job.artifacts],
         "error": None
         if error is None
         else wire.ErrorBody(code=error.code, message=error.message, details=dict(error.details)),
@@ -89,7 +85,7 @@ def _members(job: Job) -> dict[str, Any]:
     }
 
 
-def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
+def _render_children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
     results = {result.index: result for result in job.results}
     failures = job.error.details.get("children", {}) if job.error is not None else {}
     children = []
@@ -99,10 +95,12 @@ def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
         children.append(
             wire.ChildBody(
                 index=index,
-                status=_child_status(job.status, result is not None, error is not None, progress),
+                status=_get_child_status(
+                    job.status, result is not None, error is not None, progress
+                ),
                 inputs={} if spec is None else dict(spec.steps[index].inputs),
                 progress=1.0 if result is not None else progress or 0.0,
-                artifacts=[artifact_body(a) for a in result.artifacts] if result else [],
+                artifacts=[render_artifact(a) for a in result.artifacts] if result else [],
                 error=None if error is None else wire.ErrorBody(**error),
                 cached=result is not None and result.cached,
             )
@@ -110,7 +108,7 @@ def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
     return children
 
 
-def _child_status(
+def _get_child_status(
     job: JobStatus, is_done: bool, has_failed: bool, progress: float | None
 ) -> JobStatus:
     if is_done:

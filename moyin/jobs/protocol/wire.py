@@ -1,4 +1,4 @@
-"""Defines the shapes of the jobs API; unknown members are refused, so that typos are not ignored."""
+"""Defines the JSON bodies of the jobs API; requests with unknown members are rejected."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
-from moyin.domain.batch import MAX_CHILDREN
-from moyin.domain.job import CancellerKind, ChatProtocol, JobStatus
+from moyin.domain.job import MAX_BATCH_CHILDREN, CancellerKind, ChatProtocol, JobStatus
 from moyin.http.validation import UtcDatetime
 
 MAX_STEPS = 20
@@ -25,7 +24,7 @@ class _Request(BaseModel):
 
 
 class HttpCall(_Request):
-    """A call of a route on the gateway, with the job owner's rights."""
+    """A request to a route of the gateway, with the rights of the job's submitter."""
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     path: str = Field(
@@ -73,7 +72,7 @@ class RenderStep(_Request):
 
 
 class HttpStep(_Request):
-    """A call of any other service behind the gateway."""
+    """A request to any other service behind the gateway."""
 
     kind: Literal["http"]
     request: HttpCall
@@ -107,7 +106,7 @@ BatchValue = str | int | float | bool
 
 
 class Batch(_Request):
-    """Variants of one render, by exactly one of the three members; each becomes a child of the job."""
+    """Variants of one render as children of the job; exactly one of the members must be set."""
 
     seeds: int | list[int] | None = Field(
         None,
@@ -125,10 +124,10 @@ class Batch(_Request):
 
 
 class RenderJob(RenderStep, _Options):
-    """A job with one render step, or with `batch` many that run concurrently."""
+    """A job with one render, or with the concurrent renders of a `batch`."""
 
     batch: Batch | None = Field(
-        None, description=f"At most {MAX_CHILDREN} children; each counts as an open job."
+        None, description=f"At most {MAX_BATCH_CHILDREN} children; each counts as an open job."
     )
 
 
@@ -137,7 +136,7 @@ class HttpJob(HttpStep, _Options):
 
 
 class PipelineJob(_Options):
-    """A job of several steps in order; later ones may refer to earlier outputs: `${steps.0.text}`."""
+    """A job of several steps in order; a step may use an earlier output, such as `${steps.0.text}`."""
 
     kind: Literal["pipeline"]
     steps: list[StepRequest] = Field(min_length=1, max_length=MAX_STEPS)
@@ -160,7 +159,7 @@ class ArtifactBody(BaseModel):
 
 
 class ProgressBody(BaseModel):
-    """`value` of `max` units of the step `step` (from 0); of a batch, `value` of `max` children."""
+    """`value` of `max` units of step `step` (from 0) are done; in a batch, units are children."""
 
     value: float
     max: float
@@ -176,7 +175,7 @@ class ErrorBody(BaseModel):
 
 
 class CancellerBody(BaseModel):
-    """The person, key or service that cancelled the job, by its public id; the operator has no id."""
+    """The user, key, service or operator that cancelled the job; an operator has no id."""
 
     kind: CancellerKind
     id: str | None
@@ -216,7 +215,7 @@ class OutputBody(BaseModel):
 
 
 class ChildBody(BaseModel):
-    """One render of a batch."""
+    """A child of a batch, which is one render."""
 
     index: int
     status: JobStatus

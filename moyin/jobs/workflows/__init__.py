@@ -1,1 +1,1 @@
-"""Runs jobs with Temporal; the only package of moyin that imports Temporal's SDK."""
+"""Runs jobs with Temporal, whose SDK no other package of moyin imports."""

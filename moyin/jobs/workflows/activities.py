@@ -1,4 +1,4 @@
-"""Defines `JobActivities`, the activities of jobs that need no renderer."""
+"""Defines `JobActivities`, which are all activities of jobs except for renders."""
 
 from __future__ import annotations
 
@@ -12,29 +12,24 @@ from temporalio import activity
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import Job, StepKind, StepResult
 from moyin.errors import MoyinError, StepFailed
-from moyin.jobs.protocol import chat
-from moyin.jobs.protocol.response import event_of
+from moyin.jobs.protocol.response import build_status_event
+from moyin.jobs.protocol.step_requests import disable_streaming, extract_text, get_chat_path
 from moyin.jobs.step_client import StepClient, StepResponse
-from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
-from moyin.jobs.workflows.types import JobOutcome, StepDone, StepInput, StepRecord, WebhookInput
-from moyin.store.artifacts import step_artifact_id
+from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
+from moyin.jobs.workflows.types import JobOutcome, StepInput, StepOutcome, StepRecord, WebhookInput
+from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["JobActivities"]
-
-# Larger JSON responses become artifacts, because every later step reads an output whole.
+# Larger responses become artifacts, because every later step reads the whole output into memory.
 _MAX_INLINE_BYTES = 1024 * 1024
 
 
 class JobActivities:
-    """Runs chat and http steps, writes to the job's row, and delivers webhooks.
-
-    Every activity may run more than once and then has the effect of one run.
-    """
+    """The idempotent activities that run chat and http steps, record results and send webhooks."""
 
     def __init__(
         self,
@@ -52,97 +47,99 @@ class JobActivities:
         self._webhooks = webhooks
 
     @property
-    def of_jobs_queue(self) -> list[Any]:
-        """The activities of the queue ``jobs``."""
+    def jobs_queue_activities(self) -> list[Any]:
+        """The activities that workers of the queue ``jobs`` run."""
         return [self.chat_step, self.http_step, self.record_step, self.finish]
 
     @activity.defn
-    async def chat_step(self, step: StepInput) -> StepDone:
-        """Send a chat step's request to the models app."""
-        async with heartbeating(), _application_errors():
-            return await self._status_writer.run_step(step, lambda: self._chat(step))
+    async def chat_step(self, step: StepInput) -> StepOutcome:
+        """Run a chat step, by a request to the models app."""
+        async with send_heartbeats(), _raise_application_errors():
+            return await self._status_writer.run_step(step, lambda: self._send_chat_request(step))
 
     @activity.defn
-    async def http_step(self, step: StepInput) -> StepDone:
-        """Send an http step's request to a service behind the gateway."""
-        async with heartbeating(), _application_errors():
-            return await self._status_writer.run_step(step, lambda: self._call(step))
+    async def http_step(self, step: StepInput) -> StepOutcome:
+        """Run an http step, by a request to a service behind the gateway."""
+        async with send_heartbeats(), _raise_application_errors():
+            return await self._status_writer.run_step(step, lambda: self._send_http_request(step))
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
-        """Record a step that its own activity could not: see `JobStatusWriter.record_step`."""
+        """Write the checkpoint of a step if its own activity failed to do so."""
         return await self._status_writer.record_step(record)
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Record an end that no step's activity could: see `JobStatusWriter.finish`."""
-        async with _application_errors():
+        """Write the end of an attempt if the last step's activity did not."""
+        async with _raise_application_errors():
             return await self._status_writer.finish(outcome)
 
     @activity.defn
     async def deliver_webhook(self, webhook: WebhookInput) -> bool:
-        """POST the job to its webhook; return False if a later attempt has begun."""
-        async with _application_errors():
+        """Send a job's webhook; return False if the attempt is no longer the newest."""
+        async with _raise_application_errors():
             job = await self._jobs.find(webhook.job_id)
-            url = (await self._jobs.launch(webhook.job_id)).webhook
+            url = (await self._jobs.get_launch(webhook.job_id)).webhook
             if url is None or job.attempts != webhook.attempt or not job.status.is_final:
                 return False
             await self._webhooks.send(
                 url,
                 owner=job.owner,
                 message_id=f"msg_{job.id}_{webhook.attempt}",
-                payload=_webhook_payload(job),
+                payload=_build_webhook_payload(job),
             )
         return True
 
-    async def _chat(self, step: StepInput) -> StepResult:
+    async def _send_chat_request(self, step: StepInput) -> StepResult:
         _, spec, payload = await load_step(self._blobs, step)
         response = await self._step_client.call(
-            await self._jobs.submitter(step.job_id),
+            await self._jobs.get_submitter(step.job_id),
             "POST",
-            chat.path_of(spec.protocol, payload),
-            body=chat.to_unstreamed(spec.protocol, payload),
-            idempotency_key=_idempotency_key(step, StepKind.CHAT),
+            get_chat_path(spec.protocol, payload),
+            body=disable_streaming(spec.protocol, payload),
+            idempotency_key=_get_idempotency_key(step, StepKind.CHAT),
         )
         body = response.json()
-        text = chat.text_of(spec.protocol, body)
+        text = extract_text(spec.protocol, body)
         output = await save_output(self._blobs, text=text, body=body)
-        return _result(step, output, response)
+        return _build_result(step, output, response)
 
-    async def _call(self, step: StepInput) -> StepResult:
+    async def _send_http_request(self, step: StepInput) -> StepResult:
         _, _, payload = await load_step(self._blobs, step)
         path = payload["path"]
         if not isinstance(path, str):
-            raise StepFailed("the path of an http step must be a string")
+            raise StepFailed(f"the path of http step {step.index} must be a string")
         response = await self._step_client.call(
-            await self._jobs.submitter(step.job_id),
+            await self._jobs.get_submitter(step.job_id),
             payload["method"],
             path,
-            body=await self._request_body(payload),
+            body=await self._load_request_body(payload),
             headers={name: str(value) for name, value in payload["headers"].items()},
-            idempotency_key=_idempotency_key(step, StepKind.HTTP),
+            idempotency_key=_get_idempotency_key(step, StepKind.HTTP),
         )
-        text, body = _inline(response)
+        text, body = _extract_inline_output(response)
         if text is not None or body is not None:
             output = await save_output(self._blobs, text=text, body=body)
-            return _result(step, output, response)
-        artifact = await self._store(step, response)
+            return _build_result(step, output, response)
+        artifact = await self._store_artifact(step, response)
         output = await save_output(self._blobs, artifacts=[artifact])
-        return _result(step, output, response, artifact)
+        return _build_result(step, output, response, artifact)
 
-    async def _request_body(self, payload: Mapping[str, Any]) -> Any:
-        """Return the body in the step, or the stored body of a request that became a job."""
+    async def _load_request_body(self, payload: Mapping[str, Any]) -> Any:
+        """Return the body of an http step, which is in the payload or in a blob."""
         if payload.get("blob") is None:
             return payload["body"]
         try:
             return await self._blobs.get(payload["blob"])
         except FileNotFoundError:
-            raise StepFailed("the request's body is no longer in the artifact store") from None
+            raise StepFailed(
+                f"the request's body {payload['blob']} was deleted from the artifact store"
+            ) from None
 
-    async def _store(self, step: StepInput, response: StepResponse) -> Artifact:
+    async def _store_artifact(self, step: StepInput, response: StepResponse) -> Artifact:
         extension = mimetypes.guess_extension(response.media_type) or ".bin"
         return Artifact(
-            id=step_artifact_id(step.job_id, step.index, 0),
+            id=derive_step_artifact_id(step.job_id, step.index, 0),
             name=f"step-{step.index}{extension}",
             media_type=response.media_type,
             size=len(response.content),
@@ -151,28 +148,28 @@ class JobActivities:
 
 
 @asynccontextmanager
-async def _application_errors() -> AsyncIterator[None]:
-    """Turn our errors into failures that Temporal retries only if a retry can help."""
+async def _raise_application_errors() -> AsyncIterator[None]:
+    """Raise our errors as failures that Temporal retries only if a retry can help."""
     try:
         yield
     except MoyinError as error:
         raise to_application_error(error) from error
 
 
-def _webhook_payload(job: Job) -> dict[str, Any]:
-    """Return a webhook's payload in the form that Standard Webhooks recommends."""
-    kind, data = event_of(job)
+def _build_webhook_payload(job: Job) -> dict[str, Any]:
+    """Return the payload of a job's webhook in the form that Standard Webhooks recommends."""
+    kind, data = build_status_event(job)
     ended = job.finished_at or job.created_at
     return {"type": f"job.{kind.value}", "timestamp": ended.isoformat(), "data": data}
 
 
-def _idempotency_key(step: StepInput, kind: StepKind) -> str:
-    """Return a key that is the same on every try of a step."""
+def _get_idempotency_key(step: StepInput, kind: StepKind) -> str:
+    """Return the idempotency key of a step's request, which is the same on every try."""
     return f"{kind.value}-{step.job_id}-{step.index}"
 
 
-def _inline(response: StepResponse) -> tuple[str | None, Any]:
-    """Return the text or the JSON body of a response; both None: it has to become an artifact."""
+def _extract_inline_output(response: StepResponse) -> tuple[str | None, Any]:
+    """Return the text and the JSON of a response; both are None if it must become an artifact."""
     if len(response.content) > _MAX_INLINE_BYTES:
         return None, None
     if response.media_type == "application/json" or response.media_type.endswith("+json"):
@@ -182,7 +179,7 @@ def _inline(response: StepResponse) -> tuple[str | None, Any]:
     return None, None
 
 
-def _result(
+def _build_result(
     step: StepInput, output: str, response: StepResponse, *artifacts: Artifact
 ) -> StepResult:
     return StepResult(

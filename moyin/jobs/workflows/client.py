@@ -1,4 +1,4 @@
-"""Connects to Temporal: the namespace of the jobs, and the JSON form of payloads."""
+"""Connects to Temporal, with the namespace of the jobs and our encoding of payloads."""
 
 from __future__ import annotations
 
@@ -24,22 +24,20 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from moyin.errors import ServiceUnavailable
 
-__all__ = ["DATA_CONVERTER", "RPC_TIMEOUT", "TASK_TIMEOUT", "Temporal"]
-
 _log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=3)
-# A worker that does not answer a workflow task for this long counts as lost.
+# A worker that does not complete a workflow task for this long counts as lost.
 TASK_TIMEOUT = timedelta(seconds=5)
-# After a failure callers fail at once for this long, instead of each waiting for a timeout.
+# The time after a failure in which requests fail at once, instead of each waiting for a timeout.
 _PAUSE_SECONDS = 1.0
 _ENCODING = "json/plain"
-# Temporal's own pydantic converter has one cache per workflow, and making an adapter is the greater
-# part of reading a payload. There are as many adapters as there are types in `types`.
+# One adapter for each type of payload. Temporal's own pydantic converter caches adapters per
+# workflow, and making an adapter takes most of the time of reading a payload.
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
 class _JsonConverter(EncodingPayloadConverter):
-    """Converts payloads to the same bytes as ``temporalio.contrib.pydantic``."""
+    """Encodes payloads as JSON, to the same bytes as ``temporalio.contrib.pydantic``."""
 
     @property
     def encoding(self) -> str:
@@ -64,8 +62,8 @@ class _PayloadConverter(CompositePayloadConverter):
 DATA_CONVERTER = DataConverter(payload_converter_class=_PayloadConverter)
 
 
-class Temporal:
-    """Holds one shared connection to the namespace of the jobs, made on first use."""
+class TemporalConnection:
+    """The shared connection to Temporal's namespace of the jobs, which is opened on first use."""
 
     def __init__(self, address: str, namespace: str, *, retention: timedelta) -> None:
         self._address = address
@@ -75,14 +73,10 @@ class Temporal:
         self._connecting = asyncio.Lock()
         self._paused_until = 0.0
 
-    async def client(self) -> Client:
-        """Return the connected client; the first call registers the namespace if it is missing.
-
-        Raises:
-            ServiceUnavailable: Temporal does not respond.
-        """
+    async def get_client(self) -> Client:
+        """Return the connected client; raise ServiceUnavailable if Temporal does not respond."""
         if time.monotonic() < self._paused_until:
-            raise _unavailable()
+            raise _new_unavailable_error()
         if self._client is None:
             async with self._connecting:
                 if self._client is None:
@@ -91,19 +85,19 @@ class Temporal:
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""
-        client = await self.client()
+        client = await self.get_client()
         try:
             if await client.service_client.check_health(timeout=RPC_TIMEOUT):
                 return
         except RPCError as error:
-            raise self.unavailable(error) from error
-        raise _unavailable()
+            raise self.report_outage(error) from error
+        raise _new_unavailable_error()
 
-    def unavailable(self, error: Exception) -> ServiceUnavailable:
-        """Return the exception to raise for ``error``, and let the next calls fail at once."""
-        _log.warning("Temporal at %s: %s", self._address, error)
+    def report_outage(self, error: Exception) -> ServiceUnavailable:
+        """Return the exception to raise for an error, and let requests fail at once for a second."""
+        _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
-        return _unavailable()
+        return _new_unavailable_error()
 
     async def _connect(self) -> Client:
         try:
@@ -117,7 +111,7 @@ class Temporal:
                 await self._ensure_namespace(client)
         except (RPCError, RuntimeError, TimeoutError) as error:
             # The SDK raises RuntimeError if it cannot connect.
-            raise self.unavailable(error) from error
+            raise self.report_outage(error) from error
         return client
 
     async def _ensure_namespace(self, client: Client) -> None:
@@ -130,7 +124,7 @@ class Temporal:
         try:
             await client.workflow_service.register_namespace(request, timeout=RPC_TIMEOUT)
         except RPCError as error:
-            # PERMISSION_DENIED: a shared Temporal whose operator made the namespace.
+            # On a shared Temporal only its operator may register namespaces.
             if error.status not in (
                 RPCStatusCode.ALREADY_EXISTS,
                 RPCStatusCode.PERMISSION_DENIED,
@@ -139,5 +133,7 @@ class Temporal:
                 raise
 
 
-def _unavailable() -> ServiceUnavailable:
-    return ServiceUnavailable("the job queue is not available", retry_after=2)
+def _new_unavailable_error() -> ServiceUnavailable:
+    return ServiceUnavailable(
+        "the job queue (Temporal) is not available; try again later", retry_after=2
+    )

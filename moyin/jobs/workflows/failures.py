@@ -1,4 +1,4 @@
-"""Converts errors: from `MoyinError` to a failure of Temporal, and from there to `JobError`."""
+"""Converts `MoyinError` to the failures of Temporal, and those to the `JobError` of a job."""
 
 from __future__ import annotations
 
@@ -18,26 +18,13 @@ from moyin import errors
 from moyin.client.errors import ERROR_TYPES
 from moyin.domain.job import JobError
 
-__all__ = [
-    "SUPERSEDED",
-    "is_superseded",
-    "larger_pool",
-    "to_application_error",
-    "to_batch_error",
-    "to_job_error",
-]
-
 SUPERSEDED = "superseded"
 
 
 def to_application_error(
     error: errors.MoyinError, *, retryable: bool | None = None
 ) -> ApplicationError:
-    """Return the failure to raise for ``error``; Temporal retries it only if a retry can help.
-
-    Args:
-        retryable: overrides whether errors of this type are retryable.
-    """
+    """Convert an error to a failure that Temporal retries only if the error is retryable."""
     return ApplicationError(
         error.message,
         {"details": dict(error.details)},
@@ -50,55 +37,63 @@ def to_application_error(
 
 
 def is_superseded(error: BaseException) -> bool:
-    """Return True if the step found that its attempt has ended or a later one has begun."""
-    return any(isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _causes(error))
+    """Return True if a step failed because its attempt has ended or a later attempt has begun."""
+    return any(
+        isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _iterate_causes(error)
+    )
 
 
-def larger_pool(error: BaseException) -> str | None:
-    """Return the render pool with more memory, if the step failed for lack of memory."""
-    for cause in _causes(error):
+def find_larger_pool(error: BaseException) -> str | None:
+    """Return the render pool with more memory that the error of a render names, if any."""
+    for cause in _iterate_causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
-            pool = _details(cause).get("pool")
+            pool = _get_details(cause).get("pool")
             return pool if isinstance(pool, str) else None
     return None
 
 
 def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
-    """Return the error that a failed job shows to its owner.
+    """Convert the failure of a step to the error that the job's owner sees.
 
-    Only messages of `moyin.errors` are shown; anything else is a bug and appears only in the logs.
+    The owner sees only messages of `moyin.errors`; any other error is a bug, whose message is only
+    in the logs.
 
     Args:
-        step: index of the failed step, for the details.
+        step: the index of the failed step, for the details.
     """
     details: dict[str, Any] = {} if step is None else {"step": step}
-    for cause in _causes(error):
+    for cause in _iterate_causes(error):
         if isinstance(cause, errors.MoyinError):
             return JobError(
                 code=cause.code, message=cause.message, details={**cause.details, **details}
             )
         if isinstance(cause, ApplicationError) and cause.type in ERROR_TYPES:
             return JobError(
-                code=cause.type, message=cause.message, details={**_details(cause), **details}
+                code=cause.type, message=cause.message, details={**_get_details(cause), **details}
             )
         if isinstance(cause, TimeoutError):
             return JobError(
-                code=_timeout_code(cause), message=_timeout_message(cause), details=details
+                code=_get_timeout_code(cause), message=_describe_timeout(cause), details=details
             )
     return JobError(
         code=errors.MoyinError.code,
-        message="the step failed for an internal reason",
+        message="the step failed because of an internal error; ask the operator to look at the logs",
         details=details,
     )
 
 
 def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobError:
-    """Return the error of a failed batch: the first failed child's code, and details of each."""
+    """Return the error of a failed batch, with the code of the first failed child.
+
+    Args:
+        failures: the failures of children, by index.
+        children: the number of all children.
+    """
     child_errors = {index: to_job_error(failures[index]) for index in sorted(failures)}
     first, error = next(iter(child_errors.items()))
     return JobError(
         code=error.code,
-        message=f"{len(failures)} of {children} children failed; number {first}: {error.message}",
+        message=f"{len(failures)} of {children} children failed; child {first}: {error.message}",
         details={
             "step": first,
             "children": {
@@ -109,8 +104,8 @@ def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobE
     )
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the failure and its causes, outermost first."""
+def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield a failure and its causes, the outermost first, without Temporal's `ActivityError`."""
     current: BaseException | None = error
     while current is not None:
         if not isinstance(current, ActivityError):
@@ -118,18 +113,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.cause if isinstance(current, FailureError) else current.__cause__
 
 
-def _details(error: ApplicationError) -> dict[str, Any]:
+def _get_details(error: ApplicationError) -> dict[str, Any]:
     first = error.details[0] if error.details else None
     inner = first.get("details") if isinstance(first, dict) else None
     return dict(inner) if isinstance(inner, dict) else {}
 
 
-def _timeout_code(error: TimeoutError) -> str:
+def _get_timeout_code(error: TimeoutError) -> str:
     is_lost = error.type is TimeoutType.HEARTBEAT
     return errors.WorkerLost.code if is_lost else errors.StepFailed.code
 
 
-def _timeout_message(error: TimeoutError) -> str:
+def _describe_timeout(error: TimeoutError) -> str:
     if error.type is TimeoutType.HEARTBEAT:
-        return "the worker was lost in every try of the step"
+        return "the worker process was lost in every try of the step"
     return "the step exceeded its time limit"

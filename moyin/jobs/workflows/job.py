@@ -1,4 +1,4 @@
-"""Defines the workflows of a job: `JobWorkflow` runs one attempt, `WebhookWorkflow` reports its end."""
+"""Defines the Temporal workflows of a job: `JobWorkflow` and `WebhookWorkflow`."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ with workflow.unsafe.imports_passed_through():
     from moyin.errors import DeadlineExceeded
     from moyin.jobs.workflows import policies
     from moyin.jobs.workflows.failures import (
+        find_larger_pool,
         is_superseded,
-        larger_pool,
         to_batch_error,
         to_job_error,
     )
-    from moyin.jobs.workflows.shield import run_to_completion
+    from moyin.jobs.workflows.policies import run_to_completion
     from moyin.jobs.workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
         WEBHOOKS_QUEUE,
         JobInput,
         JobOutcome,
-        StepDone,
         StepInput,
+        StepOutcome,
         StepRecord,
         WebhookInput,
-        render_queue,
+        get_render_queue,
     )
 
-__all__ = ["JobWorkflow", "WebhookWorkflow"]
-
-_SUPERSEDED = JobError(code="superseded", message="the job has ended or runs in a later attempt")
+_SUPERSEDED = JobError(
+    code="superseded", message="the attempt has ended, or a later attempt has begun"
+)
 
 
 class _AttemptSuperseded(Exception):
-    """The job's row says that this attempt has ended, or that a later one has begun."""
+    """Reports that this attempt has ended in the job's row, or that a later one has begun."""
 
 
 class _StepFailed(Exception):
@@ -62,14 +62,11 @@ class _ChildrenFailed(Exception):
 
 @workflow.defn(name="WebhookWorkflow")
 class WebhookWorkflow:
-    """Delivers a job's webhook, retrying for hours if necessary.
-
-    It is a workflow of its own so that a slow receiver never delays or changes the job's end.
-    """
+    """Delivers a job's webhook, with retries for up to a day, without delaying the job's end."""
 
     @workflow.run
     async def run(self, webhook: WebhookInput) -> bool:
-        """Return True once it is delivered; False if a later attempt has begun."""
+        """Return True once the webhook is delivered; False if a later attempt has begun."""
         delivered: bool = await workflow.execute_activity(
             "deliver_webhook",
             webhook,
@@ -86,14 +83,14 @@ class WebhookWorkflow:
 class JobWorkflow:
     """Runs one attempt of a job, from its first unfinished step to its recorded end.
 
-    Steps run in order. Each finished step is a checkpoint in the job's row; the last step's
-    checkpoint includes the job's end. The steps of a batch run concurrently, and one that fails
-    does not stop the others.
+    Steps run in order. The result of each finished step is a checkpoint in the job's row, and the
+    last step's checkpoint includes the job's end. The steps of a batch run concurrently, and a
+    failed step does not stop the others.
 
-    Activities write their checkpoints themselves. The workflow writes those that an activity could
-    not write, and every end other than success. It always completes with a `JobOutcome`, also for
-    failed and cancelled jobs, and updates the row first. Activities inherit the priority that the
-    workflow was started with.
+    Activities write their own checkpoints. The workflow writes the checkpoints that an activity
+    could not write, and every end other than success. The workflow always completes with a
+    `JobOutcome`, also for failed and cancelled jobs, and updates the row first. Activities inherit
+    the priority of the workflow.
     """
 
     def __init__(self) -> None:
@@ -106,17 +103,17 @@ class JobWorkflow:
         try:
             outcome = await self._run_attempt(job)
         except _AttemptSuperseded:
-            return _outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
+            return _build_outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
         try:
             await run_to_completion(self._record_end(job, outcome))
         except asyncio.CancelledError:
-            # The outcome is written already, so the cancellation comes too late.
-            workflow.logger.info("cancelled after its end")
+            # The outcome has been written already, so the cancellation has no effect.
+            workflow.logger.info("the job was cancelled after its end, which has no effect")
         return outcome
 
     async def _run_attempt(self, job: JobInput) -> JobOutcome:
-        """Run the steps and turn every way to end into an outcome."""
-        deadline = asyncio.timeout(_seconds_left(job))
+        """Run the steps, and return an outcome also for failures, cancellation and the deadline."""
+        deadline = asyncio.timeout(_get_seconds_left(job))
         try:
             async with deadline:
                 run = self._run_children if job.parallel else self._run_steps
@@ -125,19 +122,19 @@ class JobWorkflow:
             raise
         except _ChildrenFailed as error:
             batch_error = to_batch_error(error.failures, len(job.steps))
-            return _outcome(job, JobStatus.FAILED, batch_error)
+            return _build_outcome(job, JobStatus.FAILED, batch_error)
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
             # An activity that the deadline cancels reports a cancellation of its own.
             if deadline.expired():
-                late = DeadlineExceeded("the job had not finished by its deadline")
-                return _outcome(job, JobStatus.FAILED, to_job_error(late))
+                late = DeadlineExceeded(f"the job had not finished by its deadline, {job.deadline}")
+                return _build_outcome(job, JobStatus.FAILED, to_job_error(late))
             cause = error.__cause__ if isinstance(error, _StepFailed) else error
             assert cause is not None
             if is_cancelled_exception(cause):
-                return _outcome(job, JobStatus.CANCELLED)
+                return _build_outcome(job, JobStatus.CANCELLED)
             step = error.index if isinstance(error, _StepFailed) else None
-            return _outcome(job, JobStatus.FAILED, to_job_error(cause, step=step))
-        return _outcome(job, JobStatus.SUCCEEDED, results=results)
+            return _build_outcome(job, JobStatus.FAILED, to_job_error(cause, step=step))
+        return _build_outcome(job, JobStatus.SUCCEEDED, results=results)
 
     async def _run_steps(self, job: JobInput) -> tuple[StepResult, ...]:
         """Run the unfinished steps in order and return the results of all steps."""
@@ -161,10 +158,7 @@ class JobWorkflow:
         return tuple(done[index] for index in sorted(done))
 
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
-        """Run the unfinished children of a batch concurrently.
-
-        The result is empty: the row has the results, and there may be hundreds of them.
-        """
+        """Run the unfinished children of a batch concurrently; their results are only in the job's row."""
         done = {result.index for result in job.done}
         failures: dict[int, FailureError] = {}
 
@@ -181,7 +175,7 @@ class JobWorkflow:
             await _record_step(job, step)
 
         children = [run_child(index) for index in range(len(job.steps)) if index not in done]
-        # Wait for all of them: a cancelled or superseded job is so for each of its children.
+        # If the job is cancelled or superseded, every child ends with the same exception.
         for result in await asyncio.gather(*children, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -190,16 +184,16 @@ class JobWorkflow:
         return ()
 
     async def _record_end(self, job: JobInput, outcome: JobOutcome) -> None:
-        """Write the end to the job's row, then start the webhook."""
+        """Write the end of the attempt to the job's row, then start the webhook, if any."""
         is_recorded = self._is_end_recorded and outcome.status is JobStatus.SUCCEEDED
         if not is_recorded:
-            is_recorded = await _run_local("finish", outcome)
+            is_recorded = await _run_local_write("finish", outcome)
         if is_recorded and job.webhook:
             await _start_webhook(WebhookInput(job_id=job.job_id, attempt=job.attempt))
 
 
 async def _start_webhook(webhook: WebhookInput) -> None:
-    """Start the child that delivers the webhook and outlives this workflow; once per attempt."""
+    """Start the child workflow that delivers the webhook, unless it was started before."""
     try:
         await workflow.start_child_workflow(
             WebhookWorkflow.run,
@@ -210,31 +204,31 @@ async def _start_webhook(webhook: WebhookInput) -> None:
             cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
         )
     except WorkflowAlreadyStartedError:
-        workflow.logger.info("the webhook has been started already")
+        workflow.logger.info("the webhook of job %s was started before", webhook.job_id)
 
 
 async def _run_step(
     job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
-) -> StepDone:
-    """Run a step; a render for which its pool lacks memory moves to the larger pool it names."""
+) -> StepOutcome:
+    """Run a step; repeat a render that lacks memory in the larger pool that its error names."""
     pools = [job.steps[index].pool]
     while True:
         try:
-            return await _run_step_in(pools[-1], job, index, earlier, is_first)
+            return await _run_step_in_pool(pools[-1], job, index, earlier, is_first)
         except ActivityError as error:
-            larger = larger_pool(error)
+            larger = find_larger_pool(error)
             if larger is None or larger in pools:
                 raise
             pools.append(larger)
 
 
-async def _run_step_in(
+async def _run_step_in_pool(
     pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
-) -> StepDone:
-    """Run a step's activity; if it is a render, in ``pool``."""
+) -> StepOutcome:
+    """Run the activity of a step, which is in the render pool ``pool`` if the step is a render."""
     head = job.steps[index]
     is_render = head.kind is StepKind.RENDER
-    done: StepDone = await workflow.execute_activity(
+    done: StepOutcome = await workflow.execute_activity(
         f"{head.kind.value}_step",
         StepInput(
             job_id=job.job_id,
@@ -246,8 +240,8 @@ async def _run_step_in(
             attempt=job.attempt,
             last=_is_last(job, index),
         ),
-        result_type=StepDone,
-        task_queue=render_queue(pool) if is_render else JOBS_QUEUE,
+        result_type=StepOutcome,
+        task_queue=get_render_queue(pool) if is_render else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         start_to_close_timeout=policies.RENDER_TIMEOUT if is_render else policies.CALL_TIMEOUT,
         schedule_to_close_timeout=policies.STEP_LIMIT,
@@ -258,26 +252,22 @@ async def _run_step_in(
 
 
 def _is_last(job: JobInput, index: int) -> bool:
-    """Return True if the job ends with this step; no child of a batch is the last."""
+    """Return True if the job ends with this step, as no child of a batch does."""
     return not job.parallel and index == len(job.steps) - 1
 
 
-async def _record_step(job: JobInput, step: StepDone) -> None:
-    """Write a step's checkpoint, unless its activity has done so.
-
-    Raises:
-        _AttemptSuperseded: the attempt has ended, or a later one has begun.
-    """
+async def _record_step(job: JobInput, step: StepOutcome) -> None:
+    """Write the checkpoint of a step, unless the step's activity has done so."""
     if step.recorded:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
-    # A finished step has been paid for, so a cancellation waits until its checkpoint is written.
-    if not await run_to_completion(_run_local("record_step", record)):
+    # A cancellation must wait until the checkpoint is written, because the step may have cost money.
+    if not await run_to_completion(_run_local_write("record_step", record)):
         raise _AttemptSuperseded
 
 
-async def _run_local(name: str, argument: Any) -> bool:
-    """Run a short write to the job's row, and retry it until it succeeds."""
+async def _run_local_write(name: str, argument: Any) -> bool:
+    """Run a local activity that writes to the job's row, with retries until it succeeds."""
     is_written: bool = await workflow.execute_local_activity(
         name,
         argument,
@@ -288,13 +278,13 @@ async def _run_local(name: str, argument: Any) -> bool:
     return is_written
 
 
-def _seconds_left(job: JobInput) -> float | None:
+def _get_seconds_left(job: JobInput) -> float | None:
     if job.deadline is None:
         return None
     return max((job.deadline - workflow.now()) / timedelta(seconds=1), 0.001)
 
 
-def _outcome(
+def _build_outcome(
     job: JobInput,
     status: JobStatus,
     error: JobError | None = None,

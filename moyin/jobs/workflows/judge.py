@@ -1,4 +1,4 @@
-"""Defines `JudgeWorkflow`, one comparison by the judge, with its activities and its worker."""
+"""Defines `JudgeWorkflow`, in which a judge model compares two answers, with its activities."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 with workflow.unsafe.imports_passed_through():
     from moyin.errors import MoyinError
     from moyin.jobs.workflows import policies
-    from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, Temporal
-    from moyin.jobs.workflows.launcher import tenant_priority
-    from moyin.jobs.workflows.shield import run_to_completion
-    from moyin.jobs.workflows.steps import heartbeating
+    from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, TemporalConnection
+    from moyin.jobs.workflows.launcher import get_tenant_priority
+    from moyin.jobs.workflows.policies import run_to_completion
+    from moyin.jobs.workflows.step_io import send_heartbeats
     from moyin.jobs.workflows.types import (
         HEARTBEAT_INTERVAL,
         HEARTBEAT_TIMEOUT,
@@ -40,30 +40,28 @@ with workflow.unsafe.imports_passed_through():
     from moyin.text.judging.judge import Judge
     from moyin.text.judging.verdict import Outcome, OutcomeCounter, Verdict
 
-__all__ = ["JudgeActivities", "JudgeQueue", "JudgeWorkflow", "new_judge_worker"]
-
 _log = logging.getLogger(__name__)
 _GRACE = timedelta(seconds=5)
 
 
 @workflow.defn(name="JudgeWorkflow")
 class JudgeWorkflow:
-    """Asks a second model for an answer, then the judge for a verdict, and records the verdict.
+    """Compares a model's answer with that of a second model, and records the judge's verdict.
 
-    Temporal's history has no conversation: the activities read it from the store under the
-    comparison's id, and the last one deletes it, however the others ended.
+    Conversations are never in Temporal's history: activities read them from the store by the id of
+    the comparison, and the last activity always deletes them.
     """
 
     @workflow.run
     async def run(self, comparison_id: str) -> str:
-        """Run the comparison and return an `Outcome`."""
+        """Run the comparison and return its `Outcome`."""
         try:
             outcome = await self._compare(comparison_id)
         except (FailureError, asyncio.CancelledError) as error:
             is_cancelled = is_cancelled_exception(error)
             outcome = Outcome.CANCELLED if is_cancelled else Outcome.FAILED
         end = JudgeEnd(comparison_id=comparison_id, outcome=outcome)
-        await run_to_completion(_run_short("judge_close", end))
+        await run_to_completion(_run_store_activity("judge_close", end))
         return outcome
 
     async def _compare(self, comparison_id: str) -> Outcome:
@@ -74,12 +72,12 @@ class JudgeWorkflow:
         if verdict.outcome:
             return Outcome(verdict.outcome)
         record = JudgeRecord(comparison_id=comparison_id, given=verdict.given, other=verdict.other)
-        # The verdict has been paid for, so a cancellation waits until it is recorded.
-        return Outcome(await run_to_completion(_run_short("judge_record", record)))
+        # A cancellation must wait until the verdict is recorded, because the verdict cost money.
+        return Outcome(await run_to_completion(_run_store_activity("judge_record", record)))
 
 
 async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
-    """Run an activity that calls a model."""
+    """Run an activity that calls a model and stores the model's response."""
     return await workflow.execute_activity(
         name,
         comparison_id,
@@ -88,12 +86,12 @@ async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
         start_to_close_timeout=policies.JUDGE_CALL_TIMEOUT,
         schedule_to_close_timeout=policies.JUDGE_STEP_LIMIT,
         retry_policy=policies.JUDGE,
-        # The activity stores its result; wait for that, so that the last activity can delete it.
+        # After a cancellation, the last activity must delete what this activity is still storing.
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
 
 
-async def _run_short(name: str, argument: Any) -> str:
+async def _run_store_activity(name: str, argument: Any) -> str:
     """Run an activity that only reads and writes the store."""
     outcome: str = await workflow.execute_activity(
         name,
@@ -107,27 +105,27 @@ async def _run_short(name: str, argument: Any) -> str:
 
 
 class JudgeActivities:
-    """Runs the activities of the queue ``judge``; every one may run more than once."""
+    """The Temporal activities of `JudgeWorkflow`, which are all idempotent."""
 
     def __init__(self, judge: Judge, count: OutcomeCounter) -> None:
         self._judge = judge
         self._count = count
 
     @property
-    def of_judge_queue(self) -> list[Any]:
-        """The activities of the queue ``judge``."""
+    def judge_queue_activities(self) -> list[Any]:
+        """The activities that workers of the queue ``judge`` run."""
         return [self.judge_answer, self.judge_decide, self.judge_record, self.judge_close]
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
-        """Ask the second model for its answer."""
-        async with heartbeating(), _application_errors(calls_model=True):
+        """Request an answer from the second model, and store the answer."""
+        async with send_heartbeats(), _raise_application_errors(calls_model=True):
             return await self._judge.fetch_second_answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
-        """Ask the judge for its verdict."""
-        async with heartbeating(), _application_errors(calls_model=True):
+        """Request a verdict from the judge model."""
+        async with send_heartbeats(), _raise_application_errors(calls_model=True):
             decision = await self._judge.fetch_verdict(comparison_id)
         if isinstance(decision, Outcome):
             return JudgeVerdict(outcome=decision)
@@ -135,9 +133,9 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_record(self, record: JudgeRecord) -> str:
-        """Write the verdict to the log of signals."""
+        """Write a verdict to the log of signals, from which the router learns."""
         verdict = Verdict(given=record.given, other=record.other)
-        async with _application_errors():
+        async with _raise_application_errors():
             if not await self._judge.record_verdict(record.comparison_id, verdict):
                 return Outcome.EXPIRED
         return Outcome.AGREED if verdict.agrees else Outcome.DISAGREED
@@ -145,7 +143,7 @@ class JudgeActivities:
     @activity.defn
     async def judge_close(self, end: JudgeEnd) -> str:
         """Delete the compared answers and count the outcome."""
-        async with _application_errors():
+        async with _raise_application_errors():
             await self._judge.delete_comparison(end.comparison_id)
         self._count(Outcome(end.outcome))
         return end.outcome
@@ -154,12 +152,12 @@ class JudgeActivities:
 class JudgeQueue:
     """Implements `moyin.text.judging.sampling.ComparisonQueue` on Temporal."""
 
-    def __init__(self, temporal: Temporal) -> None:
+    def __init__(self, temporal: TemporalConnection) -> None:
         self._temporal = temporal
 
     async def start(self, comparison_id: str, owner: str) -> bool:
         """Start a comparison; return False if it has been started already."""
-        client = await self._temporal.client()
+        client = await self._temporal.get_client()
         try:
             await client.start_workflow(
                 JudgeWorkflow.run,
@@ -169,24 +167,24 @@ class JudgeQueue:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 execution_timeout=policies.JUDGE_LIMIT,
                 task_timeout=TASK_TIMEOUT,
-                priority=tenant_priority(owner),
+                priority=get_tenant_priority(owner),
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
             return False
         except RPCError as error:
-            raise self._temporal.unavailable(error) from error
+            raise self._temporal.report_outage(error) from error
         return True
 
 
 def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency: int) -> Worker:
-    """Return a worker of the queue ``judge``; ``concurrency`` bounds its concurrent activities."""
+    """Create a worker of the queue ``judge`` with at most ``concurrency`` activities at a time."""
     return Worker(
         client,
         task_queue=JUDGE_QUEUE,
         workflows=[JudgeWorkflow],
         workflow_runner=UnsandboxedWorkflowRunner(),
-        activities=activities.of_judge_queue,
+        activities=activities.judge_queue_activities,
         max_concurrent_activities=concurrency,
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
@@ -196,13 +194,13 @@ def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency
 
 
 @asynccontextmanager
-async def _application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
-    """Turn errors into failures that Temporal retries only if a retry can help.
+async def _raise_application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
+    """Raise errors as failures that Temporal retries only if a retry can help.
 
-    Messages of errors may quote a conversation, so they are kept out of Temporal's history.
+    The failures omit the messages, which may quote a conversation, for Temporal's history.
 
     Args:
-        calls_model: the activity calls a model, which a retry after a bug of ours would pay again.
+        calls_model: True if the activity calls a model, so that a retry after a bug would cost money.
     """
     try:
         yield
@@ -216,5 +214,5 @@ async def _application_errors(*, calls_model: bool = False) -> AsyncIterator[Non
         ) from None
     except Exception as error:
         name, trace = type(error).__name__, "".join(format_tb(error.__traceback__))
-        _log.error("an activity of the judge failed with %s:\n%s", name, trace)
+        _log.error("an activity of JudgeWorkflow failed with a bug, %s:\n%s", name, trace)
         raise ApplicationError(name, type=MoyinError.code, non_retryable=calls_model) from None

@@ -1,19 +1,23 @@
-"""Sets the retry policy and the timeouts of each activity."""
+"""Defines how activities are retried, limited in time, and protected from cancellation."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from temporalio.common import RetryPolicy
 
-# A checkpoint is worth waiting for the SQL database, however long it is unavailable.
+T = TypeVar("T")
+# Checkpoints are never given up, however long the SQL database is unavailable.
 RECORD = RetryPolicy(
     initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=15)
 )
 RECORD_TIMEOUT = timedelta(seconds=30)
 
-# Waiting for a free slot costs no attempt, but the death of the pool's replica costs one to every
-# render that waits there. The activity itself limits how often a render may fail.
+# The death of a render pool's replica costs each of its waiting renders one attempt; waiting itself
+# costs none. The activity itself limits how often a render may fail.
 RENDER = RetryPolicy(
     initial_interval=timedelta(milliseconds=500),
     maximum_interval=timedelta(seconds=5),
@@ -21,7 +25,7 @@ RENDER = RetryPolicy(
 )
 RENDER_TIMEOUT = timedelta(hours=6)
 
-# Lasts for about ten minutes of a service's outage.
+# These retries last for about ten minutes.
 CALL = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     maximum_interval=timedelta(minutes=1),
@@ -29,10 +33,10 @@ CALL = RetryPolicy(
 )
 CALL_TIMEOUT = timedelta(minutes=30)
 
-# The longest time of a step, queueing and retries included; a job's deadline may be shorter.
+# The longest time of a step, with queueing and retries; the job's deadline may be earlier.
 STEP_LIMIT = timedelta(days=7)
 
-# 5 s, 15 s, 45 s, … 4 h: about a dozen tries in a day.
+# The intervals are 5 s, 15 s, 45 s and so on up to 4 h, for about a dozen tries in a day.
 WEBHOOK = RetryPolicy(
     initial_interval=timedelta(seconds=5),
     backoff_coefficient=3,
@@ -41,9 +45,23 @@ WEBHOOK = RetryPolicy(
 WEBHOOK_TIMEOUT = timedelta(seconds=20)
 WEBHOOK_LIMIT = timedelta(hours=24)
 
-# The judge may wait for hours until the back ends are idle; if it gives up, only a verdict is lost.
+# The judge may wait for hours until the back ends are idle. After the limit, only a verdict is lost.
 JUDGE = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5))
 JUDGE_CALL_TIMEOUT = timedelta(minutes=15)
 JUDGE_STEP_LIMIT = timedelta(hours=6)
-# Compared answers are stored for a day (`moyin/store/comparisons.py`).
+# The store deletes compared answers after a day (`moyin/store/comparisons.py`).
 JUDGE_LIMIT = timedelta(hours=23)
+
+
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` to its end, even if the caller is cancelled; then raise the cancellation."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()

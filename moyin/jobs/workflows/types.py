@@ -1,7 +1,7 @@
-"""Defines the payloads that travel through Temporal: small frozen dataclasses.
+"""Defines the arguments and results of workflows and activities, and the names of task queues.
 
-Anything large is stored as a blob, and the payload has its sha256. Members keep their names: running
-workflows have them in their histories.
+Large values are stored as blobs, and payloads have their sha256. Members must not be renamed,
+because the histories of running workflows contain their names.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from datetime import datetime, timedelta
 from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
 
 JOBS_QUEUE = "jobs"
-# Webhooks have a queue of their own, so that slow receivers do not occupy the slots of steps.
+# Webhooks and the judge have separate queues, so that they never occupy the workers of steps.
 WEBHOOKS_QUEUE = "webhooks"
-# The judge has a queue of its own with few slots, so that it never delays a job's step.
 JUDGE_QUEUE = "judge"
 # A worker that sends no heartbeat for HEARTBEAT_TIMEOUT counts as lost. Workers must not let the SDK
-# hold heartbeats back for longer than HEARTBEAT_INTERVAL (`max_heartbeat_throttle_interval`).
+# delay heartbeats for longer than HEARTBEAT_INTERVAL (`max_heartbeat_throttle_interval`).
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 HEARTBEAT_INTERVAL = timedelta(seconds=1)
 
 
-def render_queue(pool: str) -> str:
-    """Return the name of the task queue that the render pool ``pool`` polls."""
+def get_render_queue(pool: str) -> str:
+    """Return the name of the task queue of a render pool."""
     return f"render-{pool}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepHead:
-    """The part of a step that the workflow needs to choose a task queue."""
+class StepRouting:
+    """The kind and the render pool of a step, from which the workflow chooses a task queue."""
 
     kind: StepKind
     pool: str = "default"
@@ -37,21 +36,22 @@ class StepHead:
 
 @dataclass(frozen=True, kw_only=True)
 class JobInput:
-    """Starts one attempt of a job.
+    """The argument of `JobWorkflow`, which runs one attempt of a job.
 
     Attributes:
-        spec: sha256 of the JobSpec blob.
-        done: results of the steps that an earlier attempt finished; they do not run again.
-        version: of the order of commands in the workflow. Running jobs must replay with the version
-            that they were started with, so a change of that order needs a new version.
-        parallel: the steps are children of a batch.
+        spec: the sha256 of the JobSpec blob.
+        done: the results of steps that earlier attempts finished, which do not run again.
+        webhook: True if the job has a webhook.
+        version: the version of the order of commands in the workflow. A change of that order needs a
+            new version, because running jobs must replay with the version with which they started.
+        parallel: True if the steps are children of a batch.
     """
 
     job_id: str
     owner: str
     attempt: int
     spec: str
-    steps: tuple[StepHead, ...]
+    steps: tuple[StepRouting, ...]
     done: tuple[StepResult, ...] = ()
     webhook: bool = False
     deadline: datetime | None = None
@@ -61,13 +61,13 @@ class JobInput:
 
 @dataclass(frozen=True, kw_only=True)
 class StepInput:
-    """Starts the activity of one step.
+    """The argument of the activity that runs one step.
 
     Attributes:
-        earlier: sha256 of the outputs of the steps before it, by index.
-        begins: number of the attempt that begins with this step; None: it has begun already.
-        attempt: number of the job's attempt.
-        last: the job has succeeded when this step is done.
+        earlier: the sha256 of the outputs of earlier steps, by index.
+        begins: the number of the attempt if this is its first step; None for later steps.
+        attempt: the number of the job's attempt.
+        last: True if the job succeeds when this step is done.
     """
 
     job_id: str
@@ -81,11 +81,12 @@ class StepInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepDone:
-    """The result of a step's activity.
+class StepOutcome:
+    """The result of the activity that ran one step.
 
     Attributes:
-        recorded: the job's row has the result; after the last step, also the job's end.
+        recorded: True if the activity wrote the result, and after the last step also the job's end,
+            to the job's row.
     """
 
     result: StepResult
@@ -94,11 +95,7 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """Describes how an attempt ended.
-
-    Attributes:
-        results: of all steps, including those of earlier attempts; empty unless it succeeded.
-    """
+    """The result of `JobWorkflow`: the end of an attempt; ``results`` has all steps if it succeeded."""
 
     job_id: str
     owner: str
@@ -110,7 +107,7 @@ class JobOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """The checkpoint of one finished step."""
+    """The argument of the activity that writes the checkpoint of a finished step."""
 
     job_id: str
     attempt: int
@@ -119,7 +116,7 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookInput:
-    """Starts the delivery of the webhook for the end of one attempt."""
+    """The argument of `WebhookWorkflow`, which delivers the webhook for the end of one attempt."""
 
     job_id: str
     attempt: int
@@ -127,11 +124,12 @@ class WebhookInput:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeVerdict:
-    """The result of asking the judge.
+    """The verdict of the judge on two answers.
 
     Attributes:
-        outcome: the reason why there is no verdict; empty if there is one.
-        given, other: scores of the answer that the client received, and of the second one.
+        outcome: the reason for which no verdict was reached; empty for a verdict.
+        given: the score of the answer that the client received.
+        other: the score of the second model's answer.
     """
 
     outcome: str = ""
@@ -141,7 +139,7 @@ class JudgeVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRecord:
-    """A verdict to be written to the log of signals."""
+    """The argument of the activity that writes the judge's verdict to the log of signals."""
 
     comparison_id: str
     given: float
@@ -150,7 +148,7 @@ class JudgeRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeEnd:
-    """Describes how a comparison ended; its stored answers are deleted."""
+    """The argument of the activity that ends a comparison and deletes its stored answers."""
 
     comparison_id: str
     outcome: str

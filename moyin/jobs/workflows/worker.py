@@ -1,4 +1,4 @@
-"""Runs the Temporal workers of a process, and the sweeper beside those of jobs."""
+"""Runs the Temporal workers of a process, and the sweeper, which starts forgotten jobs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE, WEBHOOKS_QUEUE
 from moyin.store.jobs import JobStore
-
-__all__ = ["JobRunner", "Sweeper", "WorkerRunner"]
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.2
@@ -27,19 +25,21 @@ _GRACE = timedelta(seconds=10)
 
 
 class WorkerRunner:
-    """Connects to Temporal and runs workers concurrently, until `stop`.
+    """Connects to Temporal and runs several workers until `stop` is called.
 
-    Outages of Temporal only delay it. If one worker ends with an error, all are replaced.
+    The runner waits for Temporal during an outage. If one worker fails, all are replaced.
 
     Args:
-        new_workers: makes the workers for a connection.
+        new_workers: a function that makes the workers for a connection.
 
     Attributes:
-        error: the error that ended the last workers; None: they are running, or wait for Temporal.
+        error: the error that ended the previous workers; None while workers run or wait for Temporal.
     """
 
     def __init__(
-        self, temporal: Temporal, new_workers: Callable[[Client], Awaitable[Sequence[Worker]]]
+        self,
+        temporal: TemporalConnection,
+        new_workers: Callable[[Client], Awaitable[Sequence[Worker]]],
     ) -> None:
         self._temporal = temporal
         self._new_workers = new_workers
@@ -48,19 +48,18 @@ class WorkerRunner:
         self.error: BaseException | None = None
 
     async def run(self) -> None:
-        """Run the workers until `stop`."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
             try:
-                self._workers = await self._new_workers(await self._temporal.client())
+                self._workers = await self._new_workers(await self._temporal.get_client())
                 self.error = None
                 await self._run_all()
                 pause = _FIRST_PAUSE_SECONDS
             except ServiceUnavailable as error:
-                _log.info("workers wait for Temporal: %s", error)
+                _log.info("the workers wait for Temporal: %s", error)
             except Exception as error:
                 self.error = error
-                _log.exception("a worker ended with an error; starting new ones")
+                _log.exception("a Temporal worker failed; all workers are started again")
             try:
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -68,12 +67,12 @@ class WorkerRunner:
                 pause = min(pause * 2, _MAX_PAUSE_SECONDS)
 
     async def stop(self) -> None:
-        """Accept no more tasks, give running ones their grace period, and let `run` return."""
+        """Stop polling, wait up to the grace period for running tasks, and end `run`."""
         self._stopping.set()
         await self._shut_down()
 
     async def _run_all(self) -> None:
-        """Run the workers until one of them ends or `stop` is called; then end all of them."""
+        """Run the workers until one of them ends or `stop` is called, then shut all of them down."""
         running = [asyncio.create_task(worker.run()) for worker in self._workers]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -91,13 +90,13 @@ class WorkerRunner:
 
 
 class Sweeper:
-    """Starts accepted jobs that have no workflow because a process died before it started one.
+    """Starts accepted jobs without a workflow, because a process died before it started one.
 
-    It also sends the webhooks of jobs that were cancelled before they had a workflow. Any number of
-    sweepers may run concurrently, because starting a job twice has no effect.
+    The sweeper also starts the webhooks of jobs that were cancelled before they had a workflow. Any
+    number of sweepers may run concurrently, because starting a job twice has no effect.
 
     Args:
-        older_than: younger rows are left to the gateway that is starting them.
+        older_than: the age from which jobs are started; a gateway is still starting younger ones.
     """
 
     def __init__(
@@ -114,18 +113,18 @@ class Sweeper:
         self._older_than = older_than
 
     async def run(self) -> None:
-        """Sweep until cancelled; outages of the database or Temporal only delay it."""
+        """Sweep repeatedly until cancelled, also after errors and outages."""
         while True:
             try:
                 await self.sweep()
             except Exception:
-                _log.exception("sweep failed; trying again")
+                _log.exception("the search for jobs without a workflow failed and is repeated")
             await asyncio.sleep(self._interval)
 
     async def sweep(self) -> int:
-        """Start all due jobs that can be started, and return their number."""
+        """Start all jobs that have no workflow, as far as possible, and return their number."""
         started = 0
-        for job_id, attempt, has_ended in await self._jobs.undispatched(self._older_than):
+        for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._older_than):
             try:
                 if has_ended:
                     await self._launcher.notify(job_id, attempt)
@@ -134,19 +133,20 @@ class Sweeper:
                 started += 1
             except MoyinError as error:
                 # A job that cannot start must not delay the others.
-                _log.info("job %s waits: %s", job_id, error)
+                _log.info("job %s cannot start yet: %s", job_id, error)
         return started
 
 
-class JobRunner:
-    """Runs the workers of jobs and webhooks, and the sweeper beside them.
-
-    Args:
-        concurrency: most steps at a time, and most webhooks at a time.
-    """
+class JobRunner(WorkerRunner):
+    """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper."""
 
     def __init__(
-        self, *, temporal: Temporal, activities: JobActivities, sweeper: Sweeper, concurrency: int
+        self,
+        *,
+        temporal: TemporalConnection,
+        activities: JobActivities,
+        sweeper: Sweeper,
+        concurrency: int,
     ) -> None:
         async def new_workers(client: Client) -> list[Worker]:
             return [
@@ -154,26 +154,17 @@ class JobRunner:
                 _new_webhook_worker(client, activities, concurrency),
             ]
 
-        self._runner = WorkerRunner(temporal, new_workers)
+        super().__init__(temporal, new_workers)
         self._sweeper = sweeper
 
-    @property
-    def error(self) -> BaseException | None:
-        """The error that ended the last workers; None: they are running, or wait for Temporal."""
-        return self._runner.error
-
     async def run(self) -> None:
-        """Run until `stop`; outages of Temporal only delay it."""
+        """Run the workers and the sweeper until `stop` is called."""
         sweeping = asyncio.create_task(self._sweeper.run())
         try:
-            await self._runner.run()
+            await super().run()
         finally:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
-
-    async def stop(self) -> None:
-        """Accept no more tasks, give running ones their grace period, and let `run` return."""
-        await self._runner.stop()
 
 
 def _new_job_worker(client: Client, activities: JobActivities, concurrency: int) -> Worker:
@@ -184,12 +175,12 @@ def _new_job_worker(client: Client, activities: JobActivities, concurrency: int)
         # The sandbox would import the workflow's module again for every job, a third of the
         # processor time that a job costs this worker. The unit tests run in the sandbox.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        activities=activities.of_jobs_queue,
+        activities=activities.jobs_queue_activities,
         max_concurrent_activities=concurrency,
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         graceful_shutdown_timeout=_GRACE,
-        # How long a workflow waits for the worker that has it in memory, before another continues.
+        # The time after which another worker continues a workflow that this worker has in memory.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
     )
 

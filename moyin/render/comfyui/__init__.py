@@ -1,1 +1,1 @@
-"""Installs, confines and runs ComfyUI processes, and renders with them. Imports no Ray."""
+"""Installs, confines and runs ComfyUI processes, and renders with them."""

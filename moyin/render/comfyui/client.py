@@ -1,11 +1,10 @@
-"""`ComfyClient`: calls the HTTP routes of one ComfyUI that a renderer needs."""
+"""Calls the HTTP routes of one ComfyUI process."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -13,24 +12,22 @@ from pydantic import BaseModel, ValidationError
 from yarl import URL
 
 from moyin.errors import InvalidGraph, RenderFailed, WorkerLost
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.protocol.wire import PromptAccepted, PromptState, SystemStats
-
-__all__ = ["ComfyClient", "NoAnswer"]
 
 # 404: the bridge could not be loaded, so its routes are missing; 503: the executor is dead.
 _EXPECTED_STATUSES = (200, 400, 404, 503)
 # 403: the path is a folder.
 _NOT_FOUND_STATUSES = (403, 404)
 _GRAPH_ROUTES = ("/prompt", "/moyin/validate")
-# Files of node packages, and the descriptions of all nodes.
+# The limits of files of node packages, and of other responses such as the list of all nodes.
 _MAX_FILE_BYTES = 32 * 1024 * 1024
 _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
-# A prompt's history entry is stored, and clients get hundreds of them at once.
+# History entries are stored, and a client may request hundreds of them at once.
 _MAX_ENTRY_BYTES = 8 * 1024 * 1024
-# For the header Host: the Unix socket has no host name.
+# The value of the header Host; a Unix socket has no host name.
 _URL = "http://comfyui"
-# ComfyUI answers 500 to a graph of the wrong shape; this is the body of its own error.
+# The error body for a malformed graph, to which ComfyUI itself responds with status 500.
 _MALFORMED_GRAPH = {
     "error": {
         "type": "invalid_prompt",
@@ -40,55 +37,52 @@ _MALFORMED_GRAPH = {
     },
     "node_errors": {},
 }
-Model = TypeVar("Model", bound=BaseModel)
-# Long, because nodes run in the server's process and may hold Python's lock for seconds.
+ModelT = TypeVar("ModelT", bound=BaseModel)
+# Long, because nodes run in the server's process and may hold Python's GIL for seconds.
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
 
 
-class NoAnswer(WorkerLost):
-    """Raised when the process does not answer on its socket, or not in time."""
+class NoResponse(WorkerLost):
+    """Raised when ComfyUI does not respond, or not in time."""
 
 
-class TooLarge(WorkerLost):
-    """Raised when a response is larger than its limit."""
+class ResponseTooLarge(WorkerLost):
+    """Raised when a response of ComfyUI exceeds its size limit."""
 
 
 class ComfyClient:
-    """Calls one ComfyUI on this machine, whose nodes may be hostile.
+    """An HTTP client of one ComfyUI process, whose nodes may be malicious.
 
-    Responses contain no paths of the machine (see `HostPaths`). Every method raises `WorkerLost`
-    when the process does not answer, or when its response is not one of ComfyUI's.
+    Paths of the machine are removed from responses (see `HostPathFilter`). Each method raises
+    `WorkerLost` if ComfyUI does not respond or if its response is malformed.
 
     Args:
         address: path of ComfyUI's Unix socket.
+        client_id: the id under which ComfyUI sends events to the socket of `EventStream`.
+        paths: the paths to remove from responses.
     """
 
-    def __init__(self, address: str, client_id: str, paths: HostPaths) -> None:
+    def __init__(self, address: str, client_id: str, paths: HostPathFilter) -> None:
         self._address = address
         self._paths = paths
         self.client_id = client_id
         self._session: aiohttp.ClientSession | None = None
-        # Prompts whose history entries have been read, and can be dropped.
-        self._read: list[str] = []
+        # The prompts whose history entries have been read, so that ComfyUI can drop them.
+        self._read_ids: list[str] = []
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.UnixConnector(self._address)
         self._session = aiohttp.ClientSession(_URL, connector=connector, timeout=_TIMEOUT)
         return self
 
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
 
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            raise WorkerLost("ComfyUI has ended")
+            raise WorkerLost("the connection to ComfyUI is closed, because its process has ended")
         return self._session
 
     async def submit(
@@ -99,10 +93,9 @@ class ComfyClient:
         extra_data: Mapping[str, Any] | None = None,
         targets: Sequence[str] | None = None,
     ) -> PromptAccepted:
-        """Queue a prompt.
+        """Add a prompt to ComfyUI's queue, to execute the output nodes ``targets`` or all of them.
 
-        Raises:
-            InvalidGraph: ComfyUI refuses the graph; ``details`` is its body.
+        Raises `InvalidGraph` with the body of the response if ComfyUI refuses the graph.
         """
         body: dict[str, Any] = {
             "prompt": graph,
@@ -112,88 +105,88 @@ class ComfyClient:
         }
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
-        if prompt_id in self._read:
-            # Otherwise its next entry would be dropped together with the one that was read.
-            await self.prompt_state(prompt_id)
+        if prompt_id in self._read_ids:
+            # Drop the old entry now, because later the new entry of the same id would be dropped.
+            await self.get_prompt_state(prompt_id)
         status, response = await self._call("POST", "/prompt", body)
         response = self._paths.hide_in_json(response)
         if status != 200:
-            raise InvalidGraph(error_message(response), details=response)
+            raise InvalidGraph(get_error_message(response), details=response)
         return _parse(PromptAccepted, response)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """See `ComfyRenderer.validate`."""
+        """Validate a graph without executing it, and return ComfyUI's response body."""
         body: dict[str, Any] = {"prompt": graph}
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
         _, response = await self._call("POST", "/moyin/validate", body)
         return dict(self._paths.hide_in_json(response))
 
-    async def prompt_state(self, prompt_id: str) -> PromptState:
-        """Return whether a prompt is queued, and its history entry.
+    async def get_prompt_state(self, prompt_id: str) -> PromptState:
+        """Return the state of a prompt, with its history entry if the prompt has finished.
 
-        ComfyUI keeps entries in memory. An entry that was read is dropped by the next call of this
-        method, because a request of its own would be a tenth of the cost of a small picture.
+        ComfyUI holds history entries in memory. The next call of this method drops an entry that
+        was read, because a separate request would cost a tenth of the time of a small picture.
 
         Raises:
-            RenderFailed: the entry is larger than 8 MiB.
+            RenderFailed: The history entry exceeds 8 MiB.
         """
-        read = tuple(self._read)
+        read = tuple(self._read_ids)
         body = {"prompt_id": prompt_id, "forget": read}
         try:
             _, response = await self._call("POST", "/moyin/look", body, _MAX_ENTRY_BYTES)
-        except TooLarge:
-            self._read.append(prompt_id)
+        except ResponseTooLarge:
+            self._read_ids.append(prompt_id)
             raise RenderFailed(
-                "the nodes' outputs other than files, or their error messages, are larger than "
-                f"{_MAX_ENTRY_BYTES} bytes"
+                "the nodes' outputs, other than files, and error messages have more than the allowed "
+                f"{_MAX_ENTRY_BYTES:,} bytes"
             ) from None
         state = _parse(PromptState, self._paths.hide_in_state(response))
-        self._read = [entry for entry in self._read if entry not in read]
+        self._read_ids = [entry for entry in self._read_ids if entry not in read]
         if state.entry is not None:
-            self._read.append(prompt_id)
+            self._read_ids.append(prompt_id)
         return state
 
     async def interrupt(self, prompt_id: str) -> None:
-        """Remove the prompt from the queue, or interrupt it if it is executing."""
+        """Remove a prompt from ComfyUI's queue, or interrupt its execution."""
         await self._call("POST", "/queue", {"delete": [prompt_id]})
         await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
 
-    async def unload(self) -> None:
-        """Drop every cached result and model before the next prompt."""
+    async def unload_models(self) -> None:
+        """Make ComfyUI drop all cached results and loaded models before the next prompt."""
         await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
 
     async def get(self, path: str) -> bytes | None:
-        """Return the body of a GET response; None if there is nothing at ``path``."""
+        """Send a GET request, and return the body, or None if nothing exists at ``path``."""
         try:
             async with self.session.get(URL(path, encoded=True)) as response:
                 if response.status in _NOT_FOUND_STATUSES:
                     return None
                 if response.status != 200:
-                    raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
-                body = await _read(response, _MAX_FILE_BYTES)
+                    raise _make_status_error(response)
+                body = await _read_body(response, _MAX_FILE_BYTES)
                 if response.content_type != "application/json":
                     return body
-                # In a thread: the descriptions of all nodes are megabytes.
+                # The descriptions of all nodes have megabytes, so a thread processes them.
                 return await asyncio.to_thread(self._paths.hide_in_body, body)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoAnswer("ComfyUI does not answer") from error
+            raise NoResponse(f"ComfyUI did not respond to GET {path}") from error
 
-    async def volatile_classes(self) -> frozenset[str]:
-        """Return the node classes whose output may differ for the same inputs."""
+    async def list_volatile_classes(self) -> frozenset[str]:
+        """Return the node classes that may return different outputs for the same inputs."""
         _, response = await self._call("GET", "/moyin/volatile")
         return frozenset(response)
 
-    async def total_memory(self) -> int | None:
-        """Return the bytes of the GPU's memory; None without a GPU."""
+    async def read_total_memory(self) -> int | None:
+        """Return the bytes of GPU memory, or None without a GPU."""
         _, response = await self._call("GET", "/system_stats")
         stats = _parse(SystemStats, response)
         return next((d.vram_total for d in stats.devices if d.type == "cuda"), None)
 
     async def is_executor_alive(self) -> bool:
-        """Return whether the thread that executes prompts is alive."""
+        """Return whether the thread of ComfyUI that executes prompts is alive."""
         status, _ = await self._call("GET", "/moyin/pulse")
         return status == 200
 
@@ -205,37 +198,47 @@ class ComfyClient:
                 if response.status == 500 and path in _GRAPH_ROUTES:
                     return 400, _MALFORMED_GRAPH
                 if response.status not in _EXPECTED_STATUSES:
-                    raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
-                # JSON is UTF-8; aiohttp's own decoding would detect the encoding first.
-                content = self._paths.hide_known_in_body(await _read(response, limit))
+                    raise _make_status_error(response)
+                # JSON is UTF-8, so the encoding need not be detected as aiohttp would.
+                content = self._paths.hide_known_in_body(await _read_body(response, limit))
                 return response.status, json.loads(content) if content else None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoAnswer("ComfyUI does not answer") from error
+            raise NoResponse(f"ComfyUI did not respond to {method} {path}") from error
         except ValueError as error:
-            raise WorkerLost(f"ComfyUI answered {path} with a body that is not JSON") from error
+            raise WorkerLost(f"ComfyUI's response to {method} {path} is not JSON") from error
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the whole body; raise `TooLarge` when it has more than ``limit`` bytes."""
+async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``limit`` bytes."""
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            raise TooLarge(f"ComfyUI answered {response.url.path} with more than {limit} bytes")
+            path = response.url.path
+            raise ResponseTooLarge(
+                f"ComfyUI's response from {path} exceeds the limit of {limit:,} bytes"
+            )
     return b"".join(chunks)
 
 
-def error_message(body: Mapping[str, Any]) -> str:
-    """Return the error message in a validation body."""
+def _make_status_error(response: aiohttp.ClientResponse) -> WorkerLost:
+    path = response.url.path
+    return WorkerLost(f"ComfyUI responded to {path} with the unexpected status {response.status}")
+
+
+def get_error_message(body: Mapping[str, Any]) -> str:
+    """Return the error message in the body of ComfyUI's response to an invalid graph."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
-    return str(message or "ComfyUI refuses this graph")
+    return str(message or "ComfyUI refuses the graph without a reason")
 
 
-def _parse(model: type[Model], response: Any) -> Model:
+def _parse(model: type[ModelT], response: Any) -> ModelT:
     try:
         return model.model_validate(response)
     except ValidationError as error:
-        count = error.error_count()
-        raise WorkerLost(f"ComfyUI returned a malformed response: {count} errors") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = f"ComfyUI's {model.__name__} response is malformed: {field}: {first['msg']}"
+        raise WorkerLost(message) from error

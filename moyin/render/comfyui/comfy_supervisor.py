@@ -1,4 +1,4 @@
-"""`ComfySupervisor`: keeps a ComfyUI process running, one `Session` after the other."""
+"""Keeps a ComfyUI process running, and replaces it when it ends or hangs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from contextlib import AbstractAsyncContextManager
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.session import Session
-from moyin.system.backoff import Backoff
-
-__all__ = ["ComfySupervisor"]
+from moyin.system.processes import Backoff
 
 _log = logging.getLogger(__name__)
 
 
 class ComfySupervisor:
-    """Replaces the process whenever it dies or hangs, from `start` to `close`.
+    """Supervises one ComfyUI process at a time, from `start` to `close`.
 
     Args:
-        open_session: starts a process.
-        on_loss: called with the reason for the loss of a process, and whether its prompts may be
-            the cause.
+        open_session: returns a context manager that starts a process and stops it at the end.
+        on_loss: called when a process is lost, with the reason and with whether one of its prompts
+            may be the cause.
 
     Attributes:
-        session: the present session; None while no process is up.
-        error: why the latest process was lost or failed to start.
+        session: the session of the running process, or None while no process is ready.
+        error: why the latest process was lost or failed to start, or None.
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class ComfySupervisor:
         on_loss: Callable[[str, bool], None],
     ) -> None:
         self._options = options
-        self._open_session = open_session
+        self._run_session = open_session
         self._on_loss = on_loss
         self.session: Session | None = None
         self.error: str | None = None
@@ -46,70 +44,55 @@ class ComfySupervisor:
         self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the process in the background."""
         self._supervising = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
-        """Stop the process."""
         if self._supervising is not None:
             self._supervising.cancel()
             await asyncio.gather(self._supervising, return_exceptions=True)
 
-    def check(self) -> None:
-        """Check that the process is still supervised.
-
-        Raises:
-            RuntimeError: the supervising task has ended, which is a bug.
-        """
+    def check_supervision(self) -> None:
+        """Raise `RuntimeError` if the supervising task has ended, which would be a bug."""
         if self._supervising is not None and self._supervising.done():
-            raise RuntimeError("the task that supervises ComfyUI has ended")
+            raise RuntimeError("ComfySupervisor's task has ended before ComfySupervisor.close")
 
     async def wait_for_session(self) -> Session:
-        """Return the session, once there is one.
-
-        Raises:
-            ServiceUnavailable: the process does not start in time.
-        """
+        """Return the session when ComfyUI is ready, or raise `ServiceUnavailable` after a timeout."""
         try:
             async with asyncio.timeout(self._options.start_timeout):
                 await self._is_up.wait()
         except TimeoutError:
-            raise _unavailable() from None
+            raise _make_unavailable_error() from None
         return self.require_session()
 
     def require_session(self) -> Session:
-        """Return the session.
-
-        Raises:
-            ServiceUnavailable: no process is up.
-        """
+        """Return the present session, or raise `ServiceUnavailable` if ComfyUI is not ready."""
         if self.session is None:
-            raise _unavailable()
+            raise _make_unavailable_error()
         return self.session
 
-    def use(self, session: Session) -> None:
-        """Make this the present session."""
+    def set_session(self, session: Session) -> None:
         self.session = self._latest = session
         self.error = None
         self._is_up.set()
 
-    def give_up(self, session: Session) -> None:
-        """Have the process replaced."""
-        # At once, so that no other prompt is sent to it.
+    def replace_session(self, session: Session) -> None:
+        """Replace the process of a session."""
+        # Cleared at once, so that no other prompt is submitted to the process.
         self._clear_session()
-        session.give_up()
+        session.mark_broken()
 
-    async def give_up_hanging(self) -> bool:
-        """Have the process replaced if it is alive; return whether it was."""
+    async def replace_hanging_session(self) -> bool:
+        """Replace the present process if it is alive but hangs, and return whether it was alive."""
         session = self.session
-        if session is None or await session.ended() or session is not self.session:
+        if session is None or await session.has_ended() or session is not self.session:
             return False
-        self.give_up(session)
+        self.replace_session(session)
         return True
 
     async def was_killed(self) -> bool:
-        """Return whether the latest process was killed from outside."""
-        return self._latest is not None and await self._latest.killed()
+        """Return whether another process has killed the latest ComfyUI process."""
+        return self._latest is not None and await self._latest.was_killed()
 
     def _clear_session(self) -> None:
         self.session = None
@@ -120,25 +103,25 @@ class ComfySupervisor:
         while True:
             try:
                 await self._run_once()
-                # It has rendered a prompt, so there is no reason to wait longer the next time.
+                # Reset the delay, because the process was ready and has rendered a prompt.
                 backoff = Backoff()
             except (MoyinError, OSError) as error:
                 self.error = str(error)
-                _log.warning("ComfyUI did not start: %s", error)
-            await asyncio.sleep(backoff.after(0))
+                _log.warning("ComfyUI did not start and is started again: %s", error)
+            await asyncio.sleep(backoff.compute_delay(0))
 
     async def _run_once(self) -> None:
-        """Run one process from its start to its end."""
-        async with self._open_session() as session:
-            self.use(session)
+        """Run one ComfyUI process from its start to its end."""
+        async with self._run_session() as session:
+            self.set_session(session)
             try:
                 self.error = await session.wait_until_broken()
-                _log.warning("ComfyUI is lost: %s", self.error)
+                _log.warning("ComfyUI is stopped and started again: %s", self.error)
             finally:
                 self._clear_session()
-                is_blamed = self.error is not None and not await session.killed()
-                self._on_loss(self.error or "it was stopped", is_blamed)
+                may_be_cause = self.error is not None and not await session.was_killed()
+                self._on_loss(self.error or "the process was stopped", may_be_cause)
 
 
-def _unavailable() -> ServiceUnavailable:
-    return ServiceUnavailable("ComfyUI is not running yet", retry_after=5)
+def _make_unavailable_error() -> ServiceUnavailable:
+    return ServiceUnavailable("ComfyUI is still starting; try again", retry_after=5)

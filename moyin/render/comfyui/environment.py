@@ -1,7 +1,7 @@
-"""Selects the environment variables of a ComfyUI process.
+"""Selects the environment variables of a ComfyUI process by an allow list.
 
-The stack's own variables hold secrets: keys of back ends, Ray's token, addresses with passwords. So
-a process gets only variables that are on an allow list.
+The environment of the stack contains secrets, such as keys of back ends, Ray's token and addresses
+with passwords.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from pathlib import Path
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE
 
-__all__ = ["child_environment"]
-
-_NAMES = frozenset(
+_ALLOWED_NAMES = frozenset(
     {
-        # A stack finds its processes by these.
+        # `moyin down` finds the processes of its stack by these variables.
         *(SERVICE_VARIABLE, STACK_VARIABLE),
         *("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"),
         *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "GPU_DEVICE_ORDINAL", "SSL_CERT_FILE"),
@@ -24,26 +22,21 @@ _NAMES = frozenset(
     }
 )
 # Variables of locales, GPU drivers, math libraries and PyTorch.
-_PREFIXES = (
+_ALLOWED_PREFIXES = (
     *("LC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_"),
     *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "ROCM_", "AMD_"),
     *("MIOPEN_", "ZE_", "ONEAPI_", "SYCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_"),
 )
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
-# ComfyUI's interpreter must not load the packages of this one.
+# ComfyUI's interpreter must not load the packages of this interpreter.
 _INTERPRETER_NAMES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _USER = "comfyui"
 
 
-def child_environment(
+def build_child_environment(
     environ: Mapping[str, str], options: ComfyOptions, scratch: Path
 ) -> dict[str, str]:
-    """Return the variables of a process.
-
-    Args:
-        environ: the variables of this process.
-        scratch: folder for the process's temporary and private files.
-    """
+    """Return the environment of a ComfyUI process with the temporary folder ``scratch``."""
     if options.isolation is Isolation.OFF:
         env = {name: value for name, value in environ.items() if name not in _INTERPRETER_NAMES}
     else:
@@ -58,4 +51,4 @@ def child_environment(
 def _is_allowed(name: str) -> bool:
     if any(word in name for word in _SECRET_WORDS):
         return False
-    return name in _NAMES or name.startswith(_PREFIXES)
+    return name in _ALLOWED_NAMES or name.startswith(_ALLOWED_PREFIXES)

@@ -1,12 +1,12 @@
-"""`ProcessFolder`: the folder of one ComfyUI process.
+"""Creates the folder of a ComfyUI process, and removes its files safely.
 
-::
+The content of the folder::
 
-    comfyui-default-0/        readable to its owner only; the process sees only ``base`` and ``etc``
+    comfyui-default-0/        readable to its owner; the process sees only ``base`` and ``etc``
         comfyui.log, comfyui.sock
         staging/              input files of waiting prompts
         done/<prompt id>/     files that a prompt has written and that are being stored
-        etc/                  the process's /etc/passwd and the like
+        etc/                  the process's /etc/passwd and similar files
         base/                 ComfyUI's --base-directory
             input/            input files of the executing prompt; read-only to the process
             output/ temp/ user/ scratch/      writable to the process; emptied after each prompt
@@ -16,18 +16,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
+import subprocess
 from importlib.resources import files
 from pathlib import Path
 
 from moyin.errors import StackError
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.removal import remove_tree
 from moyin.render.protocol.graph import INPUT_FOLDER
 
-__all__ = ["BRIDGE", "ProcessFolder"]
-
 BRIDGE = "moyin_bridge"
-_BRIDGE_FILES = ("bridge.py", "guard.py", "names.py", "tenants.py")
+_BRIDGE_FILES = ("bridge.py", "guard.py", "input_rules.py", "tenants.py")
 _SHIPPED_NODES = "websocket_image_save.py"
 _BRIDGE_INIT = """\
 from .bridge import register
@@ -41,70 +41,35 @@ _RECREATED = ("staging", "done", "base", "etc")
 
 
 class ProcessFolder:
-    """Creates the folder and knows the paths in it."""
+    """The folder of a ComfyUI process, with the paths in it."""
 
     def __init__(self, options: ComfyOptions) -> None:
-        self.path = options.folder.resolve()
         self._options = options
-
-    @property
-    def log(self) -> Path:
-        return self.path / "comfyui.log"
-
-    @property
-    def base(self) -> Path:
-        """ComfyUI's ``--base-directory``."""
-        return self.path / "base"
-
-    @property
-    def writable(self) -> list[Path]:
-        """The folders that the process may write to."""
-        return [self.base / name for name in _WRITABLE]
-
-    @property
-    def scratch(self) -> Path:
-        """The home and temporary folder of the process."""
-        return self.base / "scratch"
-
-    @property
-    def inputs(self) -> Path:
-        """The folder in which a graph finds its input files."""
-        return self.base / "input" / INPUT_FOLDER
-
-    @property
-    def staging(self) -> Path:
-        """The folder of input files that wait for their prompt."""
-        return self.path / "staging"
-
-    @property
-    def done(self) -> Path:
-        """The folder of files that prompts have written, by prompt id."""
-        return self.path / "done"
-
-    @property
-    def etc(self) -> Path:
-        return self.path / "etc"
-
-    @property
-    def launcher(self) -> Path:
-        return self.base / "launcher.py"
+        self.path = options.folder.resolve()
+        self.log = self.path / "comfyui.log"
+        self.staging = self.path / "staging"
+        self.done = self.path / "done"
+        self.etc = self.path / "etc"
+        self.base = self.path / "base"
+        self.launcher = self.base / "launcher.py"
+        self.inputs = self.base / "input" / INPUT_FOLDER
+        # The home and temporary folder of the process.
+        self.scratch = self.base / "scratch"
+        self.writable = [self.base / name for name in _WRITABLE]
 
     @property
     def node_packages(self) -> list[str]:
+        """The names of the node packages that ComfyUI loads."""
         return [BRIDGE, *(path.name for path in self._nodes())]
 
     def prepare(self, uid: int | None = None) -> None:
-        """Create the folder for a new process; blocks.
+        """Recreate the folder for a process of the user ``uid``, or of this user (blocking).
 
-        Args:
-            uid: user of the process; None: that of this process.
-
-        Raises:
-            StackError: a configured folder is missing.
+        Raises `StackError` if a configured node package is missing.
         """
         for path in self._options.custom_nodes:
             if not path.exists():
-                raise StackError(f"custom_nodes: there is no node package {path}")
+                raise StackError(f"custom_nodes: the node package {path} does not exist")
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         for name in _RECREATED:
@@ -126,7 +91,7 @@ class ProcessFolder:
         self._write_etc(os.getuid() if uid is None else uid)
 
     def _nodes(self) -> list[Path]:
-        """Return the node packages to load, with the one that ComfyUI ships among its custom nodes."""
+        """Return the configured node packages, and the custom node that is part of ComfyUI."""
         shipped = self._options.home / "custom_nodes" / _SHIPPED_NODES
         return [*([shipped] if shipped.exists() else []), *self._options.custom_nodes]
 
@@ -138,7 +103,7 @@ class ProcessFolder:
         _write(package / "__init__.py", _BRIDGE_INIT)
 
     def _write_etc(self, uid: int) -> None:
-        """Write a passwd file: some programs fail when their user has no name."""
+        """Write the process's /etc/passwd, because some programs fail if their user has no name."""
         gid = os.getgid() if uid == os.getuid() else uid
         _write(self.etc / "passwd", f"{_USER}:x:{uid}:{gid}::{self.scratch}:/bin/sh\n")
         _write(self.etc / "group", f"{_USER}:x:{gid}:\n")
@@ -146,7 +111,7 @@ class ProcessFolder:
 
 
 def _make_folder(path: Path) -> None:
-    """Create a folder that every user may read, whatever the umask."""
+    """Create a folder that all users may read, independently of the umask."""
     path.mkdir()
     path.chmod(0o755)
 
@@ -163,3 +128,36 @@ def _copy_source(package: str, name: str, target: Path) -> None:
 def _link(link: Path, target: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(target.absolute(), target_is_directory=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or folder if it exists, or raise `OSError` (blocking).
+
+    The process may have removed the permissions of folders, or nested very many of them.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except (OSError, RecursionError):
+        # A folder is not readable to its owner, or deeper than Python's recursion limit. `rm` works
+        # without recursion, and neither command follows links.
+        unlock(path)
+        for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
+            subprocess.run([*command, "--", str(path)], capture_output=True, check=False)
+        if os.path.lexists(path):
+            raise OSError(f"{path} can't be removed, even by chmod and rm") from None
+
+
+def unlock(path: Path) -> None:
+    """Make a path writable to its owner if it is a folder and not a link (blocking)."""
+    # A descriptor prevents that a link replaces the folder between the check and the change.
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            Path(f"/proc/self/fd/{descriptor}").chmod(0o700)
+    finally:
+        os.close(descriptor)

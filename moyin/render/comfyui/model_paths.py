@@ -1,4 +1,4 @@
-"""Finds the folders of models that an ``extra_model_paths.yaml`` names, as ComfyUI does."""
+"""Finds the folders of models that ComfyUI reads from an ``extra_model_paths.yaml``."""
 
 from __future__ import annotations
 
@@ -11,32 +11,28 @@ import yaml
 
 from moyin.errors import StackError
 
-__all__ = ["extra_model_paths"]
-
 _FLAG = "--extra-model-paths-config"
 
 
-def extra_model_paths(flags: Sequence[str]) -> list[Path]:
-    """Return the files that these arguments of ComfyUI name, and the folders in them; blocks.
+def find_extra_model_paths(flags: Sequence[str]) -> list[Path]:
+    """Return the files after ``--extra-model-paths-config``, and the folders they name (blocking).
 
-    Missing folders are left out, because ComfyUI ignores them.
-
-    Raises:
-        StackError: a file can't be read, or is not such a file.
+    Missing folders are left out, because ComfyUI ignores them. Raises `StackError` if a file is not
+    readable or is malformed.
     """
     paths: list[Path] = []
-    for file in _files(flags):
-        paths += [file, *(folder for folder in _folders(file) if folder.is_dir())]
+    for file in _find_flag_values(flags):
+        paths += [file, *(folder for folder in _read_folders(file) if folder.is_dir())]
     return paths
 
 
-def _files(flags: Sequence[str]) -> Iterator[Path]:
-    """Yield the values of the flag, which takes all words up to the next flag."""
+def _find_flag_values(flags: Sequence[str]) -> Iterator[Path]:
+    """Yield the values of the flag, which are all words up to the next flag."""
     is_value = False
     for word in flags:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            # The name may be abbreviated as long as it is unambiguous.
+            # ComfyUI accepts unambiguous abbreviations of the flag.
             is_value = len(name) > len("--extra") and _FLAG.startswith(name)
             if is_value and equals:
                 yield Path(value)
@@ -44,22 +40,22 @@ def _files(flags: Sequence[str]) -> Iterator[Path]:
             yield Path(word)
 
 
-def _folders(file: Path) -> Iterator[Path]:
+def _read_folders(file: Path) -> Iterator[Path]:
     try:
         sections = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise StackError(f"{_FLAG} {file} can't be read: {error}") from error
     if not isinstance(sections, Mapping):
-        raise StackError(f"{_FLAG} {file}: must hold sections with folders by kind of model")
+        raise StackError(f"{_FLAG} {file}: must be a mapping of sections, as ComfyUI documents it")
     for section in sections.values():
         if isinstance(section, Mapping):
-            yield from _section(file.absolute().parent, section)
+            yield from _read_section(file.absolute().parent, section)
 
 
-def _section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
+def _read_section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
     base_path = section.get("base_path")
     if isinstance(base_path, str):
-        # Like ComfyUI, and unlike `Path.expanduser`, it leaves the home of an unknown user unchanged.
+        # Unlike `Path.expanduser`, and like ComfyUI, this ignores the home of an unknown user.
         base = base / os.path.expandvars(os.path.expanduser(base_path))  # noqa: PTH111
     for kind, lines in section.items():
         if kind not in ("base_path", "is_default") and isinstance(lines, str):

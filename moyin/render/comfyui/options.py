@@ -1,4 +1,4 @@
-"""`ComfyOptions`: the options of one ComfyUI process."""
+"""Defines the options of a ComfyUI process."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["ComfyOptions", "Isolation", "Network"]
-
 
 class Isolation(StrEnum):
-    """How far a ComfyUI process is kept from the machine and from other prompts' files.
+    """The degree of isolation of a ComfyUI process from the machine and from other prompts' files.
 
-    ``strict``: the kernel confines the process, which sees only the files of its present prompt.
-    ``files``: it sees only these files and gets no secrets of the stack, but is not confined.
-    ``off``: like ``files``, with the whole environment; processes that prompts start are not ended.
+    With ``strict``, the kernel confines the process, which can access only the files of its present
+    prompt. With ``files``, only these files are in its folders and its environment has no secrets
+    of the stack, but the process is not confined. With ``off``, it also gets the whole environment.
     """
 
     STRICT = "strict"
@@ -23,7 +21,7 @@ class Isolation(StrEnum):
 
 
 class Network(StrEnum):
-    """The network that a confined process can reach: none, or that of its machine."""
+    """The network that a confined process can use, which is none or that of its machine."""
 
     NONE = "none"
     HOST = "host"
@@ -31,28 +29,28 @@ class Network(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyOptions:
-    """Options of one process.
+    """Options of a ComfyUI process.
 
     Attributes:
         home: folder of ComfyUI's ``main.py``.
-        python: interpreter that runs it.
-        folder: the process's own folder; all of it but the log is made anew at each start.
-        models: folder with ``checkpoints``, ``loras``, …; shared, and never written to.
-        custom_nodes: folders of the node packages to load; no others are loaded.
+        python: interpreter that runs ``main.py``.
+        folder: folder of the process, whose content except the log is recreated at each start.
+        models: shared, read-only folder with the subfolders ``checkpoints``, ``loras`` and so on.
+        custom_nodes: folders of the only custom node packages that are loaded.
         flags: additional arguments for ``main.py``.
-        warm_up: JSON of a graph that is rendered first.
-        cpu: run without a GPU.
+        warm_up: JSON of a graph that is rendered at the start, or None.
+        cpu: whether ComfyUI runs without a GPU.
         share: fraction of the GPU's memory that the process may use.
-        start_timeout: seconds from the start until the first prompt must have finished.
-        progress_timeout: seconds without progress after which a prompt is given up.
-        input_bytes: bytes of input files that are kept for waiting prompts.
-        output_bytes: limit of one prompt's output files, and of any file that the process writes.
-        isolation: see `Isolation`.
-        network: see `Network`.
-        readable: additional folders that the confined process may read.
-        hidden: folders that the confined process never sees, even within a readable folder.
-        environment: names of variables to pass besides those that rendering needs.
-        uid: user of the confined process if this process is root; None: a generated number.
+        start_timeout: seconds from the start within which a first prompt must finish.
+        progress_timeout: seconds without progress after which a prompt fails.
+        input_bytes: largest number of bytes of cached input files.
+        output_bytes: largest number of bytes of a prompt's output files.
+        isolation: degree of isolation of the process.
+        network: network that a confined process can use.
+        readable: additional folders that a confined process may read.
+        hidden: folders that a confined process can't access, even within a readable folder.
+        environment: names of additional environment variables that the process gets.
+        uid: user id of a confined process if this process is root, or None for a generated id.
     """
 
     home: Path

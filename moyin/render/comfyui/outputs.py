@@ -1,4 +1,4 @@
-"""`Outputs`: stores the files of ComfyUI's folders as blobs in the artifact store."""
+"""Stores the output files of prompts as blobs in the artifact store."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from moyin.domain.renderer import RenderedFile, RenderSucceeded
 from moyin.errors import RenderFailed
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import (
-    WrittenFile,
-    farm_name,
-    files_of,
-    output_values,
-    record_of,
-    written_files,
+    NodeOutputFile,
+    collect_values,
+    find_files,
+    list_output_files,
+    make_farm_name,
+    to_prompt_record,
 )
 from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
-
-__all__ = ["Outputs", "StoredResult"]
 
 _REMEMBERED = 4096
 _Version: TypeAlias = tuple[int, int, int]
@@ -35,58 +33,62 @@ _MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "au
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredResult:
-    """The result of a prompt whose files are in the store."""
+    """The result of a prompt whose files are in the artifact store."""
 
     record: PromptRecord
     done: RenderSucceeded
 
 
-class Outputs:
-    """Stores each file once, and remembers the stored files of one ComfyUI process.
+class OutputStore:
+    """Stores output files, and remembers the stored files of one ComfyUI process.
 
-    ComfyUI answers a repeated graph from its cache with the names of the files that the first
-    prompt wrote. By then they have left its folder, so they are looked up here. A file that exists
-    in the folder takes precedence, since a node may use the same name every time. A remembered file
-    may have been pruned from the store.
+    For a repeated graph, ComfyUI's cache returns the names of the files that an earlier prompt
+    wrote. These files have been moved and stored, so this object looks up their digests. A file
+    that still exists has precedence, because a node may write the same name every time.
 
     Args:
-        limit: bytes of one prompt's files.
+        limit: largest number of bytes of all output files of a prompt.
     """
 
     def __init__(self, written_files: WrittenFiles, blobs: BlobStore, limit: int) -> None:
         self._written = written_files
         self._blobs = blobs
         self._limit = limit
-        # Stored files, with the version of the file on disk.
+        # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_REMEMBERED)
-        # A repeated graph may name the files of a prompt that is just being stored.
+        # A repeated graph may name files that are being stored for an earlier prompt.
         self._storing = asyncio.Lock()
 
     async def collect(self, prompt_id: str, entry: HistoryEntry) -> StoredResult | None:
-        """Store a prompt's outputs; return None if one neither exists nor is remembered.
+        """Store the output files of a finished prompt and return its result.
 
-        For a failed prompt, store and return the outputs that exist.
+        Missing files of a failed prompt are left out.
+
+        Returns:
+            The result, or None if a file of a successful prompt does not exist and is not stored.
         """
         try:
             async with self._storing:
                 stored = await self._store_all(prompt_id, entry)
         finally:
-            await asyncio.to_thread(self._written.discard, prompt_id)
+            await asyncio.to_thread(self._written.discard_files, prompt_id)
         if stored is None:
             return None
         files = tuple(file for file, _ in stored)
-        rendered = tuple(_rendered(file, output.node, output.slot) for file, output in stored)
-        record = replace(record_of(entry, prompt_id), files=files)
-        done = RenderSucceeded(files=rendered, values=output_values(entry))
+        rendered = tuple(
+            _to_rendered_file(file, output.node, output.slot) for file, output in stored
+        )
+        record = replace(to_prompt_record(entry, prompt_id), files=files)
+        done = RenderSucceeded(files=rendered, values=collect_values(entry))
         return StoredResult(record=record, done=done)
 
     async def _store_all(
         self, prompt_id: str, entry: HistoryEntry
-    ) -> list[tuple[PromptFile, WrittenFile]] | None:
+    ) -> list[tuple[PromptFile, NodeOutputFile]] | None:
         stored = []
         remaining = self._limit
-        for output in written_files(entry):
+        for output in list_output_files(entry):
             file = await self._store(prompt_id, output.file, remaining)
             if file is not None:
                 remaining -= file.size
@@ -95,45 +97,48 @@ class Outputs:
                 return None
         return stored
 
-    async def collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
-        """Store the existing output files of one node of a running prompt."""
+    async def collect_node_output(
+        self, prompt_id: str, output: Mapping[str, Any]
+    ) -> list[PromptFile]:
+        """Store the output files of one node of a running prompt, and leave missing files out."""
         async with self._storing:
-            files = [await self._store(prompt_id, file, self._limit) for file in files_of(output)]
+            files = [await self._store(prompt_id, file, self._limit) for file in find_files(output)]
         return [file for file in files if file is not None]
 
     async def _store(self, prompt_id: str, output: OutputFile, limit: int) -> PromptFile | None:
-        """Store one file, unless this version of it is stored; return None if it is gone.
+        """Store a new version of a file; return None if the file does not exist.
 
-        Raises:
-            RenderFailed: the file is larger than ``limit`` bytes.
+        Raises `RenderFailed` if the file has more than ``limit`` bytes.
         """
-        name = farm_name(output, prompt_id)
+        name = make_farm_name(output, prompt_id)
         known, version = self._stored.get(output, (None, None))
-        file = await asyncio.to_thread(self._written.open, output, prompt_id)
+        file = await asyncio.to_thread(self._written.open_file, output, prompt_id)
         try:
             if (
                 known is not None
-                and (file is None or _version(file) == version)
-                # Another prompt may have stored it weeks ago.
+                and (file is None or _get_version(file) == version)
+                # Another prompt may have stored the file weeks ago, and it may have been pruned.
                 and (known.name == name or await self._blobs.renew(known.sha256))
             ):
                 return replace(known, name=name)
             if file is None:
                 return None
-            version = _version(file)
+            version = _get_version(file)
             if os.fstat(file.fileno()).st_size > limit:
-                raise RenderFailed(f"the render's files are larger than {self._limit} bytes")
+                raise RenderFailed(
+                    f"the render's output files have more than the allowed {self._limit:,} bytes"
+                )
             blob = await self._blobs.put_stream(file, limit)
         finally:
             if file is not None:
                 file.close()
-        media_type = _media_type(output.filename)
+        media_type = _guess_media_type(output.filename)
         stored = PromptFile(name=name, media_type=media_type, size=blob.size, sha256=blob.sha256)
         self._stored[output] = (stored, version)
         return stored
 
 
-def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
+def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
     return RenderedFile(
         name=file.name.filename,
         media_type=file.media_type,
@@ -145,13 +150,13 @@ def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
     )
 
 
-def _version(file: BinaryIO) -> _Version:
-    """Return a value that changes when the file is written again."""
+def _get_version(file: BinaryIO) -> _Version:
+    """Return a value that differs between two versions of a file."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _media_type(name: str) -> str:
+def _guess_media_type(name: str) -> str:
     suffix = PurePosixPath(name).suffix.lower()
     guessed = _MEDIA_TYPES.get(suffix) or mimetypes.guess_type(name)[0]
     return guessed or "application/octet-stream"

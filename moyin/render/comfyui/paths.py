@@ -1,10 +1,10 @@
-"""`HostPaths`: removes the worker's absolute paths from ComfyUI's responses and events.
+"""Removes absolute paths of the machine from ComfyUI's responses and events.
 
-Tracebacks, error messages and responses of ComfyUI contain paths of the machine. These would tell a
-client the operator's account, the layout of the disk and the place of other tenants' files. Known
-folders are replaced by stable names (``<comfyui>/nodes.py``), so that a traceback still shows its
-origin. In errors, any other absolute path becomes ``<path>``. In outputs other paths stay, because
-a node's text may be the client's own.
+Tracebacks, error messages and responses of ComfyUI contain paths that would reveal the operator's
+account, the layout of the disk and the location of other tenants' files. Known folders are replaced
+by stable names (``<comfyui>/nodes.py``), so that a traceback still shows its origin. In error
+messages, ``<path>`` replaces any other absolute path. In outputs, other paths are kept, because the
+text may be the client's own.
 """
 
 from __future__ import annotations
@@ -17,52 +17,51 @@ from typing import Any
 
 import moyin
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.protocol.binary import text_of, with_text
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.binary import read_frame_text, replace_frame_text
+from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["HostPaths"]
-
-OTHER = "<path>"
-# An existing path begins with one of these names, or with another entry of the machine's root.
-_TOP = (
+PLACEHOLDER = "<path>"
+# A path is recognised by its first part: one of these names, or an entry of the root folder.
+_TOP_NAMES = (
     "Users", "Volumes", "app", "bin", "boot", "content", "data", "dev", "etc", "home", "lib", "lib32",
     "lib64", "media", "mnt", "nix", "opt", "private", "proc", "root", "run", "sbin", "scratch", "shared",
     "snap", "srv", "storage", "sys", "tmp", "usr", "var", "work", "workspace",
 )  # fmt: skip
-# Frequent events that contain only ids and numbers.
+# The data of these frequent events contains only ids and numbers.
 _WITHOUT_PATHS = frozenset(
     {"executing", "execution_cached", "execution_start", "progress", "progress_state", "status"}
 )
-_FAILURE = "execution_error"
+_ERROR_EVENT = "execution_error"
 
 
-class HostPaths:
-    """Replaces the paths of one worker.
+class HostPathFilter:
+    """Replaces the paths of the machine that runs one ComfyUI process.
 
     Args:
-        known: the names that replace folders, by folder.
+        known: the names that replace known folders, by folder.
     """
 
     def __init__(self, known: Mapping[Path, str]) -> None:
         names: dict[str, str] = {}
         for folder, name in known.items():
-            for spelling in (folder, folder.absolute(), _resolved(folder)):
+            for spelling in (folder, folder.absolute(), _resolve(folder)):
                 if spelling.is_absolute() and spelling != Path(spelling.anchor):
                     names.setdefault(str(spelling), name)
-        self._names = names | {_escaped(spelling): name for spelling, name in names.items()}
+        self._names = names | {_escape(spelling): name for spelling, name in names.items()}
         longest = sorted(self._names, key=len, reverse=True)
-        # The pattern begins with the slash, so that the search is fast. The name must end there.
+        # Patterns that begin with a slash make the search fast. The lookahead demands that the name
+        # of the folder ends there.
         folders = "|".join(re.escape(path[1:]) for path in longest)
         self._known = re.compile(rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest else "(?!)")
-        tops = "|".join(re.escape(name) for name in sorted({*_TOP, *_roots()}))
+        tops = "|".join(re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()}))
         rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
-        # `file:///…` is the only kind of URL that names a file of this machine.
+        # Of URLs only `file:///…` names a file of this machine.
         self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{tops}){rest}")
         self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{tops})(?:/[^'\"\n\\]*)?(?P=quote)")
 
     @classmethod
-    def of(cls, options: ComfyOptions) -> HostPaths:
-        """Return the paths of the machine that runs a process with these options."""
+    def for_process(cls, options: ComfyOptions) -> HostPathFilter:
+        """Create the object for the process that runs with these options."""
         folder = options.folder
         base = folder / "base"
         environment = options.python.parent.parent
@@ -75,98 +74,92 @@ class HostPaths:
             options.models: "<models>",
             folder: "<folder>",
             environment: "<python>",
-            # The standard library of a virtual environment lies with its base interpreter.
-            _resolved(options.python).parent.parent: "<python>",
+            # A virtual environment's standard library is in the folder of its base interpreter.
+            _resolve(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
         return cls(known)
 
     def hide_known(self, text: str) -> str:
-        """Return the text with the known folders replaced."""
+        """Replace the known folders in a text."""
         return self._known.sub(lambda match: self._names[match[0]], text) if "/" in text else text
 
     def hide(self, text: str) -> str:
-        """Return the text without absolute paths."""
+        """Replace all absolute paths in a text."""
         if "/" not in text:
             return text
-        text = self._quoted.sub(rf"\g<quote>{OTHER}\g<quote>", self.hide_known(text))
-        return self._other.sub(OTHER, text)
+        text = self._quoted.sub(rf"\g<quote>{PLACEHOLDER}\g<quote>", self.hide_known(text))
+        return self._other.sub(PLACEHOLDER, text)
 
     def hide_known_in_body(self, body: bytes) -> bytes:
-        """Return an encoded JSON body with the known folders replaced."""
-        return _recoded(body, self.hide_known)
+        return _hide_in_bytes(body, self.hide_known)
 
     def hide_in_body(self, body: bytes) -> bytes:
-        """Return an encoded JSON body without absolute paths."""
-        return _recoded(body, self.hide)
+        return _hide_in_bytes(body, self.hide)
 
     def hide_in_json(self, value: Any) -> Any:
-        """Return a JSON value without absolute paths in its keys and strings."""
-        return _mapped(value, self.hide)
+        """Replace all absolute paths in the keys and strings of a JSON value."""
+        return _map_strings(value, self.hide)
 
-    def event(self, message: Message) -> Message:
-        """Return the event in a form that clients may see."""
+    def hide_in_event(self, message: EventMessage) -> EventMessage:
+        """Replace the paths in an event: all paths in an error, known folders in other events."""
         if message.type in _WITHOUT_PATHS:
             return message
-        hide = self.hide if message.type == _FAILURE else self.hide_known
-        return message.model_copy(update={"data": _mapped(message.data, hide)})
+        hide = self.hide if message.type == _ERROR_EVENT else self.hide_known
+        return message.model_copy(update={"data": _map_strings(message.data, hide)})
 
-    def frame(self, frame: bytes) -> bytes:
-        """Return the binary frame in a form that clients may see; it may contain a node's text."""
-        text = text_of(frame)
-        return frame if text is None else with_text(frame, self.hide_known(text))
+    def hide_in_frame(self, frame: bytes) -> bytes:
+        """Replace the known folders in a binary frame that contains text."""
+        text = read_frame_text(frame)
+        return frame if text is None else replace_frame_text(frame, self.hide_known(text))
 
     def hide_in_state(self, state: Any) -> Any:
-        """Return the bridge's JSON about a prompt with the paths in its error messages hidden."""
-        messages = _messages(state)
+        """Replace all paths in the error messages of the JSON of a `PromptState`."""
+        messages = _find_messages(state)
         for index, message in enumerate(messages):
-            if isinstance(message, list) and len(message) == 2 and message[0] == _FAILURE:
-                messages[index] = [_FAILURE, self.hide_in_json(message[1])]
+            if isinstance(message, list) and len(message) == 2 and message[0] == _ERROR_EVENT:
+                messages[index] = [_ERROR_EVENT, self.hide_in_json(message[1])]
         return state
 
 
-def _recoded(body: bytes, hide: Callable[[str], str]) -> bytes:
+def _hide_in_bytes(body: bytes, hide: Callable[[str], str]) -> bytes:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        # This is not JSON; the caller's parser reports it.
-        return body
+        return body  # the caller's JSON parser reports the error
     return hide(text).encode()
 
 
-def _messages(state: Any) -> list[Any]:
+def _find_messages(state: Any) -> list[Any]:
     value = state
     for name in ("entry", "status", "messages"):
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, list) else []
 
 
-def _mapped(value: Any, hide: Callable[[str], str]) -> Any:
+def _map_strings(value: Any, hide: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, Mapping):
-        return {_mapped(key, hide): _mapped(item, hide) for key, item in value.items()}
+        return {_map_strings(key, hide): _map_strings(item, hide) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_mapped(item, hide) for item in value]
+        return [_map_strings(item, hide) for item in value]
     return value
 
 
-def _roots() -> Iterable[str]:
+def _list_root_names() -> Iterable[str]:
     try:
         return [path.name for path in Path("/").iterdir()]
     except OSError:
-        # The root is not readable: only the usual names are known.
-        return []
+        return []  # if the root is not readable, only the usual names are known
 
 
-def _resolved(path: Path) -> Path:
+def _resolve(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):
-        # The path is a loop of links.
-        return path.absolute()
+        return path.absolute()  # the path is a loop of links
 
 
-def _escaped(path: str) -> str:
-    """Return a path as it is escaped in JSON."""
+def _escape(path: str) -> str:
     return json.dumps(path)[1:-1]

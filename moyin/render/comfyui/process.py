@@ -1,4 +1,4 @@
-"""`ComfyProcess`: starts, watches and stops one ComfyUI process."""
+"""Starts, watches and stops a ComfyUI process."""
 
 from __future__ import annotations
 
@@ -15,38 +15,36 @@ from pathlib import Path
 from typing import IO, Any
 
 from moyin.errors import StackError
-from moyin.render.comfyui.bubblewrap import filter_file, require_confinement
+from moyin.render.comfyui.bubblewrap import open_filter, require_confinement
 from moyin.render.comfyui.channels import Channels
-from moyin.render.comfyui.environment import child_environment
+from moyin.render.comfyui.environment import build_child_environment
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.sandbox import (
-    bubblewrap_options,
-    device_groups,
-    first_unreadable,
-    graphics_devices,
-    shared_folders,
-    user_of,
+    build_bubblewrap_options,
+    choose_user_id,
+    find_device_groups,
+    find_graphics_devices,
+    find_shared_folders,
+    find_unreadable_file,
 )
 from moyin.render.comfyui.sandbox_processes import SandboxProcesses
-from moyin.system.logfile import LogFile, tail
-
-__all__ = ["ComfyProcess", "Spawner", "memory_kills"]
+from moyin.system.logfile import LogFile, read_last_lines
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
 _SANDBOX_END_SECONDS = 5.0
-# Each math library starts one thread per processor, several times over.
+# High, because each math library starts several threads per processor.
 _MAX_THREADS = 16_384
-# Bubblewrap, like a shell, reports 128 + the signal that killed its child.
+# Like a shell, bubblewrap exits with 128 plus the number of the signal that killed its child.
 _KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 class Spawner:
     """Starts processes from one thread that lives until `close`.
 
-    A parent-death signal is sent when the forking *thread* ends, and threads of a pool may end
-    early.
+    The kernel sends the parent-death signal when the *thread* that forked the process ends, and the
+    threads of asyncio's executor may end early.
     """
 
     def __init__(self) -> None:
@@ -55,21 +53,21 @@ class Spawner:
     async def spawn(
         self, command: list[str], env: dict[str, str], descriptors: Sequence[int] = ()
     ) -> subprocess.Popen[bytes]:
-        """Start a process that inherits ``descriptors``."""
+        """Start a process that inherits the file descriptors ``descriptors``."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, _spawn, command, env, descriptors)
 
     def close(self) -> None:
-        """End the thread; the kernel kills processes that still run."""
+        """End the thread, after which the kernel kills the processes that are still running."""
         self._thread.shutdown()
 
 
 class ComfyProcess:
-    """A started process.
+    """A running ComfyUI process.
 
     Attributes:
         address: path of ComfyUI's Unix socket.
-        exited: task that ends with the exit status when the process has ended.
+        exited: task that returns the exit status when the process has ended.
     """
 
     def __init__(
@@ -82,7 +80,7 @@ class ComfyProcess:
         self._process = process
         self._channels = channels
         self._sandboxed = sandboxed
-        self._memory_kills = memory_kills()
+        self._first_memory_kills = count_memory_kills()
         self._log = LogFile(log)
         self._log_path = log
         self.address = channels.address
@@ -92,29 +90,31 @@ class ComfyProcess:
     async def start(
         cls, options: ComfyOptions, folder: ProcessFolder, spawner: Spawner
     ) -> ComfyProcess:
-        """Start ComfyUI, which needs seconds before it answers.
+        """Start ComfyUI, and return before it serves requests.
 
-        Raises:
-            OSError: the interpreter can't be run.
-            StackError: this machine can't confine the process.
+        Raises `OSError` or `StackError` if the interpreter or the sandbox can't be started.
         """
-        env = child_environment(os.environ, options, folder.scratch)
+        env = build_child_environment(os.environ, options, folder.scratch)
         is_strict = options.isolation is Isolation.STRICT
-        sandbox = await asyncio.to_thread(_sandbox, options, folder, env) if is_strict else None
+        sandbox = (
+            await asyncio.to_thread(_build_sandbox_command, options, folder, env)
+            if is_strict
+            else None
+        )
         channels = Channels(folder.path)
         process: subprocess.Popen[bytes] | None = None
         try:
-            command = command_line(options, folder, _launcher_options(options, channels))
+            command = build_command(options, folder, _make_launcher_options(options, channels))
             descriptors = [channels.listening, channels.alive]
             if sandbox is None:
                 process = await spawner.spawn(command, env, descriptors)
                 return cls(process, channels, folder.log)
-            with _pipe() as (info, info_end), _closing(filter_file()) as filters:
+            with _open_pipe() as (info, info_end), _close_at_exit(open_filter()) as filters:
                 sandbox += ["--seccomp", str(filters), "--info-fd", str(info_end.fileno()), "--"]
                 descriptors += [filters, info_end.fileno()]
                 process = await spawner.spawn([*sandbox, *command], env, descriptors)
                 info_end.close()
-                sandboxed = await asyncio.to_thread(_sandbox_processes, info, process)
+                sandboxed = await asyncio.to_thread(_read_sandbox_processes, info, process)
             return cls(process, channels, folder.log, sandboxed)
         except BaseException:
             channels.close()
@@ -127,60 +127,56 @@ class ComfyProcess:
 
     @property
     def pid(self) -> int:
-        """The id of ComfyUI's own process, or of bubblewrap's until that is known."""
+        """The id of ComfyUI's process, or that of bubblewrap until ComfyUI has started."""
         main = None if self._sandboxed is None else self._sandboxed.main
         return self._process.pid if main is None else main
 
     @property
     def was_killed(self) -> bool:
-        """Whether the process was killed, other than by the kernel for want of memory."""
+        """Whether another process, not the kernel's out-of-memory killer, has killed ComfyUI."""
         if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
-        return memory_kills() == self._memory_kills
+        return count_memory_kills() == self._first_memory_kills
 
-    def last_lines(self, count: int = 12) -> str:
-        """Return the last lines of its log, for an operator."""
-        return "\n".join(tail(self._log_path, count))
+    def read_last_log_lines(self, count: int = 12) -> str:
+        """Return the last lines of the process's log, for an operator."""
+        return "\n".join(read_last_lines(self._log_path, count))
 
-    def settle(self) -> None:
-        """Exempt all present processes of the sandbox from `end_strays`; blocks."""
+    def exempt_present_processes(self) -> None:
+        """Exempt all present processes of the sandbox from `kill_new_processes` (blocking)."""
         if self._sandboxed is not None:
-            self._sandboxed.settle()
+            self._sandboxed.exempt_present_processes()
 
-    def end_strays(self) -> None:
-        """Kill the processes that a prompt has left behind; blocks.
-
-        Raises:
-            WorkerLost: one does not end.
-        """
+    def kill_new_processes(self) -> None:
+        """Kill the processes that a prompt has started, or raise `WorkerLost` if that fails."""
         if self._sandboxed is not None:
-            self._sandboxed.end_strays()
+            self._sandboxed.kill_new_processes()
 
     async def stop(self, patience: float = 5.0) -> None:
-        """End the whole process group: SIGTERM, then SIGKILL after ``patience`` seconds."""
+        """Send SIGTERM to the process group, then SIGKILL after ``patience`` seconds."""
         if not self.exited.done():
-            self._signal(signal.SIGTERM)
+            self._send_signal(signal.SIGTERM)
             await asyncio.wait([self.exited], timeout=patience)
-        # Even if the leader has ended: its children belong to the group as well.
-        self._signal(signal.SIGKILL)
+        # Sent even if the leader has ended, because its children belong to the group as well.
+        self._send_signal(signal.SIGKILL)
         await self.exited
         if self._sandboxed is not None:
-            # The kernel ends a sandbox after its first process, which takes a moment.
+            # The kernel ends the other processes of a sandbox shortly after its first process.
             with contextlib.suppress(TimeoutError, ProcessLookupError):
                 async with asyncio.timeout(_SANDBOX_END_SECONDS):
                     await _wait_for_exit(self._sandboxed.init)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _send_signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
     async def _watch(self) -> int:
         assert self._process.stdout is not None
-        pump = asyncio.create_task(self._pump(self._process.stdout.fileno()))
+        pump = asyncio.create_task(self._copy_output(self._process.stdout.fileno()))
         try:
             await _wait_for_exit(self._process.pid)
             status = self._process.wait()
-            # A grandchild may hold the pipe open for ever.
+            # With a timeout, because a grandchild may hold the pipe open for ever.
             await asyncio.wait([pump], timeout=0.5)
         finally:
             pump.cancel()
@@ -190,7 +186,7 @@ class ComfyProcess:
             self._channels.close()
         return status
 
-    async def _pump(self, descriptor: int) -> None:
+    async def _copy_output(self, descriptor: int) -> None:
         while True:
             await _wait_until_readable(descriptor)
             data = os.read(descriptor, _CHUNK_BYTES)
@@ -199,23 +195,23 @@ class ComfyProcess:
             self._log.write(data)
 
 
-def memory_kills(path: Path = Path("/proc/vmstat")) -> int:
-    """Return how often the kernel has killed a process for want of memory since it started."""
+def count_memory_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """Return how many processes the kernel's out-of-memory killer has killed since boot."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
-def command_line(
+def build_command(
     options: ComfyOptions, folder: ProcessFolder, launcher_options: dict[str, Any]
 ) -> list[str]:
-    """Return the command: the launcher with its options, then ``main.py`` with its arguments."""
+    """Return the command that runs ``launcher.py``, which runs ComfyUI's ``main.py``."""
     return [
         str(options.python),
         str(folder.launcher),
         json.dumps(launcher_options),
         str(options.home / "main.py"),
         *("--base-directory", str(folder.base)),
-        # The default database lies in the installation, which all processes and prompts share.
+        # The default database is in ComfyUI's installation, which all processes share.
         *("--database-url", "sqlite:///:memory:"),
         *("--disable-auto-launch", "--disable-api-nodes"),
         *("--preview-method", "auto"),
@@ -225,8 +221,8 @@ def command_line(
     ]
 
 
-def _launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
-    """Return the options that ``launcher.py`` describes."""
+def _make_launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
+    """Return the launcher's JSON options, which ``launcher.py`` describes."""
     launcher_options: dict[str, Any] = {
         "socket": channels.listening,
         "alive": channels.alive,
@@ -234,54 +230,49 @@ def _launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, An
     }
     if options.isolation is not Isolation.STRICT:
         return {**launcher_options, "parent": os.getpid()}
-    user = user_of(options)
+    user = choose_user_id(options)
     if user is not None:
-        devices = [] if options.cpu else graphics_devices()
-        groups = device_groups(devices)
+        devices = [] if options.cpu else find_graphics_devices()
+        groups = find_device_groups(devices)
         launcher_options |= {"user": user, "groups": groups, "threads": _MAX_THREADS}
     return launcher_options
 
 
-def _sandbox(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) -> list[str]:
-    """Return the command of bubblewrap with its options.
-
-    Raises:
-        StackError: this machine can't confine a process.
-    """
-    user = user_of(options)
-    unreadable = None if user is None else first_unreadable(user, shared_folders(options))
+def _build_sandbox_command(
+    options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]
+) -> list[str]:
+    """Return the command that runs bubblewrap, or raise `StackError` if none works."""
+    user = choose_user_id(options)
+    unreadable = None if user is None else find_unreadable_file(user, find_shared_folders(options))
     if unreadable is not None:
         _log.warning(
-            "user %s, as which ComfyUI runs, can't read %s: run `chmod -R a+rX` on its folder, or "
-            "set MOYIN_COMFYUI_UID to the owner of the files",
+            "ComfyUI's user id %s can't read %s: run `chmod -R a+rX` on its folder, or set "
+            "MOYIN_COMFYUI_UID to the owner of the files",
             user,
             unreadable,
         )
-    return [str(require_confinement()), *bubblewrap_options(options, folder, env)]
+    return [str(require_confinement()), *build_bubblewrap_options(options, folder, env)]
 
 
-def _sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
-    """Read from bubblewrap which process is the first of the sandbox.
-
-    Raises:
-        StackError: bubblewrap has made no sandbox.
-    """
+def _read_sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
+    """Read the id of the sandbox's first process, or raise `StackError` if bubblewrap failed."""
     try:
         return SandboxProcesses(int(json.loads(info.read())["child-pid"]))
     except (ValueError, KeyError) as error:
         output, _ = process.communicate()
-        raise StackError(f"ComfyUI can't be confined: {output.decode(errors='replace')}") from error
+        reason = output.decode(errors="replace")
+        raise StackError(f"bubblewrap can't create a sandbox for ComfyUI: {reason}") from error
 
 
 @contextlib.contextmanager
-def _pipe() -> Iterator[tuple[IO[str], IO[str]]]:
+def _open_pipe() -> Iterator[tuple[IO[str], IO[str]]]:
     reading, writing = os.pipe()
     with os.fdopen(reading) as source, os.fdopen(writing, "w") as target:
         yield source, target
 
 
 @contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
+def _close_at_exit(descriptor: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:
@@ -297,14 +288,14 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # In a group of its own, so that processes that custom nodes start end with it.
+        # A group of its own, so that `stop` also ends the processes that custom nodes start.
         start_new_session=True,
         pass_fds=descriptors,
     )
 
 
 async def _wait_for_exit(pid: int) -> None:
-    """Return when the process has ended; do not reap it."""
+    """Wait until the process has ended, without reaping it."""
     descriptor = os.pidfd_open(pid)
     try:
         await _wait_until_readable(descriptor)

@@ -1,4 +1,4 @@
-"""`PromptLock`: lets a ComfyUI process execute one prompt at a time, with only that prompt's files."""
+"""Ensures that ComfyUI executes one prompt at a time and can access only that prompt's files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.session import Session
 
-__all__ = ["PromptLock"]
-
 _log = logging.getLogger(__name__)
 
 
 class PromptLock:
-    """Held from the placing of a prompt's files until the process can't reach them any more."""
+    """A lock that a prompt holds while its files are in the folders of the ComfyUI process."""
 
     def __init__(self, supervisor: ComfySupervisor, inputs: InputFiles) -> None:
         self._supervisor = supervisor
@@ -29,7 +27,7 @@ class PromptLock:
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Hold the lock for no prompt: in the block no prompt executes and no file is moved."""
+        """Hold the lock without a prompt, so that no prompt is executed in the block."""
         async with self._lock:
             yield
 
@@ -37,49 +35,47 @@ class PromptLock:
     async def hold_for(
         self, session: Session, prompt_id: str, names: Collection[str]
     ) -> AsyncIterator[bool]:
-        """Hold the lock for a prompt, with its input files in place.
+        """Hold the lock for a prompt, with its input files in the process's folder.
 
-        Yields False, and places no files, if the session's process has been replaced.
-
-        Raises:
-            OSError: files can't be placed or moved; the process is replaced.
-            WorkerLost: a process that the prompt started does not end; ComfyUI is replaced.
+        Yields True, or False without placing files if the session's process has been replaced.
+        Replaces ComfyUI, and raises `OSError` or `WorkerLost`, if the cleanup fails.
         """
         async with self._lock:
             if session is not self._supervisor.session:
                 yield False
                 return
             try:
-                await _run_to_end(self._begin, session, prompt_id, names)
+                await _run_in_thread(self._prepare_prompt, session, prompt_id, names)
                 yield True
             finally:
-                await self._finish(session, prompt_id)
+                await self._release_prompt(session, prompt_id)
 
-    def _begin(self, session: Session, prompt_id: str, names: Collection[str]) -> None:
-        session.written.begin(prompt_id)
-        self._inputs.place(names)
+    def _prepare_prompt(self, session: Session, prompt_id: str, names: Collection[str]) -> None:
+        session.written.begin_prompt(prompt_id)
+        self._inputs.place_files(names)
 
-    async def _finish(self, session: Session, prompt_id: str) -> None:
+    async def _release_prompt(self, session: Session, prompt_id: str) -> None:
         if session is not self._supervisor.session:
-            # The next process begins with an empty folder.
-            return
+            return  # the next process begins with an empty folder
         try:
-            await _run_to_end(self._end, session, prompt_id)
+            await _run_in_thread(self._clean_up, session, prompt_id)
         except (OSError, WorkerLost) as error:
-            _log.warning("replacing ComfyUI: a prompt left files or processes behind: %s", error)
+            _log.warning(
+                "ComfyUI is replaced, because prompt %s can't be cleaned up: %s", prompt_id, error
+            )
             if session is self._supervisor.session:
-                self._supervisor.give_up(session)
+                self._supervisor.replace_session(session)
             raise
 
-    def _end(self, session: Session, prompt_id: str) -> None:
-        session.finish(prompt_id)
-        self._inputs.remove_placed()
+    def _clean_up(self, session: Session, prompt_id: str) -> None:
+        session.finish_prompt(prompt_id)
+        self._inputs.remove_placed_files()
 
 
-async def _run_to_end(work: Callable[..., None], *arguments: Any) -> None:
-    """Run ``work`` in a thread; a cancellation waits for its end.
+async def _run_in_thread(work: Callable[..., None], *arguments: Any) -> None:
+    """Run ``work`` in a thread, and wait for its end even if this task is cancelled.
 
-    A thread can't be stopped, and would move files while the next prompt executes.
+    A thread can't be stopped, and would move files while the next prompt is executed.
     """
     working = asyncio.create_task(asyncio.to_thread(work, *arguments))
     try:

@@ -1,4 +1,4 @@
-"""`Prompt`: a prompt in progress on a renderer."""
+"""Collects the events of a running prompt for the callers that follow it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import MoyinError
 from moyin.render.comfyui.relay import Relay
-from moyin.render.protocol.response import Meter, is_last_event
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.response import ProgressMeter, is_last_event
+from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["Prompt"]
-
-# Each progress event is a message through Ray, which costs both sides a millisecond or two.
+# The interval of progress events, each of which costs milliseconds as a message through Ray.
 _EVENT_SECONDS = 0.25
 
 
-class Prompt:
-    """Collects the events of one prompt for any number of followers.
+class RunningPrompt:
+    """A running prompt, whose events any number of callers can `follow`.
 
     Args:
-        relay: sends the events to the client that submitted the prompt.
+        relay: publishes the events to the client that submitted the prompt, or None.
 
     Attributes:
-        record: ComfyUI's history entry, once it is known.
-        is_submitted: ComfyUI has got the prompt.
-        is_cancelled: a caller has cancelled it.
-        has_begun: an event said that ComfyUI executes it.
-        should_poll: set when ComfyUI should be asked for the prompt's state.
+        record: ComfyUI's history entry, or None until the prompt has been executed.
+        is_submitted: whether the prompt has been submitted to ComfyUI.
+        is_cancelled: whether a caller has cancelled the prompt.
+        has_begun: whether ComfyUI has sent the event that the execution has begun.
+        should_poll: set when the renderer should request the prompt's state from ComfyUI.
     """
 
     def __init__(self, request: RenderRequest, relay: Relay | None = None) -> None:
@@ -47,41 +45,39 @@ class Prompt:
         self.is_cancelled = False
         self.has_begun = False
         self.should_poll = asyncio.Event()
-        self._meter = Meter(request.graph)
+        self._meter = ProgressMeter(request.graph)
         self._is_executed = False
         self._result: RenderSucceeded | None = None
         self._error: MoyinError | None = None
-        # Set, and replaced, at each change.
+        # Set and then replaced at each change.
         self._changed = asyncio.Event()
-        # Set once there is an event that must not wait for the next progress event.
+        # Set when an event must be sent without the delay of progress events.
         self._urgent = asyncio.Event()
 
-    def feed(self, message: Message) -> None:
-        """Take an event about this prompt."""
-        if self._meter.feed(message):
+    def process_event(self, message: EventMessage) -> None:
+        if self._meter.update(message):
             self._notify()
         self.has_begun = self.has_begun or message.type == "execution_start"
         if is_last_event(message):
             self.should_poll.set()
 
     def mark_executed(self) -> None:
-        """Tell the followers that ComfyUI has executed the prompt."""
+        """Send `ExecutionFinished` to the followers."""
         self._is_executed = True
         self._notify_urgently()
 
     def succeed(self, result: RenderSucceeded) -> None:
-        """End the prompt with a result."""
         self._result = result
         self._notify_urgently()
 
     def fail(self, error: MoyinError) -> None:
-        """End the prompt with an error, unless it has ended."""
+        """End the prompt with an error, unless the prompt has already ended."""
         if not self._is_over:
             self._error = error
             self._notify_urgently()
 
     async def follow(self) -> AsyncGenerator[RenderEvent, None]:
-        """Yield the events of `Renderer.render`, from the present state on."""
+        """Yield the present progress and all later events, as `Renderer.render` defines them."""
         sent_progress: RenderProgress | None = None
         sent_executed = sent_record = False
         while True:
@@ -93,13 +89,13 @@ class Prompt:
                 sent_record = True
                 yield self.record
             if self._error is not None:
-                # A copy, because several followers may raise it, each with its own traceback.
+                # A copy, because each follower that raises the error adds its own traceback.
                 raise type(self._error)(self._error.message, details=self._error.details)
             if self._result is not None:
                 yield self._result
                 return
             if not sent_executed and self._progress() != sent_progress:
-                # The pause comes before the event: a small picture is done by then.
+                # Delayed before the event, because a small picture finishes within the delay.
                 if await self._wait_for_urgent(_EVENT_SECONDS):
                     continue
                 sent_progress = self._progress()
@@ -112,7 +108,7 @@ class Prompt:
         return self._result is not None or self._error is not None
 
     async def _wait_for_urgent(self, seconds: float) -> bool:
-        """Return whether an urgent event comes within so many seconds."""
+        """Wait up to ``seconds``, and return whether there is an urgent event."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await self._urgent.wait()

@@ -1,4 +1,4 @@
-"""`Relay`: sends ComfyUI's events of one prompt to the client that submitted it."""
+"""Publishes ComfyUI's events of one prompt on the stream of the client that submitted it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from pydantic_core import to_json
 
 from moyin.domain.prompt import PromptFile
 from moyin.domain.renderer import RenderRequest
-from moyin.render.protocol.binary import image_metadata
-from moyin.render.protocol.response import is_last_event, with_farm_names
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.binary import parse_image_metadata
+from moyin.render.protocol.response import is_last_event, replace_file_names
+from moyin.render.protocol.wire import EventMessage
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore
 
-__all__ = ["Relay"]
-
 _log = logging.getLogger(__name__)
-# The end of a prompt is published when it has been written to the job's row, not here.
+# Published by the gateway instead, when the end of the prompt is in the job's row.
 _END_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
-# The next event of the same type replaces these.
+# Each of these events supersedes the previous event of the same type.
 _PROGRESS_EVENTS = ("progress", "progress_state")
-# This node sends its output as a frame and writes no file.
+# The binary frames of this node are its output; it writes no file.
 _OUTPUT_NODE = "SaveImageWebsocket"
-# All tenants' streams share Valkey's memory. Larger texts are in the history only.
+# The streams of all tenants share Valkey's memory. Clients find larger texts in the history.
 _MAX_FRAME_BYTES = 1024 * 1024
 _BATCH_SIZE = 64
 _QUEUE_SIZE = 2_048
@@ -35,13 +33,15 @@ _FLUSH_SECONDS = 3.0
 
 
 class Relay:
-    """Publishes frames on the client's stream, in order, without delaying the render.
+    """Publishes the events of a prompt on a client's stream, in order.
 
-    When the stream is slow, previews and progress are left out. Outputs are never left out, except
-    for texts and other values of more than 1 MiB.
+    A background task publishes, so that a slow stream does not delay the render. If the stream is
+    slow, previews and progress are dropped. Outputs are dropped only if they exceed 1 MiB and are
+    not files.
 
     Args:
-        store_files: stores the files of a node's output.
+        channel: name of the client's stream.
+        store_files: coroutine function that stores the files of a node's output.
     """
 
     def __init__(
@@ -58,53 +58,55 @@ class Relay:
         self._graph = request.graph
         self._channel = channel
         self._store_files = store_files
-        self._queue: deque[Message | bytes] = deque()
-        self._sending: asyncio.Task[None] | None = None
+        self._queue: deque[EventMessage | bytes] = deque()
+        self._publishing: asyncio.Task[None] | None = None
 
-    def feed(self, message: Message | bytes) -> None:
-        """Queue an event or a binary frame; return at once."""
-        if isinstance(message, Message) and (message.type in _END_EVENTS or is_last_event(message)):
+    def enqueue(self, message: EventMessage | bytes) -> None:
+        """Queue an event or a binary frame for publication, without waiting."""
+        if isinstance(message, EventMessage) and (
+            message.type in _END_EVENTS or is_last_event(message)
+        ):
             return
         queued = len(self._queue)
         if queued >= _QUEUE_SIZE or (queued >= _BATCH_SIZE and self._is_droppable(message)):
             if not self._is_droppable(message):
                 _log.warning(
-                    "prompt %s sends events faster than Valkey takes them", self._prompt_id
+                    "an event of prompt %s is dropped, because its queue is full", self._prompt_id
                 )
             return
         self._queue.append(message)
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send())
+        if self._publishing is None or self._publishing.done():
+            self._publishing = asyncio.create_task(self._publish_queued())
 
     async def flush(self) -> None:
-        """Return when all queued frames are sent, or after three seconds."""
-        if self._sending is not None:
-            await asyncio.wait([self._sending], timeout=_FLUSH_SECONDS)
+        """Wait until all queued events are published, but at most three seconds."""
+        if self._publishing is not None:
+            await asyncio.wait([self._publishing], timeout=_FLUSH_SECONDS)
 
-    def abandon(self) -> None:
-        """Send no more frames."""
-        if self._sending is not None:
-            self._sending.cancel()
+    def stop(self) -> None:
+        """Stop publishing and drop all queued events."""
+        if self._publishing is not None:
+            self._publishing.cancel()
 
-    def _is_droppable(self, message: Message | bytes) -> bool:
-        if isinstance(message, Message):
+    def _is_droppable(self, message: EventMessage | bytes) -> bool:
+        if isinstance(message, EventMessage):
             return message.type in _PROGRESS_EVENTS
         return not self._is_output(message)
 
     def _is_output(self, frame: bytes) -> bool:
-        node = self._graph.get(str(image_metadata(frame)[0].get("node_id")))
+        node = self._graph.get(str(parse_image_metadata(frame)[0].get("node_id")))
         return isinstance(node, Mapping) and node.get("class_type") == _OUTPUT_NODE
 
-    async def _send(self) -> None:
+    async def _publish_queued(self) -> None:
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_SIZE))]
             frames = [frame for message in batch for frame in await self._to_frames(message)]
             fitting = [frame for frame in frames if len(frame.body) <= _MAX_FRAME_BYTES]
             if len(fitting) < len(frames):
-                _log.info("a frame of prompt %s is too large to be sent", self._prompt_id)
+                _log.info("a frame of prompt %s exceeds 1 MiB and is dropped", self._prompt_id)
             await self._frames.publish(self._channel, *fitting)
 
-    async def _to_frames(self, message: Message | bytes) -> list[Frame]:
+    async def _to_frames(self, message: EventMessage | bytes) -> list[Frame]:
         if isinstance(message, bytes):
             return [await self._binary_frame(message)]
         data = message.data
@@ -112,7 +114,7 @@ class Relay:
             data = {**data, "output": await self._store_output(data.get("output"))}
         body = to_json({"type": message.type, "data": data})
         if message.type == "executed" and len(body) > _MAX_FRAME_BYTES:
-            # Clients wait for the event. ComfyUI sends this form for nodes without an output.
+            # Clients wait for the event, so it is sent as ComfyUI does for nodes without an output.
             body = to_json({"type": message.type, "data": {**data, "output": None}})
         frames = [Frame(kind=FrameKind.TEXT, prompt=self._prompt_id, body=body)]
         if message.type == "execution_start":
@@ -120,15 +122,15 @@ class Relay:
         return frames
 
     async def _store_output(self, output: Any) -> Any:
-        """Store the output's files before the event is sent: clients fetch them at once."""
+        """Store the output's files, which clients fetch as soon as they receive the event."""
         if isinstance(output, Mapping):
             for file in await self._store_files(self._prompt_id, output):
-                await self._frames.keep_file(self._prompt_id, file)
-        return with_farm_names(output, self._prompt_id)
+                await self._frames.add_file(self._prompt_id, file)
+        return replace_file_names(output, self._prompt_id)
 
     async def _binary_frame(self, frame: bytes) -> Frame:
         if not self._is_output(frame):
             return Frame(kind=FrameKind.BINARY, prompt=self._prompt_id, body=frame)
-        start = image_metadata(frame)[1]
+        start = parse_image_metadata(frame)[1]
         blob = await self._blobs.put(frame[start:])
         return Frame(kind=FrameKind.BLOB, prompt=self._prompt_id, body=frame[:start], blob=blob)

@@ -1,4 +1,4 @@
-"""`ComfyRenderer`: renders prompts with a ComfyUI process of its own and stores their outputs."""
+"""Renders prompts with a supervised ComfyUI process and stores their outputs."""
 
 from __future__ import annotations
 
@@ -29,32 +29,30 @@ from moyin.errors import (
     StepFailed,
     WorkerLost,
 )
-from moyin.render.comfyui.client import NoAnswer
+from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.inputs import InputFiles
+from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.outputs import Outputs, StoredResult
+from moyin.render.comfyui.outputs import OutputStore, StoredResult
 from moyin.render.comfyui.process import Spawner
 from moyin.render.comfyui.prompt_lock import PromptLock
-from moyin.render.comfyui.prompts import Prompt
+from moyin.render.comfyui.prompts import RunningPrompt
 from moyin.render.comfyui.relay import Relay
-from moyin.render.comfyui.sandbox import user_of
+from moyin.render.comfyui.sandbox import choose_user_id
 from moyin.render.comfyui.session import Session
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.protocol.binary import image_metadata
-from moyin.render.protocol.graph import model_files
-from moyin.render.protocol.response import prompt_of, raise_failure
-from moyin.render.protocol.wire import HistoryEntry, Message, PromptState
+from moyin.render.protocol.binary import parse_image_metadata
+from moyin.render.protocol.graph import find_model_files
+from moyin.render.protocol.response import get_prompt_id, raise_for_failure
+from moyin.render.protocol.wire import EventMessage, HistoryEntry, PromptState
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["ComfyRenderer"]
-
 _log = logging.getLogger(__name__)
 _REMEMBERED = 256
-# Events may be lost with a socket, so the history is polled as well.
+# The history is polled as well, because a disconnected socket loses events.
 _POLL_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
 _ATTEMPTS = 3
@@ -62,10 +60,13 @@ _EVENTS_WITHOUT_PROMPT = ("status", "feature_flags")
 
 
 class ComfyRenderer:
-    """Implements `moyin.domain.renderer.Renderer` with one ComfyUI, from `start` to `close`.
+    """The implementation of `moyin.domain.renderer.Renderer` with one ComfyUI process.
+
+    The process runs from `start` to `close`.
 
     Args:
-        frames: streams on which clients follow their prompts; None: no client does.
+        frames: the store of the streams on which clients follow their prompts, or None if events
+            are not published.
     """
 
     def __init__(
@@ -76,65 +77,61 @@ class ComfyRenderer:
         self._frames = frames
         self._folder = ProcessFolder(options)
         self._inputs = InputFiles(self._folder, options.input_bytes)
-        self._outputs: Outputs | None = None
+        self._outputs: OutputStore | None = None
         self._spawner = Spawner()
-        self._supervisor = ComfySupervisor(options, self._open_session, self._fail_submitted)
+        self._supervisor = ComfySupervisor(options, self._run_session, self._end_submitted_prompts)
         self._prompt_lock = PromptLock(self._supervisor, self._inputs)
         self._models: tuple[str, ...] = ()
-        self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
-        self._finished: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
-        # The prompt that ComfyUI executes: not every event names it.
+        self._active_prompts: dict[str, tuple[RunningPrompt, asyncio.Task[None]]] = {}
+        self._finished_results: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
+        # The id of the executing prompt, because some events do not have it.
         self._executing: str | None = None
-        # No prompt is submitted during an interrupt, which would hit the wrong one.
+        # Serialises submissions and interrupts, because an interrupt could stop the wrong prompt.
         self._submitting = asyncio.Lock()
-        # Trimming for one prompt might remove the files that another has just fetched.
+        # Trimming for one prompt could remove the files that another prompt has just fetched.
         self._trimming = asyncio.Lock()
         self._last_event = time.monotonic()
 
     async def start(self) -> None:
-        """Start the process in the background; `status` shows when it is ready."""
+        """Start ComfyUI in the background; `status` returns when it is ready."""
         self._supervisor.start()
 
     async def close(self) -> None:
-        """Stop the process; prompts in progress are lost."""
+        """Stop ComfyUI; running prompts fail with `WorkerLost`."""
         await self._supervisor.close()
-        tasks = [task for _, task in self._active.values()]
-        self._fail_submitted("it was stopped", is_blamed=False)
+        tasks = [task for _, task in self._active_prompts.values()]
+        self._end_submitted_prompts("the renderer was closed", may_be_cause=False)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._spawner.close)
 
-    def check(self) -> None:
-        """Check that the process is still supervised.
-
-        Raises:
-            RuntimeError: the supervising task has ended, which is a bug.
-        """
-        self._supervisor.check()
+    def check_supervision(self) -> None:
+        """Raise `RuntimeError` if ComfyUI is no longer supervised, which would be a bug."""
+        self._supervisor.check_supervision()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        """See `moyin.domain.renderer.Renderer`."""
-        result = self._finished.get(request.prompt_id)
+        """Render a prompt, or attach to it if it is known, and yield its events."""
+        result = self._finished_results.get(request.prompt_id)
         if result is not None:
             yield ExecutionFinished()
             yield result.record
             yield result.done
             return
-        async with aclosing(self._prompt(request).follow()) as events:
+        async with aclosing(self._get_or_start_prompt(request).follow()) as events:
             async for event in events:
                 yield event
 
     async def prepare(self, request: RenderRequest) -> None:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Fetch the input files of a prompt that will be rendered next."""
         if self._supervisor.session is not None:
             await self._fetch_inputs(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        """See `moyin.domain.renderer.Renderer`."""
-        if prompt_id not in self._active:
+        """Cancel a running prompt, and return its record if ComfyUI has made one."""
+        if prompt_id not in self._active_prompts:
             return None
-        prompt, task = self._active[prompt_id]
+        prompt, task = self._active_prompts[prompt_id]
         prompt.is_cancelled = True
         session = self._supervisor.session
         if session is None or not prompt.is_submitted:
@@ -150,141 +147,137 @@ class ComfyRenderer:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Return ComfyUI's own validation body for a graph.
+        """Validate a graph without executing it, and return ComfyUI's response body.
 
-        It has ``error`` if ComfyUI refuses the graph, and otherwise the ``outputs`` that it would
-        execute; ``node_errors`` names outputs that it would not. The member ``free`` is added by
-        the bridge, see `moyin.comfy_api.validation_cache`.
+        The body has ``error`` for an invalid graph. For a valid one it has the ids of the
+        ``outputs`` that ComfyUI would execute, ``node_errors`` of the other outputs, and the
+        inputs ``free`` for `moyin.comfy_api.validation_cache`, which the bridge adds.
 
         Raises:
-            ServiceUnavailable: the process is not up.
+            ServiceUnavailable: ComfyUI is not ready.
         """
         return await self._supervisor.require_session().client.validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Return the body of ComfyUI's response to GET ``path``, or None for status 404."""
         return await self._supervisor.require_session().client.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Return the remembered results of successful prompts, by prompt id."""
         return {
             prompt_id: RenderResult(done=result.done, record=result.record)
-            for prompt_id, result in self._finished.items()
+            for prompt_id, result in self._finished_results.items()
         }
 
     async def status(self) -> RendererStatus:
-        """See `moyin.domain.renderer.Renderer`."""
         session = self._supervisor.session
         return RendererStatus(
             ready=session is not None,
             pid=None if session is None else session.pid,
-            running=tuple(self._active),
-            known=(*self._active, *self._finished),
+            running=tuple(self._active_prompts),
+            known=(*self._active_prompts, *self._finished_results),
             error=self._supervisor.error,
             models=self._models,
             memory=None if session is None else session.memory,
         )
 
-    def _prompt(self, request: RenderRequest) -> Prompt:
-        if request.prompt_id not in self._active:
-            prompt = Prompt(request, self._relay(request))
+    def _get_or_start_prompt(self, request: RenderRequest) -> RunningPrompt:
+        if request.prompt_id not in self._active_prompts:
+            prompt = RunningPrompt(request, self._create_relay(request))
             task = asyncio.create_task(self._run_prompt(prompt))
-            self._active[request.prompt_id] = (prompt, task)
-            # Also after a cancellation of the task.
+            self._active_prompts[request.prompt_id] = (prompt, task)
+            # A callback also runs if the task is cancelled before it starts.
             task.add_done_callback(lambda _: self._remove_active(prompt))
-        return self._active[request.prompt_id][0]
+        return self._active_prompts[request.prompt_id][0]
 
-    def _relay(self, request: RenderRequest) -> Relay | None:
+    def _create_relay(self, request: RenderRequest) -> Relay | None:
         if self._frames is None or request.channel is None:
             return None
-        return Relay(
-            self._frames,
-            self._blobs,
-            request,
-            request.channel,
-            self._collect_node,
-        )
+        return Relay(self._frames, self._blobs, request, request.channel, self._collect_node_output)
 
-    async def _run_prompt(self, prompt: Prompt) -> None:
+    async def _run_prompt(self, prompt: RunningPrompt) -> None:
         prompt_id = prompt.request.prompt_id
         try:
             result = await self._execute(prompt)
             if prompt.relay is not None:
                 await prompt.relay.flush()
-            self._finished[prompt_id] = result
+            self._finished_results[prompt_id] = result
             self._remove_active(prompt)
             prompt.succeed(result.done)
         except WorkerLost as error:
-            hangs = isinstance(error, NoAnswer) and prompt.is_submitted
-            if hangs and await self._supervisor.give_up_hanging():
-                # The prompt need not be the cause: a disk may hang, and every process that reads it.
+            hangs = isinstance(error, NoResponse) and prompt.is_submitted
+            if hangs and await self._supervisor.replace_hanging_session():
+                # The prompt may not be the cause; for example, a disk may hang.
                 self._fail(prompt, error)
                 return
-            is_blamed = prompt.is_submitted and not await self._supervisor.was_killed()
-            self._fail(prompt, _died(error.message) if is_blamed else error)
+            may_be_cause = prompt.is_submitted and not await self._supervisor.was_killed()
+            self._fail(prompt, _make_loss_error(error.message) if may_be_cause else error)
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
             self._fail(prompt, error)
         except OSError as error:
-            _log.warning("prompt %s: %s", prompt_id, error)
-            message = "the artifact store or the folder of ComfyUI is not available"
+            _log.warning("prompt %s failed, because a file is not accessible: %s", prompt_id, error)
+            message = "the artifact store or ComfyUI's folder is not available; try again"
             self._fail(prompt, ServiceUnavailable(message, retry_after=5))
         except Exception:
             _log.exception("prompt %s failed", prompt_id)
-            self._fail(prompt, StepFailed("the render failed for an internal reason"))
+            message = (
+                f"the render failed with an internal error; see the log for prompt {prompt_id}"
+            )
+            self._fail(prompt, StepFailed(message))
 
-    def _fail(self, prompt: Prompt, error: MoyinError) -> None:
-        # Removed first, so that a caller that retries at once starts the prompt again.
+    def _fail(self, prompt: RunningPrompt, error: MoyinError) -> None:
+        # Removed first, so that an immediate retry of a caller starts the prompt again.
         self._remove_active(prompt)
         prompt.fail(error)
 
-    def _remove_active(self, prompt: Prompt) -> None:
+    def _remove_active(self, prompt: RunningPrompt) -> None:
         prompt_id = prompt.request.prompt_id
-        if prompt_id in self._active and self._active[prompt_id][0] is prompt:
-            del self._active[prompt_id]
+        if prompt_id in self._active_prompts and self._active_prompts[prompt_id][0] is prompt:
+            del self._active_prompts[prompt_id]
             if prompt.relay is not None:
-                prompt.relay.abandon()
+                prompt.relay.stop()
 
-    async def _execute(self, prompt: Prompt) -> StoredResult:
+    async def _execute(self, prompt: RunningPrompt) -> StoredResult:
         try:
-            return await self._execute_until_stored(prompt)
+            return await self._execute_with_retries(prompt)
         except MoyinError:
-            # The files that could be stored are stored; the others would stay with the process.
+            # Discard the files that could not be stored.
             if (session := self._supervisor.session) is not None:
-                await asyncio.to_thread(session.written.discard, prompt.request.prompt_id)
+                await asyncio.to_thread(session.written.discard_files, prompt.request.prompt_id)
             raise
 
-    async def _execute_until_stored(self, prompt: Prompt) -> StoredResult:
+    async def _execute_with_retries(self, prompt: RunningPrompt) -> StoredResult:
         ran_out_of_memory = False
         for attempt in range(_ATTEMPTS):
-            async with self._exclusive_session(prompt) as session:
+            async with self._acquire_session(prompt) as session:
                 if attempt:
-                    await session.client.unload()
+                    await session.client.unload_models()
                     await session.client.is_executor_alive()
-                entry = await self._run(session, prompt)
+                entry = await self._run_to_end(session, prompt)
             if entry.status.status_str == "success":
-                # Before the files are stored, so that the next prompt comes at once.
+                # Before the files are stored, so that the next prompt can begin at once.
                 prompt.mark_executed()
             try:
-                raise_failure(entry)
+                raise_for_failure(entry)
             except RenderFailed as error:
                 if ran_out_of_memory or not isinstance(error, OutOfMemory):
                     await self._collect(prompt, entry)
                     raise
-                # Models and results of earlier prompts may fill the memory: retry without them.
+                # Retry without models and results of earlier prompts, which may fill the memory.
                 ran_out_of_memory = True
                 continue
             result = await self._collect(prompt, entry)
             if result is not None:
-                repeatable = not _classes(prompt.request.graph) & session.volatile
+                repeatable = not _find_classes(prompt.request.graph) & session.volatile
                 return replace(result, done=replace(result.done, repeatable=repeatable))
-            # ComfyUI's cache names files that are gone: retry without the cache.
-        raise StepFailed("an output file vanished before it could be stored")
+            # Retry without ComfyUI's cache, which names files that no longer exist.
+        raise StepFailed("an output file that ComfyUI reports does not exist")
 
     @asynccontextmanager
-    async def _exclusive_session(self, prompt: Prompt) -> AsyncIterator[Session]:
-        """Wait for a process that has only the prompt's files, and hold it for the block."""
+    async def _acquire_session(self, prompt: RunningPrompt) -> AsyncIterator[Session]:
+        """Wait until ComfyUI can access the files of only this prompt, and for no other prompt."""
         request = prompt.request
         while True:
             session = await self._supervisor.wait_for_session()
@@ -293,20 +286,22 @@ class ComfyRenderer:
             async with holding as is_present:
                 if is_present:
                     yield session
-            # Otherwise the process was replaced, and the next one began with an empty folder.
+            # Otherwise the process was replaced, and the folder of the next process is empty.
             if is_present:
                 return
 
-    async def _collect(self, prompt: Prompt, entry: HistoryEntry) -> StoredResult | None:
+    async def _collect(self, prompt: RunningPrompt, entry: HistoryEntry) -> StoredResult | None:
         assert self._outputs is not None
         result = await self._outputs.collect(prompt.request.prompt_id, entry)
         prompt.record = None if result is None else result.record
         return result
 
-    async def _collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
-        # Read at each call: the next process has other outputs.
+    async def _collect_node_output(
+        self, prompt_id: str, output: Mapping[str, Any]
+    ) -> list[PromptFile]:
+        # Not bound to `self._outputs` in `_relay`, because each process has another `OutputStore`.
         assert self._outputs is not None
-        return await self._outputs.collect_node(prompt_id, output)
+        return await self._outputs.collect_node_output(prompt_id, output)
 
     async def _fetch_inputs(self, request: RenderRequest) -> None:
         if not request.files:
@@ -315,21 +310,25 @@ class ComfyRenderer:
             try:
                 await self._inputs.fetch(self._blobs, request.files)
             except FileNotFoundError:
-                raise StepFailed("an input file is no longer in the artifact store") from None
+                raise StepFailed(
+                    "the artifact store no longer has an input file of the render: upload it again"
+                ) from None
             async with self._trimming:
                 needed = {
-                    name for active, _ in self._active.values() for name in active.request.files
+                    name
+                    for active, _ in self._active_prompts.values()
+                    for name in active.request.files
                 }
                 needed.update(request.files)
-                await asyncio.to_thread(self._inputs.trim, needed)
-                if self._inputs.has(request.files):
+                await asyncio.to_thread(self._inputs.trim_staged, needed)
+                if self._inputs.are_staged(request.files):
                     return
 
-    async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
-        """Submit the prompt and wait for its end; return its history entry, which is read once.
+    async def _run_to_end(self, session: Session, prompt: RunningPrompt) -> HistoryEntry:
+        """Submit a prompt, wait until it has been executed, and return its history entry.
 
-        Events only tell when to poll: any node can send false ones, and no other prompt may begin
-        while this one is executed.
+        The end is recognised by the history entry. An event only triggers a poll, because a
+        malicious node could send a false event to let the next prompt begin too early.
         """
         client, prompt_id = session.client, prompt.request.prompt_id
         prompt.has_begun = False
@@ -343,70 +342,71 @@ class ComfyRenderer:
             )
             self._last_event = time.monotonic()
             if prompt.request.models:
-                self._models = _largest_first(prompt.request.models)
+                self._models = _sort_by_size(prompt.request.models)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await prompt.should_poll.wait()
             prompt.should_poll.clear()
-            entry = (await self._state(session, prompt)).entry
+            entry = (await self._read_state(session, prompt)).entry
             if entry is not None:
                 return entry
             if time.monotonic() - self._last_event > self._options.progress_timeout:
                 await self._interrupt_hung(session, prompt)
 
-    async def _state(self, session: Session, prompt: Prompt) -> PromptState:
-        state = await session.client.prompt_state(prompt.request.prompt_id)
+    async def _read_state(self, session: Session, prompt: RunningPrompt) -> PromptState:
+        state = await session.client.get_prompt_state(prompt.request.prompt_id)
         if state.entry is not None or state.queued:
             return state
         if prompt.is_cancelled:
             raise RenderFailed("the render was cancelled")
-        raise WorkerLost("ComfyUI does not know the prompt any more")
+        prompt_id = prompt.request.prompt_id
+        raise WorkerLost(f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history")
 
-    async def _interrupt_hung(self, session: Session, prompt: Prompt) -> NoReturn:
-        """Interrupt the prompt, give the process up if that does not end it, and raise.
+    async def _interrupt_hung(self, session: Session, prompt: RunningPrompt) -> NoReturn:
+        """Interrupt a hanging prompt, or replace the process, and raise an error.
 
-        Raises:
-            NoAnswer: ComfyUI has not begun the prompt, so something else hangs.
-            RenderFailed: the prompt hangs.
+        The error is `NoResponse`, which does not blame the prompt, if the prompt has not begun.
+        Otherwise it is `RenderFailed`.
         """
         if not prompt.has_begun:
-            raise NoAnswer("ComfyUI hangs before it begins the prompt")
+            raise NoResponse(f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}")
         prompt_id = prompt.request.prompt_id
         async with self._submitting:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS
-        while (await session.client.prompt_state(prompt_id)).queued:
+        while (await session.client.get_prompt_state(prompt_id)).queued:
             if time.monotonic() > deadline:
-                self._supervisor.give_up(session)
+                self._supervisor.replace_session(session)
                 break
             await asyncio.sleep(0.2)
         seconds = self._options.progress_timeout
-        raise RenderFailed(f"the render made no progress for {seconds:g} seconds")
+        message = f"the render made no progress within the pool's progress_timeout of {seconds:g} s"
+        raise RenderFailed(message)
 
-    def _on_event(self, message: Message) -> None:
+    def _on_event(self, message: EventMessage) -> None:
         if message.type in _EVENTS_WITHOUT_PROMPT:
             return
-        prompt_id = prompt_of(message)
+        prompt_id = get_prompt_id(message)
         if message.type == "execution_start":
             self._executing = prompt_id
         if prompt_id is not None:
             self._last_event = time.monotonic()
-            if prompt_id in self._active:
-                self._active[prompt_id][0].feed(message)
-        self._feed_relay(prompt_id, message)
+            if prompt_id in self._active_prompts:
+                self._active_prompts[prompt_id][0].process_event(message)
+        self._enqueue_for_relay(prompt_id, message)
 
     def _on_binary(self, frame: bytes) -> None:
-        self._feed_relay(image_metadata(frame)[0].get("prompt_id"), frame)
+        self._enqueue_for_relay(parse_image_metadata(frame)[0].get("prompt_id"), frame)
 
-    def _feed_relay(self, prompt_id: str | None, message: Message | bytes) -> None:
-        active = self._active.get(prompt_id or self._executing or "")
+    def _enqueue_for_relay(self, prompt_id: str | None, message: EventMessage | bytes) -> None:
+        active = self._active_prompts.get(prompt_id or self._executing or "")
         if active is not None and active[0].relay is not None:
-            active[0].relay.feed(message)
+            active[0].relay.enqueue(message)
 
     @asynccontextmanager
-    async def _open_session(self) -> AsyncIterator[Session]:
-        user = user_of(self._options)
+    async def _run_session(self) -> AsyncIterator[Session]:
+        user = choose_user_id(self._options)
         async with self._prompt_lock.hold():
             await asyncio.to_thread(self._folder.prepare, user)
         async with Session.open(
@@ -415,35 +415,37 @@ class ComfyRenderer:
             self._spawner,
             on_event=self._on_event,
             on_binary=self._on_binary,
-            is_idle=lambda: not self._active,
+            is_idle=lambda: not self._active_prompts,
         ) as session:
-            self._outputs = Outputs(session.written, self._blobs, self._options.output_bytes)
-            self._models = await self._warm_models()
+            self._outputs = OutputStore(session.written, self._blobs, self._options.output_bytes)
+            self._models = await self._find_warm_models()
             yield session
 
-    async def _warm_models(self) -> tuple[str, ...]:
+    async def _find_warm_models(self) -> tuple[str, ...]:
         if self._options.warm_up is None:
             return ()
-        models = model_files(from_json(self._options.warm_up))
-        return _largest_first(await ModelSizes(self._options.models).of(models))
+        models = find_model_files(from_json(self._options.warm_up))
+        return _sort_by_size(await ModelSizes(self._options.models).measure(models))
 
-    def _fail_submitted(self, reason: str, is_blamed: bool) -> None:
-        """Fail the prompts that were submitted to a process that is lost."""
-        for prompt, task in list(self._active.values()):
+    def _end_submitted_prompts(self, reason: str, may_be_cause: bool) -> None:
+        """End the prompts that were submitted to a lost process with `WorkerLost`."""
+        for prompt, task in list(self._active_prompts.values()):
             if prompt.is_submitted:
                 message = f"ComfyUI was lost during the render: {reason}"
-                self._fail(prompt, _died(message) if is_blamed else WorkerLost(message))
+                self._fail(
+                    prompt, _make_loss_error(message) if may_be_cause else WorkerLost(message)
+                )
                 task.cancel()
 
 
-def _classes(graph: Mapping[str, Any]) -> set[str]:
+def _find_classes(graph: Mapping[str, Any]) -> set[str]:
     return {str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)}
 
 
-def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:
+def _sort_by_size(models: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(models, key=lambda name: (models[name], name), reverse=True))
 
 
-def _died(message: str) -> WorkerLost:
-    """Return the error for a process that died during a prompt, which may be the cause."""
+def _make_loss_error(message: str) -> WorkerLost:
+    """Return the error for a process that ended during a prompt, which may be the cause."""
     return WorkerLost(message, details={"ended": "comfyui"})

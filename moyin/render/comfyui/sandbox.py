@@ -1,8 +1,8 @@
-"""Builds the options by which bubblewrap confines one ComfyUI process.
+"""Builds bubblewrap's options, which confine a ComfyUI process in a sandbox.
 
-The process sees a file system of its own. It can read the system's programs and libraries, its
-interpreter, ComfyUI, node packages and models; it can write to its output, temporary and scratch
-folders. All paths are the same as outside, so that environments and flags keep their meaning.
+In its mount namespace the process can read the system's programs and libraries, its interpreter,
+ComfyUI, node packages and models, and can write to its output, temporary and scratch folders. Paths
+inside the sandbox equal those outside, so that environment variables and flags need no translation.
 """
 
 from __future__ import annotations
@@ -18,41 +18,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.render.comfyui.bubblewrap import NAMESPACES, user_options
+from moyin.render.comfyui.bubblewrap import NAMESPACES, build_user_options
 from moyin.render.comfyui.folder import ProcessFolder
-from moyin.render.comfyui.model_paths import extra_model_paths
+from moyin.render.comfyui.model_paths import find_extra_model_paths
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
 
-__all__ = [
-    "Mounts",
-    "bubblewrap_options",
-    "device_groups",
-    "first_unreadable",
-    "interpreter_folders",
-    "shared_folders",
-    "user_of",
-]
-
-_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/run/opengl-driver")
-# Files that programs and drivers read at their start; none of them names this machine's users.
-_ETC = (
+_SYSTEM_FOLDERS = (
+    "/usr",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/bin",
+    "/sbin",
+    "/nix/store",
+    "/run/opengl-driver",
+)
+# Files in /etc that programs and drivers read at their start, without names of users.
+_ETC_NAMES = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "mime.types"),
     *("fonts", "OpenCL", "vulkan", "ImageMagick-6", "ImageMagick-7", "ssl/openssl.cnf"),
 )
-_ETC_ONLINE = ("resolv.conf", "hosts", "ssl/certs", "ca-certificates", "pki/tls/certs")
-_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
-_TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
-# Temporary folders of programs that ignore TMPDIR.
-_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
-# Folders with personal files in a user's own ComfyUI.
-_PERSONAL = ("input", "output", "temp", "user", ".git")
+_ETC_NETWORK_NAMES = ("resolv.conf", "hosts", "ssl/certs", "ca-certificates", "pki/tls/certs")
+_DEVICE_PATTERNS = ("nvidia*", "dri", "kfd", "dxg")
+_TOPOLOGY_FOLDERS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+# The temporary folders of programs that ignore TMPDIR.
+_TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+# The folders in an operator's own ComfyUI that contain personal files.
+_PERSONAL_FOLDERS = ("input", "output", "temp", "user", ".git")
 _MAX_FILES = 10_000
 _MAX_LINK_CHAIN = 40
 _PYTHON_SECONDS = 30
-# No distribution and no container assigns these user ids.
+# The range of generated user ids, which no distribution and no container assigns.
 _FIRST_UID = 1_900_000_000
-_UIDS = 65_536
-_NOBODY = 65_534
+_UID_COUNT = 65_536
+_NOBODY_UID = 65_534
 _PRINT_FOLDERS = """
 import json, os, site, sys
 print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path]))
@@ -61,14 +60,14 @@ print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_pr
 
 @dataclass(kw_only=True)
 class Mounts:
-    """The file system of a sandbox.
+    """The mounts of a sandbox.
 
     Attributes:
-        read: read-only paths, as paths outside by path inside.
-        write: writable paths, as paths outside by path inside.
-        hide: folders that are empty inside, even within a readable folder.
+        read: paths outside the sandbox of read-only mounts, by path inside.
+        write: paths outside the sandbox of writable mounts, by path inside.
+        hide: folders that appear empty in the sandbox, even within a mounted folder.
         devices: device files.
-        links: targets of symbolic links, by path.
+        links: targets of symbolic links to create, by path.
     """
 
     read: dict[Path, Path] = field(default_factory=dict)
@@ -77,8 +76,8 @@ class Mounts:
     devices: list[Path] = field(default_factory=list)
     links: dict[Path, str] = field(default_factory=dict)
 
-    def options(self) -> list[str]:
-        """Return bubblewrap's options, with outer folders before inner ones."""
+    def to_options(self) -> list[str]:
+        """Return bubblewrap's options, sorted so that outer folders precede inner folders."""
         lines: list[tuple[Path, list[str]]] = []
         for path, target in self.links.items():
             lines.append((path, ["--symlink", target, str(path)]))
@@ -91,7 +90,7 @@ class Mounts:
             lines.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
         for path in self.devices:
             lines.append((path, ["--dev-bind", str(path), str(path)]))
-        # Otherwise bubblewrap gives them the permissions of the folders outside, such as root's home.
+        # By default bubblewrap would copy the permissions of the folders outside, such as /root.
         for path in self._parents_to_create({line[0] for line in lines} - {*self.links}):
             lines.append((path, ["--perms", "0755", "--dir", str(path)]))
         lines.sort(key=lambda line: line[0].parts)
@@ -103,7 +102,7 @@ class Mounts:
         ]
 
     def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
-        """Return the parent folders of these paths that no mount provides."""
+        """Return the parent folders of the paths that no mount contains."""
         mounted = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
         return {
@@ -120,43 +119,39 @@ class Mounts:
         )
 
 
-def bubblewrap_options(
+def build_bubblewrap_options(
     options: ComfyOptions, folder: ProcessFolder, env: Mapping[str, str]
 ) -> list[str]:
-    """Return bubblewrap's options for the process; blocks.
-
-    Raises:
-        StackError: a folder that the process must read is missing, or contains a hidden folder.
-    """
+    """Return bubblewrap's options, or raise `StackError` if a folder is missing (blocking)."""
     mps_folder = env.get("CUDA_MPS_PIPE_DIRECTORY")
     return [
         *NAMESPACES,
-        *user_options(),
+        *build_user_options(),
         *(("--unshare-net",) if options.network is Network.NONE else ()),
-        # CUDA's MPS, which shares GPUs, communicates with its clients through shared memory.
+        # CUDA's Multi-Process Service communicates with its clients through shared memory.
         *(() if mps_folder else ("--unshare-ipc",)),
         *("--hostname", "comfyui", "--die-with-parent", "--new-session"),
-        *_mounts(options, folder, env, mps_folder).options(),
+        *_build_mounts(options, folder, env, mps_folder).to_options(),
         *("--chdir", "/"),
     ]
 
 
-def user_of(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_map")) -> int | None:
-    """Return the user id that a confined process takes; None: it keeps that of this process."""
+def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_map")) -> int | None:
+    """Return the user id of a confined process, or None if it is the same as this process's."""
     if options.isolation is not Isolation.STRICT or os.geteuid() != 0:
         return None
     if options.uid is not None:
         return options.uid
-    uid = _FIRST_UID + zlib.crc32(str(options.folder).encode()) % _UIDS
+    uid = _FIRST_UID + zlib.crc32(str(options.folder).encode()) % _UID_COUNT
     for line in uid_map.read_text().splitlines():
         first, _, count = map(int, line.split())
         if first <= uid < first + count:
             return uid
-    return _NOBODY
+    return _NOBODY_UID
 
 
-def device_groups(paths: Iterable[Path]) -> list[int]:
-    """Return the groups that may use these devices, except for devices that every user may use."""
+def find_device_groups(paths: Iterable[Path]) -> list[int]:
+    """Return the ids of the groups whose members may use the devices that others may not use."""
     groups = set()
     for path in paths:
         for device in (path, *(path.iterdir() if path.is_dir() else ())):
@@ -166,19 +161,14 @@ def device_groups(paths: Iterable[Path]) -> list[int]:
     return sorted(groups)
 
 
-def graphics_devices(root: Path = Path("/dev")) -> list[Path]:
-    """Return the device files of graphics cards."""
-    return sorted(path for pattern in _DEVICES for path in root.glob(pattern))
+def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
+    return sorted(path for pattern in _DEVICE_PATTERNS for path in root.glob(pattern))
 
 
-def interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
-    """Return the folders that an interpreter reads: its own, its packages', and those of its links.
-
-    Raises:
-        StackError: the interpreter can't be run.
-    """
+def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
+    """Return a Python interpreter's folders, or raise `StackError` if Python can't be run."""
     try:
-        # With the same environment as ComfyUI, which may change the folders.
+        # In the environment of ComfyUI, which may change the folders.
         completed = subprocess.run(
             [str(python), "-c", _PRINT_FOLDERS],
             stdin=subprocess.DEVNULL,
@@ -191,20 +181,16 @@ def interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
         folders = [Path(path) for path in json.loads(completed.stdout) if path]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise StackError(f"ComfyUI's interpreter {python} can't be run: {error}") from error
-    return [path for path in [*folders, *_link_chain(python)] if path.exists()]
+    return [path for path in [*folders, *_follow_links(python)] if path.exists()]
 
 
-def shared_folders(options: ComfyOptions) -> list[Path]:
-    """Return the folders of models and node packages, which all processes of a pool read; blocks.
-
-    Raises:
-        StackError: a file that names folders of models can't be read.
-    """
-    return [options.models, *options.custom_nodes, *extra_model_paths(options.flags)]
+def find_shared_folders(options: ComfyOptions) -> list[Path]:
+    """Return the folders that all processes of a pool read, or raise `StackError` (blocking)."""
+    return [options.models, *options.custom_nodes, *find_extra_model_paths(options.flags)]
 
 
-def first_unreadable(user: int, folders: Iterable[Path]) -> Path | None:
-    """Return a file that the user may not read; None if there is none among the first 10,000.
+def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
+    """Return the first of at most 10,000 files that the user may not read, or None.
 
     Libraries such as safetensors write files that only their owner may read.
     """
@@ -222,8 +208,8 @@ def first_unreadable(user: int, folders: Iterable[Path]) -> Path | None:
     return None
 
 
-def _link_chain(path: Path) -> Iterator[Path]:
-    """Yield the folders through which a chain of links leads, such as uv's and pyenv's."""
+def _follow_links(path: Path) -> Iterator[Path]:
+    """Yield the folder of each target in a chain of symbolic links, as uv and pyenv create them."""
     for _ in range(_MAX_LINK_CHAIN):
         if not path.is_symlink():
             return
@@ -231,31 +217,31 @@ def _link_chain(path: Path) -> Iterator[Path]:
         yield path.parent
 
 
-def _mounts(
+def _build_mounts(
     options: ComfyOptions, folder: ProcessFolder, env: Mapping[str, str], mps_folder: str | None
 ) -> Mounts:
     mounts = Mounts(hide={*options.hidden, folder.path})
-    for name in _SYSTEM:
+    for name in _SYSTEM_FOLDERS:
         path = Path(name)
         if path.is_symlink():
             mounts.links[path] = str(path.readlink())
         elif path.exists():
             mounts.read[path] = path
-    online = _ETC_ONLINE if options.network is Network.HOST else ()
-    for name in (*_ETC, *online):
+    online = _ETC_NETWORK_NAMES if options.network is Network.HOST else ()
+    for name in (*_ETC_NAMES, *online):
         path = Path("/etc") / name
         if path.exists():
-            # A resolver's or a time zone's file may be a link to any folder.
+            # The files of the resolver and the time zone may be links to any folder.
             mounts.read[path] = path.resolve()
     for path in folder.etc.iterdir():
         mounts.read[Path("/etc") / path.name] = path
-    _show(mounts, interpreter_folders(options.python, env))
+    _mount_folders(mounts, find_interpreter_folders(options.python, env))
     libraries = [Path(path) for path in env.get("LD_LIBRARY_PATH", "").split(":") if path]
-    _show(mounts, [path for path in libraries if path.is_absolute() and path.is_dir()])
-    shared = shared_folders(options)
-    _show(mounts, [options.home, *shared, *options.readable], required=True)
-    mounts.read |= _linked_from(shared, mounts)
-    mounts.hide |= {options.home / name for name in _PERSONAL}
+    _mount_folders(mounts, [path for path in libraries if path.is_absolute() and path.is_dir()])
+    shared = find_shared_folders(options)
+    _mount_folders(mounts, [options.home, *shared, *options.readable], required=True)
+    mounts.read |= _find_link_targets(shared, mounts)
+    mounts.hide |= {options.home / name for name in _PERSONAL_FOLDERS}
     mounts.read[folder.base] = folder.base
     for path in folder.writable:
         mounts.write[path] = path
@@ -264,37 +250,38 @@ def _mounts(
         mounts.write[Path(mps_folder)] = Path(mps_folder)
         mounts.write[Path("/dev/shm")] = Path("/dev/shm")
     mounted = [*mounts.read, *mounts.write]
-    for name in _TEMPORARY:
+    for name in _TEMPORARY_FOLDERS:
         path = Path(name)
-        # A mount point within a writable mount would be created outside, too.
+        # Bubblewrap would create a mount point within a writable mount outside the sandbox, too.
         if not any(other.is_relative_to(path) for other in mounted):
             mounts.write[path] = folder.scratch
     return mounts
 
 
-def _show(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
+def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
     for path in paths:
         if required and not path.exists():
-            raise StackError(f"ComfyUI must read {path}, which does not exist")
+            raise StackError(f"{path}, which the render pool's options name, does not exist")
         if path in (Path("/"), Path("/etc"), *mounts.hide):
             if required:
                 raise StackError(
-                    f"ComfyUI may not read all of {path}: name only the folder that it needs"
+                    f"{path}, which the render pool's options name, is too much to share with "
+                    "ComfyUI: name a folder within it"
                 )
             continue
-        if path.is_absolute() and not _is_shown(mounts, path):
+        if path.is_absolute() and not _is_visible(mounts, path):
             mounts.read[path] = path
 
 
-def _is_shown(mounts: Mounts, path: Path) -> bool:
-    """Return whether an outer folder already shows the path and none hides it."""
+def _is_visible(mounts: Mounts, path: Path) -> bool:
+    """Return whether the path is visible in the sandbox through a mount of an outer folder."""
     if any(path.is_relative_to(hidden) for hidden in mounts.hide):
         return path in mounts.read
     return any(path.is_relative_to(shown) for shown in mounts.read)
 
 
-def _linked_from(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
-    """Return the targets of links in these folders, resolved: models often lie on other disks."""
+def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
+    """Return the resolved targets of links in the folders, which may be models on other disks."""
     targets: dict[Path, Path] = {}
     seen = 0
     for folder in folders:
@@ -308,14 +295,14 @@ def _linked_from(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
                     continue
                 target = Path(os.path.normpath(path.parent / path.readlink()))
                 is_hidden = any(target.resolve().is_relative_to(hidden) for hidden in mounts.hide)
-                if not is_hidden and not _is_shown(mounts, target):
+                if not is_hidden and not _is_visible(mounts, target):
                     targets[target] = target.resolve()
     return targets
 
 
 def _add_devices(mounts: Mounts, options: ComfyOptions) -> None:
-    mounts.devices = [] if options.cpu else graphics_devices()
-    # Math libraries read the number of processors.
-    for name in ("/sys",) if mounts.devices else _TOPOLOGY:
+    mounts.devices = [] if options.cpu else find_graphics_devices()
+    # Math libraries read the number of processors from /sys.
+    for name in ("/sys",) if mounts.devices else _TOPOLOGY_FOLDERS:
         if Path(name).exists():
             mounts.read[Path(name)] = Path(name)

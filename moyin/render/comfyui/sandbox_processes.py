@@ -1,4 +1,4 @@
-"""`SandboxProcesses`: finds ComfyUI in a sandbox, and ends processes that prompts left behind."""
+"""Finds the processes of a sandbox, and kills those that prompts did not end."""
 
 from __future__ import annotations
 
@@ -10,74 +10,70 @@ import psutil
 
 from moyin.errors import WorkerLost
 
-__all__ = ["SandboxProcesses"]
-
 _PATIENCE_SECONDS = 2.0
 _PAUSE_SECONDS = 0.01
 
 
 class SandboxProcesses:
-    """The processes of a sandbox's process namespace.
+    """The processes in the PID namespace of a sandbox.
 
     Args:
-        init: id of the sandbox's first process, as seen outside.
+        init: process id of the sandbox's first process, in the namespace of the host.
     """
 
     def __init__(self, init: int) -> None:
         self.init = init
         self._main: int | None = None
-        # Ids inside the sandbox that need no look, and ids outside of processes that may stay.
-        self._known: frozenset[int] = frozenset()
-        self._settled: frozenset[int] = frozenset()
+        # The ids inside the sandbox that were checked, and the ids outside of exempt processes.
+        self._known_inner_ids: frozenset[int] = frozenset()
+        self._exempt_ids: frozenset[int] = frozenset()
 
     @property
     def main(self) -> int | None:
-        """ComfyUI's process id as seen outside; None: it has not started, or has ended."""
+        """ComfyUI's process id in the namespace of the host, or None if ComfyUI is not running."""
         if self._main is None:
             with contextlib.suppress(psutil.Error):
                 children = psutil.Process(self.init).children()
                 self._main = children[0].pid if children else None
         return self._main
 
-    def settle(self) -> None:
-        """Let all present processes stay, such as those of node packages; blocks."""
+    def exempt_present_processes(self) -> None:
+        """Exempt all present processes from `kill_new_processes`, such as those of node packages."""
         with contextlib.suppress(psutil.Error):
-            self._settled = frozenset(process.pid for process in self._all())
-        self._known = self._inner_ids()
+            self._exempt_ids = frozenset(process.pid for process in self._list_processes())
+        self._known_inner_ids = self._list_inner_ids()
 
-    def end_strays(self) -> None:
-        """Kill the processes that were started after `settle`; blocks until they have ended.
-
-        Raises:
-            WorkerLost: one does not end.
-        """
+    def kill_new_processes(self) -> None:
+        """Kill the processes that were started later, or raise `WorkerLost` if one does not end."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while self._inner_ids() - self._known:
-            strays = [p for p in self._all() if p.pid not in self._settled and _is_alive(p)]
+        while self._list_inner_ids() - self._known_inner_ids:
+            strays = [
+                p for p in self._list_processes() if p.pid not in self._exempt_ids and _is_alive(p)
+            ]
             if not strays:
-                # The new ones are dead, and ComfyUI has not reaped them yet.
-                self._known = self._inner_ids()
+                # The new processes are zombies that ComfyUI has not reaped yet.
+                self._known_inner_ids = self._list_inner_ids()
                 return
             if time.monotonic() > deadline:
-                raise WorkerLost("processes that a prompt started in ComfyUI do not end")
+                pids = ", ".join(str(stray.pid) for stray in strays)
+                raise WorkerLost(f"processes that a prompt has started can't be killed: {pids}")
             for stray in strays:
                 with contextlib.suppress(psutil.Error):
                     stray.kill()
             time.sleep(_PAUSE_SECONDS)
 
-    def _all(self) -> list[psutil.Process]:
+    def _list_processes(self) -> list[psutil.Process]:
         try:
             return psutil.Process(self.init).children(recursive=True)
         except psutil.Error:
             return []
 
-    def _inner_ids(self) -> frozenset[int]:
-        """Return the ids in the sandbox's own /proc: fast, however many processes run outside."""
+    def _list_inner_ids(self) -> frozenset[int]:
+        """Return the process ids in the sandbox's /proc, which excludes the host's processes."""
         try:
             names = [path.name for path in Path(f"/proc/{self.main}/root/proc").iterdir()]
         except OSError:
-            # ComfyUI has ended, and the sandbox with it.
-            return frozenset()
+            return frozenset()  # ComfyUI has ended, and the sandbox with it
         return frozenset(int(name) for name in names if name.isdigit())
 
 

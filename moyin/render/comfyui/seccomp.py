@@ -1,9 +1,9 @@
-"""Builds the filter of system calls for confined ComfyUI processes.
+"""Builds the seccomp filter of system calls for confined ComfyUI processes.
 
-Namespaces leave rarely used parts of the kernel reachable. They also do not cover sockets of the
-family AF_VSOCK, which reach the host of a virtual machine from any network namespace. The denied
-calls are those of Flatpak and Docker that no renderer needs. A denied call fails with EPERM, so
-programs fall back instead of crashing.
+Namespaces do not restrict rarely used parts of the kernel, nor AF_VSOCK sockets, which connect to
+the host of a virtual machine from any network namespace. The filter denies the calls that Flatpak
+and Docker deny and that no renderer needs. A denied call fails with EPERM, so that programs fall
+back instead of crashing.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ import platform
 import struct
 from dataclasses import dataclass
 
-__all__ = ["filter_program"]
-
-# <linux/bpf_common.h>, <linux/seccomp.h>, <linux/audit.h>.
+# Constants of <linux/bpf_common.h>, <linux/seccomp.h> and <linux/audit.h>.
 _LOAD, _JUMP_EQUAL, _JUMP_ATLEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 _X32 = 0x40000000
-# CLONE_NEW* of <linux/sched.h>: time, namespaces of mounts, cgroups, uts, ipc, users, pids, net.
+# The flags CLONE_NEW* of <linux/sched.h>: time, mount, cgroup, UTS, IPC, user, PID and network.
 _NAMESPACES = (
     0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
 )
-# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK.
+# The allowed socket families: AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK.
 _FAMILIES = (1, 2, 10, 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Machine:
-    """The numbers of system calls on one architecture; ``audit`` is the kernel's number for it."""
+    """The system call numbers of one architecture.
+
+    Attributes:
+        audit: the kernel's AUDIT_ARCH number of the architecture.
+    """
 
     audit: int
     clone: int
@@ -39,74 +41,33 @@ class _Machine:
     has_x32: bool = False
 
 
-# By name: the number on x86_64 and on aarch64; None: the call does not exist there.
+# The denied calls, with their numbers on x86_64 and aarch64; None if the call is missing there.
 _DENIED: dict[str, tuple[int, int | None]] = {
-    # Mounts and namespaces.
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    # Other processes.
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "kcmp": (312, 272),
-    "pidfd_getfd": (438, 438),
-    # Parts of the kernel with a history of vulnerabilities, which no renderer needs.
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "lookup_dcookie": (212, 18),
-    # The machine.
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "reboot": (169, 142),
-    "swapon": (167, 224),
-    "swapoff": (168, 225),
-    "acct": (163, 89),
-    "syslog": (103, 116),
-    "quotactl": (179, 60),
-    "quotactl_fd": (443, 443),
-    "vhangup": (153, 58),
-    "nfsservctl": (180, 42),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "clock_adjtime": (305, 266),
-    "adjtimex": (159, 171),
-    "sethostname": (170, 161),
-    "setdomainname": (171, 162),
-    # Only on x86.
-    "iopl": (172, None),
-    "ioperm": (173, None),
-    "modify_ldt": (154, None),
-    "_sysctl": (156, None),
-    "uselib": (134, None),
-    "ustat": (136, None),
-    "sysfs": (139, None),
-    "create_module": (174, None),
-    "get_kernel_syms": (177, None),
-    "query_module": (178, None),
-}
+    # Calls about mounts and namespaces.
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "open_tree": (428, 428), "move_mount": (429, 429), "mount_setattr": (442, 442),
+    "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
+    "unshare": (272, 97), "setns": (308, 268),
+    # Calls that access other processes.
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "kcmp": (312, 272), "pidfd_getfd": (438, 438),
+    # Calls with a history of vulnerabilities that no renderer needs.
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "lookup_dcookie": (212, 18),
+    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
+    # Calls that change or inspect the machine as a whole.
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
+    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
+    "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89), "syslog": (103, 116),
+    "quotactl": (179, 60), "quotactl_fd": (443, 443), "vhangup": (153, 58), "nfsservctl": (180, 42),
+    "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266),
+    "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162),
+    # Calls that exist only on x86.
+    "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None), "_sysctl": (156, None),
+    "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
+    "create_module": (174, None), "get_kernel_syms": (177, None), "query_module": (178, None),
+}  # fmt: skip
 _CLONE3 = 435
 _MACHINES = {
     "x86_64": _Machine(
@@ -125,46 +86,41 @@ _MACHINES = {
 }
 
 
-def filter_program(machine: str | None = None) -> bytes | None:
-    """Return the filter as ``struct sock_filter`` entries, the format that bubblewrap reads.
+def build_filter(machine: str | None = None) -> bytes | None:
+    """Return the filter as an array of ``struct sock_filter``, the format that bubblewrap reads.
 
-    Args:
-        machine: name of the architecture; None: that of this machine.
-
-    Returns:
-        None if the architecture's system calls are not listed here.
+    Returns None if the architecture, by default that of this machine, is not supported.
     """
     numbers = _MACHINES.get(machine or platform.machine())
     return None if numbers is None else _assemble(numbers)
 
 
 def _assemble(machine: _Machine) -> bytes:
-    deny = _op(_RETURN, _ERRNO | errno.EPERM)
-    missing = _op(_RETURN, _ERRNO | errno.ENOSYS)
-    allow = _op(_RETURN, _ALLOW)
+    deny = _instruction(_RETURN, _ERRNO | errno.EPERM)
+    missing = _instruction(_RETURN, _ERRNO | errno.ENOSYS)
+    allow = _instruction(_RETURN, _ALLOW)
     program = [
-        _op(_LOAD, _ARCHITECTURE),
-        _op(_JUMP_EQUAL, machine.audit, 1, 0),
-        # 32-bit calls have other numbers.
-        deny,
-        _op(_LOAD, _NUMBER),
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_JUMP_EQUAL, machine.audit, 1, 0),
+        deny,  # 32-bit calls have other numbers
+        _instruction(_LOAD, _NUMBER),
     ]
     if machine.has_x32:
-        program += [_op(_JUMP_ATLEAST, _X32, 0, 1), missing]
+        program += [_instruction(_JUMP_ATLEAST, _X32, 0, 1), missing]
     for number in machine.denied:
-        program += [_op(_JUMP_EQUAL, number, 0, 1), deny]
-    # A filter can't see clone3's flags, which lie in memory; the C library falls back to clone.
-    program += [_op(_JUMP_EQUAL, _CLONE3, 0, 1), missing]
+        program += [_instruction(_JUMP_EQUAL, number, 0, 1), deny]
+    # A filter can't read clone3's flags, which are in memory. The C library falls back to clone.
+    program += [_instruction(_JUMP_EQUAL, _CLONE3, 0, 1), missing]
     program += [
-        _op(_JUMP_EQUAL, machine.clone, 0, 4),
-        _op(_LOAD, _FIRST_ARGUMENT),
-        _op(_JUMP_SET, _NAMESPACES, 0, 1),
+        _instruction(_JUMP_EQUAL, machine.clone, 0, 4),
+        _instruction(_LOAD, _FIRST_ARGUMENT),
+        _instruction(_JUMP_SET, _NAMESPACES, 0, 1),
         deny,
         allow,
-        _op(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
-        _op(_LOAD, _FIRST_ARGUMENT),
+        _instruction(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
+        _instruction(_LOAD, _FIRST_ARGUMENT),
         *(
-            _op(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
+            _instruction(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
             for position, family in enumerate(_FAMILIES)
         ),
         deny,
@@ -173,5 +129,5 @@ def _assemble(machine: _Machine) -> bytes:
     return b"".join(program)
 
 
-def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)

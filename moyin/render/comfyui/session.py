@@ -1,4 +1,4 @@
-"""`Session`: one ComfyUI process, from its start until it ends or stops working."""
+"""Starts a ComfyUI process, tests it with a prompt, and watches it until it ends or hangs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from moyin.errors import InvalidGraph, RenderFailed, StackError, WorkerLost
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.process import ComfyProcess, Spawner
 from moyin.render.comfyui.stream import EventStream
 from moyin.render.comfyui.written_files import WrittenFiles
-from moyin.render.protocol.response import raise_failure
-from moyin.render.protocol.wire import Message
-
-__all__ = ["Session"]
+from moyin.render.protocol.response import raise_for_failure
+from moyin.render.protocol.wire import EventMessage
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 30.0
-# Longest time between the last response of a dying process and the notice of its exit.
+# Time limit between the last response of a dying process and the notice of its exit.
 _EXIT_SECONDS = 1.0
-# Needs no model. Its end proves that prompts are executed, which HTTP responses do not.
-_TRIVIAL_GRAPH = {
+# A graph without models. Its execution proves that ComfyUI works, which HTTP responses do not.
+_TEST_GRAPH = {
     "1": {
         "class_type": "EmptyImage",
         "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0},
@@ -40,12 +38,13 @@ _TRIVIAL_GRAPH = {
 
 
 class Session:
-    """A process that has rendered a first prompt, with its client.
+    """A ComfyUI process that has rendered a first prompt, with its HTTP client.
 
     Attributes:
-        written: the files that its prompts write.
-        memory: bytes of GPU memory that it may use; None without a GPU.
-        volatile: node classes whose output may differ for the same inputs.
+        client: client of the process.
+        written: files that prompts have written.
+        memory: bytes of GPU memory that the process may use, or None without a GPU.
+        volatile: node classes that may return different outputs for the same inputs.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Session:
         self.volatile = volatile
         self._process = process
         self._is_idle = is_idle
-        self._given_up = asyncio.Event()
+        self._was_marked_broken = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -77,38 +76,37 @@ class Session:
         folder: ProcessFolder,
         spawner: Spawner,
         *,
-        on_event: Callable[[Message], None],
+        on_event: Callable[[EventMessage], None],
         on_binary: Callable[[bytes], None],
         is_idle: Callable[[], bool],
     ) -> AsyncIterator[Session]:
-        """Start ComfyUI in a prepared folder and stop it at the end of the block.
-
-        Returns when it has finished a prompt.
+        """Start ComfyUI, wait until it has rendered a prompt, and stop it at the end of the block.
 
         Args:
-            is_idle: returns whether no prompt is in progress.
+            folder: the prepared folder of the process.
+            is_idle: returns whether no prompt is running.
 
         Raises:
-            StackError: it does not start; the message has the last lines of its log.
+            StackError: ComfyUI does not start; the message has the last lines of its log.
         """
         process = await ComfyProcess.start(options, folder, spawner)
         try:
-            paths = HostPaths.of(options)
+            paths = HostPathFilter.for_process(options)
             async with ComfyClient(process.address, uuid.uuid4().hex, paths) as client:
                 stream = EventStream(
                     client,
-                    lambda message: on_event(paths.event(message)),
-                    lambda frame: on_binary(paths.frame(frame)),
+                    lambda message: on_event(paths.hide_in_event(message)),
+                    lambda frame: on_binary(paths.hide_in_frame(frame)),
                 )
                 reading = asyncio.create_task(stream.run())
                 try:
-                    await _first_prompts(process, client, stream, options)
+                    await _run_first_prompts(process, client, stream, options)
                     written = WrittenFiles(folder)
-                    await asyncio.to_thread(process.settle)
-                    await asyncio.to_thread(written.clear)
-                    total = await client.total_memory()
+                    await asyncio.to_thread(process.exempt_present_processes)
+                    await asyncio.to_thread(written.remove_unclaimed)
+                    total = await client.read_total_memory()
                     memory = None if total is None else int(total * options.share)
-                    volatile = await client.volatile_classes()
+                    volatile = await client.list_volatile_classes()
                     yield cls(process, client, written, is_idle, memory, volatile)
                 finally:
                     reading.cancel()
@@ -116,32 +114,30 @@ class Session:
         finally:
             await process.stop()
 
-    def finish(self, prompt_id: str) -> None:
-        """Move the files and end the processes of a finished prompt, for the next one; blocks.
+    def finish_prompt(self, prompt_id: str) -> None:
+        """Move the files of a finished prompt and kill the processes that it started (blocking).
 
-        Raises:
-            OSError: a file can't be moved.
-            WorkerLost: a process that the prompt started does not end.
+        Raises `OSError` or `WorkerLost` if that fails; ComfyUI must then be replaced.
         """
-        self._process.end_strays()
-        self.written.end(prompt_id)
+        self._process.kill_new_processes()
+        self.written.end_prompt(prompt_id)
 
-    def give_up(self) -> None:
-        """Make `wait_until_broken` return: the process does not work as it should."""
-        self._given_up.set()
+    def mark_broken(self) -> None:
+        """Make `wait_until_broken` return, because the process hangs."""
+        self._was_marked_broken.set()
 
-    async def ended(self) -> bool:
+    async def has_ended(self) -> bool:
         """Return whether the process has ended."""
         await asyncio.wait([self._process.exited], timeout=_EXIT_SECONDS)
         return self._process.exited.done()
 
-    async def killed(self) -> bool:
-        """Return whether the process was killed from outside, which no prompt is to blame for."""
-        return await self.ended() and self._process.was_killed
+    async def was_killed(self) -> bool:
+        """Return whether another process has killed ComfyUI, so that no prompt is the cause."""
+        return await self.has_ended() and self._process.was_killed
 
     async def wait_until_broken(self) -> str:
-        """Return the reason when the process has ended or does not work any more."""
-        given_up = asyncio.create_task(self._given_up.wait())
+        """Wait until the process has ended or hangs, and return the reason."""
+        given_up = asyncio.create_task(self._was_marked_broken.wait())
         executor_dead = asyncio.create_task(self._wait_until_executor_is_dead())
         try:
             await asyncio.wait(
@@ -153,26 +149,28 @@ class Session:
                 task.cancel()
             await asyncio.gather(given_up, executor_dead, return_exceptions=True)
         if self._process.exited.done():
-            return f"it ended with status {self._process.exited.result()}"
-        return "it hung" if self._given_up.is_set() else "it answers, but executes nothing"
+            return f"its process ended with status {self._process.exited.result()}"
+        if self._was_marked_broken.is_set():
+            return "its process hung"
+        return "the thread that executes prompts has ended"
 
     async def _wait_until_executor_is_dead(self) -> None:
-        """Return when the executing thread is dead.
+        """Wait until the thread that executes prompts has ended.
 
-        It sends no prompt to find out: that would drop the cached results and models of the last.
+        The check does not submit a prompt, which would drop cached results and loaded models.
         """
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             try:
                 is_alive = await self.client.is_executor_alive()
             except WorkerLost:
-                # Only an executing node may keep the process too busy to answer.
+                # An executing node may prevent the process from responding.
                 is_alive = not self._is_idle()
             if not is_alive:
                 return
 
 
-async def _first_prompts(
+async def _run_first_prompts(
     process: ComfyProcess,
     client: ComfyClient,
     stream: EventStream,
@@ -186,9 +184,14 @@ async def _first_prompts(
         )
         if process.exited.done():
             status = process.exited.result()
-            raise StackError(f"ComfyUI ended with status {status}:\n{process.last_lines()}")
+            raise StackError(
+                f"ComfyUI ended with status {status}:\n{process.read_last_log_lines()}"
+            )
         if not rendering.done():
-            raise StackError(f"ComfyUI is not ready after {seconds} s:\n{process.last_lines()}")
+            raise StackError(
+                f"ComfyUI has not rendered a prompt within its start_timeout of {seconds:g} s:\n"
+                f"{process.read_last_log_lines()}"
+            )
         await rendering
     finally:
         rendering.cancel()
@@ -199,21 +202,21 @@ async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) 
     await stream.connected.wait()
     if not await client.is_executor_alive():
         raise StackError("ComfyUI could not load Moyin's bridge; see its log for the import error")
-    await _render(client, _TRIVIAL_GRAPH)
+    await _render(client, _TEST_GRAPH)
     if graph is None:
         return
     try:
         await _render(client, from_json(graph))
     except (InvalidGraph, RenderFailed) as error:
-        # The pool can still render; only the first job will be slow.
-        _log.warning("the warm-up graph failed: %s", error)
+        # Not fatal, because the pool can still render.
+        _log.warning("the pool's warm_up graph failed, so the first job will be slow: %s", error)
 
 
 async def _render(client: ComfyClient, graph: Mapping[str, Any]) -> None:
     prompt_id = str(uuid.uuid4())
     await client.submit(prompt_id, graph)
-    entry = (await client.prompt_state(prompt_id)).entry
+    entry = (await client.get_prompt_state(prompt_id)).entry
     while entry is None:
         await asyncio.sleep(_POLL_SECONDS)
-        entry = (await client.prompt_state(prompt_id)).entry
-    raise_failure(entry)
+        entry = (await client.get_prompt_state(prompt_id)).entry
+    raise_for_failure(entry)

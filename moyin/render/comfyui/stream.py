@@ -1,4 +1,4 @@
-"""`EventStream`: reads the WebSocket of a ComfyUI process."""
+"""Reads events and binary frames from the WebSocket of a ComfyUI process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from moyin.render.comfyui.client import ComfyClient
-from moyin.render.protocol.wire import Message
-
-__all__ = ["EventStream"]
+from moyin.render.protocol.wire import EventMessage
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -21,22 +19,25 @@ _log = logging.getLogger(__name__)
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEARTBEAT_SECONDS = 20.0
 _RECONNECT_SECONDS = 0.2
-# With this feature, previews name their prompt and node.
+# With this feature, ComfyUI adds the ids of the prompt and the node to previews.
 _FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 
 class EventStream:
     """Calls ``on_event`` for ComfyUI's events and ``on_binary`` for its binary frames.
 
-    Neither callback may block: ComfyUI sends to its sockets one after the other and waits for each,
-    so a slow reader delays the renders. After a disconnect the stream connects again under the same
-    client id. Events in between are lost, so callers must also poll the history.
+    The callbacks must not block, because ComfyUI waits for each of its sockets, so that a slow
+    reader delays the renders. After a disconnect the stream connects again with the same client id.
+    Events in between are lost, so callers must also poll the history.
+
+    Attributes:
+        connected: set while ComfyUI sends events to the stream.
     """
 
     def __init__(
         self,
         client: ComfyClient,
-        on_event: Callable[[Message], None],
+        on_event: Callable[[EventMessage], None],
         on_binary: Callable[[bytes], None],
     ) -> None:
         self._client = client
@@ -46,16 +47,16 @@ class EventStream:
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
-        """Read until cancelled."""
+        """Read the WebSocket until the task is cancelled."""
         while True:
             try:
-                await self._read()
+                await self._read_frames()
             except (aiohttp.ClientError, TimeoutError) as error:
-                _log.debug("event stream: %s", error)
+                _log.debug("ComfyUI's event stream is disconnected: %s", error)
             self.connected.clear()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
-    async def _read(self) -> None:
+    async def _read_frames(self) -> None:
         async with self._client.session.ws_connect(
             "/ws",
             params={"clientId": self._client.client_id},
@@ -65,26 +66,25 @@ class EventStream:
             await socket.send_json(_FEATURES)
             async for frame in socket:
                 if frame.type is aiohttp.WSMsgType.BINARY:
-                    self._handle(self._on_binary, frame.data)
+                    self._call_back(self._on_binary, frame.data)
                 elif frame.type is aiohttp.WSMsgType.TEXT:
-                    self._handle_text(frame.data)
+                    self._process_text(frame.data)
                     # ComfyUI has registered the socket before it sends the first message.
                     self.connected.set()
 
-    def _handle_text(self, text: str) -> None:
+    def _process_text(self, text: str) -> None:
         try:
-            message = Message.model_validate_json(text)
+            message = EventMessage.model_validate_json(text)
         except ValidationError:
-            # Custom nodes may send messages of any shape.
-            return
-        self._handle(self._on_event, message)
+            return  # custom nodes may send messages of any shape
+        self._call_back(self._on_event, message)
 
-    def _handle(self, callback: Callable[[T], None], message: T) -> None:
-        """Call back; a malformed message of a node must not end the stream."""
+    def _call_back(self, callback: Callable[[T], None], message: T) -> None:
+        """Call the callback, and catch its error if a node has sent a malformed message."""
         try:
             callback(message)
         except Exception:
             if not self._has_logged_error:
-                # Once only: a node may send any number of them.
-                _log.warning("ComfyUI, or one of its nodes, sent a bad message", exc_info=True)
+                # Logged only once, because a node may send any number of malformed messages.
+                _log.warning("a malformed event of ComfyUI or a node is ignored", exc_info=True)
             self._has_logged_error = True

@@ -1,7 +1,7 @@
-"""`WrittenFiles`: moves prompts' files out of the process's reach, and opens them with distrust.
+"""Moves the output files of prompts out of the process's reach, and opens them safely.
 
-A node may leave anything behind: links to others' files, pipes that block their reader, folders
-without permissions, files that change while they are read.
+A malicious node may write links to other tenants' files, pipes that block their reader, folders
+without permissions, or files that change while they are read.
 """
 
 from __future__ import annotations
@@ -14,78 +14,61 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from moyin.render.comfyui.folder import ProcessFolder
-from moyin.render.comfyui.removal import remove_tree, unlock
+from moyin.render.comfyui.folder import ProcessFolder, remove_tree, unlock
 from moyin.render.protocol.wire import OutputFile
-
-__all__ = ["WrittenFiles"]
 
 _MAX_DEPTH = 64
 _OWNER_ONLY = 0o700
 # A folder name that is not a prompt id.
-_NO_PROMPT = "nobody"
+_UNCLAIMED = "nobody"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Without O_NONBLOCK the opening of a pipe waits for its writer.
+# Without O_NONBLOCK, opening a pipe would block until the pipe has a writer.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class WrittenFiles:
-    """Holds the files of the executing prompt, and of prompts whose files are not stored yet."""
+    """The files that prompts have written and that are not stored yet.
+
+    All methods block, and raise `OSError` if a file can't be moved or removed.
+    """
 
     def __init__(self, folder: ProcessFolder) -> None:
         self._folder = folder
         self._executing: str | None = None
 
-    def begin(self, prompt_id: str) -> None:
-        """Begin a prompt: remove all that was written since the last one ended; blocks.
-
-        Raises:
-            OSError: a file can't be removed.
-        """
-        self.clear()
+    def begin_prompt(self, prompt_id: str) -> None:
+        """Remove all other files from the process's folders, so that a prompt can begin."""
+        self.remove_unclaimed()
         self._executing = prompt_id
 
-    def clear(self) -> None:
-        """Remove files that no prompt has written; blocks.
+    def remove_unclaimed(self) -> None:
+        """Remove the files in the process's folders, which belong to no prompt."""
+        self._move_to_done(_UNCLAIMED)
+        remove_tree(self._folder.done / _UNCLAIMED)
 
-        Raises:
-            OSError: a file can't be removed.
-        """
-        self._move_all(_NO_PROMPT)
-        remove_tree(self._folder.done / _NO_PROMPT)
-
-    def end(self, prompt_id: str) -> None:
-        """End a prompt: move its files to where the process can't reach them; blocks.
-
-        Raises:
-            OSError: a file can't be moved.
-        """
+    def end_prompt(self, prompt_id: str) -> None:
+        """Move the files of a finished prompt to a folder that the process can't access."""
         self._executing = None
-        self._move_all(prompt_id)
+        self._move_to_done(prompt_id)
 
-    def discard(self, prompt_id: str) -> None:
-        """Remove the prompt's files, which have been stored; blocks.
-
-        Raises:
-            OSError: a file can't be removed.
-        """
+    def discard_files(self, prompt_id: str) -> None:
+        """Remove the moved files of a prompt."""
         remove_tree(self._folder.done / prompt_id)
 
-    def open(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
-        """Open an output file of the prompt, which ComfyUI's cache may have supplied; blocks.
+    def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
+        """Open an output file of a prompt, or of the earlier prompt from whose cache it comes.
 
-        Returns:
-            None if it is gone, is not a regular file, or lies outside the folder of its type.
+        Returns None if the file is missing, not regular, or outside the folder of its type.
         """
         parts = PurePosixPath(file.subfolder, file.filename).parts
         if len(parts) > _MAX_DEPTH or any(part in ("/", "..") for part in parts):
             return None
-        # The bridge puts the id of the prompt that wrote the file first.
+        # The bridge puts files into a folder named after the prompt that wrote them.
         origin = parts[0] if parts and _UUID.fullmatch(parts[0]) else prompt_id
         roots = [self._folder.done / origin / file.type]
         if origin == self._executing:
-            # First, because the file may be moved to the other folder meanwhile.
+            # Tried first, because the file may be moved to the other folder meanwhile.
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
             for candidate in _candidate_paths(parts, origin):
@@ -94,32 +77,32 @@ class WrittenFiles:
                     return opened
         return None
 
-    def _move_all(self, name: str) -> None:
+    def _move_to_done(self, name: str) -> None:
         target = self._folder.done / name
         for source in self._folder.writable:
             if stat.S_IMODE(source.lstat().st_mode) != _OWNER_ONLY:
-                # The process owns the folder, and may have removed its own permissions.
+                # The process owns the folder and may have removed the permissions.
                 unlock(source)
             children = list(source.iterdir())
             if not children:
                 continue
             folder = target / source.name
             if folder.exists():
-                # An earlier attempt at the same prompt has left it.
+                # The folder is from an earlier attempt at the same prompt.
                 remove_tree(folder)
             folder.mkdir(parents=True)
             for child in children:
-                _move(child, folder / child.name)
+                _move_entry(child, folder / child.name)
 
 
 def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
-    """Yield where a file may lie: nodes that name their files themselves use no prompt folder."""
+    """Yield the paths that a file may have; some nodes ignore the folder of their prompt."""
     yield parts
     if parts[:1] == (origin,):
         yield parts[1:]
 
 
-def _move(source: Path, target: Path) -> None:
+def _move_entry(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except PermissionError:
@@ -127,12 +110,11 @@ def _move(source: Path, target: Path) -> None:
             unlock(folder)
         source.rename(target)
     except FileNotFoundError:
-        # A thread of the process has removed it meanwhile.
-        pass
+        pass  # a thread of the process has removed the file meanwhile
 
 
 def _open_below(root: Path, parts: tuple[str, ...]) -> BinaryIO | None:
-    """Open a regular file below ``root`` without following links."""
+    """Open a regular file below ``root`` without following links, or return None."""
     if not parts:
         return None
     descriptor = -1

@@ -1,8 +1,8 @@
-"""Converts tenants' pictures in processes with limited memory and time."""
+"""Converts pictures of tenants in processes with limited memory and time."""
 
 from __future__ import annotations
 
-from moyin.render.imaging.converter import Converted, PictureConverter
+from moyin.render.imaging.converter import ConvertedPicture, PictureConverter
 from moyin.render.imaging.processes import PictureLimits, PictureProcesses
 
-__all__ = ["Converted", "PictureConverter", "PictureLimits", "PictureProcesses"]
+__all__ = ["ConvertedPicture", "PictureConverter", "PictureLimits", "PictureProcesses"]

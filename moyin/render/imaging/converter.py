@@ -1,4 +1,4 @@
-"""`PictureConverter`: converts pictures for ComfyUI's ``/view`` and its mask editor."""
+"""Converts stored pictures for ComfyUI's ``/view`` and its mask editor, and caches the results."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from moyin.render.imaging.processes import PictureProcesses
 from moyin.store.blobs import BlobStore
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = ["Converted", "PictureConverter"]
-
 _PREVIEW = re.compile(r"(webp|jpeg)?[^;]{0,16}(?:;(\d{1,3}))?")
 _QUALITY = 90
 _MIB = 2**20
@@ -30,17 +28,17 @@ _CHUNK = 256 * 1024
 _CACHED_ENTRIES = 32
 _CACHED_BYTES = 512 * 1024
 _CACHED_SECONDS = 3600
-# Part of every cache key: change it when conversions change.
+# Part of each cache key; must change when the result of a conversion changes.
 _VERSION = "1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Converted:
-    """A converted picture: in memory if it is small, or else in a file that has been unlinked.
+class ConvertedPicture:
+    """A converted picture, in memory if it is small or else in an open file.
 
     Attributes:
-        content: the bytes; None if ``file`` has them.
-        file: the open file; None if ``content`` has the bytes.
+        content: the bytes of a small picture, or None.
+        file: the open, already unlinked file of a large picture, or None.
     """
 
     media_type: str
@@ -49,7 +47,7 @@ class Converted:
     file: BinaryIO | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes and close the file; can be called once."""
+        """Yield the bytes, then close the file. This method can be called only once."""
         if self.content is not None:
             yield self.content
         elif self.file is not None:
@@ -59,10 +57,11 @@ class Converted:
 
 
 class PictureConverter:
-    """Converts pictures of tenants within the limits of `PictureProcesses`.
+    """Converts pictures in the artifact store.
 
     Args:
-        cache: stores small results.
+        processes: the processes that decode and encode pictures, with their limits.
+        cache: cache of small results, or None for no cache.
     """
 
     def __init__(
@@ -72,21 +71,27 @@ class PictureConverter:
         self._processes = processes
         self._cache = cache
 
-    async def preview(self, owner: str, source: Artifact, preview: str, channels: str) -> Converted:
-        """Return a lossy copy, scaled down if the picture is large.
+    async def preview(
+        self, owner: str, source: Artifact, preview: str, channels: str
+    ) -> ConvertedPicture:
+        """Return a lossy copy of a picture, scaled down if the picture is large.
 
         Args:
-            preview: format (``webp`` or ``jpeg``) and quality: ``webp;75``.
+            preview: format (``webp`` or ``jpeg``) and quality, such as ``webp;75``.
             channels: ``rgb`` removes the transparency.
 
         Raises:
-            InvalidRequest: the source is not a readable picture, ``preview`` is malformed, or its
-                format can't hold pictures of this size.
-            PictureTooLarge, Overloaded, ArtifactNotFound
+            InvalidRequest: The source is not a readable picture, ``preview`` is malformed, or the
+                format does not support pictures of this size.
+            PictureTooLarge: The source or the conversion exceeds a limit.
+            Overloaded: Too many pictures are waiting for conversion.
+            ArtifactNotFound: The store no longer has the content of the source.
         """
         match = _PREVIEW.fullmatch(preview)
         if match is None:
-            raise InvalidRequest("preview must have the form webp;90", field="preview")
+            raise InvalidRequest(
+                "preview must be webp or jpeg with a quality, such as webp;90", field="preview"
+            )
         image_format = match[1] if match[1] and "a" not in channels else "webp"
         task = {
             "action": "preview",
@@ -96,61 +101,59 @@ class PictureConverter:
         }
         return await self._convert(owner, source, task, f"image/{image_format}")
 
-    async def channel(self, owner: str, source: Artifact, channels: str) -> Converted:
+    async def channel(self, owner: str, source: Artifact, channels: str) -> ConvertedPicture:
         """Return a PNG with only the colours (``rgb``) or only the transparency (``a``).
 
-        Raises:
-            InvalidRequest: the source is not a readable picture.
-            PictureTooLarge, Overloaded, ArtifactNotFound
+        Raises the same errors as `preview`.
         """
         task = {"action": "channel", "channels": channels}
         return await self._convert(owner, source, task, "image/png")
 
     async def apply_mask(self, owner: str, source: Artifact, mask: Path) -> None:
-        """Replace the file ``mask`` by a PNG of the source with the mask's transparency.
+        """Replace the file ``mask`` by a PNG of the source with the transparency of the mask.
 
-        Raises:
-            InvalidRequest: one is not a readable picture, or their sizes differ.
-            PictureTooLarge, Overloaded, ArtifactNotFound
+        Raises the same errors as `preview`, and `InvalidRequest` if the pictures differ in size.
         """
         self._check_size((await anyio.Path(mask).stat()).st_size)
-        async with self._result(owner, source, {"action": "mask", "mask": str(mask)}) as target:
+        async with self._run_task(owner, source, {"action": "mask", "mask": str(mask)}) as target:
             await anyio.to_thread.run_sync(_replace, target, mask)
 
     async def _convert(
         self, owner: str, source: Artifact, task: Mapping[str, Any], media_type: str
-    ) -> Converted:
+    ) -> ConvertedPicture:
         parts = (_VERSION, source.sha256, *(str(value) for value in task.values()))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         cached = None if self._cache is None else await self._cache.get(owner, digest)
         if cached is not None:
-            return Converted(media_type=media_type, size=len(cached), content=cached)
-        async with self._result(owner, source, task) as target:
+            return ConvertedPicture(media_type=media_type, size=len(cached), content=cached)
+        async with self._run_task(owner, source, task) as target:
             size = (await anyio.Path(target).stat()).st_size
             if size > _CACHED_BYTES:
                 file = await anyio.to_thread.run_sync(_open, target)
-                return Converted(media_type=media_type, size=size, file=file)
+                return ConvertedPicture(media_type=media_type, size=size, file=file)
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
             await self._cache.put(
                 owner, digest, content, ttl=_CACHED_SECONDS, entries=_CACHED_ENTRIES
             )
-        return Converted(media_type=media_type, size=size, content=content)
+        return ConvertedPicture(media_type=media_type, size=size, content=content)
 
     @asynccontextmanager
-    async def _result(
+    async def _run_task(
         self, owner: str, source: Artifact, task: Mapping[str, Any]
     ) -> AsyncIterator[Path]:
-        """Carry out the task and yield the file of its result, which exists only in the block."""
+        """Run a task of `worker.convert` and yield its result, a file that exists in the block."""
         self._check_size(source.size)
         with tempfile.TemporaryDirectory(prefix="moyin-picture-") as folder:
             original, target = Path(folder) / "source", Path(folder) / "target"
-            # Copied once a process is free, so that waiting pictures take no disk space.
-            async with self._processes.process(owner) as process:
+            # Copied only when a process is free, so that waiting pictures take no disk space.
+            async with self._processes.acquire_process(owner) as process:
                 try:
                     await self._blobs.copy_to(source.sha256, original)
                 except FileNotFoundError:
-                    raise ArtifactNotFound("the file's content is gone") from None
+                    raise ArtifactNotFound(
+                        f"the artifact store has no content of file {source.name!r} any more"
+                    ) from None
                 await process.run({**task, "source": str(original), "target": str(target)})
             yield target
 
@@ -158,7 +161,7 @@ class PictureConverter:
         limit = self._processes.limits.source_mib * _MIB
         if size > limit:
             raise PictureTooLarge(
-                f"the file has {size:,} bytes; only pictures of up to {limit:,} bytes are converted",
+                f"the file has {size:,} bytes; only files of at most {limit:,} bytes are converted",
                 field="filename",
                 details={"bytes": size, "max_bytes": limit},
             )

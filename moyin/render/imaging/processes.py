@@ -1,4 +1,4 @@
-"""`PictureProcesses`: starts processes that convert pictures, limits them, and ends idle ones."""
+"""Starts and reuses the processes that convert pictures, and ends idle ones."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from typing import Any
 from moyin.errors import InvalidRequest, PictureTooLarge, ServiceUnavailable
 from moyin.system.slots import Slots
 
-__all__ = ["PictureLimits", "PictureProcess", "PictureProcesses"]
-
 _log = logging.getLogger(__name__)
 _SCRIPT = Path(__file__).with_name("worker.py")
-# No secrets: a malicious picture may take over the decoder.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+# Contains no secrets, because a malicious picture may take over the decoder.
+_ENVIRONMENT_NAMES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _TASKS_PER_PROCESS = 100
 _MAX_RESPONSE_BYTES = 64 * 1024
-# How long a picture waits for a process.
-_PATIENCE_SECONDS = 30.0
-# Longest time between the end of a process's output and its exit.
+# Time limit for the wait for a free process.
+_MAX_WAIT_SECONDS = 30.0
+# Time limit between the end of a process's output and its exit.
 _EXIT_SECONDS = 2.0
 _UNREADABLE = "this file is not a readable picture"
 # Signals that end a process whose decoder crashes on a picture.
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+_CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +38,12 @@ class PictureLimits:
     """Limits of one conversion.
 
     Attributes:
-        pixels: size of a picture that is decoded.
-        preview_pixels: size of a preview; a larger picture is scaled down.
-        memory_mib: address space of a process.
-        seconds: processor time for one picture; it may take three times as long in real time.
-        source_mib: size of the file that is read.
-        result_mib: size of the file that is written.
+        pixels: largest number of pixels of a source.
+        preview_pixels: largest number of pixels of a preview; larger pictures are scaled down.
+        memory_mib: largest address space of a process.
+        seconds: limit of the processor time. The limit of the real time is three times as long.
+        source_mib: largest source file.
+        result_mib: largest result file.
     """
 
     pixels: int = 8192 * 8192
@@ -57,7 +55,7 @@ class PictureLimits:
 
 
 class PictureProcess:
-    """Runs one task at a time in a process of `moyin.render.imaging.worker`."""
+    """A process of `moyin.render.imaging.worker`, which runs one task at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process, limits: PictureLimits) -> None:
         self._process = process
@@ -67,11 +65,10 @@ class PictureProcess:
 
     @classmethod
     async def start(cls, limits: PictureLimits) -> PictureProcess:
-        """Start a process."""
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment = {name: os.environ[name] for name in _ENVIRONMENT_NAMES if name in os.environ}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            # Without the script's folder in its module path.
+            # Do not add the script's folder to the module search path.
             "-P",
             str(_SCRIPT),
             str(os.getpid()),
@@ -89,15 +86,14 @@ class PictureProcess:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the process may get another task."""
+        """Whether the process is alive and can run another task."""
         return self._remaining_tasks > 0 and self._process.returncode is None
 
     async def run(self, task: Mapping[str, Any]) -> None:
-        """Carry out one task of `moyin.render.imaging.worker`.
+        """Run a task of `moyin.render.imaging.worker.convert`.
 
-        Raises:
-            PictureTooLarge: the conversion exceeds a limit.
-            InvalidRequest: the picture can't be read, or can't be converted in this way.
+        Raises `PictureTooLarge` or `InvalidRequest` if the picture can't be converted, or
+        `ServiceUnavailable` if the process ends for another reason.
         """
         self._remaining_tasks -= 1
         try:
@@ -105,13 +101,13 @@ class PictureProcess:
                 response = await self._send(task)
         except TimeoutError:
             await self.end()
-            raise self._too_slow() from None
+            raise self._make_timeout_error() from None
         except BaseException:
-            # Its response must not be read as that of the next task.
+            # A late response must not be read as the response to the next task.
             await self.end()
             raise
         if response is None:
-            raise await self._exit_error()
+            raise await self._make_exit_error()
         if response.get("last"):
             await self.end()
         kind = response.get("problem")
@@ -125,7 +121,6 @@ class PictureProcess:
             )
 
     async def end(self) -> None:
-        """Kill the process and wait until it has ended."""
         if self.idle_timer is not None:
             self.idle_timer.cancel()
         self._remaining_tasks = 0
@@ -135,7 +130,7 @@ class PictureProcess:
         await asyncio.shield(self._process.wait())
 
     async def _send(self, task: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Send a task; return the response, or None if the process has ended."""
+        """Send a task, and return the response, or None if the process has ended."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         try:
@@ -147,42 +142,42 @@ class PictureProcess:
         response: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
         return response
 
-    async def _exit_error(self) -> Exception:
-        # Wait for the exit before `end`: if the process is killed just before it exits,
-        # `Popen.send_signal` reaps it, and asyncio reports status 255 instead of the real one.
+    async def _make_exit_error(self) -> Exception:
+        # `end` would kill the process just before it exits by itself; `Popen.send_signal` would
+        # then reap the process, and asyncio would report the status 255 instead of the real one.
         with suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_SECONDS):
                 await asyncio.shield(self._process.wait())
         await self.end()
         status = self._process.returncode or 0
         if -status == signal.SIGXCPU:
-            return self._too_slow()
-        _log.warning("a process that converts pictures ended with status %d", status)
-        if -status in _CRASHES:
+            return self._make_timeout_error()
+        _log.warning("a picture conversion process ended with status %d", status)
+        if -status in _CRASH_SIGNALS:
             return InvalidRequest(_UNREADABLE, field="filename")
         if -status == signal.SIGKILL:
             return PictureTooLarge(
-                "the picture needs more memory than the machine has", field="filename"
+                "converting the picture takes more memory than the machine has", field="filename"
             )
-        return ServiceUnavailable("the picture could not be converted; try again")
+        return ServiceUnavailable("the picture conversion process ended unexpectedly; try again")
 
-    def _too_slow(self) -> PictureTooLarge:
+    def _make_timeout_error(self) -> PictureTooLarge:
         seconds = self._limits.seconds
         return PictureTooLarge(
-            f"converting the picture takes longer than {seconds} seconds",
+            f"converting the picture takes longer than {seconds} seconds; use a smaller picture",
             field="filename",
             details={"max_seconds": seconds},
         )
 
 
 class PictureProcesses:
-    """The processes of one replica, shared fairly between tenants. Used from one event loop.
+    """A pool of `PictureProcess` for one event loop, shared fairly between tenants.
 
     Args:
-        processes: number of processes at a time.
-        queue: number of pictures that may wait.
-        patience: seconds that a picture waits at most.
-        idle: seconds after which an idle process ends.
+        processes: largest number of processes.
+        queue: largest number of waiting pictures.
+        patience: time limit in seconds for the wait for a process.
+        idle: seconds after which an idle process is ended.
     """
 
     def __init__(
@@ -191,11 +186,11 @@ class PictureProcesses:
         *,
         processes: int = 2,
         queue: int = 64,
-        patience: float = _PATIENCE_SECONDS,
+        patience: float = _MAX_WAIT_SECONDS,
         idle: float = 15.0,
     ) -> None:
         self.limits = limits or PictureLimits()
-        # Conversions may be slow, so a tenant never gets all processes.
+        # A tenant never gets all processes, because conversions may be slow.
         self._slots = Slots(processes, queue=queue, patience=patience, reserve_seconds=math.inf)
         self._patience = patience
         self._idle = idle
@@ -204,29 +199,24 @@ class PictureProcesses:
 
     @property
     def idle_pids(self) -> tuple[int, ...]:
-        """The ids of the idle processes."""
         return tuple(process.pid for process in self._idle_processes)
 
     @asynccontextmanager
-    async def process(self, tenant: str) -> AsyncIterator[PictureProcess]:
-        """Wait for a process and hold it for one task of the tenant.
-
-        Raises:
-            Overloaded: too many pictures wait, or the wait took too long.
-        """
-        if not self._slots.take(tenant):
+    async def acquire_process(self, tenant: str) -> AsyncIterator[PictureProcess]:
+        """Reserve a free process for the block, or raise `Overloaded` after a timeout."""
+        if not self._slots.try_acquire(tenant):
             await self._slots.wait(tenant, self._patience, self.limits.seconds / 4)
         try:
             process = self._pop_idle() or await PictureProcess.start(self.limits)
             try:
                 yield process
             finally:
-                await self._put_back(process)
+                await self._return_process(process)
         finally:
-            self._slots.free(tenant)
+            self._slots.release(tenant)
 
     async def close(self) -> None:
-        """End the idle processes; busy ones end after their task."""
+        """End the idle processes, and let each busy process end after its task."""
         for process in self._idle_processes:
             await process.end()
         self._idle_processes.clear()
@@ -240,10 +230,10 @@ class PictureProcesses:
             process.idle_timer.cancel()
             if process.is_usable:
                 return process
-            self._end_soon(process)
+            self._end_in_background(process)
         return None
 
-    async def _put_back(self, process: PictureProcess) -> None:
+    async def _return_process(self, process: PictureProcess) -> None:
         if not process.is_usable or not self._idle:
             await process.end()
             return
@@ -253,9 +243,9 @@ class PictureProcesses:
 
     def _end_idle(self, process: PictureProcess) -> None:
         self._idle_processes.remove(process)
-        self._end_soon(process)
+        self._end_in_background(process)
 
-    def _end_soon(self, process: PictureProcess) -> None:
+    def _end_in_background(self, process: PictureProcess) -> None:
         task = asyncio.create_task(process.end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

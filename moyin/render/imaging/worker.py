@@ -1,11 +1,11 @@
 """Converts pictures in a process with limited memory and time.
 
-A script that uses only the standard library and Pillow::
+`PictureProcess` runs this file as a script, which imports only the standard library and Pillow::
 
     python worker.py PARENT_PID '{"pixels": …, "memory_mib": …, …}'
 
-It reads one task per line from its standard input and writes one response per line, both in JSON.
-The files that a task names are local.
+The script reads one JSON task per line from its standard input and writes one JSON response per
+line to its standard output.
 """
 
 from __future__ import annotations
@@ -27,25 +27,23 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Problem", "convert", "main"]
-
 _PR_SET_PDEATHSIG = 1
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _NICENESS = 5
 _MIB = 2**20
 _UNREADABLE = "this file is not a readable picture"
 _MAX_OPEN_FILES = 64
-# libwebp's errors for a lack of memory.
+# The messages of libwebp when memory is exhausted.
 _WEBP_MEMORY_ERRORS = ("encoding error 1", "encoding error 2")
 
 
-class Problem(Exception):
+class ConversionError(Exception):
     """Raised for a picture that can't be converted.
 
     Attributes:
-        kind: ``unreadable``: it is not a picture; ``large``: it exceeds a limit; ``unfit``: the
-            task can't be done with this picture.
-        details: numbers for the client.
+        kind: ``unreadable`` if the file is not a picture, ``large`` if a limit is exceeded, or
+            ``unfit`` if the task can't be done with this picture.
+        details: numbers for the client, such as the limit that is exceeded.
     """
 
     def __init__(
@@ -58,36 +56,35 @@ class Problem(Exception):
 
 
 def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Carry out one task: convert the file ``source`` and write the file ``target``.
+    """Convert the file ``task["source"]`` and write the result to the file ``task["target"]``.
 
     Args:
-        task: ``action`` is ``preview`` with ``format``, ``quality`` and ``channels``, ``channel``
-            with ``channels``, or ``mask`` with the file ``mask``.
-        limits: ``pixels`` of a picture, and ``preview_pixels``, above which previews are scaled
-            down.
+        task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality`` and
+            ``channels``), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
+        limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
 
     Raises:
-        Problem: the picture can't be converted.
-        MemoryError
+        ConversionError: The picture can't be converted.
+        MemoryError: The conversion exceeds the address space of the process.
     """
     match task["action"]:
         case "preview":
-            _preview(task, limits)
+            _write_preview(task, limits)
         case "channel":
-            _channel(task, limits)
+            _write_channel(task, limits)
         case "mask":
-            _mask(task, limits)
+            _write_masked(task, limits)
 
 
-def _preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write a lossy copy, scaled down if the picture is large."""
-    with _opened(task["source"], limits) as picture:
+def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Write a lossy copy of the picture, scaled down if the picture is large."""
+    with _open_picture(task["source"], limits) as picture:
         scale = math.sqrt(limits["preview_pixels"] / (picture.width * picture.height))
         size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
         if scale < 1:
-            # JPEG can decode at a fraction of its size, if that is still large enough.
+            # Pillow can decode a JPEG at a fraction of its size that is still large enough.
             picture.draft(None, size)
-        _load(picture)
+        _load_pixels(picture)
     image_format = task["format"]
     mode = "RGB" if image_format == "jpeg" or task["channels"] == "rgb" else picture.mode
     if mode not in ("RGB", "RGBA"):
@@ -96,43 +93,46 @@ def _preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
         picture = picture.convert(mode)
     if scale < 1:
         picture.thumbnail(size, reducing_gap=2.0)
-    _write(picture, task["target"], image_format.upper(), quality=task["quality"])
+    _write_picture(picture, task["target"], image_format.upper(), quality=task["quality"])
 
 
-def _channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+def _write_channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """Write a PNG with only the colours (``rgb``) or only the transparency (``a``)."""
     if task["channels"] == "rgb":
-        return _write(_decode(task["source"], limits).convert("RGB"), task["target"], "PNG")
-    transparency = _transparency(task["source"], limits)
-    _write(_black(transparency), task["target"], "PNG")
+        return _write_picture(_decode(task["source"], limits).convert("RGB"), task["target"], "PNG")
+    transparency = _decode_transparency(task["source"], limits)
+    _write_picture(_make_black_picture(transparency), task["target"], "PNG")
 
 
-def _mask(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write a PNG of the source with the mask's transparency; keep the source's text chunks."""
+def _write_masked(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Write a PNG of the source with its text chunks and the transparency of the mask."""
     from PIL.PngImagePlugin import PngInfo
 
-    # One after the other, so that only one picture at a time is in memory.
-    transparency = _transparency(task["mask"], limits)
+    # Decoded one after the other, so that only one decoded picture at a time is in memory.
+    transparency = _decode_transparency(task["mask"], limits)
     picture = _decode(task["source"], limits)
     if picture.size != transparency.size:
-        raise Problem("unfit", "the mask must have the size of its picture")
+        raise ConversionError(
+            "unfit",
+            f"the mask has {transparency.width} x {transparency.height} pixels; it must have the "
+            f"size of its picture, {picture.width} x {picture.height}",
+        )
     metadata = PngInfo()
     for name, text in getattr(picture, "text", {}).items():
         metadata.add_text(name, text)
     picture = picture.convert("RGBA")
     picture.putalpha(transparency)
-    _write(picture, task["target"], "PNG", pnginfo=metadata, compress_level=4)
+    _write_picture(picture, task["target"], "PNG", pnginfo=metadata, compress_level=4)
 
 
-def _transparency(path: str, limits: Mapping[str, int]) -> Image.Image:
+def _decode_transparency(path: str, limits: Mapping[str, int]) -> Image.Image:
     picture = _decode(path, limits)
     if picture.mode != "RGBA":
         picture = picture.convert("RGBA")
     return picture.getchannel("A")
 
 
-def _black(transparency: Image.Image) -> Image.Image:
-    """Return a black picture with this transparency."""
+def _make_black_picture(transparency: Image.Image) -> Image.Image:
     from PIL import Image
 
     picture = Image.new("RGBA", transparency.size)
@@ -141,17 +141,17 @@ def _black(transparency: Image.Image) -> Image.Image:
 
 
 def _decode(path: str, limits: Mapping[str, int]) -> Image.Image:
-    with _opened(path, limits) as picture:
-        _load(picture)
+    with _open_picture(path, limits) as picture:
+        _load_pixels(picture)
     return picture
 
 
 @contextlib.contextmanager
-def _opened(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
-    """Open a picture and read only its header; close its file at the end of the block."""
+def _open_picture(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
+    """Open a picture, of which only the header is read, until the end of the block."""
     from PIL import Image
 
-    # `_check` applies the limit before the picture is decoded.
+    # `_check_size` applies the limit before the picture is decoded.
     Image.MAX_IMAGE_PIXELS = None
     with contextlib.ExitStack() as files:
         try:
@@ -159,14 +159,14 @@ def _opened(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
             # May raise UnidentifiedImageError, which is an OSError.
             picture = Image.open(file, formats=_FORMATS)
         except (OSError, ValueError, SyntaxError) as error:
-            raise Problem("unreadable", _UNREADABLE) from error
-        _check(picture, limits)
+            raise ConversionError("unreadable", _UNREADABLE) from error
+        _check_size(picture, limits)
         yield picture
 
 
-def _check(picture: Image.Image, limits: Mapping[str, int]) -> None:
+def _check_size(picture: Image.Image, limits: Mapping[str, int]) -> None:
     if picture.width * picture.height > limits["pixels"]:
-        raise Problem(
+        raise ConversionError(
             "large",
             f"the picture is {picture.width} x {picture.height} pixels; only pictures of at most "
             f"{limits['pixels']:,} pixels are converted",
@@ -176,33 +176,32 @@ def _check(picture: Image.Image, limits: Mapping[str, int]) -> None:
         )
 
 
-def _load(picture: Image.Image) -> None:
+def _load_pixels(picture: Image.Image) -> None:
     try:
         picture.load()
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-        raise Problem("unreadable", _UNREADABLE) from error
+        raise ConversionError("unreadable", _UNREADABLE) from error
 
 
-def _write(picture: Image.Image, target: str, image_format: str, **options: Any) -> None:
+def _write_picture(picture: Image.Image, target: str, image_format: str, **options: Any) -> None:
     try:
         picture.save(target, format=image_format, **options)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-            raise Problem(
+            raise ConversionError(
                 "large",
-                f"the result would be larger than {limit:,} bytes",
+                f"the converted picture has more than the allowed {limit:,} bytes",
                 max_bytes=limit,
             ) from error
         if str(error).startswith(_WEBP_MEMORY_ERRORS):
             raise MemoryError from error
         # WebP allows 16,383 pixels a side, JPEG 65,500.
         message = f"a picture of this size or kind cannot be written as {image_format}"
-        raise Problem("unfit", message) from error
+        raise ConversionError("unfit", message) from error
 
 
-def _confine(limits: Mapping[str, int]) -> None:
-    """Limit the resources of this process, and lower its priority."""
+def _limit_resources(limits: Mapping[str, int]) -> None:
     memory, size = limits["memory_mib"] * _MIB, limits["result_mib"] * _MIB
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -214,40 +213,39 @@ def _confine(limits: Mapping[str, int]) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends."""
+def _die_with_parent(parent: int) -> None:
+    """Make the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have ended before the line above.
     if os.getppid() != parent:
         os._exit(1)
 
 
 def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
-    """Carry out a task and return the response."""
-    # The kernel's limit counts the time of all earlier tasks, too.
+    # The kernel's limit includes the processor time of all earlier tasks.
     used = math.ceil(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + limits["seconds"], resource.RLIM_INFINITY))
     try:
         convert(json.loads(line), limits)
-    except Problem as problem:
+    except ConversionError as problem:
         return {"problem": problem.kind, "message": problem.message, "details": problem.details}
     except MemoryError:
         return {
             "problem": "large",
-            "message": f"converting the picture takes more than {limits['memory_mib']} MiB of memory",
+            "message": f"converting the picture takes more than the allowed {limits['memory_mib']} "
+            "MiB of memory",
             "details": {"max_memory_mib": limits["memory_mib"]},
-            # The failed conversion may not have freed all of its memory.
+            # The process must end, because the conversion may not have freed all of its memory.
             "last": True,
         }
     return {}
 
 
 def main() -> None:
-    """Carry out tasks until the input ends."""
-    _die_with(int(sys.argv[1]))
+    _die_with_parent(int(sys.argv[1]))
     limits: dict[str, int] = json.loads(sys.argv[2])
-    _confine(limits)
+    _limit_resources(limits)
     from PIL import AvifImagePlugin
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1

@@ -1,1 +1,1 @@
-"""Reads and writes ComfyUI's graphs, messages and request bodies. Pure."""
+"""Reads and writes ComfyUI's graphs, messages and request bodies, without I/O."""

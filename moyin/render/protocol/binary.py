@@ -1,7 +1,8 @@
-"""Reads and writes binary frames of ComfyUI's WebSocket. Pure.
+"""Reads and writes binary frames of ComfyUI's WebSocket.
 
-A frame begins with its type, a big-endian u32: 1 ``[format][image]``, 3 ``[length][node id][text]``,
-4 ``[length][JSON metadata][image]``. The format is 1 for JPEG and 2 for PNG.
+A frame begins with its type as a big-endian u32. The type decides what follows: 1
+``[format][image]``, 3 ``[length][node id][text]``, 4 ``[length][JSON metadata][image]``. The format
+is 1 for JPEG and 2 for PNG.
 """
 
 from __future__ import annotations
@@ -11,67 +12,56 @@ from typing import Any
 
 from pydantic_core import from_json
 
-__all__ = [
-    "PREVIEW",
-    "PREVIEW_WITH_METADATA",
-    "TEXT",
-    "frame_type",
-    "image_metadata",
-    "text_of",
-    "to_plain_preview",
-    "with_text",
-]
-
-PREVIEW = 1
-TEXT = 3
-PREVIEW_WITH_METADATA = 4
-_WORD = struct.Struct(">I")
+PREVIEW_TYPE = 1
+TEXT_TYPE = 3
+PREVIEW_WITH_METADATA_TYPE = 4
+_U32 = struct.Struct(">I")
 _PNG = "image/png"
 
 
-def frame_type(frame: bytes) -> int | None:
-    """Return the type of a frame; None if it is too short to have one."""
-    return _WORD.unpack_from(frame)[0] if len(frame) >= _WORD.size else None
+def read_frame_type(frame: bytes) -> int | None:
+    """Return the type of a frame, or None if the frame is too short to have a type."""
+    return _U32.unpack_from(frame)[0] if len(frame) >= _U32.size else None
 
 
-def image_metadata(frame: bytes) -> tuple[dict[str, Any], int]:
-    """Return the metadata of a frame of type 4, and the offset of its image.
+def parse_image_metadata(frame: bytes) -> tuple[dict[str, Any], int]:
+    """Return the metadata of a frame of type 4 and the offset of its image.
 
-    For any other frame, return no metadata and the frame's length.
+    For any other frame, return an empty dictionary and the length of the frame.
     """
-    if frame_type(frame) != PREVIEW_WITH_METADATA or len(frame) < 2 * _WORD.size:
+    if read_frame_type(frame) != PREVIEW_WITH_METADATA_TYPE or len(frame) < 2 * _U32.size:
         return {}, len(frame)
-    start = 2 * _WORD.size + _WORD.unpack_from(frame, _WORD.size)[0]
+    start = 2 * _U32.size + _U32.unpack_from(frame, _U32.size)[0]
     try:
-        metadata = from_json(frame[2 * _WORD.size : start])
+        metadata = from_json(frame[2 * _U32.size : start])
     except ValueError:
         return {}, len(frame)
     return (metadata, start) if isinstance(metadata, dict) else ({}, len(frame))
 
 
-def text_of(frame: bytes) -> str | None:
-    """Return the text of a frame of type 3; None for any other frame."""
-    start = _text_start(frame)
+def read_frame_text(frame: bytes) -> str | None:
+    """Return the text of a frame of type 3, or None for a frame of another type."""
+    start = _find_text_start(frame)
     return None if start is None else frame[start:].decode(errors="replace")
 
 
-def with_text(frame: bytes, text: str) -> bytes:
-    """Return a frame of type 3 with another text; return any other frame unchanged."""
-    start = _text_start(frame)
+def replace_frame_text(frame: bytes, text: str) -> bytes:
+    """Return a frame of type 3 with its text replaced; return any other frame unchanged."""
+    start = _find_text_start(frame)
     return frame if start is None else frame[:start] + text.encode()
 
 
-def _text_start(frame: bytes) -> int | None:
-    if frame_type(frame) != TEXT or len(frame) < 2 * _WORD.size:
+def _find_text_start(frame: bytes) -> int | None:
+    if read_frame_type(frame) != TEXT_TYPE or len(frame) < 2 * _U32.size:
         return None
-    length: int = _WORD.unpack_from(frame, _WORD.size)[0]
-    return 2 * _WORD.size + length
+    length: int = _U32.unpack_from(frame, _U32.size)[0]
+    return 2 * _U32.size + length
 
 
 def to_plain_preview(frame: bytes) -> bytes:
-    """Return a frame of type 4 as type 1, for clients that do not know type 4."""
-    metadata, start = image_metadata(frame)
+    """Convert a frame of type 4 to type 1, for clients that do not support type 4."""
+    metadata, start = parse_image_metadata(frame)
     if not metadata:
         return frame
     image_format = 2 if metadata.get("image_type") == _PNG else 1
-    return _WORD.pack(PREVIEW) + _WORD.pack(image_format) + frame[start:]
+    return _U32.pack(PREVIEW_TYPE) + _U32.pack(image_format) + frame[start:]

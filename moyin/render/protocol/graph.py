@@ -1,41 +1,30 @@
-"""Finds input files and model files in a graph, and replaces references to artifacts. Pure.
+"""Finds the files that a graph names, replaces references to artifacts, and reports refused nodes.
 
-A reference is the string ``artifact:<id>``, or its form in the Comfy API v2:
-``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. It is replaced by the name of a file in
-ComfyUI's input folder.
+A reference is the string ``artifact:<id>`` or, in the Comfy API v2, the object
+``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. Moyin replaces a reference by the name of a
+file in ComfyUI's input folder.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from moyin.domain.artifact import Artifact
 from moyin.errors import InputNotFound
-from moyin.render.protocol.refusals import NOT_YOURS, Refused, refused_body
 
-__all__ = [
-    "INPUT_FOLDER",
-    "artifact_ids",
-    "artifacts_missing",
-    "file_names",
-    "input_name",
-    "is_input_name",
-    "loaded_names",
-    "model_files",
-    "with_inputs",
-]
-
-# A subfolder, because ComfyUI lists the files of the input folder itself to every client.
+# A subfolder, because ComfyUI shows every client the files directly in the input folder.
 INPUT_FOLDER = "moyin"
+# The same message for a missing file and for another tenant's file, so that names do not leak.
+NOT_YOUR_FILE = "you have no file with this name; upload it first"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
 _ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _FILE = re.compile(r"\.\w{1,8}( \[(input|output|temp)\])?$")
 _INPUT_NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
-# The folder of models by the input's name, for ComfyUI's own loaders and most custom ones.
+# The models folder that an input's value is in, by the name of the input.
 _MODEL_FOLDERS = {
     "ckpt_name": "checkpoints",
     "unet_name": "diffusion_models",
@@ -48,137 +37,178 @@ _MODEL_FOLDERS = {
     "hypernetwork_name": "hypernetworks",
     "model_name": "upscale_models",
 }
-# Classes whose input of this name reads another folder.
+# The exceptions to `_MODEL_FOLDERS`, by node class and name of the input.
 _CLASS_FOLDERS = {("CLIPVisionLoader", "clip_name"): "clip_vision"}
 # The number in ``clip_name1`` and ``lora_name_2``.
 _NUMBER = re.compile(r"_?\d+$")
 
 
-def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
+class RefusedInput(NamedTuple):
+    """A node, or one of its inputs, that Moyin refuses; ``input`` is empty for the whole node."""
+
+    node: str
+    class_type: str
+    input: str
+    reason: str
+
+
+def find_artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     """Return the ids of the artifacts to which the inputs of the graph's nodes refer."""
-    return set(_references(_inputs(graph)))
+    return set(_find_references(_list_inputs(graph)))
 
 
-def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
-    """Return an error that names each input with a reference to the missing artifact."""
+def make_missing_error(graph: Mapping[str, Any], missing: str) -> InputNotFound:
+    """Return an error that lists the inputs that refer to the artifact with the id ``missing``."""
     refused = [
-        Refused(node_id, str(node.get("class_type")), name, NOT_YOURS)
+        RefusedInput(node_id, str(node.get("class_type")), name, NOT_YOUR_FILE)
         for node_id, node in graph.items()
         if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
         for name, value in node["inputs"].items()
-        if missing in _references(value)
+        if missing in _find_references(value)
     ]
     if not refused:
-        return InputNotFound(f"there is no artifact {missing!r}")
+        return InputNotFound(f"the graph refers to artifact {missing!r}, which does not exist")
     first = refused[0]
     return InputNotFound(
-        f"node {first.node!r} ({first.class_type}): {first.input}: {NOT_YOURS}",
+        f"node {first.node!r} ({first.class_type}), input {first.input!r}: {NOT_YOUR_FILE}",
         field=f"{first.node}.inputs.{first.input}",
-        details=refused_body(refused),
+        details=make_refusal_body(refused),
     )
 
 
-def file_names(graph: Mapping[str, Any]) -> set[str]:
-    """Return the strings in the nodes' inputs that may be names of uploaded files."""
-    return {text for text in _strings(_inputs(graph)) if _FILE.search(text) and len(text) < 512}
+def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
+    """Return the body of ComfyUI's ``POST /prompt`` for a graph that fails validation."""
+    nodes: dict[str, Any] = {}
+    for refusal in refused:
+        named = f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
+        error = {
+            "type": "custom_validation_failed",
+            "message": "Custom validation failed for node",
+            "details": named,
+            "extra_info": {"input_name": refusal.input} if refusal.input else {},
+        }
+        node_error = {"errors": [], "dependent_outputs": [], "class_type": refusal.class_type}
+        nodes.setdefault(refusal.node, node_error)["errors"].append(error)
+    details = "\n".join(
+        f"{error['message']}: {error['details']}"
+        for node in nodes.values()
+        for error in node["errors"]
+    )
+    error = {
+        "type": "prompt_outputs_failed_validation",
+        "message": "Prompt outputs failed validation",
+        "details": details,
+        "extra_info": {},
+    }
+    return {"error": error, "node_errors": nodes}
 
 
-def with_inputs(
+def find_file_names(graph: Mapping[str, Any]) -> set[str]:
+    """Return the strings in the graph's inputs that look like names of uploaded files."""
+    return {
+        text
+        for text in _find_strings(_list_inputs(graph))
+        if _FILE.search(text) and len(text) < 512
+    }
+
+
+def replace_inputs(
     graph: Mapping[str, Any], names: Mapping[str, str], texts: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return a copy of the graph with references and strings in its inputs replaced.
+    """Return a copy of the graph with artifact references and strings in its inputs replaced.
 
-    Args:
-        names: replacements of references, by artifact id.
-        texts: replacements of whole strings.
+    References are replaced by ``names``, by artifact id, and whole strings by ``texts``.
     """
     texts = texts or {}
     return {
-        node_id: {**node, "inputs": _replace(node["inputs"], names, texts)}
+        node_id: {**node, "inputs": _replace_values(node["inputs"], names, texts)}
         if isinstance(node, Mapping) and "inputs" in node
         else node
         for node_id, node in graph.items()
     }
 
 
-def input_name(artifact: Artifact) -> str:
-    """Return the name under which a graph loads the artifact.
+def make_input_name(artifact: Artifact) -> str:
+    """Return the name of the input file under which a graph loads the artifact.
 
-    Equal content has an equal name, so that ComfyUI's cache recognises it. Of the uploader's file
-    name only the suffix is used in a path: nodes distinguish formats by it.
+    The name depends on the content, so that ComfyUI's cache works across uploads of the same file.
+    It has the suffix of the uploaded file, because nodes recognise formats by suffix.
     """
     suffix = PurePosixPath(artifact.name).suffix.lower()
     return f"{INPUT_FOLDER}/{artifact.sha256}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
 
 
-def loaded_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the node id and name of each input file in the graph, with names of `input_name`."""
+def find_input_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the node id and name of each input in the graph with a name of `make_input_name`."""
     for node_id, node in graph.items():
         if isinstance(node, Mapping) and "inputs" in node:
-            for text in _strings(node["inputs"]):
+            for text in _find_strings(node["inputs"]):
                 name = text.strip().removesuffix(" [input]")
                 if _INPUT_NAME.fullmatch(name):
                     yield node_id, name
 
 
 def is_input_name(name: str) -> bool:
-    """Return whether the name has the form of those that `input_name` returns."""
+    """Return whether the name has the form of the names that `make_input_name` returns."""
     return _INPUT_NAME.fullmatch(name) is not None
 
 
-def model_files(graph: Mapping[str, Any]) -> frozenset[str]:
-    """Return ``<folder>/<file name>`` of every model file that the graph's loader nodes name."""
+def find_model_files(graph: Mapping[str, Any]) -> frozenset[str]:
+    """Return ``<folder>/<file name>`` for each model file that the graph loads."""
     files = set()
     for node in graph.values():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         if not isinstance(inputs, Mapping):
             continue
         for name, value in inputs.items():
-            # A value that is not text is a link to another node.
-            folder = _model_folder(str(node.get("class_type")), name)
+            # A value of another type is a link to another node.
+            folder = _find_model_folder(str(node.get("class_type")), name)
             if folder is not None and isinstance(value, str) and value:
                 files.add(f"{folder}/{value}")
     return frozenset(files)
 
 
-def _model_folder(class_type: str, name: str) -> str | None:
+def _find_model_folder(class_type: str, name: str) -> str | None:
     base_name = _NUMBER.sub("", name)
     return _CLASS_FOLDERS.get((class_type, base_name)) or _MODEL_FOLDERS.get(base_name)
 
 
-def _inputs(graph: Mapping[str, Any]) -> list[Any]:
+def _list_inputs(graph: Mapping[str, Any]) -> list[Any]:
     return [
         node["inputs"] for node in graph.values() if isinstance(node, Mapping) and "inputs" in node
     ]
 
 
-def _replace(value: Any, names: Mapping[str, str], texts: Mapping[str, str]) -> Any:
-    artifact_id = _reference(value)
+def _replace_values(value: Any, names: Mapping[str, str], texts: Mapping[str, str]) -> Any:
+    artifact_id = _parse_reference(value)
     if artifact_id is not None:
         return names[artifact_id]
     if isinstance(value, str):
         return texts.get(value, value)
     if isinstance(value, Mapping):
-        return {key: _replace(item, names, texts) for key, item in value.items()}
+        return {key: _replace_values(item, names, texts) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replace(item, names, texts) for item in value]
+        return [_replace_values(item, names, texts) for item in value]
     return value
 
 
-def _references(value: Any) -> Iterator[str]:
-    artifact_id = _reference(value)
+def _find_references(value: Any) -> Iterator[str]:
+    artifact_id = _parse_reference(value)
     if artifact_id is not None:
         yield artifact_id
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _references(item)
+            yield from _find_references(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _references(item)
+            yield from _find_references(item)
 
 
-def _reference(value: Any) -> str | None:
-    """Return the id that ``value`` refers to; an unused id if the reference is malformed."""
+def _parse_reference(value: Any) -> str | None:
+    """Return the artifact id in a reference, or None if ``value`` is not a reference.
+
+    For a malformed reference, return a text that is no artifact's id.
+    """
     if isinstance(value, str):
         match = _REFERENCE.fullmatch(value)
         return match[1] if match else None
@@ -188,12 +218,12 @@ def _reference(value: Any) -> str | None:
     return None
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _find_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _strings(item)
+            yield from _find_strings(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            yield from _find_strings(item)

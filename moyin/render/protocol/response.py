@@ -1,4 +1,4 @@
-"""Translates ComfyUI's history and events to the renderer's types. Pure."""
+"""Translates ComfyUI's history entries and events to the types of `moyin.domain`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,7 @@ from pydantic import ValidationError
 
 from moyin.domain.prompt import ComfyFileName, PromptRecord
 from moyin.errors import OutOfMemory, RenderFailed
-from moyin.render.protocol.wire import HistoryEntry, Message, OutputFile
-
-__all__ = [
-    "Meter",
-    "WrittenFile",
-    "farm_name",
-    "files_of",
-    "is_last_event",
-    "output_values",
-    "prompt_of",
-    "raise_failure",
-    "record_of",
-    "with_farm_names",
-    "written_files",
-]
+from moyin.render.protocol.wire import EventMessage, HistoryEntry, OutputFile
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Python refuses to parse longer numbers.
@@ -35,48 +21,48 @@ _FINISHED_STATES = ("finished", "error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WrittenFile:
-    """A file in ComfyUI's folders, with the node and slot of its output."""
+class NodeOutputFile:
+    """An output file of a prompt, with the node and the output slot that name it."""
 
     node: str
     slot: str
     file: OutputFile
 
 
-def written_files(entry: HistoryEntry) -> list[WrittenFile]:
-    """Return a prompt's output files, by node id (2 before 10), in each node's own order."""
+def list_output_files(entry: HistoryEntry) -> list[NodeOutputFile]:
+    """Return a prompt's output files, sorted by node id (2 before 10) and in each node's order."""
     return [
-        WrittenFile(node=node, slot=slot, file=file)
-        for node, slot, items in _slots(entry)
+        NodeOutputFile(node=node, slot=slot, file=file)
+        for node, slot, items in _iterate_slots(entry)
         for item in items
-        if (file := _file(item)) is not None
+        if (file := _parse_file(item)) is not None
     ]
 
 
-def output_values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
-    """Return a prompt's outputs that are not files, by node and slot."""
+def collect_values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
+    """Return a prompt's outputs other than files, by node id and slot."""
     values: dict[str, dict[str, Any]] = {}
-    for node, slot, items in _slots(entry):
-        slot_values = [item for item in items if _file(item) is None]
+    for node, slot, items in _iterate_slots(entry):
+        slot_values = [item for item in items if _parse_file(item) is None]
         if slot_values:
             values.setdefault(node, {})[slot] = slot_values
     return values
 
 
-def files_of(output: Any) -> Iterator[OutputFile]:
-    """Yield the files in one node's output."""
+def find_files(output: Any) -> Iterator[OutputFile]:
     for items in output.values() if isinstance(output, Mapping) else ():
         for item in items if isinstance(items, list | tuple) else [items]:
-            file = _file(item)
+            file = _parse_file(item)
             if file is not None:
                 yield file
 
 
-def farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
-    """Return the name of a prompt's output file that is unique in the farm.
+def make_farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
+    """Return the name of a prompt's output file, which is unique among all ComfyUI processes.
 
-    The bridge puts a prompt's files into a folder named after it. A file from ComfyUI's cache lies
-    in the folder of another prompt, maybe of another owner, whose id must not be shown.
+    `moyin.render.comfyui.bridge` makes each node write into a folder named after the prompt. A file
+    from ComfyUI's cache is in the folder of an earlier prompt, whose id is replaced by a digest
+    because it may belong to another tenant.
     """
     first, _, rest = file.subfolder.partition("/")
     if first == prompt_id:
@@ -89,23 +75,23 @@ def farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
     return ComfyFileName(filename=file.filename, subfolder=subfolder, type=file.type)
 
 
-def with_farm_names(output: Any, prompt_id: str) -> Any:
-    """Return one node's output, with its files under the farm's names."""
+def replace_file_names(output: Any, prompt_id: str) -> Any:
+    """Return one node's output with each file renamed by `make_farm_name`."""
     if not isinstance(output, Mapping):
         return output
     return {
-        slot: [_with_farm_name(item, prompt_id) for item in items]
+        slot: [_replace_file_name(item, prompt_id) for item in items]
         if isinstance(items, list | tuple)
-        else _with_farm_name(items, prompt_id)
+        else _replace_file_name(items, prompt_id)
         for slot, items in output.items()
     }
 
 
-def record_of(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
-    """Return the record of a history entry, without its files."""
+def to_prompt_record(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
+    """Convert a history entry to a record without files."""
     return PromptRecord(
         outputs={
-            node: with_farm_names(output, prompt_id) for node, output in entry.outputs.items()
+            node: replace_file_names(output, prompt_id) for node, output in entry.outputs.items()
         },
         meta=entry.meta,
         status=entry.status.status_str,
@@ -114,109 +100,123 @@ def record_of(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
     )
 
 
-def raise_failure(entry: HistoryEntry) -> None:
-    """Raise the error of a prompt that failed.
+def raise_for_failure(entry: HistoryEntry) -> None:
+    """Raise an error if the history entry is that of a failed prompt.
 
     Raises:
-        OutOfMemory: the GPU's memory did not suffice.
-        RenderFailed: a node raised an exception (``details``: the node's id and type, and the
-            exception's type), or the prompt was interrupted.
+        OutOfMemory: A node needed more GPU memory than is available.
+        RenderFailed: A node raised an exception, or the prompt was interrupted. ``details`` has the
+            id and type of the node and the type of the exception.
     """
     if entry.status.status_str == "success":
         return
     for name, data in reversed(entry.status.messages):
         if name == "execution_error":
-            raise _node_failure(data)
+            raise _make_node_error(data)
         if name == "execution_interrupted":
-            raise RenderFailed("the render was interrupted", details=_node(data))
-    raise RenderFailed("the render failed, and ComfyUI gave no reason")
+            raise RenderFailed(
+                f"the render was interrupted while node {data.get('node_id')} was executed",
+                details=_select_node_details(data),
+            )
+    raise RenderFailed("the render failed, but ComfyUI's history entry contains no error")
 
 
-def prompt_of(message: Message) -> str | None:
-    """Return the id of the event's prompt; None if it names none."""
+def get_prompt_id(message: EventMessage) -> str | None:
+    """Return the prompt id in an event, or None if the event has none."""
     prompt_id = message.data.get("prompt_id")
     return prompt_id if isinstance(prompt_id, str) else None
 
 
-def is_last_event(message: Message) -> bool:
-    """Return whether this is its prompt's last event, after which the history has its entry."""
+def is_last_event(message: EventMessage) -> bool:
+    """Return whether an event is the last one of its prompt, which follows the history entry."""
     return message.type == "executing" and message.data.get("node", "") is None
 
 
-class Meter:
-    """Combines a prompt's events to one progress over all of its nodes."""
+class ProgressMeter:
+    """Calculates the progress of a prompt from its events.
+
+    Attributes:
+        node: id of the node that is being executed, or None before the first one.
+        max: number of nodes.
+    """
 
     def __init__(self, graph: Mapping[str, Any]) -> None:
         self._graph = graph
-        self._cached: set[str] = set()
-        self._parts: dict[str, float] = {}
+        self._cached_nodes: set[str] = set()
+        self._fractions: dict[str, float] = {}
         self.node: str | None = None
         self.max = max(1, len(graph))
 
     @property
     def value(self) -> float:
-        parts = sum(part for node, part in self._parts.items() if node not in self._cached)
-        return min(float(self.max), len(self._cached) + parts)
+        """The number of executed nodes, including fractions."""
+        parts = sum(
+            part for node, part in self._fractions.items() if node not in self._cached_nodes
+        )
+        return min(float(self.max), len(self._cached_nodes) + parts)
 
-    def feed(self, message: Message) -> bool:
-        """Take an event; return whether it may have changed the progress."""
+    def update(self, message: EventMessage) -> bool:
+        """Process an event, and return whether the progress may have changed."""
         if message.type == "execution_cached":
-            self._cached = {node for node in message.data.get("nodes", []) if node in self._graph}
+            self._cached_nodes = {
+                node for node in message.data.get("nodes", []) if node in self._graph
+            }
             return True
         if message.type != "progress_state":
             return False
         for node_id, state in message.data.get("nodes", {}).items():
-            # Nodes that a node expands into are not in the graph; its own progress covers them.
+            # A node may expand into nodes that are not in the graph; its progress includes them.
             if node_id in self._graph:
-                self._parts[node_id] = _fraction(state)
+                self._fractions[node_id] = _calculate_fraction(state)
                 if state.get("state") == "running":
                     self.node = node_id
         return True
 
 
-def _fraction(state: Mapping[str, Any]) -> float:
+def _calculate_fraction(state: Mapping[str, Any]) -> float:
     if state.get("state") in _FINISHED_STATES:
         return 1.0
     value, maximum = float(state.get("value", 0)), float(state.get("max", 0))
     return min(1.0, max(0.0, value / maximum)) if maximum > 0 else 0.0
 
 
-def _with_farm_name(item: Any, prompt_id: str) -> Any:
-    file = _file(item)
-    return item if file is None else {**item, "subfolder": farm_name(file, prompt_id).subfolder}
+def _replace_file_name(item: Any, prompt_id: str) -> Any:
+    file = _parse_file(item)
+    return (
+        item if file is None else {**item, "subfolder": make_farm_name(file, prompt_id).subfolder}
+    )
 
 
-def _slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:
-    for node in sorted(entry.outputs, key=_natural_order):
+def _iterate_slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:
+    for node in sorted(entry.outputs, key=_make_natural_key):
         for slot, items in entry.outputs[node].items():
             yield node, slot, list(items) if isinstance(items, list | tuple) else [items]
 
 
-def _natural_order(node: str) -> list[tuple[int, str]]:
-    # Parts with odd positions consist of digits.
+def _make_natural_key(node: str) -> list[tuple[int, str]]:
+    # `re.split` with a group returns the matches, which are digits, at odd positions.
     parts = enumerate(_DIGITS.split(node))
     return [(int(part), "") if position % 2 else (0, part) for position, part in parts]
 
 
-def _file(item: Any) -> OutputFile | None:
+def _parse_file(item: Any) -> OutputFile | None:
     if not isinstance(item, Mapping) or "filename" not in item:
         return None
     try:
         return OutputFile.model_validate(item)
     except ValidationError:
-        # A file in the client's own input folder is not an output.
-        return None
+        return None  # a file of the type `input` is not an output
 
 
-def _node_failure(data: Mapping[str, Any]) -> RenderFailed:
-    message = str(data.get("exception_message", "")).strip() or "it gave no reason"
+def _make_node_error(data: Mapping[str, Any]) -> RenderFailed:
+    message = str(data.get("exception_message", "")).strip() or "its exception has no message"
     node = f"node {data.get('node_id')} ({data.get('node_type')})"
     # The exception's module differs between versions of torch; its name does not.
     is_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
     error_class = OutOfMemory if is_memory else RenderFailed
-    return error_class(f"{node} failed: {message}", details=_node(data))
+    return error_class(f"{node} failed: {message}", details=_select_node_details(data))
 
 
-def _node(data: Mapping[str, Any]) -> dict[str, Any]:
+def _select_node_details(data: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("node_id", "node_type", "exception_type")
     return {key: data[key] for key in keys if data.get(key) is not None}

@@ -1,4 +1,4 @@
-"""Defines the parts of ComfyUI's bodies and messages that Moyin reads; others are ignored."""
+"""Defines the members of ComfyUI's bodies and messages that Moyin reads; it ignores the others."""
 
 from __future__ import annotations
 
@@ -6,21 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = [
-    "CancelBody",
-    "HistoryEntry",
-    "IdsBody",
-    "InterruptBody",
-    "Message",
-    "OutputFile",
-    "PromptAccepted",
-    "PromptBody",
-    "PromptState",
-    "SystemStats",
-]
-
-
-# Any text is accepted, and unknown ids are ignored; but PostgreSQL can't search for a NUL.
+# ComfyUI ignores unknown ids, so any text is valid, except for NUL, which PostgreSQL rejects.
 _PromptId = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 _ClientId = Annotated[str, Field(max_length=255)]
 
@@ -30,7 +16,7 @@ class _Model(BaseModel):
 
 
 class OutputFile(_Model):
-    """A file that a node wrote; ``type`` names the folder that contains ``subfolder``."""
+    """A file that a node wrote, at ``<folder of the type>/<subfolder>/<filename>``."""
 
     filename: str
     subfolder: str = ""
@@ -38,7 +24,7 @@ class OutputFile(_Model):
 
 
 class HistoryStatus(_Model):
-    """The status in a history entry; ``messages`` are pairs of event name and data, in order."""
+    """The status in a history entry; ``messages`` has the prompt's events as name and data."""
 
     status_str: Literal["success", "error"]
     completed: bool = False
@@ -46,11 +32,7 @@ class HistoryStatus(_Model):
 
 
 class HistoryEntry(_Model):
-    """A prompt's entry in the history.
-
-    Attributes:
-        outputs: lists of files or values, by node id and slot (``images``, ``text``, …).
-    """
+    """ComfyUI's history entry of a prompt; ``outputs`` has files or values by node id and slot."""
 
     outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -58,7 +40,7 @@ class HistoryEntry(_Model):
 
 
 class PromptState(_Model):
-    """A prompt's state in ComfyUI: it waits or runs, has an ``entry`` in the history, or neither."""
+    """The state of a prompt in ComfyUI, which is ``queued`` (or running) or has an ``entry``."""
 
     queued: bool
     entry: HistoryEntry | None = None
@@ -68,8 +50,8 @@ class PromptAccepted(_Model):
     """The response to ``POST /prompt``.
 
     Attributes:
-        number: number of prompts that this process has accepted.
-        node_errors: errors by node id; outputs that need these nodes will be missing.
+        number: number of prompts that this ComfyUI process has accepted so far.
+        node_errors: validation errors by node id; outputs that need these nodes are not executed.
     """
 
     prompt_id: str
@@ -78,7 +60,7 @@ class PromptAccepted(_Model):
 
 
 class PromptBody(_Model):
-    """Body of ``POST /prompt``; a client may choose ``prompt_id``, a canonical lower-case UUID."""
+    """The body of ``POST /prompt``; ``prompt_id`` is an optional lower-case UUID."""
 
     prompt: dict[str, Any]
     client_id: _ClientId | None = None
@@ -91,11 +73,10 @@ class PromptBody(_Model):
     partial_execution_targets: list[str] | None = Field(None, max_length=1_000)
 
 
-class IdsBody(_Model):
-    """Body of ``POST /queue`` and ``POST /history``, which remove all or some of the own prompts.
+class RemovalBody(_Model):
+    """The body of ``POST /queue`` and ``POST /history``, which remove prompts of the caller.
 
-    ``client_id`` is an extension of Moyin: it limits ``clear`` to the prompts of one client, with
-    any of the tenant's keys.
+    The member ``client_id`` exists only in Moyin. It limits ``clear`` to the prompts of one client.
     """
 
     clear: bool = False
@@ -103,15 +84,16 @@ class IdsBody(_Model):
     delete: list[_PromptId] = Field(default_factory=list, max_length=10_000)
 
     @property
-    def chosen(self) -> list[str] | None:
-        """The ids of the prompts to remove; None: all prompts."""
+    def prompt_ids(self) -> list[str] | None:
+        """The ids of the prompts to remove, or None to remove all prompts."""
         return None if self.clear else self.delete
 
 
 class InterruptBody(_Model):
-    """Body of ``POST /interrupt``; without an id it interrupts the caller's running prompts.
+    """The body of ``POST /interrupt``.
 
-    ``client_id`` is an extension of Moyin: it limits that to the prompts of one client.
+    Without ``prompt_id``, all running prompts of the caller are interrupted. The member
+    ``client_id``, which exists only in Moyin, limits that to the prompts of one client.
     """
 
     prompt_id: _PromptId | None = None
@@ -119,16 +101,16 @@ class InterruptBody(_Model):
 
 
 class CancelBody(_Model):
-    """Body of ``POST /api/jobs/cancel``."""
+    """The body of ``POST /api/jobs/cancel``."""
 
     job_ids: list[_PromptId] = Field(max_length=10_000)
 
 
 class Device(_Model):
-    """A device in the system statistics.
+    """A processor that ComfyUI uses.
 
     Attributes:
-        type: torch's name: ``cuda`` (also for AMD's GPUs), ``cpu``, ….
+        type: PyTorch's device type, such as ``cpu``, or ``cuda`` for GPUs of NVIDIA and AMD.
         vram_total: bytes of memory.
     """
 
@@ -142,8 +124,8 @@ class SystemStats(_Model):
     devices: list[Device] = Field(default_factory=list)
 
 
-class Message(_Model):
-    """A text frame of the WebSocket."""
+class EventMessage(_Model):
+    """An event that ComfyUI sends as a text frame of its WebSocket."""
 
     type: str
     data: dict[str, Any] = Field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Decides in which order renders run, and on which renderer."""
+"""Decides in which order renders run, on which renderer, and how many renderers a pool needs."""

@@ -1,4 +1,4 @@
-"""`RenderScheduler`: assigns waiting renders to renderers as those become free."""
+"""Assigns waiting renders to renderers when these become free."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from dataclasses import replace
 from functools import partial
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.window import Window
 
-__all__ = ["Lease", "RenderScheduler"]
-
-# When to retry after the scheduler was closed: another replica has taken over by then, or will.
+# Retry-After of a closed scheduler; another replica of the pool replaces it within seconds.
 _RETRY_SECONDS = 1.0
-# Some renders wait although a renderer is free: how often to check whether they still should.
+# The interval at which a free renderer checks again whether it should switch to other models.
 _CHECK_SECONDS = 0.5
 
 
 class Lease:
-    """The exclusive right to use the renderer ``name``, until it is released."""
+    """The exclusive right to use the renderer ``name``, which lasts until `release` is called."""
 
     def __init__(self, name: str, release: Callable[[], None]) -> None:
         self.name = name
@@ -30,18 +28,20 @@ class Lease:
         self._is_held = True
 
     def release(self) -> None:
-        """Free the renderer for the next render; a second call does nothing."""
+        """Release the renderer for the next render; a second call has no effect."""
         if self._is_held:
             self._is_held = False
             self._release()
 
 
 class RenderScheduler:
-    """Runs one render per renderer at a time. All methods belong to one event loop.
+    """Leases each renderer of a pool to one waiting render at a time.
+
+    All methods must be called from the same event loop.
 
     Args:
-        window: decides the order; this scheduler alone uses it.
-        clock: returns seconds; the renders' deadlines are times of this clock.
+        window: decides the order; no other object may use the same window.
+        clock: returns the present time in seconds, by the clock of the renders' deadlines.
     """
 
     def __init__(
@@ -50,77 +50,73 @@ class RenderScheduler:
         self._window = window or Window()
         self._clock = clock
         self._renderers: set[str] = set()
-        # When each renderer was leased, by a clock that is never set back.
+        # The monotonic time of each lease, by renderer.
         self._leased: dict[str, float] = {}
-        self._foreign: dict[str, frozenset[str]] = {}
-        # By identity: two attempts at one render may wait side by side and be equal.
-        self._granted: dict[int, asyncio.Future[Lease]] = {}
+        self._foreign_prompts: dict[str, frozenset[str]] = {}
+        # The keys are `id()`s, because two equal attempts at one render may wait at the same time.
+        self._pending_leases: dict[int, asyncio.Future[Lease]] = {}
         self._next_check: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     @property
     def waiting(self) -> int:
-        """The number of waiting renders."""
         return len(self._window)
 
     @property
     def mean_seconds(self) -> float:
-        """The mean duration of a render, in seconds."""
         return self._window.mean_seconds
 
     @property
     def model_changes(self) -> int:
-        """The number of times that a renderer had to load models."""
         return self._window.model_changes
 
     def idle_seconds(self, name: str) -> float | None:
-        """Return for how many seconds the renderer has been free; None while it is busy."""
+        """Return the seconds for which the renderer has been free, or None if it is busy."""
         return self._window.idle_seconds(name, self._clock())
 
     def add_renderer(
-        self, name: str, foreign: Collection[str] = (), models: Sequence[str] = ()
+        self, name: str, foreign_prompts: Collection[str] = (), models: Sequence[str] = ()
     ) -> None:
-        """Let a renderer take work, or update which prompts run on it without a lease.
+        """Add a renderer, or update the prompts that run on a known one without a lease.
 
         Args:
-            foreign: prompts that an earlier process left on the renderer; it gets no others until
-                they have ended.
-            models: model files in its memory, the largest first.
+            foreign_prompts: ids of prompts that an earlier scheduler started on the renderer. No
+                render is assigned to the renderer until these prompts have ended.
+            models: model files in the renderer's memory, the largest first.
         """
-        self._foreign[name] = frozenset(foreign)
+        self._foreign_prompts[name] = frozenset(foreign_prompts)
         if name not in self._renderers:
             self._renderers.add(name)
             self._window.add_renderer(name, models, self._clock())
-        if self._is_busy(name):
+        if self._is_executing(name):
             self._window.mark_busy(name)
         else:
             self._window.mark_free(name, self._clock())
         self._assign()
 
     def remove_renderer(self, name: str) -> None:
-        """Assign no more work to the renderer; a lease on it stays valid until it is released."""
+        """Stop assigning renders to the renderer; its present lease stays valid until released."""
         self._renderers.discard(name)
         self._window.remove_renderer(name)
 
     def close(self) -> None:
-        """Reject waiting and new renders; leases that are held stay valid."""
+        """Reject all waiting and new renders; present leases stay valid."""
         self._is_closed = True
-        for granted in self._granted.values():
+        for granted in self._pending_leases.values():
             if not granted.done():
-                granted.set_exception(_closed())
+                granted.set_exception(_make_closed_error())
 
     @asynccontextmanager
     async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
-        """Wait for a renderer and hold it for the block, or until it is released earlier.
+        """Lease a renderer for the block when one is free, unless the lease is released earlier.
 
-        Raises:
-            ServiceUnavailable: the scheduler is closed, or is closed while this waits.
+        Raises `ServiceUnavailable` if the scheduler is closed before.
         """
         if self._is_closed:
-            raise _closed()
+            raise _make_closed_error()
         pending = replace(pending, entered=self._clock())
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._granted[id(pending)] = granted
+        self._pending_leases[id(pending)] = granted
         self._window.add(pending)
         self._assign()
         try:
@@ -130,7 +126,7 @@ class RenderScheduler:
                 granted.result().release()
             raise
         finally:
-            self._granted.pop(id(pending), None)
+            self._pending_leases.pop(id(pending), None)
             self._window.remove(pending)
         try:
             yield lease
@@ -138,21 +134,21 @@ class RenderScheduler:
             lease.release()
 
     def peek_next(self, name: str) -> PendingRender | None:
-        """Return the render that the busy renderer would probably get if it became free now."""
+        """Return the render that a busy renderer would probably get if it became free now."""
         return self._window.peek_next(name, self._clock())
 
     def _assign(self) -> None:
         now = self._clock()
-        while (choice := self._window.choose(now)) is not None:
-            granted = self._granted.pop(id(choice.pending))
+        while (choice := self._window.choose_assignment(now)) is not None:
+            granted = self._pending_leases.pop(id(choice.pending))
             if granted.done():
                 self._window.remove(choice.pending)
                 continue
             name = choice.slot.name
-            self._window.begin(choice, now)
+            self._window.begin_render(choice, now)
             self._leased[name] = time.monotonic()
             granted.set_result(Lease(name, partial(self._release, name)))
-        if self._window.is_undecided and self._next_check is None:
+        if self._window.must_choose_again and self._next_check is None:
             loop = asyncio.get_running_loop()
             self._next_check = loop.call_later(_CHECK_SECONDS, self._check)
 
@@ -160,16 +156,17 @@ class RenderScheduler:
         self._next_check = None
         self._assign()
 
-    def _is_busy(self, name: str) -> bool:
-        return name in self._leased or bool(self._foreign.get(name))
+    def _is_executing(self, name: str) -> bool:
+        return name in self._leased or bool(self._foreign_prompts.get(name))
 
     def _release(self, name: str) -> None:
         now = self._clock()
-        self._window.record_duration(time.monotonic() - self._leased.pop(name))
-        if name in self._renderers and not self._is_busy(name):
+        self._window.record_render_seconds(time.monotonic() - self._leased.pop(name))
+        if name in self._renderers and not self._is_executing(name):
             self._window.mark_free(name, now)
         self._assign()
 
 
-def _closed() -> ServiceUnavailable:
-    return ServiceUnavailable("this render pool is shutting down", retry_after=_RETRY_SECONDS)
+def _make_closed_error() -> ServiceUnavailable:
+    message = "this replica of the render pool is shutting down; try again"
+    return ServiceUnavailable(message, retry_after=_RETRY_SECONDS)

@@ -1,18 +1,18 @@
-"""`Window`: the waiting renders and the renderers of a pool, and which render goes where. No clock.
+"""Decides which waiting render of a pool begins next, and on which renderer.
 
-`Window.choose` holds the whole policy of a render farm. It tries these rules in order:
+`Window.choose_assignment` tries these rules in order:
 
-1. A render that is due (`Rules.due`) goes first, to the renderer where it costs least. So no render
-   starves.
-2. A renderer *changes* to the models with the longest queue per renderer that has them loaded. It
-   does so if it has nothing loaded; if no render waits that suits it and the renderers with those
-   models will not take the queue soon; or if that queue is longer than its own by many times the
-   duration of the change.
-3. Otherwise it takes a render that *suits* its loaded models: by class after ageing, then from the
-   owner whose turn it is, then by arrival.
+1. A render that is due (`OrderingRules.compute_due_time`) begins first, on the free renderer with
+   the lowest cost. This prevents starvation.
+2. A renderer *switches* to the models with the longest queue per renderer that has them loaded, if
+   the renderer has no models loaded; if no waiting render uses its models and the renderers with
+   those other models are not about to empty the queue; or if that queue is longer than its own
+   queue by many times the load time of the models.
+3. A renderer begins a render that uses its loaded models. These renders are ordered by class after
+   ageing, then by fair share of the owners, then by arrival.
 
-A render waits for a renderer that has its models, even if another one is free, for as long as those
-renderers keep taking work: loading models again is what costs a farm its throughput.
+A render waits for a renderer that has its models loaded, even if another renderer is free, because
+loading models reduces the throughput of a farm most.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from moyin.render.scheduling.policy import OwnerFairShare, PendingRender, RendererSlot, Rules
+from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender, RendererSlot
 
-__all__ = ["Choice", "Window"]
-
-# The mean duration until renders have ended, and the weight of each new one in the moving mean.
+# The mean duration before any render has ended, and the weight of a new duration in the mean.
 _FIRST_MEAN_SECONDS = 10.0
 _NEWEST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The assignment of ``pending`` to the renderer ``slot``."""
+class Assignment:
+    """The assignment of the render ``pending`` to the renderer ``slot``."""
 
     pending: PendingRender
     slot: RendererSlot
 
 
 class _Queue:
-    """Holds the renders of one family, by owner and class, each flow in the order of arrival."""
+    """The waiting renders of one family.
+
+    Attributes:
+        flows: the renders of each owner and class, in the order of arrival.
+    """
 
     def __init__(self) -> None:
         self.flows: dict[tuple[str, int], list[tuple[float, str, int, PendingRender]]] = {}
@@ -60,15 +62,16 @@ class _Queue:
             del self.flows[pending.owner, pending.priority]
         self.count -= 1
 
-    def heads(self) -> Iterator[PendingRender]:
+    def list_heads(self) -> Iterator[PendingRender]:
         """Return the first render of each flow."""
         return (flow[0][3] for flow in self.flows.values())
 
 
 class Window:
-    """Holds waiting renders and renderers. Call `choose`, then `begin`.
+    """The waiting renders and the renderers of a pool.
 
-    It reads no clock: ``now`` is in seconds and never goes backwards.
+    The caller alternates `choose_assignment` and `begin_render`. All times are arguments in seconds
+    named ``now``, so that a simulation can use the class.
 
     Attributes:
         mean_seconds: mean duration of a render.
@@ -76,14 +79,14 @@ class Window:
     """
 
     def __init__(
-        self, rules: Rules | None = None, fair_share: OwnerFairShare | None = None
+        self, rules: OrderingRules | None = None, fair_share: OwnerFairShare | None = None
     ) -> None:
-        self._rules = rules or Rules()
+        self._rules = rules or OrderingRules()
         self._fair_share = fair_share or OwnerFairShare()
         self._slots: dict[str, RendererSlot] = {}
         self._free: dict[str, RendererSlot] = {}
         # The number of renderers that have a family loaded, busy ones included.
-        self._holders: Counter[str] = Counter()
+        self._renderer_counts: Counter[str] = Counter()
         self._queues: dict[str, _Queue] = {}
         self._owners: Counter[str] = Counter()
         self._dues: list[tuple[float, float, int, PendingRender]] = []
@@ -95,15 +98,16 @@ class Window:
         return len(self._pending)
 
     def add(self, pending: PendingRender) -> None:
-        """Add a render that waits from its time ``entered``, which is now."""
+        """Add a render whose ``entered`` is the present time."""
         key = id(pending)
         self._pending[key] = pending
         self._queues.setdefault(pending.family, _Queue()).add(pending)
         self._owners[pending.owner] += 1
-        heapq.heappush(self._dues, (self._rules.due(pending), pending.arrived, key, pending))
+        heapq.heappush(
+            self._dues, (self._rules.compute_due_time(pending), pending.arrived, key, pending)
+        )
 
     def remove(self, pending: PendingRender) -> None:
-        """Remove a render; do nothing if it does not wait."""
         if self._pending.pop(id(pending), None) is None:
             return
         queue = self._queues[pending.family]
@@ -115,145 +119,147 @@ class Window:
             del self._owners[pending.owner]
 
     @property
-    def is_undecided(self) -> bool:
-        """Whether renders wait although a renderer is free; time alone may change that."""
+    def must_choose_again(self) -> bool:
+        """Whether a renderer is free while renders wait, so that a later choice may differ."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
-        """Add a free renderer with ``models`` in memory, the largest first."""
+        """Add a free renderer with ``models`` in its memory, the largest first."""
         family = models[0] if models else ""
         slot = RendererSlot(name=name, models=frozenset(models), family=family, free_since=now)
         self._slots[name] = self._free[name] = slot
-        self._holders[family] += 1
+        self._renderer_counts[family] += 1
 
     def remove_renderer(self, name: str) -> None:
-        """Remove a renderer; do nothing if it is not there."""
         slot = self._slots.pop(name, None)
         self._free.pop(name, None)
         if slot is not None:
-            self._remove_holder(slot.family)
+            self._uncount_renderer(slot.family)
 
     def mark_busy(self, name: str) -> None:
-        """Assign nothing to the renderer: it executes a prompt that was not assigned here."""
+        """Mark a renderer as busy with a prompt that this window did not assign."""
         self._free.pop(name, None)
 
     def mark_free(self, name: str, now: float) -> None:
-        """Mark the renderer as free; do nothing if it is."""
         if name not in self._free:
             self._slots[name].free_since = now
             self._free[name] = self._slots[name]
 
     def idle_seconds(self, name: str, now: float) -> float | None:
-        """Return for how many seconds a renderer has been free; None while it is busy."""
+        """Return the seconds for which a renderer has been free, or None if it is busy."""
         return now - self._free[name].free_since if name in self._free else None
 
-    def begin(self, choice: Choice, now: float) -> None:
-        """Mark the renderer as busy with the render, whose models it has loaded from now on."""
+    def begin_render(self, choice: Assignment, now: float) -> None:
+        """Mark the assigned renderer as busy, with the models of its new render in memory."""
         pending, slot = choice.pending, choice.slot
         self.remove(pending)
-        self._fair_share.serve(pending.owner, self._owners)
+        self._fair_share.charge(pending.owner, self._owners)
         del self._free[slot.name]
         slot.began = now
         if pending.models:
             self.model_changes += not slot.models.issuperset(pending.models)
-            self._remove_holder(slot.family)
+            self._uncount_renderer(slot.family)
             slot.models, slot.family = frozenset(pending.models), pending.family
-            self._holders[slot.family] += 1
+            self._renderer_counts[slot.family] += 1
 
-    def record_duration(self, seconds: float) -> None:
-        """Add the duration of a finished render to the mean."""
+    def record_render_seconds(self, seconds: float) -> None:
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
-        """Return the render that a busy renderer would probably get next.
-
-        It is of the renderer's family, or of none.
-        """
+        """Return the first waiting render without models or of the renderer's family, or None."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
-        firsts = [self._first(family, now) for family in families]
-        return min(firsts, key=lambda first: self._order(first, now), default=None)
+        firsts = [self._find_first(family, now) for family in families]
+        return min(firsts, key=lambda first: self._make_sort_key(first, now), default=None)
 
-    def choose(self, now: float) -> Choice | None:
-        """Return the next render to begin and its renderer; None if all should keep waiting."""
+    def choose_assignment(self, now: float) -> Assignment | None:
+        """Return the next render to begin and its renderer, or None if no render should begin."""
         if not self._free or not self._pending:
             return None
-        return self._choose_due(now) or self._choose_change(now) or self._choose_suiting(now)
+        return (
+            self._choose_due(now) or self._choose_switch(now) or self._choose_for_loaded_models(now)
+        )
 
-    def _choose_due(self, now: float) -> Choice | None:
+    def _choose_due(self, now: float) -> Assignment | None:
         while self._dues and self._dues[0][2] not in self._pending:
             heapq.heappop(self._dues)
         if not self._dues or self._dues[0][0] > now:
             return None
         pending = self._dues[0][3]
-        return Choice(pending, self._cheapest(pending, self._free.values()))
+        return Assignment(pending, self._find_cheapest_slot(pending, self._free.values()))
 
-    def _choose_change(self, now: float) -> Choice | None:
-        slowest_first = sorted(filter(None, self._queues), key=self._delay, reverse=True)
-        # Of the renderers with the same family loaded, the one that has been free for longest.
+    def _choose_switch(self, now: float) -> Assignment | None:
+        slowest_first = sorted(filter(None, self._queues), key=self._estimate_delay, reverse=True)
+        # By family, the renderer that has been free for the longest time.
         free = {slot.family: slot for slot in reversed(self._free.values())}
         for family in slowest_first:
             if family in free:
                 continue
-            oldest = min(self._queues[family].heads(), key=lambda head: head.entered)
-            slots = [s for s in free.values() if self._should_change(s, oldest, now)]
+            oldest = min(self._queues[family].list_heads(), key=lambda head: head.entered)
+            slots = [s for s in free.values() if self._should_switch(s, oldest, now)]
             if slots:
-                pending = self._first(family, now)
-                return Choice(pending, self._cheapest(pending, slots))
+                pending = self._find_first(family, now)
+                return Assignment(pending, self._find_cheapest_slot(pending, slots))
         return None
 
-    def _should_change(self, slot: RendererSlot, oldest: PendingRender, now: float) -> bool:
+    def _should_switch(self, slot: RendererSlot, oldest: PendingRender, now: float) -> bool:
         family, rules = oldest.family, self._rules
         if not slot.family:
             return True
-        load = rules.load_seconds(oldest, slot)
+        load = rules.estimate_load_seconds(oldest, slot)
         if slot.family in self._queues:
-            if not self._holders[family]:
-                return now - oldest.entered > rules.patience(load)
-            difference = self._delay(family) - self._delay(slot.family, leaving=1)
-            return difference > rules.imbalance(load)
-        if not self._holders[family] or self._delay(family) > rules.imbalance(load):
+            if not self._renderer_counts[family]:
+                return now - oldest.entered > rules.compute_max_wait(load)
+            difference = self._estimate_delay(family) - self._estimate_delay(slot.family, leaving=1)
+            return difference > rules.compute_max_imbalance(load)
+        if not self._renderer_counts[family] or self._estimate_delay(
+            family
+        ) > rules.compute_max_imbalance(load):
             return True
         # The renderers that have these models may be busy with long renders.
         latest_begin = max(s.began for s in self._slots.values() if s.family == family)
         return now - max(latest_begin, oldest.entered, slot.free_since) > load
 
-    def _choose_suiting(self, now: float) -> Choice | None:
+    def _choose_for_loaded_models(self, now: float) -> Assignment | None:
         families = {slot.family for slot in self._free.values()} | {""}
-        firsts = [self._first(family, now) for family in families if family in self._queues]
+        firsts = [self._find_first(family, now) for family in families if family in self._queues]
         if not firsts:
             return None
-        pending = min(firsts, key=lambda first: self._order(first, now))
+        pending = min(firsts, key=lambda first: self._make_sort_key(first, now))
         suiting = [s for s in self._free.values() if pending.family in ("", s.family)]
-        return Choice(pending, self._cheapest(pending, suiting))
+        return Assignment(pending, self._find_cheapest_slot(pending, suiting))
 
-    def _delay(self, family: str, leaving: int = 0) -> float:
-        """Return the seconds until the family's queue would be empty if nothing changed."""
+    def _estimate_delay(self, family: str, leaving: int = 0) -> float:
+        """Return the seconds until the family's present renderers have emptied its queue."""
         if family not in self._queues:
             return 0.0
-        holders = self._holders[family] - leaving
+        holders = self._renderer_counts[family] - leaving
         return self._queues[family].count * self.mean_seconds / holders if holders > 0 else math.inf
 
-    def _cheapest(self, pending: PendingRender, slots: Collection[RendererSlot]) -> RendererSlot:
-        """Return the renderer that loads least, is needed least by others, or is free longest."""
+    def _find_cheapest_slot(
+        self, pending: PendingRender, slots: Collection[RendererSlot]
+    ) -> RendererSlot:
+        """Return the renderer with the least to load, ties broken by demand and idle time."""
         return min(
             slots,
             key=lambda slot: (
-                self._rules.load_seconds(pending, slot),
-                self._delay(slot.family),
-                -self._holders[slot.family],
+                self._rules.estimate_load_seconds(pending, slot),
+                self._estimate_delay(slot.family),
+                -self._renderer_counts[slot.family],
                 slot.free_since,
             ),
         )
 
-    def _remove_holder(self, family: str) -> None:
-        self._holders[family] -= 1
-        if not self._holders[family]:
-            del self._holders[family]
+    def _uncount_renderer(self, family: str) -> None:
+        self._renderer_counts[family] -= 1
+        if not self._renderer_counts[family]:
+            del self._renderer_counts[family]
 
-    def _first(self, family: str, now: float) -> PendingRender:
-        return min(self._queues[family].heads(), key=lambda head: self._order(head, now))
+    def _find_first(self, family: str, now: float) -> PendingRender:
+        return min(
+            self._queues[family].list_heads(), key=lambda head: self._make_sort_key(head, now)
+        )
 
-    def _order(self, pending: PendingRender, now: float) -> tuple[int, float, float, str]:
-        rank = self._rules.rank(pending, now)
-        return (rank, self._fair_share.virtual_time(pending.owner), pending.arrived, pending.id)
+    def _make_sort_key(self, pending: PendingRender, now: float) -> tuple[int, float, float, str]:
+        rank = self._rules.compute_rank(pending, now)
+        return (rank, self._fair_share.get_virtual_time(pending.owner), pending.arrived, pending.id)

@@ -1,1 +1,1 @@
-"""Reads templates, graphs with typed inputs, from files."""
+"""Reads templates, which are graphs with typed inputs, from files."""

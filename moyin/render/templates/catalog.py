@@ -1,4 +1,4 @@
-"""`Catalog`: the templates in some folders, read again when their files change."""
+"""Loads the templates in some folders, and loads them again when their files change."""
 
 from __future__ import annotations
 
@@ -16,19 +16,10 @@ import yaml
 
 from moyin.domain.template import Template
 from moyin.errors import InvalidRequest, TemplateNotFound
-from moyin.render.templates.response import TemplateInvalid, to_template
+from moyin.render.templates.response import InvalidTemplate, to_template
 from moyin.settings import Settings
 
-__all__ = [
-    "SHIPPED",
-    "Catalog",
-    "TemplateSnapshot",
-    "new_catalog",
-    "read_folders",
-    "template_folders",
-]
-
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _log = logging.getLogger(__name__)
 _SUFFIXES = frozenset({".json", ".yaml", ".yml"})
 _CHECK_SECONDS = 2.0
@@ -38,11 +29,12 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemplateSnapshot:
-    """The templates in the folders at one time.
+    """The templates that the folders contained when they were read.
 
     Attributes:
+        templates: all templates, sorted by name.
         names: templates by name and by alias.
-        problems: one line for each invalid file: ``<file>: <field>: <problem>``.
+        problems: problems in the files, each as a line ``<file>: <field>: <problem>``.
     """
 
     templates: tuple[Template, ...] = ()
@@ -50,11 +42,7 @@ class TemplateSnapshot:
     problems: tuple[str, ...] = ()
 
     def find(self, name: str, field: str) -> Template:
-        """Return the template that a request names in ``field``.
-
-        Raises:
-            InvalidRequest: there is no such template; the message has similar names.
-        """
+        """Return the template that a request names in ``field``, or raise `InvalidRequest`."""
         template = self.names.get(name)
         if template is None:
             similar = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)
@@ -63,106 +51,102 @@ class TemplateSnapshot:
         return template
 
 
-class Catalog:
-    """Returns templates, and checks their files for changes at most every two seconds.
+class TemplateCatalog:
+    """A cache of the templates in some folders.
 
-    An invalid file is logged. If it was valid before, its last valid template stays in use; no
-    other template is affected.
+    A lookup checks the files for changes if the last check was more than two seconds ago. Invalid
+    files are logged. The last valid version of a file stays in use while the file is invalid.
 
     Args:
-        folders: a template in a later folder replaces one of the same name. Missing folders are
-            empty.
+        folders: the folders, which may be missing. A template in a later folder replaces a template
+            of the same name in an earlier one.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
         self._stamp: object = None
         self._snapshot = TemplateSnapshot()
-        self._valid: dict[Path, Template] = {}
+        self._last_valid: dict[Path, Template] = {}
         self._checked_at = float("-inf")
-        self._checking = asyncio.Lock()
+        self._check_lock = asyncio.Lock()
 
     async def snapshot(self) -> TemplateSnapshot:
-        """Return the present templates."""
+        """Return the present templates, after a check of the files if one is due."""
         if time.monotonic() - self._checked_at > _CHECK_SECONDS:
-            async with self._checking:
+            async with self._check_lock:
                 if time.monotonic() - self._checked_at > _CHECK_SECONDS:
                     try:
-                        await asyncio.to_thread(self._check)
+                        await asyncio.to_thread(self._reload_if_changed)
                     except OSError as error:
-                        # A file was removed during the check; the next check will see that.
-                        _log.warning("templates could not be read: %s", error)
+                        # For example, a file was removed during the check.
+                        _log.warning("the template folders could not be checked: %s", error)
                     self._checked_at = time.monotonic()
         return self._snapshot
 
     async def get(self, name: str) -> Template:
-        """Return a template by its name or alias.
-
-        Raises:
-            TemplateNotFound: there is no such template.
-        """
+        """Return the template with the name or alias ``name``, or raise `TemplateNotFound`."""
         template = (await self.snapshot()).names.get(name)
         if template is None:
-            raise TemplateNotFound(f"there is no template {name[:64]!r}")
+            raise TemplateNotFound(f"there is no template with the name {name[:64]!r}")
         return template
 
-    def _check(self) -> None:
+    def _reload_if_changed(self) -> None:
         stamp = [
             (path, status.st_mtime_ns, status.st_size)
-            for path in _files(self._folders)
+            for path in _list_files(self._folders)
             if (status := path.stat())
         ]
         if stamp == self._stamp:
             return
-        self._snapshot = read_folders(self._folders, self._valid)
+        self._snapshot = read_templates(self._folders, self._last_valid)
         self._stamp = stamp
         for problem in self._snapshot.problems:
-            _log.error("invalid template: %s", problem)
+            _log.error("invalid template file: %s", problem)
 
 
-def template_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the folders of the shipped templates, unless these are disabled, and of the user's."""
+def list_template_folders(settings: Settings) -> tuple[Path, ...]:
+    """Return the folder of Moyin's own templates, if enabled, and the folder of the operator's."""
     own = settings.templates or settings.data / "templates"
-    return (SHIPPED, own) if settings.shipped_templates else (own,)
+    return (SHIPPED_FOLDER, own) if settings.shipped_templates else (own,)
 
 
-def new_catalog(settings: Settings) -> Catalog:
-    """Return a catalog of the folders in the settings."""
-    return Catalog(template_folders(settings))
+def create_catalog(settings: Settings) -> TemplateCatalog:
+    return TemplateCatalog(list_template_folders(settings))
 
 
-def read_folders(
-    folders: Sequence[Path], valid: dict[Path, Template] | None = None
+def read_templates(
+    folders: Sequence[Path], last_valid: dict[Path, Template] | None = None
 ) -> TemplateSnapshot:
-    """Read every file.
+    """Read all template files in the folders.
 
-    Args:
-        valid: the last valid template of each file; is updated.
+    A template in ``last_valid``, which is updated, replaces a file that is now invalid.
     """
-    valid = {} if valid is None else valid
+    last_valid = {} if last_valid is None else last_valid
     problems: list[str] = []
     chosen: dict[str, tuple[Path, Template]] = {}
-    files = list(_files(folders))
+    files = list(_list_files(folders))
     for path in files:
         try:
-            valid[path] = to_template(_content(path))
-        except (TemplateInvalid, OSError) as error:
+            last_valid[path] = to_template(_parse_file(path))
+        except (InvalidTemplate, OSError) as error:
             problems.append(f"{path}: {error}")
-        if path in valid:
-            template = valid[path]
+        if path in last_valid:
+            template = last_valid[path]
             other = chosen.get(template.name)
             if other is not None and other[0].parent == path.parent:
-                problems.append(f"{path}: name: {other[0].name} has the name {template.name!r} too")
+                problems.append(
+                    f"{path}: name: {other[0].name} also has the name {template.name!r}"
+                )
             else:
                 chosen[template.name] = (path, template)
-    for path in valid.keys() - set(files):
-        del valid[path]
+    for path in last_valid.keys() - set(files):
+        del last_valid[path]
     names = {name: template for name, (_, template) in chosen.items()}
     for path, template in chosen.values():
         for alias in template.aliases:
             owner = names.get(alias)
             if owner is not None and owner is not template:
-                problems.append(f"{path}: aliases: {alias!r} is a name of {owner.name!r}")
+                problems.append(f"{path}: aliases: {alias!r} already names template {owner.name!r}")
             else:
                 names[alias] = template
     return TemplateSnapshot(
@@ -172,21 +156,17 @@ def read_folders(
     )
 
 
-def _files(folders: Sequence[Path]) -> Iterator[Path]:
+def _list_files(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         if folder.is_dir():
             paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
             yield from (path for path in paths[:_MAX_FILES] if path.is_file())
 
 
-def _content(path: Path) -> Any:
-    """Parse a file.
-
-    Raises:
-        TemplateInvalid: it is too large, or not JSON or YAML.
-    """
+def _parse_file(path: Path) -> Any:
+    """Return the parsed JSON or YAML of a file, or raise `InvalidTemplate`."""
     if path.stat().st_size > _MAX_BYTES:
-        raise TemplateInvalid(f"the file: is larger than {_MAX_BYTES} bytes")
+        raise InvalidTemplate(f"the file: must have at most {_MAX_BYTES:,} bytes")
     try:
         # JSON is not parsed as YAML 1.1, which reads some of JSON's numbers as text.
         load = json.loads if path.suffix == ".json" else yaml.safe_load
@@ -194,4 +174,4 @@ def _content(path: Path) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         message = " ".join(str(error).split())
-        raise TemplateInvalid(f"the file: is not valid {kind}: {message}") from None
+        raise InvalidTemplate(f"the file: is not valid {kind}: {message}") from None

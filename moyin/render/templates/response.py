@@ -1,4 +1,4 @@
-"""Validates template files, and writes templates for clients. Pure."""
+"""Converts the content of template files to templates, and templates to response bodies."""
 
 from __future__ import annotations
 
@@ -10,33 +10,27 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from moyin.domain.parameter import Parameter, ParameterType
-from moyin.domain.template import Template, placeholders
+from moyin.domain.template import Template, find_placeholders
 from moyin.errors import InvalidRequest
 from moyin.render.templates import wire
 
-__all__ = ["TemplateInvalid", "template_body", "to_template"]
-
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-class TemplateInvalid(ValueError):
-    """Raised for an invalid template file; the message names the field."""
+class InvalidTemplate(ValueError):
+    """Raised for an invalid template file; the message is ``<field>: <problem>``."""
 
 
 def to_template(data: Any) -> Template:
-    """Return the template in a file's content.
-
-    Raises:
-        TemplateInvalid: the content is not a valid template.
-    """
+    """Convert the parsed content of a file to a template, or raise `InvalidTemplate`."""
     try:
         file = wire.TemplateFile.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise TemplateInvalid(f"{field or 'the file'}: {first['msg']}") from None
+        raise InvalidTemplate(f"{field or 'the file'}: {first['msg']}") from None
     _check_graph(file)
-    parameters = {name: _parameter(name, schema) for name, schema in file.inputs.items()}
+    parameters = {name: _to_parameter(name, schema) for name, schema in file.inputs.items()}
     plain = file.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return Template(
         name=file.name,
@@ -45,15 +39,14 @@ def to_template(data: Any) -> Template:
         aliases=file.aliases,
         pool=file.pool,
         parameters=parameters,
-        schema=_schema(plain.get("inputs", {}), parameters),
+        schema=_make_schema(plain.get("inputs", {}), parameters),
         graph=file.graph,
         outputs=file.outputs,
         digest=hashlib.sha256(to_json(plain)).hexdigest(),
     )
 
 
-def template_body(template: Template) -> wire.TemplateBody:
-    """Return the template as clients see it."""
+def to_response_body(template: Template) -> wire.TemplateBody:
     return wire.TemplateBody(
         name=template.name,
         title=template.title,
@@ -65,9 +58,11 @@ def template_body(template: Template) -> wire.TemplateBody:
     )
 
 
-def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+def _make_schema(
+    properties: Mapping[str, Any], parameters: Mapping[str, Parameter]
+) -> dict[str, Any]:
     return {
-        "$schema": _DIALECT,
+        "$schema": _SCHEMA_DIALECT,
         "type": "object",
         "properties": dict(properties),
         "required": [name for name, p in parameters.items() if p.default is None],
@@ -75,27 +70,24 @@ def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) 
     }
 
 
-def _parameter(name: str, schema: wire.InputSchema) -> Parameter:
-    """Return the parameter that an input's schema describes.
-
-    Raises:
-        TemplateInvalid: the members of the schema contradict each other.
-    """
+def _to_parameter(name: str, schema: wire.InputSchema) -> Parameter:
+    """Convert the schema of an input to a parameter, or raise `InvalidTemplate`."""
     field = f"inputs.{name}"
     numeric = schema.type in ("integer", "number")
     for member in ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"):
         if getattr(schema, member) is not None and not numeric:
-            raise TemplateInvalid(
-                f"{field}.{member}: applies to numbers, not to type {schema.type}"
+            raise InvalidTemplate(
+                f"{field}.{member}: must be absent, because the type is {schema.type}, not a number"
             )
     for member in ("min_length", "max_length", "pattern", "format"):
         if getattr(schema, member) is not None and schema.type != "string":
-            raise TemplateInvalid(
-                f"{field}.{member}: applies to strings, not to type {schema.type}"
+            raise InvalidTemplate(
+                f"{field}.{member}: must be absent, because the type is {schema.type}, not string"
             )
     if schema.format is not None and (schema.enum or schema.default is not None):
-        raise TemplateInvalid(
-            f"{field}: an image can have no default and no enum, because each client uploads its own"
+        raise InvalidTemplate(
+            f"{field}: must have no default and no enum with format: image, because clients upload "
+            "their own images"
         )
     parameter = Parameter(
         name=name,
@@ -122,10 +114,10 @@ def _check_values(parameter: Parameter, schema: wire.InputSchema, field: str) ->
         values["default"] = schema.default
     for member, value in values.items():
         try:
-            parameter.check(value, f"{field}.{member}")
+            parameter.check_value(value, f"{field}.{member}")
         except InvalidRequest as error:
             message = error.message.removeprefix(f"{field}.{member} ")
-            raise TemplateInvalid(f"{field}.{member}: {message}") from None
+            raise InvalidTemplate(f"{field}.{member}: {message}") from None
 
 
 def _check_graph(file: wire.TemplateFile) -> None:
@@ -133,25 +125,29 @@ def _check_graph(file: wire.TemplateFile) -> None:
     for node_id, node in file.graph.items():
         field = f"graph.{node_id[:64]}"
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
-            raise TemplateInvalid(
-                f"{field}: must be an object with a class_type; export the workflow in API format"
+            raise InvalidTemplate(
+                f"{field}: must be an object with a class_type; export the workflow in API format "
+                "from ComfyUI"
             )
         inputs = node.get("inputs", {})
         if not isinstance(inputs, dict):
-            raise TemplateInvalid(f"{field}.inputs: must be an object")
+            raise InvalidTemplate(f"{field}.inputs: must be an object")
         outside = {key: value for key, value in node.items() if key != "inputs"}
-        if any(placeholders(outside)):
-            raise TemplateInvalid(f"{field}: ${{…}} is allowed only in the inputs of a node")
+        if any(find_placeholders(outside)):
+            raise InvalidTemplate(f"{field}: must contain ${{inputs.<name>}} only in its inputs")
         for name, value in inputs.items():
-            for placeholder in placeholders(value):
+            for placeholder in find_placeholders(value):
                 if placeholder not in file.inputs:
-                    raise TemplateInvalid(
-                        f"{field}.inputs.{name[:64]}: {placeholder!r} is not an input of the template"
+                    raise InvalidTemplate(
+                        f"{field}.inputs.{name[:64]}: the template has no input {placeholder!r}"
                     )
                 used.add(placeholder)
     unused = file.inputs.keys() - used
     if unused:
-        raise TemplateInvalid(f"inputs.{min(unused)}: no node of the graph uses it")
+        unused_input = min(unused)
+        raise InvalidTemplate(
+            f"inputs.{unused_input}: no node of the graph contains ${{inputs.{unused_input}}}"
+        )
     for number, node_id in enumerate(file.outputs):
         if node_id not in file.graph:
-            raise TemplateInvalid(f"outputs.{number}: there is no node {node_id!r}")
+            raise InvalidTemplate(f"outputs.{number}: the graph has no node {node_id!r}")

@@ -1,4 +1,4 @@
-"""Defines the format of template files and the bodies of ``/templates``."""
+"""Defines the format of template files and the response bodies of ``/templates``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from pydantic import (
     field_validator,
 )
 
-__all__ = ["InputSchema", "TemplateBody", "TemplateFile", "TemplateList"]
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+TemplateName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 InputName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
-Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+FiniteNumber = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+ScalarValue = StrictBool | StrictInt | StrictFloat | StrictStr
 
 
 class _File(BaseModel):
@@ -30,42 +28,42 @@ class _File(BaseModel):
 
 
 class InputSchema(_File):
-    """The JSON Schema of one input; ``format: image`` takes the id of an artifact."""
+    """The JSON Schema of one input; with ``format: image`` its value is the id of an artifact."""
 
     type: Literal["string", "integer", "number", "boolean"]
     title: str | None = None
     description: str | None = None
-    default: Scalar | None = None
-    enum: tuple[Scalar, ...] = Field((), max_length=1_000)
-    minimum: Number | None = None
-    maximum: Number | None = None
-    exclusive_minimum: Number | None = Field(None, alias="exclusiveMinimum")
-    exclusive_maximum: Number | None = Field(None, alias="exclusiveMaximum")
-    multiple_of: Annotated[Number, Field(gt=0)] | None = Field(None, alias="multipleOf")
+    default: ScalarValue | None = None
+    enum: tuple[ScalarValue, ...] = Field((), max_length=1_000)
+    minimum: FiniteNumber | None = None
+    maximum: FiniteNumber | None = None
+    exclusive_minimum: FiniteNumber | None = Field(None, alias="exclusiveMinimum")
+    exclusive_maximum: FiniteNumber | None = Field(None, alias="exclusiveMaximum")
+    multiple_of: Annotated[FiniteNumber, Field(gt=0)] | None = Field(None, alias="multipleOf")
     min_length: int | None = Field(None, alias="minLength", ge=0)
     max_length: int | None = Field(None, alias="maxLength", ge=0)
     pattern: str | None = None
     format: Literal["image"] | None = None
-    examples: tuple[Scalar, ...] = ()
+    examples: tuple[ScalarValue, ...] = ()
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
+    def _check_pattern(cls, value: str | None) -> str | None:
         if value is not None:
             try:
                 re.compile(value)
             except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
+                raise ValueError(f"must be a regular expression of Python: {error}") from None
         return value
 
 
 class TemplateFile(_File):
-    """A template file: a graph in API format in which ``${inputs.<name>}`` marks an input."""
+    """A template file, whose graph in API format has ``${inputs.<name>}`` in place of an input."""
 
-    name: Name
+    name: TemplateName
     title: str = Field(min_length=1, max_length=120)
     description: str = Field("", max_length=4_000)
-    aliases: tuple[Name, ...] = Field((), max_length=16)
+    aliases: tuple[TemplateName, ...] = Field((), max_length=16)
     pool: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     inputs: dict[InputName, InputSchema] = Field(default_factory=dict, max_length=100)
     outputs: tuple[str, ...] = Field((), max_length=100)
@@ -73,7 +71,7 @@ class TemplateFile(_File):
 
 
 class TemplateBody(BaseModel):
-    """A template as clients see it, without its graph."""
+    """The response body that describes a template, without its graph."""
 
     name: str
     title: str
@@ -85,6 +83,6 @@ class TemplateBody(BaseModel):
 
 
 class TemplateList(BaseModel):
-    """The templates, in the order of their names."""
+    """The response body of ``GET /templates``, sorted by name."""
 
     templates: list[TemplateBody]

@@ -1,4 +1,4 @@
-"""Runs the migrations on the URL that `moyin.store.sql.migrate` passes: Alembic's entry point."""
+"""Runs Alembic's migrations on the database URL that `moyin.store.sql.migrate` sets."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ def _run(connection: sa.Connection) -> None:
         connection=connection,
         target_metadata=metadata,
         render_as_batch=True,
-        # Both databases can roll back DDL, but Alembic does not rely on that on SQLite by default.
+        # SQLite can roll back DDL, too, but Alembic does not do so by default.
         transactional_ddl=True,
     )
-    _check_revision()
+    _require_known_revision()
     with context.begin_transaction():
         context.run_migrations()
 
 
-def _check_revision() -> None:
-    """Refuse a database whose schema these migrations did not make."""
+def _require_known_revision() -> None:
+    """Raise `StackError` if the schema revision of the database is unknown."""
     known = {script.revision for script in context.script.walk_revisions()}
     for revision in set(context.get_context().get_current_heads()) - known:
         raise StackError(
-            f"the database is at schema revision {revision!r}, which this version does not know: "
-            "a development version before the first release or a newer version of Moyin made it; "
-            "use a new database or the version that made this one"
+            f"the database has the schema revision {revision!r}, which this version of Moyin does not "
+            "know, since a newer version or a development version created it; use that version or a "
+            "new database"
         )
 
 
-async def _migrate_server(url: str) -> None:
+async def _migrate_postgresql(url: str) -> None:
     engine = create_async_engine(url)
     try:
         async with engine.connect() as connection:
@@ -48,14 +48,14 @@ async def _migrate_server(url: str) -> None:
         await engine.dispose()
 
 
-def _migrate_file(url: sa.URL) -> None:
+def _migrate_sqlite(url: sa.URL) -> None:
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"), connect_args={"timeout": BUSY_SECONDS}
     )
 
     @sa.event.listens_for(engine, "connect")
     def _tune(connection: Any, _record: Any) -> None:
-        # Turns off the driver's own transactions, which commit before each DDL statement.
+        # Disables the driver's own transactions, which it commits before each DDL statement.
         connection.isolation_level = None
 
     @sa.event.listens_for(engine, "begin")
@@ -71,6 +71,6 @@ def _migrate_file(url: sa.URL) -> None:
 
 _url = sa.make_url(context.config.attributes["url"])
 if _url.get_backend_name() == "sqlite":
-    _migrate_file(_url)
+    _migrate_sqlite(_url)
 else:
-    asyncio.run(_migrate_server(context.config.attributes["url"]))
+    asyncio.run(_migrate_postgresql(context.config.attributes["url"]))

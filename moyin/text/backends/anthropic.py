@@ -32,8 +32,6 @@ from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_up
 from moyin.text.protocol.anthropic.response import chat_response_to_domain
 from moyin.text.protocol.anthropic.stream import EventReader
 
-__all__ = ["CLAUDE_URL", "AnthropicBackend"]
-
 CLAUDE_URL = "https://api.anthropic.com"
 
 _VERSION_HEADER = {"anthropic-version": "2023-06-01"}

@@ -19,8 +19,6 @@ from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.text.backends.response_errors import error_from_status
 
-__all__ = ["Endpoint", "EndpointFinder", "FixedEndpoint", "HttpClient", "iterate_until_deadline"]
-
 _CONNECT_SECONDS = 5.0
 # Shorter than the keep-alive of servers (uvicorn and llama.cpp: 5 s), so that a request seldom uses
 # a connection that is being closed.

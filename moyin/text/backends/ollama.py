@@ -43,8 +43,6 @@ from moyin.text.protocol.ollama.response import (
     usage_to_domain,
 )
 
-__all__ = ["OllamaBackend"]
-
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 3.0
 

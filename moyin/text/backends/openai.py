@@ -25,8 +25,6 @@ from moyin.text.protocol.openai.response import (
 )
 from moyin.text.protocol.openai.stream import StreamReader
 
-__all__ = ["OPENAI_URL", "OpenAIBackend"]
-
 OPENAI_URL = "https://api.openai.com/v1"
 
 _PROBE_SECONDS = 3.0

@@ -22,8 +22,6 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 
-__all__ = ["error_from_status", "parse_retry_after", "validate_embeddings"]
-
 _REJECTED_STATUSES = frozenset({400, 413, 422})
 _OVERLOADED_STATUSES = frozenset({429, 503, 529})
 _TIMEOUT_STATUSES = frozenset({408, 504})

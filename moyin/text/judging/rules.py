@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from moyin.access.gatekeeper.limits import Admission, Meter
+from moyin.access.gatekeeper.limits import Admission, RequestMeter
 from moyin.domain.backend import ApiFormat
 from moyin.domain.limits import Limit
 from moyin.text.routing.compiled_route import CompiledRoute
@@ -52,7 +52,7 @@ class JudgeBudget:
         meter: counts the cost. It must refuse calls while Valkey is unavailable.
     """
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: RequestMeter) -> None:
         self._meter = meter
 
     def create_admission(self, rules: JudgeRules) -> Admission:
@@ -66,7 +66,7 @@ class JudgeBudget:
         Raises:
             ServiceUnavailable: Valkey does not answer.
         """
-        return await self._meter.spent_this_month(_BUDGET_SUBJECT, JUDGE_OWNER)
+        return await self._meter.get_month_spending(_BUDGET_SUBJECT, JUDGE_OWNER)
 
 
 def intersect_residencies(

@@ -204,7 +204,7 @@ class ComparisonStarter:
             # This check only avoids jobs without a budget. Each call reserves its own cost later.
             if await self._budget.read_spent_usd() + comparison.most_usd > rules.usd_per_month:
                 return Outcome.BUDGET
-            if not await self._store.has_room(comparison.owner):
+            if not await self._store.has_capacity(comparison.owner):
                 return Outcome.DROPPED
             if not await self._store.add(comparison.id, comparison.owner, encode(comparison)):
                 return Outcome.REPEATED

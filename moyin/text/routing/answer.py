@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from moyin.domain.money import Usage
 
-__all__ = ["Answer", "AnswerStream", "BudgetReservation", "RoutingContext"]
-
 _NO_USAGE = Usage()
 
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
-from moyin.store.responses import CachedResponse
+from moyin.store.response_cache import CachedResponse
 from moyin.text.routing.answer import Answer, AnswerStream
 from moyin.text.routing.catalog import CachingPolicy
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.ledger import build_usage_entry
 from moyin.text.routing.routed_call import RoutedCall
-
-__all__ = ["AnswerCache", "CachedResponses"]
 
 _log = logging.getLogger(__name__)
 # The ledger names the cache where other entries name the back end.

@@ -17,15 +17,6 @@ from moyin.domain.chat import ChatResponse, StopReason, ToolUse
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 
-__all__ = [
-    "NO_FAULT",
-    "REFUSED",
-    "find_fault",
-    "find_start_fault",
-    "is_truncated",
-    "matches_schema",
-]
-
 # The fault of an answer in which the model refuses. It never causes a rescue.
 REFUSED = "refused"
 # An answer should end within this many tokens, so a limit above it should not have cut it off.

@@ -33,8 +33,6 @@ from moyin.text.routing.rescue import (
 )
 from moyin.text.routing.routed_call import RoutedCall, StreamHold
 
-__all__ = ["AnswerReviewer"]
-
 _log = logging.getLogger(__name__)
 # Calls a candidate and returns its answer, or None if its breaker rejects the call. The string is
 # the reason for the response header `x-moyin-route`.
@@ -298,4 +296,4 @@ def _occupies_last_slot(answer: Answer, answered: Candidate, other: Candidate) -
     """
     runtime = other.target.runtime
     running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
-    return running and runtime is answered.target.runtime and runtime.slots.full
+    return running and runtime is answered.target.runtime and runtime.slots.is_full

@@ -12,8 +12,8 @@ from pydantic_core import from_json
 
 from moyin.domain.backend import PassThroughBackend, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse
-from moyin.domain.money import Usage, usd_text
-from moyin.domain.needs import estimate_tokens, tokens_in
+from moyin.domain.money import Usage, format_usd
+from moyin.domain.needs import estimate_tokens, estimate_tokens_from_bytes
 from moyin.domain.transcript import Transcript
 from moyin.errors import (
     BackendError,
@@ -32,8 +32,6 @@ from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.routed_call import RoutedCall, StreamHold
 from moyin.text.routing.stream_sources import ForwardedSource, StreamSource, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
-
-__all__ = ["Attempt"]
 
 _JSON_HEADER = (b"content-type", b"application/json")
 _NO_CACHE_HEADER = (b"cache-control", b"no-cache")
@@ -120,7 +118,7 @@ class Attempt:
         ``error`` is the code of the error that ended the answer early, if there was one.
         """
         call, target = self.call, self.target
-        pico = target.get_price().pico_cost(usage)
+        pico = target.get_price().compute_pico_cost(usage)
         model, complete = target.deployment.model.name, error is None
         entry = build_usage_entry(
             call.context, target.runtime.name, model, usage, pico=pico, complete=complete
@@ -131,7 +129,7 @@ class Attempt:
         seconds = self._record_call(usage, error)
         if error is None and target.latency.should_record():
             self._record_latency(usage, seconds)
-        return usd_text(pico).encode()
+        return format_usd(pico).encode()
 
     def _record_call(self, usage: Usage, error: str | None) -> float:
         call, target = self.call, self.target
@@ -241,7 +239,9 @@ class Attempt:
         codec.require_answer_member(answer)
         usage, estimate = codec.read_usage(answer), None
         if usage == _NO_USAGE:
-            usage = estimate = self._estimate_usage(tokens_in(codec.count_output_bytes(answer)))
+            usage = estimate = self._estimate_usage(
+                estimate_tokens_from_bytes(codec.count_output_bytes(answer))
+            )
         body = codec.add_missing_members(body, answer, estimate)
         return self._build_answer(body, usage, answer, estimated=estimate is not None)
 

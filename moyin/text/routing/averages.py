@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-__all__ = ["Average", "KeyedAverages"]
-
 _MAX_WEIGHT = 40
 _PRIOR_WEIGHT = 3.0
 _MAX_KEYS = 4_096

@@ -24,8 +24,6 @@ from moyin.text.routing.averages import Average
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyEstimator, LatencyPrior
 from moyin.text.routing.loaded_models import LoadedModels
 
-__all__ = ["BackendHealth", "BackendRuntime", "Lease", "is_retryable"]
-
 _SERVICE_TIME_HALF_LIFE = 300.0
 
 
@@ -141,10 +139,10 @@ class BackendRuntime:
         Raises:
             Overloaded: too many calls wait already, or no slot became free in time.
         """
-        if not self.slots.take(tenant):
+        if not self.slots.try_acquire(tenant):
             await self.slots.wait(tenant, seconds, self.estimate_service_time(expected))
         if not self.breaker.admit():
-            self.slots.free(tenant)
+            self.slots.release(tenant)
             return None
         return Lease(self, tenant)
 
@@ -193,7 +191,7 @@ class Lease:
         Only errors that the back end caused count as failures.
         """
         runtime = self._runtime
-        runtime.slots.free(self._tenant)
+        runtime.slots.release(self._tenant)
         if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
             runtime.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):

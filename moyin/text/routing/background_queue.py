@@ -11,8 +11,6 @@ from typing import Any
 
 from moyin.text.routing.fair_sampling import FairSampler
 
-__all__ = ["BackgroundQueue"]
-
 _log = logging.getLogger(__name__)
 # Tasks that run as a batch take a third of the time that they would take one by one.
 _INTERVAL_SECONDS = 0.5

@@ -11,19 +11,6 @@ from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
 from moyin.text.quality.abilities import Ability
 
-__all__ = [
-    "ANY_TENANT",
-    "AUTO",
-    "UNRESTRICTED",
-    "Alias",
-    "CachingPolicy",
-    "Catalog",
-    "HedgingPolicy",
-    "ModelDeployment",
-    "RescuePolicy",
-    "TenantPolicy",
-]
-
 AUTO = "auto"
 # Ollama's clients add this tag to a model name that has none.
 _LATEST_TAG = ":latest"

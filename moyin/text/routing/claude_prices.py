@@ -13,8 +13,6 @@ from decimal import Decimal
 
 from moyin.domain.money import Price, PriceBand, Rates, Tariff
 
-__all__ = ["CLAUDE_TARIFFS", "PRICES_CHECKED_ON", "find_claude_tariff"]
-
 PRICES_CHECKED_ON = date(2026, 10, 24)
 _SINCE_RELEASE = date.min
 

@@ -10,7 +10,7 @@ from datetime import date
 from decimal import Decimal
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import Price, usd
+from moyin.domain.money import Price, pico_to_usd
 from moyin.domain.needs import Model, Needs
 from moyin.http.breaker import Breaker
 from moyin.text.routing.backend_runtime import BackendRuntime
@@ -22,16 +22,6 @@ from moyin.text.routing.catalog import (
     RescuePolicy,
 )
 from moyin.text.routing.latency import LatencyEstimator
-
-__all__ = [
-    "CompiledRoute",
-    "Exclusion",
-    "RouteTarget",
-    "compile_target",
-    "compute_max_call_cost",
-    "compute_max_request_cost",
-    "find_exclusion",
-]
 
 # `Needs` estimates one token per four bytes, and a token has at least one byte.
 _MAX_TOKENS_PER_ESTIMATED_TOKEN = 4
@@ -142,7 +132,7 @@ def compile_target(
         model_breaker=runtime.get_model_breaker(model.upstream),
         position=position,
         needs_translation=deployment.api_format is not api_format,
-        fixed_price=model.tariff.price_on(day) if model.gpu is None else None,
+        fixed_price=model.tariff.get_price_on(day) if model.gpu is None else None,
         headers=(
             (b"x-moyin-backend", runtime.name.encode()),
             (b"x-moyin-model", model.name.encode()),
@@ -187,12 +177,12 @@ def compute_max_request_cost(
         ),
         default=0,
     )
-    return usd(2 * max_pico if streams and route.hedging is not None else max_pico)
+    return pico_to_usd(2 * max_pico if streams and route.hedging is not None else max_pico)
 
 
 def compute_max_call_cost(target: RouteTarget, needs: Needs) -> Decimal:
     """Return the maximum cost of one call with one answer at this target, in US dollars."""
-    return usd(_compute_max_pico(target.get_price(), target.model.context, needs, 1))
+    return pico_to_usd(_compute_max_pico(target.get_price(), target.model.context, needs, 1))
 
 
 def _compute_max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
@@ -204,4 +194,4 @@ def _compute_max_pico(price: Price, context: int, needs: Needs, choices: int) ->
     if needs.longest_input is None:
         prompt = context if needs.has_external_content else min(prompt, context)
     output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
-    return price.max_pico_cost(prompt, output)
+    return price.compute_max_pico_cost(prompt, output)

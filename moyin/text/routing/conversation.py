@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from moyin.text.protocol.codec import ParsedRequest, Turn
 from moyin.text.routing.answer import RoutingContext
 
-__all__ = ["Conversation"]
-
 # Of a long text, only this many characters at the beginning and at the end are hashed.
 _MAX_HASHED_LENGTH = 2_000
 

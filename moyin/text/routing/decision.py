@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import PICO, Usage
+from moyin.domain.money import PICO_PER_USD, Usage
 from moyin.domain.needs import Needs
 from moyin.errors import (
     ContextTooLong,
@@ -28,15 +28,6 @@ from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.compiled_route import CompiledRoute, Exclusion, RouteTarget
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import RequestShape, UsageHistory, compute_request_shape
-
-__all__ = [
-    "Candidate",
-    "Forecast",
-    "build_no_candidate_error",
-    "build_unavailable_error",
-    "list_exclusions",
-    "rank_candidates",
-]
 
 # The request member that requires an ability, by OpenAI's name. The other protocols translate the
 # name when they write the error.
@@ -177,14 +168,14 @@ def _build_forecast(
 ) -> Forecast:
     model, runtime, latency = target.deployment.model, target.runtime, target.latency
     usage = history.predict_usage(model.name, needs, shape)
-    cost_pico = target.get_price().pico_cost(usage)
+    cost_pico = target.get_price().compute_pico_cost(usage)
     first_token_seconds = latency.estimate_first_token_seconds(usage.prompt_tokens)
     writing_seconds = usage.output_tokens * latency.estimate_seconds_per_token()
     loading_seconds = (
         runtime.loaded.estimate_wait(model.upstream) if runtime.loaded is not None else 0.0
     )
     waiting_seconds = 0.0
-    if runtime.slots.full:
+    if runtime.slots.is_full:
         waiting_seconds = runtime.slots.expected_wait(
             runtime.estimate_service_time(first_token_seconds + writing_seconds)
         )
@@ -195,7 +186,7 @@ def _build_forecast(
         loading_seconds=loading_seconds,
         first_token_seconds=first_token_seconds,
         writing_seconds=writing_seconds,
-        score=cost_pico / PICO
+        score=cost_pico / PICO_PER_USD
         + (waiting_seconds + loading_seconds + first_token_seconds + writing_seconds)
         * usd_per_second,
     )
@@ -230,7 +221,7 @@ def list_exclusions(
     exclusions = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
-        if missing := deployment.model.unmet_needs(needs):
+        if missing := deployment.model.list_unmet_needs(needs):
             exclusions.append(
                 Exclusion(deployment=deployment, reason=", ".join(missing), missing=missing)
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moyin.domain.money import usd_text
+from moyin.domain.money import format_usd
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.text.quality.wording import format_probability
@@ -20,14 +20,6 @@ from moyin.text.routing.exploration import TRIAL_REASON, choose_trial, compute_t
 from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
-
-__all__ = [
-    "Explanation",
-    "describe_choice",
-    "describe_model_state",
-    "explain_decision",
-    "explain_loss",
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +80,7 @@ def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> 
     )
     reasons = []
     if forecast.cost_pico > best.cost_pico:
-        reasons.append(f"costs {usd_text(forecast.cost_pico - best.cost_pico)} USD more")
+        reasons.append(f"costs {format_usd(forecast.cost_pico - best.cost_pico)} USD more")
     if usd_per_second > 0 and forecast.seconds > best.seconds:
         reasons.append(f"takes {forecast.seconds - best.seconds:.2f} s longer")
     if forecast.estimate is not None and best.estimate is not None and forecast.risk > best.risk:
@@ -143,6 +135,6 @@ def describe_model_state(candidate: Candidate) -> str:
     state = (
         ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.get_state(model.upstream)
     )
-    if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and runtime.slots.full:
+    if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and runtime.slots.is_full:
         return "busy"
     return state.value

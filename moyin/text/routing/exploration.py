@@ -15,14 +15,6 @@ from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality
 
-__all__ = [
-    "TRIAL_REASON",
-    "choose_at_upper_bound",
-    "choose_trial",
-    "compute_trial_share",
-    "put_trial_first",
-]
-
 TRIAL_REASON = "trying"
 
 

@@ -7,8 +7,6 @@ import random
 import time
 from collections.abc import Callable
 
-__all__ = ["FairSampler"]
-
 # Requests per second that a replica learns from. Each takes 100 to 200 microseconds including SQL
 # and Valkey, so learning uses at most two per cent of a core.
 _REQUESTS_PER_SECOND = 100

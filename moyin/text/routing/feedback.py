@@ -16,8 +16,6 @@ from moyin.text.quality.question import Question, restore_features
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_to_json
 
-__all__ = ["FeedbackService", "LedgerReader"]
-
 # Ratings per key and replica in a burst; the bucket refills within a minute.
 _MAX_BURST = 60.0
 _MAX_KEYS = 10_000
@@ -133,7 +131,7 @@ class FeedbackService:
         """Return the model, question and predicted quality of an answer."""
         # Queued rows are written first: the row of a rescued request may replace an earlier row.
         await self._learning.flush()
-        decision = await self._store.decision(owner, request_id)
+        decision = await self._store.get_decision(owner, request_id)
         if decision is not None:
             return decision.model, decision.question, decision.p_good
         since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION

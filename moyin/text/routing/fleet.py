@@ -30,8 +30,6 @@ from moyin.text.routing.compiled_route import (
 )
 from moyin.text.routing.ledger import date_from_day, today
 
-__all__ = ["Fleet"]
-
 _UNCONFIGURED_HEALTH = BackendHealth(is_up=False)
 _RouteKey: TypeAlias = tuple[str, int, tuple[str, ...] | None, ApiFormat]
 
@@ -81,7 +79,7 @@ class Fleet:
         """Return the current price per token of a deployment."""
         runtime, gpu = self.runtimes.get(deployment.backend), deployment.model.gpu
         if runtime is None or gpu is None:
-            return deployment.model.tariff.price_on(today())
+            return deployment.model.tariff.get_price_on(today())
         return runtime.get_latency_estimator(deployment.model.name).estimate_price(gpu)
 
     def get_policy(self, owner: str) -> TenantPolicy:

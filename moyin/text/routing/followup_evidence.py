@@ -8,18 +8,6 @@ from dataclasses import dataclass
 from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 
-__all__ = [
-    "CONTINUED",
-    "EDITED",
-    "MAX_SECONDS",
-    "MIN_SECONDS",
-    "OPENING_LENGTH",
-    "Evidence",
-    "FollowUpQuery",
-    "evidence_from_next_message",
-    "evidence_from_repeat",
-]
-
 MAX_SECONDS = 300.0
 # An earlier repetition comes from a program that requests several answers to one prompt.
 MIN_SECONDS = 2.0

@@ -34,8 +34,6 @@ from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 
-__all__ = ["FollowUpDetector"]
-
 _MAX_ANSWERS = 20_000
 # Shorter first messages, such as "hello", are ignored: many people who share a key send them.
 _MIN_FIRST_MESSAGE_LENGTH = 40

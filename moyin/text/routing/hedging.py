@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable
 
 from moyin.text.routing.answer import Answer
 
-__all__ = ["HedgeBudget", "race_calls"]
-
 # Limit on the second calls that can be saved up for a burst of slow answers.
 _MAX_CREDIT = 10.0
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from moyin.domain.money import GpuRate, Price, TokenSpeed
 from moyin.text.routing.averages import Average, KeyedAverages
 
-__all__ = ["DEFAULT_LATENCY", "LatencyEstimator", "LatencyPrior"]
-
 # Measurements lose weight with time, so that a back end is used again after a slow period.
 _HALF_LIFE_SECONDS = 300.0
 _MAX_RECENT = 100
@@ -124,7 +122,7 @@ class LatencyEstimator:
             prompt=1 / max(seconds_per_prompt_token, 1e-6),
             output=1 / max(self.estimate_seconds_per_token(), 1e-6),
         )
-        return gpu.price(speed, self._concurrency.estimate(1.0, now))
+        return gpu.compute_price(speed, self._concurrency.estimate(1.0, now))
 
     def _add_recent(self, first_token_seconds: float) -> None:
         if len(self._recent) == _MAX_RECENT:

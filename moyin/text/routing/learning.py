@@ -30,8 +30,6 @@ from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
 
-__all__ = ["QualityLearner"]
-
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 _SAVE_SECONDS = 60.0
@@ -207,7 +205,7 @@ class QualityLearner:
 
     async def find_decision(self, owner: str, request_id: str) -> DecisionRow | None:
         """Return the decision of any replica on a tenant's request; None if none was recorded."""
-        return await self._store.decision(owner, request_id)
+        return await self._store.get_decision(owner, request_id)
 
     async def load_tenant(self, owner: str) -> None:
         """Load the tenant's learned state into memory, unless it is there; never raise."""
@@ -257,7 +255,7 @@ class QualityLearner:
             # The state is loaded first, so that the saved state changes as well.
             if owner not in self._loaded:
                 await self._load_locked(owner)
-        await (self._store.reset(row) if action == "reset" else self._store.write((), (row,)))
+        await (self._store.reset_owner(row) if action == "reset" else self._store.write((), (row,)))
         await self.learn_new_signals()
 
     async def get_tenant_state(self, owner: str) -> TenantState:
@@ -281,7 +279,7 @@ class QualityLearner:
         levels: SharedLevels = {}
         if self._is_shared:
             # This takes tenths of a second with a thousand tenants.
-            levels = await asyncio.to_thread(compute_shared_levels, await self._store.levels())
+            levels = await asyncio.to_thread(compute_shared_levels, await self._store.list_levels())
         # Sharing may have been disabled meanwhile.
         self._estimator.set_shared_levels(levels if self._is_shared else {})
 
@@ -345,9 +343,9 @@ class QualityLearner:
     async def _learn_new_signals(self) -> None:
         """Learn from new signals; the caller holds the lock."""
         if self._last_number < 0:
-            self._last_number = await self._store.last_number()
+            self._last_number = await self._store.get_last_number()
         while True:
-            rows = await self._store.signals(self._last_number, _PAGE_ROWS)
+            rows = await self._store.list_signals(self._last_number, _PAGE_ROWS)
             for row in rows:
                 if row.owner in self._loaded:
                     self._learn_signal(row)
@@ -358,8 +356,8 @@ class QualityLearner:
 
     async def _load_locked(self, owner: str) -> None:
         if self._last_number < 0:
-            self._last_number = await self._store.last_number()
-        saved = await self._store.state(owner)
+            self._last_number = await self._store.get_last_number()
+        saved = await self._store.get_state(owner)
         state, number = TenantState(), 0
         if saved is not None:
             try:
@@ -372,7 +370,7 @@ class QualityLearner:
                 )
         self._estimator.replace_state(owner, state)
         while True:
-            rows = await self._store.signals(
+            rows = await self._store.list_signals(
                 number, _PAGE_ROWS, owner=owner, up_to=self._last_number
             )
             for row in rows:
@@ -416,5 +414,5 @@ class QualityLearner:
         saved = SavedState(
             state=state.to_json(), number=self._last_number, levels=extract_levels(state)
         )
-        await self._store.save(owner, saved)
+        await self._store.save_state(owner, saved)
         self._dirty.discard(owner)

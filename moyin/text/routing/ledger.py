@@ -6,11 +6,9 @@ import time
 from datetime import date, timedelta
 from typing import Protocol
 
-from moyin.domain.money import Usage, usd
+from moyin.domain.money import Usage, pico_to_usd
 from moyin.store.usage import UsageEntry
 from moyin.text.routing.answer import RoutingContext
-
-__all__ = ["Ledger", "build_usage_entry", "current_day", "date_from_day", "today"]
 
 _DAY_SECONDS = 86_400
 _EPOCH = date(1970, 1, 1)
@@ -38,7 +36,7 @@ def build_usage_entry(
         input_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
-        cost_usd=usd(pico),
+        cost_usd=pico_to_usd(pico),
         complete=complete,
     )
 

@@ -9,8 +9,6 @@ from enum import StrEnum
 from moyin.errors import MoyinError
 from moyin.text.routing.averages import KeyedAverages
 
-__all__ = ["LoadedModels", "ModelState"]
-
 
 class ModelState(StrEnum):
     """State of a model in a server's memory.

@@ -14,8 +14,6 @@ from moyin.text.routing.answer_checks import NO_FAULT, find_start_fault
 from moyin.text.routing.routed_call import RoutedCall, StreamHold
 from moyin.text.routing.stream_sources import StreamSource
 
-__all__ = ["MeteredStream", "to_client_error"]
-
 # Limits on holding back the beginning of a stream until it can be checked.
 _MAX_HELD_SECONDS = 1.0
 _MAX_HELD_BYTES = 16 * 1024

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DEFAULT_PRICES", "PriceScenario", "simulate_prices"]
-
 DEFAULT_PRICES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _NANO_PER_USD = 10**9
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["RequestPreferences", "parse_preferences"]
-
 _RESIDENCY = b"x-moyin-residency"
 _TIMEOUT = b"x-moyin-timeout"
 _CACHE_CONTROL = b"cache-control"

@@ -14,8 +14,6 @@ from moyin.text.quality.estimator import Estimate, Estimator
 from moyin.text.quality.question import Question, build_question, restore_features
 from moyin.text.routing.catalog import ModelDeployment
 
-__all__ = ["RequestQuality", "question_from_json", "question_to_json"]
-
 
 @dataclass(eq=False, slots=True)
 class RequestQuality:

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pydantic_core import from_json
 
-from moyin.domain.money import usd
+from moyin.domain.money import pico_to_usd
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
@@ -19,18 +19,6 @@ from moyin.text.routing.compiled_route import compute_max_call_cost
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.routed_call import RoutedCall
-
-__all__ = [
-    "build_fault_signal",
-    "can_afford",
-    "find_answer_fault",
-    "find_stream_fault",
-    "has_higher_quality",
-    "is_checkable",
-    "may_rescue",
-    "requires_format",
-    "should_rescue",
-]
 
 _CUT = "cut"
 # A faulty answer is useless, but the model may not be the cause; hence the weight of a half.
@@ -126,7 +114,7 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.target.get_price().pico_cost(usage))
+    cost = pico_to_usd(first.target.get_price().compute_pico_cost(usage))
     return cost + compute_max_call_cost(candidate.target, call.needs) <= reserved
 
 

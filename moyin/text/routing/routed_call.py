@@ -20,8 +20,6 @@ from moyin.text.routing.ledger import Ledger
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.telemetry import Telemetry
 
-__all__ = ["AnswerSampler", "CallAccounting", "PictureSource", "RoutedCall", "StreamHold"]
-
 
 class StreamHold(Enum):
     """Part of a stream that is held back for checks before the client receives it."""

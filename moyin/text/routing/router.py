@@ -56,8 +56,6 @@ from moyin.text.routing.routed_call import (
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 from moyin.text.routing.usage_history import UsageHistory
 
-__all__ = ["Router"]
-
 # Maximum pause before the first retry. The pause is random (full jitter), and its maximum doubles
 # with every retry.
 _MAX_FIRST_PAUSE_SECONDS = 0.2

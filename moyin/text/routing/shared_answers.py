@@ -23,8 +23,6 @@ from moyin.text.routing.followup_evidence import (
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_from_json
 
-__all__ = ["AnswerStore", "SharedAnswers"]
-
 _log = logging.getLogger(__name__)
 # One batch is processed per interval. Further requests are matched only with this replica's answers.
 _BATCH_INTERVAL_SECONDS = 0.5
@@ -45,7 +43,7 @@ class AnswerStore(Protocol):
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
-    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
+    async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None: ...
 
@@ -170,7 +168,7 @@ class SharedAnswers:
                 matches.append((query, *match))
         if not matches:
             return True
-        taken = await self._store.take([answer.key for _, _, answer in matches])
+        taken = await self._store.pop([answer.key for _, _, answer in matches])
         if taken is None:
             return False
         for (query, evidence, answer), value in zip(matches, taken, strict=True):

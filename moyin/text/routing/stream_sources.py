@@ -17,12 +17,10 @@ from moyin.domain.chat import (
     UsageUpdate,
 )
 from moyin.domain.money import Usage
-from moyin.domain.needs import text_size, tokens_in
+from moyin.domain.needs import count_utf8_bytes, estimate_tokens_from_bytes
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.codec import StreamTap, StreamWriter
-
-__all__ = ["ForwardedSource", "StreamSource", "TranslatedSource"]
 
 _NO_USAGE = Usage()
 
@@ -111,7 +109,7 @@ class TranslatedSource:
 
     @property
     def usage(self) -> Usage:
-        tokens = self._delta_count if self.by_token else tokens_in(self._text_size)
+        tokens = self._delta_count if self.by_token else estimate_tokens_from_bytes(self._text_size)
         return _complete_usage(
             self._usage, self.prompt_tokens, tokens, is_final=self._usage_is_final
         )
@@ -134,10 +132,10 @@ class TranslatedSource:
                 self._usage = delta.usage
             case TextDelta() | ThinkingDelta():
                 self._delta_count += 1
-                self._text_size += text_size(delta.text)
+                self._text_size += count_utf8_bytes(delta.text)
             case ToolArguments():
                 self._delta_count += 1
-                self._text_size += text_size(delta.fragment)
+                self._text_size += count_utf8_bytes(delta.fragment)
             # An empty usage means that the back end reports none.
             case Finished() if delta.usage != _NO_USAGE:
                 self._usage, self._usage_is_final = delta.usage, True

@@ -8,8 +8,6 @@ from typing import Protocol
 from moyin.domain.money import Usage
 from moyin.http.breaker import BreakerState
 
-__all__ = ["CallRecord", "NoTelemetry", "Telemetry"]
-
 
 # Not frozen: freezing doubles the cost of creating one per call.
 @dataclass(kw_only=True, slots=True)

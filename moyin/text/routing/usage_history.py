@@ -8,8 +8,6 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.text.routing.averages import KeyedAverages
 
-__all__ = ["RequestShape", "UsageHistory", "compute_request_shape"]
-
 _DEFAULT_OUTPUT_TOKENS = 256.0
 # Prior share of cached prompt tokens for a client that marks its prompt for caching. Without it, a
 # model with a cheap cache would never be called, and its cache hits would never be observed.

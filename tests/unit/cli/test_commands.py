@@ -13,8 +13,7 @@ from moyin.cli.main import run
 from moyin.errors import StackError
 from moyin.stack import apps
 from moyin.stack.layout import Layout
-from moyin.stack.lock import SupervisorLock
-from moyin.stack.state import Part, PartStatus, Phase, StackState, write_state
+from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_an_error_is_one_line_without_a_traceback(capsys: pytest.CaptureFixture[
     assert run(["jobs", "list"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith("error: no ")
+    assert output.err.startswith("error: neither ")
     assert output.err.count("\n") == 1
 
 
@@ -103,7 +102,7 @@ def test_invalid_configuration_is_not_deployed(
     def deploy(*_: object) -> None:
         raise AssertionError("the file was deployed")
 
-    monkeypatch.setattr(apps, "deploy", deploy)
+    monkeypatch.setattr(apps, "deploy_apps", deploy)
     path = tmp_path / "apps.yaml"
     path.write_text("colour: red\nsize: 3\napplications: []")
     assert run(["deploy", "--config", str(path)]) == 1
@@ -115,7 +114,7 @@ def test_unknown_log_error_lists_app_logs(
     running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
-    layout.log("ray").touch()
+    layout.get_log_path("ray").touch()
     (layout.ray_logs / "serve").mkdir(parents=True)
     (layout.ray_logs / "serve" / "replica_gateway_Gateway_x1.log").touch()
     assert run(["logs", "gatewy"]) == 1
@@ -161,7 +160,7 @@ def test_keys_are_created_listed_rotated_and_revoked(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"nodes": [], "links": []}', "is in the editor's format"),
+        ('{"nodes": [], "links": []}', "is in the format of ComfyUI's editor"),
         ("[]", "is not a graph"),
         ("{", "cannot be read as JSON"),
     ],
@@ -179,7 +178,7 @@ def test_unknown_log_error_lists_service_logs(
     running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
-    layout.log("ray").write_text("one\ntwo\nthree\n")
+    layout.get_log_path("ray").write_text("one\ntwo\nthree\n")
     assert run(["logs", "ray", "-n", "2"]) == 0
     assert capsys.readouterr().out == "two\nthree\n"
     assert run(["logs", "nothing"]) == 1

@@ -15,11 +15,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.cli.connector import Connector, reject_cross_site, upstream_headers
+from moyin.cli.connector import Connector, build_upstream_headers, reject_cross_site
 from moyin.cli.main import run
 from moyin.errors import CrossSiteRequest, StackError
-from moyin.stack.profile import Profile, save
-from tests.door import ROOT
+from moyin.stack.profile import Profile, write_profile
+from tests.stack import ROOT
 
 KEY = "moyin_key"
 PICTURE = bytes(range(256)) * 8_000  # larger than one read
@@ -113,7 +113,7 @@ async def fake() -> AsyncIterator[tuple[FakeGateway, str]]:
 async def client(fake: tuple[FakeGateway, str]) -> AsyncIterator[aiohttp.ClientSession]:
     """Return a client of the connector's port."""
     async with (
-        Connector(Profile(url=fake[1], api_key=KEY)).listening(0) as url,
+        Connector(Profile(url=fake[1], api_key=KEY)).serve(0) as url,
         aiohttp.ClientSession(url, auto_decompress=False) as session,
     ):
         yield session
@@ -281,8 +281,8 @@ async def test_absolute_request_urls_are_rejected(
 
 def test_only_the_frontend_page_gets_the_cookie() -> None:
     sent = {"host": "127.0.0.1", "cookie": "moyin_session=other"}
-    assert upstream_headers(sent, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
-    assert "cookie" not in upstream_headers(sent, KEY, "/api/queue")
+    assert build_upstream_headers(sent, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
+    assert "cookie" not in build_upstream_headers(sent, KEY, "/api/queue")
 
 
 async def test_unreachable_gateway_is_reported_to_the_client() -> None:
@@ -291,7 +291,7 @@ async def test_unreachable_gateway_is_reported_to_the_client() -> None:
     url = str(nobody.make_url("")).rstrip("/")
     await nobody.close()
     async with (
-        Connector(Profile(url=url, api_key=KEY)).listening(0) as local_url,
+        Connector(Profile(url=url, api_key=KEY)).serve(0) as local_url,
         aiohttp.ClientSession(local_url) as session,
     ):
         async with session.get("/prompt") as response:
@@ -308,7 +308,7 @@ async def test_port_in_use_is_reported(fake: Fake) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StackError, match=f"port {port} is in use"):
-            async with Connector(Profile(url=fake[1], api_key=KEY)).listening(port):
+            async with Connector(Profile(url=fake[1], api_key=KEY)).serve(port):
                 raise AssertionError("the port is open")
 
 
@@ -329,7 +329,7 @@ def test_connect_reports_missing_profile_key_and_gateway(
 async def test_the_command_ends_in_peace(
     fake: Fake, tmp_path: Path, number: signal.Signals
 ) -> None:
-    save(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
+    write_profile(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
     environment: dict[str, Any] = {**os.environ, "MOYIN_DATA": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0",

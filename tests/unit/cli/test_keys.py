@@ -16,8 +16,8 @@ def _stored() -> tuple[list[AuditEvent], list[ApiKey]]:
 
     async def read() -> tuple[list[AuditEvent], list[ApiKey]]:
         database = Database(Settings().sql_url)
-        await database.ready()
-        entries = await AuditLog(database).page(None, limit=10)
+        await database.ensure_schema()
+        entries = await AuditLog(database).list_entries(None, limit=10)
         keys = await KeyStore(database).list_all()
         await database.close()
         return [entry.event for entry in reversed(entries)], keys

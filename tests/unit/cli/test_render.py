@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moyin.cli.main import run
-from moyin.cli.render import _job_source, _parse_input
+from moyin.cli.render import _build_job_source, _parse_input
 from moyin.errors import StackError
 
 
@@ -19,10 +19,10 @@ def test_inputs_are_parsed_as_json_if_possible() -> None:
 
 
 def test_render_needs_either_a_graph_or_a_template() -> None:
-    assert _job_source(None, "swatch") == {"template": "swatch"}
+    assert _build_job_source(None, "swatch") == {"template": "swatch"}
     for graph, template in ((None, None), (Path("x.json"), "swatch")):
         with pytest.raises(StackError, match="--template"):
-            _job_source(graph, template)
+            _build_job_source(graph, template)
 
 
 def test_invalid_output_folder_is_rejected_before_submission(

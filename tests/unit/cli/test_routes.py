@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moyin.cli.main import run
-from moyin.proxy.identity import route_secret
+from moyin.proxy.identity import derive_route_secret
 from moyin.stack.layout import Layout
 
 
@@ -15,7 +15,7 @@ def test_secret_of_a_route_is_printed(
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path))
     monkeypatch.setenv("MOYIN_SECRET", "s" * 32)
     assert run(["routes", "secret", "assets"]) == 0
-    assert capsys.readouterr().out.strip() == route_secret(b"s" * 32, "assets")
+    assert capsys.readouterr().out.strip() == derive_route_secret(b"s" * 32, "assets")
 
 
 def test_unknown_route_name_gives_a_warning(
@@ -33,10 +33,10 @@ def test_unknown_route_name_gives_a_warning(
     layout.deployed_from.write_text(str(file))
     monkeypatch.setenv("MOYIN_SECRET", "s" * 32)
     assert run(["routes", "secret", "assets"]) == 0
-    assert capsys.readouterr() == (route_secret(b"s" * 32, "assets") + "\n", "")
+    assert capsys.readouterr() == (derive_route_secret(b"s" * 32, "assets") + "\n", "")
     assert run(["routes", "secret", "assts"]) == 0
     output = capsys.readouterr()
-    assert output.out.strip() == route_secret(b"s" * 32, "assts")
+    assert output.out.strip() == derive_route_secret(b"s" * 32, "assts")
     assert "apps.yaml has no route 'assts'; its routes: assets, wiki" in " ".join(
         output.err.split()
     )

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from moyin.client.errors import ERROR_TYPES, GatewayUnreachable, RequestRefused
-from moyin.client.gateway import Event, GatewayClient
+from moyin.client.gateway import GatewayClient, ServerSentEvent
 from moyin.domain.identity import Identity
 from moyin.errors import (
     IdempotencyMismatch,
@@ -62,15 +62,15 @@ class Gateway:
 
 
 @pytest.fixture
-def gateway() -> Gateway:
+def scripted() -> Gateway:
     return Gateway()
 
 
 @pytest.fixture
-async def client(gateway: Gateway) -> AsyncIterator[GatewayClient]:
+async def client(scripted: Gateway) -> AsyncIterator[GatewayClient]:
     app = web.Application()
-    app.router.add_get("/jobs/j1/events", gateway.events)
-    app.router.add_route("*", "/{path:.*}", gateway.respond)
+    app.router.add_get("/jobs/j1/events", scripted.events)
+    app.router.add_route("*", "/{path:.*}", scripted.respond)
     async with (
         TestServer(app) as server,
         GatewayClient(
@@ -83,28 +83,28 @@ async def client(gateway: Gateway) -> AsyncIterator[GatewayClient]:
 
 
 async def test_a_job_is_submitted_with_the_rights_of_its_identity(
-    gateway: Gateway, client: GatewayClient
+    scripted: Gateway, client: GatewayClient
 ) -> None:
     accepted = await client.submit_job(JOB, identity=ADA, idempotency_key="once")
     assert (accepted.location, accepted.replayed) == ("/jobs/j1", False)
     assert b'"j1"' in accepted.body
-    ((headers, body),) = gateway.requests
+    ((headers, body),) = scripted.requests
     assert json.loads(body) == JOB
     assert headers["authorization"] == "Bearer for-ada"
     assert headers["idempotency-key"] == "once"
 
 
-async def test_an_accepted_job_can_be_cancelled(gateway: Gateway, client: GatewayClient) -> None:
+async def test_an_accepted_job_can_be_cancelled(scripted: Gateway, client: GatewayClient) -> None:
     accepted = await client.submit_job(JOB, identity=ADA)
     await client.cancel_job(accepted.location, identity=ADA)
-    assert gateway.requests[-1][0]["authorization"] == "Bearer for-ada"
-    gateway.status, gateway.body = 409, {"code": "job_finished", "detail": "it has ended"}
+    assert scripted.requests[-1][0]["authorization"] == "Bearer for-ada"
+    scripted.status, scripted.body = 409, {"code": "job_finished", "detail": "it has ended"}
     with pytest.raises(JobFinished):
         await client.cancel_job(accepted.location, identity=ADA)
 
 
-async def test_a_repeated_submission_is_marked(gateway: Gateway, client: GatewayClient) -> None:
-    gateway.headers["idempotent-replayed"] = "true"
+async def test_a_repeated_submission_is_marked(scripted: Gateway, client: GatewayClient) -> None:
+    scripted.headers["idempotent-replayed"] = "true"
     assert (await client.submit_job(JOB, identity=ADA, idempotency_key="once")).replayed
 
 
@@ -120,14 +120,14 @@ async def test_a_repeated_submission_is_marked(gateway: Gateway, client: Gateway
     ],
 )
 async def test_a_refused_job_raises_the_type_of_the_reported_code(
-    gateway: Gateway,
+    scripted: Gateway,
     client: GatewayClient,
     status: int,
     problem: dict[str, str],
     kind: type[Exception],
     field: str | None,
 ) -> None:
-    gateway.status, gateway.body, gateway.headers = status, problem, {"retry-after": "7"}
+    scripted.status, scripted.body, scripted.headers = status, problem, {"retry-after": "7"}
     with pytest.raises(kind) as caught:
         await client.submit_job(JOB, identity=ADA)
     assert getattr(caught.value, "field", None) == field
@@ -135,52 +135,56 @@ async def test_a_refused_job_raises_the_type_of_the_reported_code(
 
 
 async def test_waiting_for_a_job_survives_broken_streams(
-    gateway: Gateway, client: GatewayClient
+    scripted: Gateway, client: GatewayClient
 ) -> None:
     ended = {"id": "j1", "status": "failed"}
-    gateway.streams = [
+    scripted.streams = [
         [("1-0", "queued", {"id": "j1", "status": "queued"}), ("2-0", "progress", {}), None],
         503,
         [("3-0", "step", {"step": 0}), ("4-0", "failed", ended)],
     ]
     assert await client.wait_for_job("j1", identity=ADA) == ended
-    assert [headers.get("last-event-id") for headers, _ in gateway.requests] == [None, "2-0", "2-0"]
+    assert [headers.get("last-event-id") for headers, _ in scripted.requests] == [
+        None,
+        "2-0",
+        "2-0",
+    ]
 
 
 async def test_waiting_for_an_unknown_job_ends_at_once(
-    gateway: Gateway, client: GatewayClient
+    scripted: Gateway, client: GatewayClient
 ) -> None:
-    gateway.streams = [404]
+    scripted.streams = [404]
     with pytest.raises(JobNotFound):
         await client.wait_for_job("j1", identity=ADA)
 
 
 async def test_the_end_of_a_retried_attempt_is_not_the_end_of_the_job(
-    gateway: Gateway, client: GatewayClient
+    scripted: Gateway, client: GatewayClient
 ) -> None:
     first = [("1-0", "failed", {"status": "failed", "attempt": 1}), ("2-0", "queued", {})]
     ended = {"id": "j1", "status": "succeeded", "attempt": 2}
-    gateway.streams = [first, [*first, ("3-0", "succeeded", ended)]]
+    scripted.streams = [first, [*first, ("3-0", "succeeded", ended)]]
     assert await client.wait_for_job("j1", identity=ADA) == ended
 
 
 async def test_a_stream_that_breaks_after_the_final_event_is_complete(
-    gateway: Gateway, client: GatewayClient
+    scripted: Gateway, client: GatewayClient
 ) -> None:
     ended = {"id": "j1", "status": "succeeded"}
     # The gateway has no event after the final one.
-    gateway.streams = [[("1-0", "succeeded", ended), None], []]
+    scripted.streams = [[("1-0", "succeeded", ended), None], []]
     assert await client.wait_for_job("j1", identity=ADA) == ended
 
 
 async def test_following_a_job_gives_up_after_the_most_reconnects(
-    gateway: Gateway, client: GatewayClient
+    scripted: Gateway, client: GatewayClient
 ) -> None:
-    gateway.streams = [[("1-0", "queued", {})], 503, []]
+    scripted.streams = [[("1-0", "queued", {})], 503, []]
     with pytest.raises(GatewayUnreachable):
         async for _ in client.follow_job("j1", identity=ADA, max_reconnects=2):
             continue
-    assert gateway.streams == []
+    assert scripted.streams == []
 
 
 @pytest.mark.parametrize(
@@ -194,18 +198,18 @@ async def test_following_a_job_gives_up_after_the_most_reconnects(
     ],
 )
 async def test_every_shape_of_error_gives_its_code(
-    gateway: Gateway, client: GatewayClient, body: Any, code: str | None, message: str
+    scripted: Gateway, client: GatewayClient, body: Any, code: str | None, message: str
 ) -> None:
-    gateway.status, gateway.body = 404, body
+    scripted.status, scripted.body = 404, body
     with pytest.raises(RequestRefused) as caught:
         await client.call("GET", "/x")
     assert (caught.value.reported_code, caught.value.message) == (code, message)
 
 
-async def test_a_refused_graph_names_its_nodes(gateway: Gateway, client: GatewayClient) -> None:
+async def test_a_refused_graph_names_its_nodes(scripted: Gateway, client: GatewayClient) -> None:
     error = {"message": "Value not in list", "details": "color: -1"}
-    gateway.status = 400
-    gateway.body = {
+    scripted.status = 400
+    scripted.body = {
         "code": "invalid_graph",
         "detail": "bad",
         "node_errors": {"3": {"errors": [error]}},
@@ -215,12 +219,12 @@ async def test_a_refused_graph_names_its_nodes(gateway: Gateway, client: Gateway
 
 
 async def test_a_file_larger_than_the_limit_is_not_read(
-    gateway: Gateway, client: GatewayClient, monkeypatch: pytest.MonkeyPatch
+    scripted: Gateway, client: GatewayClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.client.gateway._LARGEST_FILE", 10)
-    gateway.status, gateway.body = 200, "x" * 8
+    scripted.status, scripted.body = 200, "x" * 8
     assert await client.read("/artifacts/a", identity=ADA) == b'"xxxxxxxx"'
-    gateway.body = "x" * 9
+    scripted.body = "x" * 9
     with pytest.raises(StepFailed, match="larger than 10 bytes"):
         await client.read("/artifacts/a", identity=ADA)
 
@@ -233,16 +237,16 @@ async def test_an_absent_gateway_is_reported() -> None:
 
 
 def test_an_event_joins_its_lines_and_separates_its_comment() -> None:
-    event = Event(b'id: 7\nevent: progress\ndata: {"value":\ndata: 1}\n\n')
+    event = ServerSentEvent(b'id: 7\nevent: progress\ndata: {"value":\ndata: 1}\n\n')
     assert (event.id, event.type, event.data) == ("7", "progress", {"value": 1})
-    assert Event(b": x-moyin-cost-usd=0.1\n\n").comment == "x-moyin-cost-usd=0.1"
-    assert Event(b"retry: 1000\n\n").text is None
+    assert ServerSentEvent(b": x-moyin-cost-usd=0.1\n\n").comment == "x-moyin-cost-usd=0.1"
+    assert ServerSentEvent(b"retry: 1000\n\n").text is None
 
 
 @pytest.mark.parametrize("code", sorted(ERROR_TYPES))
 def test_every_known_code_becomes_its_own_type(code: str) -> None:
     body = json.dumps({"code": code, "detail": "no", "field": "f"}).encode()
-    error = RequestRefused(400, {"retry-after": "3"}, body).typed()
+    error = RequestRefused(400, {"retry-after": "3"}, body).to_typed_error()
     assert (type(error), error.code) == (ERROR_TYPES[code], code)
     assert (error.message, error.field, error.retry_after) == ("no", "f", 3)
 
@@ -257,7 +261,7 @@ def test_every_known_code_becomes_its_own_type(code: str) -> None:
     ],
 )
 def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> None:
-    """The body may come from any service behind the gateway."""
+    """The body may come from any service behind the scripted."""
     error = RequestRefused(400, {}, body)
     assert (error.status, error.reported_code) == (400, None)
 

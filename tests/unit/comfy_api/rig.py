@@ -13,10 +13,10 @@ from typing import Any, cast
 import pytest
 from pydantic_core import to_json
 
-from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.notifier import FarmEvents, PromptNotifier
+from moyin.comfy_api.files import ComfyFiles
+from moyin.comfy_api.notifier import PromptNotifier, PromptNotifiers
 from moyin.domain.job import Job, JobSpec, Progress, Step, StepKind, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, channel_name
+from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, build_channel_name
 from moyin.domain.serialization import encode, to_plain
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -38,10 +38,10 @@ class Frames:
         self.files: dict[tuple[str, str], PromptFile] = {}
         self.coming: asyncio.Queue[Frame | Exception] = asyncio.Queue()
 
-    async def newest(self, channel: str, count: int) -> list[Frame]:
+    async def list_newest(self, channel: str, count: int) -> list[Frame]:
         return self.earlier[-count:]
 
-    async def file(self, prompt_id: str, path: str) -> PromptFile | None:
+    async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
         return self.files.get((prompt_id, path))
 
     @asynccontextmanager
@@ -79,7 +79,7 @@ class Rig:
     jobs: JobStore
     prompts: PromptStore
     blobs: BlobStore
-    files: FarmFiles
+    files: ComfyFiles
     frames: Frames = field(default_factory=Frames)
 
     async def job(
@@ -105,7 +105,7 @@ class Rig:
             kind="render",
             spec=spec,
             heads=((StepKind.RENDER, "default"),),
-            channel=channel_name(owner, client),
+            channel=build_channel_name(owner, client),
             **{"key_id": "k", "comfyui": True, **submitted},
         )
         job, _ = await self.jobs.create(new)
@@ -118,8 +118,8 @@ class Rig:
         output = await self.blobs.put(to_json({"record": to_plain(record)}))
         return StepResult(index=0, output=output)
 
-    def events(self, *, tick: float = 60.0) -> FarmEvents:
-        return FarmEvents(
+    def events(self, *, tick: float = 60.0) -> PromptNotifiers:
+        return PromptNotifiers(
             prompts=self.prompts,
             files=self.files,
             blobs=self.blobs,
@@ -129,10 +129,10 @@ class Rig:
         )
 
     @asynccontextmanager
-    async def client(self, events: FarmEvents | None = None) -> AsyncIterator[Client]:
+    async def client(self, events: PromptNotifiers | None = None) -> AsyncIterator[Client]:
         """Connect a client."""
         received: asyncio.Queue[str | bytes] = asyncio.Queue()
-        notifier = (events or self.events()).notifier(OWNER, CLIENT, received.put)
+        notifier = (events or self.events()).new_notifier(OWNER, CLIENT, received.put)
         running = asyncio.create_task(notifier.run())
         try:
             yield Client(notifier, received, running)
@@ -144,10 +144,10 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     frames = Frames()
     prompts, blobs = PromptStore(database), BlobStore(f"file://{tmp_path / 'blobs'}")
-    files = FarmFiles(
+    files = ComfyFiles(
         uploads=UploadStore(database),
         artifacts=ArtifactStore(database),
         prompts=prompts,

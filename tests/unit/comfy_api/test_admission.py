@@ -11,18 +11,17 @@ import pytest
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
-from moyin.domain.limits import Limit
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed, ServiceUnavailable
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 
 LOAD = {
     "input": {"required": {"image": [["moyin/x"], {"image_upload": True}]}},
     "output": ["IMAGE"],
 }
 FOLDER = {"input": {"required": {"kind": ["COMBO", {"options": ["moyin", "moyin/a", "x"]}]}}}
-NODES = {"Load": LOAD, "Folder": FOLDER, "SaveLoRA": {"input": {}}}
+NODES_PATH = {"Load": LOAD, "Folder": FOLDER, "SaveLoRA": {"input": {}}}
 OWN = f"moyin/{'a' * 64}.png"
 
 
@@ -34,11 +33,13 @@ class FakePools:
     def __init__(self, **rules: PoolRules) -> None:
         self._rules = rules
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         if pool not in self._rules:
             raise ServiceUnavailable("it is down")
-        content = encode(self._rules[pool]) if path == RULES else json.dumps(NODES).encode()
-        return PoolAnswer(version="1", state="up", content=content)
+        content = (
+            encode(self._rules[pool]) if path == RULES_PATH else json.dumps(NODES_PATH).encode()
+        )
+        return PoolResponse(version="1", state="up", content=content)
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
@@ -59,67 +60,67 @@ def graph(kind: str, **inputs: Any) -> dict[str, Any]:
 
 async def test_a_pool_serves_only_its_tenants() -> None:
     guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
-    assert await guard.pools(caller("ann")) == ["a", "b"]
-    assert await guard.pools(caller("bob")) == ["b"]
-    assert await guard.pools(caller("ann", pools=("a",))) == ["a"]
-    assert await guard.pool_for(caller("bob"), graph("Load")) == "b"
+    assert await guard.list_pools(caller("ann")) == ["a", "b"]
+    assert await guard.list_pools(caller("bob")) == ["b"]
+    assert await guard.list_pools(caller("ann", pools=("a",))) == ["a"]
+    assert await guard.choose_pool(caller("bob"), graph("Load")) == "b"
 
 
 async def test_a_tenant_without_a_pool_gets_an_error() -> None:
     guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
-    with pytest.raises(InvalidRequest, match="no render pool is open to your jobs"):
-        await guard.pool_for(caller("bob"), graph("Load"))
-    assert await guard.nodes(caller("bob")) == {}
+    with pytest.raises(InvalidRequest, match="no render pool runs your jobs"):
+        await guard.choose_pool(caller("bob"), graph("Load"))
+    assert await guard.list_nodes(caller("bob")) == {}
 
 
 async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
     guard = admission(a=PoolRules(deny=("Load",)), b=PoolRules())
-    assert await guard.pool_for(caller(), graph("Load")) == "b"
-    assert await guard.pool_for(caller(), graph("Folder")) == "a"
+    assert await guard.choose_pool(caller(), graph("Load")) == "b"
+    assert await guard.choose_pool(caller(), graph("Folder")) == "a"
 
 
 async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
     guard = admission(a=PoolRules())
-    assert (await guard.nodes(caller())).keys() == {"Load", "Folder"}
+    assert (await guard.list_nodes(caller())).keys() == {"Load", "Folder"}
     limited = caller(denied_nodes=("Fold*",))
-    assert (await guard.nodes(limited)).keys() == {"Load"}
-    assert (await guard.nodes(caller(allowed_nodes=()))) == {}
+    assert (await guard.list_nodes(limited)).keys() == {"Load"}
+    assert (await guard.list_nodes(caller(allowed_nodes=()))) == {}
     for identity, kind, reason in (
         (caller(), "SaveLoRA", "this render pool does not allow nodes of class SaveLoRA"),
         (limited, "Folder", "your limits do not allow nodes of class Folder"),
     ):
         with pytest.raises(NodeNotAllowed, match=reason) as refused:
-            await guard.check(identity, "a", graph(kind), ())
+            await guard.check_graph(identity, "a", graph(kind), ())
         assert refused.value.field == "1.class_type"
         assert refused.value.details["node_errors"]["1"]["class_type"] == kind
     everything = admission(a=PoolRules(deny=()))
-    assert "SaveLoRA" in await everything.nodes(caller())
-    assert await everything.check(caller(), "a", graph("SaveLoRA"), ())
+    assert "SaveLoRA" in await everything.list_nodes(caller())
+    assert await everything.check_graph(caller(), "a", graph("SaveLoRA"), ())
 
 
 async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
-    nodes = await admission(a=PoolRules()).nodes(caller())
+    nodes = await admission(a=PoolRules()).list_nodes(caller())
     assert nodes["Folder"]["input"]["required"]["kind"][1]["options"] == ["x"]
 
 
 async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input() -> None:
     guard = admission(a=PoolRules())
-    assert await guard.check(caller(), "a", graph("Load", image=OWN), {OWN})
+    assert await guard.check_graph(caller(), "a", graph("Load", image=OWN), {OWN})
     answers = []
     for name in ("/etc/passwd", "/etc/nope", OWN):
-        with pytest.raises(InputNotFound, match="no file of yours") as refused:
-            await guard.check(caller(), "a", graph("Load", image=name), ())
+        with pytest.raises(InputNotFound, match="you have no file") as refused:
+            await guard.check_graph(caller(), "a", graph("Load", image=name), ())
         answers.append((refused.value.message, refused.value.field, refused.value.details))
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][1] == "1.inputs.image"
     free = admission(a=PoolRules(unchecked=("Load.ima*",)))
-    assert await free.check(caller(), "a", graph("Load", image="/data/x"), ())
+    assert await free.check_graph(caller(), "a", graph("Load", image="/data/x"), ())
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
     guard = admission()
-    assert await guard.check(caller(), "a", graph("Load", image="x.png"), ()) is False
+    assert await guard.check_graph(caller(), "a", graph("Load", image="x.png"), ()) is False
     with pytest.raises(InputNotFound):
-        await guard.check(caller(), "a", graph("Load", image="../x.png"), ())
+        await guard.check_graph(caller(), "a", graph("Load", image="../x.png"), ())
     with pytest.raises(NodeNotAllowed):
-        await guard.check(caller(), "a", graph("SaveLoRA"), ())
+        await guard.check_graph(caller(), "a", graph("SaveLoRA"), ())

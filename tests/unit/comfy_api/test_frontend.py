@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from moyin.comfy_api.frontend import (
-    Frontend,
-    content_security_policy,
+    FrontendFolders,
+    build_security_policy,
     find_frontend,
     rebase_picture_urls,
-    with_base_path,
+    set_base_path,
 )
 from moyin.errors import StackError
 from moyin.settings import Settings
@@ -44,7 +44,7 @@ def test_the_frontend_is_found_in_comfyuis_environment(tmp_path: Path) -> None:
     folders = ["comfyui_workflow_templates_a/templates", "comfyui_workflow_templates_b/templates"]
     for name in (*folders, "comfyui_embedded_docs/docs"):
         (packages / name).mkdir(parents=True)
-    assert find_frontend(settings) == Frontend(
+    assert find_frontend(settings) == FrontendFolders(
         root=root,
         templates=tuple(packages / name for name in folders),
         docs=(packages / "comfyui_embedded_docs" / "docs",),
@@ -66,7 +66,7 @@ def test_the_configured_frontend_needs_no_comfyui(
 
 def test_the_policy_allows_only_the_pages_own_scripts() -> None:
     index = '<script type="importmap">{}</script><script type="module" src="./x.js"></script>'
-    policy = content_security_policy(index)
+    policy = build_security_policy(index)
     # echo -n '{}' | openssl dgst -sha256 -binary | base64
     assert "'sha256-RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o='" in policy
     assert policy.count("sha256-") == 1
@@ -74,10 +74,10 @@ def test_the_policy_allows_only_the_pages_own_scripts() -> None:
 
 
 def test_the_base_path_and_its_script_are_inserted_and_allowed() -> None:
-    page = with_base_path("<html><head><title>x</title></head></html>", "/comfy/")
+    page = set_base_path("<html><head><title>x</title></head></html>", "/comfy/")
     assert page.startswith('<html><head><base href="/comfy/"><script>')
     assert page.endswith("<title>x</title></head></html>")
-    assert content_security_policy(page).count("sha256-") == 1
+    assert build_security_policy(page).count("sha256-") == 1
 
 
 def test_picture_urls_are_rebased_below_the_page(tmp_path: Path) -> None:

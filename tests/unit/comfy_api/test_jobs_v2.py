@@ -30,4 +30,4 @@ async def test_the_graph_of_a_render_or_batch_is_returned_as_submitted(
         attempts=1, priority=3, metadata={}, created_at=NOW, started_at=None, finished_at=None,
     )  # fmt: skip
     parts: Any = {"service": None, "jobs": None, "feed": None}
-    assert await ComfyJobs(**parts, blobs=blobs).workflow(job) == GRAPH
+    assert await ComfyJobs(**parts, blobs=blobs).get_graph(job) == GRAPH

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import pytest
 
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.comfy_api.protocol.node_info import union_of_lists
+from moyin.comfy_api.protocol.node_info import merge_lists
 from moyin.errors import NotFound, ServiceUnavailable
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 
 
 class FakePools:
@@ -33,19 +33,19 @@ class FakePools:
     def pools(self) -> list[str]:
         return ["a", "b"]
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         if (pool, path) in self.requests:
             self.repeated.set()
         self.requests.append((pool, path))
         await self.may_respond.wait()
         version = self.versions.get(pool, "1")
         if pool in self.states:
-            return PoolAnswer(version=version, state=self.states[pool])
+            return PoolResponse(version=version, state=self.states[pool])
         if pool not in self.responses:
             raise ServiceUnavailable("it is down")
         responses = self.responses[pool]
         content = None if responses is None else json.dumps(responses).encode()
-        return PoolAnswer(version=version, state="up", content=content)
+        return PoolResponse(version=version, state="up", content=content)
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {
@@ -56,7 +56,7 @@ class FakePools:
 
 
 async def merged_list(node_info: NodeInfoCache, path: str = "/models/x") -> list[Any]:
-    return await node_info.merged(path, union_of_lists)
+    return await node_info.fetch_merged(path, merge_lists)
 
 
 async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
@@ -64,8 +64,8 @@ async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
     node_info = NodeInfoCache(pools)
     assert await asyncio.gather(*(merged_list(node_info) for _ in range(5))) == [["1", "2"]] * 5
     assert pools.requests == [("a", "/models/x"), ("b", "/models/x")]
-    assert await node_info.all_renderers("/x") == [["1"], ["2"]]
-    assert json.loads(await node_info.first("/models/x")) == ["1"]
+    assert await node_info.fetch_from_renderers("/x") == [["1"], ["2"]]
+    assert json.loads(await node_info.fetch_first("/models/x")) == ["1"]
 
 
 async def test_an_old_response_is_served_while_a_new_one_is_fetched() -> None:
@@ -116,27 +116,27 @@ async def test_large_files_of_node_packages_are_not_cached() -> None:
         pools.responses["a"], pools.requests = "x" * size, []
         path = f"/extensions/pack/{size}.js"
         for _ in range(2):
-            assert len(await node_info.first(path)) == size + 2
+            assert len(await node_info.fetch_first(path)) == size + 2
         assert pools.requests.count(("a", path)) == (1 if size == 1 else 2)
 
 
 async def test_malformed_responses_are_not_forwarded() -> None:
     class Odd(FakePools):
-        async def get(self, pool: str, path: str) -> PoolAnswer:
-            return PoolAnswer(version="1", state="up", content=b"<html>")
+        async def get(self, pool: str, path: str) -> PoolResponse:
+            return PoolResponse(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):
         await merged_list(NodeInfoCache(Odd()))
 
 
 async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
-    assert await NodeInfoCache(FakePools(a={"N": {}}), folder=tmp_path / "nodes").nodes() == {
+    assert await NodeInfoCache(FakePools(a={"N": {}}), folder=tmp_path / "nodes").fetch_nodes() == {
         "N": {}
     }
     later = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
-    assert await later.nodes() == {"N": {}}
+    assert await later.fetch_nodes() == {"N": {}}
     with pytest.raises(ServiceUnavailable):
-        await later.merged("/models", union_of_lists)
+        await later.fetch_merged("/models", merge_lists)
 
 
 def graph(kind: str, file: str) -> dict[str, Any]:
@@ -151,16 +151,19 @@ async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> Non
         a={"Load": loader("x", "y")}, b={"Load": loader("y", "z"), "New": loader("z")}
     )
     node_info = NodeInfoCache(pools)
-    assert await node_info.pool_for(graph("Load", "y")) == "a"
-    assert await node_info.pool_for(graph("Load", "z")) == "b"
-    assert await node_info.pool_for(graph("New", "z")) == "b"
-    assert await node_info.pool_for(graph("New", "unlisted")) == "b", "it may still have the file"
-    assert await node_info.pool_for(graph("Load", "unlisted")) == "a"
-    assert await node_info.pool_for(graph("None", "z")) == "a", "its error is the most useful"
-    assert (
-        await NodeInfoCache(FakePools(b=pools.responses["b"])).pool_for(graph("Load", "y")) == "b"
+    assert await node_info.choose_pool(graph("Load", "y")) == "a"
+    assert await node_info.choose_pool(graph("Load", "z")) == "b"
+    assert await node_info.choose_pool(graph("New", "z")) == "b"
+    assert await node_info.choose_pool(graph("New", "unlisted")) == "b", (
+        "it may still have the file"
     )
-    assert await NodeInfoCache(FakePools()).pool_for(graph("Load", "y")) == "a"
+    assert await node_info.choose_pool(graph("Load", "unlisted")) == "a"
+    assert await node_info.choose_pool(graph("None", "z")) == "a", "its error is the most useful"
+    assert (
+        await NodeInfoCache(FakePools(b=pools.responses["b"])).choose_pool(graph("Load", "y"))
+        == "b"
+    )
+    assert await NodeInfoCache(FakePools()).choose_pool(graph("Load", "y")) == "a"
 
 
 def one_node(name: str) -> dict[str, Any]:
@@ -171,7 +174,7 @@ async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
     pools = FakePools(a=one_node("Load"), b=one_node("Load"))
     pools.states["a"] = "starting"
     node_info = NodeInfoCache(pools)
-    choice = asyncio.create_task(node_info.pool_for(graph("Load", "x")))
+    choice = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
     await pools.repeated.wait()
     assert not choice.done()
     del pools.states["a"]
@@ -181,7 +184,7 @@ async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
 async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
     pools = FakePools(a=one_node("Load"))
     pools.states["b"] = "starting"
-    assert await NodeInfoCache(pools).pool_for(graph("Load", "x")) == "a"
+    assert await NodeInfoCache(pools).choose_pool(graph("Load", "x")) == "a"
     assert {pool for pool, _ in pools.requests} == {"a"}
 
 
@@ -189,7 +192,7 @@ async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start(
     pools = FakePools(b=one_node("Load"))
     pools.states["a"] = "starting"
     with pytest.raises(ServiceUnavailable, match="'a' is starting") as refused:
-        await NodeInfoCache(pools, start=0.01).pool_for(graph("Load", "x"))
+        await NodeInfoCache(pools, start=0.01).choose_pool(graph("Load", "x"))
     assert refused.value.retry_after
 
 
@@ -198,33 +201,33 @@ async def test_a_slow_pool_is_not_skipped() -> None:
     pools.may_respond.clear()
     node_info = NodeInfoCache(pools, start=0.05)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await node_info.pool_for(graph("Load", "x"))
+        await node_info.choose_pool(graph("Load", "x"))
     pools.may_respond.set()
-    assert await node_info.pool_for(graph("Load", "x")) == "a"
+    assert await node_info.choose_pool(graph("Load", "x")) == "a"
     await node_info.close()
 
 
 async def test_a_pool_that_is_down_and_never_responded_is_skipped() -> None:
     pools = FakePools(b=one_node("Load"))
     pools.states["a"] = "down"
-    assert await NodeInfoCache(pools).pool_for(graph("Load", "x")) == "b"
+    assert await NodeInfoCache(pools).choose_pool(graph("Load", "x")) == "b"
 
 
 async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> None:
     pools = FakePools(a=one_node("Load"), b=one_node("Load"))
     node_info = NodeInfoCache(pools, fresh=0.0, start=0.05, folder=tmp_path / "nodes")
-    assert await node_info.pool_for(graph("Load", "x")) == "a"
+    assert await node_info.choose_pool(graph("Load", "x")) == "a"
     pools.states["a"] = "starting"
-    assert await node_info.pool_for(graph("Load", "x")) == "a", "the configuration is the same"
+    assert await node_info.choose_pool(graph("Load", "x")) == "a", "the configuration is the same"
     pools.versions["a"] = "2"
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await node_info.pool_for(graph("Load", "x"))
+        await node_info.choose_pool(graph("Load", "x"))
     restarted = NodeInfoCache(pools, start=0.05, folder=tmp_path / "nodes")
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await restarted.pool_for(graph("Load", "x"))
+        await restarted.choose_pool(graph("Load", "x"))
     del pools.states["a"]
     pools.responses["a"] = one_node("Other")
-    assert await node_info.pool_for(graph("Load", "x")) == "b"
+    assert await node_info.choose_pool(graph("Load", "x")) == "b"
 
 
 async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
@@ -232,10 +235,10 @@ async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
     pools = FakePools(a={"Load": load})
     node_info = NodeInfoCache(pools, fresh=0.0)
     for _ in range(3):
-        known = await node_info.input_rules("a", {"Load"})
+        known = await node_info.fetch_input_rules("a", {"Load"})
         assert known is not None and known["Load"]["image"].kind == "file"
     assert pools.requests == [("a", "/object_info")]
     pools.responses["a"]["New"] = load
-    known = await node_info.input_rules("a", {"Load", "New"})
+    known = await node_info.fetch_input_rules("a", {"Load", "New"})
     assert known is not None and known.keys() == {"Load", "New"}
-    assert await node_info.input_rules("b", {"Load"}) is None
+    assert await node_info.fetch_input_rules("b", {"Load"}) is None

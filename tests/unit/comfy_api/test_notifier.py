@@ -47,7 +47,7 @@ def status_message(remaining: int, **more: Any) -> tuple[str, dict[str, Any]]:
     }
 
 
-def end_message(job: Job) -> tuple[str, dict[str, Any]]:
+def build_end_message(job: Job) -> tuple[str, dict[str, Any]]:
     return "executing", {"node": None, "prompt_id": job.id}
 
 
@@ -78,7 +78,7 @@ async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
         assert await receive(client) == ("execution_success", success)
         assert await receive(client) == status_message(0)
-        assert await receive(client) == end_message(job)
+        assert await receive(client) == build_end_message(job)
         assert await receive(client) == status_message(0), "the repeated end is not sent"
 
 
@@ -97,7 +97,10 @@ async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: 
         ):
             rig.frames.coming.put_nowait(frame)
         assert (await receive(client))[0] == "execution_interrupted"
-        assert [await receive(client) for _ in range(2)] == [status_message(1), end_message(job)]
+        assert [await receive(client) for _ in range(2)] == [
+            status_message(1),
+            build_end_message(job),
+        ]
         received = [await receive(client) for _ in range(2)]
         assert ("progress", {"prompt_id": other.id}) in received
         assert status_message(1) in received, "statuses do not delay messages"
@@ -311,7 +314,7 @@ async def test_the_final_message_is_sent_although_counting_fails(
         monkeypatch.setattr(rig.prompts, "count_open", fail)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
         assert (await receive(client))[0] == "execution_interrupted"
-        assert await receive(client) == end_message(job)
+        assert await receive(client) == build_end_message(job)
 
 
 async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
@@ -322,7 +325,7 @@ async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
             raise SlowConsumer("the client reads no more messages")
         received.append(text)
 
-    notifier = rig.events(tick=0.01).notifier(OWNER, CLIENT, send)
+    notifier = rig.events(tick=0.01).new_notifier(OWNER, CLIENT, send)
     with pytest.raises(SlowConsumer):
         await asyncio.wait_for(notifier.run(), 5)
 
@@ -336,7 +339,7 @@ async def test_previews_come_in_the_format_that_the_client_understands(rig: Rig)
         rig.frames.coming.put_nowait(text_frame(job, "progress"))
         assert (await receive(client))[0] == "progress"
         assert await client.receive() == _PLAIN, "after its progress message"
-        client.notifier.metadata = True
+        client.notifier.supports_preview_metadata = True
         rig.frames.coming.put_nowait(shown)
         assert await client.receive() == _DETAILED
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from moyin.comfy_api.prompts import FarmPrompts
+from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, JobStatus
@@ -16,10 +16,10 @@ from moyin.domain.prompt import ComfyFileName, ComfyPrompt
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.render.protocol.wire import PromptBody
-from moyin.store.artifacts import new_artifact_id
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.store.artifacts import generate_artifact_id
+from moyin.testing.fakes import PermissiveGraphGuard
 from tests.unit.comfy_api.rig import GRAPH, OWNER, Rig, record, rig
 
 __all__ = ["rig"]
@@ -52,10 +52,10 @@ class Service:
 class Feed:
     """Fakes the `JobFeed` of jobs that end at once."""
 
-    async def newest_id(self, job_id: str) -> None:
+    async def get_newest_id(self, job_id: str) -> None:
         return None
 
-    async def wait(self, job: Job, after: str | None) -> None:
+    async def wait_for_end(self, job: Job, after: str | None) -> None:
         assert job.status.is_final
 
 
@@ -85,7 +85,7 @@ def validator() -> Validator:
 
 
 class Guard(PermissiveGraphGuard):
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return "big" if graph["1"]["class_type"] == "Big" else "default"
 
 
@@ -96,11 +96,11 @@ def executed() -> set[str]:
 
 
 @pytest.fixture
-def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]) -> FarmPrompts:
+def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]) -> ComfyPrompts:
     async def find_executed(ids: Sequence[str]) -> set[str]:
         return executed & set(ids)
 
-    return FarmPrompts(
+    return ComfyPrompts(
         service=cast(JobService, service),
         feed=cast(JobFeed, Feed()),
         validator=validator,
@@ -122,7 +122,7 @@ async def ended(rig: Rig, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
 
 
 async def test_a_prompt_goes_to_the_pool_that_fits_its_graph(
-    prompts: FarmPrompts, service: Service, validator: Validator
+    prompts: ComfyPrompts, service: Service, validator: Validator
 ) -> None:
     await prompts.submit(ADA, PromptBody(prompt={"1": {"class_type": "Big", "inputs": {}}}))
     await prompts.submit(ADA, PromptBody(prompt=GRAPH))
@@ -131,7 +131,7 @@ async def test_a_prompt_goes_to_the_pool_that_fits_its_graph(
 
 
 async def test_a_prompt_becomes_a_job_with_its_request_data(
-    prompts: FarmPrompts, service: Service
+    prompts: ComfyPrompts, service: Service
 ) -> None:
     extra = {"extra_pnginfo": {"workflow": {}}, "api_key_comfy_org": "secret"}
     body = PromptBody(prompt=GRAPH, client_id="c", extra_data=extra, partial_execution_targets=[])
@@ -153,7 +153,7 @@ async def test_a_prompt_becomes_a_job_with_its_request_data(
     [({}, 3), ({"front": True}, 2), ({"number": -1}, 2), ({"number": 5}, 3)],
 )
 async def test_front_of_the_queue_is_a_higher_priority(
-    prompts: FarmPrompts, service: Service, requested: dict[str, Any], priority: int
+    prompts: ComfyPrompts, service: Service, requested: dict[str, Any], priority: int
 ) -> None:
     body = await prompts.submit(ADA, PromptBody(prompt=GRAPH, **requested))
     assert service.specs[0].priority == priority
@@ -164,16 +164,16 @@ async def test_front_of_the_queue_is_a_higher_priority(
 
 
 async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
-    prompts: FarmPrompts, service: Service, validator: Validator, rig: Rig
+    prompts: ComfyPrompts, service: Service, validator: Validator, rig: Rig
 ) -> None:
     cat = Artifact(
-        id=new_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
+        id=generate_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
     )
     name = ComfyFileName(filename="cat.png", type="input")
     await rig.files.add_upload(OWNER, name, cat, overwrite=False)
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
     await prompts.submit(ADA, PromptBody(prompt=graph))
-    assert validator.graphs[0]["1"]["inputs"]["image"] == input_name(cat)
+    assert validator.graphs[0]["1"]["inputs"]["image"] == make_input_name(cat)
     assert service.specs[0].comfyui is not None
     assert service.specs[0].comfyui.files == {"cat.png": cat.id}
     await prompts.submit(replace(ADA, owner="bob"), PromptBody(prompt=graph))
@@ -181,34 +181,36 @@ async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
 
 
 async def test_the_queue_lists_running_and_waiting_prompts(
-    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    prompts: ComfyPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, running = await rig.job(), await rig.job(begun=True)
     await rig.job(owner="bob")
-    queue = await prompts.queue(OWNER)
+    queue = await prompts.list_queue(OWNER)
     assert [row[1:3] for row in queue["queue_running"]] == [[running.id, GRAPH]]
     assert [row[1:3] for row in queue["queue_pending"]] == [[waiting.id, GRAPH]]
     assert await prompts.count_open(OWNER) == 2
     # The graphs of a long queue would be megabytes.
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_ROWS_WITH_GRAPH", 1)
-    queue = await prompts.queue(OWNER)
+    queue = await prompts.list_queue(OWNER)
     assert [row[2] for rows in queue.values() for row in rows] == [GRAPH, {}]
 
 
-async def test_the_history_is_oldest_first_and_can_be_paged(prompts: FarmPrompts, rig: Rig) -> None:
+async def test_the_history_is_oldest_first_and_can_be_paged(
+    prompts: ComfyPrompts, rig: Rig
+) -> None:
     done = [(await ended(rig)).id for _ in range(4)]
     await rig.job()
-    assert list(await prompts.history(OWNER)) == done
-    assert list(await prompts.history(OWNER, max_items=2)) == done[2:]
-    assert list(await prompts.history(OWNER, max_items=2, offset=1)) == done[1:3]
-    assert await prompts.history("bob") == {}
-    entry = (await prompts.history_of(OWNER, done[0]))[done[0]]
+    assert list(await prompts.list_history(OWNER)) == done
+    assert list(await prompts.list_history(OWNER, max_items=2)) == done[2:]
+    assert list(await prompts.list_history(OWNER, max_items=2, offset=1)) == done[1:3]
+    assert await prompts.list_history("bob") == {}
+    entry = (await prompts.get_history(OWNER, done[0]))[done[0]]
     assert entry["status"]["completed"] is True
-    assert await prompts.history_of("bob", done[0]) == {}
+    assert await prompts.get_history("bob", done[0]) == {}
 
 
 async def test_responses_with_large_graphs_are_limited_in_size(
-    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    prompts: ComfyPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_RESPONSE_BYTES", 1_000_000)
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_CACHED_BYTES", 100_000)
@@ -219,9 +221,9 @@ async def test_responses_with_large_graphs_are_limited_in_size(
         results = [await rig.result(record())]
         assert await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=results)
         done.append(job.id)
-    assert list(await prompts.history(OWNER)) == done[-2:]
-    assert list(await prompts.history(OWNER, offset=3)) == done[3:5]
-    assert list(await prompts.history_of(OWNER, done[0])) == done[:1]
+    assert list(await prompts.list_history(OWNER)) == done[-2:]
+    assert list(await prompts.list_history(OWNER, offset=3)) == done[3:5]
+    assert list(await prompts.get_history(OWNER, done[0])) == done[:1]
     list_ids = await prompts.list_jobs(
         OWNER,
         states=(),
@@ -234,7 +236,7 @@ async def test_responses_with_large_graphs_are_limited_in_size(
     assert [job["id"] for job in list_ids["jobs"]] == done[:2]
     assert list_ids["pagination"]["has_more"]
     waiting = [(await rig.job(graph=large)).id for _ in range(4)]
-    rows = (await prompts.queue(OWNER))["queue_pending"]
+    rows = (await prompts.list_queue(OWNER))["queue_pending"]
     assert sorted(row[1] for row in rows) == sorted(waiting)
     assert [row[2] for row in rows].count({}) == 2
     # Large specs are not cached.
@@ -242,29 +244,29 @@ async def test_responses_with_large_graphs_are_limited_in_size(
 
 
 async def test_a_response_has_at_least_one_entry_however_large(
-    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    prompts: ComfyPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_RESPONSE_BYTES", 1)
     done = [(await ended(rig)).id for _ in range(3)]
-    assert list(await prompts.history(OWNER)) == done[-1:]
+    assert list(await prompts.list_history(OWNER)) == done[-1:]
 
 
 async def test_deleting_history_hides_prompts_and_keeps_their_jobs(
-    prompts: FarmPrompts, rig: Rig
+    prompts: ComfyPrompts, rig: Rig
 ) -> None:
     first, second, third = [(await ended(rig)).id for _ in range(3)]
     running = await rig.job(begun=True)
-    await prompts.hide(BOB, [first])
-    await prompts.hide(ADA, [first, running.id, str(uuid.uuid4())])
-    assert list(await prompts.history(OWNER)) == [second, third]
-    await prompts.hide(ADA, None)
-    assert await prompts.history(OWNER) == {}
+    await prompts.hide_from_history(BOB, [first])
+    await prompts.hide_from_history(ADA, [first, running.id, str(uuid.uuid4())])
+    assert list(await prompts.list_history(OWNER)) == [second, third]
+    await prompts.hide_from_history(ADA, None)
+    assert await prompts.list_history(OWNER) == {}
     assert (await rig.jobs.get(OWNER, first)).status is JobStatus.SUCCEEDED
     assert await prompts.count_open(OWNER) == 1
 
 
 async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
-    prompts: FarmPrompts, rig: Rig
+    prompts: ComfyPrompts, rig: Rig
 ) -> None:
     waiting = [(await rig.job()).id for _ in range(3)]
     running = (await rig.job(begun=True)).id
@@ -291,14 +293,15 @@ async def jobs_by_kind(rig: Rig) -> dict[str, str]:
     """Return the ids of waiting and running jobs, by submitter and client."""
     ids = {}
     for begun, state in ((False, "waits"), (True, "runs")):
-        for name, submitted in {
+        submissions: dict[str, dict[str, Any]] = {
             "own": {},
             "own, another client": {"client": "editor"},
             "through /jobs": {"comfyui": False},
             "a colleague's": {"key_id": "k2"},
             "a colleague's, same client": {"key_id": "k2", "client": "editor"},
             "another tenant's": {"owner": "bob"},
-        }.items():
+        }
+        for name, submitted in submissions.items():
             job = await rig.job(begun=begun, **submitted)
             ids[f"{name} {state}"] = job.id
     return ids
@@ -311,7 +314,7 @@ async def _left(rig: Rig, jobs_by_kind: Mapping[str, str]) -> set[str]:
 
 
 async def test_clearing_the_queue_affects_only_the_callers_own_prompts(
-    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
+    prompts: ComfyPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     await prompts.cancel_waiting(ADA, None)
     removed = {"own waits", "own, another client waits"}
@@ -319,7 +322,7 @@ async def test_clearing_the_queue_affects_only_the_callers_own_prompts(
 
 
 async def test_an_interrupt_without_an_id_affects_only_the_callers_own_prompts(
-    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
+    prompts: ComfyPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     await prompts.interrupt(ADA, None)
     removed = {"own runs", "own, another client runs"}
@@ -327,7 +330,7 @@ async def test_an_interrupt_without_an_id_affects_only_the_callers_own_prompts(
 
 
 async def test_client_id_limits_clearing_to_one_client(
-    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
+    prompts: ComfyPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     await prompts.interrupt(ADA, None, client_id="editor")
     await prompts.cancel_waiting(ADA, None, client_id="editor")
@@ -335,7 +338,7 @@ async def test_client_id_limits_clearing_to_one_client(
     assert await _left(rig, jobs_by_kind) == jobs_by_kind.keys() - removed
 
 
-async def test_a_user_is_recognized_in_every_session(prompts: FarmPrompts, rig: Rig) -> None:
+async def test_a_user_is_recognized_in_every_session(prompts: ComfyPrompts, rig: Rig) -> None:
     ann = Identity(owner=OWNER, key_id="ses_2", user="usr_ann")
     jobs_by_kind = {
         "mine": (await rig.job(key_id="ses_1", user="usr_ann")).id,
@@ -347,18 +350,18 @@ async def test_a_user_is_recognized_in_every_session(prompts: FarmPrompts, rig: 
 
 
 async def test_clearing_the_history_affects_only_the_callers_own_prompts(
-    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
+    prompts: ComfyPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     for job_id in jobs_by_kind.values():
         await rig.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
-    await prompts.hide(ADA, None)
-    shown = {**await prompts.history(OWNER), **await prompts.history("bob")}
+    await prompts.hide_from_history(ADA, None)
+    shown = {**await prompts.list_history(OWNER), **await prompts.list_history("bob")}
     hidden = {name for name, job_id in jobs_by_kind.items() if job_id not in shown}
     assert hidden == {name for name in jobs_by_kind if name.startswith("own")}
 
 
 async def test_an_interrupt_spares_prompts_that_have_been_executed(
-    prompts: FarmPrompts, rig: Rig, executed: set[str]
+    prompts: ComfyPrompts, rig: Rig, executed: set[str]
 ) -> None:
     stored, running = await rig.job(begun=True), await rig.job(begun=True)
     executed.add(stored.id)
@@ -369,7 +372,7 @@ async def test_an_interrupt_spares_prompts_that_have_been_executed(
     assert await prompts.cancel(ADA, [stored.id]), "an explicit cancellation still works"
 
 
-async def test_jobs_are_listed_by_state_and_page(prompts: FarmPrompts, rig: Rig) -> None:
+async def test_jobs_are_listed_by_state_and_page(prompts: ComfyPrompts, rig: Rig) -> None:
     done, failed = await ended(rig), await ended(rig, JobStatus.FAILED)
     waiting = await rig.job()
 
@@ -394,7 +397,7 @@ async def test_jobs_are_listed_by_state_and_page(prompts: FarmPrompts, rig: Rig)
 
 
 async def test_workflows_of_many_jobs_are_read_in_parallel_and_cached(
-    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    prompts: ComfyPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for node in ("1", "2"):
         await rig.job(graph={node: GRAPH["1"]})

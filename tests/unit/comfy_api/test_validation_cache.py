@@ -8,7 +8,7 @@ import pytest
 from moyin.comfy_api.validation_cache import ValidationCache
 
 BODY = {"outputs": ["2"], "node_errors": {}}
-UNCHECKED = {
+UNCHECKED: dict[str, dict[str, list[Any]]] = {
     "1": {
         "seed": ["INT", 0, 2**64 - 1],
         "cfg": ["FLOAT", 0.0, 100.0],
@@ -29,7 +29,7 @@ def graph(**changed: Any) -> dict[str, Any]:
 @pytest.fixture
 def cache() -> ValidationCache:
     cache = ValidationCache()
-    cache.keep("p", graph(), None, BODY, UNCHECKED)
+    cache.store("p", graph(), None, BODY, UNCHECKED)
     return cache
 
 
@@ -79,7 +79,7 @@ def test_a_graph_that_differs_in_a_checked_value_is_not_cached(
 def test_results_are_cached_per_pool_and_target_nodes(cache: ValidationCache) -> None:
     assert cache.find("q", graph(), None) is None
     assert cache.find("p", graph(), ["2"]) is None
-    cache.keep("p", graph(), ["2"], BODY, UNCHECKED)
+    cache.store("p", graph(), ["2"], BODY, UNCHECKED)
     assert cache.find("p", graph(seed=5), ["2"]) == BODY
 
 
@@ -99,25 +99,25 @@ def test_links_classes_and_node_ids_are_part_of_the_shape(cache: ValidationCache
 def test_several_checked_values_are_cached_at_once(
     cache: ValidationCache,
 ) -> None:
-    cache.keep("p", graph(name="b.ckpt"), None, BODY, UNCHECKED)
+    cache.store("p", graph(name="b.ckpt"), None, BODY, UNCHECKED)
     for name in ("a.ckpt", "b.ckpt"):
         assert cache.find("p", graph(name=name, seed=4), None) == BODY
 
 
 def test_results_expire() -> None:
     cache = ValidationCache(ttl_seconds=0)
-    cache.keep("p", graph(), None, BODY, UNCHECKED)
+    cache.store("p", graph(), None, BODY, UNCHECKED)
     assert cache.find("p", graph(), None) is None
 
 
 def test_a_result_with_node_errors_is_not_cached() -> None:
     cache = ValidationCache()
-    cache.keep("p", graph(), None, {"outputs": ["2"], "node_errors": {"3": {}}}, UNCHECKED)
+    cache.store("p", graph(), None, {"outputs": ["2"], "node_errors": {"3": {}}}, UNCHECKED)
     assert cache.find("p", graph(), None) is None
 
 
 @pytest.mark.parametrize("bad", [{"1": 1}, {"1": {}}, {"1": {"class_type": "K"}}])
 def test_a_malformed_graph_is_not_cached(bad: dict[str, Any]) -> None:
     cache = ValidationCache()
-    cache.keep("p", bad, None, BODY, {})
+    cache.store("p", bad, None, BODY, {})
     assert cache.find("p", bad, None) is None

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from actors.placement import NOT_FOR_RENDERS
-from moyin.stack.ray import ray_environ
+from actors.placement import NON_RENDER_NODES
+from moyin.stack.ray import build_ray_environ
 
 ROOT = Path(__file__).parents[3]
 
@@ -50,7 +50,7 @@ def test_every_node_starts_with_the_ray_environment(
     done = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     environment = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    assert environment.items() >= ray_environ().items()
+    assert environment.items() >= build_ray_environ().items()
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["MOYIN_REDIS_URL"] == "redis://there"
     assert environment["MOYIN_DOOR"].endswith(":8000")
@@ -74,7 +74,7 @@ def test_every_node_installs_the_lock(config: Any) -> None:
 
 
 def test_only_renders_run_on_autoscaled_gpu_nodes(config: Any) -> None:
-    [(label, refused)] = NOT_FOR_RENDERS.items()
+    [(label, refused)] = NON_RENDER_NODES.items()
     types = _types(config)
     marked = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}
     assert {name: f"!{value}" for name, value in marked.items()} == {"gpu": refused}
@@ -82,4 +82,4 @@ def test_only_renders_run_on_autoscaled_gpu_nodes(config: Any) -> None:
     tuned = [d for app in applications for d in app.get("deployments", ())]
     assert [d["name"] for d in tuned] == ["Gateway", "Accounts", "JobWorker", "Models"]
     for deployment in tuned:
-        assert deployment["ray_actor_options"]["label_selector"] == NOT_FOR_RENDERS
+        assert deployment["ray_actor_options"]["label_selector"] == NON_RENDER_NODES

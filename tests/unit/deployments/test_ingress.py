@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
-from deployments.ingress import new_fastapi
-from moyin.access.gatekeeper import Gatekeeper, problem_details
+from deployments.ingress import SecurityHeadersMiddleware, new_fastapi
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Message
 from moyin.access.gatekeeper.observation import NoObserver
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 
 async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
     """Return status, headers and body of the response to a request whose route raises ``error``."""
-    app = new_fastapi("test", errors=problem_details, description="")
+    app = new_fastapi("test", errors=render_problem_details, description="")
 
     @app.get("/x")
     async def fail() -> None:
@@ -26,7 +28,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         app,
         service="test",
         authenticator=StaticAuthenticator({}),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=1,
         observer=NoObserver(),
         public=frozenset({"/x"}),
@@ -69,3 +71,10 @@ async def test_unexpected_exception_becomes_a_problem_document(
     assert headers[b"x-content-type-options"] == b"nosniff"
     assert body["request_id"].encode() == headers[b"x-request-id"]
     assert "mistake" not in body["detail"]
+
+
+def test_response_gets_security_headers_and_keeps_its_own() -> None:
+    page = PlainTextResponse("a", headers={"X-Frame-Options": "SAMEORIGIN"})
+    response = TestClient(SecurityHeadersMiddleware(page)).get("/")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers.get_list("x-frame-options") == ["SAMEORIGIN"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.validate import problems
+from deployments.validate import find_problems
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
 
@@ -30,7 +30,7 @@ def _user_config(config: Any) -> Any:
 
 
 def test_shipped_file_is_valid(config: Any) -> None:
-    assert list(problems(config)) == []
+    assert list(find_problems(config)) == []
 
 
 def test_shipped_file_has_five_apps_on_loopback(config: Any) -> None:
@@ -81,7 +81,7 @@ def _another_pool(config: Any) -> None:
         (_set("colour", "red"), "colour: unknown key"),
         (
             _set("applications", 3, "deployments", 0, "user_config", "aliases", {"fast": ["smol"]}),
-            "applications.models.deployments.Models.user_config: alias 'fast': "
+            "applications.models.deployments.Models.user_config: aliases.fast.models: "
             "no back end has a model 'smol'",
         ),
         (_set("http_options", "prot", 1), "http_options.prot: unknown key"),
@@ -107,7 +107,7 @@ def _another_pool(config: Any) -> None:
             _set("grpc_options", "grpc_servicer_functions", ["moyin.grpc.add"]),
             "grpc_options.grpc_servicer_functions.0: No module named 'moyin.grpc'",
         ),
-        (_rename_models, "there is no deployment 'Modles'; deployments: Models"),
+        (_rename_models, "there is no deployment 'Modles'; the app's deployments are Models"),
         (
             lambda config: _user_config(config).update(alias={}),
             "user_config.alias: unknown key; did you mean 'aliases'?",
@@ -135,40 +135,40 @@ def _another_pool(config: Any) -> None:
         (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: is missing"),
         (
             _set("applications", 0, "args", "pools", ["defaul"]),
-            "applications.gateway.args.pools: there is no pool 'defaul'; pools: default",
+            "applications.gateway.args.pools: there is no pool 'defaul'; the pools are default",
         ),
         (
             lambda config: _app(config, "render-default")["args"].update(larger_pool="lage"),
-            "args.larger_pool: there is no pool 'lage'; pools: default",
+            "args.larger_pool: there is no pool 'lage'; the pools are default",
         ),
         (
             lambda config: _app(config, "render-default")["args"].update(pool="big"),
-            ".name: pool 'big' is looked for in 'render-big'",
+            ".name: must be 'render-big' for the pool 'big'",
         ),
         (
             lambda config: _app(config, "render-default").pop("name"),
-            ".name: pool 'default' is looked for in 'render-default'",
+            ".name: must be 'render-default' for the pool 'default'",
         ),
         (
             _another_pool,
-            "applications.gateway.args.pools: there is no pool 'default'; pools: big",
+            "applications.gateway.args.pools: there is no pool 'default'; the pools are big",
         ),
     ],
 )
 def test_mistake_is_found(config: Any, change: Callable[[Any], None], problem: str) -> None:
     change(config)
-    assert any(problem in line for line in problems(config)), list(problems(config))
+    assert any(problem in line for line in find_problems(config)), list(find_problems(config))
 
 
 def test_wrong_type_of_pools_is_reported_once(config: Any) -> None:
     _app(config, "gateway")["args"]["pools"] = 7
-    [problem] = problems(config)
+    [problem] = find_problems(config)
     assert problem.startswith("applications.gateway.args.pools: must be a list")
 
 
 def test_farm_for_text_needs_no_pool(config: Any) -> None:
     config["applications"].remove(_app(config, "render-default"))
-    assert list(problems(config)) == []
+    assert list(find_problems(config)) == []
 
 
 def test_stack_changes_only_the_ports(config: Any) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -10,9 +12,19 @@ import uvloop
 from ray.serve._private.http_util import start_asgi_http_server
 from ray.serve.config import HTTPOptions
 
-from deployments.server import Server
+from deployments.server import ReplicaServer
 
 CLIENTS = 64
+LEAK = """
+import sys, time
+from deployments.server import limit_memory
+limit_memory(int(sys.argv[1]))
+held = [bytearray(2**20)]
+while len(held) < int(sys.argv[2]):
+    held.append(bytearray(2**20))
+    time.sleep(0.005)
+print("survived", flush=True)
+"""
 
 
 async def _iterations_until_accepted(kind: type[uvicorn.Server]) -> int:
@@ -44,15 +56,15 @@ def _run(kind: type[uvicorn.Server]) -> int:
 
 
 def test_several_connections_are_accepted_per_iteration() -> None:
-    assert _run(Server) <= CLIENTS // 8
+    assert _run(ReplicaServer) <= CLIENTS // 8
     # `uvicorn.Server` itself may have been replaced by ours in this process.
-    [plain] = Server.__bases__
+    [plain] = ReplicaServer.__bases__
     assert _run(plain) >= CLIENTS, "uvicorn's server is fast enough now: remove ours"
 
 
 async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that Ray takes its server class from where `deployments.middleware` replaces it."""
-    monkeypatch.setattr(uvicorn, "Server", Server)
+    monkeypatch.setattr(uvicorn, "Server", ReplicaServer)
 
     async def app(*_: object) -> None:
         raise AssertionError("no request is sent")
@@ -62,4 +74,22 @@ async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
     serving, server = await start_asgi_http_server(app, options, event_loop=loop)
     server.should_exit = True
     await serving
-    assert isinstance(server, Server)
+    assert isinstance(server, ReplicaServer)
+
+
+def _leak(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LEAK, str(limit_mib), str(leak_mib)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_leak_above_the_limit_ends_the_process() -> None:
+    leaking = _leak(200, 2_000)
+    assert (leaking.returncode, leaking.stdout) == (70, "")
+    assert "this replica uses" in leaking.stderr
+
+
+def test_process_survives_without_a_limit_and_below_it() -> None:
+    assert _leak(0, 50).stdout == "survived\n"
+    assert _leak(1_000, 50).stdout == "survived\n"

@@ -10,15 +10,15 @@ from starlette.testclient import TestClient
 from deployments.accounts.app import _PUBLIC as ACCOUNTS
 from deployments.gateway.app import _PUBLIC as GATEWAY
 from deployments.ingress import new_fastapi
-from deployments.models.app import _PUBLIC as MODELS
-from deployments.swagger import DOCS
-from moyin.access.gatekeeper import problem_details
+from deployments.models.app import _PUBLIC_PATHS as MODELS
+from deployments.swagger import DOCS_PATHS
+from moyin.access.gatekeeper import render_problem_details
 
 _REFERENCE = re.compile(r'(?:href|src)="(?!data:)([^"]+)"')
 
 
 def _client() -> TestClient:
-    app = new_fastapi("Moyin <test>", errors=problem_details, description="")
+    app = new_fastapi("Moyin <test>", errors=render_problem_details, description="")
     return TestClient(app, root_path="/v1")
 
 
@@ -51,4 +51,4 @@ def test_content_security_policy_blocks_other_hosts() -> None:
 
 def test_page_needs_no_key() -> None:
     for prefix, public in (("/", GATEWAY), ("/v1/", MODELS), ("/accounts/", ACCOUNTS)):
-        assert {f"{prefix}{name}" for name in (*DOCS, "openapi.json")} <= public
+        assert {f"{prefix}{name}" for name in (*DOCS_PATHS, "openapi.json")} <= public

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from moyin.access.protocol.response import limit_body, to_limit
+from moyin.access.protocol.response import build_limit, parse_limit
 from moyin.access.protocol.wire import LimitBody
-from moyin.domain.limits import Limit, permitted_pools
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 
 
 def test_pool_must_be_permitted_by_every_limit() -> None:
@@ -16,9 +15,9 @@ def test_pool_must_be_permitted_by_every_limit() -> None:
         Limit(subject="key:k", pools=("b", "c")),
         Limit(subject="owner:o", pools=("a", "b")),
     )
-    assert permitted_pools((), ["a", "b", "c"]) == ["a", "b", "c"]
-    assert permitted_pools((key, Limit(subject="user:u")), ["a", "b", "c"]) == ["b", "c"]
-    assert permitted_pools((key, owner), ["a", "b", "c"]) == ["b"]
+    assert filter_permitted_pools((), ["a", "b", "c"]) == ["a", "b", "c"]
+    assert filter_permitted_pools((key, Limit(subject="user:u")), ["a", "b", "c"]) == ["b", "c"]
+    assert filter_permitted_pools((key, owner), ["a", "b", "c"]) == ["b"]
 
 
 def test_denied_nodes_win_over_allowed_nodes() -> None:
@@ -33,9 +32,9 @@ def test_denied_nodes_win_over_allowed_nodes() -> None:
 
 def test_limit_body_round_trip() -> None:
     body = LimitBody.model_validate({"pools": ["a"], "allowed_nodes": [], "denied_nodes": ["X*"]})
-    limit = to_limit("owner:o", body)
+    limit = parse_limit("owner:o", body)
     assert limit == Limit(subject="owner:o", pools=("a",), allowed_nodes=(), denied_nodes=("X*",))
-    assert limit_body(limit).model_dump(exclude_none=True) == {
+    assert build_limit(limit).model_dump(exclude_none=True) == {
         "subject": "owner:o", "pools": ("a",), "allowed_nodes": (), "denied_nodes": ("X*",),
     }  # fmt: skip
 

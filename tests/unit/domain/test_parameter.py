@@ -32,7 +32,7 @@ def parameter(kind: str, **members: Any) -> Parameter:
 def test_valid_value_keeps_its_type(
     kind: str, members: dict[str, Any], given: Any, expected: Any
 ) -> None:
-    value = parameter(kind, **members).check(given, "inputs.x")
+    value = parameter(kind, **members).check_value(given, "inputs.x")
     assert (value, type(value)) == (expected, type(expected))
 
 
@@ -63,18 +63,18 @@ def test_invalid_value_error_states_what_is_valid(
     kind: str, members: dict[str, Any], given: Any, problem: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parameter(kind, **members).check(given, "inputs.x")
+        parameter(kind, **members).check_value(given, "inputs.x")
     assert caught.value.field == "inputs.x"
     assert problem in caught.value.message
 
 
 def test_only_an_object_is_a_reference() -> None:
     text = parameter("string")
-    assert text.reference({"from": "steps.0.text"}, "f") == "${steps.0.text:string}"
+    assert text.to_reference({"from": "steps.0.text"}, "f") == "${steps.0.text:string}"
     picture = parameter("string", image=True)
-    assert picture.reference({"from": "steps.0.artifacts.0"}, "f") == (
+    assert picture.to_reference({"from": "steps.0.artifacts.0"}, "f") == (
         "${steps.0.artifacts.0:artifact}"
     )
     for wrong in ({}, {"from": 1}, {"from": "${steps.0.text}"}, {"from": "steps.0.text", "a": 1}):
         with pytest.raises(InvalidRequest, match="from"):
-            text.reference(wrong, "f")
+            text.to_reference(wrong, "f")

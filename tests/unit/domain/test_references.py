@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.domain.references import check, escape_references, has_references, resolve
+from moyin.domain.references import (
+    check_references,
+    escape_references,
+    has_references,
+    resolve_references,
+)
 from moyin.errors import InvalidRequest
 
 OUTPUTS = [
@@ -26,7 +31,7 @@ OUTPUTS = [
     ],
 )
 def test_references_are_replaced_by_earlier_outputs(payload: object, expected: object) -> None:
-    assert resolve(payload, OUTPUTS) == expected
+    assert resolve_references(payload, OUTPUTS) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,17 +47,17 @@ def test_references_are_replaced_by_earlier_outputs(payload: object, expected: o
 )
 def test_error_names_unresolved_reference(payload: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        resolve(payload, OUTPUTS)
+        resolve_references(payload, OUTPUTS)
     assert payload in caught.value.message
 
 
 def test_step_may_only_refer_to_earlier_steps() -> None:
-    check({"a": ["${steps.0.text}"]}, 1)
+    check_references({"a": ["${steps.0.text}"]}, 1)
     with pytest.raises(InvalidRequest) as caught:
-        check({"a": ["${steps.1.text}"]}, 1)
+        check_references({"a": ["${steps.1.text}"]}, 1)
     assert caught.value.field == "steps.1"
     with pytest.raises(InvalidRequest):
-        check({"a": [f"${{steps.{'9' * 5_000}.text}}"]}, 1)
+        check_references({"a": [f"${{steps.{'9' * 5_000}.text}}"]}, 1)
 
 
 def test_has_references_ignores_escaped_ones() -> None:

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain import references
-from moyin.domain.template import Template, fill
+from moyin.domain.template import Template, fill_template
 from moyin.errors import InvalidRequest
 from moyin.render.templates.response import to_template
 
-OUTPUTS = [{"text": "said", "artifacts": ["artifact:art_" + "0" * 32], "body": {"n": 3}}]
+OUTPUTS: list[dict[str, Any]] = [
+    {"text": "said", "artifacts": ["artifact:art_" + "0" * 32], "body": {"n": 3}}
+]
 
 
 def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
@@ -28,7 +30,7 @@ def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
         n={"type": "integer"},
         on={"type": "boolean", "default": True},
     )
-    graph = fill(made, {"prompt": "cat", "n": 3})
+    graph = fill_template(made, {"prompt": "cat", "n": 3})
     assert graph["1"]["inputs"] == {"text": "a cat, 3 true", "all": "cat"}
     assert graph["2"]["inputs"] == {"n": 3, "on": True}
     assert made.graph["2"]["inputs"]["n"] == "${inputs.n}"
@@ -46,7 +48,7 @@ def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
 )
 def test_error_names_the_invalid_input(inputs: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        fill(template(), inputs, "steps.1.")
+        fill_template(template(), inputs, "steps.1.")
     assert caught.value.field == f"steps.1.{field}"
 
 
@@ -58,9 +60,9 @@ _NASTY = st.text("${}steps.0txinpu:[]\"'a ", max_size=30) | st.sampled_from(
 @given(_NASTY, _NASTY)
 def test_client_text_is_unchanged_after_resolving(a: str, b: str) -> None:
     made = template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
-    graph = fill(made, {"prompt": a, "b": b})
+    graph = fill_template(made, {"prompt": a, "b": b})
     assert not references.has_references(graph)
-    seen = references.resolve(graph, OUTPUTS)
+    seen = references.resolve_references(graph, OUTPUTS)
     assert seen["1"]["inputs"] == {"text": f"<{a}{b}> ${{x}}", "all": a}
     assert seen["2"]["inputs"] == {"b": b}
 
@@ -75,13 +77,13 @@ def test_reference_object_resolves_to_typed_output() -> None:
         "n": {"from": "steps.0.body.n"},
         "image": {"from": "steps.0.artifacts.0"},
     }
-    seen = references.resolve(fill(made, inputs), OUTPUTS)
+    seen = references.resolve_references(fill_template(made, inputs), OUTPUTS)
     assert seen["1"]["inputs"]["text"] == "3: said!"
     assert seen["2"]["inputs"] == {"n": 3, "image": OUTPUTS[0]["artifacts"][0]}
 
 
 @pytest.mark.parametrize("path", ["steps.0.body", "steps.0.artifacts.0", "steps.0.body.n"])
 def test_step_output_of_another_type_is_refused(path: str) -> None:
-    graph = fill(template(), {"prompt": {"from": path}})
+    graph = fill_template(template(), {"prompt": {"from": path}})
     with pytest.raises(InvalidRequest, match="must be of type string"):
-        references.resolve(graph, OUTPUTS)
+        references.resolve_references(graph, OUTPUTS)

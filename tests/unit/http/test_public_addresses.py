@@ -71,11 +71,11 @@ DISGUISED = [
 @pytest.mark.parametrize("host", ["[::1]", "127.0.0.1:8080", "[::ffff:10.0.0.1]:1", *DISGUISED])
 def test_url_with_private_address_is_refused(host: str) -> None:
     with pytest.raises(AddressNotAllowed):
-        AllowedNetworks().check_literal(f"http://{host}/x")
+        AllowedNetworks().check_literal_address(f"http://{host}/x")
 
 
 def test_host_names_are_not_checked_as_literals() -> None:
-    AllowedNetworks().check_literal("http://localhost/x")
+    AllowedNetworks().check_literal_address("http://localhost/x")
 
 
 async def test_resolver_returns_public_addresses() -> None:

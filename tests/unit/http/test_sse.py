@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 
 from moyin.errors import StreamInterrupted
 from moyin.http import sse
-from moyin.http.sse import FrameSplitter, event
+from moyin.http.sse import FrameSplitter, encode_event
 
-STREAM = b": ping\n\n" + event({"a": 1}) + event({"b": "zwei\n"}, name="x") + b"data: [DONE]\n\n"
+STREAM = (
+    b": ping\n\n"
+    + encode_event({"a": 1})
+    + encode_event({"b": "zwei\n"}, name="x")
+    + b"data: [DONE]\n\n"
+)
 
 
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())

@@ -9,7 +9,7 @@ import pytest
 
 from moyin.comfy_api.protocol_v2 import request_to_domain as v2
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
-from moyin.http.validation import parse_object, token_count, validate
+from moyin.http.validation import parse_object, parse_token_count, validate
 from moyin.jobs.protocol import request_to_domain as jobs
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
@@ -92,8 +92,8 @@ def test_unknown_members_are_kept(codec: ProtocolCodec) -> None:
 @pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])
 def test_implausible_token_count_is_zero(value: Any) -> None:
     """Larger counts overflow the ledger's columns, so that later entries can't be written."""
-    assert token_count(value) == 0
-    assert token_count(10_000_000) == 10_000_000
+    assert parse_token_count(value) == 0
+    assert parse_token_count(10_000_000) == 10_000_000
 
 
 def test_error_about_several_fields_is_plain() -> None:

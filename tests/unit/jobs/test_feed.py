@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from moyin.domain.job import EventType, Job, JobEvent, JobStatus, Progress
 from moyin.errors import InvalidRequest
 from moyin.jobs.feed import JobFeed
-from moyin.store.hub import Watch
+from moyin.store.hub import Subscription
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(
@@ -44,9 +44,11 @@ class Hub:
         self.open = 0
 
     @asynccontextmanager
-    async def subscribe(self, job_id: str, after: str | None) -> AsyncIterator[Watch[JobEvent]]:
+    async def subscribe(
+        self, job_id: str, after: str | None
+    ) -> AsyncIterator[Subscription[JobEvent]]:
         self.open += 1
-        watch: Watch[JobEvent] = Watch("0-0")
+        watch: Subscription[JobEvent] = Subscription("0-0")
         watch.offer(self.known)
         try:
             yield watch

@@ -12,11 +12,11 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InputNotFound, InvalidRequest
-from moyin.jobs.graphs import GraphChecks
-from moyin.render.protocol.graph import input_name
+from moyin.jobs.graphs import GraphChecker
+from moyin.render.protocol.graph import make_input_name
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.sql import Database
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 
 ANN, BOB = Identity(owner="ann", key_id="k"), Identity(owner="bob", key_id="k")
 MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size=1, sha256="a" * 64)
@@ -30,7 +30,7 @@ class Guard(PermissiveGraphGuard):
         self.calls: list[tuple[str, Mapping[str, Any], Collection[str]]] = []
         self.nodes_are_known = True
 
-    async def check(
+    async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         self.calls.append((pool, graph, own))
@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, artifacts: ArtifactStore) -> None:
         self.guard = Guard("default", "big")
         self.validated: list[tuple[str, Mapping[str, Any]]] = []
-        self.checks = GraphChecks(
+        self.checks = GraphChecker(
             artifacts=artifacts, validator=self, guard=self.guard, pools=["default", "big", "gone"]
         )
 
@@ -57,7 +57,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     artifacts = ArtifactStore(database)
     await artifacts.add(MINE, owner="ann")
     yield Bench(artifacts)
@@ -77,16 +77,16 @@ def spec(*steps: Step, kind: str = "render", **members: Any) -> JobSpec:
 
 
 async def test_files_are_checked_under_their_names_on_the_renderer(bench: Bench) -> None:
-    await bench.checks.admit(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
-    name = input_name(MINE)
+    await bench.checks.check_new_job(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
+    name = make_input_name(MINE)
     assert bench.guard.calls == [("default", graph(name), {name})]
     assert bench.validated == [("default", graph(name))]
 
 
 @pytest.mark.parametrize("missing", [MINE.id, f"art_{'2' * 32}"])
 async def test_an_artifact_of_another_tenant_counts_as_missing(bench: Bench, missing: str) -> None:
-    with pytest.raises(InputNotFound, match=r"node '1' .*image: no file of yours") as refused:
-        await bench.checks.admit(BOB, spec(render(graph(f"artifact:{missing}"))))
+    with pytest.raises(InputNotFound, match=r"node '1' .*'image': you have no file") as refused:
+        await bench.checks.check_new_job(BOB, spec(render(graph(f"artifact:{missing}"))))
     assert refused.value.field == "workflow.1.inputs.image"
     assert refused.value.details["node_errors"].keys() == {"1"}
     assert missing not in refused.value.message
@@ -114,24 +114,26 @@ async def test_an_error_names_the_field_of_the_request(
     bench: Bench, job: JobSpec, field: str
 ) -> None:
     with pytest.raises(InputNotFound) as refused:
-        await bench.checks.admit(ANN, job)
+        await bench.checks.check_new_job(ANN, job)
     assert refused.value.field == field
 
 
 async def test_every_child_of_a_batch_is_checked(bench: Bench) -> None:
     children = [render({}), *(render({"1": {"image": f"{n}"}}) for n in range(99))]
-    await bench.checks.admit(ANN, spec(*children, base=graph("good")))
+    await bench.checks.check_new_job(ANN, spec(*children, base=graph("good")))
     images = [graph["1"]["inputs"]["image"] for _, graph, _ in bench.guard.calls]
     assert images == ["good", *(f"{n}" for n in range(99))]
 
 
 async def test_the_known_inputs_of_a_later_step_are_checked(bench: Bench) -> None:
-    later = {"1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}}
+    later: dict[str, Any] = {
+        "1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}
+    }
     first = render(graph("good"))
     with pytest.raises(InputNotFound):
-        await bench.checks.admit(ANN, spec(first, render(later), kind="pipeline"))
+        await bench.checks.check_new_job(ANN, spec(first, render(later), kind="pipeline"))
     later["1"]["inputs"]["image"] = "good"
-    await bench.checks.admit(ANN, spec(first, render(later), kind="pipeline"))
+    await bench.checks.check_new_job(ANN, spec(first, render(later), kind="pipeline"))
     assert bench.guard.calls[-1][1] == graph("good")
     assert len(bench.validated) == 2, "the second step is validated when it runs"
 
@@ -139,13 +141,13 @@ async def test_the_known_inputs_of_a_later_step_are_checked(bench: Bench) -> Non
 async def test_the_class_of_a_node_must_not_be_a_reference(bench: Bench) -> None:
     later = render(graph("good", kind="${steps.0.text}"))
     with pytest.raises(InvalidRequest, match="class_type") as refused:
-        await bench.checks.admit(ANN, spec(render(graph("good")), later, kind="pipeline"))
+        await bench.checks.check_new_job(ANN, spec(render(graph("good")), later, kind="pipeline"))
     assert refused.value.field == "steps.1.workflow.1.class_type"
 
 
 async def test_a_graph_with_unknown_node_classes_is_not_validated(bench: Bench) -> None:
     bench.guard.nodes_are_known = False
-    await bench.checks.admit(ANN, spec(render(graph("x"))))
+    await bench.checks.check_new_job(ANN, spec(render(graph("x"))))
     assert bench.validated == []
 
 
@@ -153,10 +155,10 @@ async def test_a_pool_that_does_not_run_the_callers_jobs_counts_as_missing(bench
     with pytest.raises(
         InvalidRequest, match="no render pool 'gone'; available pools: default, big"
     ):
-        await bench.checks.admit(ANN, spec(render(graph("x"), pool="gone")))
+        await bench.checks.check_new_job(ANN, spec(render(graph("x"), pool="gone")))
     bench.guard = Guard("big")
     bench.checks._guard = bench.guard
-    admitted = await bench.checks.admit(ANN, spec(render(graph("x"))))
+    admitted = await bench.checks.check_new_job(ANN, spec(render(graph("x"))))
     assert [step.pool for step in admitted.steps] == ["big"], (
         "the first allowed pool is the default"
     )

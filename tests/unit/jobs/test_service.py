@@ -23,18 +23,18 @@ from moyin.errors import (
     NodeNotAllowed,
 )
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.protocol.renders import no_templates
+from moyin.jobs.protocol.renders import refuse_templates
 from moyin.jobs.service import JobService
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")
-TEMPLATES = read_folders([SHIPPED])
+TEMPLATES = read_templates([SHIPPED_FOLDER])
 SWATCH = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
 
 
@@ -82,7 +82,7 @@ class Jobs:
 @pytest.fixture
 async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     store = JobStore(database)
     idle: Any = IdleServices()
     service = JobService(
@@ -127,7 +127,7 @@ class ChangedGuard(PermissiveGraphGuard):
         super().__init__(*pools)
         self._denied = denied
 
-    async def check(self, caller: Identity, pool: str, graph: Any, own: Any) -> bool:
+    async def check_graph(self, caller: Identity, pool: str, graph: Any, own: Any) -> bool:
         if any(node["class_type"] == self._denied for node in graph.values()):
             raise NodeNotAllowed("your limits allow no nodes of the class")
         return True
@@ -154,7 +154,7 @@ async def test_a_retry_may_use_only_the_pools_and_nodes_of_a_new_job(
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])
-@pytest.mark.parametrize("templates", [changed, no_templates])
+@pytest.mark.parametrize("templates", [changed, refuse_templates])
 async def test_a_repeated_key_returns_the_first_job_if_the_template_has_changed(
     jobs: Jobs, templates: Any, batch: Any
 ) -> None:
@@ -231,6 +231,6 @@ async def test_a_comfyui_prompt_that_is_nested_too_deeply_is_refused(jobs: Jobs)
 
 async def test_a_job_with_allowed_nesting_is_accepted(jobs: Jobs) -> None:
     job, _ = await jobs.submit({"kind": "render", "workflow": graph(190)})
-    spec = await jobs.service.spec(job)
+    spec = await jobs.service.load_spec(job)
     assert spec is not None
     assert spec.steps[0].payload == graph(190)

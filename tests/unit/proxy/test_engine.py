@@ -41,10 +41,10 @@ class FakeDeferral:
     async def submit(self, *_: Any, **__: Any) -> tuple[Any, bool]:
         return self, True
 
-    def is_job(self, identity: Identity) -> bool:
+    def is_called_by_job(self, identity: Identity) -> bool:
         return identity.service == "jobs"
 
-    def described(self, job: Any) -> dict[str, Any]:
+    def render_job(self, job: Any) -> dict[str, Any]:
         return {"id": job.id}
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from moyin.errors import Overloaded
-from moyin.proxy.pool import InFlightCount, Pool, PoolMember, choose_member
-from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
+from moyin.proxy.pool import InFlightCount, PoolMember, UpstreamPool, choose_member
+from moyin.proxy.route import BalancingPolicy, HealthCheck, Route, Upstream
 
 
 class Clock:
@@ -21,17 +21,17 @@ def clock() -> Clock:
     return Clock()
 
 
-def pool(clock: Clock, *weights: int, **more: object) -> Pool:
+def pool(clock: Clock, *weights: int, **more: object) -> UpstreamPool:
     members = [
         PoolMember(Upstream(url=f"http://{i}", weight=weight), clock)
         for i, weight in enumerate(weights)
     ]
     upstreams = tuple(member.upstream for member in members)
-    return Pool(Route(name="r", upstreams=upstreams, **more), members)  # type: ignore[arg-type]
+    return UpstreamPool(Route(name="r", upstreams=upstreams, **more), members)  # type: ignore[arg-type]
 
 
-def urls(pool: Pool, times: int, sticky: str | None = None) -> list[str]:
-    picked = [pool.pick(sticky, ()) for _ in range(times)]
+def urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
+    picked = [pool.pick_member(sticky, ()) for _ in range(times)]
     return [member.upstream.url[-1] for member in picked if member is not None]
 
 
@@ -40,7 +40,7 @@ def test_round_robin_takes_turns(clock: Clock) -> None:
 
 
 def test_weighted_balancing_is_proportional_and_smooth(clock: Clock) -> None:
-    order = urls(pool(clock, 5, 1, 1, balance=Balance.WEIGHTED), 7)
+    order = urls(pool(clock, 5, 1, 1, balance=BalancingPolicy.WEIGHTED), 7)
     assert Counter(order) == {"0": 5, "1": 1, "2": 1}
     assert "000" not in "".join(order + order)[1:6]
 
@@ -49,16 +49,16 @@ def test_least_connections_counts_open_requests(clock: Clock) -> None:
     first = pool(clock, 1, 1, 2)
     for member, active in zip(first.members, (1, 0, 2), strict=True):
         member.active = active
-    assert choose_member(Balance.LEAST_CONNECTIONS, first.members, 0) is first.members[1]
+    assert choose_member(BalancingPolicy.LEAST_CONNECTIONS, first.members, 0) is first.members[1]
     first.members[1].active = 5
-    assert choose_member(Balance.LEAST_CONNECTIONS, first.members, 0) is first.members[2]
+    assert choose_member(BalancingPolicy.LEAST_CONNECTIONS, first.members, 0) is first.members[2]
 
 
 def test_sticky_values_move_only_when_their_member_is_down(clock: Clock) -> None:
     three = pool(clock, 1, 1, 1)
     before = {value: urls(three, 3, value) for value in map(str, range(50))}
     assert all(len(set(members)) == 1 for members in before.values())
-    three.members[0].up = False
+    three.members[0].is_up = False
     after = {value: urls(three, 1, value)[0] for value in before}
     assert all(after[v] == before[v][0] for v in before if before[v][0] != "0")
     assert "0" not in after.values()
@@ -80,26 +80,26 @@ def test_when_all_members_fail_the_next_due_is_tried_unless_it_is_the_only_one(
     for member in (*one.members, *two.members):
         for _ in range(3):
             member.breaker.fail()
-    assert one.pick(None, ()) is None
-    assert one.unavailable_error().retry_after == 2.0
-    assert two.pick(None, ()) is two.members[0]
-    assert two.pick(None, two.members) is None
+    assert one.pick_member(None, ()) is None
+    assert one.new_unavailable_error().retry_after == 2.0
+    assert two.pick_member(None, ()) is two.members[0]
+    assert two.pick_member(None, two.members) is None
 
 
 def test_health_changes_only_after_several_checks_in_a_row() -> None:
     check = HealthCheck(path="/", rise=2, fall=3)
     member = PoolMember(Upstream(url="http://0"))
     for passed in (False, False, True, False, False):
-        member.record_check(passed, check)
-    assert member.up
-    member.record_check(False, check)
-    assert not member.up
-    member.record_check(True, check)
-    member.record_check(False, check)
-    member.record_check(True, check)
-    assert not member.up
-    member.record_check(True, check)
-    assert member.up
+        member.record_health_check(passed, check)
+    assert member.is_up
+    member.record_health_check(False, check)
+    assert not member.is_up
+    member.record_health_check(True, check)
+    member.record_health_check(False, check)
+    member.record_health_check(True, check)
+    assert not member.is_up
+    member.record_health_check(True, check)
+    assert member.is_up
 
 
 def test_a_new_table_keeps_the_state_of_known_upstreams(clock: Clock) -> None:
@@ -107,13 +107,13 @@ def test_a_new_table_keeps_the_state_of_known_upstreams(clock: Clock) -> None:
     before.members[0].active = 3
     known = {member.upstream.url: member for member in before.members}
     upstreams = (Upstream(url="http://0", weight=7), Upstream(url="http://9"))
-    after = Pool.build(Route(name="r", upstreams=upstreams), known)
+    after = UpstreamPool.build(Route(name="r", upstreams=upstreams), known)
     assert (after.members[0].active, after.members[0].upstream.weight) == (3, 7)
     assert after.members[1].active == 0
 
 
 def test_a_route_at_its_concurrency_limit_rejects_requests(clock: Clock) -> None:
-    full = pool(clock, 1, concurrent=1)
+    full = pool(clock, 1, max_concurrent=1)
     with full.admit(), pytest.raises(Overloaded), full.admit():
         pass
     with full.admit():
@@ -123,9 +123,9 @@ def test_a_route_at_its_concurrency_limit_rejects_requests(clock: Clock) -> None
 def test_a_new_tables_limit_counts_requests_in_flight() -> None:
     upstreams, in_flight = (Upstream(url="http://0"),), InFlightCount()
 
-    def table(concurrent: int) -> Pool:
-        route = Route(name="r", upstreams=upstreams, concurrent=concurrent)
-        return Pool.build(route, {}, in_flight)
+    def table(concurrent: int) -> UpstreamPool:
+        route = Route(name="r", upstreams=upstreams, max_concurrent=concurrent)
+        return UpstreamPool.build(route, {}, in_flight)
 
     with table(1).admit():
         with pytest.raises(Overloaded), table(1).admit():

@@ -52,7 +52,7 @@ class Serve:
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("MOYIN_SERVE_CONFIG", raising=False)
-    monkeypatch.setattr(apps, "api_token", lambda _: "token")
+    monkeypatch.setattr(apps, "read_api_token", lambda _: "token")
     serve = Serve()
     monkeypatch.setattr(apps, "send_request", serve)
     return serve
@@ -68,28 +68,30 @@ def _options(folder: Path, mark: str) -> Options:
 
 async def test_redeploy_uses_the_last_deployed_configuration(serve: Serve, tmp_path: Path) -> None:
     started_with, later = _options(tmp_path, "a"), _options(tmp_path, "b")
-    await apps.deploy(started_with, lambda _: None)
-    await apps.deploy(later, lambda _: None)
+    await apps.deploy_apps(started_with, lambda _: None)
+    await apps.deploy_apps(later, lambda _: None)
     later.serve_config.write_text("half a file: [")
-    await apps.redeploy(started_with, lambda _: None)
+    await apps.redeploy_apps(started_with, lambda _: None)
     assert serve.marks == ["a", "b", "b"]
     assert serve.deployed[-1]["http_options"]["port"] == 20_000
-    assert apps.last_deployed_file(started_with) == later.serve_config
+    assert apps.read_last_deployed_path(started_with) == later.serve_config
 
 
 async def test_rejected_configuration_is_not_recorded_as_deployed(
     serve: Serve, tmp_path: Path
 ) -> None:
     good, bad = _options(tmp_path, "good"), _options(tmp_path, "bad")
-    assert apps.last_deployed_file(good) is None
-    await apps.deploy(good, lambda _: None)
+    assert apps.read_last_deployed_path(good) is None
+    await apps.deploy_apps(good, lambda _: None)
     serve.status = 400
-    with pytest.raises(StackError, match=r"Serve rejected bad\.yaml: no such thing"):
-        await apps.deploy(bad, lambda _: None)
+    with pytest.raises(
+        StackError, match=r"Serve rejected the app configuration bad\.yaml: no such thing"
+    ):
+        await apps.deploy_apps(bad, lambda _: None)
     serve.status = 200
-    await apps.redeploy(good, lambda _: None)
+    await apps.redeploy_apps(good, lambda _: None)
     assert serve.marks == ["good", "good"]
-    assert apps.last_deployed_file(bad) == good.serve_config
+    assert apps.read_last_deployed_path(bad) == good.serve_config
 
 
 async def test_each_pending_reason_is_reported_once(
@@ -100,7 +102,7 @@ async def test_each_pending_reason_is_reported_once(
     serve.reasons = ["", "", room, room]
     serve.failing_checks = 2
     lines: list[str] = []
-    await apps.deploy(_options(tmp_path, "a"), lines.append)
+    await apps.deploy_apps(_options(tmp_path, "a"), lines.append)
     assert lines == [
         "waiting for x",
         f"waiting for x: {room}",
@@ -119,7 +121,7 @@ async def test_without_a_gateway_the_farm_is_ready_when_haproxy_responds(
     options.serve_config.write_text(yaml.safe_dump({"applications": [app]}))
     serve.failing_checks = 1_000_000
     async with asyncio.timeout(20):
-        await apps.deploy(options, lambda _: None)
+        await apps.deploy_apps(options, lambda _: None)
 
 
 async def test_rejection_names_the_field_without_pydantic_link(
@@ -132,14 +134,14 @@ async def test_rejection_names_the_field_without_pydantic_link(
         b"    For further information visit https://errors.pydantic.dev/2.14/v/extra_forbidden\n"
     )
     with pytest.raises(StackError, match=r"windw: Extra inputs are not permitted$"):
-        await apps.deploy(_options(tmp_path, "a"), lambda _: None)
+        await apps.deploy_apps(_options(tmp_path, "a"), lambda _: None)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("applications: [{route_prefix: /}]", r"applications\.0\.name is missing"),
-        ("applications: [gateway]", r"applications\.0\.name is missing"),
+        ("applications: [{route_prefix: /}]", r"applications\.0\.name must be a text"),
+        ("applications: [gateway]", r"applications\.0\.name must be a text"),
         ("http_options: here\napplications: []", "http_options must be a mapping"),
         ("grpc_options: [9000]\napplications: []", "grpc_options must be a mapping"),
         ("", "applications must be a list"),
@@ -158,13 +160,13 @@ def test_malformed_configuration_is_reported_in_one_line(
 def test_problems_are_found_in_a_separate_process(tmp_path: Path) -> None:
     path = tmp_path / "apps.yaml"
     path.write_text("applications:\n\t- x")
-    [problem] = apps.find_problems(path)
+    [problem] = apps.find_config_problems(path)
     assert problem.startswith(f"{path} cannot be read: while scanning")
     assert "line 2, column 1" in problem
     path.write_text("colour: red\napplications: []")
-    assert apps.find_problems(path) == ["colour: unknown key"]
+    assert apps.find_config_problems(path) == ["colour: unknown key"]
     path.write_text("applications: []")
-    assert apps.find_problems(path) == []
+    assert apps.find_config_problems(path) == []
 
 
 def test_validation_that_times_out_is_reported(
@@ -174,8 +176,8 @@ def test_validation_that_times_out_is_reported(
         raise subprocess.TimeoutExpired("validate", timeout)
 
     monkeypatch.setattr("moyin.stack.apps.subprocess.run", endless)
-    [problem] = apps.find_problems(tmp_path / "apps.yaml")
-    assert problem == f"{tmp_path / 'apps.yaml'} could not be checked within 120 seconds"
+    [problem] = apps.find_config_problems(tmp_path / "apps.yaml")
+    assert problem == f"{tmp_path / 'apps.yaml'} could not be validated within 120 seconds"
 
 
 def test_pools_with_strict_isolation_are_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from moyin.errors import StackError
 from moyin.stack import doctor
-from moyin.stack.doctor import Verdict
+from moyin.stack.doctor import CheckVerdict
 
 
 def options(folder: Path, isolation: str) -> Any:
@@ -28,12 +28,16 @@ applications:
 @pytest.mark.parametrize(
     ("isolation", "verdict", "found"),
     [
-        ("strict", Verdict.FAIL, "pools fast will not start"),
-        ("files", Verdict.WARN, "no pool needs it"),
+        ("strict", CheckVerdict.FAIL, "pools fast will not start"),
+        ("files", CheckVerdict.WARN, "no pool needs it"),
     ],
 )
 def test_missing_isolation_is_reported_with_advice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, verdict: Verdict, found: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    isolation: str,
+    verdict: CheckVerdict,
+    found: str,
 ) -> None:
     def refuse() -> Path:
         raise StackError("can't confine ComfyUI: allow user namespaces")
@@ -47,4 +51,4 @@ def test_missing_isolation_is_reported_with_advice(
 def test_isolation_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "require_confinement", lambda: Path("/usr/bin/bwrap"))
     check = doctor._check_isolation(options(tmp_path, "strict"))
-    assert (check.verdict, check.found) == (Verdict.OK, "strict, with /usr/bin/bwrap")
+    assert (check.verdict, check.found) == (CheckVerdict.OK, "strict, with /usr/bin/bwrap")

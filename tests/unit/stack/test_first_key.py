@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from moyin.settings import Settings
-from moyin.stack.first_key import prepare
+from moyin.stack.first_key import create_first_key
 from moyin.stack.layout import Layout
-from moyin.stack.profile import load
+from moyin.stack.profile import read_profile
 from moyin.store.audit import AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
@@ -14,11 +14,11 @@ from moyin.store.sql import Database
 async def test_first_key_is_an_operator_key_in_the_audit_log(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     for _ in range(2):
-        await prepare(settings)
+        await create_first_key(settings)
     database = Database(settings.sql_url)
-    text = load(Layout(tmp_path).profile, {}).api_key
+    text = read_profile(Layout(tmp_path).profile, {}).api_key
     identity = await KeyStore(database).verify(text)
-    [entry] = await AuditLog(database).page(None, limit=10)
+    [entry] = await AuditLog(database).list_entries(None, limit=10)
     await database.close()
     assert (identity.owner, identity.scopes) == ("admin", {"*"})
     assert (entry.event.action, entry.event.target) == ("key.create", identity.key_id)

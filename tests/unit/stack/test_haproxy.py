@@ -79,13 +79,13 @@ def test_request_head_has_a_time_limit_and_no_path_is_logged(tmp_path: Path) -> 
 
 
 def test_splicing_is_disabled(tmp_path: Path) -> None:
-    """`tests/integration/test_haproxy.py` shows why."""
+    """`tests/integration/stack/test_haproxy.py` shows why."""
     assert "splice" not in launch(tmp_path)
     assert "option abortonclose" in launch(tmp_path)
 
 
 def test_app_names_are_not_disclosed(tmp_path: Path) -> None:
-    """`tests/integration/test_door_names.py` tests a whole farm."""
+    """`tests/integration/gateway/test_app_names.py` tests a whole farm."""
     config = launch(tmp_path)
     assert ':\\"gateway\\"' not in config
     assert "    http-request set-path /-/routes/ if routes\n" in config
@@ -113,7 +113,7 @@ def test_the_script_of_the_errors_is_loaded_from_any_folder(tmp_path: Path) -> N
 
 
 def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
-    """`tests/integration/test_haproxy_errors.py` shows what is answered instead."""
+    """`tests/integration/stack/test_haproxy_errors.py` shows what is answered instead."""
     config = launch(tmp_path)
     assert "errorfile" not in config and "status 404" not in config
     for status in (400, 408, 500, 502, 503, 504):
@@ -121,7 +121,7 @@ def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line, other",
+    ("line", "other"),
     [
         ("errorfile 503 /500.http", "errorfiles all"),
         ("frontend http_frontend", "frontend http"),
@@ -145,5 +145,5 @@ def test_haproxy_does_not_start_without_the_error_script(tmp_path: Path) -> None
 
 
 def test_ray_environment_names_the_error_script() -> None:
-    script = Path(ray.ray_environ()["MOYIN_HAPROXY_ERRORS"])
+    script = Path(ray.build_ray_environ()["MOYIN_HAPROXY_ERRORS"])
     assert script.is_file() and "moyin_error" in script.read_text()

@@ -50,7 +50,7 @@ def test_somebody_elses_socket_folder_is_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     layout.sockets.symlink_to(tmp_path)
     try:
-        with pytest.raises(StackError, match="belongs to another user"):
+        with pytest.raises(StackError, match="must be a folder of this user"):
             layout.prepare()
     finally:
         layout.sockets.unlink()
@@ -87,15 +87,15 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
     for name, when in (*written, ("replica_models_a_moyin.log", 2)):
         (folder / name).touch()
         os.utime(folder / name, (when, when))
-    assert [path.name for path in layout.app_logs("models")] == [
+    assert [path.name for path in layout.list_app_logs("models")] == [
         "replica_models_c.log",
         "replica_models_b_moyin.log",
         "replica_models_a_moyin.log",
     ]
-    assert layout.app_logs("nothing") == []
+    assert layout.list_app_logs("nothing") == []
     layout.remove_runtime_files()
     assert not layout.sockets.exists()
-    assert [path.parent for path in layout.app_logs("models")] == [
+    assert [path.parent for path in layout.list_app_logs("models")] == [
         layout.logs / "ray" / "serve"
     ] * 3
 
@@ -139,4 +139,4 @@ def test_apps_with_logs_are_listed_by_name(tmp_path: Path) -> None:
     for name in ("gateway_Gateway_x1", "gateway_Gateway_x1_moyin", "render-my_pool_RenderPool_y2"):
         (serve / f"replica_{name}.log").touch()
     (serve / "controller_12.log").touch()
-    assert layout.apps_with_logs() == {"gateway", "render-my_pool"}
+    assert layout.list_apps_with_logs() == {"gateway", "render-my_pool"}

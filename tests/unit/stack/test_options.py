@@ -46,13 +46,13 @@ def test_servers_that_run_elsewhere_are_not_started() -> None:
     options = Options.read(environ, port_base=20_000)
     assert options.environ.items() >= environ.items()
     assert options.unused_ports == {"valkey", "temporal", "temporal_ui"}
-    names = [service.name for service in _services(options)]
+    names = [service.name for service in _create_services(options)]
     assert names == ["ray"]
 
 
 def test_all_servers_start_by_default_and_listen_on_loopback() -> None:
     options = Options.read({}, port_base=20_000)
-    services = {service.name: service.command for service in _services(options)}
+    services = {service.name: service.command for service in _create_services(options)}
     assert list(services) == ["valkey", "temporal", "ray"]
     assert services["valkey"][2:4] == ("--bind", "127.0.0.1")
     assert "--ip" in services["temporal"]
@@ -63,37 +63,37 @@ def test_without_a_gpu_ray_gets_a_logical_one(monkeypatch: pytest.MonkeyPatch) -
     for cards, expected in ((0, True), (2, False)):
         monkeypatch.setattr("moyin.stack.options.count_gpus", lambda cards=cards: cards)
         options = Options.read({}, port_base=20_000)
-        [command] = [s.command for s in _services(options) if s.name == "ray"]
+        [command] = [s.command for s in _create_services(options) if s.name == "ray"]
         assert ("--num-gpus=1" in command) is expected
 
 
 def test_ray_token_is_private_and_persistent() -> None:
     options = Options.read({}, port_base=20_000)
     options.layout.prepare()
-    ray.prepare(options)
-    api_token = ray.api_token(options)
+    ray.prepare_files(options)
+    api_token = ray.read_api_token(options)
     assert len(api_token) == 64
     assert stat.S_IMODE(options.layout.ray_token.stat().st_mode) == 0o600
-    ray.prepare(options)
-    assert ray.api_token(options) == api_token
+    ray.prepare_files(options)
+    assert ray.read_api_token(options) == api_token
 
 
 def test_valkey_password_is_private_persistent_and_on_no_command_line() -> None:
     options = Options.read({}, port_base=20_000)
-    services = _services(options)
+    services = _create_services(options)
     password = options.layout.valkey_password.read_text()
     assert len(password) == 64
     for path in (options.layout.valkey_password, options.layout.valkey_config):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert options.layout.valkey_config.read_text() == f"requirepass {password}\n"
     assert all(password not in part for service in services for part in service.command)
-    _services(options)
+    _create_services(options)
     assert options.layout.valkey_password.read_text() == password
 
 
 def test_only_apps_get_the_valkey_password() -> None:
     options = Options.read({}, port_base=20_000)
-    environs = {service.name: service.environ for service in _services(options)}
+    environs = {service.name: service.environ for service in _create_services(options)}
     password = options.layout.valkey_password.read_text()
     assert environs["ray"]["MOYIN_REDIS_URL"] == f"redis://:{password}@127.0.0.1:20004/0"
     for name in ("valkey", "temporal"):
@@ -103,7 +103,7 @@ def test_only_apps_get_the_valkey_password() -> None:
 
 def test_external_valkey_url_is_passed_unchanged() -> None:
     options = Options.read({"MOYIN_REDIS_URL": "redis://:there@cache.example/0"}, port_base=20_000)
-    [environ] = [s.environ for s in _services(options) if s.name == "ray"]
+    [environ] = [s.environ for s in _create_services(options) if s.name == "ray"]
     assert environ["MOYIN_REDIS_URL"] == "redis://:there@cache.example/0"
     assert not options.layout.valkey_password.exists()
     assert ":there@" not in repr(options.settings)
@@ -113,13 +113,13 @@ def test_empty_password_file_is_written_again() -> None:
     options = Options.read({}, port_base=20_000)
     options.layout.prepare()
     options.layout.valkey_password.touch()
-    valkey.prepare(options)
+    valkey.write_config(options)
     assert len(options.layout.valkey_password.read_text()) == 64
 
 
 def test_ray_environment_drops_ray_address() -> None:
     options = Options.read({"RAY_ADDRESS": "10.0.0.1:6379"}, port_base=20_000)
-    [environ] = [s.environ for s in _services(options) if s.name == "ray"]
+    [environ] = [s.environ for s in _create_services(options) if s.name == "ray"]
     assert "RAY_ADDRESS" not in environ
     assert environ.items() >= ray.RAY_ENVIRON.items()
 
@@ -129,9 +129,9 @@ def test_missing_app_configuration_is_rejected(tmp_path: Path) -> None:
         Options.read({}, serve_config=tmp_path / "nothing.yaml")
 
 
-def _services(options: Options) -> list[Service]:
+def _create_services(options: Options) -> list[Service]:
     options.layout.prepare()
     if options.runs_valkey:
-        valkey.prepare(options)
-    ray.prepare(options)
-    return list(Supervisor(options)._services())
+        valkey.write_config(options)
+    ray.prepare_files(options)
+    return list(Supervisor(options)._create_services())

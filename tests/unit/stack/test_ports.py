@@ -7,7 +7,7 @@ import pytest
 
 from moyin.errors import StackError
 from moyin.stack.ports import Ports, require_free
-from tests.door import free_port_base
+from tests.stack import free_port_base
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def test_base_argument_overrides_the_environment() -> None:
 
 def test_ports_round_trip_through_the_environment() -> None:
     ports = Ports.read({}, base=22_000)
-    assert Ports.read(ports.environ()) == ports
+    assert Ports.read(ports.to_environ()) == ports
 
 
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"MOYIN_PORT_DOOR": "eight"}, "MOYIN_PORT_DOOR='eight' must be a port number"),
+        ({"MOYIN_PORT_DOOR": "eight"}, "MOYIN_PORT_DOOR must be a port number, not 'eight'"),
         ({"MOYIN_PORT_DOOR": "8265"}, "port 8265 is set for both door and dashboard"),
         ({"MOYIN_PORT_DOOR": "70000"}, r"port 70000 \(door\) is out of range"),
         (
@@ -58,7 +58,7 @@ def test_ports_round_trip_through_the_environment() -> None:
         ),
         (
             {"MOYIN_PORT_BASE": "9800"},
-            r"port 9820 \(replicas\) conflicts .*, 10002 to 19999: choose",
+            r"port 9820 \(replicas\) conflicts .*, 10002 to 19999: set MOYIN_PORT_REPLICAS",
         ),
     ],
 )

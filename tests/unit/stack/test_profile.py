@@ -6,46 +6,46 @@ from pathlib import Path
 import pytest
 
 from moyin.errors import StackError
-from moyin.stack.profile import Profile, load, save
+from moyin.stack.profile import Profile, read_profile, write_profile
 
 PROFILE = Profile(url="http://127.0.0.1:8000", api_key="moyin_ab_c-d")
 
 
 def test_profile_is_private_and_round_trips(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
-    save(path, PROFILE)
+    write_profile(path, PROFILE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert load(path, {}) == PROFILE
+    assert read_profile(path, {}) == PROFILE
     assert [item.name for item in tmp_path.iterdir()] == ["profile.toml"]
 
 
 def test_saving_again_makes_a_public_file_private(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     path.touch(mode=0o644)
-    save(path, PROFILE)
+    write_profile(path, PROFILE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_environment_overrides_the_profile(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
-    save(path, PROFILE)
-    found = load(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
+    write_profile(path, PROFILE)
+    found = read_profile(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
     assert found == Profile(url="https://farm.example", api_key="other")
 
 
 def test_missing_url_error_says_how_to_start(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="start Moyin with `moyin up`"):
-        load(tmp_path / "profile.toml", {})
+        read_profile(tmp_path / "profile.toml", {})
 
 
 def test_invalid_profile_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     path.write_text("url = ")
     with pytest.raises(StackError, match=r"profile\.toml is not valid TOML"):
-        load(path, {})
+        read_profile(path, {})
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "farm.example", "ftp://farm.example"])
 def test_url_without_http_scheme_is_rejected(tmp_path: Path, url: str) -> None:
-    with pytest.raises(StackError, match="MOYIN_URL begins with http://"):
-        load(tmp_path / "profile.toml", {"MOYIN_URL": url})
+    with pytest.raises(StackError, match="MOYIN_URL must begin with http://"):
+        read_profile(tmp_path / "profile.toml", {"MOYIN_URL": url})

@@ -11,8 +11,9 @@ from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus
-from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
+from moyin.system.processes import Backoff
+from tests.waiting import eventually
 
 
 async def _at_once() -> None:
@@ -75,7 +76,7 @@ async def test_faulty_process_is_restarted(
         first = recorder.part.pid
         assert first is not None
         faulty.add(first)
-        await _until(
+        await eventually(
             lambda: recorder.part.pid not in (None, first) and recorder.supervisor.ready.is_set()
         )
     with pytest.raises(ProcessLookupError):
@@ -93,7 +94,7 @@ async def test_ended_process_is_restarted(tmp_path: Path) -> None:
         first = recorder.part.pid
         assert first is not None
         os.kill(first, 9)
-        await _until(lambda: recorder.part.restarts == 1 and recorder.supervisor.ready.is_set())
+        await eventually(lambda: recorder.part.restarts == 1 and recorder.supervisor.ready.is_set())
     assert recorder.part.pid not in (None, first)
     assert recorder.part.status == PartStatus.UP
     running.cancel()
@@ -117,10 +118,10 @@ async def test_after_ready_runs_after_every_restart(tmp_path: Path) -> None:
 
     recorder = Recorder(tmp_path, ("sleep", "60"), after_ready=deploy)
     running = asyncio.create_task(recorder.supervisor.run())
-    await _until(lambda: len(deployed) == 1)
+    await eventually(lambda: len(deployed) == 1)
     assert recorder.part.pid is not None
     os.kill(recorder.part.pid, 9)
-    await _until(lambda: len(deployed) == 2)
+    await eventually(lambda: len(deployed) == 2)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert deployed[0] != deployed[1]
@@ -129,7 +130,9 @@ async def test_after_ready_runs_after_every_restart(tmp_path: Path) -> None:
 async def test_first_start_gives_up_after_several_failures(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, ("sh", "-c", "exit 3"), wait_ready=_never)
     async with asyncio.timeout(20):
-        with pytest.raises(StackError, match="small does not start: exited with status 3"):
+        with pytest.raises(
+            StackError, match="small does not start: its process exited with status 3"
+        ):
             await recorder.supervisor.run()
     assert recorder.part.status == PartStatus.FAILED
     assert recorder.seen.count(PartStatus.STARTING) == 3
@@ -158,11 +161,3 @@ async def test_missing_program_is_reported(tmp_path: Path) -> None:
     async with asyncio.timeout(20):
         with pytest.raises(StackError, match="cannot be run: No such file or directory"):
             await recorder.supervisor.run()
-
-
-async def _until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if check():
-                return
-            await asyncio.sleep(0.01)

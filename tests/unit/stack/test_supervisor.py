@@ -13,8 +13,8 @@ from moyin.stack import apps, ray, supervisor
 from moyin.stack.options import Options
 from moyin.stack.service import Service
 from moyin.stack.state import PartStatus, StackState
-from moyin.stack.supervisor import Supervisor, _notes
-from tests.door import free_port_base
+from moyin.stack.supervisor import Supervisor, _list_notes
+from tests.stack import free_port_base
 
 
 async def _at_once() -> None:
@@ -36,11 +36,11 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield Service(name="ray", command=("sleep", "60"), environ=os.environ, wait_ready=_at_once)
 
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(Supervisor, "_services", services)
+    monkeypatch.setattr(Supervisor, "_create_services", services)
     monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _at_once())
-    monkeypatch.setattr(ray, "prepare", lambda _: None)
-    monkeypatch.setattr(apps, "deploy", note("deploy"))
-    monkeypatch.setattr(apps, "redeploy", note("redeploy"))
+    monkeypatch.setattr(ray, "prepare_files", lambda _: None)
+    monkeypatch.setattr(apps, "deploy_apps", note("deploy"))
+    monkeypatch.setattr(apps, "redeploy_apps", note("redeploy"))
     monkeypatch.setattr(apps, "delete_apps", lambda _: _at_once())
     return done
 
@@ -84,5 +84,5 @@ async def _up(
 def test_missing_comfyui_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("MOYIN_COMFYUI_HOME", raising=False)
-    note = "renders wait: ComfyUI is not installed; run `moyin comfyui install`"
-    assert note in _notes(Options.read({}, port_base=20_000))
+    note = "renders will not start: ComfyUI is not installed; run `moyin comfyui install`"
+    assert note in _list_notes(Options.read({}, port_base=20_000))

@@ -25,7 +25,7 @@ def test_gomaxprocs_of_the_environment_wins(tmp_path: Path) -> None:
 
 def _environ(folder: Path, **given: str) -> dict[str, str]:
     options = Options.read({"MOYIN_DATA": str(folder), **given}, port_base=20_000)
-    return dict(temporal.service(options).environ)
+    return dict(temporal.create_service(options).environ)
 
 
 def test_unused_indexes_are_dropped(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from moyin.errors import (
     PromptIdTaken,
     TooManyJobs,
 )
-from moyin.store.artifacts import ArtifactStore, step_artifact_id
+from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
@@ -49,7 +49,7 @@ def new_job(**changes: object) -> NewJob:
 
 def step(job_id: str, index: int) -> StepResult:
     artifact = Artifact(
-        id=step_artifact_id(job_id, index, 0),
+        id=derive_step_artifact_id(job_id, index, 0),
         name="a.png",
         media_type="image/png",
         size=3,
@@ -178,7 +178,7 @@ async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: J
 
     reopened = await store.reopen("ada", job.id)
     assert (reopened.status, reopened.attempts, reopened.error) == (JobStatus.QUEUED, 2, None)
-    launch = await store.launch(job.id)
+    launch = await store.get_launch(job.id)
     assert (launch.attempt, launch.done) == (2, (step(job.id, 0),))
     assert not await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert await store.finish(job.id, 2, JobStatus.SUCCEEDED, None)
@@ -192,16 +192,16 @@ async def test_the_sweeper_finds_jobs_that_were_not_started(store: JobStore) -> 
     await store.mark_dispatched(started.id)
     ended, _ = await store.create(new_job())
     await store.finish(ended.id, 1, JobStatus.CANCELLED, None)
-    assert await store.undispatched(timedelta(0)) == [(forgotten.id, 1, False)]
-    assert await store.undispatched(timedelta(minutes=1)) == []
+    assert await store.list_undispatched(timedelta(0)) == [(forgotten.id, 1, False)]
+    assert await store.list_undispatched(timedelta(minutes=1)) == []
 
 
 async def test_the_sweeper_finds_ended_jobs_without_webhook(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     assert await store.finish(job.id, 1, JobStatus.CANCELLED, None, webhook_sent=False)
-    assert await store.undispatched(timedelta(0)) == [(job.id, 1, True)]
+    assert await store.list_undispatched(timedelta(0)) == [(job.id, 1, True)]
     await store.mark_dispatched(job.id, attempt=1)
-    assert await store.undispatched(timedelta(0)) == []
+    assert await store.list_undispatched(timedelta(0)) == []
 
 
 async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
@@ -210,7 +210,7 @@ async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
     seen: list[str] = []
     cursor = None
     while True:
-        page, cursor = await store.page("ada", limit=2, cursor=cursor)
+        page, cursor = await store.list_page("ada", limit=2, cursor=cursor)
         seen += [job.id for job in page]
         if cursor is None:
             break
@@ -223,18 +223,18 @@ async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
 )
 async def test_an_invalid_cursor_is_refused(store: JobStore, plain: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        await store.page("ada", cursor=base64.urlsafe_b64encode(plain).decode())
+        await store.list_page("ada", cursor=base64.urlsafe_b64encode(plain).decode())
     with pytest.raises(InvalidRequest):
-        await store.page("ada", cursor=plain.decode("latin-1"))
+        await store.list_page("ada", cursor=plain.decode("latin-1"))
 
 
 async def test_pages_can_be_filtered(store: JobStore) -> None:
     job, _ = await store.create(new_job(kind="chat"))
     await store.create(new_job())
     await store.start(job.id, 1)
-    found, _ = await store.page("ada", status=JobStatus.RUNNING)
+    found, _ = await store.list_page("ada", status=JobStatus.RUNNING)
     assert [j.id for j in found] == [job.id]
-    found, _ = await store.page("ada", kind="chat")
+    found, _ = await store.list_page("ada", kind="chat")
     assert [j.id for j in found] == [job.id]
 
 
@@ -262,7 +262,7 @@ async def test_a_batch_has_the_progress_of_all_children(store: JobStore) -> None
     assert await store.record_step(job.id, 1, step(job.id, 3)) is None
     again = await store.reopen("ada", job.id)
     assert again.progress == Progress(value=1, max=4)
-    launch = await store.launch(job.id)
+    launch = await store.get_launch(job.id)
     assert (launch.children, [result.index for result in launch.done]) == (4, [1])
 
 
@@ -271,7 +271,7 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
     batch = new_job(heads=((StepKind.RENDER, "default"),) * 4, children=4, limits=limits)
     job, _ = await store.create(batch)
     await store.create(new_job(limits=limits))
-    with pytest.raises(TooManyJobs, match="each child of a batch"):
+    with pytest.raises(TooManyJobs, match="each render of a batch"):
         await store.create(new_job(limits=limits))
     await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     with pytest.raises(TooManyJobs):

@@ -5,7 +5,6 @@ import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from moyin.domain.job import JobError, JobSpec, JobStatus, Step, StepKind, StepR
 from moyin.domain.serialization import encode
 from moyin.errors import ArtifactNotFound, JobNotFound
 from moyin.store import pruning
-from moyin.store.artifacts import ArtifactStore, step_artifact_id
+from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.pruning import Pruner, PruneResult
@@ -68,7 +67,7 @@ class PastJobs:
             )
         )
         artifact = Artifact(
-            id=step_artifact_id(job_id, 0, 0),
+            id=derive_step_artifact_id(job_id, 0, 0),
             name="a.png",
             media_type="image/png",
             size=len(picture),
@@ -120,8 +119,8 @@ class PastJobs:
 
 
 @pytest.fixture
-async def past(database: Database, tmp_path: Path) -> AsyncIterator[PastJobs]:
-    yield PastJobs(database, tmp_path / "blobs")
+async def past(database: Database, tmp_path: Path) -> PastJobs:
+    return PastJobs(database, tmp_path / "blobs")
 
 
 async def test_old_jobs_are_deleted_with_their_files(past: PastJobs) -> None:
@@ -138,7 +137,7 @@ async def test_old_jobs_are_deleted_with_their_files(past: PastJobs) -> None:
         with pytest.raises(JobNotFound):
             await past.jobs.get("ada", job)
         with pytest.raises(ArtifactNotFound):
-            await past.artifacts.get("ada", step_artifact_id(job, 0, 0))
+            await past.artifacts.get("ada", derive_step_artifact_id(job, 0, 0))
 
 
 async def test_running_and_recent_jobs_stay(past: PastJobs) -> None:
@@ -204,13 +203,13 @@ async def test_files_of_a_job_that_waits_long_stay(past: PastJobs) -> None:
 
 async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past: PastJobs) -> None:
     old = await past.job(picture=b"of the old one")
-    picture = step_artifact_id(old, 0, 0)
+    picture = derive_step_artifact_id(old, 0, 0)
     graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
     await past.job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
     assert (await past.prune()).jobs == 1
     with pytest.raises(ArtifactNotFound):
         await past.artifacts.get("ada", picture)
-    found = await past.artifacts.get_for_job("ada", picture)
+    found = await past.artifacts.get_even_if_deleted("ada", picture)
     assert await past.blobs.get(found.sha256) == b"of the old one"
 
 
@@ -219,14 +218,14 @@ async def test_a_job_retried_during_pruning_keeps_its_files(
 ) -> None:
     await past.job(graph="same")
     retried = await past.job(graph="same", status=JobStatus.FAILED)
-    spare = past.pruner._unreferenced_files
+    spare = past.pruner._find_unreferenced_files
 
     async def slowly(*arguments: Any) -> set[str]:
         found = await spare(*arguments)
         await past.jobs.reopen("ada", retried)
         return found
 
-    monkeypatch.setattr(past.pruner, "_unreferenced_files", slowly)
+    monkeypatch.setattr(past.pruner, "_find_unreferenced_files", slowly)
     gone = await past.prune()
     # The output of the other job; both share the graph and the picture.
     assert (gone.jobs, gone.files) == (1, 1)
@@ -244,7 +243,7 @@ async def test_concurrent_pruners_leave_no_files(
     past.age()
     other = Pruner(past.database, past.blobs)
     first, second = other.run(BEFORE), past.pruner.run(BEFORE)
-    spare, gone = past.pruner._unreferenced_files, []
+    spare, gone = past.pruner._find_unreferenced_files, []
 
     async def late(*arguments: Any) -> set[str]:
         found = await spare(*arguments)
@@ -252,7 +251,7 @@ async def test_concurrent_pruners_leave_no_files(
         return found
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
-    monkeypatch.setattr(past.pruner, "_unreferenced_files", late)
+    monkeypatch.setattr(past.pruner, "_find_unreferenced_files", late)
     gone += [await anext(second), await anext(second)]
     for run in (first, second):
         gone += [part async for part in run]
@@ -294,7 +293,7 @@ class CountingDatabase(Database):
 
     times = 0
 
-    def advisory_lock(self, name: str) -> AbstractAsyncContextManager[bool]:
+    def advisory_lock(self, name: str) -> Any:
         self.times += 1
         return super().advisory_lock(name)
 

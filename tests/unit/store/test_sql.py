@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 
 from moyin.store import sql
 from moyin.store.schema import metadata
-from moyin.store.sql import Database, migrate, newest_revision
+from moyin.store.sql import Database, get_newest_revision, migrate
 
 _SCHEMA = "SELECT name, sql FROM sqlite_master ORDER BY name"
 
@@ -53,14 +53,14 @@ def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
 def test_the_newest_revision_is_the_head_of_alembic() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(sql.__file__).parent / "migrations"))
-    assert ScriptDirectory.from_config(config).get_current_head() == newest_revision()
+    assert ScriptDirectory.from_config(config).get_current_head() == get_newest_revision()
 
 
 def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     code = (
         "import asyncio, sys; from moyin.store.sql import Database; "
-        f"asyncio.run(Database({url!r}).ready()); print('alembic' in sys.modules)"
+        f"asyncio.run(Database({url!r}).ensure_schema()); print('alembic' in sys.modules)"
     )
     said = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

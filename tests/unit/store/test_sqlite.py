@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from moyin.store.sql import Database, migrate
+from moyin.store.sqlite import dump_json
 
 WORDS = sa.Table("words", sa.MetaData(), sa.Column("word", sa.Text, primary_key=True))
 
@@ -112,7 +116,7 @@ async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
     """Enabling WAL needs exclusive access, so processes that open the file find it enabled."""
     url = f"sqlite:///{tmp_path / 'moyin.db'}"
     databases = [Database(url) for _ in range(8)]
-    await asyncio.gather(*(database.ready() for database in databases))
+    await asyncio.gather(*(database.ensure_schema() for database in databases))
     answers = await asyncio.gather(*(database.read(_mode) for database in databases * 3))
     assert set(answers) == {"wal"}
     for database in databases:
@@ -125,10 +129,30 @@ async def test_a_restored_file_is_set_to_wal_mode(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     assert await database.read(_mode) == "wal"
     await database.close()
 
 
 def _mode(connection: sa.Connection) -> str:
     return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {"kind": "code", "difficulty": -0.2412, "list": [1, 2.5, True, None, "ü", "違", "\u0000"]},
+        {1: "a number becomes a text"},
+        10**30,
+        "half of a pair: \ud800",
+        -math.inf,
+    ],
+)
+def test_the_text_is_equivalent_to_that_of_json_dumps(value: Any) -> None:
+    assert json.loads(dump_json(value)) == json.loads(json.dumps(value))
+
+
+def test_values_that_are_not_json_are_refused() -> None:
+    with pytest.raises(TypeError):
+        dump_json(object())

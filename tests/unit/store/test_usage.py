@@ -46,7 +46,7 @@ async def test_a_full_ledger_logs_entries(
     ledger = UsageLedger(database)
     ledger.record(ENTRY)
     ledger.record(replace(ENTRY, request_id="r2"))
-    assert "not booked" in caplog.text
+    assert "not written" in caplog.text
     await ledger.start()
     await ledger.close()
     assert await ledger.get("ada", "r1") == ENTRY
@@ -82,7 +82,7 @@ async def refusing(
     monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(usage, "_RETRY_SECONDS", 0.01)
     database = RefusingDatabase(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     yield database
     await database.close()
 
@@ -128,7 +128,7 @@ async def test_closing_logs_unbooked_entries_and_never_raises(
     ledger.record(ENTRY)
     await asyncio.sleep(0.05)
     await ledger.close()
-    assert "not booked: UsageEntry(request_id='r1'" in caplog.text
+    assert "not written: UsageEntry(request_id='r1'" in caplog.text
     assert str(error) in caplog.text
 
 
@@ -152,7 +152,7 @@ async def test_an_invalid_entry_does_not_block_others(
     rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
     assert sorted(rows) == ["r0", "r1", "r3", "r4", "r6", "r7"]
     for lost in ("r2", "r5"):
-        assert f"not booked: UsageEntry(request_id='{lost}'" in caplog.text
+        assert f"not written: UsageEntry(request_id='{lost}'" in caplog.text
 
 
 async def test_an_unexpected_error_is_retried(refusing: RefusingDatabase) -> None:

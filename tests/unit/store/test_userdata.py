@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from moyin.domain.identity import Identity
-from moyin.domain.userdata import UserdataScope, userdata_scope
+from moyin.domain.identity import Identity, UserdataScope, get_userdata_scope
 from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.sql import Database
 from moyin.store.userdata import UserdataStore
@@ -29,8 +28,8 @@ async def paths(files: UserdataStore, scope: UserdataScope = ANN) -> list[str]:
 
 
 def test_a_scope_belongs_to_a_user_or_the_tenant() -> None:
-    assert userdata_scope(Identity(owner="studio", key_id="k", user="ann")) == ANN
-    assert userdata_scope(Identity(owner="studio", key_id="k")) == UserdataScope(
+    assert get_userdata_scope(Identity(owner="studio", key_id="k", user="ann")) == ANN
+    assert get_userdata_scope(Identity(owner="studio", key_id="k")) == UserdataScope(
         owner="studio", user=""
     )
 

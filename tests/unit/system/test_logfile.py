@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moyin.system.logfile import LogFile, tail
+from moyin.system.logfile import LogFile, read_last_lines
 
 
 def test_log_takes_at_most_twice_its_limit(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_log_takes_at_most_twice_its_limit(tmp_path: Path) -> None:
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert sizes.keys() == {"x.log", "x.log.1"}
     assert all(size <= 100 for size in sizes.values())
-    assert tail(tmp_path / "x.log", 1) == ["line 0049"]
+    assert read_last_lines(tmp_path / "x.log", 1) == ["line 0049"]
 
 
 def test_reopened_log_is_appended_to(tmp_path: Path) -> None:
@@ -23,11 +23,11 @@ def test_reopened_log_is_appended_to(tmp_path: Path) -> None:
         log = LogFile(tmp_path / "x.log")
         log.write(text)
         log.close()
-    assert tail(tmp_path / "x.log", 10) == ["one", "two"]
+    assert read_last_lines(tmp_path / "x.log", 10) == ["one", "two"]
 
 
 def test_tail_of_a_missing_file_is_empty(tmp_path: Path) -> None:
-    assert tail(tmp_path / "x.log", 10) == []
+    assert read_last_lines(tmp_path / "x.log", 10) == []
 
 
 @pytest.mark.parametrize("last", [b"x" * 60, b"short"])

@@ -12,15 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from moyin.system.logfile import LogFile, tail
+from moyin.system.logfile import LogFile, read_last_lines
 from moyin.system.processes import (
     SERVICE_VARIABLE,
     STACK_VARIABLE,
-    Child,
-    end_all,
-    find,
-    missing,
+    Backoff,
+    ChildProcess,
+    end_processes,
+    find_missing_children,
+    find_processes,
 )
+from tests.waiting import eventually
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 STUBBORN = (
@@ -37,19 +39,19 @@ def _environ(folder: Path, service: str = "one") -> dict[str, str]:
 
 async def test_output_of_a_child_is_logged(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
-    child = await Child.start(("sh", "-c", "echo out; echo err >&2"), os.environ, log)
+    child = await ChildProcess.start(("sh", "-c", "echo out; echo err >&2"), os.environ, log)
     assert await child.wait() == 0
-    await _until(lambda: len(tail(tmp_path / "log", 9)) == 2)
+    await eventually(lambda: len(read_last_lines(tmp_path / "log", 9)) == 2)
     await child.stop(1)
     log.close()
-    assert sorted(tail(tmp_path / "log", 9)) == ["err", "out"]
+    assert sorted(read_last_lines(tmp_path / "log", 9)) == ["err", "out"]
 
 
 async def test_child_gets_its_timer_slack(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     command = ("cat", "/proc/self/timerslack_ns")
-    child = await Child.start(command, os.environ, log, timer_slack_ns=2_000_000)
-    await _until(lambda: tail(tmp_path / "log", 1) == ["2000000"])
+    child = await ChildProcess.start(command, os.environ, log, timer_slack_ns=2_000_000)
+    await eventually(lambda: read_last_lines(tmp_path / "log", 1) == ["2000000"])
     assert await child.wait() == 0
     await child.stop(1)
     log.close()
@@ -57,8 +59,8 @@ async def test_child_gets_its_timer_slack(tmp_path: Path) -> None:
 
 async def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
-    child = await Child.start(STUBBORN, os.environ, log)
-    await _until(lambda: tail(tmp_path / "log", 1) == ["ready"])
+    child = await ChildProcess.start(STUBBORN, os.environ, log)
+    await eventually(lambda: read_last_lines(tmp_path / "log", 1) == ["ready"])
     await child.stop(0.2)
     log.close()
     assert await child.wait() == -signal.SIGKILL
@@ -69,10 +71,10 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
         "from moyin.system.logfile import LogFile\n"
-        "from moyin.system.processes import Child\n"
+        "from moyin.system.processes import ChildProcess\n"
         "async def main():\n"
         f"    log = LogFile(Path({str(tmp_path / 'log')!r}))\n"
-        "    child = await Child.start(('sleep', '60'), os.environ, log)\n"
+        "    child = await ChildProcess.start(('sleep', '60'), os.environ, log)\n"
         "    print(child.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
@@ -92,7 +94,7 @@ def test_end_all_ends_only_its_own_stack(tmp_path: Path, service: str | None) ->
     second = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own", "two"))
     try:
         _wait_for(tmp_path / "own", 2)
-        ended = end_all(str(tmp_path / "own"), service)
+        ended = end_processes(str(tmp_path / "own"), service)
         # psutil has taken the exit status; only the end counts.
         assert own.poll() is not None
         assert other.poll() is None
@@ -108,12 +110,12 @@ def test_end_all_kills_processes_that_ignore_sigterm(tmp_path: Path) -> None:
     with subprocess.Popen(STUBBORN, env=_environ(tmp_path), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        assert end_all(str(tmp_path), patience=0.2) == 1
+        assert end_processes(str(tmp_path), patience=0.2) == 1
         assert child.poll() is not None
 
 
 def test_end_all_spares_the_calling_process(tmp_path: Path) -> None:
-    script = f"from moyin.system.processes import end_all\nprint(end_all({str(tmp_path)!r}, patience=0.2))\n"
+    script = f"from moyin.system.processes import end_processes\nprint(end_processes({str(tmp_path)!r}, patience=0.2))\n"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=_environ(tmp_path),
@@ -128,22 +130,22 @@ def test_ended_child_is_missing_before_it_is_waited_for() -> None:
     child = subprocess.Popen(("sleep", "60"))
     name = "sleep"
     try:
-        assert missing(os.getpid(), (name, "raylet")) == ["raylet"]
+        assert find_missing_children(os.getpid(), (name, "raylet")) == ["raylet"]
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
-        assert missing(os.getpid(), (name, "raylet")) == [name, "raylet"]
+        assert find_missing_children(os.getpid(), (name, "raylet")) == [name, "raylet"]
     finally:
         child.kill()
         child.wait()
     # The end of the parent itself is reported to the process that waits for it.
-    assert missing(child.pid, (name,)) == []
+    assert find_missing_children(child.pid, (name,)) == []
 
 
 def _wait_for(folder: Path, count: int) -> None:
     """Wait for the processes: each shows its own environment only after its exec."""
     deadline = time.monotonic() + 5
-    while len(list(find(str(folder)))) < count:
+    while len(list(find_processes(str(folder)))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -154,3 +156,21 @@ async def _until(check: Callable[[], bool]) -> None:
             if check():
                 return
             await asyncio.sleep(0.01)
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    backoff = Backoff(first=1, longest=5, stable=60)
+    assert [backoff.compute_delay(0.1) for _ in range(5)] == [1, 2, 4, 5, 5]
+
+
+def test_stable_run_resets_the_pause() -> None:
+    backoff = Backoff(first=1, longest=5, stable=60)
+    for _ in range(4):
+        backoff.compute_delay(0.1)
+    assert backoff.compute_delay(60) == 1
+    assert backoff.compute_delay(1) == 2
+
+
+def test_many_failures_do_not_overflow() -> None:
+    backoff = Backoff(first=1, longest=5)
+    assert [backoff.compute_delay(0) for _ in range(5_000)][-1] == 5

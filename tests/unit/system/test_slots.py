@@ -33,7 +33,7 @@ class Queue:
         await settled()
 
     async def end(self, tenant: str) -> None:
-        self.slots.free(tenant)
+        self.slots.release(tenant)
         await settled()
 
     async def leave(self, number: int) -> None:
@@ -42,7 +42,7 @@ class Queue:
 
     async def _call(self, tenant: str) -> None:
         try:
-            if not self.slots.take(tenant):
+            if not self.slots.try_acquire(tenant):
                 await self.slots.wait(tenant, 60, 1)
         except Overloaded:
             self.refused.append(tenant)
@@ -133,21 +133,21 @@ async def test_slot_of_a_call_cancelled_at_that_moment_is_passed_on() -> None:
     queue = Queue(1)
     for tenant in ("a", "b", "c"):
         await queue.call(tenant)
-    queue.slots.free("a")
+    queue.slots.release("a")
     await queue.leave(1)
     assert queue.began == ["a", "c"]
 
 
 async def test_call_waits_at_most_its_patience() -> None:
     slots = Slots(1, queue=1, patience=0.01)
-    assert slots.take("a")
+    assert slots.try_acquire("a")
     with pytest.raises(Overloaded):
         await slots.wait("b", 60, 1)
-    slots.free("a")
+    slots.release("a")
     assert (slots.taken, slots.waiting) == (0, 0)
 
 
 async def test_last_slot_may_always_be_reserved() -> None:
     slots = Slots(2, reserve_seconds=math.inf)
-    assert slots.take("a") and not slots.take("a")
-    assert slots.take("b")
+    assert slots.try_acquire("a") and not slots.try_acquire("a")
+    assert slots.try_acquire("b")

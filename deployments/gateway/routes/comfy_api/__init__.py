@@ -1,1 +1,1 @@
-"""Holds the routes that speak ComfyUI's own API and the Comfy API v2; logic: `moyin/comfy_api`."""
+"""Defines the routes of ComfyUI's own API and of the Comfy API v2, which call `moyin/comfy_api`."""

@@ -1,37 +1,39 @@
-"""Serves ComfyUI's ``/view`` and ``/upload``, also under ``/api``."""
+"""Defines ComfyUI's routes ``/view`` and ``/upload``, which are also served under ``/api``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from deployments.gateway.files import Upload, artifact_response, receive_upload, store_upload
+from deployments.gateway.files import Upload, build_artifact_response, receive_upload, store_upload
+from deployments.gateway.openapi import describe_file_form
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
-from moyin.comfy_api.files import FarmFiles, file_name
+from moyin.comfy_api.files import ComfyFiles, parse_file_name
+from moyin.domain.prompt import ComfyFileName
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.http.validation import parse_object
-from moyin.render.imaging import Converted, PictureConverter
-from moyin.store.artifacts import new_artifact_id
+from moyin.render.imaging import ConvertedPicture, PictureConverter
+from moyin.store.artifacts import generate_artifact_id
 from moyin.store.blobs import BlobStore
 
-__all__ = ["file_routes"]
-
-_TRUE = ("true", "1")
+_TRUE_VALUES = ("true", "1")
 _Part = Annotated[str, Query(max_length=255)]
+_TEXT = {"type": "string"}
+_FORM_FIELDS = {"overwrite": _TEXT, "type": _TEXT, "subfolder": _TEXT}
 
 
-def file_routes(files: FarmFiles, blobs: BlobStore, pictures: PictureConverter) -> APIRouter:
-    """Return the routes of files by their names."""
+def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter) -> APIRouter:
+    """Return the routes that store and return files by ComfyUI's names."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/view", response_class=StreamingResponse, responses=FILE_RESPONSES)
-    async def view(
+    @router.get("/view", response_class=StreamingResponse, responses=FILE_RESPONSES, name="view")
+    async def view_file(
         request: Request,
         filename: _Part | None = None,
         subfolder: _Part = "",
@@ -39,52 +41,57 @@ def file_routes(files: FarmFiles, blobs: BlobStore, pictures: PictureConverter) 
         preview: _Part | None = None,
         channel: _Part = "",
     ) -> Response:
-        """Return one of your files: an output, a preview or an upload."""
+        """Return a file of yours, which is an output, a preview or an upload."""
         if filename is None:
-            raise ArtifactNotFound("the parameter filename must name a file")
-        name = file_name(filename, subfolder, type)
+            raise ArtifactNotFound("the query parameter filename is missing: it must name a file")
+        name = parse_file_name(filename, subfolder, type)
         owner = context(request.scope).owner
-        artifact = await files.find(owner, name)
+        artifact = await files.find_file(owner, name)
         if preview is None and channel not in ("rgb", "a"):
-            response = await artifact_response(request, artifact, blobs)
-            # An upload may be replaced by another one of the same name.
+            response = await build_artifact_response(request, artifact, blobs)
+            # Another upload with the same name may replace the file.
             response.headers["cache-control"] = "private, no-cache"
             return response
         if preview is not None:
             return _picture_response(await pictures.preview(owner, artifact, preview, channel))
         return _picture_response(await pictures.channel(owner, artifact, channel))
 
-    @router.post("/upload/image", openapi_extra=_form())
+    @router.post("/upload/image", openapi_extra=describe_file_form("image", _FORM_FIELDS))
     async def upload_image(request: Request) -> dict[str, str]:
-        """Store a file that graphs can load by its name."""
+        """Store a file, which graphs can load by its name."""
         async with receive_upload(request, "image") as upload:
-            return await store(context(request.scope).owner, upload)
+            return await store_by_name(context(request.scope).owner, upload)
 
-    @router.post("/upload/mask", openapi_extra=_form("original_ref"))
+    @router.post(
+        "/upload/mask",
+        openapi_extra=describe_file_form(
+            "image", {**_FORM_FIELDS, "original_ref": _TEXT}, "original_ref"
+        ),
+    )
     async def upload_mask(request: Request) -> dict[str, str]:
-        """Store a copy of the file `original_ref` with the transparency of the uploaded picture."""
+        """Store a copy of the file `original_ref` with the alpha channel of the upload."""
         owner = context(request.scope).owner
         async with receive_upload(request, "image") as upload:
-            original = await files.find(owner, _original_name(upload.fields))
+            original = await files.find_file(owner, _parse_original_ref(upload.fields))
             await pictures.apply_mask(owner, original, upload.path)
-            return await store(owner, replace(upload, declared="image/png"))
+            return await store_by_name(owner, replace(upload, declared="image/png"))
 
-    async def store(owner: str, upload: Upload) -> dict[str, str]:
+    async def store_by_name(owner: str, upload: Upload) -> dict[str, str]:
         fields = upload.fields
-        name = file_name(
+        name = parse_file_name(
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
         )
         artifact = await store_upload(
-            blobs, upload, new_artifact_id(), name=name.filename, declared=upload.declared
+            blobs, upload, generate_artifact_id(), name=name.filename, declared=upload.declared
         )
-        overwrite = fields.get("overwrite") in _TRUE
+        overwrite = fields.get("overwrite") in _TRUE_VALUES
         stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
         return {"name": stored.filename, "subfolder": stored.subfolder, "type": stored.type}
 
     return router
 
 
-def _original_name(fields: Mapping[str, str]) -> Any:
+def _parse_original_ref(fields: Mapping[str, str]) -> ComfyFileName:
     reference = parse_object(fields.get("original_ref", "").encode())
     parts = {
         "filename": reference.get("filename", ""),
@@ -92,24 +99,16 @@ def _original_name(fields: Mapping[str, str]) -> Any:
         "kind": reference.get("type", "output"),
     }
     if not all(isinstance(part, str) for part in parts.values()):
-        raise InvalidRequest("filename, subfolder and type must be strings", field="original_ref")
-    return file_name(**parts)
+        raise InvalidRequest(
+            "filename, subfolder and type in original_ref must be strings", field="original_ref"
+        )
+    return parse_file_name(**parts)
 
 
-def _picture_response(picture: Converted) -> Response:
+def _picture_response(picture: ConvertedPicture) -> Response:
     headers = {
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",
         "content-length": str(picture.size),
     }
     return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
-
-
-def _form(*more: str) -> dict[str, Any]:
-    text = {"type": "string"}
-    members: dict[str, Any] = {name: text for name in ("overwrite", "type", "subfolder", *more)}
-    members["image"] = {"type": "string", "format": "binary"}
-    schema = {"type": "object", "required": ["image", *more], "properties": members}
-    return {
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
-    }

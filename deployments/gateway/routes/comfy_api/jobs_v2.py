@@ -1,4 +1,4 @@
-"""Serves ``/api/v2/jobs``: renders through the Comfy API v2, which the SDK `comfy-sdk` uses."""
+"""Defines the routes below ``/api/v2/jobs``: renders by the Comfy API v2, for `comfy-sdk`."""
 
 from __future__ import annotations
 
@@ -10,98 +10,98 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
-from deployments.gateway.routes.job_events import EventStream
-from deployments.gateway.routes.jobs import idempotency_key
+from deployments.gateway.openapi import describe_body
+from deployments.gateway.routes.job_events import EventStreamResponse
+from deployments.gateway.routes.jobs import validate_idempotency_key
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.jobs_v2 import ComfyJobs, SseEvent
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.request_to_domain import labels_of, parse_job
-from moyin.comfy_api.protocol_v2.response import V2Presenter, summary_of
-
-__all__ = ["ERRORS", "job_v2_routes", "presenter_for"]
+from moyin.comfy_api.protocol_v2.request_to_domain import parse_job, parse_label_filters
+from moyin.comfy_api.protocol_v2.response import V2Presenter, to_summary
 
 _STATUSES = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 503)
-ERRORS: dict[int | str, dict[str, Any]] = {
+# The error responses that every route of the Comfy API v2 documents.
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.ErrorEnvelope} for status in _STATUSES
 }
-_SUBMIT: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": wire.Submission.model_json_schema()}},
-    }
-}
 
 
-def presenter_for(request: Request, retention: timedelta) -> V2Presenter:
-    """Return a presenter whose URLs begin with the gateway's address as the client wrote it."""
+def new_presenter(request: Request, retention: timedelta) -> V2Presenter:
+    """Return a presenter that builds response bodies with URLs that this client can reach."""
     base = request.base_url
-    # Any client may set this header: with a false value it only gets URLs that do not work.
+    # This header is not verified: a client that forges the value gets unusable URLs.
     if request.headers.get("x-forwarded-proto") == "https":
         base = base.replace(scheme="https")
-    return V2Presenter(base=str(base), retention=retention, now=datetime.now(UTC))
+    return V2Presenter(base_url=str(base), retention=retention, now=datetime.now(UTC))
 
 
 def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
-    """Return the routes of jobs."""
-    router = APIRouter(prefix="/api/v2/jobs", tags=["Comfy API v2"], responses=ERRORS)
+    """Return the routes that submit, list, show, cancel and follow render jobs."""
+    router = APIRouter(prefix="/api/v2/jobs", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 
-    @router.post("", status_code=201, openapi_extra=_SUBMIT)
+    submission = describe_body(wire.Submission.model_json_schema())
+
+    @router.post("", status_code=201, openapi_extra=submission)
     async def submit(
         request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
     ) -> wire.JobBody:
-        """Accept a render. `/jobs/{id}` and all other routes show the same job."""
+        """Accept a render job. `/jobs/{id}` and ComfyUI's own routes show the same job."""
         spec = parse_job(await request.body())
-        job = await renders.submit(context(request.scope).caller, spec, key=idempotency_key(key))
-        return presenter_for(request, retention).job(job, [])
+        job = await renders.submit(
+            context(request.scope).caller, spec, key=validate_idempotency_key(key)
+        )
+        return new_presenter(request, retention).to_job_body(job, [])
 
-    @router.get("")
-    async def page(
+    @router.get("", name="page")
+    async def list_jobs(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
         cursor: Annotated[str | None, Query(max_length=128)] = None,
     ) -> wire.JobList:
-        """List your renders, newest first; `metadata[key]=value` filters by labels."""
-        jobs, next_cursor = await renders.page(
+        """List your render jobs, newest first. `metadata[key]=value` filters by labels."""
+        jobs, next_cursor = await renders.list_jobs(
             context(request.scope).owner,
-            labels=labels_of(request.query_params.multi_items()),
+            labels=parse_label_filters(request.query_params.multi_items()),
             limit=limit,
             cursor=cursor or None,
         )
-        return wire.JobList(jobs=[summary_of(job) for job in jobs], next_cursor=next_cursor)
+        return wire.JobList(jobs=[to_summary(job) for job in jobs], next_cursor=next_cursor)
 
-    @router.get("/{job_id}")
-    async def show(request: Request, job_id: str) -> wire.JobBody:
-        """Return a render and the files that it has produced."""
-        job = await renders.get(context(request.scope).owner, job_id)
-        return presenter_for(request, retention).job(job, await renders.outputs(job))
+    @router.get("/{job_id}", name="show")
+    async def get_job(request: Request, job_id: str) -> wire.JobBody:
+        """Return a render job with the files that it has produced."""
+        job = await renders.get_job(context(request.scope).owner, job_id)
+        return new_presenter(request, retention).to_job_body(job, await renders.list_outputs(job))
 
-    @router.get("/{job_id}/workflow")
-    async def workflow(request: Request, job_id: str) -> wire.WorkflowBody:
-        """Return the graph as it was submitted."""
-        job = await renders.get(context(request.scope).owner, job_id)
-        return wire.WorkflowBody(workflow=dict(await renders.workflow(job)))
+    @router.get("/{job_id}/workflow", name="workflow")
+    async def get_graph(request: Request, job_id: str) -> wire.WorkflowBody:
+        """Return the graph of a render job as it was submitted."""
+        job = await renders.get_job(context(request.scope).owner, job_id)
+        return wire.WorkflowBody(workflow=dict(await renders.get_graph(job)))
 
     @router.post("/{job_id}/cancel")
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
-        """Cancel a render; its status becomes `canceled` a moment later."""
+        """Cancel a render job. Its status becomes `canceled` a moment later."""
         job = await renders.cancel(context(request.scope).caller, job_id)
-        body = presenter_for(request, retention).job(job, await renders.outputs(job))
+        body = new_presenter(request, retention).to_job_body(job, await renders.list_outputs(job))
         return body if job.status.is_final else body.model_copy(update={"status": "canceling"})
 
     @router.get(
         "/{job_id}/events",
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {}}}},
+        name="events",
     )
-    async def events(request: Request, job_id: str) -> StreamingResponse:
-        """Follow a render until its end by server-sent events: `status`, `progress`, `output`."""
-        job = await renders.get(context(request.scope).owner, job_id)
-        return EventStream(_sse_frames(renders.follow(job, presenter_for(request, retention))))
+    async def follow(request: Request, job_id: str) -> StreamingResponse:
+        """Follow a render job to its end by server-sent events: `status`, `progress`, `output`."""
+        job = await renders.get_job(context(request.scope).owner, job_id)
+        events = renders.follow(job, new_presenter(request, retention))
+        return EventStreamResponse(_format_events(events))
 
     return router
 
 
-async def _sse_frames(events: AsyncGenerator[SseEvent, None]) -> AsyncGenerator[str, None]:
+async def _format_events(events: AsyncGenerator[SseEvent, None]) -> AsyncGenerator[str, None]:
     async with aclosing(events):
         async for event in events:
             if event is None:

@@ -1,4 +1,4 @@
-"""Serves ComfyUI's prompts, queue and history, also under ``/api``, and its job list."""
+"""Defines the routes of ComfyUI's prompts, queue, history and job list."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from deployments.gateway.routes.jobs import idempotency_key
+from deployments.gateway.openapi import describe_body
+from deployments.gateway.routes.jobs import validate_idempotency_key
 from moyin.access.gatekeeper import context
-from moyin.comfy_api.prompts import FarmPrompts
-from moyin.comfy_api.protocol.response import STATES
+from moyin.comfy_api.prompts import ComfyPrompts
+from moyin.comfy_api.protocol.response import JOB_LIST_STATES
 from moyin.errors import InvalidGraph, InvalidRequest
 from moyin.http.validation import parse_object, validate
 from moyin.render.protocol import wire
 
-__all__ = ["job_list_routes", "prompt_routes"]
-
 B = TypeVar("B", bound=BaseModel)
+# ComfyUI's own response to a body without a prompt.
 _NO_PROMPT = {
     "error": {
         "type": "no_prompt",
@@ -30,97 +30,99 @@ _NO_PROMPT = {
 }
 
 
-def prompt_routes(prompts: FarmPrompts) -> APIRouter:
-    """Return the routes that ComfyUI serves at the root and under ``/api``."""
+def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
+    """Return the routes of prompts, which ComfyUI serves at the root and under ``/api``."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.post("/prompt", openapi_extra=_body(wire.PromptBody))
+    @router.post("/prompt", openapi_extra=_describe_body(wire.PromptBody))
     async def submit(
         request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
     ) -> dict[str, Any]:
-        """Queue a graph. The job that renders it has the prompt's id."""
+        """Queue a graph. The job that renders the graph has the prompt's id."""
         body = parse_object(await request.body())
         if "prompt" not in body:
             raise InvalidGraph("No prompt provided", details=_NO_PROMPT)
         return await prompts.submit(
             context(request.scope).caller,
             validate(wire.PromptBody, body),
-            idempotency_key=idempotency_key(key),
+            idempotency_key=validate_idempotency_key(key),
         )
 
-    @router.get("/prompt")
-    async def remaining(request: Request) -> dict[str, Any]:
+    @router.get("/prompt", name="remaining")
+    async def count_open(request: Request) -> dict[str, Any]:
         """Return the number of your waiting and running prompts."""
         count = await prompts.count_open(context(request.scope).owner)
         return {"exec_info": {"queue_remaining": count}}
 
-    @router.get("/queue")
-    async def queue(request: Request) -> dict[str, Any]:
+    @router.get("/queue", name="queue")
+    async def list_queue(request: Request) -> dict[str, Any]:
         """List your running and waiting prompts."""
-        return await prompts.queue(context(request.scope).owner)
+        return await prompts.list_queue(context(request.scope).owner)
 
-    @router.post("/queue", response_class=Response, openapi_extra=_body(wire.IdsBody))
+    @router.post("/queue", response_class=Response, openapi_extra=_describe_body(wire.RemovalBody))
     async def change_queue(request: Request) -> Response:
         """Remove waiting prompts from the queue, by id or with `clear`.
 
-        `clear` removes those that your own key or account has queued here (from one `client_id`).
+        `clear` removes all prompts of your key or account, or only those of `client_id`.
         """
-        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
-        await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
+        caller, body = context(request.scope).caller, await _read_body(request, wire.RemovalBody)
+        await prompts.cancel_waiting(caller, body.prompt_ids, client_id=body.client_id)
         return Response()
 
-    @router.get("/history")
-    async def history(
+    @router.get("/history", name="history")
+    async def list_history(
         request: Request,
         max_items: Annotated[int | None, Query(ge=0, le=2**31)] = None,
         offset: Annotated[int | None, Query(ge=-1, le=2**31)] = None,
     ) -> dict[str, Any]:
-        """List your ended prompts: the newest 200 by default, at most 1000."""
-        return await prompts.history(
-            context(request.scope).owner,
-            max_items=max_items,
-            offset=offset,
+        """List your ended prompts: by default the newest 200, and at most 1000."""
+        return await prompts.list_history(
+            context(request.scope).owner, max_items=max_items, offset=offset
         )
 
-    @router.get("/history/{prompt_id}")
-    async def history_of(request: Request, prompt_id: str) -> dict[str, Any]:
-        """Return one ended prompt; an empty object if it is unknown or has not ended."""
-        return await prompts.history_of(context(request.scope).owner, prompt_id)
+    @router.get("/history/{prompt_id}", name="history_of")
+    async def get_history(request: Request, prompt_id: str) -> dict[str, Any]:
+        """Return an ended prompt, or an empty object if the prompt is unknown or has not ended."""
+        return await prompts.get_history(context(request.scope).owner, prompt_id)
 
-    @router.post("/history", response_class=Response, openapi_extra=_body(wire.IdsBody))
+    @router.post(
+        "/history", response_class=Response, openapi_extra=_describe_body(wire.RemovalBody)
+    )
     async def change_history(request: Request) -> Response:
-        """Remove prompts from the history, by id or with `clear`; their jobs and files stay.
+        """Remove prompts from the history, by id or with `clear`. Their jobs and files stay.
 
-        `clear` removes those that your own key or account has queued here (from one `client_id`).
+        `clear` removes all prompts of your key or account, or only those of `client_id`.
         """
-        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
-        await prompts.hide(caller, body.chosen, client_id=body.client_id)
+        caller, body = context(request.scope).caller, await _read_body(request, wire.RemovalBody)
+        await prompts.hide_from_history(caller, body.prompt_ids, client_id=body.client_id)
         return Response()
 
-    @router.post("/interrupt", response_class=Response, openapi_extra=_body(wire.InterruptBody))
+    @router.post(
+        "/interrupt", response_class=Response, openapi_extra=_describe_body(wire.InterruptBody)
+    )
     async def interrupt(request: Request) -> Response:
-        """Cancel one prompt, or without a `prompt_id` your running ones.
+        """Cancel the prompt `prompt_id`, or without an id all your running prompts.
 
-        Those are the ones that your own key or account has queued here (from one `client_id`).
+        These are the running prompts of your key or account, or only those of `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
         await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)
         return Response()
 
-    @router.post("/free", response_class=Response)
-    async def free() -> Response:
-        """Accept and ignore the request: all tenants share the GPUs' memory."""
+    @router.post("/free", response_class=Response, name="free")
+    async def ignore_free() -> Response:
+        """Ignore the request to free GPU memory, which all tenants share."""
         return Response()
 
     return router
 
 
-def job_list_routes(prompts: FarmPrompts) -> APIRouter:
-    """Return the routes of ComfyUI's job list, which it serves under ``/api`` only."""
+def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
+    """Return the routes of ComfyUI's job list, which ComfyUI serves only under ``/api``."""
     router = APIRouter(prefix="/api/jobs", tags=["comfyui"])
 
-    @router.get("")
-    async def jobs(
+    @router.get("", name="jobs")
+    async def list_jobs(
         request: Request,
         status: Annotated[str, Query(max_length=128)] = "",
         workflow_id: Annotated[str | None, Query(max_length=255)] = None,
@@ -129,27 +131,26 @@ def job_list_routes(prompts: FarmPrompts) -> APIRouter:
         limit: Annotated[int | None, Query(ge=1, le=1_000)] = None,
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     ) -> dict[str, Any]:
-        """List your prompts, filtered by a comma-separated list of states in `status`."""
+        """List your prompts. `status` filters by a comma-separated list of states."""
         states = [state.strip().lower() for state in status.split(",") if state.strip()]
-        if not set(states) <= set(STATES):
-            raise InvalidRequest(f"status must list some of {', '.join(STATES)}", field="status")
+        if not set(states) <= set(JOB_LIST_STATES):
+            raise InvalidRequest(
+                f"status must be a comma-separated list of {', '.join(JOB_LIST_STATES)}",
+                field="status",
+            )
         return await prompts.list_jobs(
-            context(request.scope).owner,
-            states=states,
-            workflow_id=workflow_id,
-            by_duration=sort_by == "execution_duration",
-            ascending=sort_order == "asc",
-            limit=limit,
+            context(request.scope).owner, states=states, workflow_id=workflow_id,
+            by_duration=sort_by == "execution_duration", ascending=sort_order == "asc", limit=limit,
             offset=offset,
-        )
+        )  # fmt: skip
 
-    @router.get("/{job_id}")
-    async def job(request: Request, job_id: str) -> dict[str, Any]:
+    @router.get("/{job_id}", name="job")
+    async def get_job(request: Request, job_id: str) -> dict[str, Any]:
         """Return a prompt with its graph and its outputs."""
         return await prompts.get_job(context(request.scope).owner, job_id)
 
-    @router.post("/cancel", openapi_extra=_body(wire.CancelBody))
-    async def cancel_some(request: Request) -> dict[str, bool]:
+    @router.post("/cancel", openapi_extra=_describe_body(wire.CancelBody), name="cancel_some")
+    async def cancel_several(request: Request) -> dict[str, bool]:
         """Cancel several waiting or running prompts."""
         body = await _read_body(request, wire.CancelBody)
         caller = context(request.scope).caller
@@ -165,12 +166,11 @@ def job_list_routes(prompts: FarmPrompts) -> APIRouter:
 
 
 async def _read_body(request: Request, model: type[B]) -> B:
-    """Parse the body; ComfyUI allows an empty one."""
+    """Parse the body as JSON. ComfyUI also accepts an empty body."""
     content = await request.body()
     body: Mapping[str, Any] = parse_object(content) if content.strip() else {}
     return validate(model, body)
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    """Describe a body for OpenAPI, as the handlers parse it: clients do not declare it as JSON."""
-    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
+def _describe_body(model: type[BaseModel]) -> dict[str, Any]:
+    return describe_body(model.model_json_schema(), required=False)

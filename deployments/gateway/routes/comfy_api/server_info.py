@@ -1,4 +1,4 @@
-"""Serves what ComfyUI reports about itself: nodes, models, devices and extensions."""
+"""Defines the routes that describe ComfyUI: its nodes, models, devices and extensions."""
 
 from __future__ import annotations
 
@@ -14,122 +14,121 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from deployments.openapi import FILE, FILE_RESPONSES
+from deployments.openapi import FILE_CONTENT, FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
-from moyin.comfy_api.files import FarmFiles
+from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import (
-    FEATURES,
-    union_of_lists,
-    union_of_objects,
-    with_uploads,
-    without_paths,
+    FEATURE_FLAGS,
+    merge_lists,
+    merge_objects,
+    remove_folder_paths,
+    set_upload_choices,
 )
 from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
-
-__all__ = ["model_routes", "package_routes", "server_info_routes"]
 
 T = TypeVar("T")
 _Name = Annotated[str, Query(max_length=512)]
 
 
 def server_info_routes(
-    node_info: NodeInfoCache, admission: GraphAdmission, files: FarmFiles, max_body_bytes: int
+    node_info: NodeInfoCache, admission: GraphAdmission, files: ComfyFiles, max_body_bytes: int
 ) -> APIRouter:
-    """Return the routes of the server's nodes, devices, features and users."""
+    """Return the routes of the farm's nodes, devices, feature flags, logs and uploads."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/object_info")
-    async def object_info(request: Request) -> Response:
-        """Return the nodes of all pools that your graphs may use, with your uploads as choices."""
+    @router.get("/object_info", name="object_info")
+    async def list_nodes(request: Request) -> Response:
+        """Return all node classes that your graphs may use, with your uploads as file choices."""
         caller = context(request.scope)
         uploads = await files.list_uploads(caller.owner)
-        nodes = with_uploads(await admission.nodes(caller.caller), uploads)
+        nodes = set_upload_choices(await admission.list_nodes(caller.caller), uploads)
         return Response(to_json(nodes), media_type="application/json")
 
-    @router.get("/object_info/{node}")
-    async def one_object_info(request: Request, node: str) -> dict[str, Any]:
-        """Return one node; an empty object if there is none of this name."""
+    @router.get("/object_info/{node}", name="one_object_info")
+    async def get_node(request: Request, node: str) -> dict[str, Any]:
+        """Return a node class, or an empty object if no class has this name."""
         caller = context(request.scope)
-        nodes = await admission.nodes(caller.caller)
+        nodes = await admission.list_nodes(caller.caller)
         if node not in nodes:
             return {}
         uploads = await files.list_uploads(caller.owner)
-        return with_uploads({node: nodes[node]}, uploads)
+        return set_upload_choices({node: nodes[node]}, uploads)
 
-    @router.get("/system_stats")
-    async def system_stats() -> dict[str, Any]:
-        """Return the devices of the farm: one for every ComfyUI that is up."""
-        stats = await node_info.all_renderers("/system_stats")
+    @router.get("/system_stats", name="system_stats")
+    async def get_system_stats() -> dict[str, Any]:
+        """Return the GPUs of all running ComfyUI processes."""
+        stats = await node_info.fetch_from_renderers("/system_stats")
         system = dict(stats[0]["system"]) if stats else {"os": os.name, "embedded_python": False}
-        # Hide the worker's own command line from clients.
+        # The command line of the worker is not for clients.
         system["argv"] = ["moyin"]
         system.setdefault("python_version", platform.python_version())
-        return {"system": system, "devices": _devices(stats)}
+        return {"system": system, "devices": _number_devices(stats)}
 
-    @router.get("/features")
-    async def features() -> dict[str, Any]:
-        """Return the server's feature flags."""
-        return {**FEATURES, "max_upload_size": max_body_bytes}
+    @router.get("/features", name="features")
+    async def get_feature_flags() -> dict[str, Any]:
+        """Return the feature flags that the frontend reads."""
+        return {**FEATURE_FLAGS, "max_upload_size": max_body_bytes}
 
-    @router.get("/users")
-    async def users() -> dict[str, Any]:
-        """Tell the frontend not to ask for a user, as the key identifies the user."""
+    @router.get("/users", name="users")
+    async def get_user_storage() -> dict[str, Any]:
+        """Return the reply by which the frontend requests no user, whom the key identifies."""
         return {"storage": "server", "migrated": True}
 
-    @router.post("/users")
-    async def add_user() -> dict[str, Any]:
-        """Reject the request: users sign up at `/accounts`."""
-        raise InvalidRequest("ComfyUI's users are not supported: create accounts at /accounts")
+    @router.post("/users", name="add_user")
+    async def reject_new_user() -> dict[str, Any]:
+        """Reject the request, because users register at `/accounts`."""
+        raise InvalidRequest("ComfyUI's own users are not supported: create accounts at /accounts")
 
-    @router.get("/internal/logs")
-    async def logs() -> str:
-        """Return an empty log, because a worker's log shows the work of all tenants."""
+    @router.get("/internal/logs", name="logs")
+    async def get_log() -> str:
+        """Return an empty log, because the real log contains data of all tenants."""
         return ""
 
-    @router.get("/internal/logs/raw")
-    async def raw_logs() -> dict[str, Any]:
-        """Return an empty log, because a worker's log shows the work of all tenants."""
+    @router.get("/internal/logs/raw", name="raw_logs")
+    async def get_raw_log() -> dict[str, Any]:
+        """Return an empty log, because the real log contains data of all tenants."""
         return {"entries": [], "size": {"cols": 80, "rows": 24}}
 
-    @router.patch("/internal/logs/subscribe", response_class=Response)
-    async def subscribe() -> Response:
-        """Accept the subscription, but never send log entries."""
+    @router.patch("/internal/logs/subscribe", response_class=Response, name="subscribe")
+    async def subscribe_to_logs() -> Response:
+        """Accept the subscription to the log, but never send entries."""
         return Response()
 
-    @router.get("/internal/files/{kind}")
-    async def uploads(request: Request, kind: str) -> list[str]:
-        """List your uploads of one type."""
+    @router.get("/internal/files/{kind}", name="uploads")
+    async def list_uploads(request: Request, kind: str) -> list[str]:
+        """List your uploads of the type `kind`, such as `input`."""
         return await files.list_uploads(context(request.scope).owner, kind)
 
-    @router.get("/internal/folder_paths")
-    async def folder_paths() -> dict[str, list[str]]:
+    @router.get("/internal/folder_paths", name="folder_paths")
+    async def list_folder_paths() -> dict[str, list[str]]:
         """Return the names of the model folders, without their paths on the machines."""
-        folders: list[str] = await _merged_or(node_info, "/models", union_of_lists, [])
+        folders: list[str] = await _fetch_merged_or(node_info, "/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
 
     return router
 
 
 def package_routes(node_info: NodeInfoCache) -> APIRouter:
-    """Return the routes of what node packages provide."""
+    """Return the routes of the files, graphs and translations that node packages provide."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/extensions")
-    async def extensions() -> list[str]:
-        """List the scripts that the frontend loads: its own and those of node packages."""
-        return await _merged_or(node_info, "/extensions", union_of_lists, [])
+    @router.get("/extensions", name="extensions")
+    async def list_extensions() -> list[str]:
+        """List the scripts that the frontend and the node packages add to the page."""
+        return await _fetch_merged_or(node_info, "/extensions", merge_lists, [])
 
     @router.get(
         "/extensions/{path:path}",
         response_class=Response,
-        responses={200: {"content": FILE}, 304: FILE_RESPONSES[304]},
+        responses={200: {"content": FILE_CONTENT}, 304: FILE_RESPONSES[304]},
+        name="file",
     )
-    async def file(request: Request, path: str) -> Response:
-        """Return a node package's file for the frontend."""
-        content = await node_info.first(f"/extensions/{quote(path)}")
-        tag = await asyncio.to_thread(_etag, content)
+    async def get_extension_file(request: Request, path: str) -> Response:
+        """Return a file that a node package provides for the frontend."""
+        content = await node_info.fetch_first(f"/extensions/{quote(path)}")
+        tag = await asyncio.to_thread(_compute_etag, content)
         headers = {
             "etag": tag,
             "cache-control": "private, no-cache",
@@ -140,100 +139,103 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
         return Response(content, media_type=kind, headers=headers)
 
-    @router.get("/workflow_templates")
-    async def workflow_templates() -> dict[str, Any]:
-        """Return the graphs that node packages provide, by package."""
-        return await _merged_or(node_info, "/workflow_templates", union_of_objects, {})
+    @router.get("/workflow_templates", name="workflow_templates")
+    async def list_workflow_templates() -> dict[str, Any]:
+        """Return the example graphs of node packages by package."""
+        return await _fetch_merged_or(node_info, "/workflow_templates", merge_objects, {})
 
-    @router.get("/global_subgraphs")
-    async def global_subgraphs() -> dict[str, Any]:
+    @router.get("/global_subgraphs", name="global_subgraphs")
+    async def list_subgraphs() -> dict[str, Any]:
         """Return the subgraphs that node packages provide."""
-        return await _merged_or(node_info, "/global_subgraphs", union_of_objects, {})
+        return await _fetch_merged_or(node_info, "/global_subgraphs", merge_objects, {})
 
-    @router.get("/global_subgraphs/{id}")
-    async def global_subgraph(id: str) -> Any:
-        """Return one subgraph; null if there is none with this id."""
+    @router.get("/global_subgraphs/{id}", name="global_subgraph")
+    async def get_subgraph(id: str) -> Any:
+        """Return a subgraph, or null if no subgraph has this id."""
         path = f"/global_subgraphs/{quote(id, safe='')}"
-        subgraphs = await _merged_or(node_info, path, list, [None])
+        subgraphs = await _fetch_merged_or(node_info, path, list, [None])
         return subgraphs[0]
 
-    @router.get("/i18n")
-    async def translations() -> dict[str, Any]:
+    @router.get("/i18n", name="translations")
+    async def get_translations() -> dict[str, Any]:
         """Return the translations that node packages provide."""
-        return await _merged_or(node_info, "/i18n", union_of_objects, {})
+        return await _fetch_merged_or(node_info, "/i18n", merge_objects, {})
 
-    @router.get("/node_replacements")
-    async def node_replacements() -> dict[str, Any]:
-        """Return no replacements; newer frontends request this route."""
+    @router.get("/node_replacements", name="node_replacements")
+    async def list_node_replacements() -> dict[str, Any]:
+        """Return no node replacements; newer frontends request this route."""
         return {}
 
     return router
 
 
 def model_routes(node_info: NodeInfoCache) -> APIRouter:
-    """Return the routes of the model files on the pools' machines."""
+    """Return the routes that list the model files on the pools' machines."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/models")
-    async def model_folders() -> list[str]:
+    @router.get("/models", name="model_folders")
+    async def list_model_folders() -> list[str]:
         """List the model folders."""
-        return await _merged_or(node_info, "/models", union_of_lists, [])
+        return await _fetch_merged_or(node_info, "/models", merge_lists, [])
 
-    @router.get("/models/{folder}")
-    async def model_files(folder: str) -> list[str]:
-        """List the model files of a folder, of all pools."""
-        return await node_info.merged(f"/models/{quote(folder, safe='')}", union_of_lists)
+    @router.get("/models/{folder}", name="model_files")
+    async def list_model_files(folder: str) -> list[str]:
+        """List the model files that any pool has in a folder."""
+        return await node_info.fetch_merged(f"/models/{quote(folder, safe='')}", merge_lists)
 
-    @router.get("/embeddings")
-    async def embeddings() -> list[str]:
-        """List the textual inversions of all pools."""
-        return await _merged_or(node_info, "/embeddings", union_of_lists, [])
+    @router.get("/embeddings", name="embeddings")
+    async def list_embeddings() -> list[str]:
+        """List the textual inversions (embeddings) that any pool has."""
+        return await _fetch_merged_or(node_info, "/embeddings", merge_lists, [])
 
-    @router.get("/experiment/models")
-    async def model_folders_v2() -> list[dict[str, Any]]:
+    @router.get("/experiment/models", name="model_folders_v2")
+    async def list_model_folders_v2() -> list[dict[str, Any]]:
         """List the model folders in the format of newer frontends."""
-        return without_paths(await _merged_or(node_info, "/experiment/models", union_of_lists, []))
+        return remove_folder_paths(
+            await _fetch_merged_or(node_info, "/experiment/models", merge_lists, [])
+        )
 
-    @router.get("/experiment/models/{folder}")
-    async def model_files_v2(folder: str) -> list[dict[str, Any]]:
-        """List the model files of a folder, with sizes and times."""
+    @router.get("/experiment/models/{folder}", name="model_files_v2")
+    async def list_model_files_v2(folder: str) -> list[dict[str, Any]]:
+        """List the model files in a folder, with their sizes and times."""
         path = f"/experiment/models/{quote(folder, safe='')}"
-        return await node_info.merged(path, union_of_lists)
+        return await node_info.fetch_merged(path, merge_lists)
 
     @router.get(
         "/experiment/models/preview/{folder}/{index}/{file:path}",
         response_class=Response,
-        responses={200: {"content": {"image/webp": FILE["*/*"]}}},
+        responses={200: {"content": {"image/webp": FILE_CONTENT["*/*"]}}},
+        name="preview",
     )
-    async def preview(folder: str, index: int, file: str) -> Response:
+    async def get_preview(folder: str, index: int, file: str) -> Response:
         """Return a model's preview picture."""
         parts = (quote(folder, safe=""), str(index), quote(file, safe="/"))
-        picture = await node_info.first(f"/experiment/models/preview/{'/'.join(parts)}")
+        picture = await node_info.fetch_first(f"/experiment/models/preview/{'/'.join(parts)}")
         return Response(picture, media_type="image/webp")
 
-    @router.get("/view_metadata/{folder}")
-    async def metadata(folder: str, filename: _Name) -> dict[str, Any]:
-        """Return the metadata of a safetensors file."""
+    @router.get("/view_metadata/{folder}", name="metadata")
+    async def get_model_metadata(folder: str, filename: _Name) -> dict[str, Any]:
+        """Return the metadata in the header of a safetensors file."""
         path = f"/view_metadata/{quote(folder, safe='')}?{urlencode({'filename': filename})}"
-        return await node_info.merged(path, union_of_objects)
+        return await node_info.fetch_merged(path, merge_objects)
 
     return router
 
 
-async def _merged_or(
+async def _fetch_merged_or(
     node_info: NodeInfoCache, path: str, merge: Callable[[list[Any]], T], default: T
 ) -> T:
     """Return the pools' merged responses, or ``default``, with which the frontend can start."""
     try:
-        return await node_info.merged(path, merge)
+        return await node_info.fetch_merged(path, merge)
     except (ServiceUnavailable, NotFound):
         return default
 
 
-def _etag(content: bytes) -> str:
+def _compute_etag(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
-def _devices(stats: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _number_devices(stats: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     devices = [device for renderer in stats for device in renderer.get("devices", [])]
     return [{**device, "index": number} for number, device in enumerate(devices)]

@@ -1,4 +1,4 @@
-"""Serves ComfyUI's ``/settings``: a user's preferences for the frontend."""
+"""Defines the routes of ComfyUI's ``/settings``, a user's preferences for the frontend."""
 
 from __future__ import annotations
 
@@ -9,72 +9,70 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic_core import from_json
 
+from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
-from moyin.comfy_api.protocol.userdata import SETTINGS
-from moyin.domain.userdata import userdata_scope
+from moyin.comfy_api.protocol.userdata import SETTINGS_FILE
+from moyin.domain.identity import get_userdata_scope
 from moyin.errors import InvalidRequest, UserFileNotFound
 from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
-__all__ = ["settings_routes"]
-
 
 def settings_routes(files: UserdataStore) -> APIRouter:
-    """Return the routes of settings, which are stored as one of the user's files."""
+    """Return the routes that read and change the settings in the user's settings file."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/settings")
-    async def settings(request: Request) -> dict[str, Any]:
-        """Return the caller's settings, by id."""
+    @router.get("/settings", name="settings")
+    async def get_settings(request: Request) -> dict[str, Any]:
+        """Return your settings by their ids."""
         try:
             return _parse_settings(
-                await files.read(userdata_scope(context(request.scope).caller), SETTINGS)
+                await files.read(get_userdata_scope(context(request.scope).caller), SETTINGS_FILE)
             )
         except UserFileNotFound:
             return {}
 
-    @router.get("/settings/{id}")
-    async def setting(request: Request, id: str) -> Any:
-        """Return one setting; null if it is not set."""
-        return (await settings(request)).get(id)
+    @router.get("/settings/{id}", name="setting")
+    async def get_setting(request: Request, id: str) -> Any:
+        """Return a setting, or null if the setting is not set."""
+        return (await get_settings(request)).get(id)
 
-    @router.post("/settings", openapi_extra=_body({"type": "object"}), response_class=Response)
-    async def change(request: Request) -> Response:
-        """Change some settings; the others stay as they are."""
-        changes = await _read_json(request)
+    @router.post(
+        "/settings",
+        openapi_extra=describe_body({"type": "object"}),
+        response_class=Response,
+        name="change",
+    )
+    async def change_settings(request: Request) -> Response:
+        """Change the settings in the body. Other settings do not change."""
+        changes = parse_json(await request.body())
         if not isinstance(changes, dict):
-            raise InvalidRequest("the body must be an object with values by setting id")
-        await save(request, changes)
+            raise InvalidRequest("the body must be an object whose members are settings by id")
+        await save_changes(request, changes)
         return Response()
 
-    @router.post("/settings/{id}", openapi_extra=_body({}), response_class=Response)
-    async def set_one(request: Request, id: str) -> Response:
-        """Set one setting."""
-        await save(request, {id: await _read_json(request)})
+    @router.post(
+        "/settings/{id}", openapi_extra=describe_body({}), response_class=Response, name="set_one"
+    )
+    async def change_setting(request: Request, id: str) -> Response:
+        """Set a setting to the JSON value in the body."""
+        await save_changes(request, {id: parse_json(await request.body())})
         return Response()
 
-    async def save(request: Request, changes: Mapping[str, Any]) -> None:
-        def merge(before: bytes | None) -> bytes:
+    async def save_changes(request: Request, changes: Mapping[str, Any]) -> None:
+        def merge_changes(before: bytes | None) -> bytes:
             known = {} if before is None else _parse_settings(before)
             return json.dumps({**known, **changes}, indent=4).encode()
 
-        await files.update(userdata_scope(context(request.scope).caller), SETTINGS, merge)
+        await files.update(
+            get_userdata_scope(context(request.scope).caller), SETTINGS_FILE, merge_changes
+        )
 
     return router
 
 
-async def _read_json(request: Request) -> Any:
-    """Parse the body as JSON; the frontend does not declare its content type."""
-    return parse_json(await request.body())
-
-
-def _body(schema: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 def _parse_settings(content: bytes) -> dict[str, Any]:
-    """Parse the settings file; empty if malformed, as clients can write it by ``/userdata``."""
+    """Parse the settings file. A malformed file, which a client may write, has no settings."""
     try:
         settings = from_json(content)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Serves ComfyUI's WebSocket ``/ws``, also under ``/api``."""
+"""Defines the route of ComfyUI's WebSocket ``/ws``, which is also served under ``/api``."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ import asyncio
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Query, WebSocket
 from pydantic_core import from_json
 
+from deployments.gateway.routes.job_events import run_until_disconnect
 from moyin.access.gatekeeper import context
-from moyin.comfy_api.notifier import FarmEvents, PromptNotifier
+from moyin.comfy_api.notifier import PromptNotifier, PromptNotifiers
 from moyin.errors import MoyinError
 from moyin.store.hub import SlowConsumer
-
-__all__ = ["websocket_routes"]
 
 _SEND_SECONDS = 20.0
 _TRY_AGAIN_LATER = 1013
 
 
-def websocket_routes(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
-    """Return the route of the WebSocket."""
+def websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRouter:
+    """Return the route of the WebSocket, which sends clients the messages about their prompts."""
     router = APIRouter(tags=["comfyui"])
 
     @router.websocket("/ws")
-    async def socket(
+    async def follow_prompts(
         websocket: WebSocket,
         client_id: Annotated[str, Query(alias="clientId", max_length=255)] = "",
     ) -> None:
-        """Send the client the messages about its prompts, whatever replica accepted them."""
+        """Send the client the messages about its prompts, which any replica may have accepted."""
         await websocket.accept()
 
         async def send(message: str | bytes) -> None:
@@ -40,46 +39,41 @@ def websocket_routes(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
                     else:
                         await websocket.send_bytes(message)
             except TimeoutError:
-                raise SlowConsumer("the client does not read its messages") from None
+                raise SlowConsumer(
+                    f"the client has not read a message for {_SEND_SECONDS:.0f} seconds"
+                ) from None
 
         owner = context(websocket.scope).owner
-        notifier = events.notifier(owner, client_id or uuid.uuid4().hex, send)
-        tasks = [
-            asyncio.create_task(notifier.run()),
-            asyncio.create_task(_receive(websocket, notifier, max_upload_bytes)),
-        ]
+        notifier = events.new_notifier(owner, client_id or uuid.uuid4().hex, send)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await run_until_disconnect(
+                notifier.run(), _receive_flags(websocket, notifier, max_upload_bytes)
+            )
         except MoyinError as error:
             await websocket.close(_TRY_AGAIN_LATER, error.code)
-        except WebSocketDisconnect:
-            return
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     return router
 
 
-async def _receive(websocket: WebSocket, notifier: PromptNotifier, max_upload_bytes: int) -> None:
-    """Read the client's feature flags in its first message; ignore all later messages."""
+async def _receive_flags(
+    websocket: WebSocket, notifier: PromptNotifier, max_upload_bytes: int
+) -> None:
+    """Read the feature flags in the client's first message, and ignore all later messages."""
     is_first = True
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             return
-        flags = _feature_flags(message.get("text")) if is_first else None
+        flags = _parse_feature_flags(message.get("text")) if is_first else None
         is_first = False
         if flags is not None:
-            notifier.metadata = flags.get("supports_preview_metadata") is True
+            notifier.supports_preview_metadata = flags.get("supports_preview_metadata") is True
             features = {"supports_preview_metadata": True, "max_upload_size": max_upload_bytes}
             await notifier.send("feature_flags", features)
 
 
-def _feature_flags(text: str | None) -> dict[str, Any] | None:
+def _parse_feature_flags(text: str | None) -> dict[str, Any] | None:
+    """Return the flags in a message of the type ``feature_flags``, or None for other messages."""
     try:
         message = from_json(text or "")
     except ValueError:

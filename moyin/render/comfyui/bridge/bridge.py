@@ -1,21 +1,21 @@
-"""Adds routes and limits to ComfyUI, inside its process. Imports ComfyUI only when registered.
+"""Adds routes and limits to ComfyUI, inside its process.
 
-* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing. It also lists the
-  inputs of which only type and range were checked.
+The module imports ComfyUI only in `register`, so that tests can import it. It has these effects:
+
+* ``POST /moyin/validate`` responds like ``POST /prompt``, without adding the prompt to the queue,
+  and lists the inputs of which only type and range were checked.
 * ``POST /moyin/look`` returns a prompt's state, and drops other prompts from the history.
-* ``GET /moyin/volatile`` lists the node classes whose output may differ for the same inputs.
-* ``GET /moyin/pulse`` answers 200 if the thread that executes prompts is alive, or else 503.
-* A prompt's files go into a folder named after the prompt. So names never clash, the graph and its
-  cache keys stay as the client wrote them, and cached outputs still name their first prompt. Files
-  that a node puts elsewhere are reported as if they lay in that folder: the renderer, which moves
-  all files when the prompt ends, searches both places.
-* Input files that Moyin names count as existing when a graph is validated: they are placed later.
-* Nodes and file names that a prompt may not have are refused (``guard``).
-* Cached output that contains a prompt's own graph is not used for another tenant (``tenants``).
-* Objects that ComfyUI and its nodes import are exempt from garbage collection. ComfyUI collects
-  after a prompt, at most every ten seconds, and walking them all would block it for a quarter of a
-  second.
-* ``MOYIN_GPU_SHARE``: the fraction of the GPU's memory that this process may use.
+* ``GET /moyin/volatile`` lists the node classes that may return different outputs for equal inputs.
+* ``GET /moyin/pulse`` responds with 200 if the thread that executes prompts is alive, or else 503.
+* A prompt's output files are written to a folder named after the prompt, so that names are unique
+  without a change of the graph and its cache keys. A file that a node writes elsewhere is reported
+  as if it were in that folder; `WrittenFiles.open_file` searches both places.
+* Names of Moyin's input files are valid before the files exist.
+* Nodes and file names that a prompt may not use are refused (see ``guard.py``).
+* A cached output that contains a prompt's graph is not used for other tenants (see ``tenants.py``).
+* Objects that exist at the start are exempt from garbage collection, because ComfyUI's collections
+  after prompts would block for a quarter of a second.
+* ``MOYIN_GPU_SHARE`` limits the fraction of the GPU's memory that this process uses.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from . import guard
-from .names import escapes
-from .tenants import with_tenant, with_tenant_signature
+from .input_rules import leads_outside
+from .tenants import wrap_execution, wrap_signature
 
-__all__ = ["register"]
-
-# Modules of ComfyUI's own nodes, without those in its folder of custom nodes.
+# The modules of ComfyUI's own nodes, except those in its folder of custom nodes.
 _STOCK_MODULES = ("nodes", "comfy_extras")
 _PULSE_SECONDS = 5.0
 _FLAG_SECONDS = 0.02
@@ -47,12 +45,12 @@ _EXECUTOR_THREAD = "prompt_worker"
 _PULSE_FLAG = "moyin_pulse"
 _FOLDERS = ("output", "temp")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# The form of names that `moyin.render.protocol.graph.input_name` returns.
+# The form of names that `moyin.render.protocol.graph.make_input_name` returns.
 _INPUT = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 
 
 def register() -> None:
-    """Add the routes and limits; called by the node package's ``__init__.py``."""
+    """Add the routes and limits to ComfyUI; the node package's ``__init__.py`` calls it."""
     import execution  # type: ignore[import-not-found]
     import folder_paths  # type: ignore[import-not-found]
     import nodes  # type: ignore[import-not-found]
@@ -66,60 +64,60 @@ def register() -> None:
 
     server = PromptServer.instance
     executor = ExecutorThread()
-    # Without the guard: the gateway has checked these graphs already.
+    # Bound before the guard wraps the function, because the gateway has checked these graphs.
     validate_prompt = execution.validate_prompt
 
     async def validate(request: web.Request) -> web.Response:
         request_body = await request.json()
-        status, body = await validation_response(validate_prompt, request_body)
+        status, body = await validate_graph(validate_prompt, request_body)
         if status == 200:
-            body["free"] = free_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
+            body["free"] = find_free_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
 
     async def look(request: web.Request) -> web.Response:
-        return web.json_response(prompt_state(server.prompt_queue, await request.json()))
+        return web.json_response(read_prompt_state(server.prompt_queue, await request.json()))
 
     async def volatile(_request: web.Request) -> web.Response:
-        return web.json_response(volatile_classes(nodes.NODE_CLASS_MAPPINGS))
+        return web.json_response(find_volatile_classes(nodes.NODE_CLASS_MAPPINGS))
 
     async def pulse(_request: web.Request) -> web.Response:
-        is_alive = executor.is_alive() and await takes_flags(server.prompt_queue)
+        is_alive = executor.is_alive() and await is_executor_responsive(server.prompt_queue)
         return web.json_response({"alive": is_alive}, status=200 if is_alive else 503)
 
     server.routes.post("/moyin/validate")(validate)
     server.routes.post("/moyin/look")(look)
     server.routes.get("/moyin/pulse")(pulse)
     server.routes.get("/moyin/volatile")(volatile)
-    folder_paths.get_save_image_path = with_prompt_folder(
+    folder_paths.get_save_image_path = wrap_save_path(
         folder_paths.get_save_image_path, get_executing_context
     )
-    rules = guard.Rules(nodes.NODE_CLASS_MAPPINGS)
-    server.add_on_prompt_handler(guard.remember_rules)
-    execution.validate_prompt = guard.checked_validation(execution.validate_prompt, rules)
-    execution.get_input_data = guard.checked_input_data(execution.get_input_data, rules)
-    execution.PromptExecutor.execute_async = with_tenant(execution.PromptExecutor.execute_async)
-    CacheKeySetInputSignature.get_immediate_node_signature = with_tenant_signature(
+    rules = guard.NodeRules(nodes.NODE_CLASS_MAPPINGS)
+    server.add_on_prompt_handler(guard.store_patterns)
+    execution.validate_prompt = guard.wrap_validation(execution.validate_prompt, rules)
+    execution.get_input_data = guard.wrap_input_data(execution.get_input_data, rules)
+    execution.PromptExecutor.execute_async = wrap_execution(execution.PromptExecutor.execute_async)
+    CacheKeySetInputSignature.get_immediate_node_signature = wrap_signature(
         CacheKeySetInputSignature.get_immediate_node_signature, nodes.NODE_CLASS_MAPPINGS
     )
-    server.send_sync = with_origin(server.send_sync, folder_paths.get_directory_by_type)
-    folder_paths.exists_annotated_filepath = with_own_inputs(folder_paths.exists_annotated_filepath)
-    # At startup, because other nodes have yet to be imported.
+    server.send_sync = wrap_send(server.send_sync, folder_paths.get_directory_by_type)
+    folder_paths.exists_annotated_filepath = wrap_file_check(folder_paths.exists_annotated_filepath)
+    # Called at the startup of the server, when all nodes have been imported.
     server.app.on_startup.append(freeze_startup_objects)
     share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
     if share < 1:
-        cap_memory(share, model_management)
+        limit_gpu_memory(share, model_management)
 
 
 async def freeze_startup_objects(_app: Any) -> None:
-    """Exempt all present objects, which live as long as the process, from garbage collection."""
+    """Exempt all existing objects, which live as long as the process, from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
-async def validation_response(
+async def validate_graph(
     validate_prompt: Callable[..., Any], body: dict[str, Any]
 ) -> tuple[int, Any]:
-    """Return the status and body of ``POST /prompt``, without the queue number."""
+    """Return the status and body with which ``POST /prompt`` would respond, without ``number``."""
     if "prompt" not in body:
         error = {
             "type": "no_prompt",
@@ -133,30 +131,25 @@ async def validation_response(
     valid, error, outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], targets)
     if not valid:
         return 400, {"error": error, "node_errors": node_errors}
-    # ComfyUI takes the outputs from a set, so their order means nothing.
+    # Sorted, because ComfyUI's order of the outputs is that of a set.
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
-def free_inputs(
+def find_free_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the inputs of a valid graph of which ComfyUI checked only type and range.
-
-    Returns:
-        The type, minimum and maximum (None: no bound) of each input, by node and name.
-    """
+    """Return the inputs, with type and range, of which ComfyUI checks nothing else."""
     free: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
         node_class = classes.get(content["class_type"])
-        # Old nodes have the one method, new ones the other. Such nodes are left out as a whole,
-        # because the method may read any of their inputs.
+        # These methods of old and new nodes check the inputs of a node in any way, so that none of
+        # its inputs is free.
         if node_class is None or _overrides(node_class, "VALIDATE_INPUTS", "validate_inputs"):
             continue
         try:
             inputs = _simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
         except Exception:
-            # ComfyUI does not check a node that leads to no output, so its inputs may be malformed.
-            continue
+            continue  # the inputs may be malformed, since ComfyUI does not check unused nodes
         if inputs:
             free[node] = inputs
     return free
@@ -176,11 +169,8 @@ def _simple_inputs(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     return inputs
 
 
-def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return whether ``prompt_id`` is ``queued``, and its history ``entry`` without the graph.
-
-    Entries of the prompts in ``forget`` are dropped: ComfyUI keeps them in memory.
-    """
+def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the response body of ``/moyin/look``, and drop the history entries to ``forget``."""
     prompt_id = body["prompt_id"]
     with queue.mutex:
         for read_id in body.get("forget", ()):
@@ -193,11 +183,11 @@ def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"queued": queued, "entry": entry}
 
 
-def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
-    """Return the node classes that decide themselves whether they have changed.
+def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
+    """Return the node classes whose methods decide whether their output has changed.
 
-    ComfyUI's own classes are left out: they compare the content of the files that they load, and
-    here a file with another content has another name. Nothing is known about other classes.
+    ComfyUI's own classes are left out. Their methods compare the content of files, but Moyin's
+    input files with different content also have different names.
     """
     return sorted(
         name
@@ -208,7 +198,7 @@ def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
 
 
 def _overrides(node_class: Any, *names: str) -> bool:
-    """Return whether a class, other than ComfyUI's base of new nodes, defines one of the names."""
+    """Return whether a node class or a base outside ``comfy_api`` defines one of the names."""
     return any(
         name in vars(base)
         for base in node_class.__mro__
@@ -218,23 +208,23 @@ def _overrides(node_class: Any, *names: str) -> bool:
 
 
 class ExecutorThread:
-    """Watches the thread that executes prompts; an exception outside of a node ends it for good."""
+    """A watcher of ComfyUI's thread that executes prompts, which an exception may end."""
 
     def __init__(self) -> None:
         self._was_seen = False
 
     def is_alive(self) -> bool:
-        """Return False if the thread was seen and is gone; another ComfyUI may name it otherwise."""
+        """Return whether the thread exists, or was never seen because of another name."""
         is_present = any(_EXECUTOR_THREAD in thread.name for thread in threading.enumerate())
         self._was_seen = self._was_seen or is_present
         return is_present or not self._was_seen
 
 
-async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return whether the executor takes a flag, as it does between prompts, or executes a prompt."""
+async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
+    """Return whether the executor is executing a prompt, or consumes a flag within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        # Repeated, because an executor that is just finishing a prompt misses the wake-up.
+        # Repeated, because an executor that is finishing a prompt may miss the notification.
         queue.set_flag(_PULSE_FLAG, True)
         await asyncio.sleep(_FLAG_SECONDS)
         if queue.currently_running or _PULSE_FLAG not in queue.get_flags(reset=False):
@@ -242,33 +232,28 @@ async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
     return False
 
 
-def with_prompt_folder(
-    original: Callable[..., Any], context: Callable[[], Any]
-) -> Callable[..., Any]:
-    """Wrap ``folder_paths.get_save_image_path`` to put a prompt's files into its own folder."""
+def wrap_save_path(original: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
+    """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt."""
 
     @functools.wraps(original)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
         running = context()
         if running is not None:
-            if escapes(filename_prefix):
-                raise ValueError("filename_prefix must be a name within the prompt's own folder")
+            if leads_outside(filename_prefix):
+                raise ValueError("filename_prefix must be a relative name without '..'")
             filename_prefix = posixpath.join(running.prompt_id, filename_prefix)
         return original(filename_prefix, *args, **kwargs)
 
     return get_save_image_path
 
 
-def with_origin(
+def wrap_send(
     original: Callable[..., None], folder_of: Callable[[str], str]
 ) -> Callable[..., None]:
-    """Wrap ``PromptServer.send_sync`` to report files as if they lay in their prompt's folder.
+    """Wrap ``PromptServer.send_sync`` to report all files in the folder of their prompt.
 
-    History and cache share the same lists, so they report the same. A node that names its files
-    itself writes them elsewhere; the code that collects files searches both places.
-
-    Args:
-        folder_of: returns the path of the folder for files of a type.
+    Nodes that choose their own file names ignore that folder. The wrapper changes the lists of the
+    event in place, because ComfyUI's history and cache use the same lists.
     """
 
     @functools.wraps(original)
@@ -277,20 +262,20 @@ def with_origin(
             output, prompt_id = data.get("output"), str(data.get("prompt_id"))
             for items in output.values() if isinstance(output, dict) else ():
                 if isinstance(items, list):
-                    items[:] = [_with_origin(item, prompt_id, folder_of) for item in items]
+                    items[:] = [_add_prompt_folder(item, prompt_id, folder_of) for item in items]
         original(event, data, *args, **kwargs)
 
     return send_sync
 
 
-def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
-    """Return a copy of the item that names the file's prompt; the node may reuse the item itself."""
+def _add_prompt_folder(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
+    """Return a copy of an output item with the folder of its prompt."""
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
     subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
     root = Path(folder_of(item["type"]))
     try:
-        # Some nodes report an absolute path, or one with dots.
+        # Some nodes report an absolute path or a path with dots.
         path = Path(os.path.normpath(root / subfolder / name)).relative_to(root)
         if not name or not (root / path).is_file():
             return item
@@ -302,10 +287,10 @@ def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> 
     return {**item, "filename": path.name, "subfolder": folder}
 
 
-def with_own_inputs(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def wrap_file_check(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Wrap ``folder_paths.exists_annotated_filepath`` to accept names of Moyin's input files.
 
-    The renderer copies these files just before it submits the prompt.
+    The renderer places these files after the validation, just before it submits the prompt.
     """
 
     @functools.wraps(original)
@@ -316,10 +301,10 @@ def with_own_inputs(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return exists_annotated_filepath
 
 
-def cap_memory(share: float, model_management: Any) -> None:
-    """Limit this process to ``share`` of the GPU's memory, also in ComfyUI's own planning.
+def limit_gpu_memory(share: float, model_management: Any) -> None:
+    """Limit this process, and ComfyUI's memory management, to a fraction of the GPU's memory.
 
-    The launcher can't do this, because ComfyUI must choose the allocator before torch is imported.
+    The launcher can't do that, because ComfyUI must set the allocator before torch is imported.
     """
     import torch
 
@@ -333,7 +318,7 @@ def cap_memory(share: float, model_management: Any) -> None:
     def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
         total, cached = original(dev, True)
         if getattr(dev, "type", "cuda") == "cuda":
-            # The memory that may still be reserved, and the part of the reserved that is unused.
+            # Add the memory that may still be reserved and the unused part of the reserved memory.
             total = min(total, max(0, limit - torch.cuda.memory_reserved(dev)) + cached)
         return (total, cached) if torch_free_too else total
 

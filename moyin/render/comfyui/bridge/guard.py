@@ -1,9 +1,9 @@
-"""Checks, inside ComfyUI's process, which nodes and files a prompt may use.
+"""Checks inside ComfyUI's process that a prompt uses only nodes and files that it may use.
 
-The gateway checks a graph when it is submitted. Here the rest is checked: values that come through
-links, nodes that other nodes expand into, and graphs whose values depend on an earlier step. A
-prompt has its pool's patterns in ``extra_data`` under ``moyin``. A prompt without them, such as the
-operator's warm-up graph, may have every node.
+The gateway checks a graph when it is submitted. This module checks the values that are known only
+later: values of links, nodes that other nodes expand into, and outputs of earlier job steps. The
+patterns of allowed and denied nodes are in the prompt's ``extra_data`` under ``moyin``. A prompt
+without patterns, such as the operator's warm-up graph, may use all nodes.
 """
 
 from __future__ import annotations
@@ -16,71 +16,69 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
-from .names import DATA, PREFIX, Rule, can_hold, is_link, refusals, rule_of, rules_of
+from .input_rules import (
+    DATA,
+    PREFIX,
+    Rule,
+    allows_value,
+    derive_rules,
+    find_refusals,
+    find_rule,
+    is_link,
+)
 
-__all__ = [
-    "KEY",
-    "NotAllowed",
-    "Rules",
-    "checked_input_data",
-    "checked_validation",
-    "is_denied",
-    "moyin_data",
-    "remember_rules",
-]
-
-# A member of ``extra_data``; Moyin replaces the client's before it submits a prompt.
-KEY = "moyin"
-# The form of names that `moyin.render.protocol.graph.input_name` returns.
+# The member of ``extra_data`` with Moyin's data, which overwrites a member of the client.
+MOYIN_KEY = "moyin"
+# The form of names that `moyin.render.protocol.graph.make_input_name` returns.
 _OWN_FILE = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-_submitted: ContextVar[Mapping[str, Any]] = ContextVar("moyin_prompt", default=_EMPTY)
+_submitted_patterns: ContextVar[Mapping[str, Any]] = ContextVar("moyin_prompt", default=_EMPTY)
 
 
 class NotAllowed(Exception):
-    """Raised for a node, or a value of one of its inputs, that the prompt may not have."""
+    """Raised for a node or an input value that the prompt may not use."""
 
 
-class Rules:
-    """Caches the input rules of this process's node classes.
+class NodeRules:
+    """A cache of the input rules of ComfyUI's node classes.
 
     Args:
-        classes: ComfyUI's ``NODE_CLASS_MAPPINGS``.
+        classes: the value of ComfyUI's ``NODE_CLASS_MAPPINGS``.
     """
 
     def __init__(self, classes: Mapping[str, Any]) -> None:
-        self._classes = classes
+        self._find_classes = classes
         self._known: dict[str, dict[str, Rule]] = {}
 
-    def of(self, class_type: str) -> Mapping[str, Rule]:
-        """Return the rules by input; none for an unknown class. ComfyUI checks choices itself."""
+    def get_rules(self, class_type: str) -> Mapping[str, Rule]:
+        """Return the rules of a class by input, or an empty mapping for an unknown class."""
         if class_type not in self._known:
             try:
-                node = self._classes[class_type]
+                node = self._find_classes[class_type]
                 description = {
                     "input": node.INPUT_TYPES(),
                     "output": node.RETURN_TYPES,
                     "output_node": getattr(node, "OUTPUT_NODE", False),
                 }
             except Exception:
-                # It is unknown, or its methods fail: ComfyUI reports that and does not execute it.
+                # ComfyUI reports unknown and failing classes, and executes neither.
                 return {}
-            self._known[class_type] = rules_of(class_type, description)
+            self._known[class_type] = derive_rules(class_type, description)
         return self._known[class_type]
 
 
-def remember_rules(body: dict[str, Any]) -> dict[str, Any]:
-    """Remember the prompt's rules until it is validated; a handler of ``POST /prompt``."""
-    _submitted.set(moyin_data(body.get("extra_data")))
+def store_patterns(body: dict[str, Any]) -> dict[str, Any]:
+    """Store the patterns in the body of ``POST /prompt`` for `wrap_validation`."""
+    _submitted_patterns.set(get_moyin_data(body.get("extra_data")))
     return body
 
 
-def checked_validation(validate_prompt: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
-    """Wrap ``execution.validate_prompt`` to check the prompt first: ComfyUI's check opens files."""
+def wrap_validation(validate_prompt: Callable[..., Any], rules: NodeRules) -> Callable[..., Any]:
+    """Wrap ``execution.validate_prompt`` to check the prompt before ComfyUI opens its files."""
 
     @functools.wraps(validate_prompt)
     async def validate(prompt_id: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        errors = _errors(prompt, rules, _submitted.get())
+        errors = _find_errors(prompt, rules, _submitted_patterns.get())
         if errors:
             error = {
                 "type": "prompt_outputs_failed_validation",
@@ -94,8 +92,8 @@ def checked_validation(validate_prompt: Callable[..., Any], rules: Rules) -> Cal
     return validate
 
 
-def checked_input_data(get_input_data: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
-    """Wrap ``execution.get_input_data`` to check a node's values just before it is executed.
+def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Callable[..., Any]:
+    """Wrap ``execution.get_input_data`` to check the input values of a node before its execution.
 
     The wrapped function raises `NotAllowed`.
     """
@@ -113,40 +111,40 @@ def checked_input_data(get_input_data: Callable[..., Any], rules: Rules) -> Call
         data = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
         if dynprompt is not None:
             class_type = dynprompt.get_node(unique_id)["class_type"]
-            _check(class_type, data[0], inputs, rules, moyin_data(extra))
+            _check_values(class_type, data[0], inputs, rules, get_moyin_data(extra))
         return data
 
     return get_checked
 
 
 def is_denied(class_type: str, patterns: Mapping[str, Any]) -> bool:
-    """Return whether the prompt may not have nodes of the class."""
+    """Return whether the prompt's patterns deny nodes of the class."""
     is_allowed = any(fnmatchcase(class_type, pattern) for pattern in patterns.get("allow", ("*",)))
     return not is_allowed or any(fnmatchcase(class_type, p) for p in patterns.get("deny", ()))
 
 
-def _check(
+def _check_values(
     class_type: str,
     values: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    rules: Rules,
+    rules: NodeRules,
     patterns: Mapping[str, Any],
 ) -> None:
     if is_denied(class_type, patterns):
-        raise NotAllowed(f"nodes of the class {class_type} are not allowed here")
-    input_rules = rules.of(class_type)
+        raise NotAllowed(_make_denial(class_type))
+    input_rules = rules.get_rules(class_type)
     for name, written in inputs.items():
-        rule = rule_of(input_rules, name)
-        # The values are a list, with one item for each execution of the node.
+        rule = find_rule(input_rules, name)
+        # ComfyUI passes a list with a value for each execution of the node.
         held = () if is_link(written) and rule.kind == DATA else values.get(name) or ()
-        if all(can_hold(rule, value, _is_own_file) for value in held):
+        if all(allows_value(rule, value, _is_own_file) for value in held):
             continue
-        if not _is_unchecked(class_type, name, patterns):
-            raise NotAllowed(f"{name}: {_reason(rule.kind)}")
+        if not _is_exempt(class_type, name, patterns):
+            raise NotAllowed(f"{class_type}, input {name}: {_explain_kind(rule.kind)}")
 
 
-def _errors(prompt: Any, rules: Rules, patterns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ComfyUI's ``node_errors`` for the nodes and files that the prompt may not have."""
+def _find_errors(prompt: Any, rules: NodeRules, patterns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ComfyUI's ``node_errors`` for the nodes and files that the prompt may not use."""
     errors: dict[str, Any] = {}
     if not isinstance(prompt, Mapping):
         return errors
@@ -164,31 +162,35 @@ def _errors(prompt: Any, rules: Rules, patterns: Mapping[str, Any]) -> dict[str,
     for node_id, node in prompt.items():
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""
         if is_denied(class_type, patterns):
-            add(node_id, class_type, "", f"nodes of the class {class_type} are not allowed here")
-    for refusal in refusals(prompt, rules.of, _is_own_file):
-        if not _is_unchecked(refusal.class_type, refusal.input, patterns):
-            details = f"{refusal.input} - {_reason(refusal.kind)}"
+            add(node_id, class_type, "", _make_denial(class_type))
+    for refusal in find_refusals(prompt, rules.get_rules, _is_own_file):
+        if not _is_exempt(refusal.class_type, refusal.input, patterns):
+            details = f"{refusal.input} - {_explain_kind(refusal.kind)}"
             add(refusal.node, refusal.class_type, refusal.input, details)
     return errors
 
 
-def _reason(kind: str) -> str:
+def _make_denial(class_type: str) -> str:
+    return f"this pool does not allow nodes of the class {class_type}"
+
+
+def _explain_kind(kind: str) -> str:
     if kind == PREFIX:
-        return "a file that a node writes must have a name within the prompt's own folder"
-    return "no file of yours has this name"
+        return "an output file must have a relative name without '..'"
+    return "you have no file with this name; upload it first"
 
 
-def moyin_data(extra_data: Any) -> Mapping[str, Any]:
-    """Return the member that Moyin has added to a prompt's ``extra_data``."""
-    data = extra_data.get(KEY) if isinstance(extra_data, Mapping) else None
+def get_moyin_data(extra_data: Any) -> Mapping[str, Any]:
+    """Return Moyin's member of a prompt's ``extra_data``, or an empty mapping."""
+    data = extra_data.get(MOYIN_KEY) if isinstance(extra_data, Mapping) else None
     return data if isinstance(data, Mapping) else _EMPTY
 
 
-def _is_unchecked(class_type: str, name: str, patterns: Mapping[str, Any]) -> bool:
+def _is_exempt(class_type: str, name: str, patterns: Mapping[str, Any]) -> bool:
     full_name = f"{class_type}.{name}"
     return any(fnmatchcase(full_name, pattern) for pattern in patterns.get("unchecked", ()))
 
 
 def _is_own_file(text: str) -> bool:
-    """Return whether this names one of Moyin's input files; only the prompt's own exist here."""
+    """Return whether a text names an input file; only those of the executing prompt exist."""
     return _OWN_FILE.fullmatch(text) is not None

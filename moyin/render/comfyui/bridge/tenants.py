@@ -1,9 +1,9 @@
-"""Separates tenants in ComfyUI's cache, where a cached result reveals another prompt's graph.
+"""Separates tenants in ComfyUI's cache of results that reveal another prompt's graph.
 
-ComfyUI answers a node from its cache if its visible inputs are equal. But the picture of a cached
-``SaveImage`` contains the whole graph and workflow of the prompt that made it, which are hidden
-inputs, and the results of output nodes name nodes of that graph. So such nodes are answered from
-the cache for the same tenant only. Models, latents and intermediate pictures are shared as before.
+ComfyUI uses the cached result of a node with equal visible inputs. But the picture of a cached
+``SaveImage`` contains the whole graph of its prompt, which is a hidden input, and the results of
+output nodes contain ids of nodes in that graph. The cached results of such nodes are therefore used
+only for the same tenant. All tenants share cached models, latents and intermediate pictures.
 """
 
 from __future__ import annotations
@@ -13,39 +13,32 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from .guard import moyin_data
+from .guard import get_moyin_data
 
-__all__ = ["TENANT", "with_tenant", "with_tenant_signature"]
-
-# Member of Moyin's data in a prompt: an anonymous id of the tenant.
-TENANT = "tenant"
+# The member of Moyin's data in a prompt that has an anonymous id of the tenant.
+TENANT_KEY = "tenant"
 _REVEALING_INPUTS = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
-_executing: ContextVar[str] = ContextVar("moyin_tenant", default="")
+_tenant: ContextVar[str] = ContextVar("moyin_tenant", default="")
 
 
-def with_tenant(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``PromptExecutor.execute_async`` to set the tenant for `with_tenant_signature`."""
+def wrap_execution(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``PromptExecutor.execute_async`` to store the tenant for `wrap_signature`."""
 
     @functools.wraps(execute)
     async def execute_async(
         self: Any, prompt: Any, prompt_id: Any, extra_data: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         extra = {} if extra_data is None else extra_data
-        _executing.set(str(moyin_data(extra).get(TENANT, "")))
+        _tenant.set(str(get_moyin_data(extra).get(TENANT_KEY, "")))
         return await execute(self, prompt, prompt_id, extra, *args, **kwargs)
 
     return execute_async
 
 
-def with_tenant_signature(
-    signature: Callable[..., Any], classes: Mapping[str, Any]
-) -> Callable[..., Any]:
+def wrap_signature(signature: Callable[..., Any], classes: Mapping[str, Any]) -> Callable[..., Any]:
     """Wrap ``CacheKeySetInputSignature.get_immediate_node_signature`` to separate tenants.
 
-    Only signatures of nodes whose results reveal the graph get the tenant added.
-
-    Args:
-        classes: ComfyUI's ``NODE_CLASS_MAPPINGS``.
+    The wrapper adds the tenant to the signatures of nodes whose results reveal the graph.
     """
     reveals: dict[str, bool] = {}
 
@@ -59,7 +52,7 @@ def with_tenant_signature(
             if class_type not in reveals:
                 reveals[class_type] = _reveals_graph(classes[class_type])
             if reveals[class_type]:
-                parts = [*parts, ("moyin_tenant", _executing.get())]
+                parts = [*parts, ("moyin_tenant", _tenant.get())]
         return parts
 
     return get_immediate_node_signature
@@ -71,13 +64,13 @@ def _reveals_graph(node_class: Any) -> bool:
     try:
         hidden = node_class.INPUT_TYPES().get("hidden") or {}
         kinds = [
-            _first(kind) for kind in (hidden.values() if isinstance(hidden, Mapping) else hidden)
+            _get_first(kind)
+            for kind in (hidden.values() if isinstance(hidden, Mapping) else hidden)
         ]
         return any(str(getattr(kind, "value", kind)) in _REVEALING_INPUTS for kind in kinds)
     except Exception:
-        # The class's own code failed, so nothing is known about it: do not share its results.
-        return True
+        return True  # the class's own code failed, so that its hidden inputs are unknown
 
 
-def _first(kind: Any) -> Any:
+def _get_first(kind: Any) -> Any:
     return kind[0] if isinstance(kind, (list, tuple)) and kind else kind

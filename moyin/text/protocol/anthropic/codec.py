@@ -12,13 +12,13 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.http.sse import EVENT_STREAM, cost_comment
+from moyin.http.sse import EVENT_STREAM, encode_cost_comment
 from moyin.http.validation import (
     NO_MEMBERS,
-    embedded_schemas,
-    malformed_response,
+    count_text_bytes,
+    find_embedded_schemas,
+    new_malformed_response_error,
     parse_object,
-    text_bytes,
     validate,
 )
 from moyin.text.protocol.anthropic import request_to_domain, wire
@@ -62,7 +62,7 @@ class ParsedChatRequest:
         )
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
-        return embedded_schemas(self.data, "input_schema")
+        return find_embedded_schemas(self.data, "input_schema")
 
     def derive_constraints(self) -> ResponseConstraints:
         return request_to_domain.derive_chat_constraints(self.body)
@@ -125,7 +125,7 @@ class ParsedCountTokensRequest:
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         """Yield the field and the value of each JSON schema of a tool or of the answer."""
-        return embedded_schemas(self.data, "input_schema")
+        return find_embedded_schemas(self.data, "input_schema")
 
     @property
     def has_urls(self) -> bool:
@@ -151,7 +151,7 @@ class AnthropicCodec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     render_error_event = staticmethod(render_error_event)
-    encode_cost_trailer = staticmethod(cost_comment)
+    encode_cost_trailer = staticmethod(encode_cost_comment)
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
@@ -164,11 +164,11 @@ class AnthropicCodec:
         return usage_to_domain(body.get("usage"))
 
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes(body.get("content"))
+        return count_text_bytes(body.get("content"))
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("content"), list):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def add_missing_members(
         self, raw: bytes, body: dict[str, Any], estimate: Usage | None

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers, status_of
-from moyin.http.sse import event
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
+from moyin.http.sse import encode_event
 
 # Anthropic's names of the fields that `moyin.domain.chat` and its errors name as OpenAI does.
 _CLIENT_FIELDS = {
@@ -22,19 +22,19 @@ _CLIENT_FIELDS = {
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render ``error`` as ``{"type": "error", "error": {type, message, code}, "request_id"}``."""
     return ErrorBody(
-        status=status_of(error),
+        status=get_http_status(error),
         body=to_json(_build_error_body(error, request_id)),
         headers={
             "content-type": "application/json",
             "request-id": request_id,
-            **error_headers(error),
+            **build_error_headers(error),
         },
     )
 
 
 def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
     """Render ``error`` as the last event of a broken stream, on which Anthropic's SDKs raise."""
-    return event(_build_error_body(error, request_id), name="error")
+    return encode_event(_build_error_body(error, request_id), name="error")
 
 
 def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:

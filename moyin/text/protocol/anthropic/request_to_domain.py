@@ -15,13 +15,13 @@ from moyin.domain.needs import (
     IMAGE_TOKENS,
     Needs,
     ResponseConstraints,
-    estimate_message,
+    count_utf8_bytes,
+    estimate_delimiter_tokens,
     estimate_tokens,
-    text_size,
-    tokens_in,
+    estimate_tokens_from_bytes,
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import unsupported_field
+from moyin.http.validation import find_unsupported_field
 from moyin.text.protocol.anthropic import wire
 from moyin.text.protocol.codec import Turn
 
@@ -53,7 +53,7 @@ def find_untranslatable_field(body: wire.MessagesBody) -> str | None:
         for place, block in enumerate(message.content):
             if isinstance(block, wire.OtherBlock):
                 return f"messages.{number}.content.{place}.type"
-    return unsupported_field(body, _DROPPED_MEMBERS)
+    return find_unsupported_field(body, _DROPPED_MEMBERS)
 
 
 def chat_request_to_domain(body: wire.MessagesBody) -> chat.ChatRequest:
@@ -111,13 +111,18 @@ def derive_chat_needs(
     has_urls = any(refers_to_url(block.extras) for block in others)
     texts = sum(map(estimate_tokens, _iterate_prompt_texts(body, blocks)))
     texts += sum(
-        tokens_in(len(other)) for other, _ in serialised if _BASE64_SOURCE_MARKER not in other
+        estimate_tokens_from_bytes(len(other))
+        for other, _ in serialised
+        if _BASE64_SOURCE_MARKER not in other
     )
     attachments = [
         len(other) + size for other, size in serialised if _BASE64_SOURCE_MARKER in other
     ]
     return Needs(
-        prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
+        prompt_tokens=texts
+        + estimate_delimiter_tokens(len(body.messages))
+        + images * IMAGE_TOKENS
+        + tools,
         attachment_bytes=sum(attachments) + schema,
         has_external_content=has_urls
         or any(mark in other for other, _ in serialised for mark in _FILE_SOURCE_MARKERS)
@@ -197,7 +202,7 @@ def _serialize_without_base64(block: wire.OtherBlock) -> tuple[bytes, int]:
     data = source.get("data")
     if not isinstance(data, str):
         return to_json(block), 0
-    return to_json({**block.extras, "source": {**source, "data": ""}}), text_size(data)
+    return to_json({**block.extras, "source": {**source, "data": ""}}), count_utf8_bytes(data)
 
 
 def _iterate_prompt_texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:

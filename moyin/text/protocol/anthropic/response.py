@@ -11,7 +11,12 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.http.validation import malformed_response, require_text, token_count, tool_call_arguments
+from moyin.http.validation import (
+    new_malformed_response_error,
+    parse_token_count,
+    parse_tool_call_arguments,
+    require_text,
+)
 
 # Anthropic refuses these characters in the id of a tool call.
 _INVALID_ID_CHARACTERS = re.compile(r"[^a-zA-Z0-9_-]")
@@ -42,7 +47,7 @@ def usage_to_domain(usage: Any, *, before: Usage | None = None) -> Usage:
     writes = usage.get("cache_creation")
     written_1h = earlier.cache_write_1h_tokens
     if isinstance(writes, Mapping):
-        written_1h = token_count(writes.get("ephemeral_1h_input_tokens"))
+        written_1h = parse_token_count(writes.get("ephemeral_1h_input_tokens"))
     created = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
@@ -51,17 +56,17 @@ def usage_to_domain(usage: Any, *, before: Usage | None = None) -> Usage:
         # The last event of a stream reports only the total of both kinds of cache writes.
         cache_write_tokens=earlier.cache_write_tokens
         if created is None
-        else max(token_count(created) - written_1h, 0),
+        else max(parse_token_count(created) - written_1h, 0),
         cache_write_1h_tokens=written_1h,
         output_tokens=_read_count(usage.get("output_tokens"), earlier.output_tokens),
-        reasoning_tokens=token_count(details.get("thinking_tokens"))
+        reasoning_tokens=parse_token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
         else earlier.reasoning_tokens,
     )
 
 
 def _read_count(value: Any, default: int) -> int:
-    return default if value is None else token_count(value)
+    return default if value is None else parse_token_count(value)
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
             usage=usage_to_domain(body["usage"]),
         )
     except (KeyError, TypeError, AttributeError):
-        raise malformed_response() from None
+        raise new_malformed_response_error() from None
 
 
 def _block_to_part(block: Mapping[str, Any]) -> Part | None:
@@ -172,7 +177,7 @@ def _part_to_block(part: Part) -> dict[str, Any]:
             return encode_text_block(part.text)
         case ToolUse():
             return encode_tool_use_block(
-                part.id, part.name, tool_call_arguments(part.name, part.arguments)
+                part.id, part.name, parse_tool_call_arguments(part.name, part.arguments)
             )
         case Thinking():
             if part.redacted is not None:

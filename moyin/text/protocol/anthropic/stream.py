@@ -12,10 +12,10 @@ from pydantic_core import to_json
 
 from moyin.domain import chat
 from moyin.domain.money import Usage
-from moyin.domain.needs import text_size, tokens_in
+from moyin.domain.needs import count_utf8_bytes, estimate_tokens_from_bytes
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.sse import Frame, FrameSplitter, encode_event, parse_event
 from moyin.http.validation import require_text
 from moyin.text.protocol.anthropic.response import (
     STOP_REASONS,
@@ -119,7 +119,7 @@ class StreamWriter:
 
 
 def _encode_event(kind: str, **members: Any) -> bytes:
-    return event({"type": kind, **members}, name=kind)
+    return encode_event({"type": kind, **members}, name=kind)
 
 
 class EventReader:
@@ -233,7 +233,7 @@ class StreamTap:
     @property
     def tokens(self) -> int:
         """The output tokens so far, estimated because Anthropic reports a count only at the end."""
-        return tokens_in(self._size)
+        return estimate_tokens_from_bytes(self._size)
 
     def feed(self, piece: bytes) -> bytes:
         """Return the whole events for the client, as the back end sent them.
@@ -262,7 +262,7 @@ class StreamTap:
             kind == "content_block_delta"
             and (text := _read_plain_text(body.get("delta"))) is not None
         ):
-            self._size += text_size(text)
+            self._size += count_utf8_bytes(text)
             if self.transcript is not None:
                 self.transcript.add_text(text)
             return
@@ -300,4 +300,4 @@ def _count_delta_bytes(delta: Any) -> int:
     if not isinstance(delta, dict):
         return 0
     text = delta.get("text") or delta.get("partial_json") or delta.get("thinking")
-    return text_size(text) if isinstance(text, str) else 0
+    return count_utf8_bytes(text) if isinstance(text, str) else 0

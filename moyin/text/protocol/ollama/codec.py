@@ -13,7 +13,13 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.http.validation import NO_MEMBERS, malformed_response, parse_object, text_bytes, validate
+from moyin.http.validation import (
+    NO_MEMBERS,
+    count_text_bytes,
+    new_malformed_response_error,
+    parse_object,
+    validate,
+)
 from moyin.text.protocol.codec import (
     BaseEmbeddingRequest,
     Turn,
@@ -223,11 +229,11 @@ class _BaseCodec:
         return chat_response_to_domain(body)
 
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes([body.get(name) for name in ("message", "response", "thinking")])
+        return count_text_bytes([body.get(name) for name in ("message", "response", "thinking")])
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get(self._content), self._content_type):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def add_missing_members(
         self, raw: bytes, body: dict[str, Any], estimate: Usage | None

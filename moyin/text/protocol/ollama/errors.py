@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers, status_of
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
 # Ollama's names of the fields that `moyin.domain.chat` and its errors name as OpenAI does.
 _CLIENT_FIELDS = {
@@ -29,9 +29,9 @@ _CLIENT_FIELDS = {
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render ``error`` as ``{"error": message, code, request_id, field, details}``."""
     return ErrorBody(
-        status=status_of(error),
+        status=get_http_status(error),
         body=to_json(_build_error_body(error, request_id)),
-        headers={"content-type": "application/json", **error_headers(error)},
+        headers={"content-type": "application/json", **build_error_headers(error)},
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain import chat
-from moyin.domain.media import UNKNOWN, media_type
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.domain.artifact import UNKNOWN_MEDIA_TYPE, detect_media_type
+from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.text.protocol.codec import merge_adjacent_messages
 from moyin.text.protocol.ollama import wire
@@ -81,7 +81,7 @@ def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any]) -> Needs:
     images = sum(len(message.images or ()) for message in messages)
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
     texts = sum(map(estimate_tokens, _iterate_prompt_texts(body)))
-    tokens = texts + estimate_message(len(messages)) + tools
+    tokens = texts + estimate_delimiter_tokens(len(messages)) + tools
     return _build_needs(body, tokens, images=images, tools=bool(body.tools))
 
 
@@ -89,7 +89,7 @@ def derive_generate_needs(body: wire.GenerateBody) -> Needs:
     """Return the abilities and the context length that a model needs for ``/api/generate``."""
     texts = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
     return _build_needs(
-        body, texts + estimate_message(1), images=len(body.images or ()), tools=False
+        body, texts + estimate_delimiter_tokens(1), images=len(body.images or ()), tools=False
     )
 
 
@@ -238,8 +238,8 @@ def _convert_image(data: str, field: str) -> chat.Image:
         head = base64.b64decode(data[:_MEDIA_TYPE_SAMPLE_CHARACTERS], validate=True)
     except binascii.Error:
         raise InvalidRequest(f"{field} must be base64", field=field) from None
-    kind = media_type(None, head)
-    return chat.Image(media_type="image/png" if kind == UNKNOWN else kind, data=data)
+    kind = detect_media_type(None, head)
+    return chat.Image(media_type="image/png" if kind == UNKNOWN_MEDIA_TYPE else kind, data=data)
 
 
 def _convert_tool(tool: wire.Tool) -> chat.Tool:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain import chat
-from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
+from moyin.domain.needs import IMAGE_TOKENS, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import UnsupportedFeature
 from moyin.http.validation import parse_arguments
 
@@ -116,7 +116,7 @@ def _estimate_prompt_tokens(request: chat.ChatRequest) -> int:
     texts += [part.arguments for part in parts if isinstance(part, chat.ToolUse)]
     texts += [to_json(_encode_tool(tool)).decode() for tool in request.tools]
     images = sum(1 for part in parts if isinstance(part, chat.Image))
-    frame = estimate_message(len(request.messages) + 1)
+    frame = estimate_delimiter_tokens(len(request.messages) + 1)
     return sum(map(estimate_tokens, texts)) + images * IMAGE_TOKENS + frame
 
 

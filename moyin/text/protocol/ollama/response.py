@@ -11,14 +11,18 @@ from pydantic_core import to_json
 
 from moyin.domain import chat
 from moyin.domain.money import Usage
-from moyin.http.validation import malformed_response, token_count, tool_call_arguments
+from moyin.http.validation import (
+    new_malformed_response_error,
+    parse_token_count,
+    parse_tool_call_arguments,
+)
 
 
 def usage_to_domain(body: Mapping[str, Any]) -> Usage:
     """Translate the token counts in the last object of a response."""
     return Usage(
-        input_tokens=token_count(body.get("prompt_eval_count")),
-        output_tokens=token_count(body.get("eval_count")),
+        input_tokens=parse_token_count(body.get("prompt_eval_count")),
+        output_tokens=parse_token_count(body.get("eval_count")),
     )
 
 
@@ -39,7 +43,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
     """
     message = body.get("message")
     if not isinstance(message, Mapping):
-        raise malformed_response()
+        raise new_malformed_response_error()
     parts: list[chat.Part] = []
     if message.get("thinking"):
         parts.append(chat.Thinking(text=message["thinking"]))
@@ -143,7 +147,7 @@ def tool_call_to_client(index: int, use: chat.ToolUse) -> dict[str, Any]:
     Raises:
         InvalidToolCall: the arguments are not a JSON object.
     """
-    arguments = tool_call_arguments(use.name, use.arguments)
+    arguments = parse_tool_call_arguments(use.name, use.arguments)
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 
@@ -164,8 +168,8 @@ def embedding_response_to_domain(body: Mapping[str, Any]) -> chat.EmbeddingRespo
     try:
         vectors = tuple(tuple(map(float, row)) for row in body["embeddings"])
     except (KeyError, TypeError, ValueError):
-        raise malformed_response() from None
-    usage = Usage(input_tokens=token_count(body.get("prompt_eval_count")))
+        raise new_malformed_response_error() from None
+    usage = Usage(input_tokens=parse_token_count(body.get("prompt_eval_count")))
     return chat.EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
 
 

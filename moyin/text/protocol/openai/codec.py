@@ -13,14 +13,14 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.http.sse import EVENT_STREAM, cost_comment
+from moyin.http.sse import EVENT_STREAM, encode_cost_comment
 from moyin.http.validation import (
     NO_MEMBERS,
-    embedded_schemas,
-    malformed_response,
+    count_text_bytes,
+    find_embedded_schemas,
     merge_defaults,
+    new_malformed_response_error,
     parse_object,
-    text_bytes,
     validate,
 )
 from moyin.text.protocol.codec import (
@@ -76,7 +76,7 @@ class ParsedChatRequest:
         return request_to_domain.derive_chat_needs(self.body, self.data, self.raw)
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
-        return embedded_schemas(self.data, "function.parameters")
+        return find_embedded_schemas(self.data, "function.parameters")
 
     def derive_constraints(self) -> ResponseConstraints:
         return request_to_domain.derive_chat_constraints(self.body, self.data)
@@ -173,7 +173,7 @@ class _BaseCodec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     render_error_event = staticmethod(render_error_event)
-    encode_cost_trailer = staticmethod(cost_comment)
+    encode_cost_trailer = staticmethod(encode_cost_comment)
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -182,7 +182,7 @@ class _BaseCodec:
         return usage_to_domain(body) or Usage()
 
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes(list_choice_messages(body))
+        return count_text_bytes(list_choice_messages(body))
 
 
 class OpenAICodec(_BaseCodec):
@@ -192,7 +192,7 @@ class OpenAICodec(_BaseCodec):
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("choices"), list):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def add_missing_members(
         self, raw: bytes, body: dict[str, Any], estimate: Usage | None
@@ -214,7 +214,7 @@ class OpenAIEmbeddingsCodec(_BaseCodec):
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("data"), list):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def add_missing_members(
         self, raw: bytes, body: dict[str, Any], estimate: Usage | None

@@ -7,22 +7,22 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers, status_of
-from moyin.http.sse import event
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
+from moyin.http.sse import encode_event
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``."""
     return ErrorBody(
-        status=status_of(error),
+        status=get_http_status(error),
         body=to_json(_build_error_body(error, request_id)),
-        headers={"content-type": "application/json", **error_headers(error)},
+        headers={"content-type": "application/json", **build_error_headers(error)},
     )
 
 
 def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
     """Render ``error`` as the last event of a broken stream, on which OpenAI's SDKs raise."""
-    return event(_build_error_body(error, request_id))
+    return encode_event(_build_error_body(error, request_id))
 
 
 def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from moyin.domain.needs import (
     UNCONSTRAINED,
     Needs,
     ResponseConstraints,
-    estimate_message,
+    count_utf8_bytes,
+    estimate_delimiter_tokens,
     estimate_tokens,
-    text_size,
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import unsupported_field
+from moyin.http.validation import find_unsupported_field
 from moyin.text.protocol.codec import merge_adjacent_messages
 from moyin.text.protocol.openai import wire
 
@@ -54,7 +54,7 @@ def find_untranslatable_field(body: wire.ChatBody) -> str | None:
                     return f"messages.{number}.content.{place}"
     # Medium verbosity is the default of every model.
     is_default = body.extras.get("verbosity") == "medium"
-    return unsupported_field(
+    return find_unsupported_field(
         body, _DROPPED_MEMBERS | {"verbosity"} if is_default else _DROPPED_MEMBERS
     )
 
@@ -137,7 +137,7 @@ def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) 
     schema = len(to_json(form.json_schema)) if form and form.json_schema else 0
     return Needs(
         prompt_tokens=sum(map(estimate_tokens, _iterate_prompt_texts(body, parts)))
-        + estimate_message(len(body.messages))
+        + estimate_delimiter_tokens(len(body.messages))
         + images * IMAGE_TOKENS
         + tools,
         max_tokens=body.max_output_tokens,
@@ -212,7 +212,7 @@ def _count_content_bytes(part: wire.OtherPart) -> int:
     content = part.extras.get(part.type)
     if not isinstance(content, dict):
         return len(to_json(part))
-    return sum(text_size(value) for value in content.values() if isinstance(value, str))
+    return sum(count_utf8_bytes(value) for value in content.values() if isinstance(value, str))
 
 
 def _is_external_file(part: wire.OtherPart) -> bool:

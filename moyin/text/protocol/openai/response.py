@@ -11,7 +11,12 @@ from pydantic_core import to_json
 
 from moyin.domain import chat
 from moyin.domain.money import Usage
-from moyin.http.validation import arguments_to_text, malformed_response, require_text, token_count
+from moyin.http.validation import (
+    arguments_to_text,
+    new_malformed_response_error,
+    parse_token_count,
+    require_text,
+)
 
 FINISH_REASONS = {
     chat.StopReason.END: "stop",
@@ -36,9 +41,9 @@ def usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
         return None
     cached = _read_token_detail(usage, "prompt_tokens_details", "cached_tokens")
     return Usage(
-        input_tokens=max(token_count(usage.get("prompt_tokens")) - cached, 0),
+        input_tokens=max(parse_token_count(usage.get("prompt_tokens")) - cached, 0),
         cached_tokens=cached,
-        output_tokens=token_count(usage.get("completion_tokens")),
+        output_tokens=parse_token_count(usage.get("completion_tokens")),
         reasoning_tokens=_read_token_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
 
@@ -52,15 +57,15 @@ def event_usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
     if not isinstance(timings, dict) or "usage" in body:
         return usage_to_domain(body)
     return Usage(
-        input_tokens=token_count(timings.get("prompt_n")),
-        cached_tokens=token_count(timings.get("cache_n")),
-        output_tokens=token_count(timings.get("predicted_n")),
+        input_tokens=parse_token_count(timings.get("prompt_n")),
+        cached_tokens=parse_token_count(timings.get("cache_n")),
+        output_tokens=parse_token_count(timings.get("predicted_n")),
     )
 
 
 def _read_token_detail(usage: Mapping[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
-    return token_count(details.get(name)) if isinstance(details, dict) else 0
+    return parse_token_count(details.get(name)) if isinstance(details, dict) else 0
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
             usage=usage_to_domain(body) or Usage(),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        raise malformed_response() from None
+        raise new_malformed_response_error() from None
 
 
 def read_stop_sequence(choice: Mapping[str, Any]) -> str | None:
@@ -234,7 +239,7 @@ def embedding_response_to_domain(body: Any) -> chat.EmbeddingResponse:
         model = str(body.get("model", ""))
         usage = usage_to_domain(body) or Usage()
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise malformed_response() from None
+        raise new_malformed_response_error() from None
     return chat.EmbeddingResponse(model=model, vectors=vectors, usage=usage)
 
 

@@ -12,7 +12,7 @@ from moyin.domain import chat
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.sse import Frame, FrameSplitter, encode_event, parse_event
 from moyin.http.validation import arguments_to_text, require_text
 from moyin.text.protocol.openai.response import (
     FINISH_REASONS,
@@ -74,7 +74,7 @@ class StreamWriter:
     def _encode_end(self, delta: chat.Finished) -> bytes:
         chunks = self._encode_chunk({}, finish=FINISH_REASONS[delta.stop])
         if self._include_usage:
-            chunks += event(
+            chunks += encode_event(
                 self._build_chunk_head() | {"choices": [], "usage": usage_to_client(delta.usage)}
             )
         return chunks + _DONE_FRAME.raw
@@ -86,7 +86,7 @@ class StreamWriter:
 
     def _encode_chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return event(self._build_chunk_head() | {"choices": [choice]})
+        return encode_event(self._build_chunk_head() | {"choices": [choice]})
 
     def _build_chunk_head(self) -> dict[str, Any]:
         return {
@@ -287,7 +287,7 @@ class StreamTap:
         if not choices:
             return b"" if self._hide_usage else frame.raw
         if self._hide_progress and body.pop("usage", None) is not None:
-            return event(body)
+            return encode_event(body)
         return frame.raw
 
     def _record_finished_choice(self, choice: Any) -> None:

@@ -14,15 +14,15 @@ from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Imag
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.errors import MoyinError
-from moyin.http.sse import EVENT_STREAM, cost_comment, event
+from moyin.http.sse import EVENT_STREAM, encode_cost_comment, encode_event
 from moyin.http.validation import (
     NO_MEMBERS,
-    malformed_response,
+    count_text_bytes,
+    new_malformed_response_error,
     parse_object,
-    text_bytes,
     validate,
 )
-from moyin.text.protocol.codec import Turn, newest_turns
+from moyin.text.protocol.codec import Turn, select_newest_turns
 from moyin.text.protocol.openai.errors import render_error
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.request_to_domain import (
@@ -37,8 +37,6 @@ from moyin.text.protocol.responses.response import (
     usage_to_domain,
 )
 from moyin.text.protocol.responses.stream import StreamWriter
-
-__all__ = ["AnswerRecord", "ParsedResponseRequest", "ResponsesCodec", "input_items"]
 
 
 @dataclass(slots=True)
@@ -65,6 +63,7 @@ class ParsedResponseRequest:
     Attributes:
         chat: the request in the domain's types.
         record: receives the answer.
+        own_items: the client's own input, without the earlier conversation.
     """
 
     raw: bytes
@@ -72,6 +71,7 @@ class ParsedResponseRequest:
     body: wire.ResponseBody
     chat: ChatRequest
     record: AnswerRecord
+    own_items: list[dict[str, Any]]
 
     @property
     def model(self) -> str:
@@ -100,7 +100,7 @@ class ParsedResponseRequest:
         )
 
     def select_recent_turns(self) -> tuple[Turn, ...]:
-        return newest_turns(turns_backwards(self.chat))
+        return select_newest_turns(turns_backwards(self.chat))
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
@@ -109,7 +109,8 @@ class ParsedResponseRequest:
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
         data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
-        return replace(_parsed(to_json(data), data), record=self.record)
+        parsed = _parsed(to_json(data), data, validate(wire.ResponseBody, data))
+        return replace(parsed, record=self.record, own_items=self.own_items)
 
     def to_domain(self, model: str) -> ChatRequest:
         return replace(self.chat, model=model)
@@ -145,22 +146,30 @@ class ResponsesCodec:
     stream_content_type = EVENT_STREAM
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
-    encode_cost_trailer = staticmethod(cost_comment)
+    encode_cost_trailer = staticmethod(encode_cost_comment)
 
     def parse(self, body: bytes) -> ParsedResponseRequest:
-        return _parsed(body, parse_object(body))
+        return self.parse_continuation(body, parse_object(body), ())
 
     def parse_continuation(
-        self, data: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]
+        self, body: bytes, data: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]
     ) -> ParsedResponseRequest:
-        """Parse a request that continues a conversation, whose items precede its own.
+        """Parse a request that is preceded by the items of an ``earlier`` conversation.
+
+        Args:
+            body: the client's bytes; ``data`` is the same as JSON.
 
         Raises:
             InvalidRequest: the body is invalid; names the field.
         """
-        validate(wire.ResponseBody, data)
-        merged = {**data, "input": [*earlier, *input_items(data["input"])]}
-        return _parsed(to_json(merged), merged)
+        own = validate(wire.ResponseBody, data)
+        if not earlier:
+            return _parsed(body, data, own)
+        merged = {**data, "input": [*earlier, *_list_items(data["input"])]}
+        return replace(
+            _parsed(to_json(merged), merged, validate(wire.ResponseBody, merged)),
+            own_items=_list_items(data["input"]),
+        )
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -169,11 +178,11 @@ class ResponsesCodec:
         return usage_to_domain(body.get("usage"))
 
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes(body.get("output"))
+        return count_text_bytes(body.get("output"))
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("output"), list):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def add_missing_members(
         self, raw: bytes, body: dict[str, Any], estimate: Usage | None
@@ -193,19 +202,19 @@ class ResponsesCodec:
             "param": error.field,
             "request_id": request_id,
         }
-        return event(members, name="error")
+        return encode_event(members, name="error")
 
 
 # More events than any answer has.
 _LAST = 2**31 - 1
 
 
-def _parsed(raw: bytes, data: Mapping[str, Any]) -> ParsedResponseRequest:
-    body = validate(wire.ResponseBody, data)
-    return ParsedResponseRequest(raw, data, body, chat_request_to_domain(body), AnswerRecord())
+def _parsed(raw: bytes, data: Mapping[str, Any], body: wire.ResponseBody) -> ParsedResponseRequest:
+    chat = chat_request_to_domain(body)
+    return ParsedResponseRequest(raw, data, body, chat, AnswerRecord(), _list_items(data["input"]))
 
 
-def input_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the items of a valid ``input``; text is one message of the user."""
     if isinstance(value, str):
         content = [{"type": "input_text", "text": value}]

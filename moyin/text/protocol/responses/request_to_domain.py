@@ -24,20 +24,11 @@ from moyin.domain.chat import (
     ToolResult,
     ToolUse,
 )
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import unsupported_field
-from moyin.text.protocol.codec import Turn, merge_turns
+from moyin.http.validation import find_unsupported_field
+from moyin.text.protocol.codec import Turn, merge_adjacent_messages
 from moyin.text.protocol.responses import wire
-
-__all__ = [
-    "chat_needs",
-    "chat_request_to_domain",
-    "custom_tool_input",
-    "image_of_url",
-    "pack_thinking",
-    "turns_backwards",
-]
 
 # Members that do not change the answer, or are only hints: translation drops them. `id` and `status`
 # belong to items that the client sends back.
@@ -74,7 +65,7 @@ def chat_request_to_domain(body: wire.ResponseBody) -> ChatRequest:
     return ChatRequest(
         model=body.model,
         system=tuple(_system(body, items)),
-        messages=merge_turns(_parts_by_role(items)),
+        messages=merge_adjacent_messages(_parts_by_role(items)),
         tools=tuple(_tools(body)),
         tool_choice=_choice(body),
         output=_output(form),
@@ -100,7 +91,7 @@ def chat_needs(request: ChatRequest) -> Needs:
     texts += [_part_text(part) for part in _with_results(parts)]
     return Needs(
         prompt_tokens=sum(map(estimate_tokens, texts))
-        + estimate_message(len(request.messages) + bool(request.system))
+        + estimate_delimiter_tokens(len(request.messages) + bool(request.system))
         + images * IMAGE_TOKENS
         + tools,
         max_tokens=request.max_tokens,
@@ -162,7 +153,7 @@ def _first_untranslatable_field(body: wire.ResponseBody) -> str | None:
     if body.text is not None and body.text.verbosity not in (None, "medium"):
         # Every model writes with medium verbosity by default.
         return "text.verbosity"
-    return unsupported_field(body, _HARMLESS)
+    return find_unsupported_field(body, _HARMLESS)
 
 
 def _items(body: wire.ResponseBody) -> list[Any]:

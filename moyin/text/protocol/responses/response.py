@@ -9,19 +9,9 @@ from typing import Any
 
 from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
-from moyin.http.validation import malformed_response, require_text, token_count
+from moyin.http.validation import new_malformed_response_error, parse_token_count, require_text
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.request_to_domain import custom_tool_input, pack_thinking
-
-__all__ = [
-    "ResponseTemplate",
-    "chat_response_to_domain",
-    "function_call_item",
-    "message_item",
-    "new_id",
-    "usage_to_client",
-    "usage_to_domain",
-]
 
 _INCOMPLETE = {
     StopReason.MAX_TOKENS: "max_output_tokens",
@@ -217,14 +207,14 @@ def usage_to_domain(usage: Any) -> Usage:
     read, written = (usage.get(f"{side}_tokens_details") for side in ("input", "output"))
     read = read if isinstance(read, Mapping) else {}
     written = written if isinstance(written, Mapping) else {}
-    cached = token_count(read.get("cached_tokens"))
-    stored = token_count(read.get("cache_write_tokens"))
+    cached = parse_token_count(read.get("cached_tokens"))
+    stored = parse_token_count(read.get("cache_write_tokens"))
     return Usage(
-        input_tokens=max(token_count(usage.get("input_tokens")) - cached - stored, 0),
+        input_tokens=max(parse_token_count(usage.get("input_tokens")) - cached - stored, 0),
         cached_tokens=cached,
         cache_write_tokens=stored,
-        output_tokens=token_count(usage.get("output_tokens")),
-        reasoning_tokens=token_count(written.get("reasoning_tokens")),
+        output_tokens=parse_token_count(usage.get("output_tokens")),
+        reasoning_tokens=parse_token_count(written.get("reasoning_tokens")),
     )
 
 
@@ -251,7 +241,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
             usage=usage_to_domain(body.get("usage")),
         )
     except (KeyError, TypeError, AttributeError):
-        raise malformed_response() from None
+        raise new_malformed_response_error() from None
 
 
 def _parts(item: Mapping[str, Any]) -> list[Part]:

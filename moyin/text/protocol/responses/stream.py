@@ -18,15 +18,13 @@ from moyin.domain.chat import (
     ToolUse,
     UsageUpdate,
 )
-from moyin.http.sse import event
+from moyin.http.sse import encode_event
 from moyin.text.protocol.responses.response import (
     ResponseTemplate,
     function_call_item,
     message_item,
     new_id,
 )
-
-__all__ = ["OnEnd", "StreamWriter"]
 
 OnEnd = Callable[[dict[str, Any], dict[str, str]], None]
 
@@ -242,7 +240,7 @@ class StreamWriter:
 
     def _event(self, name: str, members: dict[str, Any]) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1
-        return event({"type": name, "sequence_number": number, **members}, name=name)
+        return encode_event({"type": name, "sequence_number": number, **members}, name=name)
 
     def _take_index(self) -> int:
         index, self._next_index = self._next_index, self._next_index + 1

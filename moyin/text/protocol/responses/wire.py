@@ -11,27 +11,6 @@ from pydantic import Field, model_validator
 
 from moyin.http.validation import WireModel
 
-__all__ = [
-    "AllowedTools",
-    "ContentPart",
-    "CustomTool",
-    "CustomToolCall",
-    "FunctionCall",
-    "FunctionTool",
-    "InputImage",
-    "InputItem",
-    "InputText",
-    "Message",
-    "NamedTool",
-    "OutputText",
-    "ReasoningItem",
-    "Refusal",
-    "ResponseBody",
-    "TextFormat",
-    "Tool",
-    "ToolOutput",
-]
-
 
 class InputText(WireModel):
     type: Literal["input_text"]

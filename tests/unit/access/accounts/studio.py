@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from deployments.accounts.app import AccountsParts
-from deployments.accounts.parts import new_parts
+from deployments.accounts.app import AccountsServices, new_services
 from moyin.access.accounts.caller import Caller
-from moyin.access.accounts.passwords import Passwords
-from moyin.access.accounts.signin import SignedIn
+from moyin.access.accounts.passwords import PasswordService
+from moyin.access.accounts.signin import SignInResult
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.account import Role
 from moyin.domain.identity import Identity
@@ -41,12 +40,12 @@ class NoMail:
 class Studio:
     """Holds the services, an operator and an organisation."""
 
-    parts: AccountsParts
+    parts: AccountsServices
     database: Database
     operator: Identity
     organisation: str
 
-    async def member(self, role: Role = Role.ADMIN) -> tuple[SignedIn, Identity]:
+    async def member(self, role: Role = Role.ADMIN) -> tuple[SignInResult, Identity]:
         """Add a member; return the session and the identity of its access token."""
         email = f"{secrets.token_hex(6)}@example.com"
         _, token = await self.parts.organisations.add_member(
@@ -58,7 +57,7 @@ class Studio:
 
     async def audited_actions(self) -> list[str]:
         """Return the actions in the audit log."""
-        return [e.event.action for e in await AuditLog(self.database).page(None, limit=200)]
+        return [e.event.action for e in await AuditLog(self.database).list_entries(None, limit=200)]
 
     async def count_keys(self) -> int:
         """Return the number of API keys."""
@@ -73,14 +72,14 @@ def by(identity: Identity) -> Caller:
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
     settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
-    parts = new_parts(
+    parts = new_services(
         settings,
         observer=NoObserver(),
         mailer=NoMail(),
         token_lifetime=timedelta(minutes=5),
         session_idle=timedelta(days=1),
     )
-    parts.sign_in._passwords = Passwords(QUICK)
+    parts.sign_in._passwords = PasswordService(QUICK)
     async with parts.lifespan():
         database = Database(settings.sql_url)
         _, text = await KeyStore(database).create("admin", "operator")

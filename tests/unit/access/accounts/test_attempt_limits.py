@@ -4,8 +4,8 @@ import jwt
 import pytest
 
 from moyin.access.accounts.attempt_limits import DeviceTokens
-from moyin.access.gatekeeper.identity import mint_token
-from moyin.access.gatekeeper.redaction import redact
+from moyin.access.gatekeeper.identity import create_service_token
+from moyin.access.gatekeeper.observation import redact
 
 KEY = b"0123456789abcdef0123456789abcdef"
 
@@ -13,8 +13,11 @@ KEY = b"0123456789abcdef0123456789abcdef"
 def test_a_device_token_is_valid_for_its_account_only() -> None:
     devices = DeviceTokens(KEY)
     one, other = devices.issue("usr_ann"), devices.issue("usr_ann")
-    assert devices.device_id(one, "usr_ann") not in (None, devices.device_id(other, "usr_ann"))
-    assert devices.device_id(one, "usr_bob") is None
+    assert devices.get_device_id(one, "usr_ann") not in (
+        None,
+        devices.get_device_id(other, "usr_ann"),
+    )
+    assert devices.get_device_id(one, "usr_bob") is None
     assert one not in redact(f"a log with {one}")
 
 
@@ -23,10 +26,10 @@ def test_a_device_token_is_valid_for_its_account_only() -> None:
     [
         None, "", "x", "a.b.c",
         DeviceTokens(b"1" * 32).issue("usr_ann"),
-        mint_token(KEY, "usr_ann", "jobs"),
+        create_service_token(KEY, "usr_ann", "jobs"),
         jwt.encode({"aud": "moyin-device", "sub": "usr_ann", "jti": "d", "exp": 1}, KEY, "HS256"),
         jwt.encode({"aud": "moyin-device", "sub": "usr_ann", "jti": "d"}, KEY, "HS256"),
     ],
 )  # fmt: skip
 def test_invalid_device_tokens_are_ignored(token: str | None) -> None:
-    assert DeviceTokens(KEY).device_id(token, "usr_ann") is None
+    assert DeviceTokens(KEY).get_device_id(token, "usr_ann") is None

@@ -14,11 +14,11 @@ def provider(**changes: object) -> dict[str, object]:
 def test_only_configured_providers_are_trusted_with_emails() -> None:
     other = provider(name="other", issuer="https://other.example", links_emails=True)
     config = AccountsConfig.model_validate({"providers": [provider(), other]})
-    assert config.policy.trusted_issuers == {"https://other.example"}
-    assert set(config.open_id_providers({})) == {"studio", "other"}
+    assert config.sign_in_policy.trusted_issuers == {"https://other.example"}
+    assert set(config.providers_by_name({})) == {"studio", "other"}
 
 
 def test_provider_names_are_unique() -> None:
     """The second provider would silently replace the first."""
-    with pytest.raises(ValidationError, match="different names"):
+    with pytest.raises(ValidationError, match="names must be unique"):
         AccountsConfig.model_validate({"providers": [provider(), provider(client_id="two")]})

@@ -10,10 +10,10 @@ import pytest
 from argon2 import PasswordHasher
 
 from moyin.access.accounts.caller import Caller
-from moyin.access.accounts.oidc import Provider, VerifiedIdentity
-from moyin.access.accounts.passwords import Passwords
-from moyin.access.accounts.signin import Policy
-from moyin.access.gatekeeper.identity import mint_token
+from moyin.access.accounts.oidc import OpenIdProvider, VerifiedIdentity
+from moyin.access.accounts.passwords import PasswordService
+from moyin.access.accounts.signin import SignInPolicy
+from moyin.access.gatekeeper.identity import create_service_token
 from moyin.domain.account import Role, UserKind
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, MoyinError, NameTaken
@@ -47,9 +47,9 @@ async def _role(studio: Studio, caller: Caller) -> object:
     )
 
 
-async def _limit(studio: Studio, caller: Caller) -> object:
+async def _limit(studio: Studio, caller: Caller) -> None:
     limit = Limit(subject=f"user:{caller.identity.user}", open_jobs=1)
-    return await studio.parts.api_keys.set_limit(caller, limit)
+    await studio.parts.api_keys.set_limit(caller, limit)
 
 
 async def _profile(studio: Studio, caller: Caller) -> object:
@@ -93,7 +93,7 @@ async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None
 
 async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> None:
     _, known = await studio.member()
-    token = mint_token(
+    token = create_service_token(
         SECRET.encode(),
         known.owner,
         "jobs",
@@ -146,7 +146,7 @@ async def test_an_operation_without_audit_entry_is_rolled_back(
 async def test_a_player_is_created_with_limits_or_not_at_all(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    studio.parts.sign_in.policy = Policy(player_limits=Limit(subject="", open_jobs=1))
+    studio.parts.sign_in.policy = SignInPolicy(player_limits=Limit(subject="", open_jobs=1))
 
     async def fail(*_: object, **__: object) -> None:
         raise ConnectionResetError
@@ -167,28 +167,30 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     sessions = studio.parts.sign_in._sessions
     token = await sessions.create_reset_token(player.user.id, timedelta(hours=1))
 
-    async def fail(*_: object, **__: object) -> None:
+    def fail(_: object) -> None:
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr("moyin.store.sessions._revoke", fail)
+        patch.setattr("moyin.store.sessions._build_revocation", fail)
         with pytest.raises(ConnectionResetError):
             await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     await studio.parts.sign_in.sign_in("eve@example.com", PASSWORD, "")
     await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     with pytest.raises(MoyinError):
-        await studio.parts.sign_in.refresh(player.refresh_token)
+        await studio.parts.sign_in.refresh_session(player.refresh_token)
 
 
-class InterruptedPasswords(Passwords):
+class InterruptedPasswords(PasswordService):
     """Runs a callback between the verification of a password and the new session."""
 
     def __init__(self, hasher: PasswordHasher, between: Any) -> None:
         super().__init__(hasher)
         self._between = between
 
-    async def verify(self, known: str | None, password: str, **rest: Any) -> bool:
-        matches = await super().verify(known, password, **rest)
+    async def verify(
+        self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
+    ) -> bool:
+        matches = await super().verify(password_hash, password, account=account, trusted=trusted)
         await self._between()
         return matches
 
@@ -207,13 +209,13 @@ async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
     assert not held.has_scope("org:admin")
 
 
-PROVIDER = Provider(
+PROVIDER = OpenIdProvider(
     name="studio", issuer="https://id.example", client_id="moyin", redirect_uris=("https://a/",)
 )
 
 
 def verified(
-    provider: Provider, subject: str, email: str | None = "eve@example.com"
+    provider: OpenIdProvider, subject: str, email: str | None = "eve@example.com"
 ) -> VerifiedIdentity:
     return VerifiedIdentity(provider=provider, subject=subject, email=email, name="")
 
@@ -231,17 +233,17 @@ async def test_concurrent_provider_sign_ins_create_one_account(
     async def late(issuer: str, subject: str) -> object:
         found = await find_by_sign_in(issuer, subject)
         for other in others:
-            assert (await sign_in.sign_in_with(other)).user.email == "eve@example.com"
+            assert (await sign_in.sign_in_verified(other)).user.email == "eve@example.com"
         return found
 
     monkeypatch.setattr(users, "find_by_sign_in", late)
-    second = await sign_in.sign_in_with(verified(provider, "eve"))
+    second = await sign_in.sign_in_verified(verified(provider, "eve"))
     monkeypatch.undo()
     assert (await users.find_by_sign_in(provider.issuer, "eve")) == second.user
     # Another person with that email is still refused.
     if not linked:
         with pytest.raises(NameTaken):
-            await sign_in.sign_in_with(verified(provider, "eve2"))
+            await sign_in.sign_in_verified(verified(provider, "eve2"))
 
 
 async def test_taking_over_an_account_removes_untrusted_sign_ins(
@@ -251,14 +253,14 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     untrusted = replace(PROVIDER, issuer="https://anybody.example")
     trusted = replace(PROVIDER, links_emails=True)
     second = replace(PROVIDER, issuer="https://second.example", links_emails=True)
-    sign_in.policy = Policy(trusted_issuers=frozenset({trusted.issuer, second.issuer}))
-    squatter = await sign_in.sign_in_with(verified(untrusted, "squatter"))
-    owner = await sign_in.sign_in_with(verified(trusted, "eve"))
+    sign_in.policy = SignInPolicy(trusted_issuers=frozenset({trusted.issuer, second.issuer}))
+    squatter = await sign_in.sign_in_verified(verified(untrusted, "squatter"))
+    owner = await sign_in.sign_in_verified(verified(trusted, "eve"))
     assert owner.user.id == squatter.user.id
     assert await users.find_by_sign_in(untrusted.issuer, "squatter") is None
     with pytest.raises(NameTaken):
-        await sign_in.sign_in_with(verified(untrusted, "squatter"))
+        await sign_in.sign_in_verified(verified(untrusted, "squatter"))
     # Two trusted providers sign in to the same account, and neither removes the other.
-    await sign_in.sign_in_with(verified(second, "eve"))
+    await sign_in.sign_in_verified(verified(second, "eve"))
     for provider in (trusted, second):
         assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.access.accounts.oidc import OpenIdSignIn, Provider
+from moyin.access.accounts.oidc import OpenIdProvider, OpenIdSignIn
 from moyin.access.accounts.throttle import Throttle
 from moyin.errors import ServiceUnavailable
 from tests.unit.access.accounts.test_throttle import NOWHERE
@@ -42,12 +42,12 @@ def provider(body: bytes, pause: float = 0) -> TestServer:
 
 async def test_a_provider_response_in_two_parts_is_read_completely(open_id: OpenIdSignIn) -> None:
     async with provider(json.dumps(METADATA).encode(), pause=0.05) as server:
-        assert await open_id._fetch(str(server.make_url("/"))) == METADATA
+        assert await open_id._fetch_json(str(server.make_url("/"))) == METADATA
 
 
 @pytest.mark.parametrize(
     ("body", "why"),
-    [(b'"' + b"x" * 600_000 + b'"', "too large"), (b"[" * 100_000, "not JSON")],
+    [(b'"' + b"x" * 600_000 + b'"', "exceeds 524288 bytes"), (b"[" * 100_000, "not JSON")],
     ids=["large", "deep"],
 )
 async def test_an_invalid_provider_response_is_an_outage(
@@ -55,7 +55,7 @@ async def test_an_invalid_provider_response_is_an_outage(
 ) -> None:
     async with provider(body) as server:
         with pytest.raises(ServiceUnavailable, match=why):
-            await open_id._fetch(str(server.make_url("/")))
+            await open_id._fetch_json(str(server.make_url("/")))
 
 
 ENDPOINTS = {"authorization_endpoint": "https://a/", "token_endpoint": "https://t/"}
@@ -87,7 +87,9 @@ async def test_incomplete_provider_metadata_is_an_outage(
     app.router.add_get("/keys", key_set)
     async with TestServer(app) as server:
         issuer = str(server.make_url("")).rstrip("/")
-        known = Provider(name="p", issuer=issuer, client_id="m", redirect_uris=("https://b/",))
+        known = OpenIdProvider(
+            name="p", issuer=issuer, client_id="m", redirect_uris=("https://b/",)
+        )
         open_id.providers = {"p": known}
-        with pytest.raises(ServiceUnavailable, match="the provider"):
-            await open_id.begin("p", "https://b/", "")
+        with pytest.raises(ServiceUnavailable, match=r"metadata|JWK Set"):
+            await open_id.begin_sign_in("p", "https://b/", "")

@@ -7,14 +7,14 @@ from typing import Literal
 import pytest
 from argon2 import PasswordHasher
 
-from moyin.access.accounts.passwords import Passwords, check_strength
+from moyin.access.accounts.passwords import PasswordService, require_strong_password
 from moyin.errors import Overloaded, WeakPassword
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 async def test_a_password_matches_only_its_own_hash() -> None:
-    passwords = Passwords(QUICK)
+    passwords = PasswordService(QUICK)
     known = await passwords.hash("correct horse")
     assert known.startswith("$argon2id$")
     assert await passwords.verify(known, "correct horse")
@@ -23,18 +23,18 @@ async def test_a_password_matches_only_its_own_hash() -> None:
 
 
 async def test_an_account_without_password_never_matches() -> None:
-    passwords = Passwords(QUICK)
+    passwords = PasswordService(QUICK)
     assert not await passwords.verify(None, "nobody's")
 
 
 async def test_a_weaker_hash_needs_a_rehash() -> None:
-    known = await Passwords(QUICK).hash("x")
-    assert Passwords().needs_rehash(known)
-    assert not Passwords(QUICK).needs_rehash(known)
+    known = await PasswordService(QUICK).hash("x")
+    assert PasswordService().needs_rehash(known)
+    assert not PasswordService(QUICK).needs_rehash(known)
 
 
 async def test_a_full_queue_refuses_work() -> None:
-    passwords = Passwords(QUICK)
+    passwords = PasswordService(QUICK)
     answers = await asyncio.gather(
         *(passwords.hash("x") for _ in range(80)), return_exceptions=True
     )
@@ -62,7 +62,7 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
                 inside -= 1
             return "hashed"
 
-    passwords = Passwords(Held())
+    passwords = PasswordService(Held())
     leaving = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for _ in leaving:
         await begun.get()
@@ -92,7 +92,7 @@ async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
             return QUICK.verify(hash, password)
 
     known = QUICK.hash("right")
-    passwords = Passwords(Held())
+    passwords = PasswordService(Held())
     flood = [
         asyncio.create_task(passwords.verify(known, "slow", account=str(n))) for n in range(66)
     ]
@@ -106,7 +106,7 @@ async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
 
 
 async def test_one_account_cannot_fill_the_queue() -> None:
-    passwords = Passwords(QUICK)
+    passwords = PasswordService(QUICK)
     known = await passwords.hash("right")
     answers = await asyncio.gather(
         *(passwords.verify(known, "wrong", account="ann") for _ in range(20)),
@@ -119,7 +119,7 @@ async def test_one_account_cannot_fill_the_queue() -> None:
 def check(
     password: str, *, email: str | None = "ann.lee@example.com", name: str = "Ann Lee"
 ) -> None:
-    check_strength(password, email=email, name=name, field="new_password")
+    require_strong_password(password, email=email, name=name, field="new_password")
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ KEY = ThrottleKey("account ann", AttemptRate(1, 1.0))
 async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> None:
     open_, closed = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
     await open_.acquire(KEY)
-    await open_.limit("register", 1)
+    await open_.count_event("register", 1)
     await open_.uncount(KEY)
-    await open_.uncount_limit("register")
-    await open_.remember("ann")
-    assert not await open_.is_remembered("ann")
+    await open_.uncount_event("register")
+    await open_.record_known("ann")
+    assert not await open_.is_known("ann")
     with pytest.raises(ServiceUnavailable):
         await closed.acquire(KEY)
     with pytest.raises(ServiceUnavailable):
-        await closed.limit("register", 1)
+        await closed.count_event("register", 1)
     # Without keys nothing is counted.
     await closed.acquire()
     await open_.close()

@@ -9,7 +9,7 @@ import pytest
 
 from moyin.access.gatekeeper import RequestContext
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.authorization import AuthorizationMiddleware, admission_of
+from moyin.access.gatekeeper.authorization import AuthorizationMiddleware, get_admission
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, RateLimited
@@ -24,7 +24,7 @@ class TwoRequestMeter:
         self.asked: list[list[Any]] = []
         self.settled: list[list[Any]] = []
 
-    async def run_admit(self, keys: list[str], arguments: list[Any]) -> Any:
+    async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
         self.asked.append(arguments)
         left = 2 - len(self.asked)
         return [1, 2, left, 60_000] if left >= 0 else [0, 0, b"requests", 60_000, 2]
@@ -34,7 +34,7 @@ class TwoRequestMeter:
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    admission = admission_of(scope)
+    admission = get_admission(scope)
     if scope["path"] == "/priced" and admission is not None:
         await admission.reserve(Decimal("0.5"), 10)
         admission.record(Decimal("0.2"), 4)

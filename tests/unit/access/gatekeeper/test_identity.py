@@ -6,7 +6,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from moyin.access.gatekeeper import KeyAuthenticator, mint_token
+from moyin.access.gatekeeper import KeyAuthenticator, create_service_token
 from moyin.access.gatekeeper import identity as module
 from moyin.errors import InvalidKey
 from moyin.store.keys import KeyStore
@@ -18,7 +18,7 @@ SIGNING = b"s" * 32
 @pytest.fixture
 async def keys(tmp_path: Path) -> AsyncIterator[KeyStore]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     yield KeyStore(database)
     await database.close()
 
@@ -26,40 +26,40 @@ async def keys(tmp_path: Path) -> AsyncIterator[KeyStore]:
 async def test_keys_are_cached_and_revocation_takes_effect(
     keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    door = KeyAuthenticator(keys, SIGNING)
+    authenticator = KeyAuthenticator(keys, SIGNING)
     key_id, text = await keys.create("ada", "k")
     clock = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock)
-    assert (await door.authenticate(text)).owner == "ada"
+    monkeypatch.setattr("moyin.access.gatekeeper.identity.time.monotonic", lambda: clock)
+    assert (await authenticator.authenticate(text)).owner == "ada"
     await keys.revoke(key_id)
-    assert (await door.authenticate(text)).owner == "ada"
+    assert (await authenticator.authenticate(text)).owner == "ada"
     clock += 5.1
     with pytest.raises(InvalidKey):
-        await door.authenticate(text)
+        await authenticator.authenticate(text)
 
 
 async def test_the_cache_is_bounded(keys: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CACHE_SIZE", 2)
-    door = KeyAuthenticator(keys, SIGNING)
+    authenticator = KeyAuthenticator(keys, SIGNING)
     for _ in range(4):
-        await door.authenticate((await keys.create("ada", "k"))[1])
-    assert len(door._cache) == 2
+        await authenticator.authenticate((await keys.create("ada", "k"))[1])
+    assert len(authenticator._cache) == 2
 
 
 async def test_an_internal_token_acts_for_an_owner(keys: KeyStore) -> None:
-    door = KeyAuthenticator(keys, SIGNING)
-    identity = await door.authenticate(mint_token(SIGNING, "ada", "worker"))
+    authenticator = KeyAuthenticator(keys, SIGNING)
+    identity = await authenticator.authenticate(create_service_token(SIGNING, "ada", "worker"))
     assert (identity.owner, identity.key_id) == ("ada", "internal:worker")
 
 
 @pytest.mark.parametrize(
     "token",
     [
-        mint_token(b"x" * 32, "ada", "worker"),
-        mint_token(SIGNING, "ada", "worker", ttl_s=-1),
+        create_service_token(b"x" * 32, "ada", "worker"),
+        create_service_token(SIGNING, "ada", "worker", ttl_s=-1),
         jwt.encode({"sub": "ada", "iss": "w", "aud": "moyin-internal"}, SIGNING),
         jwt.encode({"sub": "ada", "iss": "w", "aud": "other", "exp": 9e9}, SIGNING),
-        jwt.encode({"sub": "ada", "iss": "w", "aud": "moyin-internal", "exp": 9e9}, None, "none"),
+        jwt.encode({"sub": "ada", "iss": "w", "aud": "moyin-internal", "exp": 9e9}, "", "none"),
         "a.b.c",
     ],
     ids=["other key", "expired", "no expiry", "other audience", "alg none", "garbage"],

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.access.gatekeeper.identity import KeyAuthenticator, mint_token
-from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, new_file_link, verify_file_link
+from moyin.access.gatekeeper.identity import KeyAuthenticator, create_service_token
+from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX, create_file_link, verify_file_link
 from moyin.errors import InvalidKey, InvalidToken
 
 KEY = b"0123456789abcdef0123456789abcdef"
@@ -14,7 +14,7 @@ def token(link: str) -> str:
 
 
 def test_a_link_opens_one_file_of_one_owner() -> None:
-    link = new_file_link(KEY, "ann", "art_1", "a b/ü.png", 60)
+    link = create_file_link(KEY, "ann", "art_1", "a b/ü.png", 60)
     assert link.endswith("/a%20b%2F%C3%BC.png")
     assert verify_file_link(KEY, token(link)) == ("ann", "art_1")
 
@@ -23,9 +23,9 @@ def test_a_link_opens_one_file_of_one_owner() -> None:
     "wrong",
     [
         "x",
-        token(new_file_link(KEY, "ann", "art_1", "a.png", -1)),
-        token(new_file_link(b"1" * 32, "ann", "art_1", "a.png", 60)),
-        mint_token(KEY, "ann", "jobs"),
+        token(create_file_link(KEY, "ann", "art_1", "a.png", -1)),
+        token(create_file_link(b"1" * 32, "ann", "art_1", "a.png", 60)),
+        create_service_token(KEY, "ann", "jobs"),
     ],
 )
 def test_other_tokens_open_no_file(wrong: str) -> None:
@@ -36,4 +36,4 @@ def test_other_tokens_open_no_file(wrong: str) -> None:
 async def test_a_link_is_no_key() -> None:
     authenticator = KeyAuthenticator(None, KEY)  # type: ignore[arg-type]
     with pytest.raises(InvalidKey):
-        await authenticator.authenticate(token(new_file_link(KEY, "ann", "art_1", "a.png", 60)))
+        await authenticator.authenticate(token(create_file_link(KEY, "ann", "art_1", "a.png", 60)))

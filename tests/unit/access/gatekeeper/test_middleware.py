@@ -14,15 +14,15 @@ from moyin.access.gatekeeper import (
     body,
     context,
     disconnect,
-    problem_details,
+    render_problem_details,
 )
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
-from moyin.access.gatekeeper.credentials import Credentials
-from moyin.access.gatekeeper.links import new_file_link
-from moyin.access.gatekeeper.observation import Observation, access_line
+from moyin.access.gatekeeper.credential_finder import CredentialFinder
+from moyin.access.gatekeeper.observation import Observation, format_access_line
+from moyin.access.gatekeeper.tokens import create_file_link
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest, MissingKey, MoyinError
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 LIMIT = 10
 
@@ -78,7 +78,7 @@ class Client:
             echo,
             service="echo",
             authenticator=one_key(),
-            errors=problem_details,
+            errors=render_problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
             public=frozenset({"/open"}),
@@ -235,7 +235,7 @@ async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None
 async def test_the_access_log_has_caller_and_request_but_no_secret(client: Client) -> None:
     await client.call("/known", headers=BEARER, query=b"api_key=good")
     [seen] = client.metrics.all
-    line = access_line(seen)
+    line = format_access_line(seen)
     told = json.loads(line)
     assert (told["owner"], told["key"], told["status"]) == ("ada", "k1", 400)
     assert (told["path"], told["code"]) == ("/known", "invalid_request")
@@ -243,11 +243,11 @@ async def test_the_access_log_has_caller_and_request_but_no_secret(client: Clien
 
 
 async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> None:
-    link = new_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
+    link = create_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
     await client.call(link, headers=BEARER)
     [seen] = client.metrics.all
-    assert link.split("/")[3] not in access_line(seen)
-    assert json.loads(access_line(seen))["path"].startswith("/artifacts/signed/eyJ")
+    assert link.split("/")[3] not in format_access_line(seen)
+    assert json.loads(format_access_line(seen))["path"].startswith("/artifacts/signed/eyJ")
 
 
 class Hanging:
@@ -273,7 +273,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
         app,
         service="hang",
         authenticator=one_key(),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
     )
@@ -394,16 +394,16 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 
     client = Client()
     client.app = Gatekeeper(
-        app, service="s", authenticator=one_key(), errors=problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=one_key(), errors=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
-        credentials=Credentials(query=lambda scope: scope["path"] == "/view"),
+        credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
     status, _, _, sent = await client.call("/view", query=b"a=1&key=good")
     assert status == 200
     assert [scope["query_string"] for scope in seen] == [b"a=1"]
     refused, _, body, _ = await client.call("/view", query=b"a=1&key=nogood")
     assert refused == 401
-    told = f"{sent} {body!r} {[access_line(one) for one in recorder.all]}"
+    told = f"{sent} {body!r} {[format_access_line(one) for one in recorder.all]}"
     assert "good" not in told.replace("no", "")
     assert (await client.call("/other", query=b"key=good"))[0] == 401
 
@@ -457,7 +457,7 @@ async def test_a_response_does_not_wait_for_a_missing_body(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
 ) -> None:
     monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
-    request = HalfSentRequest("/", **headers)
+    request = HalfSentRequest("/", 1, **headers)
     await behind_gatekeeper(respond_at_once, Recorder())(
         request.scope, request.receive, request.send
     )
@@ -466,7 +466,7 @@ async def test_a_response_does_not_wait_for_a_missing_body(
 
 @pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
 async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str]) -> None:
-    request = HalfSentRequest("/", **headers)
+    request = HalfSentRequest("/", 1, **headers)
 
     async def receive() -> Any:
         return {**(await request.receive()), "more_body": request.left > 0}

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from moyin.access.gatekeeper import Gatekeeper, context, disconnect, problem_details
+from moyin.access.gatekeeper import Gatekeeper, context, disconnect, render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import ServiceUnavailable
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 ANN = Identity(owner="ann", key_id="k1", scopes=frozenset({"jobs:read", "text"}))
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -38,7 +38,7 @@ class Farm:
             self._app,
             service="test",
             authenticator=self.keys,
-            errors=problem_details,
+            errors=render_problem_details,
             max_body_bytes=10,
             observer=NoObserver(),
         )
@@ -113,7 +113,7 @@ async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(farm: Far
     assert socket.sent[-1] == {
         "type": "websocket.close",
         "code": 1008,
-        "reason": "invalid_api_key: the key or the session has ended",
+        "reason": "invalid_api_key: the API key or the session of this connection has ended; authenticate again",
     }
     assert farm.cancelled == 1
     assert not farm.gatekeeper.monitor._credentials
@@ -210,7 +210,7 @@ class FakeConnection:
     can_end = True
     ended = False
 
-    def refusal(self, identity: Identity) -> None:
+    def find_refusal(self, identity: Identity) -> None:
         return None
 
     def end(self, error: Exception) -> None:

@@ -17,8 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
-from moyin.access.gatekeeper import KeyAuthenticator, new_authenticator, service_token_factory
-from moyin.access.gatekeeper import identity as module
+from moyin.access.gatekeeper import (
+    KeyAuthenticator,
+    create_authenticator,
+    create_service_token_factory,
+)
 from moyin.domain.account import Session, User, UserKind
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
@@ -41,7 +44,7 @@ class Studio:
         self.database = database
         self.keys = SigningKeyStore(database, SECRET)
         self.sessions = SessionStore(database)
-        self.door = new_authenticator(database, SECRET)
+        self.authenticator = create_authenticator(database, SECRET)
         self.user: User
         self.session: Session
         self.pair: SigningKey
@@ -49,7 +52,7 @@ class Studio:
     async def open(self) -> None:
         self.user = await UserStore(self.database).create(UserKind.PLAYER, email="a@b.c", name="")
         self.session, _ = await self.sessions.open(self.user.id)
-        self.pair = await self.keys.newest()
+        self.pair = await self.keys.get_newest()
 
     async def token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
         mint = AccessTokenIssuer(self.keys, lifetime)
@@ -71,7 +74,7 @@ class Studio:
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     studio = Studio(database)
     await studio.open()
     yield studio
@@ -81,12 +84,12 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("moyin.access.gatekeeper.identity.time.monotonic", lambda: now[0])
     return now
 
 
 async def test_an_access_token_authenticates_its_user(studio: Studio) -> None:
-    identity = await studio.door.authenticate(await studio.token())
+    identity = await studio.authenticator.authenticate(await studio.token())
     assert (identity.owner, identity.user) == (studio.user.id, studio.user.id)
     assert identity.scopes == {"player", "text"}
     assert identity.key_id == studio.session.id
@@ -96,7 +99,7 @@ async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> N
     """The issuing replica may run on a machine whose clock is slightly ahead."""
     now = int(time.time())
     ahead = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
-    assert (await studio.door.authenticate(ahead)).user == studio.user.id
+    assert (await studio.authenticator.authenticate(ahead)).user == studio.user.id
 
 
 def _with_public_key(studio: Studio) -> str:
@@ -106,7 +109,7 @@ def _with_public_key(studio: Studio) -> str:
 
 
 def _unsigned(studio: Studio) -> str:
-    return jwt.encode(studio.claims(), None, "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
+    return jwt.encode(studio.claims(), "", "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
 
 
 def _altered(studio: Studio) -> str:
@@ -139,7 +142,7 @@ FORGERIES: dict[str, Callable[[Studio], str]] = {
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES.keys())
 async def test_a_forged_token_is_refused(studio: Studio, forge: Callable[[Studio], str]) -> None:
     with pytest.raises(InvalidKey):
-        await studio.door.authenticate(forge(studio))
+        await studio.authenticator.authenticate(forge(studio))
 
 
 async def test_access_tokens_are_refused_without_a_verifier(studio: Studio) -> None:
@@ -151,29 +154,29 @@ async def test_signing_out_takes_effect_within_five_seconds(
     studio: Studio, clock: list[float]
 ) -> None:
     token = await studio.token()
-    await studio.door.authenticate(token)
+    await studio.authenticator.authenticate(token)
     await studio.sessions.revoke(studio.session.id)
     clock[0] += 4.9
     with pytest.raises(InvalidKey, match="sign in again"):
-        await studio.door.authenticate(token)
+        await studio.authenticator.authenticate(token)
 
 
 async def test_a_cached_token_ends_when_it_expires(studio: Studio, clock: list[float]) -> None:
     token = await studio.token(timedelta(seconds=2))
-    await studio.door.authenticate(token)
+    await studio.authenticator.authenticate(token)
     # Cached until the token expires, not longer.
-    assert studio.door._cache[token].fresh_until <= clock[0] + 2
+    assert studio.authenticator._cache[token].fresh_until <= clock[0] + 2
 
 
 async def test_after_a_rotation_the_old_key_still_verifies(studio: Studio) -> None:
     before = await studio.token()
-    await studio.door.authenticate(before)
+    await studio.authenticator.authenticate(before)
     pair = await studio.keys.add()
     after = await studio.token()
     assert jwt.get_unverified_header(after)["kid"] == pair.kid
-    door = new_authenticator(studio.database, SECRET)
+    authenticator = create_authenticator(studio.database, SECRET)
     for token in (before, after):
-        assert (await door.authenticate(token)).user == studio.user.id
+        assert (await authenticator.authenticate(token)).user == studio.user.id
 
 
 async def test_without_the_database_cached_identities_stay_valid(
@@ -182,7 +185,7 @@ async def test_without_the_database_cached_identities_stay_valid(
     _, key = await KeyStore(studio.database).create("studio", "k")
     token, stranger = await studio.token(), await studio.token(timedelta(minutes=4))
     for credential in (key, token):
-        await studio.door.authenticate(credential)
+        await studio.authenticator.authenticate(credential)
 
     def away(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
@@ -190,14 +193,14 @@ async def test_without_the_database_cached_identities_stay_valid(
     for way in ("read", "reading"):
         monkeypatch.setattr(studio.database, way, away)
     clock[0] += 60
-    assert (await studio.door.authenticate(key)).owner == "studio"
-    assert (await studio.door.authenticate(token)).user == studio.user.id
+    assert (await studio.authenticator.authenticate(key)).owner == "studio"
+    assert (await studio.authenticator.authenticate(token)).user == studio.user.id
     with pytest.raises(ServiceUnavailable):
-        await studio.door.authenticate(stranger)
+        await studio.authenticator.authenticate(stranger)
     clock[0] += 600
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
-            await studio.door.authenticate(key)
+            await studio.authenticator.authenticate(key)
 
 
 async def test_an_identity_has_its_limits(studio: Studio) -> None:
@@ -206,11 +209,13 @@ async def test_an_identity_has_its_limits(studio: Studio) -> None:
     own = Limit(subject=f"key:{key_id}", requests_per_minute=5, open_jobs=2)
     await limits.set(Limit(subject="owner:studio", concurrent_requests=3))
     await limits.set(own)
-    identity = await studio.door.authenticate(key)
+    identity = await studio.authenticator.authenticate(key)
     assert [limit.subject for limit in identity.limits] == [own.subject, "owner:studio"]
     assert identity.limits[0] == own
     # Requests of Moyin's services are not counted, since the client's request was.
-    inside = await studio.door.authenticate(service_token_factory(SECRET, "jobs")(identity))
+    inside = await studio.authenticator.authenticate(
+        create_service_token_factory(SECRET, "jobs")(identity)
+    )
     assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
     assert inside.limits[0] == replace(own, requests_per_minute=None)
 
@@ -223,7 +228,7 @@ async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: 
         raw not in stored and b64(raw).encode() not in stored and raw.hex().encode() not in stored
     )
     with pytest.raises(RuntimeError):
-        await SigningKeyStore(studio.database).newest()
+        await SigningKeyStore(studio.database).get_newest()
 
 
 async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
@@ -232,5 +237,5 @@ async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
         await connection.execute(signing_keys.update().values(created_at=ahead))
     for _ in range(2):
         new = await studio.keys.add()
-        assert (await studio.keys.newest()).kid == new.kid
+        assert (await studio.keys.get_newest()).kid == new.kid
         assert (await studio.keys.list_public_keys())[0].kid == new.kid

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from moyin.comfy_api.protocol.node_info import (
-    has_graph,
-    inventory_of,
-    union_of_lists,
-    union_of_nodes,
-    union_of_objects,
-    with_uploads,
-    without_paths,
+    build_inventory,
+    merge_lists,
+    merge_nodes,
+    merge_objects,
+    remove_folder_paths,
+    set_upload_choices,
+    supports_graph,
 )
 
 
@@ -28,28 +28,28 @@ def test_a_node_of_several_pools_has_the_choices_of_all() -> None:
     one = {"Load": loader("a", "b"), "New": combo("x"), "Only": {"input": {}}}
     two = {"Load": loader("b", "c"), "New": combo("y"), "Other": {}}
     before = copy.deepcopy((one, two))
-    assert union_of_nodes([one, two]) == {
+    assert merge_nodes([one, two]) == {
         "Load": loader("a", "b", "c"),
         "New": combo("x", "y"),
         "Only": {"input": {}},
         "Other": {},
     }
     assert (one, two) == before
-    assert union_of_nodes([]) == {}
+    assert merge_nodes([]) == {}
 
 
 def test_the_first_definition_counts_when_an_input_differs_in_kind() -> None:
     one, two = {"Load": loader("a")}, {"Load": {"input": {"required": {"ckpt": ["STRING", {}]}}}}
-    assert union_of_nodes([one, two]) == one
-    assert union_of_nodes([two, one]) == two
+    assert merge_nodes([one, two]) == one
+    assert merge_nodes([two, one]) == two
 
 
 def test_lists_and_objects_are_merged_without_duplicates() -> None:
-    assert union_of_lists([["a", "b"], ["b", "c"]]) == ["a", "b", "c"]
-    assert union_of_lists([[{"name": "a", "size": 1}], [{"name": "a", "size": 2}]]) == [
+    assert merge_lists([["a", "b"], ["b", "c"]]) == ["a", "b", "c"]
+    assert merge_lists([[{"name": "a", "size": 1}], [{"name": "a", "size": 2}]]) == [
         {"name": "a", "size": 1}
     ]
-    assert union_of_objects([{"a": 1}, {"a": 2, "b": 3}]) == {"a": 1, "b": 3}
+    assert merge_objects([{"a": 1}, {"a": 2, "b": 3}]) == {"a": 1, "b": 3}
 
 
 def test_upload_inputs_offer_only_the_callers_files() -> None:
@@ -64,7 +64,7 @@ def test_upload_inputs_offer_only_the_callers_files() -> None:
         "Load": loader("a"),
     }
     before = copy.deepcopy(nodes)
-    changed = with_uploads(nodes, ["mine.png"])
+    changed = set_upload_choices(nodes, ["mine.png"])
     assert changed["LoadImage"]["input"]["required"]["image"][0] == ["mine.png"]
     assert changed["LoadVideo"]["input"]["required"]["file"][1]["options"] == ["mine.png"]
     assert (changed["Output"], changed["Load"]) == (nodes["Output"], nodes["Load"])
@@ -73,7 +73,7 @@ def test_upload_inputs_offer_only_the_callers_files() -> None:
 
 def test_paths_of_model_folders_are_hidden() -> None:
     folders = [{"name": "vae", "folders": ["/mnt/secret/vae"]}]
-    assert without_paths(folders) == [{"name": "vae", "folders": ["vae"]}]
+    assert remove_folder_paths(folders) == [{"name": "vae", "folders": ["vae"]}]
 
 
 NODES: dict[str, Any] = {
@@ -99,12 +99,14 @@ NODES: dict[str, Any] = {
     ],
 )
 def test_a_graph_must_use_choices_of_the_inventory(inputs: dict[str, Any], expected: bool) -> None:
-    inventory = inventory_of(NODES)
-    assert has_graph(inventory, {"1": {"class_type": "Load", "inputs": inputs}}) is expected
+    inventory = build_inventory(NODES)
+    assert supports_graph(inventory, {"1": {"class_type": "Load", "inputs": inputs}}) is expected
 
 
 def test_a_graph_must_use_nodes_of_the_inventory() -> None:
-    inventory = inventory_of(NODES)
-    assert has_graph(inventory, {"1": {"class_type": "Bare"}})
-    assert not has_graph(inventory, {"1": {"class_type": "Bare"}, "2": {"class_type": "Other"}})
-    assert not has_graph(inventory, {"1": {}})
+    inventory = build_inventory(NODES)
+    assert supports_graph(inventory, {"1": {"class_type": "Bare"}})
+    assert not supports_graph(
+        inventory, {"1": {"class_type": "Bare"}, "2": {"class_type": "Other"}}
+    )
+    assert not supports_graph(inventory, {"1": {}})

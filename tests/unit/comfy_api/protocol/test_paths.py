@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.comfy_api.protocol.paths import is_comfyui, is_page_file, server_path
+from moyin.comfy_api.protocol.paths import is_comfyui_path, is_page_file, to_server_path
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from moyin.comfy_api.protocol.paths import is_comfyui, is_page_file, server_path
     ],
 )
 def test_api_paths_below_the_page_are_translated(path: str, served: str | None) -> None:
-    assert server_path(path) == served
+    assert to_server_path(path) == served
     assert is_page_file(path) == (served is None and f"{path}/".startswith("/comfy/"))
 
 
@@ -49,4 +49,4 @@ def test_api_paths_below_the_page_are_translated(path: str, served: str | None) 
     ],
 )
 def test_comfyuis_paths_are_recognized(path: str, is_its: bool) -> None:
-    assert is_comfyui(path) is is_its
+    assert is_comfyui_path(path) is is_its

@@ -47,23 +47,23 @@ def record(*messages: tuple[str, Any], **outputs: Any) -> PromptRecord:
 
 def test_a_queue_row_has_the_clients_data() -> None:
     prompt_spec = spec(client_id="c", extra_data={"extra_pnginfo": {}}, outputs=("1",))
-    number, prompt_id, graph, extra, outputs = response.queue_row(job(), prompt_spec)
+    number, prompt_id, graph, extra, outputs = response.build_queue_row(job(), prompt_spec)
     assert (prompt_id, graph, outputs) == ("p", GRAPH, ["1"])
     assert extra == {"extra_pnginfo": {}, "client_id": "c", "create_time": MILLISECONDS}
     assert number > 0
-    assert response.queue_row(job(), spec(front=True))[0] == -number
-    assert response.queue_row(job(), spec(number=2.5, front=True))[0] == 2.5
+    assert response.build_queue_row(job(), spec(front=True))[0] == -number
+    assert response.build_queue_row(job(), spec(number=2.5, front=True))[0] == 2.5
 
 
 def test_a_queue_row_without_a_spec_is_complete() -> None:
-    _, prompt_id, graph, extra, outputs = response.queue_row(job(), None)
+    _, prompt_id, graph, extra, outputs = response.build_queue_row(job(), None)
     assert (prompt_id, graph, outputs) == ("p", {}, [])
     assert extra == {"create_time": MILLISECONDS}
 
 
 def test_a_history_entry_ends_like_the_job() -> None:
     body = record(STARTED, ("execution_success", {"timestamp": 8}), **{"1": {"images": []}})
-    entry = response.history_entry(job(), spec(), body)
+    entry = response.build_history_entry(job(), spec(), body)
     assert entry["status"] == {
         "status_str": "success",
         "completed": True,
@@ -71,7 +71,7 @@ def test_a_history_entry_ends_like_the_job() -> None:
     }
     assert (entry["outputs"], entry["meta"]) == ({"1": {"images": []}}, {"1": {}})
     # The job was cancelled after a successful execution.
-    entry = response.history_entry(job(JobStatus.CANCELLED), spec(), body)
+    entry = response.build_history_entry(job(JobStatus.CANCELLED), spec(), body)
     names = [name for name, _ in entry["status"]["messages"]]
     assert names == ["execution_start", "execution_interrupted"]
     assert entry["status"]["status_str"] == "error"
@@ -82,20 +82,20 @@ def test_an_interruption_names_the_canceller() -> None:
     cancelled = job(JobStatus.CANCELLED, cancelled_by=by)
     interrupted = ("execution_interrupted", {"prompt_id": "p", "node_id": "3"})
     for body in (None, record(STARTED, interrupted)):
-        name, data = response.end_message(cancelled, body)
+        name, data = response.build_end_message(cancelled, body)
         assert name == "execution_interrupted"
         assert data["cancelled_by"] == {"kind": "user", "id": "usr_1"}
     assert data["node_id"] == "3"
-    messages = response.history_entry(cancelled, spec(), None)["status"]["messages"]
+    messages = response.build_history_entry(cancelled, spec(), None)["status"]["messages"]
     assert messages[-1][1]["cancelled_by"]["id"] == "usr_1"
-    assert "cancelled_by" not in response.end_message(job(), record(STARTED))[1]
+    assert "cancelled_by" not in response.build_end_message(job(), record(STARTED))[1]
 
 
 def test_a_failure_uses_comfyuis_message_if_there_is_one() -> None:
     failed = job(JobStatus.FAILED, error=JobError(code="render_failed", message="node 1"))
-    assert response.end_message(failed, record(STARTED, ERROR)) == ERROR
+    assert response.build_end_message(failed, record(STARTED, ERROR)) == ERROR
     lost = JobError(code="worker_lost", message="gone", details={"node_id": "1"})
-    name, data = response.end_message(job(JobStatus.FAILED, error=lost), None)
+    name, data = response.build_end_message(job(JobStatus.FAILED, error=lost), None)
     assert name == "execution_error"
     assert data == {
         "prompt_id": "p", "node_id": "1", "node_type": "", "executed": [],
@@ -106,23 +106,23 @@ def test_a_failure_uses_comfyuis_message_if_there_is_one() -> None:
 
 def test_a_failure_without_a_node_has_the_strings_that_the_frontend_requires() -> None:
     late = job(JobStatus.FAILED, error=JobError(code="deadline_exceeded", message="too late"))
-    body = response.job_summary(late, None, None)["execution_error"]
+    body = response.build_job_summary(late, None, None)["execution_error"]
     # If one of these is not a string, the frontend shows no jobs at all.
     texts = ("node_id", "node_type", "exception_message", "exception_type")
     assert [body[name] for name in texts] == ["", "", "too late", "deadline_exceeded"]
 
 
 def test_a_job_is_pending_until_it_begins() -> None:
-    assert response.state_of(job(JobStatus.RUNNING)) == "pending"
-    assert response.state_of(job(JobStatus.RUNNING, begun_at=NOON)) == "in_progress"
-    assert response.state_of(job(JobStatus.CANCELLED)) == "cancelled"
+    assert response.job_state(job(JobStatus.RUNNING)) == "pending"
+    assert response.job_state(job(JobStatus.RUNNING, begun_at=NOON)) == "in_progress"
+    assert response.job_state(job(JobStatus.CANCELLED)) == "cancelled"
 
 
 def test_a_summary_prefers_a_saved_file_to_a_preview() -> None:
     preview, saved = {"filename": "t", "type": "temp"}, {"filename": "o", "type": "output"}
     outputs = {"1": {"images": [preview, saved], "text": ["a word"]}}
     prompt_spec = spec(extra_data={"extra_pnginfo": {"workflow": {"id": "w"}}})
-    body = response.job_summary(job(), prompt_spec, record(STARTED, **outputs))
+    body = response.build_job_summary(job(), prompt_spec, record(STARTED, **outputs))
     assert body["outputs_count"] == 2
     assert body["preview_output"] == {"nodeId": "1", "mediaType": "images", **saved}
     assert (body["workflow_id"], body["execution_start_time"]) == ("w", 7)
@@ -130,10 +130,10 @@ def test_a_summary_prefers_a_saved_file_to_a_preview() -> None:
 
 
 def test_details_of_an_open_job_have_no_outputs_yet() -> None:
-    body = response.job_detail(job(JobStatus.RUNNING), spec(), None)
+    body = response.build_job_detail(job(JobStatus.RUNNING), spec(), None)
     assert body["workflow"]["prompt"] == GRAPH
     assert not body.keys() & {"outputs", "execution_status", "execution_end_time"}
     failed = job(JobStatus.FAILED)
-    body = response.job_detail(failed, spec(), record(STARTED, ERROR))
+    body = response.build_job_detail(failed, spec(), record(STARTED, ERROR))
     assert body["execution_error"] == ERROR[1]
     assert body["execution_status"]["status_str"] == "error"

@@ -6,8 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.comfy_api.protocol.userdata import clean_path, listing, listing_v2, paths_in
-from moyin.domain.userdata import UserFile
+from moyin.comfy_api.protocol.userdata import (
+    list_folder,
+    list_folder_v2,
+    normalize_path,
+    parse_paths,
+)
+from moyin.domain.identity import UserFile
 from moyin.errors import InvalidRequest, MoyinError, PathNotAllowed, UserFileNotFound
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -37,7 +42,7 @@ FILES = [file("comfy.settings.json"), file("workflows/a.json"), file("workflows/
 def test_paths_are_parsed_from_the_undecoded_url(
     raw: str, expected: tuple[str, str | None]
 ) -> None:
-    assert paths_in(raw) == expected
+    assert parse_paths(raw) == expected
 
 
 @pytest.mark.parametrize(
@@ -50,19 +55,19 @@ def test_paths_are_parsed_from_the_undecoded_url(
 )  # fmt: skip
 def test_paths_that_lead_out_of_the_folder_are_rejected(raw: str) -> None:
     with pytest.raises(PathNotAllowed):
-        paths_in(raw)
+        parse_paths(raw)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 600, "a" * 300])
 def test_empty_and_too_long_paths_are_rejected(text: str) -> None:
     with pytest.raises(InvalidRequest):
-        clean_path(text)
+        normalize_path(text)
 
 
 @given(st.text(max_size=60))
 def test_accepted_paths_stay_within_the_folder(text: str) -> None:
     try:
-        path = clean_path(text)
+        path = normalize_path(text)
     except MoyinError:
         return
     assert not path.startswith("/") and "\\" not in path and "\0" not in path
@@ -72,7 +77,7 @@ def test_accepted_paths_stay_within_the_folder(text: str) -> None:
 def test_a_listing_contains_one_folder() -> None:
     def names(**more: bool) -> object:
         flags = {"recurse": False, "full_info": False, "split": False, **more}
-        return listing(FILES, "workflows", **flags)
+        return list_folder(FILES, "workflows", **flags)
 
     assert names() == ["a.json"]
     assert names(recurse=True) == ["a.json", "b/c.json"]
@@ -80,19 +85,19 @@ def test_a_listing_contains_one_folder() -> None:
     info = {"path": "a.json", "size": 3, "modified": 1767312000.0, "created": 1767312000.0}
     assert names(full_info=True, split=True) == [info]
     with pytest.raises(UserFileNotFound):
-        listing(FILES, "work", recurse=True, full_info=False, split=False)
+        list_folder(FILES, "work", recurse=True, full_info=False, split=False)
 
 
 def test_the_second_listing_has_folders_first() -> None:
-    assert [(entry["type"], entry["path"]) for entry in listing_v2(FILES, "")] == [
+    assert [(entry["type"], entry["path"]) for entry in list_folder_v2(FILES, "")] == [
         ("directory", "workflows/b"), ("directory", "workflows"), ("file", "workflows/a.json"),
         ("file", "workflows/b/c.json"), ("file", "comfy.settings.json"),
     ]  # fmt: skip
-    assert [entry["path"] for entry in listing_v2(FILES, "workflows")] == [
+    assert [entry["path"] for entry in list_folder_v2(FILES, "workflows")] == [
         "workflows/b", "workflows/a.json", "workflows/b/c.json",
     ]  # fmt: skip
-    assert listing_v2([], "") == []
+    assert list_folder_v2([], "") == []
     with pytest.raises(UserFileNotFound):
-        listing_v2(FILES, "nowhere")
+        list_folder_v2(FILES, "nowhere")
     with pytest.raises(InvalidRequest):
-        listing_v2(FILES, "comfy.settings.json")
+        list_folder_v2(FILES, "comfy.settings.json")

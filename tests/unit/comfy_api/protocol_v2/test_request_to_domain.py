@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from moyin.comfy_api.protocol_v2.errors import render_error
-from moyin.comfy_api.protocol_v2.request_to_domain import digest_of, labels_of, parse_job
+from moyin.comfy_api.protocol_v2.request_to_domain import parse_hash, parse_job, parse_label_filters
 from moyin.domain.job import StepKind
-from moyin.domain.references import resolve
+from moyin.domain.references import resolve_references
 from moyin.errors import InvalidJson, InvalidRequest, MoyinError
 
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"text": "a ${steps.0.text}"}}}
@@ -22,7 +22,7 @@ def test_a_graph_is_kept_unchanged() -> None:
     spec = parsed({"workflow": GRAPH, "metadata": {"client": "acme"}})
     [step] = spec.steps
     assert (spec.kind, spec.metadata, step.kind) == ("render", {"client": "acme"}, StepKind.RENDER)
-    assert resolve(step.payload, ()) == GRAPH
+    assert resolve_references(step.payload, ()) == GRAPH
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_no_json() -> None:
 
 
 def test_hashes() -> None:
-    assert digest_of(f"blake3:{'a' * 64}") == "a" * 64
+    assert parse_hash(f"blake3:{'a' * 64}") == "a" * 64
     for wrong in ("", "a" * 64, f"blake3:{'A' * 64}", f"sha256:{'a' * 64}", f"blake3:{'a' * 64}\n"):
-        assert digest_of(wrong) is None
+        assert parse_hash(wrong) is None
 
 
 def test_labels_to_filter_by() -> None:
     query = [("metadata[client]", "acme"), ("metadata[run no]", "7"), ("limit", "5")]
-    assert labels_of(query) == {"client": "acme", "run no": "7"}
+    assert parse_label_filters(query) == {"client": "acme", "run no": "7"}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,6 @@ def test_labels_to_filter_by() -> None:
 )
 def test_labels_that_cannot_be_filtered_by(query: list[tuple[str, str]]) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        labels_of(query)
+        parse_label_filters(query)
     rendered = json.loads(render_error(raised.value, "r", "/api/v2/jobs").body)
     assert rendered["error"]["code"] == "invalid_metadata_filter"

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, summary_of
+from moyin.comfy_api.protocol_v2.response import V2Presenter, to_progress, to_summary
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.domain.job import Job, JobError, JobStatus, Progress, StepResult
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
-PRESENTER = V2Presenter(base="https://gateway.example/", retention=timedelta(days=2), now=NOW)
+PRESENTER = V2Presenter(base_url="https://gateway.example/", retention=timedelta(days=2), now=NOW)
 
 
 def artifact(number: int, media_type: str = "image/png", **changes: Any) -> Artifact:
@@ -33,7 +33,7 @@ def job(status: JobStatus = JobStatus.RUNNING, **changes: Any) -> Job:
 
 
 def test_a_running_job() -> None:
-    body = PRESENTER.job(job(), [])
+    body = PRESENTER.to_job_body(job(), [])
     assert (body.id, body.status, body.metadata) == (JOB, "running", {"batch": "7"})
     assert body.progress is not None
     assert (body.progress.value, body.progress.nodes_done, body.progress.nodes_total) == (
@@ -57,12 +57,12 @@ def test_a_running_job() -> None:
     ],
 )
 def test_statuses(status: JobStatus, expected: str) -> None:
-    assert PRESENTER.job(job(status), []).status == expected
-    assert summary_of(job(status)).status == expected
+    assert PRESENTER.to_job_body(job(status), []).status == expected
+    assert to_summary(job(status)).status == expected
 
 
 def test_a_queued_job_has_no_progress() -> None:
-    assert PRESENTER.job(job(JobStatus.QUEUED), []).progress is None
+    assert PRESENTER.to_job_body(job(JobStatus.QUEUED), []).progress is None
 
 
 def test_output_files_have_their_nodes_and_types() -> None:
@@ -79,7 +79,7 @@ def test_output_files_have_their_nodes_and_types() -> None:
         "12": {"latents": [refs[2]], "audio": [refs[4]]},
     }
     result = StepResult(index=0, output="", artifacts=files)
-    [*body] = PRESENTER.outputs(job(results=(result,)), [{"body": {"outputs": outputs}}])
+    [*body] = PRESENTER.to_output_bodies(job(results=(result,)), [{"body": {"outputs": outputs}}])
     assert [(output.node_id, output.type, output.id) for output in body] == [
         ("9", "image", files[0].id),
         ("9", "video", files[1].id),
@@ -94,7 +94,7 @@ def test_output_files_have_their_nodes_and_types() -> None:
 @pytest.mark.parametrize("output", [{}, {"body": None}, {"body": []}])
 def test_files_without_an_output_are_listed(output: dict[str, Any]) -> None:
     result = StepResult(index=0, output="", artifacts=(artifact(1),))
-    [body] = PRESENTER.outputs(job(results=(result,)), [output])
+    [body] = PRESENTER.to_output_bodies(job(results=(result,)), [output])
     assert (body.node_id, body.id) == ("", artifact(1).id)
 
 
@@ -102,7 +102,7 @@ def test_a_failure_names_the_node() -> None:
     error = JobError(
         code="render_failed", message="no", details={"node_id": 4, "node_type": "KSampler"}
     )
-    body = PRESENTER.job(job(JobStatus.FAILED, error=error), []).error
+    body = PRESENTER.to_job_body(job(JobStatus.FAILED, error=error), []).error
     assert body is not None
     assert body.model_dump() == {
         "code": "render_failed", "message": "no", "node_id": "4", "class_type": "KSampler",
@@ -111,10 +111,13 @@ def test_a_failure_names_the_node() -> None:
 
 def test_an_asset_has_its_hash_if_it_is_known() -> None:
     upload = StoredArtifact(artifact=artifact(1, blake3="b" * 64), job_id=None, created_at=NOW)
-    body = PRESENTER.asset(upload, new=True)
+    body = PRESENTER.to_asset_body(upload, new=True)
     assert (body.hash, body.created_new, body.job_id) == (f"blake3:{'b' * 64}", True, None)
     files = StoredArtifact(artifact=artifact(1), job_id=JOB, created_at=NOW)
-    assert (PRESENTER.asset(files).hash, PRESENTER.asset(files).job_id) == (None, JOB)
+    assert (PRESENTER.to_asset_body(files).hash, PRESENTER.to_asset_body(files).job_id) == (
+        None,
+        JOB,
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,5 +125,5 @@ def test_an_asset_has_its_hash_if_it_is_known() -> None:
     [(Progress(value=0, max=0), 0.0), (Progress(value=9, max=4), 1.0), (Progress(max=3), 0.0)],
 )
 def test_progress_is_a_fraction(progress: Progress, value: float) -> None:
-    assert progress_of(progress, "5").value == value
-    assert progress_of(progress, "5").current_node == "5"
+    assert to_progress(progress, "5").value == value
+    assert to_progress(progress, "5").current_node == "5"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.gateway.config import GatewayConfig
-from moyin.proxy.route import Balance
+from moyin.proxy.route import BalancingPolicy
 
 
 def route(**more: Any) -> dict[str, Any]:
@@ -29,13 +29,13 @@ def test_a_route_with_every_setting() -> None:
             ]
         }
     )
-    [built] = config.table("http://gateway").routes
+    [built] = config.to_route_table("http://gateway").routes
     assert [(u.url, u.weight) for u in built.upstreams] == [
         ("http://10.0.0.1:9", 1),
         ("https://b", 3),
     ]
     assert (built.balance, built.sticky, built.respond_async) == (
-        Balance.WEIGHTED, "x-session", True,
+        BalancingPolicy.WEIGHTED, "x-session", True,
     )  # fmt: skip
     assert built.limit is not None and built.limit.subject == "route:a"
     # Serve stores the configuration as JSON.
@@ -44,7 +44,7 @@ def test_a_route_with_every_setting() -> None:
 
 def test_door_upstream_gets_the_gateways_address() -> None:
     config = GatewayConfig.model_validate({"routes": [route(upstreams=["door/v1/ollama"])]})
-    assert config.table("http://h:1/").routes[0].upstreams[0].url == "http://h:1/v1/ollama"
+    assert config.to_route_table("http://h:1/").routes[0].upstreams[0].url == "http://h:1/v1/ollama"
 
 
 @pytest.mark.parametrize(

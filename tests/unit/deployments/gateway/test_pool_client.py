@@ -7,9 +7,9 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from deployments.gateway.pool_client import ServePoolClient
+from deployments.gateway.pools import ServePoolClient
 from moyin.errors import ServiceUnavailable, WorkerLost
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 
 
 class Handle:
@@ -58,7 +58,7 @@ def as_serve_raises(error: Exception) -> Exception:
 async def test_only_an_unreachable_pool_is_paused(
     pools: dict[str, Handle], error: Exception, arguments: list[str]
 ) -> None:
-    pools["default"] = Handle(error, response := PoolAnswer(version="1", state="up"))
+    pools["default"] = Handle(error, response := PoolResponse(version="1", state="up"))
     pool_client = ServePoolClient(["default"])
     with pytest.raises(ServiceUnavailable):
         await pool_client.get("default", "/a")
@@ -73,7 +73,7 @@ async def test_only_an_unreachable_pool_is_paused(
 async def test_find_executed_queries_all_pools_and_skips_silent_ones(
     pools: dict[str, Handle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.gateway.pool_client._EXECUTED_SECONDS", 0.05)
+    monkeypatch.setattr("deployments.gateway.pools._EXECUTED_SECONDS", 0.05)
     pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
     pool_client = ServePoolClient(["a", "b", "c"])
     # Fetch the handle of pool a now, so that the short timeout below cannot hit it.

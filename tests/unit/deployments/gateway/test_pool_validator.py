@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from deployments.gateway import pool_validator
-from deployments.gateway.pool_validator import PoolValidator
+from deployments.gateway.pools import PoolValidator
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}
@@ -34,7 +33,7 @@ class Pool:
     """Fakes a pool and its renderer actors."""
 
     def __init__(self, answer: Any, names: Any = ("a", "b")) -> None:
-        self.renderers = Remote(list(names))
+        self.list_renderers = Remote(list(names))
         self.actors = {name: SimpleNamespace(validate=Remote(answer)) for name in names}
 
     @property
@@ -55,7 +54,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
             return pool.actors[name]
 
         monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
-        monkeypatch.setattr(pool_validator.ray, "get_actor", actor)
+        monkeypatch.setattr("deployments.gateway.pools.ray.get_actor", actor)
         return pool
 
     return install
@@ -73,7 +72,7 @@ async def test_renderers_take_turns_and_their_list_is_cached(serving: Any) -> No
     validator = PoolValidator()
     for _ in range(4):
         await validator.validate("fast", {})
-    assert ([len(calls) for calls in pool.calls], len(pool.renderers.calls)) == ([2, 2], 1)
+    assert ([len(calls) for calls in pool.calls], len(pool.list_renderers.calls)) == ([2, 2], 1)
 
 
 async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving: Any) -> None:
@@ -107,7 +106,7 @@ async def test_an_unavailable_pool_accepts_graphs_and_is_paused(serving: Any, an
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
-    assert (len(pool.renderers.calls), sum(map(len, pool.calls))) == (1, 1)
+    assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +117,11 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
     serving: Any, renderers_response: Any
 ) -> None:
     pool = serving(Pool({}))
-    pool.renderers.answer = renderers_response
+    pool.list_renderers.answer = renderers_response
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
-    assert (len(pool.renderers.calls), pool.calls) == (1, [[], []])
+    assert (len(pool.list_renderers.calls), pool.calls) == (1, [[], []])
 
 
 async def test_after_the_pause_the_pool_is_called_again(serving: Any) -> None:
@@ -130,4 +129,4 @@ async def test_after_the_pause_the_pool_is_called_again(serving: Any) -> None:
     validator = PoolValidator(pause=0)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
-    assert (len(pool.renderers.calls), sum(map(len, pool.calls))) == (2, 2)
+    assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (2, 2)

@@ -26,16 +26,21 @@ def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
 def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
     read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"])
     local, cloud, vllm = read.backends
-    assert local.tariff(local.models[0]).price_on(PRICES_CHECKED_ON).rates(0).output == 0
-    assert cloud.tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
-    assert vllm.tariff(vllm.models[0]).price_on(PRICES_CHECKED_ON).rates(0).input == Decimal("0.1")
+    assert (
+        local.find_tariff(local.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(0).output
+        == 0
+    )
+    assert cloud.find_tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
+    assert vllm.find_tariff(vllm.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(
+        0
+    ).input == Decimal("0.1")
     assert read.aliases["fast"].models == ("small",)
 
 
 def test_price_is_found_by_the_upstream_name() -> None:
     renamed = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
     (cloud,) = config({**CLOUD, "models": [renamed]}).backends
-    assert cloud.tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
+    assert cloud.find_tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,11 @@ def test_price_is_found_by_the_upstream_name() -> None:
             {},
             "must have no up_to",
         ),
-        ([LOCAL], {"home": {"residency": ["mars"]}}, "no back end is in 'mars'"),
+        (
+            [LOCAL],
+            {"home": {"residency": ["mars"]}},
+            "aliases.home.residency: no back end has the residency 'mars'",
+        ),
         ([LOCAL], {"fast": {"cache": {"ttl_s": 0}}}, "greater than"),
     ],
 )
@@ -89,30 +98,36 @@ def test_prices_may_depend_on_day_and_prompt_length() -> None:
         {"since": "2027-01-01", "input": 3, "output": 15},
     ]
     (vllm,) = config({**VLLM, "models": [{**SMALL, "price": prices}]}).backends
-    tariff = vllm.tariff(vllm.models[0])
-    assert tariff.price_on(PRICES_CHECKED_ON).rates(1000).input == 1
-    assert tariff.price_on(PRICES_CHECKED_ON).rates(1001).input == 2
-    assert tariff.price_on(date(2027, 1, 1)).rates(1).output == 15
+    tariff = vllm.find_tariff(vllm.models[0])
+    assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1000).input == 1
+    assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1001).input == 2
+    assert tariff.get_price_on(date(2027, 1, 1)).select_rates(1).output == 15
 
 
 def test_configured_price_overrides_the_table() -> None:
     (cloud,) = config({**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}).backends
-    assert cloud.tariff(cloud.models[0]).price_on(PRICES_CHECKED_ON).rates(1).input == 7
+    assert (
+        cloud.find_tariff(cloud.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(1).input
+        == 7
+    )
 
 
 def test_model_may_be_priced_by_gpu_hour() -> None:
     (local,) = config(
         {**LOCAL, "models": [{**SMALL, "price": {"usd_per_gpu_hour": "0.6"}}]}
     ).backends
-    assert local.models[0].gpu == GpuRate(usd_per_hour=Decimal("0.6"))
-    assert local.tariff(local.models[0]) is FREE_TARIFF
+    assert local.models[0].gpu_rate == GpuRate(usd_per_hour=Decimal("0.6"))
+    assert local.find_tariff(local.models[0]) is FREE_TARIFF
 
 
 @pytest.mark.parametrize(
     ("tenants", "message"),
     [
-        ({"ada": {"residency": ["mars"]}}, "tenant 'ada': no back end is in 'mars'"),
-        ({"ada": {"models": ["big"]}}, "tenant 'ada': no model or alias 'big'"),
+        (
+            {"ada": {"residency": ["mars"]}},
+            "tenants.ada.residency: no back end has the residency 'mars'",
+        ),
+        ({"ada": {"models": ["big"]}}, "tenants.ada.models: there is no model or alias 'big'"),
         ({"ada": {"model": ["small"]}}, "Extra inputs"),
     ],
 )
@@ -134,4 +149,4 @@ def test_concurrent_calls_depend_on_the_kind_of_server() -> None:
         "models": [{**SMALL, "name": "s"}],
     }
     read = config({**LOCAL, "server": {"parallel": 3}}, ollama, CLOUD)
-    assert [backend.limit for backend in read.backends] == [3, 1, 256]
+    assert [backend.max_calls for backend in read.backends] == [3, 1, 256]

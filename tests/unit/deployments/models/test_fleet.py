@@ -11,7 +11,7 @@ from deployments.models.fleet import FleetBuilder
 from moyin.domain.backend import ApiFormat
 from moyin.http.breaker import BreakerState
 from moyin.settings import Settings
-from moyin.testing.telemetry import RecordingTelemetry
+from moyin.testing.fakes import RecordingTelemetry
 from moyin.text.backends.openai import OPENAI_URL
 
 CLOUD = {
@@ -93,7 +93,7 @@ async def test_new_configuration_keeps_unchanged_back_ends(settings: Settings) -
 async def test_removed_back_end_closes_after_its_last_request(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.models.fleet._RETIREMENT_SECONDS", 0.01)
+    monkeypatch.setattr("deployments.models.fleet._IDLE_CHECK_SECONDS", 0.01)
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
     runtime = builder.build(config(CLOUD)).runtimes["claude"]
     closed = asyncio.Event()
@@ -123,7 +123,7 @@ async def test_every_embedded_server_is_a_separate_back_end(
         "local-0",
         "local-1",
     ]
-    actors = {runtime.backend._actor._name for runtime in fleet.runtimes.values()}  # type: ignore[attr-defined]
+    actors = {runtime.backend._endpoints._name for runtime in fleet.runtimes.values()}  # type: ignore[attr-defined]
     assert len(actors) == 2
 
 

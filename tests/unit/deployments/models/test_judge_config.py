@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
-from deployments.models.rules import policies_of
+from deployments.models.rules import build_policies
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.routing.catalog import UNRESTRICTED
 from tests.unit.deployments.models.test_config import HAIKU, LOCAL, VLLM
@@ -36,13 +36,13 @@ def config(judge: Any, tenants: Any = None, **aliases: Any) -> ModelsConfig:
 def test_judge_is_off_unless_configured() -> None:
     assert ModelsConfig().routing.judge is None
     judge = config({**JUDGE, "share": 0}).routing.judge
-    assert judge is not None and judge.rules() is None
+    assert judge is not None and judge.to_rules() is None
 
 
 def test_rules_follow_the_configuration() -> None:
     judge = config({**JUDGE, "second": "small", "usd_per_month": "0.1"}).routing.judge
     assert judge is not None
-    assert judge.rules() == JudgeRules(
+    assert judge.to_rules() == JudgeRules(
         share=0.1, model="claude-opus-5-5", second="small", usd_per_month=Decimal("0.1")
     )
 
@@ -115,6 +115,6 @@ def test_share_model_and_budget_are_required() -> None:
     ],
 )
 def test_tenants_opt_out_and_in(tenants: dict[str, Any], judged: dict[str, bool]) -> None:
-    policies = policies_of(config(JUDGE, tenants).tenants)
+    policies = build_policies(config(JUDGE, tenants).tenants)
     assert policies.pop(JUDGE_OWNER) == UNRESTRICTED
     assert {owner: policy.is_judged for owner, policy in policies.items()} == judged

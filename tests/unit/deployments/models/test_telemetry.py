@@ -8,9 +8,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from deployments.models.telemetry import CallTelemetry
+from deployments.models.telemetry import CallTelemetry, JudgeMetrics, LearningMetrics
 from moyin.domain.money import Usage
 from moyin.http.breaker import BreakerState
+from moyin.text.judging.verdict import Outcome
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.telemetry import CallRecord
 
 CALL = {
@@ -54,7 +56,7 @@ class _Metric:
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
     recorded = Metrics()
-    monkeypatch.setattr("deployments.histogram.metrics", recorded)
+    monkeypatch.setattr("deployments.observer.metrics", recorded)
     monkeypatch.setattr("deployments.models.telemetry.metrics", recorded)
     return recorded
 
@@ -83,7 +85,7 @@ def test_metrics_have_opentelemetry_names(metrics: Metrics) -> None:
     telemetry.record_call(
         record(usage=Usage(), first_token_seconds=None, seconds=0.2, error="overloaded")
     )
-    telemetry.work()
+    telemetry.export()
     tokens = "gen_ai_client_token_usage"
     assert metrics.get(f"{tokens}_sum", **CALL, gen_ai_token_type="input") == 100
     assert metrics.get(f"{tokens}_count", **CALL, gen_ai_token_type="output") == 1
@@ -103,7 +105,7 @@ def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     for state in (BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN):
         telemetry.record_breaker_state("gpu-0", state)
-        telemetry.work()
+        telemetry.export()
         gauge = {
             other: metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state=other.value)
             for other in BreakerState
@@ -116,14 +118,14 @@ def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
 def test_breaker_state_is_exported_until_its_back_end_is_removed(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     telemetry.record_breaker_state("gpu-0", BreakerState.CLOSED)
-    telemetry.work()
+    telemetry.export()
     metrics.values.clear()  # as Ray does with gauges that were not set for a while
-    telemetry.work()
+    telemetry.export()
     assert metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state="closed") == 1
     assert not any(name.endswith("transitions") for name, _ in metrics.values)
     telemetry.forget_backend("gpu-0")
     metrics.values.clear()
-    telemetry.work()
+    telemetry.export()
     assert not metrics.values
 
 
@@ -138,7 +140,7 @@ def test_spans_go_to_the_tracer_of_the_process(
     parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     telemetry.record_call(record(traceparent=parent))
     telemetry.record_call(record(error="cancelled"))
-    telemetry.work()
+    telemetry.export()
     provider.shutdown()
     answered, cut = spans.get_finished_spans()
     assert answered.name == "chat qwen3"
@@ -155,5 +157,27 @@ def test_spans_go_to_the_tracer_of_the_process(
 def test_no_spans_without_a_tracer(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     telemetry.record_call(record())
-    telemetry.work()  # must neither fail nor create a tracer
+    telemetry.export()  # must neither fail nor create a tracer
     assert metrics.values
+
+
+def test_each_learned_request_is_counted_once(metrics: Metrics) -> None:
+    background = BackgroundQueue()
+    counts = LearningMetrics(background)
+    background.sampler.accepted, background.sampler.skipped, background.failed = 3, 7, 1
+    counts.export()
+    background.sampler.accepted = 5
+    counts.export()
+    assert metrics.get("moyin_quality_requests", outcome="learned") == 5
+    assert metrics.get("moyin_quality_requests", outcome="left_out") == 7
+    assert metrics.get("moyin_quality_requests", outcome="failed") == 1
+
+
+def test_each_outcome_is_counted_once(metrics: Metrics) -> None:
+    counts = JudgeMetrics()
+    for outcome in (Outcome.STARTED, Outcome.AGREED, Outcome.STARTED):
+        counts.record_outcome(outcome)
+    counts.export()
+    counts.export()
+    assert metrics.get("moyin_judge_samples", outcome="started") == 2
+    assert metrics.get("moyin_judge_samples", outcome="agreed") == 1

@@ -17,27 +17,29 @@ from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from deployments.render.activities import RenderActivities, prompt_id_of
+from deployments.job_services import JobServices
+from deployments.render.activities import RenderActivities, derive_prompt_id
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
+from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.jobs.workflows.types import StepDone, StepInput
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
+from moyin.jobs.workflows.types import StepInput, StepOutcome
+from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id, generate_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules
+from moyin.store.render_cache import CacheRules
 from moyin.store.sql import Database
+from moyin.testing.fakes import InMemoryRenderCache
 from moyin.testing.renderer import FakeRenderer
-from moyin.testing.renders import InMemoryRenderCache
 
 JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
@@ -53,8 +55,8 @@ class UnrecordedSteps:
 
     async def run_step(
         self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
-    ) -> StepDone:
-        return StepDone(result=await work())
+    ) -> StepOutcome:
+        return StepOutcome(result=await work())
 
 
 class Bench:
@@ -72,18 +74,25 @@ class Bench:
         self.environment = ActivityEnvironment()
         events: Any = NoEvents()
         status_writer: Any = UnrecordedSteps()
+        unused: Any = None
+        limits = LimitStore(self.database)
         self.activities = RenderActivities(
             pool=self.pool,
-            blobs=self.blobs,
-            artifacts=self.artifacts,
-            jobs=self.jobs,
+            services=JobServices(
+                database=self.database,
+                artifacts=self.artifacts,
+                jobs=self.jobs,
+                limits=limits,
+                blobs=self.blobs,
+                events=events,
+                frames=unused,
+                status_writer=status_writer,
+                temporal=unused,
+            ),
             prompts=PromptStore(self.database),
-            events=events,
-            record=status_writer,
-            sizes=ModelSizes(folder / "models"),
-            cache=self.cache,
-            rules=CacheRules(kind="k"),
-            guard=RenderGuard("default", PoolRules(), LimitStore(self.database)),
+            model_sizes=ModelSizes(folder / "models"),
+            result_cache=RenderResultCache(self.cache, self.blobs, CacheRules(kind="k")),
+            guard=RenderGuard("default", PoolRules(), limits),
         )
 
     async def run(
@@ -100,14 +109,15 @@ class Bench:
         steps = (step,) * (index + 1)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
         step_input = StepInput(job_id=job_id, attempt=1, owner=owner, index=index, spec=spec)
-        done: StepDone = await self.environment.run(self.activities.render_step, step_input)
+        done = await self.environment.run(self.activities.render_step, step_input)
+        assert isinstance(done, StepOutcome)
         return done.result
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    await bench.database.ready()
+    await bench.database.ensure_schema()
     yield bench
     await bench.database.close()
 
@@ -117,7 +127,7 @@ async def test_retried_step_returns_the_same_result(bench: Bench) -> None:
     assert first == second
     assert first.backend == "comfyui-default-0"
     [artifact] = first.artifacts
-    assert artifact.id == step_artifact_id(JOB, 0, 0)
+    assert artifact.id == derive_step_artifact_id(JOB, 0, 0)
     output = json.loads(await bench.blobs.get(first.output))
     assert output == {
         "text": None,
@@ -136,15 +146,19 @@ async def test_files_of_other_nodes_are_left_out(bench: Bench) -> None:
 
 async def test_each_step_has_its_own_prompt_id(bench: Bench) -> None:
     await bench.run(GRAPH, index=1)
-    assert bench.renderer.started == [prompt_id_of(JOB, 1)]
-    assert prompt_id_of(JOB, 0) == JOB
-    assert str(uuid.UUID(prompt_id_of(JOB, 1))) == prompt_id_of(JOB, 1) != prompt_id_of(JOB, 2)
+    assert bench.renderer.started == [derive_prompt_id(JOB, 1)]
+    assert derive_prompt_id(JOB, 0) == JOB
+    assert (
+        str(uuid.UUID(derive_prompt_id(JOB, 1)))
+        == derive_prompt_id(JOB, 1)
+        != derive_prompt_id(JOB, 2)
+    )
 
 
 async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
     sha256 = await bench.blobs.put(b"png")
     artifact = Artifact(
-        id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
+        id=generate_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
     )
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact.id}"}}}
     await bench.artifacts.add(artifact, owner="bob")
@@ -154,7 +168,7 @@ async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
     assert bench.renderer.started == []
 
     own = Artifact(
-        id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
+        id=generate_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
     )
     await bench.artifacts.add(own, owner="ann")
     graph["1"]["inputs"] = {"image": f"artifact:{own.id}"}
@@ -298,7 +312,7 @@ async def test_equal_graph_is_answered_from_the_cache(bench: Bench) -> None:
     assert bench.renderer.started == [JOB]
     assert (first.cached, second.cached, second.backend) == (False, True, "cache")
     [artifact] = second.artifacts
-    assert artifact.id == step_artifact_id(OTHER, 0, 0)
+    assert artifact.id == derive_step_artifact_id(OTHER, 0, 0)
     assert artifact.sha256 == first.artifacts[0].sha256
     body = json.loads(await bench.blobs.get(second.output))["body"]
     assert body == {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}}

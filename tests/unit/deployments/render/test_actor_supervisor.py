@@ -12,13 +12,14 @@ import pytest
 
 from actors.comfyui import ActorStatus, ComfySpec
 from deployments.render import actor_supervisor as module
-from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
+from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.pool import Pool
+from deployments.render.telemetry import ActorCounts
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import ServiceUnavailable, StackError
-from moyin.render.scheduling.policy import PendingRender
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.scheduling.rules import PendingRender, ScalingPolicy
 from moyin.testing.renderer import FakeRenderer
+from tests.waiting import eventually
 
 SPEC = ComfySpec(gpus=0.5)
 
@@ -58,7 +59,7 @@ class Cluster:
             self.actors[name] = actor
         return self.actors[name]
 
-    def existing(self, prefix: str) -> list[str]:
+    def list_actors(self, prefix: str) -> list[str]:
         return sorted(self.actors)
 
 
@@ -66,7 +67,7 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     monkeypatch.setattr(module, "find_or_start", cluster.find_or_start)
-    monkeypatch.setattr(module, "existing", cluster.existing)
+    monkeypatch.setattr(module, "list_actors", cluster.list_actors)
     monkeypatch.setattr(module, "RayRenderer", lambda handle: handle)
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
     monkeypatch.setattr(module, "_PLACEMENT_SECONDS", 0.2)
@@ -81,49 +82,43 @@ def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
     return asyncio.create_task(pool.render(wanted, pending, lambda _: None, is_retry=is_retry))
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("the condition did not become true")
-
-
 async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=3, patience=10, idle=0.2))
+    supervisor = ActorSupervisor(
+        pool, SPEC, ScalingPolicy(minimum=0, maximum=3, patience=10, idle=0.2)
+    )
     supervisor.start()
     await asyncio.sleep(0.1)
     assert cluster.actors == {}
     tasks = [render(pool) for _ in range(2)]
-    await until(lambda: len(cluster.actors) == 2)
+    await eventually(lambda: len(cluster.actors) == 2)
     await asyncio.gather(*tasks)
-    await until(lambda: cluster.actors == {})
-    supervisor.check()
+    await eventually(lambda: cluster.actors == {})
+    supervisor.check_running()
     await render(pool)
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
     assert cluster.actors == {}
 
 
 async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=2, maximum=3, idle=0.05))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=2, maximum=3, idle=0.05))
     supervisor.start()
-    await until(lambda: len(supervisor.statuses) == 2)
+    await eventually(lambda: len(supervisor.statuses) == 2)
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-1"]
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=2, maximum=2))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=2, maximum=2))
     supervisor.start()
-    await until(lambda: len(supervisor.statuses) == 2)
+    await eventually(lambda: len(supervisor.statuses) == 2)
     cluster.actors["comfyui-p-0"].held.clear()
     cluster.actors["comfyui-p-1"].held.clear()
     task = render(pool)
-    await until(lambda: any(actor.busy.is_set() for actor in cluster.actors.values()))
-    await supervisor.remove_idle()
+    await eventually(lambda: any(actor.busy.is_set() for actor in cluster.actors.values()))
+    await supervisor.remove_idle_actors()
     [left] = cluster.actors.values()
     assert left.busy.is_set()
     left.held.set()
@@ -138,15 +133,15 @@ async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
     abandoned = render(before)
     await actor.busy.wait()
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=1, idle=0.05))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05))
     supervisor.start()
     task = render(pool, prompt_id=actor.started[0])
     await asyncio.sleep(0.3)
     assert "comfyui-p-0" in cluster.actors
     actor.held.set()
     await asyncio.gather(task, abandoned)
-    await until(lambda: cluster.actors == {})
-    await supervisor.remove_idle()
+    await eventually(lambda: cluster.actors == {})
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: Cluster) -> None:
@@ -155,36 +150,36 @@ async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: 
     for actor in (old, surplus):
         actor.held.clear()
         actor._running.add("left-over")
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-7"]
     for actor in (old, surplus):
         actor._running.clear()
-    await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
-    await until(lambda: cluster.actors["comfyui-p-0"] is not old)
-    supervisor.check()
-    await supervisor.remove_idle()
+    await eventually(lambda: list(cluster.actors) == ["comfyui-p-0"])
+    await eventually(lambda: cluster.actors["comfyui-p-0"] is not old)
+    supervisor.check_running()
+    await supervisor.remove_idle_actors()
 
 
 async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: Cluster) -> None:
     old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old._finished.add("left-over")
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
-    await until(lambda: cluster.actors.get("comfyui-p-0") not in (None, old))
+    await eventually(lambda: cluster.actors.get("comfyui-p-0") not in (None, old))
     name, done = await render(pool, "left-over")
     assert (name, done.files) == ("comfyui-p-0", (old.file,))
     assert cluster.actors["comfyui-p-0"].started == []
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
-    await until(lambda: len(supervisor.statuses) == 1)
+    await eventually(lambda: len(supervisor.statuses) == 1)
     [actor] = cluster.actors.values()
     actor.held.clear()
     task = render(pool)
@@ -192,7 +187,7 @@ async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     actor._running.clear()
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
     assert list(cluster.actors.values()) == [actor]
 
 
@@ -202,57 +197,61 @@ async def test_unplaced_actor_waits_while_renders_wait(
     caplog.set_level("INFO", module.__name__)
     cluster.capacity = 0
     pool, counts = Pool("p"), set[ActorCounts]()
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=2, idle=0.05), counts.add)
+    supervisor = ActorSupervisor(
+        pool, SPEC, ScalingPolicy(minimum=0, maximum=2, idle=0.05), counts.add
+    )
     supervisor.start()
     task = render(pool)
-    await until(lambda: supervisor.placing_seconds.get("comfyui-p-0", 0) > 0.4)
+    await eventually(lambda: supervisor.placing_seconds.get("comfyui-p-0", 0) > 0.4)
     assert ActorCounts(ready=0, starting=0, placing=1) in counts
     assert [r.getMessage() for r in caplog.records] == [
-        "actor comfyui-p-0 waits for a node with room for 0.5 GPU, 0.5 CPU"
+        "actor comfyui-p-0 is waiting for a node with 0.5 GPU, 0.5 CPU"
     ]
     assert supervisor.statuses == {}
     cluster.actors["comfyui-p-0"].placed.set()
     await asyncio.wait_for(task, 5)
     assert supervisor.placing_seconds == {}
-    await until(lambda: cluster.actors == {})
-    await supervisor.remove_idle()
+    await eventually(lambda: cluster.actors == {})
+    await supervisor.remove_idle_actors()
 
 
 async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
     cluster.capacity = 1
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=2, patience=0.01, idle=100))
+    supervisor = ActorSupervisor(
+        pool, SPEC, ScalingPolicy(minimum=0, maximum=2, patience=0.01, idle=100)
+    )
     supervisor.start()
     await asyncio.gather(*(render(pool) for _ in range(3)))
-    await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
-    await supervisor.remove_idle()
+    await eventually(lambda: list(cluster.actors) == ["comfyui-p-0"])
+    await supervisor.remove_idle_actors()
 
 
 async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     assert supervisor.is_starting, "before it has looked for actors"
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.ready = False
     supervisor.start()
-    await until(lambda: len(supervisor.statuses) == 1)
+    await eventually(lambda: len(supervisor.statuses) == 1)
     assert supervisor.is_starting
     actor.error = "ComfyUI ended with status 1"
-    await until(lambda: not supervisor.is_starting)
+    await eventually(lambda: not supervisor.is_starting)
     actor.ready, actor.error = True, None
-    await until(lambda: pool.renderers == ["comfyui-p-0"])
+    await eventually(lambda: pool.renderers == ["comfyui-p-0"])
     assert not supervisor.is_starting
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> None:
     cluster.capacity = 0
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
-    await until(lambda: "comfyui-p-0" in supervisor.placing_seconds)
+    await eventually(lambda: "comfyui-p-0" in supervisor.placing_seconds)
     assert supervisor.is_starting
-    await until(lambda: not supervisor.is_starting)
-    await supervisor.remove_idle()
+    await eventually(lambda: not supervisor.is_starting)
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster) -> None:
@@ -260,15 +259,15 @@ async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster)
     old.held.clear()
     old._running.add("left-over")
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
-    await until(lambda: pool.is_draining("comfyui-p-0"))
+    await eventually(lambda: pool.is_draining("comfyui-p-0"))
     with pytest.raises(ServiceUnavailable):
         await pool.get("/object_info")
     assert supervisor.is_starting
     old._running.clear()
-    await until(lambda: pool.renderers == ["comfyui-p-0"])
-    await supervisor.remove_idle()
+    await eventually(lambda: pool.renderers == ["comfyui-p-0"])
+    await supervisor.remove_idle_actors()
 
 
 async def test_start_error_is_logged_once(
@@ -282,11 +281,11 @@ async def test_start_error_is_logged_once(
         raise StackError("ComfyUI is not installed" if tries < 4 else "it is broken")
 
     monkeypatch.setattr(module, "find_or_start", fail)
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1, idle=0.05))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1, idle=0.05))
     supervisor.start()
-    await until(lambda: tries > 6)
-    await supervisor.remove_idle()
+    await eventually(lambda: tries > 6)
+    await supervisor.remove_idle_actors()
     assert [record.getMessage() for record in caplog.records] == [
-        "actor comfyui-p-0: ComfyUI is not installed",
-        "actor comfyui-p-0: it is broken",
+        "actor comfyui-p-0 failed and is started again: ComfyUI is not installed",
+        "actor comfyui-p-0 failed and is started again: it is broken",
     ]

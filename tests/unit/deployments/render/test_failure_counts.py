@@ -11,36 +11,38 @@ def after(*errors: Exception) -> FailureCounts:
     counts = FailureCounts()
     for error in errors:
         # As the heartbeat carries it from one attempt to the next.
-        counts = FailureCounts.read([counts.after(error).write()])
+        counts = FailureCounts.from_heartbeat([counts.add(error).to_heartbeat()])
     return counts
 
 
 def test_two_comfyuis_that_die_during_a_render_poison_it() -> None:
-    assert after(DIED).poisoned(DIED) is None
-    poisoned = after(DIED, DIED).poisoned(DIED)
+    assert after(DIED).find_final_error(DIED) is None
+    poisoned = after(DIED, DIED).find_final_error(DIED)
     assert poisoned is not None
     assert "status -9" in poisoned.message
     assert (poisoned.retryable, poisoned.details) == (False, {"lost": 2})
 
 
 def test_lost_actors_poison_a_render_only_after_five() -> None:
-    assert after(LOST, LOST, DIED, LOST).poisoned(LOST) is None
-    assert after(*[LOST] * 5).poisoned(LOST) is not None
+    assert after(LOST, LOST, DIED, LOST).find_final_error(LOST) is None
+    assert after(*[LOST] * 5).find_final_error(LOST) is not None
 
 
 def test_only_failures_and_not_outages_are_counted() -> None:
     away = ServiceUnavailable("ComfyUI is not running yet")
     assert after(*[away] * 50) == FailureCounts()
     bug = ValueError("a bug")
-    assert not after(*[bug] * 5).is_exhausted(bug)
-    assert after(*[bug] * 6).is_exhausted(bug)
-    assert not after(*[bug] * 3).is_exhausted(LOST)
+    assert after(*[bug] * 5).allows_retry(bug)
+    assert not after(*[bug] * 6).allows_retry(bug)
+    assert after(*[bug] * 3).allows_retry(LOST)
 
 
 def test_final_errors_are_not_retried() -> None:
-    assert after(RenderFailed("node 3 raised")).is_exhausted(RenderFailed("node 3 raised"))
-    assert FailureCounts().is_exhausted(StepFailed("an input is gone"))
+    assert not after(RenderFailed("node 3 raised")).allows_retry(RenderFailed("node 3 raised"))
+    assert not FailureCounts().allows_retry(StepFailed("an input is gone"))
 
 
 def test_missing_heartbeat_details_count_nothing() -> None:
-    assert FailureCounts.read([]) == FailureCounts.read([None]) == FailureCounts()
+    assert (
+        FailureCounts.from_heartbeat([]) == FailureCounts.from_heartbeat([None]) == FailureCounts()
+    )

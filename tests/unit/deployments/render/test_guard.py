@@ -8,11 +8,10 @@ import pytest
 
 from deployments.render.config import RenderArgs
 from deployments.render.guard import RenderGuard
-from moyin.domain.limits import Limit
-from moyin.domain.pools import DISK_NODES, PoolRules
+from moyin.domain.limits import DISK_NODES, Limit, PoolRules
 from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
-from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import TENANT
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 
 OWN = f"moyin/{'a' * 64}.png"
 
@@ -36,44 +35,44 @@ def graph(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 async def test_reserved_pool_renders_only_for_its_tenants() -> None:
-    await guard(tenants=("ann",)).check("ann", "big", graph("Load"), ())
+    await guard(tenants=("ann",)).check_render("ann", "big", graph("Load"), ())
     with pytest.raises(PoolNotAllowed, match="big"):
-        await guard(tenants=("ann",)).check("bob", "big", graph("Load"), ())
+        await guard(tenants=("ann",)).check_render("bob", "big", graph("Load"), ())
 
 
 async def test_redirected_render_needs_permission_for_the_larger_pool() -> None:
-    await guard("small", "big").check("ann", "small", graph("Load"), ())
-    await guard().check("ann", "small", graph("Load"), ())
+    await guard("small", "big").check_render("ann", "small", graph("Load"), ())
+    await guard().check_render("ann", "small", graph("Load"), ())
     with pytest.raises(PoolNotAllowed):
-        await guard("small").check("ann", "small", graph("Load"), ())
+        await guard("small").check_render("ann", "small", graph("Load"), ())
 
 
 async def test_denied_node_is_refused() -> None:
     with pytest.raises(NodeNotAllowed, match="node '1'"):
-        await guard().check("ann", "big", graph("SaveLoRA"), ())
-    await guard(deny=()).check("ann", "big", graph("SaveLoRA"), ())
+        await guard().check_render("ann", "big", graph("SaveLoRA"), ())
+    await guard(deny=()).check_render("ann", "big", graph("SaveLoRA"), ())
 
 
 async def test_input_file_of_another_prompt_is_refused() -> None:
-    await guard().check("ann", "big", graph("Load", image=OWN, more={"deep": [OWN]}), {OWN})
+    await guard().check_render("ann", "big", graph("Load", image=OWN, more={"deep": [OWN]}), {OWN})
     for image in (OWN, f"{OWN} [input]", {"deep": [OWN]}):
-        with pytest.raises(InputNotFound, match="no file of yours"):
-            await guard().check("ann", "big", graph("Load", image=image), ())
+        with pytest.raises(InputNotFound, match="you have no file"):
+            await guard().check_render("ann", "big", graph("Load", image=image), ())
 
 
 def test_client_cannot_override_the_rules_in_extra_data() -> None:
-    client_data = {"extra_pnginfo": {"a": 1}, KEY: {"deny": []}}
-    extra_data = guard(unchecked=("A.b",)).extra_data("ann", client_data)
-    tenant = extra_data[KEY].pop(TENANT)
+    client_data = {"extra_pnginfo": {"a": 1}, MOYIN_KEY: {"deny": []}}
+    extra_data = guard(unchecked=("A.b",)).add_pool_rules("ann", client_data)
+    tenant = extra_data[MOYIN_KEY].pop(TENANT_KEY)
     assert extra_data == {
         "extra_pnginfo": {"a": 1},
-        KEY: {"allow": ["*"], "deny": list(DISK_NODES), "unchecked": ["A.b"]},
+        MOYIN_KEY: {"allow": ["*"], "deny": list(DISK_NODES), "unchecked": ["A.b"]},
     }
     assert "ann" not in tenant
-    assert guard().extra_data("bob", client_data)[KEY][TENANT] != tenant
+    assert guard().add_pool_rules("bob", client_data)[MOYIN_KEY][TENANT_KEY] != tenant
 
 
 def test_rules_come_from_the_configuration() -> None:
-    assert RenderArgs().rules() == PoolRules()
+    assert RenderArgs().to_rules() == PoolRules()
     args = RenderArgs.model_validate({"tenants": ["ann"], "nodes": {"allow": ["A*"], "deny": []}})
-    assert args.rules() == PoolRules(tenants=("ann",), allow=("A*",), deny=())
+    assert args.to_rules() == PoolRules(tenants=("ann",), allow=("A*",), deny=())

@@ -22,7 +22,7 @@ from moyin.errors import (
     ServiceUnavailable,
     WorkerLost,
 )
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.testing.renderer import FakeRenderer
 
 
@@ -74,7 +74,7 @@ async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
         pool.add_renderer(name, renderer, status())
     tasks = [render(pool, request()) for _ in range(5)]
     await settle()
-    assert (len(a.started), len(b.started), pool.waiting) == (1, 1, 3)
+    assert (len(a.started), len(b.started), pool.waiting_renders) == (1, 1, 3)
     a.held.set()
     b.held.set()
     await asyncio.gather(*tasks)
@@ -241,18 +241,20 @@ async def test_prompt_is_executed_before_its_files_are_stored(pool: Pool) -> Non
     wanted = request()
     task = render(pool, wanted)
     await settle()
-    assert pool.executed([wanted.prompt_id]) == []
+    assert pool.find_executed([wanted.prompt_id]) == []
     a.held.set()
     await settle()
-    assert pool.executed([wanted.prompt_id, "other"]) == [wanted.prompt_id]
+    assert pool.find_executed([wanted.prompt_id, "other"]) == [wanted.prompt_id]
     stored.set()
     await task
-    assert pool.executed([wanted.prompt_id]) == [wanted.prompt_id], "its row has yet to be written"
+    assert pool.find_executed([wanted.prompt_id]) == [wanted.prompt_id], (
+        "its row has yet to be written"
+    )
     # Another attempt at the same job is another execution.
     a.held.clear()
     again = render(pool, wanted)
     await settle()
-    assert pool.executed([wanted.prompt_id]) == []
+    assert pool.find_executed([wanted.prompt_id]) == []
     a.held.set()
     await again
 
@@ -261,12 +263,12 @@ async def test_prompt_that_waits_for_another_execution_is_not_executed(pool: Poo
     pool.add_renderer("a", FakeRenderer(), status())
     wanted = request()
     await render(pool, wanted)
-    assert pool.executed([wanted.prompt_id]) == [wanted.prompt_id]
+    assert pool.find_executed([wanted.prompt_id]) == [wanted.prompt_id]
     # Files that were not stored yet are lost with the renderer.
     pool.remove_renderer("a")
     again = render(pool, wanted, is_retry=True)
     await settle()
-    assert (pool.waiting, pool.executed([wanted.prompt_id])) == (1, [])
+    assert (pool.waiting_renders, pool.find_executed([wanted.prompt_id])) == (1, [])
     pool.add_renderer("b", FakeRenderer(), status())
     await again
 
@@ -286,7 +288,7 @@ async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
         await render(pool, request())
     a.held.set()
     await begun
-    assert (len(a.started), pool.waiting) == (1, 0)
+    assert (len(a.started), pool.waiting_renders) == (1, 0)
 
 
 async def test_get_needs_a_renderer(pool: Pool) -> None:

@@ -40,8 +40,8 @@ class Stores:
 
 @pytest.fixture
 def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
-    monkeypatch.setattr(module, "_EVENT_SECONDS", 0.02)
-    monkeypatch.setattr(module, "_ROW_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_EVENT_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(module, "_ROW_INTERVAL_SECONDS", 0.1)
     return Stores()
 
 
@@ -58,9 +58,9 @@ async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) 
         await asyncio.sleep(0.2)
     # A loaded machine takes longer, and then more events are sent.
     seconds = time.monotonic() - began
-    assert 2 <= len(stores.events) <= 2 + seconds / module._EVENT_SECONDS
+    assert 2 <= len(stores.events) <= 2 + seconds / module._EVENT_INTERVAL_SECONDS
     assert stores.events[-1] == {"value": 199, "max": 200, "step": 2, "node": "7"}
-    assert 1 <= len(stores.rows) <= 2 + seconds / module._ROW_SECONDS
+    assert 1 <= len(stores.rows) <= 2 + seconds / module._ROW_INTERVAL_SECONDS
     assert stores.rows[-1] == Progress(value=199, max=200, step=2)
 
 
@@ -77,7 +77,7 @@ async def test_failed_row_is_written_again(stores: Stores) -> None:
 async def test_hanging_store_does_not_delay_the_end(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_CLOSE_TIMEOUT_SECONDS", 0.1)
     stuck = asyncio.Event()
 
     async def hang(*_: Any) -> None:

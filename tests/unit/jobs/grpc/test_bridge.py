@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.bridge import GrpcBridge, NoBridge
+from moyin.jobs.grpc.bridge import GrpcBridge, RefusingBridge
 from moyin.jobs.grpc.faults import Fault
 
 
@@ -81,7 +81,7 @@ async def test_an_app_without_the_calls_names_the_app_that_has_them(
     call: Callable[[GrpcBridge, str], Awaitable[object]],
 ) -> None:
     with pytest.raises(Fault, match="application: gateway") as caught:
-        await call(NoBridge(), "1")
+        await call(RefusingBridge(), "1")
     assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -9,8 +9,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from moyin.client.errors import RequestRefused
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault, fault_of
-from moyin.jobs.grpc.translate import chat_body, chat_event, job_message
+from moyin.jobs.grpc.faults import Fault, to_fault
+from moyin.jobs.grpc.translate import to_chat_body, to_chat_event, to_job_message
 
 JOB = {
     "id": "j1", "kind": "render", "status": "failed", "steps": 1,
@@ -34,7 +34,7 @@ def test_a_chat_request_becomes_a_streamed_body() -> None:
         stop=["\n"],
         extra_json='{"tools": [], "stream": false}',
     )
-    assert chat_body(request) == {
+    assert to_chat_body(request) == {
         "model": "auto",
         "messages": [
             {"role": "user", "content": "hi"},
@@ -52,7 +52,7 @@ def test_a_chat_request_becomes_a_streamed_body() -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "1", pytest.param("[" * 100_000, id="deep")])
 def test_bad_json_is_named(text: str) -> None:
     with pytest.raises(Fault) as caught:
-        chat_body(pb.ChatRequest(model="m", extra_json=text))
+        to_chat_body(pb.ChatRequest(model="m", extra_json=text))
     assert (caught.value.status, caught.value.field) == (
         grpc.StatusCode.INVALID_ARGUMENT, "extra_json",
     )  # fmt: skip
@@ -60,18 +60,18 @@ def test_bad_json_is_named(text: str) -> None:
 
 def test_chunks_become_events() -> None:
     chunk: dict[str, Any] = {"choices": [{"delta": {"content": "he"}, "finish_reason": "stop"}]}
-    event = chat_event(chunk)
+    event = to_chat_event(chunk)
     assert (event.text, event.finish_reason) == ("he", "stop")
-    usage = chat_event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
+    usage = to_chat_event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
     assert (usage.usage.prompt_tokens, usage.usage.completion_tokens) == (3, 4)
     calls = [{"index": 0, "function": {"name": "f"}}]
-    event = chat_event({"choices": [{"delta": {"tool_calls": calls}}]})
+    event = to_chat_event({"choices": [{"delta": {"tool_calls": calls}}]})
     assert json.loads(event.tool_calls_json) == calls
-    assert chat_event({"choices": [{"delta": {"role": "assistant"}}]}).ByteSize() == 0
+    assert to_chat_event({"choices": [{"delta": {"role": "assistant"}}]}).ByteSize() == 0
 
 
 def test_a_job() -> None:
-    job = job_message(JOB | {"outputs": [{"text": "x"}]})
+    job = to_job_message(JOB | {"outputs": [{"text": "x"}]})
     assert (job.status, job.error.code) == (pb.JOB_STATUS_FAILED, "render_failed")
     assert (job.progress.value, job.artifacts[0].size, job.metadata["shot"]) == (3, 9, "7")
     assert job.created_at.ToJsonString() == "2026-01-02T03:04:05.500Z"
@@ -80,12 +80,12 @@ def test_a_job() -> None:
 
 
 def test_a_cancelled_job_names_its_canceller() -> None:
-    assert not job_message(JOB).HasField("cancelled_by")
+    assert not to_job_message(JOB).HasField("cancelled_by")
     body = JOB | {"status": "cancelled", "cancelled_by": {"kind": "key", "id": "k1"}}
-    canceller = job_message(body).cancelled_by
+    canceller = to_job_message(body).cancelled_by
     assert (canceller.kind, canceller.id) == ("key", "k1")
     body = JOB | {"status": "cancelled", "cancelled_by": {"kind": "operator", "id": None}}
-    assert job_message(body).cancelled_by.kind == "operator"
+    assert to_job_message(body).cancelled_by.kind == "operator"
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_a_cancelled_job_names_its_canceller() -> None:
 )  # fmt: skip
 def test_an_error_keeps_its_code(status: int, body: Any, expected: tuple[Any, str]) -> None:
     headers = {"x-request-id": "r1", "retry-after": "3"}
-    fault = fault_of(RequestRefused(status, headers, json.dumps(body).encode()))
+    fault = to_fault(RequestRefused(status, headers, json.dumps(body).encode()))
     assert (fault.status, fault.code) == expected
-    details = status_pb2.Status.FromString(fault.details().SerializeToString())
+    details = status_pb2.Status.FromString(fault.to_status().SerializeToString())
     assert details.code == fault.status.value[0]
     first, second, *_, last = details.details
     error_info, request_info, delay = (

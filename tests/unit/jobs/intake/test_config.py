@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.intake.config import IntakeArgs
-from deployments.intake.workers import open_workers
+from deployments.intake.deployment import open_workers
 from moyin.settings import Settings
 
 RABBIT = {"type": "rabbitmq", "url_env": "STUDIO_RABBITMQ_URL", "owner": "studio"}
@@ -17,6 +17,10 @@ STREAM = {"type": "redis", "url_env": "STUDIO_REDIS_URL", "owner": "studio"}
 class AnyGraph:
     async def validate(self, pool: str, graph: Any) -> None:
         return None
+
+
+# These intakes neither validate nor ask a pool.
+ANYTHING: Any = AnyGraph()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_the_default_scopes_of_a_source_are_those_of_jobs() -> None:
 async def test_a_missing_broker_url_names_its_variable(tmp_path: Path) -> None:
     args = IntakeArgs.model_validate({"sources": [RABBIT]})
     with pytest.raises(ValueError, match="STUDIO_RABBITMQ_URL"):
-        async with open_workers(args, Settings(data=tmp_path), {}, AnyGraph(), AnyGraph()):
+        async with open_workers(args, Settings(data=tmp_path), {}, ANYTHING, ANYTHING):
             pass
 
 
@@ -75,7 +79,5 @@ async def test_every_source_gets_a_worker(tmp_path: Path) -> None:
         "STUDIO_RABBITMQ_URL": "amqp://127.0.0.1:1",
         "STUDIO_REDIS_URL": "redis://127.0.0.1:1",
     }
-    async with open_workers(
-        args, Settings(data=tmp_path), environ, AnyGraph(), AnyGraph()
-    ) as workers:
+    async with open_workers(args, Settings(data=tmp_path), environ, ANYTHING, ANYTHING) as workers:
         assert len(workers) == 2

@@ -9,15 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from deployments.logs import JsonLines
+from deployments.logs import JsonFormatter
 from moyin.domain.identity import Identity
 from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.rabbit import RabbitBroker
 from moyin.jobs.intake.streams import StreamBroker
-from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.catalog import TemplateCatalog
+from tests.waiting import eventually
 
 PASSWORD = "s3cr3t-0123456789"
-NAMES = {"results": "r", "dead_letters": "d"}
+NAMES: dict[str, Any] = {"results": "r", "dead_letters": "d"}
 
 
 def closed_port() -> int:
@@ -42,7 +43,7 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
     workers = [
         IntakeWorker(
             broker, name="list", service=unused, jobs=unused, feed=unused,
-            templates=Catalog(()),
+            templates=TemplateCatalog(()),
             submitter=Identity(owner="ann", key_id="intake"),
             limits=unused,
         )
@@ -53,13 +54,11 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
     def intake_records() -> list[logging.LogRecord]:
         return [record for record in caplog.records if record.name.startswith("moyin.jobs.intake")]
 
-    async with asyncio.timeout(60):
-        while len(intake_records()) < len(workers):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await eventually(lambda: len(intake_records()) >= len(workers), 60)
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     # In the form in which they are written: ours are redacted, those of libraries are not.
-    ours = [JsonLines().format(record) for record in intake_records()]
+    ours = [JsonFormatter().format(record) for record in intake_records()]
     others = [r.getMessage() for r in caplog.records if r not in intake_records()]
     assert PASSWORD not in "\n".join(ours + others)

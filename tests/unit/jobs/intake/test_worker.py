@@ -19,7 +19,7 @@ from moyin.errors import MoyinError, RenderFailed, ServiceUnavailable
 from moyin.jobs.intake import BrokerLost, Delivery, IntakeWorker
 from moyin.jobs.protocol.renders import Templates
 from moyin.jobs.protocol.request_to_domain import parse_job
-from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.catalog import TemplateCatalog
 
 JOB = Job(
     id="j1", owner="ann", kind="http", status=JobStatus.QUEUED, spec="", steps=1,
@@ -85,7 +85,7 @@ class Service:
         self.keys.append(idempotency_key)
         return JOB, True
 
-    async def outputs(self, job: Job) -> list[Any]:
+    async def load_outputs(self, job: Job) -> list[Any]:
         return []
 
 
@@ -129,7 +129,7 @@ async def run_worker(
         jobs=jobs or EndedJobs(),  # type: ignore[arg-type]
         feed=EndedJobs(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
-        templates=Catalog(()),
+        templates=TemplateCatalog(()),
         limits=limits or Limits(),  # type: ignore[arg-type]
         max_deliveries=5,
         max_body_bytes=500,

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.batch import apply_patch
-from moyin.domain.job import JobSpec
+from moyin.domain.job import JobSpec, apply_batch_patch
 from moyin.errors import InvalidRequest
-from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-SHELF = read_folders([SHIPPED])
+SHELF = read_templates([SHIPPED_FOLDER])
 GRAPH = {
     "3": {"class_type": "KSampler", "inputs": {"seed": 7, "cfg": 4.5, "model": ["4", 0]}},
     "4": {"class_type": "Loader", "inputs": {"name": "m"}},
@@ -28,7 +27,7 @@ def parse(batch: Any, **job: Any) -> JobSpec:
 
 def graphs(spec: JobSpec) -> list[dict[str, Any]]:
     assert spec.base is not None
-    return [apply_patch(spec.base, step.payload) for step in spec.steps]
+    return [apply_batch_patch(spec.base, step.payload) for step in spec.steps]
 
 
 def template(**inputs: Any) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def test_a_large_batch_is_stored_as_one_graph_and_small_patches() -> None:
     spec = parse({"seeds": 256})
     assert len(spec.steps) == 256
     assert max(len(json.dumps(step.payload)) for step in spec.steps) < 40
-    assert fingerprint(spec) == fingerprint(parse({"seeds": 256}))
+    assert compute_fingerprint(spec) == compute_fingerprint(parse({"seeds": 256}))
 
 
 @pytest.mark.parametrize(

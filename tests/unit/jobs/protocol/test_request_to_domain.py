@@ -12,8 +12,8 @@ from moyin.domain.job import (
     StepKind,
 )
 from moyin.errors import InvalidRequest, MoyinError, RequestError
-from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CHAT = {
@@ -66,9 +66,13 @@ def test_a_path_with_a_reference_is_checked_when_the_step_runs() -> None:
 
 
 def test_equivalent_requests_have_the_same_fingerprint() -> None:
-    same = fingerprint(parse(dict(reversed(CHAT.items()))))
-    assert fingerprint(parse(CHAT)) == same == fingerprint(parse({**CHAT, "priority": 3}))
-    assert fingerprint(parse({**CHAT, "priority": 2})) != same
+    same = compute_fingerprint(parse(dict(reversed(CHAT.items()))))
+    assert (
+        compute_fingerprint(parse(CHAT))
+        == same
+        == compute_fingerprint(parse({**CHAT, "priority": 3}))
+    )
+    assert compute_fingerprint(parse({**CHAT, "priority": 2})) != same
 
 
 JSON = st.recursive(
@@ -104,7 +108,7 @@ def test_metadata_with_nul_is_refused(labels: dict[str, str]) -> None:
 
 
 def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "hi", "seed": 7}}
     [step] = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
     assert step.payload["colour"]["inputs"]["color"] == 7
@@ -126,14 +130,14 @@ def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
     ],
 )
 def test_an_invalid_render_names_its_field(step: dict[str, Any], field: str) -> None:
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     with pytest.raises(RequestError) as caught:
         parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, shelf.find)
     assert caught.value.field == field
 
 
 def test_a_template_takes_inputs_from_earlier_steps() -> None:
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     render = {
         "kind": "render",
         "template": "swatch",

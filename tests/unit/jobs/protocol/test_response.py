@@ -21,8 +21,8 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.jobs.protocol.request_to_domain import parse_job
-from moyin.jobs.protocol.response import event_of, job_detail
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.jobs.protocol.response import build_status_event, render_job_detail
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -44,7 +44,7 @@ def job(**changes: Any) -> Job:
 
 
 def test_a_job_shows_its_outputs_but_not_its_owner_or_blobs() -> None:
-    shown = job_detail(job(), [{"text": "hi", "body": {"a": 1}}]).model_dump(mode="json")
+    shown = render_job_detail(job(), [{"text": "hi", "body": {"a": 1}}]).model_dump(mode="json")
     artifact = {"id": "art_1", "url": "/artifacts/art_1", "name": "a", "media_type": "image/png",
                 "size": 1}  # fmt: skip
     assert shown["outputs"] == [
@@ -58,7 +58,7 @@ def test_a_job_shows_its_outputs_but_not_its_owner_or_blobs() -> None:
 
 def test_the_last_event_has_the_job_and_its_attempt() -> None:
     error = JobError(code="step_failed", message="no", details={"step": 0})
-    kind, data = event_of(job(status=JobStatus.FAILED, error=error))
+    kind, data = build_status_event(job(status=JobStatus.FAILED, error=error))
     assert kind is EventType.FAILED
     assert data["attempt"] == 2
     assert data["error"] == {"code": "step_failed", "message": "no", "details": {"step": 0}}
@@ -67,10 +67,10 @@ def test_the_last_event_has_the_job_and_its_attempt() -> None:
 
 def test_a_cancelled_job_names_its_canceller() -> None:
     by = Canceller(kind=CancellerKind.KEY, id="key_1")
-    kind, data = event_of(job(status=JobStatus.CANCELLED, cancelled_by=by))
+    kind, data = build_status_event(job(status=JobStatus.CANCELLED, cancelled_by=by))
     assert kind is EventType.CANCELLED
     assert data["cancelled_by"] == {"kind": "key", "id": "key_1"}
-    shown = job_detail(job(status=JobStatus.CANCELLED, cancelled_by=by), [{}])
+    shown = render_job_detail(job(status=JobStatus.CANCELLED, cancelled_by=by), [{}])
     assert shown.model_dump(mode="json")["cancelled_by"] == data["cancelled_by"]
 
 
@@ -105,11 +105,11 @@ def test_a_batch_has_the_state_of_its_children() -> None:
         job(), kind="render", results=results, steps=5, children=5, status=JobStatus.RUNNING,
         error=None, progress=Progress(value=2.25, max=5, step=1, parts={"1": 0.25}),
     )  # fmt: skip
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x", "seed": 0},
             "batch": {"seeds": 5}}  # fmt: skip
     spec = parse_job(json.dumps(body).encode(), NOW, shelf.find)
-    shown = job_detail(batch, [{}, {}], spec).model_dump(mode="json")
+    shown = render_job_detail(batch, [{}, {}], spec).model_dump(mode="json")
     children = [(c["status"], c["progress"], c["inputs"], c["cached"]) for c in shown["children"]]
     assert children == [
         ("succeeded", 1.0, {"seed": 0}, True),
@@ -126,9 +126,9 @@ def test_a_batch_has_the_state_of_its_children() -> None:
         details={"children": {"3": {"code": "c", "message": "m"}}},
     )
     ended = replace(batch, status=JobStatus.FAILED, error=error)
-    shown = job_detail(ended, [{}, {}]).model_dump(mode="json")
+    shown = render_job_detail(ended, [{}, {}]).model_dump(mode="json")
     assert [c["status"] for c in shown["children"]] == [
         "succeeded", "cancelled", "succeeded", "failed", "cancelled",
     ]  # fmt: skip
     assert shown["children"][3]["error"] == {"code": "c", "message": "m", "details": {}}
-    assert job_detail(job(), [{}]).children is None
+    assert render_job_detail(job(), [{}]).children is None

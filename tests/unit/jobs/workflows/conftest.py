@@ -29,18 +29,18 @@ from moyin.jobs.workflows.types import (
     WEBHOOKS_QUEUE,
     JobInput,
     JobOutcome,
-    StepDone,
-    StepHead,
     StepInput,
+    StepOutcome,
     StepRecord,
+    StepRouting,
     WebhookInput,
-    render_queue,
+    get_render_queue,
 )
 
 HEADS = (
-    StepHead(kind=StepKind.CHAT),
-    StepHead(kind=StepKind.HTTP),
-    StepHead(kind=StepKind.RENDER),
+    StepRouting(kind=StepKind.CHAT),
+    StepRouting(kind=StepKind.HTTP),
+    StepRouting(kind=StepKind.RENDER),
 )
 
 
@@ -69,15 +69,15 @@ class Script:
         self.hook_failures = 0
 
     @activity.defn
-    async def chat_step(self, step: StepInput) -> StepDone:
+    async def chat_step(self, step: StepInput) -> StepOutcome:
         return await self._step(step)
 
     @activity.defn
-    async def http_step(self, step: StepInput) -> StepDone:
+    async def http_step(self, step: StepInput) -> StepOutcome:
         return await self._step(step)
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone:
+    async def render_step(self, step: StepInput) -> StepOutcome:
         return await self._step(step)
 
     @activity.defn
@@ -107,7 +107,7 @@ class Script:
             raise OSError("the receiver is unavailable")
         return True
 
-    async def _step(self, step: StepInput) -> StepDone:
+    async def _step(self, step: StepInput) -> StepOutcome:
         if step.begins is not None:
             self.log.append("start")
             if not self.can_start:
@@ -123,7 +123,9 @@ class Script:
                 await work
         self.log.append(f"step {step.index}")
         result = StepResult(index=step.index, output=f"out{step.index}")
-        return StepDone(result=result, recorded=self.records and await self._record(step, result))
+        return StepOutcome(
+            result=result, recorded=self.records and await self._record(step, result)
+        )
 
     async def _record(self, step: StepInput, result: StepResult) -> bool:
         self.recorded += 1
@@ -182,11 +184,11 @@ class Bench:
             ),
             Worker(
                 client,
-                task_queue=render_queue("default"),
+                task_queue=get_render_queue("default"),
                 activities=heavy,
                 max_heartbeat_throttle_interval=often,
             ),
-            Worker(client, task_queue=render_queue("large"), activities=heavy),
+            Worker(client, task_queue=get_render_queue("large"), activities=heavy),
             Worker(client, task_queue=WEBHOOKS_QUEUE, activities=[script.deliver_webhook]),
         ):
             yield
@@ -203,13 +205,6 @@ class Bench:
         return await self.environment.client.start_workflow(
             JobWorkflow.run, job, id=job.job_id, task_queue=JOBS_QUEUE
         )
-
-    async def eventually(self, condition: Callable[[], Any]) -> None:
-        for _ in range(500):
-            if condition():
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError("the condition did not become true")
 
     async def run(self, **changes: Any) -> JobOutcome:
         return await (await self.start(**changes)).result()

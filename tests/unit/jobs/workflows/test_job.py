@@ -15,7 +15,8 @@ from moyin.errors import OutOfMemory, RenderFailed, WorkerLost
 from moyin.jobs.workflows import policies
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.job import WebhookWorkflow
-from moyin.jobs.workflows.types import JOBS_QUEUE, StepHead, StepInput, WebhookInput
+from moyin.jobs.workflows.types import JOBS_QUEUE, StepInput, StepRouting, WebhookInput
+from tests.waiting import eventually
 
 Bench = Any
 
@@ -140,7 +141,7 @@ async def test_a_job_can_be_cancelled_during_a_retry_pause(bench: Bench) -> None
     error = type(error)(error.message, type=error.type, next_retry_delay=timedelta(days=1))
     bench.script.on[0] = failing(error, 1_000)
     handle = await bench.start()
-    await bench.eventually(lambda: bench.script.tries[0])
+    await eventually(lambda: bench.script.tries[0])
     await handle.cancel()
     assert (await handle.result()).status is JobStatus.CANCELLED
 
@@ -149,7 +150,7 @@ async def test_a_cancellation_while_the_end_is_written_leaves_one_end(bench: Ben
     """Both outcomes are right: the store keeps the first one that is written."""
     bench.script.hold_finish.clear()
     handle = await bench.start()
-    await bench.eventually(lambda: bench.script.finishing)
+    await eventually(lambda: bench.script.finishing)
     await handle.cancel()
     bench.script.hold_finish.set()
     outcome = await handle.result()
@@ -198,7 +199,7 @@ async def test_an_attempt_stops_when_it_is_superseded(bench: Bench) -> None:
 async def test_a_failing_webhook_does_not_change_the_end(bench: Bench) -> None:
     bench.script.hook_failures = 1_000
     assert (await bench.run(webhook=True)).status is JobStatus.SUCCEEDED
-    await bench.eventually(lambda: bench.script.hooks)
+    await eventually(lambda: bench.script.hooks)
     assert len(bench.script.outcomes) == 1
 
 
@@ -232,7 +233,7 @@ async def test_a_render_that_lacks_memory_moves_to_the_larger_pool(bench: Bench)
     assert outcome.error.code == "out_of_memory"
 
 
-FOUR = (StepHead(kind=StepKind.RENDER),) * 4
+FOUR = (StepRouting(kind=StepKind.RENDER),) * 4
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ async def test_a_failed_child_does_not_stop_the_others(batch: Bench) -> None:
     outcome = await batch.run(steps=FOUR, parallel=True)
     assert outcome.status is JobStatus.FAILED
     assert outcome.error.code == "render_failed"
-    assert outcome.error.message == "2 of 4 children failed; number 1: node 1 raised"
+    assert outcome.error.message == "2 of 4 children failed; child 1: node 1 raised"
     assert outcome.error.details == {
         "step": 1,
         "children": {
@@ -294,7 +295,7 @@ async def test_a_cancelled_batch_keeps_finished_children_and_cancels_the_rest(ba
     handle = await batch.start(steps=FOUR, parallel=True)
     for event in begun:
         await event.wait()
-    await batch.eventually(lambda: "record 0" in batch.script.log)
+    await eventually(lambda: "record 0" in batch.script.log)
     await handle.cancel()
     assert (await handle.result()).status is JobStatus.CANCELLED
     assert [o.status for o in batch.script.outcomes] == [JobStatus.CANCELLED]

@@ -72,7 +72,7 @@ class Bench:
             self.environment.client,
             task_queue=JUDGE_QUEUE,
             workflows=[JudgeWorkflow],
-            activities=JudgeActivities(judge, self.counted.append).of_judge_queue,
+            activities=JudgeActivities(judge, self.counted.append).judge_queue_activities,
             max_heartbeat_throttle_interval=timedelta(seconds=0.2),
             # The test server waits without end for a stopped worker that has the workflow in memory.
             max_cached_workflows=0,

@@ -34,7 +34,7 @@ class Temporal:
         self.runs = list(runs)
         self.coming = coming
 
-    async def client(self) -> Temporal:
+    async def get_client(self) -> Temporal:
         return self
 
     def get_workflow_handle(self, workflow_id: str, *, run_id: str | None = None) -> Any:

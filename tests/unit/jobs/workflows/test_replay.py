@@ -1,6 +1,6 @@
 """Recorded histories must replay with today's workflows: running jobs outlive a deployment.
 
-`tests/integration/test_jobs_histories.py` and `test_models_judge.py` record them on a real server.
+`tests/integration/jobs/test_histories.py` and `tests/integration/text/test_judge.py` record them on a real server.
 """
 
 from __future__ import annotations

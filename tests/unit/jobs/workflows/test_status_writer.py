@@ -18,7 +18,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, Job, JobError, JobStatus, StepKind, StepResult
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.types import StepDone, StepInput
+from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 
@@ -64,7 +64,7 @@ class Bench:
 
     async def run(
         self, step: StepInput, *, attempt: int = 1, work: Callable[[], Awaitable[Any]] | None = None
-    ) -> StepDone:
+    ) -> StepOutcome:
         async def act() -> StepResult:
             self.runs += 1
             if work is not None:
@@ -73,14 +73,14 @@ class Bench:
 
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, attempt=attempt)
-        done: StepDone = await environment.run(self.writer.run_step, step, act)
+        done: StepOutcome = await environment.run(self.writer.run_step, step, act)
         return done
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     yield Bench(database)
     await database.close()
 
@@ -91,7 +91,7 @@ def fail(*_: Any, **__: Any) -> Any:
 
 async def test_the_only_step_starts_and_ends_the_job(bench: Bench) -> None:
     step = await bench.job()
-    assert await bench.run(step) == StepDone(result=RESULT, recorded=True)
+    assert await bench.run(step) == StepOutcome(result=RESULT, recorded=True)
     job = await bench.jobs.find(step.job_id)
     assert (job.status, job.results) == (JobStatus.SUCCEEDED, (RESULT,))
     assert bench.watchers.kinds == ["running", "step", "succeeded", "end of frames"]
@@ -131,7 +131,7 @@ async def test_a_lost_try_that_still_runs_may_end_the_job(
         return await start(*args)
 
     monkeypatch.setattr(bench.jobs, "start", late)
-    assert await bench.run(step, attempt=2) == StepDone(result=RESULT, recorded=True)
+    assert await bench.run(step, attempt=2) == StepOutcome(result=RESULT, recorded=True)
     assert bench.runs == 1
 
 
@@ -143,7 +143,7 @@ async def test_a_retry_runs_the_step_if_no_result_was_recorded(bench: Bench) -> 
 
     with pytest.raises(RuntimeError):
         await bench.run(step, work=crash)
-    assert await bench.run(step, attempt=2) == StepDone(result=RESULT, recorded=True)
+    assert await bench.run(step, attempt=2) == StepOutcome(result=RESULT, recorded=True)
     assert bench.runs == 2
 
 
@@ -155,7 +155,7 @@ async def test_a_result_that_cannot_be_recorded_is_left_to_the_workflow(
     async def outage() -> None:
         monkeypatch.setattr(bench.jobs, "finish", fail)
 
-    assert await bench.run(step, work=outage) == StepDone(result=RESULT, recorded=False)
+    assert await bench.run(step, work=outage) == StepOutcome(result=RESULT, recorded=False)
     monkeypatch.undo()
     assert (await bench.jobs.find(step.job_id)).status is JobStatus.RUNNING
 

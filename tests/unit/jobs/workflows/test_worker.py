@@ -13,7 +13,7 @@ class Jobs:
         self.due = list(due)
         self.failures = 0
 
-    async def undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
+    async def list_undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
         if self.failures:
             self.failures -= 1
             raise OSError("the database is away")
@@ -66,7 +66,7 @@ async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:
     connecting = asyncio.Event()
 
     class UnavailableTemporal:
-        async def client(self) -> None:
+        async def get_client(self) -> None:
             connecting.set()
             raise ServiceUnavailable("unavailable")
 

@@ -14,16 +14,16 @@ import pytest
 
 from moyin.render.comfyui.bridge.bridge import (
     ExecutorThread,
-    cap_memory,
-    free_inputs,
+    find_free_inputs,
+    find_volatile_classes,
     freeze_startup_objects,
-    prompt_state,
-    takes_flags,
-    validation_response,
-    volatile_classes,
-    with_origin,
-    with_own_inputs,
-    with_prompt_folder,
+    is_executor_responsive,
+    limit_gpu_memory,
+    read_prompt_state,
+    validate_graph,
+    wrap_file_check,
+    wrap_save_path,
+    wrap_send,
 )
 
 PROMPTS = [f"{number:08d}-0000-0000-0000-000000000000" for number in (1, 2)]
@@ -49,9 +49,9 @@ class Queue:
 
 
 async def test_executor_that_misses_a_flag_gets_another() -> None:
-    assert await takes_flags(Queue(ignored=3), 1)
-    assert await takes_flags(Queue(ignored=10**6, running=True), 1)
-    assert not await takes_flags(Queue(ignored=10**6), 0.1)
+    assert await is_executor_responsive(Queue(ignored=3), 1)
+    assert await is_executor_responsive(Queue(ignored=10**6, running=True), 1)
+    assert not await is_executor_responsive(Queue(ignored=10**6), 0.1)
 
 
 def test_executor_thread_is_dead_only_after_it_was_seen() -> None:
@@ -72,11 +72,11 @@ async def test_validation_answers_as_post_prompt_does() -> None:
             return False, {"type": "invalid_prompt"}, [], {"1": "why"}
         return True, None, ["2"], {}
 
-    bad = await validation_response(validate, {"prompt": "bad"})
+    bad = await validate_graph(validate, {"prompt": "bad"})
     assert bad == (400, {"error": {"type": "invalid_prompt"}, "node_errors": {"1": "why"}})
-    good = await validation_response(validate, {"prompt": "good", "prompt_id": "x"})
+    good = await validate_graph(validate, {"prompt": "good", "prompt_id": "x"})
     assert good == (200, {"prompt_id": "x", "node_errors": {}, "outputs": ["2"]})
-    status, body = await validation_response(validate, {})
+    status, body = await validate_graph(validate, {})
     assert (status, body["error"]["type"]) == (400, "no_prompt")
 
 
@@ -120,7 +120,7 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
     graph: dict[str, Any] = {name: {"class_type": name, "inputs": inputs} for name in classes}
     graph["unknown"] = {"class_type": "Unknown"}
     graph["bare"] = {"class_type": "Plain"}
-    assert free_inputs(graph, classes) == {
+    assert find_free_inputs(graph, classes) == {
         "Plain": {
             "seed": ["INT", 0, 9],
             "text": ["STRING", None, None],
@@ -130,18 +130,25 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
 
 
 def test_prompt_state_drops_entries_that_were_read() -> None:
-    ended = {"prompt": [0, "b", {"1": {}}], "outputs": {"2": {}}, "status": None}
+    ended: dict[str, Any] = {"prompt": [0, "b", {"1": {}}], "outputs": {"2": {}}, "status": None}
     queue = SimpleNamespace(
         mutex=threading.RLock(),
         history={"a": {"outputs": {}}, "b": ended},
         currently_running={7: (0, "c", {})},
         queue=[(1, "d", {})],
     )
-    assert prompt_state(queue, {"prompt_id": "a"}) == {"queued": False, "entry": {"outputs": {}}}
-    seen = prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
+    assert read_prompt_state(queue, {"prompt_id": "a"}) == {
+        "queued": False,
+        "entry": {"outputs": {}},
+    }
+    seen = read_prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
     assert seen == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
-    assert prompt_state(queue, {"prompt_id": "a"}) == {"queued": False, "entry": None}
-    assert [prompt_state(queue, {"prompt_id": p})["queued"] for p in "cde"] == [True, True, False]
+    assert read_prompt_state(queue, {"prompt_id": "a"}) == {"queued": False, "entry": None}
+    assert [read_prompt_state(queue, {"prompt_id": p})["queued"] for p in "cde"] == [
+        True,
+        True,
+        False,
+    ]
     assert "prompt" in ended, "the history itself is unchanged"
 
 
@@ -152,14 +159,14 @@ def test_files_of_a_prompt_go_into_its_folder(context: Any, prefix: str) -> None
     def original(filename_prefix: str, output_dir: str, width: int = 0) -> Any:
         return filename_prefix, output_dir, width
 
-    wrapped = with_prompt_folder(original, lambda: context)
+    wrapped = wrap_save_path(original, lambda: context)
     assert wrapped("a/b", "/out", width=5) == (prefix, "/out", 5)
     assert wrapped(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/out/other/x", "a/../../x", "..\\x", "x [temp]"])
 def test_files_of_a_prompt_stay_in_its_folder(prefix: str) -> None:
-    wrapped = with_prompt_folder(lambda *_: None, lambda: SimpleNamespace(prompt_id=PROMPTS[0]))
+    wrapped = wrap_save_path(lambda *_: None, lambda: SimpleNamespace(prompt_id=PROMPTS[0]))
     with pytest.raises(ValueError, match="filename_prefix"):
         wrapped(prefix, "/out")
 
@@ -169,7 +176,7 @@ class Prompts:
 
     def __init__(self, folder: Path) -> None:
         self.sent: list[Any] = []
-        self._send_sync = with_origin(
+        self._send_sync = wrap_send(
             lambda *event: self.sent.append(event), lambda kind: str(folder / kind)
         )
 
@@ -236,7 +243,7 @@ def test_other_reported_items_are_unchanged(tmp_path: Path) -> None:
 
 
 def test_own_input_files_count_as_existing() -> None:
-    exists = with_own_inputs(lambda name: name == "there.png")
+    exists = wrap_file_check(lambda name: name == "there.png")
     own = f"moyin/{'a' * 64}"
     assert all(exists(name) for name in ("there.png", own, f"{own}.png", f"{own}.png [input]"))
     others = ("away.png", f"moyin/{'a' * 63}", f"{own}/../x", f"x/{own}", 7)
@@ -289,7 +296,7 @@ def test_memory_is_capped_and_comfyui_plans_with_the_cap(
     cuda = Cuda(reserved)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     management = SimpleNamespace(get_free_memory=lambda dev, too: (free, cached))
-    cap_memory(0.4, management)
+    limit_gpu_memory(0.4, management)
     assert cuda.fraction == 0.4
     device = SimpleNamespace(type="cuda")
     assert management.get_free_memory(device) == expected
@@ -301,7 +308,7 @@ def test_memory_is_not_capped_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     cuda = SimpleNamespace(is_available=lambda: False)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     management = SimpleNamespace(get_free_memory=asyncio.sleep)
-    cap_memory(0.5, management)
+    limit_gpu_memory(0.5, management)
     assert management.get_free_memory is asyncio.sleep
 
 
@@ -326,4 +333,4 @@ def test_custom_nodes_with_a_change_check_are_volatile() -> None:
         RELATIVE_PYTHON_MODULE = "custom_nodes.quiet"
 
     nodes = {kind.__name__: kind for kind in (Plain, Loads, Extra, Clock, NewClock, Quiet)}
-    assert volatile_classes(nodes) == ["Clock", "NewClock"]
+    assert find_volatile_classes(nodes) == ["Clock", "NewClock"]

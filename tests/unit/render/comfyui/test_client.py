@@ -10,7 +10,7 @@ from aiohttp import web
 
 from moyin.errors import RenderFailed
 from moyin.render.comfyui.client import ComfyClient
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 
 
 async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
@@ -31,11 +31,11 @@ async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
     await runner.setup()
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
-    async with ComfyClient(address, "c", HostPaths({})) as client:
-        with pytest.raises(RenderFailed, match="larger than 8388608 bytes") as caught:
-            await client.prompt_state("huge")
+    async with ComfyClient(address, "c", HostPathFilter({})) as client:
+        with pytest.raises(RenderFailed, match="more than the allowed 8,388,608 bytes") as caught:
+            await client.get_prompt_state("huge")
         assert not caught.value.retryable
-        assert (await client.prompt_state("small")).entry is not None
+        assert (await client.get_prompt_state("small")).entry is not None
     await runner.cleanup()
     assert requests == [
         {"prompt_id": "huge", "forget": []},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moyin.render.comfyui.environment import child_environment
+from moyin.render.comfyui.environment import build_child_environment
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 
 SECRETS = {
@@ -42,7 +42,9 @@ def options(**changes: object) -> ComfyOptions:
 @pytest.mark.parametrize("isolation", [Isolation.STRICT, Isolation.FILES])
 def test_process_gets_needed_variables_and_no_secret(isolation: Isolation) -> None:
     environ = {**SECRETS, **NEEDED, **INTERPRETER, "HOME": "/users/ada", "EDITOR": "vi"}
-    env = child_environment(environ, options(isolation=isolation, share=0.5), Path("/scratch"))
+    env = build_child_environment(
+        environ, options(isolation=isolation, share=0.5), Path("/scratch")
+    )
     assert env == {
         **NEEDED,
         "HOME": "/scratch",
@@ -56,14 +58,14 @@ def test_process_gets_needed_variables_and_no_secret(isolation: Isolation) -> No
 
 def test_process_gets_variables_that_the_pool_names() -> None:
     comfy_options = options(environment=("HF_TOKEN", "NOT_THERE"))
-    env = child_environment(SECRETS, comfy_options, Path("/scratch"))
+    env = build_child_environment(SECRETS, comfy_options, Path("/scratch"))
     assert env["HF_TOKEN"] == "h"
     assert not {*SECRETS, "NOT_THERE"} - {"HF_TOKEN"} & env.keys()
 
 
 def test_process_without_isolation_gets_all_but_the_interpreters_variables() -> None:
     environ = {**SECRETS, **INTERPRETER, "HOME": "/users/ada"}
-    env = child_environment(environ, options(isolation=Isolation.OFF), Path("/scratch"))
+    env = build_child_environment(environ, options(isolation=Isolation.OFF), Path("/scratch"))
     assert SECRETS.items() <= env.items()
     assert env["HOME"] == "/users/ada"
     assert not INTERPRETER.keys() & env.keys()

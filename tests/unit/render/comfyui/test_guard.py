@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from moyin.render.comfyui.bridge.guard import (
-    KEY,
+    MOYIN_KEY,
+    NodeRules,
     NotAllowed,
-    Rules,
-    checked_input_data,
-    checked_validation,
-    remember_rules,
+    store_patterns,
+    wrap_input_data,
+    wrap_validation,
 )
 
 OWN = f"moyin/{'a' * 64}.png"
-ALLOWED = {KEY: {"allow": ["*"], "deny": ["Bad*"], "unchecked": ["Odd.path"]}}
+ALLOWED = {MOYIN_KEY: {"allow": ["*"], "deny": ["Bad*"], "unchecked": ["Odd.path"]}}
 
 
-class Any_(str):
+class AnyType(str):
     def __ne__(self, other: object) -> bool:
         return False
 
@@ -29,19 +29,19 @@ class Any_(str):
 
 class Shows:
     RETURN_TYPES = ()
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"source": (Any_("*"), {})}})
+    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"source": (AnyType("*"), {})}})
 
 
 class Load:
     RETURN_TYPES = ("IMAGE",)
-    INPUT_TYPES = classmethod(
+    INPUT_TYPES: Any = classmethod(
         lambda cls: {"required": {"image": ([], {"image_upload": True}), "model": ("MODEL",)}}
     )
 
 
 class Odd:
     RETURN_TYPES = ("IMAGE",)
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"path": ("STRING", {})}})
+    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"path": ("STRING", {})}})
 
 
 class Broken:
@@ -52,7 +52,7 @@ class Broken:
         raise RuntimeError("no models")
 
 
-RULES = Rules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
+RULES = NodeRules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
 
 
 async def validate(graph: Any, extra: Any = ALLOWED) -> Any:
@@ -61,8 +61,8 @@ async def validate(graph: Any, extra: Any = ALLOWED) -> Any:
     async def validate_prompt(prompt_id: str, prompt: Any, targets: Any) -> Any:
         return True, None, ["1"], {}
 
-    remember_rules({"prompt": graph, "extra_data": extra})
-    return await checked_validation(validate_prompt, RULES)("id", graph, None)
+    store_patterns({"prompt": graph, "extra_data": extra})
+    return await wrap_validation(validate_prompt, RULES)("id", graph, None)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "/etc/nope", "x.png [output]", "moyin"])
@@ -70,7 +70,10 @@ async def test_file_name_of_others_is_refused_before_comfyui_checks_it(name: str
     graph = {"1": {"class_type": "Load", "inputs": {"image": name}}}
     valid, error, outputs, errors = await validate(graph)
     assert (valid, outputs, error["type"]) == (False, [], "prompt_outputs_failed_validation")
-    assert errors["1"]["errors"][0]["details"] == "image - no file of yours has this name"
+    assert (
+        errors["1"]["errors"][0]["details"]
+        == "image - you have no file with this name; upload it first"
+    )
     assert errors["1"]["class_type"] == "Load"
 
 
@@ -86,10 +89,10 @@ async def test_denied_class_is_refused() -> None:
     graph = {"1": {"class_type": "BadNode", "inputs": {}}}
     valid, _, _, errors = await validate(graph)
     assert not valid
-    assert "BadNode are not allowed" in errors["1"]["errors"][0]["details"]
-    assert (await validate(graph, {KEY: {"allow": ["*"]}}))[0] is True
+    assert "does not allow nodes of the class BadNode" in errors["1"]["errors"][0]["details"]
+    assert (await validate(graph, {MOYIN_KEY: {"allow": ["*"]}}))[0] is True
     assert (await validate(graph, None))[0] is True, "it is the operator's own graph"
-    only = {KEY: {"allow": ["Load"]}}
+    only = {MOYIN_KEY: {"allow": ["Load"]}}
     assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, only))[0] is False
 
 
@@ -106,13 +109,13 @@ def executed(kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: A
         return values, {}, {}
 
     graph = SimpleNamespace(get_node=lambda _: {"class_type": kind})
-    return checked_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra)
+    return wrap_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra)
 
 
 def test_linked_values_are_checked_before_execution() -> None:
     linked = {"image": ["2", 0]}
     assert executed("Load", linked, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
-    with pytest.raises(NotAllowed, match="image: no file of yours"):
+    with pytest.raises(NotAllowed, match="image: you have no file"):
         executed("Load", linked, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
     with pytest.raises(NotAllowed, match="image"):
         executed("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, ALLOWED)
@@ -134,5 +137,5 @@ def test_expanded_node_of_a_denied_class_is_refused() -> None:
 
 
 def test_input_data_without_execution_is_not_checked() -> None:
-    get = checked_input_data(lambda *_: ({"image": ["/x"]}, {}, {}), RULES)
+    get = wrap_input_data(lambda *_: ({"image": ["/x"]}, {}, {}), RULES)
     assert get({"image": "/x"}, None, "1", None)[0] == {"image": ["/x"]}

@@ -45,17 +45,17 @@ async def test_staged_files_are_hidden_until_they_are_placed(
     (ada, ada_sha256), (bob, bob_sha256) = [await stored(blobs, text) for text in (b"Ada", b"Bob")]
     await inputs.fetch(blobs, {ada: ada_sha256})
     await inputs.fetch(blobs, {bob: bob_sha256})
-    assert inputs.has([ada, bob])
+    assert inputs.are_staged([ada, bob])
     assert names(folder.inputs) == set()
-    inputs.place([ada])
+    inputs.place_files([ada])
     assert names(folder.inputs) == {Path(ada).name}
-    inputs.place([bob])
+    inputs.place_files([bob])
     assert names(folder.inputs) == {Path(bob).name}, "the files of an unfinished prompt are removed"
-    inputs.remove_placed()
+    inputs.remove_placed_files()
     assert names(folder.inputs) == set()
-    assert inputs.has([ada, bob])
+    assert inputs.are_staged([ada, bob])
     with pytest.raises(FileNotFoundError):
-        inputs.place([f"moyin/{'0' * 64}"])
+        inputs.place_files([f"moyin/{'0' * 64}"])
 
 
 async def test_files_are_copied_where_links_fail(
@@ -68,7 +68,7 @@ async def test_files_are_copied_where_links_fail(
     inputs = InputFiles(folder, 1000)
     name, sha256 = await stored(blobs, b"Ada")
     await inputs.fetch(blobs, {name: sha256})
-    inputs.place([name])
+    inputs.place_files([name])
     assert (folder.inputs / Path(name).name).read_bytes() == b"Ada"
 
 
@@ -84,13 +84,13 @@ async def test_least_recently_used_inputs_are_trimmed(
         os.utime(folder.staging / Path(name).name, (number, number))
     partial = folder.staging / ".copying.1"
     partial.write_bytes(bytes(100))
-    inputs.trim({staged[0]})
+    inputs.trim_staged({staged[0]})
     assert partial.exists()
     partial.unlink()
     remaining = {f"moyin/{name}" for name in names(folder.staging)}
     assert remaining == {staged[0], staged[3]}, "the oldest is needed"
 
-    with pytest.raises(ValueError, match="not the name"):
+    with pytest.raises(ValueError, match="must be a name"):
         await inputs.fetch(blobs, {"../escape.png": "0" * 64})
     with pytest.raises(FileNotFoundError):
         await inputs.fetch(blobs, {f"moyin/{'0' * 64}": "0" * 64})

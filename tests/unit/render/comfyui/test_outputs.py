@@ -9,7 +9,7 @@ import pytest
 from moyin.errors import RenderFailed
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.outputs import Outputs
+from moyin.render.comfyui.outputs import OutputStore
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.wire import HistoryEntry
 from moyin.store.blobs import BlobStore
@@ -36,15 +36,15 @@ def folder(tmp_path: Path) -> ProcessFolder:
 def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
     """Write a file as a prompt that has ended leaves it."""
     written = WrittenFiles(folder)
-    written.begin(prompt_id)
+    written.begin_prompt(prompt_id)
     path = folder.base / "output" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(text)
-    written.end(prompt_id)
+    written.end_prompt(prompt_id)
 
 
-def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> Outputs:
-    return Outputs(WrittenFiles(folder), blobs, limit)
+def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> OutputStore:
+    return OutputStore(WrittenFiles(folder), blobs, limit)
 
 
 def entry(filename: str, subfolder: str = "") -> HistoryEntry:
@@ -54,7 +54,9 @@ def entry(filename: str, subfolder: str = "") -> HistoryEntry:
     )
 
 
-async def content(outputs: Outputs, blobs: BlobStore, prompt_id: str, entry: HistoryEntry) -> bytes:
+async def content(
+    outputs: OutputStore, blobs: BlobStore, prompt_id: str, entry: HistoryEntry
+) -> bytes:
     result = await outputs.collect(prompt_id, entry)
     assert result is not None
     return await blobs.get(result.done.files[0].sha256)
@@ -107,10 +109,10 @@ async def test_files_larger_than_the_limit_fail_their_render(
     assert await outputs.collect(FIRST, entry("a.png")) is not None
     (folder.base / "output" / "b.png").write_bytes(bytes(6))
     written = WrittenFiles(folder)
-    written.end(SECOND)
+    written.end_prompt(SECOND)
     (folder.done / SECOND / "output" / "c.png").write_bytes(bytes(6))
     two = entry("b.png")
     two.outputs["2"] = entry("c.png").outputs["1"]
-    with pytest.raises(RenderFailed, match="larger than 10 bytes"):
+    with pytest.raises(RenderFailed, match="more than the allowed 10 bytes"):
         await outputs.collect(SECOND, two)
     assert not list(folder.done.iterdir())

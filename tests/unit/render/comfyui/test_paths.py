@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.paths import HostPaths
-from moyin.render.protocol.wire import Message
+from moyin.render.comfyui.paths import HostPathFilter
+from moyin.render.protocol.wire import EventMessage
 
 HOME = Path("/opt/studio/venv/lib/python3.11/site-packages/comfyui_source")
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> HostPaths:
+def paths(tmp_path: Path) -> HostPathFilter:
     options = ComfyOptions(
         home=HOME,
         python=Path("/opt/studio/venv/bin/python"),
@@ -23,7 +23,7 @@ def paths(tmp_path: Path) -> HostPaths:
         models=Path("/mnt/nas/Modelle für alle"),
         custom_nodes=(Path("/opt/packs/fancy-nodes"),),
     )
-    return HostPaths.of(options)
+    return HostPathFilter.for_process(options)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def paths(tmp_path: Path) -> HostPaths:
         ),
     ],
 )
-def test_known_folders_get_stable_names(paths: HostPaths, text: str, shown: str) -> None:
+def test_known_folders_get_stable_names(paths: HostPathFilter, text: str, shown: str) -> None:
     assert paths.hide_known(text) == shown
     assert paths.hide(text) == shown
 
@@ -71,7 +71,9 @@ def test_known_folders_get_stable_names(paths: HostPaths, text: str, shown: str)
         ('File "/usr/lib/python3.11/json/decoder.py", line 3', 'File "<path>", line 3'),
     ],
 )
-def test_other_absolute_paths_are_hidden_in_errors(paths: HostPaths, text: str, shown: str) -> None:
+def test_other_absolute_paths_are_hidden_in_errors(
+    paths: HostPathFilter, text: str, shown: str
+) -> None:
     assert paths.hide(text) == shown
 
 
@@ -82,11 +84,11 @@ def test_other_absolute_paths_are_hidden_in_errors(paths: HostPaths, text: str, 
         "dataset/etc/x.png", "./tmp/x", "a picture of /etceteras", "50 %/tmpl",
     ],
 )  # fmt: skip
-def test_texts_that_are_not_paths_are_unchanged(paths: HostPaths, text: str) -> None:
+def test_texts_that_are_not_paths_are_unchanged(paths: HostPathFilter, text: str) -> None:
     assert paths.hide(text) == text
 
 
-def test_paths_in_json_are_hidden_in_every_encoding(paths: HostPaths) -> None:
+def test_paths_in_json_are_hidden_in_every_encoding(paths: HostPathFilter) -> None:
     body = {"a": [f"{HOME}/x", {"/mnt/nas/Modelle für alle": 1}], "b": "/etc/passwd"}
     for ascii_only in (True, False):
         encoded = json.dumps(body, ensure_ascii=ascii_only).encode()
@@ -111,15 +113,17 @@ SHOWN = {
 
 
 def test_error_hides_all_paths_and_output_only_known_folders(
-    paths: HostPaths,
+    paths: HostPathFilter,
 ) -> None:
-    assert paths.event(Message(type="execution_error", data=ERROR)).data == SHOWN
+    assert paths.hide_in_event(EventMessage(type="execution_error", data=ERROR)).data == SHOWN
     output = {"text": [f"{HOME}/a", "/etc/motd says hello"]}
-    shown = paths.event(Message(type="executed", data={"output": output})).data["output"]
+    shown = paths.hide_in_event(EventMessage(type="executed", data={"output": output})).data[
+        "output"
+    ]
     assert shown == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
 
 
-def test_history_entry_hides_paths_in_errors(paths: HostPaths) -> None:
+def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
     entry: dict[str, Any] = {
         "outputs": {"1": {"text": ["/etc/motd"]}},
         "status": {"messages": [["execution_start", {}], ["execution_error", ERROR]]},
@@ -127,13 +131,14 @@ def test_history_entry_hides_paths_in_errors(paths: HostPaths) -> None:
     shown = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
     assert shown["status"]["messages"] == [["execution_start", {}], ["execution_error", SHOWN]]
     assert shown["outputs"] == {"1": {"text": ["/etc/motd"]}}
-    for other in ({"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}):
+    wrong: list[Any] = [{"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}]
+    for other in wrong:
         assert paths.hide_in_state(other) == other
 
 
-def test_text_frame_hides_paths_and_picture_is_unchanged(paths: HostPaths) -> None:
+def test_text_frame_hides_paths_and_picture_is_unchanged(paths: HostPathFilter) -> None:
     text = struct.pack(">II", 3, 2) + b"12" + f"from {HOME}/x".encode()
-    assert paths.frame(text) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
+    assert paths.hide_in_frame(text) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
     picture = struct.pack(">II", 1, 2) + str(HOME).encode()
-    assert paths.frame(picture) == picture
-    assert paths.frame(b"\0\0\0\3") == b"\0\0\0\3"
+    assert paths.hide_in_frame(picture) == picture
+    assert paths.hide_in_frame(b"\0\0\0\3") == b"\0\0\0\3"

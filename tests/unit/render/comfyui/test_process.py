@@ -13,8 +13,9 @@ import pytest
 
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
-from moyin.render.comfyui.process import ComfyProcess, Spawner, command_line, memory_kills
-from moyin.render.comfyui.sandbox import user_of
+from moyin.render.comfyui.process import ComfyProcess, Spawner, build_command, count_memory_kills
+from moyin.render.comfyui.sandbox import choose_user_id
+from tests.waiting import eventually
 
 
 def options(folder: Path, **changes: object) -> ComfyOptions:
@@ -34,17 +35,14 @@ async def start(
     comfy_options.home.mkdir()
     (comfy_options.home / "main.py").write_text(script)
     process_folder = ProcessFolder(comfy_options)
-    process_folder.prepare(user_of(comfy_options))
+    process_folder.prepare(choose_user_id(comfy_options))
     spawner = Spawner()
     return await ComfyProcess.start(comfy_options, process_folder, spawner), spawner
 
 
 async def _first_line(process: ComfyProcess) -> str:
-    for _ in range(500):
-        if lines := process.last_lines():
-            return lines
-        await asyncio.sleep(0.02)
-    raise AssertionError("the process prints nothing")
+    await eventually(process.read_last_log_lines)
+    return process.read_last_log_lines()
 
 
 def test_command_line_separates_processes(tmp_path: Path) -> None:
@@ -52,7 +50,7 @@ def test_command_line_separates_processes(tmp_path: Path) -> None:
         tmp_path, cpu=True, flags=("--fast",), custom_nodes=(tmp_path / "nodes" / "extra",)
     )
     folder = ProcessFolder(comfy_options)
-    line = command_line(comfy_options, folder, {"socket": 7})
+    line = build_command(comfy_options, folder, {"socket": 7})
     assert line[1:4] == [
         str(folder.launcher), '{"socket": 7}', str(tmp_path / "home" / "main.py"),
     ]  # fmt: skip
@@ -65,7 +63,7 @@ def test_command_line_separates_processes(tmp_path: Path) -> None:
         "--disable-all-custom-nodes --whitelist-custom-nodes moyin_bridge extra",
     ):
         assert part in joined
-    assert "--cpu" not in command_line(options(tmp_path), folder, {})
+    assert "--cpu" not in build_command(options(tmp_path), folder, {})
 
 
 async def test_last_lines_and_status_are_available(tmp_path: Path) -> None:
@@ -73,7 +71,7 @@ async def test_last_lines_and_status_are_available(tmp_path: Path) -> None:
         tmp_path, "import os, sys\nprint('share', os.environ['MOYIN_GPU_SHARE'])\nsys.exit(3)"
     )
     assert await process.exited == 3
-    assert process.last_lines() == "share 1.0"
+    assert process.read_last_log_lines() == "share 1.0"
     await process.stop()
     spawner.close()
 
@@ -84,7 +82,7 @@ async def test_main_imports_only_from_its_own_folder(tmp_path: Path) -> None:
     process, spawner = await start(tmp_path, script)
     assert await process.exited == 1
     home = tmp_path / "home"
-    assert f"{home} {home / 'main.py'} __main__" in process.last_lines()
+    assert f"{home} {home / 'main.py'} __main__" in process.read_last_log_lines()
     await process.stop()
     spawner.close()
 
@@ -168,7 +166,7 @@ async def test_killed_process_is_distinguished_from_memory_kill(
     os.kill(process.pid, signal.SIGKILL)
     await process.exited
     assert process.was_killed
-    monkeypatch.setattr("moyin.render.comfyui.process.memory_kills", lambda: 1_000_000)
+    monkeypatch.setattr("moyin.render.comfyui.process.count_memory_kills", lambda: 1_000_000)
     assert not process.was_killed, "the kernel killed it for want of memory"
     await process.stop()
     spawner.close()
@@ -184,6 +182,6 @@ async def test_crashed_process_was_not_killed(tmp_path: Path) -> None:
 
 def test_memory_kills_are_read_from_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
-    assert memory_kills(tmp_path / "vmstat") == 3
+    assert count_memory_kills(tmp_path / "vmstat") == 3
     (tmp_path / "vmstat").write_text("nr_free_pages 7\n")
-    assert memory_kills(tmp_path / "vmstat") == 0
+    assert count_memory_kills(tmp_path / "vmstat") == 0

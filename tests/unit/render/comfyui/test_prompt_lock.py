@@ -21,18 +21,18 @@ class Files:
         self.finished: list[str] = []
         self.is_blocked, self.unblock = threading.Event(), threading.Event()
 
-    def begin(self, prompt_id: str) -> None:
+    def begin_prompt(self, prompt_id: str) -> None:
         if prompt_id == "slow":
             self.is_blocked.set()
             assert self.unblock.wait(10)
 
-    def place(self, names: Collection[str]) -> None:
+    def place_files(self, names: Collection[str]) -> None:
         self.placed = list(names)
 
-    def remove_placed(self) -> None:
+    def remove_placed_files(self) -> None:
         self.placed = []
 
-    def finish(self, prompt_id: str) -> None:
+    def finish_prompt(self, prompt_id: str) -> None:
         self.finished.append(prompt_id)
         if prompt_id == "lingering":
             self.is_blocked.set()
@@ -40,8 +40,8 @@ class Files:
 
 
 def new_lock(files: Files) -> tuple[PromptLock, Any]:
-    session = SimpleNamespace(written=files, finish=files.finish)
-    supervisor: Any = SimpleNamespace(session=session, give_up=lambda _: None)
+    session = SimpleNamespace(written=files, finish_prompt=files.finish_prompt)
+    supervisor: Any = SimpleNamespace(session=session, replace_session=lambda _: None)
     inputs: Any = files
     return PromptLock(supervisor, inputs), session
 

@@ -13,22 +13,22 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import WorkerLost
 from moyin.render.comfyui import prompts as module
-from moyin.render.comfyui.prompts import Prompt
-from moyin.render.protocol.wire import Message
+from moyin.render.comfyui.prompts import RunningPrompt
+from moyin.render.protocol.wire import EventMessage
 
 DONE = RenderSucceeded(files=())
 
 
-def prompt() -> Prompt:
-    return Prompt(RenderRequest(prompt_id="p", graph={"1": {}, "2": {}}))
+def prompt() -> RunningPrompt:
+    return RunningPrompt(RenderRequest(prompt_id="p", graph={"1": {}, "2": {}}))
 
 
-def progress(value: float) -> Message:
+def progress(value: float) -> EventMessage:
     nodes = {"1": {"state": "running", "value": value, "max": 1}}
-    return Message(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
+    return EventMessage(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
 
 
-async def follow(prompt: Prompt) -> list[RenderEvent]:
+async def follow(prompt: RunningPrompt) -> list[RenderEvent]:
     return [event async for event in prompt.follow()]
 
 
@@ -36,7 +36,7 @@ async def test_follower_gets_progress_executed_and_the_result() -> None:
     watched = prompt()
     task = asyncio.create_task(follow(watched))
     await asyncio.sleep(0.5)
-    watched.feed(progress(0.5))
+    watched.process_event(progress(0.5))
     await asyncio.sleep(0.5)
     watched.mark_executed()
     await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def test_frequent_progress_is_thinned(monkeypatch: pytest.MonkeyPatch) -> 
     watched = prompt()
     task = asyncio.create_task(follow(watched))
     for number in range(200):
-        watched.feed(progress(number / 200))
+        watched.process_event(progress(number / 200))
         await asyncio.sleep(0.001)
     watched.mark_executed()
     watched.succeed(DONE)
@@ -69,7 +69,7 @@ async def test_end_does_not_wait_for_the_next_progress(
     monkeypatch.setattr(module, "_EVENT_SECONDS", 60.0)
     watched = prompt()
     task = asyncio.create_task(follow(watched))
-    watched.feed(progress(0.5))
+    watched.process_event(progress(0.5))
     await asyncio.sleep(0.01)
     watched.mark_executed()
     watched.succeed(DONE)
@@ -80,7 +80,7 @@ async def test_end_does_not_wait_for_the_next_progress(
 async def test_short_render_sends_only_its_end() -> None:
     watched = prompt()
     task = asyncio.create_task(follow(watched))
-    watched.feed(progress(0.5))
+    watched.process_event(progress(0.5))
     await asyncio.sleep(0)
     watched.mark_executed()
     watched.succeed(DONE)
@@ -108,15 +108,15 @@ async def test_every_follower_gets_its_own_error() -> None:
 
 async def test_last_event_asks_for_a_poll() -> None:
     watched = prompt()
-    watched.feed(Message(type="executing", data={"prompt_id": "p", "node": "1"}))
+    watched.process_event(EventMessage(type="executing", data={"prompt_id": "p", "node": "1"}))
     assert not watched.should_poll.is_set()
-    watched.feed(Message(type="executing", data={"prompt_id": "p", "node": None}))
+    watched.process_event(EventMessage(type="executing", data={"prompt_id": "p", "node": None}))
     assert watched.should_poll.is_set()
 
 
 def test_prompt_has_begun_after_its_start_event() -> None:
     watched = prompt()
-    watched.feed(progress(0.5))
+    watched.process_event(progress(0.5))
     assert not watched.has_begun
-    watched.feed(Message(type="execution_start", data={"prompt_id": "p"}))
+    watched.process_event(EventMessage(type="execution_start", data={"prompt_id": "p"}))
     assert watched.has_begun

@@ -11,7 +11,7 @@ from pydantic_core import from_json, to_json
 from moyin.domain.prompt import ComfyFileName, PromptFile
 from moyin.domain.renderer import RenderRequest
 from moyin.render.comfyui.relay import Relay
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.wire import EventMessage
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore
 
@@ -32,7 +32,7 @@ class Frames:
         assert channel == "channel"
         self.published += frames
 
-    async def keep_file(self, prompt_id: str, file: PromptFile) -> None:
+    async def add_file(self, prompt_id: str, file: PromptFile) -> None:
         self.files.append(file)
 
 
@@ -56,8 +56,8 @@ def relay(frames: Frames, blobs: BlobStore) -> Relay:
     return Relay(cast(FrameStore, frames), blobs, request, "channel", store_files)
 
 
-def message(kind: str, **data: Any) -> Message:
-    return Message(type=kind, data={"prompt_id": "p", **data})
+def message(kind: str, **data: Any) -> EventMessage:
+    return EventMessage(type=kind, data={"prompt_id": "p", **data})
 
 
 def picture(node: str, content: bytes = b"picture") -> bytes:
@@ -74,9 +74,9 @@ def kinds(frames: Frames) -> list[str]:
 
 async def test_events_are_sent_in_order_without_the_end(relay: Relay, frames: Frames) -> None:
     for kind in ("execution_start", "execution_cached", "progress", "execution_success"):
-        relay.feed(message(kind))
-    relay.feed(message("executing", node=None))
-    relay.feed(message("executing", node="2"))
+        relay.enqueue(message(kind))
+    relay.enqueue(message("executing", node=None))
+    relay.enqueue(message("executing", node="2"))
     await relay.flush()
     # The end is published when it has been written to the job's row.
     assert kinds(frames) == [
@@ -86,8 +86,8 @@ async def test_events_are_sent_in_order_without_the_end(relay: Relay, frames: Fr
 
 async def test_files_are_stored_before_their_event_is_sent(relay: Relay, frames: Frames) -> None:
     images = [{"filename": "a.png", "subfolder": "p/sub", "type": "output"}]
-    relay.feed(message("executed", node="1", output={"images": images, "text": ["word"]}))
-    relay.feed(message("executed", node="2", output=None))
+    relay.enqueue(message("executed", node="1", output={"images": images, "text": ["word"]}))
+    relay.enqueue(message("executed", node="2", output=None))
     await relay.flush()
     assert [file.name.filename for file in frames.files] == ["a.png"]
     first, second = (from_json(frame.body)["data"]["output"] for frame in frames.published)
@@ -98,8 +98,8 @@ async def test_files_are_stored_before_their_event_is_sent(relay: Relay, frames:
 async def test_output_frames_are_stored_as_blobs(
     relay: Relay, frames: Frames, blobs: BlobStore
 ) -> None:
-    relay.feed(picture("1"))
-    relay.feed(picture("2"))
+    relay.enqueue(picture("1"))
+    relay.enqueue(picture("2"))
     await relay.flush()
     output, preview = frames.published
     assert (output.kind, preview.kind) == (FrameKind.BLOB, FrameKind.BINARY)
@@ -110,11 +110,11 @@ async def test_output_frames_are_stored_as_blobs(
 async def test_slow_stream_loses_only_previews_and_progress(relay: Relay, frames: Frames) -> None:
     frames.open.clear()
     for number in range(500):
-        relay.feed(message("progress", value=number))
-        relay.feed(picture("2"))
+        relay.enqueue(message("progress", value=number))
+        relay.enqueue(picture("2"))
     for number in range(300):
-        relay.feed(message("executed", node=str(number), output=None))
-        relay.feed(picture("1", str(number).encode()))
+        relay.enqueue(message("executed", node=str(number), output=None))
+        relay.enqueue(picture("1", str(number).encode()))
     frames.open.set()
     await relay.flush()
     sent = kinds(frames)
@@ -125,11 +125,11 @@ async def test_slow_stream_loses_only_previews_and_progress(relay: Relay, frames
 
 async def test_too_large_output_is_sent_without_content(relay: Relay, frames: Frames) -> None:
     huge = "x" * (1024 * 1024)
-    relay.feed(message("executed", node="2", output={"text": [huge]}))
-    relay.feed(message("custom", text=huge))
-    relay.feed(picture("2", huge.encode()))
-    relay.feed(picture("1", huge.encode()))
-    relay.feed(message("executed", node="3", output={"text": ["small"]}))
+    relay.enqueue(message("executed", node="2", output={"text": [huge]}))
+    relay.enqueue(message("custom", text=huge))
+    relay.enqueue(picture("2", huge.encode()))
+    relay.enqueue(picture("1", huge.encode()))
+    relay.enqueue(message("executed", node="3", output={"text": ["small"]}))
     await relay.flush()
     assert kinds(frames) == ["executed", "blob", "executed"]
     assert from_json(frames.published[0].body)["data"] == {
@@ -145,8 +145,8 @@ async def test_queue_of_a_relay_is_bounded(
 ) -> None:
     frames.open.clear()
     for number in range(10_000):
-        relay.feed(message("executed", node=str(number), output=None))
+        relay.enqueue(message("executed", node=str(number), output=None))
     frames.open.set()
     await relay.flush()
     assert len(frames.published) <= 2_048 + 64
-    assert "faster than Valkey takes them" in caplog.text
+    assert "dropped, because its queue is full" in caplog.text

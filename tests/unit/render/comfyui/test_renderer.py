@@ -16,11 +16,12 @@ from moyin.errors import MoyinError, ServiceUnavailable, StackError, WorkerLost
 from moyin.render.comfyui import client, session
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.options import ComfyOptions, Isolation
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.comfyui.session import Session
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.store.blobs import BlobStore
+from tests.waiting import eventually
 
 
 class Process:
@@ -29,7 +30,7 @@ class Process:
     pid = 1
     was_killed = False
 
-    def end_strays(self) -> None:
+    def kill_new_processes(self) -> None:
         """Do nothing: there are none."""
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class Bench:
         self.renderer._folder.prepare()
         written = WrittenFiles(self.renderer._folder)
         self.session = Session(self.process, comfyui, written, lambda: False, None)  # type: ignore[arg-type]
-        self.renderer._supervisor.use(self.session)
+        self.renderer._supervisor.set_session(self.session)
 
     async def error(self, **members: object) -> MoyinError:
         request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **members)  # type: ignore[arg-type]
@@ -75,7 +76,7 @@ async def new_bench(
 
     address = str(tmp_path / "comfyui.sock")
     server = await asyncio.start_unix_server(never_answer, address)
-    async with server, ComfyClient(address, "c", HostPaths({})) as comfyui:
+    async with server, ComfyClient(address, "c", HostPathFilter({})) as comfyui:
         yield lambda blobs: Bench(tmp_path, blobs, comfyui)
         is_over.set()
         await asyncio.sleep(0.01)
@@ -89,7 +90,7 @@ async def test_hanging_comfyui_is_replaced_and_the_prompt_not_blamed(
     error = await bench.error()
     assert isinstance(error, WorkerLost)
     assert error.details == {}
-    assert await asyncio.wait_for(broken, 1) == "it hung"
+    assert await asyncio.wait_for(broken, 1) == "its process hung"
     assert not (await bench.renderer.status()).ready
 
 
@@ -159,8 +160,8 @@ async def test_strict_comfyui_does_not_start_without_confinement(
 
 
 async def _error_of(renderer: ComfyRenderer) -> str:
-    for _ in range(1000):
-        if (error := (await renderer.status()).error) is not None:
-            return error
-        await asyncio.sleep(0.01)
-    raise AssertionError("the renderer reports no error")
+    async def reported() -> str | None:
+        return (await renderer.status()).error
+
+    error: str = await eventually(reported)
+    return error

@@ -13,10 +13,10 @@ from moyin.render.comfyui import sandbox
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
 from moyin.render.comfyui.sandbox import (
-    bubblewrap_options,
-    device_groups,
-    first_unreadable,
-    user_of,
+    build_bubblewrap_options,
+    choose_user_id,
+    find_device_groups,
+    find_unreadable_file,
 )
 
 
@@ -36,7 +36,7 @@ def command(comfy_options: ComfyOptions, **env: str) -> list[str]:
     comfy_options.home.mkdir(parents=True, exist_ok=True)
     folder = ProcessFolder(comfy_options)
     folder.prepare()
-    return bubblewrap_options(comfy_options, folder, env)
+    return build_bubblewrap_options(comfy_options, folder, env)
 
 
 def mounts(words: list[str], option: str) -> dict[str, str]:
@@ -122,16 +122,16 @@ def test_user_of_a_confined_process(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     all_ids.write_text("         0          0 4294967295\n")
     some_ids.write_text("         0       1000          1\n         1     100000      65536\n")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert user_of(options(tmp_path), all_ids) is None
+    assert choose_user_id(options(tmp_path), all_ids) is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     first, second = (
-        user_of(options(tmp_path, folder=tmp_path / name), all_ids) for name in ("1", "2")
+        choose_user_id(options(tmp_path, folder=tmp_path / name), all_ids) for name in ("1", "2")
     )
     assert first != second
     assert all(uid is not None and uid >= 1_900_000_000 for uid in (first, second))
-    assert user_of(options(tmp_path), some_ids) == 65534
-    assert user_of(options(tmp_path, uid=4711), all_ids) == 4711
-    assert user_of(options(tmp_path, isolation=Isolation.FILES), all_ids) is None
+    assert choose_user_id(options(tmp_path), some_ids) == 65534
+    assert choose_user_id(options(tmp_path, uid=4711), all_ids) == 4711
+    assert choose_user_id(options(tmp_path, isolation=Isolation.FILES), all_ids) is None
 
 
 def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
@@ -188,17 +188,17 @@ def test_graphics_devices_and_their_groups_are_passed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cards = [Path("/dev/null"), Path("/dev/zero")]
-    monkeypatch.setattr(sandbox, "graphics_devices", lambda: cards)
+    monkeypatch.setattr(sandbox, "find_graphics_devices", lambda: cards)
     words = command(options(tmp_path, cpu=False))
     assert mounts(words, "--dev-bind") == {str(card): str(card) for card in cards}
     assert "/sys" in mounts(words, "--ro-bind")
     without = command(options(tmp_path))
     assert not mounts(without, "--dev-bind")
     assert "/sys" not in mounts(without, "--ro-bind")
-    assert device_groups(cards) == [], "every user may use them"
+    assert find_device_groups(cards) == [], "every user may use them"
     console = Path("/dev/console")
     if console.exists() and console.stat().st_gid:
-        assert device_groups([console]) == [console.stat().st_gid]
+        assert find_device_groups([console]) == [console.stat().st_gid]
 
 
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_model_that_only_its_owner_may_read_is_named(tmp_path: Path) -> None:
     model.touch()
     model.chmod(0o644)
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
-    assert first_unreadable(1_900_000_000, [tmp_path]) is None
+    assert find_unreadable_file(1_900_000_000, [tmp_path]) is None
     model.chmod(0o600)
-    assert first_unreadable(1_900_000_000, [tmp_path]) == model
-    assert first_unreadable(model.stat().st_uid, [tmp_path]) is None
+    assert find_unreadable_file(1_900_000_000, [tmp_path]) == model
+    assert find_unreadable_file(model.stat().st_uid, [tmp_path]) is None

@@ -15,7 +15,7 @@ from moyin.errors import StackError
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.process import ComfyProcess, Spawner
-from moyin.render.comfyui.sandbox import user_of
+from moyin.render.comfyui.sandbox import choose_user_id
 
 # A ComfyUI that starts a helper, and on each SIGUSR1 a daemon and a child that it does not reap.
 _SCRIPT = """
@@ -48,7 +48,7 @@ async def process(tmp_path: Path) -> AsyncIterator[ComfyProcess]:
     options.home.mkdir()
     (options.home / "main.py").write_text(_SCRIPT)
     folder, spawner = ProcessFolder(options), Spawner()
-    folder.prepare(user_of(options))
+    folder.prepare(choose_user_id(options))
     try:
         process = await ComfyProcess.start(options, folder, spawner)
     except StackError as error:
@@ -66,8 +66,8 @@ def sleepers(process: ComfyProcess) -> set[str]:
 
 
 async def wait_for_output(process: ComfyProcess, word: str, times: int) -> None:
-    while process.last_lines().split().count(word) < times:
-        assert not process.exited.done(), process.last_lines()
+    while process.read_last_log_lines().split().count(word) < times:
+        assert not process.exited.done(), process.read_last_log_lines()
         await asyncio.sleep(0.02)
 
 
@@ -75,15 +75,15 @@ async def test_processes_of_a_prompt_are_killed_and_earlier_ones_stay(
     process: ComfyProcess,
 ) -> None:
     await wait_for_output(process, "up", 1)
-    process.settle()
+    process.exempt_present_processes()
     for time in (1, 2):
         psutil.Process(process.pid).send_signal(signal.SIGUSR1)
         await wait_for_output(process, "left", time)
         assert "3000" in sleepers(process)
-        process.end_strays()
+        process.kill_new_processes()
         assert sleepers(process) == {"1000"}
     # The dead ones are not reaped yet, which must not count as a new stray.
-    process.end_strays()
+    process.kill_new_processes()
     assert not process.exited.done()
 
 

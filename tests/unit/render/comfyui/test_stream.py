@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 
 from moyin.render.comfyui.client import ComfyClient
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.stream import EventStream
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.wire import EventMessage
 
 
 async def test_messages_after_bad_ones_are_read(
@@ -27,7 +27,7 @@ async def test_messages_after_bad_ones_are_read(
         await is_over.wait()
         return socket
 
-    def on_message(message: Message | bytes) -> None:
+    def on_message(message: EventMessage | bytes) -> None:
         name = message.decode() if isinstance(message, bytes) else message.type
         received.append(name)
         if name == "odd":
@@ -43,7 +43,7 @@ async def test_messages_after_bad_ones_are_read(
     await runner.setup()
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
-    async with ComfyClient(address, "c", HostPaths({})) as client:
+    async with ComfyClient(address, "c", HostPathFilter({})) as client:
         reading = asyncio.create_task(EventStream(client, on_message, on_message).run())
         try:
             async with asyncio.timeout(10):

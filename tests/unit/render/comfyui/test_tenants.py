@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import with_tenant, with_tenant_signature
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import wrap_execution, wrap_signature
 
 
 def node(hidden: Any = None, output: bool = False) -> type:
@@ -50,11 +50,9 @@ async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
         return ["inputs"]
 
     async def execute_async(*_: Any) -> Any:
-        return await with_tenant_signature(signature, CLASSES)(
-            None, Prompt(class_type), node_id, {}
-        )
+        return await wrap_signature(signature, CLASSES)(None, Prompt(class_type), node_id, {})
 
-    return await with_tenant(execute_async)(None, {}, "id", extra_data, [])
+    return await wrap_execution(execute_async)(None, {}, "id", extra_data, [])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,7 @@ async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
     ],
 )
 async def test_nodes_that_reveal_the_graph_are_not_shared(class_type: str, shared: bool) -> None:
-    ann, bob = [{KEY: {"tenant": name}} for name in ("ann", "bob")]
+    ann, bob = [{MOYIN_KEY: {"tenant": name}} for name in ("ann", "bob")]
     assert await signed(class_type, ann) == await signed(class_type, ann)
     assert (await signed(class_type, ann) == await signed(class_type, bob)) == shared
 

@@ -74,7 +74,7 @@ def preview(folder: Path, picture: bytes, kind: str = "webp") -> dict[str, Any]:
 async def convert(
     processes: PictureProcesses, folder: Path, picture: bytes, tenant: str = "ada"
 ) -> Image.Image:
-    async with processes.process(tenant) as process:
+    async with processes.acquire_process(tenant) as process:
         await process.run(preview(folder, picture))
     with Image.open(folder / "target") as shown:
         shown.load()
@@ -149,7 +149,7 @@ async def test_only_one_frame_of_an_animation_is_decoded(
 
 async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(LIMITS, memory_mib=200))
-    with pytest.raises(PictureTooLarge, match="more than 200 MiB"):
+    with pytest.raises(PictureTooLarge, match="more than the allowed 200 MiB"):
         await convert(processes, tmp_path, plain((8000, 8000)))
     assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
     await processes.close()
@@ -157,7 +157,7 @@ async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None
 
 async def test_too_slow_conversion_is_ended(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(LIMITS, seconds=1))
-    async with processes.process("ada") as process:
+    async with processes.acquire_process("ada") as process:
         # A stopped process never answers.
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(PictureTooLarge, match="longer than 1 seconds"):
@@ -169,7 +169,7 @@ async def test_too_slow_conversion_is_ended(tmp_path: Path) -> None:
 async def test_each_conversion_has_its_own_processor_time(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
-    async with processes.process("ada") as process:
+    async with processes.acquire_process("ada") as process:
         for _ in range(2):
             await process.run(preview(tmp_path, plain((8, 8))))
             limit, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
@@ -182,8 +182,8 @@ async def test_too_large_result_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.frombytes("RGB", (1000, 1000), os.urandom(3_000_000)).save(buffer, "BMP")
     task = {**preview(tmp_path, buffer.getvalue()), "action": "channel", "channels": "rgb"}
-    async with processes.process("ada") as process:
-        with pytest.raises(PictureTooLarge, match="larger than 1,048,576 bytes"):
+    async with processes.acquire_process("ada") as process:
+        with pytest.raises(PictureTooLarge, match="more than the allowed 1,048,576 bytes"):
             await process.run(task)
     await processes.close()
 
@@ -199,7 +199,7 @@ async def test_too_large_result_is_refused(tmp_path: Path) -> None:
 async def test_dead_process_fails_only_its_own_picture(
     processes: PictureProcesses, tmp_path: Path, number: signal.Signals, error: type[Exception]
 ) -> None:
-    async with processes.process("ada") as process:
+    async with processes.acquire_process("ada") as process:
         os.kill(process.pid, signal.SIGSTOP)
         asyncio.get_running_loop().call_soon(os.kill, process.pid, number)
         asyncio.get_running_loop().call_soon(os.kill, process.pid, signal.SIGCONT)
@@ -214,7 +214,7 @@ async def test_cancelled_conversion_ends_its_process(
     pids: list[int] = []
 
     async def stuck() -> None:
-        async with processes.process("ada") as process:
+        async with processes.acquire_process("ada") as process:
             pids.append(process.pid)
             os.kill(process.pid, signal.SIGSTOP)
             await process.run(preview(tmp_path, plain((8, 8))))
@@ -239,9 +239,9 @@ async def test_idle_processes_end(tmp_path: Path) -> None:
 
 async def test_no_tenant_gets_every_process(tmp_path: Path) -> None:
     processes = PictureProcesses(queue=0)
-    async with processes.process("ada"):
+    async with processes.acquire_process("ada"):
         with pytest.raises(Overloaded):
-            async with processes.process("ada"):
+            async with processes.acquire_process("ada"):
                 pass
         assert (await convert(processes, tmp_path, plain((8, 8)), tenant="bob")).size == (8, 8)
     await processes.close()

@@ -41,7 +41,12 @@ class Converter:
         return picture
 
     def preview(self, source: bytes, kind: str = "webp", channels: str = "") -> Image.Image:
-        task = {"action": "preview", "format": kind, "quality": 90, "channels": channels}
+        task: dict[str, Any] = {
+            "action": "preview",
+            "format": kind,
+            "quality": 90,
+            "channels": channels,
+        }
         return self.convert(source, **task)
 
     def channel(self, source: bytes, channels: str) -> Image.Image:
@@ -99,11 +104,11 @@ def test_mask_sets_transparency_and_keeps_text(converter: Converter) -> None:
 
 
 def test_impossible_conversion_is_refused(converter: Converter) -> None:
-    with pytest.raises(worker.Problem, match="size"):
+    with pytest.raises(worker.ConversionError, match="size"):
         converter.apply_mask(png(), png(size=(2, 4)))
-    with pytest.raises(worker.Problem, match="not a readable picture"):
+    with pytest.raises(worker.ConversionError, match="not a readable picture"):
         converter.channel(b"not a picture", "rgb")
-    with pytest.raises(worker.Problem, match="not a readable picture"):
+    with pytest.raises(worker.ConversionError, match="not a readable picture"):
         converter.preview(png()[:40])
 
 
@@ -111,7 +116,7 @@ def test_impossible_conversion_is_refused(converter: Converter) -> None:
 def test_picture_too_long_for_the_format_is_refused(
     converter: Converter, kind: str, width: int
 ) -> None:
-    with pytest.raises(worker.Problem, match=f"as {kind.upper()}"):
+    with pytest.raises(worker.ConversionError, match=f"as {kind.upper()}"):
         converter.preview(png("RGB", (width, 1)), kind)
 
 
@@ -119,7 +124,7 @@ def test_picture_too_long_for_the_format_is_refused(
 def test_huge_picture_is_not_decoded(converter: Converter, action: str) -> None:
     huge, small = png("1", (1000, 101)), png()
     with pytest.raises(
-        worker.Problem, match="1000 x 101 pixels; only pictures of at most 100,000"
+        worker.ConversionError, match="1000 x 101 pixels; only pictures of at most 100,000"
     ) as caught:
         match action:
             case "preview":

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from moyin.domain.artifact import Artifact
 from moyin.render.protocol.graph import (
-    artifact_ids,
-    input_name,
+    find_artifact_ids,
+    find_model_files,
     is_input_name,
-    model_files,
-    with_inputs,
+    make_input_name,
+    replace_inputs,
 )
 
 ID = f"art_{'1' * 32}"
@@ -33,8 +33,8 @@ def test_references_are_replaced_only_in_inputs() -> None:
         "2": {"class_type": "Text", "inputs": {"text": f"about artifact:{ID}", "link": ["1", 0]}},
         "3": "not a node",
     }
-    assert artifact_ids(graph) == {ID, OTHER}
-    replaced = with_inputs(graph, {ID: "one.png", OTHER: "two.png"})
+    assert find_artifact_ids(graph) == {ID, OTHER}
+    replaced = replace_inputs(graph, {ID: "one.png", OTHER: "two.png"})
     assert replaced["1"]["inputs"] == {"image": "one.png", "list": ["two.png", {"a": 1}]}
     assert replaced["2"] == graph["2"]
     assert replaced["3"] == "not a node"
@@ -44,15 +44,15 @@ def test_references_are_replaced_only_in_inputs() -> None:
 def test_asset_of_the_api_v2_is_a_reference() -> None:
     asset = {"__type": "core/ASSET", "info": {"id": ID, "file_path": "cat.png"}}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": asset, "more": [asset]}}}
-    assert artifact_ids(graph) == {ID}
-    named = with_inputs(graph, {ID: "one.png"})
+    assert find_artifact_ids(graph) == {ID}
+    named = replace_inputs(graph, {ID: "one.png"})
     assert named["1"]["inputs"] == {"image": "one.png", "more": ["one.png"]}
 
 
 @pytest.mark.parametrize("info", [None, "x", {}, {"id": ""}])
 def test_malformed_reference_has_an_unused_id(info: object) -> None:
     graph = {"1": {"class_type": "A", "inputs": {"image": {"__type": "core/ASSET", "info": info}}}}
-    assert artifact_ids(graph) == {""}
+    assert find_artifact_ids(graph) == {""}
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_malformed_reference_has_an_unused_id(info: object) -> None:
     ],
 )
 def test_input_name_keeps_only_a_plain_suffix(name: str, suffix: str) -> None:
-    assert input_name(artifact(name)) == f"moyin/{'a' * 64}{suffix}"
+    assert make_input_name(artifact(name)) == f"moyin/{'a' * 64}{suffix}"
 
 
 @given(st.text())
 def test_every_input_name_is_valid_and_stays_in_its_folder(name: str) -> None:
-    generated = input_name(artifact(name))
+    generated = make_input_name(artifact(name))
     assert is_input_name(generated)
     assert ".." not in generated
 
@@ -98,7 +98,7 @@ def test_model_files_of_every_loader_are_found() -> None:
         "9": _node("KSampler", sampler_name="euler", model=["5", 0]),
         "10": _node("Lora Stack", lora_name_1="a.safetensors", lora_name_2="b.safetensors"),
     }
-    assert model_files(graph) == {
+    assert find_model_files(graph) == {
         "checkpoints/sdxl.safetensors",
         "diffusion_models/flux.safetensors",
         "text_encoders/t5.safetensors",
@@ -117,7 +117,7 @@ def test_model_files_of_every_loader_are_found() -> None:
     "node", [5, None, {}, {"class_type": "X"}, {"inputs": []}, {"inputs": {"ckpt_name": ["1", 0]}}]
 )
 def test_node_without_a_model_name_loads_no_model(node: Any) -> None:
-    assert model_files({"1": node}) == frozenset()
+    assert find_model_files({"1": node}) == frozenset()
 
 
 def _node(class_type: str, **inputs: Any) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from moyin.errors import OutOfMemory, RenderFailed
 from moyin.render.protocol.response import (
-    Meter,
+    ProgressMeter,
+    collect_values,
+    get_prompt_id,
     is_last_event,
-    output_values,
-    prompt_of,
-    raise_failure,
-    written_files,
+    list_output_files,
+    raise_for_failure,
 )
-from moyin.render.protocol.wire import HistoryEntry, Message
+from moyin.render.protocol.wire import EventMessage, HistoryEntry
 
 
 def entry(outputs: dict[str, Any], status: str = "success", *messages: Any) -> HistoryEntry:
@@ -36,12 +36,12 @@ def test_files_are_ordered_by_node_and_separate_from_values() -> None:
             "7": {"text": ["a word"], "images": [file("mine", "input")]},
         }
     )
-    assert [(w.node, w.slot, w.file.filename) for w in written_files(history)] == [
+    assert [(w.node, w.slot, w.file.filename) for w in list_output_files(history)] == [
         ("2", "images", "b"),
         ("2", "images", "a"),
         ("10", "images", "c"),
     ]
-    assert output_values(history) == {
+    assert collect_values(history) == {
         "2": {"animated": [False]},
         "7": {"text": ["a word"], "images": [file("mine", "input")]},
     }
@@ -51,11 +51,11 @@ def test_files_are_ordered_by_node_and_separate_from_values() -> None:
 def test_node_ids_may_be_any_text(nodes: list[str]) -> None:
     ids = [*nodes, "\u00b2", "\u0663", "1" * 5000]
     history = entry({node: {"images": [file("a")]} for node in ids})
-    assert sorted(file.node for file in written_files(history)) == sorted(set(ids))
+    assert sorted(file.node for file in list_output_files(history)) == sorted(set(ids))
 
 
 def test_successful_entry_raises_nothing() -> None:
-    raise_failure(entry({}))
+    raise_for_failure(entry({}))
 
 
 def test_node_error_has_node_and_message_without_traceback() -> None:
@@ -68,7 +68,7 @@ def test_node_error_has_node_and_message_without_traceback() -> None:
         "current_inputs": {},
     }
     with pytest.raises(OutOfMemory) as caught:
-        raise_failure(entry({}, "error", ["execution_start", {}], ["execution_error", data]))
+        raise_for_failure(entry({}, "error", ["execution_start", {}], ["execution_error", data]))
     assert caught.value.message == "node 3 (KSampler) failed: out of memory"
     assert caught.value.details == {
         "node_id": "3",
@@ -79,11 +79,11 @@ def test_node_error_has_node_and_message_without_traceback() -> None:
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "gave no reason")],
+    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "contains no error")],
 )
 def test_other_failures(messages: list[Any], message: str) -> None:
     with pytest.raises(RenderFailed, match=message):
-        raise_failure(entry({}, "error", *messages))
+        raise_for_failure(entry({}, "error", *messages))
 
 
 @pytest.mark.parametrize(
@@ -98,24 +98,24 @@ def test_other_failures(messages: list[Any], message: str) -> None:
 def test_last_event_is_executing_without_a_node(
     type_: str, data: dict[str, Any], is_last: bool
 ) -> None:
-    assert is_last_event(Message(type=type_, data=data)) is is_last
+    assert is_last_event(EventMessage(type=type_, data=data)) is is_last
 
 
 def test_prompt_of_an_event() -> None:
-    assert prompt_of(Message(type="status", data={})) is None
-    assert prompt_of(Message(type="progress", data={"prompt_id": "p"})) == "p"
+    assert get_prompt_id(EventMessage(type="status", data={})) is None
+    assert get_prompt_id(EventMessage(type="progress", data={"prompt_id": "p"})) == "p"
 
 
-def state(**nodes: Any) -> Message:
-    return Message(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
+def state(**nodes: Any) -> EventMessage:
+    return EventMessage(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
 
 
 def test_progress_adds_up_over_nodes() -> None:
-    meter = Meter({"a": {}, "b": {}, "c": {}, "d": {}})
+    meter = ProgressMeter({"a": {}, "b": {}, "c": {}, "d": {}})
     assert (meter.value, meter.max) == (0, 4)
-    assert meter.feed(Message(type="execution_cached", data={"nodes": ["a", "unknown"]}))
+    assert meter.update(EventMessage(type="execution_cached", data={"nodes": ["a", "unknown"]}))
     assert meter.value == 1
-    meter.feed(
+    meter.update(
         state(
             a={"state": "finished"},
             b={"state": "finished", "value": 1, "max": 1},
@@ -124,7 +124,7 @@ def test_progress_adds_up_over_nodes() -> None:
         )
     )
     assert (meter.value, meter.node) == (2.25, "c")
-    assert not meter.feed(Message(type="progress", data={"value": 1}))
+    assert not meter.update(EventMessage(type="progress", data={"value": 1}))
 
 
 @given(
@@ -141,7 +141,7 @@ def test_progress_adds_up_over_nodes() -> None:
     st.lists(st.sampled_from(["a", "b", "x"])),
 )
 def test_progress_stays_in_bounds(nodes: dict[str, Any], cached: list[str]) -> None:
-    meter = Meter({"a": {}, "b": {}})
-    meter.feed(state(**nodes))
-    meter.feed(Message(type="execution_cached", data={"nodes": cached}))
+    meter = ProgressMeter({"a": {}, "b": {}})
+    meter.update(state(**nodes))
+    meter.update(EventMessage(type="execution_cached", data={"nodes": cached}))
     assert 0 <= meter.value <= meter.max

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from moyin.render.protocol import wire
 
 _BODIES: list[tuple[type[BaseModel], Any]] = [
-    (wire.IdsBody, lambda prompt_id: {"delete": [prompt_id]}),
+    (wire.RemovalBody, lambda prompt_id: {"delete": [prompt_id]}),
     (wire.CancelBody, lambda prompt_id: {"job_ids": [prompt_id]}),
     (wire.InterruptBody, lambda prompt_id: {"prompt_id": prompt_id}),
 ]

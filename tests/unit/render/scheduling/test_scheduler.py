@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import Lease, RenderScheduler
 
 
@@ -93,13 +93,13 @@ async def test_renderer_that_was_free_longest_comes_first(harness: Harness) -> N
 
 
 async def test_busy_and_removed_renderers_get_no_render(harness: Harness) -> None:
-    harness.scheduler.add_renderer("a", foreign=["left-over"])
+    harness.scheduler.add_renderer("a", foreign_prompts=["left-over"])
     harness.scheduler.add_renderer("b")
     harness.scheduler.remove_renderer("b")
     task = harness.start(pending("1"))
     await settle()
     assert harness.assigned == []
-    harness.scheduler.add_renderer("a", foreign=[])
+    harness.scheduler.add_renderer("a", foreign_prompts=[])
     await settle()
     assert harness.assigned == [("1", "a")]
     harness.finish("1")

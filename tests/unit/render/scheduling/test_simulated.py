@@ -14,9 +14,9 @@ from benchmarks.scheduling import (
     own_share,
     simulate,
 )
-from moyin.render.scheduling.policy import Rules
+from moyin.render.scheduling.rules import OrderingRules
 
-FARM = Farm(actors=20, window=200, rules=Rules(ageing=60, bytes_per_second=2e9))
+FARM = Farm(actors=20, window=200, rules=OrderingRules(ageing_seconds=60, bytes_per_second=2e9))
 
 
 @pytest.fixture(scope="module")
@@ -51,4 +51,4 @@ def test_owner_waits_at_most_twice_as_long_as_with_a_farm_share_alone(
 
 def test_render_waits_little_longer_than_until_it_is_due(outcome: Outcome) -> None:
     for priority, waited in outcome.windowed:
-        assert waited <= priority * FARM.rules.ageing + 60
+        assert waited <= priority * FARM.rules.ageing_seconds + 60

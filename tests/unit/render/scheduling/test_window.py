@@ -1,4 +1,4 @@
-"""Tests of `Window.choose` on generated farms and queues."""
+"""Tests of `Window.choose_assignment` on generated farms and queues."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moyin.render.scheduling.policy import OwnerFairShare, PendingRender, Rules
-from moyin.render.scheduling.window import Choice, Window
+from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender
+from moyin.render.scheduling.window import Assignment, Window
 
 GB = 1_000_000_000
-RULES = Rules(ageing=10.0, bytes_per_second=GB, deadline_margin=5.0)
+RULES = OrderingRules(ageing_seconds=10.0, bytes_per_second=GB, deadline_margin_seconds=5.0)
 FAMILIES = ("", "a", "b", "c")
 
 
@@ -54,11 +54,11 @@ def served(made: Window, now: float, seconds: float = 1.0) -> list[str]:
     """Return the order in which the renderers serve all renders, each in ``seconds``."""
     order = []
     while len(made):
-        choice = made.choose(now)
+        choice = made.choose_assignment(now)
         if choice is not None:
-            made.begin(choice, now)
+            made.begin_render(choice, now)
             order.append(choice.pending.id)
-            made.record_duration(seconds)
+            made.record_render_seconds(seconds)
         now += seconds
         if choice is not None:
             made.mark_free(choice.slot.name, now)
@@ -87,11 +87,13 @@ LOADED = st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=6)
 def test_due_render_goes_first_whatever_is_loaded(
     loaded: list[str], renders: list[PendingRender], now: float
 ) -> None:
-    choice = window(loaded, renders).choose(now)
-    due = [render for render in renders if RULES.due(render) <= now]
+    choice = window(loaded, renders).choose_assignment(now)
+    due = [render for render in renders if RULES.compute_due_time(render) <= now]
     if due:
         assert choice is not None
-        assert RULES.due(choice.pending) == min(RULES.due(render) for render in due)
+        assert RULES.compute_due_time(choice.pending) == min(
+            RULES.compute_due_time(render) for render in due
+        )
 
 
 @given(LOADED, RENDERS)
@@ -105,18 +107,20 @@ def test_renderer_changes_models_only_for_a_reason(
     loaded: list[str], renders: list[PendingRender], now: float
 ) -> None:
     made = window(loaded, renders)
-    choice = made.choose(now)
+    choice = made.choose_assignment(now)
     if choice is None:
-        assert made.is_undecided
+        assert made.must_choose_again
         return
     render, family = choice.pending, choice.slot.family
-    if RULES.due(render) <= now or render.family in ("", family) or not family:
+    if RULES.compute_due_time(render) <= now or render.family in ("", family) or not family:
         return
-    load = RULES.load_seconds(render, choice.slot)
+    load = RULES.estimate_load_seconds(render, choice.slot)
     if any(other.family == family for other in renders):
         others = [other for other in renders if other.family == render.family]
         longest = max(now - other.entered for other in others)
-        assert longest > RULES.patience(load) or len(others) * 10 > RULES.imbalance(load)
+        assert longest > RULES.compute_max_wait(load) or len(
+            others
+        ) * 10 > RULES.compute_max_imbalance(load)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 3)), min_size=1, max_size=12))
@@ -151,36 +155,38 @@ def test_owner_with_more_weight_is_served_more_often() -> None:
 def test_absent_owner_saves_up_no_turns() -> None:
     fair_share = OwnerFairShare()
     for _ in range(5):
-        fair_share.serve("busy", ["busy"])
-    assert fair_share.virtual_time("newcomer") <= fair_share.virtual_time("busy")
-    fair_share.serve("newcomer", ["busy", "newcomer"])
-    fair_share.serve("newcomer", ["busy", "newcomer"])
-    assert fair_share.virtual_time("busy") - fair_share.virtual_time("newcomer") < 5
+        fair_share.charge("busy", ["busy"])
+    assert fair_share.get_virtual_time("newcomer") <= fair_share.get_virtual_time("busy")
+    fair_share.charge("newcomer", ["busy", "newcomer"])
+    fair_share.charge("newcomer", ["busy", "newcomer"])
+    assert fair_share.get_virtual_time("busy") - fair_share.get_virtual_time("newcomer") < 5
 
 
 def test_render_goes_to_the_renderer_with_its_model() -> None:
-    choice = window(["a", "b", ""], [pending("1", "b")]).choose(0.0)
+    choice = window(["a", "b", ""], [pending("1", "b")]).choose_assignment(0.0)
     assert _assignment(choice) == ("1", "1")
 
 
 def test_empty_renderer_is_filled_before_another_changes() -> None:
-    choice = window(["a", ""], [pending("1", "b")]).choose(0.0)
+    choice = window(["a", ""], [pending("1", "b")]).choose_assignment(0.0)
     assert _assignment(choice) == ("1", "1")
 
 
 def test_unloaded_models_go_to_the_least_needed_renderer() -> None:
-    choice = window(["a", "b"], [pending("1", "a"), pending("2", "c")]).choose(0.0)
+    choice = window(["a", "b"], [pending("1", "a"), pending("2", "c")]).choose_assignment(0.0)
     assert _assignment(choice) == ("2", "1")
 
 
 def test_render_waits_shortly_for_the_busy_renderer_with_its_model() -> None:
     made = window(["a", "b"], [pending("1", "a"), pending("2", "a", arrived=1)])
-    first = made.choose(0.0)
+    first = made.choose_assignment(0.0)
     assert first is not None
-    made.begin(first, 0.0)
-    assert made.choose(0.0) is None
-    assert made.is_undecided
-    assert _assignment(made.choose(RULES.load_seconds(first.pending, first.slot) + 2)) == ("2", "1")
+    made.begin_render(first, 0.0)
+    assert made.choose_assignment(0.0) is None
+    assert made.must_choose_again
+    assert _assignment(
+        made.choose_assignment(RULES.estimate_load_seconds(first.pending, first.slot) + 2)
+    ) == ("2", "1")
 
 
 def test_renderer_keeps_its_models_until_the_patience_of_others_ends() -> None:
@@ -192,21 +198,21 @@ def test_renderer_keeps_its_models_until_the_patience_of_others_ends() -> None:
 
 def test_render_with_a_near_deadline_goes_first() -> None:
     renders = [pending("1", priority=1), pending("2", priority=5, deadline=12.0)]
-    assert _assignment(window([""], renders).choose(0.0)) == ("1", "0")
-    assert _assignment(window([""], renders).choose(7.5)) == ("2", "0")
+    assert _assignment(window([""], renders).choose_assignment(0.0)) == ("1", "0")
+    assert _assignment(window([""], renders).choose_assignment(7.5)) == ("2", "0")
 
 
 def test_next_render_of_a_busy_renderer_is_peeked() -> None:
     made = window(["a"], [pending("1", "a"), pending("2", "a", arrived=1), pending("3", "b")])
-    choice = made.choose(0.0)
+    choice = made.choose_assignment(0.0)
     assert choice is not None
-    made.begin(choice, 0.0)
+    made.begin_render(choice, 0.0)
     upcoming = made.peek_next("0", 0.0)
     assert upcoming is not None
     assert upcoming.id == "2"
     assert made.peek_next("missing", 0.0) is None
 
 
-def _assignment(choice: Choice | None) -> tuple[str, str]:
+def _assignment(choice: Assignment | None) -> tuple[str, str]:
     assert choice is not None
     return choice.pending.id, choice.slot.name

@@ -9,7 +9,7 @@ import yaml
 
 from moyin.errors import InvalidRequest, TemplateNotFound
 from moyin.render.templates import catalog
-from moyin.render.templates.catalog import SHIPPED, Catalog, read_folders
+from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog, read_templates
 
 ROOT = Path(__file__).parents[4]
 
@@ -31,9 +31,9 @@ def put(folder: Path, name: str, data: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("folder", [SHIPPED, ROOT / "examples" / "templates"])
+@pytest.mark.parametrize("folder", [SHIPPED_FOLDER, ROOT / "examples" / "templates"])
 def test_templates_of_the_repository_are_valid(folder: Path) -> None:
-    snapshot = read_folders([folder])
+    snapshot = read_templates([folder])
     assert snapshot.problems == ()
     assert len(snapshot.templates) == len(list(folder.iterdir()))
 
@@ -68,7 +68,7 @@ def test_invalid_file_is_reported_with_its_field(
 ) -> None:
     path = put(tmp_path, "wrong.json", content(**changes))
     put(tmp_path, "right.json", content("right"))
-    snapshot = read_folders([tmp_path])
+    snapshot = read_templates([tmp_path])
     [problem] = snapshot.problems
     assert problem.startswith(f"{path}: {field}: ")
     assert list(snapshot.names) == ["right"]
@@ -79,7 +79,7 @@ def test_invalid_file_is_reported_with_its_field(
 )
 def test_file_without_an_object_is_refused(tmp_path: Path, name: str, text: str) -> None:
     path = put(tmp_path, name, text)
-    [problem] = read_folders([tmp_path]).problems
+    [problem] = read_templates([tmp_path]).problems
     assert problem.startswith(f"{path}: the file: ")
 
 
@@ -91,12 +91,12 @@ def test_later_folder_wins_and_names_are_unique(tmp_path: Path) -> None:
     put(second, "x.yaml", yaml.safe_dump(content("x", title="new")))
     put(second, "y.json", content("y", aliases=["x"]))
     put(second, "z.json", content("y"))
-    snapshot = read_folders([first, second, tmp_path / "none"])
+    snapshot = read_templates([first, second, tmp_path / "none"])
     assert snapshot.names["x"].title == "new"
     assert "other" not in snapshot.names
     assert [problem.rpartition("/")[2] for problem in snapshot.problems] == [
-        "z.json: name: y.json has the name 'y' too",
-        "y.json: aliases: 'x' is a name of 'x'",
+        "z.json: name: y.json also has the name 'y'",
+        "y.json: aliases: 'x' already names template 'x'",
     ]
 
 
@@ -104,7 +104,7 @@ async def test_changed_files_are_read_and_invalid_ones_keep_the_last_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "_CHECK_SECONDS", 0)
-    templates = Catalog((tmp_path,))
+    templates = TemplateCatalog((tmp_path,))
     with pytest.raises(TemplateNotFound):
         await templates.get("t")
     path = put(tmp_path, "t.json", content(aliases=["u"]))
@@ -118,7 +118,7 @@ async def test_changed_files_are_read_and_invalid_ones_keep_the_last_template(
 
 
 def test_published_schema_lists_required_inputs() -> None:
-    schema = read_folders([SHIPPED]).names["swatch"].schema
+    schema = read_templates([SHIPPED_FOLDER]).names["swatch"].schema
     assert schema["required"] == ["prompt"]
     assert schema["additionalProperties"] is False
     assert schema["properties"]["width"] == {

@@ -15,7 +15,7 @@ from moyin.text.backends.http import Endpoint
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
-from tests.integration.upstreams import BEGUN, Upstream
+from tests.integration.text.upstreams import BEGUN, Upstream
 from tests.unit.text.routing.router_rig import CHUNK, DONE, Rig, drained
 
 # It promises more than comes.

@@ -16,7 +16,7 @@ from moyin.text.backends.openai import OpenAIBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
-from tests.integration.upstreams import BEGUN, SSE, Upstream
+from tests.integration.text.upstreams import BEGUN, SSE, Upstream
 from tests.unit.text.routing.router_rig import CHUNK, DONE, RAW, Rig, drained
 
 # None is read in its own back end's protocol, where bytes pass.

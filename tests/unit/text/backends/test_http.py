@@ -9,7 +9,7 @@ import pytest
 from moyin.errors import BackendRejected, BackendUnavailable, Overloaded
 from moyin.text.backends import http
 from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient
-from tests.integration.upstreams import Upstream
+from tests.integration.text.upstreams import Upstream
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.money import FREE_TARIFF
 from moyin.errors import BudgetExceeded, ServiceUnavailable
 from moyin.store.comparisons import StoredComparison
-from moyin.testing.backends import FakeBackend, text_answer
+from moyin.testing.backends import FakeBackend, make_text_response
 from moyin.text.judging.judge import Judge
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
@@ -71,7 +71,7 @@ class InMemoryComparisons:
         self.second_answers: dict[str, str] = {}
         self.room = True
 
-    async def has_room(self, owner: str) -> bool:
+    async def has_capacity(self, owner: str) -> bool:
         return self.room
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
@@ -128,11 +128,13 @@ class JudgeRig:
 
     def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
         self.backends = {
-            SMALL: FakeBackend(text_answer("mine", model=SMALL), api_format=ApiFormat.OLLAMA),
-            HAIKU: FakeBackend(
-                text_answer("a better one", model=HAIKU), api_format=ApiFormat.OLLAMA
+            SMALL: FakeBackend(
+                make_text_response("mine", model=SMALL), api_format=ApiFormat.OLLAMA
             ),
-            OPUS: FakeBackend(text_answer(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
+            HAIKU: FakeBackend(
+                make_text_response("a better one", model=HAIKU), api_format=ApiFormat.OLLAMA
+            ),
+            OPUS: FakeBackend(make_text_response(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         deployments = (
             known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),

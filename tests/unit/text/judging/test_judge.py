@@ -13,7 +13,7 @@ from moyin.domain.chat import ChatRequest, StopReason
 from moyin.domain.serialization import decode, encode
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable, Overloaded
 from moyin.system.slots import Slots
-from moyin.testing.backends import text_answer
+from moyin.testing.backends import make_text_response
 from moyin.text.judging.comparison import Comparison
 from moyin.text.judging.rules import JUDGE_OWNER
 from moyin.text.judging.verdict import Outcome, Verdict
@@ -111,7 +111,7 @@ async def test_unparsable_verdict_teaches_nothing(text: str) -> None:
 
 async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
     rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, max_answer_tokens=20))
-    cut = replace(text_answer("once upon a"), stop=StopReason.MAX_TOKENS)
+    cut = replace(make_text_response("once upon a"), stop=StopReason.MAX_TOKENS)
     rig.backends[HAIKU].answer = cut
     name = await rig.started()
     assert await rig.judge.fetch_second_answer(name) is Outcome.TRUNCATED
@@ -182,11 +182,11 @@ async def test_tenants_have_priority_over_the_judge() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
-    assert slots.take("ada")
+    assert slots.try_acquire("ada")
     with pytest.raises(Overloaded) as caught:
         await rig.judge.fetch_second_answer(name)
     assert caught.value.retryable and caught.value.retry_after
-    slots.free("ada")
+    slots.release("ada")
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
 
 
@@ -233,10 +233,10 @@ async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
     """The last slot is reserved for another active tenant; the judge does not count as one."""
     rig = JudgeRig(BETTER_FIRST)
     slots = rig.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
-    assert slots.take("ada")
+    assert slots.try_acquire("ada")
     name = await rig.started()
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
-    assert slots.take("ada")
+    assert slots.try_acquire("ada")
 
 
 async def test_changed_judge_does_not_evaluate_its_own_answer() -> None:

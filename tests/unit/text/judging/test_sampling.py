@@ -12,8 +12,8 @@ import pytest
 from pydantic_core import from_json
 
 from moyin.domain.serialization import decode
-from moyin.store.responses import CachedResponse
-from moyin.testing.backends import text_answer
+from moyin.store.response_cache import CachedResponse
+from moyin.testing.backends import make_text_response
 from moyin.text.judging.comparison import Comparison, derive_comparison_id
 from moyin.text.judging.verdict import Outcome
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -68,13 +68,14 @@ async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
 async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> None:
     """The client gets the answer and its cost in one piece."""
     rig = JudgeRig(rescue=RescuePolicy.CHECKED, hold_streams=True)
-    rig.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
+    rig.backends[SMALL].answer = make_text_response('{"sorted": [1, 2]}')
     schema = {"type": "object"}
-    asked: dict[str, Any] = {
+    schemas: dict[str, dict[str, Any]] = {
         "openai": {"response_format": {"type": "json_object"}},
         "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         "ollama": {"format": "json", "max_tokens": None},
-    }[codec.api_format.value]
+    }
+    asked = schemas[codec.api_format.value]
     name = await rig.started(codec=codec, stream=True, **asked)
     assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
 
@@ -163,7 +164,7 @@ async def test_unvalidated_member_fails_no_answer(modalities: Any) -> None:
 
 async def test_a_long_answer_is_not_sampled() -> None:
     rig = JudgeRig(rules=replace(RULES, max_answer_tokens=3))
-    rig.backends[SMALL].answer = text_answer("one two three four")
+    rig.backends[SMALL].answer = make_text_response("one two three four")
     assert await rig.sampled() is Outcome.UNSUITABLE
 
 

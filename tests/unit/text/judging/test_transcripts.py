@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from moyin.domain.chat import ChatRequest, StopReason, Text, Thinking, ToolUse
 from moyin.errors import UnsupportedFeature
-from moyin.testing.backends import deltas_of, text_answer
+from moyin.testing.backends import make_text_response, split_into_deltas
 from moyin.text.judging.transcripts import decode_stream, format_answer, format_conversation
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
@@ -37,10 +37,10 @@ def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda one: type(one).__name__)
 def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
-    answer = text_answer("some words in a row")
+    answer = make_text_response("some words in a row")
     call = codec.parse(body_for(codec, stream=True))
     writer = call.create_stream_writer()
-    stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     read = decode_stream(codec, stream)
     assert (format_answer(read), read.stop) == ("some words in a row", StopReason.END)
     whole = codec.read_response(from_json(call.encode_response(answer)))
@@ -49,14 +49,14 @@ def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
 
 @pytest.mark.parametrize("codec", CODECS[:3], ids=lambda one: type(one).__name__)
 def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> None:
-    plain = text_answer("look")
+    plain = make_text_response("look")
     use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
     parts = (Thinking(text="hidden"), *plain.parts, use)
     fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
     answer = type(plain)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
     call = codec.parse(body_for(codec, stream=True))
     writer = call.create_stream_writer()
-    stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     expected = 'look\n[calls the tool weather with {"city":"Ulm"}]'
     assert format_answer(decode_stream(codec, stream)) == expected
     assert format_answer(answer) == expected
@@ -97,7 +97,7 @@ def test_pictures_are_rejected() -> None:
 
 
 def test_text_parts_are_joined() -> None:
-    answer = text_answer("a")
+    answer = make_text_response("a")
     fields = {name: getattr(answer, name) for name in type(answer).__dataclass_fields__}
     two = type(answer)(**{**fields, "parts": (Text(text="a"), Text(text="b"))})
     assert format_answer(two) == "ab"

@@ -30,7 +30,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
 from moyin.http.validation import parse_arguments, validate
-from moyin.testing.backends import deltas_of
+from moyin.testing.backends import split_into_deltas
 from moyin.text.protocol.anthropic import wire
 from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountTokensRequest
 from moyin.text.protocol.anthropic.errors import render_error
@@ -160,7 +160,7 @@ NULLABLE |= {"server_tool_use"}
 def test_responses_have_null_only_where_claude_does(answer: ChatResponse) -> None:
     assert nulls(json.loads(chat_response_to_client(answer))) <= NULLABLE
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     for line in written.splitlines():
         if line.startswith(b"data: "):
             assert nulls(json.loads(line[6:])) <= NULLABLE
@@ -194,7 +194,7 @@ SIGNED = replace(
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
 def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
     read = [
         delta
@@ -202,12 +202,12 @@ def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
         for delta in reader.feed(written[start : start + size])
     ]
     assert reader.is_finished
-    assert read[1:] == deltas_of(answer)[1:]
+    assert read[1:] == split_into_deltas(answer)[1:]
 
 
 def test_content_blocks_do_not_overlap() -> None:
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
     frames = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
     marks = [(f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")]
     assert marks == [
@@ -259,7 +259,7 @@ def test_stream_usage_combines_both_events() -> None:
 
 def test_tap_passes_all_bytes_and_reads_usage() -> None:
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["text"]))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["text"]))
     tap = StreamTap()
     assert b"".join(tap.feed(bytes([byte])) for byte in written) == written
     assert tap.is_finished

@@ -36,7 +36,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.http.validation import validate
-from moyin.testing.backends import deltas_of
+from moyin.testing.backends import split_into_deltas
 from moyin.text.protocol.ollama import wire
 from moyin.text.protocol.ollama.codec import (
     OllamaChatCodec,
@@ -251,7 +251,7 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(encode_chat_content)
-    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     tap = StreamTap()
     pieces = [written[start : start + size] for start in range(0, len(written), size)]
     assert b"".join(map(tap.feed, pieces)) == written
@@ -273,7 +273,7 @@ def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, si
 
 def test_generate_stream_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(encode_generate_content)
-    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["thinking"]))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["thinking"]))
     read = [ollama.GenerateResponse.model_validate_json(line) for line in written.splitlines()]
     assert "".join(line.response or "" for line in read) == "Yes"
     assert "".join(line.thinking or "" for line in read) == "hm hm"
@@ -395,7 +395,7 @@ def test_last_object_has_every_duration() -> None:
     ):
         assert [body[name] for name in durations] == [0, 0, 5]
     writer = StreamWriter(encode_chat_content)
-    last = json.loads(b"".join(map(writer.write, deltas_of(answer))).splitlines()[-1])
+    last = json.loads(b"".join(map(writer.write, split_into_deltas(answer))).splitlines()[-1])
     assert 0 < last["prompt_eval_duration"] < last["total_duration"]
     parts = last["prompt_eval_duration"] + last["eval_duration"]
     assert parts == last["total_duration"]

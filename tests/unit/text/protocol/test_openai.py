@@ -37,7 +37,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.http.validation import validate
-from moyin.testing.backends import deltas_of
+from moyin.testing.backends import split_into_deltas
 from moyin.text.protocol.anthropic.request_to_upstream import (
     chat_request_to_upstream as to_anthropic,
 )
@@ -165,7 +165,7 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
-    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
     read = [
         delta
@@ -173,12 +173,12 @@ def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
         for delta in reader.feed(written[start : start + size])
     ]
     assert reader.is_finished
-    assert read == deltas_of(answer)
+    assert read == split_into_deltas(answer)
 
 
 def test_every_event_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(created=1, include_usage=True)
-    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
     *events, done = [part.removeprefix(b"data: ") for part in written.strip().split(b"\n\n")]
     assert done == b"[DONE]"
     chunks = [ChatCompletionChunk.model_validate_json(event) for event in events]
@@ -193,7 +193,9 @@ def test_required_members_are_added_to_a_whole_response() -> None:
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
     assert codec.add_missing_members(b"not touched", whole, None) == b"not touched"
-    calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
+    calls: dict[str, Any] = {
+        "choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]
+    }
     choice = json.loads(codec.add_missing_members(b"", calls, None))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
@@ -352,7 +354,7 @@ def test_claudes_thinking_blocks_round_trip() -> None:
     assert body["choices"][0]["message"]["reasoning_content"] == "hm hm"
     assert chat_response_to_domain(body) == signed
     writer = StreamWriter(created=1, include_usage=False)
-    written = b"".join(writer.write(delta) for delta in deltas_of(signed))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(signed))
     blocks = [
         block
         for event in written.split(b"\n\n")
@@ -433,7 +435,8 @@ def test_embeddings_round_trip_as_base64_and_numbers() -> None:
     assert struct.unpack("<2f", packed) == (0.5, -2.0)
     plain = json.loads(embedding_response_to_client(answer, as_base64=False))
     assert embedding_response_to_domain(plain) == answer
-    for wrong in ({}, {"data": [{}]}, {"data": 3}, []):
+    bodies: list[Any] = [{}, {"data": [{}]}, {"data": 3}, []]
+    for wrong in bodies:
         with pytest.raises(BackendUnavailable):
             embedding_response_to_domain(wrong)
 
@@ -489,7 +492,7 @@ def test_needs_include_files_and_audio() -> None:
         assert needs_of({"type": "file", "file": named}).has_external_content
     plain = needs_of({"type": "text", "text": "hi"})
     assert (plain.attachment_bytes, plain.has_external_content) == (0, False)
-    with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
+    with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]
     body = json.dumps({**SMALL, "messages": with_audio}).encode()
     assert OpenAICodec().parse(body).derive_needs().has_external_content
 
@@ -531,7 +534,7 @@ def test_needs_include_schema_and_thinking() -> None:
         {"thinking_blocks": blocks},
         {"reasoning_content": "x" * 400, "thinking_blocks": blocks},
     ):
-        turns = [*SMALL["messages"], {"role": "assistant", **thinking}]  # type: ignore[misc]
+        turns = [*SMALL["messages"], {"role": "assistant", **thinking}]
         body = json.dumps({**SMALL, "messages": turns}).encode()
         assert OpenAICodec().parse(body).derive_needs().prompt_tokens == plain.prompt_tokens + 104
 

@@ -64,7 +64,12 @@ def test_openai_members_become_template_inputs() -> None:
 
 
 def test_default_options_need_no_input() -> None:
-    ordinary = {"quality": "standard", "background": "auto", "stream": False, "style": None}
+    ordinary: dict[str, Any] = {
+        "quality": "standard",
+        "background": "auto",
+        "stream": False,
+        "style": None,
+    }
     assert job(without("quality"), **ordinary)["inputs"].keys() == {"prompt"}
 
 

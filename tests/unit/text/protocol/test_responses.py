@@ -26,7 +26,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS
 from moyin.errors import BackendTimeout, InvalidRequest, UnsupportedFeature
 from moyin.http.sse import FrameSplitter, parse_event
-from moyin.testing.backends import deltas_of
+from moyin.testing.backends import split_into_deltas
 from moyin.text.judging.transcripts import decode_stream
 from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
 from tests.unit.text.protocol.conversations import ANSWERS, SCHEMA
@@ -50,7 +50,7 @@ def whole(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any
 def streamed(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[str, Any]]:
     """Encode an answer as a stream whose events are valid by OpenAI's package and numbered."""
     writer = request.create_stream_writer()
-    body = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    body = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     frames = FrameSplitter().feed(body)
     for frame in frames:
         assert frame.data is not None
@@ -83,7 +83,9 @@ def test_response_is_read_back(name: str) -> None:
     answer = ANSWERS[name]
     read = CODEC.read_response(whole(parse(tools=[WEATHER]), answer))
     assert (read.parts, read.stop, read.usage) == (answer.parts, answer.stop, answer.usage)
-    body = b"".join(map(parse(tools=[WEATHER]).create_stream_writer().write, deltas_of(answer)))
+    body = b"".join(
+        map(parse(tools=[WEATHER]).create_stream_writer().write, split_into_deltas(answer))
+    )
     assert decode_stream(CODEC, body).parts == answer.parts
 
 
@@ -118,7 +120,7 @@ def test_refusal_has_its_own_part() -> None:
     response = whole(parse(), ANSWERS["refusal"])
     assert response["output"][0]["content"] == [{"type": "refusal", "refusal": "No"}]
     writer = parse().create_stream_writer()
-    started, *_, finished = deltas_of(ANSWERS["refusal"])
+    started, *_, finished = split_into_deltas(ANSWERS["refusal"])
     deltas = [started, TextDelta(text="No", refusal=True), finished]
     body = b"".join(map(writer.write, deltas))
     for frame in FrameSplitter().feed(body):

@@ -155,10 +155,11 @@ def test_stream_that_ends_within_an_event_is_interrupted() -> None:
 
 @pytest.mark.parametrize("protocol", ["anthropic", "ollama"])
 def test_last_event_may_lack_its_terminator(protocol: str) -> None:
-    last, tap = {
+    taps: dict[str, tuple[bytes, AnthropicTap | OllamaTap]] = {
         "anthropic": (anthropic("message_stop"), AnthropicTap()),
         "ollama": (line(content="", done=True), OllamaTap()),
-    }[protocol]
+    }
+    last, tap = taps[protocol]
     assert tap.feed(last.rstrip(b"\n")) == b""
     assert tap.flush() == last
     assert tap.is_finished

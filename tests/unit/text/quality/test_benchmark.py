@@ -11,7 +11,7 @@ from benchmarks.quality.plots import bins
 from benchmarks.quality.prior import ANCHORS
 from benchmarks.quality.tables import Row, Tables, read_tables
 from moyin.text.quality import learned_weights as memory
-from moyin.text.quality import question
+from moyin.text.quality.prior import KIND_DIFFICULTY
 from moyin.text.quality.question import KINDS
 
 
@@ -92,7 +92,7 @@ def test_scored_fold_does_not_influence_its_constants() -> None:
         for table in (plain, rows(held))
     )
     assert first == second
-    before = (memory._PRECISION, dict(question.KIND_DIFFICULTY))
+    before = (memory._PRECISION, dict(KIND_DIFFICULTY))
     tables = Tables(mmlu=plain, gsm8k=plain, mt_bench=())
     result = cross_score(
         tables,
@@ -101,5 +101,5 @@ def test_scored_fold_does_not_influence_its_constants() -> None:
         [first, (GRID[0], first[1])],
     )
     assert len(result.apgr) == FOLDS
-    assert before == (memory._PRECISION, dict(question.KIND_DIFFICULTY))
+    assert before == (memory._PRECISION, dict(KIND_DIFFICULTY))
     assert question_for.cache_info().currsize == 0

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -85,7 +86,8 @@ def test_greeting_in_another_language_is_no_easier_than_the_language() -> None:
 @pytest.mark.parametrize("trait", ["tools", "schema", "pictures", "thinking"])
 def test_each_demand_adds_difficulty(trait: str) -> None:
     text = "List three rivers of France"
-    assert ask(text, **{trait: True}).difficulty > ask(text).difficulty
+    demand: dict[str, Any] = {trait: True}
+    assert ask(text, **demand).difficulty > ask(text).difficulty
 
 
 def test_long_prompts_proofs_and_later_turns_are_harder() -> None:

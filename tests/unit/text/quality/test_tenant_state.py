@@ -1,3 +1,5 @@
+from typing import Any
+
 from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.tenant_state import MIN_TENANTS, compute_shared_levels, extract_levels
@@ -91,5 +93,9 @@ def test_the_shared_level_has_a_bound() -> None:
 
 def test_malformed_contributions_are_ignored() -> None:
     good = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
-    bad = [{MODEL: {"law": "x", "nothing": 1.0}}, {MODEL: 3}, {MODEL: {"law": float("nan")}}]
+    bad: list[Any] = [
+        {MODEL: {"law": "x", "nothing": 1.0}},
+        {MODEL: 3},
+        {MODEL: {"law": float("nan")}},
+    ]
     assert compute_shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}

@@ -12,8 +12,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Kind", "TraceRequest", "requests"]
-
 _SEED = 20_261_125
 _COUNT = 2_400
 

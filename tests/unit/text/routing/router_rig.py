@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from moyin.domain.money import FREE_TARIFF, Tariff, flat_tariff
+from moyin.domain.money import FREE_TARIFF, Tariff, create_flat_tariff
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker
 from moyin.store.usage import UsageEntry
 from moyin.testing.backends import FakeBackend
-from moyin.testing.telemetry import RecordingTelemetry
+from moyin.testing.fakes import RecordingTelemetry
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext
@@ -22,7 +22,7 @@ from moyin.text.routing.catalog import Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 
-CHEAP = flat_tariff(Decimal(1), Decimal(2))
+CHEAP = create_flat_tariff(Decimal(1), Decimal(2))
 RAW = json.dumps(
     {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}, indent=3
 ).encode()
@@ -61,9 +61,10 @@ class Rig:
             for number, backend in enumerate(backends)
         ]
         prices = [
-            tariff or (FREE_TARIFF if not n else flat_tariff(Decimal(n), Decimal(n)))
+            tariff or (FREE_TARIFF if not n else create_flat_tariff(Decimal(n), Decimal(n)))
             for n in range(9)
         ]
+        flags: dict[str, Any] = dict.fromkeys(abilities, True)
         deployments = tuple(
             ModelDeployment(
                 backend=runtime.name,
@@ -73,7 +74,7 @@ class Rig:
                     upstream="up",
                     context=9000,
                     tariff=prices[number],
-                    **dict.fromkeys(abilities, True),
+                    **flags,
                 ),
             )
             for number, (runtime, backend) in enumerate(zip(self.runtimes, backends, strict=True))

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from moyin.errors import BackendUnavailable, StreamInterrupted
-from moyin.store.responses import CachedResponse
+from moyin.store.response_cache import CachedResponse
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.routing.catalog import Alias, CachingPolicy
@@ -42,26 +42,26 @@ def backend() -> FakeBackend:
 
 async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
     fake = backend()
-    door = rig(fake)
-    first = await door.ask(model="fast")
+    text_router = rig(fake)
+    first = await text_router.ask(model="fast")
     await asyncio.sleep(0)
-    second = await door.ask(model="fast")
+    second = await text_router.ask(model="fast")
     assert second.body == first.body == RAW
     assert dict(first.headers)[b"x-moyin-cache"] == b"miss"
     headers = dict(second.headers)
     assert headers[b"x-moyin-cache"] == b"hit"
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
     assert len(fake.requests) == 1
-    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.ledger]
+    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in text_router.ledger]
     assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 
 
 async def test_cached_stream_states_its_own_cost() -> None:
     fake = backend()
-    door = rig(fake)
-    first = await drained(await door.ask(model="fast", stream=True))
+    text_router = rig(fake)
+    first = await drained(await text_router.ask(model="fast", stream=True))
     await asyncio.sleep(0)
-    second = await door.ask(model="fast", stream=True)
+    second = await text_router.ask(model="fast", stream=True)
     assert first == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
     assert second.body == CHUNK + DONE + COST
     assert dict(second.headers)[b"content-type"].startswith(b"text/event-stream")
@@ -83,10 +83,10 @@ async def test_cached_stream_states_its_own_cost() -> None:
 )
 async def test_changed_request_is_not_served_from_the_cache(change: dict[str, object]) -> None:
     fake = backend()
-    door = rig(fake)
-    await door.ask(model="fast")
+    text_router = rig(fake)
+    await text_router.ask(model="fast")
     await asyncio.sleep(0)
-    answer = await door.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
+    answer = await text_router.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
     if answer.stream is not None:
         await drained(answer)
     assert len(fake.requests) == 2
@@ -96,9 +96,9 @@ async def test_changed_request_is_not_served_from_the_cache(change: dict[str, ob
 @pytest.mark.parametrize("stream", [False, True])
 async def test_long_answer_is_not_cached(stream: bool) -> None:
     fake = backend()
-    door = rig(fake, max_bytes=50)
+    text_router = rig(fake, max_bytes=50)
     for _ in range(2):
-        answer = await door.ask(model="fast", stream=stream)
+        answer = await text_router.ask(model="fast", stream=stream)
         if answer.stream is not None:
             assert (await drained(answer)).startswith(CHUNK)
         await asyncio.sleep(0)
@@ -109,11 +109,13 @@ async def test_interrupted_answer_is_not_cached() -> None:
     fake = FakeBackend(
         raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), chunks_before_error=1
     )
-    door = rig(fake)
+    text_router = rig(fake)
     for _ in range(2):
-        assert b"stream_interrupted" in await drained(await door.ask(model="fast", stream=True))
+        assert b"stream_interrupted" in await drained(
+            await text_router.ask(model="fast", stream=True)
+        )
         await asyncio.sleep(0)
-    left = await door.ask(model="fast", stream=True)
+    left = await text_router.ask(model="fast", stream=True)
     assert left.stream is not None
     await left.stream.aclose()
     assert len(fake.requests) == 3
@@ -121,8 +123,8 @@ async def test_interrupted_answer_is_not_cached() -> None:
 
 async def test_failure_is_not_cached() -> None:
     fake = FakeBackend(error=BackendUnavailable("x"))
-    door = rig(fake)
+    text_router = rig(fake)
     for _ in range(2):
         with pytest.raises(BackendUnavailable):
-            await door.ask(model="fast")
+            await text_router.ask(model="fast")
     assert len(fake.requests) == 2

@@ -14,8 +14,9 @@ from moyin.domain.money import (
     Rates,
     Tariff,
     Usage,
-    flat_tariff,
-    usd_text,
+    create_flat_tariff,
+    format_usd,
+    pico_to_usd,
 )
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS, PRICES_CHECKED_ON, find_claude_tariff
 
@@ -32,12 +33,12 @@ USAGES = st.builds(
 
 @given(USAGES)
 def test_free_is_free(usage: Usage) -> None:
-    assert FREE_TARIFF.price_on(PRICES_CHECKED_ON).cost(usage) == 0
+    assert pico_to_usd(FREE_TARIFF.get_price_on(PRICES_CHECKED_ON).compute_pico_cost(usage)) == 0
 
 
 @given(USAGES, st.sampled_from(sorted(CLAUDE_TARIFFS)))
 def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) -> None:
-    rates = CLAUDE_TARIFFS[model].price_on(PRICES_CHECKED_ON).rates(usage.prompt_tokens)
+    rates = CLAUDE_TARIFFS[model].get_price_on(PRICES_CHECKED_ON).select_rates(usage.prompt_tokens)
     exact = (
         usage.input_tokens * rates.input
         + usage.cached_tokens * rates.cache_read
@@ -45,31 +46,34 @@ def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) ->
         + usage.cache_write_1h_tokens * rates.cache_write_1h
         + usage.output_tokens * rates.output
     )
-    assert CLAUDE_TARIFFS[model].price_on(PRICES_CHECKED_ON).cost(usage) * 1_000_000 == exact
+    price = CLAUDE_TARIFFS[model].get_price_on(PRICES_CHECKED_ON)
+    assert pico_to_usd(price.compute_pico_cost(usage)) * 1_000_000 == exact
 
 
 def test_the_band_is_chosen_by_the_whole_prompt() -> None:
-    price = CLAUDE_TARIFFS["claude-haiku-5-5"].price_on(PRICES_CHECKED_ON)
+    price = CLAUDE_TARIFFS["claude-haiku-5-5"].get_price_on(PRICES_CHECKED_ON)
     million = Usage(input_tokens=50_000, cached_tokens=50_000, output_tokens=1_000_000)
-    assert price.cost(million) == Decimal("0.005") + Decimal("0.0005") + Decimal("0.5")
+    assert pico_to_usd(price.compute_pico_cost(million)) == Decimal("0.005") + Decimal(
+        "0.0005"
+    ) + Decimal("0.5")
     longer = Usage(input_tokens=50_000, cached_tokens=50_001, output_tokens=1_000_000)
-    assert price.cost(longer) > Decimal("2.5")
+    assert pico_to_usd(price.compute_pico_cost(longer)) > Decimal("2.5")
 
 
 @pytest.mark.parametrize(
     ("day", "cache_read"), [(date(2026, 10, 6), "0.20"), (date(2026, 10, 7), "0.10")]
 )
 def test_prices_change_with_the_day(day: date, cache_read: str) -> None:
-    rates = CLAUDE_TARIFFS["claude-sonnet-5-5"].price_on(day).rates(1)
+    rates = CLAUDE_TARIFFS["claude-sonnet-5-5"].get_price_on(day).select_rates(1)
     assert rates.cache_read == Decimal(cache_read)
     assert (rates.cache_write, rates.cache_write_1h) == (Decimal("2.5"), Decimal("4"))
 
 
 def test_cached_tokens_cost_as_input_by_default() -> None:
     rates = (
-        flat_tariff(Decimal(3), Decimal(4), cache_write=Decimal(9))
-        .price_on(PRICES_CHECKED_ON)
-        .rates(0)
+        create_flat_tariff(Decimal(3), Decimal(4), cache_write=Decimal(9))
+        .get_price_on(PRICES_CHECKED_ON)
+        .select_rates(0)
     )
     assert (rates.cache_read, rates.cache_write, rates.cache_write_1h) == (3, 9, 3)
 
@@ -112,7 +116,7 @@ def test_a_snapshot_costs_what_its_model_does(model: str, of: str | None) -> Non
 
 @given(st.integers(0, 10**18))
 def test_money_is_written_out_exactly(pico: int) -> None:
-    text = usd_text(pico)
+    text = format_usd(pico)
     assert "e" not in text.lower()
     assert Decimal(text) * 10**12 == pico
     assert "." not in text or not text.endswith("0")
@@ -121,4 +125,4 @@ def test_money_is_written_out_exactly(pico: int) -> None:
 @pytest.mark.parametrize("rate", ["-1", "0.0000001"])
 def test_a_rate_that_cannot_be_kept_exactly_is_refused(rate: str) -> None:
     with pytest.raises(ValueError):
-        flat_tariff(Decimal(rate), Decimal(0))
+        create_flat_tariff(Decimal(rate), Decimal(0))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
+from moyin.domain.money import Price, PriceBand, Rates, Usage, create_flat_tariff
 from moyin.domain.needs import Needs
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.compiled_route import compute_max_request_cost
@@ -23,7 +23,7 @@ TOKENS = st.integers(0, 400_000)
 def test_maximum_cost_covers_every_allowed_usage(
     model: str, kinds: tuple[int, int, int, int], out: int, spare: int
 ) -> None:
-    price = CLAUDE_TARIFFS[model].price_on(date(2026, 11, 1))
+    price = CLAUDE_TARIFFS[model].get_price_on(date(2026, 11, 1))
     usage = Usage(
         input_tokens=kinds[0],
         cached_tokens=kinds[1],
@@ -31,7 +31,9 @@ def test_maximum_cost_covers_every_allowed_usage(
         cache_write_1h_tokens=kinds[3],
         output_tokens=out,
     )
-    assert price.pico_cost(usage) <= price.max_pico_cost(usage.prompt_tokens + spare, out + spare)
+    assert price.compute_pico_cost(usage) <= price.compute_max_pico_cost(
+        usage.prompt_tokens + spare, out + spare
+    )
 
 
 def test_maximum_cost_covers_expensive_short_prompts() -> None:
@@ -45,13 +47,13 @@ def test_maximum_cost_covers_expensive_short_prompts() -> None:
         since=date.min, bands=(PriceBand(up_to=100, rates=rates(9)), PriceBand(rates=rates(1)))
     )
     short = Usage(input_tokens=100, output_tokens=50)
-    assert price.pico_cost(short) <= price.max_pico_cost(200, 50)
-    assert price.max_pico_cost(100, 50) == price.pico_cost(short)
+    assert price.compute_pico_cost(short) <= price.compute_max_pico_cost(200, 50)
+    assert price.compute_max_pico_cost(100, 50) == price.compute_pico_cost(short)
 
 
 def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> None:
     deployments = fleet(
-        [deployment("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
+        [deployment("dear", create_flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
     )
     one = route(deployments)
 

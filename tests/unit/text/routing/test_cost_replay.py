@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from moyin.domain.chat import ChatRequest, ChatResponse, StopReason, Text
-from moyin.domain.money import Usage, flat_tariff, usd
+from moyin.domain.money import Usage, create_flat_tariff, pico_to_usd
 from moyin.http.breaker import Breaker
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -22,7 +22,7 @@ from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment, TenantPo
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.door import Measured
+from tests.stack import Measured
 from tests.unit.text.routing.factories import ALL_SCOPES, deployment
 from tests.unit.text.routing.request_trace import TraceRequest, requests
 from tests.unit.text.routing.router_rig import RecordedLedger
@@ -43,7 +43,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
     return (
         deployment(
             "small",
-            flat_tariff(*map(Decimal, small)),
+            create_flat_tariff(*map(Decimal, small)),
             context=16_384,
             abilities=("schema",),
             residency=HOME,
@@ -51,7 +51,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
         ),
         deployment(
             "large",
-            flat_tariff(*map(Decimal, large)),
+            create_flat_tariff(*map(Decimal, large)),
             context=131_072,
             abilities=("schema", "tools"),
             residency=HOME,
@@ -105,7 +105,7 @@ def true_usage(asked: TraceRequest, of: ModelDeployment) -> Usage:
 
 
 def cost(asked: TraceRequest, of: ModelDeployment) -> int:
-    return of.model.tariff.price_on(DAY).pico_cost(true_usage(asked, of))
+    return of.model.tariff.get_price_on(DAY).compute_pico_cost(true_usage(asked, of))
 
 
 def may(asked: TraceRequest, of: ModelDeployment) -> bool:
@@ -217,12 +217,12 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
             billed.cached_tokens,
             billed.output_tokens,
         )
-    assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == usd(spent)
+    assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == pico_to_usd(spent)
 
     share = spent / oracle - 1
     measured(
         f"money, cards at {'/'.join(cards[0])} and {'/'.join(cards[1])} USD per million: "
-        f"{len(trace)} requests for {usd(spent):.4f} USD, {share:.2%} above an oracle that knows "
+        f"{len(trace)} requests for {pico_to_usd(spent):.4f} USD, {share:.2%} above an oracle that knows "
         f"every length ({chosen_for / best_for - 1 if best_for else 0:.2%} where house and cloud "
         f"could both answer); where data may leave the house {1 - clauded / cheapest_claude:.0%} below "
         f"the cheapest able Claude model, {1 - clauded / sonnet:.0%} below Sonnet for all"

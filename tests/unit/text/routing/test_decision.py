@@ -3,13 +3,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import FREE_TARIFF, GpuRate, Usage, flat_tariff
+from moyin.domain.money import FREE_TARIFF, GpuRate, Usage, create_flat_tariff
 from moyin.domain.needs import Model, Needs, estimate_tokens
 from moyin.errors import (
     ContextTooLong,
@@ -38,8 +39,8 @@ HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
-def choose(of: Fleet, needs: Needs = HI, **how: object) -> list[Candidate]:
-    return rank_candidates(route(of, **how), needs, UsageHistory(), always_weigh=True)  # type: ignore[arg-type]
+def choose(of: Fleet, needs: Needs = HI, **how: Any) -> list[Candidate]:
+    return rank_candidates(route(of, **how), needs, UsageHistory(), always_weigh=True)
 
 
 def names(candidates: Sequence[Candidate]) -> list[str]:
@@ -68,8 +69,8 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
 def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
     both = fleet(
         [
-            deployment("in", flat_tariff(Decimal("0.1"), Decimal(9))),
-            deployment("out", flat_tariff(Decimal(1), Decimal(1))),
+            deployment("in", create_flat_tariff(Decimal("0.1"), Decimal(9))),
+            deployment("out", create_flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
     assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
@@ -78,9 +79,9 @@ def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     cheap_cache = deployment(
-        "a", flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
+        "a", create_flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
     )
-    plain = deployment("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
+    plain = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
     both, history = fleet([cheap_cache, plain]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
     assert names(rank_candidates(route(both), needs, history)) == ["b", "a"]
@@ -103,7 +104,7 @@ def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() 
         ]
     )
     for _ in range(3):
-        four.runtimes["busy"].slots.take("ada")
+        four.runtimes["busy"].slots.try_acquire("ada")
     assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
 
 
@@ -111,7 +112,7 @@ def test_a_second_of_waiting_has_a_price() -> None:
     deployments = [deployment("local"), deployment("claude", HAIKU, context=200_000)]
     for worth, best in ((0.0, "local"), (0.001, "claude")):
         both = fleet(deployments, limit=1, usd_per_second=worth)
-        both.runtimes["local"].slots.take("ada")
+        both.runtimes["local"].slots.try_acquire("ada")
         candidates = choose(both, Needs(prompt_tokens=100, max_tokens=500))
         assert names(candidates)[0] == best
     assert candidates[0].reason == "soonest"
@@ -238,14 +239,12 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
     ],
     ids=["tenant", "everybody", "alias", "header"],
 )
-def test_residency_rules_exclude_back_ends(
-    parts: dict[str, object], how: dict[str, object]
-) -> None:
+def test_residency_rules_exclude_back_ends(parts: dict[str, Any], how: dict[str, Any]) -> None:
     of = fleet([CLOUD, AT_HOME], **parts)
     assert names(choose(of, HI, **how)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
     assert not choose(of, needs, **how)
-    error = build_no_candidate_error(route(of, **how), needs)  # type: ignore[arg-type]
+    error = build_no_candidate_error(route(of, **how), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
@@ -304,14 +303,15 @@ def test_compiled_route_is_cached_for_the_day() -> None:
     first = route(of)
     assert route(of) is first
     assert route(of, owner="eve") is first
-    assert of.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first  # type: ignore[arg-type]
+    assert CLOUD.api_format is not None
+    assert of.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first
 
 
 @pytest.mark.parametrize(
     ("deployments", "worth", "busy", "told"),
     [
         (
-            [deployment("a"), deployment("b", flat_tariff(Decimal(1), Decimal(1)))],
+            [deployment("a"), deployment("b", create_flat_tariff(Decimal(1), Decimal(1)))],
             0.0,
             False,
             "costs 0.00015 USD more",
@@ -331,14 +331,14 @@ def test_explanation_says_why_a_candidate_lost(
 ) -> None:
     of = fleet(deployments, usd_per_second=worth)
     if busy:
-        of.runtimes["b"].slots.take("ada")
+        of.runtimes["b"].slots.try_acquire("ada")
     winner, loser = choose(of)
     assert explain_loss(loser, winner, worth) == told
 
 
 def test_slower_candidate_loses_by_its_seconds() -> None:
     of = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
-    of.runtimes["b"].slots.take("ada")
+    of.runtimes["b"].slots.try_acquire("ada")
     winner, loser = choose(of)
     assert loser.forecast is not None
     assert (
@@ -350,7 +350,7 @@ MONEY = st.decimals(0, 100, places=2)
 OFFERS = st.lists(
     st.builds(
         lambda i, o, context, configured, tools, home: (
-            flat_tariff(i, o),
+            create_flat_tariff(i, o),
             context,
             configured,
             ("tools",) if tools else (),
@@ -396,7 +396,7 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     for candidate in candidates:
         assert candidate.deployment.configured
         assert candidate.deployment.model.supports(needs)
-        assert not candidate.deployment.model.unmet_needs(needs)
+        assert not candidate.deployment.model.list_unmet_needs(needs)
         assert not policies or candidate.deployment.residency == "on-premises"
     assert all(exclusion.reason for exclusion in out)
     if not candidates:

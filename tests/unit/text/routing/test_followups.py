@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -37,16 +37,18 @@ class Gateway:
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.learning: Any = RecordingLearning()
-        self.follow_ups = FollowUpDetector(self.learning, clock=lambda: self.now)
+        self.learning = RecordingLearning()
+        self.follow_ups = FollowUpDetector(cast(Any, self.learning), clock=lambda: self.now)
         self.fleet = router(SMALL, HAIKU).fleet
         self._count = 0
 
     def ask(
         self, *said: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
     ) -> list[tuple[str, str]]:
-        """Ask, the texts being the user's and the assistant's in turn; returns the new signals as
-        request and source."""
+        """Send a conversation; return the new signals as pairs of request and source.
+
+        The texts are the user's and the assistant's in turn.
+        """
         self._count += 1
         roles = [U if place % 2 == 0 else A for place in range(len(said))]
         messages: list[Any] = [
@@ -179,11 +181,11 @@ def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     gateway = Gateway()
     names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
     assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"
-    gateway.learning.background._tasks.append(None)
+    gateway.learning.background._tasks.append(cast(Any, None))
     assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
     gateway.learning.background._tasks.clear()
     shared_answers: Any = object()
-    together = FollowUpDetector(gateway.learning, shared_answers=shared_answers)
+    together = FollowUpDetector(cast(Any, gateway.learning), shared_answers=shared_answers)
     assert together.may_match(names)
     assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,7 +87,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
         gateway.ledger,
         cache=Memory(),
         estimator=Estimator(),
-        learning=gateway.learning,
+        learning=cast(Any, gateway.learning),
         follow_ups=follow_ups,
     )
     await twice(gateway)
@@ -155,7 +155,7 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
 async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
     """The database keeps one signal per request and source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
-    await database.ready()
+    await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()
     learning = QualityLearner(estimator, store)
     gateway = Streams(first="Sure!", second="Here it is.")
@@ -166,14 +166,14 @@ async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path
         await drained(answer)
         await asyncio.sleep(0)
     await learning.flush()
-    rows = await store.signals(0, 10)
+    rows = await store.list_signals(0, 10)
     assert [(row.model, row.source, row.comment) for row in rows] == [
         ("smollm2-135m", "checked", "json"),
         ("claude-haiku-5-5", "rescue", "json"),
     ]
     # Only one of the two decisions has the options.
-    assert [bool(options) for options in await store.options("ada", 10)] == [False, True]
-    decision = await store.decision("ada", "r1")
+    assert [bool(options) for options in await store.list_options("ada", 10)] == [False, True]
+    decision = await store.get_decision("ada", "r1")
     assert decision is not None
     assert decision.model == "claude-haiku-5-5"
     await database.close()

@@ -106,7 +106,7 @@ def alike(one: Estimate, other: Estimate) -> bool:
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     yield database
     await database.close()
 
@@ -130,7 +130,7 @@ async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: 
     replica.now += 1
     await replica.answer("r1", by=HAIKU)
     await replica.rate("r1", 1.0)
-    (row,) = await replica.store.latest("ada", 10)
+    (row,) = await replica.store.list_latest_signals("ada", 10)
     assert row.model == "claude-haiku-5-5"
 
 
@@ -214,7 +214,7 @@ async def test_a_rating_may_come_before_the_ledger_has_written(database: Databas
     replica.ledger.record(entry("r1", complete=False, model="claude-haiku-5-5"))
     replica.ledger.record(entry("r1"))
     assert await replica.rate("r1", 1.0) == {"r1": 1.0}
-    (row,) = await replica.store.latest("ada", 10)
+    (row,) = await replica.store.list_latest_signals("ada", 10)
     assert row.model == "smollm2-135m", "not the one that lost the race"
     with pytest.raises(RequestNotFound):
         await replica.rate("r1", 1.0, owner="bob")
@@ -242,7 +242,7 @@ async def test_ledger_names_the_model_of_a_request_without_a_decision(
     assert before.p - 0.05 < after.p < before.p, "a little, as nothing is known of what was asked"
     assert after.signals == before.signals, "it is none of this kind"
     assert replica.estimate(model="claude-haiku-5-5") == other
-    (row,) = await replica.store.latest("ada", 10)
+    (row,) = await replica.store.list_latest_signals("ada", 10)
     assert row.question is not None
     assert (row.question["kind"], row.p_good) == ("unknown", None)
     for request_id, owner in (("r2", "ada"), ("r1", "bob")):
@@ -264,7 +264,7 @@ async def test_compared_requests_may_be_known_to_the_ledger_only(
         "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
     )
     assert scores == {"decided": 0.2, "named": 0.8}
-    rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
+    rows = {row.request_id: row for row in await replica.store.list_latest_signals("ada", 10)}
     assert rows["named"].model == "claude-haiku-5-5"
     kinds = {name: (row.question or {})["kind"] for name, row in rows.items()}
     assert kinds == {"decided": "code", "named": "unknown"}
@@ -282,7 +282,7 @@ async def test_a_comparison_counts_for_both(database: Database) -> None:
         "ada", "key_1", "bad", score=None, better_request_id="good", comment="clearer"
     )
     assert scores == {"bad": 0.2, "good": 0.8}
-    rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
+    rows = {row.request_id: row for row in await replica.store.list_latest_signals("ada", 10)}
     assert (rows["bad"].comment, rows["good"].comment) == ("clearer", None)
     assert {row.weight for row in rows.values()} == {0.5}
 
@@ -345,7 +345,7 @@ async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
         owner, replica = f"studio-{number}", Replica(database)
         await replica.answer("r", owner)
         await replica.learning.flush()
-        row = await replica.store.decision(owner, "r")
+        row = await replica.store.get_decision(owner, "r")
         assert row is not None
         signals = [
             SignalRow(
@@ -423,12 +423,12 @@ async def test_outdated_levels_are_ignored(
 ) -> None:
     await learned(database, 5)
     store = Replica(database).store
-    assert len(await store.levels()) == 5
+    assert len(await store.list_levels()) == 5
     monkeypatch.setattr("moyin.store.quality._MAX_LEVELS", 4)
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
-    assert len(await store.levels()) == 4
+    assert len(await store.list_levels()) == 4
     monkeypatch.setattr("moyin.store.quality._LEVEL_LIFETIME", timedelta(0))
-    assert await store.levels() == []
+    assert await store.list_levels() == []
 
 
 async def test_estimates_continue_without_the_database(
@@ -439,7 +439,7 @@ async def test_estimates_continue_without_the_database(
     async def away(*_: object) -> None:
         raise OSError("refused")
 
-    monkeypatch.setattr(replica.store, "state", away)
+    monkeypatch.setattr(replica.store, "get_state", away)
     await replica.learning.load_tenant("ada")
     assert "could not be read" in caplog.text
     assert replica.estimate().basis == "table"
@@ -460,15 +460,15 @@ async def test_dropped_records_are_counted_and_logged(
     await replica.answer("r2")
     await replica.learning.flush()
     assert "1 quality records were dropped" in caplog.text
-    assert await replica.store.decision("ada", "r1") is not None
-    assert await replica.store.decision("ada", "r2") is None
+    assert await replica.store.get_decision("ada", "r1") is not None
+    assert await replica.store.get_decision("ada", "r2") is None
 
 
 async def test_no_text_is_stored(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("r1")
     await replica.learning.flush()
-    row = await replica.store.decision("ada", "r1")
+    row = await replica.store.get_decision("ada", "r1")
     assert row is not None
     assert set(row.question) == {"kind", "language", "difficulty", "spread", "features"}
     assert all(isinstance(number, int) for number in question_from_json(row.question).features)
@@ -496,10 +496,10 @@ async def test_router_records_decisions_and_follow_ups(
         await text_router.answer(codec, codec.parse(json.dumps(body).encode()), context)
     await follow_ups.close()
     await replica.learning.flush()
-    row = await replica.store.decision("ada", "r1")
+    row = await replica.store.get_decision("ada", "r1")
     assert row is not None
     assert row.model == "claude-haiku-5-5"
-    (signal,) = await replica.store.latest("ada", 10)
+    (signal,) = await replica.store.list_latest_signals("ada", 10)
     assert (signal.request_id, signal.source, signal.key_id) == ("r1", "regenerated", "key_1")
 
 
@@ -519,7 +519,7 @@ async def test_loading_shared_levels_blocks_no_request(
         threads.append(threading.current_thread())
         return {}
 
-    monkeypatch.setattr(replica.store, "levels", levels)
+    monkeypatch.setattr(replica.store, "list_levels", levels)
     monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
     monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: shared.set())
     await replica.learning.start()

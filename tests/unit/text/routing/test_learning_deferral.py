@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing import answer_review as reviews
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import RescuePolicy
 from moyin.text.routing.fair_sampling import FairSampler
 from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.rescue import find_answer_fault
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
@@ -36,9 +36,9 @@ class Learning(RecordingLearning):
 
 class Gateway:
     def __init__(self, rate: float = 100, **rules: Any) -> None:
-        self.learning: Any = Learning(rate)
-        shared_answers: Any = SharedAnswers()
-        self.follow_ups = FollowUpDetector(self.learning, shared_answers=shared_answers)
+        self.learning = Learning(rate)
+        learning, shared_answers = cast(Any, self.learning), cast(Any, SharedAnswers())
+        self.follow_ups = FollowUpDetector(learning, shared_answers=shared_answers)
         fleet = router(SMALL, HAIKU, **rules).fleet
         for one in fleet.runtimes.values():
             one.pass_through = None
@@ -46,7 +46,7 @@ class Gateway:
             fleet,
             RecordedLedger(),
             estimator=Estimator(),
-            learning=self.learning,
+            learning=learning,
             follow_ups=self.follow_ups,
         )
 
@@ -154,8 +154,13 @@ async def test_answer_without_a_better_model_is_checked_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway = Streams(rescue=RescuePolicy.OFF)
-    check, checked = reviews.find_answer_fault, list[str]()
-    monkeypatch.setattr(reviews, "find_answer_fault", lambda *a: checked.append("r") or check(*a))
+    checked: list[str] = []
+
+    def check(*arguments: Any) -> Any:
+        checked.append("r")
+        return find_answer_fault(*arguments)
+
+    monkeypatch.setattr("moyin.text.routing.answer_review.find_answer_fault", check)
     await gateway.ask(response_format=FORMAT)
     assert (checked, gateway.learning.signals) == ([], [])
     gateway.learning.background.run_tasks()

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from deployments.models.config import ModelsConfig
 from moyin.domain.backend import ApiFormat
 from moyin.errors import BackendUnavailable
-from moyin.testing.backends import FakeBackend, text_answer
+from moyin.testing.backends import FakeBackend, make_text_response
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
@@ -49,8 +49,8 @@ class Gateway:
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
-        self.small = FakeBackend(text_answer(first), api_format=ApiFormat.OLLAMA)
-        self.claude = FakeBackend(text_answer(second), api_format=ApiFormat.OLLAMA)
+        self.small = FakeBackend(make_text_response(first), api_format=ApiFormat.OLLAMA)
+        self.claude = FakeBackend(make_text_response(second), api_format=ApiFormat.OLLAMA)
         self.ledger = RecordedLedger()
         runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
         for one in runtimes.values():

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, StopReason, Text, ToolUse
-from moyin.domain.money import Usage, flat_tariff
+from moyin.domain.money import Usage, create_flat_tariff
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -66,9 +66,11 @@ class Streams(Gateway):
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         super().__init__(first, second, **rules)
-        self.learning: Any = RecordingLearning()
+        self.learning = RecordingLearning()
         fleet = self.router.fleet
-        self.router = Router(fleet, self.ledger, estimator=Estimator(), learning=self.learning)
+        self.router = Router(
+            fleet, self.ledger, estimator=Estimator(), learning=cast(Any, self.learning)
+        )
 
     async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
         """Return the model, the route and the whole body."""
@@ -243,7 +245,7 @@ async def test_first_stream_continues_when_the_better_model_fails() -> None:
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
 async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams: bool) -> None:
     gateway, budget = Streams(), Budget()
-    model = replace(SMALL.model, tariff=flat_tariff(price, price))
+    model = replace(SMALL.model, tariff=create_flat_tariff(price, price))
     catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
     better, _, answer = await gateway.ask(stream=streams, budget=budget, response_format=FORMAT)
@@ -416,7 +418,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
 ) -> None:
     gateway = Streams(rescue=RescuePolicy.OFF)
     gateway.small.answer = answer
-    changes = {"max_tokens": limit, "tools": [TOOL]}
+    changes: dict[str, Any] = {"max_tokens": limit, "tools": [TOOL]}
     if streams:
         await gateway.stream(**changes)
     else:

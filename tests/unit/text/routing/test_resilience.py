@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.system.slots import Slots
-from moyin.testing.backends import FakeBackend, text_answer
+from moyin.testing.backends import FakeBackend, make_text_response
 from moyin.text.backends.response_errors import error_from_status
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
@@ -173,16 +174,16 @@ async def test_wait_for_a_slot_is_bounded() -> None:
 
 async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
     slots = Slots(1, queue=5, patience=5)
-    assert slots.take("ada")
+    assert slots.try_acquire("ada")
     waiting = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    slots.free("ada")  # to the second, in the moment in which the first leaves
+    slots.release("ada")  # to the second, in the moment in which the first leaves
     waiting[1].cancel()  # whose slot goes on to the third
     await asyncio.gather(*waiting, return_exceptions=True)
     assert [task.cancelled() for task in waiting] == [True, True, False]
     assert (slots.taken, slots.waiting) == (1, 0)
-    slots.free("ada")
+    slots.release("ada")
     assert slots.taken == 0
 
 
@@ -308,7 +309,7 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     async def open_breaker(tenant: str, seconds: float, expected: float) -> None:
         slow.let_go.set()
 
-    rig.runtimes[1].acquire = open_breaker  # type: ignore[assignment, method-assign]
+    rig.runtimes[1].acquire = open_breaker  # type: ignore[method-assign]
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
@@ -399,7 +400,7 @@ async def test_interrupted_unsent_tool_call_is_charged() -> None:
     """Ollama's clients get whole tool calls, so nothing was sent yet."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
     broken = FakeBackend(
-        replace(text_answer(), parts=(use,)),
+        replace(make_text_response(), parts=(use,)),
         error=StreamInterrupted("broke off"),
         chunks_before_error=3,
     )
@@ -416,10 +417,10 @@ async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
     streams: bool, before: str
 ) -> None:
     use = ToolUse(id="c", name="f", arguments="{oops")
-    broken = FakeBackend(replace(text_answer(), parts=(Text(text=before), use)))
+    broken = FakeBackend(replace(make_text_response(), parts=(Text(text=before), use)))
     rig = Rig(broken)
     # Ollama's clients have another word for it.
-    limit = {"max_tokens": 0} if streams else {}
+    limit: dict[str, Any] = {"max_tokens": 0} if streams else {}
     for _ in range(5):
         if streams and before:
             answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)

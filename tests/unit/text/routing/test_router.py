@@ -23,7 +23,7 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.testing.backends import FakeBackend, text_answer
+from moyin.testing.backends import FakeBackend, make_text_response
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
@@ -53,7 +53,7 @@ async def test_bytes_pass_unchanged_and_are_charged() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_other_protocol_is_translated(stream: bool) -> None:
-    backend = FakeBackend(text_answer("Hello you"), api_format=ApiFormat.OPENAI)
+    backend = FakeBackend(make_text_response("Hello you"), api_format=ApiFormat.OPENAI)
     rig = Rig(backend)
     answer = await rig.ask(AnthropicCodec(), stream=stream)
     body = await drained(answer) if stream else answer.body
@@ -277,7 +277,7 @@ async def test_usage_is_estimated_when_an_answer_states_none(
 async def test_usage_is_estimated_for_translated_answers() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
-    silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
+    silent = replace(make_text_response(), parts=(*parts, call), usage=Usage())
     rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
     assert (rig.ledger[0].input_tokens, rig.ledger[0].output_tokens) == (6, 25)
@@ -314,7 +314,7 @@ async def test_empty_object_falls_back() -> None:
 
 async def test_answer_that_cannot_be_translated_is_still_charged() -> None:
     broken = ToolUse(id="c", name="f", arguments="{")
-    rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
+    rig = Rig(FakeBackend(replace(make_text_response(), parts=(broken,))), tariff=CHEAP)
     with pytest.raises(InvalidToolCall):
         await rig.ask(AnthropicCodec())
     (entry,), (call,) = rig.ledger, rig.telemetry.calls

@@ -75,8 +75,9 @@ async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
 @pytest.mark.parametrize("member", ["grammar", "guided_grammar", "guided_regex"])
 async def test_own_servers_get_no_grammars(member: str) -> None:
     rig = Rig(FakeBackend(raw=RAW))
+    grammar: dict[str, Any] = {member: 'root ::= (("a"?){100}){100}'}
     with pytest.raises(UnsupportedFeature) as caught:
-        await rig.ask(**{member: 'root ::= (("a"?){100}){100}'})
+        await rig.ask(**grammar)
     assert caught.value.field == member
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, patch
 
 import pytest
 
@@ -32,11 +32,11 @@ class FakeValkey(dict[bytes, bytes]):
 
     is_unavailable = False
 
-    async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+    async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
         return None if self.is_unavailable else [dict.get(self, name) for name in names]
 
-    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        return None if self.is_unavailable else [self.pop(name, None) for name in names]
+    async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
+        return None if self.is_unavailable else [dict.pop(self, name, None) for name in names]
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
         assert seconds == 300
@@ -95,7 +95,7 @@ class Gateway(Replica):
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     made = Database(f"sqlite:///{tmp_path}/moyin.db")
-    await made.ready()
+    await made.ensure_schema()
     yield made
     await made.close()
 
@@ -129,13 +129,9 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
     valkey = FakeValkey()
     one, two = Gateway(database, valkey), Gateway(database, valkey)
-    one.shared_answers.process_batch, shared_answers = (
-        AsyncMock(),
-        one.shared_answers.process_batch,
-    )  # type: ignore[method-assign]
-    await one.ask("r1", ASK)
-    assert valkey == {}
-    one.shared_answers.process_batch = shared_answers  # type: ignore[method-assign]
+    with patch.object(one.shared_answers, "process_batch", AsyncMock()):
+        await one.ask("r1", ASK)
+        assert valkey == {}
     await one.follow_ups.close()
     await later(two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -170,8 +166,8 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
     one, two = Gateway(database, valkey), Gateway(database, valkey)
 
     class Same(FakeValkey):
-        async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-            return await valkey.take(names)
+        async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
+            return await valkey.pop(names)
 
     three = Gateway(database, Same())
     await one.ask("r1", ASK)
@@ -202,7 +198,7 @@ async def test_replica_matches_its_own_answers_without_valkey(database: Database
 
 async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
     class Failing(FakeValkey):
-        async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return None
 
     one = Gateway(database, Failing())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from deployments.gateway.routes.job_events import _sse_frame
+from deployments.gateway.routes.job_events import _format_event
 from moyin.domain.job import EventType, JobEvent
 
 
@@ -12,6 +12,6 @@ def test_line_separators_in_data_are_escaped() -> None:
     """Clients such as httpx split at every line boundary that Python knows."""
     message = "a\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029é"
     event = JobEvent(id="1-0", type=EventType.FAILED, data={"message": message})
-    head, kind, data = _sse_frame(event).removesuffix("\n").splitlines()
+    head, kind, data = _format_event(event).removesuffix("\n").splitlines()
     assert (head, kind) == ("id: 1-0", "event: failed")
     assert json.loads(data.removeprefix("data: ")) == event.data

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from deployments.gateway.routes.comfy_api.websocket import websocket_routes
 from moyin.access.gatekeeper import RequestContext
-from moyin.comfy_api.notifier import FarmEvents, Send
+from moyin.comfy_api.notifier import PromptNotifiers, SendMessage
 from moyin.domain.identity import Identity
 from moyin.store.hub import SlowConsumer
 
@@ -27,10 +27,10 @@ class FakeNotifier:
     def __init__(self, messages: list[str | bytes | Exception]) -> None:
         self.messages = messages
         self.arguments: tuple[str, str] = ("", "")
-        self.metadata = False
+        self.supports_preview_metadata = False
         self.stopped = asyncio.Event()
 
-    def notifier(self, owner: str, client_id: str, send: Send) -> FakeNotifier:
+    def new_notifier(self, owner: str, client_id: str, send: SendMessage) -> FakeNotifier:
         self.arguments, self._send = (owner, client_id), send
         return self
 
@@ -71,7 +71,7 @@ class Socket:
 @asynccontextmanager
 async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
     app = FastAPI()
-    app.include_router(websocket_routes(cast(FarmEvents, notifier), 1_000))
+    app.include_router(websocket_routes(cast(PromptNotifiers, notifier), 1_000))
     request = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
     scope = {
         "type": "websocket", "path": "/ws", "raw_path": b"/ws", "query_string": b"clientId=c",
@@ -103,10 +103,10 @@ async def test_the_first_message_may_carry_feature_flags() -> None:
         socket.client_sends(_FLAGS)
         message = json.loads((await socket.next_message())["text"])
         assert message["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
-        assert notifier.metadata
+        assert notifier.supports_preview_metadata
         socket.client_sends({**_FLAGS, "data": {}})
         socket.incoming.put_nowait({"type": "websocket.receive", "bytes": b"\x00"})
-    assert notifier.metadata, "later messages are ignored"
+    assert notifier.supports_preview_metadata, "later messages are ignored"
 
 
 @pytest.mark.parametrize("first", ["hello", {"type": "other"}, {**_FLAGS, "data": None}])
@@ -115,7 +115,7 @@ async def test_other_first_messages_are_ignored(first: Any) -> None:
     async with connected(notifier) as socket:
         socket.client_sends(first)
         socket.client_sends(_FLAGS)
-    assert not notifier.metadata
+    assert not notifier.supports_preview_metadata
 
 
 @pytest.mark.parametrize("stuck", [False, True])

@@ -1,0 +1,60 @@
+"""Builds the gateway's OpenAPI document, and describes bodies that handlers parse themselves.
+
+Handlers parse a body themselves if it is a stream, or if clients do not declare it as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from deployments.openapi import QUERY_KEY_SCHEME, document_problems, document_security
+from moyin.comfy_api.protocol.paths import is_comfyui_path
+from moyin.jobs.protocol import wire
+
+_SCHEMA_REFERENCE = "#/components/schemas/{model}"
+
+
+def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]:
+    """Return the app's OpenAPI document, with the schema of the jobs that `POST /jobs` accepts."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        request = wire.JOB_REQUEST.json_schema(ref_template=_SCHEMA_REFERENCE)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(request.pop("$defs"))
+        schemas["JobRequest"] = request
+        document_problems(document, _has_comfyui_errors)
+        document_security(
+            document, is_public, lambda path: QUERY_KEY_SCHEME if is_comfyui_path(path) else {}
+        )
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def describe_body(
+    schema: Mapping[str, Any], *media_types: str, required: bool = True
+) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route whose body, by default JSON, has the schema."""
+    content = {kind: {"schema": schema} for kind in media_types or ("application/json",)}
+    body: dict[str, Any] = {"content": content}
+    return {"requestBody": {"required": True, **body} if required else body}
+
+
+def describe_file_form(file: str, texts: Mapping[str, Any], *required: str) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route that receives a file and text fields as a form.
+
+    Args:
+        texts: the schemas of the form's text fields by name; ``required`` names mandatory ones.
+    """
+    members = {**texts, file: {"type": "string", "format": "binary"}}
+    schema = {"type": "object", "required": [file, *required], "properties": members}
+    return describe_body(schema, "multipart/form-data")
+
+
+def _has_comfyui_errors(path: str) -> bool:
+    return is_comfyui_path(path) and not path.startswith("/api/v2/")

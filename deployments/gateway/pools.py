@@ -1,0 +1,201 @@
+"""Calls the render pools: their Ray Serve deployments, and the actors of their renderers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from actors.placement import NAMESPACE
+from moyin.comfy_api.validation_cache import ValidationCache
+from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
+from moyin.render.comfyui.pool_client import PoolResponse
+
+# Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is
+# up or a renderer fails during the request.
+_POOL_ERRORS = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)
+# Ray raises ValueError for an actor that has ended. `_next_renderer` raises ServiceUnavailable.
+_VALIDATION_ERRORS = (
+    RayError, RayServeException, KeyError, ValueError, TimeoutError, ServiceUnavailable
+)  # fmt: skip
+_log = logging.getLogger(__name__)
+_EXECUTED_SECONDS = 1.0
+# Seconds for which a pool's list of running renderers is cached.
+_RENDERERS_SECONDS = 5.0
+
+
+class _PoolHandles(dict[str, Any]):
+    """The Serve handles of render pools by the pools' names."""
+
+    async def fetch(self, pool: str) -> Any:
+        """Return the handle of a pool, from a thread because the lookup blocks."""
+        if pool not in self:
+            self[pool] = await asyncio.to_thread(
+                serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
+            )
+        return self[pool]
+
+
+class ServePoolClient:
+    """Sends GET requests to the ComfyUIs of render pools; implements the protocol `PoolClient`.
+
+    Args:
+        timeout: the limit of a call in seconds.
+        pause: the seconds without calls after a pool did not respond. An error that the pool itself
+            raises causes no pause, because it may concern only one request.
+    """
+
+    def __init__(self, pools: Sequence[str], *, timeout: float = 10.0, pause: float = 2.0) -> None:
+        self._pools = tuple(pools)
+        self._timeout = timeout
+        self._pause = pause
+        self._handles = _PoolHandles()
+        self._paused_until: dict[str, float] = {}
+
+    @property
+    def pools(self) -> Sequence[str]:
+        """The names of all pools."""
+        return self._pools
+
+    async def get(self, pool: str, path: str) -> PoolResponse:
+        """Send GET ``path`` to a renderer of the pool, or raise ServiceUnavailable."""
+        answer: PoolResponse = await self._call_pool(pool, "get", path)
+        return answer
+
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        """Return the responses of all renderers of the pool to GET ``path``, by renderer."""
+        try:
+            answers: Mapping[str, bytes] = await self._call_pool(pool, "get_all", path)
+        except ServiceUnavailable:
+            return {}
+        return answers
+
+    async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
+        """Return the prompts whose nodes have all been executed, in pools that respond."""
+        calls = (self._find_executed(pool, prompt_ids) for pool in self._pools)
+        return set().union(*await asyncio.gather(*calls))
+
+    async def _find_executed(self, pool: str, prompt_ids: Sequence[str]) -> Sequence[str]:
+        try:
+            # The client's interruption must not wait long for a pool that may be down.
+            async with asyncio.timeout(_EXECUTED_SECONDS):
+                executed: Sequence[str] = await self._call_pool(
+                    pool, "find_executed", list(prompt_ids)
+                )
+        except (ServiceUnavailable, TimeoutError):
+            return ()
+        return executed
+
+    async def _call_pool(self, pool: str, method: str, argument: Any) -> Any:
+        if time.monotonic() < self._paused_until.get(pool, 0.0):
+            raise ServiceUnavailable(
+                f"render pool {pool!r} does not respond; try again", retry_after=self._pause
+            )
+        try:
+            async with asyncio.timeout(self._timeout):
+                handle = await self._handles.fetch(pool)
+                return await getattr(handle, method).remote(argument)
+        except _POOL_ERRORS as error:
+            _log.info(
+                "render pool %s did not respond to the call %s: %s",
+                pool,
+                argument,
+                type(error).__name__,
+            )
+            if not isinstance(error, MoyinError):
+                self._handles.pop(pool, None)
+                self._paused_until[pool] = time.monotonic() + self._pause
+            raise ServiceUnavailable(
+                f"render pool {pool!r} does not respond; try again", retry_after=self._pause
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _RendererCycle:
+    """A rotation over the actors of a pool's running renderers, which expires."""
+
+    expires_at: float
+    actors: Iterator[Any]
+
+
+class PoolValidator:
+    """Validates graphs in the ComfyUIs of a pool; implements the protocol `GraphValidator`.
+
+    Graphs for a pool that is down are accepted without validation. The pool's renderer actors are
+    called directly, in rotation. A call through the pool would cost twice as much, which is a tenth
+    of the cost of a small picture.
+
+    Args:
+        timeout: the seconds after which a submission no longer waits for the pool.
+        pause: the seconds without calls after a pool did not respond.
+    """
+
+    def __init__(self, *, timeout: float = 2.0, pause: float = 2.0) -> None:
+        self._timeout = timeout
+        self._pause = pause
+        self._handles = _PoolHandles()
+        self._actors: dict[str, Any] = {}
+        self._renderers: dict[str, _RendererCycle] = {}
+        self._paused_until: dict[str, float] = {}
+        self._cache = ValidationCache()
+
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> Mapping[str, Any]:
+        """Return ComfyUI's response to a valid graph, or an empty mapping if no renderer is up.
+
+        Raises:
+            InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
+        """
+        if (known := self._cache.find(pool, graph, targets)) is not None:
+            return known
+        if time.monotonic() < self._paused_until.get(pool, 0.0):
+            return {}
+        try:
+            async with asyncio.timeout(self._timeout):
+                actor = await self._next_renderer(pool)
+                result: dict[str, Any] = await actor.validate.remote(dict(graph), targets)
+        except _VALIDATION_ERRORS as error:
+            _log.info(
+                "render pool %s could not validate a graph, which is accepted unchecked: %s",
+                pool,
+                type(error).__name__,
+            )
+            self._handles.pop(pool, None)
+            self._renderers.pop(pool, None)
+            self._actors.clear()
+            self._paused_until[pool] = time.monotonic() + self._pause
+            return {}
+        unchecked = result.pop("free", None)
+        if result.get("error"):
+            message = result["error"].get("message") or "ComfyUI rejects this graph; see details"
+            raise InvalidGraph(message, details=result)
+        if unchecked is not None:
+            self._cache.store(pool, graph, targets, result, unchecked)
+        return result
+
+    async def _next_renderer(self, pool: str) -> Any:
+        """Return the next running renderer's actor; raise ServiceUnavailable if none is up."""
+        known = self._renderers.get(pool)
+        if known is None or time.monotonic() > known.expires_at:
+            names = await (await self._handles.fetch(pool)).list_renderers.remote()
+            if not names:
+                raise ServiceUnavailable(f"no renderer of pool {pool!r} is up")
+            actors = [await self._renderer_actor(name) for name in names]
+            known = _RendererCycle(time.monotonic() + _RENDERERS_SECONDS, itertools.cycle(actors))
+            self._renderers[pool] = known
+        return next(known.actors)
+
+    async def _renderer_actor(self, name: str) -> Any:
+        if name not in self._actors:
+            self._actors[name] = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
+        return self._actors[name]

@@ -1,0 +1,79 @@
+"""Summarizes the judge's verdicts and spending of the month for ``GET /v1/quality``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any, Protocol
+
+from moyin.domain.identity import OPERATOR, Identity
+from moyin.errors import ServiceUnavailable
+from moyin.store.quality import QualityStore
+from moyin.store.sql import now
+from moyin.text.judging.comparison import derive_comparison_id
+from moyin.text.judging.rules import JudgeRules
+
+# Verdicts of a tenant and month that are counted at most.
+_MAX_VERDICTS = 20_000
+
+
+class JudgeStatus(Protocol):
+    """Provides the judge's rules and spending."""
+
+    @property
+    def rules(self) -> JudgeRules | None:
+        """The current rules, or None while the judge is off."""
+
+    async def get_spending(self) -> Decimal:
+        """Return the spending of this calendar month in US dollars.
+
+        Raises:
+            ServiceUnavailable: the spending is unknown because Valkey does not respond.
+        """
+
+
+async def summarize_verdicts(
+    store: QualityStore, judge: JudgeStatus | None, caller: Identity
+) -> dict[str, Any] | None:
+    """Count the verdicts about answers to the caller's tenant in this calendar month (UTC).
+
+    Returns:
+        The counts, with the spending for operators only, because it is the sum over all tenants.
+        None if the judge is off and there are no verdicts.
+    """
+    since = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    scores = await store.list_verdicts(caller.owner, since, _MAX_VERDICTS)
+    rules = None if judge is None else judge.rules
+    if rules is None and not scores:
+        return None
+    # Thousands of hashes take milliseconds, too long for the event loop.
+    total, agreed = await asyncio.to_thread(count_agreements, caller.owner, scores)
+    counts: dict[str, Any] = {
+        "share": 0.0 if rules is None else rules.share,
+        "judged": total,
+        "agreed": agreed,
+    }
+    if judge is None or rules is None or not caller.has_scope(OPERATOR):
+        return counts
+    try:
+        spent = float(await judge.get_spending())
+    except ServiceUnavailable:
+        spent = None
+    return {**counts, "spent_usd": spent, "usd_per_month": float(rules.usd_per_month)}
+
+
+def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
+    """Count the judged answers, and the judged answers that are not worse than the second answer.
+
+    Args:
+        scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a
+            second answer is `comparison_id` of that request id.
+    """
+    by_id = dict(scores)
+    pairs = [
+        (score, by_id[other])
+        for request_id, score in by_id.items()
+        if (other := derive_comparison_id(owner, request_id)) in by_id
+    ]
+    return len(pairs), sum(first >= second for first, second in pairs)

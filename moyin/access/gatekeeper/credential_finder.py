@@ -1,0 +1,134 @@
+"""Finds the credential of a request in a header, in the query or in a cookie.
+
+Queries appear in logs and browser histories. So a key in a query is accepted only on paths whose
+clients cannot set headers, and is removed before the app gets the query. Browsers send cookies with
+requests from any site's pages. So a request with a cookie must come from the gateway's own pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import parse_qs, unquote_plus, urlsplit
+
+from moyin.access.gatekeeper.asgi import Scope, get_header
+from moyin.errors import CrossSiteRequest
+
+SESSION_COOKIE = "moyin_session"
+# The query parameters with a key, on paths that allow it; on other WebSockets only the first.
+_QUERY_NAMES = ("api_key", "key", "token")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+RequestPredicate = Callable[[Scope], bool]
+
+
+class CredentialFinder:
+    """Finds the API key or token of a request.
+
+    Args:
+        query: returns whether a request may have its key in the query; if None, no request may.
+        cookie: returns whether a request may have its key in a cookie; if None, no request may.
+    """
+
+    def __init__(
+        self, *, query: RequestPredicate | None = None, cookie: RequestPredicate | None = None
+    ) -> None:
+        self._query = query
+        self._cookie = cookie
+
+    def extract(self, scope: Scope) -> str | None:
+        """Return the credential, or None, and remove keys from ``scope["query_string"]``.
+
+        Raises:
+            CrossSiteRequest: the key is in a cookie, and the page of another site sent the request.
+        """
+        bearer = get_header(scope, b"authorization")
+        if bearer is not None and bearer[:7].lower() == "bearer ":
+            secret: str | None = bearer[7:].strip()
+        else:
+            secret = get_header(scope, b"x-api-key")
+        in_query = self._extract_from_query(scope) if scope.get("query_string") else None
+        if secret is None:
+            secret = in_query
+        if secret is not None or self._cookie is None or not self._cookie(scope):
+            return secret or None
+        secret = get_session_cookie(scope)
+        if not secret:
+            return None
+        if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
+            require_same_origin(scope)
+        return secret
+
+    def _extract_from_query(self, scope: Scope) -> str | None:
+        query = scope["query_string"].decode("latin-1")
+        if self._query is not None and self._query(scope):
+            names: tuple[str, ...] = _QUERY_NAMES
+            scope["query_string"] = remove_query_keys(query, names).encode("latin-1")
+        elif scope["type"] == "websocket":
+            # Browsers cannot set headers of a WebSocket. The upstream of a proxied one gets the query.
+            names = _QUERY_NAMES[:1]
+        else:
+            return None
+        values = parse_qs(query)
+        return next((values[name][0] for name in names if name in values), None)
+
+
+def require_same_origin(scope: Scope, *, required: bool = True) -> None:
+    """Raise `CrossSiteRequest` if a browser sent the request for a page of another site.
+
+    Without ``required``, requests without an origin, which no browser sends, are accepted.
+    """
+    site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
+    if site is not None:
+        is_allowed = site in ("same-origin", "none")
+    elif origin is not None:
+        is_allowed = _is_own_origin(
+            origin, get_header(scope, b"host") or "", scope.get("scheme", "http")
+        )
+    else:
+        is_allowed = not required
+    if not is_allowed:
+        raise CrossSiteRequest(
+            "a request with a session cookie must come from one of the gateway's own pages; "
+            "check the headers Origin and Sec-Fetch-Site"
+        )
+
+
+def get_session_cookie(scope: Scope) -> str | None:
+    """Return the value of the session cookie, or None if the request has none."""
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                key, _, value_text = pair.strip().partition("=")
+                if key == SESSION_COOKIE:
+                    return str(value_text.strip('"'))
+    return None
+
+
+def remove_session_cookie(value: str) -> str:
+    """Return the value of a Cookie header without the session cookie, or "" if no other is left."""
+    pairs = (pair.strip() for pair in value.split(";"))
+    others = (p for p in pairs if p and p.partition("=")[0].strip() != SESSION_COOKIE)
+    return "; ".join(others)
+
+
+def remove_query_keys(query: str, names: tuple[str, ...] = _QUERY_NAMES) -> str:
+    """Return a query string without the parameters ``names``, which contain keys."""
+    return "&".join(
+        part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names
+    )
+
+
+def _is_own_origin(origin: str, host: str, scheme: str) -> bool:
+    """Return whether the Origin header has the request's host; a TLS proxy may change the scheme."""
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", host):
+        return False
+    try:
+        own = urlsplit(f"//{host}")
+        origin_port = parts.port or _PORTS[parts.scheme]
+        # Behind a proxy that terminates TLS, a host without a port has the origin's default port.
+        own_port = own.port or _PORTS[parts.scheme]
+    except ValueError:
+        return False
+    return (parts.hostname, origin_port) == (own.hostname, own_port)

@@ -1,0 +1,66 @@
+"""Tracks how far an app has sent its response, to decide how the gatekeeper may end the request."""
+
+from __future__ import annotations
+
+from moyin.access.gatekeeper.asgi import Message, RawHeaders
+
+# Media types of event streams, and the bytes that end an event.
+_BOUNDARIES = {
+    "text/event-stream": (b"\n\n", b"\r\n\r\n", b"\r\r"),
+    "application/x-ndjson": (b"\n",),
+}
+
+
+class ResponseProgress:
+    """Tracks the ASGI messages that an app sends for one request or WebSocket.
+
+    Attributes:
+        has_started: whether the status was sent or the WebSocket accepted.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._is_socket = kind == "websocket"
+        self.has_started = False
+        self._finished = False
+        self._headers: RawHeaders = ()
+        self._last = b""
+
+    def record(self, message: Message) -> None:
+        """Record a message that the app sends; it must be fast, since it is called for each."""
+        kind = message["type"]
+        if kind == "http.response.body":
+            if message.get("more_body", False):
+                self._last = message.get("body") or self._last
+            else:
+                self._finished = True
+        elif kind == "http.response.start":
+            self.has_started = True
+            self._headers = message.get("headers", ())
+        elif kind == "websocket.accept":
+            self.has_started = True
+        elif kind == "websocket.close":
+            self._finished = True
+
+    @property
+    def is_under_way(self) -> bool:
+        """True if this is a WebSocket or a stream that has started and not finished.
+
+        Responses with a Content-Length are not streams: they end soon by themselves.
+        """
+        if self._finished:
+            return False
+        return self._is_socket or (self.has_started and self._header(b"content-length") is None)
+
+    @property
+    def appendable_as(self) -> str | None:
+        """The media type of the stream if an event can be appended to it now, otherwise None."""
+        if self._header(b"content-encoding") is not None:
+            return None
+        content_type = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()
+        media_type = content_type.decode("latin-1")
+        boundaries = _BOUNDARIES.get(media_type, ())
+        is_complete = not self._last or self._last.endswith(boundaries)
+        return media_type if boundaries and is_complete else None
+
+    def _header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self._headers if key.lower() == name), None)

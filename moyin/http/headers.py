@@ -1,0 +1,69 @@
+"""Parses request headers that several services share, and builds the headers of stored files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote
+
+from moyin.domain.artifact import UNKNOWN_MEDIA_TYPE, Artifact
+
+# Media types that browsers display without running content. All others are downloads.
+_INLINE_TYPES = frozenset(
+    {
+        "application/json", "audio/flac", "audio/mpeg", "audio/ogg", "audio/wav", "image/avif",
+        "image/gif", "image/jpeg", "image/png", "image/webp", "text/plain", "video/mp4",
+        "video/webm",
+    }
+)  # fmt: skip
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+def prefers_async_response(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return True if the ASGI headers contain ``Prefer: respond-async`` (RFC 7240)."""
+    return any(
+        preference.partition(b";")[0].strip() == b"respond-async"
+        for name, value in headers
+        if name == b"prefer"
+        for preference in value.lower().split(b",")
+    )
+
+
+def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
+    """Return the headers of a response with an artifact's content, which never changes."""
+    is_inline = artifact.media_type in _INLINE_TYPES
+    kind = artifact.media_type if is_inline else UNKNOWN_MEDIA_TYPE
+    charset = "; charset=utf-8" if kind == "text/plain" else ""
+    disposition = "inline" if is_inline else "attachment"
+    return {
+        "accept-ranges": "bytes",
+        "cache-control": "private, max-age=31536000, immutable",
+        "content-disposition": f"{disposition}; filename*=UTF-8''{quote(artifact.name, safe='')}",
+        "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'",
+        "content-type": f"{kind}{charset}",
+        "cross-origin-resource-policy": "same-site",
+        "etag": f'"{artifact.sha256}"',
+        "x-content-type-options": "nosniff",
+    }
+
+
+def parse_byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Parse the Range header of a request for a content of ``size`` bytes.
+
+    Returns:
+        The start and the exclusive end, which are equal for a range outside of the content. None
+        stands for the whole content, if the header is missing, invalid, or has several ranges.
+    """
+    match = _RANGE.fullmatch((header or "").strip())
+    if match is None or match.group(1, 2) == ("", ""):
+        return None
+    first, last = match.group(1, 2)
+    if first == "":
+        length = min(int(last), size)
+        return size - length, size
+    start = int(first)
+    if last != "" and int(last) < start:
+        return None
+    if start >= size:
+        return size, size
+    return start, size if last == "" else min(int(last) + 1, size)

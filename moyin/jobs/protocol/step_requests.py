@@ -1,0 +1,130 @@
+"""Checks the requests of chat and http steps, and extracts the text of chat responses; without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from moyin.domain.job import ChatProtocol
+from moyin.errors import InvalidRequest, StepFailed
+
+# A job that creates jobs could run for ever. Responses of the accounts app contain keys, which every
+# reader of jobs could see in the result.
+_FORBIDDEN_ROUTES = (
+    "/jobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy", "/v1/images", "/accounts",
+)  # fmt: skip
+
+
+def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
+    """Check a chat step's request for mistakes that the models app would reject when the step runs."""
+    if protocol is ChatProtocol.RESPONSES:
+        if not request.get("input"):
+            raise InvalidRequest(
+                f"{field}.input must be text or a list with at least one item",
+                field=f"{field}.input",
+            )
+    else:
+        _check_messages(protocol, request, field)
+    if not isinstance(request.get("model"), str):
+        raise InvalidRequest(
+            f"{field}.model must be a string; `auto` lets the router choose",
+            field=f"{field}.model",
+        )
+    if request.get("stream"):
+        raise InvalidRequest(
+            f"{field}.stream must be omitted, because a job cannot stream its answer",
+            field=f"{field}.stream",
+        )
+
+
+def _check_messages(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
+    messages = request.get("messages")
+    has_prompt = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
+    if not has_prompt and (not isinstance(messages, list) or not messages):
+        raise InvalidRequest(
+            f"{field}.messages must be a list with at least one message",
+            field=f"{field}.messages",
+        )
+
+
+def get_chat_path(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
+    """Return the path of the models app to which the request of a chat step is sent."""
+    match protocol:
+        case ChatProtocol.OPENAI:
+            return "/v1/chat/completions"
+        case ChatProtocol.ANTHROPIC:
+            return "/v1/messages"
+        case ChatProtocol.OLLAMA:
+            return f"/v1/ollama/api/{'generate' if 'prompt' in request else 'chat'}"
+        case ChatProtocol.RESPONSES:
+            return "/v1/responses"
+
+
+def disable_streaming(protocol: ChatProtocol, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the request with streaming turned off, which only Ollama has on by default."""
+    return {**request, "stream": False} if protocol is ChatProtocol.OLLAMA else request
+
+
+def extract_text(protocol: ChatProtocol, body: Any) -> str | None:
+    """Return the text of a chat step's response; None if the model only called tools."""
+    try:
+        return _find_text(protocol, body)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise StepFailed(
+            f"the back end's response is not in the API format {protocol.value!r}"
+        ) from None
+
+
+def _find_text(protocol: ChatProtocol, body: Any) -> str | None:
+    match protocol:
+        case ChatProtocol.OPENAI:
+            content = body["choices"][0]["message"]["content"]
+            return content if isinstance(content, str) else None
+        case ChatProtocol.ANTHROPIC:
+            texts = [block["text"] for block in body["content"] if block["type"] == "text"]
+            return "".join(texts) if texts else None
+        case ChatProtocol.OLLAMA:
+            text = body["response"] if "response" in body else body["message"]["content"]
+            return text or None
+        case ChatProtocol.RESPONSES:
+            messages = [item for item in body["output"] if item["type"] == "message"]
+            texts = [part.get("text", "") for item in messages for part in item["content"]]
+            return "".join(texts) or None
+
+
+def check_step_path(path: str, *, field: str) -> None:
+    """Check that an http step may send its request to a path, which may have a query.
+
+    Raises:
+        InvalidRequest: the path has a host, is relative, has ``.`` or ``..`` segments, or leads to
+            the accounts app or to a route that creates jobs.
+    """
+    if not path.startswith("/") or path.startswith("//") or "\\" in path or "#" in path:
+        raise InvalidRequest(
+            f"{field} must be a path on the gateway, such as /v1/models", field=field
+        )
+    if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in path):
+        raise InvalidRequest(
+            f"{field} must not contain spaces or control characters; write a space as %20",
+            field=field,
+        )
+    plain = _decode_path(urlsplit(path).path)
+    if "\\" in plain or "\0" in plain or {".", ".."} & set(plain.split("/")):
+        raise InvalidRequest(f"{field} must not contain . or .. segments", field=field)
+    # Servers differ in their treatment of empty segments and a missing slash, so both are ignored.
+    compact = "/" + "/".join(part for part in plain.lower().split("/") if part)
+    if any(compact == route or compact.startswith(f"{route}/") for route in _FORBIDDEN_ROUTES):
+        raise InvalidRequest(
+            f"{field} must not lead to /accounts or to a route that creates jobs", field=field
+        )
+
+
+def _decode_path(path: str) -> str:
+    """Remove percent-encoding from a path, however often the path was encoded."""
+    for _ in range(len(path)):
+        plain = unquote(path)
+        if plain == path:
+            break
+        path = plain
+    return path

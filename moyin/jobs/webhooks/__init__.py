@@ -1,1 +1,0 @@
-"""Sends webhooks, signed by the Standard Webhooks scheme and never into private networks."""

@@ -1,0 +1,112 @@
+"""Provides what the activities of all steps need: input, output and heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from pydantic_core import from_json, to_json
+from temporalio import activity
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import JobSpec, Step, apply_batch_patch
+from moyin.domain.prompt import PromptRecord
+from moyin.domain.references import resolve_references
+from moyin.domain.serialization import decode, to_plain
+from moyin.errors import StepFailed
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, StepInput
+from moyin.store.blobs import BlobStore
+
+
+async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
+    """Load a step, and return the job's spec, the step, and its payload with references resolved.
+
+    Raises:
+        InvalidRequest: a reference names an output that no earlier step has.
+        StepFailed: the spec or an earlier output was deleted from the artifact store.
+    """
+    try:
+        spec = decode(JobSpec, await blobs.get(step.spec))
+        outputs = [from_json(await blobs.get(sha256)) for sha256 in step.earlier]
+    except FileNotFoundError:
+        raise StepFailed(
+            f"the job's spec, or an output before step {step.index}, was deleted from the artifact store"
+        ) from None
+    step_spec = spec.steps[step.index]
+    payload = step_spec.payload
+    if spec.base is not None:
+        payload = apply_batch_patch(spec.base, payload)
+    return spec, step_spec, resolve_references(payload, outputs)
+
+
+async def save_output(
+    blobs: BlobStore,
+    *,
+    text: str | None = None,
+    body: Any = None,
+    artifacts: Sequence[Artifact] = (),
+    record: PromptRecord | None = None,
+) -> str:
+    """Store the output of a step as a blob, and return the sha256 for `StepResult.output`."""
+    references = [f"artifact:{artifact.id}" for artifact in artifacts]
+    output = {"text": text, "body": body, "artifacts": references}
+    if record is not None:
+        output["record"] = to_plain(record)
+    return await blobs.put(to_json(output))
+
+
+class Heartbeat:
+    """Sends the heartbeats of an activity, by which Temporal also delivers cancellations.
+
+    Attributes:
+        seconds: the interval, which is the longest delay of a cancellation.
+        details: the values that the next try of the activity gets as ``heartbeat_details``.
+    """
+
+    def __init__(self, seconds: float, details: Sequence[Any] = ()) -> None:
+        self.seconds = seconds
+        self.details = tuple(details)
+        self.is_quick = asyncio.Event()
+
+    def quicken(self) -> None:
+        """Use the shortest interval from now on."""
+        self.is_quick.set()
+
+    def send(self) -> None:
+        activity.heartbeat(*self.details)
+
+
+@asynccontextmanager
+async def send_heartbeats(
+    every: float = HEARTBEAT_INTERVAL.total_seconds(),
+) -> AsyncIterator[Heartbeat]:
+    """Send heartbeats of the current activity while the block runs.
+
+    Heartbeats have the details of earlier tries until `Heartbeat.details` is set.
+
+    Args:
+        every: the seconds between heartbeats, until `Heartbeat.quicken` is called.
+    """
+    heartbeat = Heartbeat(every, activity.info().heartbeat_details)
+    sending = asyncio.create_task(_send_repeatedly(heartbeat))
+    try:
+        yield heartbeat
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def _send_repeatedly(heartbeat: Heartbeat) -> None:
+    loop = asyncio.get_running_loop()
+    interval = HEARTBEAT_INTERVAL.total_seconds()
+    # Each heartbeat costs Temporal a write, so short steps end before their first heartbeat.
+    await asyncio.sleep(interval)
+    while True:
+        heartbeat.send()
+        sent_at = loop.time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(heartbeat.seconds):
+                await heartbeat.is_quick.wait()
+        await asyncio.sleep(max(0.0, sent_at + interval - loop.time()))

@@ -1,0 +1,178 @@
+"""Defines the rules of the render order and of the number of renderers in a pool.
+
+All times are seconds of the same clock. All sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from moyin.system.bounded import BoundedDict
+
+_REMEMBERED_OWNERS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PendingRender:
+    """A render that waits for a renderer.
+
+    Attributes:
+        id: id of the render's prompt.
+        priority: class of the render, from 1 (first) to 5 (last).
+        arrived: time at which the job was accepted; a retried render has the time of its first try.
+        owner: id of the tenant that submitted the render.
+        entered: time at which the render entered the window, and since which it ages.
+        deadline: time by which the render must be finished, or None if it has no deadline.
+        models: sizes of the model files that the render loads, by file name.
+        family: name of the largest model file, or "" without models. A renderer executes renders of
+            the same family without loading models in between.
+    """
+
+    id: str
+    priority: int
+    arrived: float
+    owner: str = ""
+    entered: float = 0.0
+    deadline: float | None = None
+    models: Mapping[str, int] = field(default_factory=dict)
+    family: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        largest = max(self.models, key=lambda name: (self.models[name], name), default="")
+        object.__setattr__(self, "family", largest)
+
+
+@dataclass(slots=True)
+class RendererSlot:
+    """The state of a renderer that the render order depends on.
+
+    Attributes:
+        models: names of the model files in the renderer's memory.
+        family: name of the largest of these files, or "" if no model is loaded.
+        began: time at which the renderer's latest render began.
+        free_since: time at which the renderer became free.
+    """
+
+    name: str
+    models: frozenset[str] = frozenset()
+    family: str = ""
+    began: float = 0.0
+    free_since: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrderingRules:
+    """Limits how much the order of renders may change to avoid loading models.
+
+    Attributes:
+        ageing_seconds: seconds in the window after which a render moves up by one class. A render
+            of class ``p`` is *due* after ``p * ageing_seconds``; later renders then can't pass it.
+        deadline_margin_seconds: seconds before its deadline at which a render becomes due.
+        bytes_per_second: speed at which renderers load models.
+        wait_factor: a render whose models no renderer has loaded waits at most this many times the
+            load time of the models, even if every renderer has work for its loaded models.
+        imbalance_factor: a renderer switches to the models of a longer queue when the two queues,
+            in seconds of work per renderer, differ by this many times the load time.
+        min_limit_seconds: lower bound of the limits that the two factors define.
+    """
+
+    ageing_seconds: float = 300.0
+    deadline_margin_seconds: float = 60.0
+    bytes_per_second: float = 5e8
+    wait_factor: float = 4.0
+    imbalance_factor: float = 12.0
+    min_limit_seconds: float = 5.0
+
+    def compute_max_wait(self, load_seconds: float) -> float:
+        """Return the seconds that a render may wait while no renderer has its models loaded."""
+        return max(self.min_limit_seconds, self.wait_factor * load_seconds)
+
+    def compute_max_imbalance(self, load_seconds: float) -> float:
+        """Return the seconds of work by which two queues may differ before a renderer switches."""
+        return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
+
+    def compute_due_time(self, pending: PendingRender) -> float:
+        """Return the time from which renders that entered later cannot pass ``pending``."""
+        due = pending.entered + pending.priority * self.ageing_seconds
+        if pending.deadline is None:
+            return due
+        return min(due, pending.deadline - self.deadline_margin_seconds)
+
+    def compute_rank(self, pending: PendingRender, now: float) -> int:
+        """Return the class of a render after ageing, from 1 (first) to 5 (last)."""
+        aged = int(max(0.0, now - pending.entered) // self.ageing_seconds)
+        return max(1, pending.priority - aged)
+
+    def estimate_load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
+        """Return the seconds for which the renderer must load models before the render begins."""
+        missing = sum(size for name, size in pending.models.items() if name not in slot.models)
+        return missing / self.bytes_per_second
+
+
+class OwnerFairShare:
+    """Orders owners by start-time fair queueing.
+
+    Each render adds ``1 / weight`` to the virtual time of its owner, and the owner with the
+    smallest virtual time is next. An owner who returns after a pause starts at the present virtual
+    time, so that unused turns do not add up.
+
+    Args:
+        weights: weights by owner; an owner who is not listed has weight 1.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self._weights = dict(weights or {})
+        # The least recently served owner is dropped first, which costs no owner a turn.
+        self._served: BoundedDict[str, float] = BoundedDict(_REMEMBERED_OWNERS)
+        self._present = 0.0
+
+    def get_virtual_time(self, owner: str) -> float:
+        return max(self._served.get(owner, self._present), self._present)
+
+    def charge(self, owner: str, others: Iterable[str] = ()) -> None:
+        """Add a render to the owner's virtual time while the owners ``others`` are waiting."""
+        start = self.get_virtual_time(owner)
+        # The present is the smallest virtual time of the waiting owners. Model affinity may serve
+        # an owner out of turn, and the other owners must not lose their turns by that.
+        self._present = min((self.get_virtual_time(other) for other in others), default=start)
+        self._present = min(self._present, start)
+        self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalingPolicy:
+    """Defines when a pool adds and removes renderers.
+
+    Attributes:
+        minimum: smallest number of renderers, which an idle pool has; may be 0.
+        maximum: largest number of renderers.
+        patience: seconds within which all waiting renders should begin.
+        idle: seconds after which an idle renderer is removed.
+    """
+
+    minimum: int
+    maximum: int
+    patience: float = 30.0
+    idle: float = 300.0
+
+    def count_needed(self, waiting: int, mean_seconds: float) -> int:
+        """Return how many renderers begin ``waiting`` renders of ``mean_seconds`` each in time."""
+        wanted = math.ceil(waiting * mean_seconds / self.patience)
+        return max(self.minimum, min(self.maximum, wanted))
+
+    def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
+        """Return the indexes of the renderers to remove, the last first, if no render is waiting.
+
+        A value in ``idle_seconds`` is None while the renderer is busy.
+        """
+        if waiting:
+            return []
+        spare = len(idle_seconds) - self.minimum
+        idle = [
+            position
+            for position, seconds in enumerate(idle_seconds)
+            if seconds is not None and seconds >= self.idle
+        ]
+        return idle[::-1][: max(0, spare)]

@@ -1,0 +1,80 @@
+"""Provides small in-memory implementations of the interfaces of stores and services, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidKey
+from moyin.http.breaker import BreakerState
+from moyin.store.render_cache import CachedRender, CacheRules
+from moyin.text.routing.telemetry import CallRecord
+
+
+class InMemoryRenderCache:
+    """An implementation of `moyin.store.render_cache.RenderCache` in memory, without eviction."""
+
+    def __init__(self) -> None:
+        self.renders: dict[tuple[str, str], CachedRender] = {}
+
+    async def get(self, owner: str, digest: str) -> CachedRender | None:
+        return self.renders.get((owner, digest))
+
+    async def put(self, owner: str, digest: str, render: CachedRender, rules: CacheRules) -> None:
+        self.renders[owner, digest] = render
+
+
+class PermissiveGraphGuard:
+    """An implementation of `moyin.jobs.ports.GraphGuard` that accepts every graph."""
+
+    def __init__(self, *pools: str) -> None:
+        self._pools = pools
+
+    async def list_pools(self, caller: Identity) -> Sequence[str]:
+        return self._pools
+
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+        return self._pools[0]
+
+    async def check_graph(
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+    ) -> bool:
+        return True
+
+
+class RecordingTelemetry:
+    """Telemetry that records calls and breaker states in memory instead of in Ray's metrics.
+
+    Attributes:
+        calls: records of the finished calls, in order.
+        states: states of each back end's circuit breaker, in order.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[CallRecord] = []
+        self.states: dict[str, list[BreakerState]] = {}
+
+    def record_call(self, call: CallRecord) -> None:
+        self.calls.append(call)
+
+    def record_breaker_state(self, backend: str, state: BreakerState) -> None:
+        self.states.setdefault(backend, []).append(state)
+
+    def forget_backend(self, backend: str) -> None:
+        del self.states[backend]
+
+
+class StaticAuthenticator:
+    """An authenticator of the keys in ``identities``, which a test may change at any time."""
+
+    def __init__(self, identities: Mapping[str, Identity]) -> None:
+        self.identities = dict(identities)
+
+    async def authenticate(self, credential: str) -> Identity:
+        if credential not in self.identities:
+            raise InvalidKey("the API key is not valid")
+        return self.identities[credential]
+
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        return {key: self.identities[key] for key in credentials if key in self.identities}

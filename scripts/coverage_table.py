@@ -1,0 +1,86 @@
+"""Prints how much of each wing the unit tests run, how much the tests on servers, and both together.
+
+Run it with `make coverage`, which measures. A process that is killed reports nothing, and neither
+does code that runs in ComfyUI, so that the figures of tests on servers are lower bounds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from coverage import Coverage
+from coverage.exceptions import NoSource
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "build" / "coverage"
+PARTS = ("unit", "servers")
+PACKAGES = ("moyin", "deployments", "actors")
+
+
+@dataclass
+class Row:
+    """Counts of lines: all statements, those that each part ran, and those that either ran."""
+
+    statements: int = 0
+    unit: int = 0
+    servers: int = 0
+    either: int = 0
+
+    def __str__(self) -> str:
+        shares = (
+            f"{100 * n / self.statements:6.1f} %" for n in (self.unit, self.servers, self.either)
+        )
+        return f"{self.statements:7}" + "".join(f"{share:>11}" for share in shares)
+
+
+def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
+    """Yield one row for each source file, with the wing that it is in."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            folders = path.relative_to(ROOT).parts[:-1]
+            try:
+                ran, statements = zip(*(_lines(part, path) for part in parts), strict=True)
+            except NoSource:
+                continue
+            unit, servers = ran
+            yield (
+                "/".join(folders[:2]),
+                Row(len(statements[0]), len(unit), len(servers), len(unit | servers)),
+            )
+
+
+def _lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
+    """Return the lines of a file that ran, and all that can run."""
+    _, statements, _, missing, _ = part.analysis2(str(path))
+    return set(statements) - set(missing), set(statements)
+
+
+def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
+    """Return the lines of the table."""
+    wings: dict[str, Row] = defaultdict(Row)
+    for wing, row in measured:
+        for total in (wings[wing], wings["total"]):
+            total.statements += row.statements
+            total.unit += row.unit
+            total.servers += row.servers
+            total.either += row.either
+    head = f"{'':24}{'lines':>7}{'unit':>11}{'servers':>11}{'either':>11}"
+    names = sorted(wings, key=lambda name: (name == "total", name))
+    return [head, *(f"{name:24}{wings[name]}" for name in names if wings[name].statements)]
+
+
+def main() -> int:
+    """Print the table of what is in build/coverage."""
+    parts = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
+    for part in parts:
+        part.load()
+    print(*table(rows((parts[0], parts[1]))), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The models app in a thread of its own, so that clients which block can be used as they are."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from anyio.from_thread import start_blocking_portal
+
+from tests.acceptance.scripted import new_scripted_app
+from tests.integration.text.fixtures import claude, local, serving
+
+# llama.cpp with SmolLM2-135M through its OpenAI side and through its Anthropic side; the model
+# that obeys, under several names: some suites ask only models so called for their thoughts.
+LLAMA = "smollm2"
+CLAUDE = "claude-haiku-5-5"
+SCRIPTED = "scripted"
+OTHER = "scripted-other"
+SCRIPTED_GPT = "gpt-5-scripted"
+SCRIPTED_CLAUDE = "claude-opus-scripted"
+VECTORS = "scripted-vectors"
+ALL = [LLAMA, CLAUDE, SCRIPTED]
+# One transparent pixel.
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextGateway:
+    """``url`` without ``/v1``."""
+
+    url: str
+    api_key: str
+
+    @property
+    def openai(self) -> str:
+        return f"{self.url}/v1"
+
+    @property
+    def ollama(self) -> str:
+        return f"{self.url}/v1/ollama"
+
+
+@contextmanager
+def running(llama: str, folder: Path) -> Iterator[TextGateway]:
+    """The app over llama.cpp and the scripted model, for as long as the block lasts."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(_serving(llama, folder)) as text_gateway,
+    ):
+        yield text_gateway
+
+
+@asynccontextmanager
+async def _serving(llama: str, folder: Path) -> AsyncIterator[TextGateway]:
+    async with (
+        _upstream() as url,
+        serving(folder, _small(llama), claude(llama), _able(url)) as models_app,
+    ):
+        yield TextGateway(url=models_app.url, api_key=models_app.api_key)
+
+
+@asynccontextmanager
+async def _upstream() -> AsyncIterator[str]:
+    runner = web.AppRunner(new_scripted_app())
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def _small(llama: str) -> dict[str, Any]:
+    """llama.cpp holds any model to a schema by a grammar; this one's template knows no tools."""
+    backend = local(llama)
+    [model] = backend["models"]
+    model |= {"schema": True}
+    return backend
+
+
+def _able(url: str) -> dict[str, Any]:
+    abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
+    model = {"context": 128_000, **abilities}
+    names = (SCRIPTED, OTHER, SCRIPTED_GPT, SCRIPTED_CLAUDE)
+    free = {"price": {"input": 0, "output": 0}}
+    vectors = {"name": VECTORS, "context": 8192, "embeddings": True, **free}
+    return {
+        "name": "scripted",
+        "type": "openai",
+        "base_url": f"{url}/v1",
+        "models": [vectors, *({"name": name, **model, **free} for name in names)],
+    }

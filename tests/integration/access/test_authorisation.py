@@ -1,0 +1,449 @@
+"""The authorisation matrix: every route, every role, and somebody from another tenant.
+
+The routes come from the apps' own descriptions: a new one fails here until it is listed.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from blake3 import blake3
+
+from moyin.access.gatekeeper import create_authenticator
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from moyin.store.usage import UsageEntry
+from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsApp, accounts_serving
+from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
+from tests.integration.servers import ValkeyServer
+from tests.integration.text.fixtures import serving
+from tests.waiting import eventually
+
+# `-` no key: 401. `x` a scope is missing: 403. `h` hidden, as if there were no such thing: 404.
+# `+` let in: whatever is answered then, it is about the request.
+_METHODS = ("get", "head", "post", "put", "patch", "delete")
+
+ACCOUNTS_ROLES = (
+    "nobody", "player", "viewer", "member", "admin", "operator", "other admin", "text key",
+)  # fmt: skip
+ACCOUNTS = {
+    "GET /.well-known/jwks.json": "++++++++",
+    "GET /healthz": "++++++++",
+    "GET /readyz": "++++++++",
+    "POST /register": "++++++++",
+    "POST /login": "++++++++",
+    "POST /refresh": "++++++++",
+    "POST /password/forgot": "++++++++",
+    "POST /password/reset": "++++++++",
+    "GET /oidc": "++++++++",
+    "POST /oidc/begin": "hhhhhhhh",  # no provider is configured
+    "POST /oidc/finish": "++++++++",
+    "POST /logout": "-++++x+x",
+    "POST /password": "-++++x+x",
+    "GET /whoami": "-+++++++",
+    "GET /me": "-++++x++",
+    "PATCH /me": "-++++x+x",
+    "DELETE /me": "-+xxxxxx",
+    "GET /organisations": "-x+++++x",
+    "POST /organisations": "-xxxx+xx",
+    "GET /organisations/{organisation}": "-x++++hx",
+    "GET /organisations/{organisation}/members": "-x++++hx",
+    "POST /organisations/{organisation}/members": "-xxx++hx",
+    "POST /organisations/{organisation}/members/{user}/invitation": "-xxx++hx",
+    "POST /organisations/{organisation}/service-accounts": "-xxx++hx",
+    "PATCH /organisations/{organisation}/members/{user}": "-xxx++hx",
+    "GET /users": "-xxxx+xx",
+    "GET /users/{user}": "-x++++hx",
+    "PATCH /users/{user}": "-xxxx+xx",
+    "GET /audit": "-xxx+++x",
+    "GET /keys": "-xx++++x",
+    "POST /keys": "-xx++++x",
+    "POST /keys/{key}/rotate": "-xxh++hx",
+    "DELETE /keys/{key}": "-xxh++hx",
+    "POST /signing-keys": "-xxxx+xx",
+    "DELETE /signing-keys/{kid}": "-xxxx+xx",
+    "GET /limits": "-+++++++",
+    "GET /limits/{subject}": "-xxx++hx",
+    "PUT /limits/{subject}": "-xxx++hx",
+    "DELETE /limits/{subject}": "-xxx++hx",
+}
+
+GATEWAY_ROLES = ("nobody", "player", "text", "reader", "writer", "everything", "other tenant")
+GATEWAY = {
+    "GET /healthz": "+++++++",
+    "GET /readyz": "+++++++",
+    "GET /jobs": "-xx+x++",
+    "POST /jobs": "-xxx+++",
+    "GET /jobs/webhook-secret": "-xxx+++",
+    "GET /jobs/{job_id}": "-xx+x+h",
+    "GET /jobs/{job_id}/events": "-xx+x+h",
+    "POST /jobs/{job_id}/cancel": "-xxx++h",
+    "POST /jobs/{job_id}/retry": "-xxx++h",
+    "POST /artifacts": "-xxx+++",
+    "GET /artifacts/{artifact_id}": "-xx+x+h",
+    **dict.fromkeys(
+        (
+            "GET /system_stats",
+            "GET /features",
+            "GET /users",
+            "GET /extensions",
+            "GET /i18n",
+            "GET /workflow_templates",
+            "GET /global_subgraphs",
+            "GET /global_subgraphs/{id}",
+            "GET /node_replacements",
+            "GET /internal/logs",
+            "GET /internal/logs/raw",
+            "GET /internal/folder_paths",
+            "GET /internal/files/{kind}",
+            "GET /models",
+            "GET /embeddings",
+            "GET /experiment/models",
+            "GET /object_info",
+            "GET /object_info/{node}",
+        ),
+        "-xx+x++",
+    ),
+    # No pool has such models.
+    **dict.fromkeys(
+        (
+            "GET /models/{folder}",
+            "GET /experiment/models/{folder}",
+            "GET /experiment/models/preview/{folder}/{index}/{file}",
+            "GET /extensions/{path}",
+        ),
+        "-xxhxhh",
+    ),
+    **dict.fromkeys(("GET /prompt", "GET /queue", "GET /history", "GET /api/jobs"), "-xx+x++"),
+    **dict.fromkeys(
+        (
+            "POST /prompt",
+            "POST /queue",
+            "POST /history",
+            "POST /interrupt",
+            "POST /free",
+            "POST /upload/image",
+            "POST /upload/mask",
+            "POST /api/jobs/cancel",
+            # Nothing is ended of what is not there.
+            "POST /api/jobs/{job_id}/cancel",
+        ),
+        "-xxx+++",
+    ),
+    "GET /history/{prompt_id}": "-xx+x++",  # empty of what has not ended, or is not there
+    "GET /view": "-xxhxhh",  # names no file, which ComfyUI does not find
+    "GET /api/jobs/{job_id}": "-xx+x+h",
+    "GET /view_metadata/{folder}": "-xx+x++",  # names no file
+    "POST /users": "-xxx+++",
+    "PATCH /internal/logs/subscribe": "-xxx+++",
+    "GET /api/v2/jobs": "-xx+x++",
+    "POST /api/v2/jobs": "-xxx+++",
+    "GET /api/v2/jobs/{job_id}": "-xx+x+h",
+    "GET /api/v2/jobs/{job_id}/workflow": "-xx+x+h",
+    "GET /api/v2/jobs/{job_id}/events": "-xx+x+h",
+    "POST /api/v2/jobs/{job_id}/cancel": "-xxx++h",
+    "POST /api/v2/assets": "-xxx+++",
+    "POST /api/v2/assets/from-hash": "-xxx+++",
+    "GET /api/v2/assets/{asset_id}": "-xx+x+h",
+    "GET /api/v2/assets/{asset_id}/content": "-xx+x+h",
+    "DELETE /api/v2/assets/{asset_id}": "-xxx++h",
+    "GET /userdata": "-xx+x++",
+    "GET /v2/userdata": "-xx+x++",
+    "GET /userdata/{file}": "-xxhxhh",
+    "POST /userdata/{file}": "-xxx+++",
+    "DELETE /userdata/{file}": "-xxx+h+",  # each their own of that name
+    "POST /userdata/{file}/move/{dest}": "-xxxhhh",  # which is gone now
+    "GET /settings": "-xx+x++",
+    "POST /settings": "-xxx+++",
+    "GET /settings/{id}": "-xx+x++",
+    "POST /settings/{id}": "-xxx+++",
+    "GET /artifacts/signed/{token}/{name}": "+++++++",  # the link is the key
+    "GET /templates": "-xx+x++",
+    "GET /templates/{name}": "-xx+x++",
+    "GET /comfy/session": "-------",  # of a browser's cookie alone
+    "POST /comfy/session": "+++++++",
+    "POST /comfy/session/end": "+++++++",
+}
+
+MODELS_ROLES = ("nobody", "player", "reader", "text", "everything", "other tenant")
+MODELS = {
+    "POST /images/generations": "-xxx++",  # pictures are jobs
+    "GET /requests/{request_id}": "-xx++h",
+    "GET /quality/export": "-xxx++",  # administrators'
+    "POST /quality/reset": "-xxx++",
+    "POST /quality/freeze": "-xxx++",
+}
+ASKED = UsageEntry(
+    request_id="asked-before", owner="ada", backend="b", model="m", input_tokens=1,
+    cached_tokens=0, output_tokens=1, cost_usd=Decimal(0), complete=True,
+)  # fmt: skip
+MODELS_PUBLIC = frozenset({"GET /healthz", "GET /readyz"})
+
+
+def listed(described: Mapping[str, Any]) -> set[str]:
+    """The routes of an OpenAPI description."""
+    return {
+        f"{method.upper()} {path}"
+        for path, methods in described["paths"].items()
+        for method in methods
+        if method in _METHODS
+    }
+
+
+def judge(status: int, code: str | None) -> str:
+    if code in ("missing_api_key", "invalid_api_key"):
+        return "-"
+    if code == "insufficient_scope":
+        return "x"
+    return "h" if status == 404 else "+"
+
+
+class Cast:
+    """One of each role, and things of the studio that they try to get at."""
+
+    def __init__(self, accounts_app: AccountsApp) -> None:
+        self.accounts_app = accounts_app
+
+    async def open(self) -> None:
+        accounts_app = self.accounts_app
+        self.studio = await accounts_app.organisation()
+        self.rival = await accounts_app.organisation()
+        self.boss = (await accounts_app.member(self.studio, "admin"))["access_token"]
+
+    async def bearer(self, role: str) -> str | None:
+        """A fresh session or key: some routes end the one that they are called with."""
+        match role:
+            case "nobody":
+                return None
+            case "player":
+                return str((await self.accounts_app.player())["access_token"])
+            case "operator":
+                return self.accounts_app.operator
+            case "other admin":
+                return str((await self.accounts_app.member(self.rival, "admin"))["access_token"])
+            case "text key":
+                member = (await self.accounts_app.member(self.studio))["access_token"]
+                return str(
+                    (await self.accounts_app.ok("POST", "/keys", member, {"scopes": ["text"]}))[
+                        "key"
+                    ]
+                )
+        return str((await self.accounts_app.member(self.studio, role))["access_token"])
+
+    async def path(self, template: str) -> str:
+        """The path to something of the studio's, made for this one call."""
+        call, values = self.accounts_app.ok, {"organisation": self.studio}
+        if "{user}" in template or "{subject}" in template:
+            accounts = f"/organisations/{self.studio}/service-accounts"
+            service = (await call("POST", accounts, self.boss, {"name": "bot"}))["id"]
+            values |= {"user": service, "subject": f"user:{service}"}
+        if "{key}" in template:
+            values["key"] = (await call("POST", "/keys", self.boss, {"scopes": ["text"]}))["id"]
+        if "{kid}" in template:
+            values["kid"] = (await call("POST", "/signing-keys", self.accounts_app.operator))["kid"]
+            await call("POST", "/signing-keys", self.accounts_app.operator)
+        return template.format(**values) + ("?email=a@example.com" if template == "/users" else "")
+
+
+def body_of(route: str) -> Any:
+    """A good body, so that nothing but the role decides."""
+    email = f"{secrets.token_hex(6)}@example.com"
+    bodies: dict[str, Any] = {
+        "POST /register": {"email": email, "password": PASSWORD},
+        "POST /login": {"email": email, "password": PASSWORD},
+        "POST /refresh": {"refresh_token": "x"},
+        "POST /password/forgot": {"email": email},
+        "POST /password/reset": {"token": "x", "password": PASSWORD},
+        "POST /password": {"current_password": "x", "new_password": PASSWORD},
+        "POST /oidc/begin": {"provider": "x", "redirect_uri": "https://x.example/"},
+        "POST /oidc/finish": {"state": "x", "code": "x"},
+        "POST /organisations": {"name": email},
+        "PATCH /users/{user}": {"disabled": False},
+        "POST /organisations/{organisation}/members": {"email": email},
+        "POST /organisations/{organisation}/service-accounts": {"name": "bot"},
+    }
+    return bodies.get(route, {} if route.startswith(("PUT", "PATCH", "POST")) else None)
+
+
+@pytest.fixture
+async def cast(
+    migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer
+) -> AsyncIterator[Cast]:
+    (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
+    settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
+    async with accounts_serving(settings) as accounts_app:
+        cast = Cast(accounts_app)
+        await cast.open()
+        yield cast
+
+
+async def test_accounts(cast: Cast) -> None:
+    described = await cast.accounts_app.ok("GET", "/openapi.json")
+    assert listed(described) == ACCOUNTS.keys(), "list the route with what each role may"
+    wrong = {}
+    for route, expected in ACCOUNTS.items():
+        method, template = route.split(" ")
+        seen = ""
+        for role in ACCOUNTS_ROLES:
+            path = await cast.path(template)
+            answer = await cast.accounts_app.call(
+                method, path, await cast.bearer(role), body_of(route)
+            )
+            assert answer.status < 500, (route, role, answer)
+            seen += judge(answer.status, answer.code)
+        if seen != expected:
+            wrong[route] = f"{seen}, not {expected}"
+    assert wrong == {}
+
+
+async def test_gateway(farm: Farm) -> None:
+    bearers = await gateway_bearers(farm)
+    async with aiohttp.ClientSession(farm.url) as session:
+        async with session.get("/openapi.json") as response:
+            described = await response.json()
+        assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
+        job = await rendering(farm)
+        assert await wrong_answers(farm, session, bearers, job, GATEWAY) == {}
+        for role, bearer in bearers.items():
+            expected = GATEWAY["GET /jobs/{job_id}/events"][GATEWAY_ROLES.index(role)]
+            assert await socket(session, f"/jobs/{job}/ws", bearer) == expected, role
+
+
+async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
+    """A key for each of `GATEWAY_ROLES`."""
+    return await bearers_of(KeyStore(farm.database), "ann")
+
+
+async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
+    scopes = {
+        "player": {"player"}, "text": {"text"}, "reader": {"jobs:read"},
+        "writer": {"jobs:write"}, "everything": {"*"}, "other tenant": {"*"},
+    }  # fmt: skip
+    bearers: dict[str, str | None] = {"nobody": None}
+    for role, held in scopes.items():
+        whose = f"not {owner}" if role == "other tenant" else owner
+        bearers[role] = (await keys.create(whose, role, scopes=held))[1]
+    return bearers
+
+
+async def rendering(farm: Farm) -> str:
+    """A job of Ann's that waits."""
+    graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
+    return str((await farm.submit({"kind": "render", "workflow": graph}))["id"])
+
+
+async def wrong_answers(
+    farm: Farm,
+    session: aiohttp.ClientSession,
+    bearers: Mapping[str, str | None],
+    job: str,
+    matrix: Mapping[str, str],
+    base: str = "",
+) -> dict[str, str]:
+    """The routes of a matrix, below ``base``, where something else is seen than it says."""
+    known = {
+        "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
+        "folder": "x", "index": 0,
+        "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
+        "digest": f"blake3:{blake3(b'text').hexdigest()}",
+    }  # fmt: skip
+    wrong = {}
+    for route, expected in matrix.items():
+        method, template = route.split(" ")
+        seen = ""
+        for bearer in bearers.values():
+            # One for each call: some routes delete it.
+            stored = await upload(farm) if "{a" in template or "{digest}" in template else ""
+            path = template.format_map(known | {"artifact_id": stored, "asset_id": stored})
+            headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+            async with session.request(
+                method, base + path, headers=headers, allow_redirects=False
+            ) as response:
+                code = None
+                if response.status >= 400 and method == "HEAD":
+                    code = {401: "missing_api_key", 403: "insufficient_scope"}.get(response.status)
+                elif response.status >= 400:
+                    told = await response.json(content_type=None)
+                    # ComfyUI's protocols have a shape of their own.
+                    code = told.get("code") or told["error"]["details"]["code"]
+                assert response.status < 500 or path == "/readyz", (route, code)
+                seen += judge(response.status, code)
+        if seen != expected:
+            wrong[route] = f"{seen}, not {expected}"
+    return wrong
+
+
+async def upload(farm: Farm) -> str:
+    async with farm.client.post("/artifacts?name=a.txt", data=b"text") as response:
+        return str((await response.json())["id"])
+
+
+async def socket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
+    """The same judgement of a WebSocket, whose refusal is the reason that it is closed with."""
+    query = f"?api_key={bearer}" if bearer else ""
+    async with session.ws_connect(path + query) as connection:
+        message = await connection.receive(10)
+        if message.type is aiohttp.WSMsgType.TEXT:
+            return "+"
+        assert message.type is aiohttp.WSMsgType.CLOSE
+        return judge(message.data % 1000, (message.extra or "").partition(":")[0])
+
+
+async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) -> None:
+    farm = working_farm
+    keys = KeyStore(farm.database)
+    key_id, key = await keys.create("ann", "narrow", scopes={"jobs:write", "jobs:read"})
+    call = {"kind": "http", "request": {"path": "/svc/x"}}
+    chat = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
+    async with farm.session(key) as narrow:
+        async with narrow.post("/jobs", json=chat) as response:
+            told = await response.json()
+            assert (response.status, told["scope"]) == (403, "text")
+        async with narrow.post("/jobs", json=call) as response:
+            job = (await response.json())["id"]
+    await farm.until(job, "succeeded")
+    [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
+    token = headers["authorization"].removeprefix("Bearer ")
+    identity = await create_authenticator(farm.database, SIGNING_KEY).authenticate(token)
+    assert (identity.owner, identity.key_id, identity.service) == ("ann", key_id, "jobs")
+    assert identity.scopes == {"jobs:write", "jobs:read"}
+
+
+async def test_models(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path) as accounts_app,
+        aiohttp.ClientSession(f"{accounts_app.url}/v1/") as session,
+    ):
+        database = Database(Settings(data=tmp_path).sql_url)
+        keys = KeyStore(database)
+        bearers = await bearers_of(keys, "ada")
+        await database.close()
+        accounts_app.ledger.record(ASKED)
+        await eventually(lambda: accounts_app.ledger.get("ada", ASKED.request_id))
+        async with session.get("openapi.json") as response:
+            described = await response.json()
+        for route in listed(described):
+            method, path = route.split(" ")
+            path = re.sub(r"{\w+}", ASKED.request_id, path)
+            seen = ""
+            for role in MODELS_ROLES:
+                bearer = bearers[role]
+                headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+                async with session.request(method, path[1:], headers=headers) as response:
+                    told = await response.text()
+                codes = ("missing_api_key", "insufficient_scope", "request_not_found")
+                found = [code for code in codes if code in told]
+                if not found and "API key" in told:
+                    found = ["missing_api_key"]
+                code = found[0] if found else None
+                seen += judge(404 if code == "request_not_found" else 0, code)
+            expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
+            assert seen == expected, (route, told)

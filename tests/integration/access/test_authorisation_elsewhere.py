@@ -1,0 +1,146 @@
+"""The authorisation matrix of what no description lists: gRPC, sockets, ComfyUI's other addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import grpc
+
+from moyin.comfy_api.protocol.paths import is_comfyui_path
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.chaos.client import StackClient
+from tests.integration.access.test_authorisation import (
+    GATEWAY,
+    GATEWAY_ROLES,
+    bearers_of,
+    gateway_bearers,
+    rendering,
+    socket,
+    wrong_answers,
+)
+from tests.integration.gateway.fixtures import Farm
+from tests.stack import RunningStack
+
+# As in test_authorisation, by role: nobody, player, text, reader, writer, everything, other tenant.
+UNLISTED = {
+    "GET /": "+++++++",
+    "GET /docs": "+++++++",
+    "GET /docs/swagger-ui.css": "+++++++",
+    "GET /openapi.json": "+++++++",
+    "GET /comfy": "+++++++",
+    "GET /comfy/": "-------",  # of a browser's cookie alone: it asks for a key, without a code
+    "HEAD /artifacts/{artifact_id}": "-xx+x+h",
+    "HEAD /api/v2/assets/by-hash/{digest}": "-xx+x+h",
+    "GET /no/such/route": "-xxhxhh",
+    "DELETE /jobs/{job_id}": "-xxxhhh",
+}
+CALLS = {
+    "Chat": "-xhxxhh",  # there is no such model
+    "SubmitJob": "-xxx+++",
+    "GetJob": "-xx+x+h",
+    "WatchJob": "-xx+x+h",
+    "CancelJob": "-xxx++h",
+}
+SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
+
+
+async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
+    bearers, job = await gateway_bearers(farm), await rendering(farm)
+    async with aiohttp.ClientSession(farm.url) as session:
+        page = {route: seen for route, seen in UNLISTED.items() if route != "GET /comfy/"}
+        assert await wrong_answers(farm, session, bearers, job, page) == {}
+        for bearer in bearers.values():
+            headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+            async with session.get("/comfy/", headers=headers) as response:
+                assert response.status == 401
+
+
+async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
+    bearers = await gateway_bearers(farm)
+    ours = {
+        route: expected
+        for route, expected in GATEWAY.items()
+        if is_comfyui_path(path := route.split(" ")[1]) and not path.startswith(("/api/", "/v2/"))
+    }
+    assert len(ours) > 40
+    async with aiohttp.ClientSession(farm.url) as session:
+        for base in ("/api", "/comfy/api"):
+            job = await rendering(farm)
+            assert await wrong_answers(farm, session, bearers, job, ours, base) == {}, base
+        for path in SOCKETS:
+            seen = [await socket(session, path, bearer) for bearer in bearers.values()]
+            assert "".join(seen) == GATEWAY["GET /queue"], path
+
+
+async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
+    graph = {"1": {"class_type": "KSampler", "inputs": {"seed": 1}}}
+    body = {"kind": "render", "workflow": graph, "batch": {"seeds": 2}}
+    batch = (await farm.submit(body))["id"]
+    assert len((await farm.show(batch))["children"]) == 2
+    for method, path in (
+        ("GET", f"/jobs/{batch}"),
+        ("GET", f"/jobs/{batch}/events"),
+        ("POST", f"/jobs/{batch}/cancel"),
+        ("POST", f"/jobs/{batch}/retry"),
+    ):
+        async with farm.other.request(method, path) as response:
+            assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
+    async with farm.other.get("/jobs") as response:
+        assert (await response.json())["jobs"] == []
+
+
+async def test_grpc(gateway: RunningStack) -> None:
+    database = Database(gateway.settings.sql_url)
+    bearers = await bearers_of(KeyStore(database), "grpc")
+    await database.close()
+    client = StackClient(gateway.url, str(bearers["everything"]))
+    job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
+    client.wait(job, {"succeeded"}, 120)
+    requests = {
+        "Chat": pb.ChatRequest(
+            model="no-such", messages=[pb.ChatMessage(role="user", content="x")]
+        ),
+        "SubmitJob": pb.SubmitJobRequest(job_json="{}"),
+        "GetJob": pb.GetJobRequest(id=job),
+        "WatchJob": pb.WatchJobRequest(id=job),
+        "CancelJob": pb.CancelJobRequest(id=job),
+    }
+    assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
+    seen: dict[str, str] = dict.fromkeys(CALLS, "")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
+        stub = MoyinStub(channel)
+        for role in GATEWAY_ROLES:
+            for name, request in requests.items():
+                seen[name] += await _judged(getattr(stub, name), request, bearers[role])
+    assert seen == CALLS
+
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Moyin"]
+_JUDGEMENTS: Mapping[grpc.StatusCode, str] = {
+    grpc.StatusCode.UNAUTHENTICATED: "-",
+    grpc.StatusCode.PERMISSION_DENIED: "x",
+    grpc.StatusCode.NOT_FOUND: "h",
+    grpc.StatusCode.INVALID_ARGUMENT: "+",
+    grpc.StatusCode.FAILED_PRECONDITION: "+",
+}
+
+
+async def _judged(call: Any, request: Any, bearer: str | None) -> str:
+    metadata = [("application", "gateway")]
+    if bearer is not None:
+        metadata.append(("authorization", f"Bearer {bearer}"))
+    try:
+        answer = call(request, metadata=metadata)
+        if hasattr(answer, "__aiter__"):
+            async for _ in answer:
+                continue
+        else:
+            await answer
+    except grpc.aio.AioRpcError as error:
+        return _JUDGEMENTS[error.code()]
+    return "+"

@@ -1,0 +1,323 @@
+"""Limits and budgets with four replicas on one Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import redis.asyncio as redis
+
+from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.domain.job import JobStatus
+from moyin.domain.limits import Limit
+from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
+from moyin.store.limits import LimitStore
+from moyin.store.sql import Database
+from tests.integration.gateway.fixtures import Farm
+from tests.integration.servers import ValkeyServer
+from tests.stack import ROOT, Measured
+from tests.waiting import eventually
+
+REPLICAS, CLIENTS, REQUESTS = 4, 64, 10_000
+
+
+@pytest.fixture(scope="module")
+def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
+    """URLs of four processes that share one Valkey."""
+    command = [sys.executable, "-m", "tests.integration.access.limited_app", valkey_server.url]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+        for _ in range(REPLICAS)
+    ]
+    urls = []
+    for process in processes:
+        assert process.stdout is not None
+        urls.append(f"http://127.0.0.1:{process.stdout.readline().strip()}/admit")
+    yield urls
+    for process in processes:
+        process.communicate(timeout=20)
+
+
+async def storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter[str]:
+    """Answers of 64 clients that send ``requests`` to the replicas in turn, as fast as they can."""
+    turns = itertools.islice(itertools.cycle(urls), requests)
+    seen: Counter[str] = Counter()
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        for url in turns:
+            async with session.post(url, json=body) as response:
+                seen[(await response.json()).get("code", "passed")] += 1
+
+    connector = aiohttp.TCPConnector(limit=CLIENTS)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*(client(session) for _ in range(CLIENTS)))
+    return seen
+
+
+async def test_exactly_the_limit_of_ten_thousand_requests_passes(
+    replicas: list[str], valkey_server: ValkeyServer, measured: Measured
+) -> None:
+    limit = 1_234
+    body = {"subject": "key:storm", "requests_per_minute": limit}
+    async with redis.Redis.from_url(valkey_server.url) as valkey:
+        # A minute that outlasts the storm, however slow the machine.
+        await valkey.set("moyin:limit:{studio}:key:storm:requests", 0, ex=3600)
+    began = time.perf_counter()
+    seen = await storm(replicas, body, REQUESTS)
+    seconds = time.perf_counter() - began
+    assert seen == {"passed": limit, "rate_limit_exceeded": REQUESTS - limit}
+    measured(
+        f"{REPLICAS} replicas, {CLIENTS} clients, {REQUESTS} requests against {limit} a minute: "
+        f"{seen['passed']} passed, {REQUESTS / seconds:.0f} requests/s"
+    )
+
+
+async def test_a_budget_is_never_overshot_and_settles_to_what_was_spent(
+    replicas: list[str], valkey_server: ValkeyServer, measured: Measured
+) -> None:
+    budget, reserve, spend = Decimal("1"), Decimal("0.01"), Decimal("0.003")
+    body = {
+        "subject": "owner:studio",
+        "usd_per_day": str(budget),
+        "usd_per_month": "1000",
+        "reserve": str(reserve),
+        "spend": str(spend),
+    }
+    seen = await storm(replicas, body, 1_000)
+    assert seen["passed"] + seen["budget_exceeded"] == 1_000
+    spent = spend * seen["passed"]
+    async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
+
+        async def settled() -> bool:
+            kept: Any = await valkey.hgetall("moyin:limit:{studio}:owner:studio:money")
+            return Decimal(kept["day_nano"]) == Decimal(kept["month_nano"]) == spent * 10**9
+
+        await eventually(settled)
+        # The last of the storm may have come while others' money was still set aside. Nobody is
+        # refused without need: what is left is given out as long as it covers a reservation.
+        while budget - spent >= reserve:
+            assert await storm(replicas, body, 1) == {"passed": 1}
+            spent += spend
+            await eventually(settled)
+        assert await storm(replicas, body, 1) == {"budget_exceeded": 1}
+    assert spent <= budget
+    measured(f"budget of {budget} USD: {seen['passed']} requests spent {spent}, 0 overshoot")
+
+
+@pytest.fixture
+async def meter(valkey_server: ValkeyServer) -> Any:
+    meter = RequestMeter(valkey_server.url)
+    yield meter
+    await meter.close()
+
+
+async def test_leases_bound_what_runs_at_the_same_time(meter: RequestMeter) -> None:
+    limit = Limit(subject="user:lease", concurrent_requests=2)
+    first, _ = [await meter.admit([limit], owner="a") for _ in range(2)]
+    with pytest.raises(RateLimited, match="concurrent requests") as refused:
+        await meter.admit([limit], owner="a")
+    assert refused.value.details == {"limit": "concurrent_requests", "of": "user"}
+    first.release()
+    first.release()
+
+    async def one_is_free() -> bool:
+        try:
+            await meter.admit([limit], owner="a")
+        except RateLimited:
+            return False
+        return True
+
+    await eventually(one_is_free)
+    with pytest.raises(RateLimited):
+        await meter.admit([limit], owner="a")
+
+
+async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: RequestMeter) -> None:
+    wide = Limit(subject="owner:wide", requests_per_minute=100)
+    narrow = Limit(subject="key:narrow", requests_per_minute=1)
+    admission = await meter.admit([narrow, wide], owner="b")
+    assert dict(admission.headers) == {
+        b"ratelimit-limit": b"1",
+        b"ratelimit-remaining": b"0",
+        b"ratelimit-reset": b"60",
+        b"ratelimit-policy": b"1;w=60",
+    }
+    for _ in range(3):
+        with pytest.raises(RateLimited) as refused:
+            await meter.admit([narrow, wide], owner="b")
+    assert refused.value.headers["ratelimit-remaining"] == "0"
+    assert refused.value.retry_after is not None and 0 < refused.value.retry_after <= 60
+    left = dict((await meter.admit([wide], owner="b")).headers)
+    assert left[b"ratelimit-remaining"] == b"98"
+
+
+async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(
+    meter: RequestMeter,
+) -> None:
+    limit = Limit(subject="key:tokens", tokens_per_minute=1_000)
+    first = await meter.admit([limit], owner="c", tokens=900)
+    with pytest.raises(RateLimited):
+        await meter.admit([limit], owner="c", tokens=200)
+    first.record(Decimal(0), 100)
+    first.release()
+
+    async def fits() -> bool:
+        try:
+            await meter.admit([limit], owner="c", tokens=900)
+        except RateLimited:
+            return False
+        return True
+
+    await eventually(fits)
+
+
+async def test_free_models_answer_after_the_budget_is_spent(meter: RequestMeter) -> None:
+    limit = Limit(subject="key:broke", usd_per_month=Decimal(0))
+    with pytest.raises(BudgetExceeded) as refused:
+        await meter.admit([limit], owner="d", usd=Decimal("0.000000001"))
+    resets_at = datetime.fromisoformat(refused.value.details["resets_at"])
+    assert (resets_at.day, resets_at.hour, resets_at > datetime.now(UTC)) == (1, 0, True)
+    assert refused.value.details["limit"] == "usd_per_month"
+    await meter.admit([limit], owner="d")
+
+
+async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
+    meter: RequestMeter, valkey_server: ValkeyServer
+) -> None:
+    limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
+    admission = await meter.admit([limit], owner="h", usd=Decimal("0.8"))
+    admission.record(Decimal("0.5"), 0)
+    settling: list[str | int] = [
+        admission.lease,
+        5 * 10**8,
+        0,
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        "2000-01",
+    ]
+    for _ in range(2):
+        await meter._settle(keys=admission._keys, args=settling)
+    async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
+        kept: Any = await valkey.hgetall("moyin:limit:{h}:key:twice:money")
+    assert kept["day_nano"] == str(5 * 10**8)
+    # Reserved in a month that is over: it stays there.
+    assert kept["month_nano"] == str(8 * 10**8)
+    assert not [name for name in kept if name.startswith("lease:")]
+
+
+async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
+    meter: RequestMeter, valkey_server: ValkeyServer
+) -> None:
+    limit = Limit(subject="key:left", usd_per_day=Decimal(1), concurrent_requests=1)
+    asking = asyncio.create_task(meter.admit([limit], owner="e", usd=Decimal(1)))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+    async def all_is_back() -> bool:
+        try:
+            (await meter.admit([limit], owner="e", usd=Decimal(1))).release()
+        except (BudgetExceeded, RateLimited):
+            return False
+        return True
+
+    await eventually(all_is_back)
+
+
+async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path) -> None:
+    limit = Limit(subject="key:hung", usd_per_month=Decimal(1), concurrent_requests=9)
+    server = ValkeyServer(tmp_path)
+    process = server._process
+    assert process is not None
+    meter = RequestMeter(server.url)
+    try:
+        (await meter.admit([limit], owner="i", usd=Decimal(1))).release()
+        await asyncio.gather(*meter._settling)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ServiceUnavailable):
+            await meter.admit([limit], owner="i", usd=Decimal(1))
+        leaving = asyncio.create_task(meter.admit([limit], owner="i", usd=Decimal(1)))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await eventually(lambda: len(meter._settling) == 2)
+        process.send_signal(signal.SIGCONT)
+        await asyncio.gather(*meter._settling)
+        async with redis.Redis.from_url(server.url, decode_responses=True) as valkey:
+            kept: Any = await valkey.hgetall("moyin:limit:{i}:key:hung:money")
+            assert not await valkey.zcard("moyin:limit:{i}:key:hung:leases")
+        assert (kept["month_nano"], [n for n in kept if n.startswith("lease:")]) == ("0", [])
+    finally:
+        process.send_signal(signal.SIGCONT)
+        await meter.close()
+        server.kill()
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+async def test_without_valkey_the_settings_decide(fail_open: bool) -> None:
+    meter = RequestMeter(
+        "redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open
+    )
+    for limit, usd in (
+        (Limit(subject="key:r", requests_per_minute=1), Decimal(0)),
+        (Limit(subject="key:b", usd_per_day=Decimal(1)), Decimal(1)),
+    ):
+        if fail_open:
+            (await meter.admit([limit], owner="f", usd=usd)).release()
+        else:
+            with pytest.raises(ServiceUnavailable):
+                await meter.admit([limit], owner="f", usd=usd)
+    await meter.close()
+
+
+async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    wanted = [Limit(subject="owner:many", open_jobs=n) for n in range(1, 21)]
+    try:
+        stores = [LimitStore(database) for database in databases]
+        for _ in range(2):  # into an empty place, and over what is there
+            await asyncio.gather(*(stores[n % 4].set(limit) for n, limit in enumerate(wanted)))
+            (found,) = await stores[0].list_for(["owner:many"])
+            assert found in wanted
+        await stores[0].set(Limit(subject="owner:many", requests_per_minute=3))
+        (found,) = await stores[0].list_for(["owner:many"])
+        assert (found.requests_per_minute, found.open_jobs) == (3, None), "nothing is left of it"
+    finally:
+        for database in databases:
+            await database.close()
+
+
+async def test_callers_without_limits_cost_no_round_trip() -> None:
+    meter = RequestMeter("redis://127.0.0.1:1/0", rates_fail_open=False)
+    jobs_only = Limit(subject="key:j", open_jobs=3)
+    admission = await meter.admit([jobs_only], owner="g", usd=Decimal(5))
+    admission.release()
+    await meter.close()
+    assert admission.headers == ()
+
+
+async def test_no_more_jobs_are_open_than_may_be(farm: Farm) -> None:
+    await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=2))
+    job = {"kind": "http", "request": {"path": "/svc/x"}}
+    opened = [(await farm.submit(job))["id"] for _ in range(2)]
+    async with farm.client.post("/jobs", json=job) as response:
+        refused = await response.json()
+        assert (response.status, refused["code"]) == (429, "too_many_jobs")
+        assert (refused["limit"], response.headers["retry-after"]) == ("open_jobs", "5")
+    async with farm.other.post("/jobs", json=job) as response:
+        assert response.status == 202
+    assert await farm.jobs.finish(opened[0], 1, JobStatus.CANCELLED, None)
+    await farm.submit(job)

@@ -1,0 +1,115 @@
+"""Connections that last, over real servers: they end soon after their key does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType
+
+from moyin.store.keys import KeyStore
+from tests.integration.gateway.fixtures import Farm
+from tests.integration.gateway.test_jobs import CHAT
+from tests.integration.proxy.fixtures import proxy_serving
+from tests.integration.proxy.upstream import Service, serving
+from tests.stack import Measured
+
+PROMISED_SECONDS = 10.0
+
+
+async def _socket(path: str, client: aiohttp.ClientSession, begun: asyncio.Event) -> str:
+    """How a WebSocket was closed."""
+    async with client.ws_connect(path) as socket:
+        async for message in socket:
+            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                begun.set()
+        return f"{socket.close_code}"
+
+
+async def _stream(path: str, client: aiohttp.ClientSession, begun: asyncio.Event) -> str:
+    """The last event of a stream."""
+    last = b""
+    async with client.get(path) as response:
+        assert response.status == 200
+        async for chunk in response.content.iter_any():
+            last = chunk
+            begun.set()
+    return last.decode()
+
+
+@asynccontextmanager
+async def _opened(
+    client: aiohttp.ClientSession, paths: dict[str, Any]
+) -> AsyncIterator[dict[str, asyncio.Task[str]]]:
+    tasks: dict[str, asyncio.Task[str]] = {}
+    begun = []
+    for path, follow in paths.items():
+        begun.append(asyncio.Event())
+        tasks[path] = asyncio.create_task(follow(path, client, begun[-1]))
+    async with asyncio.timeout(20):
+        for event in begun:
+            await event.wait()
+    yield tasks
+
+
+async def test_event_streams_end_with_their_key(farm: Farm, measured: Measured) -> None:
+    keys = KeyStore(farm.database)
+    key_id, key = await keys.create("ann", "short-lived")
+    job = await farm.submit(CHAT)
+    render = await farm.submit({"kind": "render", "workflow": {"1": {"class_type": "EmptyImage",
+                                "inputs": {}}}})  # fmt: skip
+    paths = {
+        f"/jobs/{job['id']}/events": _stream,
+        f"/jobs/{job['id']}/ws": _socket,
+        f"/api/v2/jobs/{render['id']}/events": _stream,
+        "/ws?clientId=desk": _socket,
+        "/api/ws?clientId=desk": _socket,
+    }
+    async with (
+        farm.session(key) as client,
+        _opened(client, paths) as tasks,
+        _opened(farm.client, {f"/jobs/{job['id']}/ws": _socket}) as others,
+    ):
+        began = time.monotonic()
+        await keys.revoke(key_id)
+        async with asyncio.timeout(PROMISED_SECONDS):
+            ends = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+        measured(f"revoked: five connections ended after {time.monotonic() - began:.1f} s")
+        for path, end in ends.items():
+            if paths[path] is _socket:
+                assert end == "1008", path
+            else:
+                assert end.startswith("event: error\n") and "invalid_api_key" in end, path
+        for task in others.values():
+            assert not task.done()
+            task.cancel()
+
+
+@pytest.mark.parametrize("path", ["/chat/socket", "/chat/events"])
+async def test_proxied_connections_end_with_their_key(path: str) -> None:
+    service = Service()
+    async with serving(service) as url:
+        route = {"name": "chat", "prefix": "/chat", "upstreams": [url]}
+        async with proxy_serving(route) as proxy_server:
+            if path.endswith("socket"):
+                async with proxy_server.client.ws_connect(path) as socket:
+                    await socket.send_str("hi")
+                    assert await socket.receive_str() == "one: hi"
+                    proxy_server.keys.identities.pop("ann-key")
+                    async with asyncio.timeout(PROMISED_SECONDS):
+                        message = await socket.receive()
+                    told = (message.type, message.data, message.extra)
+                    reason = "invalid_api_key: the API key or the session of this connection has ended; authenticate again"
+                    assert told == (WSMsgType.CLOSE, 1008, reason)
+            else:
+                begun = asyncio.Event()
+                stream = asyncio.create_task(_stream(path, proxy_server.client, begun))
+                await begun.wait()
+                proxy_server.keys.identities.pop("ann-key")
+                async with asyncio.timeout(PROMISED_SECONDS):
+                    assert "invalid_api_key" in await stream

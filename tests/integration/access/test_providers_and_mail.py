@@ -1,0 +1,260 @@
+"""Signing in through a provider that others wrote, and mail through a real SMTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from email import message_from_bytes
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import jwt
+import pytest
+from aiosmtpd.smtp import SMTP
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from deployments.accounts.config import AccountsConfig
+from moyin.access.accounts.mail import Mail, SmtpMailer
+from moyin.errors import InvalidCredentials
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.forging import hs256
+from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsApp, accounts_serving
+from tests.integration.servers import ValkeyServer, free_port
+from tests.integration.text.fixtures import serving
+
+BACK = "https://play.example/signed-in"
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[str]:
+    """The issuer of a running OpenID provider."""
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(400):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+        process.kill()
+
+
+@pytest.fixture
+async def accounts(
+    migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer, provider: str
+) -> AsyncIterator[AccountsApp]:
+    (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
+    settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
+    async with accounts_serving(settings) as accounts_app:
+        configure(accounts_app, provider)
+        yield accounts_app
+
+
+def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
+    configured = {
+        "name": "studio",
+        "issuer": issuer,
+        "client_id": "moyin",
+        "client_secret_env": "STUDIO_SECRET",
+        "redirect_uris": [BACK],
+        **changes,
+    }
+    config = AccountsConfig.model_validate({"providers": [configured]})
+    accounts_app.parts.open_id.providers = config.providers_by_name({"STUDIO_SECRET": "s3cret"})
+    accounts_app.parts.sign_in.policy = config.sign_in_policy
+
+
+async def vouch(
+    accounts_app: AccountsApp, issuer: str, subject: str, address: str = "", **claims: Any
+) -> dict[str, str]:
+    """Go through the provider's pages as ``subject``; what it sends back."""
+    sent = {"x-forwarded-for": address} if address else {}
+    async with accounts_app.session.put(f"{issuer}/users/{subject}", json=claims) as response:
+        assert response.status < 300
+    body = {"provider": "studio", "redirect_uri": BACK}
+    answer = await accounts_app.call("POST", "/oidc/begin", None, body, **sent)
+    assert answer.status == 200, answer
+    begun = answer.body
+    async with accounts_app.session.post(
+        begun["authorization_url"], data={"sub": subject}, allow_redirects=False
+    ) as response:
+        returned = parse_qs(urlsplit(response.headers["location"]).query)
+    assert returned["state"] == [begun["state"]]
+    return {"state": begun["state"], "code": returned["code"][0]}
+
+
+async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
+    accounts: AccountsApp, provider: str
+) -> None:
+    claims: dict[str, Any] = {"email": "Ada@Example.com", "email_verified": True, "name": "Ada"}
+    first = await accounts.ok(
+        "POST", "/oidc/finish", None, await vouch(accounts, provider, "ada", **claims)
+    )
+    user = first["user"]
+    assert (user["email"], user["name"], user["kind"]) == ("ada@example.com", "Ada", "player")
+    again = await accounts.ok("POST", "/oidc/finish", None, await vouch(accounts, provider, "ada"))
+    assert again["user"]["id"] == user["id"]
+    assert (await accounts.ok("GET", "/me", again["access_token"]))["id"] == user["id"]
+
+
+async def test_repeated_beginnings_are_limited_and_sign_ins_are_not(
+    accounts: AccountsApp, provider: str
+) -> None:
+    body = {"provider": "studio", "redirect_uri": BACK}
+    guesser, studio = ({"x-forwarded-for": f"203.0.113.{n}"} for n in (41, 42))
+    here = studio["x-forwarded-for"]
+    statuses = [
+        (await accounts.call("POST", "/oidc/begin", None, body, **guesser)).status
+        for _ in range(101)
+    ]
+    assert statuses == [200] * 100 + [429]
+    for _ in range(99):
+        await accounts.call("POST", "/oidc/begin", None, body, **studio)
+    # Each takes the place of the one before, who is in.
+    for _ in range(3):
+        returned = await vouch(accounts, provider, "ada", here)
+        signed_in = await accounts.call("POST", "/oidc/finish", None, returned, **studio)
+        assert signed_in.status == 200
+
+
+async def test_a_provider_code_is_valid_once(accounts: AccountsApp, provider: str) -> None:
+    returned = await vouch(accounts, provider, "bob")
+    await accounts.ok("POST", "/oidc/finish", None, returned)
+    replay = await accounts.call("POST", "/oidc/finish", None, returned)
+    assert (replay.status, replay.body["field"]) == (401, "state")
+    wrong = {**await vouch(accounts, provider, "bob"), "code": "made-up"}
+    assert (await accounts.call("POST", "/oidc/finish", None, wrong)).status == 401
+
+
+async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
+    accounts: AccountsApp, provider: str
+) -> None:
+    squatter = await accounts.player("eve@example.com")
+    known = squatter["user"]["id"]
+    database = Database(accounts.settings.sql_url)
+    _, key = await KeyStore(database).create(known, "squatter's", user=known)
+    await database.close()
+    await accounts.ok("POST", "/password/forgot", None, {"email": "eve@example.com"})
+    token = await accounts.outbox.token("eve@example.com")
+    # Known to the app, as it will be for some seconds after its end.
+    await accounts.ok("GET", "/me", squatter["access_token"])
+    claims: dict[str, Any] = {"email": "eve@example.com", "email_verified": True}
+    taken = await accounts.call(
+        "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve", **claims)
+    )
+    assert (taken.status, taken.code) == (409, "name_taken")
+    configure(accounts, provider, links_emails=True)
+    unproven: dict[str, Any] = {**claims, "email_verified": False}
+    other = await accounts.ok(
+        "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve0", **unproven)
+    )
+    assert (other["user"]["id"] != known, other["user"]["email"]) == (True, None)
+    linked = await accounts.ok(
+        "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve", **claims)
+    )
+    assert linked["user"]["id"] == known
+    # Who registered with that email first has not proven to own it.
+    body = {"email": "eve@example.com", "password": PASSWORD}
+    assert (await accounts.call("POST", "/login", None, body)).status == 401
+    assert (await accounts.call("GET", "/whoami", key)).status == 401
+    change = {"current_password": PASSWORD, "new_password": "the squatter's own"}
+    refused = await accounts.call("POST", "/password", squatter["access_token"], change)
+    assert refused.status == 401
+    reset = {"token": token, "password": "the squatter's own"}
+    assert (await accounts.call("POST", "/password/reset", None, reset)).status == 401
+    assert (await accounts.parts.users.get(known)).password is None
+
+
+async def test_only_configured_addresses_are_sent_back_to(
+    accounts: AccountsApp, provider: str
+) -> None:
+    body = {"provider": "studio", "redirect_uri": "https://evil.example/"}
+    refused = await accounts.call("POST", "/oidc/begin", None, body)
+    assert (refused.status, refused.body["field"]) == (400, "redirect_uri")
+
+
+async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsApp) -> None:
+    configure(accounts, "http://127.0.0.1:1")
+    body = {"provider": "studio", "redirect_uri": BACK}
+    away = await accounts.call("POST", "/oidc/begin", None, body)
+    assert (away.status, away.code) == (503, "service_unavailable")
+
+
+@pytest.mark.parametrize("forge", ["other key", "hs256", "none", "audience", "issuer"])
+async def test_a_forged_identity_token_proves_nothing(
+    accounts: AccountsApp, provider: str, forge: str
+) -> None:
+    open_id = accounts.parts.open_id
+    known = open_id.providers["studio"]
+    kid = (await open_id._discover(known)).keys.keys[0].key_id
+    claims: dict[str, Any] = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
+    claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forge, {})
+    headers = {"kid": kid}
+    match forge:
+        case "hs256":
+            async with accounts.session.get(f"{provider}/jwks") as answer:
+                token = hs256(claims, headers, await answer.read())
+        case "none":
+            token = jwt.encode(claims, "", "none", headers)
+        case _:
+            token = jwt.encode(claims, rsa.generate_private_key(65537, 2048), "RS256", headers)
+    with pytest.raises(InvalidCredentials):
+        await open_id._verify_id_token(known, token)
+
+
+async def test_without_the_accounts_app_its_tokens_and_keys_open_the_others(
+    migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer
+) -> None:
+    (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
+    settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
+    async with accounts_serving(settings) as accounts_app:
+        member = (await accounts_app.member(await accounts_app.organisation()))["access_token"]
+        key = (await accounts_app.ok("POST", "/keys", member, {"scopes": ["text"]}))["key"]
+        player = (await accounts_app.player())["access_token"]
+    async with serving(tmp_path) as models, aiohttp.ClientSession() as session:
+        for bearer, expected in ((member, 200), (key, 200), (player, 403)):
+            headers = {"authorization": f"Bearer {bearer}"}
+            async with session.get(f"{models.url}/v1/models", headers=headers) as response:
+                assert response.status == expected
+
+
+class Inbox:
+    """What an SMTP server received."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.seen.append((envelope.mail_from, envelope.rcpt_tos, envelope.content))
+        return "250 OK"
+
+
+async def test_mail_goes_out_by_smtp_and_its_token_into_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inbox, token = Inbox(), secrets.token_urlsafe(32)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(inbox, loop=loop), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    mail = Mail(to="ann@example.com", subject="Set a new password", text=f"Here:\n\n{token}\n")
+    with caplog.at_level(logging.DEBUG):
+        await SmtpMailer(f"smtp://127.0.0.1:{port}", "moyin@studio.example").send(mail)
+    server.close()
+    [(sender, to, content)] = inbox.seen
+    assert (sender, to) == ("moyin@studio.example", ["ann@example.com"])
+    message = message_from_bytes(content)
+    assert message["subject"] == "Set a new password"
+    assert token in message.get_payload()
+    ours = [one.getMessage() for one in caplog.records if one.name.startswith("moyin")]
+    assert token not in repr(mail) + str(ours)

@@ -1,0 +1,254 @@
+"""What one ComfyUI client is told over HTTP and WebSocket, written down so that two can be compared.
+
+A `Recorder` plays a scene and keeps every answer and every frame, in order. `normal` takes out what
+no two servers have in common: ids, moments and the places of files. The few rules beyond that
+are those that follow it, each with its reason; docs/farm.md lists them for users.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+from PIL import Image
+
+from moyin.render.protocol.binary import parse_image_metadata, read_frame_type
+
+_SECONDS = 120
+_FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+_ROW = ("number", "prompt_id", "prompt", "extra_data", "outputs")
+_MOMENTS = ("timestamp", "create_time")
+# ComfyUI makes these lists of sets: their order is another one in every process.
+_SETS = ("executed", "current_outputs", "dependent_outputs", "outputs")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# The farm puts a prompt's files below its id, and cached ones below a part of their origin's too.
+_FARM_FOLDER = re.compile(rf"^{_UUID.pattern}(/[0-9a-f]{{8}})?(/|$)")
+_COUNTER = re.compile(r"_\d{5}_\.")
+_TEMPORARY = re.compile(r"_temp_[a-z]{5}_")
+# The farm says `<comfyui>` and the like in the place of folders of its machine.
+_PLACES = re.compile(r'File "[^"]*/(?=[^"/]+")')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Prompts of one client, one after the other on one socket.
+
+    Attributes:
+        asked: more members of the body of ``POST /prompt``.
+        features: the client says that it understands previews with metadata.
+        interrupted: the first prompt is, as soon as it tells of progress.
+    """
+
+    name: str
+    graphs: Sequence[Mapping[str, Any]]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    features: bool = False
+    interrupted: bool = False
+
+
+class Recorder:
+    """Records one server.
+
+    Args:
+        inputs: content of the uploads that graphs load, by name.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, inputs: Mapping[str, bytes]) -> None:
+        self._session = session
+        self._inputs = inputs
+
+    async def play(self, scene: Scene) -> dict[str, Any]:
+        """All that happens to the scene's prompts, as far as it is no server's own."""
+        client_id = str(uuid.uuid4())
+        async with self._session.ws_connect(f"/ws?clientId={client_id}") as socket:
+            greeting = [await socket.receive_json(timeout=_SECONDS)]
+            if scene.features:
+                await socket.send_json(_FEATURES)
+                greeting.append(await self._flags(socket))
+            prompts: list[Any] = []
+            for graph in scene.graphs:
+                body = {"prompt": graph, "client_id": client_id, **scene.asked}
+                interrupted = scene.interrupted and not prompts
+                prompts.append(await self._prompt(socket, body, interrupted=interrupted))
+        told: dict[str, Any] = self.normal({"greeting": greeting, "prompts": prompts})
+        return told
+
+    async def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What is answered to a request, as far as it is no server's own."""
+        told: dict[str, Any] = self.normal(await self._call(method, path, body))
+        return told
+
+    async def upload(
+        self, name: str, content: bytes, path: str = "/upload/image", **fields: str
+    ) -> Any:
+        """The answer to an upload."""
+        form = aiohttp.FormData(fields, quote_fields=False)
+        form.add_field("image", content, filename=name, content_type="image/png")
+        async with self._session.post(path, data=form) as response:
+            return self.normal(await _answer(response))
+
+    async def view(self, **file: str) -> dict[str, Any]:
+        """A file: its pixels, and what is written into it."""
+        async with self._session.get("/view", params=file) as response:
+            if response.status != 200:
+                return {"status": response.status}
+            told = {"status": response.status, "type": response.content_type}
+            picture = Image.open(BytesIO(await response.read()))
+        texts = {name: json.loads(text) for name, text in getattr(picture, "text", {}).items()}
+        return {**told, "picture": _pixels(picture), "texts": texts}
+
+    async def _prompt(
+        self, socket: aiohttp.ClientWebSocketResponse, body: dict[str, Any], *, interrupted: bool
+    ) -> dict[str, Any]:
+        told: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
+        prompt_id = (told["answer"]["body"] or {}).get("prompt_id")
+        if prompt_id is None:
+            return told
+        events: list[Any] = []
+        if interrupted:
+            events += await _heard(socket, lambda event: event["type"] == "progress")
+            told["queue"] = await self._queue()
+            told["interrupt"] = await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
+        events += await _heard(socket, _is_end)
+        entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
+        entry["prompt"] = _columns(entry["prompt"])
+        told["history"] = entry
+        told["files"] = [await self.view(**file) for file in _files(entry["outputs"])]
+        told["queue afterwards"] = await self._call("GET", "/queue")
+        told["events"] = _without_repeats(events)
+        if interrupted:
+            _leave_out_where_it_was(told)
+        return told
+
+    async def _queue(self) -> dict[str, Any]:
+        queue = (await self._call("GET", "/queue"))["body"]
+        return {name: [_columns(row) for row in rows] for name, rows in queue.items()}
+
+    async def _flags(self, socket: aiohttp.ClientWebSocketResponse) -> Any:
+        while True:
+            event = await socket.receive_json(timeout=_SECONDS)
+            if event["type"] == "feature_flags":
+                # How large uploads may be is a setting.
+                return {**event, "data": {**event["data"], "max_upload_size": "its own"}}
+
+    async def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        async with self._session.request(method, path, json=body) as response:
+            return await _answer(response)
+
+    def normal(self, value: Any, member: str = "") -> Any:
+        """``value`` without ids, moments and places of files."""
+        if isinstance(value, Mapping):
+            return {name: self.normal(item, name) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            items = [self.normal(item) for item in value]
+            return sorted(items) if member in _SETS else items
+        if member in _MOMENTS:
+            return "<moment>"
+        if member == "number":
+            return "<number>"
+        if not isinstance(value, str):
+            return value
+        return self._text(_FARM_FOLDER.sub("", value) if member == "subfolder" else value)
+
+    def _text(self, text: str) -> str:
+        for name, content in self._inputs.items():
+            # The name under which the farm has put the upload into ComfyUI's input folder.
+            text = text.replace(f"moyin/{hashlib.sha256(content).hexdigest()}.png", name)
+        text = _COUNTER.sub("_<number>_.", _TEMPORARY.sub("_temp_<id>_", text))
+        return _UUID.sub("<id>", _PLACES.sub('File "<folder>/', text))
+
+
+async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """Return status and body of a response, reduced to what ComfyUI and the farm share.
+
+    ComfyUI's errors have no body, except those of a graph. The farm's always have one, and those
+    of a graph also have a ``code`` and the ``request_id``.
+    """
+    content = await response.read()
+    told: dict[str, Any] = {"status": response.status, "body": None}
+    if response.status >= 400 and response.url.path != "/prompt":
+        return told
+    if content:
+        told["type"] = response.content_type
+        told["body"] = json.loads(content)
+    if response.status >= 400:
+        told["body"] = {name: told["body"][name] for name in ("error", "node_errors")}
+    return told
+
+
+async def _heard(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
+    """Text messages and descriptions of binary ones, up to the first for which ``last`` holds."""
+    heard: list[Any] = []
+    while True:
+        message = await socket.receive(timeout=_SECONDS)
+        if message.type is aiohttp.WSMsgType.BINARY:
+            heard.append(_binary(message.data))
+            continue
+        assert message.type is aiohttp.WSMsgType.TEXT, message
+        heard.append(json.loads(message.data))
+        if last(heard[-1]):
+            return heard
+
+
+def _is_end(event: Mapping[str, Any]) -> bool:
+    return event["type"] == "executing" and event["data"]["node"] is None
+
+
+def _binary(frame: bytes) -> dict[str, Any]:
+    about, start = parse_image_metadata(frame)
+    start = start if about else 8
+    picture = _pixels(Image.open(BytesIO(frame[start:])))
+    head = "" if about else frame[4:8].hex()
+    return {
+        "type": f"binary {read_frame_type(frame)}",
+        "about": about,
+        "format": head,
+        "picture": picture,
+    }
+
+
+def _pixels(picture: Image.Image) -> dict[str, Any]:
+    content = hashlib.sha256(picture.tobytes()).hexdigest()
+    return {"format": picture.format, "mode": picture.mode, "size": picture.size, "of": content}
+
+
+def _columns(row: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(_ROW, row, strict=True))
+
+
+def _files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    for node in sorted(outputs):
+        for items in outputs[node].values():
+            yield from (item for item in items if isinstance(item, dict) and "filename" in item)
+
+
+def _without_repeats(events: list[Any]) -> list[Any]:
+    """Remove all messages about the queue's length but the last.
+
+    ComfyUI reports changes of the whole queue as they happen. The farm reports those of the
+    client's own prompts, and the present state every few seconds.
+    """
+    statuses = [event for event in events if event["type"] == "status"]
+    return [event for event in events if event["type"] != "status" or event is statuses[-1]]
+
+
+def _leave_out_where_it_was(told: dict[str, Any]) -> None:
+    """Remove what depends on when a prompt was interrupted.
+
+    For the farm it has ended as soon as it is cancelled, before ComfyUI reports at which node.
+    """
+    told["events"] = [event for event in told["events"] if "progress" not in event["type"]]
+    ends = [event["data"] for event in told["events"]]
+    ends += [data for _, data in told["history"]["status"]["messages"]]
+    for data in ends:
+        # The farm says by whom as well.
+        for member in ("node_id", "node_type", "executed", "cancelled_by"):
+            data.pop(member, None)
+    told["history"]["status"]["messages"] = told["history"]["status"]["messages"][-1:]

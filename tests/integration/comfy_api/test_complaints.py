@@ -1,0 +1,213 @@
+"""What people complain about in farms of ComfyUIs, on a whole farm. docs/farm.md has the list."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import uuid
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+from yarl import URL
+
+from moyin.domain.job import JobStatus
+from tests.chaos.graphs import picture, sleepy
+from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
+from tests.integration.gateway.fixtures import Farm
+from tests.nodes import NAME, SCRIPT
+from tests.stack import RunningStack
+from tests.waiting import eventually
+
+__all__ = ["comfy", "comfyui_up", "stranger"]
+
+_colors = itertools.count(0x3C0000)
+_PATIENCE = 120
+Event = dict[str, Any]
+
+
+def rgb(color: int) -> tuple[int, int, int]:
+    return color >> 16, color >> 8 & 255, color & 255
+
+
+async def uploaded(comfy: Comfy, name: str, color: int) -> Any:
+    file = BytesIO()
+    Image.new("RGB", (8, 8), rgb(color)).save(file, "PNG")
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("image", file.getvalue(), filename=name, content_type="image/png")
+    async with comfy.session.post("/upload/image", data=form) as response:
+        return await response.json()
+
+
+async def pixel(comfy: Comfy, file: dict[str, str]) -> Any:
+    async with comfy.session.get("/view", params=file) as response:
+        assert response.status == 200, await response.text()
+        return Image.open(BytesIO(await response.read())).convert("RGB").getpixel((0, 0))
+
+
+def only_file(entry: dict[str, Any]) -> dict[str, str]:
+    [file] = [file for output in entry["outputs"].values() for file in output["images"]]
+    return dict(file)
+
+
+async def heard(
+    socket: aiohttp.ClientWebSocketResponse, last: Callable[[Event], bool]
+) -> list[Event]:
+    """What a socket says, until it says the ``last``."""
+    told: list[Event] = []
+    async with asyncio.timeout(_PATIENCE):
+        async for message in socket:
+            if message.type is aiohttp.WSMsgType.TEXT:
+                told.append(json.loads(message.data))
+                if last(told[-1]):
+                    return told
+    raise AssertionError(f"closed after {told}")
+
+
+def end_of(prompt_id: str) -> Callable[[Event], bool]:
+    data = {"node": None, "prompt_id": prompt_id}
+    return lambda event: event["type"] == "executing" and event["data"] == data
+
+
+async def running(comfy: Comfy, prompt_id: str) -> None:
+    async def runs() -> bool:
+        queue = await comfy.get("/queue")
+        return prompt_id in [row[1] for row in queue["queue_running"]]
+
+    await eventually(runs, _PATIENCE)
+
+
+async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, stranger: Comfy) -> None:
+    name = f"{uuid.uuid4().hex}.png"
+    ours, theirs = next(_colors), next(_colors)
+    for who, color in ((comfy, ours), (stranger, theirs)):
+        assert (await uploaded(who, name, color))["name"] == name
+    prompts = [(who, await who.queue(inverted(name))) for who in (comfy, stranger)]
+    files = [only_file(await who.finished(prompt_id)) for who, prompt_id in prompts]
+    assert [file["filename"] for file in files] == ["x_00001_.png"] * 2
+    for who, file, color in zip((comfy, stranger), files, (ours, theirs), strict=True):
+        assert await pixel(who, file) == rgb(0xFFFFFF - color)
+        assert await pixel(who, {"filename": name, "type": "input"}) == rgb(color)
+    # A second file of the name is another file, as in ComfyUI; the first stays.
+    second = await uploaded(comfy, name, theirs)
+    assert second["name"] == name.replace(".png", " (1).png")
+    assert await pixel(comfy, {"filename": name, "type": "input"}) == rgb(ours)
+
+
+async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
+    colors = [next(_colors), next(_colors)]
+    prompts = [await comfy.queue(picture(color)) for color in colors]
+    files = [only_file(await comfy.finished(prompt_id)) for prompt_id in prompts]
+    assert files[0]["filename"] == files[1]["filename"]
+    assert [await pixel(comfy, file) for file in files] == [rgb(color) for color in colors]
+
+
+async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> None:
+    color = next(_colors)
+    async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+        first = await comfy.queue(picture(color))
+        await heard(socket, end_of(first))
+        second = await comfy.queue(picture(color))
+        told = [e for e in await heard(socket, end_of(second)) if e["type"] != "status"]
+    assert {event["data"]["prompt_id"] for event in told} == {second}
+    [cached] = [event["data"]["nodes"] for event in told if event["type"] == "execution_cached"]
+    assert sorted(cached) == ["1", "2"], "nothing was rendered"
+    [shown] = [event["data"]["output"] for event in told if event["type"] == "executed"]
+    file = only_file(await comfy.finished(second))
+    assert shown["images"] == [file]
+    assert file["subfolder"].startswith(second)
+    assert await pixel(comfy, file) == rgb(color)
+
+
+async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Comfy) -> None:
+    ended = await comfy.queue(picture(next(_colors)))
+    await comfy.finished(ended)
+    prompt_id = await comfy.queue(sleepy(2, next(_colors)))
+    await running(comfy, prompt_id)
+    asked: list[tuple[Comfy, str, Any]] = [
+        (comfy, "/interrupt", {"prompt_id": ended}),
+        (stranger, "/interrupt", {}),
+        (stranger, "/interrupt", {"prompt_id": prompt_id}),
+        (stranger, "/queue", {"clear": True}),
+        (stranger, "/queue", {"delete": [prompt_id]}),
+        (stranger, f"/api/jobs/{prompt_id}/cancel", {}),
+    ]
+    for who, path, body in asked:
+        assert (await who.post(path, body))[0] == 200, path
+    assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
+
+
+async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -> None:
+    """Clients take what is in neither for lost, and an empty queue for the end."""
+    for graph in (sleepy(1, next(_colors)), picture(next(_colors))):
+        prompt_id = await comfy.queue(graph)
+        entry: dict[str, Any] = {}
+        while not entry:
+            remaining = (await comfy.get("/prompt"))["exec_info"]["queue_remaining"]
+            queue = await comfy.get("/queue")
+            waits = prompt_id in [row[1] for rows in queue.values() for row in rows]
+            entry = (await comfy.get(f"/history/{prompt_id}")).get(prompt_id, {})
+            assert waits or entry
+            assert remaining or entry
+
+
+async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) -> None:
+    path = f"/ws?clientId={comfy.id}"
+    async with comfy.session.ws_connect(path) as old:
+        prompt_id = await comfy.queue(sleepy(2, next(_colors)))
+        await heard(old, lambda event: event["type"] == "executing")
+        async with comfy.session.ws_connect(path) as new:
+            told = await heard(new, lambda event: event["type"] == "executing")
+            # The socket that is closed now is not the one that the client listens to.
+            await old.close()
+            told += await heard(new, end_of(prompt_id))
+    kinds = [event["type"] for event in told]
+    assert {"progress_state", "executing", "executed", "execution_success"} <= set(kinds)
+
+
+async def test_a_node_packages_files_reach_the_frontend(
+    comfy: Comfy, gateway: RunningStack
+) -> None:
+    path = f"/extensions/{NAME}/hello.js"
+    assert path in await comfy.get("/extensions")
+    async with comfy.session.get(path) as response:
+        assert (response.status, await response.text()) == (200, SCRIPT)
+        assert response.content_type == "text/javascript"
+        tag = response.headers["etag"]
+    async with comfy.session.get(path, headers={"if-none-match": tag}) as response:
+        assert response.status == 304
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession() as session:
+        for hidden in (path, f"/comfy{path}"):
+            async with session.get(gateway.url + hidden) as response:
+                assert response.status == 401, hidden
+        for other in (
+            "", "/nothing.js", "/..%2f__init__.py", "/%2e%2e/__init__.py", "/..%252f__init__.py",
+        ):  # fmt: skip
+            url = URL(f"{gateway.url}/extensions/{NAME}{other}", encoded=True)
+            async with session.get(url, headers=headers) as response:
+                assert response.status == 404, other
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "lost"])
+async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, told: bool) -> None:
+    """Also when the news of it got lost: the row is looked at now and then."""
+    async with farm._gateway() as other, aiohttp.ClientSession(other) as session:
+        headers = {"authorization": f"Bearer {farm.key}"}
+        async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:
+            await heard(socket, lambda event: event["type"] == "status")
+            body = {"prompt": picture(1), "client_id": "me"}
+            async with farm.client.post("/prompt", json=body) as response:
+                prompt_id = (await response.json())["prompt_id"]
+            if told:
+                await farm.start_worker()
+                async with farm.client.post("/interrupt", json={"prompt_id": prompt_id}) as said:
+                    assert said.status == 200
+            else:
+                assert await farm.jobs.finish(prompt_id, 1, JobStatus.CANCELLED, None)
+            events = await heard(socket, end_of(prompt_id))
+    assert "execution_interrupted" in [event["type"] for event in events]

@@ -1,0 +1,481 @@
+"""Every node of the running ComfyUI that takes a file, a folder or text, and names it may not have.
+
+The nodes are those that the farm's ComfyUI describes, so new ones are tried as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from tests.chaos.graphs import picture
+from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
+from tests.stack import RunningStack
+
+__all__ = ["comfy", "comfyui_up", "stranger"]
+
+_CANARY = (7, 201, 93)
+_PATIENCE = 120
+_TEXTS = ("STRING", "COMBO")
+_HELD = ("INT", "FLOAT", "BOOLEAN")
+_FINAL = ("succeeded", "failed", "cancelled")
+_colors = itertools.count(0x5D0000)
+# What a text that is no name may hold.
+_PROSE = "/imagine a cat, e.g. and/or ../a dog [output], 50%2f50, ~5 cm, C:\\ and so on"
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A folder that is none of ComfyUI's, with a canary; and a name by which nothing is there."""
+
+    folder: Path
+
+    @property
+    def existing(self) -> str:
+        return str(self.folder / "canary.png")
+
+    @property
+    def missing(self) -> str:
+        return str(self.folder / "nobody.png")
+
+    def state(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for path in self.folder.rglob("*")
+            if path.is_file()
+        }
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    Image.new("RGB", (8, 8), _CANARY).save(folder / "canary.png")
+    (folder / "canary.txt").write_text("the canary sings")
+    outside = Outside(folder)
+    before = outside.state()
+    yield outside
+    assert outside.state() == before, "something was written, changed or removed"
+
+
+@pytest.fixture
+async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
+    """All that the pool's ComfyUI describes, as the gateway remembers it."""
+    await comfy.get("/object_info")
+    name = hashlib.sha256(b"default").hexdigest()[:16]
+    # Its first line is the version of the pool.
+    kept = (gateway.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
+    found: dict[str, Any] = json.loads(kept)
+    assert {"LoadImage", "SaveImage", "CLIPTextEncode", "LoadVideo"} <= found.keys()
+    return found
+
+
+@pytest.fixture
+async def others(stranger: Comfy) -> list[tuple[str, str]]:
+    """Names of another tenant's upload, artifact and output, and beside each one of nobody's."""
+    color = next(_colors)
+    file = BytesIO()
+    Image.new("RGB", (8, 8), (color >> 16, color >> 8 & 255, color & 255)).save(file, "PNG")
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("image", file.getvalue(), filename="theirs.png", content_type="image/png")
+    form.add_field("subfolder", "theirset")
+    async with stranger.session.post("/upload/image", data=form) as response:
+        assert response.status == 200
+    async with stranger.session.post(
+        "/artifacts", data=file.getvalue(), headers={"content-type": "image/png"}
+    ) as response:
+        artifact = (await response.json())["id"]
+    entry = await stranger.finished(await stranger.queue(picture(next(_colors))))
+    [made] = entry["outputs"]["2"]["images"]
+    output = f"{made['subfolder']}/{made['filename']}"
+    sha = hashlib.sha256(file.getvalue()).hexdigest()
+    return [
+        ("theirset/theirs.png", "theirset/nobodys.png"),
+        ("theirset", "nobodys"),
+        (f"artifact:{artifact}", f"artifact:art_{uuid.uuid4().hex}"),
+        (f"{output} [output]", f"{uuid.uuid4()}/{made['filename']} [output]"),
+        (f"moyin/{sha}.png", f"moyin/{sha[::-1]}.png"),
+        (f"./MOYIN//{sha}.png", f"./MOYIN//{sha[::-1]}.png"),
+        ("moyin", "moyin/nobodys"),
+    ]
+
+
+def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
+    """Return names of existing files outside of ComfyUI's folder, each with a missing one's.
+
+    Args:
+        root: ComfyUI's folder.
+    """
+    here, gone = outside.existing, outside.missing
+    pairs = [
+        (here, gone),
+        (str(outside.folder), f"{outside.folder}-gone"),
+        ("/etc/passwd", "/etc/nope"),
+    ]
+    pairs.append((os.path.relpath(here, root / "input"), os.path.relpath(gone, root / "input")))
+    yield from pairs
+    for spell in (
+        lambda path: path.replace("/", "\\"),
+        lambda path: quote(path, safe=""),
+        lambda path: quote(quote(path, safe=""), safe=""),
+        lambda path: path.replace("/", "\uff0f"),
+        lambda path: f"file://{path}",
+        lambda path: f"{path}\0.png",
+        lambda path: f"x/../{path}",
+        lambda path: f"{path} [input]",
+        lambda path: f"{path} [output]",
+        lambda path: f"{path}[temp]",
+    ):
+        for existing, missing in (pairs[0], pairs[3]):
+            yield spell(existing), spell(missing)
+
+
+def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    for kind in ("required", "optional", "hidden"):
+        for name, spec in (node["input"].get(kind) or {}).items():
+            if isinstance(spec, list) and spec:
+                yield name, spec
+
+
+def takes_text(spec: list[Any]) -> bool:
+    """Whether a graph has a text there, or an object of the frontend's with some in it."""
+    return isinstance(spec[0], list) or spec[0] in _TEXTS or spec[0] in ("WEBCAM", "LOAD_3D")
+
+
+def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
+    """A text field of several lines, or a node that makes texts of texts."""
+    options = spec[1] if len(spec) > 1 else {}
+    speaks = node["output"] and set(node["output"]) <= {"STRING", "INT", "FLOAT", "BOOLEAN"}
+    return spec[0] == "STRING" and bool(speaks or options.get("multiline"))
+
+
+def filled(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Its inputs, as far as a graph without models can have them."""
+    values: dict[str, Any] = {}
+    for name, spec in inputs_of(node):
+        options = spec[1] if len(spec) > 1 else {}
+        if isinstance(spec[0], list) or spec[0] == "COMBO":
+            choices = spec[0] if isinstance(spec[0], list) else options.get("options") or []
+            values[name] = choices[0] if choices else ""
+        elif spec[0] in _HELD:
+            values[name] = options.get("default", 0)
+        elif spec[0] == "STRING":
+            values[name] = options.get("default") or ""
+        elif spec[0] == "IMAGE":
+            values[name] = ["image", 0]
+    return values
+
+
+def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
+    """A graph of one node each for class and inputs by id, all of which ComfyUI looks at."""
+    graph = {"image": picture(next(_colors))["1"]}
+    for node_id, (kind, inputs) in attacked.items():
+        graph[node_id] = {"class_type": kind, "inputs": inputs}
+        if not nodes[kind]["output_node"] and nodes[kind]["output"]:
+            preview = {"class_type": "PreviewAny", "inputs": {"source": [node_id, 0]}}
+            graph[f"{node_id} seen"] = preview
+    return graph
+
+
+def plain(answer: Any, *values: str) -> Any:
+    """The answer without what every answer has of its own, nor the values that it was about."""
+    text = json.dumps(answer, sort_keys=True, ensure_ascii=False)
+    text = re.sub(r'"request_id": "[^"]*"', '"request_id": "…"', text)
+    for value in values:
+        text = text.replace(json.dumps(value, ensure_ascii=False)[1:-1], "…")
+    return json.loads(text)
+
+
+async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
+    status, answer = await comfy.post("/prompt", {"prompt": graph, "client_id": comfy.id})
+    return status, plain(answer, *values)
+
+
+def root_of(gateway: RunningStack) -> Path:
+    """The base folder of the farm's ComfyUI. One of a pool that is gone may have left its own."""
+    run = gateway.data / "comfyui" / "run" / "comfyui-default-0"
+    [folder] = {path.parent for path in run.rglob("custom_nodes") if path.is_dir()}
+    return folder
+
+
+async def test_no_input_of_any_node_takes_what_is_not_the_callers(
+    gateway: RunningStack,
+    comfy: Comfy,
+    nodes: dict[str, Any],
+    outside: Outside,
+    others: list[tuple[str, str]],
+) -> None:
+    offered = await comfy.get("/object_info")
+    named: list[Any] = []
+    prose: list[Any] = []
+    for kind in offered:
+        for name, spec in inputs_of(nodes[kind]):
+            if takes_text(spec):
+                (prose if is_prose(spec, nodes[kind]) else named).append((kind, name))
+    assert ("LoadImage", "image") in named and ("SaveImage", "filename_prefix") in named
+    values = [*spellings(outside, root_of(gateway)), *others]
+    theirs = {value for pair in others for value in pair}
+
+    async def tried(value: Any) -> tuple[int, Any]:
+        attacked = {
+            f"{kind}.{name}": (kind, {**filled(nodes[kind]), name: value}) for kind, name in named
+        }
+        return await answered(comfy, with_nodes(attacked, nodes), str(value))
+
+    for pair in values:
+        (status, existing), (_, missing) = await asyncio.gather(*map(tried, pair))
+        assert existing == missing, pair[0]
+        assert (status, existing["code"]) == (400, "input_not_found"), existing
+        refused = set(existing["node_errors"])
+        loads = {f"{kind}.{name}" for kind, name in named if _loads(nodes[kind], name)}
+        assert loads <= refused, pair[0]
+        # Names that lead nowhere else are for ComfyUI to judge, which has no such file either.
+        if pair[0] not in theirs:
+            assert refused == {f"{kind}.{name}" for kind, name in named}, pair[0]
+
+    # Within an object or a list it is the same.
+    for wrap in (lambda text: {"image": text, "mask": text}, lambda text: {"__value__": [text]}):
+        status, answer = await tried(wrap(outside.existing))
+        assert (status, len(answer["node_errors"])) == (400, len(named))
+
+
+def _loads(node: Mapping[str, Any], name: str) -> bool:
+    """Whether ComfyUI describes the input as one with an upload button."""
+    [spec] = [spec for key, spec in inputs_of(node) if key == name]
+    options = spec[1] if len(spec) > 1 else {}
+    return any(key.endswith("_upload") for key in options)
+
+
+async def test_text_input_accepts_any_text(
+    comfy: Comfy, nodes: dict[str, Any], outside: Outside
+) -> None:
+    """Nodes that can be executed without models, each with a path and with prose in every text."""
+    offered = await comfy.get("/object_info")
+    speaking = [
+        (kind, name)
+        for kind in offered
+        for name, spec in inputs_of(nodes[kind])
+        if is_prose(spec, nodes[kind])
+    ]
+    assert ("CLIPTextEncode", "text") in speaking
+    complete = [
+        (kind, name)
+        for kind, name in speaking
+        if filled(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
+        and nodes[kind]["python_module"].startswith(("nodes", "comfy_extras"))
+    ]
+    assert ("PrimitiveString", "value") in complete
+
+    async def ended(value: str) -> Any:
+        attacked = {
+            f"{kind}.{name}": (kind, {**filled(nodes[kind]), name: value})
+            for kind, name in complete
+            if "egex" not in kind
+        }
+        prompt_id = await comfy.queue(with_nodes(attacked, nodes))
+        entry = await comfy.finished(prompt_id)
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        return entry["outputs"]
+
+    existing = await ended(outside.existing)
+    missing = await ended(outside.missing)
+    assert existing.keys() == missing.keys()
+    assert "canary sings" not in json.dumps(existing)
+    await ended(_PROSE)
+
+
+async def test_a_class_that_is_about_the_workers_disk_is_not_there(
+    comfy: Comfy, nodes: dict[str, Any]
+) -> None:
+    offered = await comfy.get("/object_info")
+    denied = nodes.keys() - offered.keys()
+    assert {
+        "LoadImageDataSetFromFolder",
+        "SaveImageTextDataSetToFolder",
+        "CheckpointSave",
+    } <= denied
+    assert "moyin" not in json.dumps(offered).replace("moyin_bridge", "")
+    for kind in denied:
+        assert await comfy.get(f"/object_info/{kind}") == {}
+        status, answer = await answered(
+            comfy, with_nodes({"n": (kind, filled(nodes[kind]))}, nodes)
+        )
+        assert (status, answer["code"]) == (400, "node_not_allowed")
+        assert answer["node_errors"]["n"]["class_type"] == kind
+        assert kind in answer["node_errors"]["n"]["errors"][0]["details"]
+
+
+def _job(graph: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "render", "workflow": graph}
+
+
+def _second(graph: Mapping[str, Any]) -> dict[str, Any]:
+    first = {"kind": "render", "workflow": picture(next(_colors))}
+    return {"kind": "pipeline", "steps": [first, _job(graph)]}
+
+
+def _swept(graph: dict[str, Any]) -> dict[str, Any]:
+    name = graph["1"]["inputs"]["image"]
+    plain = {**graph, "1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
+    return {**_job(plain), "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("/jobs", _job, 400, "workflow.1.inputs.image"),
+        ("/jobs", _second, 400, "steps.1.workflow.1.inputs.image"),
+        ("/jobs", _swept, 400, "workflow.1.inputs.image"),
+        ("/api/v2/jobs", lambda graph: {"workflow": graph}, 422, "workflow.1.inputs.image"),
+    ],
+)
+async def test_every_entrance_says_the_same_of_what_is_not_there_and_what_is_not_yours(
+    comfy: Comfy,
+    outside: Outside,
+    others: list[tuple[str, str]],
+    path: str,
+    body: Any,
+    status: int,
+    field: str,
+) -> None:
+    for pair in [(outside.existing, outside.missing), *others]:
+        answers = []
+        for value in pair:
+            found, answer = await comfy.post(path, body(inverted(value)))
+            assert found == status, answer
+            answers.append(plain(answer, value))
+        assert answers[0] == answers[1], pair
+        told = answers[0] if "code" in answers[0] else answers[0]["error"]["details"]
+        assert (told["code"], told["field"]) == ("input_not_found", field)
+        assert told["node_errors"].keys() == {"1"}
+
+
+async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
+    """How a job has failed, without the values that it was about."""
+    status, job = await comfy.post("/jobs", body)
+    assert status == 202, job
+    async with asyncio.timeout(_PATIENCE):
+        while job["status"] not in _FINAL:
+            await asyncio.sleep(0.1)
+            job = await comfy.get(f"/jobs/{job['id']}")
+    assert job["status"] == "failed", job
+    return plain(job["error"], *values)
+
+
+async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
+    """Values that come by reference are known only when the step's turn has come."""
+
+    def body(value: str) -> dict[str, Any]:
+        says = {
+            "1": {"class_type": "PrimitiveString", "inputs": {"value": value}},
+            "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+        }
+        graph = inverted("${steps.0.body.outputs.2.text.0}")
+        return {"kind": "pipeline", "steps": [_job(says), _job(graph)]}
+
+    existing = await _failed(comfy, body(outside.existing), outside.existing)
+    missing = await _failed(comfy, body(outside.missing), outside.missing)
+    assert existing == missing
+    assert "you have no file" in json.dumps(existing)
+
+
+def _by_link(kind: str, name: str, value: str, rest: Mapping[str, Any]) -> dict[str, Any]:
+    graph = {
+        "1": {"class_type": "Says", "inputs": {"text": value}},
+        "2": {"class_type": kind, "inputs": {**rest, name: ["1", 0]}},
+        "image": picture(next(_colors))["1"],
+    }
+    if kind.startswith("Load"):
+        graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
+    return graph
+
+
+async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outside: Outside) -> None:
+    for kind, name in (
+        ("LoadImage", "image"),
+        ("LoadImageOutput", "image"),
+        ("LoadLatent", "latent"),
+    ):
+        rest: dict[str, Any] = {}
+        status, answer = await comfy.post(
+            "/prompt", {"prompt": _by_link(kind, name, outside.existing, rest)}
+        )
+        assert (status, answer["code"]) == (400, "input_not_found"), answer
+        assert answer["node_errors"].keys() == {"2"}
+    # Where a node writes may be made of texts, but it leads out of the prompt's folder for nobody.
+    inputs = {"images": ["image", 0]}
+    other = f"../{uuid.uuid4()}/x"
+    for value in (other, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
+        graph = _by_link("SaveImage", "filename_prefix", value, inputs)
+        error = await _failed(comfy, _job(graph), value)
+        assert "a relative name" in error["message"]
+    graph = _by_link("SaveImage", "filename_prefix", "fine/x", inputs)
+    entry = await comfy.finished(await comfy.queue(graph))
+    assert entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
+
+
+async def test_no_node_brings_another_that_may_not_be(comfy: Comfy, outside: Outside) -> None:
+    """Of the nodes that a node expands into, nobody knows before it is executed."""
+
+    def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {"kind": kind, "values": json.dumps(values)}
+        return {
+            "1": {"class_type": "Expands", "inputs": inputs},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+        }
+
+    errors = [
+        await _failed(comfy, _job(expanding("LoadImage", {"image": value})), value)
+        for value in (outside.existing, outside.missing)
+    ]
+    assert errors[0] == errors[1]
+    assert "you have no file" in errors[0]["message"]
+    error = await _failed(comfy, _job(expanding("LoadImageDataSetFromFolder", {"folder": "moyin"})))
+    assert "LoadImageDataSetFromFolder are not allowed" in error["message"]
+
+
+async def test_a_symbolic_link_of_an_earlier_node_has_no_name(
+    comfy: Comfy, outside: Outside
+) -> None:
+    name = f"{uuid.uuid4().hex}.png"
+    target = outside.existing.encode().hex()
+    links = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target}}}
+    await comfy.finished(await comfy.queue(links))
+    for value in (name, f"{name} [output]", f"{uuid.uuid4().hex}.png"):
+        status, answer = await answered(comfy, inverted(value), value)
+        assert (status, answer["code"]) == (400, "input_not_found")
+
+
+@pytest.fixture
+async def own(comfy: Comfy) -> str:
+    name = f"own {uuid.uuid4().hex}.png"
+    file = BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(file, "PNG")
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("image", file.getvalue(), filename=name, content_type="image/png")
+    async with comfy.session.post("/upload/image", data=form) as response:
+        assert response.status == 200
+    return name
+
+
+async def test_the_callers_own_files_are_loaded(comfy: Comfy, own: str) -> None:
+    entry = await comfy.finished(await comfy.queue(inverted(own)))
+    [made] = entry["outputs"]["3"]["images"]
+    for name in (f"{own} [input]", f"{made['subfolder']}/{made['filename']} [output]"):
+        again = await comfy.finished(await comfy.queue(inverted(name)))
+        assert again["status"]["status_str"] == "success"

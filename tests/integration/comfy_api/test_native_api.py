@@ -1,0 +1,260 @@
+"""ComfyUI's own API in front of the farm, spoken as its clients speak it, on a whole farm."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections.abc import AsyncIterator
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from tests.chaos.client import StackClient
+from tests.chaos.graphs import picture, sleepy
+from tests.stack import RunningStack
+from tests.waiting import eventually
+
+_colors = itertools.count(0x3B0000)
+_PATIENCE = 120
+
+
+class Comfy:
+    """One client with a key, a session and a clientId."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+        self.id = uuid.uuid4().hex
+
+    async def get(self, path: str) -> Any:
+        async with self.session.get(path) as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any]:
+        async with self.session.post(path, json=body) as response:
+            content = await response.read()
+            return response.status, json.loads(content) if content else None
+
+    async def queue(self, graph: dict[str, Any]) -> str:
+        status, told = await self.post("/prompt", {"prompt": graph, "client_id": self.id})
+        assert status == 200, told
+        return str(told["prompt_id"])
+
+    async def finished(self, prompt_id: str) -> dict[str, Any]:
+        """The history's entry, once there is one that is complete."""
+        entry: dict[str, Any] = {}
+
+        async def known() -> bool:
+            entry.update((await self.get(f"/history/{prompt_id}")).get(prompt_id, {}))
+            return bool(entry)
+
+        await eventually(known, _PATIENCE)
+        return entry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def comfyui_up(gateway: RunningStack) -> None:
+    # Graphs are validated where an actor is up.
+    plain = StackClient(gateway.url, gateway.api_key)
+    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
+    plain.wait(job, {"succeeded"}, _PATIENCE)
+
+
+@pytest.fixture
+async def comfy(gateway: RunningStack) -> AsyncIterator[Comfy]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
+        yield Comfy(session)
+
+
+@pytest.fixture
+async def stranger(gateway: RunningStack) -> AsyncIterator[Comfy]:
+    """Somebody of another tenant."""
+    key = gateway.run("keys", "create", f"t-{uuid.uuid4().hex[:8]}").stdout
+    [secret] = [word for word in key.split() if word.startswith("moyin_")]
+    async with aiohttp.ClientSession(
+        gateway.url, headers={"authorization": f"Bearer {secret}"}
+    ) as session:
+        yield Comfy(session)
+
+
+def inverted(name: str) -> dict[str, Any]:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
+    }
+
+
+async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
+    red = BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(red, "PNG")
+    name = f"red {uuid.uuid4().hex}.png"
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("image", red.getvalue(), filename=name, content_type="image/png")
+    async with comfy.session.post("/upload/image", data=form) as response:
+        assert await response.json() == {"name": name, "subfolder": "", "type": "input"}
+    async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+        prompt_id = await comfy.queue(inverted(name))
+        told: list[dict[str, Any]] = []
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                continue
+            event = json.loads(message.data)
+            if event["data"].get("prompt_id") == prompt_id:
+                told.append(event)
+            if event["type"] == "executing" and event["data"].get("node") is None:
+                break
+        # The history is there before the end is told.
+        entry = (await comfy.get(f"/history/{prompt_id}"))[prompt_id]
+    kinds = [event["type"] for event in told]
+    assert kinds[0] == "execution_start"
+    assert kinds[-2:] == ["execution_success", "executing"]
+    assert {"executed", "progress_state"} <= set(kinds)
+    assert entry["status"]["status_str"] == "success"
+    [picture_of] = entry["outputs"]["3"]["images"]
+    assert prompt_id in picture_of["subfolder"]
+    async with comfy.session.get("/view", params=picture_of) as response:
+        shown = Image.open(BytesIO(await response.read()))
+    assert shown.getpixel((0, 0)) == (0, 255, 255)
+
+
+async def test_nothing_of_it_is_another_tenants(comfy: Comfy, stranger: Comfy) -> None:
+    stranger.id = comfy.id
+    async with stranger.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+        prompt_id = await comfy.queue(picture(next(_colors)))
+        queue = await stranger.get("/queue")
+        assert queue == {"queue_running": [], "queue_pending": []}
+        entry = await comfy.finished(prompt_id)
+        assert await stranger.get(f"/history/{prompt_id}") == {}
+        assert await stranger.get("/history") == {}
+        assert (await stranger.get("/api/jobs"))["jobs"] == []
+        [output] = entry["outputs"].values()
+        async with stranger.session.get("/view", params=output["images"][0]) as response:
+            assert response.status == 404
+        await stranger.session.post("/interrupt", json={"prompt_id": prompt_id})
+        # One prompt of one's own ends: whatever was to be heard of the other was heard before.
+        own = await stranger.queue(picture(next(_colors)))
+        heard = set()
+        async for message in socket:
+            event = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}
+            heard.add(event.get("data", {}).get("prompt_id"))
+            if event.get("type") == "executing" and event["data"].get("node") is None:
+                break
+    assert heard <= {None, own}
+
+
+async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
+    first = await comfy.queue(sleepy(4, next(_colors)))
+    second = await comfy.queue(picture(next(_colors)))
+    queue = await comfy.get("/queue")
+    waiting = {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
+    assert {first, second} <= waiting
+    assert (await comfy.post("/interrupt", {"prompt_id": first}))[0] == 200
+    assert (await comfy.finished(first))["status"]["status_str"] == "error"
+    assert (await comfy.finished(second))["status"]["status_str"] == "success"
+
+
+async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
+    comfy: Comfy,
+) -> None:
+    graph = sleepy(60, next(_colors))
+    graph["4"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "s"}}
+    async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+        prompt_id = await comfy.queue(graph)
+        # Which of the two nodes comes first is ComfyUI's choice.
+        if "progress" not in await _kinds(socket, "executed", prompt_id):
+            await _kinds(socket, "progress", prompt_id)
+    assert (await comfy.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
+    # It has ended at once; what ComfyUI says of it follows when its node has stopped.
+    await eventually(lambda: _put_out(comfy, prompt_id), _PATIENCE)
+    entry = await comfy.finished(prompt_id)
+    *_, (kind, last) = entry["status"]["messages"]
+    assert (kind, last["node_id"], last["node_type"]) == ("execution_interrupted", "3", "TestSleep")
+    assert sorted(last["executed"]) == ["1", "4"]
+    [file] = entry["outputs"]["4"]["images"]
+    async with comfy.session.get("/view", params=file) as response:
+        assert response.status == 200
+    assert (await comfy.get(f"/jobs/{prompt_id}"))["status"] == "cancelled"
+
+
+async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
+    running = await comfy.queue(sleepy(60, next(_colors)))
+    await eventually(lambda: _runs(comfy, running), _PATIENCE)
+    waiting = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
+    # What runs is none of its business.
+    assert (await comfy.post("/queue", {"delete": [running, waiting[0]]}))[0] == 200
+    pending = {row[1] for row in (await comfy.get("/queue"))["queue_pending"]}
+    assert not pending & {running, waiting[0]}
+    assert pending >= set(waiting[1:])
+    assert (await comfy.post("/queue", {"clear": True}))[0] == 200
+    queue = await comfy.get("/queue")
+    assert queue["queue_pending"] == []
+    assert [row[1] for row in queue["queue_running"]] == [running]
+    for prompt_id in waiting:
+        [(name, _)] = (await comfy.finished(prompt_id))["status"]["messages"]
+        assert name == "execution_interrupted"
+    assert (await comfy.post("/interrupt", {}))[0] == 200
+    assert (await comfy.finished(running))["status"]["completed"] is False
+
+
+async def test_a_client_that_comes_back_hears_the_rest_and_so_does_its_other_window(
+    comfy: Comfy,
+) -> None:
+    address = f"/ws?clientId={comfy.id}"
+    async with comfy.session.ws_connect(address) as other:
+        async with comfy.session.ws_connect(address) as socket:
+            prompt_id = await comfy.queue(sleepy(60, next(_colors)))
+            assert "progress" in await _kinds(socket, "progress", prompt_id)
+        async with comfy.session.ws_connect(address) as socket:
+            # Where it is comes first.
+            kinds = await _kinds(socket, "executing", prompt_id)
+            assert kinds == ["progress_state", "executing"]
+            await comfy.post("/interrupt", {"prompt_id": prompt_id})
+            kinds += await _kinds(socket, "execution_interrupted", prompt_id)
+            assert set(kinds) <= {"progress_state", "executing", "progress", kinds[-1]}
+        assert "execution_start" in await _kinds(other, "execution_interrupted", prompt_id)
+
+
+async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
+    graph = {"9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
+    status, told = await comfy.post("/prompt", {"prompt": graph})
+    assert status == 400
+    assert told["error"]["type"] == "prompt_outputs_failed_validation"
+    assert told["node_errors"]["9"]["errors"][0]["type"] == "required_input_missing"
+    assert told["code"]
+    assert told["request_id"]
+
+
+async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
+    chosen = str(uuid.uuid4())
+    graph = picture(next(_colors))
+    for _ in range(2):
+        status, told = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen})
+        assert (status, told["prompt_id"]) == (200, chosen)
+    assert (await comfy.finished(chosen))["status"]["completed"] is True
+    other = {"prompt": picture(next(_colors)), "prompt_id": chosen}
+    status, told = await comfy.post("/prompt", other)
+    assert (status, told["code"]) == (400, "prompt_id_taken")
+
+
+async def _put_out(comfy: Comfy, prompt_id: str) -> bool:
+    return bool((await comfy.finished(prompt_id))["outputs"])
+
+
+async def _runs(comfy: Comfy, prompt_id: str) -> bool:
+    return any(row[1] == prompt_id for row in (await comfy.get("/queue"))["queue_running"])
+
+
+async def _kinds(socket: aiohttp.ClientWebSocketResponse, last: str, prompt_id: str) -> list[str]:
+    """Of what is said about the prompt, up to ``last``."""
+    kinds: list[str] = []
+    while last not in kinds:
+        event = json.loads((await socket.receive(timeout=_PATIENCE)).data)
+        if event["data"].get("prompt_id") == prompt_id:
+            kinds.append(event["type"])
+    return kinds

@@ -1,0 +1,169 @@
+"""Two pools whose ComfyUIs have other nodes and other models: which graph goes where."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from moyin.render.comfyui.install import ComfyUI
+from tests.chaos.client import FINAL, StackClient
+from tests.chaos.graphs import picture, sleepy
+from tests.integration.comfy_api.test_native_api import Comfy
+from tests.integration.render.fixtures import write_transformers
+from tests.stack import RunningStack, farm_env
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(300)
+_UP_SECONDS = 120
+_PLAIN, _SPECIAL = "comfyui-default-0", "comfyui-special-0"
+_MODELS = {"default": "plain.safetensors", "special": "special.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A farm whose first pool has ComfyUI's nodes alone; the second has test nodes as well."""
+    folder = tmp_path_factory.mktemp("two-pools")
+    env = farm_env(comfyui, folder, cpus=0.1, gpus=0.5)
+    config = Path(env["MOYIN_SERVE_CONFIG"])
+    config.write_text(yaml.safe_dump(_with_second_pool(yaml.safe_load(config.read_text()), folder)))
+    for name, model in _MODELS.items():
+        write_transformers(folder / name / "diffusion_models", model)
+    with RunningStack(folder, env).living() as stack:
+        yield stack
+
+
+def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    apps = {app["name"]: app for app in config["applications"]}
+    apps["gateway"]["args"]["pools"] = list(_MODELS)
+    plain = apps["render-default"]
+    special = copy.deepcopy(plain) | {"name": "render-special"}
+    special["args"]["pool"] = "special"
+    plain["args"]["comfyui"]["custom_nodes"] = []
+    for app in (plain, special):
+        app["args"]["comfyui"]["models"] = str(folder / app["args"]["pool"])
+    # Nobody is asked for text.
+    kept = [apps[name] for name in ("gateway", "workers")]
+    return {**config, "applications": [*kept, plain, special]}
+
+
+@pytest.fixture
+async def farm(two_pools: RunningStack) -> AsyncIterator[Comfy]:
+    """A client of the farm, whichever of the pools are up."""
+    headers = {"authorization": f"Bearer {two_pools.api_key}"}
+    async with aiohttp.ClientSession(two_pools.url, headers=headers) as session:
+        yield Comfy(session)
+
+
+@pytest.fixture
+async def comfy(farm: Comfy) -> Comfy:
+    """A client of the farm, in which both pools are up."""
+    await eventually(lambda: _are_up(farm, *_MODELS), _UP_SECONDS)
+    return farm
+
+
+async def _are_up(farm: Comfy, *pools: str) -> bool:
+    """Return whether each of the pools lists its model, which no other pool has."""
+    async with farm.session.get("/models/diffusion_models") as response:
+        listed = await response.json() if response.status == 200 else []
+    return {_MODELS[pool] for pool in pools} <= set(listed)
+
+
+def _color() -> int:
+    return uuid.uuid4().int & 0xFFFFFF
+
+
+async def _rendered_by(comfy: Comfy, graph: dict[str, Any]) -> str:
+    prompt_id = await comfy.queue(graph)
+    assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
+    return await _renderer_of(comfy, prompt_id)
+
+
+async def _renderer_of(comfy: Comfy, prompt_id: str) -> str:
+    return str((await comfy.get(f"/jobs/{prompt_id}"))["outputs"][0]["backend"])
+
+
+async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: Comfy) -> None:
+    """Sent as soon as the second pool could render it, which is mostly before the first one."""
+    await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
+    graph, answers = picture(_color()), []
+
+    async def accepted() -> bool:
+        status, body = await farm.post("/prompt", {"prompt": graph})
+        assert status in (200, 503), body
+        answers.append(body)
+        return status == 200
+
+    # A pool that starts for very long is answered by 503, and the client tries again.
+    await eventually(accepted, _UP_SECONDS)
+    prompt_id = answers[-1]["prompt_id"]
+    assert (await farm.finished(prompt_id))["status"]["status_str"] == "success"
+    assert await _renderer_of(farm, prompt_id) == _PLAIN
+
+
+async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: Comfy) -> None:
+    graphs = [picture(_color()), sleepy(0.1, _color()), picture(_color())]
+    assert [await _rendered_by(comfy, graph) for graph in graphs] == [_PLAIN, _SPECIAL, _PLAIN]
+
+
+async def test_a_graph_goes_to_the_pool_that_has_its_models(comfy: Comfy) -> None:
+    assert await _rendered_by(comfy, _with_model(_MODELS["default"])) == _PLAIN
+    assert await _rendered_by(comfy, _with_model(_MODELS["special"])) == _SPECIAL
+
+
+async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
+    nodes = await comfy.get("/object_info")
+    assert {"EmptyImage", "TestSleep", "Where"} <= set(nodes)
+    [choices] = nodes["UNETLoader"]["input"]["required"]["unet_name"]
+    listed = await comfy.get("/models/diffusion_models")
+    assert sorted(choices) == sorted(listed) == sorted(_MODELS.values())
+    assert any("bad-nodes" in path for path in await comfy.get("/extensions"))
+
+
+async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:
+    unknown = {**picture(_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
+    status, told = await comfy.post("/prompt", {"prompt": unknown})
+    assert (status, told["error"]["type"]) == (400, "invalid_prompt")
+    assert "NoSuchNode" in told["error"]["message"]
+    assert told["node_errors"] == {}
+    alone = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
+    status, told = await comfy.post("/prompt", {"prompt": alone})
+    assert (status, told["error"]["type"]) == (400, "prompt_outputs_failed_validation")
+    [error] = told["node_errors"]["3"]["errors"]
+    assert (error["type"], error["extra_info"]["received_value"]) == (
+        "value_not_in_list", "nobodys.safetensors",
+    )  # fmt: skip
+
+
+async def test_nodes_of_the_one_and_models_of_the_other_are_refused_for_what_lacks(
+    comfy: Comfy,
+) -> None:
+    """No pool has both: the one that has the nodes says which models it has."""
+    graph = _with_model(_MODELS["default"])
+    graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
+    status, told = await comfy.post("/prompt", {"prompt": graph})
+    assert status == 200, "its other output can be made"
+    [error] = told["node_errors"]["3"]["errors"]
+    assert error["type"] == "value_not_in_list"
+
+
+def _with_model(name: str) -> dict[str, Any]:
+    """A picture, and what node 3 loads."""
+    graph = picture(_color())
+    inputs = {"unet_name": name, "weight_dtype": "default"}
+    graph["3"] = {"class_type": "UNETLoader", "inputs": inputs}
+    graph["4"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
+    return graph
+
+
+def test_jobs_name_their_pool(two_pools: RunningStack) -> None:
+    client = StackClient(two_pools.url, two_pools.api_key)
+    asked = {"kind": "render", "workflow": sleepy(0.1, _color()), "pool": "special"}
+    job = client.wait(client.submit(asked), FINAL, _UP_SECONDS)
+    assert job["outputs"][0]["backend"] == _SPECIAL

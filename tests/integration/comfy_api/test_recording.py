@@ -1,0 +1,280 @@
+"""One ComfyUI and the farm, told the same: what they answer differs in ids, moments and places."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from moyin.render.comfyui.install import ComfyUI
+from tests.chaos.client import StackClient
+from tests.chaos.graphs import picture
+from tests.integration.comfy_api.recording import Recorder, Scene
+from tests.integration.render.fixtures import TEST_NODES
+from tests.integration.servers import free_port
+from tests.nodes import write_nodes
+from tests.stack import RunningStack
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(480)]
+_UP_SECONDS = 120
+_SHIPPED = "custom_nodes/websocket_image_save.py"
+_UPLOAD = f"red {uuid.uuid4().hex[:8]}.png"
+_WORKFLOW = {"extra_pnginfo": {"workflow": {"id": "w", "nodes": [1, 2]}, "note": "ä"}}
+Graph = dict[str, Any]
+Told = Mapping[str, Any]
+
+
+def _png(*color: int) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGBA"[: len(color)], (6, 4), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+_RED, _GREEN, _MASK = _png(255, 0, 0), _png(0, 255, 0), _png(0, 0, 0, 90)
+
+
+def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def _empty(color: int, **inputs: int) -> dict[str, Any]:
+    return _node("EmptyImage", **{"width": 8, "height": 8, "batch_size": 1, **inputs}, color=color)
+
+
+def _save(node: str, prefix: str = "p") -> dict[str, Any]:
+    return _node("SaveImage", images=[node, 0], filename_prefix=prefix)
+
+
+# What one of them leaves in ComfyUI's cache, the next may find there: their order is the story.
+_PLAIN: Graph = {"1": _empty(0x710001), "2": _save("1", "sub/p")}
+_SCALED: Graph = {
+    "1": _empty(0x710002),
+    "2": _node(
+        "ImageScale",
+        image=["1", 0],
+        upscale_method="bilinear",
+        width=16,
+        height=12,
+        crop="disabled",
+    ),
+    "3": _node("PreviewImage", images=["2", 0]),
+}
+_BATCH: Graph = {
+    "10": _empty(0x710003),
+    "9": _empty(0x710004),
+    "3": _node("ImageBatch", image1=["10", 0], image2=["9", 0]),
+    "4": _save("3"),
+}
+_LOADED: Graph = {
+    "1": _node("LoadImage", image=_UPLOAD),
+    "2": _node("ImageInvert", image=["1", 0]),
+    "3": _save("2"),
+}
+_TWO: Graph = {
+    "1": _empty(0x710005),
+    "2": _node("ImageInvert", image=["1", 0]),
+    "3": _save("1"),
+    "4": _node("PreviewImage", images=["2", 0]),
+}
+_STEPS: Graph = {
+    "1": _empty(0x710006, batch_size=3),
+    "2": _node("TestAsyncBatchProcessing", images=["1", 0], process_time_per_item=0.01),
+    "3": _save("2"),
+}
+_SOCKET: Graph = {
+    "1": _empty(0x710007, batch_size=2),
+    "2": _node("SaveImageWebsocket", images=["1", 0]),
+}
+# Nodes that make other nodes: twice round the loop.
+_GROWING: Graph = {
+    "1": _empty(0x71000B),
+    "2": _node("TestForLoopOpen", remaining=2, initial_value1=["1", 0]),
+    "3": _node("ImageInvert", image=["2", 2]),
+    "4": _node("TestForLoopClose", flow_control=["2", 0], initial_value1=["3", 0]),
+    "5": _save("4"),
+}
+# Of the two images, only the first is ever made.
+_LAZY: Graph = {
+    "1": _empty(0x71000C),
+    "2": _empty(0x71000D),
+    "3": _node("SolidMask", value=0.0, width=8, height=8),
+    "4": _node("TestLazyMixImages", image1=["1", 0], image2=["2", 0], mask=["3", 0]),
+    "5": _save("4"),
+}
+_FAILING: Graph = {
+    "1": _empty(0x710008),
+    "2": _node("TestSyncError", value=["1", 0]),
+    "3": _save("2"),
+}
+_HALF: Graph = {
+    "1": _empty(0x710009),
+    "2": _save("1"),
+    "3": _node("SaveImage", filename_prefix="q"),
+}
+_WRONG: Graph = {
+    "1": _empty(1, width=-1),
+    "2": _node(
+        "ImageScale", image=["1", 0], upscale_method="none", width=4, height=4, crop="disabled"
+    ),
+    "3": _save("2"),
+}
+_SLOW: Graph = {
+    "1": _empty(0x71000A),
+    "2": _node("TestSleep", value=["1", 0], seconds=600.0),
+    "3": _save("2"),
+}
+_TEXT: Graph = {"7": _node("PreviewAny", source="two\nlines")}
+
+SCENES = [
+    Scene(name="a picture", graphs=[_PLAIN], asked={"extra_data": _WORKFLOW}),
+    Scene(name="the same again", graphs=[_PLAIN, _PLAIN], asked={"extra_data": _WORKFLOW}),
+    Scene(name="a preview", graphs=[_SCALED]),
+    Scene(name="a batch", graphs=[_BATCH]),
+    Scene(name="an upload", graphs=[_LOADED]),
+    Scene(name="two outputs", graphs=[_TWO]),
+    Scene(name="one of two", graphs=[_TWO], asked={"partial_execution_targets": ["4"]}),
+    Scene(name="text", graphs=[_TEXT]),
+    Scene(name="steps", graphs=[_STEPS]),
+    Scene(name="pictures on the socket", graphs=[_SOCKET]),
+    Scene(name="pictures with metadata", graphs=[_SOCKET], features=True),
+    Scene(name="a graph that grows", graphs=[_GROWING]),
+    Scene(name="a lazy graph", graphs=[_LAZY]),
+    Scene(name="a failure", graphs=[_FAILING]),
+    Scene(name="partly refused", graphs=[_HALF]),
+    Scene(name="refused", graphs=[{"3": _HALF["3"]}]),
+    Scene(name="wrong values", graphs=[_WRONG]),
+    Scene(name="an unknown node", graphs=[{"1": _node("NoSuchNode")}]),
+    Scene(name="no outputs", graphs=[{"1": _empty(1)}]),
+    Scene(name="interrupted", graphs=[_SLOW, _PLAIN], interrupted=True),
+]
+_UNKNOWN = str(uuid.UUID(int=0))
+# Before any prompt, and after all of them.
+BEFORE: list[tuple[str, str, Any]] = [
+    ("GET", "/prompt", None),
+    ("GET", "/api/queue", None),
+    ("GET", "/history", None),
+    ("GET", f"/history/{_UNKNOWN}", None),
+    ("GET", "/object_info/EmptyImage", None),
+    ("GET", "/object_info/NoSuchNode", None),
+    ("GET", "/embeddings", None),
+    ("GET", "/models", None),
+    ("GET", "/models/upscale_models", None),
+    ("GET", "/models/no_such_folder", None),
+    ("GET", "/extensions", None),
+    ("GET", f"/view?filename={_UNKNOWN}.png", None),
+    ("GET", "/view?filename=..%2Fx.png", None),
+    ("GET", "/view", None),
+    ("POST", "/prompt", {}),
+    ("POST", "/interrupt", {"prompt_id": _UNKNOWN}),
+    ("POST", "/queue", {"delete": [_UNKNOWN]}),
+    ("POST", "/history", {"delete": [_UNKNOWN]}),
+    ("POST", "/free", {"unload_models": False}),
+]
+AFTER: list[tuple[str, str, Any]] = [
+    ("GET", "/object_info/LoadImage", None),
+    ("POST", "/queue", {"clear": True}),
+    ("GET", "/queue", None),
+    ("GET", "/prompt", None),
+    ("POST", "/history", {"clear": True}),
+    ("GET", "/history", None),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def plain(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A ComfyUI as anybody would start it, nothing of ours in it; its address."""
+    folder = tmp_path_factory.mktemp("plain")
+    folder.joinpath("custom_nodes").mkdir()
+    # Those of the farm (`tests.stack`).
+    packages = [comfyui.home / TEST_NODES, write_nodes(folder), comfyui.home / _SHIPPED]
+    for package in packages:
+        folder.joinpath("custom_nodes", package.name).symlink_to(package)
+    port = free_port()
+    command = [
+        str(comfyui.python), str(comfyui.home / "main.py"), "--cpu",
+        *("--listen", "127.0.0.1", "--port", str(port)),
+        *("--base-directory", str(folder), "--database-url", f"sqlite:///{folder}/db"),
+        *("--disable-auto-launch", "--disable-api-nodes", "--preview-method", "auto"),
+        *("--disable-all-custom-nodes", "--whitelist-custom-nodes", *(p.name for p in packages)),
+    ]  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with folder.joinpath("log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession(url) as session:
+            await eventually(lambda: _answers(session), _UP_SECONDS)
+        yield url
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def _answers(session: aiohttp.ClientSession) -> bool:
+    try:
+        async with session.get("/prompt") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def told(plain: str, gateway: RunningStack) -> tuple[Told, Told]:
+    """What the one and the other tell, by scene."""
+    # Graphs are validated where an actor is up.
+    first = StackClient(gateway.url, gateway.api_key)
+    job = await asyncio.to_thread(
+        first.submit, {"kind": "render", "workflow": picture(uuid.uuid4().int & 0xFFFFFF)}
+    )
+    await asyncio.to_thread(first.wait, job, {"succeeded"}, _UP_SECONDS)
+    # A tenant without a history.
+    made = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
+    [key] = [word for word in made.stdout.split() if word.startswith("moyin_")]
+    one, other = await asyncio.gather(_recorded(plain), _recorded(gateway.url, key))
+    return one, other
+
+
+async def _recorded(url: str, key: str | None = None) -> Told:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(url, headers=headers) as session:
+        recorder = Recorder(session, {_UPLOAD: _RED})
+        told: dict[str, Any] = {"before": [await recorder.ask(*asked) for asked in BEFORE]}
+        told["uploads"] = await _uploads(recorder)
+        for scene in SCENES:
+            told[scene.name] = await recorder.play(scene)
+        told["after"] = [await recorder.ask(*asked) for asked in AFTER]
+    return told
+
+
+async def _uploads(recorder: Recorder) -> list[Any]:
+    told = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
+    mask, original = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
+    told.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
+    for asked in (
+        {"filename": _UPLOAD, "type": "input"},
+        {"filename": f"{_UPLOAD} [input]"},
+        {"filename": mask, "type": "input"},
+        {"filename": mask, "type": "input", "channel": "a"},
+        {"filename": mask, "type": "input", "channel": "rgb"},
+        {"filename": mask, "type": "input", "preview": "webp;100"},
+        {"filename": _UPLOAD, "type": "input", "preview": "jpeg"},
+        {"filename": f"no {_UPLOAD}", "type": "input"},
+    ):
+        told.append(await recorder.view(**asked))
+    return told
+
+
+@pytest.mark.parametrize("name", ["before", "uploads", *(s.name for s in SCENES), "after"])
+async def test_the_farm_tells_what_one_comfyui_tells(told: tuple[Told, Told], name: str) -> None:
+    one, other = told
+    assert other[name] == one[name]

@@ -1,0 +1,141 @@
+"""Signing a browser in at ``/comfy/``, in front of a real gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from moyin.store.keys import KeyStore
+from tests.integration.gateway.fixtures import Farm
+
+FORM = {"accept": "text/html"}
+
+
+@pytest.fixture
+async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
+    """Keeps cookies, and follows no redirect by itself."""
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
+        yield session
+
+
+async def signed_in(browser: aiohttp.ClientSession, key: str) -> None:
+    async with browser.post("/comfy/session", json={"key": key}) as response:
+        assert response.status == 200, await response.text()
+
+
+async def test_a_form_signs_in_and_out(farm: Farm, browser: aiohttp.ClientSession) -> None:
+    async with browser.get("/comfy", allow_redirects=False) as response:
+        assert (response.status, response.headers["location"]) == (307, "/comfy/")
+    async with browser.get("/comfy/", headers=FORM) as response:
+        page = await response.text()
+        assert response.status == 401
+        assert '<form method="post" action="/comfy/session">' in page
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert response.headers["referrer-policy"] == "no-referrer"
+    form = {"key": f" {farm.key} "}
+    async with browser.post("/comfy/session", data=form, allow_redirects=False) as response:
+        assert (response.status, response.headers["location"]) == (303, "/comfy/")
+        cookie = response.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Path=/comfy/" in cookie
+    async with browser.get("/comfy/session") as response:
+        assert await response.json() == {"owner": "ann", "user": None}
+    async with browser.get("/comfy/session", headers=FORM) as response:
+        assert "Sign out" in await response.text()
+    async with browser.post("/comfy/session/end", allow_redirects=False) as response:
+        assert (response.status, response.headers["location"]) == (303, "/comfy/")
+    async with browser.get("/comfy/session") as response:
+        assert (response.status, (await response.json())["code"]) == (401, "invalid_api_key")
+
+
+async def test_the_page_shows_that_a_key_is_wrong(
+    farm: Farm, browser: aiohttp.ClientSession
+) -> None:
+    async with browser.post("/comfy/session", data={"key": "<moyin_x>"}) as response:
+        assert response.status == 401
+        assert "The API key is not valid." in await response.text()
+        assert "set-cookie" not in response.headers
+    async with browser.post("/comfy/session", data={}) as response:
+        assert (response.status, 'role="alert"' in await response.text()) == (400, True)
+    async with browser.post("/comfy/session", json={"kee": "x"}) as response:
+        assert (response.status, (await response.json())["code"]) == (400, "invalid_request")
+    async with browser.post("/comfy/session", data=b"k" * 20_000) as response:
+        assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
+
+
+async def test_the_cookie_opens_what_the_page_asks_for_and_nothing_else(
+    farm: Farm, browser: aiohttp.ClientSession
+) -> None:
+    async with browser.get("/comfy/api/queue") as response:
+        assert response.status == 401
+    await signed_in(browser, farm.key)
+    async with browser.get("/comfy/api/nothing-there") as response:
+        assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
+    [cookie] = [f"moyin_session={one.value}" for one in browser.cookie_jar]
+    for path in ("/jobs", "/api/queue", "/queue", "/docs/x", "/comfyx"):
+        async with (
+            aiohttp.ClientSession(farm.url) as other,
+            other.get(path, headers={"cookie": cookie}) as response,
+        ):
+            assert response.status == 401, path
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"origin": "http://evil.example"}, {"sec-fetch-site": "same-site"}],
+    ids=["silent", "origin", "site"],
+)
+async def test_another_sites_page_can_do_nothing_by_cookie(
+    farm: Farm, browser: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
+    await signed_in(browser, farm.key)
+    for method in ("POST", "PUT", "DELETE"):
+        async with browser.request(method, "/comfy/api/x", headers=headers) as response:
+            told = (response.status, (await response.json())["code"])
+            assert told == (403, "cross_site_request")
+    async with browser.ws_connect("/comfy/ws", headers=headers) as socket:
+        message = await socket.receive(10)
+        assert message.type is aiohttp.WSMsgType.CLOSE
+        assert (message.data, (message.extra or "")[:18]) == (1008, "cross_site_request")
+    if headers:
+        for path in ("/comfy/session", "/comfy/session/end"):
+            async with browser.post(path, json={"key": farm.key}, headers=headers) as response:
+                assert response.status == 403
+    async with browser.post("/comfy/api/x", headers={"origin": farm.url}) as response:
+        assert response.status == 404
+
+
+async def test_a_key_in_the_query_opens_comfyuis_routes_only(farm: Farm) -> None:
+    async with aiohttp.ClientSession(farm.url) as session:
+        for path in ("/api/internal/nothing", "/comfy/api/i18n/nothing", "/internal/nothing"):
+            for name in ("key", "token", "api_key"):
+                async with session.get(path, params={name: farm.key}) as response:
+                    assert response.status == 404, (path, name)
+        for path in ("/jobs", "/artifacts/x", "/comfy/api/jobsx"):
+            async with session.get(path, params={"key": farm.key}) as response:
+                assert response.status == 401, path
+
+
+async def test_a_revoked_key_does_not_sign_in(farm: Farm, browser: aiohttp.ClientSession) -> None:
+    keys = KeyStore(farm.database)
+    key_id, key = await keys.create("ann", "short")
+    await keys.revoke(key_id)
+    async with browser.post("/comfy/session", json={"key": key}) as response:
+        assert response.status == 401
+
+
+async def test_the_root_is_the_page_for_browsers_and_a_sign_of_life_for_ollama(
+    browser: aiohttp.ClientSession,
+) -> None:
+    for headers in ({"accept": "text/html"}, {"accept": "*/*"}):
+        async with browser.get("/?x=1", headers=headers, allow_redirects=False) as response:
+            assert (response.status, response.headers["location"]) == (307, "/comfy/?x=1")
+    program = {"user-agent": "ollama/0.17.4 (amd64 linux) Go/go1.24"}
+    async with browser.get("/", headers=program) as response:
+        assert (response.status, await response.text()) == (200, "Ollama is running")
+    async with browser.head("/", headers=program) as response:
+        assert response.status == 200
+    async with browser.get("/health") as response:
+        assert (response.status, await response.json()) == (200, {"status": "ok"})

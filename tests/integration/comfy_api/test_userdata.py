@@ -1,0 +1,117 @@
+"""ComfyUI's files and settings, per person, through a real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from moyin.domain.account import UserKind
+from moyin.store.keys import KeyStore
+from moyin.store.users import UserStore
+from tests.integration.gateway.fixtures import Farm
+
+
+async def asked(
+    client: aiohttp.ClientSession, method: str, path: str, **more: Any
+) -> tuple[int, Any]:
+    async with client.request(method, path, **more) as response:
+        text = await response.text()
+        if response.content_type.endswith("json") and text:
+            return response.status, await response.json(content_type=None)
+        return response.status, text
+
+
+@pytest.mark.parametrize("base", ["", "/api", "/comfy/api"])
+async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
+    def call(method: str, path: str, **more: Any) -> Any:
+        return asked(farm.client, method, base + path, **more)
+
+    name = "/userdata/workflows%2Fa%20b.json"
+    assert await call("POST", f"{name}?overwrite=false", data=b'{"a": 1}') == (
+        200, "workflows/a b.json",
+    )  # fmt: skip
+    assert (await call("POST", f"{name}?overwrite=false", data=b"x"))[0] == 409
+    status, info = await call("POST", f"{name}?overwrite=true&full_info=true", data=b'{"a": 2}')
+    assert (status, info["path"], info["size"]) == (200, "workflows/a b.json", 8)
+    assert info["modified"] >= info["created"] > 1_700_000_000
+    assert await call("GET", name) == (200, {"a": 2})
+    assert await call("GET", "/userdata?dir=workflows&recurse=true&split=false&full_info=true") == (
+        200, [{**info, "path": "a b.json"}],
+    )  # fmt: skip
+    assert await call("GET", "/userdata?dir=workflows%2F") == (200, ["a b.json"])
+    assert (await call("GET", "/userdata?dir=nowhere"))[0] == 404
+    assert (await call("GET", "/userdata"))[0] == 400
+    to = "/move/workflows%2Fsub%2Fc.json"
+    assert await call("POST", f"{name}{to}?overwrite=false") == (200, "workflows/sub/c.json")
+    assert (await call("GET", name))[0] == 404
+    assert (await call("POST", f"{name}{to}"))[0] == 404
+    listed = (await call("GET", "/v2/userdata?path=workflows"))[1]
+    assert [one["path"] for one in listed] == ["workflows/sub", "workflows/sub/c.json"]
+    assert await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json") == (204, "")
+    assert (await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json"))[0] == 404
+    assert await call("GET", "/v2/userdata") == (200, [])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "..%2Fx", "%2e%2e%2Fx", "a%2F..%2F..%2Fx", "%2Fetc%2Fpasswd", "..%255Cx", "a%5Cb",
+        "a/move/..%2Fb", "..%2Fa/move/b",
+    ],
+)  # fmt: skip
+async def test_no_path_leads_out(farm: Farm, path: str) -> None:
+    url = URL(f"{farm.url}/api/userdata/{path}", encoded=True)
+    async with farm.client.post(url, data=b"x") as response:
+        assert (response.status, (await response.json())["code"]) == (403, "path_refused")
+    for query in ("/userdata?dir=../x", "/v2/userdata?path=../x", "/userdata?dir=%252e%252e"):
+        assert (await asked(farm.client, "GET", query))[0] == 403
+    assert await asked(farm.client, "GET", "/v2/userdata") == (200, [])
+
+
+async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> None:
+    users, keys = UserStore(farm.database), KeyStore(farm.database)
+    person = await users.create(UserKind.PLAYER, email="a@example.com", name="a")
+    own = (await keys.create("ann", "hers", user=person.id))[1]
+    async with farm.session(own) as hers:
+        callers = {"ann": farm.client, "bob": farm.other, "person": hers}
+        for name, client in callers.items():
+            assert await asked(client, "GET", "/settings") == (200, {})
+            assert await asked(client, "POST", "/userdata/a.json", data=name) == (200, "a.json")
+            await asked(client, "POST", "/settings/who", json=name)
+        for name, client in callers.items():
+            async with client.get("/userdata/a.json") as response:
+                assert await response.text() == name
+            assert await asked(client, "GET", "/settings") == (200, {"who": name})
+
+
+async def test_settings_are_merged_also_when_they_come_at_once(farm: Farm) -> None:
+    assert await asked(farm.client, "GET", "/api/settings/Comfy.X") == (200, None)
+    assert await asked(farm.client, "POST", "/api/settings", json={"a": 1, "b": [2]}) == (200, "")
+    await asyncio.gather(
+        *(asked(farm.client, "POST", f"/api/settings/Comfy.{n}", json=n) for n in range(10))
+    )
+    known = (await asked(farm.client, "GET", "/api/settings"))[1]
+    assert known == {"a": 1, "b": [2], **{f"Comfy.{n}": n for n in range(10)}}
+    assert await asked(farm.client, "GET", "/api/settings/b") == (200, [2])
+    assert (await asked(farm.client, "POST", "/api/settings", json=[1]))[0] == 400
+    deep = b"[" * 100_000
+    for path in ("/api/settings", "/api/settings/Comfy.X"):
+        status, told = await asked(farm.client, "POST", path, data=deep)
+        assert (status, told["code"]) == (400, "invalid_json")
+    # They are a file like any other, which may be anything.
+    for content in (b"junk", deep):
+        await asked(farm.client, "POST", "/userdata/comfy.settings.json", data=content)
+        assert await asked(farm.client, "GET", "/api/settings") == (200, {})
+
+
+async def test_a_shelf_has_an_end_and_a_file_is_no_page(farm: Farm) -> None:
+    status, told = await asked(farm.client, "POST", "/userdata/a", data=b"x" * 200_000)
+    assert (status, told["code"]) == (413, "no_room_left")
+    await asked(farm.client, "POST", "/userdata/a.html", data=b"<script>alert(1)</script>")
+    async with farm.client.get("/userdata/a.html") as response:
+        assert response.content_type == "application/octet-stream"
+        assert response.headers["content-security-policy"].startswith("sandbox")

@@ -1,0 +1,292 @@
+"""The Comfy API v2 at a real gateway, byte by byte. With its SDK: tests/acceptance."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from blake3 import blake3
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import EventType, JobStatus, Progress, StepResult
+from moyin.domain.limits import Limit
+from moyin.errors import InvalidGraph
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.limits import LimitStore
+from tests.integration.gateway.fixtures import Farm
+
+JOBS, ASSETS = "/api/v2/jobs", "/api/v2/assets"
+GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"text": "${steps.0.text}"}}}
+PNG = b"\x89PNG\r\n\x1a\n a picture"
+HASH = f"blake3:{blake3(PNG).hexdigest()}"
+
+
+async def ask(
+    client: aiohttp.ClientSession, method: str, path: str, *, expected: int = 200, **options: Any
+) -> Any:
+    async with client.request(method, path, **options) as response:
+        text = await response.text()
+        assert response.status == expected, text
+        assert not text or response.content_type == "application/json"
+        return json.loads(text) if text else None
+
+
+async def code(client: aiohttp.ClientSession, method: str, path: str, **options: Any) -> Any:
+    async with client.request(method, path, **options) as response:
+        return response.status, (await response.json())["error"]["code"]
+
+
+def form(**fields: str) -> aiohttp.FormData:
+    sent = aiohttp.FormData(quote_fields=False)
+    for name, value in fields.items():
+        sent.add_field(name, value)
+    sent.add_field("file", PNG, filename="sent.png", content_type="application/octet-stream")
+    return sent
+
+
+async def upload(farm: Farm, **fields: str) -> Any:
+    fields = {"content_type": "image/png", "file_path": "dir/cat.png", **fields}
+    async with farm.client.post(ASSETS, data=form(**fields)) as response:
+        assert response.status in (200, 201), await response.text()
+        return await response.json()
+
+
+async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, Any]]:
+    async with client.get(path) as response:
+        assert response.content_type == "text/event-stream"
+        text = await response.text()
+    found = []
+    for frame in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in frame.splitlines() if line[0] != ":")
+        if fields:
+            found.append((fields["event"], json.loads(fields["data"])))
+    return found
+
+
+async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artifact:
+    """Play the worker: progress, a picture, the end. ``told_late``: no event before the end."""
+    artifact = Artifact(
+        id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
+        size=len(PNG), sha256=await farm.blobs.put(PNG),
+    )  # fmt: skip
+    body = {"outputs": {"9": {"images": [f"artifact:{artifact.id}"]}}}
+    output = await farm.blobs.put(json.dumps({"body": body}).encode())
+    await farm.jobs.start(job_id, 1)
+    await farm.jobs.record_progress(job_id, 1, Progress(value=1, max=2))
+    result = StepResult(index=0, output=output, artifacts=(artifact,))
+    if told_late:
+        await farm.jobs.record_step(job_id, 1, result)
+        await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
+    await farm.events.publish(job_id, EventType.PROGRESS, {"value": 1, "max": 2, "step": 0})
+    if not told_late:
+        await farm.jobs.record_step(job_id, 1, result)
+    await farm.events.publish(job_id, EventType.STEP, {"step": 0, "artifacts": [], "attempt": 1})
+    if not told_late:
+        await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
+    await farm.events.publish(job_id, EventType.SUCCEEDED, {"attempt": 1})
+    return artifact
+
+
+async def test_a_job_is_the_same_everywhere(farm: Farm) -> None:
+    body = {"workflow": GRAPH, "metadata": {"client": "acme"}}
+    job = await ask(farm.client, "POST", JOBS, json=body, expected=201)
+    assert (job["status"], job["progress"], job["outputs"]) == ("queued", None, [])
+    assert job["urls"]["self"] == f"{JOBS}/{job['id']}"
+    plain = await farm.show(job["id"])
+    assert (plain["kind"], plain["metadata"]) == ("render", {"client": "acme"})
+    told = await ask(farm.client, "GET", f"{JOBS}/{job['id']}/workflow")
+    assert told == {"workflow": GRAPH, "format": "api"}
+    for path in ("", "/workflow", "/events"):
+        told = await code(farm.other, "GET", f"{JOBS}/{job['id']}{path}")
+        assert told == (404, "not_found")
+    assert await code(farm.other, "POST", f"{JOBS}/{job['id']}/cancel") == (404, "not_found")
+    chat = {"kind": "http", "request": {"path": "/svc/x"}}
+    http = await farm.submit(chat)
+    assert await code(farm.client, "GET", f"{JOBS}/{http['id']}") == (404, "not_found")
+
+
+async def test_a_key_works_once(farm: Farm) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    job = await ask(
+        farm.client, "POST", JOBS, json={"workflow": GRAPH}, headers=headers, expected=201
+    )
+    for body in ({"workflow": GRAPH}, {"workflow": {"1": {"class_type": "Other"}}}):
+        async with farm.client.post(JOBS, json=body, headers=headers) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (422, "idempotency_key_reuse")
+        assert error["details"]["code"] == "idempotency_key_reused"
+    assert error["details"].get("job_id") in (None, job["id"])
+    # A submission that made no job leaves its key free.
+    headers = {"Idempotency-Key": "k2"}
+    bad: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
+    told = await code(farm.client, "POST", JOBS, json=bad, headers=headers)
+    assert told == (422, "workflow_format_ui")
+    body = {"workflow": GRAPH}
+    await ask(farm.client, "POST", JOBS, json=body, headers=headers, expected=201)
+
+
+async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
+    ids = []
+    for index in range(3):
+        metadata = {"client": "acme" if index else "other", "run no": str(index)}
+        body = {"workflow": GRAPH, "metadata": metadata}
+        ids.append((await ask(farm.client, "POST", JOBS, json=body, expected=201))["id"])
+    await farm.submit({"kind": "http", "request": {"path": "/svc/x"}})
+    first = await ask(farm.client, "GET", f"{JOBS}?limit=2")
+    assert [job["id"] for job in first["jobs"]] == [ids[2], ids[1]]
+    rest = await ask(farm.client, "GET", f"{JOBS}?limit=2&cursor={first['next_cursor']}")
+    assert ([job["id"] for job in rest["jobs"]], rest["next_cursor"]) == ([ids[0]], None)
+    labelled = await ask(farm.client, "GET", JOBS, params={"metadata[client]": "acme"})
+    assert [job["id"] for job in labelled["jobs"]] == [ids[2], ids[1]]
+    query = {"metadata[client]": "acme", "metadata[run no]": "1"}
+    labelled = await ask(farm.client, "GET", JOBS, params=query)
+    assert [job["id"] for job in labelled["jobs"]] == [ids[1]]
+    assert (await ask(farm.other, "GET", JOBS))["jobs"] == []
+    assert await code(farm.client, "GET", f"{JOBS}?cursor=x") == (400, "invalid_cursor")
+    query = {'metadata[a"]': "x"}
+    told = await code(farm.client, "GET", JOBS, params=query)
+    assert told == (400, "invalid_metadata_filter")
+
+
+async def test_events_tell_where_it_stands_and_then_what_is_new(farm: Farm) -> None:
+    job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+    path = f"{JOBS}/{job['id']}/events"
+    async with farm.client.get(path) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert await response.content.readline() == b"event: status\n"
+        artifact = await finished(farm, job["id"])
+        rest = (await response.text()).split("\n\n")
+    names = [line for frame in rest for line in frame.splitlines() if line.startswith("event: ")]
+    assert names[-2:] == ["event: output", "event: status"]
+    assert "event: progress" in names
+    assert names.count("event: output") == 1
+    # Whoever comes late gets the files and the end, and nothing of what was.
+    late = await frames(farm.client, path)
+    assert [name for name, _ in late] == ["output", "status"]
+    assert late[-1][1]["status"] == "succeeded"
+    told = await ask(farm.client, "GET", f"{JOBS}/{job['id']}")
+    [output] = told["outputs"]
+    # The same object, but for the moment at which it is told.
+    late[0][1].pop("url_expires_at"), output.pop("url_expires_at")
+    assert late[0][1] == output
+    assert (output["node_id"], output["type"], output["id"]) == ("9", "image", artifact.id)
+    assert output["url"] == f"{farm.url}{ASSETS}/{artifact.id}/content"
+    async with farm.client.get(output["url"], headers={"Range": "bytes=0-3"}) as response:
+        assert (response.status, await response.read()) == (206, PNG[:4])
+    asset = await ask(farm.client, "GET", f"{ASSETS}/{artifact.id}")
+    assert (asset["job_id"], asset["hash"]) == (job["id"], None)
+    told = await code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
+    assert told == (409, "asset_in_use")
+
+
+async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
+    job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+    async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
+        assert await response.content.readline() == b"event: status\n"
+        await finished(farm, job["id"], told_late=True)
+        rest = (await response.text()).splitlines()
+    names = [line for line in rest if line.startswith("event: ")]
+    assert names == ["event: progress", "event: output", "event: status"]
+
+
+async def test_cancelling_a_finished_job_is_harmless(farm: Farm) -> None:
+    job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+    await finished(farm, job["id"])
+    told = await ask(farm.client, "POST", f"{JOBS}/{job['id']}/cancel")
+    assert told["status"] == "succeeded"
+
+
+async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> None:
+    by_hash = f"{ASSETS}/by-hash/{HASH}"
+    assert (await farm.client.head(by_hash)).status == 404
+    asset = await upload(farm, expected_hash=HASH)
+    assert (asset["hash"], asset["created_new"], asset["size_bytes"]) == (HASH, True, len(PNG))
+    assert (asset["file_path"], asset["content_type"]) == ("cat.png", "image/png")
+    assert (await farm.client.head(by_hash)).status == 200
+    assert (await farm.other.head(by_hash)).status == 404, "others have no part in it"
+    assert (await farm.client.head(f"{ASSETS}/by-hash/nonsense")).status == 404
+    assert (await upload(farm))["created_new"] is False
+    body = {"hash": HASH, "file_path": "again.png", "tags": ["input"]}
+    again = await ask(farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected=201)
+    assert (again["file_path"], again["hash"], again["created_new"]) == ("again.png", HASH, False)
+    assert again["id"] != asset["id"]
+    told = await code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
+    assert told == (404, "blob_not_found")
+    for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+        told = await code(farm.other, method, f"{ASSETS}/{asset['id']}{path}")
+        assert told == (404, "not_found")
+
+
+async def test_other_bytes_than_were_meant_are_refused(farm: Farm) -> None:
+    data = form(expected_hash=f"blake3:{'0' * 64}")
+    assert await code(farm.client, "POST", ASSETS, data=data) == (409, "hash_mismatch")
+    assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
+
+
+async def test_an_uploads_key_works_once(farm: Farm) -> None:
+    headers = {"Idempotency-Key": "u1"}
+    async with farm.client.post(ASSETS, data=form(), headers=headers) as response:
+        asset = await response.json()
+        assert response.status == 201
+    await farm.client.delete(f"{ASSETS}/{asset['id']}")
+    for path in (ASSETS, "/artifacts"):
+        async with farm.client.post(path, data=form(), headers=headers) as response:
+            assert response.status == 422, await response.text()
+
+
+async def test_a_deleted_upload_is_gone_but_for_the_jobs_that_have_it(farm: Farm) -> None:
+    asset = await upload(farm)
+    reference = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
+    await ask(farm.client, "POST", JOBS, json={"workflow": graph}, expected=201)
+    await ask(farm.client, "DELETE", f"{ASSETS}/{asset['id']}", expected=204)
+    for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+        told = await code(farm.client, method, f"{ASSETS}/{asset['id']}{path}")
+        assert told == (404, "not_found")
+    assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
+    told = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    assert told == (422, "missing_asset")
+    kept = await ArtifactStore(farm.database).get_even_if_deleted("ann", asset["id"])
+    assert await farm.blobs.get(kept.sha256) == PNG
+
+
+@pytest.mark.parametrize("info", [{"id": "art_" + "0" * 32}, {}, None])
+async def test_an_asset_that_is_not_there(farm: Farm, info: Any) -> None:
+    reference = {"__type": "core/ASSET", "info": info}
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
+    told = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    assert told == (422, "missing_asset")
+
+
+async def test_comfyuis_verdict(farm: Farm) -> None:
+    found = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
+    verdict = {"error": {}, "node_errors": {"1": {"errors": [found]}}}
+
+    async def validate(pool: str, graph: Any) -> None:
+        assert graph == GRAPH, "what looks like a reference is a text"
+        raise InvalidGraph("no", details=verdict)
+
+    farm.validator.validate = validate
+    async with farm.client.post(JOBS, json={"workflow": GRAPH}) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (422, "invalid_workflow")
+    told = {"field": "x", "reason": "value_not_in_list", "message": "no"}
+    assert error["details"]["node_errors"] == {"1": [told]}
+
+
+async def test_a_full_queue_says_when_to_come_again(farm: Farm) -> None:
+    await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=1))
+    async with farm.session(farm.key) as client:
+        await ask(client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+        async with client.post(JOBS, json={"workflow": GRAPH}) as response:
+            error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (429, "queue_full")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_without_a_key_and_without_a_route(farm: Farm) -> None:
+    async with aiohttp.ClientSession(farm.url) as stranger:
+        assert await code(stranger, "GET", JOBS) == (401, "unauthorized")
+    assert await code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")

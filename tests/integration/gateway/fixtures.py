@@ -1,0 +1,410 @@
+"""Real servers and a gateway in the test's own process, with a worker beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import uvicorn
+from aiohttp import web
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from deployments.gateway.app import GatewayServices, new_app
+from deployments.gateway.frontend import FrontendFiles
+from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.identity import create_service_token_factory
+from moyin.access.gatekeeper.observation import NoObserver
+from moyin.client.gateway import GatewayClient
+from moyin.comfy_api.admission import GraphAdmission
+from moyin.comfy_api.files import ComfyFiles
+from moyin.comfy_api.frontend import find_frontend
+from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.comfy_api.notifier import PromptNotifiers
+from moyin.comfy_api.prompts import ComfyPrompts
+from moyin.errors import ServiceUnavailable
+from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.deferred import DeferredCalls
+from moyin.jobs.feed import JobFeed
+from moyin.jobs.service import JobService
+from moyin.jobs.step_client import StepClient
+from moyin.jobs.webhooks import WebhookSender
+from moyin.jobs.workflows.activities import JobActivities
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.launcher import JobLauncher
+from moyin.jobs.workflows.status_writer import JobStatusWriter
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
+from moyin.jobs.workflows.worker import JobRunner, Sweeper
+from moyin.proxy import Proxy
+from moyin.render.comfyui.pool_client import PoolResponse
+from moyin.render.imaging import PictureConverter, PictureProcesses
+from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
+from moyin.settings import Settings
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.frames import FrameHub, FrameStore
+from moyin.store.hub import EventHub
+from moyin.store.jobs import JobStore
+from moyin.store.keys import KeyStore
+from moyin.store.prompts import PromptStore
+from moyin.store.sql import Database
+from moyin.store.tenant_cache import TenantCache
+from moyin.store.uploads import UploadStore
+from moyin.store.userdata import UserdataStore
+from tests.integration.servers import TemporalServer, ValkeyServer, free_port
+
+SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
+NAMESPACE = "moyin-test"
+RETENTION = timedelta(days=1)
+FINAL = ("succeeded", "failed", "cancelled")
+# Steps, and webhooks, at a time.
+CONCURRENCY = 10
+
+
+@dataclass
+class Services:
+    """What stands behind the gateway: answers by path, and every call that came."""
+
+    answers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = field(
+        default_factory=dict
+    )
+    calls: list[tuple[str, str, Any, Mapping[str, str]]] = field(default_factory=list)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        text = await request.text()
+        body: Any = json.loads(text) if text[:1] in ("{", "[") else text
+        self.calls.append((request.method, request.path_qs, body, request.headers))
+        answer = self.answers.get(request.path)
+        if answer is not None:
+            return await answer(request)
+        if request.path == "/v1/chat/completions":
+            said = body["messages"][-1]["content"]
+            return web.json_response(
+                {"choices": [{"message": {"role": "assistant", "content": f"re: {said}"}}]},
+                headers={"x-moyin-cost-usd": "0.0012", "x-moyin-backend": "stub"},
+            )
+        return web.json_response({"path": request.path, "got": body})
+
+    def count(self, path: str) -> int:
+        return sum(1 for call in self.calls if call[1] == path)
+
+
+class AnyGraph:
+    """The validator of a pool that is not up."""
+
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> Mapping[str, Any]:
+        return {}
+
+
+class SaidByPools:
+    """Pools that say what a test has them say, by path; emptied, none is up."""
+
+    pools = ("default", "fast")
+
+    def __init__(self) -> None:
+        self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
+
+    async def get(self, pool: str, path: str) -> PoolResponse:
+        if not self.said:
+            raise ServiceUnavailable("no pool is up")
+        return PoolResponse(version="1", state="up", content=self.said.get(path))
+
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        return {pool: self.said[path]} if path in self.said else {}
+
+    async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
+        return set()
+
+
+class Farm:
+    """A gateway, its stores, and the worker that can be started, stopped and killed."""
+
+    def __init__(
+        self, folder: Path, temporal: TemporalServer, valkey: ValkeyServer, services: Services
+    ) -> None:
+        self.services = services
+        self.pools = ["default", "fast"]
+        self.settings = Settings(data=folder)
+        self.templates = TemplateCatalog((SHIPPED_FOLDER,))
+        self.validator: Any = AnyGraph()
+        self.pools_say = SaidByPools()
+        self.networks = "127.0.0.0/8"
+        self.max_body_bytes = 1024 * 1024
+        self.sweep_after = timedelta(seconds=0.3)
+        self.artifacts_url = f"file://{folder / 'artifacts'}"
+        self._temporal_server = temporal
+        self._valkey = valkey
+        self._stack = AsyncExitStack()
+        self._folder = folder
+        self._runners: list[tuple[JobRunner, asyncio.Task[None]]] = []
+
+    async def open(self) -> None:
+        enter = self._stack.enter_async_context
+        self.database = Database(f"sqlite:///{self._folder / 'moyin.db'}")
+        self._stack.push_async_callback(self.database.close)
+        await self.database.ensure_schema()
+        self.jobs = JobStore(self.database)
+        self.blobs = BlobStore(self.artifacts_url)
+        self.events = EventStore(self._valkey.url, retention=RETENTION)
+        self._stack.push_async_callback(self.events.close)
+        self.frames = FrameStore(self._valkey.url)
+        self._stack.push_async_callback(self.frames.close)
+        self.temporal = TemporalConnection(
+            self._temporal_server.address, NAMESPACE, retention=RETENTION
+        )
+        self.launcher = JobLauncher(jobs=self.jobs, temporal=self.temporal)
+        self._stack.push_async_callback(self.launcher.close)
+        self.key = (await KeyStore(self.database).create("ann", "test"))[1]
+        self.other_key = (await KeyStore(self.database).create("bob", "test"))[1]
+        self.services_url = await enter(_serving(self.services))
+        self.url = await enter(self._gateway())
+        self.client = await enter(self.session(self.key))
+        self.other = await enter(self.session(self.other_key))
+
+    async def close(self) -> None:
+        for runner, task in self._runners:
+            await _stop(runner, task)
+        await self._stack.aclose()
+
+    def session(self, key: str) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(self.url, headers={"authorization": f"Bearer {key}"})
+
+    async def start_worker(self) -> Callable[[], Awaitable[None]]:
+        """Start a worker; returns what stops it."""
+        enter = self._stack.enter_async_context
+        gateway = GatewayClient(
+            self.services_url, token_for=create_service_token_factory(SIGNING_KEY, "jobs")
+        )
+        sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
+        runner = JobRunner(
+            temporal=self.temporal,
+            activities=JobActivities(
+                jobs=self.jobs,
+                blobs=self.blobs,
+                status_writer=JobStatusWriter(
+                    jobs=self.jobs, events=self.events, frames=self.frames
+                ),
+                step_client=StepClient(await enter(gateway)),
+                webhooks=await enter(sender),
+            ),
+            sweeper=Sweeper(
+                jobs=self.jobs,
+                launcher=self.launcher,
+                interval=timedelta(seconds=0.2),
+                older_than=self.sweep_after,
+            ),
+            concurrency=CONCURRENCY,
+        )
+        pair = (runner, asyncio.create_task(runner.run()))
+        self._runners.append(pair)
+
+        async def stop() -> None:
+            self._runners.remove(pair)
+            await _stop(*pair)
+
+        return stop
+
+    @asynccontextmanager
+    async def renderer(
+        self, render_step: Callable[..., Any], pool: str = "default"
+    ) -> AsyncIterator[None]:
+        """A worker of a pool's queue that renders with the activity ``render_step``."""
+        client: Client = await self.temporal.get_client()
+        async with Worker(
+            client,
+            task_queue=get_render_queue(pool),
+            activities=[render_step],
+            max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        ):
+            yield
+
+    def environment(self) -> dict[str, str]:
+        """The settings of this farm for a process of its own."""
+        return os.environ | {
+            "MOYIN_DATA": str(self._folder),
+            "MOYIN_DOOR": self.services_url,
+            "MOYIN_DATABASE_URL": f"sqlite:///{self._folder / 'moyin.db'}",
+            "MOYIN_ARTIFACTS_URL": self.artifacts_url,
+            "MOYIN_REDIS_URL": self._valkey.url,
+            "MOYIN_TEMPORAL_ADDRESS": self._temporal_server.address,
+            "MOYIN_TEMPORAL_NAMESPACE": NAMESPACE,
+            "MOYIN_SECRET": SIGNING_KEY.decode(),
+        }
+
+    async def submit(self, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
+        async with self.client.post("/jobs", json=body, headers=headers) as response:
+            job: dict[str, Any] = await response.json()
+            assert response.status == 202, job
+            return job
+
+    async def show(self, job_id: str) -> dict[str, Any]:
+        async with self.client.get(f"/jobs/{job_id}") as response:
+            job: dict[str, Any] = await response.json()
+            assert response.status == 200, job
+            return job
+
+    async def until(self, job_id: str, *statuses: str, seconds: float = 30) -> dict[str, Any]:
+        """The job once it has one of ``statuses`` (any final one, if none is given)."""
+        async with asyncio.timeout(seconds):
+            while True:
+                job = await self.show(job_id)
+                if job["status"] in (statuses or FINAL):
+                    return job
+                await asyncio.sleep(0.02)
+
+    @asynccontextmanager
+    async def _gateway(self) -> AsyncIterator[str]:
+        hub = EventHub(self._valkey.url)
+        frame_hub = FrameHub(self._valkey.url)
+        # Not those of `self` at the end: another gateway may have replaced them.
+        pictures = self.pictures = PictureProcesses()
+        previews = TenantCache(self._valkey.url, "moyin:pictures")
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[None]:
+            await proxy.start()
+            yield
+            await proxy.close()
+            await pictures.close()
+            await previews.close()
+            await hub.close()
+            await frame_hub.close()
+
+        artifacts = ArtifactStore(self.database)
+        node_info = NodeInfoCache(self.pools_say, fresh=0.0)
+        admission = GraphAdmission(node_info)
+        service = JobService(
+            jobs=self.jobs,
+            artifacts=artifacts,
+            blobs=self.blobs,
+            events=self.events,
+            frames=self.frames,
+            launcher=self.launcher,
+            validator=self.validator,
+            guard=admission,
+            pools=self.pools,
+            networks=AllowedNetworks(self.networks),
+        )
+        proxy = self.proxy = Proxy(
+            signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs)
+        )
+        feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
+        prompts = PromptStore(self.database)
+        files = ComfyFiles(
+            uploads=UploadStore(self.database),
+            artifacts=artifacts,
+            prompts=prompts,
+            blobs=self.blobs,
+            frames=self.frames,
+        )
+        farm_events = PromptNotifiers(
+            prompts=prompts,
+            files=files,
+            blobs=self.blobs,
+            frames=self.frames,
+            hub=frame_hub,
+            tick=0.5,
+        )
+        parts = GatewayServices(
+            service=service,
+            jobs=self.jobs,
+            feed=feed,
+            artifacts=artifacts,
+            blobs=self.blobs,
+            pictures=PictureConverter(self.blobs, self.pictures, previews),
+            prompts=ComfyPrompts(
+                service=service,
+                feed=feed,
+                validator=self.validator,
+                guard=admission,
+                prompts=prompts,
+                files=files,
+                blobs=self.blobs,
+                find_executed=self.pools_say.executed,
+                wait_until_notified=farm_events.wait_until_notified,
+            ),
+            files=files,
+            events=farm_events,
+            userdata=UserdataStore(
+                self.database, max_file=100_000, max_bytes=300_000, max_files=50
+            ),
+            templates=self.templates,
+            node_info=node_info,
+            admission=admission,
+            frontend=FrontendFiles(lambda: find_frontend(self.settings)),
+            proxy=self.proxy,
+            authenticator=create_authenticator(self.database, SIGNING_KEY),
+            observer=NoObserver(),
+            checks={
+                "database": self.database.ping,
+                "temporal": self.launcher.ping,
+                "valkey": self.events.ping,
+            },
+            signing_key=SIGNING_KEY,
+            max_body_bytes=self.max_body_bytes,
+            retention=RETENTION,
+            lifespan=lifespan,
+        )
+        port = free_port()
+        config = uvicorn.Config(
+            new_app(parts), host="127.0.0.1", port=port, log_config=None, lifespan="on",
+            timeout_graceful_shutdown=1,
+            # Longer than a test: a client's next request must not meet a connection being closed.
+            timeout_keep_alive=300,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server.serve())
+        while not server.started:
+            assert not running.done(), "the gateway did not start"
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        await running
+
+
+@pytest.fixture
+async def farm(
+    tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
+) -> AsyncIterator[Farm]:
+    """A gateway without a worker."""
+    farm = Farm(tmp_path, temporal_server, valkey_server, Services())
+    await farm.open()
+    yield farm
+    await farm.close()
+
+
+@pytest.fixture
+async def working_farm(farm: Farm) -> Farm:
+    """A gateway with one worker."""
+    await farm.start_worker()
+    return farm
+
+
+@asynccontextmanager
+async def _serving(services: Services) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", services.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"http://127.0.0.1:{port}"
+    await runner.cleanup()
+
+
+async def _stop(runner: JobRunner, task: asyncio.Task[None]) -> None:
+    await runner.stop()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

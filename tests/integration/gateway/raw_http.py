@@ -1,0 +1,141 @@
+"""HTTP/1.1 byte by byte: what clients that others wrote would tidy up before they send it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """``status`` is 0 when the connection ended without one."""
+
+    status: int
+    head: str
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        """The stable code, in whichever protocol's error; empty: there is none."""
+        try:
+            told = json.loads(self.body)
+        except ValueError:
+            return ""
+        if not isinstance(told, dict):
+            return ""
+        error = told.get("error")
+        inner = error if isinstance(error, dict) else {}
+        return str(told.get("code") or inner.get("code") or "")
+
+
+async def ask(
+    port: int,
+    target: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+) -> Answer:
+    """One request on a connection of its own; ``target`` is sent as it is."""
+    sent = {"Host": "moyin", "Connection": "close", **(headers or {})}
+    if body or method in ("POST", "PUT"):
+        sent["Content-Length"] = str(len(body))
+    head = "\r\n".join((f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in sent.items())))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head.encode("latin-1") + b"\r\n\r\n" + body)
+    try:
+        async with asyncio.timeout(60):
+            return _answer(await reader.read())
+    finally:
+        writer.close()
+
+
+class SlowClients:
+    """Clients that send one byte a second until the server closes the connection.
+
+    Some send a request's head slowly, some its body. They run in a thread of their own.
+
+    Attributes:
+        ended: by target, what came, and after how many seconds.
+    """
+
+    def __init__(self, port: int, key: str, targets: Mapping[str, int]) -> None:
+        """So many clients for each target; the empty one never ends its head. ``key`` may be empty."""
+        self._port = port
+        self._key = key
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(targets)), daemon=True)
+        self.ended: dict[str, list[tuple[Answer, float]]] = {}
+        self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Until the last has ended."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "some are still being waited for"
+
+    async def _run(self, targets: Mapping[str, int]) -> None:
+        await asyncio.gather(
+            *(self._one(target) for target, count in targets.items() for _ in range(count))
+        )
+
+    async def _one(self, target: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        writer.write(self._beginning(target))
+        answer = asyncio.create_task(_until_end(reader))
+        try:
+            while not answer.done():
+                writer.write(random.choice((b"a", b"b")))
+                await asyncio.wait({answer}, timeout=1)
+        except ConnectionError:
+            # Who is hung up on while it writes still reads what came before.
+            pass
+        finally:
+            self.ended.setdefault(target, []).append((await answer, loop.time() - began))
+            writer.close()
+
+    def _beginning(self, target: str) -> bytes:
+        head = f"POST {target or '/jobs'} HTTP/1.1\r\nHost: moyin\r\nX-Slow: "
+        authorization = f"Authorization: Bearer {self._key}\r\n" if self._key else ""
+        if target:
+            head += (
+                f"1\r\n{authorization}Content-Type: application/json\r\n"
+                "Content-Length: 60000\r\n\r\n"
+            )
+        return head.encode()
+
+
+async def _until_end(reader: asyncio.StreamReader) -> Answer:
+    came = b""
+    try:
+        while piece := await reader.read(65_536):
+            came += piece
+    except ConnectionError:
+        return _answer(came)
+    return _answer(came)
+
+
+def _answer(came: bytes) -> Answer:
+    head, _, body = came.partition(b"\r\n\r\n")
+    words: Any = head.split(b" ", 2)
+    status = int(words[1]) if len(words) > 1 else 0
+    text = head.decode("latin-1").lower()
+    if "transfer-encoding: chunked" in text:
+        body = _joined(body)
+    return Answer(status=status, head=text, body=body)
+
+
+def _joined(chunks: bytes) -> bytes:
+    joined = b""
+    while chunks:
+        size, _, rest = chunks.partition(b"\r\n")
+        length = int(size.partition(b";")[0] or b"0", 16)
+        joined, chunks = joined + rest[:length], rest[length + 2 :]
+        if length == 0:
+            break
+    return joined

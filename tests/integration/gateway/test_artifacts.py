@@ -1,0 +1,168 @@
+"""Uploads and downloads at a real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.integration.gateway.fixtures import Farm
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 1000
+
+
+async def upload(farm: Farm, data: Any, **options: Any) -> dict[str, Any]:
+    async with farm.client.post("/artifacts", data=data, **options) as response:
+        body: dict[str, Any] = await response.json()
+        assert response.status == 201, body
+        assert response.headers["location"] == body["url"]
+        return body
+
+
+async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
+    headers = {"content-type": "image/png"}
+    kept = await upload(farm, PNG, headers=headers, params={"name": "a b.png"})
+    assert (kept["name"], kept["media_type"], kept["size"]) == ("a b.png", "image/png", len(PNG))
+    async with farm.client.get(kept["url"]) as response:
+        assert await response.read() == PNG
+        assert response.headers["etag"] == f'"{hashlib.sha256(PNG).hexdigest()}"'
+        assert response.headers["content-type"] == "image/png"
+        assert response.headers["content-disposition"] == "inline; filename*=UTF-8''a%20b.png"
+        assert "immutable" in response.headers["cache-control"]
+        assert response.headers["content-length"] == str(len(PNG))
+
+
+async def test_a_form_is_taken_too(farm: Farm) -> None:
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("file", PNG, filename="../../etc/x.png", content_type="image/png")
+    kept = await upload(farm, form)
+    assert (kept["name"], kept["media_type"], kept["size"]) == ("x.png", "image/png", len(PNG))
+
+
+async def test_an_unnamed_file_of_no_type_is_looked_at(farm: Farm) -> None:
+    kept = await upload(farm, PNG)
+    assert (kept["name"], kept["media_type"]) == ("upload.png", "image/png")
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
+)
+async def test_files_that_could_run_scripts_are_downloads(farm: Farm, kind: str) -> None:
+    kept = await upload(farm, b"<script>alert(1)</script>", headers={"content-type": kind})
+    async with farm.client.get(kept["url"]) as response:
+        assert response.headers["content-type"] == "application/octet-stream"
+        assert response.headers["content-disposition"].startswith("attachment;")
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["content-security-policy"].startswith("sandbox;")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "content", "told"),
+    [
+        ("bytes=0-3", 206, PNG[:4], f"bytes 0-3/{len(PNG)}"),
+        ("bytes=8-", 206, PNG[8:], f"bytes 8-{len(PNG) - 1}/{len(PNG)}"),
+        ("bytes=-5", 206, PNG[-5:], f"bytes {len(PNG) - 5}-{len(PNG) - 1}/{len(PNG)}"),
+        ("bytes=5-999999999", 206, PNG[5:], f"bytes 5-{len(PNG) - 1}/{len(PNG)}"),
+        ("bytes=999999999-", 416, b"", f"bytes */{len(PNG)}"),
+        ("bytes=-0", 416, b"", f"bytes */{len(PNG)}"),
+        ("bytes=5-2", 200, PNG, None),
+        ("bytes=0-1,4-5", 200, PNG, None),
+        ("lines=1-2", 200, PNG, None),
+    ],
+)
+async def test_ranges(
+    farm: Farm, asked: str, status: int, content: bytes, told: str | None
+) -> None:
+    kept = await upload(farm, PNG)
+    async with farm.client.get(kept["url"], headers={"range": asked}) as response:
+        assert response.status == status
+        assert await response.read() == content
+        assert response.headers.get("content-range") == told
+
+
+async def test_conditions_and_head(farm: Farm) -> None:
+    kept = await upload(farm, PNG)
+    async with farm.client.head(kept["url"]) as response:
+        etag = response.headers["etag"]
+        assert (response.status, response.headers["content-length"]) == (200, str(len(PNG)))
+    async with farm.client.get(kept["url"], headers={"if-none-match": etag}) as response:
+        assert response.status == 304
+    stale = {"range": "bytes=0-3", "if-range": '"other"'}
+    async with farm.client.get(kept["url"], headers=stale) as response:
+        assert response.status == 200
+
+
+async def test_only_the_owner_sees_it(farm: Farm) -> None:
+    kept = await upload(farm, PNG)
+    async with farm.other.get(kept["url"]) as response:
+        assert (response.status, (await response.json())["code"]) == (404, "artifact_not_found")
+
+
+async def test_an_idempotency_key_keeps_one_file(farm: Farm) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await upload(farm, PNG, headers=headers)
+    async with farm.client.post("/artifacts", data=PNG, headers=headers) as response:
+        assert (await response.json())["id"] == first["id"]
+        assert response.headers["idempotent-replayed"] == "true"
+    async with farm.client.post("/artifacts", data=b"other", headers=headers) as response:
+        assert response.status == 422
+    async with farm.other.post("/artifacts", data=b"other", headers=headers) as response:
+        assert (await response.json())["id"] != first["id"]
+
+
+async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Farm) -> None:
+    async def put(number: int) -> tuple[int, bytes, str]:
+        data, headers = b"file %d" % number, {"Idempotency-Key": "race"}
+        async with farm.client.post("/artifacts", data=data, headers=headers) as response:
+            return response.status, data, (await response.json()).get("url", "")
+
+    answers = await asyncio.gather(*map(put, range(8)))
+    (kept,) = [(data, url) for status, data, url in answers if status == 201]
+    assert [status for status, _, _ in answers].count(422) == 7
+    async with farm.client.get(kept[1]) as response:
+        assert await response.read() == kept[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "field"),
+    [
+        (b"", {}, "file"),
+        (b"x", {"content-type": "nonsense"}, "Content-Type"),
+        (b"--x\r\n", {"content-type": "multipart/form-data; boundary=x"}, "file"),
+        (b"nothing", {"content-type": "multipart/form-data"}, None),
+    ],
+)
+async def test_bad_uploads(
+    farm: Farm, data: bytes, headers: dict[str, str], field: str | None
+) -> None:
+    async with farm.client.post("/artifacts", data=data, headers=headers) as response:
+        problem = await response.json()
+    assert (response.status, problem["code"]) == (400, "invalid_request"), problem
+    assert problem.get("field") == field
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(farm: Farm) -> None:
+    async def broken() -> Any:
+        yield PNG
+        raise ConnectionResetError
+
+    with pytest.raises(aiohttp.ClientError):
+        await farm.client.post("/artifacts", data=broken())
+
+    async def too_much() -> Any:
+        for _ in range(64):
+            yield b"x" * 65_536
+
+    async with farm.client.post("/artifacts", data=too_much()) as response:
+        assert response.status == 413
+    for _ in range(100):
+        left = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))
+        if not left:
+            break
+        await farm.show((await farm.submit({"kind": "http", "request": {"path": "/x"}}))["id"])
+    assert left == []

@@ -1,0 +1,202 @@
+"""A hostile tenant's pictures and schemas, and what another tenant notices of them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+from PIL import Image
+
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.integration.gateway.fixtures import Farm
+from tests.integration.text.fixtures import local, serving, settled
+from tests.processes import with_lines
+from tests.stack import Measured
+from tests.waiting import eventually
+
+_ROUNDS = 12
+_SOON_SECONDS = 60
+_PAUSE_SECONDS = 0.1
+BEYOND, LARGEST = (9900, 9900), (8192, 8192)
+ENUM = {"enum": [f"value {n}" for n in range(4_000)]}
+PATTERN = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}
+
+
+def png(size: tuple[int, int], mode: str = "1") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def uploaded(client: aiohttp.ClientSession, name: str, picture: bytes) -> None:
+    form = aiohttp.FormData()
+    form.add_field("image", picture, filename=name, content_type="image/png")
+    async with client.post("/upload/image", data=form) as response:
+        assert response.status == 200, await response.text()
+
+
+async def previewed(client: aiohttp.ClientSession, name: str, preview: str) -> tuple[int, bytes]:
+    query = {"filename": name, "type": "input", "preview": preview}
+    async with client.get("/view", params=query) as response:
+        return response.status, await response.read()
+
+
+async def masked(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple[int, Any]:
+    form = aiohttp.FormData()
+    form.add_field("image", mask, filename="masked.png", content_type="image/png")
+    form.add_field("original_ref", f'{{"filename": "{name}", "type": "input"}}')
+    async with client.post("/upload/mask", data=form) as response:
+        return response.status, await response.json()
+
+
+async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured: Measured) -> None:
+    qualities = itertools.count(1)
+    hostile, other = farm.client, farm.other
+    assert len(png(BEYOND)) < 13_000
+    await uploaded(hostile, "beyond.png", png(BEYOND))
+    await uploaded(hostile, "largest.png", png(LARGEST))
+    await uploaded(other, "mine.png", png((512, 512), "RGB"))
+
+    async def view() -> None:
+        # Another quality each time: none of them is kept.
+        status, shown = await previewed(other, "mine.png", f"webp;{next(qualities) % 100}")
+        assert status == 200
+        with Image.open(io.BytesIO(shown)) as picture:
+            assert (picture.format, picture.size) == ("WEBP", (512, 512))
+
+    async def attack() -> None:
+        answers = await asyncio.gather(
+            *(previewed(hostile, "beyond.png", "webp") for _ in range(3)),
+            previewed(hostile, "largest.png", f"webp;{next(qualities) % 100}"),
+        )
+        # 429: its own pictures before it took too long.
+        assert {status for status, _ in answers} <= {200, 413, 429}
+
+    status, told = await previewed(hostile, "beyond.png", "webp")
+    assert (status, json.loads(told)["code"]) == (413, "picture_too_large")
+    assert (
+        "9900 x 9900 pixels; only pictures of at most 67,108,864"
+        in json.loads(told)["error"]["message"]
+    )
+    status, body = await masked(hostile, "largest.png", png(BEYOND))
+    assert (status, body["code"]) == (413, "picture_too_large")
+    assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192
+    await view()
+    before = held_mib()
+    usual = await times(view)
+    async with going_on(attack) as attacks:
+        during = await times(view)
+    peak = held_mib()
+    await eventually(lambda: held_mib() <= before * 1.1, _SOON_SECONDS)
+    measured(
+        f"another tenant's preview took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
+        f"{attacks()} rounds of hostile ones; the replica with its helpers held {before:.0f} MiB "
+        f"before, {peak:.0f} MiB right after, {held_mib():.0f} MiB within a minute"
+    )
+    # The very same preview is not made again.
+    assert await previewed(other, "mine.png", "webp;7") == await previewed(
+        other, "mine.png", "webp;7"
+    )
+
+
+async def test_schemas_of_any_size_cost_llama_cpp_nothing(
+    llama: str, tmp_path: Path, measured: Measured
+) -> None:
+    backend = local(llama)
+    backend["models"][0] |= {"schema": True, "tools": True}
+    async with serving(tmp_path, backend) as models_app:
+        await settled(models_app)
+        database = Database(Settings(data=tmp_path).sql_url)
+        _, key = await KeyStore(database).create("bob", "test")
+        await database.close()
+        hostile, other = session(models_app.url, models_app.api_key), session(models_app.url, key)
+
+        async def chat() -> None:
+            status, body = await completed(other)
+            assert status == 200 and body["usage"]["completion_tokens"] > 0
+
+        async def attack() -> None:
+            form = {"type": "json_schema", "json_schema": {"name": "a", "schema": ENUM}}
+            tool = {"type": "function", "function": {"name": "f", "parameters": PATTERN}}
+            for members, field in (
+                ({"response_format": form}, "response_format.json_schema.schema"),
+                ({"tools": [tool]}, "tools.0.function.parameters"),
+                ({"json_schema": PATTERN}, "json_schema"),
+            ):
+                status, body = await completed(hostile, **members)
+                assert (status, body["error"]["code"]) == (400, "schema_too_large")
+                assert body["error"]["param"] == field
+
+        async with hostile, other:
+            await chat()
+            usual = await times(chat)
+            async with going_on(attack) as attacks:
+                during = await times(chat)
+        measured(
+            f"another tenant's answer took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
+            f"{attacks()} rounds of hostile schemas"
+        )
+
+
+def session(url: str, key: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(url, headers={"authorization": f"Bearer {key}"})
+
+
+async def completed(client: aiohttp.ClientSession, **members: Any) -> tuple[int, Any]:
+    ask = {"role": "user", "content": "Say hello."}
+    body = {"model": "smollm2", "messages": [ask], "max_tokens": 4, **members}
+    async with client.post("/v1/chat/completions", json=body) as response:
+        return response.status, await response.json()
+
+
+async def times(act: Callable[[], Awaitable[None]]) -> float:
+    """The median of what ``act`` takes, in seconds."""
+    taken = []
+    for _ in range(_ROUNDS):
+        began = time.monotonic()
+        await act()
+        taken.append(time.monotonic() - began)
+    return statistics.median(taken)
+
+
+@asynccontextmanager
+async def going_on(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
+    """``act``, again and again, once at least; gives how often."""
+    over, rounds = asyncio.Event(), 0
+
+    async def loop() -> None:
+        nonlocal rounds
+        while not rounds or not over.is_set():
+            await act()
+            rounds += 1
+            # It shares this process with the servers: a flood is what limits on requests are for.
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    task = asyncio.create_task(loop())
+    yield lambda: rounds
+    over.set()
+    await task
+
+
+def held_mib() -> float:
+    """Memory of this process, in which the gateway runs, and of those that convert pictures."""
+    process = psutil.Process()
+    held = process.memory_info().rss
+    for child, line in with_lines(process.children()):
+        if "imaging" in line:
+            # It may have ended since, which is as good as holding nothing.
+            with suppress(psutil.Error):
+                held += child.memory_info().rss
+    return held / 2**20

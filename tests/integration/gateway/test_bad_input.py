@@ -1,0 +1,228 @@
+"""What bad input gets, at a real gateway."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.errors import InvalidGraph
+from tests.integration.gateway.fixtures import Farm
+
+CHAT = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},
+}
+GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
+RENDER = {"kind": "render", "workflow": GRAPH}
+
+
+def later(index: int) -> dict[str, Any]:
+    http = {"kind": "http", "request": {"path": "/x", "body": f"${{steps.{index}.text}}"}}
+    return {"kind": "pipeline", "steps": [http, CHAT]}
+
+
+BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
+    ("no kind", {}, "invalid_request", "kind"),
+    ("unknown kind", {"kind": "dance"}, "invalid_request", "kind"),
+    ("unknown member", {**CHAT, "prio": 1}, "invalid_request", "prio"),
+    ("no request", {"kind": "chat"}, "invalid_request", "request"),
+    ("no messages", {"kind": "chat", "request": {"model": "m"}}, "invalid_request", "request.messages"),
+    ("no model", {"kind": "chat", "request": {"messages": [{}]}}, "invalid_request", "request.model"),
+    ("a stream", {"kind": "chat", "request": {**CHAT["request"], "stream": True}},  # type: ignore[dict-item]
+     "invalid_request", "request.stream"),
+    ("empty graph", {"kind": "render", "workflow": {}}, "invalid_request", "workflow"),
+    ("editor format", {"kind": "render", "workflow": {"nodes": [], "links": []}},
+     "editor_format", "workflow"),
+    ("node without class", {"kind": "render", "workflow": {"3": {"inputs": {}}}},
+     "invalid_request", "workflow.3.class_type"),
+    ("node inputs", {"kind": "render", "workflow": {"3": {"class_type": "A", "inputs": 1}}},
+     "invalid_request", "workflow.3.inputs"),
+    ("unknown pool", {**RENDER, "pool": "gold"}, "invalid_request", "pool"),
+    ("unknown pool in a step", {"kind": "pipeline", "steps": [CHAT, {**RENDER, "pool": "gold"}]},
+     "invalid_request", "steps.1.pool"),
+    ("no steps", {"kind": "pipeline", "steps": []}, "invalid_request", "steps"),
+    ("too many steps", {"kind": "pipeline", "steps": [CHAT] * 21}, "invalid_request", "steps"),
+    ("bad step", {"kind": "pipeline", "steps": [CHAT, {"kind": "render"}]},
+     "invalid_request", "steps.1.workflow"),
+    ("bad kind of step", {"kind": "pipeline", "steps": [{"kind": "pipeline", "steps": []}]},
+     "invalid_request", "steps.0.kind"),
+    ("reference to itself", later(0), "invalid_request", "steps.0"),
+    ("reference forward", later(1), "invalid_request", "steps.0"),
+    ("priority", {**CHAT, "priority": 6}, "invalid_request", "priority"),
+    ("past deadline", {**CHAT, "deadline": (datetime.now(UTC) - timedelta(1)).isoformat()},
+     "invalid_request", "deadline"),
+    ("naive deadline", {**CHAT, "deadline": "2099-01-01T00:00:00"}, "invalid_request", "deadline"),
+    ("metadata value", {**CHAT, "metadata": {"a": "x" * 1025}}, "invalid_request", "metadata.a"),
+    ("metadata count", {**CHAT, "metadata": {str(i): "" for i in range(17)}},
+     "invalid_request", "metadata"),
+    ("webhook scheme", {**CHAT, "webhook": "ftp://x.example"}, "invalid_request", "webhook"),
+    ("webhook password", {**CHAT, "webhook": "https://a:b@x.example"}, "invalid_request", "webhook"),
+    ("webhook inside", {**CHAT, "webhook": "http://10.0.0.1/"}, "address_refused", "webhook"),
+    ("webhook metadata service", {**CHAT, "webhook": "http://169.254.169.254/"},
+     "address_refused", "webhook"),
+    ("path elsewhere", {"kind": "http", "request": {"path": "http://evil.example/"}},
+     "invalid_request", "request.path"),
+    ("path host", {"kind": "http", "request": {"path": "//evil.example/"}},
+     "invalid_request", "request.path"),
+    ("path jobs", {"kind": "http", "request": {"method": "POST", "path": "/jobs"}},
+     "invalid_request", "request.path"),
+    ("path jobs hidden", {"kind": "http", "request": {"method": "POST", "path": "/x/%2e%2e/jobs"}},
+     "invalid_request", "request.path"),
+    ("method", {"kind": "http", "request": {"method": "TRACE", "path": "/x"}},
+     "invalid_request", "request.method"),
+    ("header", {"kind": "http", "request": {"path": "/x", "headers": {"a": "b\r\nc: d"}}},
+     "invalid_request", "request.headers.a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "code", "field"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+async def test_a_bad_job_is_refused(
+    farm: Farm, body: dict[str, Any], code: str, field: str | None
+) -> None:
+    async with farm.client.post("/jobs", json=body) as response:
+        problem = await response.json()
+        assert response.status == 400, problem
+        assert response.content_type == "application/problem+json"
+    assert (problem["code"], problem.get("field")) == (code, field)
+    assert problem["request_id"] == response.headers["x-request-id"]
+    async with farm.client.get("/jobs") as listed:
+        assert (await listed.json())["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"kind": NaN}', b"\xff", b'{"a":"\\ud800"}', b"[" * 100_000]
+)
+async def test_bodies_that_are_not_json_are_refused(farm: Farm, body: bytes) -> None:
+    async with farm.client.post("/jobs", data=body) as response:
+        assert response.status == 400
+        assert (await response.json())["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b'"x"', b"null"])
+async def test_bodies_that_are_not_objects_are_refused(farm: Farm, body: bytes) -> None:
+    async with farm.client.post("/jobs", data=body) as response:
+        assert response.status == 400
+        assert (await response.json())["code"] == "invalid_request"
+
+
+async def test_a_large_body_is_cut_off_on_the_stream(farm: Farm) -> None:
+    async def chunks() -> Any:
+        for _ in range(64):
+            yield b"x" * 65_536
+
+    for path in ("/jobs", "/artifacts"):
+        async with farm.client.post(path, data=chunks()) as response:
+            assert response.status == 413
+            assert (await response.json())["code"] == "body_too_large"
+
+
+async def test_no_key_and_a_wrong_key(farm: Farm) -> None:
+    async with aiohttp.ClientSession(farm.url) as nobody:
+        async with nobody.get("/jobs") as response:
+            assert (response.status, (await response.json())["code"]) == (401, "missing_api_key")
+        async with nobody.get("/jobs", headers={"x-api-key": "moyin_a_b"}) as response:
+            assert (response.status, (await response.json())["code"]) == (401, "invalid_api_key")
+
+
+async def test_unknown_and_foreign_jobs_look_the_same(farm: Farm) -> None:
+    job = await farm.submit(CHAT)
+    for job_id in (job["id"], "b4a1b6b2-0000-4000-8000-000000000000", "nonsense"):
+        for method, path in [
+            ("GET", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/events"),
+        ]:  # fmt: skip
+            async with farm.other.request(method, f"/jobs/{job_id}{path}") as response:
+                assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
+        async with farm.other.ws_connect(f"/jobs/{job_id}/ws") as socket:
+            message = await socket.receive()
+            assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 4404)
+    async with farm.other.get("/jobs") as response:
+        assert (await response.json())["jobs"] == []
+    assert (await farm.show(job["id"]))["status"] == "queued"
+
+
+async def test_an_idempotency_key_makes_one_job(farm: Farm) -> None:
+    async def post(client: aiohttp.ClientSession, body: Any) -> tuple[int, Any, str | None]:
+        headers = {"Idempotency-Key": "k1"}
+        async with client.post("/jobs", data=json.dumps(body), headers=headers) as response:
+            replayed = response.headers.get("Idempotent-Replayed")
+            return response.status, await response.json(), replayed
+
+    first = await post(farm.client, CHAT)
+    again = await post(farm.client, dict(reversed(CHAT.items())))
+    other = await post(farm.client, {**CHAT, "priority": 1})
+    bob = await post(farm.other, CHAT)
+    assert (first[0], first[2]) == (202, None)
+    assert (again[0], again[1]["id"], again[2]) == (202, first[1]["id"], "true")
+    assert (other[0], other[1]["code"]) == (422, "idempotency_key_reused")
+    assert bob[1]["id"] != first[1]["id"]
+
+
+async def test_a_bad_idempotency_key(farm: Farm) -> None:
+    headers = {"Idempotency-Key": "x" * 256}
+    async with farm.client.post("/jobs", json=CHAT, headers=headers) as response:
+        assert response.status == 400
+        assert (await response.json())["field"] == "Idempotency-Key"
+
+
+async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
+    said = {"error": {"type": "invalid_prompt", "message": "no", "details": "", "extra_info": {}},
+            "node_errors": {"1": {"errors": []}}}  # fmt: skip
+    asked: list[Any] = []
+
+    async def validate(pool: str, graph: Any) -> None:
+        asked.append((pool, graph))
+        raise InvalidGraph("no", details=said)
+
+    farm.validator.validate = validate
+    async with farm.client.post("/jobs", json=RENDER) as response:
+        problem = await response.json()
+    assert (response.status, problem["code"]) == (400, "invalid_graph")
+    assert {"error": problem["error"], "node_errors": problem["node_errors"]} == said
+    referring = {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}
+    job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring}]}
+    await farm.submit(job)
+    assert asked == [("default", GRAPH)]
+
+
+async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm: Farm) -> None:
+    async with farm.client.post("/artifacts?name=cat.png", data=b"meow") as response:
+        artifact = (await response.json())["id"]
+    asked: list[Any] = []
+
+    async def validate(pool: str, graph: Any) -> None:
+        asked.append(graph["1"]["inputs"]["image"])
+
+    farm.validator.validate = validate
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact}"}}}
+    job = {"kind": "render", "workflow": graph}
+    await farm.submit(job)
+    assert asked == [f"moyin/{sha256(b'meow').hexdigest()}.png"]
+    async with farm.other.post("/jobs", json=job) as response:
+        problem = await response.json()
+    assert (response.status, problem["code"]) == (400, "input_not_found")
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=201", "limit=x", "status=done", "kind=x", "cursor=nope"]
+)
+async def test_a_bad_query(farm: Farm, query: str) -> None:
+    async with farm.client.get(f"/jobs?{query}") as response:
+        assert response.status == 400
+        assert (await response.json())["field"] == query.partition("=")[0]
+
+
+async def test_a_bad_event_id(farm: Farm) -> None:
+    job = await farm.submit(CHAT)
+    path = f"/jobs/{job['id']}/events"
+    async with farm.client.get(path, headers={"Last-Event-ID": "x"}) as response:
+        assert (response.status, (await response.json())["field"]) == (400, "Last-Event-ID")
+
+
+async def test_unknown_routes(farm: Farm) -> None:
+    async with farm.client.get("/nothing") as response:
+        assert (response.status, (await response.json())["code"]) == (404, "route_not_found")

@@ -1,0 +1,96 @@
+"""What browsers are told at a whole farm's gateway, by every app, in answers and in refusals."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.stack import PAGE_ORIGIN, RunningStack
+
+# One route of each app.
+APPS = ("/jobs", "/v1/models", "/accounts/whoami")
+EVIL = "https://evil.example"
+
+
+@pytest.fixture
+async def client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(gateway.url) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", APPS)
+async def test_pages_of_a_named_origin_may_call_and_others_may_not(
+    gateway: RunningStack, client: aiohttp.ClientSession, path: str
+) -> None:
+    asks = {
+        "access-control-request-method": "GET",
+        "access-control-request-headers": "authorization",
+    }
+    async with client.options(path, headers={"origin": PAGE_ORIGIN, **asks}) as response:
+        assert response.status == 200
+        assert response.headers["access-control-allow-origin"] == PAGE_ORIGIN
+        assert "authorization" in response.headers["access-control-allow-headers"]
+        assert "access-control-allow-credentials" not in response.headers
+    async with client.options(path, headers={"origin": EVIL, **asks}) as response:
+        assert response.status == 400
+        assert "access-control-allow-origin" not in response.headers
+    for origin, allowed in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):
+        for key, status in ((gateway.api_key, 200), ("wrong", 401)):
+            headers = {"origin": origin, "authorization": f"Bearer {key}"}
+            async with client.get(path, headers=headers) as response:
+                assert response.status == status
+                assert response.headers.get("access-control-allow-origin") == allowed
+                assert "access-control-allow-credentials" not in response.headers
+
+
+@pytest.mark.parametrize("path", APPS)
+async def test_every_answer_keeps_browsers_from_guessing_and_framing(
+    gateway: RunningStack, client: aiohttp.ClientSession, path: str
+) -> None:
+    good = {"authorization": f"Bearer {gateway.api_key}"}
+    for asked, headers, status in (
+        (path, good, 200),
+        (path, {}, 401),
+        (f"{path}/no/such/thing", good, 404),
+    ):
+        async with client.get(asked, headers=headers) as response:
+            assert response.status == status
+            assert response.headers.getall("x-content-type-options") == ["nosniff"]
+            assert response.headers.getall("x-frame-options") == ["DENY"]
+            assert response.headers.getall("referrer-policy") == ["no-referrer"]
+
+
+async def test_limits_are_in_headers_and_hold_across_apps(
+    gateway: RunningStack, client: aiohttp.ClientSession
+) -> None:
+    database = Database(gateway.settings.sql_url)
+    owner = f"limited-{secrets.token_hex(4)}"
+    key_id, key = await KeyStore(database).create(owner, "limited")
+    await database.close()
+    operator = {"authorization": f"Bearer {gateway.api_key}"}
+    limits = {"requests_per_minute": 3}
+    async with client.put(
+        f"/accounts/limits/key:{key_id}", json=limits, headers=operator
+    ) as response:
+        assert response.status == 200, await response.text()
+    limited = {"authorization": f"Bearer {key}"}
+    left = []
+    for path in APPS:
+        async with client.get(path, headers=limited) as response:
+            assert response.status == 200, path
+            assert response.headers["ratelimit-limit"] == "3"
+            assert response.headers["ratelimit-policy"] == "3;w=60"
+            assert 0 < int(response.headers["ratelimit-reset"]) <= 60
+            left.append(response.headers["ratelimit-remaining"])
+    assert left == ["2", "1", "0"]
+    for path in APPS:
+        async with client.get(path, headers=limited) as response:
+            assert response.status == 429, path
+            assert 0 < int(response.headers["retry-after"]) <= 60
+            assert response.headers["ratelimit-remaining"] == "0"
+            assert "rate_limit_exceeded" in await response.text()

@@ -1,0 +1,174 @@
+"""Paths and names that climb, at a whole farm's gateway, byte by byte: nothing outside is reached."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.gateway.raw_http import Answer, ask
+from tests.stack import RunningStack
+
+CANARY = f"canary-{secrets.token_hex(16)}"
+# In no name that anybody else makes.
+EVIL = "evil0c9b2f61d7"
+UP = ("../canary", "..%2fcanary", "%2e%2e/canary", "%2e%2e%2fcanary", "..%252fcanary",
+      "..%5ccanary", "..\\canary", "%2e%2e%5ccanary", "....//canary", "%c0%ae%c0%ae/canary",
+      "..%00/canary", "./../canary", "a/../../canary")  # fmt: skip
+DEEP = "..%2f" * 12 + "etc%2fpasswd"
+LONG = "a" * 4_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def canary(gateway: RunningStack) -> Iterator[Path]:
+    """A file of the stack's that nobody is served."""
+    path = gateway.data / "canary"
+    path.write_text(CANARY)
+    yield path
+    assert path.read_text() == CANARY
+    path.unlink()
+
+
+@pytest.fixture
+def headers(gateway: RunningStack) -> dict[str, str]:
+    return {"Authorization": f"Bearer {gateway.api_key}"}
+
+
+_BY_PATH = (
+    "/artifacts/{}", "/jobs/{}", "/jobs/x/artifacts/{}", "/templates/{}", "/api/v2/assets/{}/content",
+    "/api/v2/jobs/{}", "/comfy/{}", "/comfy/assets/{}", "/comfy/templates/{}", "/comfy/docs/{}",
+    "/experiment/models/preview/checkpoints/0/{}", "/models/{}",
+    "/v1/models/{}", "/v1/requests/{}", "/accounts/users/{}",
+)  # fmt: skip
+PATHS = (
+    *(route.format(up) for route in _BY_PATH for up in (*UP, DEEP)),
+    "/artifacts/..", "/artifacts/%2fetc%2fpasswd", f"/artifacts/{LONG}", "/artifacts/%00",
+    "/artifacts/signed/x/../../../canary", "/jobs/x/artifacts/..", "/comfy/..", "/comfy//etc/passwd",
+    "/comfy/%2fetc%2fpasswd", f"/comfy/{LONG}",
+)  # fmt: skip
+NAMES = (
+    *(f"/view?filename={up}" for up in (*UP, DEEP)),
+    *(f"/api/view?filename=canary&subfolder={up}" for up in ("..", "../..", "/", "a/../..", "..%5c")),
+    "/view?filename=/etc/passwd", "/view?filename=%2fetc%2fpasswd&type=input",
+    "/view?filename=a.png&type=../output", "/view?filename=..", f"/view?filename={LONG}",
+    "/view?filename=../canary%20[input]", "/view?filename=a&subfolder=../../..&type=temp",
+)  # fmt: skip
+SHELF = (
+    *(f"/userdata/{up}" for up in (*UP, DEEP)),
+    *(f"/api/userdata/{up}" for up in UP),
+    "/userdata/%2fetc%2fpasswd", "/userdata//etc/passwd", "/userdata/a%2f..%2f..%2fcanary",
+    "/userdata/c:%5cwindows", f"/userdata/{LONG}", "/userdata?dir=../", "/userdata?dir=/etc",
+    "/v2/userdata?path=..%2f..",
+)  # fmt: skip
+# Nothing is there by such a name, no name is like that, or no pool is up that might know.
+NOT_FOUND = {
+    "route_not_found", "artifact_not_found", "job_not_found", "template_not_found",
+    "model_not_found", "request_not_found", "not_found", "service_unavailable", "invalid_request", "path_refused", "invalid_token",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("targets", "codes"),
+    [
+        (PATHS, NOT_FOUND),
+        (NAMES, {"invalid_request", "artifact_not_found"}),
+        (SHELF, {"path_refused", "route_not_found", "invalid_request", "file_not_found"}),
+    ],
+    ids=["paths", "names", "shelf"],
+)
+async def test_nothing_outside_is_read(
+    gateway: RunningStack, headers: dict[str, str], targets: tuple[str, ...], codes: set[str]
+) -> None:
+    answers = {target: await ask(gateway.ports.door, target, headers=headers) for target in targets}
+    for target, answer in answers.items():
+        assert CANARY.encode() not in answer.body, target
+        assert b"root:" not in answer.body, target
+    wrong = [
+        f"{target[:80]}: {answer.status} {answer.code} {answer.body[:80]!r}"
+        for target, answer in answers.items()
+        if answer.status not in (400, 403, 404, 503) or answer.code not in codes
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[str, str]) -> None:
+    before = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
+    for name in (
+        f"..%2f{EVIL}", f"%2e%2e%2f{EVIL}", f"%2ftmp%2f{EVIL}", f"..%5c{EVIL}", f"a%2f..%2f..%2f{EVIL}",
+        f"..%252f{EVIL}", f"a%00{EVIL}", f"x/move/..%2f{EVIL}", f"..%2f{EVIL}/move/x",
+    ):  # fmt: skip
+        for base in ("", "/api"):
+            answer = await ask(
+                gateway.ports.door,
+                f"{base}/userdata/{name}",
+                method="POST",
+                headers=headers,
+                body=b"x",
+            )
+            told = (answer.status, answer.code)
+            assert told in ((403, "path_refused"), (404, "route_not_found")), (name, told)
+    after = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
+    assert after.body == before.body
+    assert _written(gateway) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("subfolder", f"../{EVIL}"), ("subfolder", f"/tmp/{EVIL}"), ("subfolder", f"a/../../{EVIL}"),
+        ("subfolder", f"..\\{EVIL}"), ("subfolder", f"a\0{EVIL}"), ("type", f"../{EVIL}"),
+        ("subfolder", EVIL * 30),
+    ],
+)  # fmt: skip
+async def test_an_upload_stays_in_its_folder(
+    gateway: RunningStack, headers: dict[str, str], field: str, value: str
+) -> None:
+    answer = await _upload(gateway, headers, f"{EVIL}.png", **{field: value})
+    assert (answer.status, answer.code) == (400, "invalid_request"), answer
+    assert _written(gateway) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"../../{EVIL}.png", f"/tmp/{EVIL}.png", f"a/../../{EVIL}.png", f"..\\..\\{EVIL}.png",
+     f"a\0{EVIL}.png", "..", f"C:\\{EVIL}.png", EVIL * 40 + ".png"],
+)  # fmt: skip
+async def test_an_uploads_name_is_a_name(
+    gateway: RunningStack, headers: dict[str, str], name: str
+) -> None:
+    answer = await _upload(gateway, headers, name)
+    if answer.status == 200:
+        assert f'"name":"{EVIL}' in answer.body.decode(), answer
+    else:
+        assert (answer.status, answer.code) == (400, "invalid_request"), answer
+    target = f"/artifacts?name=..%2f..%2f{EVIL}.txt"
+    kept = await ask(gateway.ports.door, target, method="POST", headers=headers, body=b"x")
+    assert (kept.status, f'"name":"{EVIL}.txt"' in kept.body.decode()) == (201, True), kept
+    assert _written(gateway) == []
+
+
+async def _upload(
+    gateway: RunningStack, headers: dict[str, str], name: str, **fields: str
+) -> Answer:
+    parts = [
+        f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        "Content-Type: image/png\r\n\r\nx",
+        *(f'Content-Disposition: form-data; name="{k}"\r\n\r\n{v}' for k, v in fields.items()),
+    ]
+    body = "".join(f"--b0undary\r\n{part}\r\n" for part in parts) + "--b0undary--\r\n"
+    return await ask(
+        gateway.ports.door,
+        "/upload/image",
+        method="POST",
+        headers={**headers, "Content-Type": "multipart/form-data; boundary=b0undary"},
+        body=body.encode(),
+    )
+
+
+def _written(gateway: RunningStack) -> list[str]:
+    """Files by one of our names, where the stack or the climbing could have put them."""
+    places = (gateway.data.parent, Path("/tmp"), Path.cwd())
+    globs = [place.rglob if place == gateway.data.parent else place.glob for place in places]
+    return [str(path) for glob in globs for path in glob(f"*{EVIL}*")]

@@ -1,0 +1,294 @@
+"""Every way a secret can come to a whole farm, and then every line that the farm has logged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import grpc
+import pytest
+from aiohttp import web
+
+from moyin.access.gatekeeper import create_service_token
+from moyin.access.gatekeeper.tokens import create_file_link
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
+from moyin.proxy.identity import derive_route_secret
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.integration.servers import free_port
+from tests.stack import Measured, RunningStack
+from tests.waiting import eventually
+
+
+class Told:
+    """Secrets by where they were said; of a key or token the part that proves something."""
+
+    def __init__(self, gateway: RunningStack) -> None:
+        self.gateway = gateway
+        self.parts: dict[str, str] = {}
+
+    def note(self, where: str, secret: str) -> str:
+        if secret.count(".") == 2:
+            part = secret.rsplit(".", 1)[1]
+        else:
+            part = secret.split("_", 2 if secret.startswith("moyin_") else 1)[-1]
+        assert len(part) >= 12, where
+        self.parts[where] = part
+        return secret
+
+    def new(self, where: str) -> str:
+        return self.note(where, secrets.token_hex(20))
+
+
+class Session:
+    def __init__(self, told: Told, session: aiohttp.ClientSession, keys: KeyStore) -> None:
+        self.told = told
+        self.session = session
+        self.keys = keys
+
+    async def key(self, where: str) -> str:
+        """A good key that is used in one place only."""
+        return self.told.note(where, (await self.keys.create("admin", where))[1])
+
+    async def call(self, method: str, path: str, *statuses: int, **more: Any) -> Any:
+        async with self.session.request(method, path, allow_redirects=False, **more) as response:
+            text = await response.text()
+            assert response.status in (statuses or (200,)), (method, path, response.status, text)
+            return json.loads(text) if text[:1] in ("{", "[") else text
+
+
+@pytest.fixture
+def haproxy_log(gateway: RunningStack) -> Iterator[socket.socket]:
+    """Where HAProxy sends what a syslog server would write."""
+    port = int(gateway.env["RAY_SERVE_HAPROXY_LOG_TARGET"].rpartition(":")[2])
+    with socket.socket(type=socket.SOCK_DGRAM) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
+        receiver.bind(("127.0.0.1", port))
+        receiver.setblocking(False)
+        yield receiver
+
+
+@pytest.fixture
+async def client(gateway: RunningStack) -> AsyncIterator[Session]:
+    database = Database(gateway.settings.sql_url)
+    jar = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(gateway.url, cookie_jar=jar) as session:
+        yield Session(Told(gateway), session, KeyStore(database))
+    await database.close()
+
+
+async def test_no_log_holds_a_secret(
+    gateway: RunningStack, client: Session, haproxy_log: socket.socket, measured: Measured
+) -> None:
+    signing_key = gateway.settings.signing_key()
+    for where, secret in {
+        "the operator's key": gateway.api_key,
+        "Claude's key": gateway.env["ANTHROPIC_API_KEY"],
+        "RabbitMQ's password": urlsplit(gateway.env["STUDIO_RABBITMQ_URL"]).password or "",
+        "the stack's secret": signing_key.decode(),
+        "an upstream's secret": derive_route_secret(signing_key, "ollama"),
+        "Valkey's password": gateway.valkey_password,
+        "Ray's token": gateway.layout.ray_token.read_text().strip(),
+    }.items():
+        client.told.note(where, secret)
+    for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _jobs, _grpc):
+        await say(client)
+    marker = secrets.token_hex(12)
+    bearer = {"authorization": f"Bearer {gateway.api_key}"}
+    for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
+        await client.call("GET", path, 404, headers=bearer)
+    # Lines are written in batches, by every app on its own.
+    await eventually(lambda: _logged(gateway).count(marker.encode()) >= 3, 60)
+    logged, syslog = _logged(gateway), _received(haproxy_log)
+    assert logged.count(marker.encode()) >= 3, "the access log"
+    for app in ("gateway", "accounts", "models"):
+        assert marker in gateway.layout.list_app_logs(app)[-1].read_text(), app
+    assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
+    leaks = [
+        where
+        for where, part in client.told.parts.items()
+        if part.encode() in logged or part.encode() in syslog
+    ]
+    assert leaks == []
+    measured(f"{len(client.told.parts)} secrets are in none of {len(logged):,} bytes of logs")
+
+
+async def _keys(client: Session) -> None:
+    call, key, told = client.call, client.key, client.told
+    for path in ("/jobs", "/v1/models", "/accounts/whoami"):
+        bearer = await key(f"header of {path}")
+        await call("GET", path, headers={"authorization": f"Bearer {bearer}"})
+        await call("GET", path, headers={"x-api-key": await key(f"x-api-key of {path}")})
+        wrong = f"moyin_00aa11bb_{told.new(f'wrong key for {path}')}"
+        await call("GET", path, 401, headers={"x-api-key": wrong})
+        basic = {"authorization": f"Basic {told.new(f'basic for {path}')}"}
+        await call("GET", path, 401, headers=basic)
+        # Where no key belongs: it is refused there, and still a good one.
+        for name in ("api_key", "key", "token"):
+            await call("GET", f"{path}?{name}={await key(f'{name} at {path}')}", 401)
+    for path in ("/queue", "/api/queue", "/comfy/api/queue"):
+        for name in ("api_key", "key", "token"):
+            await call("GET", f"{path}?a=1&{name}={await key(f'{name} at {path}')}")
+            wrong = told.new(f"wrong {name} at {path}")
+            await call("GET", f"{path}?{name}={wrong}", 401)
+    bearer = await key("header of a path with a key")
+    sent = {"authorization": f"Bearer {bearer}"}
+    await call("GET", f"/jobs/{await key('path')}", 404, headers=sent)
+
+
+async def _cookies(client: Session) -> None:
+    form, body = await client.key("form"), await client.key("JSON of a sign-in")
+    await client.call("POST", "/comfy/session", 303, data={"key": form})
+    await client.call("POST", "/comfy/session", json={"key": body})
+    wrong = client.told.new("wrong key in a form")
+    await client.call("POST", "/comfy/session", 401, data={"key": wrong})
+    cookie = {"cookie": f"moyin_session={await client.key('cookie')}"}
+    await client.call("GET", "/comfy/api/queue", headers=cookie)
+    await client.call("GET", "/comfy/session", headers=cookie)
+    await client.call("POST", "/comfy/api/free", 403, headers=cookie, json={})
+    await client.call("GET", "/jobs", 401, headers=cookie)
+
+
+async def _sockets(client: Session) -> None:
+    good, wrong = await client.key("socket of a job"), client.told.new("wrong key of a socket")
+    paths = [
+        f"/jobs/none/ws?api_key={good}",
+        f"/jobs/none/ws?api_key={wrong}",
+        f"/ws?clientId=x&token={await client.key('ComfyUIs socket')}",
+        f"/comfy/ws?key={await client.key('the pages socket')}",
+    ]
+    for path in paths:
+        async with client.session.ws_connect(path) as socket:
+            await socket.receive(20)
+
+
+async def _tokens(client: Session) -> None:
+    call, told = client.call, client.told
+    mail = {"email": f"{secrets.token_hex(8)}@example.com", "password": told.new("password")}
+    player = await call("POST", "/accounts/register", 201, json=mail)
+    for turn in range(2):
+        access = told.note(f"access token {turn}", player["access_token"])
+        refresh = told.note(f"refresh token {turn}", player["refresh_token"])
+        await call("GET", "/accounts/me", headers={"authorization": f"Bearer {access}"})
+        await call("GET", f"/api/queue?token={access}", 403)
+        await call("POST", "/comfy/session", json={"key": access})
+        await call("GET", "/comfy/session", headers={"cookie": f"moyin_session={access}"})
+        forged = told.note(f"forged token {turn}", f"{access[:-43]}{secrets.token_hex(16)}abc")
+        await call("GET", "/jobs", 401, headers={"authorization": f"Bearer {forged}"})
+        if turn == 0:
+            player = await call("POST", "/accounts/refresh", json={"refresh_token": refresh})
+    await call("POST", "/accounts/refresh", 401, json={"refresh_token": refresh[:-1]})
+    ours = create_service_token(told.gateway.settings.signing_key(), "admin", "jobs")
+    told.note("a service's token", ours)
+    await call("GET", "/jobs", headers={"authorization": f"Bearer {ours}"})
+
+
+async def _passwords(client: Session) -> None:
+    call, new = client.call, client.told.new
+    mail, password = f"{secrets.token_hex(8)}@example.com", new("first password")
+    await call("POST", "/accounts/register", 201, json={"email": mail, "password": password})
+    signed_in = await call("POST", "/accounts/login", json={"email": mail, "password": password})
+    for wrong in (
+        {"email": mail, "password": new("wrong password")},
+        {"email": mail, "password": [new("password in a list")]},
+        {"email": mail, "passwrod": new("misspelt password")},
+        {"email": new("password as email"), "password": "x"},
+    ):
+        await call("POST", "/accounts/login", 400, 401, json=wrong)
+    await call("POST", f"/accounts/login?password={new('password in a query')}", 400, json={})
+    broken = f'{{"password": "{new("password in broken JSON")}", '
+    await call("POST", "/accounts/login", 400, data=broken.encode())
+    changed = {"current_password": password, "new_password": new("second password")}
+    bearer = {"authorization": f"Bearer {signed_in['access_token']}"}
+    await call("POST", "/accounts/password", 200, 204, json=changed, headers=bearer)
+    reset = {"token": new("reset token"), "password": new("third password")}
+    await call("POST", "/accounts/password/reset", 401, json=reset)
+
+
+async def _links(client: Session) -> None:
+    bearer = {"authorization": f"Bearer {client.told.gateway.api_key}"}
+    kept = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer)
+    for where, key in {
+        "link": client.told.gateway.settings.signing_key(),
+        "wrong link": secrets.token_bytes(32),
+    }.items():
+        link = create_file_link(key, "admin", kept["id"], "a.txt", 60)
+        client.told.note(where, link.split("/")[3])
+        await client.call("GET", link, 200 if where == "link" else 401)
+
+
+async def _jobs(client: Session) -> None:
+    """With secrets in the addresses that a job calls, and for nodes that call others."""
+    told, bearer = client.told, {"authorization": f"Bearer {client.told.gateway.api_key}"}
+    secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer)
+    told.note("webhooks' secret", secret["secret"])
+    async with _receiver() as (url, called):
+        body = {
+            "kind": "http",
+            "request": {"method": "GET", "path": f"/v1/models?secret={told.new('path of a job')}"},
+            "webhook": f"{url}?token={told.new('address of a webhook')}",
+        }
+        await client.call("POST", "/jobs", 202, json=body, headers=bearer)
+        await asyncio.wait_for(called.wait(), 60)
+    graph = {"1": {"class_type": "NoSuchNode", "inputs": {"text": told.new("prompt")}}}
+    extra = {"api_key_comfy_org": told.new("ComfyUI's account")}
+    prompt = {"prompt": graph, "extra_data": extra}
+    await client.call("POST", "/prompt", 200, 400, json=prompt, headers=bearer)
+    model = {
+        "model": "claude-haiku-5-5",
+        "messages": [{"role": "user", "content": told.new("text")}],
+    }
+    answers = (400, 402, 403, 404, 429, 502, 503)
+    await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer)
+
+
+async def _grpc(client: Session) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{client.told.gateway.ports.grpc}") as channel:
+        for key in (await client.key("gRPC"), client.told.new("wrong key of gRPC")):
+            metadata = [("application", "gateway"), ("x-api-key", key)]
+            with pytest.raises(grpc.aio.AioRpcError):
+                await MoyinStub(channel).GetJob(pb.GetJobRequest(id="none"), metadata=metadata)
+
+
+@asynccontextmanager
+async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """Somebody who wants no more webhooks."""
+    called = asyncio.Event()
+
+    async def gone(request: web.Request) -> web.Response:
+        called.set()
+        return web.Response(status=410)
+
+    app = web.Application()
+    app.router.add_post("/hook", gone)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"http://127.0.0.1:{port}/hook", called
+    await runner.cleanup()
+
+
+def _logged(gateway: RunningStack) -> bytes:
+    """All that any process of the stack has logged."""
+    folders = [gateway.layout.logs, Path(gateway.layout.ray_logs).resolve()]
+    files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
+    files |= {path for path in gateway.data.rglob("*.log*") if path.is_file()}
+    return b"\n".join(path.read_bytes() for path in sorted(files))
+
+
+def _received(receiver: socket.socket) -> bytes:
+    lines = []
+    with suppress(BlockingIOError):
+        while True:
+            lines.append(receiver.recv(65_536))
+    return b"\n".join(lines)

@@ -1,0 +1,286 @@
+"""The whole farm from outside: HAProxy, Serve, Temporal, Valkey, ComfyUI, llama.cpp."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.chaos.graphs import picture, sleepy
+from tests.integration.gateway.raw_http import SlowClients
+from tests.stack import Measured, RunningStack
+from tests.waiting import eventually
+
+PNG = b"\x89PNG\r\n\x1a\n"
+FINAL = {"succeeded", "failed", "cancelled"}
+_colors = itertools.count(0x700000)
+
+
+SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, "/prompt": 10}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(gateway: RunningStack) -> SlowClients:
+    """Beside all tests here, which nobody may notice."""
+    return SlowClients(gateway.ports.door, gateway.api_key, SLOW)
+
+
+@pytest.fixture(scope="module")
+def strangers(gateway: RunningStack) -> SlowClients:
+    """The same without a key, where one is needed."""
+    return SlowClients(
+        gateway.ports.door, "", {"/jobs": 5, "/v1/chat/completions": 5, "/accounts/me": 5}
+    )
+
+
+@pytest.fixture
+async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
+        await _pool_is_up(session)
+        yield session
+    # A connection that was cut while we sent needs a moment of the loop to be closed.
+    await asyncio.sleep(0.1)
+
+
+async def test_an_unknown_node_is_refused_by_comfyui_before_it_is_queued(
+    session: aiohttp.ClientSession,
+) -> None:
+    graph = picture(next(_colors))
+    graph["1"]["class_type"] = "NoSuchNode"
+    status, problem = await _post(session, {"kind": "render", "workflow": graph})
+    assert (status, problem["code"]) == (400, "invalid_graph")
+    assert problem["error"]["type"] == "invalid_prompt"
+    assert "NoSuchNode" in problem["error"]["message"]
+
+
+async def test_a_bad_link_is_refused_with_comfyuis_own_body(
+    session: aiohttp.ClientSession,
+) -> None:
+    graph = picture(next(_colors))
+    graph["2"]["inputs"]["images"] = ["1", 7]
+    status, problem = await _post(session, {"kind": "render", "workflow": graph})
+    assert (status, problem["code"]) == (400, "invalid_graph")
+    graph["2"]["inputs"] = {"filename_prefix": "p"}
+    status, problem = await _post(session, {"kind": "render", "workflow": graph})
+    assert (status, problem["code"]) == (400, "invalid_graph")
+    [error] = problem["node_errors"]["2"]["errors"]
+    assert error["type"] == "required_input_missing"
+
+
+async def test_a_picture_of_one_step_is_the_input_of_the_next(
+    session: aiohttp.ClientSession,
+) -> None:
+    second = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "${steps.0.artifacts.0}"}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "i"}},
+    }
+    steps = [
+        {"kind": "render", "workflow": picture(next(_colors))},
+        {"kind": "render", "workflow": second},
+    ]
+    job = await _done(session, {"kind": "pipeline", "steps": steps})
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    pictures = []
+    for artifact in job["artifacts"]:
+        async with session.get(artifact["url"]) as answer:
+            assert (answer.status, answer.content_type) == (200, "image/png")
+            pictures.append(await answer.read())
+    assert [p[:8] for p in pictures] == [PNG, PNG]
+    assert pictures[0] != pictures[1]
+
+
+async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSession) -> None:
+    ask = {"model": "auto", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
+    again = {**ask, "messages": [{"role": "user", "content": "Repeat: ${steps.0.text}"}]}
+    steps = [
+        {"kind": "chat", "request": ask},
+        {"kind": "chat", "request": again},
+        {"kind": "http", "request": {"method": "GET", "path": "/v1/models"}},
+    ]
+    job = await _done(session, {"kind": "pipeline", "steps": steps})
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    texts = [output["text"] for output in job["outputs"]]
+    assert texts[0]
+    assert texts[1]
+    assert job["outputs"][2]["body"]["object"] == "list"
+
+
+async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession) -> None:
+    _, job = await _post(session, {"kind": "render", "workflow": sleepy(4, next(_colors))})
+    events = await _events(session, job["id"])
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "queued"
+    assert kinds[-1] == "succeeded"
+    assert kinds.count("progress") >= 3
+    assert {"running", "step"} <= set(kinds)
+    middle = events[len(events) // 2]["id"]
+    resumed = await _events(session, job["id"], after=middle)
+    assert [e["id"] for e in resumed] == [e["id"] for e in events[len(events) // 2 + 1 :]]
+
+
+async def test_a_websocket_tells_the_same(session: aiohttp.ClientSession) -> None:
+    _, job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
+    async with session.ws_connect(f"/jobs/{job['id']}/ws") as socket:
+        told = [json.loads(message.data) async for message in socket]
+    assert told[-1]["type"] == "succeeded"
+
+
+async def test_a_cancel_reaches_the_running_prompt_and_only_that(
+    session: aiohttp.ClientSession,
+    measured: Measured,
+) -> None:
+    _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
+    _, other = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
+    await _until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
+    asked = time.monotonic()
+    async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
+        assert answer.status == 202
+    cancelled = await _until(session, victim["id"], lambda job: job["status"] in FINAL)
+    assert cancelled["status"] == "cancelled"
+    spared = await _until(session, other["id"], lambda job: job["status"] in FINAL)
+    assert spared["status"] == "succeeded"
+    measured(f"cancelled and the next one done {time.monotonic() - asked:.1f} s after the request")
+    async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
+        assert (answer.status, (await answer.json())["code"]) == (409, "job_finished")
+
+
+async def test_a_node_that_raises_fails_the_job_with_its_name(
+    session: aiohttp.ClientSession,
+) -> None:
+    graph = picture(next(_colors))
+    graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    job = await _done(session, {"kind": "render", "workflow": graph})
+    assert (job["status"], job["error"]["code"]) == ("failed", "render_failed")
+    assert "TestSyncError" in json.dumps(job["error"])
+
+
+async def test_two_tenants_do_not_see_each_other(
+    gateway: RunningStack, session: aiohttp.ClientSession
+) -> None:
+    job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
+    [key] = [
+        word
+        for word in gateway.run("keys", "create", "other").stdout.split()
+        if word.startswith("moyin_")
+    ]
+    stranger = {"authorization": f"Bearer {key}"}
+    for path in (f"/jobs/{job['id']}", f"/jobs/{job['id']}/events", job["artifacts"][0]["url"]):
+        async with session.get(path, headers=stranger) as answer:
+            assert answer.status == 404, path
+    async with session.get("/jobs", headers=stranger) as answer:
+        assert (await answer.json())["jobs"] == []
+
+
+async def test_an_answer_has_one_request_id_and_keeps_the_clients(
+    session: aiohttp.ClientSession,
+) -> None:
+    for path in ("/jobs", "/v1/models"):
+        async with session.get(path, headers={"x-request-id": "shot-12"}) as answer:
+            assert answer.headers.getall("x-request-id") == ["shot-12"]
+        async with session.get(path, headers={"x-request-id": "{bad}"}) as answer:
+            [made] = answer.headers.getall("x-request-id")
+            assert made != "{bad}"
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/v1/chat/completions", "/v1/messages"])
+async def test_a_body_over_the_limit_is_cut_on_the_stream(
+    session: aiohttp.ClientSession, path: str
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * (1024 * 1024)
+
+    # Whoever reads such a body to its end never answers.
+    async with asyncio.timeout(60):
+        try:
+            async with session.post(path, data=endless()) as answer:
+                assert answer.status == 413
+                assert b"body_too_large" in await answer.read()
+        except aiohttp.ClientConnectionError:
+            # The connection may be cut while we still send.
+            pass
+
+
+async def test_connections_that_send_a_byte_a_second_are_closed(
+    slow: SlowClients, measured: Measured
+) -> None:
+    await asyncio.to_thread(slow.wait, 240)
+    assert {target: len(ended) for target, ended in slow.ended.items()} == SLOW
+    for target, ended in slow.ended.items():
+        for answer, _ in ended:
+            if target:
+                assert (answer.status, b"body_too_slow" in answer.body) == (408, True), target
+            else:
+                # HAProxy's own word for a head that does not come.
+                assert answer.status in (0, 408)
+        seconds = sorted(after for _, after in ended)
+        measured(f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s")
+
+
+async def test_slow_bodies_without_a_key_are_not_waited_for(
+    strangers: SlowClients, measured: Measured
+) -> None:
+    await asyncio.to_thread(strangers.wait, 60)
+    for target, ended in strangers.ended.items():
+        assert {answer.status for answer, _ in ended} == {401}
+        longest = max(after for _, after in ended)
+        measured(f"slow {target} without a key: ended after {longest:.1f} s at most")
+        assert longest < 20
+
+
+async def _pool_is_up(session: aiohttp.ClientSession) -> None:
+    """Wait until a first picture has been rendered, and until graphs are validated.
+
+    A pool that did not answer is not asked again for two seconds.
+    """
+    job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
+    assert job["status"] == "succeeded", job
+    wrong = picture(next(_colors))
+    wrong["1"]["class_type"] = "NoSuchNode"
+
+    async def is_validated() -> bool:
+        return (await _post(session, {"kind": "render", "workflow": wrong}))[0] == 400
+
+    await eventually(is_validated, 60)
+
+
+async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
+    async with session.post("/jobs", json=body) as answer:
+        return answer.status, await answer.json(content_type=None)
+
+
+async def _done(session: aiohttp.ClientSession, body: Any) -> Any:
+    status, job = await _post(session, body)
+    assert status == 202, job
+    return await _until(session, job["id"], lambda job: job["status"] in FINAL)
+
+
+async def _until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
+    async def is_done() -> Any:
+        async with session.get(f"/jobs/{job_id}") as answer:
+            job = await answer.json()
+        return job if done(job) else None
+
+    return await eventually(is_done, 120)
+
+
+async def _events(
+    session: aiohttp.ClientSession, job_id: str, after: str | None = None
+) -> list[dict[str, str]]:
+    headers = {"last-event-id": after} if after else {}
+    async with (
+        asyncio.timeout(60),
+        session.get(f"/jobs/{job_id}/events", headers=headers) as answer,
+    ):
+        text = await answer.text()
+    blocks = [block for block in text.split("\n\n") if "event: " in block]
+    return [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]

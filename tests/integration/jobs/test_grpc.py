@@ -1,0 +1,182 @@
+"""moyin.v1 through Serve's gRPC ingress with a plain grpcio client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
+from moyin.system.processes import find_processes
+from tests.chaos.graphs import picture, sleepy
+from tests.stack import Measured, RunningStack
+
+# Serve has one gRPC port for all apps.
+APP = ("application", "gateway")
+
+
+@pytest.fixture
+async def stub(gateway: RunningStack) -> AsyncIterator[MoyinStub]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
+        yield MoyinStub(channel)
+
+
+@pytest.fixture
+def key(gateway: RunningStack) -> list[tuple[str, str]]:
+    return [APP, ("authorization", f"Bearer {gateway.api_key}")]
+
+
+async def test_an_answer_comes_in_pieces(stub: MoyinStub, key: list[tuple[str, str]]) -> None:
+    request = pb.ChatRequest(
+        model="auto",
+        messages=[pb.ChatMessage(role="user", content="Count from one to twenty.")],
+        max_tokens=24,
+        temperature=0,
+    )
+    events = [event async for event in stub.Chat(request, metadata=key)]
+    assert (events[0].backend, events[0].model) == ("local", "smollm2-135m")
+    assert len([event for event in events if event.text]) > 3
+    assert [event.finish_reason for event in events if event.finish_reason] == ["length"]
+    [usage] = [event.usage for event in events if event.HasField("usage")]
+    assert usage.completion_tokens == 24
+    assert events[-1].HasField("cost_usd")
+
+
+async def test_a_job_from_its_submission_to_its_end(
+    stub: MoyinStub, key: list[tuple[str, str]]
+) -> None:
+    job_json = json.dumps({"kind": "render", "workflow": picture(0x6060), "metadata": {"a": "b"}})
+    request = pb.SubmitJobRequest(job_json=job_json, idempotency_key="grpc-render-once")
+    job, again = [await stub.SubmitJob(request, metadata=key) for _ in range(2)]
+    assert job.id == again.id
+    assert dict(job.metadata) == {"a": "b"}
+    events = [event async for event in stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)]
+    assert events[-1].type == "succeeded"
+    rest = pb.WatchJobRequest(id=job.id, after=events[-2].id)
+    assert [event.id async for event in stub.WatchJob(rest, metadata=key)] == [events[-1].id]
+    done = await stub.GetJob(pb.GetJobRequest(id=job.id), metadata=key)
+    assert done.status == pb.JOB_STATUS_SUCCEEDED
+    assert done.artifacts[0].media_type == "image/png"
+    assert json.loads(done.outputs_json)[0]["artifacts"][0]["id"] == done.artifacts[0].id
+
+
+async def test_a_job_is_cancelled(stub: MoyinStub, key: list[tuple[str, str]]) -> None:
+    job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6161)})
+    job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
+    await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
+    watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)
+    assert [event.type async for event in watching][-1] == "cancelled"
+
+
+async def test_a_watch_ends_soon_after_its_key(
+    gateway: RunningStack, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
+) -> None:
+    made = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
+    [text] = [word for word in made if word.startswith("moyin_")]
+    job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6262)})
+    job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
+    own = [APP, ("authorization", f"Bearer {text}")]
+    watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=own)
+    try:
+        await anext(aiter(watching))
+        await asyncio.to_thread(gateway.run, "keys", "revoke", text.split("_")[1])
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with asyncio.timeout(10):
+                async for _ in watching:
+                    continue
+        measured(f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key")
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "request_", "status", "code"),
+    [
+        ([APP], pb.GetJobRequest(id="x"), grpc.StatusCode.UNAUTHENTICATED, "missing_api_key"),
+        (
+            [("application", "models")],
+            pb.GetJobRequest(id="x"),
+            grpc.StatusCode.UNIMPLEMENTED,
+            "route_not_found",
+        ),
+        (
+            [("application", "models")],
+            pb.ChatRequest(model="auto", messages=[pb.ChatMessage(role="user", content="x")]),
+            grpc.StatusCode.UNIMPLEMENTED,
+            "route_not_found",
+        ),
+        (
+            [APP, ("x-api-key", "moy_wrong_key")],
+            pb.GetJobRequest(id="x"),
+            grpc.StatusCode.UNAUTHENTICATED,
+            "invalid_api_key",
+        ),
+        (None, pb.GetJobRequest(id="a b"), grpc.StatusCode.NOT_FOUND, "job_not_found"),
+        (None, pb.GetJobRequest(id="../jobs"), grpc.StatusCode.NOT_FOUND, "route_not_found"),
+        (None, pb.GetJobRequest(id=".."), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+        (
+            None,
+            pb.SubmitJobRequest(job_json='{"kind": "dance"}'),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "invalid_request",
+        ),
+        (None, pb.SubmitJobRequest(), grpc.StatusCode.INVALID_ARGUMENT, "invalid_json"),
+        (
+            None,
+            pb.ChatRequest(model="no-such", messages=[pb.ChatMessage(role="user", content="x")]),
+            grpc.StatusCode.NOT_FOUND,
+            "model_not_found",
+        ),
+        (None, pb.WatchJobRequest(id="none"), grpc.StatusCode.NOT_FOUND, "job_not_found"),
+    ],
+)
+async def test_errors_keep_their_codes(
+    stub: MoyinStub,
+    key: list[tuple[str, str]],
+    metadata: list[tuple[str, str]] | None,
+    request_: Any,
+    status: grpc.StatusCode,
+    code: str,
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _call(stub, request_, [*(metadata or key), ("x-request-id", "grpc-test-1")])
+    assert caught.value.code() is status
+    trailers = dict(caught.value.trailing_metadata() or ())
+    told = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert told.code == status.value[0]
+    reason, asked = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    assert told.details[0].Unpack(reason) and told.details[1].Unpack(asked)
+    assert (reason.reason, asked.request_id) == (code, "grpc-test-1")
+
+
+async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinStub) -> None:
+    ports = gateway.ports
+    ours = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
+    found = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in find_processes(str(gateway.data))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ours
+    }
+    assert ports.grpc in {port for _, port in found}
+    assert {ip.removeprefix("::ffff:") for ip, _ in found} == {"127.0.0.1"}
+
+
+async def _call(stub: MoyinStub, request: Any, metadata: list[tuple[str, str]]) -> None:
+    name = type(request).__name__.removesuffix("Request")
+    call = getattr(stub, name)(request, metadata=metadata)
+    async with asyncio.timeout(20):
+        if name in ("Chat", "WatchJob"):
+            async for _ in call:
+                continue
+        else:
+            await call

@@ -1,0 +1,96 @@
+"""Records the histories that `tests/unit/jobs/workflows/test_replay.py` replays.
+
+Runs every kind of job and replays its history; with MOYIN_RECORD_HISTORIES=<version> the histories
+are also written to files. Record them after a deliberate change of the workflow, and keep the old
+ones for as long as jobs of their version may still run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer
+
+from moyin.jobs.workflows.client import DATA_CONVERTER
+from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
+from tests.integration.gateway.fixtures import Farm
+from tests.waiting import eventually
+
+FOLDER = Path(__file__).parents[2] / "unit" / "jobs" / "workflows" / "histories"
+CHAT: dict[str, Any] = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},
+}
+
+
+def http(path: str) -> dict[str, Any]:
+    return {"kind": "http", "request": {"path": path}}
+
+
+async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
+    farm = working_farm
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=400)
+
+    async def hang(_: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async def twice(_: web.Request) -> web.Response:
+        return web.Response(status=503 if farm.services.count("/svc/twice") < 2 else 200)
+
+    farm.services.answers = {"/svc/no": refuse, "/svc/hang": hang, "/svc/twice": twice}
+    hook = f"{farm.services_url}/hook"
+    bodies = {
+        "succeeded": {"kind": "pipeline", "steps": [CHAT, http("/svc/yes")], "webhook": hook},
+        "failed": {"kind": "pipeline", "steps": [CHAT, http("/svc/no")]},
+        "cancelled": http("/svc/hang"),
+        "retried": http("/svc/twice"),
+    }
+    ids = {name: (await farm.submit(body))["id"] for name, body in bodies.items()}
+    deadline = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    job = await farm.submit({**http("/svc/hang"), "deadline": deadline})
+    ids["deadline"] = job["id"]
+    await eventually(lambda: farm.services.count("/svc/hang") == 2)
+    await farm.client.post(f"/jobs/{ids['cancelled']}/cancel")
+    for job_id in ids.values():
+        await farm.until(job_id)
+    ids["webhook"] = f"webhook-{ids['succeeded']}-1"
+    await eventually(lambda: farm.services.count("/hook"))
+    client = await farm.temporal.get_client()
+    replayer = Replayer(workflows=[JobWorkflow, WebhookWorkflow], data_converter=DATA_CONVERTER)
+    for name, workflow_id in ids.items():
+        handle = client.get_workflow_handle(workflow_id)
+        await handle.result()
+        history = await handle.fetch_history()
+        await replayer.replay_workflow(history)
+        keep(name, history)
+
+
+def keep(name: str, history: WorkflowHistory) -> None:
+    """Write the history to a file if MOYIN_RECORD_HISTORIES is set."""
+    version = os.environ.get("MOYIN_RECORD_HISTORIES")
+    if version is None:
+        return
+    FOLDER.mkdir(exist_ok=True)
+    plain = _anonymous(json.loads(history.to_json()))
+    path = FOLDER / f"{name}-{version}.json"
+    path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
+
+
+def _anonymous(value: Any) -> Any:
+    """Replace values that identify the machine on which the history was recorded."""
+    if isinstance(value, dict):
+        private = {"identity": "worker", "stackTrace": "", "binaryChecksum": ""}
+        return {key: private.get(key, _anonymous(inner)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_anonymous(inner) for inner in value]
+    return value

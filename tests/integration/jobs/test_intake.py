@@ -1,0 +1,217 @@
+"""Jobs out of a real RabbitMQ and a real Valkey; the worker is killed in the middle of messages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import aio_pika
+import pytest
+import redis.asyncio as redis
+from aiohttp import web
+
+from tests.integration.gateway.fixtures import Farm
+from tests.integration.jobs.rabbitmq import RabbitServer, rabbit
+from tests.integration.servers import ValkeyServer
+from tests.stack import ROOT
+from tests.waiting import eventually
+
+__all__ = ["rabbit"]
+
+MESSAGES = 12
+ENOUGH = 4
+
+
+class Queue(Protocol):
+    """The test's end of a broker: it sends jobs, and reads results and dead letters."""
+
+    source: dict[str, Any]
+    environ: dict[str, str]
+
+    async def send(self, message_id: str, body: bytes) -> None: ...
+    async def results(self) -> list[dict[str, Any]]: ...
+    async def dead(self) -> list[tuple[str, str]]: ...
+    async def left(self) -> int: ...
+    async def close(self) -> None: ...
+
+
+class RabbitQueue:
+    def __init__(self, url: str) -> None:
+        self.source = {"type": "rabbitmq", "url_env": "RABBIT_URL", "owner": "ann"}
+        self.environ = {"RABBIT_URL": url}
+        self._results: list[dict[str, Any]] = []
+        self._dead: list[tuple[str, str]] = []
+
+    async def open(self) -> None:
+        self._connection = await aio_pika.connect(self.environ["RABBIT_URL"])
+        self._channel = await self._connection.channel(on_return_raises=True)
+
+    async def send(self, message_id: str, body: bytes) -> None:
+        message = aio_pika.Message(body, message_id=message_id, delivery_mode=2)
+        while True:
+            try:
+                await self._channel.default_exchange.publish(message, "moyin.jobs")
+                return
+            except aio_pika.exceptions.DeliveryError:
+                # The intake has not made its queue yet.
+                await asyncio.sleep(0.05)
+
+    async def results(self) -> list[dict[str, Any]]:
+        for message in await self._drain("moyin.results"):
+            assert message.correlation_id
+            self._results.append(json.loads(message.body))
+        return self._results
+
+    async def dead(self) -> list[tuple[str, str]]:
+        for message in await self._drain("moyin.dead"):
+            self._dead.append((message.message_id or "", str(message.headers["x-moyin-code"])))
+        return self._dead
+
+    async def left(self) -> int:
+        queue = await self._channel.declare_queue("moyin.jobs", passive=True)
+        return queue.declaration_result.message_count or 0
+
+    async def close(self) -> None:
+        for name in ("moyin.jobs", "moyin.results", "moyin.dead"):
+            await self._channel.queue_delete(name)
+        await self._connection.close()
+
+    async def _drain(self, name: str) -> list[Any]:
+        queue = await self._channel.get_queue(name)
+        found = []
+        while (message := await queue.get(fail=False, no_ack=True)) is not None:
+            found.append(message)
+        return found
+
+
+class StreamQueue:
+    def __init__(self, url: str) -> None:
+        self.source = {"type": "redis", "url_env": "STREAM_URL", "owner": "ann", "claim_after": 0.5}
+        self.environ = {"STREAM_URL": url}
+
+    async def open(self) -> None:
+        self._redis = redis.Redis.from_url(self.environ["STREAM_URL"])
+        await self.forget()
+
+    async def send(self, message_id: str, body: bytes) -> None:
+        fields: dict[Any, Any] = {"body": body}
+        if message_id:
+            fields["id"] = message_id
+        await self._redis.xadd("moyin:jobs", fields)
+
+    async def results(self) -> list[dict[str, Any]]:
+        entries: Any = await self._redis.xrange("moyin:results")
+        return [json.loads(fields[b"body"]) for _, fields in entries]
+
+    async def dead(self) -> list[tuple[str, str]]:
+        entries: Any = await self._redis.xrange("moyin:dead")
+        return [
+            (fields.get(b"id", b"").decode(), fields[b"code"].decode()) for _, fields in entries
+        ]
+
+    async def left(self) -> int:
+        return int(await self._redis.xlen("moyin:jobs"))
+
+    async def close(self) -> None:
+        await self.forget()
+        await self._redis.aclose()
+
+    async def forget(self) -> None:
+        await self._redis.delete("moyin:jobs", "moyin:results", "moyin:dead")
+
+
+@pytest.fixture(params=["rabbitmq", "redis"])
+async def queue(
+    request: pytest.FixtureRequest, valkey_server: ValkeyServer
+) -> AsyncIterator[RabbitQueue | StreamQueue]:
+    queue: RabbitQueue | StreamQueue
+    if request.param == "rabbitmq":
+        server: RabbitServer = request.getfixturevalue("rabbit")
+        queue = RabbitQueue(server.url)
+    else:
+        queue = StreamQueue(valkey_server.url)
+    await queue.open()
+    yield queue
+    await queue.close()
+
+
+async def test_kill_9_loses_no_job_and_makes_none_twice_and_poison_holds_nothing_up(
+    working_farm: Farm, queue: Queue
+) -> None:
+    calls: Counter[str] = Counter()
+
+    async def slow(request: web.Request) -> web.Response:
+        calls[await request.text()] += 1
+        await asyncio.sleep(0.1)
+        return web.json_response({"done": True})
+
+    working_farm.services.answers["/work"] = slow
+    async with _intake(working_farm, queue) as process:
+        for number in range(MESSAGES):
+            await queue.send(f"m{number}", _job(f"work {number}"))
+        # Twice by the sender, as after a lost confirmation.
+        await queue.send("m0", _job("work 0"))
+        await eventually(lambda: sum(calls.values()) >= ENOUGH)
+        await queue.send("not-json", b"{")
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    await queue.send("no-job", b'{"kind": "dance"}')
+    await queue.send("m0", _job("something else"))
+    async with _intake(working_farm, queue):
+        await eventually(lambda: _has(queue, MESSAGES), seconds=40)
+        await eventually(lambda: _buried(queue, 3))
+        await eventually(lambda: _empty(queue))
+    results = await queue.results()
+    jobs = {result["message_id"]: result["job"]["id"] for result in results}
+    assert set(jobs) == {f"m{number}" for number in range(MESSAGES)}
+    assert len(set(jobs.values())) == MESSAGES
+    assert all(result["job"]["status"] == "succeeded" for result in results)
+    assert results[0]["job"]["outputs"][0]["body"] == {"done": True}
+    assert calls == {f"work {number}": 1 for number in range(MESSAGES)}
+    assert dict(await queue.dead()) == {
+        "not-json": "invalid_json",
+        "no-job": "invalid_request",
+        "m0": "idempotency_key_reused",
+    }
+    async with working_farm.client.get("/jobs?limit=200") as response:
+        assert len((await response.json())["jobs"]) == MESSAGES
+
+
+def _job(text: str) -> bytes:
+    call = {"method": "POST", "path": "/work", "body": text}
+    return json.dumps({"kind": "http", "request": call}).encode()
+
+
+async def _has(queue: Queue, count: int) -> bool:
+    return len({result["message_id"] for result in await queue.results()}) >= count
+
+
+async def _buried(queue: Queue, count: int) -> bool:
+    return len(await queue.dead()) >= count
+
+
+async def _empty(queue: Queue) -> bool:
+    return await queue.left() == 0
+
+
+@asynccontextmanager
+async def _intake(farm: Farm, queue: Queue) -> AsyncIterator[asyncio.subprocess.Process]:
+    args = json.dumps({"sources": [queue.source]})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.integration.jobs.intake_process", args,
+        cwd=ROOT, env=farm.environment() | queue.environ, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"up\n"
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,92 @@
+"""Who holds an entry of a stream, and when another may take it over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import redis.asyncio as redis
+
+from moyin.jobs.intake import BrokerLost, Delivery, Session
+from moyin.jobs.intake.streams import StreamBroker
+from tests.integration.servers import ValkeyServer, free_port
+
+CLAIM_AFTER = 0.5
+
+
+@pytest.fixture
+async def client(valkey_server: ValkeyServer) -> AsyncIterator[redis.Redis]:
+    async with redis.Redis.from_url(valkey_server.url) as client:
+        await client.delete("in", "out", "dead")
+        yield client
+        await client.delete("in", "out", "dead")
+
+
+def broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
+    return StreamBroker(
+        server.url, stream="in", results="out", dead_letters="dead",
+        claim_after=CLAIM_AFTER, concurrency=concurrency,
+    )  # fmt: skip
+
+
+async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
+    valkey_server: ValkeyServer, client: redis.Redis
+) -> None:
+    await client.xadd("in", {"id": "m1", "body": b"x"})
+    async with broker(valkey_server).session() as second:
+        async with broker(valkey_server).session() as first:
+            assert (await _take(first)).count == 1
+            assert await _nothing(second, CLAIM_AFTER * 3)
+        taken = await _take(second)
+        assert (taken.message_id, taken.body, taken.count) == ("m1", b"x", 2)
+        await second.complete(taken, "r1", b"done")
+    entries: Any = await client.xrange("out")
+    assert [fields for _, fields in entries] == [
+        {b"id": b"r1", b"message_id": b"m1", b"body": b"done"}
+    ]
+    assert await client.xlen("in") == 0
+
+
+async def test_no_more_is_taken_than_can_be_held(
+    valkey_server: ValkeyServer, client: redis.Redis
+) -> None:
+    for number in range(3):
+        await client.xadd("in", {"id": str(number), "body": b"x"})
+    async with (
+        broker(valkey_server, concurrency=2).session() as session,
+        aclosing(session.deliveries()) as deliveries,
+    ):
+        first, _ = [await anext(deliveries) for _ in range(2)]
+        following = asyncio.ensure_future(anext(deliveries))
+        await asyncio.sleep(0.3)
+        assert not following.done()
+        await session.dead_letter(first, "poison", "it is")
+        assert (await following).message_id == "2"
+    entries: Any = await client.xrange("dead")
+    assert [fields[b"code"] for _, fields in entries] == [b"poison"]
+
+
+async def test_an_unreachable_server_is_reported() -> None:
+    gone = StreamBroker(
+        f"redis://127.0.0.1:{free_port()}", stream="in", results="out", dead_letters="dead"
+    )
+    with pytest.raises(BrokerLost):
+        async with gone.session():
+            pass
+
+
+async def _take(session: Session) -> Delivery:
+    async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(10):
+        return await anext(deliveries)
+
+
+async def _nothing(session: Session, seconds: float) -> bool:
+    try:
+        async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(seconds):
+            await anext(deliveries)
+    except TimeoutError:
+        return True
+    return False

@@ -1,0 +1,402 @@
+"""Jobs from POST to their end on real Temporal, SQLite and Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from aiohttp import web
+from temporalio import activity
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import StepResult
+from moyin.errors import JobNotFound, RenderFailed, WorkerLost
+from moyin.jobs.workflows.failures import to_application_error
+from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
+from moyin.jobs.workflows.types import StepInput, StepOutcome
+from moyin.store.artifacts import derive_step_artifact_id
+from tests.integration.gateway.fixtures import Farm
+from tests.waiting import eventually
+
+CHAT: dict[str, Any] = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "hello"}]},
+}
+ROOT = Path(__file__).parents[3]
+WORKER = """
+import asyncio
+from deployments.workers.deployment import JobWorker
+
+async def main():
+    worker = JobWorker.__new__(JobWorker)
+    await JobWorker.__init__(worker, 10)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"color": 1}}}
+THREE: dict[str, Any] = {
+    "kind": "pipeline",
+    "steps": [
+        CHAT,
+        {"kind": "http", "request": {"method": "POST", "path": "/svc/one?x=1",
+                                     "body": {"said": "${steps.0.text}"}}},
+        {"kind": "render", "workflow": {
+            "1": {"class_type": "Text", "inputs": {"text": "${steps.1.body.got.said}!"}}}},
+    ],
+}  # fmt: skip
+
+
+class Renderer:
+    """Stands in for a pool; everything around it is real."""
+
+    def __init__(self, farm: Farm) -> None:
+        self.farm = farm
+        self.tries = 0
+        self.seen: list[Any] = []
+        self.fail: list[Exception] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.started = asyncio.Event()
+        self.cancelled = 0
+
+    @activity.defn
+    async def render_step(self, step: StepInput) -> StepOutcome:
+        try:
+            await self.farm.jobs.find(step.job_id)
+        except JobNotFound as error:
+            # Left in the queue by another test: Temporal is shared, the jobs are not.
+            raise to_application_error(error) from error
+        self.tries += 1
+        self.started.set()
+        async with send_heartbeats():
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        if self.fail:
+            raise self.fail.pop(0)
+        _, _, graph = await load_step(self.farm.blobs, step)
+        self.seen.append(graph)
+        picture = b"\x89PNG\r\n\x1a\n" + step.job_id.encode()
+        artifact = Artifact(
+            id=derive_step_artifact_id(step.job_id, step.index, 0),
+            name="a.png",
+            media_type="image/png",
+            size=len(picture),
+            sha256=await self.farm.blobs.put(picture),
+        )
+        output = await save_output(self.farm.blobs, artifacts=[artifact])
+        result = StepResult(
+            index=step.index, output=output, artifacts=(artifact,), cost_usd=Decimal("0.5"),
+            backend=activity.info().activity_type,
+        )  # fmt: skip
+        return StepOutcome(result=result)
+
+
+@pytest.fixture
+async def renderer(working_farm: Farm) -> Any:
+    renderer = Renderer(working_farm)
+    async with working_farm.renderer(renderer.render_step):
+        yield renderer
+        renderer.hold.set()
+
+
+def slowly(released: asyncio.Event) -> Any:
+    async def answer(_: web.Request) -> web.Response:
+        await released.wait()
+        return web.json_response({"slow": True})
+
+    return answer
+
+
+async def test_a_chat_job_ends_with_its_text_and_cost(working_farm: Farm) -> None:
+    job = await working_farm.submit(CHAT)
+    ended = await working_farm.until(job["id"])
+    assert ended["status"] == "succeeded"
+    assert ended["outputs"][0]["text"] == "re: hello"
+    assert ended["outputs"][0]["backend"] == "stub"
+    assert ended["cost_usd"] == 0.0012
+
+
+async def test_three_steps_hand_their_outputs_on(renderer: Renderer) -> None:
+    farm = renderer.farm
+    job = await farm.submit({**THREE, "metadata": {"scene": "7"}})
+    ended = await farm.until(job["id"])
+    assert ended["status"] == "succeeded", ended
+    assert renderer.seen == [{"1": {"class_type": "Text", "inputs": {"text": "re: hello!"}}}]
+    assert ended["outputs"][1]["body"]["got"] == {"said": "re: hello"}
+    assert ended["cost_usd"] == pytest.approx(0.5012)
+    assert ended["metadata"] == {"scene": "7"}
+    (artifact,) = ended["artifacts"]
+    async with farm.client.get(artifact["url"]) as response:
+        assert (await response.read()).endswith(job["id"].encode())
+
+
+async def test_a_step_that_can_be_tried_again_is(renderer: Renderer) -> None:
+    renderer.fail = [to_application_error(WorkerLost("gone"))] * 2
+    job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
+    ended = await renderer.farm.until(job["id"])
+    assert ended["status"] == "succeeded"
+    assert renderer.tries == 3
+
+
+async def test_a_step_that_can_not_fails_the_job_with_its_reason(renderer: Renderer) -> None:
+    error = RenderFailed("node 1 raised", details={"node": "1"})
+    renderer.fail = [to_application_error(error)]
+    job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
+    ended = await renderer.farm.until(job["id"])
+    assert ended["status"] == "failed"
+    assert ended["error"] == {
+        "code": "render_failed", "message": "node 1 raised", "details": {"node": "1", "step": 0},
+    }  # fmt: skip
+    assert renderer.tries == 1
+
+
+async def test_a_service_that_refuses_fails_the_job(working_farm: Farm) -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({"error": "no such thing"}, status=404)
+
+    working_farm.services.answers["/svc/no"] = refuse
+    job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/no"}})
+    ended = await working_farm.until(job["id"])
+    assert ended["error"]["code"] == "step_failed"
+    assert ended["error"]["details"]["status"] == 404
+    assert working_farm.services.count("/svc/no") == 1
+
+
+async def test_a_service_that_is_away_is_tried_again(working_farm: Farm) -> None:
+    async def away(request: web.Request) -> web.Response:
+        if working_farm.services.count("/svc/late") < 2:
+            return web.Response(status=503, headers={"retry-after": "0"})
+        return web.Response(text="here")
+
+    working_farm.services.answers["/svc/late"] = away
+    job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/late"}})
+    ended = await working_farm.until(job["id"])
+    assert ended["outputs"][0]["text"] == "here"
+    assert working_farm.services.count("/svc/late") == 2
+
+
+async def test_a_binary_answer_becomes_an_artifact(working_farm: Farm) -> None:
+    async def picture(_: web.Request) -> web.Response:
+        return web.Response(body=b"\x89PNG....", content_type="image/png")
+
+    working_farm.services.answers["/svc/picture"] = picture
+    job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/picture"}})
+    (artifact,) = (await working_farm.until(job["id"]))["artifacts"]
+    assert (artifact["media_type"], artifact["size"]) == ("image/png", 8)
+
+
+async def test_a_reference_to_what_is_not_there_fails_the_job(working_farm: Farm) -> None:
+    http = {"kind": "http", "request": {"path": "/svc/${steps.0.body.nothing}"}}
+    job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, http]})
+    ended = await working_farm.until(job["id"])
+    assert ended["error"]["code"] == "invalid_request"
+    assert len(ended["outputs"]) == 1
+
+
+async def test_a_reference_can_not_smuggle_in_another_route(working_farm: Farm) -> None:
+    chat = {"kind": "chat", "request": {"model": "m", "messages": [{"content": "/../jobs"}]}}
+
+    async def say(_: web.Request) -> web.Response:
+        return web.json_response({"choices": [{"message": {"content": "/../jobs"}}]})
+
+    working_farm.services.answers["/v1/chat/completions"] = say
+    http = {"kind": "http", "request": {"method": "POST", "path": "/svc${steps.0.text}"}}
+    job = await working_farm.submit({"kind": "pipeline", "steps": [chat, http]})
+    ended = await working_farm.until(job["id"])
+    assert ended["error"]["code"] == "invalid_request"
+    assert len(working_farm.services.calls) == 1
+
+
+async def test_the_deadline_ends_a_job(renderer: Renderer) -> None:
+    renderer.hold.clear()
+    deadline = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
+    body = {"kind": "render", "workflow": GRAPH, "deadline": deadline}
+    job = await renderer.farm.submit(body)
+    ended = await renderer.farm.until(job["id"], seconds=10)
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+async def test_cancel_while_queued_without_any_worker(farm: Farm) -> None:
+    job = await farm.submit(CHAT)
+    async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
+        assert response.status == 202
+    await farm.start_worker()
+    ended = await farm.until(job["id"])
+    assert ended["status"] == "cancelled"
+    assert farm.services.calls == []
+
+
+async def test_cancel_during_a_step(renderer: Renderer) -> None:
+    renderer.hold.clear()
+    job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
+    await renderer.started.wait()
+    async with renderer.farm.client.post(f"/jobs/{job['id']}/cancel") as response:
+        assert response.status == 202
+    assert (await renderer.farm.until(job["id"]))["status"] == "cancelled"
+    await eventually(lambda: renderer.cancelled)
+
+
+async def test_an_attempt_that_has_no_workflow_yet_is_not_cancelled_with_the_one_before(
+    renderer: Renderer,
+) -> None:
+    """It says so, and the row is written instead: what the old one hears is none of the new one."""
+    renderer.hold.clear()
+    job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
+    await renderer.started.wait()
+    assert not await renderer.farm.launcher.cancel(job["id"], 2)
+    assert (await renderer.farm.until(job["id"]))["status"] == "cancelled"
+
+
+async def test_cancel_during_a_retry_pause(working_farm: Farm) -> None:
+    async def away(_: web.Request) -> web.Response:
+        return web.Response(status=503, headers={"retry-after": "600"})
+
+    working_farm.services.answers["/svc/away"] = away
+    job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/away"}})
+    await eventually(lambda: working_farm.services.calls)
+    await working_farm.client.post(f"/jobs/{job['id']}/cancel")
+    assert (await working_farm.until(job["id"]))["status"] == "cancelled"
+
+
+async def test_cancel_at_any_moment_leaves_one_end(working_farm: Farm) -> None:
+    farm = working_farm
+    for delay in range(0, 120, 8):
+        job = await farm.submit(CHAT)
+        await asyncio.sleep(delay / 1000)
+        async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
+            assert response.status in (202, 409)
+        ended = await farm.until(job["id"])
+        assert ended["status"] in ("cancelled", "succeeded")
+        await asyncio.sleep(0.1)
+        assert (await farm.show(job["id"]))["status"] == ended["status"]
+        ends = [e.type.value for e in await farm.events.replay(job["id"], None) if e.type.is_final]
+        assert set(ends) == {ended["status"]}
+
+
+async def test_cancel_of_a_finished_job_is_a_conflict(working_farm: Farm) -> None:
+    job = await working_farm.submit(CHAT)
+    await working_farm.until(job["id"])
+    async with working_farm.client.post(f"/jobs/{job['id']}/cancel") as response:
+        assert response.status == 409
+        assert (await response.json())["code"] == "job_finished"
+    assert (await working_farm.show(job["id"]))["status"] == "succeeded"
+
+
+async def test_retry_goes_on_after_the_last_finished_step(renderer: Renderer) -> None:
+    farm = renderer.farm
+    renderer.fail = [to_application_error(RenderFailed("no"))]
+    job = await farm.submit(THREE)
+    assert (await farm.until(job["id"]))["status"] == "failed"
+    async with farm.client.post(f"/jobs/{job['id']}/retry") as response:
+        assert response.status == 202
+        assert (await response.json())["status"] == "queued"
+    ended = await farm.until(job["id"])
+    assert (ended["status"], ended["attempts"], ended["error"]) == ("succeeded", 2, None)
+    assert Counter(call[1] for call in farm.services.calls) == {
+        "/v1/chat/completions": 1,
+        "/svc/one?x=1": 1,
+    }
+
+
+async def test_retry_at_the_very_end_of_an_attempt_is_not_lost(working_farm: Farm) -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=400)
+
+    working_farm.services.answers["/svc/no"] = refuse
+    for _ in range(5):
+        job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/no"}})
+        for attempt in (2, 3):
+            await working_farm.until(job["id"])
+            await working_farm.client.post(f"/jobs/{job['id']}/retry")
+            assert (await working_farm.until(job["id"]))["attempts"] == attempt
+
+
+async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: Renderer) -> None:
+    renderer.hold.clear()
+    job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
+    async with renderer.farm.client.post(f"/jobs/{job['id']}/retry") as response:
+        assert (response.status, (await response.json())["code"]) == (409, "job_not_finished")
+    renderer.hold.set()
+    await renderer.farm.until(job["id"])
+    async with renderer.farm.client.post(f"/jobs/{job['id']}/retry") as response:
+        assert (response.status, (await response.json())["code"]) == (409, "job_finished")
+
+
+async def test_the_sweeper_starts_what_was_only_accepted(farm: Farm) -> None:
+    async def nothing(*_: object) -> None:
+        return None
+
+    with patch.object(farm.launcher, "start", nothing):
+        job = await farm.submit(CHAT)
+    await farm.start_worker()
+    assert (await farm.until(job["id"]))["status"] == "succeeded"
+    assert len(farm.services.calls) == 1
+
+
+async def test_double_starts_are_harmless(renderer: Renderer) -> None:
+    renderer.hold.clear()
+    farm = renderer.farm
+    job = await farm.submit({"kind": "render", "workflow": GRAPH})
+    await asyncio.gather(*(farm.launcher.start(job["id"]) for _ in range(5)))
+    renderer.hold.set()
+    assert (await farm.until(job["id"]))["status"] == "succeeded"
+    await asyncio.sleep(0.3)
+    await farm.launcher.start(job["id"])
+    await asyncio.sleep(0.5)
+    assert renderer.tries == 1
+    assert (await farm.show(job["id"]))["attempts"] == 1
+
+
+async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> None:
+    """kill -9 during step three; steps one and two are not run again."""
+    farm.services.answers["/svc/slow"] = slowly(asyncio.Event())
+    steps = [CHAT, {"kind": "http", "request": {"path": "/svc/quick"}},
+             {"kind": "http", "request": {"path": "/svc/slow"}}]  # fmt: skip
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WORKER, env=farm.environment(), cwd=ROOT
+    )
+    job = await farm.submit({"kind": "pipeline", "steps": steps})
+    await eventually(lambda: farm.services.count("/svc/slow"), seconds=30)
+    worker.kill()
+    await worker.wait()
+    del farm.services.answers["/svc/slow"]
+    await farm.start_worker()
+    ended = await farm.until(job["id"])
+    assert (ended["status"], ended["attempts"]) == ("succeeded", 1)
+    assert farm.services.count("/v1/chat/completions") == 1
+    assert farm.services.count("/svc/quick") == 1
+    assert farm.services.count("/svc/slow") == 2
+
+
+async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
+    job = await farm.submit({**CHAT, "priority": 1})
+    client = await farm.temporal.get_client()
+    described = await client.get_workflow_handle(job["id"]).describe()
+    priority = described.raw_description.workflow_execution_info.priority
+    assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)
+
+
+async def test_an_inside_token_lets_steps_through_the_gateway(working_farm: Farm) -> None:
+    job = await working_farm.submit(CHAT)
+    await working_farm.until(job["id"])
+    headers = working_farm.services.calls[0][3]
+    assert headers["Authorization"].removeprefix("Bearer ").count(".") == 2
+    assert headers["Idempotency-Key"] == f"chat-{job['id']}-0"
+
+
+async def test_a_hundred_jobs_all_end_once(working_farm: Farm) -> None:
+    jobs = await asyncio.gather(*(working_farm.submit(CHAT) for _ in range(100)))
+    for job in jobs:
+        assert (await working_farm.until(job["id"], seconds=200))["status"] == "succeeded"
+    assert working_farm.services.count("/v1/chat/completions") == 100

@@ -1,0 +1,167 @@
+"""Webhooks of real jobs, checked by the Standard Webhooks project's own library."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ActivityError
+
+from moyin.errors import ServiceUnavailable
+from tests.integration.gateway.fixtures import CONCURRENCY, Farm
+from tests.waiting import eventually
+
+CHAT: dict[str, Any] = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},
+}
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.got: asyncio.Queue[tuple[dict[str, str], str]] = asyncio.Queue()
+        self.statuses: list[int] = []
+        self.delay = 0.0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.answered = 0
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.got.put_nowait((dict(request.headers), await request.text()))
+        await asyncio.sleep(self.delay)
+        await self.open.wait()
+        self.answered += 1
+        status = self.statuses.pop(0) if self.statuses else 204
+        headers = {"location": "/elsewhere"} if status == 302 else {}
+        return web.Response(status=status, headers=headers)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/{path:.*}", receiver.handle)
+    async with TestServer(app) as server:
+        yield receiver, str(server.make_url("/hook"))
+
+
+async def secret(farm: Farm) -> str:
+    async with farm.client.get("/jobs/webhook-secret") as response:
+        found: str = (await response.json())["secret"]
+        return found
+
+
+async def test_the_webhook_of_the_end_is_signed(
+    working_farm: Farm, receiver: tuple[Receiver, str]
+) -> None:
+    hook, url = receiver
+    job = await working_farm.submit({**CHAT, "webhook": url, "metadata": {"a": "b"}})
+    headers, body = await asyncio.wait_for(hook.got.get(), 20)
+    told = Webhook(await secret(working_farm)).verify(body, headers)
+    assert told["type"] == "job.succeeded"
+    assert (told["data"]["id"], told["data"]["metadata"]) == (job["id"], {"a": "b"})
+    assert told["data"]["status"] == "succeeded"
+    async with working_farm.other.get("/jobs/webhook-secret") as response:
+        others = (await response.json())["secret"]
+    with pytest.raises(WebhookVerificationError):
+        Webhook(others).verify(body, headers)
+
+
+async def test_a_failing_receiver_is_tried_again_with_the_same_id(
+    working_farm: Farm, receiver: tuple[Receiver, str]
+) -> None:
+    hook, url = receiver
+    hook.statuses = [500]
+    job = await working_farm.submit({**CHAT, "webhook": url})
+    first = await asyncio.wait_for(hook.got.get(), 20)
+    assert (await working_farm.show(job["id"]))["status"] == "succeeded"
+    again = await asyncio.wait_for(hook.got.get(), 20)
+    assert first[0]["webhook-id"] == again[0]["webhook-id"]
+    assert first[1] == again[1]
+
+
+async def test_a_slow_receiver_holds_nothing_up(
+    working_farm: Farm, receiver: tuple[Receiver, str]
+) -> None:
+    hook, url = receiver
+    hook.delay = 3
+    began = time.monotonic()
+    job = await working_farm.submit({**CHAT, "webhook": url})
+    await working_farm.until(job["id"])
+    assert time.monotonic() - began < 3
+    await working_farm.client.get(f"/jobs/{job['id']}/events")
+    assert time.monotonic() - began < 3
+    await asyncio.wait_for(hook.got.get(), 20)
+
+
+async def test_slow_receivers_do_not_delay_other_webhooks(
+    working_farm: Farm, receiver: tuple[Receiver, str]
+) -> None:
+    """More of them than a worker does things at a time."""
+    hook, url = receiver
+    hook.open.clear()
+    told = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
+    await eventually(lambda: hook.got.qsize() >= CONCURRENCY, 60)
+    job = await working_farm.submit(CHAT)
+    assert (await working_farm.until(job["id"]))["status"] == "succeeded"
+    assert hook.answered == 0
+    hook.open.set()
+    await eventually(lambda: hook.answered >= len(told), 60)
+
+
+@pytest.mark.parametrize("temporal_goes", [False, True])
+async def test_a_job_cancelled_before_its_start_tells_too(
+    farm: Farm,
+    receiver: tuple[Receiver, str],
+    temporal_goes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(*_: object) -> None:
+        return None
+
+    async def away(*_: object) -> None:
+        raise ServiceUnavailable("Temporal is away")
+
+    hook, url = receiver
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(farm.launcher, "start", never)
+        if temporal_goes:
+            meanwhile.setattr(farm.launcher, "notify", away)
+        job = await farm.submit({**CHAT, "webhook": url})
+        async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
+            assert (await response.json())["status"] == "cancelled"
+    await farm.start_worker()
+    _, body = await asyncio.wait_for(hook.got.get(), 20)
+    assert '"job.cancelled"' in body
+
+
+async def test_a_name_that_leads_inside_is_not_called(
+    farm: Farm, receiver: tuple[Receiver, str]
+) -> None:
+    """A host name passes at submission; its address is refused when it is used."""
+    farm.networks = ""
+    await farm.start_worker()
+    hook, url = receiver
+    job = await farm.submit({**CHAT, "webhook": url.replace("127.0.0.1", "localhost")})
+    assert (await farm.until(job["id"]))["status"] == "succeeded"
+    client = await farm.temporal.get_client()
+    handle = client.get_workflow_handle(f"webhook-{job['id']}-1")
+    # It is started just after the job's end.
+    query = f"WorkflowId = '{handle.id}'"
+
+    async def started() -> int:
+        return (await client.count_workflows(query)).count
+
+    await eventually(started)
+    with pytest.raises(WorkflowFailureError) as failed:
+        await asyncio.wait_for(handle.result(), 20)
+    assert isinstance(failed.value.cause, ActivityError)
+    assert "public addresses only" in str(failed.value.cause.cause)
+    assert hook.got.empty()

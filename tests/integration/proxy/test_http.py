@@ -1,0 +1,566 @@
+"""The reverse proxy between a real client and real services."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+from yarl import URL
+
+from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.http.breaker import Breaker, BreakerState
+from moyin.proxy.headers import build_response_headers
+from moyin.proxy.identity import derive_route_secret
+from tests.integration.proxy.fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyServer, proxy_serving
+from tests.integration.proxy.upstream import CHUNK, Service, serving
+from tests.integration.servers import ValkeyServer, free_port
+from tests.waiting import eventually
+
+
+@pytest.fixture
+async def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+async def upstream(service: Service) -> AsyncIterator[str]:
+    async with serving(service) as url:
+        yield url
+
+
+@pytest.fixture
+async def proxy_server(upstream: str) -> AsyncIterator[ProxyServer]:
+    async with proxy_serving(route(upstream)) as proxy_server:
+        yield proxy_server
+
+
+def route(*upstreams: str, **more: Any) -> dict[str, Any]:
+    return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **more}
+
+
+async def test_a_request_crosses_whole(proxy_server: ProxyServer, service: Service) -> None:
+    async with proxy_server.client.patch("/assets/a%2Fb?q=1&q=%20", data=b"\x00body") as response:
+        assert await response.read() == b"\x00body"
+        assert response.headers["x-from"] == "one"
+        assert response.headers.getall("set-cookie") == ["a=1", "b=2"]
+    [seen] = service.seen
+    assert (seen.method, seen.raw_path) == ("PATCH", "/a%2Fb?q=1&q=%20")
+
+
+async def test_headers_of_a_connection_end_with_it(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    headers = {"connection": "keep-alive, x-secret", "x-secret": "1", "te": "trailers"}
+    async with proxy_server.client.get("/assets/x", headers=headers) as response:
+        assert "x-private" not in response.headers
+        # What a call cost is said by us.
+        assert "x-moyin-cost-usd" not in response.headers
+        assert response.headers.get("connection") != "x-private"
+    assert not {"x-secret", "te"} & {name.lower() for name in service.seen[0].headers}
+
+
+async def test_the_browsers_session_is_no_service_s_business(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    for sent, seen in (("a=1; moyin_session=secret; b=2", "a=1; b=2"), ("moyin_session=x", None)):
+        async with proxy_server.client.get("/assets/x", headers={"cookie": sent}) as response:
+            assert response.status == 200
+        assert service.seen.pop().headers.get("cookie") == seen
+    lie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
+    assert build_response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
+        (b"set-cookie", b"a=1; Path=/")
+    ]
+
+
+async def test_an_answer_has_one_date_and_one_server(proxy_server: ProxyServer) -> None:
+    async with proxy_server.client.get("/assets/x") as response:
+        assert response.status == 200
+        for name in ("date", "server"):
+            assert len(response.headers.getall(name)) == 1, name
+
+
+async def test_the_service_gets_the_identity_only_from_the_gateway(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    lies = {
+        "x-moyin-owner": "admin",
+        "X_Moyin_Owner": "admin",
+        "x-moyin-identity": "forged",
+        "x-forwarded-for": "6.6.6.6",
+        "x-forwarded-proto": "https",
+        "x-forwarded-user": "admin",
+        "X_Forwarded_Email": "admin@studio.example",
+        "forwarded": "for=6.6.6.6",
+        "x-api-key": "another",
+    }
+    async with proxy_server.client.get("/assets/x", headers=lies) as response:
+        assert response.status == 200
+    seen = service.seen[0].headers
+    assert "authorization" not in seen and "x-api-key" not in seen
+    assert "X_Moyin_Owner" not in seen and "forwarded" not in seen
+    assert seen["x-moyin-owner"] == "ann"
+    assert "x-forwarded-user" not in seen and "X_Forwarded_Email" not in seen
+    assert "x-forwarded-for" not in seen  # a peer on loopback may be anybody
+    assert (seen["x-forwarded-proto"], seen["x-forwarded-prefix"]) == ("http", "/assets")
+    assert seen["x-forwarded-host"] == proxy_server.url.removeprefix("http://")
+    secret = derive_route_secret(SIGNING_KEY, "assets")
+    claims = jwt.decode(seen["x-moyin-identity"], secret, ["HS256"], audience="assets")
+    assert (claims["sub"], claims["key"]) == ("ann", "k1")
+    with pytest.raises(jwt.InvalidSignatureError):
+        other = derive_route_secret(SIGNING_KEY, "other")
+        jwt.decode(seen["x-moyin-identity"], other, ["HS256"], audience="assets")
+
+
+async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    """Over HTTP and a WebSocket, and in every spelling that a server may take for another."""
+    lies = {
+        name: "admin"
+        for name in (
+            "Remote-User", "Remote_User", "REMOTE-USER", "X-WebAuth-User", "X_WebAuth-User",
+            "X-Auth-Request-Email", "X-Forwarded-User", "X_Forwarded_User", "X-Forwarded-Groups",
+            "X-Forwarded-Preferred-Username", "X-Remote-Group", "X-Authenticated-User", "Proxy",
+            "Any_Name", "X.Forwarded.User", "X-Original-URL",
+        )
+    }  # fmt: skip
+    async with proxy_server.client.get("/assets/x", headers={**lies, "x-mine": "1"}) as response:
+        assert response.status == 200
+    seen = service.seen[0].headers
+    assert seen["x-mine"] == "1"
+    assert "admin" not in seen.values()
+    assert not [name for name in seen if "_" in name]
+    async with proxy_server.client.ws_connect("/assets/ws", headers=lies) as socket:
+        await socket.close()
+    assert "admin" not in service.seen[1].headers.values()
+
+
+async def test_a_path_that_another_server_reads_as_another_routes_is_refused(
+    upstream: str, service: Service
+) -> None:
+    """The inner route may ask for a scope that the outer one does not."""
+    inner = {
+        "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
+    }  # fmt: skip
+    async with proxy_serving(route(upstream), inner) as proxy_server:
+        for path in ("/assets//inner/x", "/assets/inner;v=1/x", "/assets/;/inner/x"):
+            async with proxy_server.client.get(
+                URL(proxy_server.url + path, encoded=True)
+            ) as response:
+                assert response.status == 400, path
+                body = await response.json()
+                assert (body["code"], body["field"]) == ("invalid_request", "path")
+        for path in ("/assets//other/x", "/assets/other;v=1/x"):
+            async with proxy_server.client.get(
+                URL(proxy_server.url + path, encoded=True)
+            ) as response:
+                assert response.status == 200, path
+    assert len(service.seen) == 2
+
+
+async def test_a_trusted_proxy_is_believed_about_the_client(
+    upstream: str, service: Service
+) -> None:
+    async with proxy_serving(route(upstream), trusted_proxies="127.0.0.0/8") as proxy_server:
+        told = {"x-forwarded-for": "6.6.6.6, 203.0.113.7", "x-forwarded-proto": "https"}
+        async with proxy_server.client.get("/assets/x", headers=told) as response:
+            assert response.status == 200
+    seen = service.seen[0].headers
+    assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("203.0.113.7", "https")
+
+
+async def test_events_come_as_they_are_made(proxy_server: ProxyServer, service: Service) -> None:
+    async with proxy_server.client.get("/assets/events") as response:
+        assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+        service.go_on.set()
+        assert await response.content.read() == b"data: second\n\n"
+
+
+async def test_a_slow_reader_slows_the_service_down(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    chunks = 1_500
+    async with proxy_server.client.get(f"/assets/flood?chunks={chunks}") as response:
+        await _at_rest(lambda: service.sent)
+        assert 0 < service.sent < chunks * len(CHUNK) / 2
+        assert len(await response.read()) == chunks * len(CHUNK)
+
+
+async def test_a_slow_service_slows_the_sender_down(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    chunks, given = 1_500, 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal given
+        for _ in range(chunks):
+            yield CHUNK
+            given += 1
+
+    sending = asyncio.create_task(_text(proxy_server.client.put("/assets/drain", data=body())))
+    await _at_rest(lambda: given)
+    assert 0 < given < chunks / 2
+    service.go_on.set()
+    assert await sending == str(chunks * len(CHUNK))
+
+
+async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(MAX_BODY_BYTES // len(CHUNK) + 2):
+            yield CHUNK
+
+    service.go_on.set()
+    async with proxy_server.client.put("/assets/drain", data=body()) as response:
+        assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
+    [member] = proxy_server.proxy._runtimes["assets"].pool.members
+    assert member.breaker._failures == 0
+
+
+async def test_a_client_that_disconnects_ends_the_upstream_call(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    with pytest.raises(TimeoutError):
+        async with proxy_server.client.get(
+            "/assets/flood?chunks=100000", timeout=aiohttp.ClientTimeout(0.5)
+        ) as response:
+            await response.read()
+    before = await _at_rest(lambda: service.sent)
+    assert before < 100_000 * len(CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("/login", "/assets/login"),
+        ("{upstream}/login?a=1", "/assets/login?a=1"),
+        ("https://elsewhere.example/x", "https://elsewhere.example/x"),
+        ("deeper", "deeper"),
+    ],
+)
+async def test_redirects_lead_back_to_the_gateway(
+    proxy_server: ProxyServer, upstream: str, location: str, told: str
+) -> None:
+    query = {"to": location.format(upstream=upstream)}
+    async with proxy_server.client.get(
+        "/assets/moved", params=query, allow_redirects=False
+    ) as response:
+        assert (response.status, response.headers["location"]) == (302, told)
+
+
+async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxyServer) -> None:
+    knowing = {
+        **route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
+        "proxy_redirect": False,
+    }
+    proxy_server.routes(knowing)
+    query = {"to": "/assets/x?y"}
+    async with proxy_server.client.get(
+        "/assets/moved", params=query, allow_redirects=False
+    ) as response:
+        assert (response.status, response.headers["location"]) == (302, "/assets/x?y")
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        (b"/caf\xe9", b"/assets/caf\xe9"),
+        (b"https://elsewhere.example/\xff", b"https://elsewhere.example/\xff"),
+        (b"http://[x/", b"http://[x/"),
+        ("/caf\u00e9".encode(), "/assets/caf\u00e9".encode()),
+    ],
+)
+async def test_a_redirect_that_is_no_good_url_is_passed_on(
+    proxy_server: ProxyServer, location: bytes, told: bytes
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 302 Found\r\nconnection: close\r\ncontent-length: 0\r\n"
+        writer.write(head + b"location: " + location + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    proxy_server.routes(route(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    async with proxy_server.client.get("/assets/x", allow_redirects=False) as response:
+        assert response.status == 302
+        assert [v for name, v in response.raw_headers if name.lower() == b"location"] == [told]
+    server.close()
+
+
+async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, service: Service) -> None:
+    second = Service("two")
+    async with serving(second) as url:
+        proxy_server.routes(route(proxy_server.proxy.route_table.routes[0].upstreams[0].url, url))
+        service.failing = 1
+        async with proxy_server.client.get("/assets/flaky") as response:
+            assert await response.text() == "two"
+        service.failing = second.failing = 1
+        async with proxy_server.client.post("/assets/flaky", data=b"x") as response:
+            assert response.status == 502
+            assert (await response.json())["code"] == "backend_unavailable"
+            assert int(response.headers["retry-after"]) >= 1
+    assert len(service.seen) + len(second.seen) == 3
+
+
+async def test_the_last_servers_response_is_passed_on(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    """With more retries than upstreams, too: what a service says of itself is not our failure."""
+    second = Service("two")
+    async with serving(second) as url:
+        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+        proxy_server.routes(route(first, url, retries=5))
+        service.failing = second.failing = 1
+        async with proxy_server.client.get("/assets/health") as response:
+            assert (response.status, await response.text()) == (503, "")
+        second.failing = 0
+        for _ in range(2):
+            async with proxy_server.client.get("/assets/health") as response:
+                assert response.status == 200
+
+
+async def test_a_short_answer_that_breaks_off_is_asked_for_again(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    async with proxy_server.client.get("/assets/broken?length=1000") as response:
+        assert response.status == 502
+    # A long one has begun by then: the client must see that it is not whole.
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with proxy_server.client.get("/assets/broken?length=1000000") as response:
+            assert response.status == 200
+            await response.read()
+
+
+async def test_a_service_that_is_gone_is_let_alone_for_a_while(proxy_server: ProxyServer) -> None:
+    proxy_server.routes(route(f"http://127.0.0.1:{free_port()}"))
+    codes = []
+    for _ in range(4):
+        async with proxy_server.client.get("/assets/x") as response:
+            codes.append((response.status, (await response.json())["code"]))
+    assert codes[0] == (502, "backend_unavailable")
+    assert codes[3] == (503, "service_unavailable")
+    assert "retry-after" in response.headers
+
+
+@asynccontextmanager
+async def _back_again(proxy_server: ProxyServer) -> AsyncIterator[Breaker]:
+    """A service that was gone for a while; the next request is the probe."""
+    port = free_port()
+    proxy_server.routes(route(f"http://127.0.0.1:{port}"))
+    for _ in range(3):
+        async with proxy_server.client.get("/assets/x") as response:
+            assert response.status == 502
+    [member] = proxy_server.proxy._runtimes["assets"].pool.members
+    assert member.breaker.state is BreakerState.OPEN
+    member.breaker._open_until = 0.0
+    async with serving(Service(), port):
+        yield member.breaker
+
+
+async def test_a_stream_that_never_ends_proves_that_a_service_is_back(
+    proxy_server: ProxyServer,
+) -> None:
+    async with _back_again(proxy_server) as breaker:
+        async with proxy_server.client.get("/assets/events") as stream:
+            assert await stream.content.readuntil(b"\n\n") == b"data: first\n\n"
+            async with proxy_server.client.get("/assets/x") as response:
+                assert response.status == 200
+        assert breaker.state is BreakerState.CLOSED
+
+
+async def test_a_service_that_is_back_and_breaks_off_has_failed_once(
+    proxy_server: ProxyServer,
+) -> None:
+    async with _back_again(proxy_server) as breaker:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with proxy_server.client.get("/assets/broken?length=1000000") as response:
+                await response.read()
+        assert (breaker.state, breaker._failures) == (BreakerState.CLOSED, 1)
+
+
+async def test_a_probe_is_judged_once(proxy_server: ProxyServer) -> None:
+    async with _back_again(proxy_server) as breaker:
+        async with proxy_server.client.get("/assets/events") as stream:
+            await stream.content.readuntil(b"\n\n")
+            # Meanwhile it fails again, and another request probes.
+            for _ in range(3):
+                breaker.fail()
+            breaker._open_until = 0.0
+            assert breaker.admit()
+        await eventually(lambda: proxy_server.proxy._runtimes["assets"].pool.members[0].active == 0)
+        assert (breaker.ready, breaker.state) == (False, BreakerState.HALF_OPEN)
+
+
+async def test_active_checks_take_a_sick_service_out(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    health = {"path": "/health", "interval": 0.05, "rise": 1, "fall": 2}
+    url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+    proxy_server.routes(route(url, health=health))
+
+    async def status() -> int:
+        async with proxy_server.client.get("/assets/x") as response:
+            return response.status
+
+    assert await status() == 200
+    service.failing = 1
+    await eventually(lambda: _is(status(), 503))
+    service.failing = 0
+    await eventually(lambda: _is(status(), 200))
+
+
+async def test_silence_has_an_end(proxy_server: ProxyServer) -> None:
+    url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+    proxy_server.routes(route(url, timeouts={"first_byte": 0.2, "idle": 0.2}))
+    async with proxy_server.client.get("/assets/silent") as response:
+        assert (response.status, (await response.json())["code"]) == (504, "backend_timeout")
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with proxy_server.client.get("/assets/silent?head=1") as response:
+            assert response.status == 200
+            await response.read()
+
+
+async def test_a_new_table_takes_no_request_from_the_old(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    second = Service("two")
+    async with serving(second) as url, proxy_server.client.get("/assets/events") as response:
+        await response.content.readuntil(b"\n\n")
+        proxy_server.routes(route(url))
+        async with proxy_server.client.get("/assets/x") as other:
+            assert other.headers["x-from"] == "two"
+        service.go_on.set()
+        assert await response.content.read() == b"data: second\n\n"
+
+
+async def test_a_new_table_counts_what_is_under_way(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+
+    def table(concurrent: int) -> None:
+        proxy_server.routes(route(url, limits={"concurrent": concurrent}))
+
+    async def status() -> int:
+        async with proxy_server.client.get("/assets/x") as response:
+            return response.status
+
+    table(1)
+    async with proxy_server.client.get("/assets/events") as stream:
+        await stream.content.readuntil(b"\n\n")
+        table(1)
+        assert await status() == 429
+        table(2)
+        assert await status() == 200
+        proxy_server.routes()
+        table(1)
+        assert await status() == 429
+        service.go_on.set()
+        await stream.read()
+    assert await status() == 200
+
+
+async def test_sticky_callers_stay_where_they_are(proxy_server: ProxyServer) -> None:
+    second = Service("two")
+    async with serving(second) as url:
+        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+        proxy_server.routes(route(first, url, sticky="X-Session"))
+        homes: dict[str, set[str]] = {}
+        for session in [f"s{i}" for i in range(12)] * 3:
+            async with proxy_server.client.get(
+                "/assets/x", headers={"x-session": session}
+            ) as response:
+                homes.setdefault(session, set()).add(response.headers["x-from"])
+    assert all(len(names) == 1 for names in homes.values())
+    assert len(set.union(*homes.values())) == 2
+
+
+async def test_scopes_limits_and_our_own_routes(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+    proxy_server.routes(route(url, scopes=["assets:read"], limits={"concurrent": 1}))
+    eve = {"authorization": "Bearer eve-key"}
+    async with proxy_server.client.get("/assets/x", headers=eve) as response:
+        assert (response.status, (await response.json())["code"]) == (403, "insufficient_scope")
+    async with proxy_server.client.get("/assets/x", headers={"authorization": ""}) as response:
+        assert response.status == 401
+    async with proxy_server.client.get("/assets/events") as streaming:
+        await streaming.content.readuntil(b"\n\n")
+        async with proxy_server.client.get("/assets/x") as response:
+            assert (response.status, response.headers["retry-after"]) == (429, "1")
+    async with proxy_server.client.get("/jobs") as response:
+        assert await response.text() == "ours"
+    assert service.seen == []
+
+
+async def test_a_tenant_s_limit_is_exact_in_all_replicas(
+    upstream: str, valkey_server: ValkeyServer
+) -> None:
+    limited = route(upstream, limits={"requests_per_minute": 5})
+    meters = [RequestMeter(valkey_server.url) for _ in range(2)]
+    async with (
+        proxy_serving(limited, meter=meters[0]) as one,
+        proxy_serving(limited, meter=meters[1]) as two,
+    ):
+
+        async def get(client: aiohttp.ClientSession, key: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            async with client.get("/assets/x", headers=headers) as response:
+                return response.status
+
+        asked = [get(proxy_server.client, "ann-key") for proxy_server in (one, two) * 8]
+        assert Counter(await asyncio.gather(*asked)) == {200: 5, 429: 11}
+        assert await get(one.client, "eve-key") == 200
+    for meter in meters:
+        await meter.close()
+
+
+async def test_trace_requests_are_refused(proxy_server: ProxyServer, service: Service) -> None:
+    async with proxy_server.client.request("TRACE", "/assets/x") as response:
+        assert (response.status, (await response.json())["code"]) == (400, "unsupported_feature")
+    assert service.seen == []
+
+
+async def test_hosts_have_routes_of_their_own(proxy_server: ProxyServer) -> None:
+    second = Service("two")
+    async with serving(second) as url:
+        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+        by_host = {"name": "site", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
+        proxy_server.routes(route(first), by_host)
+        for host, path, name in [
+            ("wiki.studio:8000", "/jobs", "two"),
+            ("wiki.studio", "/assets/x", "two"),
+            ("gateway.studio", "/assets/x", "one"),
+        ]:
+            async with proxy_server.client.get(path, headers={"host": host}) as response:
+                assert response.headers["x-from"] == name
+
+
+async def _text(response: Any) -> str:
+    async with response as answered:
+        text: str = await answered.text()
+        return text
+
+
+async def _is(status: Any, wanted: int) -> bool:
+    return bool(await status == wanted)
+
+
+async def _at_rest(value: Any, seconds: float = 0.3) -> int:
+    """The value once it has not changed for a while."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < seconds:
+        await asyncio.sleep(0.02)
+        if value() != last:
+            last, since = value(), time.monotonic()
+    return int(last)

@@ -1,0 +1,90 @@
+"""Calls of other services that become durable jobs."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+
+from deployments.gateway.config import GatewayConfig
+from moyin.store.keys import KeyStore
+from tests.integration.gateway.fixtures import Farm
+
+BODY = b'{"seed": 18446744073709551615, "text": "${steps.0.text}"}'
+
+
+@pytest.fixture
+async def studio(working_farm: Farm) -> Farm:
+    """With two routes to the stub services, where jobs find them as well."""
+    routes = [
+        {"name": "slow", "prefix": "/slow", "strip_prefix": False, "async": True},
+        {"name": "fast", "prefix": "/fast", "strip_prefix": False},
+    ]
+    upstreams = {"upstreams": [working_farm.services_url]}
+    config = GatewayConfig.model_validate({"routes": [route | upstreams for route in routes]})
+    working_farm.proxy.configure(config.to_route_table(working_farm.services_url))
+    return working_farm
+
+
+async def test_a_slow_service_s_calls_are_jobs(studio: Farm) -> None:
+    headers = {"content-type": "application/json", "x-shot": "7", "idempotency-key": "once"}
+    answers = []
+    for _ in range(2):
+        async with studio.client.post("/slow/a%20b?n=1", data=BODY, headers=headers) as response:
+            assert response.status == 202
+            job = await response.json()
+            assert response.headers["location"] == f"/jobs/{job['id']}"
+            answers.append((job["id"], response.headers.get("idempotent-replayed")))
+    assert answers == [(job["id"], None), (job["id"], "true")]
+    done = await studio.until(job["id"])
+    assert (done["status"], done["kind"]) == ("succeeded", "http")
+    [(method, path, body, sent)] = [c for c in studio.services.calls if "slow" in c[1]]
+    assert (method, path) == ("POST", "/slow/a%20b?n=1")
+    assert body == {"seed": 18446744073709551615, "text": "${steps.0.text}"}
+    assert (sent["x-shot"], sent["content-type"]) == ("7", "application/json")
+    assert sent["authorization"] != f"Bearer {studio.key}"
+    async with studio.other.get(f"/jobs/{job['id']}") as response:
+        assert response.status == 404
+
+
+async def test_prefer_respond_async_makes_any_call_a_job(studio: Farm) -> None:
+    data = b"\x00\xe9"  # no UTF-8
+    preferring = {
+        "prefer": "wait=0, respond-async",
+        "content-type": "text/plain; charset=latin-1",
+    }
+    async with studio.client.put("/fast/x", data=data, headers=preferring) as response:
+        assert (response.status, response.headers["preference-applied"]) == (202, "respond-async")
+        job = await response.json()
+    assert (await studio.until(job["id"]))["status"] == "succeeded"
+    assert [body for _, path, body, _ in studio.services.calls if path == "/fast/x"] == ["\x00é"]
+    async with studio.client.put("/fast/y", data=b"now") as response:
+        assert (response.status, (await response.json())["path"]) == (200, "/fast/y")
+
+
+async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio: Farm) -> None:
+    """RFC 7240 lets a server ignore a preference; the option of a route is the studio's own wish."""
+    _, key = await KeyStore(studio.database).create("ann", "viewer's", scopes={"jobs:read"})
+    headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
+    async with studio.client.put("/fast/z", data=b"now", headers=headers) as response:
+        assert (response.status, (await response.json())["path"]) == (200, "/fast/z")
+        assert "preference-applied" not in response.headers
+    async with studio.client.get("/jobs", headers=headers) as response:
+        assert (await response.json())["jobs"] == []
+    async with studio.client.put("/slow/z", data=b"now", headers=headers) as response:
+        assert response.status == 202
+
+
+async def test_a_job_s_own_call_is_answered_at_once(studio: Farm) -> None:
+    """A job that gets another job for an answer would never have one."""
+    job = await studio.submit({"kind": "http", "request": {"path": "/slow/direct"}})
+    [token] = [
+        headers["authorization"]
+        for _ in [await studio.until(job["id"])]
+        for _, path, _, headers in studio.services.calls
+        if path == "/slow/direct"
+    ]
+    async with (
+        aiohttp.ClientSession(studio.url) as worker,
+        worker.get("/slow/direct", headers={"authorization": token}) as response,
+    ):
+        assert (response.status, (await response.json())["path"]) == (200, "/slow/direct")

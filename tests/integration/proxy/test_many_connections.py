@@ -1,0 +1,87 @@
+"""A thousand WebSockets and a thousand event streams, open at the same time through the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
+from tests.integration.proxy.upstream import service_process
+from tests.integration.servers import free_port
+from tests.stack import Measured
+from tests.waiting import eventually
+
+MANY = 1_000
+# Of the test's process, which is client and gateway: three for each of both.
+FILES = 10_000
+
+
+@pytest.fixture(autouse=True)
+def _enough_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[str]:
+    port = free_port()
+    async with service_process(port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def proxy_server(service: str) -> AsyncIterator[ProxyServer]:
+    # A busy machine takes its time for the fifty that come at once.
+    patient = {"connect": 60.0}
+    route = {"name": "chat", "prefix": "/chat", "upstreams": [service], "timeouts": patient}
+    async with proxy_serving(route) as proxy_server:
+        yield proxy_server
+
+
+async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
+    proxy_server: ProxyServer, service: str, measured: Measured
+) -> None:
+    began, gate = time.monotonic(), asyncio.Semaphore(50)
+
+    async def stream() -> aiohttp.ClientResponse:
+        async with gate:
+            response = await proxy_server.client.get("/chat/events")
+            assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+            return response
+
+    async def socket() -> aiohttp.ClientWebSocketResponse:
+        async with gate:
+            return await proxy_server.client.ws_connect("/chat/socket")
+
+    streams = await asyncio.gather(*(stream() for _ in range(MANY)))
+    sockets = await asyncio.gather(*(socket() for _ in range(MANY)))
+    [pool] = [runtime.pool for runtime in proxy_server.proxy._runtimes.values()]
+    assert pool.members[0].active == 2 * MANY
+    opened = time.monotonic()
+
+    async def say(number: int, socket: aiohttp.ClientWebSocketResponse) -> str:
+        await socket.send_str(str(number))
+        return await socket.receive_str()
+
+    said = await asyncio.gather(*(say(n, socket) for n, socket in enumerate(sockets)))
+    assert [one.partition(": ")[2] for one in said] == [str(n) for n in range(MANY)]
+    answered = time.monotonic()
+    # Who holds nothing is served beside them.
+    async with proxy_server.client.get("/chat/x") as response:
+        assert response.status == 200
+    async with aiohttp.request("POST", f"{service}/go-on") as response:
+        assert response.status == 200
+    ends = await asyncio.gather(*(response.read() for response in streams))
+    assert ends == [b"data: second\n\n"] * MANY
+    measured(
+        f"{MANY} WebSockets and {MANY} streams: open after {opened - began:.1f} s, all sockets "
+        f"answered within {answered - opened:.2f} s"
+    )
+    await asyncio.gather(*(socket.close() for socket in sockets))
+    await eventually(lambda: pool.members[0].active == 0)

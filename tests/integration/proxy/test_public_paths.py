@@ -1,0 +1,68 @@
+"""What needs no key on the gateway's own host needs one on the host of another service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from deployments.gateway.config import GatewayConfig
+from tests.integration.gateway.fixtures import Farm
+from tests.integration.proxy.upstream import Service, serving
+
+PUBLIC = (
+    "/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/swagger-ui.css",
+    "/docs/swagger-ui-bundle.js", "/comfy", "/comfy/", "/comfy/session", "/comfy/assets/x.js", "/artifacts/signed/x/y",
+)  # fmt: skip
+HOSTS = ("wiki.studio", "WIKI.Studio:8000")
+
+
+@pytest.fixture
+async def wiki(farm: Farm) -> AsyncIterator[Service]:
+    """Behind the gateway by its name alone; it takes every path."""
+    service = Service()
+    async with serving(service) as url:
+        route = {"name": "wiki", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
+        farm.proxy.configure(
+            GatewayConfig.model_validate({"routes": [route]}).to_route_table("http://x")
+        )
+        yield service
+
+
+async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
+    farm: Farm, wiki: Service
+) -> None:
+    async with aiohttp.ClientSession(farm.url) as stranger:
+        for path in PUBLIC:
+            for host in HOSTS:
+                async with stranger.get(path, headers={"host": host}) as response:
+                    told = await response.json()
+                    assert (response.status, told["code"]) == (401, "missing_api_key"), path
+            async with stranger.get(
+                path, headers={"host": "gateway.studio"}, allow_redirects=False
+            ) as response:
+                assert "missing_api_key" not in await response.text(), path
+    assert wiki.seen == []
+    for path in PUBLIC:
+        async with farm.client.get(path, headers={"host": HOSTS[0]}) as response:
+            assert response.headers["x-from"] == "one", path
+
+
+async def test_a_key_is_taken_there_from_a_header_alone(farm: Farm, wiki: Service) -> None:
+    cookie = {"cookie": f"moyin_session={farm.key}"}
+    async with aiohttp.ClientSession(farm.url) as stranger:
+        for path, headers in (
+            (f"/view?filename=x&key={farm.key}", {}),
+            (f"/api/queue?token={farm.key}", {}),
+            (f"/jobs?api_key={farm.key}", {}),
+            ("/comfy/api/queue", cookie),
+            ("/comfy/", cookie),
+        ):
+            async with stranger.get(path, headers={**headers, "host": HOSTS[0]}) as response:
+                assert response.status == 401, path
+        own = {**cookie, "host": HOSTS[0], "origin": f"http://{HOSTS[0]}"}
+        async with stranger.ws_connect("/comfy/ws", headers=own) as socket:
+            message = await socket.receive(20)
+            assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1008)
+    assert wiki.seen == []

@@ -1,0 +1,101 @@
+"""A service comes behind a whole farm's gateway, and goes again, while others are served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import jwt
+import yaml
+
+from tests.integration.proxy.upstream import Service, serving
+from tests.stack import RunningStack
+from tests.waiting import eventually
+
+LIES = {
+    "x-moyin-identity": "forged", "x-moyin-owner": "victim", "X_Moyin_Owner": "victim",
+    "x-forwarded-for": "6.6.6.6", "x-forwarded-proto": "https",
+}  # fmt: skip
+
+
+async def test_a_route_is_added_and_removed_without_downtime(
+    gateway: RunningStack, tmp_path: Path
+) -> None:
+    service, before = Service(), gateway.env["MOYIN_SERVE_CONFIG"]
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with (
+        serving(service) as url,
+        aiohttp.ClientSession(gateway.url, headers=headers) as client,
+    ):
+
+        async def status() -> int:
+            async with client.get("/hot/x?a=1", headers=LIES) as response:
+                await response.read()
+                return response.status
+
+        async def is_there() -> bool:
+            return await status() == 200
+
+        async def is_gone() -> bool:
+            return await status() == 404
+
+        assert await is_gone()
+        async with _load(client) as seen:
+            await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, url, tmp_path))
+            try:
+                await eventually(is_there, 60)
+                async with client.get("/hot/x", headers={"authorization": ""}) as response:
+                    assert response.status == 401
+            finally:
+                await asyncio.to_thread(gateway.run, "deploy", "--config", before)
+            await eventually(is_gone, 60)
+        assert seen.keys() == {200} and seen[200] > 20
+    request = service.seen[-1]
+    assert request.path_qs == "/new/x?a=1"
+    assert "authorization" not in request.headers and "X_Moyin_Owner" not in request.headers
+    assert (request.headers["x-moyin-owner"], request.headers["x-forwarded-proto"]) == (
+        "admin",
+        "http",
+    )
+    assert "x-forwarded-for" not in request.headers
+    secret = gateway.run("routes", "secret", "hot").stdout.strip()
+    claims = jwt.decode(request.headers["x-moyin-identity"], secret, ["HS256"], audience="hot")
+    assert (claims["sub"], claims["scopes"]) == ("admin", ["*"])
+
+
+@asynccontextmanager
+async def _load(client: aiohttp.ClientSession) -> AsyncIterator[Counter[int]]:
+    """Requests for something else of the gateway, one after the other, by status."""
+    seen: Counter[int] = Counter()
+    over = asyncio.Event()
+
+    async def run() -> None:
+        while not over.is_set():
+            async with client.get("/jobs?limit=1") as response:
+                await response.read()
+                seen[response.status] += 1
+
+    running = asyncio.create_task(run())
+    yield seen
+    over.set()
+    await running
+
+
+def _with(config: str, url: str, folder: Path) -> str:
+    """The same configuration with one more route."""
+    loaded = yaml.safe_load(Path(config).read_text())
+    [gateway] = [app for app in loaded["applications"] if app["name"] == "gateway"]
+    route = {
+        "name": "hot",
+        "prefix": "/hot",
+        "upstreams": [url],
+        "rewrite": {"match": "^/", "to": "/new/"},
+    }
+    gateway["deployments"][0]["user_config"]["routes"].append(route)
+    path = folder / "more.yaml"
+    path.write_text(yaml.safe_dump(loaded))
+    return str(path)

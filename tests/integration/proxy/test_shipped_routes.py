@@ -1,0 +1,88 @@
+"""Ollama's clients at the gateway's root: the shipped route table, HAProxy, the models app."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from tests.stack import RunningStack
+
+
+@pytest.fixture
+async def client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
+        yield client
+
+
+async def test_ollamas_own_paths_lead_to_the_models(client: aiohttp.ClientSession) -> None:
+    async with client.get("/api/version") as response:
+        assert (response.status, "version" in await response.json()) == (200, True)
+    async with client.get("/api/tags") as response:
+        names = {model["name"] for model in (await response.json())["models"]}
+    assert any(name.startswith("smollm2-135m") for name in names)
+    body = {
+        "model": "smollm2-135m",
+        "messages": [{"role": "user", "content": "Say yes."}],
+        "options": {"num_predict": 8},
+    }
+    async with client.post("/api/chat", json=body) as response:
+        assert response.status == 200, await response.text()
+        assert response.headers["x-moyin-backend"] == "local"
+        lines = [json.loads(line) async for line in response.content]
+    assert len(lines) > 2 and lines[-1]["done"]
+
+
+async def test_nothing_else_of_api_is_taken_and_errors_have_ollamas_shape(
+    client: aiohttp.ClientSession, gateway: RunningStack
+) -> None:
+    async with client.get("/api/no-such-thing") as response:
+        assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
+    async with (
+        aiohttp.ClientSession(gateway.url) as stranger,
+        stranger.get("/api/tags") as response,
+    ):
+        told = await response.json()
+        assert (response.status, told["code"]) == (401, "missing_api_key")
+        assert isinstance(told["error"], str)
+
+
+async def test_no_request_is_smuggled_into_another_connection(
+    client: aiohttp.ClientSession, gateway: RunningStack
+) -> None:
+    # Were it taken for the beginning of the next request on a connection that HAProxy shares,
+    # that request's own first line would end up in this header.
+    hidden = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Swallow: "
+    for framing in (
+        f"Content-Length: {len(hidden) + 5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+        f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{hidden}",
+        f"Transfer-Encoding: xchunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{hidden}",
+        f"Content-Length: 0\r\nContent-Length: {len(hidden)}\r\n\r\n{hidden}",
+        f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+    ):
+        await _raw(
+            gateway,
+            f"POST /api/chat HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {gateway.api_key}\r\n{framing}",
+        )
+        for path in ("/healthz", "/api/version", "/v1/healthz", "/jobs?limit=1") * 2:
+            async with client.get(path) as response:
+                assert response.status == 200, (framing, path)
+
+
+async def _raw(gateway: RunningStack, text: str) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(text.encode())
+    try:
+        async with asyncio.timeout(0.7):
+            while await reader.read(4096):
+                continue
+    except TimeoutError:
+        pass
+    finally:
+        writer.close()

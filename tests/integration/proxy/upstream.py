@@ -1,0 +1,168 @@
+"""A service for the proxy's tests: in the test's own process, or in one that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import WSMsgType, web
+
+from tests.stack import ROOT
+
+CHUNK = b"x" * 65_536
+
+
+class Service:
+    """Answers by path; remembers what came and how much it could send."""
+
+    def __init__(self, name: str = "one") -> None:
+        self.name = name
+        self.seen: list[web.Request] = []
+        self.bodies: list[bytes] = []
+        self.sent = 0
+        self.taken = 0
+        self.go_on = asyncio.Event()
+        self.failing = 0
+        self.app = web.Application(client_max_size=2**30)
+        self.app.router.add_get("/events", self._events)
+        self.app.router.add_get("/flood", self._flood)
+        self.app.router.add_put("/drain", self._drain)
+        self.app.router.add_get("/silent", self._silent)
+        self.app.router.add_get("/moved", self._moved)
+        self.app.router.add_get("/broken", self._broken)
+        self.app.router.add_get("/socket", self._socket)
+        self.app.router.add_post("/go-on", self._let_go_on)
+        self.app.router.add_route("*", "/health", self._health)
+        self.app.router.add_route("*", "/flaky", self._flaky)
+        self.app.router.add_route("*", "/{path:.*}", self._echo)
+
+    async def _echo(self, request: web.Request) -> web.Response:
+        self.seen.append(request)
+        self.bodies.append(await request.read())
+        headers = {
+            "x-from": self.name,
+            "x-moyin-cost-usd": "9",
+            "connection": "x-private",
+            "x-private": "1",
+        }
+        response = web.Response(body=self.bodies[-1] or b"hello", headers=headers)
+        response.headers.add("set-cookie", "a=1")
+        response.headers.add("set-cookie", "b=2")
+        return response
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: first\n\n")
+        await self.go_on.wait()
+        await response.write(b"data: second\n\n")
+        return response
+
+    async def _let_go_on(self, request: web.Request) -> web.Response:
+        """For who has it in a process of its own."""
+        self.go_on.set()
+        return web.Response()
+
+    async def _flood(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(int(request.query["chunks"])):
+            await response.write(CHUNK)
+            self.sent += len(CHUNK)
+        return response
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        await self.go_on.wait()
+        async for part in request.content.iter_any():
+            self.taken += len(part)
+        return web.Response(text=str(self.taken))
+
+    async def _silent(self, request: web.Request) -> web.StreamResponse:
+        if "head" in request.query:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(b"and then nothing")
+        await self.go_on.wait()
+        return web.Response()
+
+    async def _moved(self, request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"location": request.query["to"]})
+
+    async def _broken(self, request: web.Request) -> web.StreamResponse:
+        """A body that ends before its length."""
+        self.seen.append(request)
+        length = int(request.query["length"])
+        response = web.StreamResponse(headers={"content-length": str(length)})
+        await response.prepare(request)
+        await response.write(b"x" * (length // 2))
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def _flaky(self, request: web.Request) -> web.Response:
+        """Hangs up without an answer for as long as `failing` lasts."""
+        self.seen.append(request)
+        if self.failing > 0:
+            self.failing -= 1
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(text=self.name)
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=503 if self.failing else 200)
+
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+        self.seen.append(request)
+        socket = web.WebSocketResponse(protocols=("chat.v2",))
+        await socket.prepare(request)
+        async for message in socket:
+            if message.type is WSMsgType.TEXT:
+                if message.data == "bye":
+                    await socket.close(code=4242, message=b"as you like")
+                    break
+                await socket.send_str(f"{self.name}: {message.data}")
+            elif message.type is WSMsgType.BINARY:
+                await socket.send_bytes(message.data[::-1])
+        self.bodies.append(str(socket.close_code).encode())
+        return socket
+
+
+@asynccontextmanager
+async def serving(service: Service, port: int = 0) -> AsyncIterator[str]:
+    """The service's URL."""
+    runner = web.AppRunner(service.app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    assert site._server is not None
+    yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+    service.go_on.set()
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def service_process(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A service of its own process, which is killed at the end, if not before."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, str(port), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"up\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _alone(port: int) -> None:
+    async with serving(Service(str(port)), port):
+        print("up", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_alone(int(sys.argv[1])))

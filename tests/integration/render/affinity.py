@@ -1,0 +1,83 @@
+"""Which models a pool's ComfyUIs really load, beside what first come, first served would."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from benchmarks.scheduling import Farm, Load, fifo
+from moyin.render.scheduling.rules import PendingRender
+from tests.integration.render.cluster import RenderFarm
+from tests.integration.render.fixtures import loading, sleepy, write_transformers
+from tests.stack import Measured
+from tests.waiting import eventually
+
+LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensors")
+
+
+def with_large_models(folder: Path) -> tuple[str, ...]:
+    """Write models that the pool cannot see, and return the arguments that add them.
+
+    The pool takes such models to be as large as their kind usually is, so that unloading them
+    counts as expensive, however fast this machine loads half a MB.
+    """
+    write_transformers(folder / "large", *LARGE_MODELS)
+    config = folder / "paths.yaml"
+    config.write_text(f"large:\n  diffusion_models: {folder / 'large'}\n")
+    return ("--extra-model-paths-config", str(config))
+
+
+async def models_stay_loaded_and_nobody_starves(
+    farm: RenderFarm, pool: Any, measured: Measured
+) -> None:
+    """Four models on two actors, and one owner who had half of all jobs there before the others."""
+    began = time.monotonic()
+    changes = (await pool.status.remote())["changes"]
+    held = [await farm.submit(sleepy(120)) for _ in range(2)]
+    for job_id in held:
+        await farm.renderer_of(pool, job_id)
+    owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
+    asked = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
+    jobs = [await farm.submit(loading(model), owner=owner) for owner, model in asked]
+    await eventually(lambda: _waits(pool, len(jobs)), 60)
+    for job_id in held:
+        await farm.cancel(job_id)
+    runs = await asyncio.gather(*(_run(farm, job_id) for job_id in jobs))
+
+    loads = sum(loaded for _, loaded in runs)
+    plain = fifo(
+        Load(
+            renders=tuple(
+                PendingRender(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})
+                for n, (owner, model) in enumerate(asked)
+            ),
+            seconds={str(n): 1.0 for n in range(len(asked))},
+        ),
+        Farm(actors=2, window=len(asked)),
+    )
+    took = time.monotonic() - began
+    measured(
+        f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads in {took:.1f} s, "
+        f"first come, first served {plain.changes}"
+    )
+    assert loads == (await pool.status.remote())["changes"] - changes, "as the pool believes"
+    assert 4 <= loads <= 0.25 * plain.changes
+    order = [owner for (began, _), owner in sorted(zip(runs, owners, strict=True))]
+    last = {owner: len(order) - order[::-1].index(owner) for owner in order}
+    assert last["flood"] == len(order), "all of the others' before the last of the flood"
+    assert set(order[: len(order) // 2]) == set(owners), "everybody in the first half"
+
+
+async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
+    """When ComfyUI began with the job, in milliseconds, and whether it loaded the model of node 3."""
+    output = from_json(await farm.blobs.get((await farm.result(job_id)).output))
+    said = dict(output["record"]["messages"])
+    return said["execution_start"]["timestamp"], "3" not in said["execution_cached"]["nodes"]
+
+
+async def _waits(pool: Any, count: int) -> bool:
+    return bool((await pool.status.remote())["waiting"] == count)

@@ -1,0 +1,241 @@
+"""Ray clusters, and a render pool on one with everything around it that it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from temporalio import workflow
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import RetryPolicy
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from deployments.render.builder import build
+from deployments.render.config import ComfyArgs, RenderArgs
+from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.serialization import encode
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepInput, StepOutcome, get_render_queue
+from moyin.render.comfyui.install import ComfyUI
+from moyin.settings import Settings
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.jobs import JobStore, NewJob
+from moyin.store.sql import Database
+from tests.integration.render.fixtures import TEST_NODES
+from tests.integration.servers import TemporalServer, ValkeyServer, free_port
+from tests.nodes import write_nodes
+from tests.waiting import eventually
+
+OWNER = "ann"
+_QUEUE = "test-workflows"
+_STORE_BYTES = 100 * 1024 * 1024
+
+
+@contextmanager
+def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
+    """A cluster of one raylet per entry, the first the head, with this process as its driver."""
+    # Short: sockets below it have long names of their own.
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    with pytest.MonkeyPatch.context() as environment:
+        # Else the cluster becomes everybody's present one on this machine.
+        environment.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
+        cluster = Cluster()
+        try:
+            for number, node in enumerate(nodes):
+                options = {"object_store_memory": _STORE_BYTES, "num_gpus": 0, **node}
+                if number == 0:
+                    options |= {"include_dashboard": False, "dashboard_port": free_port()}
+                cluster.add_node(**options)
+            ray.init(cluster.address, logging_level="error", log_to_driver=False)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+            _collect_leaks()
+
+
+def _collect_leaks() -> None:
+    """Ray leaves sockets to the collector, whose warnings would be taken for a later test's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@workflow.defn(sandboxed=False)
+class RenderOne:
+    """The render step of a job, without the job around it."""
+
+    @workflow.run
+    async def run(self, step: StepInput) -> StepResult:
+        done: StepOutcome = await workflow.execute_activity(
+            "render_step",
+            step,
+            task_queue=get_render_queue("default"),
+            result_type=StepOutcome,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            start_to_close_timeout=timedelta(minutes=10),
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500)),
+        )
+        return done.result
+
+
+@dataclass
+class RenderFarm:
+    """Settings, stores and clients; the pool itself is deployed with `deploy`."""
+
+    comfyui: ComfyUI
+    settings: Settings
+    client: Client
+    database: Database
+    blobs: BlobStore
+    events: EventStore
+    jobs: JobStore
+    artifacts: ArtifactStore
+    bad_nodes: Path
+    handles: list[WorkflowHandle[Any, Any]] = field(default_factory=list)
+
+    async def deploy(
+        self, models: Path | None = None, flags: tuple[str, ...] = (), **args: Any
+    ) -> Any:
+        """Deploy the pool; returns its Serve handle. Does not wait for its actors."""
+        comfyui = ComfyArgs(
+            custom_nodes=(TEST_NODES, str(self.bad_nodes)),
+            models=None if models is None else str(models),
+            flags=flags,
+        )
+        application = build(RenderArgs(comfyui=comfyui, cpus=0.1, **args))
+        return await asyncio.to_thread(
+            serve.run, application, name="render-default", route_prefix=None
+        )
+
+    async def ready(self, handle: Any, count: int, seconds: float = 120) -> dict[str, Any]:
+        """The pool's actors by name, once ``count`` of them take work."""
+        async with asyncio.timeout(seconds):
+            while True:
+                actors = (await handle.status.remote())["actors"]
+                up = {n: a for n, a in actors.items() if a["renderer"]["ready"]}
+                if len(up) == count:
+                    return up
+                await asyncio.sleep(0.2)
+
+    async def submit(
+        self, graph: Mapping[str, Any], *, priority: int = 3, owner: str = OWNER
+    ) -> str:
+        """Accept a render job and start its workflow; returns the job's id."""
+        job_id = str(uuid.uuid4())
+        step = Step(kind=StepKind.RENDER, payload=graph)
+        spec = await self.blobs.put(
+            encode(JobSpec(kind="render", steps=(step,), priority=priority))
+        )
+        await self.jobs.create(
+            NewJob(
+                id=job_id,
+                owner=owner,
+                kind="render",
+                spec=spec,
+                heads=((StepKind.RENDER, "default"),),
+                priority=priority,
+            )
+        )
+        await self.client.start_workflow(
+            RenderOne.run,
+            StepInput(job_id=job_id, owner=owner, index=0, spec=spec, begins=1, attempt=1),
+            id=job_id,
+            task_queue=_QUEUE,
+        )
+        return job_id
+
+    async def renderer_of(self, handle: Any, job_id: str) -> str:
+        """The name of the actor that renders the job, once one does."""
+
+        async def find() -> str | None:
+            actors = (await handle.status.remote())["actors"]
+            return next(
+                (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
+            )
+
+        name: str = await eventually(find, 120)
+        return name
+
+    async def cancel(self, job_id: str) -> None:
+        """As the job's workflow does when it is cancelled: the row first, then it closes."""
+        assert await self.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
+        await self.client.get_workflow_handle(job_id).cancel()
+
+    async def result(self, job_id: str) -> StepResult:
+        handle = self.client.get_workflow_handle(job_id, result_type=StepResult)
+        result: StepResult = await handle.result()
+        return result
+
+
+@asynccontextmanager
+async def render_farm(
+    comfyui: ComfyUI,
+    folder: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: Sequence[Mapping[str, Any]],
+) -> AsyncIterator[tuple[RenderFarm, Cluster]]:
+    """A cluster and all that a pool on it needs but the pool."""
+    namespace = f"render-{uuid.uuid4().hex[:8]}"
+    for name, value in {
+        "DATA": folder,
+        "COMFYUI_HOME": comfyui.home,
+        "COMFYUI_PYTHON": comfyui.python,
+        "REDIS_URL": valkey_server.url,
+        "TEMPORAL_ADDRESS": temporal_server.address,
+        "TEMPORAL_NAMESPACE": namespace,
+    }.items():
+        monkeypatch.setenv(f"MOYIN_{name}", str(value))
+    settings = Settings()
+    database = Database(settings.sql_url)
+    await database.ensure_schema()
+    events = EventStore(settings.redis_url, retention=timedelta(hours=1))
+    temporal = TemporalConnection(temporal_server.address, namespace, retention=timedelta(days=1))
+    client = await temporal.get_client()
+    farm = RenderFarm(
+        comfyui=comfyui,
+        settings=settings,
+        client=client,
+        database=database,
+        blobs=BlobStore(settings.blobs_url),
+        events=events,
+        jobs=JobStore(database),
+        artifacts=ArtifactStore(database),
+        bad_nodes=write_nodes(folder),
+    )
+    try:
+        async with Worker(
+            client,
+            task_queue=_QUEUE,
+            workflows=[RenderOne],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+        ):
+            with ray_cluster(nodes) as cluster:
+                serve.start(proxy_location="Disabled")
+                try:
+                    yield farm, cluster
+                finally:
+                    await asyncio.to_thread(serve.shutdown)
+    finally:
+        await events.close()
+        await database.close()

@@ -1,0 +1,53 @@
+"""A package of ComfyUI nodes that is out for everything on the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_NODES = """
+import json
+
+import folder_paths
+
+# It stays in the process, as whatever a package keeps does.
+KEPT = {}
+
+class Attempt:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {
+        "code": ("STRING", {"multiline": True}), "given": ("STRING", {"default": "null"}),
+    }})
+    RETURN_TYPES, OUTPUT_NODE, FUNCTION, CATEGORY = (), True, "run", "test"
+    IS_CHANGED = classmethod(lambda cls, **_: float("nan"))
+    def run(self, code, given):
+        scope = {"given": json.loads(given), "found": None, "files": [], "kept": KEPT,
+                 "folder_paths": folder_paths}
+        exec(code, scope)
+        return {"ui": {"text": [json.dumps(scope["found"])], "files": scope["files"]}}
+
+NODE_CLASS_MAPPINGS = {"Attempt": Attempt}
+"""
+
+
+def write_hostile_nodes(folder: Path) -> Path:
+    """The package's folder, below ``folder``.
+
+    Its node ``Attempt`` runs any ``code``: that finds ``given`` as a variable, leaves what it has found
+    in ``found``, and may tell of ``files`` as its output.
+    """
+    package = folder / "hostile-nodes"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(_NODES)
+    return package
+
+
+def attempt(code: str, given: Any = None) -> dict[str, Any]:
+    """A graph that runs ``code`` in ComfyUI's process."""
+    inputs = {"code": code, "given": json.dumps(given)}
+    return {"1": {"class_type": "Attempt", "inputs": inputs}}
+
+
+def finding(values: Any) -> Any:
+    """What the code left in ``found``, by what the node put out that is no file."""
+    return json.loads(values["1"]["text"][0])

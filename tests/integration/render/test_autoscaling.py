@@ -1,0 +1,132 @@
+"""A pool at rest has no node with a card; its queue brings some, and they go with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray import serve
+
+from deployments.render.builder import build
+from deployments.render.config import RenderArgs
+from moyin.domain.job import JobStatus
+from moyin.render.comfyui.install import ComfyUI
+from tests.integration.render.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
+from tests.integration.render.cluster import RenderFarm, render_farm
+from tests.integration.render.fixtures import comfyui_processes, picture, sleepy
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.processes import with_lines
+from tests.stack import Measured
+from tests.waiting import eventually
+
+NODES = 2
+PICTURES = 4
+
+
+@pytest.mark.timeout(400)
+async def test_nodes_come_with_the_queue_and_go_with_it(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
+) -> None:
+    labels = {"moyin-use": "render"}
+    with fake_gpu_nodes(tmp_path, most=NODES, idle_seconds=3, labels=labels) as head:
+        async with render_farm(
+            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head]
+        ) as (farm, cluster):
+            # One actor more than there can be nodes: it waits, and nobody minds.
+            pool = await farm.deploy(
+                actors=NODES + 1,
+                min_actors=0,
+                gpus=1,
+                idle_timeout=3,
+                queue_patience=10,
+                labels=labels,
+            )
+            assert gpu_nodes() == set()
+            held = await _a_queue_brings_nodes(farm, pool, measured)
+            await _nobody_else_settles_there()
+            pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
+            await _cancel(farm, held)
+            results = await asyncio.gather(*map(farm.result, pictures))
+            assert all(len(result.artifacts) == 1 for result in results)
+            await _the_nodes_go_when_nothing_is_left(farm, pool, measured)
+            address = cluster.address
+            # The head's own is left.
+            await eventually(lambda: len(raylets(address)) == 1, 60)
+        assert raylets(address) == []
+    await eventually(lambda: comfyui_processes(tmp_path) == [])
+
+
+async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
+    """As many as are allowed; the actor that gets none waits, and holds up nobody.
+
+    Returns:
+        Jobs that hold the nodes until they are cancelled.
+    """
+    began = time.monotonic()
+    first = await farm.submit(picture())
+    jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
+    await eventually(gpu_nodes, 120)
+    measured(f"from a render without a node to the node: {time.monotonic() - began:.1f} s")
+    assert len((await farm.result(first)).artifacts) == 1
+    measured(f"to its picture: {time.monotonic() - began:.1f} s")
+
+    async def all_busy() -> dict[str, Any] | None:
+        status: dict[str, Any] = await pool.status.remote()
+        at_work = [a for a in status["actors"].values() if a["renderer"]["running"]]
+        return status if len(at_work) == NODES and len(status["placing"]) == 1 else None
+
+    status = await eventually(all_busy, 180)
+    assert status["waiting"] == 2
+    assert {actor["node_id"] for actor in status["actors"].values()} == gpu_nodes()
+    return jobs
+
+
+async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
+    for job_id in jobs:
+        # As the job's workflow does when it is cancelled: the row first, then it closes.
+        assert await farm.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
+        await farm.client.get_workflow_handle(job_id).cancel()
+
+
+async def _nobody_else_settles_there() -> None:
+    """A replica that starts meanwhile would keep the node for as long as it lives."""
+    names = [f"other-{number}" for number in range(3)]
+    apps = [
+        serve.RunTarget(build(RenderArgs(pool=name, min_actors=0)), f"render-{name}", None)
+        for name in names
+    ]
+    await asyncio.to_thread(serve.run_many, apps)
+    replicas = _processes("ray::ServeReplica:render-other")
+    assert len(replicas) == len(names)
+    for replica in replicas:
+        raylet = replica.parent()
+        assert raylet is not None
+        assert raylet.ppid() == os.getpid(), "a child of the autoscaler"
+
+
+def _processes(title: str) -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [process for process, line in with_lines(children) if line.startswith(title)]
+
+
+async def _the_nodes_go_when_nothing_is_left(
+    farm: RenderFarm, pool: Any, measured: Measured
+) -> None:
+    began = time.monotonic()
+    await eventually(lambda: comfyui_processes(farm.settings.data) == [], 60)
+    measured(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
+    await eventually(lambda: gpu_nodes() == set(), 120)
+    measured(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
+    status = await pool.status.remote()
+    assert (status["actors"], status["placing"]) == ({}, {})

@@ -1,0 +1,283 @@
+"""A render pool on real Ray clusters, with real ComfyUIs and a real Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray import serve
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from actors.comfyui import ComfySpec, find_or_start
+from actors.placement import NAMESPACE
+from moyin.domain.job import EventType
+from moyin.render.comfyui.client import ComfyClient
+from moyin.render.comfyui.install import ComfyUI
+from moyin.render.comfyui.paths import HostPathFilter
+from tests.integration.render.affinity import (
+    models_stay_loaded_and_nobody_starves,
+    with_large_models,
+)
+from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
+from tests.integration.render.fixtures import (
+    PNG,
+    comfyui_processes,
+    picture,
+    sleepy,
+    upscaled,
+    write_models,
+)
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.processes import with_lines
+from tests.stack import Measured
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(500)
+MODELS = ("a.safetensors", "b.safetensors")
+GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
+
+
+async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
+) -> None:
+    nodes = [{"num_cpus": 4}, GPU_NODE, GPU_NODE]
+    async with render_farm(
+        comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, nodes
+    ) as (farm, cluster):
+        pool = await farm.deploy(actors=2, gpus=0.5)
+        actors = await farm.ready(pool, 2)
+        homes = {actor["node_id"] for actor in actors.values()}
+        assert len(homes) == 2, "over two nodes"
+        assert ray.get_runtime_context().get_node_id() not in homes
+
+        job_id = await farm.submit(sleepy(8))
+        name = await farm.renderer_of(pool, job_id)
+        lost = actors[name]
+        [node] = [n for n in cluster.worker_nodes if n.node_id == lost["node_id"]]
+        began = time.monotonic()
+        await asyncio.to_thread(cluster.remove_node, node, False)
+
+        result = await farm.result(job_id)
+        measured(f"node lost: job done {time.monotonic() - began:.1f} s later")
+        assert result.backend != name
+        [artifact] = result.artifacts
+        assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
+        # Its share is free on the other node as well: Ray starts it again there.
+        actors = await farm.ready(pool, 2)
+        assert {actor["node_id"] for actor in actors.values()} == homes - {lost["node_id"]}
+        # The lost node's ComfyUI ended with its actor.
+        pids = {actor["renderer"]["pid"] for actor in actors.values()}
+        await eventually(lambda: set(comfyui_processes(tmp_path)) == pids)
+        assert [actor["devices"] for actor in actors.values()] == ["0", "0"], "they share it"
+        await _a_third_waits_for_room(tmp_path)
+    await eventually(lambda: comfyui_processes(tmp_path) == [])
+
+
+async def _a_third_waits_for_room(folder: Path) -> None:
+    """Until the pool, whose two actors have halves of the one card, is gone."""
+    third = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
+    placed = third.status.remote()
+    await asyncio.sleep(4)
+    assert (await asyncio.to_thread(ray.wait, [placed], timeout=0))[0] == [], "there is no room"
+    assert len(comfyui_processes(folder)) == 2
+    await asyncio.to_thread(serve.delete, "render-default")
+    assert (await placed).devices == "0"
+
+    async def alone() -> bool:
+        return (await third.status.remote()).renderer.ready and len(comfyui_processes(folder)) == 1
+
+    await eventually(alone, 90)
+
+
+async def test_a_pool_on_one_node(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
+) -> None:
+    """Several scenes on one pool, because it takes long to set up."""
+    async with render_farm(
+        comfyui,
+        tmp_path,
+        temporal_server,
+        valkey_server,
+        monkeypatch,
+        [{"num_cpus": 4, "num_gpus": 1}],
+    ) as (farm, _):
+        models = farm.settings.data / "some-models"
+        await asyncio.to_thread(write_models, comfyui.python, models, *MODELS)
+        pool = await farm.deploy(models, actors=1, gpus=0.5)
+        [(name, actor)] = (await farm.ready(pool, 1)).items()
+        assert name == "comfyui-default-0"
+        await _a_job_is_done_and_tells_its_progress(farm)
+        await _inputs_are_the_owners_own(farm)
+        await _a_bad_graph_fails_at_once(farm, pool)
+        await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
+        pool = await _another_configuration_takes_over_under_load(farm, pool, measured)
+        await models_stay_loaded_and_nobody_starves(farm, pool, measured)
+        await _a_poisoned_job_is_given_up(farm)
+        await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
+    await eventually(lambda: comfyui_processes(tmp_path) == [])
+
+
+async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
+    began = time.monotonic()
+    job_id = await farm.submit(sleepy(4))
+    result = await farm.result(job_id)
+    assert result.backend == "comfyui-default-0"
+    [artifact] = result.artifacts
+    assert artifact.name == "p_00001_.png"
+    assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
+    events = [e for e in await farm.events.replay(job_id, None) if e.type is EventType.PROGRESS]
+    assert 3 <= len(events) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
+    assert all(event.data["max"] == 3 and event.data["step"] == 0 for event in events)
+    assert 0 < (await farm.jobs.get(OWNER, job_id)).progress.value <= 3
+
+
+async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
+    [other] = (await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))).artifacts
+    [own] = (await farm.result(await farm.submit(picture(0x00FF00)))).artifacts
+    graph = picture()
+    for artifact_id in (f"art_{'2' * 32}", other.id):
+        graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
+        assert await _failure(farm, await farm.submit(graph)) == "artifact_not_found"
+    graph["1"]["inputs"]["image"] = f"artifact:{own.id}"
+    assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
+
+
+async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
+    graph = picture()
+    graph["2"]["class_type"] = "NoSuchNode"
+    [name, *_] = await pool.list_renderers.remote()
+    actor = ray.get_actor(name, namespace=NAMESPACE)
+    verdict = await actor.validate.remote(graph)
+    assert verdict["error"]["type"] == "invalid_prompt"
+    assert "error" not in await actor.validate.remote(picture())
+    assert await _failure(farm, await farm.submit(graph)) == "invalid_graph"
+
+
+async def _a_new_replica_adopts_the_running_prompt(
+    farm: RenderFarm,
+    pool: Any,
+    actor: dict[str, Any],
+    measured: Measured,
+) -> None:
+    pid = actor["renderer"]["pid"]
+    before = await _prompts_so_far(pid)
+    job_id = await farm.submit(sleepy(12))
+    await farm.renderer_of(pool, job_id)
+    _kill_process("ray::ServeReplica", "RenderPool")
+    began = time.monotonic()
+    result = await farm.result(job_id)
+    took = time.monotonic() - began
+    measured(f"replica killed: job done {took:.1f} s later")
+    assert len(result.artifacts) == 1
+    [now] = (await farm.ready(pool, 1)).values()
+    assert now["renderer"]["pid"] == pid, "the same ComfyUI all along"
+    assert await _prompts_so_far(pid) == before + 2, "rendered once, and asked once"
+
+
+async def _another_configuration_takes_over_under_load(
+    farm: RenderFarm, pool: Any, measured: Measured
+) -> Any:
+    """Two actors with a smaller share, and none at rest: nothing is lost on the way."""
+    running = await farm.submit(sleepy(3))
+    await farm.renderer_of(pool, running)
+    jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
+    pool = await farm.deploy(
+        farm.settings.data / "some-models",
+        with_large_models(farm.settings.data),
+        window=40,
+        actors=2,
+        min_actors=0,
+        gpus=0.4,
+        idle_timeout=4,
+        queue_patience=1,
+    )
+    await farm.result(running)
+    assert await _attempts(farm, running) == 1, "drained"
+    jobs += [await farm.submit(upscaled(MODELS[n % 2])) for n in range(12)]
+    results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
+    assert all(len(result.artifacts) == 1 for result in results)
+    assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
+    status = await pool.status.remote()
+    # How seldom it is depends on when the second one is up; the next scene judges it.
+    measured(f"{len(jobs)} renders of two models on two ComfyUIs: {status['changes']} changes")
+    assert status["changes"] >= 2
+    assert {actor["spec"]["gpus"] for actor in status["actors"].values()} <= {0.4}
+    return pool
+
+
+async def _a_poisoned_job_is_given_up(farm: RenderFarm) -> None:
+    """It ends ComfyUI wherever it is tried: twice, and then no more. What comes next is rendered."""
+    job_id = await farm.submit({"1": {"class_type": "Crash", "inputs": {}}})
+    assert await _failure(farm, job_id) == "render_poisoned"
+    assert await _attempts(farm, job_id) == 2
+
+
+async def _nobody_stays_and_somebody_comes_back(
+    farm: RenderFarm, pool: Any, measured: Measured
+) -> None:
+    await eventually(lambda: _empty(pool), 60)
+    await eventually(lambda: comfyui_processes(farm.settings.data) == [])
+    began = time.monotonic()
+    assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
+    measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
+
+
+async def _attempts(farm: RenderFarm, job_id: str) -> int:
+    """How often the render step of a job that has ended was begun."""
+    history = await farm.client.get_workflow_handle(job_id).fetch_history()
+    starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
+    return max(e.activity_task_started_event_attributes.attempt for e in starts)
+
+
+async def _prompts_so_far(pid: int) -> float:
+    """How many prompts this ComfyUI has accepted, one more to ask it included."""
+    line = psutil.Process(pid).cmdline()
+    folder = Path(line[line.index("--base-directory") + 1]).parent
+    with tempfile.TemporaryDirectory() as short:
+        # The path of a socket may have 107 characters.
+        (Path(short) / "folder").symlink_to(folder)
+        async with ComfyClient(
+            f"{short}/folder/comfyui.sock", "counter", HostPathFilter({})
+        ) as client:
+            return (await client.submit(str(uuid.uuid4()), picture())).number
+
+
+async def _empty(pool: Any) -> bool:
+    return not (await pool.status.remote())["actors"]
+
+
+async def _failure(farm: RenderFarm, job_id: str) -> str | None:
+    """The code with which the job's activity failed."""
+    with pytest.raises(WorkflowFailureError) as caught:
+        await farm.result(job_id)
+    assert isinstance(caught.value.cause, ActivityError)
+    error = caught.value.cause.cause
+    assert isinstance(error, ApplicationError)
+    return error.type
+
+
+def _kill_process(*words: str) -> None:
+    mine = with_lines(psutil.Process().children(recursive=True))
+    victims = [process for process, line in mine if all(word in line for word in words)]
+    assert len(victims) == 1, victims
+    os.kill(victims[0].pid, signal.SIGKILL)

@@ -1,0 +1,567 @@
+"""A hostile node package under ``isolation: strict``, the default: what it tries is denied by the kernel.
+
+Where a test could pass because its target is missing, it checks from outside that the target is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.renderer import RenderRequest, RenderSucceeded
+from moyin.errors import MoyinError
+from moyin.render.comfyui.client import NoResponse
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.paths import HostPathFilter
+from moyin.render.comfyui.renderer import ComfyRenderer
+from moyin.render.protocol.graph import make_input_name
+from moyin.store.blobs import BlobStore
+from tests.integration.render.fixtures import blobs, options, picture
+from tests.integration.render.hostile import attempt, finding, write_hostile_nodes
+from tests.waiting import eventually
+
+__all__ = ["blobs", "options"]
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+SECRET = "the stack's secret"
+_READ = """
+import os
+found = {}
+for path in given:
+    try:
+        with open(path, "rb") as file:
+            found[path] = file.read(64).decode(errors="replace")
+    except OSError as error:
+        try:
+            found[path] = os.listdir(path)
+        except OSError:
+            pass
+"""
+_SEEN = """
+import os
+found = []
+for top in [*given, "/tmp", "/var/tmp", "/dev/shm", os.getcwd(), os.path.expanduser("~")]:
+    for place, folders, files in os.walk(top):
+        found += [os.path.join(place, name) for name in files]
+"""
+_WRITE = """
+import os
+found = []
+for path in given:
+    try:
+        with open(os.path.join(path, "trace"), "w") as file:
+            file.write("I was here")
+        found.append(path)
+    except OSError:
+        pass
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder as a stack has it, around the process's own."""
+    folder = tmp_path_factory.mktemp("stack")
+    folder.joinpath("secret").write_text(SECRET)
+    folder.joinpath("moyin.db").write_text(SECRET)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hostile(
+    options: ComfyOptions, stack: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[ComfyRenderer]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MOYIN_SECRET", SECRET)
+        environment.setenv("ANTHROPIC_API_KEY", SECRET)
+        package = write_hostile_nodes(tmp_path_factory.mktemp("nodes"))
+        renderer = ComfyRenderer(
+            replace(
+                options,
+                folder=stack / "comfyui" / "run" / "comfyui-default-0",
+                hidden=(stack,),
+                custom_nodes=(package,),
+                # Far more than anything here needs.
+                output_bytes=64 * 1024 * 1024,
+            ),
+            BlobStore(f"file://{stack / 'artifacts'}"),
+        )
+        await renderer.start()
+        await done(renderer, picture())
+        yield renderer
+        await renderer.close()
+
+
+async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **more: Any) -> Any:
+    """What an attempt finds."""
+    return finding((await done(renderer, attempt(code, given), **more)).values)
+
+
+async def done(renderer: ComfyRenderer, graph: dict[str, Any], **more: Any) -> RenderSucceeded:
+    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **more))
+
+
+async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
+    [*_, last] = [event async for event in renderer.render(request)]
+    assert isinstance(last, RenderSucceeded)
+    return last
+
+
+async def given_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
+    """An input file of a prompt, in the artifact store."""
+    sha256 = await renderer._blobs.put(content)
+    file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
+    return {make_input_name(file): sha256}
+
+
+async def test_it_reads_no_file_of_the_stack_or_the_machine(
+    hostile: ComfyRenderer, stack: Path
+) -> None:
+    sha256 = await hostile._blobs.put(b"a picture of another tenant's")
+    [blob] = stack.rglob(sha256)
+    # Somebody's prompt that waits for its turn, and one whose files are still to be stored.
+    waiting = await given_input(hostile, b"another tenant's input")
+    await hostile.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting))
+    [staged] = (hostile._folder.staging).iterdir()
+    late = hostile._folder.done / "another"
+    late.mkdir()
+    late.joinpath("output.png").write_text("another tenant's output")
+    private = [
+        *(stack, stack / "secret", stack / "moyin.db", blob, staged, late / "output.png"),
+        *(hostile._folder.path, hostile._folder.log, Path.home(), Path("/etc/shadow")),
+        *(
+            Path("/root"),
+            Path("/var/log"),
+            Path("/run"),
+            Path("/proc/1/environ"),
+            Path("/proc/kcore"),
+        ),
+        Path(f"/proc/{os.getpid()}/environ"),
+    ]
+    assert sum(path.exists() for path in private) > 10, "they are there"
+    found = await tried(hostile, _READ, [str(path) for path in private])
+    # Folders on the way to what it may read, with nothing else in them.
+    shown = {path: names for path, names in found.items() if names and isinstance(names, str)}
+    assert {path: text for path, text in shown.items() if SECRET in text or "tenant" in text} == {}
+    assert set(shown) <= {"/proc/1/environ"}, "of the first process in the sandbox"
+    assert found.get(str(stack)) in (None, ["comfyui"])
+    assert found.get(str(hostile._folder.path)) in (None, ["base"])
+    late.joinpath("output.png").unlink()
+    late.rmdir()
+
+
+async def test_it_knows_no_users_processes_or_secrets(hostile: ComfyRenderer) -> None:
+    passwd = await tried(hostile, _READ, ["/etc/passwd"])
+    assert passwd["/etc/passwd"].startswith("comfyui:x:")
+    code = """
+import glob, os
+found = {
+    "environment": dict(os.environ),
+    "processes": [open(path, "rb").read().decode() for path in glob.glob("/proc/[0-9]*/environ")
+                  if os.access(path, os.R_OK)],
+    "count": len(glob.glob("/proc/[0-9]*")),
+    "devices": sorted(os.listdir("/dev")),
+}
+"""
+    found = await tried(hostile, code)
+    assert SECRET not in str(found)
+    assert found["count"] < 5 < len(psutil.pids())
+    allowed = {
+        *(
+            "core",
+            "fd",
+            "full",
+            "null",
+            "ptmx",
+            "pts",
+            "random",
+            "shm",
+            "stderr",
+            "stdin",
+            "stdout",
+        ),
+        *("tty", "urandom", "zero"),
+    }
+    assert set(found["devices"]) <= allowed
+
+
+async def test_it_writes_nowhere_but_in_its_own_folders(
+    hostile: ComfyRenderer, options: ComfyOptions, stack: Path
+) -> None:
+    package = hostile._options.custom_nodes[0]
+    places = [
+        *(
+            "/",
+            "/etc",
+            "/usr",
+            "/dev",
+            "/proc",
+            "/proc/sys/kernel",
+            "/sys",
+            "/root",
+            "/home",
+            "/opt",
+        ),
+        *(str(stack), str(options.home), str(options.models), str(package)),
+        *(str(path) for path in (hostile._folder.base, hostile._folder.inputs, Path("/var"))),
+        str(options.python.parent.parent),
+    ]
+    assert await tried(hostile, _WRITE, places) == []
+    own = [str(path) for path in hostile._folder.writable]
+    # What a node says comes without the machine's paths.
+    names = HostPathFilter.for_process(hostile._options)
+    assert await tried(hostile, _WRITE, own) == [names.hide_known(path) for path in own]
+
+
+async def test_an_input_can_be_read_and_not_changed(hostile: ComfyRenderer) -> None:
+    """It is a link to the file that waits for other prompts."""
+    files = await given_input(hostile, b"an input of two prompts")
+    code = """
+import os
+found = []
+path = os.path.join(folder_paths.get_input_directory(), given)
+for way in (lambda: open(path, "r+b").write(b"mine"), lambda: os.chmod(path, 0o777),
+            lambda: os.unlink(path), lambda: os.link(path, folder_paths.get_output_directory() + "/l"),
+            lambda: os.utime(path)):
+    try:
+        way()
+        found.append("done")
+    except OSError as error:
+        found.append(type(error).__name__)
+found.append(open(path).read())
+"""
+    [name] = files
+    for _ in range(2):
+        *ways, content = await tried(hostile, code, name, files=files)
+        assert content == "an input of two prompts"
+        assert "done" not in ways
+
+
+async def test_it_gains_no_privileges(hostile: ComfyRenderer) -> None:
+    code = """
+import ctypes, os, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *arguments):
+    return getattr(libc, name)(*arguments) == 0
+NEW_USER, NEW_NET = 0x10000000, 0x40000000
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines()
+              if ":\\t" in line)
+def sandboxed(command):
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+found = {
+    "ids": [status[name].split() for name in ("Uid", "Gid")],
+    "capabilities": [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")],
+    "no_new_privileges": status["NoNewPrivs"],
+    "filtered": status["Seccomp"],
+    "ways": {
+        "setuid": call("setuid", 0),
+        "users": call("unshare", NEW_USER),
+        "network": call("unshare", NEW_NET),
+        "mount": call("mount", b"none", b"/tmp", b"tmpfs", 0, None),
+        "chroot": call("chroot", b"/tmp"),
+        "trace": libc.ptrace(16, 1, None, None) == 0,
+        "su": sandboxed(["su", "-c", "true"]),
+        "sandbox": sandboxed(["unshare", "-Ur", "true"]),
+        "host": call("socket", 40, 1, 0),
+        "clock": call("settimeofday", b"\\0" * 16, None),
+        "device": call("mknod", b"/tmp/disk", 0o60666, 8 << 8),
+        "core": open("/proc/sys/kernel/core_pattern", "a").closed if os.access(
+            "/proc/sys/kernel/core_pattern", os.W_OK) else False,
+    },
+}
+"""
+    found = await tried(hostile, code)
+    assert {way for way, went in found["ways"].items() if went} == set()
+    assert found["capabilities"] == ["0" * 16] * 4
+    assert (found["no_new_privileges"], found["filtered"]) == ("1", "2")
+    assert "0" not in [number for ids in found["ids"] for number in ids]
+    pid = (await hostile.status()).pid
+    assert pid is not None
+    assert 0 not in psutil.Process(pid).uids(), "not to the kernel either"
+
+
+async def test_it_reaches_no_server(hostile: ComfyRenderer, tmp_path: Path) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    abstract = f"\0moyin-test-{uuid.uuid4().hex}"
+    servers = [
+        await asyncio.start_server(greet, "0.0.0.0", 0),
+        await asyncio.start_unix_server(greet, str(tmp_path / "s")),
+        await asyncio.start_unix_server(greet, abstract),
+    ]
+    port = servers[0].sockets[0].getsockname()[1]
+    hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _addresses())}
+    given: dict[str, Any] = {
+        "tcp": [[host, port] for host in hosts],
+        "unix": [str(tmp_path / "s"), abstract],
+    }
+    code = """
+import socket
+found = []
+for family, addresses in ((socket.AF_INET, map(tuple, given["tcp"])), (socket.AF_UNIX, given["unix"])):
+    for address in addresses:
+        with socket.socket(family) as client:
+            client.settimeout(2)
+            try:
+                client.connect(address)
+                found.append(address)
+            except OSError:
+                pass
+try:
+    found += [socket.gethostbyname("example.com")]
+except OSError:
+    pass
+"""
+    for path in given["unix"]:
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.close()
+    assert await tried(hostile, code, given) == []
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_it_does_not_outlive_its_prompt(hostile: ComfyRenderer) -> None:
+    code = """
+import os, subprocess, sys, time
+place = folder_paths.get_output_directory()
+script = "import os, time\\nwhile True:\\n try: open('%s/late', 'a').close()\\n except OSError: pass" % place
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    os._exit(0)
+subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+while not os.path.exists(place + "/late"):
+    time.sleep(0.01)
+found = True
+"""
+    assert await tried(hostile, code)
+    pid = (await hostile.status()).pid
+    assert pid is not None
+    init = psutil.Process(pid).parent()
+    assert init is not None
+    alive = [p for p in init.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert [p.pid for p in alive] == [pid]
+    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == await _untouched(hostile)
+
+
+async def test_the_next_tenant_finds_no_trace(hostile: ComfyRenderer, stack: Path) -> None:
+    before = await _untouched(hostile)
+    files = await given_input(hostile, b"Ada's input")
+    own = [*map(str, hostile._folder.writable), "/tmp", "/var/tmp", "/dev/shm"]
+    code = f"{_WRITE}\nfound = os.listdir(folder_paths.get_input_directory() + '/moyin')"
+    assert await tried(hostile, code, own, files=files) == [Path(next(iter(files))).name]
+    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == before
+    assert not list(stack.rglob("trace")), "nor is it kept"
+
+
+async def test_a_thread_that_goes_on_leaves_nothing_between_prompts(hostile: ComfyRenderer) -> None:
+    """Code of a package may outlive its prompt in the process and write during the next one.
+
+    The next prompt does not find those files, and none of them gets into the store.
+    """
+    before = await _untouched(hostile)
+    code = """
+import threading, time
+place = folder_paths.get_output_directory()
+stop = kept["stop"] = threading.Event()
+kept["wrote"] = threading.Event()
+def late():
+    while not kept.get("go"):
+        time.sleep(0.01)
+    open(place + "/late", "w").write("mine")
+    kept["wrote"].set()
+kept["thread"] = threading.Thread(target=late, daemon=True)
+kept["thread"].start()
+"""
+    await tried(hostile, code)
+    (hostile._folder.base / "output" / "early").write_text("written since the prompt ended")
+    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == before
+    await tried(hostile, "kept['go'] = True\nkept['wrote'].wait(10)")
+    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        ("os.symlink(given['secret'], place + '/trap.png')", "trap.png"),
+        ("os.symlink(given['folder'], place + '/way')", "way/secret"),
+        ("os.mkfifo(place + '/trap.png')", "trap.png"),
+        ("os.makedirs(place + '/trap.png')", "trap.png"),
+        ("__import__('socket').socket(1).bind(place + '/trap.png')", "trap.png"),
+        ("pass", "../../../../../secret"),
+        ("open(place + '/trap.png', 'w').write('x'); os.chmod(place, 0)", "../secret"),
+    ],
+)
+async def test_links_and_pipes_in_the_output_are_harmless(
+    hostile: ComfyRenderer, stack: Path, make: str, name: str
+) -> None:
+    code = f"""
+import os
+place = folder_paths.get_output_directory()
+{make}
+subfolder, _, filename = given["name"].rpartition("/")
+files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
+"""
+    given: dict[str, Any] = {"secret": str(stack / "secret"), "folder": str(stack), "name": name}
+    # The renderer tries it again without ComfyUI's cache, then gives up.
+    with pytest.raises(MoyinError, match="does not exist"):
+        await done(hostile, attempt(code, given))
+    assert (await done(hostile, picture())).files, "the next prompt is rendered"
+    assert not [
+        p
+        for p in (stack / "artifacts").rglob("*")
+        if p.is_file() and SECRET in p.read_text(errors="replace")
+    ]
+
+
+async def test_a_prompt_that_says_that_it_is_over_is_not_believed(hostile: ComfyRenderer) -> None:
+    files = await given_input(hostile, b"the next tenant's input")
+    asked = [
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
+    ]
+    first, second = [asyncio.create_task(_last(hostile, request)) for request in asked]
+    assert finding((await first).values) == []
+    assert (await second).files
+
+
+_PRETEND = """
+import os, time
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+told = {"prompt_id": get_executing_context().prompt_id, "node": None}
+PromptServer.instance.send_sync("executing", told)
+found = []
+top = os.path.join(folder_paths.get_input_directory(), "moyin")
+over = time.monotonic() + 3
+while time.monotonic() < over and not found:
+    found = os.listdir(top)
+    time.sleep(0.01)
+"""
+_ESCAPE = """
+import time
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+prompt_id = get_executing_context().prompt_id
+status = {"status_str": "success", "completed": True, "messages": []}
+entry = {"prompt": [], "outputs": {}, "meta": {}, "status": status}
+PromptServer.instance.prompt_queue.history[prompt_id] = entry
+PromptServer.instance.send_sync("executing", {"prompt_id": prompt_id, "node": None})
+while True:
+    try:
+        time.sleep(3600)
+    except BaseException:
+        pass
+"""
+
+
+async def test_a_prompt_that_forges_its_end_fails_only_itself(
+    hostile: ComfyRenderer, options: ComfyOptions, tmp_path: Path
+) -> None:
+    packages = hostile._options.custom_nodes
+    renderer = ComfyRenderer(
+        replace(options, folder=tmp_path / "run", custom_nodes=packages, progress_timeout=2),
+        hostile._blobs,
+    )
+    await renderer.start()
+    try:
+        await done(renderer, attempt(_ESCAPE))
+        before = (await renderer.status()).pid
+        with pytest.raises(NoResponse) as lost:
+            await done(renderer, picture())
+        # It is worth another try, and not held against the prompt.
+        assert lost.value.retryable
+        assert lost.value.details == {}
+        await done(renderer, picture())
+        assert (await renderer.status()).pid != before
+    finally:
+        await renderer.close()
+
+
+async def test_a_file_that_fills_the_disk_ends(hostile: ComfyRenderer) -> None:
+    code = """
+try:
+    with open(folder_paths.get_output_directory() + "/big", "wb") as file:
+        file.truncate(1 << 40)
+    found = "done"
+except OSError as error:
+    found = error.strerror
+"""
+    assert await tried(hostile, code) == "File too large"
+
+
+async def test_validation_reveals_no_file_of_the_running_prompt(
+    hostile: ComfyRenderer,
+) -> None:
+    """The options of nodes that load files are what lies in the input and output folders."""
+    files = await given_input(hostile, b"Ada's input")
+    code = """
+import os, time
+for place in (folder_paths.get_output_directory(), folder_paths.get_temp_directory()):
+    open(place + "/adas-file.png", "w").close()
+while not os.path.exists(given):
+    time.sleep(0.02)
+"""
+    go = hostile._folder.scratch / "go"
+    rendering = asyncio.create_task(tried(hostile, code, str(go), files=files))
+    output = hostile._folder.base / "output" / "adas-file.png"
+    await eventually(output.exists)
+    info = json.loads(await hostile.get("/object_info") or b"")
+    go.touch()
+    await rendering
+    for node in ("LoadImage", "LoadImageMask", "LoadImageOutput"):
+        assert "adas" not in str(info[node])
+        assert Path(next(iter(files))).name not in str(info[node])
+
+
+async def test_comfyui_has_no_port(hostile: ComfyRenderer) -> None:
+    pid = (await hostile.status()).pid
+    assert pid is not None
+    listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    sandbox = {pid, *(p.pid for p in psutil.Process(pid).parents()[:2])}
+    assert not [c for c in listening if c.pid in sandbox]
+    address = hostile._folder.path / "comfyui.sock"
+    assert address.stat().st_mode & 0o777 == 0o600
+    assert address.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_process_that_is_killed_takes_its_sandbox_along(hostile: ComfyRenderer) -> None:
+    pid = (await hostile.status()).pid
+    assert pid is not None
+    process = psutil.Process(pid)
+    family = [process, *process.parents()[:2]]
+    process.send_signal(signal.SIGKILL)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, family, 10)
+    assert [p for p in alive if p.pid != os.getpid()] == []
+    assert (await done(hostile, picture())).files
+
+
+def _addresses() -> list[Any]:
+    found = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
+    return [a for a in found if a.family == socket.AF_INET]
+
+
+async def _untouched(renderer: ComfyRenderer) -> list[str]:
+    """What a prompt sees in its folders that does nothing but look."""
+    await done(renderer, picture())
+    found: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
+    assert found, "the bridge at least"
+    return found

@@ -1,0 +1,446 @@
+"""A real ComfyUI behind the renderer port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import PromptRecord
+from moyin.domain.renderer import (
+    ExecutionFinished,
+    RenderEvent,
+    RenderProgress,
+    RenderRequest,
+    RenderSucceeded,
+)
+from moyin.errors import (
+    InvalidGraph,
+    OutOfMemory,
+    RenderFailed,
+    ServiceUnavailable,
+    StepFailed,
+    WorkerLost,
+)
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.renderer import ComfyRenderer
+from moyin.render.protocol.graph import make_input_name
+from moyin.store.blobs import Blob, BlobStore
+from tests.integration.render.fixtures import (
+    PNG,
+    TEST_NODES,
+    bad_nodes,
+    blobs,
+    comfyui_processes,
+    events,
+    failing,
+    finished,
+    options,
+    picture,
+    renderer,
+    request,
+    sleepy,
+)
+from tests.waiting import eventually
+
+__all__ = ["bad_nodes", "blobs", "options", "renderer"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_picture_is_rendered_and_stored(
+    renderer: ComfyRenderer, blobs: BlobStore, options: ComfyOptions
+) -> None:
+    prompt_id = str(uuid.uuid4())
+    done = await finished(renderer, picture(), prompt_id)
+
+    [file] = done.files
+    assert (file.name, file.media_type, file.node, file.slot, file.temporary) == (
+        "p_00001_.png", "image/png", "2", "images", False,
+    )  # fmt: skip
+    data = await blobs.get(file.sha256)
+    assert data.startswith(PNG)
+    assert len(data) == file.size
+    assert not list(options.folder.rglob("*.png")), "the store has it, nobody else"
+
+
+async def test_the_saved_graph_is_the_one_that_was_sent(
+    renderer: ComfyRenderer, blobs: BlobStore
+) -> None:
+    prompt_id = str(uuid.uuid4())
+    done = await finished(renderer, picture(), prompt_id)
+    data = await blobs.get(done.files[0].sha256)
+    assert b'"filename_prefix": "p"' in data
+    assert prompt_id.encode() not in data
+
+
+async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
+    began = time.monotonic()
+    seen = await events(renderer, sleepy(4.0))
+    progress = [event for event in seen if isinstance(event, RenderProgress)]
+    assert 3 <= len(progress) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
+    assert [p.value for p in progress] == sorted(p.value for p in progress)
+    assert any(0 < p.value < 3 and p.node == "3" for p in progress)
+    assert all(p.max == 3 for p in progress)
+    assert seen[-3] == ExecutionFinished()
+    assert isinstance(seen[-2], PromptRecord)
+
+
+async def test_an_identical_graph_gives_the_second_job_its_own_result(
+    renderer: ComfyRenderer,
+) -> None:
+    graph = picture()
+    first, second = await finished(renderer, graph), await finished(renderer, graph)
+    assert first == second
+    # Also while the first one's files are being stored.
+    graph = sleepy(0.2)
+    third, fourth = await asyncio.gather(finished(renderer, graph), finished(renderer, graph))
+    assert third == fourth
+
+
+async def test_a_cached_picture_holds_no_graph_of_another_tenants(
+    renderer: ComfyRenderer, blobs: BlobStore
+) -> None:
+    graph = picture()
+
+    async def saved(tenant: str, note: str) -> bytes:
+        extra = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
+        asked = replace(request(graph), extra_data=extra)
+        [*_, done] = [event async for event in renderer.render(asked)]
+        assert isinstance(done, RenderSucceeded)
+        return await blobs.get(done.files[0].sha256)
+
+    assert b"of ann" in await saved("ann", "a note of ann's")
+    assert b"of bob" in await saved("bob", "a note of bob's")
+    # A tenant's own may be the one that it made before.
+    assert b"of bob" in await saved("bob", "another note of bob's")
+
+
+async def test_lost_cached_outputs_are_rendered_again(
+    renderer: ComfyRenderer,
+) -> None:
+    graph = picture()
+    first = await finished(renderer, graph)
+    assert renderer._outputs is not None
+    renderer._outputs._stored.clear()
+    assert await finished(renderer, graph) == first
+
+
+async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> None:
+    graph = picture()
+    graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    graph["10"] = {"class_type": "PreviewAny", "inputs": {"source": "a word"}}
+    done = await finished(renderer, graph)
+    assert [(file.node, file.temporary) for file in done.files] == [("2", True)]
+    assert done.values == {"10": {"text": ["a word"]}}
+
+
+async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None:
+    prompt_id = str(uuid.uuid4())
+    graph = sleepy(1.0)
+    began = time.monotonic()
+    first, second = await asyncio.gather(
+        finished(renderer, graph, prompt_id), finished(renderer, graph, prompt_id)
+    )
+    assert first == second
+    assert time.monotonic() - began < 1.9, "two in a row would take two seconds"
+    began = time.monotonic()
+    assert await finished(renderer, graph, prompt_id) == first
+    assert time.monotonic() - began < 0.1, "a finished one is remembered"
+
+
+async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
+    renderer: ComfyRenderer,
+) -> None:
+    wanted = request(sleepy(1.0))
+    async for event in renderer.render(wanted):
+        assert isinstance(event, RenderProgress)
+        break
+    assert wanted.prompt_id in (await renderer.status()).running
+    done = await finished(renderer, dict(wanted.graph), wanted.prompt_id)
+    assert len(done.files) == 1
+
+
+@pytest.mark.parametrize(
+    ("breaks", "type_", "names"),
+    [
+        ({"class_type": "NoSuchNode", "inputs": {}}, "invalid_prompt", "NoSuchNode"),
+        (
+            {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "p"}},
+            "prompt_outputs_failed_validation",
+            "failed validation",
+        ),
+        (5, "invalid_prompt", "not an object"),
+    ],
+)
+async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
+    renderer: ComfyRenderer, breaks: object, type_: str, names: str
+) -> None:
+    graph = picture()
+    graph["2"] = breaks
+    body = await renderer.validate(graph)
+    assert body is not None
+    assert body["error"]["type"] == type_
+    with pytest.raises(InvalidGraph, match=names) as caught:
+        await events(renderer, graph)
+    assert caught.value.details == body
+    assert "error" not in await renderer.validate(picture())
+
+
+async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
+    """And ComfyUI agrees: on this side of the bounds it is valid, on the other it is not."""
+    graph = picture()
+    told = (await renderer.validate(graph))["free"]
+    [(node, inputs)] = [(node, found) for node, found in told.items() if "width" in found]
+    kind, least, most = inputs["width"]
+    assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
+    for value, valid in ((least, True), (most, True), (least - 1, False), (most + 1, False)):
+        graph[node]["inputs"]["width"] = value
+        assert ("error" not in await renderer.validate(graph)) == valid
+    loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
+    loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    assert "1" not in (await renderer.validate(loads))["free"], "it looks at files"
+
+
+async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
+    known = (await renderer.status()).known
+    assert "error" not in await renderer.validate(sleepy(5))
+    began = time.monotonic()
+    await finished(renderer, picture())
+    assert time.monotonic() - began < 2
+    assert len((await renderer.status()).known) == len(known) + 1
+
+
+async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
+    with pytest.raises(RenderFailed, match=r"node 3 \(TestSyncError\) failed") as caught:
+        await events(renderer, failing())
+    assert caught.value.details["node_id"] == "3"
+    assert caught.value.details["node_type"] == "TestSyncError"
+
+
+async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> None:
+    victim, other = request(sleepy(30)), request(sleepy(0.5))
+    tasks = [
+        asyncio.create_task(finished(renderer, dict(r.graph), r.prompt_id)) for r in (victim, other)
+    ]
+    await eventually(lambda: _running(renderer, victim.prompt_id))
+    await asyncio.sleep(0.5)
+    began = time.monotonic()
+    await renderer.cancel(victim.prompt_id)
+    with pytest.raises(RenderFailed):
+        await tasks[0]
+    assert time.monotonic() - began < 2
+    await renderer.cancel(victim.prompt_id)
+    await renderer.cancel(str(uuid.uuid4()))
+    assert len((await tasks[1]).files) == 1
+
+
+async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
+    running, waiting = request(sleepy(2)), request(sleepy(30))
+    first = asyncio.create_task(finished(renderer, dict(running.graph), running.prompt_id))
+    await asyncio.sleep(0.3)
+    second = asyncio.create_task(finished(renderer, dict(waiting.graph), waiting.prompt_id))
+    await asyncio.sleep(0.3)
+    await renderer.cancel(waiting.prompt_id)
+    with pytest.raises(RenderFailed, match="cancelled"):
+        await second
+    assert len((await first).files) == 1
+
+
+async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> None:
+    prompt_id = str(uuid.uuid4())
+    with pytest.raises(RenderFailed):
+        await events(renderer, failing(), prompt_id)
+    assert len((await finished(renderer, picture(), prompt_id)).files) == 1
+
+
+async def test_an_input_file_is_loaded_from_the_store(
+    renderer: ComfyRenderer, blobs: BlobStore
+) -> None:
+    made = (await finished(renderer, picture(0xFF0000))).files[0]
+    artifact = Artifact(
+        id="art_1", name="red.png", media_type="image/png", size=made.size, sha256=made.sha256
+    )
+    name = make_input_name(artifact)
+    graph = picture()
+    graph["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+    wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256})
+    seen = [event async for event in renderer.render(wanted)]
+    assert isinstance(seen[-1], RenderSucceeded)
+    nodes = json.loads(await renderer.get("/object_info") or b"")
+    listed = nodes["LoadImage"]["input"]["required"]["image"][0]
+    assert listed == [], "nobody may see what others have uploaded"
+
+    gone = RenderRequest(
+        prompt_id=str(uuid.uuid4()), graph=graph, files={f"moyin/{'1' * 64}.png": "1" * 64}
+    )
+    with pytest.raises(StepFailed, match="artifact store"):
+        [event async for event in renderer.render(gone)]
+
+
+async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
+    renderer: ComfyRenderer, options: ComfyOptions
+) -> None:
+    task = asyncio.create_task(events(renderer, sleepy(30)))
+    await asyncio.sleep(0.5)
+    pid = (await renderer.status()).pid
+    assert pid is not None
+    os.kill(pid, 9)
+    with pytest.raises(WorkerLost) as caught:
+        await task
+    assert "ended" not in caught.value.details, "no fault of the prompt's"
+    assert (await finished(renderer, picture())).files
+    status = await renderer.status()
+    assert status.pid not in (None, pid)
+    assert comfyui_processes(options.folder) == [status.pid]
+
+
+async def test_a_stalled_socket_costs_nothing_but_progress(
+    renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moyin.render.comfyui.prompts.RunningPrompt.process_event", lambda *_: None)
+    monkeypatch.setattr("moyin.render.comfyui.renderer._POLL_SECONDS", 0.5)
+    assert len((await finished(renderer, sleepy(0.2))).files) == 1
+
+
+async def test_bad_nodes(
+    options: ComfyOptions,
+    blobs: BlobStore,
+    tmp_path: Path,
+    bad_nodes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several scenes on one ComfyUI, because it takes long to start."""
+    monkeypatch.setattr("moyin.render.comfyui.renderer._INTERRUPT_SECONDS", 0.5)
+    monkeypatch.setattr("moyin.render.comfyui.session._CHECK_SECONDS", 0.3)
+    nodes = (bad_nodes, options.home / TEST_NODES)
+    warm_up = json.dumps({"1": {"class_type": "Room", "inputs": {"failures": 1}}})
+    async with _renderer(
+        replace(
+            options,
+            folder=tmp_path / "run",
+            progress_timeout=1.0,
+            custom_nodes=nodes,
+            warm_up=warm_up,
+        ),
+        blobs,
+    ) as renderer:
+        await _collections_leave_out_what_was_imported(renderer)
+        await _a_name_that_is_used_again_is_each_prompts_own_file(renderer, monkeypatch)
+        await _memory_is_freed_and_it_is_tried_once_more(renderer)
+        await _a_hung_node_costs_its_prompt_and_the_process(renderer)
+        await _a_zombie_is_replaced(renderer)
+        assert list(renderer._folder.done.iterdir()) == [], "nothing of any prompt is left"
+        assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
+    assert comfyui_processes(tmp_path) == []
+
+
+async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> None:
+    done = await finished(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
+    # Torch and ComfyUI's own nodes are some half a million.
+    assert int(done.values["1"]["text"][0]) > 100_000
+
+
+async def _a_name_that_is_used_again_is_each_prompts_own_file(
+    renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next prompt writes it while the first one's file is on its way into the store."""
+    blobs, folder = renderer._blobs, renderer._folder
+    may_store, put_stream = asyncio.Event(), blobs.put_stream
+
+    async def put_later(file: IO[bytes], limit: int) -> Blob:
+        await may_store.wait()
+        return await put_stream(file, limit)
+
+    async def follow(text: str, seen: list[RenderEvent]) -> None:
+        graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
+        async for event in renderer.render(request(graph)):
+            seen.append(event)
+
+    monkeypatch.setattr(blobs, "put_stream", put_later)
+    texts = ["Ada's", "Bob's", "Ada's"]
+    seen: list[list[RenderEvent]] = [[] for _ in texts]
+    tasks = [asyncio.create_task(follow(*pair)) for pair in zip(texts, seen, strict=True)]
+    await eventually(lambda: all(ExecutionFinished() in events for events in seen))
+    may_store.set()
+    await asyncio.gather(*tasks)
+    found = []
+    for *_, done in seen:
+        assert isinstance(done, RenderSucceeded)
+        found.append((await blobs.get(done.files[0].sha256)).decode())
+    assert found == texts
+    left = [*folder.writable, folder.done]
+    assert not [p for place in left for p in place.rglob("*") if p.is_file()]
+
+
+async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:
+    greedy = {"1": {"class_type": "Greedy", "inputs": {}}}
+    # The warm-up graph has set it up for one failure.
+    assert (await finished(renderer, greedy)).values == {"1": {"text": ["fits"]}}
+    await events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
+    with pytest.raises(OutOfMemory, match="no room"):
+        await events(renderer, greedy)
+    assert (await finished(renderer, picture())).files
+
+
+async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer) -> None:
+    pid = (await renderer.status()).pid
+    with pytest.raises(RenderFailed, match=r"no progress within .* of 1 s"):
+        await events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
+    assert (await finished(renderer, picture())).files
+    assert (await renderer.status()).pid != pid
+
+
+async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
+    """HTTP answers, but the thread that executes prompts is dead."""
+    pid = (await renderer.status()).pid
+    with pytest.raises(WorkerLost, match="executes prompts has ended") as caught:
+        await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
+    assert caught.value.details == {"ended": "comfyui"}
+    assert (await finished(renderer, picture())).files
+    assert (await renderer.status()).pid != pid
+
+
+async def test_why_it_does_not_start_is_said(
+    options: ComfyOptions, blobs: BlobStore, tmp_path: Path
+) -> None:
+    broken = ComfyRenderer(
+        replace(options, folder=tmp_path / "run", flags=("--no-such-flag",), start_timeout=8),
+        blobs,
+    )
+    await broken.start()
+    try:
+        with pytest.raises(ServiceUnavailable):
+            await events(broken, picture())
+        assert "--no-such-flag" in ((await broken.status()).error or "")
+        with pytest.raises(ServiceUnavailable):
+            await broken.validate(picture())
+    finally:
+        await broken.close()
+
+
+@asynccontextmanager
+async def _renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[ComfyRenderer]:
+    renderer = ComfyRenderer(options, blobs)
+    await renderer.start()
+    try:
+        await finished(renderer, picture())
+        yield renderer
+    finally:
+        await renderer.close()
+
+
+async def _running(renderer: ComfyRenderer, prompt_id: str) -> bool:
+    return prompt_id in (await renderer.status()).running

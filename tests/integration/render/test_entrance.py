@@ -1,0 +1,117 @@
+"""In which order a real Temporal lets jobs into a pool's window."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from deployments.render.worker import set_owner_weights
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.launcher import get_job_priority
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, get_render_queue
+from moyin.store.jobs import Launch
+from tests.integration.servers import TemporalServer
+
+_QUEUE = "entrance-workflows"
+_POOL = "entrance"
+
+
+@workflow.defn(sandboxed=False)
+class Enter:
+    """An activity in the pool's queue that inherits the workflow's priority, as a render does."""
+
+    @workflow.run
+    async def run(self, name: str) -> None:
+        await workflow.execute_activity(
+            "enter",
+            name,
+            task_queue=get_render_queue(_POOL),
+            start_to_close_timeout=HEARTBEAT_TIMEOUT,
+        )
+
+
+class Entrance:
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    @activity.defn
+    async def enter(self, name: str) -> None:
+        self.order.append(name)
+
+
+async def test_every_tenant_gets_in_while_another_floods_the_queue(
+    temporal_server: TemporalServer,
+) -> None:
+    client = await _client(temporal_server)
+    asked = [("flood", 2)] * 40 + [("small", 3)] * 3 + [("urgent", 1)] * 3 + [("patient", 5)] * 2
+    order = await _enter(client, asked)
+    last = {owner: len(order) - order[::-1].index(owner) for owner in set(order)}
+    assert last["urgent"] <= 10
+    assert last["small"] <= 15
+    # A strict order would have let these in last of all.
+    assert order.index("patient") <= 25
+
+
+async def test_an_owner_of_more_weight_gets_in_more_often(temporal_server: TemporalServer) -> None:
+    client = await _client(temporal_server)
+    await set_owner_weights(client, _POOL, {"heavy": 4.0})
+    order = await _enter(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)
+    assert order[:20].count("heavy") >= 12
+
+
+async def _client(server: TemporalServer) -> Client:
+    namespace = f"entrance-{uuid.uuid4().hex[:8]}"
+    return await TemporalConnection(
+        server.address, namespace, retention=timedelta(days=1)
+    ).get_client()
+
+
+async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
+    """Owners in the order in which their jobs get in, once all of them wait."""
+    async with Worker(
+        client, task_queue=_QUEUE, workflows=[Enter], workflow_runner=UnsandboxedWorkflowRunner()
+    ):
+        handles = [
+            await client.start_workflow(
+                Enter.run,
+                owner,
+                id=f"enter-{number}",
+                task_queue=_QUEUE,
+                priority=get_job_priority(_launch(owner, priority)),
+            )
+            for number, (owner, priority) in enumerate(asked)
+        ]
+        await _scheduled(handles)
+        entrance = Entrance()
+        async with Worker(
+            client,
+            task_queue=get_render_queue(_POOL),
+            activities=[entrance.enter],
+            max_concurrent_activities=1,
+        ):
+            await asyncio.gather(*(handle.result() for handle in handles))
+    assert sorted(entrance.order) == sorted(owner for owner, _ in asked)
+    return entrance.order
+
+
+async def _scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None:
+    """Wait until every activity is in its queue."""
+    for handle in handles:
+        while True:
+            described = await handle.describe()
+            if described.raw_description.pending_activities:
+                break
+            await asyncio.sleep(0.05)
+
+
+def _launch(owner: str, priority: int) -> Launch:
+    return Launch(
+        job_id="", owner=owner, attempt=1, spec="", heads=(), done=(), webhook=None,
+        deadline=None, priority=priority,
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""A hostile node package on a farm: it reaches none of the servers and none of the other ComfyUIs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pydantic_core import from_json
+
+from moyin.render.comfyui.install import ComfyUI
+from tests.integration.render.cluster import RenderFarm, render_farm
+from tests.integration.render.hostile import attempt, finding, write_hostile_nodes
+from tests.integration.servers import TemporalServer, ValkeyServer
+
+_SECRET = "signs the stack's tokens"
+pytestmark = pytest.mark.timeout(500)
+_CONNECT = """
+import socket
+found = []
+for family, addresses in ((socket.AF_INET, map(tuple, given["tcp"])), (socket.AF_UNIX, given["unix"])):
+    for address in addresses:
+        with socket.socket(family) as client:
+            client.settimeout(2)
+            try:
+                client.connect(address)
+                found.append(address)
+            except OSError:
+                pass
+"""
+_LOOK = """
+import glob, os
+found = {
+    "files": [path for path in given["files"] if os.path.exists(path)],
+    "texts": [],
+}
+for path in [*glob.glob("/proc/[0-9]*/environ"), *glob.glob("/proc/[0-9]*/cmdline")]:
+    try:
+        found["texts"].append(open(path, "rb").read().decode(errors="replace"))
+    except OSError:
+        pass
+"""
+
+
+async def test_it_reaches_nothing_of_the_farm(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOYIN_SECRET", _SECRET)
+    nodes = [{"num_cpus": 4, "num_gpus": 1}]
+    async with render_farm(
+        comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, nodes
+    ) as (farm, _):
+        farm.bad_nodes = write_hostile_nodes(tmp_path)
+        pool = await farm.deploy(actors=2, gpus=0.5)
+        await farm.ready(pool, 2)
+        given: dict[str, Any] = {"tcp": _listening(), "unix": _sockets(tmp_path)}
+        ports = {port for _, port in given["tcp"]}
+        assert {valkey_server.port, temporal_server.port} <= ports
+        assert sum("comfyui.sock" in path for path in given["unix"]) == 2
+        assert any("raylet" in path for path in given["unix"])
+        assert await asyncio.to_thread(_reached, given) > 5, "from outside all that can be"
+        assert await _tried(farm, _CONNECT, given) == []
+
+        sha256 = await farm.blobs.put(b"another tenant's")
+        private = [
+            *tmp_path.rglob(sha256),
+            farm.settings.data / "moyin.db",
+            valkey_server._folder,
+            # Of both ComfyUIs, whichever is asked.
+            *tmp_path.rglob("comfyui.log"),
+        ]
+        assert len(private) == 5
+        assert all(path.exists() for path in private)
+        seen = await _tried(farm, _LOOK, {"files": [str(path) for path in private]})
+        assert seen["files"] == []
+        for secret in (_SECRET, "MOYIN_REDIS_URL", valkey_server.url):
+            assert secret not in str(seen["texts"])
+
+
+async def _tried(farm: RenderFarm, code: str, given: Any = None) -> Any:
+    result = await farm.result(await farm.submit(attempt(code, given)))
+    return finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
+
+
+def _listening() -> list[tuple[str, int]]:
+    """Addresses of all servers on this machine."""
+    found = psutil.net_connections("inet4")
+    mine = [a.address for many in psutil.net_if_addrs().values() for a in many if a.family == 2]
+    return [
+        (host, c.laddr.port)
+        for c in found
+        if c.status == psutil.CONN_LISTEN and c.laddr
+        for host in (mine if c.laddr.ip == "0.0.0.0" else [c.laddr.ip])
+    ]
+
+
+def _sockets(folder: Path) -> list[str]:
+    """Paths of all servers on this machine that have one, and of ComfyUIs in ``folder``."""
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    paths = [line.split(maxsplit=7)[7] for line in lines if len(line.split(maxsplit=7)) == 8]
+    named = {"\0" + path[1:] if path.startswith("@") else path for path in paths}
+    return sorted(p for p in named if "/proc/" not in p) + [
+        str(path) for path in folder.rglob("comfyui.sock")
+    ]
+
+
+def _reached(given: dict[str, Any]) -> int:
+    """How many of them answer here."""
+    count = 0
+    for family, addresses in (
+        (socket.AF_INET, given["tcp"]),
+        (socket.AF_UNIX, given["unix"]),
+    ):
+        for address in addresses:
+            with socket.socket(family) as client:
+                client.settimeout(2)
+                try:
+                    client.connect(address if isinstance(address, str) else tuple(address))
+                    count += 1
+                except OSError:
+                    continue
+    return count

@@ -1,0 +1,379 @@
+"""Templates, batches and OpenAI's images on the whole farm, with a real ComfyUI."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.chaos.graphs import picture, sleepy
+from tests.stack import Measured, RunningStack
+from tests.waiting import eventually_blocking
+
+PNG = b"\x89PNG\r\n\x1a\n"
+FINAL = ("succeeded", "failed", "cancelled")
+Job = dict[str, Any]
+# Other colours are other graphs.
+_colors = itertools.count(0x400000)
+
+
+@pytest.fixture(scope="module")
+def http(gateway: RunningStack) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=60) as client:
+        # From the first picture on, graphs are validated when they are submitted.
+        done(client, {"kind": "render", "workflow": picture(next(_colors))})
+        yield client
+
+
+@pytest.fixture
+def sdk(gateway: RunningStack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
+        yield client
+
+
+def post(http: httpx.Client, body: Mapping[str, Any]) -> httpx.Response:
+    return http.post("/jobs", json=body)
+
+
+def until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
+    def done() -> Job | None:
+        job: Job = http.get(f"/jobs/{job_id}").json()
+        return job if condition(job) else None
+
+    found: Job = eventually_blocking(done, 120)
+    return found
+
+
+def done(http: httpx.Client, body: Mapping[str, Any]) -> Job:
+    answer = post(http, body)
+    assert answer.status_code == 202, answer.text
+    job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    return job
+
+
+def swatch(**inputs: Any) -> Job:
+    inputs = {"prompt": "x", "seed": next(_colors), "width": 16, "height": 8, **inputs}
+    return {"kind": "render", "template": "swatch", "inputs": inputs}
+
+
+def size(picture: bytes) -> tuple[int, int]:
+    assert picture[:8] == PNG
+    width, height = struct.unpack(">II", picture[16:24])
+    return width, height
+
+
+def sizes(http: httpx.Client, job: Job) -> list[tuple[int, int]]:
+    return [size(http.get(artifact["url"]).content) for artifact in job["artifacts"]]
+
+
+def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client) -> None:
+    answer = http.get("/templates")
+    listed = {template["name"]: template for template in answer.json()["templates"]}
+    assert listed.keys() >= {"swatch", "resize"}
+    assert listed["swatch"]["inputs"]["required"] == ["prompt"]
+    assert "graph" not in listed["swatch"]
+    for path in ("/templates", "/templates/swatch"):
+        tag = http.get(path).headers["etag"]
+        again = http.get(path, headers={"if-none-match": tag})
+        assert (again.status_code, again.content) == (304, b"")
+    missing = http.get("/templates/none")
+    assert (missing.status_code, missing.json()["code"]) == (404, "template_not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "right"),
+    [
+        (swatch(width=4), "inputs.width", "at least 8"),
+        (swatch(width="16"), "inputs.width", "an integer"),
+        (swatch(prompt=["colour", 0]), "inputs.prompt", "a string"),
+        (swatch(colour=1), "inputs.colour", "prompt, seed, width, height"),
+        ({"kind": "render", "template": "swatch"}, "inputs.prompt", "missing"),
+        ({"kind": "render", "template": "swutch"}, "template", "swatch"),
+        ({**swatch(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
+        ({**swatch(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
+         "batch.sweep.inputs.width", "at least 8"),
+    ],
+)  # fmt: skip
+def test_errors_of_bad_inputs_name_valid_ones(
+    http: httpx.Client, body: Job, field: str, right: str
+) -> None:
+    answer = post(http, body)
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (400, "invalid_request")
+    assert problem["field"] == field
+    assert right in problem["detail"]
+
+
+def test_a_template_renders_and_what_was_typed_comes_back_as_it_was(http: httpx.Client) -> None:
+    prompt = 'a ${steps.0.text} $${x} ["colour", 0]'
+    job = done(http, swatch(prompt=prompt, width=24, height=16))
+    assert sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
+    assert job["outputs"][0]["body"]["outputs"]["caption"]["text"] == [prompt]
+
+
+def test_a_picture_of_one_s_own_goes_in_and_a_file_that_is_none_does_not(
+    http: httpx.Client,
+) -> None:
+    text = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
+    for image, code in (("art_" + "0" * 32, "input_not_found"), (text, "invalid_request")):
+        inputs = {"image": image, "width": 4, "height": 4}
+        answer = post(http, {"kind": "render", "template": "resize", "inputs": inputs})
+        assert answer.status_code == 400, answer.text
+        problem = answer.json()
+        assert (problem["code"], problem["field"]) == (code, "inputs.image")
+    resize = {
+        "kind": "render",
+        "template": "resize",
+        "inputs": {"image": {"from": "steps.0.artifacts.0"}, "width": 4, "height": 12},
+    }
+    job = done(http, {"kind": "pipeline", "steps": [swatch(), resize]})
+    assert sizes(http, job) == [(16, 8), (4, 12)]
+
+
+def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
+    batch = {"sweep": {"inputs.width": [8, 9], "inputs.height": [10, 11]}}
+    job = done(http, {**swatch(), "batch": batch})
+    assert sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
+    assert (job["steps"], job["progress"]["value"], job["progress"]["max"]) == (4, 4, 4)
+    told = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
+    assert told[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
+    assert [c["artifacts"][0]["id"] for c in job["children"]] == [a["id"] for a in job["artifacts"]]
+    listed = http.get("/jobs?limit=200").json()["jobs"]
+    assert [one["id"] for one in listed].count(job["id"]) == 1
+
+
+def test_a_cancelled_batch_goes_on_from_what_is_done(
+    gateway: RunningStack, http: httpx.Client
+) -> None:
+    sweep = {"workflow.3.inputs.seconds": [4.0, 4.1, 4.2]}
+    body = {
+        "kind": "render",
+        "workflow": sleepy(0, next(_colors)),
+        "batch": {"sweep": sweep},
+    }
+    answer = post(http, body)
+    assert answer.status_code == 202, answer.text
+    job_id = answer.json()["id"]
+
+    # One ComfyUI, and nobody promises in which order it takes them.
+    running = until(http, job_id, lambda job: job["progress"]["value"] >= 1)
+    assert running["progress"]["value"] < 3
+    assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
+    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    statuses = [child["status"] for child in job["children"]]
+    assert job["status"] == "cancelled"
+    assert set(statuses) == {"succeeded", "cancelled"}
+    assert len(job["artifacts"]) == statuses.count("succeeded")
+
+    assert http.post(f"/jobs/{job_id}/retry").status_code == 202
+    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    assert (job["status"], job["attempts"], len(job["artifacts"])) == ("succeeded", 2, 3)
+    left = [index for index, status in enumerate(statuses) if status == "cancelled"]
+    assert sorted(gateway.activities(job_id, "render_step")) == left
+
+
+def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
+    graph = picture(next(_colors))
+    graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+    # The node that raises does so for every child; only those whose picture needs it fail.
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    body = {"kind": "render", "workflow": graph, "batch": {"sweep": {
+        "workflow.1.inputs.color": [next(_colors), next(_colors)]}}}  # fmt: skip
+    answer = post(http, body)
+    job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    assert (job["status"], job["error"]["code"]) == ("failed", "render_failed")
+    assert job["error"]["message"].startswith("2 of 2 children failed")
+    assert [child["error"]["code"] for child in job["children"]] == ["render_failed"] * 2
+
+
+def test_openai_s_sdk_gets_pictures(
+    gateway: RunningStack, sdk: openai.OpenAI, measured: Measured
+) -> None:
+    began = time.monotonic()
+    made = sdk.images.generate(
+        model="swatch", prompt="x", n=2, size="16x24", response_format="b64_json"
+    )
+    measured(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
+    assert made.data is not None
+    pictures = [base64.b64decode(one.b64_json or "") for one in made.data]
+    assert [size(one) for one in pictures] == [(16, 24)] * 2
+    assert pictures[0] != pictures[1]
+
+    [one] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
+    assert one.url is not None
+    assert one.url.startswith(f"{gateway.url}/artifacts/signed/")
+    # No key: the address is enough for this one file, and any other is not.
+    answer = httpx.get(one.url)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert size(answer.content) == (8, 8)
+    head, _, name = one.url.rpartition("/")
+    altered = httpx.get(f"{head[:-4]}AAAA/{name}")
+    assert (altered.status_code, altered.json()["code"]) == (401, "invalid_token")
+
+
+@pytest.mark.parametrize(
+    ("members", "kind", "param"),
+    [
+        ({"model": "gpt-image-9"}, openai.NotFoundError, "model"),
+        ({"model": "resize"}, openai.BadRequestError, "model"),
+        ({"size": "4x4"}, openai.BadRequestError, "size"),
+        ({"size": "large"}, openai.BadRequestError, "size"),
+        ({"n": 11}, openai.BadRequestError, "n"),
+        ({"style": "vivid"}, openai.BadRequestError, "style"),
+        ({"extra_body": {"inputs": {"colour": 1}}}, openai.BadRequestError, "inputs.colour"),
+    ],
+)
+def test_openai_sdk_gets_errors_in_its_own_format(
+    http: httpx.Client,
+    sdk: openai.OpenAI,
+    members: dict[str, Any],
+    kind: type[openai.APIStatusError],
+    param: str,
+) -> None:
+    with pytest.raises(kind) as caught:
+        sdk.images.generate(**{"model": "swatch", "prompt": "x", **members})
+    assert caught.value.param == param
+
+
+def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> None:
+    body = {"model": "swatch", "prompt": "x", "user": "soon", "size": "8x8"}
+    headers = {"prefer": "respond-async", "idempotency-key": f"soon-{next(_colors)}"}
+    answers = [http.post("/v1/images/generations", json=body, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202], answers[0].text
+    assert answers[0].headers["location"] == answers[1].headers["location"]
+    job_id = answers[0].json()["id"]
+    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    assert (job["metadata"], len(job["artifacts"])) == ({"user": "soon"}, 1)
+
+    # Too long for the client: told once, and not rendered again by the SDK's retries.
+    with pytest.raises(openai.InternalServerError) as caught:
+        sdk.images.generate(
+            model="swatch", prompt="x", user="late", extra_headers={"x-moyin-timeout": "0.001"}
+        )
+    assert (caught.value.status_code, caught.value.code) == (504, "backend_timeout")
+    late = [job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}]
+    assert [job["id"] for job in late] == [caught.value.response.headers["x-moyin-job"]]
+    assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
+
+
+def test_a_client_that_leaves_cancels_what_it_waited_for(
+    gateway: RunningStack, http: httpx.Client
+) -> None:
+    # The only ComfyUI is busy, so that nothing below can end by itself.
+    busy = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
+    until(http, busy, lambda job: job["status"] == "running")
+    jobs = {}
+    key = {"idempotency-key": f"back-{next(_colors)}"}
+    for user, more in {"back": key, "gone": {}}.items():
+        # It sends, and reads no answer.
+        client = HTTPConnection("127.0.0.1", gateway.ports.door, timeout=60)
+        body = {"model": "swatch", "prompt": "x", "user": user, "size": "8x8"}
+        headers = {"authorization": f"Bearer {gateway.api_key}", "content-type": "application/json"}
+        client.request("POST", "/v1/images/generations", json.dumps(body), {**headers, **more})
+        jobs[user] = found(http, user)
+        client.close()
+    until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
+    # Who gave a key comes back for the same job.
+    assert http.get(f"/jobs/{jobs['back']}").json()["status"] not in FINAL
+    for job_id in (jobs["back"], busy):
+        assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
+        until(http, job_id, lambda job: job["status"] == "cancelled")
+
+
+def found(http: httpx.Client, user: str) -> str:
+    """The id of the job whose metadata names the user, once there is one."""
+
+    def ids() -> list[str]:
+        jobs: list[Job] = http.get("/jobs").json()["jobs"]
+        return [job["id"] for job in jobs if job["metadata"] == {"user": user}]
+
+    [job_id] = eventually_blocking(ids, 60)
+    return str(job_id)
+
+
+def test_an_equal_graph_is_rendered_once_for_its_tenant(
+    gateway: RunningStack, http: httpx.Client, measured: Measured
+) -> None:
+    body = swatch(prompt="once")
+    first = done(http, body)
+    began = time.monotonic()
+    second = done(http, body)
+    measured(f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end")
+    assert (first["cached"], second["cached"], second["cost_usd"]) == (False, True, 0)
+    assert second["outputs"][0]["backend"] == "cache"
+    # Its own artifacts, of the same bytes; the texts that the graph put out as well.
+    assert {a["id"] for a in first["artifacts"]}.isdisjoint(a["id"] for a in second["artifacts"])
+    pictures = [http.get(job["artifacts"][0]["url"]).content for job in (first, second)]
+    assert pictures[0] == pictures[1]
+    assert second["outputs"][0]["body"]["outputs"]["caption"]["text"] == ["once"]
+    events = http.get(f"/jobs/{second['id']}/events").text
+    assert [kind for kind in ("running", "step", "succeeded") if f"event: {kind}" in events] == [
+        "running", "step", "succeeded",
+    ]  # fmt: skip
+    # All of a batch that was not rendered before is.
+    seed = body["inputs"]["seed"]
+    batch = done(http, {**body, "batch": {"seeds": [seed, next(_colors)]}})
+    assert [child["cached"] for child in batch["children"]] == [True, False]
+    assert batch["cached"] is False
+
+    assert done(http, {**body, "cache": False})["cached"] is False
+    key = next(w for w in gateway.run("keys", "create", "rival").stdout.split() if "moyin_" in w)
+    with httpx.Client(base_url=gateway.url, headers={"x-api-key": key}, timeout=60) as rival:
+        assert done(rival, body)["cached"] is False
+        assert done(rival, body)["cached"] is True
+
+
+def test_a_node_that_says_when_it_has_changed_is_always_asked(http: httpx.Client) -> None:
+    graph = picture(next(_colors))
+    graph["3"] = {
+        "class_type": "TestIsChangedWithConstants",
+        "inputs": {"image": ["1", 0], "value": 0.5},
+    }
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    jobs = [done(http, {"kind": "render", "workflow": graph}) for _ in range(2)]
+    assert [job["cached"] for job in jobs] == [False, False]
+
+
+def test_a_failure_is_not_kept(http: httpx.Client) -> None:
+    graph = picture(next(_colors))
+    graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    for _ in range(2):
+        answer = post(http, {"kind": "render", "workflow": graph})
+        job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+        assert (job["status"], job["cached"]) == ("failed", False)
+
+
+def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Path) -> None:
+    told = gateway.run(
+        "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
+        "-o", str(tmp_path),
+    ).stdout.split()  # fmt: skip
+    assert size(Path(told[-1]).read_bytes()) == (16, 8)
+    refused = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
+    assert refused.stderr.startswith("error: invalid_request: inputs.")
+
+
+def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> None:
+    folder = gateway.data / "templates"
+    folder.mkdir()
+    try:
+        (folder / "bad.json").write_text('{"name": "bad", "title": "Bad", "graph": {"1": 5}}')
+        told = gateway.run("doctor", check=False)
+        assert told.returncode != 0
+        assert "bad.json: graph.1: must be an object" in " ".join(told.stdout.split())
+    finally:
+        shutil.rmtree(folder)

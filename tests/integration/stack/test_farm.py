@@ -1,0 +1,106 @@
+"""The shipped farm through the command line, and its shipped file through `serve deploy`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.stack import ROOT, Measured, RunningStack
+
+pytestmark = pytest.mark.timeout(300)
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_demo_ends_well_without_a_terminal(gateway: RunningStack, tmp_path: Path) -> None:
+    shown = gateway.run("demo", "-o", str(tmp_path)).stdout
+    assert "from local, model smollm2-135m, cost $0" in shown
+    [picture] = tmp_path.glob("*.png")
+    assert str(picture) in shown
+    assert picture.read_bytes().startswith(PNG)
+    assert gateway.api_key in shown
+    assert "moyin down" in shown
+    assert "\x1b" not in shown
+
+
+def test_an_answer_goes_to_standard_output_and_its_cost_to_standard_error(
+    gateway: RunningStack,
+) -> None:
+    done = gateway.run("chat", "Say hello.", "--max-tokens", "8")
+    assert done.stdout.strip()
+    why, request = done.stderr.splitlines()
+    assert why == "local · smollm2-135m · $0 · free"
+    assert request.startswith("request ")
+
+
+def test_a_render_prints_its_id_and_then_its_pictures(
+    gateway: RunningStack, tmp_path: Path
+) -> None:
+    graph = ROOT / "examples" / "dawn.json"
+    lines = gateway.run("render", str(graph), "-o", str(tmp_path)).stdout.splitlines()
+    job_id, picture = lines
+    assert Path(picture).read_bytes().startswith(PNG)
+    assert json.loads(gateway.run("jobs", "show", job_id).stdout)["status"] == "succeeded"
+    listed = gateway.run("jobs", "list", "--status", "succeeded").stdout.splitlines()
+    assert job_id in [line.split("\t")[0] for line in listed]
+    assert gateway.run("jobs", "watch", job_id).stdout == "succeeded\n"
+    refused = gateway.run("jobs", "cancel", job_id, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: job_finished: ")
+
+
+def test_errors_of_a_graph_name_the_node(gateway: RunningStack, tmp_path: Path) -> None:
+    graph = tmp_path / "graph.json"
+    graph.write_text(json.dumps({"1": {"class_type": "NoSuchNode", "inputs": {}}}))
+    refused = gateway.run("render", str(graph), check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: invalid_graph: ")
+    assert "NoSuchNode" in refused.stderr
+
+
+def test_a_job_that_fails_has_an_exit_status_of_its_own(
+    gateway: RunningStack, tmp_path: Path
+) -> None:
+    graph = tmp_path / "graph.json"
+    image = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
+    graph.write_text(
+        json.dumps(
+            {
+                "1": {"class_type": "EmptyImage", "inputs": image},
+                "2": {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}},
+                "3": {
+                    "class_type": "SaveImage",
+                    "inputs": {"images": ["2", 0], "filename_prefix": "x"},
+                },
+            }
+        )
+    )
+    done = gateway.run("render", str(graph), "-o", str(tmp_path), check=False)
+    assert done.returncode == 3
+    assert "render_failed: " in done.stderr
+
+
+def test_keys_of_the_command_line_open_the_gateway_until_revoked(gateway: RunningStack) -> None:
+    key = gateway.run("keys", "create", "visitor").stdout.strip()
+    visitor = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": key})
+    assert visitor.run("jobs", "list").stdout == ""
+    stranger = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": "moyin_no_key"})
+    refused = stranger.run("jobs", "list", check=False)
+    assert refused.stderr.startswith("error: invalid_api_key: ")
+
+
+def test_serve_deploy_takes_the_same_file(gateway: RunningStack) -> None:
+    """Deploy by `ray start` with the output of `moyin ray-env`, and `serve deploy`."""
+    gateway.serve_deploy(yaml.safe_load(gateway.layout.serve_config.read_text()))
+    assert gateway.run("status").returncode == 0
+    assert gateway.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()
+
+
+def test_memory_is_reported_by_part(gateway: RunningStack, measured: Measured) -> None:
+    used = json.loads(gateway.run("status", "--json", "--memory").stdout)["memory"]
+    assert used.keys() >= {"ray", "apps", "temporal", "valkey", "supervisor", "comfyui"}
+    without_comfyui = sum(size for part, size in used.items() if part != "comfyui")
+    measured(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
+    assert without_comfyui < 3 * 2**30

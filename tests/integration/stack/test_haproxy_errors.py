@@ -1,0 +1,249 @@
+"""What HAProxy answers by itself has the words and shapes of our own errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import anthropic
+import grpc
+import openai
+import pytest
+from ray.serve._private.constants import HEALTHY_MESSAGE
+from ray.serve.generated.serve_pb2 import HealthzResponse
+from yarl import URL
+
+from deployments.errors import render_error
+from moyin.access.gatekeeper import SECURITY_HEADERS
+from moyin.comfy_api.protocol.paths import API_FIRST_SEGMENTS
+from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
+from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
+from moyin.jobs.grpc.faults import Fault
+from tests.integration.servers import free_port
+from tests.integration.stack.serve_haproxy import App, Ports, launched
+
+STARTING = "the service is starting or restarting; try again"
+PATHS = [
+    "/", "/jobs", "/jobs/0199/events", "/artifacts/a", "/templates", "/nobody/knows/this",
+    "/v1", "/v1x", "/v1/chat/completions", "/v1/embeddings", "/v1/images/generations",
+    "/v1/models", "/v1/messages", "/v1/messages/count_tokens", "/v1/requests/7", "/v1/route", "/v1/feedback", "/v1/quality",
+    "/v1/healthz", "/v1/ollama/api/chat", "/accounts", "/accounts/session", "/accountsx",
+    *(f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "embed", "version")),
+    "/api/chat/more", "/api/v2/jobs", "/api/v2/jobs/7", "/api/v2/assets", "/api/v2/userdata",
+    *(f"/{name}" for name in sorted(API_FIRST_SEGMENTS)),
+    *(f"/api/{name}" for name in sorted(API_FIRST_SEGMENTS)),
+    *(f"/{name}/below/it" for name in ("prompt", "history", "jobs")),
+    "/comfy", "/comfy/", "/comfy/ws", "/comfy/index.html", "/comfy/api/prompt", "/comfy/api/jobs",
+    "/comfy/internal/logs", "/comfy/extensions/core/x.js", "/comfy/extensions/other/x.js",
+    "/comfy/jobs", "//jobs", "/api//prompt", "/api", "/apiprompt",
+    "/%70rompt", '/a"b\\c\td', "/日本", "/odd\x7f", "/pro%6dpt",
+]  # fmt: skip
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
+
+
+@pytest.fixture
+async def nowhere(tmp_path: Path) -> AsyncIterator[Ports]:
+    """HAProxy as it is before the first app, and after `serve shutdown`."""
+    async with launched(tmp_path, {}) as ports:
+        yield ports
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def test_every_path_gets_its_own_shape(nowhere: Ports, http: aiohttp.ClientSession) -> None:
+    error = ServiceUnavailable(STARTING, retry_after=5)
+    for path in PATHS:
+        await _is_rendered(http, nowhere, error, path)
+
+
+async def test_every_method_gets_it(nowhere: Ports, http: aiohttp.ClientSession) -> None:
+    url = f"http://127.0.0.1:{nowhere.http}/jobs"
+    for method in METHODS:
+        async with http.request(method, url, data=b"{}") as answer:
+            assert answer.status == 503, method
+            assert (await answer.json(content_type=None))["code"] == "service_unavailable"
+
+
+async def test_a_head_request_gets_the_headers(nowhere: Ports, http: aiohttp.ClientSession) -> None:
+    async with http.head(f"http://127.0.0.1:{nowhere.http}/v1/messages") as answer:
+        assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+        assert answer.headers["request-id"] == answer.headers["x-request-id"]
+        assert await answer.read() == b""
+
+
+async def test_a_request_without_a_good_id_gets_one(
+    nowhere: Ports, http: aiohttp.ClientSession
+) -> None:
+    for given in (None, "a b", "x" * 129, "a;b", ""):
+        headers = {} if given is None else {"x-request-id": given}
+        async with http.get(f"http://127.0.0.1:{nowhere.http}/jobs", headers=headers) as answer:
+            named = answer.headers["x-request-id"]
+            assert (await answer.json(content_type=None))["request_id"] == named
+        assert re.fullmatch("[0-9a-f]{32}", named), given
+
+
+async def test_a_long_path_is_cut(nowhere: Ports, http: aiohttp.ClientSession) -> None:
+    async with http.get(f"http://127.0.0.1:{nowhere.http}/{'a' * 8000}") as answer:
+        assert answer.status == 503
+        assert len((await answer.json(content_type=None))["instance"]) == 1024
+
+
+async def test_an_app_without_replicas_is_unavailable(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    apps = {"gateway": _app("/"), "models": _app("/v1")}
+    async with launched(tmp_path, apps) as ports:
+        error = ServiceUnavailable(STARTING, retry_after=5)
+        for path in ("/jobs", "/v1/chat/completions", "/prompt"):
+            await _is_rendered(http, ports, error, path)
+
+
+async def test_a_replica_that_dies_under_a_request(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        if b"/-/healthz" in request:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    app = App(prefix="/", http=server.sockets[0].getsockname()[1], grpc=free_port())
+    error = WorkerLost(
+        "the replica ended before it answered; the request may have been carried out",
+        retry_after=1,
+    )
+    async with server, launched(tmp_path, {"gateway": app}) as ports:
+        for path in ("/jobs", "/prompt"):
+            await _is_rendered(http, ports, error, path)
+
+
+async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
+    gateway_url = f"http://127.0.0.1:{nowhere.http}"
+    sent: list[str] = []
+
+    def count(request: Any) -> None:
+        sent.append(request.url.path)
+
+    hooks = {"request": [count]}
+    messages: Any = [{"role": "user", "content": "Hi"}]
+
+    def by_openai() -> None:
+        with openai.DefaultHttpxClient(event_hooks=hooks) as http:
+            client = openai.OpenAI(
+                base_url=f"{gateway_url}/v1", api_key="k", max_retries=1, http_client=http
+            )
+            client.chat.completions.create(model="auto", messages=messages)
+
+    def by_anthropic() -> None:
+        with anthropic.DefaultHttpxClient(event_hooks=hooks) as http:
+            client = anthropic.Anthropic(
+                base_url=gateway_url, api_key="k", max_retries=1, http_client=http
+            )
+            client.messages.create(model="auto", max_tokens=9, messages=messages)
+
+    told = await asyncio.gather(
+        asyncio.to_thread(by_openai), asyncio.to_thread(by_anthropic), return_exceptions=True
+    )
+    assert sorted(sent) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
+    assert isinstance(told[0], openai.InternalServerError)
+    assert (told[0].status_code, told[0].code) == (503, "service_unavailable")
+    assert isinstance(told[1], anthropic.APIStatusError)
+    assert told[1].status_code == 503 and told[1].request_id
+
+
+@pytest.mark.parametrize("application", [None, "gateway"])
+async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports) -> None:
+    failure = await _call(nowhere, application)
+    assert failure.code() == grpc.StatusCode.UNAVAILABLE
+    assert failure.details() == STARTING
+    trailers = dict(failure.trailing_metadata() or ())
+    assert trailers["x-request-id"] == "mine"
+    fault = Fault(failure.code(), "service_unavailable", STARTING, retry_after=5)
+    assert trailers["grpc-status-details-bin"] == fault.to_status().SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "apps", [["accounts"], ["accounts", "models"], ["gateway"], ["gateway", "accounts"]]
+)
+async def test_grpc_while_the_app_is_not_there(apps: list[str], tmp_path: Path) -> None:
+    """Not known yet, or known without a replica."""
+    known = {name: _app(f"/{name}") for name in apps}
+    async with launched(tmp_path, known) as ports:
+        assert (await _call(ports, "gateway")).code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
+    """Its NOT_FOUND comes in trailers, which HAProxy cannot change."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([_Proxy()])
+    fallback = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    apps = {"gateway": App(prefix="/", http=free_port(), grpc=free_port(), fallback=fallback)}
+    try:
+        async with launched(tmp_path, apps) as ports:
+            # HAProxy checks twice, four times a second, before it would trust the proxy.
+            failures = [await _call(ports, "gateway", pause=0.1) for _ in range(20)]
+    finally:
+        await server.stop(None)
+    assert {failure.code() for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
+
+
+class _Proxy(grpc.GenericRpcHandler):
+    """Serve's proxy: healthy, and every call is NOT_FOUND."""
+
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        healthy = call.method.endswith("/Healthz")
+        return grpc.unary_unary_rpc_method_handler(self._health if healthy else self._refuse)
+
+    async def _health(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return bytes(HealthzResponse(message=HEALTHY_MESSAGE).SerializeToString())
+
+    async def _refuse(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        context.set_code(grpc.StatusCode.NOT_FOUND)
+        return b""
+
+
+def _app(prefix: str) -> App:
+    return App(prefix=prefix, http=free_port(), grpc=free_port())
+
+
+async def _is_rendered(
+    http: aiohttp.ClientSession, ports: Ports, error: MoyinError, path: str
+) -> None:
+    """HAProxy answers ``path`` exactly as the app behind it would answer ``error``."""
+    expected = render_error(error, "mine", path)
+    url = URL(f"http://127.0.0.1:{ports.http}{quote(path)}", encoded=True)
+    async with http.get(url, headers={"x-request-id": "mine"}) as answer:
+        body = await answer.read()
+    assert answer.status == expected.status
+    assert json.loads(body) == json.loads(expected.body)
+    wanted = {
+        **expected.headers,
+        "x-request-id": "mine",
+        **{name.decode(): value.decode() for name, value in SECURITY_HEADERS},
+    }
+    assert {name: answer.headers.get(name) for name in wanted} == wanted
+
+
+async def _call(ports: Ports, application: str | None, pause: float = 0) -> grpc.aio.AioRpcError:
+    await asyncio.sleep(pause)
+    metadata = [("x-request-id", "mine")]
+    if application is not None:
+        metadata.append(("application", application))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
+        stub = moyin_pb2_grpc.MoyinStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=10)
+    return raised.value

@@ -1,0 +1,265 @@
+"""The stack as a whole, with the smallest app: up, down, and every way to die in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+import yaml
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client
+
+from moyin.stack.service import send_request
+from moyin.system.processes import find_processes
+from tests.stack import Measured, RunningStack
+from tests.waiting import eventually_blocking
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
+    config = folder / "serve_config.yaml"
+    app = {
+        "name": "tiny",
+        "route_prefix": "/",
+        "import_path": "tests.integration.stack.tiny_app:build",
+        "args": {"broken": broken},
+    }
+    http = {"host": "127.0.0.1", "port": 8000}
+    config.write_text(
+        yaml.safe_dump({"proxy_location": "HeadOnly", "http_options": http, "applications": [app]})
+    )
+    return RunningStack(folder, {"MOYIN_SERVE_CONFIG": str(config)})
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """One stack for the module; each test finds it up and leaves it up, until one stops it."""
+    with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
+        yield stack
+
+
+def _state(stack: RunningStack) -> Any:
+    return json.loads(stack.run("status", "--json", check=False).stdout)
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+def test_everything_is_up_and_the_gateway_answers(stack: RunningStack) -> None:
+    state = _state(stack)
+    assert state["phase"] == "ready"
+    assert {part["status"] for part in state["parts"].values()} == {"up"}
+    assert _get(f"{stack.url}/hello") == {"path": "/hello"}
+
+
+def test_a_second_up_does_nothing(stack: RunningStack) -> None:
+    before = _state(stack)["pid"]
+    assert "up already" in stack.run("up").stdout
+    assert _state(stack)["pid"] == before
+
+
+def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
+    """Ray's own ports are the exception: other nodes join there, with the token."""
+    ports = stack.ports
+    private = {
+        ports.door,
+        ports.dashboard,
+        ports.temporal,
+        ports.temporal_ui,
+        ports.valkey,
+        ports.haproxy_stats,
+        ports.haproxy_metrics,
+        ports.fallback_proxy,
+        *range(ports.replicas, ports.replicas + 10),
+    }
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in find_processes(str(stack.data))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in private
+    }
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
+    assert {port for _, port in listening} >= private - set(
+        range(ports.replicas, ports.replicas + 10)
+    )
+
+
+def test_rays_dashboard_asks_for_the_token(stack: RunningStack) -> None:
+    url = f"http://127.0.0.1:{stack.ports.dashboard}/api/serve/applications/"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        _get(url)
+    refused.value.close()
+    assert refused.value.code == 401
+
+
+def test_valkey_asks_for_the_password_which_the_apps_have(stack: RunningStack) -> None:
+    with (
+        redis.Redis(port=stack.ports.valkey) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        assert ours.ping()
+    assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
+
+
+def test_valkeys_password_is_shown_nowhere(stack: RunningStack) -> None:
+    """In no command line, log or state file, and in nothing that the tools or the dashboard say."""
+    token = stack.layout.ray_token.read_text().strip()
+    dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
+    shown = {
+        "command lines": "\n".join(stack.processes()),
+        **{
+            f"moyin {' '.join(arguments)}": (done := stack.run(*arguments, check=False)).stdout
+            + done.stderr
+            for arguments in (("status",), ("status", "--json"), ("doctor",), ("ray-env",))
+        },
+        **{
+            path: send_request("GET", dashboard + path, bearer=token, timeout=30)[1].decode()
+            for path in (
+                "/api/serve/applications/", "/api/jobs/", "/api/cluster_status", "/nodes?view=details",
+                "/api/v0/actors?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1",
+            )
+        },
+    }  # fmt: skip
+    for path in {*stack.layout.logs.rglob("*"), *stack.layout.run.rglob("*")}:
+        if path.is_file() and path != stack.layout.valkey_config:
+            shown[str(path)] = path.read_text(errors="replace")
+    for path in Path(stack.layout.ray_logs).resolve().rglob("*"):
+        if path.is_file():
+            shown[str(path)] = path.read_text(errors="replace")
+    assert "ServeController" in shown["/api/v0/actors?detail=1"]
+    assert "tiny" in shown["/api/serve/applications/"]
+    password = stack.valkey_password
+    assert [name for name, text in shown.items() if password in text] == []
+
+
+async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: RunningStack) -> None:
+    client = await Client.connect(stack.settings.temporal_address, namespace="moyin")
+    described = await client.workflow_service.describe_namespace(
+        DescribeNamespaceRequest(namespace="moyin")
+    )
+    assert described.config.workflow_execution_retention_ttl.ToTimedelta().days == 30
+
+
+def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: RunningStack) -> None:
+    assert stack.layout.profile.stat().st_mode & 0o777 == 0o600
+    assert stack.api_key.encode() not in (stack.data / "moyin.db").read_bytes()
+    log = stack.layout.get_log_path("supervisor").read_text()
+    assert stack.api_key not in log
+
+
+@pytest.mark.parametrize("name", ["valkey", "temporal"])
+def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measured) -> None:
+    killed = _state(stack)["parts"][name]["pid"]
+    os.kill(killed, signal.SIGKILL)
+
+    def back() -> bool:
+        part = _state(stack)["parts"][name]
+        return bool(part["status"] == "up" and part["pid"] != killed)
+
+    began = time.monotonic()
+    eventually_blocking(back, 30)
+    measured(f"{name} back after {time.monotonic() - began:.1f} s")
+    assert _state(stack)["parts"][name]["restarts"] == 1
+    assert _get(f"{stack.url}/")
+
+
+def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
+    stack: RunningStack, measured: Measured
+) -> None:
+    """Also over a data folder of before Valkey had a password, which it gets; its data stays."""
+    key, before = stack.api_key, stack.valkey_password
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        ours.set("kept", "1")
+        ours.execute_command("WAITAOF", 1, 0, 5_000)
+    stack.kill_supervisor()
+    eventually_blocking(lambda: stack.processes() == [], 20)
+    assert stack.run("status", check=False).returncode == 1
+    stack.layout.valkey_password.unlink()
+    stack.layout.valkey_config.unlink()
+    began = time.monotonic()
+    stack.run("up")
+    took = time.monotonic() - began
+    measured(f"up again after {took:.1f} s")
+    assert stack.api_key == key
+    assert stack.valkey_password != before
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        assert ours.get("kept") == b"1"
+    assert _get(f"{stack.url}/valkey")["valkey"]
+
+
+def test_an_up_right_after_the_kill_sweeps_what_is_still_ending(stack: RunningStack) -> None:
+    stack.kill_supervisor()
+    stack.run("up")
+    assert _get(f"{stack.url}/")
+
+
+def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_order(
+    stack: RunningStack, tmp_path: Path
+) -> None:
+    other = _stack(tmp_path)
+    command = [sys.executable, "-m", "moyin.cli.main", "up", "--foreground"]
+    try:
+        process = subprocess.Popen(
+            command, env=other.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        eventually_blocking(lambda: _state(other)["phase"] == "ready", 120)
+        assert _get(f"{other.url}/other") == {"path": "/other"}
+        assert _get(f"{stack.url}/first") == {"path": "/first"}
+        assert other.url != stack.url
+        process.terminate()
+        assert process.wait(60) == 0
+        assert other.processes() == []
+    finally:
+        other.run("down", check=False)
+    assert _get(f"{stack.url}/still") == {"path": "/still"}
+
+
+def test_down_leaves_nothing(stack: RunningStack, measured: Measured) -> None:
+    began = time.monotonic()
+    stack.run("down")
+    measured(f"down: {time.monotonic() - began:.1f} s")
+    assert stack.processes() == []
+    assert "not running" in stack.run("down").stdout
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    other = _stack(tmp_path)
+    with socket.socket() as server:
+        # An earlier stack may have had it a moment ago.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", other.ports.door))
+        server.listen()
+        refused = other.run("up", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert f"port {other.ports.door} (door) is in use by" in refused.stderr
+    assert f"(pid {os.getpid()})" in refused.stderr
+    assert other.processes() == []
+
+
+def test_an_app_that_cannot_start_is_one_clear_line_and_nothing_stays(tmp_path: Path) -> None:
+    other = _stack(tmp_path, broken=True)
+    refused = other.run("up", check=False)
+    assert refused.returncode == 1
+    told = refused.stderr.strip().splitlines()[-1]
+    assert told.startswith("error: app tiny cannot start: ")
+    assert "this app is broken on purpose" in told
+    assert other.processes() == []
+    assert other.run("status", check=False).returncode == 1

@@ -1,0 +1,200 @@
+"""`ray start`, `moyin ray-env` and `serve deploy`, without `moyin up`."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+import yaml
+
+from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
+from moyin.stack.ports import REPLICA_PORTS, Ports
+from tests.chaos.watch import Probe, judge, probes
+from tests.stack import ROOT, free_port_base
+
+_BIN = Path(sys.executable).parent
+_TINY = Probe(service="tiny", method="GET", path="/tiny/a", normal=200)
+_SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
+
+
+class Head:
+    """A head node that was started by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        # Short: sockets lie below it.
+        self.folder = folder
+        self.ports = Ports.read({}, base=free_port_base())
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        ports = self.ports
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **_ray_env(),
+            "PYTHONPATH": str(ROOT),
+            "MOYIN_DATA": str(folder / "data"),
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            # Ray renames its processes over their environment otherwise: `_belongs` reads it.
+            "SPT_NOENV": "1",
+            # Beside other farms on this machine; a node has Serve's own ports and folder.
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "h" / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "h" / "s"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "h" / "m"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h" / "server-state"),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.replicas + REPLICA_PORTS // 2 - 1),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports.replicas + REPLICA_PORTS // 2),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports.replicas + REPLICA_PORTS - 1),
+        }
+
+    def start(self) -> subprocess.Popen[bytes]:
+        ports = self.ports
+        return subprocess.Popen(
+            [
+                _BIN / "ray", "start", "--head", "--block", f"--port={ports.gcs}",
+                f"--dashboard-port={ports.dashboard}",
+                f"--dashboard-agent-listen-port={ports.ray_agent}",
+                f"--ray-client-server-port={ports.ray_client}",
+                f"--metrics-export-port={ports.ray_metrics}",
+                f"--temp-dir={self.folder / 'r'}", "--num-cpus=4",
+                f"--object-store-memory={128 * 1024 * 1024}", "--include-log-monitor=false",
+            ],
+            env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def serve(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+        address = f"http://127.0.0.1:{self.ports.dashboard}"
+        return subprocess.Popen(
+            [_BIN / "serve", command, "--address", address, *arguments],
+            env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def deploy(self) -> subprocess.Popen[bytes]:
+        tiny = {
+            "name": "tiny",
+            "route_prefix": "/tiny",
+            "import_path": "tests.integration.stack.tiny_app:build",
+            "args": {"broken": False},
+        }
+        path = self.folder / "serve_config.yaml"
+        config = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "127.0.0.1", "port": self.ports.door},
+            "grpc_options": {"port": self.ports.grpc, "grpc_servicer_functions": [_SERVICER]},
+            "applications": [tiny],
+        }
+        path.write_text(yaml.safe_dump(config))
+        return self.serve("deploy", str(path))
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
+    head = Head(folder)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        process = head.start()
+        stack.callback(_end, process, folder)
+        yield head
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_ever_not_found(head: Head) -> None:
+    """Between `ray start` and the first `serve deploy`, while that works, and after `shutdown`."""
+    # Refused until Ray's dashboard listens.
+    deploying = head.deploy()
+    seen: set[str] = set()
+    while "ok" not in seen:
+        seen |= _answers(head)
+        if deploying.poll() not in (None, 0):
+            deploying = head.deploy()
+    assert "503" in seen, "HAProxy was there before the app"
+    # Other paths have no app; no app but ours is called over gRPC.
+    assert _answers(head) == {"ok", "503", "UNAVAILABLE"}
+
+    stopping = head.serve("shutdown", "-y")
+    while stopping.poll() is None or seen & {"ok", "cut"}:
+        seen = _answers(head)
+    assert stopping.returncode == 0
+    assert seen <= {"503", "refused", "UNAVAILABLE"}
+
+
+def _answers(head: Head) -> set[str]:
+    """How every kind of path answers, each as it should."""
+    found = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
+    with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
+        stub = moyin_pb2_grpc.MoyinStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            metadata = (("application", "gateway"),)
+            stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=30)
+    found.add(raised.value.code().name)
+    return found
+
+
+def _request(port: int, probe: Probe) -> str:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{probe.path}", method=probe.method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            outcome, wrong = judge(probe, answer.status, answer.headers, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            outcome, wrong = judge(probe, error.code, dict(error.headers), error.read())
+    except OSError:
+        time.sleep(0.05)
+        return "refused"
+    except http.client.HTTPException:
+        # A connection that ends in the middle of an answer, as HAProxy does.
+        return "cut"
+    assert wrong is None, wrong
+    return outcome
+
+
+def _ray_env() -> Mapping[str, str]:
+    """Return the variables that `eval "$(moyin ray-env)"` exports."""
+    printed = subprocess.run(
+        [_BIN / "moyin", "ray-env"], capture_output=True, text=True, check=True
+    ).stdout
+    words = [shlex.split(line)[1] for line in printed.splitlines()]
+    return dict(word.split("=", 1) for word in words)
+
+
+def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """End Ray and what it left, HAProxy for one."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    left = [found for found in psutil.process_iter() if _belongs(found, folder)]
+    for found in left:
+        # One that ended by itself meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            found.kill()
+    psutil.wait_procs(left, timeout=10)
+
+
+def _belongs(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get("MOYIN_DATA") == str(folder / "data")
+    except psutil.Error:
+        return False

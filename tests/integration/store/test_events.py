@@ -1,0 +1,149 @@
+"""Event streams on a real Valkey: replay, live, resume, slow watchers, an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+
+from moyin.domain.job import EventType, JobEvent
+from moyin.errors import InvalidRequest
+from moyin.store import hub as hub_module
+from moyin.store.events import EventStore
+from moyin.store.hub import EventHub, SlowConsumer, Subscription
+from tests.integration.servers import ValkeyServer
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path, durable=True)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def store(valkey: ValkeyServer) -> AsyncIterator[EventStore]:
+    store = EventStore(valkey.url, retention=timedelta(minutes=1))
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
+    hub = EventHub(valkey.url)
+    yield hub
+    await hub.close()
+
+
+async def take(watch: Subscription[JobEvent], count: int) -> list[int]:
+    """The next ``count`` events, which come in pieces of any size."""
+    taken: list[int] = []
+    async with asyncio.timeout(10):
+        while len(taken) < count:
+            taken += [event.data["n"] for event in await watch.next()]
+    return taken
+
+
+async def publish(store: EventStore, job: str, numbers: range) -> None:
+    for n in numbers:
+        await store.publish(job, EventType.PROGRESS, {"n": n})
+
+
+async def test_a_watcher_sees_the_past_and_the_present_in_order(
+    store: EventStore, hub: EventHub
+) -> None:
+    await publish(store, "a", range(3))
+    await publish(store, "b", range(100, 103))
+    async with hub.subscribe("a", None) as events:
+        assert await take(events, 3) == [0, 1, 2]
+        await publish(store, "a", range(3, 6))
+        assert await take(events, 3) == [3, 4, 5]
+
+
+async def test_a_late_watcher_rewinds_without_repeating_to_the_others(
+    store: EventStore, hub: EventHub
+) -> None:
+    async with hub.subscribe("a", None) as first:
+        await publish(store, "a", range(4))
+        assert await take(first, 4) == [0, 1, 2, 3]
+        async with hub.subscribe("a", None) as second:
+            assert await take(second, 4) == [0, 1, 2, 3]
+            await publish(store, "a", range(4, 6))
+            assert await take(first, 2) == [4, 5]
+            assert await take(second, 2) == [4, 5]
+
+
+async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
+    await publish(store, "a", range(5))
+    seen = await store.replay("a", None)
+    assert [e.data["n"] for e in seen] == [0, 1, 2, 3, 4]
+    assert [e.data["n"] for e in await store.replay("a", seen[2].id)] == [3, 4]
+    async with hub.subscribe("a", seen[2].id) as events:
+        assert await take(events, 2) == [3, 4]
+    with pytest.raises(InvalidRequest):
+        async with hub.subscribe("a", "nonsense"):
+            pass
+
+
+async def test_fifty_watchers_use_one_reader(store: EventStore, hub: EventHub) -> None:
+    async def watch(job: str) -> list[int]:
+        async with hub.subscribe(job, None) as events:
+            return await take(events, 10)
+
+    watching = [asyncio.create_task(watch(f"job{i % 5}")) for i in range(50)]
+    await asyncio.sleep(0.1)
+    for i in range(5):
+        await publish(store, f"job{i}", range(10))
+    assert await asyncio.gather(*watching) == [list(range(10))] * 50
+    assert hub._subscriptions == {}
+    assert hub._positions == {}
+
+
+async def test_a_slow_watcher_is_cut_and_the_others_are_not(
+    store: EventStore, hub: EventHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "_QUEUE", 8)
+    async with hub.subscribe("a", None) as slow, hub.subscribe("a", None) as quick:
+        for n in range(20):
+            await publish(store, "a", range(n, n + 1))
+            assert await take(quick, 1) == [n]
+        assert await take(slow, 8) == list(range(8))
+        with pytest.raises(SlowConsumer):
+            await take(slow, 1)
+
+
+async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(
+    store: EventStore, hub: EventHub
+) -> None:
+    told = [(EventType.PROGRESS, {"n": n}) for n in range(900)]
+    await store.publish_all("a", told)
+    async with hub.subscribe("a", None) as events:
+        assert await take(events, 900) == list(range(900))
+        await publish(store, "a", range(900, 903))
+        assert await take(events, 3) == [900, 901, 902]
+
+
+async def test_an_outage_pauses_watchers_and_costs_no_publisher(
+    valkey: ValkeyServer, store: EventStore, hub: EventHub
+) -> None:
+    async with hub.subscribe("a", None) as events:
+        await publish(store, "a", range(2))
+        assert await take(events, 2) == [0, 1]
+        await asyncio.sleep(1.1)  # appendfsync everysec: what was written a second ago is on disk
+        valkey.kill()
+        await publish(store, "a", range(99, 100))
+        assert store.lost_count == 1
+        await asyncio.to_thread(valkey.start)
+        await publish(store, "a", range(2, 4))
+        assert await take(events, 2) == [2, 3]
+
+
+async def test_streams_are_bounded_and_expire(valkey: ValkeyServer, store: EventStore) -> None:
+    await publish(store, "a", range(1500))
+    with redis.Redis.from_url(valkey.url) as client:
+        assert client.xlen("moyin:events:a") <= 1200
+        assert 0 < client.ttl("moyin:events:a") <= 60

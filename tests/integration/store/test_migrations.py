@@ -1,0 +1,142 @@
+"""Tests migrations and queries of jobs on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from moyin.domain.identity import ALL_SCOPES
+from moyin.domain.job import StepKind
+from moyin.domain.limits import Limit
+from moyin.errors import RateLimited, StackError
+from moyin.store.jobs import JobStore, NewJob
+from moyin.store.keys import KeyStore
+from moyin.store.schema import metadata
+from moyin.store.sql import Database, migrate, now
+from moyin.store.tokens import compute_digest
+from tests.integration.access.fixtures import Postgres
+
+KEY = "moyin_00112233_secret"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'moyin.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.url(server.new())
+
+
+def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> None:
+    for _ in range(2):
+        migrate(empty_url)
+        assert asyncio.run(_with(empty_url, _differences)) == []
+        asyncio.run(_with(empty_url, _insert_key))
+        identity = asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(KEY)))
+        assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
+        migrate(empty_url, "base", down=True)
+        assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
+
+
+def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
+    migrate(empty_url)
+    asyncio.run(_with(empty_url, _set_revision))
+    for down in (False, True):
+        with pytest.raises(
+            StackError, match=r"has the schema revision '0005'.*use that version or a new database"
+        ):
+            migrate(empty_url, "base" if down else "head", down=down)
+    assert "jobs" in asyncio.run(_with(empty_url, _tables))
+
+
+@pytest.fixture
+async def jobs(database_url: str) -> AsyncIterator[JobStore]:
+    database = Database(database_url)
+    yield JobStore(database)
+    await database.close()
+
+
+async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> None:
+    limits = (Limit(subject="owner:studio", open_jobs=5), Limit(subject="key:k", open_jobs=9))
+
+    async def submit(number: int) -> bool:
+        new = NewJob(
+            id=f"job-{number}", owner="studio", kind="chat", spec="0" * 64,
+            heads=((StepKind.CHAT, "default"),), key_id="k", limits=limits,
+            idempotency_key=f"key-{number}", fingerprint="f",
+        )  # fmt: skip
+        try:
+            _, created = await jobs.create(new)
+        except RateLimited as error:
+            assert error.details == {"limit": "open_jobs", "of": "owner"}
+            return False
+        return created
+
+    assert sorted(await asyncio.gather(*map(submit, range(20)))) == [False] * 15 + [True] * 5
+    opened = [job.id for job in (await jobs.list_page("studio"))[0]]
+    assert len(opened) == 5
+    # A repeat of what was accepted is no new job, whatever the limit.
+    number = int(opened[0].removeprefix("job-"))
+    assert await submit(number) is False
+    assert len((await jobs.list_page("studio"))[0]) == 5
+
+
+async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
+    labels = ({"client": "acme", "run no. 1": "a/b"}, {"client": "acme"}, {"client": "other"})
+    for number, given in enumerate(labels):
+        heads = ((StepKind.RENDER, "default"),)
+        await jobs.create(
+            NewJob(
+                id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=heads,
+                metadata=given,
+            )
+        )  # fmt: skip
+
+    async def found(**asked: str) -> list[str]:
+        return [job.id for job in (await jobs.list_page("ann", labels=asked))[0]]
+
+    assert await found(client="acme") == ["job-1", "job-0"]
+    assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
+    assert await found(client="nobody") == await found(nothing="") == []
+
+
+async def _with(url: str, work: Any) -> Any:
+    database = Database(url)
+    try:
+        return await work(database)
+    finally:
+        await database.close()
+
+
+async def _insert_key(database: Database) -> None:
+    statement = sa.text(
+        "INSERT INTO api_keys (id, owner, name, digest, created_at) "
+        "VALUES ('00112233', 'studio', 'render', :digest, :at)"
+    ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=compute_digest(KEY))
+    async with database.writing() as connection:
+        await connection.execute(statement)
+
+
+async def _set_revision(database: Database) -> None:
+    async with database.writing() as connection:
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0005'"))
+
+
+async def _differences(database: Database) -> Any:
+    async with database.reading() as connection:
+        return await connection.run_sync(
+            lambda c: compare_metadata(MigrationContext.configure(c), metadata)
+        )
+
+
+async def _tables(database: Database) -> set[str]:
+    async with database.reading() as connection:
+        names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
+    return set(names)

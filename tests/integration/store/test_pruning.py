@@ -1,0 +1,84 @@
+"""What is pruned, on SQLite and on a real PostgreSQL, and by the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import JobNotFound
+from moyin.store import pruning
+from moyin.store.pruning import Pruner
+from moyin.store.sql import Database
+from tests.unit.store.test_pruning import BEFORE, PastJobs
+
+
+async def test_many_prune_at_once(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every replica of the workers does, once an hour."""
+    monkeypatch.setattr(pruning, "_CHUNK", 3)
+    databases = [Database(database_url) for _ in range(3)]
+    await databases[0].ensure_schema()
+    past = PastJobs(databases[0], tmp_path / "blobs")
+    for index in range(30):
+        await past.job(graph=str(index % 7), picture=str(index % 5).encode())
+    young = await past.job(days=1, graph="0", picture=b"0")
+    past.age()
+
+    async def prune(database: Database) -> int:
+        return sum([part.jobs async for part in Pruner(database, past.blobs).run(BEFORE)])
+
+    assert sum(await asyncio.gather(*map(prune, databases))) == 30
+    assert (await past.existing_ids(), len(past.files())) == ({young}, 3)
+    for database in databases:
+        await database.close()
+
+
+async def test_the_pruning_lock_excludes_other_connections(database_url: str) -> None:
+    one, other = Database(database_url), Database(database_url)
+    async with one.advisory_lock("pruning") as first, other.advisory_lock("pruning") as second:
+        assert (first, second) == (True, False)
+    async with other.advisory_lock("pruning") as acquired:
+        assert acquired
+    await one.close()
+    await other.close()
+
+
+async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:
+    database = Database(database_url)
+    await database.ensure_schema()
+    past = PastJobs(database, tmp_path / "blobs")
+    old = [await past.job(graph=str(index)) for index in range(3)]
+    young = await past.job(days=1, graph="0")
+    kept = past.files()
+    past.age()
+    environ = {
+        **os.environ,
+        "MOYIN_DATABASE_URL": database_url,
+        "MOYIN_ARTIFACTS_URL": f"file://{tmp_path / 'blobs'}",
+    }
+    command = [sys.executable, "-m", "moyin.cli.main", "prune", "--days", "30"]
+
+    def run(*more: str) -> str:
+        done = subprocess.run(
+            [*command, *more], env=environ, text=True, capture_output=True, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == (1 if not more else 0), done.stderr
+        return done.stdout
+
+    assert run("--dry-run") == "3 jobs ended at least 30 days ago\n"
+    assert run().strip() == "", "nobody said that it may"
+    assert past.files() == kept
+    # Of three graphs one is the young job's as well, as is the picture.
+    assert run("--yes").startswith("deleted 3 jobs and 5 files, ")
+    assert run("--yes") == "0 jobs ended at least 30 days ago\n"
+    for job in old:
+        with pytest.raises(JobNotFound):
+            await past.jobs.get("ada", job)
+    assert (await past.jobs.get("ada", young)).artifacts
+    await database.close()

@@ -1,0 +1,59 @@
+"""How commands reach Valkey when their task is cancelled, and when nobody takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from moyin.store.valkey import ValkeyConnection
+from tests.integration.servers import ValkeyServer
+
+
+async def test_no_cancellation_is_lost_whenever_it_comes(valkey_server: ValkeyServer) -> None:
+    """redis-py's own connection loses every third of these."""
+    client = _client(valkey_server.url, 2.0)
+
+    async def ask_for_ever() -> None:
+        while True:
+            await client.ping()
+
+    try:
+        for turn in range(100):
+            asking = asyncio.create_task(ask_for_ever())
+            for _ in range(turn % 40):
+                await asyncio.sleep(0)
+            asking.cancel()
+            done, _ = await asyncio.wait([asking], timeout=2)
+            assert asking in done and asking.cancelled(), turn
+        assert await client.ping()
+    finally:
+        await client.aclose()
+
+
+async def test_sending_to_a_server_that_does_not_read_times_out() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        client = _client(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0?protocol=2", 0.3)
+        with pytest.raises(RedisTimeoutError):
+            await client.set("large", bytes(64 * 1024 * 1024))
+        await client.aclose()
+    # What was not sent is dropped only when the other side is gone.
+    await asyncio.sleep(0.1)
+
+
+def _client(url: str, timeout: float) -> redis.Redis:
+    return redis.Redis.from_url(
+        url,
+        connection_class=ValkeyConnection,
+        socket_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        # Else it would greet first, and wait for an answer.
+        driver_info=None,
+    )

@@ -1,0 +1,269 @@
+"""Every protocol in, every back end out, and everything that a text request may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tests.integration.text.fixtures import serving
+from tests.integration.text.matrix_clients import Client, Heard, Refused, Wish, clients
+from tests.integration.text.wires.script import CACHED, PICTURE, PROMPT, SEEN, THOUGHT
+from tests.integration.text.wires.server import WireServer
+
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "matrix.md"
+BACKENDS = ("Claude", "Ollama", "OpenAI-compatible")
+_MODELS = {"Claude": "m-claude", "Ollama": "m-ollama", "OpenAI-compatible": "m-openai"}
+# Ollama has one word for all ends but one, and no count of cached tokens.
+_REASONS = {
+    "OpenAI": {"end": "stop", "tools": "tool_calls", "stop": "stop"},
+    "Anthropic": {"end": "end_turn", "tools": "tool_use", "stop": "stop_sequence"},
+    "Ollama": {"end": "stop", "tools": "stop", "stop": "stop"},
+}
+PARIS = ("weather", {"city": "Paris"})
+ROME = ("weather", {"city": "Rome"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What became of one feature: it passed, was refused by ``field``, or can't be said at all."""
+
+    passed: bool = False
+    field: str | None = None
+
+    def __str__(self) -> str:
+        if self.passed:
+            return "yes"
+        return f"400 `{self.field}`" if self.field is not None else "no word"
+
+
+Matrix = Mapping[tuple[str, str], Mapping[str, Cell]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seat:
+    """One client before one back end."""
+
+    protocol: str
+    backend: str
+    client: Client
+    picture_url: str
+
+    async def ask(self, wish: Wish, *, stream: bool) -> Heard:
+        heard = await self.client.ask(_MODELS[self.backend], wish, stream=stream)
+        if heard is None:
+            raise _Unsayable
+        return heard
+
+    def ended(self, heard: Heard, how: str) -> None:
+        expected = _REASONS[self.protocol][how]
+        # A back end that does not tell which stop string it met leaves a plain end.
+        if how == "stop" and self.backend == "Ollama":
+            expected = _REASONS[self.protocol]["end"]
+        assert heard.reason == expected, heard
+        assert heard.prompt == PROMPT, heard
+        assert heard.output > 0, heard
+
+
+class _Unsayable(Exception):
+    """The client's protocol has no word for it."""
+
+
+async def _text(seat: _Seat, stream: bool) -> None:
+    heard = await seat.ask(Wish(history=True), stream=stream)
+    assert heard.text == "Be brief. After 3 turns STOP: hello", heard
+    seat.ended(heard, "end")
+
+
+async def _whole_text(seat: _Seat, stream: bool) -> None:
+    await _text(seat, False)
+
+
+async def _streamed_text(seat: _Seat, stream: bool) -> None:
+    await _text(seat, True)
+
+
+async def _tools(seat: _Seat, stream: bool) -> None:
+    wish = Wish(text="weather?", tools=True)
+    heard = await seat.ask(wish, stream=stream)
+    assert heard.calls == [PARIS], heard
+    seat.ended(heard, "tools")
+    end = await seat.ask(replace(wish, heard=heard, results=("sunny",)), stream=stream)
+    assert (end.text, end.calls) == ("sunny", []), end
+
+
+async def _parallel(seat: _Seat, stream: bool) -> None:
+    wish = Wish(text="weather of both?", tools=True)
+    heard = await seat.ask(wish, stream=stream)
+    assert heard.calls == [PARIS, ROME], heard
+    seat.ended(heard, "tools")
+    end = await seat.ask(replace(wish, heard=heard, results=("sunny", "rain")), stream=stream)
+    assert end.text == "sunny and rain", end
+
+
+async def _vision(seat: _Seat, stream: bool) -> None:
+    assert (await seat.ask(Wish(picture=PICTURE), stream=stream)).text == SEEN
+
+
+async def _vision_url(seat: _Seat, stream: bool) -> None:
+    assert (await seat.ask(Wish(picture=seat.picture_url), stream=stream)).text == SEEN
+
+
+async def _schema(seat: _Seat, stream: bool) -> None:
+    assert (await seat.ask(Wish(schema=True), stream=stream)).text == '{"city": "Paris"}'
+
+
+async def _any_json(seat: _Seat, stream: bool) -> None:
+    assert (await seat.ask(Wish(json=True), stream=stream)).text == '{"any": "shape"}'
+
+
+async def _stop(seat: _Seat, stream: bool) -> None:
+    heard = await seat.ask(Wish(stop="STOP"), stream=stream)
+    assert heard.text.endswith("turns "), heard
+    seat.ended(heard, "stop")
+
+
+async def _thinking(seat: _Seat, stream: bool) -> None:
+    heard = await seat.ask(Wish(thinking=True), stream=stream)
+    assert heard.thinking == THOUGHT, heard
+    assert heard.text.endswith("hello"), heard
+
+
+async def _forced(seat: _Seat, stream: bool) -> None:
+    heard = await seat.ask(Wish(tools=True, forced=True), stream=stream)
+    assert heard.calls == [PARIS], heard
+
+
+async def _single(seat: _Seat, stream: bool) -> None:
+    heard = await seat.ask(Wish(text="weather of both?", tools=True, single=True), stream=stream)
+    assert heard.calls == [PARIS], heard
+
+
+async def _seed(seat: _Seat, stream: bool) -> None:
+    assert (await seat.ask(Wish(seed=0), stream=stream)).text == "seed 0"
+
+
+async def _cached(seat: _Seat, stream: bool) -> None:
+    heard = await seat.ask(Wish(), stream=stream)
+    if heard.cached is None:
+        raise _Unsayable
+    assert heard.cached == (0 if seat.backend == "Ollama" else CACHED), heard
+
+
+FEATURES: Mapping[str, Callable[[_Seat, bool], Awaitable[None]]] = {
+    "text": _whole_text,
+    "stream": _streamed_text,
+    "tools": _tools,
+    "parallel tools": _parallel,
+    "vision": _vision,
+    "schema": _schema,
+    "stop": _stop,
+    "thinking": _thinking,
+    "picture by URL": _vision_url,
+    "any JSON": _any_json,
+    "forced tool": _forced,
+    "one call at a time": _single,
+    "seed": _seed,
+    "cached tokens": _cached,
+}
+
+
+async def run(folder: Path) -> Matrix:
+    """All cells, each asked whole and streamed.
+
+    Raises:
+        AssertionError: an answer is not what was asked for, or a refusal names no field.
+    """
+    matrix: dict[tuple[str, str], dict[str, Cell]] = {}
+    async with (
+        WireServer().running() as server,
+        serving(folder, *_backends(server.url)) as models_app,
+        clients(models_app.url, models_app.api_key) as speaking,
+    ):
+        for protocol, client in speaking.items():
+            for backend in BACKENDS:
+                seat = _Seat(
+                    protocol=protocol,
+                    backend=backend,
+                    client=client,
+                    picture_url=f"{server.url}/picture.png",
+                )
+                matrix[protocol, backend] = {name: await _cell(seat, name) for name in FEATURES}
+    return matrix
+
+
+async def _cell(seat: _Seat, name: str) -> Cell:
+    whole, streamed = [await _once(seat, name, stream) for stream in (False, True)]
+    assert whole == streamed, f"{seat.protocol} to {seat.backend}, {name}: {whole} or {streamed}"
+    return whole
+
+
+async def _once(seat: _Seat, name: str, stream: bool) -> Cell:
+    try:
+        await FEATURES[name](seat, stream)
+    except Refused as refused:
+        where = f"{seat.protocol} to {seat.backend}, {name}: {refused}"
+        assert refused.status == 400, where
+        assert refused.field is not None, where
+        return Cell(field=refused.field)
+    except _Unsayable:
+        return Cell()
+    except AssertionError as error:
+        raise AssertionError(f"{seat.protocol} to {seat.backend}, {name}: {error}") from error
+    return Cell(passed=True)
+
+
+def _backends(url: str) -> list[dict[str, Any]]:
+    places: dict[str, dict[str, Any]] = {
+        "Claude": {"type": "anthropic", "base_url": url, "api_key_env": "LLAMA_KEY"},
+        "Ollama": {"type": "ollama", "hosts": [url]},
+        "OpenAI-compatible": {"type": "openai", "base_url": f"{url}/v1"},
+    }
+    able = {"context": 100_000, "tools": True, "vision": True, "schema": True, "thinking": True}
+    price = {"input": 0, "output": 0}
+    return [
+        {
+            "name": place["type"],
+            **place,
+            "models": [{"name": _MODELS[name], "upstream": "up", "price": price, **able}],
+        }
+        for name, place in places.items()
+    ]
+
+
+def page(matrix: Matrix) -> str:
+    """The matrix as a page of the documentation."""
+    lines = [
+        "# Any client on any model",
+        "",
+        "<!-- Written by `make docs` from tests/integration/text/matrix.py. -->",
+        "",
+        "Each cell was asked through the protocol's official SDK, whole and streamed, of a server",
+        "that speaks the back end's wire and does only what it was asked for in its own words.",
+        "",
+        "- **yes**: it arrives, and what the model makes of it comes back.",
+        "- **400 `field`**: the back end has no word for it. The request is refused by that name,",
+        "  or answered by another model where the name stands for several.",
+        "- **no word**: the client's protocol has no word for it.",
+        "",
+    ]
+    for some in (list(FEATURES)[:8], list(FEATURES)[8:]):
+        lines.append("| client → back end | " + " | ".join(some) + " |")
+        lines.append("|---" * (len(some) + 1) + "|")
+        for (protocol, backend), cells in matrix.items():
+            row = [f"{protocol} → {backend}", *(str(cells[name]) for name in some)]
+            lines.append("| " + " | ".join(row) + " |")
+        lines.append("")
+    lines += [
+        "`text` is a system prompt and a conversation of three turns; `tools` goes on with the",
+        "result. Where the model itself lacks an ability (`tools`, `vision`, `schema`, `thinking` in",
+        "`user_config`), every cell of that column is a 400 that names the asking member.",
+        "",
+        "Dropped on the way to another protocol, since they change nothing in the answer: names of",
+        "speakers, the detail of a picture, service tiers, metadata, keys and markers of a prompt",
+        "cache that the back end has not, `keep_alive` and options of how Ollama runs a model.",
+        "Everything else that another protocol can't carry is refused by its name. To a back end of",
+        "the client's own protocol the bytes pass as they are.",
+    ]
+    return "\n".join(lines) + "\n"

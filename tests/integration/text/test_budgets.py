@@ -1,0 +1,155 @@
+"""Budgets of text calls on a real model: reserved before, settled after, never overshot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import redis.asyncio as redis
+import sqlalchemy as sa
+
+from moyin.domain.limits import Limit
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore
+from moyin.store.schema import usage
+from moyin.store.sql import Database
+from tests.integration.servers import ValkeyServer
+from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
+from tests.stack import Measured
+from tests.waiting import eventually
+
+# USD per million tokens: a short call reserves about a cent, for more than it can use.
+PRICE = 10
+NANO = 10**9
+
+
+class Studio:
+    """The models app with a priced model, its database and its Valkey."""
+
+    def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
+        self.models_app = models_app
+        self.database = database
+        self._valkey = valkey
+
+    async def client(self, **limits: Any) -> tuple[str, openai.AsyncOpenAI]:
+        """The id of a new key with limits of its own, and a client that uses it."""
+        key_id, key = await KeyStore(self.database).create("studio", "k")
+        await LimitStore(self.database).set(Limit(subject=f"key:{key_id}", **limits))
+        client = openai.AsyncOpenAI(
+            base_url=f"{self.models_app.url}/v1", api_key=key, max_retries=0
+        )
+        return key_id, client
+
+    async def booked(self, key_id: str) -> int:
+        """What Valkey holds against the key's day, in billionths of a dollar."""
+        name = f"moyin:limit:{{studio}}:key:{key_id}:money"
+        return int(await self._valkey.hget(name, "day_nano") or 0)
+
+    async def ledger(self) -> tuple[int, int]:
+        """Calls in the ledger, and what they cost together, in billionths of a dollar."""
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usage.c.cost_nano_usd), 0))
+        async with self.database.reading() as connection:
+            count, total = tuple((await connection.execute(query)).one())
+        return count, total
+
+
+@pytest.fixture
+async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> AsyncIterator[Studio]:
+    backend = {
+        "name": "priced",
+        "type": "openai",
+        "base_url": f"{llama}/v1",
+        "api_key_env": "LLAMA_KEY",
+        "models": [
+            {"name": "smollm2", "context": 2048, "price": {"input": PRICE, "output": PRICE}}
+        ],
+    }
+    assert LLAMA_KEY
+    database = Database(Settings(data=tmp_path).sql_url)
+    async with (
+        serving(tmp_path, backend, redis_url=valkey_server.url) as models_app,
+        redis.Redis.from_url(valkey_server.url) as valkey,
+    ):
+        yield Studio(models_app, database, valkey)
+    await database.close()
+
+
+def hello(**more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Tell me a long story."}]
+    return {"model": "smollm2", "messages": messages, "max_tokens": 8, **more}
+
+
+async def test_calls_at_the_same_time_never_overshoot_a_budget(
+    studio: Studio, measured: Measured
+) -> None:
+    budget = Decimal("0.03")
+    key_id, client = await studio.client(usd_per_day=budget)
+
+    async def call() -> str:
+        try:
+            await client.chat.completions.create(**hello())
+        except openai.APIStatusError as error:
+            return f"{error.status_code} {error.code}"
+        return "answered"
+
+    seen = Counter(await asyncio.gather(*(call() for _ in range(12))))
+    assert seen.keys() == {"answered", "402 budget_exceeded"}
+
+    async def settled() -> bool:
+        count, cost = await studio.ledger()
+        return count == seen["answered"] and await studio.booked(key_id) == cost
+
+    await eventually(settled)
+    _, cost = await studio.ledger()
+    assert 0 < cost <= budget * NANO
+    # What was set aside and not used is there again.
+    assert await call() == "answered"
+    await client.close()
+    measured(f"budget of {budget} USD, 12 calls at once: {seen['answered']} answered, 0 overshoot")
+
+
+async def test_a_stream_that_is_cut_settles_to_what_the_ledger_says(studio: Studio) -> None:
+    key_id, client = await studio.client(usd_per_month=Decimal(5), concurrent_requests=1)
+    stream = await client.chat.completions.create(**hello(stream=True, max_tokens=1500))
+    await anext(aiter(stream))
+    during = await studio.booked(key_id)
+    await stream.close()
+
+    async def settled() -> bool:
+        count, cost = await studio.ledger()
+        return count == 1 and 0 < await studio.booked(key_id) == cost < during
+
+    await eventually(settled)
+    # The place of the cut stream is free again as well.
+    answer = await client.chat.completions.create(**hello())
+    assert answer.choices
+    await client.close()
+
+
+async def test_a_refused_call_and_a_failed_one_cost_nothing(studio: Studio) -> None:
+    key_id, client = await studio.client(usd_per_day=Decimal(1), requests_per_minute=2)
+    with pytest.raises(openai.NotFoundError):
+        await client.chat.completions.create(**hello(model="nobody"))
+    raw = await client.chat.completions.with_raw_response.create(**hello())
+    assert raw.headers["ratelimit-limit"] == "2"
+    with suppress(openai.RateLimitError):
+        await client.chat.completions.create(**hello())
+    with pytest.raises(openai.RateLimitError) as refused:
+        await client.chat.completions.create(**hello())
+    assert refused.value.code == "rate_limit_exceeded"
+    assert 0 < int(refused.value.response.headers["retry-after"]) <= 60
+
+    async def settled() -> bool:
+        _, cost = await studio.ledger()
+        return await studio.booked(key_id) == cost
+
+    await eventually(settled)
+    await client.close()

@@ -1,0 +1,204 @@
+"""Both official SDKs through the models app on both kinds of real back end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anthropic
+import openai
+import pytest
+
+from tests.integration.text.fixtures import ModelsApp, claude, local, serving, settled
+
+MODELS = ["smollm2", "claude-haiku-5-5"]
+HELLO: Any = {"role": "user", "content": "Say hello."}
+
+
+@pytest.fixture
+async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    async with serving(tmp_path, local(llama), claude(llama)) as models_app:
+        yield models_app
+
+
+@pytest.fixture
+async def openai_client(models_app: ModelsApp) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+async def claude_client(models_app: ModelsApp) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_openai_whole(openai_client: openai.AsyncOpenAI, model: str) -> None:
+    answer = await openai_client.chat.completions.create(
+        model=model, messages=[HELLO], max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_openai_streamed_is_the_whole_answer(
+    openai_client: openai.AsyncOpenAI, model: str
+) -> None:
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8, "temperature": 0}
+    whole = await openai_client.chat.completions.create(**ask)
+    stream = await openai_client.chat.completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 8
+
+
+async def test_a_client_that_did_not_ask_for_usage_gets_no_event_without_choices(
+    openai_client: openai.AsyncOpenAI,
+) -> None:
+    stream = await openai_client.chat.completions.create(
+        model="smollm2", messages=[HELLO], max_tokens=3, stream=True
+    )
+    assert all([chunk.choices async for chunk in stream])
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_anthropic_whole_and_streamed(
+    claude_client: anthropic.AsyncAnthropic, model: str
+) -> None:
+    ask: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 8,
+        "extra_body": {"temperature": 0},
+    }
+    whole = await claude_client.messages.create(**ask)
+    assert whole.stop_reason == "max_tokens"
+    assert whole.usage.output_tokens == 8
+    async with claude_client.messages.stream(**ask) as stream:
+        text = "".join([piece async for piece in stream.text_stream])
+        final = await stream.get_final_message()
+    assert text == whole.content[0].text
+    assert final.usage.output_tokens == 8
+
+
+async def test_auto_takes_the_free_local_model_and_says_so(
+    openai_client: openai.AsyncOpenAI,
+) -> None:
+    raw = await openai_client.chat.completions.with_raw_response.create(
+        model="auto",
+        messages=[HELLO],
+        max_tokens=3,
+        extra_headers={"x-moyin-usd-per-bad-answer": "0"},
+    )
+    # Without a price of bad answers money alone decides.
+    assert raw.headers["x-moyin-backend"] == "local"
+    assert raw.headers["x-moyin-route"] == "free"
+    assert raw.headers["x-moyin-cost-usd"] == "0"
+
+
+async def test_auto_goes_to_the_cloud_for_what_the_local_model_cannot_do(
+    openai_client: openai.AsyncOpenAI,
+) -> None:
+    long: Any = {"role": "user", "content": "word " * 2500}
+    with pytest.raises(openai.BadRequestError) as caught:
+        await openai_client.chat.completions.create(model="smollm2", messages=[long])
+    assert caught.value.code == "context_too_long"
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    raw = await openai_client.chat.completions.with_raw_response.create(
+        model="auto", messages=[HELLO], max_tokens=3, tools=[tool]
+    )
+    assert raw.headers["x-moyin-backend"] == "claude"
+    assert Decimal(raw.headers["x-moyin-cost-usd"]) > 0
+
+
+async def test_the_ledger_knows_every_call(models_app: ModelsApp) -> None:
+    async with aiohttp.ClientSession(
+        headers={"authorization": f"Bearer {models_app.api_key}"}
+    ) as http:
+        body = {"model": "claude-haiku-5-5", "messages": [HELLO], "max_tokens": 4}
+        async with http.post(f"{models_app.url}/v1/chat/completions", json=body) as response:
+            request_id, cost = (
+                response.headers["x-request-id"],
+                response.headers["x-moyin-cost-usd"],
+            )
+        await asyncio.sleep(1.5)
+        async with http.get(f"{models_app.url}/v1/requests/{request_id}") as response:
+            entry = await response.json()
+    assert (entry["backend"], entry["output_tokens"], entry["complete"]) == ("claude", 4, True)
+    assert Decimal(entry["cost_usd"]) == Decimal(cost) > 0
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
+    models_app: ModelsApp, path: str, model: str
+) -> None:
+    async with aiohttp.ClientSession(
+        headers={"authorization": f"Bearer {models_app.api_key}"}
+    ) as http:
+        await settled(models_app)
+        story = {"role": "user", "content": "Tell a very long story."}
+        body = {"model": model, "messages": [story], "max_tokens": 1500, "stream": True}
+        whole = {**body, "stream": False, "max_tokens": 1}
+        async with http.post(f"{models_app.url}/v1/messages", json=whole) as response:
+            usage = (await response.json())["usage"]
+        async with http.post(f"{models_app.url}/v1/{path}", json=body) as response:
+            request_id = response.headers["x-request-id"]
+            await response.content.read(2000)
+            response.close()
+    await asyncio.sleep(1)
+    assert all(runtime.load == 0 for runtime in models_app.text_router.fleet.runtimes.values())
+    await asyncio.sleep(1)
+    entry = await models_app.ledger.get("ada", request_id)
+    assert entry is not None
+    assert not entry.complete
+    assert 0 < entry.output_tokens < 1500
+    assert entry.input_tokens == usage["input_tokens"] + usage["cache_read_input_tokens"]
+
+
+async def test_both_kinds_of_client_read_the_list_of_models(
+    openai_client: openai.AsyncOpenAI, claude_client: anthropic.AsyncAnthropic
+) -> None:
+    names = ["auto", "smollm2", "claude-haiku-5-5"]
+    assert [model.id async for model in openai_client.models.list()] == names
+    assert [model.id async for model in claude_client.models.list()] == names
+    assert (await claude_client.models.retrieve("smollm2")).display_name == "smollm2"
+
+
+async def test_the_description_is_complete(models_app: ModelsApp) -> None:
+    async with aiohttp.ClientSession() as http:
+        async with http.get(f"{models_app.url}/v1/openapi.json") as response:
+            described = json.loads(await response.read())
+        async with http.get(f"{models_app.url}/v1/docs") as response:
+            assert response.status == 200
+        async with http.get(f"{models_app.url}/v1/readyz") as response:
+            assert (await response.json())["backends"] == {"local": "up", "claude": "up"}
+    paths = {"/chat/completions", "/messages", "/models", "/requests/{request_id}"}
+    assert paths < set(described["paths"])
+    schemas = described["components"]["schemas"]
+    references = set(_references(described))
+    assert {reference.rpartition("/")[2] for reference in references} <= set(schemas)
+
+
+def _references(value: object) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [r for item in value.values() for r in _references(item)]
+    return [r for item in value for r in _references(item)] if isinstance(value, list) else []

@@ -1,0 +1,210 @@
+"""Feedback over HTTP: what it teaches, what is refused, and what its owner can see and undo."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.integration.text.test_quality import moyin
+from tests.integration.text.upstreams import FINE, Upstream, backend
+from tests.waiting import eventually
+
+SORT = [{"role": "user", "content": "Write merge sort in Go"}]
+CHAT = {"model": "auto", "messages": SORT, "max_tokens": 200}
+
+
+def house(url: str, name: str, price: float) -> dict[str, Any]:
+    model = {"name": name, "context": 8_000, "price": {"input": price, "output": price}}
+    return backend("openai", url) | {"name": name.partition("-")[0], "models": [model]}
+
+
+class Client:
+    def __init__(self, models_app: ModelsApp, key: str) -> None:
+        self._url = f"{models_app.url}/v1/"
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    async def call(
+        self, method: str, path: str, body: Any = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        async with (
+            aiohttp.ClientSession(headers=self._headers) as http,
+            http.request(method, self._url + path, json=body) as response,
+        ):
+            text = await response.text()
+            told = await response.json(content_type=None) if text else None
+            return response.status, told, {k.lower(): v for k, v in response.headers.items()}
+
+    async def chat(self) -> str:
+        status, told, headers = await self.call("POST", "chat/completions", CHAT)
+        assert status == 200, told
+        return headers["x-request-id"]
+
+    async def rate(self, request_id: str, **more: Any) -> tuple[int, Any]:
+        body = {"request_id": request_id, **more}
+        status, told, _ = await self.call("POST", "feedback", body)
+        return status, told
+
+
+async def key_for(folder: Path, owner: str, *scopes: str) -> str:
+    from moyin.settings import Settings
+
+    database = Database(Settings(data=folder).sql_url)
+    try:
+        _, key = await KeyStore(database).create(owner, "test", scopes=list(scopes) or ["*"])
+    finally:
+        await database.close()
+    return key
+
+
+async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> None:
+    async with (
+        Upstream(FINE).running() as up,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
+    ):
+        ada, bob = (
+            Client(models_app, models_app.api_key),
+            Client(models_app, await key_for(tmp_path, "bob")),
+        )
+
+        async def p_good(client: Client, model: str) -> float:
+            _, told, _ = await client.call("POST", "route", CHAT)
+            (one,) = (c for c in told["candidates"] if c["model"] == model)
+            return float(one["quality"]["p_good"])
+
+        request = await ada.chat()
+        before = await p_good(ada, "qwen3-8b")
+        assert await ada.rate(request, score=0.0, comment="does not compile") == (
+            200,
+            {"request_id": request, "learned": True, "scores": {request: 0.0}},
+        )
+        assert await p_good(ada, "qwen3-8b") < before
+        assert await p_good(bob, "qwen3-8b") == before
+        _, shown, _ = await ada.call("GET", "quality")
+        (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
+        assert qwen["signals"] == {"code": 1.0}
+        assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
+        assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
+        (point,) = shown["calibration"]
+        assert (point["signals"], point["good"]) == (1, 0.0)
+        dearest = shown["prices"][-1]
+        assert (dearest["usd_per_bad_answer"], dearest["models"]) == (0.3, {"qwen3-8b": 1})
+        _, exported, _ = await ada.call("GET", "quality/export")
+        assert exported["signals"][0]["comment"] == "does not compile"
+        assert "merge sort" not in str(exported)
+        assert (await bob.call("GET", "quality/export"))[1]["signals"] == []
+        assert (await ada.call("POST", "quality/reset"))[0] == 204
+        assert await p_good(ada, "qwen3-8b") == before
+
+
+async def test_errors_name_the_field(tmp_path: Path) -> None:
+    async with (
+        Upstream(FINE).running() as up,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
+    ):
+        ada, bob = (
+            Client(models_app, models_app.api_key),
+            Client(models_app, await key_for(tmp_path, "bob")),
+        )
+        request = await ada.chat()
+        for score in (-0.1, 1.1, "1", True, None):
+            status, told = await ada.rate(request, score=score)
+            assert status == 400, score
+        assert (await ada.rate(request, score=2))[1]["field"] == "score"
+        assert (await ada.rate("", score=1))[1]["field"] == "request_id"
+        assert (await ada.rate(request, score=1, comment="x" * 2_001))[1]["field"] == "comment"
+        assert (await ada.rate(request, score=1, stars=5))[1]["field"] == "stars"
+        for more in ({}, {"score": 1, "better_request_id": "x"}, {"better_request_id": request}):
+            status, told = await ada.rate(request, **more)
+            assert (status, told["code"]) == (400, "invalid_request"), more
+        unknown = await ada.rate("unknown", score=1)
+        foreign = await bob.rate(request, score=1)
+        for status, told in (unknown, foreign):
+            assert (status, told["code"]) == (404, "request_not_found")
+        assert (await ada.rate(request, score=1))[0] == 200
+        assert (await ada.rate(request, score=1))[0] == 200
+        status, told = await ada.rate(request, score=0)
+        assert (status, told["code"]) == (409, "feedback_given")
+
+
+async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_path: Path) -> None:
+    async with (
+        Upstream(FINE).running() as up,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
+    ):
+        ada = Client(models_app, models_app.api_key)
+        body = {**CHAT, "model": "qwen3-8b"}
+        _, _, headers = await ada.call("POST", "chat/completions", body)
+        request = headers["x-request-id"]
+        await eventually(partial(models_app.ledger.get, "ada", request))
+        assert await ada.rate(request, score=1) == (
+            200,
+            {"request_id": request, "learned": True, "scores": {request: 1.0}},
+        )
+        _, shown, _ = await ada.call("GET", "quality")
+        (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
+        assert qwen["signals"] == {"unknown": 1.0}
+        assert shown["calibration"] == []
+        bob = Client(models_app, await key_for(tmp_path, "bob"))
+        assert (await bob.rate(request, score=1))[0] == 404
+        chosen = await ada.chat()
+        compared = await ada.rate(chosen, better_request_id=request)
+        assert compared[1]["scores"] == {chosen: 0.2, request: 0.8}
+
+
+@pytest.mark.parametrize(
+    ("scope", "allowed"),
+    [("text", {"feedback", "quality"}), ("jobs:write", set()), ("org:admin", {"quality/reset"})],
+)
+async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
+    async with serving(tmp_path, house("http://127.0.0.1:9", "qwen3-8b", 1)) as models_app:
+        client = Client(models_app, await key_for(tmp_path, "ada", scope))
+        for method, path, body in (
+            ("POST", "feedback", {"request_id": "r", "score": 1}),
+            ("GET", "quality", None),
+            ("POST", "quality/reset", None),
+        ):
+            status, told, _ = await client.call(method, path, body)
+            refused = status == 403
+            assert refused is (path not in allowed), (path, status, told)
+
+
+async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
+    async with (
+        Upstream(FINE).running() as up,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
+    ):
+        request = await Client(models_app, models_app.api_key).chat()
+        assert await moyin(models_app, "feedback", request, "--score", "0.5") == (
+            0,
+            "learned\n",
+            "",
+        )
+        status, out, _ = await moyin(models_app, "quality", "show")
+        assert status == 0
+        lines = [line.split("\t") for line in out.splitlines()]
+        assert ["qwen3-8b", "code 1"] in [[line[0], *line[3:4]] for line in lines]
+        assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
+        assert (await moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
+        assert '"frozen": true' in (await moyin(models_app, "quality", "export"))[1]
+        told = (await moyin(models_app, "feedback", request, "--score", "0.5"))[1]
+        assert told.startswith("stored; your tenant is frozen")
+        assert (await moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
+        assert (await moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
+        assert '"models": {}' in (await moyin(models_app, "quality", "export"))[1]
+        status, _, told = await moyin(models_app, "feedback", "unknown", "--score", "1")
+        assert (status, told.partition(":")[2].strip()[:17]) == (1, "request_not_found")

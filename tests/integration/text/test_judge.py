@@ -1,0 +1,412 @@
+"""The judge on real Temporal, Valkey and SQLite, over back ends that answer as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import redis.asyncio as redis
+from aiohttp import web
+from temporalio.client import Client as TemporalClient
+from temporalio.worker import Replayer
+
+from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.errors import BudgetExceeded
+from moyin.jobs.workflows.client import DATA_CONVERTER
+from moyin.jobs.workflows.judge import JudgeWorkflow
+from moyin.settings import Settings
+from moyin.text.judging.comparison import derive_comparison_id
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeBudget, JudgeRules
+from moyin.text.judging.verdict import Outcome
+from tests.integration.jobs.test_histories import keep
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.integration.text.test_feedback import Client as Caller
+from tests.integration.text.test_feedback import key_for
+from tests.waiting import eventually
+
+NAMESPACE = "moyin-judge"
+ROOT = Path(__file__).parents[3]
+SECRET = "Write merge sort in Go, codename Bluebird"
+CHAT = {"model": "work", "messages": [{"role": "user", "content": SECRET}], "max_tokens": 200}
+ANSWERED, SECOND, JUDGE = "qwen3-8b", "smollm2-135m", "claude-opus-5-5"
+APP = """
+import asyncio, json, sys
+from pathlib import Path
+from tests.integration.text.fixtures import serving
+
+async def main():
+    told = json.loads(sys.argv[1])
+    folder, backends = Path(told.pop("folder")), told.pop("backends")
+    told["temporal"] = tuple(told["temporal"])
+    async with serving(folder, *backends, **told) as models_app:
+        print(json.dumps([models_app.url, models_app.api_key]), flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+class Models:
+    """An OpenAI-compatible server of all three models.
+
+    Attributes:
+        worse: the judge grades the answer of this model 0, and the other 4.
+        hold: the judge waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.worse = ANSWERED
+        self.verdict: str | None = None
+        self.hold: asyncio.Event | None = None
+        self.url = ""
+
+    def count(self, model: str) -> int:
+        return sum(one["model"] == model for one in self.asked)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.asked.append(body)
+        text = f"by {body['model']}"
+        if body.get("stream"):
+            return _streamed(body["model"], text)
+        if body["model"] == JUDGE:
+            if self.hold is not None:
+                await self.hold.wait()
+            text = self.verdict or self._grades(body["messages"][1]["content"])
+        message = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return web.json_response(
+            {"id": "1", "object": "chat.completion", "model": body["model"],
+             "choices": [choice], "usage": usage}
+        )  # fmt: skip
+
+    def _grades(self, text: str) -> str:
+        first = text.partition("first answer>>")[2].partition("end>>")[0]
+        grades = (0, 4) if f"by {self.worse}" in first else (4, 0)
+        return json.dumps({"reason": "x", "first": grades[0], "second": grades[1]})
+
+    async def listed(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": []})
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Models]:
+        app = web.Application()
+        app.router.add_get("/v1/models", self.listed)
+        app.router.add_post("/v1/chat/completions", self.answer)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield self
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def models() -> AsyncIterator[Models]:
+    async with Models().running() as models:
+        yield models
+
+
+def _streamed(model: str, text: str) -> web.Response:
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    events: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": usage},
+    ]
+    lines = [f"data: {json.dumps({'id': '1', 'model': model, **one})}\n\n" for one in events]
+    return web.Response(
+        text="".join([*lines, "data: [DONE]\n\n"]), content_type="text/event-stream"
+    )
+
+
+def house(url: str) -> list[dict[str, Any]]:
+    prices = {ANSWERED: 1, SECOND: 0, JUDGE: 10}
+    return [
+        {
+            "name": model.partition("-")[0],
+            "type": "openai",
+            "base_url": f"{url}/v1",
+            "retries": 0,
+            "models": [
+                {"name": model, "context": 8_000, "schema": True,
+                 "price": {"input": price, "output": price}}
+            ],
+        }
+        for model, price in prices.items()
+    ]  # fmt: skip
+
+
+def judged_by(**changes: Any) -> dict[str, Any]:
+    judge = {"share": 1, "model": JUDGE, "usd_per_month": 1_000, **changes}
+    return {"routing": {"judge": judge}}
+
+
+class Place:
+    """Where the app's state lies: a folder, Valkey and Temporal."""
+
+    def __init__(self, folder: Path, valkey: ValkeyServer, temporal: TemporalServer) -> None:
+        self.folder = folder
+        self.redis_url = valkey.url
+        self.temporal = (temporal.address, NAMESPACE)
+
+    def app(self, models: Models, **rules: Any) -> Any:
+        return serving(self.folder, *house(models.url), **self.options(**rules))
+
+    def options(self, **rules: Any) -> dict[str, Any]:
+        return {
+            "rules": judged_by(**rules),
+            "redis_url": self.redis_url,
+            "temporal": self.temporal,
+            "work": [ANSWERED, SECOND],
+        }
+
+    def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(Settings(data=self.folder).data / "moyin.db")) as connection:
+            return connection.execute(statement, values).fetchall()
+
+    def signals(self) -> list[tuple[Any, ...]]:
+        return self.query(
+            "SELECT request_id, model, score, owner, key_id FROM quality_signals"
+            " WHERE source = 'judge' ORDER BY number"
+        )
+
+    async def left(self) -> list[bytes | str]:
+        async with redis.Redis.from_url(self.redis_url) as valkey:
+            return list(await valkey.keys("moyin:judge:judge-*"))
+
+
+@pytest.fixture
+async def place(
+    tmp_path: Path, valkey_server: ValkeyServer, temporal_server: TemporalServer
+) -> Place:
+    async with redis.Redis.from_url(valkey_server.url) as valkey:
+        # Months are longer than tests.
+        await valkey.flushdb()
+    return Place(tmp_path, valkey_server, temporal_server)
+
+
+async def p_good(client: Caller, model: str) -> float:
+    _, told, _ = await client.call("POST", "route", CHAT)
+    (one,) = (c for c in told["candidates"] if c["model"] == model)
+    return float(one["quality"]["p_good"])
+
+
+async def chat(client: Caller, **changes: Any) -> str:
+    status, told, headers = await client.call("POST", "chat/completions", {**CHAT, **changes})
+    assert status == 200, told
+    assert headers["x-moyin-model"] == ANSWERED
+    return headers["x-request-id"]
+
+
+async def ended(models_app: ModelsApp, outcome: Outcome) -> None:
+    await eventually(lambda: outcome in models_app.judged, seconds=40)
+
+
+async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
+    place: Place, models: Models
+) -> None:
+    async with place.app(models) as models_app:
+        ada, bob = (
+            Caller(models_app, models_app.api_key),
+            Caller(models_app, await key_for(place.folder, "bob")),
+        )
+        before = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
+        request = await chat(ada)
+        await ended(models_app, Outcome.DISAGREED)
+        job = derive_comparison_id("ada", request)
+        assert place.signals() == [
+            (request, ANSWERED, 0.0, "ada", ""),
+            (job, SECOND, 1.0, "ada", ""),
+        ]
+
+        async def moved() -> bool:
+            now = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
+            return now[0] < before[0] and now[1] > before[1]
+
+        await eventually(moved)
+        assert (await p_good(bob, ANSWERED), await p_good(bob, SECOND)) == before
+
+        # The operator pays, to the nano dollar of what the budget counts.
+        await eventually(lambda: len(place.query("SELECT owner FROM usage")) == 3)
+        paid = Counter[str]()
+        for owner, nano in place.query("SELECT owner, cost_nano_usd FROM usage"):
+            paid[owner] += nano
+        assert paid == {"ada": 110_000, JUDGE_OWNER: 1_100_000}
+        assert models_app.judge is not None
+
+        async def settled() -> bool:
+            assert models_app.judge is not None
+            return bool(await models_app.judge.get_spending() == Decimal("0.0011"))
+
+        await eventually(settled)
+        _, shown, _ = await ada.call("GET", "quality")
+        assert shown["judge"] == {
+            "share": 1.0, "judged": 1, "agreed": 0, "spent_usd": 0.0011, "usd_per_month": 1000.0,
+        }  # fmt: skip
+        _, shown, _ = await bob.call("GET", "quality")
+        assert shown["judge"]["judged"] == 0
+
+        # Nothing of the conversation is left anywhere.
+        assert await place.left() == []
+        client = await TemporalClient.connect(place.temporal[0], namespace=NAMESPACE)
+        history = await client.get_workflow_handle(job).fetch_history()
+        await Replayer(workflows=[JudgeWorkflow], data_converter=DATA_CONVERTER).replay_workflow(
+            history
+        )
+        keep("judge", history)
+        written = b"".join(event.SerializeToString() for event in history.events)
+        assert job.encode() in written
+        assert b"Bluebird" not in written
+        kept = [str(row) for table in ("quality_signals", "quality_decisions", "usage", "jobs")
+                for row in place.query(f"SELECT * FROM {table}")]  # fmt: skip
+        assert not any("Bluebird" in row for row in kept)
+        assert place.query("SELECT id FROM jobs") == []
+
+
+async def test_a_stream_is_judged_and_one_request_id_once(place: Place, models: Models) -> None:
+    models.worse = SECOND
+    async with place.app(models) as models_app:
+        headers = {"authorization": f"Bearer {models_app.api_key}", "x-request-id": "mine"}
+        async with aiohttp.ClientSession(headers=headers) as http:
+            for expected in (Outcome.AGREED, Outcome.REPEATED):
+                async with http.post(
+                    f"{models_app.url}/v1/chat/completions", json={**CHAT, "stream": True}
+                ) as response:
+                    assert f"by {ANSWERED}" in await response.text()
+                await ended(models_app, expected)
+        _, shown, _ = await Caller(models_app, models_app.api_key).call("GET", "quality")
+        assert (shown["judge"]["judged"], shown["judge"]["agreed"]) == (1, 1)
+        assert (models.count(SECOND), models.count(JUDGE)) == (1, 1)
+        assert await place.left() == []
+
+
+async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
+    place: Place, models: Models
+) -> None:
+    models.verdict = "Both are fine."
+    async with place.app(models) as models_app:
+        await chat(Caller(models_app, models_app.api_key))
+        await ended(models_app, Outcome.UNPARSABLE)
+        assert place.signals() == []
+        assert await place.left() == []
+
+
+async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
+    place: Place, models: Models
+) -> None:
+    """kill -9 while the judge is thinking: another replica asks it again, and nobody else."""
+    models.hold = asyncio.Event()
+    told = {"folder": str(place.folder), "backends": house(models.url), **place.options()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", APP, json.dumps(told), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    url, key = json.loads(await process.stdout.readline())
+    killed: Any = type("Killed", (), {"url": url})
+    request = await chat(Caller(killed, key))
+    await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
+    process.kill()
+    await process.wait()
+    models.hold.set()
+    async with place.app(models) as models_app:
+        await ended(models_app, Outcome.DISAGREED)
+        assert [row[0] for row in place.signals()] == [
+            request,
+            derive_comparison_id("ada", request),
+        ]
+        assert (models.count(SECOND), models.count(JUDGE)) == (1, 2)
+        assert await place.left() == []
+
+
+async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) -> None:
+    async with place.app(models) as models_app:
+        assert models_app.judge is not None
+        rules, ada = models_app.judge.rules, Caller(models_app, models_app.api_key)
+        models_app.judge.set_rules(None)
+        await chat(ada)
+        assert models_app.text_router.sampler is None
+        models_app.judge.set_rules(rules)
+        await chat(ada)
+        await ended(models_app, Outcome.DISAGREED)
+        assert len(place.signals()) == 2
+
+
+async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Models) -> None:
+    """And the job that found nothing any more ends when the judge is back."""
+    models.hold = asyncio.Event()
+    async with place.app(models) as models_app:
+        assert models_app.judge is not None
+        rules = models_app.judge.rules
+        await chat(Caller(models_app, models_app.api_key))
+        await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
+        assert len(await place.left()) == 1
+        models_app.judge.set_rules(None)
+
+        async def nothing_left() -> bool:
+            return await place.left() == []
+
+        await eventually(nothing_left, seconds=20)
+        models.hold.set()
+        models_app.judge.set_rules(rules)
+        await ended(models_app, Outcome.EXPIRED)
+        assert place.signals() == []
+
+
+async def test_above_the_budget_nothing_is_asked(place: Place, models: Models) -> None:
+    async with place.app(models, usd_per_month=0.001) as models_app:
+        await chat(Caller(models_app, models_app.api_key))
+        await ended(models_app, Outcome.BUDGET)
+        assert models.count(SECOND) == models.count(JUDGE) == 0
+
+
+async def test_two_replicas_together_never_pass_the_budget(valkey_server: ValkeyServer) -> None:
+    rules = JudgeRules(share=1.0, model=JUDGE, usd_per_month=Decimal(1))
+    async with redis.Redis.from_url(valkey_server.url) as valkey:
+        await valkey.flushdb()
+    meters = [RequestMeter(valkey_server.url) for _ in range(2)]
+    budgets = [JudgeBudget(meter) for meter in meters]
+
+    async def call(budget: JudgeBudget) -> Decimal:
+        reservation = budget.create_admission(rules)
+        try:
+            await reservation.reserve(Decimal("0.3"), 0)
+            assert await budget.read_spent_usd() <= rules.usd_per_month
+            cost = Decimal("0.04")
+            reservation.record(cost, 0)
+        except BudgetExceeded:
+            return Decimal(0)
+        finally:
+            reservation.release()
+        return cost
+
+    first = await asyncio.gather(*(call(budgets[number % 2]) for number in range(20)))
+    assert 0 < sum(first) <= 1
+
+    async def settled() -> bool:
+        return await budgets[0].read_spent_usd() == await budgets[1].read_spent_usd() == sum(first)
+
+    await eventually(settled)
+    for _ in range(30):
+        await call(budgets[0])
+    await eventually(lambda: _settled(budgets[1]))
+    for meter in meters:
+        await meter.close()
+
+
+async def _settled(budget: JudgeBudget) -> bool:
+    """What is left is less than a call may cost, and no more than the budget is spent."""
+    return Decimal("0.7") < await budget.read_spent_usd() <= 1

@@ -1,0 +1,49 @@
+"""The judge while the servers that it needs are away: no client notices, and the way out is quick."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from moyin.text.judging.comparison import derive_comparison_id
+from moyin.text.judging.verdict import Outcome
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.integration.text.test_feedback import Client as Caller
+from tests.integration.text.test_judge import (
+    JUDGE,
+    SECOND,
+    Models,
+    Place,
+    chat,
+    ended,
+    models,
+    place,
+)
+from tests.waiting import eventually
+
+__all__ = ["models", "place"]
+
+
+async def test_temporal_dies_under_the_judge(
+    tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: Models
+) -> None:
+    """The replica answers and stops as ever; the next one goes on when Temporal is back."""
+    place = Place(tmp_path, valkey_server, own_temporal)
+    models.hold = asyncio.Event()
+    async with place.app(models) as models_app:
+        ada = Caller(models_app, models_app.api_key)
+        request = await chat(ada)
+        await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
+        own_temporal.kill()
+        await chat(ada)
+        await ended(models_app, Outcome.UNAVAILABLE)
+        models.hold.set()
+    own_temporal.start()
+    async with place.app(models) as models_app:
+        await ended(models_app, Outcome.DISAGREED)
+        assert [row[0] for row in place.signals()] == [
+            request,
+            derive_comparison_id("ada", request),
+        ]
+        assert models.count(SECOND) == 1
+        assert await place.left() == []

@@ -1,0 +1,114 @@
+"""The embedded llama.cpp as a real Ray actor: shared, restarted, and gone when nobody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from actors.llama import LlamaSpec
+from deployments.models.llama import LlamaBackend, LlamaEndpoints
+from moyin.domain.chat import ChatRequest, Message, Role, Text
+from moyin.errors import BackendError
+from moyin.text.backends.http import Endpoint
+from tests.stack import Measured
+
+HI = ChatRequest(
+    model="smollm2",
+    messages=(Message(role=Role.USER, parts=(Text(text="Say hello."),)),),
+    max_tokens=4,
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    # Ray's sockets need a short path, which pytest's folders are not.
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        _temp_dir=folder,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def spec(**changes: Any) -> LlamaSpec:
+    given = {"gguf": None, "alias": "smollm2", "context": 512, "parallel": 1, "cpus": 1, "gpus": 0}
+    return LlamaSpec(**{**given, **changes})
+
+
+async def found(endpoints: LlamaEndpoints, seconds: float = 60) -> Endpoint:
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                return await endpoints.find()
+            except BackendError:
+                await asyncio.sleep(0.2)
+
+
+def server_process(endpoint: Endpoint) -> psutil.Process:
+    port = int(endpoint.url.rpartition(":")[2].removesuffix("/v1"))
+    listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+    pid = next(c.pid for c in listening if c.laddr and c.laddr.port == port)
+    return psutil.Process(pid)
+
+
+async def test_two_replicas_share_one_and_a_killed_one_comes_back(
+    cluster: None, measured: Measured
+) -> None:
+    first, second = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
+    place = await found(first)
+    assert await found(second) == place
+    backend = LlamaBackend(first, connections=4)
+    assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
+
+    os.kill(server_process(place).pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(BackendError):
+        await backend.chat(HI, asyncio.get_running_loop().time() + 5)
+    again = await found(first)
+    assert (again.url, again.key) != (place.url, place.key)
+    assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
+    measured(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
+    await backend.close()
+
+
+async def test_an_unused_actor_is_removed(cluster: None) -> None:
+    endpoints = LlamaEndpoints("b", spec(lease_seconds=1.0))
+    process = server_process(await found(endpoints))
+    await asyncio.to_thread(process.wait, 20)
+    assert not process.is_running()
+
+
+async def test_a_model_that_is_not_there_is_an_unavailable_back_end(cluster: None) -> None:
+    endpoints = LlamaEndpoints("c", spec(gguf="/nowhere/model.gguf"))
+    for _ in range(2):
+        with pytest.raises(BackendError):
+            await endpoints.find()
+    assert endpoints.known_endpoint is None
+
+
+async def test_a_back_end_may_have_several_servers(cluster: None) -> None:
+    places = []
+    for number in range(2):
+        endpoints = LlamaEndpoints(f"d-{number}", spec(cpus=0.1, lease_seconds=20.0))
+        places.append(await found(endpoints))
+        backend = LlamaBackend(endpoints, connections=4)
+        answer = await backend.chat(HI, asyncio.get_running_loop().time() + 60)
+        assert answer.usage.output_tokens > 0
+        await backend.close()
+    assert places[0].url != places[1].url

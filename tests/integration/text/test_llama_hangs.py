@@ -1,0 +1,142 @@
+"""An embedded llama.cpp that stops answering: noticed, taken out, replaced; a busy one is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import aiohttp
+import pytest
+import ray
+
+from actors.llama import LlamaSpec
+from deployments.models.llama import LlamaBackend, LlamaEndpoints
+from moyin.domain.chat import ChatRequest
+from moyin.errors import BackendError, BackendUnavailable, StreamInterrupted
+from moyin.text.backends.http import Endpoint
+from tests.integration.text.test_llama_actor import HI, server_process
+from tests.stack import Measured
+
+SPEC = LlamaSpec(gguf=None, alias="smollm2", context=1024, parallel=2, cpus=1, gpus=0)
+# What no model's answer fits for long, and what llama.cpp never gets done with.
+LONG = replace(HI, max_tokens=900)
+BOMB = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    # Ray's sockets need a short path, which pytest's folders are not.
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        _temp_dir=folder,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def found(endpoints: LlamaEndpoints, unlike: Endpoint | None = None) -> Endpoint:
+    """The server's place, as soon as it is another one than ``unlike``."""
+    async with asyncio.timeout(150):
+        while True:
+            with suppress(BackendError):
+                place = await endpoints.find()
+                if place != unlike:
+                    return place
+            await asyncio.sleep(0.2)
+
+
+async def texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
+    async for delta in backend.stream(request, now() + 300):
+        yield delta
+
+
+async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured) -> None:
+    endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
+    place = await found(endpoints)
+    backend = LlamaBackend(endpoints, connections=4)
+    stream = texts(backend, LONG)
+    await anext(stream)
+    began = time.monotonic()
+    os.kill(server_process(place).pid, signal.SIGSTOP)
+    with pytest.raises(BackendUnavailable):
+        await backend.probe()
+    noticed = time.monotonic() - began
+    other = asyncio.create_task(found(endpoints, unlike=place))
+    with pytest.raises(StreamInterrupted):
+        async for _ in stream:
+            pass
+    assert (await other).key != place.key
+    assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
+    replaced = time.monotonic() - began
+    measured(
+        f"a stopped llama.cpp was noticed after {noticed:.1f} s and another answered after "
+        f"{replaced:.1f} s"
+    )
+    await backend.close()
+
+
+async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
+    endpoints = LlamaEndpoints("stuck", replace(SPEC, stalled_seconds=3.0, restart_seconds=8.0))
+    place = await found(endpoints)
+    backend = LlamaBackend(endpoints, connections=4)
+    # Past the bounds on schemas, which it would not get through.
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": BOMB}}
+    body = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 8,
+        "response_format": form,
+    }
+    headers = {"authorization": f"Bearer {place.key}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        asking = asyncio.create_task(session.post(f"{place.url}/chat/completions", json=body))
+        # Its HTTP server goes on answering: only the computation hangs.
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await backend.probe()
+                except BackendUnavailable as error:
+                    assert "makes no progress" in error.message
+                    break
+                await asyncio.sleep(0.2)
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+    assert (await found(endpoints, unlike=place)).key != place.key
+    assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
+    await backend.close()
+
+
+async def test_a_busy_one_is_left_alone() -> None:
+    """Also for longer than one that does not move may take."""
+    endpoints = LlamaEndpoints("busy", replace(SPEC, stalled_seconds=4.0, restart_seconds=8.0))
+    place = await found(endpoints)
+    backend = LlamaBackend(endpoints, connections=8)
+    # Twice as many as it has places: the rest wait inside.
+    long = replace(LONG, max_tokens=300)
+    calls = [asyncio.create_task(backend.chat(long, now() + 300)) for _ in range(4)]
+    checks = 0
+    while not all(call.done() for call in calls):
+        await backend.probe()
+        checks += 1
+        await asyncio.sleep(1)
+    assert checks > 1
+    assert all([(await call).usage.output_tokens > 0 for call in calls])
+    assert await endpoints.find() == place
+    await backend.close()

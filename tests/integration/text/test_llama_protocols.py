@@ -1,0 +1,135 @@
+"""Ollama's SDK, schemas and stop strings on a real llama.cpp, through both of its own protocols."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import ollama
+import openai
+import pytest
+
+from tests.integration.text.fixtures import ModelsApp, claude, local, serving, settled
+
+MODELS = ["smollm2", "claude-haiku-5-5"]
+HELLO = {"role": "user", "content": "Say hello."}
+COUNT = {"role": "user", "content": "Count: one, two, three, four, five, six, seven."}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    able = [local(llama), claude(llama)]
+    for backend in able:
+        backend["models"][0]["schema"] = True
+    async with serving(tmp_path, *able) as models_app:
+        await settled(models_app)
+        yield models_app
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_ollamas_sdk_whole_and_streamed(models_app: ModelsApp, model: str) -> None:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
+    ask: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "options": {"temperature": 0, "num_predict": 8},
+    }
+    whole = await client.chat(**ask)
+    pieces = [piece async for piece in await client.chat(**ask, stream=True)]
+    assert "".join(piece.message.content or "" for piece in pieces) == whole.message.content
+    assert len(pieces) > 3
+    for last in (whole, pieces[-1]):
+        assert (last.done_reason, last.eval_count) == ("length", 8)
+        assert (last.prompt_eval_count or 0) > 8
+    told = await client.generate(model=model, prompt="Say hello.", options=ask["options"])
+    assert told.response == whole.message.content
+    await client.close()
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_prompt_is_counted_as_it_will_be_billed(models_app: ModelsApp, model: str) -> None:
+    ask: dict[str, Any] = {"model": model, "messages": [COUNT]}
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
+        counted = (await client.messages.count_tokens(**ask)).input_tokens
+        usage = (await client.messages.create(**ask, max_tokens=1)).usage
+    assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp) -> None:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    model: Any = "smollm2"
+    ask: Any = [{"role": "user", "content": "Name a city."}]
+    client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
+    one = (await client.chat(model=model, messages=ask, format=CITY)).message.content
+    await client.close()
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as gpt:
+        form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+        two = await gpt.chat.completions.create(model=model, messages=ask, response_format=form)
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as sonnet:
+        config: Any = {"format": {"type": "json_schema", "schema": CITY}}
+        three = await sonnet.messages.create(
+            model=model, messages=ask, max_tokens=50, output_config=config
+        )
+    [block] = three.content
+    assert block.type == "text"
+    for text in (one, two.choices[0].message.content, block.text):
+        assert json.loads(text or "")["city"] in ("Paris", "Rome")
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_stop_string_ends_the_answer(models_app: ModelsApp, model: str) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
+        ask: dict[str, Any] = {
+            "model": model,
+            "messages": [COUNT],
+            "max_tokens": 40,
+            "temperature": 0,
+        }
+        free = (await client.chat.completions.create(**ask)).choices[0].message.content or ""
+        stop = free.split()[3]
+        bound = (await client.chat.completions.create(**ask, stop=[stop])).choices[0]
+    assert bound.finish_reason == "stop"
+    assert bound.message.content == free.partition(stop)[0]
+
+
+async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
+    llama_vectors: str, tmp_path: Path
+) -> None:
+    backend = local(llama_vectors)
+    backend["models"] = [{**backend["models"][0], "embeddings": True}]
+    texts = ["The sky is blue.", "The sky is very blue.", "Tax law"]
+    async with serving(tmp_path, backend) as models_app:
+        headers = {"authorization": f"Bearer {models_app.api_key}"}
+        client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
+        theirs = (await client.embed(model="smollm2", input=texts)).embeddings
+        with pytest.raises(ollama.ResponseError, match="dimensions"):
+            await client.embed(model="smollm2", input=texts, dimensions=3)
+        await client.close()
+        async with openai.AsyncOpenAI(
+            base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+        ) as gpt:
+            answer = await gpt.embeddings.create(model="smollm2", input=texts)
+    ours = [row.embedding for row in answer.data]
+    assert answer.usage.prompt_tokens > 10
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(list(other), rel=1e-3, abs=1e-4)
+    near, far = (sum(a * b for a, b in zip(ours[0], other, strict=True)) for other in ours[1:])
+    assert near > far

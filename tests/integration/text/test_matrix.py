@@ -1,0 +1,51 @@
+"""Every protocol in, every back end out: each cell passes or is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.text.fixtures import serving
+from tests.integration.text.matrix import BACKENDS, FEATURES, PAGE, page, run
+from tests.integration.text.matrix_clients import Refused, Wish, clients
+from tests.integration.text.wires.script import PICTURE
+
+
+async def test_every_cell_passes_or_is_refused_by_name(tmp_path: Path) -> None:
+    matrix = await run(tmp_path)
+    assert len(matrix) == 3 * len(BACKENDS)
+    for seat, cells in matrix.items():
+        # What every protocol can say, every back end does.
+        for name in list(FEATURES)[:8]:
+            assert cells[name].passed, (seat, name)
+    assert PAGE.read_text() == page(matrix), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "fields"),
+    [
+        ("OpenAI", ["tools", "messages", "response_format", "reasoning_effort"]),
+        ("Anthropic", ["tools", "messages", "output_config.format", "thinking"]),
+        ("Ollama", ["tools", "messages", "format", "think"]),
+    ],
+)
+async def test_features_that_the_model_lacks_are_refused_by_name(
+    tmp_path: Path, protocol: str, fields: list[str]
+) -> None:
+    plain = {"name": "m", "context": 9000, "price": {"input": 0, "output": 0}}
+    backend = {"name": "b", "type": "ollama", "hosts": ["http://127.0.0.1:9"], "models": [plain]}
+    wishes = [Wish(tools=True), Wish(picture=PICTURE), Wish(schema=True), Wish(thinking=True)]
+    async with (
+        serving(tmp_path, backend) as models_app,
+        clients(models_app.url, models_app.api_key) as speaking,
+    ):
+        for wish, field in zip(wishes, fields, strict=True):
+            with pytest.raises(Refused) as caught:
+                await speaking[protocol].ask("m", wish, stream=False)
+            refused = caught.value
+            assert (refused.status, refused.code, refused.field) == (
+                400,
+                "unsupported_feature",
+                field,
+            )

@@ -1,0 +1,167 @@
+"""The list of models as OpenAI's, Anthropic's and Ollama's clients read it; no model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anthropic
+import ollama
+import openai
+import pytest
+
+from moyin.domain.identity import TEXT
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.integration.text.fixtures import ModelsApp, serving
+
+NOWHERE = "http://127.0.0.1:9/v1"
+ALL = ["auto", "work", "house", "cloud", "gpu"]
+
+
+def backend(name: str, **members: Any) -> dict[str, Any]:
+    model = {"name": name, "context": 4096, "tools": name == "cloud", **members}
+    model = {"price": {"input": 3, "output": 7}, **model}
+    place = "cloud" if name == "cloud" else "on-premises"
+    where = {"base_url": NOWHERE, "residency": place}
+    return {"name": f"at-{name}", "type": "openai", **where, "models": [model]}
+
+
+@pytest.fixture
+async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    backends = [
+        backend("house"),
+        backend("cloud", context=9000),
+        backend("gpu", price={"usd_per_gpu_hour": 9}),
+    ]
+    tenants = {"eve": {"models": ["auto", "house", "cloud"], "residency": ["on-premises"]}}
+    aliases: dict[str, Any] = {"work": {"models": ["house", "cloud"]}}
+    async with serving(tmp_path, *backends, rules={"tenants": tenants}, **aliases) as models_app:
+        yield models_app
+
+
+@pytest.fixture
+async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
+    """The key of a tenant that may ask little."""
+    database = Database(f"sqlite:///{tmp_path}/moyin.db")
+    _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
+    yield key
+    await database.close()
+
+
+async def get(models_app: ModelsApp, path: str, key: str, **headers: str) -> tuple[int, Any]:
+    headers = {"authorization": f"Bearer {key}", **headers}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.get(f"{models_app.url}/v1/{path}") as response,
+    ):
+        return response.status, await response.json()
+
+
+async def test_anthropics_clients_page(models_app: ModelsApp) -> None:
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
+        first = await client.models.list(limit=2)
+        assert [model.id for model in first.data] == ALL[:2]
+        assert first.has_more and first.last_id == "work"
+        assert [model.id async for model in first] == ALL
+        behind = await client.models.list(limit=2, before_id="gpu")
+        assert [model.id for model in behind.data] == ["house", "cloud"]
+        assert behind.has_more
+        start = await client.models.list(before_id="work")
+        assert ([model.id for model in start.data], start.has_more) == (["auto"], False)
+        model = await client.models.retrieve("cloud")
+        assert (model.lifecycle, model.max_input_tokens) == ("active", 9000)
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=x", "limit=1001", "after_id=no", "after_id=auto&before_id=gpu"]
+)
+async def test_what_is_wrong_with_a_page_is_named_in_anthropics_words(
+    models_app: ModelsApp, query: str
+) -> None:
+    version = {"anthropic-version": "2023-06-01"}
+    status, body = await get(models_app, f"models?{query}", models_app.api_key, **version)
+    assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
+    assert body["error"]["field"] in query
+    # Others know no pages.
+    status, body = await get(models_app, f"models?{query}", models_app.api_key)
+    assert (status, [model["id"] for model in body["data"]]) == (200, ALL)
+
+
+async def test_each_client_is_refused_in_its_own_words(models_app: ModelsApp) -> None:
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
+        with pytest.raises(anthropic.NotFoundError) as missing:
+            await client.models.retrieve("no-such")
+        assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+    async with anthropic.AsyncAnthropic(base_url=models_app.url, api_key="wrong") as client:
+        with pytest.raises(anthropic.AuthenticationError) as refused:
+            await client.models.list()
+        assert refused.value.body["type"] == "error"  # type: ignore[index]
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
+        with pytest.raises(openai.NotFoundError) as absent:
+            await client.models.retrieve("no-such")
+        assert absent.value.code == "model_not_found"
+
+
+async def test_a_tenant_sees_what_it_may_ask_and_no_prices(models_app: ModelsApp, eve: str) -> None:
+    _, body = await get(models_app, "models", eve)
+    assert [model["id"] for model in body["data"]] == ["auto", "house"]
+    assert not any("backends" in model for model in body["data"])
+    # What the tenant's data may not reach does not count as an ability either.
+    assert {model["tools"] for model in body["data"]} == {False}
+    assert [(await get(models_app, f"models/{name}", eve))[0] for name in ALL] == [
+        200, 404, 200, 404, 404,
+    ]  # fmt: skip
+    client = ollama.AsyncClient(
+        host=f"{models_app.url}/v1/ollama", headers={"authorization": f"Bearer {eve}"}
+    )
+    listed = [model.model for model in (await client.list()).models]
+    assert {str(name).partition(":")[0] for name in listed} == {"auto", "house"}
+    assert "tools" not in ((await client.show("auto")).capabilities or ())
+    with pytest.raises(ollama.ResponseError):
+        await client.show("cloud")
+    await client.close()
+
+
+async def test_operators_see_back_ends_and_what_their_tokens_cost(models_app: ModelsApp) -> None:
+    _, body = await get(models_app, "models", models_app.api_key)
+    shown = {model["id"]: model["backends"] for model in body["data"]}
+    assert [one["name"] for one in shown["work"]] == ["at-house", "at-cloud"]
+    assert shown["house"][0]["usd_per_million_tokens"] == {"input": "3", "output": "7"}
+    hourly = shown["gpu"][0]["usd_per_million_tokens"]
+    assert float(hourly["output"]) > float(hourly["input"]) > 0
+
+
+async def test_health_needs_no_key(models_app: ModelsApp) -> None:
+    async with aiohttp.ClientSession() as http, http.get(f"{models_app.url}/v1/health") as response:
+        assert (response.status, await response.json()) == (200, {"status": "ok"})
+
+
+async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
+    models_app: ModelsApp, eve: str
+) -> None:
+    """Refused as a chat would be, also where nothing has to be done to load it."""
+    headers = {"authorization": f"Bearer {eve}"}
+    says = [{"role": "user", "content": "hi"}]
+    async with aiohttp.ClientSession(headers=headers) as http:
+        for name in ("gpu", "cloud"):
+            refused = []
+            for more in ({}, {"messages": says}):
+                body = {"model": name, **more}
+                async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as answer:
+                    text = await answer.json()
+                    refused.append((answer.status, text.get("code")))
+            assert refused[0] == refused[1]
+            assert refused[0][0] in (400, 403, 404), refused
+        async with http.post(
+            f"{models_app.url}/v1/ollama/api/chat", json={"model": "house"}
+        ) as answer:
+            assert (answer.status, (await answer.json())["done_reason"]) == (200, "load")

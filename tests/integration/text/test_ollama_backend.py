@@ -1,0 +1,101 @@
+"""The Ollama back end through the real SDK; `OllamaBridge` says what is at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.testing.ollama_bridge import OllamaBridge
+from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
+from tests.stack import Measured
+
+HELLO = {"role": "user", "content": "Say hello."}
+SCHEMA = {
+    "type": "object",
+    "properties": {"where": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+@pytest.fixture
+async def bridge(llama: str) -> AsyncIterator[OllamaBridge]:
+    async with OllamaBridge(f"{llama}/v1", LLAMA_KEY).running() as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def models_app(bridge: OllamaBridge, tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    model = {"name": "smol", "upstream": "smollm2", "context": 8192, "tools": True}
+    hosts = ["http://127.0.0.1:9", bridge.url]
+    backend = {"name": "gpu", "type": "ollama", "hosts": hosts, "models": [model]}
+    async with serving(tmp_path, backend) as models_app:
+        yield models_app
+
+
+@pytest.fixture
+async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    async with aiohttp.ClientSession(models_app.url, headers=headers) as session:
+        yield session
+
+
+async def ask(http: aiohttp.ClientSession, path: str, **more: Any) -> tuple[Any, dict[str, Any]]:
+    body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, **more}
+    async with http.post(f"/v1/{path}", json=body) as response:
+        return response, await response.json()
+
+
+async def test_a_dead_host_is_fallen_back_from(http: aiohttp.ClientSession) -> None:
+    response, answer = await ask(http, "chat/completions")
+    assert response.headers["x-moyin-backend"] == "gpu-1"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "end"), [("chat/completions", "data: [DONE]"), ("messages", '"message_stop"}')]
+)
+async def test_streams_in_both_protocols(http: aiohttp.ClientSession, path: str, end: str) -> None:
+    body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, "stream": True}
+    async with http.post(f"/v1/{path}", json=body) as response:
+        text = await response.text()
+    assert end in text
+    assert text.endswith(": x-moyin-cost-usd=0\n\n")
+
+
+async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
+    http: aiohttp.ClientSession, bridge: OllamaBridge
+) -> None:
+    long = {"role": "user", "content": "word " * 4000}
+    tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+    await ask(http, "chat/completions")
+    response, refused = await ask(http, "chat/completions", messages=[long], tools=[tool])
+    assert response.status == 400, "the model behind the bridge has a smaller context"
+    assert refused["error"]["code"] == "backend_rejected"
+    assert [asked["options"]["num_ctx"] for asked in bridge.requests] == [4096, 8192]
+    assert bridge.requests[1]["tools"][0]["function"]["parameters"] == SCHEMA
+
+
+async def test_features_that_ollama_lacks_are_refused_by_name(http: aiohttp.ClientSession) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    response, answer = await ask(http, "chat/completions", tools=[tool], tool_choice="required")
+    assert (response.status, answer["error"]["param"]) == (400, "tool_choice")
+
+
+async def test_a_client_that_leaves_cancels_upstream(
+    http: aiohttp.ClientSession, bridge: OllamaBridge, measured: Measured
+) -> None:
+    # Without chance, and long enough that it can't have ended by itself when the client leaves.
+    tale = {"role": "user", "content": "Tell me the history of Europe in great detail."}
+    body = {"model": "smol", "messages": [tale], "max_tokens": 1500, "temperature": 0}
+    async with http.post("/v1/chat/completions", json={**body, "stream": True}) as response:
+        await response.content.read(500)
+        response.close()
+    left = time.monotonic()
+    await asyncio.wait_for(bridge.cut.wait(), 1)
+    measured(f"upstream cancelled {time.monotonic() - left:.2f} s after the client left")

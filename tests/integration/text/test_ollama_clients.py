@@ -1,0 +1,74 @@
+"""What Ollama's clients ask that others do not, through the real SDK."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import ollama
+
+from tests.integration.text.fixtures import serving
+from tests.integration.text.upstreams import FINE, Upstream, backend
+
+# As an Ollama answers to a request without a prompt, streamed or not: without a line end.
+_LOADED = (
+    '{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":""},'
+    '"done":true,"done_reason":"unload"}'
+)
+LOADED = (
+    "HTTP/1.1 200 OK\r\ncontent-type: application/json; charset=utf-8\r\n"
+    f"content-length: {len(_LOADED)}\r\n\r\n{_LOADED}"
+)
+
+
+async def test_a_streamed_request_unloads_the_model(tmp_path: Path) -> None:
+    async with (
+        Upstream(LOADED).running() as upstream,
+        serving(tmp_path, backend("ollama", upstream.url)) as models_app,
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
+    ):
+        empty: list[dict[str, Any]] = [{}, {"messages": None}, {"messages": []}]
+        for stream in (True, False):
+            for more in empty:
+                body = {"model": "m-ollama", "keep_alive": 0, "stream": stream, **more}
+                async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as response:
+                    assert response.status == 200
+                    assert json.loads(await response.read())["done_reason"] == "unload"
+        assert upstream.asked == 6
+
+
+async def test_the_sdk_before_another_server(tmp_path: Path) -> None:
+    async with (
+        Upstream(FINE).running() as upstream,
+        serving(tmp_path, backend("openai", upstream.url)) as models_app,
+    ):
+        client = ollama.AsyncClient(
+            host=f"{models_app.url}/v1/ollama",
+            headers={"authorization": f"Bearer {models_app.api_key}"},
+        )
+        answer = await client.chat("m-openai:latest", [{"role": "user", "content": "hi"}])
+        assert answer.message.content == "Hi"
+        assert (answer.eval_count, answer.load_duration) == (1, 0)
+        assert answer.eval_duration and answer.prompt_eval_duration is not None
+        assert (await client.generate("m-openai", keep_alive=0)).done_reason == "unload"
+        assert (await client.show("m-openai:latest")).capabilities
+        await client._client.aclose()
+
+
+async def test_the_sdks_older_call_for_a_vector(tmp_path: Path, llama_vectors: str) -> None:
+    model = {"name": "vectors", "context": 2048, "embeddings": True, "price": 0}
+    llama = {"name": "llama", "type": "openai", "base_url": f"{llama_vectors}/v1"}
+    async with serving(
+        tmp_path, {**llama, "api_key_env": "LLAMA_KEY", "models": [model]}
+    ) as models_app:
+        client = ollama.AsyncClient(
+            host=f"{models_app.url}/v1/ollama",
+            headers={"authorization": f"Bearer {models_app.api_key}"},
+        )
+        old = await client.embeddings("vectors", "hello")
+        new = await client.embed("vectors", "hello")
+        assert len(old.embedding) > 100
+        assert list(old.embedding) == list(new.embeddings[0])
+        await client._client.aclose()

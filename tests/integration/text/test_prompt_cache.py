@@ -1,0 +1,65 @@
+"""What llama.cpp keeps of one tenant's prompt is of no use to another, and can't be seen by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.integration.text.fixtures import local, serving, settled
+
+SECRET = "The launch code of the studio's next film is forty-two. " * 40
+
+
+async def asked(url: str, key: str, **more: Any) -> dict[str, Any]:
+    body = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": SECRET}],
+        "max_tokens": 2,
+        **more,
+    }
+    headers = {"authorization": f"Bearer {key}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response,
+    ):
+        answer: dict[str, Any] = await response.json()
+        assert response.status == 200, answer
+        return answer
+
+
+async def other_key(folder: Path) -> str:
+    database = Database(Settings(data=folder).sql_url)
+    _, key = await KeyStore(database).create("bob", "test")
+    await database.close()
+    return key
+
+
+@pytest.mark.parametrize(
+    "members", [{}, {"cache_prompt": True, "id_slot": 0}], ids=["plain", "asking-for-it"]
+)
+async def test_a_tenants_prompt_tells_another_nothing(
+    llama: str, tmp_path: Path, members: dict[str, Any]
+) -> None:
+    async with serving(tmp_path, local(llama)) as models_app:
+        await settled(models_app)
+        await asked(models_app.url, models_app.api_key, **members)
+        answer = await asked(models_app.url, await other_key(tmp_path), **members)
+        prompt = answer["usage"]["prompt_tokens"]
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        # All of it was read anew: the time tells no more than the figure.
+        assert answer["timings"]["cache_n"] == 0
+        assert answer["timings"]["prompt_n"] == prompt > 400
+
+
+async def test_where_one_tenant_is_alone_prompts_may_be_reused(llama: str, tmp_path: Path) -> None:
+    async with serving(tmp_path, {**local(llama), "prompt_cache": True}) as models_app:
+        await settled(models_app)
+        await asked(models_app.url, models_app.api_key)
+        answer = await asked(models_app.url, models_app.api_key)
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 400

@@ -1,0 +1,251 @@
+"""What the protocols have besides chat, through their own SDKs over a server of all three wires."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anthropic
+import ollama
+import openai
+import pytest
+
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.integration.text.wires.script import PICTURE, PROMPT, SEEN
+from tests.integration.text.wires.server import WireServer
+
+FREE = {"input": 0, "output": 0}
+HELLO: Any = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture
+async def wires() -> AsyncIterator[WireServer]:
+    async with WireServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    able = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
+    vectors = {"upstream": "up", "context": 9000, "price": FREE, "embeddings": True}
+
+    def models(name: str) -> list[dict[str, Any]]:
+        return [{"name": name, **able}, {"name": f"{name}-vectors", **vectors}]
+
+    async with serving(
+        tmp_path,
+        {
+            "name": "gpt",
+            "type": "openai",
+            "base_url": f"{wires.url}/v1",
+            "models": models("gpt"),
+        },
+        {"name": "gpu", "type": "ollama", "hosts": [wires.url], "models": models("llama")},
+        {
+            "name": "claude",
+            "type": "anthropic",
+            "base_url": wires.url,
+            "api_key_env": "LLAMA_KEY",
+            "models": [{"name": "claude", **able}],
+        },
+    ) as models_app:
+        yield models_app
+
+
+@pytest.fixture
+async def speaking(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    async with aiohttp.ClientSession(models_app.url, headers=headers) as session:
+        yield session
+
+
+@pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
+async def test_embeddings_for_both_kinds_of_client(
+    models_app: ModelsApp, speaking: ollama.AsyncClient, wires: WireServer, model: str
+) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
+        one = await client.embeddings.create(model=model, input="four")
+        two = await client.embeddings.create(
+            model=model, input=["a", "bc"], dimensions=2, encoding_format="float"
+        )
+    assert [row.embedding for row in one.data] == [[4.5, 4.5, 4.5]]
+    assert [row.embedding for row in two.data] == [[1.5, 1.5], [2.5, 2.5]]
+    assert one.usage.total_tokens == PROMPT
+    three = await speaking.embed(model=model, input=["a", "bc"], dimensions=1)
+    assert [list(row) for row in three.embeddings] == [[1.5], [2.5]]
+    assert three.prompt_eval_count == PROMPT
+    if model == "llama-vectors":
+        assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.asked)
+
+
+async def test_chat_and_vectors_do_not_take_each_others_models(models_app: ModelsApp) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
+        with pytest.raises(openai.BadRequestError, match="embeddings") as caught:
+            await client.embeddings.create(model="gpt", input="x")
+        assert caught.value.param == "model"
+        with pytest.raises(openai.BadRequestError, match="chat"):
+            await client.chat.completions.create(model="gpt-vectors", messages=[HELLO])
+        with pytest.raises(openai.BadRequestError, match="input") as caught:
+            await client.embeddings.create(model="llama-vectors", input=[[1, 2]])
+        assert caught.value.param == "input"
+
+
+async def test_tokens_are_counted_by_the_backend_or_estimated(
+    models_app: ModelsApp,
+) -> None:
+    ask: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 400}]}
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
+        counted = await client.messages.count_tokens(model="claude", **ask)
+        assert counted.input_tokens == PROMPT
+        raw = await client.messages.with_raw_response.count_tokens(model="gpt", **ask)
+        assert (await raw.parse()).input_tokens == 104
+        assert raw.headers["x-moyin-estimated"] == "true"
+        with pytest.raises(anthropic.NotFoundError):
+            await client.messages.count_tokens(model="nobody", **ask)
+
+
+async def test_model_routes_of_ollamas_client(speaking: ollama.AsyncClient) -> None:
+    listed = await speaking.list()
+    assert {"auto", "gpt", "llama", "claude"} <= {model.model for model in listed.models}
+    shown = await speaking.show("llama")
+    assert shown.capabilities == ["completion", "tools", "vision"]
+    assert (shown.modelinfo or {})["moyin.context_length"] == 9000
+    assert (await speaking.show("gpt-vectors")).capabilities == ["embedding"]
+    with pytest.raises(ollama.ResponseError) as caught:
+        await speaking.show("nobody")
+    assert caught.value.status_code == 404
+    assert {model.model for model in (await speaking.ps()).models} >= {"gpt", "claude"}
+
+
+@pytest.mark.parametrize("model", ["gpt", "claude", "llama"])
+async def test_generate_whole_streamed_and_with_a_picture(
+    speaking: ollama.AsyncClient, model: str
+) -> None:
+    ask: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
+    whole = await speaking.generate(**ask)
+    assert whole.response == "Brief. After 1 turns STOP: hello"
+    pieces = [piece async for piece in await speaking.generate(**ask, stream=True)]
+    assert "".join(piece.response or "" for piece in pieces) == whole.response
+    assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
+    seen = await speaking.generate(model=model, prompt="look", images=[PICTURE])
+    assert seen.response == SEEN
+
+
+async def test_a_request_that_only_loads_is_answered_at_once(
+    speaking: ollama.AsyncClient, wires: WireServer
+) -> None:
+    for loaded in (await speaking.generate(model="gpt"), await speaking.chat(model="gpt")):
+        assert (loaded.done, loaded.done_reason) == (True, "load")
+    assert wires.asked == []
+
+
+async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
+    http: aiohttp.ClientSession, wires: WireServer
+) -> None:
+    body = {
+        "model": "llama",
+        "messages": [{"role": "user", "content": "x" * 20_000}],
+        "options": {"min_p": 0.1},
+        "stream": False,
+    }
+    async with http.post("/v1/ollama/api/chat", json=body) as response:
+        assert (await response.json())["done"] is True
+        assert response.headers["x-moyin-cost-usd"] == "0"
+    options = {"min_p": 0.1, "num_ctx": 8192}
+    assert wires.asked == [("/api/chat", {**body, "model": "up", "options": options})]
+    async with http.post("/v1/ollama/api/chat", json={**body, "model": "gpt"}) as response:
+        told = await response.json()
+    assert (response.status, told["code"], told["field"]) == (
+        *(400, "unsupported_feature"),
+        "options.min_p",
+    )
+    assert told["request_id"] == response.headers["x-request-id"]
+
+
+async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> None:
+    async with http.get("/v1/ollama/") as response:
+        assert await response.text() == "Ollama is running"
+    async with http.get("/v1/ollama/api/version") as response:
+        assert (await response.json())["version"].count(".") == 2
+    async with http.post("/v1/ollama/api/pull", json={"model": "x"}) as response:
+        told = await response.json()
+    assert (response.status, told["code"]) == (404, "route_not_found")
+    assert isinstance(told["error"], str)
+
+
+async def test_a_picture_that_is_none_is_named(
+    http: aiohttp.ClientSession, wires: WireServer
+) -> None:
+    for url, code in [
+        (f"{wires.url}/api/version", "invalid_request"),
+        (f"{wires.url}/nothing", "invalid_request"),
+        ("ftp://example.org/a.png", "invalid_request"),
+        ("http://10.1.2.3/a.png", "address_refused"),
+        ("http://[::ffff:10.1.2.3]/a.png", "address_refused"),
+    ]:
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        body = {"model": "gpt", "messages": [{"role": "user", "content": content}]}
+        async with http.post("/v1/chat/completions", json=body) as response:
+            error = (await response.json())["error"]
+            assert (response.status, error["code"], error["param"]) == (400, code, "messages")
+    assert wires.asked == []
+
+
+async def test_unknown_members_are_passed_through(
+    http: aiohttp.ClientSession, wires: WireServer
+) -> None:
+    content = [{"type": "image_url", "image_url": {"url": f"{wires.url}/picture.png"}}]
+    turn = {"role": "user", "content": content}
+    body = {"model": "gpt", "messages": [turn], "n": 1, "user": "ada"}
+    async with http.post("/v1/chat/completions", data=json.dumps(body)) as response:
+        answer = await response.json()
+    assert answer["choices"][0]["message"]["content"] == SEEN
+    ((_, asked),) = wires.asked
+    assert (asked["n"], asked["user"]) == (1, "ada")
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "headers", "status", "code"),
+    [
+        ("chat/completions", "nobody", {}, 404, "model_not_found"),
+        ("embeddings", "gpt", {}, 400, "unsupported_feature"),
+        ("messages", "gpt", {"anthropic-beta": "x"}, 400, "unsupported_feature"),
+        ("ollama/api/chat", "gpt", {"x-moyin-residency": "cloud"}, 400, "unsupported_feature"),
+        # Nobody takes jobs in this test.
+        ("chat/completions", "gpt", {}, 503, "service_unavailable"),
+    ],
+)
+async def test_a_job_that_can_not_be_is_refused_at_once(
+    http: aiohttp.ClientSession,
+    path: str,
+    model: str,
+    headers: dict[str, str],
+    status: int,
+    code: str,
+) -> None:
+    body = {"model": model, "messages": [HELLO], "max_tokens": 5, "input": "x"}
+    wish = {"prefer": "wait=5, Respond-Async; q=1", **headers}
+    async with http.post(f"/v1/{path}", json=body, headers=wish) as response:
+        told = await response.json()
+    assert response.status == status
+    error = told["error"]
+    assert (told if path.startswith("ollama") else error)["code"] == code
+    for name in headers:
+        assert name in json.dumps(told)

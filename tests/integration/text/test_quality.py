@@ -1,0 +1,176 @@
+"""Quality as clients see it: the shipped configuration, a real small model and a scripted Claude."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.stack.apps import load_serve_config
+from moyin.stack.ports import Ports
+from moyin.text.quality.question import FIRST_MEANING_FEATURE, MEANING_DIMENSIONS
+from moyin.text.routing.request_quality import question_from_json
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.integration.text.upstreams import BEGUN, Upstream
+
+SORT, HELLO = "Write merge sort in Go", "Say hello"
+# A whole stream of Claude.
+CLAUDE = BEGUN["anthropic"] + (
+    'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n'
+    'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},'
+    '"usage":{"output_tokens":1}}\n\n'
+    'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+)
+
+
+def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The back ends and the other rules of serve_config.yaml; llama.cpp runs without Ray."""
+    config = load_serve_config(Path("serve_config.yaml"), Ports())
+    (app,) = (one for one in config["applications"] if one["name"] == "models")
+    rules = dict(app["deployments"][0]["user_config"])
+    small, cloud = rules.pop("backends")
+    server = {"type": "openai", "base_url": f"{llama}/v1", "api_key_env": "LLAMA_KEY"}
+    # The server in this test knows its model under another name.
+    models = [{**small["models"][0], "upstream": "smollm2"}]
+    return [{"name": "local", "models": models, **server}, {**cloud, "base_url": claude}], rules
+
+
+@asynccontextmanager
+async def fresh(
+    folder: Path, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[ModelsApp, Upstream]]:
+    """The shipped rules with any key for Claude."""
+    monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
+    async with Upstream(CLAUDE).running() as claude:
+        backends, rules = shipped(llama, claude.url)
+        aliases = rules.pop("aliases")
+        async with serving(folder, *backends, rules=rules, **aliases) as models_app:
+            yield models_app, claude
+
+
+async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
+    """The command line in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "moyin.cli.main",
+        *arguments,
+        env={**os.environ, "MOYIN_URL": models_app.url, "MOYIN_API_KEY": models_app.api_key},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, error = await process.communicate()
+    return process.returncode or 0, out.decode(), error.decode()
+
+
+async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
+    tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
+        for model in ("auto", "fast"):
+            status, out, told = await moyin(models_app, "chat", SORT, "--model", model)
+            assert (status, out) == (0, "Hi\n"), told
+            assert "claude-haiku-5-5" in told
+            assert "better; claude-haiku-5-5: code, p_good 0." in told
+            why, request = told.splitlines()
+            assert why.endswith("of smollm2-135m")
+            assert request.startswith("request ")
+        assert claude.asked == 2
+
+
+async def test_easy_work_stays_in_the_house_and_says_why(
+    tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
+        status, _, told = await moyin(models_app, "chat", HELLO)
+        assert status == 0
+        assert "free; smollm2-135m: greeting, p_good " in told
+        assert claude.asked == 0
+
+
+async def test_the_command_line_explains_a_choice(
+    tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
+        status, out, _ = await moyin(models_app, "route", SORT)
+        assert status == 0
+        first, *rest = [line.split("\t") for line in out.splitlines()]
+        assert (first[0], first[4], first[-1]) == ("claude-haiku-5-5", "table", "better")
+        assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in rest)
+        status, out, _ = await moyin(
+            models_app, "route", SORT, "--json", "--usd-per-bad-answer", "0"
+        )
+        told = json.loads(out)
+        assert (told["quality"], told["chosen"]["model"]) == (None, "smollm2-135m")
+        status, _, told = await moyin(models_app, "route", SORT, "--quality", "1")
+        assert status == 1
+        assert told.startswith("quality_unreachable: no model under this name reaches p_good 1")
+        assert claude.asked == 0
+
+
+PATHS: dict[str, dict[str, Any]] = {
+    "chat/completions": {},
+    "messages": {"max_tokens": 300},
+    "ollama/api/chat": {"stream": False},
+}
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+async def test_headers_count_in_every_protocol(
+    tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async with (
+        fresh(tmp_path, llama, monkeypatch) as (models_app, claude),
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
+    ):
+
+        async def ask(prompt: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+            body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
+            names = {name.replace("_", "-"): value for name, value in headers.items()}
+            async with http.post(
+                f"{models_app.url}/v1/{path}", json={**body, **PATHS[path]}, headers=names
+            ) as response:
+                return response.status, await response.text(), dict(response.headers)
+
+        status, text, _ = await ask(SORT, x_moyin_quality="much")
+        assert status == 400
+        assert "must be a number between 0 and 1" in text
+        status, text, _ = await ask(SORT, x_moyin_usd_per_bad_answer="-1")
+        assert status == 400
+        assert "must be a number of at least 0" in text
+        status, text, _ = await ask(SORT, x_moyin_quality="1")
+        assert status == 400
+        assert "the best is 'claude-opus-5-5'" in text
+        assert claude.asked == 0
+        status, text, headers = await ask(HELLO)
+        assert status == 200, text
+        assert headers["x-moyin-route"].startswith("free; smollm2-135m: greeting")
+
+
+async def test_embedder_of_the_configuration_reads_prompts(
+    tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
+    async with Upstream(CLAUDE).running() as claude:
+        backends, rules = shipped(llama, claude.url)
+        aliases = rules.pop("aliases")
+        rules["routing"] = {**rules.get("routing", {}), "embedder": "wordllama"}
+        async with serving(tmp_path, *backends, rules=rules, **aliases) as models_app:
+            status, _, told = await moyin(models_app, "chat", SORT, "--model", "auto")
+            assert status == 0, told
+            await models_app.learning.flush()
+            (request_id,) = re.findall(r"request (\S+)", told)
+            decision = await models_app.learning.find_decision("ada", request_id)
+    assert decision is not None, told
+    features = question_from_json(decision.question).features
+    meaning = [number for number in features if number >= FIRST_MEANING_FEATURE]
+    assert len(meaning) == MEANING_DIMENSIONS

@@ -1,0 +1,113 @@
+"""A stream that begins with a fault is asked anew, as clients see it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.integration.text.fixtures import serving
+from tests.integration.text.test_feedback import house
+from tests.integration.text.upstreams import BEGUN, KINDS, SSE, Upstream, backend
+
+SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+PROSE = SSE + "".join(
+    f'data: {{"id":"1","model":"m","choices":[{{"delta":{{"content":"{text}"}}}}]}}\n\n'
+    for text in ("", "Sure! ")
+)
+JSON = (
+    SSE + 'data: {"id":"1","model":"m","choices":[{"delta":{"content":"{\\"ok\\": true}"}}]}\n\n'
+    'data: {"choices":[{"delta":{},"finish_reason":"stop"}],'
+    '"usage":{"prompt_tokens":9,"completion_tokens":5}}\n\ndata: [DONE]\n\n'
+)
+FORMATS: dict[str, dict[str, Any]] = {
+    "chat/completions": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    },
+    "messages": {
+        "max_tokens": 300,
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+    },
+    "ollama/api/chat": {"format": SCHEMA},
+}
+
+
+def writer(url: str, name: str, price: float) -> dict[str, Any]:
+    made = house(url, name, price)
+    return {**made, "models": [{**made["models"][0], "schema": True}]}
+
+
+@pytest.mark.parametrize("path", sorted(FORMATS))
+async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str) -> None:
+    async with (
+        Upstream(PROSE, holds=True).running() as weak,
+        Upstream(JSON).running() as strong,
+        serving(
+            tmp_path, writer(weak.url, "smollm2-135m", 0), writer(strong.url, "qwen3-8b", 1)
+        ) as models_app,
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
+    ):
+        body = {
+            "model": "auto",
+            "stream": True,
+            "messages": [{"role": "user", "content": "Write merge sort in Go, as JSON"}],
+            **FORMATS[path],
+        }
+        # So cheap that the weak model is asked first.
+        headers = {"x-moyin-usd-per-bad-answer": "0.0000001"}
+        async with http.post(f"{models_app.url}/v1/{path}", json=body, headers=headers) as response:
+            text = await response.text()
+            route = response.headers["x-moyin-route"]
+            request = response.headers["x-request-id"]
+        assert response.status == 200, text
+        assert route.startswith("rescue after json; qwen3-8b: code, p_good 0."), route
+        assert "Sure" not in text
+        assert "true}" in text
+        async with asyncio.timeout(10):
+            await weak.left.wait()
+        await models_app.ledger.close()
+        entry = await models_app.ledger.get("ada", request)
+        assert entry is not None
+        assert (entry.model, entry.output_tokens, entry.complete) == ("qwen3-8b", 5, True)
+        await models_app.learning.flush()
+        async with http.get(f"{models_app.url}/v1/quality/export") as response:
+            (signal,) = (await response.json())["signals"]
+        assert (signal["model"], signal["source"], signal["comment"]) == (
+            "smollm2-135m",
+            "checked",
+            "json",
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_stream_of_any_backend_is_cut(tmp_path: Path, kind: str) -> None:
+    """Each kind's own client holds the connection whose stream is given up."""
+    async with Upstream(BEGUN[kind], holds=True).running() as weak, Upstream(JSON).running() as up:
+        model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}
+        model["price"] = {"input": 0, "output": 0}
+        first = {**backend(kind, weak.url), "name": "weak", "models": [model]}
+        async with (
+            serving(tmp_path, first, writer(up.url, "qwen3-8b", 1)) as models_app,
+            aiohttp.ClientSession(
+                headers={"authorization": f"Bearer {models_app.api_key}"}
+            ) as http,
+        ):
+            body = {
+                "model": "auto",
+                "stream": True,
+                "messages": [{"role": "user", "content": "Write merge sort in Go, as JSON"}],
+                **FORMATS["chat/completions"],
+            }
+            headers = {"x-moyin-usd-per-bad-answer": "0.0000001"}
+            url = f"{models_app.url}/v1/chat/completions"
+            async with http.post(url, json=body, headers=headers) as response:
+                text = await response.text()
+                assert response.status == 200, text
+                assert response.headers["x-moyin-route"].startswith("rescue after json; qwen3-8b")
+            assert "Hi" not in text
+            async with asyncio.timeout(10):
+                await weak.left.wait()
+            assert models_app.text_router.fleet.runtimes["weak"].load == 0

@@ -1,0 +1,77 @@
+"""``Prefer: respond-async``: a text call of any protocol becomes a durable job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.stack import RunningStack
+from tests.waiting import eventually_blocking
+
+# As it stands here it would be a reference, were it part of a pipeline.
+HELLO = {"role": "user", "content": "Say hello, ${steps.0.text}."}
+SOON = {"prefer": "respond-async"}
+CALLS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [HELLO], "max_tokens": 4, "stream": True},
+    "/v1/messages": {"messages": [HELLO], "max_tokens": 4},
+    "/v1/ollama/api/chat": {"messages": [HELLO], "options": {"num_predict": 4}},
+    "/v1/ollama/api/generate": {"prompt": "Say hello.", "options": {"num_predict": 4}},
+}
+
+
+@pytest.fixture
+def http(gateway: RunningStack) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=30) as client:
+        yield client
+
+
+def test_each_protocol_gets_a_job_whose_output_is_its_own_answer(http: httpx.Client) -> None:
+    jobs: dict[str, str] = {}
+    for path, body in CALLS.items():
+        answer = http.post(path, json={"model": "smollm2-135m", **body}, headers=SOON)
+        assert answer.status_code == 202, answer.text
+        assert answer.headers["preference-applied"] == "respond-async"
+        jobs[path] = answer.headers["location"]
+        assert answer.json()["kind"] == "chat"
+    outputs = {path: _finished(http, job)["outputs"][0] for path, job in jobs.items()}
+    assert all(output["text"] and output["backend"] for output in outputs.values()), outputs
+    bodies = {path: output["body"] for path, output in outputs.items()}
+    assert bodies["/v1/chat/completions"]["object"] == "chat.completion"
+    assert bodies["/v1/messages"]["type"] == "message"
+    assert bodies["/v1/ollama/api/chat"]["done"] is True
+    assert bodies["/v1/ollama/api/generate"]["response"]
+
+
+def test_a_repeat_under_one_key_is_one_job(http: httpx.Client) -> None:
+    body = {"model": "smollm2-135m", "messages": [HELLO], "max_tokens": 4}
+    headers = {**SOON, "idempotency-key": "tell-me-once"}
+    first, second = (http.post("/v1/messages", json=body, headers=headers) for _ in range(2))
+    assert first.headers["location"] == second.headers["location"]
+    assert "idempotent-replayed" in second.headers
+    other = http.post("/v1/messages", json={**body, "max_tokens": 5}, headers=headers)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    _finished(http, first.headers["location"])
+
+
+def test_errors_are_immediate_and_in_the_protocols_format(gateway: RunningStack) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-2", messages=[HELLO], extra_headers=SOON)  # type: ignore[list-item]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="auto", messages=[], extra_headers=SOON)
+        assert caught.value.param == "messages"
+
+
+def _finished(http: httpx.Client, job: str) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        shown: dict[str, Any] = http.get(job).json()
+        return shown if shown["status"] in ("succeeded", "failed", "cancelled") else None
+
+    shown: dict[str, Any] = eventually_blocking(ended, 60)
+    assert shown["status"] == "succeeded", shown
+    return shown

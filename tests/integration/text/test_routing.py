@@ -1,0 +1,295 @@
+"""Routing as clients see it: what is explained, what is allowed, what is kept, what is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from moyin.domain.money import Usage
+from moyin.store.response_cache import CachedResponse, ResponseCache
+from moyin.store.usage import UsageEntry
+from tests.integration.servers import ValkeyServer
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.integration.text.upstreams import FINE, Upstream, backend
+from tests.waiting import eventually
+
+HELLO = [{"role": "user", "content": "hello"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "openai": {"model": "auto", "max_tokens": 5, "messages": HELLO},
+    "anthropic": {"model": "auto", "max_tokens": 5, "messages": HELLO},
+    "ollama": {"model": "auto", "messages": HELLO, "options": {"num_predict": 5}},
+}
+
+
+async def post(
+    models_app: ModelsApp, path: str, body: dict[str, Any], **headers: str
+) -> tuple[aiohttp.ClientResponse, Any]:
+    headers = {"authorization": f"Bearer {models_app.api_key}", **headers}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(f"{models_app.url}/v1/{path}", json=body) as response,
+    ):
+        text = await response.text()
+        whole = response.content_type.endswith("json")
+        return response, await response.json(content_type=None) if whole else text
+
+
+def house(url: str) -> dict[str, Any]:
+    return backend("openai", url) | {"name": "house", "residency": "on-premises"}
+
+
+def cloud(url: str) -> dict[str, Any]:
+    models = [{"name": "claude-haiku-5-5", "context": 200_000, "tools": True, "vision": True}]
+    return backend("anthropic", url) | {"name": "claude", "models": models}
+
+
+@pytest.mark.parametrize("protocol", sorted(BODIES))
+async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: str) -> None:
+    rules = {"routing": {"usd_per_second": 0.001}}
+    async with (
+        Upstream(FINE).running() as upstream,
+        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as models_app,
+    ):
+        response, told = await post(models_app, f"route?protocol={protocol}", BODIES[protocol])
+        assert response.status == 200
+        assert told["needs"]["max_tokens"] == 5
+        assert told["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
+        best, second = told["candidates"]
+        assert (best["loses_by_usd"], second["backend"]) == (0, "house")
+        for candidate in told["candidates"]:
+            expected = candidate["expected"]
+            assert candidate["score_usd"] == pytest.approx(
+                float(expected["cost_usd"])
+                + 0.001 * expected["seconds"]
+                + candidate["quality"]["risk_usd"]
+            )
+        _, told = await post(
+            models_app,
+            "route",
+            BODIES[protocol],
+            **{"x-moyin-protocol": protocol, "x-moyin-residency": "on-premises"},
+        )
+        assert told["chosen"] == {"backend": "house", "model": "m-openai"}
+        (out,) = told["refused"]
+        assert (out["backend"], out["reason"]) == ("claude", "not allowed: data would go to cloud")
+        assert upstream.asked == 0
+
+
+async def test_an_invalid_query_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path, house("http://127.0.0.1:9")) as models_app:
+        response, told = await post(models_app, "route?protocol=gopher", BODIES["openai"])
+        assert (response.status, told["field"]) == (400, "protocol")
+        response, told = await post(models_app, "route", {"model": "auto"})
+        assert (response.status, told["field"]) == (400, "messages")
+        response, told = await post(models_app, "route", {**BODIES["openai"], "model": "gpt-2"})
+        assert (response.status, told["code"]) == (404, "model_not_found")
+        _, told = await post(models_app, "route", {**BODIES["openai"], "max_tokens": 10**6})
+        assert told["chosen"] is None
+        assert told["error"]["code"] == "context_too_long"
+
+
+async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
+    rules = {"tenants": {"ada": {"residency": ["on-premises"]}}}
+    async with (
+        Upstream(FINE).running() as upstream,
+        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as models_app,
+    ):
+        response, _ = await post(models_app, "chat/completions", BODIES["openai"])
+        assert response.headers["x-moyin-backend"] == "house"
+        asked = {**BODIES["openai"], "model": "claude-haiku-5-5"}
+        response, told = await post(models_app, "chat/completions", asked)
+        assert (response.status, told["error"]["code"]) == (403, "model_not_allowed")
+        wish = {"x-moyin-residency": "mars"}
+        response, told = await post(models_app, "messages", BODIES["anthropic"], **wish)
+        assert response.status == 400
+        assert (
+            told["error"]["message"]
+            == "no back end processes data in 'mars'; use one or more of: cloud, on-premises"
+        )
+        assert upstream.asked == 1
+
+
+async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path) -> None:
+    body = {"model": "auto", "messages": HELLO}
+    async with (
+        Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
+        serving(tmp_path, house(up.url), cloud(up.url)) as models_app,
+    ):
+        wish = {"x-moyin-residency": "on-premises"}
+        response, told = await post(models_app, "messages/count_tokens", body, **wish)
+        assert (response.headers["x-moyin-estimated"], up.asked) == ("true", 0)
+        response, told = await post(models_app, "messages/count_tokens", body)
+        assert (told, up.asked) == ({"input_tokens": 9}, 1)
+
+
+@pytest.mark.parametrize("kind", ["image", "document"])
+async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path, kind: str) -> None:
+    source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
+    turn = {"role": "user", "content": [{"type": kind, "source": source}]}
+    async with (
+        Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
+        serving(tmp_path, cloud(up.url)) as models_app,
+    ):
+        asked = {"model": "auto", "messages": [turn]}
+        response, told = await post(models_app, "messages/count_tokens", asked)
+        assert (response.headers["x-moyin-estimated"], up.asked) == ("true", 0)
+        assert told["input_tokens"] > 0
+
+
+async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
+    source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
+    turn = {"role": "user", "content": [{"type": "document", "source": source}]}
+    async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as models_app:
+        asked = {"model": "auto", "max_tokens": 5, "messages": [turn]}
+        response, told = await post(models_app, "messages", asked)
+        assert (response.status, told["error"]["type"], up.asked) == (
+            400,
+            "invalid_request_error",
+            0,
+        )
+        assert "documents by URL" in told["error"]["message"]
+
+
+async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
+    entry: UsageEntry = await eventually(lambda: models_app.ledger.get("ada", request_id))
+    return entry
+
+
+@pytest.fixture
+async def store(valkey_server: ValkeyServer) -> AsyncIterator[ResponseCache]:
+    kept = ResponseCache(valkey_server.url)
+    yield kept
+    await kept.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_alias_may_keep_answers(
+    tmp_path: Path, store: ResponseCache, stream: bool
+) -> None:
+    faq = {"models": ["m-openai"], "cache": {"ttl_s": 60}}
+    # Translated, so that upstream's one kind of answer serves both.
+    body = {
+        "model": "faq",
+        "max_tokens": 5,
+        "stream": stream,
+        "messages": HELLO,
+        "seed": int(stream),
+    }
+    async with (
+        Upstream(_streamed() if stream else FINE).running() as upstream,
+        serving(tmp_path, house(upstream.url), cache=store, faq=faq) as models_app,
+    ):
+        first, text = await post(models_app, "chat/completions", body)
+        answer_cache = models_app.text_router._answer_cache
+        assert answer_cache is not None
+        while answer_cache._writes:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        second, again = await post(models_app, "chat/completions", body)
+        assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
+        assert first.content_type == second.content_type
+        if stream:
+            told, _, cost = again.rpartition(": x-moyin-cost-usd=")
+            assert (cost, text.startswith(told)) == ("0\n\n", True)
+        else:
+            assert text == again
+            assert second.headers["x-moyin-cost-usd"] == "0"
+        assert upstream.asked == 1
+        entry = await booked(models_app, second.headers["x-request-id"])
+        assert (entry.backend, entry.cost_usd, entry.output_tokens) == ("cache", 0, 1)
+
+
+def _streamed() -> str:
+    return (
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+        'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
+        'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+        'data: {"id":"1","model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+        "\n\ndata: [DONE]\n\n"
+    )
+
+
+def response(text: str) -> CachedResponse:
+    return CachedResponse(
+        backend="b",
+        model="m",
+        content_type="text/plain",
+        body=f"{text}\n\x00 as it was".encode(),
+        usage=Usage(input_tokens=3, output_tokens=1),
+    )
+
+
+async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: ResponseCache) -> None:
+    for number in range(5):
+        await store.put("ada", f"d{number}", response(str(number)), ttl=60, entries=3)
+    kept = [await store.get("ada", f"d{number}") for number in range(5)]
+    assert kept == [None, None, *(response(str(number)) for number in (2, 3, 4))]
+    assert await store.get("eve", "d4") is None
+
+
+async def test_answers_expire(store: ResponseCache) -> None:
+    await store.put("ada", "short", response("x"), ttl=1, entries=3)
+    assert await store.get("ada", "short") == response("x")
+    await asyncio.sleep(1.2)
+    assert await store.get("ada", "short") is None
+
+
+async def test_an_outage_of_the_cache_is_a_miss_and_is_not_asked_again_at_once() -> None:
+    store = ResponseCache("redis://127.0.0.1:9/0")
+    assert await store.get("ada", "x") is None
+    await store.close()
+    store._cache._redis = None  # whoever asks it now, fails
+    assert await store.get("ada", "x") is None
+    await store.put("ada", "x", response("x"), ttl=1, entries=1)
+
+
+class Host:
+    """An Ollama that tells what it has in memory."""
+
+    def __init__(self, *resident: str) -> None:
+        self.resident = resident
+        self.url = ""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Host]:
+        app = web.Application()
+        app.router.add_get("/api/version", self._ps)
+        app.router.add_get("/api/ps", self._ps)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield self
+        await runner.cleanup()
+
+    async def _ps(self, _: web.Request) -> web.Response:
+        models = [{"name": name, "size_vram": 1} for name in self.resident]
+        return web.json_response({"models": models})
+
+
+async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) -> None:
+    async with Host("other:1b").running() as cold, Host("m:latest").running() as warm:
+        ollama = backend("ollama", "") | {"hosts": [cold.url, warm.url], "load_s": 20}
+        async with serving(tmp_path, ollama) as models_app:
+            runtimes = models_app.text_router.fleet.runtimes
+            async with asyncio.timeout(5):
+                while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            _, told = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
+            first, second = told["candidates"]
+            assert (first["backend"], first["state"]) == ("ollama-1", "resident")
+            assert (second["backend"], second["state"]) == ("ollama-0", "absent")
+            assert second["expected"]["loading_seconds"] == 20
+            # Ollama does one call at a time unless told otherwise: the next one would wait.
+            assert runtimes["ollama-1"].slots.try_acquire("ada")
+            _, told = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
+            states = {one["backend"]: one for one in told["candidates"]}
+            assert states["ollama-1"]["state"] == "busy"
+            assert states["ollama-1"]["expected"]["waiting_seconds"] > 0
+            runtimes["ollama-1"].slots.release("ada")

@@ -1,0 +1,130 @@
+"""Anthropic's messages."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Asked, Said
+
+KNOWN = frozenset(
+    {
+        "model", "messages", "max_tokens", "system", "stream", "stop_sequences", "temperature",
+        "top_p", "top_k", "tools", "tool_choice", "thinking", "output_config", "metadata",
+    }
+)  # fmt: skip
+
+
+def asked_of(body: Mapping[str, Any]) -> Asked:
+    blocks: list[Any] = [
+        block
+        for message in body["messages"]
+        for block in (
+            [{"type": "text", "text": message["content"]}]
+            if isinstance(message["content"], str)
+            else message["content"]
+        )
+    ]
+    system = body.get("system") or ""
+    images = [block["source"] for block in blocks if block["type"] == "image"]
+    assert all(source["type"] == "base64" for source in images)
+    form = (body.get("output_config") or {}).get("format") or {}
+    choice = body.get("tool_choice") or {"type": "auto"}
+    return Asked(
+        system=system if isinstance(system, str) else " ".join(b["text"] for b in system),
+        turns=len(body["messages"]),
+        text=" ".join(block["text"] for block in blocks if block["type"] == "text"),
+        tools=tuple(t["name"] for t in body.get("tools") or () if t["input_schema"] == SCHEMA),
+        forced=choice["type"] in ("any", "tool"),
+        single=bool(choice.get("disable_parallel_tool_use")),
+        results=tuple(_result(block) for block in blocks if block["type"] == "tool_result"),
+        images=tuple(base64.b64decode(source["data"]) for source in images),
+        schema=form.get("schema") == SCHEMA,
+        json=False,
+        stop=tuple(body.get("stop_sequences") or ()),
+        thinking=(body.get("thinking") or {}).get("type") in ("enabled", "adaptive"),
+        seed=None,
+    )
+
+
+def _result(block: Mapping[str, Any]) -> str:
+    content = block["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _usage(output: int) -> dict[str, Any]:
+    return {
+        "input_tokens": PROMPT - CACHED,
+        "cache_read_input_tokens": CACHED,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": output,
+    }
+
+
+def _end(said: Said) -> dict[str, Any]:
+    reason = "stop_sequence" if said.stopped_by is not None else "end_turn"
+    return {
+        "stop_reason": "tool_use" if said.calls else reason,
+        "stop_sequence": said.stopped_by,
+    }
+
+
+def _message(content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "up",
+        "content": content,
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage,
+    }
+
+
+def whole(said: Said) -> dict[str, Any]:
+    content: list[dict[str, Any]] = []
+    if said.thinking:
+        content.append({"type": "thinking", "thinking": said.thinking, "signature": "signed"})
+    if said.text:
+        content.append({"type": "text", "text": said.text})
+    for number, (name, arguments) in enumerate(said.calls):
+        content.append(
+            {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": arguments}
+        )
+    return _message(content, _usage(said.tokens)) | _end(said)
+
+
+def pieces(said: Said) -> Iterator[bytes]:
+    def event(kind: str, **members: Any) -> bytes:
+        body = json.dumps({"type": kind, **members})
+        return f"event: {kind}\ndata: {body}\n\n".encode()
+
+    yield event("message_start", message=_message([], _usage(1)))
+    index = 0
+    blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    if said.thinking:
+        thought = {"type": "thinking_delta", "thinking": said.thinking}
+        signature = {"type": "signature_delta", "signature": "signed"}
+        empty = {"type": "thinking", "thinking": "", "signature": ""}
+        blocks.append((empty, [thought, signature]))
+    if said.text:
+        words = [{"type": "text_delta", "text": word} for word in said.words]
+        blocks.append(({"type": "text", "text": ""}, words))
+    for number, (name, arguments) in enumerate(said.calls):
+        text = json.dumps(arguments)
+        begun = {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": {}}
+        pieces = [
+            {"type": "input_json_delta", "partial_json": piece} for piece in (text[:4], text[4:])
+        ]
+        blocks.append((begun, pieces))
+    for index, (block, deltas) in enumerate(blocks):
+        yield event("content_block_start", index=index, content_block=block)
+        for delta in deltas:
+            yield event("content_block_delta", index=index, delta=delta)
+        yield event("content_block_stop", index=index)
+    usage = {"output_tokens": said.tokens}
+    yield event("message_delta", delta=_end(said), usage=usage)
+    yield event("message_stop")

@@ -1,0 +1,128 @@
+"""The HTTP server: OpenAI's, Anthropic's and Ollama's paths.
+
+A member that a wire does not know is answered 400: nothing of the client's protocol may leak.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from tests.integration.text.wires import anthropic, ollama, openai
+from tests.integration.text.wires.script import PICTURE, PROMPT, say
+
+
+class WireServer:
+    """A server of all three protocols.
+
+    Attributes:
+        url: without a path.
+        asked: path and body of every request, in order.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[WireServer]:
+        """Serve on a free port of the loopback."""
+        app = web.Application()
+        app.router.add_get("/v1/models", self._empty)
+        app.router.add_get("/api/version", self._empty)
+        app.router.add_get("/api/ps", self._resident)
+        app.router.add_get("/picture.png", self._picture)
+        app.router.add_post("/v1/chat/completions", self._openai)
+        app.router.add_post("/v1/messages", self._anthropic)
+        app.router.add_post("/v1/messages/count_tokens", self._count)
+        app.router.add_post("/api/chat", self._ollama)
+        app.router.add_post("/api/generate", self._ollama)
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_post("/api/embed", self._embed)
+        runner = web.AppRunner(app, shutdown_timeout=1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _empty(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [], "version": "0.13.0"})
+
+    async def _resident(self, _: web.Request) -> web.Response:
+        return web.json_response({"models": [{"name": "up", "model": "up", "size_vram": 1}]})
+
+    async def _picture(self, _: web.Request) -> web.Response:
+        return web.Response(body=PICTURE, content_type="image/png")
+
+    async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
+        body: dict[str, Any] = await request.json()
+        self.asked.append((request.path, body))
+        if known is not None and (unknown := body.keys() - known):
+            text = json.dumps({"error": {"message": f"unknown: {sorted(unknown)}"}})
+            raise web.HTTPBadRequest(text=text, content_type="application/json")
+        return body
+
+    async def _openai(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request, openai.KNOWN)
+        said = say(openai.asked_of(body))
+        if not body.get("stream"):
+            return web.json_response(openai.whole(said))
+        wants = (body.get("stream_options") or {}).get("include_usage", False)
+        return await _stream(request, "text/event-stream", openai.pieces(said, usage=wants))
+
+    async def _anthropic(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request, anthropic.KNOWN)
+        said = say(anthropic.asked_of(body))
+        if not body.get("stream"):
+            return web.json_response(anthropic.whole(said))
+        return await _stream(request, "text/event-stream", anthropic.pieces(said))
+
+    async def _ollama(self, request: web.Request) -> web.StreamResponse:
+        chat = request.path == "/api/chat"
+        body = await self._body(request, ollama.KNOWN if chat else ollama.GENERATE_KNOWN)
+        said = say(ollama.asked_of(body) if chat else ollama.asked_to_generate(body))
+        if body.get("stream") is False:
+            return web.json_response(ollama.whole(said, chat=chat))
+        return await _stream(request, "application/x-ndjson", ollama.pieces(said, chat=chat))
+
+    async def _count(self, request: web.Request) -> web.Response:
+        await self._body(request, anthropic.KNOWN - {"max_tokens", "stream"})
+        return web.json_response({"input_tokens": PROMPT})
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        known = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
+        body = await self._body(request, known)
+        vectors = _vectors(body["input"], body.get("dimensions"))
+        rows = [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": PROMPT, "total_tokens": PROMPT}
+        return web.json_response({"object": "list", "data": rows, "model": "up", "usage": usage})
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        known = frozenset({"model", "input", "truncate", "dimensions", "options", "keep_alive"})
+        body = await self._body(request, known)
+        vectors = _vectors(body["input"], body.get("dimensions"))
+        answer = {"model": "up", "embeddings": vectors, "prompt_eval_count": PROMPT}
+        return web.json_response(answer)
+
+
+async def _stream(request: web.Request, kind: str, pieces: Iterator[bytes]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": kind})
+    await response.prepare(request)
+    for piece in pieces:
+        await response.write(piece)
+    return response
+
+
+def _vectors(inputs: str | list[str], dimensions: int | None) -> list[list[float]]:
+    texts = [inputs] if isinstance(inputs, str) else inputs
+    return [[len(text) + 0.5] * (dimensions or 3) for text in texts]

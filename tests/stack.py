@@ -1,0 +1,262 @@
+"""A real stack for tests: `moyin up` in a folder of its own, on ports of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from temporalio.client import Client
+
+from moyin.render.comfyui.install import ComfyUI
+from moyin.settings import Settings
+from moyin.stack.layout import Layout
+from moyin.stack.ports import Ports
+from moyin.stack.profile import read_profile
+from moyin.stack.state import find_lock_holder
+from moyin.system.processes import find_processes
+from tests.nodes import write_nodes
+from tests.processes import with_lines
+
+ROOT = Path(__file__).parents[1]
+# The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
+Measured = Callable[[str], None]
+# Whose pages may call a farm of the tests.
+PAGE_ORIGIN = "https://play.example"
+_UP_SECONDS = 240
+# Below ComfyUI's own folder.
+_TEST_NODES = "tests/execution/testing_nodes/testing-pack"
+
+
+class RunningStack:
+    """One stack. ``url`` and ``api_key`` are there once it was up."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        self.data = folder / "data"
+        self.layout = Layout(self.data)
+        self.port_base = free_port_base()
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not _is_ours(name)},
+            "PYTHONPATH": str(ROOT),
+            "MOYIN_DATA": str(self.data),
+            "MOYIN_PORT_BASE": str(self.port_base),
+            **(env or {}),
+        }
+
+    @contextmanager
+    def living(self) -> Iterator[Self]:
+        """Up for as long as the block lasts; nothing of it is left behind."""
+        try:
+            self.run("up")
+            yield self
+        finally:
+            self.run("down", check=False)
+        assert self.processes() == []
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a supervisor runs."""
+        return find_lock_holder(self.layout.lock) is not None
+
+    @property
+    def url(self) -> str:
+        return read_profile(self.layout.profile, {}).url
+
+    @property
+    def api_key(self) -> str:
+        return read_profile(self.layout.profile, {}).api_key
+
+    @property
+    def valkey_password(self) -> str:
+        return self.layout.valkey_password.read_text().strip()
+
+    @property
+    def ports(self) -> Ports:
+        return Ports.read({}, base=self.port_base)
+
+    @property
+    def settings(self) -> Settings:
+        """What the stack's own processes read."""
+        return Settings(
+            data=self.data,
+            gateway=self.url,
+            redis_url=f"redis://:{self.valkey_password}@127.0.0.1:{self.ports.valkey}/0",
+            temporal_address=f"127.0.0.1:{self.ports.temporal}",
+        )
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """One `moyin` command, without a terminal."""
+        done = subprocess.run(
+            [sys.executable, "-m", "moyin.cli.main", *arguments],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=_UP_SECONDS,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"moyin {' '.join(arguments)}: status {done.returncode}\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def serve_deploy(self, config: Mapping[str, Any]) -> None:
+        """Ray's own `serve deploy`. It returns when Serve has heard it, not when it is done."""
+        path = self.data.parent / "deployed.yaml"
+        path.write_text(yaml.safe_dump(config))
+        self.serve("deploy", str(path))
+
+    def serve(self, command: str, *arguments: str) -> None:
+        """One of Ray's own `serve` commands."""
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("serve")), command,
+                "--address", f"http://127.0.0.1:{self.ports.dashboard}", *arguments,
+            ],
+            env={
+                **self.env,
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(self.layout.ray_token),
+            },
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def kill_supervisor(self) -> int:
+        """kill -9 of the process that owns all others; returns its pid."""
+        pid = find_lock_holder(self.layout.lock)
+        assert pid is not None, "no supervisor runs"
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def processes(self) -> list[str]:
+        """Command lines of everything that the stack started and that still runs."""
+        return [line for _, line in with_lines(find_processes(str(self.data)))]
+
+    def activities(self, job_id: str, name: str) -> list[int]:
+        """Step indices of the activities ``name`` that the job's workflow completed, in order."""
+        return asyncio.run(self._activities(job_id, name))
+
+    def tries(self, job_id: str, name: str) -> int:
+        """How often activities ``name`` of the job's workflow were begun, at most, once all ended.
+
+        Temporal writes a beginning down only together with the end.
+        """
+        return asyncio.run(self._tries(job_id, name))
+
+    async def _tries(self, job_id: str, name: str) -> int:
+        client = await Client.connect(
+            self.settings.temporal_address, namespace=self.settings.temporal_namespace
+        )
+        scheduled: set[int] = set()
+        tries = 0
+        async for event in client.get_workflow_handle(job_id).fetch_history_events():
+            if event.HasField("activity_task_scheduled_event_attributes"):
+                if event.activity_task_scheduled_event_attributes.activity_type.name == name:
+                    scheduled.add(event.event_id)
+            elif event.HasField("activity_task_started_event_attributes"):
+                begun = event.activity_task_started_event_attributes
+                if begun.scheduled_event_id in scheduled:
+                    tries = max(tries, begun.attempt)
+        return tries
+
+    async def _activities(self, job_id: str, name: str) -> list[int]:
+        client = await Client.connect(
+            self.settings.temporal_address, namespace=self.settings.temporal_namespace
+        )
+        scheduled: dict[int, int] = {}
+        done: list[int] = []
+        async for event in client.get_workflow_handle(job_id).fetch_history_events():
+            if event.HasField("activity_task_scheduled_event_attributes"):
+                attributes = event.activity_task_scheduled_event_attributes
+                if attributes.activity_type.name == name:
+                    [payload] = await client.data_converter.decode(attributes.input.payloads)
+                    scheduled[event.event_id] = payload["index"]
+            elif event.HasField("activity_task_completed_event_attributes"):
+                origin = event.activity_task_completed_event_attributes.scheduled_event_id
+                if origin in scheduled:
+                    done.append(scheduled[origin])
+        return done
+
+
+def shipped_config(**changes: Any) -> dict[str, Any]:
+    """serve_config.yaml as it is shipped, with ComfyUI's own test nodes switched on."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    for app in config["applications"]:
+        if app["name"].startswith("render-"):
+            app["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
+        if app["name"] == "models":
+            # There is a key for Claude, and nobody is to be asked with it.
+            backends = app["deployments"][0]["user_config"]["backends"]
+            [claude] = [one for one in backends if one["name"] == "claude"]
+            claude["base_url"] = "http://127.0.0.1:9"
+    return {**config, **changes}
+
+
+def farm_env(comfyui: ComfyUI, folder: Path, **pool: Any) -> dict[str, str]:
+    """Return the environment of a whole farm: the shipped apps and a real ComfyUI.
+
+    It allows webhooks to loopback, holds secrets that no log may show, and names a port for
+    HAProxy's log, where a test may listen.
+
+    Args:
+        pool: more of the render pool's ``args``.
+    """
+    config = folder / "serve_config.yaml"
+    shipped, nodes = shipped_config(), str(write_nodes(folder))
+    for app in shipped["applications"]:
+        if app["name"].startswith("render-"):
+            app["args"]["comfyui"]["custom_nodes"].append(nodes)
+            app["args"] |= pool
+    config.write_text(yaml.safe_dump(shipped))
+    return {
+        "MOYIN_SERVE_CONFIG": str(config),
+        "MOYIN_COMFYUI_HOME": str(comfyui.home),
+        "MOYIN_COMFYUI_PYTHON": str(comfyui.python),
+        "MOYIN_WEBHOOK_NETWORKS": "127.0.0.0/8",
+        "MOYIN_CORS_ORIGINS": PAGE_ORIGIN,
+        "ANTHROPIC_API_KEY": f"sk-ant-{secrets.token_hex(20)}",
+        "STUDIO_RABBITMQ_URL": f"amqp://moyin:{secrets.token_hex(20)}@127.0.0.1:9/",
+        "RAY_SERVE_HAPROXY_LOG_TARGET": f"127.0.0.1:{_free_udp_port()}",
+    }
+
+
+def _free_udp_port() -> int:
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def free_port_base() -> int:
+    """A base below the ephemeral ports at which a whole stack's ports are free.
+
+    Processes that run tests side by side look in ranges of their own.
+    """
+    offsets = [item.metadata["offset"] for item in fields(Ports)]
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for _ in range(200):
+        base = random.randrange(20_000, 24_000, 250) + 4_000 * (worker % 3)
+        if all(_is_free(base + offset) for offset in offsets):
+            return base
+    raise AssertionError("no free range of ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("MOYIN_", "RAY_"))

@@ -1,0 +1,184 @@
+"""Tests keys in headers, queries and cookies, and the check of origins."""
+
+from __future__ import annotations
+
+import pytest
+
+from moyin.access.gatekeeper.asgi import Scope
+from moyin.access.gatekeeper.credential_finder import (
+    CredentialFinder,
+    remove_query_keys,
+    remove_session_cookie,
+    require_same_origin,
+)
+from moyin.errors import CrossSiteRequest
+
+
+def is_comfy(scope: Scope) -> bool:
+    return str(scope["path"]).startswith("/comfy/")
+
+
+TAKEN = CredentialFinder(query=is_comfy, cookie=is_comfy)
+SAME = {"sec-fetch-site": "same-origin"}
+
+
+def scope(
+    path: str = "/comfy/api/prompt",
+    method: str = "GET",
+    query: str = "",
+    kind: str = "http",
+    **headers: str,
+) -> Scope:
+    made: Scope = {
+        "type": kind,
+        "path": path,
+        "scheme": "http",
+        "query_string": query.encode(),
+        "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
+    }
+    if kind == "http":
+        made["method"] = method
+    return made
+
+
+def with_headers(headers: dict[str, str], **given: str) -> Scope:
+    return scope(**given, **headers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "found"),
+    [
+        ({"authorization": "Bearer a", "x-api-key": "b"}, "key=c", "a"),
+        ({"x-api-key": "b", "cookie": "moyin_session=d"}, "key=c", "b"),
+        ({"cookie": "moyin_session=d"}, "x=1&key=c", "c"),
+        ({}, "token=c", "c"),
+        ({}, "api_key=c", "c"),
+        ({}, "%6Bey=c", "c"),
+        ({"cookie": "a=1; moyin_session=d; b=2"}, "", "d"),
+        ({"cookie": 'moyin_session="d"'}, "", "d"),
+        ({"cookie": "xmoyin_session=d"}, "", None),
+        ({"cookie": "moyin_session="}, "", None),
+        ({"authorization": "Bearer "}, "", None),
+        ({}, "key=", None),
+    ],
+)
+def test_the_key_of_a_request_is_found(
+    headers: dict[str, str], query: str, found: str | None
+) -> None:
+    assert TAKEN.extract(with_headers(headers, query=query)) == found
+
+
+@pytest.mark.parametrize("name", ["key", "token", "api_key", "%74oken", "k%65y"])
+def test_the_key_is_removed_from_the_query(name: str) -> None:
+    asked = scope(query=f"filename=a%20b.png&{name}=secret&type=output")
+    assert TAKEN.extract(asked) == "secret"
+    assert asked["query_string"] == b"filename=a%20b.png&type=output"
+
+
+def test_the_query_key_is_removed_even_if_a_header_has_another() -> None:
+    asked = scope(query="key=secret", x_api_key="good")
+    assert TAKEN.extract(asked) == "good"
+    assert asked["query_string"] == b""
+
+
+@pytest.mark.parametrize("query", ["key=c", "token=c", "api_key=c"])
+def test_a_query_key_is_ignored_on_other_paths(query: str) -> None:
+    asked = scope(path="/jobs", query=query)
+    assert TAKEN.extract(asked) is None
+    assert asked["query_string"] == query.encode()
+
+
+def test_a_websocket_may_have_only_an_api_key_in_its_query() -> None:
+    assert TAKEN.extract(scope("/svc", query="api_key=c", kind="websocket")) == "c"
+    assert TAKEN.extract(scope("/svc", query="token=c", kind="websocket")) is None
+
+
+def test_a_cookie_is_ignored_on_other_paths() -> None:
+    assert TAKEN.extract(scope("/jobs", cookie="moyin_session=d")) is None
+    assert CredentialFinder().extract(scope(cookie="moyin_session=d")) is None
+
+
+OWN = "http://gateway.example:8000"
+
+
+@pytest.mark.parametrize(
+    ("headers", "fine"),
+    [
+        ({"sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "none"}, True),
+        ({"sec-fetch-site": "same-site"}, False),
+        ({"sec-fetch-site": "cross-site", "origin": OWN}, False),
+        ({"origin": OWN}, True),
+        ({"origin": "http://gateway.example:8001"}, False),
+        ({"origin": "https://gateway.example"}, False),
+        ({"origin": "http://evil.example"}, False),
+        ({"origin": "http://gateway.example:8000.evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": "file://gateway.example:8000"}, False),
+        ({}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["POST", "DELETE", "websocket"])
+def test_a_cookie_is_accepted_from_own_pages_only(
+    headers: dict[str, str], fine: bool, kind: str
+) -> None:
+    socket = {"kind": "websocket"} if kind == "websocket" else {"method": kind}
+    sent = {"host": "gateway.example:8000", "cookie": "moyin_session=d", **headers}
+    asked = with_headers(sent, **socket)
+    if fine:
+        assert TAKEN.extract(asked) == "d"
+    else:
+        with pytest.raises(CrossSiteRequest):
+            TAKEN.extract(asked)
+
+
+def test_reads_and_header_keys_need_no_origin() -> None:
+    foreign = {"host": "gateway.example", "origin": "http://evil.example"}
+    by_cookie = with_headers({**foreign, "cookie": "moyin_session=d"})
+    assert TAKEN.extract(by_cookie) == "d"
+    by_header = with_headers({**foreign, "x-api-key": "b"}, method="POST")
+    assert TAKEN.extract(by_header) == "b"
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://gateway.example", "gateway.example"),  # TLS is terminated in front
+        ("https://gateway.example", "GATEWAY.example:443"),
+        ("http://[::1]:8000", "[::1]:8000"),
+    ],
+)
+def test_an_origin_is_compared_by_host_and_port(origin: str, host: str) -> None:
+    require_same_origin(with_headers({"origin": origin, "host": host}, method="POST"))
+
+
+def test_a_client_without_origin_headers_may_sign_in() -> None:
+    require_same_origin(scope(method="POST"), required=False)
+    with pytest.raises(CrossSiteRequest):
+        require_same_origin(scope(method="POST", origin="http://evil.example"), required=False)
+
+
+@pytest.mark.parametrize("host", ["", "a b", "gateway.example:x", "gateway.example:99999"])
+def test_an_invalid_host_matches_no_origin(host: str) -> None:
+    with pytest.raises(CrossSiteRequest):
+        require_same_origin(
+            with_headers({"origin": "http://gateway.example", "host": host}, method="POST")
+        )
+
+
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [
+        ("moyin_session=x", ""),
+        ("a=1; moyin_session=x; b=2", "a=1; b=2"),
+        ("moyin_session=x;moyin_session=y", ""),
+        (" moyin_session = x; a=1", "a=1"),
+        ("a=moyin_session", "a=moyin_session"),
+    ],
+)
+def test_the_session_cookie_is_removed_for_upstreams(value: str, left: str) -> None:
+    assert remove_session_cookie(value) == left
+
+
+def test_only_keys_are_removed_from_a_query() -> None:
+    assert remove_query_keys("a=1&key=x&b=key&tokens=2&token") == "a=1&b=key&tokens=2"

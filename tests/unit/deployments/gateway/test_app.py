@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from deployments.gateway.app import ProxyOrApp
+from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send
+from moyin.errors import ServiceUnavailable
+from moyin.proxy import Proxy
+
+
+class _NoRoutes:
+    def match(self, scope: Scope) -> None:
+        return None
+
+
+class _RecordingApp:
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.paths.append(scope["path"])
+
+
+async def request(path: str) -> list[str]:
+    """Send a request and return the paths that reached the gateway's own app."""
+    app = _RecordingApp()
+    proxy_or_app = ProxyOrApp(cast(Proxy, _NoRoutes()), guarded=app, app=app)
+    await proxy_or_app({"type": "http", "path": path, "headers": []}, _receive, _send)
+    return app.paths
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/models", "/accounts", "/accounts/session"])
+async def test_paths_of_other_apps_are_unavailable(path: str) -> None:
+    """HAProxy sends these paths to the gateway only while it does not know their app."""
+    with pytest.raises(ServiceUnavailable) as raised:
+        await request(path)
+    assert raised.value.retry_after == 5
+    assert path.split("/")[1] in raised.value.message
+
+
+@pytest.mark.parametrize("path", ["/v1x", "/accountsx", "/jobs/v1", "/", "/unknown/path"])
+async def test_other_paths_are_the_gateways(path: str) -> None:
+    assert await request(path) == [path]
+
+
+async def _receive() -> Any:
+    raise AssertionError("the request body must not be read")
+
+
+async def _send(message: Message) -> None:
+    raise AssertionError("no response must be sent")

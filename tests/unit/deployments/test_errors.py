@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ray.serve._private.http_util import convert_object_to_asgi_messages
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import ServeErrorMiddleware
+from deployments.middleware import new_cors_middleware
+
+Answer = tuple[int, dict[str, str], bytes]
+NOT_FOUND = "Path '/jobs' not found. Ping http://.../-/routes for available routes."
+
+
+def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
+    """Return an app that responds as Ray Serve's own code does, by calling Serve's function."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        extra = [(name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()]
+        for message in convert_object_to_asgi_messages(text, status, extra):
+            await send(message)
+
+    return app
+
+
+async def messages_of(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> list[Message]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": kind, "path": path, "method": "GET", "headers": [(b"x-request-id", b"r1")]}
+    await ServeErrorMiddleware(app)(scope, receive, send)
+    return sent
+
+
+async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
+    start, body = await messages_of(app, path)
+    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert len(headers) == len(start["headers"])
+    return start["status"], headers, body["body"]
+
+
+@pytest.mark.parametrize(
+    ("serve_status", "status", "code", "retry_after"),
+    [
+        (404, 503, "service_unavailable", "5"),
+        (503, 503, "service_unavailable", "5"),
+        (429, 503, "service_unavailable", "5"),
+        (408, 504, "backend_timeout", "5"),
+        (500, 500, "internal_error", None),
+    ],
+)
+async def test_errors_of_serve_are_replaced_by_ours(
+    serve_status: int, status: int, code: str, retry_after: str | None
+) -> None:
+    received, headers, body = await respond(serve_answers(NOT_FOUND, serve_status))
+    problem = json.loads(body)
+    assert (received, problem["status"], problem["code"]) == (status, status, code)
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["x-request-id"] == problem["request_id"] == "r1"
+    assert headers["content-length"] == str(len(body))
+    assert headers.get("retry-after") == retry_after
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "Ping" not in problem["detail"]
+
+
+async def test_error_has_the_format_of_the_path() -> None:
+    app = serve_answers(NOT_FOUND, 404)
+    members = {
+        path: set(json.loads((await respond(app, path))[2]))
+        for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/prompt", "/accounts/a")
+    }
+    assert members == {
+        "/v1/chat/completions": {"error", "request_id"},
+        "/v1/messages": {"type", "error", "request_id"},
+        "/api/chat": {"error", "code", "request_id"},
+        "/prompt": {"error", "node_errors", "code", "request_id"},
+        "/accounts/a": {
+            "type", "title", "status", "detail", "instance", "code", "request_id",
+        },
+    }  # fmt: skip
+
+
+async def test_request_id_of_serve_is_kept() -> None:
+    _, headers, body = await respond(serve_answers("no", 503, x_request_id="from-serve"))
+    assert headers["x-request-id"] == json.loads(body)["request_id"] == "from-serve"
+
+
+async def test_missing_response_means_a_lost_replica() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+    status, headers, body = await respond(app)
+    assert (status, json.loads(body)["code"]) == (502, "worker_lost")
+    assert headers["retry-after"] == "1"
+
+
+async def test_exception_gets_a_response_and_reaches_the_server() -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError("secret")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/jobs", "headers": []}
+    with pytest.raises(ValueError, match="secret"):
+        await ServeErrorMiddleware(app)(scope, _nothing, send)
+    assert sent[0]["status"] == 500
+    problem = json.loads(sent[1]["body"])
+    assert problem["code"] == "internal_error" and "secret" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        JSONResponse({"code": "job_not_found"}, 404),
+        PlainTextResponse("an upstream's own error", 404),
+        PlainTextResponse("fine", 200),
+        Response(status_code=499),
+    ],
+)
+async def test_response_of_an_app_is_not_changed(response: Response) -> None:
+    status, headers, body = await respond(response)
+    assert (status, body) == (response.status_code, response.body)
+    assert headers.get("content-type") == response.headers.get("content-type")
+
+
+async def test_stream_of_an_upstream_is_not_changed() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/plain"), (b"date", b"today")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"b"})
+
+    assert [message.get("body") for message in await messages_of(app)] == [None, b"a", b"b"]
+
+
+@pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
+async def test_endpoints_of_serve_are_not_changed(path: str) -> None:
+    status, _, body = await respond(serve_answers("No replicas are available yet.", 503), path)
+    assert (status, body) == (503, b"No replicas are available yet.")
+
+
+async def test_websocket_is_not_changed() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.close", "code": 1001})
+
+    assert await messages_of(app, kind="websocket") == [{"type": "websocket.close", "code": 1001}]
+
+
+async def test_configured_origin_may_read_the_error() -> None:
+    [middleware] = new_cors_middleware("https://play.example")
+    inner = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
+    app: Any = middleware.cls(inner, *middleware.args, **middleware.kwargs)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    origin = [(b"origin", b"https://play.example")]
+    await app({"type": "http", "method": "GET", "path": "/jobs", "headers": origin}, _nothing, send)
+    assert (b"access-control-allow-origin", b"https://play.example") in sent[0]["headers"]
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.artifact import Artifact
+from moyin.http.headers import build_file_headers, parse_byte_range, prefers_async_response
+
+
+@given(st.text(alphabet="bytes=-0123456789 ,x"), st.integers(0, 1000))
+def test_byte_range_lies_inside_the_content(header: str, size: int) -> None:
+    found = parse_byte_range(header, size)
+    if found is not None:
+        assert 0 <= found[0] <= found[1] <= size
+
+
+def test_only_safe_media_types_are_shown_inline() -> None:
+    for kind in ("text/html", "image/svg+xml", "application/pdf", "text/xml", "text/javascript"):
+        headers = build_file_headers(
+            Artifact(id="a", name="x", media_type=kind, size=1, sha256="0")
+        )
+        assert headers["content-type"] == "application/octet-stream"
+        assert headers["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize(
+    ("values", "is_preferred"),
+    [
+        ([b"respond-async"], True),
+        ([b"wait=10, Respond-Async ; x=1"], True),
+        ([b"wait=10", b"respond-async"], True),
+        ([b"respond-asynchronously", b"x; respond-async"], False),
+        ([], False),
+    ],
+)
+def test_respond_async_is_found_among_the_preferences(
+    values: list[bytes], is_preferred: bool
+) -> None:
+    headers = [(b"accept", b"respond-async"), *((b"prefer", value) for value in values)]
+    assert prefers_async_response(headers) is is_preferred

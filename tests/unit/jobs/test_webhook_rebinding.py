@@ -1,0 +1,105 @@
+"""Tests DNS rebinding: a name that is public when checked and private when called."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.test_utils import TestServer
+
+from moyin.errors import AddressNotAllowed
+from moyin.http import public_addresses as addresses
+from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.webhooks import WebhookSender
+from moyin.text.pictures import PictureFetcher
+
+OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"
+# One loopback address stands in for a public one; the other is private.
+PUBLIC = AllowedNetworks(f"{OUTSIDE}/32")
+NAME = "rebind.example"
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
+
+
+class RebindingResolver(AbstractResolver):
+    """Resolves a name to the public address once, and to the private one from then on."""
+
+    looked_up = 0
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        assert host == NAME
+        address = INSIDE if RebindingResolver.looked_up else OUTSIDE
+        RebindingResolver.looked_up += 1
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0
+            )
+        ]
+
+    async def close(self) -> None:
+        return None
+
+
+class Server:
+    """A server that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.port = 0
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.calls.append(request.path)
+        if request.path == "/away":
+            # The same name, which is resolved again.
+            raise web.HTTPFound(f"http://{NAME}:{self.port}/secret.png")
+        return web.Response(body=PNG)
+
+
+@pytest.fixture
+async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Server, Server]]:
+    """Return servers at the public and the private address, on the same port."""
+    monkeypatch.setattr(addresses, "ThreadedResolver", RebindingResolver)
+    monkeypatch.setattr(RebindingResolver, "looked_up", 0)
+    outside, inside = Server(), Server()
+    apps = []
+    for place in (outside, inside):
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", place.handle)
+        apps.append(app)
+    async with TestServer(apps[0], host=OUTSIDE) as first:
+        assert first.port is not None
+        outside.port = first.port
+        async with TestServer(apps[1], host=INSIDE, port=first.port):
+            yield outside, inside
+
+
+async def test_a_webhook_is_sent_to_the_checked_address(servers: tuple[Server, Server]) -> None:
+    outside, inside = servers
+    url = f"http://{NAME}:{outside.port}/hook"
+    async with WebhookSender(signing_key=b"k", networks=PUBLIC) as sender:
+        await sender.send(url, owner="ann", message_id="msg_1", payload={})
+        assert RebindingResolver.looked_up == 1, "a second look might find another address"
+        with pytest.raises(AddressNotAllowed):
+            await sender.send(url, owner="ann", message_id="msg_1", payload={})
+    assert (outside.calls, inside.calls) == (["/hook"], [])
+
+
+@pytest.mark.parametrize("path", ["/away", "/a.png"])
+async def test_a_picture_is_fetched_from_the_checked_address(
+    servers: tuple[Server, Server], path: str
+) -> None:
+    outside, inside = servers
+    pictures = PictureFetcher(PUBLIC)
+    try:
+        if path == "/a.png":
+            await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
+            assert RebindingResolver.looked_up == 1
+        with pytest.raises(AddressNotAllowed):
+            await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
+    finally:
+        await pictures.close()
+    assert (outside.calls, inside.calls) == ([path], [])

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.errors import AddressNotAllowed, BackendRejected, BackendUnavailable, InvalidRequest
+from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.webhooks import WebhookSender
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.status = 204
+        self.calls: list[tuple[str, bytes]] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.calls.append((request.path, await request.read()))
+        headers = {"location": "/secret"} if 300 <= self.status < 400 else {}
+        return web.Response(status=self.status, headers=headers)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", receiver.handle)
+    async with TestServer(app) as server:
+        yield receiver, str(server.make_url("/hook"))
+
+
+def sender(allowed: str = "127.0.0.0/8,::1") -> WebhookSender:
+    return WebhookSender(signing_key=b"k", networks=AllowedNetworks(allowed))
+
+
+async def send(webhooks: WebhookSender, url: str) -> None:
+    await webhooks.send(url, owner="ann", message_id="msg_1", payload={"a": 1})
+
+
+async def test_a_webhook_is_posted_as_json(receiver: tuple[Receiver, str]) -> None:
+    hook, url = receiver
+    async with sender() as webhooks:
+        await send(webhooks, url)
+    assert [(path, json.loads(body)) for path, body in hook.calls] == [("/hook", {"a": 1})]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 404, 429, 500, 503])
+async def test_a_failed_delivery_is_retryable(receiver: tuple[Receiver, str], status: int) -> None:
+    hook, url = receiver
+    hook.status = status
+    async with sender() as webhooks:
+        with pytest.raises(BackendUnavailable) as failed:
+            await send(webhooks, url)
+    assert failed.value.retryable
+    assert [path for path, _ in hook.calls] == ["/hook"]
+
+
+async def test_status_410_is_final(receiver: tuple[Receiver, str]) -> None:
+    hook, url = receiver
+    hook.status = 410
+    async with sender() as webhooks:
+        with pytest.raises(BackendRejected) as failed:
+            await send(webhooks, url)
+    assert not failed.value.retryable
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433"])
+async def test_a_private_address_is_never_called(receiver: tuple[Receiver, str], host: str) -> None:
+    hook, url = receiver
+    async with sender("") as webhooks:
+        with pytest.raises((AddressNotAllowed, BackendUnavailable)):
+            await send(webhooks, url.replace("127.0.0.1", host))
+    assert hook.calls == []
+
+
+@pytest.mark.parametrize(
+    "host", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
+)
+async def test_a_private_address_is_refused_in_every_notation(
+    receiver: tuple[Receiver, str], host: str
+) -> None:
+    hook, url = receiver
+    async with sender("") as webhooks:
+        with pytest.raises(AddressNotAllowed):
+            await send(webhooks, url.replace("127.0.0.1", host))
+    assert hook.calls == []
+
+
+@pytest.mark.parametrize("url", ["http://a..b/", f"http://{'a' * 64}.example/"])
+async def test_an_invalid_host_name_is_not_retried(url: str) -> None:
+    async with sender() as webhooks:
+        with pytest.raises(InvalidRequest) as failed:
+            await send(webhooks, url)
+    assert (failed.value.field, failed.value.retryable) == ("webhook", False)
+
+
+async def test_a_closed_port_is_retryable(unused_tcp_port: int) -> None:
+    async with sender() as webhooks:
+        with pytest.raises(BackendUnavailable):
+            await send(webhooks, f"http://127.0.0.1:{unused_tcp_port}/")

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.domain.serialization import encode
+from moyin.errors import InvalidRequest, StepFailed
+from moyin.jobs.workflows import step_io as module
+from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
+from moyin.jobs.workflows.types import StepInput
+from moyin.store.blobs import BlobStore
+
+SPEC = JobSpec(
+    kind="pipeline",
+    steps=(
+        Step(kind=StepKind.CHAT, payload={"messages": []}),
+        Step(
+            kind=StepKind.RENDER, payload={"1": {"inputs": {"t": "${steps.0.text}"}}}, pool="fast"
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(f"file://{tmp_path}")
+
+
+def step_input(spec: str, *earlier: str) -> StepInput:
+    return StepInput(job_id="j", owner="ann", index=1, spec=spec, earlier=earlier, attempt=1)
+
+
+async def test_a_step_receives_the_outputs_of_earlier_steps(blobs: BlobStore) -> None:
+    spec = await blobs.put(encode(SPEC))
+    earlier = await save_output(blobs, text="a cat")
+    loaded, step, payload = await load_step(blobs, step_input(spec, earlier))
+    assert loaded == SPEC
+    assert (step.kind, step.pool) == (StepKind.RENDER, "fast")
+    assert payload == {"1": {"inputs": {"t": "a cat"}}}
+
+
+async def test_an_output_has_its_text_body_and_artifacts(blobs: BlobStore) -> None:
+    artifact = Artifact(id="art_1", name="a", media_type="image/png", size=1, sha256="0" * 64)
+    sha256 = await save_output(blobs, body={"a": [1]}, artifacts=[artifact])
+    assert json.loads(await blobs.get(sha256)) == {
+        "text": None, "body": {"a": [1]}, "artifacts": ["artifact:art_1"],
+    }  # fmt: skip
+
+
+async def test_a_reference_to_a_missing_output_is_refused(blobs: BlobStore) -> None:
+    spec = await blobs.put(encode(SPEC))
+    with pytest.raises(InvalidRequest):
+        await load_step(blobs, step_input(spec))
+
+
+async def test_a_missing_blob_fails_the_step(blobs: BlobStore) -> None:
+    with pytest.raises(StepFailed):
+        await load_step(blobs, step_input("0" * 64))
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_heartbeats_stop_whenever_the_step_ends(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any turn of the event loop: no heartbeat may survive the end of the step."""
+    monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", timedelta(0))
+
+    async def step() -> None:
+        async with send_heartbeats(60) as heartbeat:
+            heartbeat.quicken()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        await ActivityEnvironment().run(step)

@@ -1,0 +1,41 @@
+"""Waits until something is true, for tests of processes and servers that take their time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Short at first, for what is nearly there; long at last, since looking may be costly.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait until ``condition`` gives a true value and return that; it may be a coroutine function."""
+    deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        _check(deadline, seconds, value)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def eventually_blocking(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait as `eventually` does, where there is no event loop."""
+    deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
+    while not (value := condition()):
+        _check(deadline, seconds, value)
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+    return value
+
+
+def _check(deadline: float, seconds: float, value: object) -> None:
+    if time.monotonic() > deadline:
+        raise AssertionError(f"still {value!r} after {seconds} s")
