@@ -38,6 +38,7 @@ from moyin.jobs.images import ImageJobs
 from moyin.store.quality import QualityStore
 from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
+from moyin.store.usage_reports import UsageReports
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import (
@@ -91,6 +92,7 @@ class ModelsServices:
     image_settings: Callable[[], ImagesConfig]
     public_url: str = ""
     ledger: UsageLedger
+    reports: UsageReports
     responses: StoredResponses
     signals: QualityStore
     learning: QualityLearner
@@ -126,7 +128,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_count_tokens_routes(text_router),
         new_model_routes(text_router),
         new_ollama_routes(text_router),
-        new_usage_routes(services.ledger),
+        new_usage_routes(services.ledger, services.reports, lambda: text_router.fleet),
         new_response_routes(services.responses),
         new_explanation_routes(text_router, _CODECS),
         new_feedback_routes(

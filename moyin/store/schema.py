@@ -129,7 +129,23 @@ usage = sa.Table(
     sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
     sa.Column("complete", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Index("ix_usage_owner_created_at", "owner", "created_at"),
+    # These are null in rows of versions that did not record them.
+    sa.Column("key_id", sa.String(64), nullable=True),
+    sa.Column("requested_model", sa.String(256), nullable=True),
+    sa.Column("error", sa.String(64), nullable=True),
+    sa.Index("ix_usage_owner_created_at_id", "owner", "created_at", "id"),
+    sa.Index("ix_usage_created_at_id", "created_at", "id"),
+    sa.Index("ix_usage_owner_key_id", "owner", "key_id", "created_at", "id"),
+    sa.Index("ix_usage_owner_model", "owner", "model", "created_at", "id"),
+    sa.Index("ix_usage_owner_backend", "owner", "backend", "created_at", "id"),
+    sa.Index(
+        "ix_usage_not_complete",
+        "owner",
+        "created_at",
+        "id",
+        sqlite_where=sa.text("complete = 0"),
+        postgresql_where=sa.text("NOT complete"),
+    ),
     sa.Index("ix_usage_request_id", "request_id"),
 )
 

@@ -24,6 +24,7 @@ from moyin.errors import (
     Overloaded,
     UnsupportedFeature,
 )
+from moyin.store.usage import CANCELLED
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
 from moyin.text.routing.compiled_route import RouteTarget
@@ -94,7 +95,7 @@ class Attempt:
             # The back end has probably read the prompt and charges for it.
             self._record_failure()
             usage = self._usage_so_far or self._estimate_usage(0)
-            self.record(usage, error="cancelled")
+            self.record(usage, error=CANCELLED)
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._record_failure()
@@ -119,9 +120,14 @@ class Attempt:
         """
         call, target = self.call, self.target
         pico = target.get_price().compute_pico_cost(usage)
-        model, complete = target.deployment.model.name, error is None
         entry = build_usage_entry(
-            call.context, target.runtime.name, model, usage, pico=pico, complete=complete
+            call.context,
+            call.request.model,
+            target.runtime.name,
+            target.deployment.model.name,
+            usage,
+            pico=pico,
+            error=error,
         )
         call.accounting.ledger.record(entry)
         if call.context.budget is not None:
@@ -347,4 +353,4 @@ class Attempt:
 
 
 def _get_error_code(error: BaseException) -> str:
-    return error.code if isinstance(error, MoyinError) else "cancelled"
+    return error.code if isinstance(error, MoyinError) else CANCELLED
