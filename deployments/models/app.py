@@ -128,7 +128,9 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_count_tokens_routes(text_router),
         new_model_routes(text_router),
         new_ollama_routes(text_router),
-        new_usage_routes(services.ledger, services.reports, lambda: text_router.fleet),
+        new_usage_routes(
+            services.ledger, services.reports, lambda: text_router.fleet, services.meter
+        ),
         new_response_routes(services.responses),
         new_explanation_routes(text_router, _CODECS),
         new_feedback_routes(

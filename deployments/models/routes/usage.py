@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -11,15 +12,17 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from moyin.access.gatekeeper import context
-from moyin.domain.identity import OPERATOR
+from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.domain.identity import OPERATOR, Identity
 from moyin.domain.money import format_usd
-from moyin.errors import InsufficientScope, InvalidRequest, RequestNotFound
+from moyin.errors import InsufficientScope, InvalidRequest, RequestNotFound, ServiceUnavailable
 from moyin.store.sql import now
 from moyin.store.usage import UsageLedger
 from moyin.store.usage_reports import CallFilter, UsageReports, UsageSum
 from moyin.text.protocol.usage import (
     ALL_OWNERS,
     MAX_DAYS,
+    BudgetBody,
     CallBody,
     CallPage,
     CallsQuery,
@@ -34,13 +37,20 @@ from moyin.text.protocol.usage import (
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.usage_comparison import DearestModels, PricedModel
 
+_log = logging.getLogger(__name__)
 _MAX_GROUPS = 5_000
 
 
 def new_usage_routes(
-    ledger: UsageLedger, reports: UsageReports, get_fleet: Callable[[], Fleet]
+    ledger: UsageLedger,
+    reports: UsageReports,
+    get_fleet: Callable[[], Fleet],
+    meter: RequestMeter | None,
 ) -> APIRouter:
-    """Return the routes that show the calls in the ledger and their usage."""
+    """Return the routes that show the calls in the ledger and their usage.
+
+    If ``meter`` is None, there are no budgets.
+    """
     router = APIRouter(tags=["usage"])
 
     @router.get(
@@ -81,7 +91,8 @@ def new_usage_routes(
         description="Sums the calls of your tenant by day, model, back end, tenant or API key, or by "
         "two of these. `dearest_cost_usd` is what the complete calls would have cost on the dearest "
         "model that the tenant may use, at today's prices; the saving of routing is the difference "
-        f"to `cost_usd`. At most {MAX_DAYS} days and {_MAX_GROUPS:,} groups.",
+        f"to `cost_usd`. `budgets` shows what is spent, reserved and left for your key, user and "
+        f"tenant. At most {MAX_DAYS} days and {_MAX_GROUPS:,} groups.",
         response_model_exclude_unset=True,
     )
     async def show_usage(request: Request, query: Annotated[UsageQuery, Query()]) -> UsageReport:
@@ -98,8 +109,9 @@ def new_usage_routes(
             until=until,
         )
         sums = await reports.sum_calls(calls, query.group_by, dearest.classes)
+        budgets = await _list_budgets(meter, context(request.scope).caller)
         # Thousands of groups take milliseconds, too long for the event loop.
-        return await asyncio.to_thread(_build_report, query, since, until, sums, dearest)
+        return await asyncio.to_thread(_build_report, query, (since, until), sums, dearest, budgets)
 
     return router
 
@@ -122,13 +134,26 @@ def _resolve_owner(request: Request, owner: str | None) -> str | None:
     return None if owner == ALL_OWNERS else owner
 
 
+async def _list_budgets(meter: RequestMeter | None, caller: Identity) -> list[BudgetBody] | None:
+    if meter is None:
+        return []
+    try:
+        states = await meter.budgets.list_states(caller.limits, caller.owner)
+    except ServiceUnavailable as error:
+        # The sums, which need no Valkey, are shown nevertheless.
+        _log.warning("budgets are missing in a usage report: %s", error.__cause__)
+        return None
+    return [BudgetBody.model_validate(state.to_details()) for state in states]
+
+
 def _build_report(
     query: UsageQuery,
-    since: datetime,
-    until: datetime,
+    period: tuple[datetime, datetime],
     sums: Sequence[UsageSum],
     dearest: DearestModels,
+    budgets: list[BudgetBody] | None,
 ) -> UsageReport:
+    since, until = period
     models = dearest.choose(sums)
     return UsageReport(
         since=since,
@@ -140,6 +165,7 @@ def _build_report(
             chat=_describe_model(models.get(False)),
             embeddings=_describe_model(models.get(True)),
         ),
+        budgets=budgets,
     )
 
 

@@ -208,6 +208,18 @@ class DearestBody(BaseModel):
     embeddings: DearestModel | None
 
 
+class BudgetBody(BaseModel):
+    """A budget of the caller's key, user or tenant in its current period."""
+
+    limit: str = Field(description="`usd_per_day` or `usd_per_month`.", examples=["usd_per_day"])
+    of: str = Field(description="`key`, `user` or `owner`, which is the tenant.")
+    limit_usd: str
+    spent_usd: str
+    reserved_usd: str = Field(description="The maximum cost of calls that are running.")
+    left_usd: str
+    resets_at: datetime
+
+
 class UsageReport(BaseModel):
     """The usage of a period, by groups."""
 
@@ -217,6 +229,10 @@ class UsageReport(BaseModel):
     total: UsageBody
     groups: list[GroupBody] = Field(description="By day, then by cost, the highest first.")
     dearest: DearestBody
+    budgets: list[BudgetBody] | None = Field(
+        description="The budgets that apply to the caller, whatever the filters are; null while "
+        "they cannot be read."
+    )
 
 
 def build_call(entry: UsageEntry) -> CallBody:
