@@ -308,12 +308,19 @@ class ServiceUnavailable(Unavailable):
 
 
 class BackendError(MoyinError):
-    code = "backend_error"  # a model back end failed
+    """Reports that a model back end failed; ``may_be_billed`` if it has probably read the prompt."""
+
+    code = "backend_error"
+    may_be_billed = False
 
 
 class BackendUnavailable(BackendError):
     code = "backend_unavailable"
     retryable = True
+
+    def __init__(self, message: str, *, may_be_billed: bool = False, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.may_be_billed = may_be_billed
 
 
 class BackendKeyRejected(BackendUnavailable):
@@ -324,6 +331,7 @@ class BackendKeyRejected(BackendUnavailable):
 class BackendTimeout(BackendError):
     code = "backend_timeout"
     retryable = True
+    may_be_billed = True
 
 
 class BackendRejected(BackendError):
@@ -337,10 +345,12 @@ class InvalidToolCall(BackendError):
     """
 
     code = "invalid_tool_call"
+    may_be_billed = True
 
 
 class StreamInterrupted(BackendError):
     code = "stream_interrupted"  # the stream broke after its first byte
+    may_be_billed = True
 
 
 class StepError(MoyinError):
