@@ -51,6 +51,10 @@ class InvalidRequest(RequestError):
     code = "invalid_request"  # the error names the field
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    code = "previous_response_not_found"
+
+
 class EditorGraphFormat(InvalidRequest):
     code = "editor_format"  # the graph is in the format that ComfyUI's editor saves
 
@@ -234,6 +238,10 @@ class RequestNotFound(NotFound):
     code = "request_not_found"  # the ledger has no request with this id
 
 
+class ResponseNotFound(NotFound):
+    code = "response_not_found"
+
+
 class UserFileNotFound(NotFound):
     code = "file_not_found"  # a file of ComfyUI's frontend
 
@@ -300,12 +308,19 @@ class ServiceUnavailable(Unavailable):
 
 
 class BackendError(MoyinError):
-    code = "backend_error"  # a model back end failed
+    """Reports that a model back end failed; ``may_be_billed`` if it has probably read the prompt."""
+
+    code = "backend_error"
+    may_be_billed = False
 
 
 class BackendUnavailable(BackendError):
     code = "backend_unavailable"
     retryable = True
+
+    def __init__(self, message: str, *, may_be_billed: bool = False, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.may_be_billed = may_be_billed
 
 
 class BackendKeyRejected(BackendUnavailable):
@@ -316,6 +331,7 @@ class BackendKeyRejected(BackendUnavailable):
 class BackendTimeout(BackendError):
     code = "backend_timeout"
     retryable = True
+    may_be_billed = True
 
 
 class BackendRejected(BackendError):
@@ -329,10 +345,12 @@ class InvalidToolCall(BackendError):
     """
 
     code = "invalid_tool_call"
+    may_be_billed = True
 
 
 class StreamInterrupted(BackendError):
     code = "stream_interrupted"  # the stream broke after its first byte
+    may_be_billed = True
 
 
 class StepError(MoyinError):

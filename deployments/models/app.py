@@ -22,6 +22,7 @@ from deployments.models.routes.images import IMAGES_PATH, new_image_routes
 from deployments.models.routes.judge_summary import JudgeStatus
 from deployments.models.routes.models import new_model_routes
 from deployments.models.routes.ollama import new_ollama_routes
+from deployments.models.routes.responses import ResponsesRoute, new_response_routes
 from deployments.models.routes.usage import new_usage_routes
 from deployments.models.routing_config import ImagesConfig
 from deployments.swagger import DOCS_PATHS
@@ -35,7 +36,9 @@ from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
 from moyin.jobs.images import ImageJobs
 from moyin.store.quality import QualityStore
+from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
+from moyin.store.usage_reports import UsageReports
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import (
@@ -45,6 +48,7 @@ from moyin.text.protocol.ollama.codec import (
     OllamaGenerateCodec,
 )
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+from moyin.text.protocol.responses.codec import ResponsesCodec
 from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
@@ -64,6 +68,7 @@ _CODECS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
     "ollama": OllamaChatCodec(),
+    "responses": ResponsesCodec(),
 }
 
 
@@ -75,6 +80,7 @@ class ModelsServices:
         jobs: submits calls with the header ``Prefer: respond-async`` as jobs.
         image_settings: returns the current settings of image requests.
         public_url: first part of links to pictures; if empty, the address that the client used.
+        responses: stores answers of the Responses API, which later requests continue.
         signals: stores the signals from which ``learning`` learns the quality of answers.
         lifespan: starts the services before the first request and closes them at shutdown.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
@@ -86,6 +92,8 @@ class ModelsServices:
     image_settings: Callable[[], ImagesConfig]
     public_url: str = ""
     ledger: UsageLedger
+    reports: UsageReports
+    responses: StoredResponses
     signals: QualityStore
     learning: QualityLearner
     feedback: FeedbackService
@@ -120,7 +128,10 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_count_tokens_routes(text_router),
         new_model_routes(text_router),
         new_ollama_routes(text_router),
-        new_usage_routes(services.ledger),
+        new_usage_routes(
+            services.ledger, services.reports, lambda: text_router.fleet, services.meter
+        ),
+        new_response_routes(services.responses),
         new_explanation_routes(text_router, _CODECS),
         new_feedback_routes(
             text_router, services.feedback, services.learning, services.signals, services.judge
@@ -129,7 +140,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     ):
         fastapi.include_router(routes)
     complete_openapi(fastapi, lambda path: f"{_PREFIX}{path}" in _PUBLIC_PATHS)
-    calls = _new_call_routes(text_router, services.jobs)
+    calls = _new_call_routes(text_router, services.jobs, services.responses)
     guard = AuthorizationMiddleware(
         _HotPathRouter(calls, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
@@ -149,12 +160,15 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     )
 
 
-def _new_call_routes(text_router: Router, jobs: GatewayClient) -> dict[str, CallRoute]:
+def _new_call_routes(
+    text_router: Router, jobs: GatewayClient, responses: StoredResponses
+) -> dict[str, CallRoute]:
     """Return the routes of model calls by their path below ``/v1``."""
     job_submitter = JobSubmitter(text_router, jobs)
     return {
         "/chat/completions": CallRoute(OpenAICodec(), text_router, job_submitter),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
+        "/responses": ResponsesRoute(text_router, job_submitter, responses),
         "/messages": CallRoute(AnthropicCodec(), text_router, job_submitter),
         "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, job_submitter),
         "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, job_submitter),
@@ -171,10 +185,10 @@ def render_stream_error(
     Returns:
         None if ``media_type`` is not the media type of the protocol's streams.
     """
-    if path.startswith(f"{_PREFIX}/ollama"):
-        codec = _CODECS["ollama"]
-    else:
-        codec = _CODECS["anthropic" if path.startswith(f"{_PREFIX}/messages") else "openai"]
+    below = path.removeprefix(_PREFIX)
+    names = {"/ollama": "ollama", "/messages": "anthropic", "/responses": "responses"}
+    name = next((names[start] for start in names if below.startswith(start)), "openai")
+    codec = _CODECS[name]
     if media_type != codec.stream_content_type.partition(b";")[0].decode():
         return None
     return codec.render_error_event(error, request_id)

@@ -27,7 +27,9 @@ from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
 from moyin.store.response_cache import ResponseCache
 from moyin.store.sql import Database
+from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
+from moyin.store.usage_reports import UsageReports
 from moyin.system.processes import freeze_startup_objects
 from moyin.text.pictures import PictureFetcher
 from moyin.text.quality.embedder import SUPPORTED_EMBEDDERS, EmbedderNotInstalled, load_embedder
@@ -129,6 +131,8 @@ class Models(MoyinCalls):
             image_settings=lambda: self._image_settings,
             public_url=settings.public_url.rstrip("/"),
             ledger=ledger,
+            reports=UsageReports(database),
+            responses=StoredResponses(database),
             signals=store,
             learning=learning,
             feedback=FeedbackService(store, learning, ledger),

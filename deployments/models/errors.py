@@ -12,7 +12,8 @@ from moyin.text.protocol.openai.errors import render_error as openai_error
 _PREFIX = "/v1"
 _MODELS_PATH = f"{_PREFIX}/models"
 _MOYIN_PATHS = tuple(
-    f"{_PREFIX}/{name}" for name in ("requests", "route", "feedback", "quality", "health", "readyz")
+    f"{_PREFIX}/{name}"
+    for name in ("requests", "usage", "route", "feedback", "quality", "health", "readyz")
 )
 
 

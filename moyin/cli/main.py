@@ -22,6 +22,7 @@ from moyin.cli import (
     route,
     routes,
     stack,
+    usage,
 )
 from moyin.cli.screen import errors, out
 from moyin.client.errors import GatewayUnreachable, RequestRefused
@@ -52,6 +53,8 @@ stack.register(app)
 app.command("chat")(chat.chat)
 app.command("route")(route.route)
 app.command("feedback")(quality.feedback)
+app.command("usage")(usage.show_usage)
+app.command("requests")(usage.list_requests)
 app.add_typer(quality.app, name="quality")
 app.command("render")(render.render)
 app.command("demo")(demo.demo)

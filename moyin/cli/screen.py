@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,8 +15,13 @@ out = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def print_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Print a table to a terminal, or tab-separated lines without a heading into a pipe."""
+def print_table(
+    columns: Sequence[str], lines: Iterable[Sequence[str]], *, right: Collection[str] = ()
+) -> None:
+    """Print a table to a terminal, or tab-separated lines without a heading into a pipe.
+
+    ``right`` names the columns that are aligned to the right, such as numbers.
+    """
     if not out.is_terminal:
         for line in lines:
             sys.stdout.write("\t".join(line) + "\n")
@@ -24,7 +29,8 @@ def print_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         # Users copy the id in the first column into other commands, so it must not be wrapped.
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, overflow="fold", no_wrap=number == 0, justify=justify)
     for line in lines:
         table.add_row(*line)
     out.print(table)

@@ -17,6 +17,7 @@ class ApiFormat(StrEnum):
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
     OLLAMA = "ollama"
+    RESPONSES = "responses"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

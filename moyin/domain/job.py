@@ -32,6 +32,7 @@ class ChatProtocol(StrEnum):
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
     OLLAMA = "ollama"
+    RESPONSES = "responses"
 
 
 class JobStatus(StrEnum):

@@ -189,7 +189,7 @@ def parse_token_count(value: Any) -> int:
 
 def new_malformed_response_error() -> BackendUnavailable:
     """Create the error for a malformed response of a back end."""
-    return BackendUnavailable("the back end returned a malformed response")
+    return BackendUnavailable("the back end returned a malformed response", may_be_billed=True)
 
 
 def count_text_bytes(value: Any) -> int:

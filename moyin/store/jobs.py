@@ -6,9 +6,8 @@ abandoned attempt cannot change the row, and only the first final status of an a
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,13 +19,13 @@ from moyin.domain.limits import Limit
 from moyin.domain.serialization import to_plain
 from moyin.errors import (
     IdempotencyMismatch,
-    InvalidRequest,
     JobFinished,
     JobNotFinished,
     JobNotFound,
     PromptIdTaken,
 )
 from moyin.store.artifacts import insert_artifacts
+from moyin.store.cursors import build_older_condition, encode_cursor
 from moyin.store.job_rows import (
     OPEN_STATUSES,
     Launch,
@@ -148,16 +147,12 @@ class JobStore:
         for label, value in (labels or {}).items():
             query = query.where(jobs.c.metadata[label].as_string() == value)
         if cursor is not None:
-            created_at, job_id = _parse_cursor(cursor)
-            query = query.where(
-                sa.tuple_(jobs.c.created_at, jobs.c.id)
-                < sa.tuple_(sa.literal(created_at, jobs.c.created_at.type), sa.literal(job_id))
-            )
+            query = query.where(build_older_condition(jobs, cursor))
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
         rows = await self._database.fetch_all(query)
         page = [parse_job(row) for row in rows[:limit]]
         has_more = len(rows) > limit
-        return page, _build_cursor(page[-1]) if has_more else None
+        return page, encode_cursor(page[-1].created_at, page[-1].id) if has_more else None
 
     async def get_launch(self, job_id: str) -> Launch:
         """Return the data that starts the current attempt of a job, or raise `JobNotFound`."""
@@ -343,21 +338,3 @@ class JobStore:
 
 def _not_found(job_id: str) -> JobNotFound:
     return JobNotFound(f"job {job_id!r} does not exist, or you may not see it")
-
-
-def _build_cursor(job: Job) -> str:
-    plain = f"{job.created_at.isoformat()}_{job.id}"
-    return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
-
-
-def _parse_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        plain = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        created_at, _, job_id = plain.partition("_")
-        if "\0" in job_id:
-            raise ValueError("PostgreSQL cannot store NUL characters")
-        return datetime.fromisoformat(created_at).astimezone(UTC), job_id
-    except (ValueError, OverflowError):
-        raise InvalidRequest(
-            "cursor must be the next_cursor of the previous page", field="cursor"
-        ) from None

@@ -129,7 +129,23 @@ usage = sa.Table(
     sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
     sa.Column("complete", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Index("ix_usage_owner_created_at", "owner", "created_at"),
+    # These are null in rows of versions that did not record them.
+    sa.Column("key_id", sa.String(64), nullable=True),
+    sa.Column("requested_model", sa.String(256), nullable=True),
+    sa.Column("error", sa.String(64), nullable=True),
+    sa.Index("ix_usage_owner_created_at_id", "owner", "created_at", "id"),
+    sa.Index("ix_usage_created_at_id", "created_at", "id"),
+    sa.Index("ix_usage_owner_key_id", "owner", "key_id", "created_at", "id"),
+    sa.Index("ix_usage_owner_model", "owner", "model", "created_at", "id"),
+    sa.Index("ix_usage_owner_backend", "owner", "backend", "created_at", "id"),
+    sa.Index(
+        "ix_usage_not_complete",
+        "owner",
+        "created_at",
+        "id",
+        sqlite_where=sa.text("complete = 0"),
+        postgresql_where=sa.text("NOT complete"),
+    ),
     sa.Index("ix_usage_request_id", "request_id"),
 )
 
@@ -318,4 +334,20 @@ quality_states = sa.Table(
     # The tenant's contribution to the levels that tenants share, or null.
     sa.Column("levels", sa.JSON(none_as_null=True)),
     sa.Index("ix_quality_states_updated_at", "updated_at"),
+)
+
+# Answers of the Responses API, which later requests continue. Deleted after thirty days.
+responses = sa.Table(
+    "responses",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("previous", sa.String(64), nullable=True),
+    # JSON: the request's own items, the response object, and proofs of reasoning by item id.
+    sa.Column("input", sa.LargeBinary, nullable=False),
+    sa.Column("response", sa.LargeBinary, nullable=False),
+    sa.Column("proofs", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("ix_responses_owner_created_at", "owner", "created_at"),
+    sa.Index("ix_responses_created_at", "created_at"),
 )

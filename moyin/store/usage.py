@@ -8,9 +8,10 @@ import secrets
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from moyin.store.schema import usage
-from moyin.store.sql import Database, now
+from moyin.store.sql import Database, ensure_utc, now
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 10_000
@@ -40,14 +41,31 @@ _INSERT = {
 }
 
 
+# The error code of calls that the client or the gateway ended, such as the slower call of a hedge.
+CANCELLED = "cancelled"
+
+
+class CallStatus(StrEnum):
+    """Outcome of a call; ``incomplete`` calls ended early, but it is not recorded why."""
+
+    COMPLETE = "complete"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    INCOMPLETE = "incomplete"
+
+
 # Not frozen, since one is created per request and freezing doubles the cost.
 @dataclass(kw_only=True, slots=True)
 class UsageEntry:
-    """Describes the tokens and the cost of a request.
+    """Describes the tokens and the cost of one call to a back end for a request.
 
     Attributes:
         cached_tokens: the part of ``input_tokens`` that was read from a prompt cache.
         complete: whether the response was complete; if not, the counts are those up to its end.
+        key_id: id of the caller's API key; None if it is unknown.
+        requested_model: the model or alias that the request named.
+        error: code of the error that ended the call early.
+        created_at: the time when the entry was written; None before.
     """
 
     request_id: str
@@ -59,9 +77,23 @@ class UsageEntry:
     output_tokens: int
     cost_usd: Decimal
     complete: bool
+    key_id: str | None = None
+    requested_model: str | None = None
+    error: str | None = None
+    created_at: datetime | None = field(default=None, compare=False)
+
+    @property
+    def status(self) -> CallStatus:
+        if self.complete:
+            return CallStatus.COMPLETE
+        if self.error is None:
+            return CallStatus.INCOMPLETE
+        return CallStatus.CANCELLED if self.error == CANCELLED else CallStatus.FAILED
 
 
-_PLAIN_COLUMNS = tuple(name for name in UsageEntry.__slots__ if name != "cost_usd")
+_PLAIN_COLUMNS = tuple(
+    name for name in UsageEntry.__slots__ if name not in ("cost_usd", "created_at")
+)
 
 
 class UsageLedger:
@@ -125,7 +157,7 @@ class UsageLedger:
         if since is not None:
             query = query.where(usage.c.created_at >= since)
         row = await self._database.fetch_first(query)
-        return None if row is None else _parse_entry(row)
+        return None if row is None else parse_entry(row)
 
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
@@ -222,6 +254,16 @@ def _build_row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:
     }
 
 
-def _parse_entry(row: Mapping[Any, Any]) -> UsageEntry:
+def parse_entry(row: Mapping[Any, Any]) -> UsageEntry:
+    """Return the entry of a row of the table."""
     plain = {name: row[name] for name in _PLAIN_COLUMNS}
-    return UsageEntry(cost_usd=Decimal(row["cost_nano_usd"]) / _NANO, **plain)
+    return UsageEntry(
+        cost_usd=nano_to_usd(row["cost_nano_usd"]),
+        created_at=ensure_utc(row["created_at"]),
+        **plain,
+    )
+
+
+def nano_to_usd(nano: int) -> Decimal:
+    """Convert billionths of a US dollar to US dollars."""
+    return Decimal(nano) / _NANO

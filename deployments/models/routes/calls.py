@@ -37,15 +37,23 @@ class CallRoute:
         body = await _read_body(receive)
         if body is None:
             return
-        call = self._codec.parse(body)
+        call = await self.parse(body, scope)
         if prefers_async_response(scope["headers"]):
             headers, job = await self._job_submitter.submit(self._codec, call, scope)
             await _send_body(send, 202, [_JSON, *headers], job)
         else:
             await self.answer_call(call, scope, send)
 
+    async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
+        """Parse and validate the client's request."""
+        return self._codec.parse(body)
+
     async def answer_call(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         """Send the call to a model that the router chooses, and send the answer to the client."""
+        await send_answer(await self.fetch_answer(call, scope), send)
+
+    async def fetch_answer(self, call: ParsedRequest, scope: Scope) -> Answer:
+        """Return the answer of a model that the router chooses."""
         request_context = context(scope)
         caller = request_context.caller
         routing_context = RoutingContext(
@@ -55,8 +63,7 @@ class CallRoute:
             budget=get_admission(scope),
             key_id=caller.key_id,
         )
-        answer = await self._text_router.answer(self._codec, call, routing_context)
-        await _send_answer(answer, send)
+        return await self._text_router.answer(self._codec, call, routing_context)
 
 
 class OllamaRoute(CallRoute):
@@ -95,7 +102,7 @@ async def _read_body(receive: Receive) -> bytes | None:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _send_answer(answer: Answer, send: Send) -> None:
+async def send_answer(answer: Answer, send: Send) -> None:
     if answer.stream is not None:
         await _send_stream(answer, answer.stream, send)
     else:

@@ -1,31 +1,214 @@
-"""Serves the usage and cost of a model call at ``GET /v1/requests/{request_id}``."""
+"""Serves recorded calls at ``/v1/requests``, and their sums at ``GET /v1/usage``."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from moyin.access.gatekeeper import context
-from moyin.domain import serialization
-from moyin.errors import RequestNotFound
+from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.domain.identity import OPERATOR, Identity
+from moyin.domain.money import format_usd
+from moyin.errors import InsufficientScope, InvalidRequest, RequestNotFound, ServiceUnavailable
+from moyin.store.sql import now
 from moyin.store.usage import UsageLedger
+from moyin.store.usage_reports import CallFilter, UsageReports, UsageSum
+from moyin.text.protocol.usage import (
+    ALL_OWNERS,
+    MAX_DAYS,
+    BudgetBody,
+    CallBody,
+    CallPage,
+    CallsQuery,
+    DearestBody,
+    DearestModel,
+    GroupBody,
+    UsageBody,
+    UsageQuery,
+    UsageReport,
+    build_call,
+)
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.usage_comparison import DearestModels, PricedModel
+
+_log = logging.getLogger(__name__)
+_MAX_GROUPS = 5_000
 
 
-def new_usage_routes(ledger: UsageLedger) -> APIRouter:
-    """Return the route that shows the ``ledger`` entry of a call."""
+def new_usage_routes(
+    ledger: UsageLedger,
+    reports: UsageReports,
+    get_fleet: Callable[[], Fleet],
+    meter: RequestMeter | None,
+) -> APIRouter:
+    """Return the routes that show the calls in the ledger and their usage.
+
+    If ``meter`` is None, there are no budgets.
+    """
     router = APIRouter(tags=["usage"])
+
+    @router.get(
+        "/requests",
+        summary="List recorded calls, newest first",
+        description="Lists the calls of your tenant, which are recorded a second after they end: one "
+        "for each back end that was called, so a request that failed at the first has two. Pages are "
+        "stable while calls are added: `next_cursor` continues after the last call of the page.",
+    )
+    async def list_requests(request: Request, query: Annotated[CallsQuery, Query()]) -> CallPage:
+        calls = CallFilter(
+            owner=_resolve_owner(request, query.owner),
+            key_id=query.key,
+            backend=query.backend,
+            model=query.model,
+            requested_model=query.requested_model,
+            status=query.status,
+            since=query.after,
+            until=query.before,
+        )
+        page, cursor = await reports.list_calls(calls, limit=query.limit, cursor=query.cursor)
+        return CallPage(requests=[build_call(entry) for entry in page], next_cursor=cursor)
 
     @router.get(
         "/requests/{request_id}", summary="Show tokens and cost of a call by its x-request-id"
     )
-    async def show_request(request_id: str, request: Request) -> dict[str, Any]:
+    async def show_request(request_id: str, request: Request) -> CallBody:
         entry = await ledger.get(context(request.scope).owner, request_id)
         if entry is None:
             raise RequestNotFound(
                 "there is no call with this x-request-id; calls are recorded a second after they end"
             )
-        usage: dict[str, Any] = serialization.to_plain(entry)
-        return usage
+        return build_call(entry)
+
+    @router.get(
+        "/usage",
+        summary="Sum calls, tokens and cost",
+        description="Sums the calls of your tenant by day, model, back end, tenant or API key, or by "
+        "two of these. `dearest_cost_usd` is what the complete calls would have cost on the dearest "
+        "model that the tenant may use, at today's prices; the saving of routing is the difference "
+        f"to `cost_usd`. `budgets` shows what is spent, reserved and left for your key, user and "
+        f"tenant. At most {MAX_DAYS} days and {_MAX_GROUPS:,} groups.",
+        response_model_exclude_unset=True,
+    )
+    async def show_usage(request: Request, query: Annotated[UsageQuery, Query()]) -> UsageReport:
+        owner = _resolve_owner(request, query.owner)
+        since, until = query.resolve_period(now())
+        dearest = DearestModels(get_fleet(), owner)
+        calls = CallFilter(
+            owner=owner,
+            key_id=query.key,
+            backend=query.backend,
+            model=query.model,
+            requested_model=query.requested_model,
+            since=since,
+            until=until,
+        )
+        sums = await reports.sum_calls(calls, query.group_by, dearest.classes)
+        budgets = await _list_budgets(meter, context(request.scope).caller)
+        # Thousands of groups take milliseconds, too long for the event loop.
+        return await asyncio.to_thread(_build_report, query, (since, until), sums, dearest, budgets)
 
     return router
+
+
+def _resolve_owner(request: Request, owner: str | None) -> str | None:
+    """Return the tenant whose calls are shown, or None for all tenants.
+
+    Raises:
+        InsufficientScope: the caller may not see the calls of other tenants.
+    """
+    caller = context(request.scope).caller
+    if owner is None or owner == caller.owner:
+        return caller.owner
+    if not caller.has_scope(OPERATOR):
+        raise InsufficientScope(
+            f"owner: the calls of other tenants need the scope {OPERATOR}",
+            field="owner",
+            details={"scope": OPERATOR},
+        )
+    return None if owner == ALL_OWNERS else owner
+
+
+async def _list_budgets(meter: RequestMeter | None, caller: Identity) -> list[BudgetBody] | None:
+    if meter is None:
+        return []
+    try:
+        states = await meter.budgets.list_states(caller.limits, caller.owner)
+    except ServiceUnavailable as error:
+        # The sums, which need no Valkey, are shown nevertheless.
+        _log.warning("budgets are missing in a usage report: %s", error.__cause__)
+        return None
+    return [BudgetBody.model_validate(state.to_details()) for state in states]
+
+
+def _build_report(
+    query: UsageQuery,
+    period: tuple[datetime, datetime],
+    sums: Sequence[UsageSum],
+    dearest: DearestModels,
+    budgets: list[BudgetBody] | None,
+) -> UsageReport:
+    since, until = period
+    models = dearest.choose(sums)
+    return UsageReport(
+        since=since,
+        until=until,
+        group_by=query.group_by,
+        total=UsageBody.model_validate(_add_up(sums, dearest, models)),
+        groups=_build_groups(query, sums, dearest, models),
+        dearest=DearestBody(
+            chat=_describe_model(models.get(False)),
+            embeddings=_describe_model(models.get(True)),
+        ),
+        budgets=budgets,
+    )
+
+
+def _build_groups(
+    query: UsageQuery,
+    sums: Sequence[UsageSum],
+    dearest: DearestModels,
+    models: Mapping[bool, PricedModel],
+) -> list[GroupBody]:
+    members = defaultdict[tuple[str | None, ...], list[UsageSum]](list)
+    for item in sums:
+        members[item.group].append(item)
+    if len(members) > _MAX_GROUPS:
+        raise InvalidRequest(
+            f"group_by: there are more than {_MAX_GROUPS} groups; shorten the time from `from` to "
+            f"`to`, or filter",
+            field="group_by",
+        )
+    names = [name.value for name in query.group_by]
+    groups = [
+        GroupBody.model_validate(
+            {**dict(zip(names, values, strict=True)), **_add_up(items, dearest, models)}
+        )
+        for values, items in members.items()
+    ]
+    return sorted(groups, key=lambda group: (group.day or "", -float(group.cost_usd), -group.calls))
+
+
+def _add_up(
+    sums: Iterable[UsageSum], dearest: DearestModels, models: Mapping[bool, PricedModel]
+) -> dict[str, int | str | None]:
+    sums = list(sums)
+    pico = dearest.compute_pico_cost(sums, models)
+    return {
+        "calls": sum(item.calls for item in sums),
+        "incomplete_calls": sum(item.calls for item in sums if not item.is_complete),
+        "input_tokens": sum(item.input_tokens for item in sums),
+        "cached_tokens": sum(item.cached_tokens for item in sums),
+        "output_tokens": sum(item.output_tokens for item in sums),
+        "cost_usd": f"{sum(item.cost_usd for item in sums):f}",
+        "dearest_cost_usd": None if pico is None else format_usd(pico),
+    }
+
+
+def _describe_model(model: PricedModel | None) -> DearestModel | None:
+    return None if model is None else DearestModel(model=model.model, backend=model.backend)

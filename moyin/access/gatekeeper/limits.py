@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from importlib.resources import files
 from typing import Any
@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from moyin.access.gatekeeper.budgets import BudgetReader, build_budget_state, build_key
 from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, LimitExceeded, RateLimited, ServiceUnavailable
 from moyin.settings import Settings
@@ -52,6 +53,9 @@ class RequestMeter:
         rates_fail_open: whether requests that spend from no budget are allowed while Valkey is
             unavailable.
         budgets_fail_open: whether requests that spend from a budget are allowed meanwhile.
+
+    Attributes:
+        budgets: reads what is spent and reserved.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class RequestMeter:
                 retry_on_error=[RedisConnectionError],
             )
         )
+        self.budgets = BudgetReader(self._redis)
         folder = files("moyin.access.gatekeeper") / "scripts"
         self._admit = self._redis.register_script((folder / "admit.lua").read_text())
         self._settle = self._redis.register_script((folder / "settle.lua").read_text())
@@ -94,20 +99,6 @@ class RequestMeter:
             await asyncio.gather(self._renewing, return_exceptions=True)
         await asyncio.gather(*self._settling, return_exceptions=True)
         await self._redis.aclose()
-
-    async def get_month_spending(self, subject: str, owner: str) -> Decimal:
-        """Return the US dollars spent and reserved in this month, or raise `ServiceUnavailable`."""
-        key = _build_key(owner, subject, "money")
-        try:
-            reply: Any = self._redis.hmget(key, ["month", "month_nano"])
-            month, nano = await reply
-        except RedisError as error:
-            raise ServiceUnavailable(
-                "budgets cannot be read at the moment; try again", retry_after=1
-            ) from error
-        if month is None or month.decode() != f"{datetime.now(UTC):%Y-%m}":
-            return Decimal(0)
-        return Decimal(int(nano or 0)) / _NANO
 
     async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
         """Run the Lua script that counts a request if no limit is exceeded, and return its reply."""
@@ -190,7 +181,7 @@ class Admission:
         self._limits = [limit for limit in limits if limit.limits_requests]
         # All keys have one hash tag, so that a cluster keeps them on one node.
         self._keys = [
-            _build_key(owner, limit.subject, kind)
+            build_key(owner, limit.subject, kind)
             for limit in self._limits
             for kind in ("requests", "tokens", "leases", "money")
         ]
@@ -292,18 +283,20 @@ class Admission:
         self.release()
 
     def _create_error(
-        self, index: int, exceeded: bytes, wait_ms: int, number: int
+        self,
+        index: int,
+        exceeded: bytes,
+        wait_ms: int,
+        number: int,
+        booked: bytes = b"0",
+        reserved: bytes = b"0",
     ) -> LimitExceeded:
-        kind = exceeded.decode()
-        subject = self._limits[index].subject.partition(":")[0]
+        kind, limit = exceeded.decode(), self._limits[index]
+        subject = limit.subject.partition(":")[0]
         message = f"{_MESSAGES[kind].format(limit=number)} (limit of the {subject})"
         if kind in ("day", "month"):
-            details = {
-                "limit": f"usd_per_{kind}",
-                "of": subject,
-                "resets_at": _get_next_period_start(kind),
-            }
-            return BudgetExceeded(message, details=details)
+            state = build_budget_state(limit, kind, int(booked), int(reserved))
+            return BudgetExceeded(message, details=state.to_details())
         seconds = wait_ms / 1000
         details = {"limit": _FIELDS[kind], "of": subject}
         headers = _build_rate_limit_headers(number, 0, wait_ms) if kind == "requests" else {}
@@ -315,19 +308,6 @@ _FIELDS = {
     "tokens": "tokens_per_minute",
     "concurrent": "concurrent_requests",
 }
-
-
-def _build_key(owner: str, subject: str, kind: str) -> str:
-    return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
-
-
-def _get_next_period_start(period: str) -> str:
-    """Return the start of the next UTC day or month in ISO 8601."""
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    if period == "month":
-        # The first day of a month plus 31 days is in the next month.
-        return (today.replace(day=1) + timedelta(days=31)).replace(day=1).isoformat()
-    return (today + timedelta(days=1)).isoformat()
 
 
 def _build_script_arguments(limit: Limit) -> list[Any]:

@@ -18,13 +18,14 @@ _FORBIDDEN_ROUTES = (
 
 def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
     """Check a chat step's request for mistakes that the models app would reject when the step runs."""
-    messages = request.get("messages")
-    has_prompt = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
-    if not has_prompt and (not isinstance(messages, list) or not messages):
-        raise InvalidRequest(
-            f"{field}.messages must be a list with at least one message",
-            field=f"{field}.messages",
-        )
+    if protocol is ChatProtocol.RESPONSES:
+        if not request.get("input"):
+            raise InvalidRequest(
+                f"{field}.input must be text or a list with at least one item",
+                field=f"{field}.input",
+            )
+    else:
+        _check_messages(protocol, request, field)
     if not isinstance(request.get("model"), str):
         raise InvalidRequest(
             f"{field}.model must be a string; `auto` lets the router choose",
@@ -37,6 +38,16 @@ def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field
         )
 
 
+def _check_messages(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
+    messages = request.get("messages")
+    has_prompt = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
+    if not has_prompt and (not isinstance(messages, list) or not messages):
+        raise InvalidRequest(
+            f"{field}.messages must be a list with at least one message",
+            field=f"{field}.messages",
+        )
+
+
 def get_chat_path(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
     """Return the path of the models app to which the request of a chat step is sent."""
     match protocol:
@@ -46,6 +57,8 @@ def get_chat_path(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
             return "/v1/messages"
         case ChatProtocol.OLLAMA:
             return f"/v1/ollama/api/{'generate' if 'prompt' in request else 'chat'}"
+        case ChatProtocol.RESPONSES:
+            return "/v1/responses"
 
 
 def disable_streaming(protocol: ChatProtocol, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -74,6 +87,10 @@ def _find_text(protocol: ChatProtocol, body: Any) -> str | None:
         case ChatProtocol.OLLAMA:
             text = body["response"] if "response" in body else body["message"]["content"]
             return text or None
+        case ChatProtocol.RESPONSES:
+            messages = [item for item in body["output"] if item["type"] == "message"]
+            texts = [part.get("text", "") for item in messages for part in item["content"]]
+            return "".join(texts) or None
 
 
 def check_step_path(path: str, *, field: str) -> None:

@@ -82,7 +82,9 @@ class AnthropicBackend:
                 message = await self._get_sdk().messages.create(**arguments)
         # The SDK returns a response as text if its content type is not JSON.
         if not isinstance(message, Message):
-            raise BackendUnavailable("the back end's response to /v1/messages is not JSON")
+            raise BackendUnavailable(
+                "the back end's response to /v1/messages is not JSON", may_be_billed=True
+            )
         return chat_response_to_domain(message.to_dict(mode="json"))
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
@@ -178,7 +180,10 @@ def _translate_errors() -> Iterator[None]:
     except (httpx2.HTTPError, OSError):
         # The connection broke within the body: the SDK translates only earlier errors.
         raise BackendUnavailable(
-            "the back end closed the connection during its response to /v1/messages"
+            "the back end closed the connection during its response to /v1/messages",
+            may_be_billed=True,
         ) from None
     except (anthropic.AnthropicError, ValueError):
-        raise BackendUnavailable("the back end's response to /v1/messages is malformed") from None
+        raise BackendUnavailable(
+            "the back end's response to /v1/messages is malformed", may_be_billed=True
+        ) from None

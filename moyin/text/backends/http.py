@@ -105,14 +105,17 @@ class HttpClient:
         try:
             return await read_up_to(response, _MAX_RESPONSE_BYTES)
         except BodyTooLong:
-            raise BackendUnavailable(f"the back end's response to {path} exceeds 256 MiB") from None
+            raise BackendUnavailable(
+                f"the back end's response to {path} exceeds 256 MiB", may_be_billed=True
+            ) from None
         except TimeoutError:
             raise BackendTimeout(
                 f"the back end did not respond to {path} within the timeout"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                f"the back end closed the connection during its response to {path}"
+                f"the back end closed the connection during its response to {path}",
+                may_be_billed=True,
             ) from None
         finally:
             # Closing an unread response makes the server stop generating.

@@ -222,7 +222,9 @@ def _translate_errors() -> Iterator[None]:
     except (httpx.TimeoutException, TimeoutError):
         raise BackendTimeout("the Ollama server did not respond within the timeout") from None
     except (httpx.HTTPError, ValueError):
-        raise BackendUnavailable("the Ollama server's response is malformed") from None
+        raise BackendUnavailable(
+            "the Ollama server's response is malformed", may_be_billed=True
+        ) from None
 
 
 _DEFAULT_TAG = ":latest"

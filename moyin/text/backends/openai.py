@@ -98,7 +98,7 @@ class OpenAIBackend:
             return chat_response_to_domain(from_json(body))
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response to /chat/completions is not JSON"
+                "the back end's response to /chat/completions is not JSON", may_be_billed=True
             ) from None
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
@@ -121,7 +121,9 @@ class OpenAIBackend:
         try:
             return validate_embeddings(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
-            raise BackendUnavailable("the back end's response to /embeddings is not JSON") from None
+            raise BackendUnavailable(
+                "the back end's response to /embeddings is not JSON", may_be_billed=True
+            ) from None
 
     async def probe(self) -> None:
         self._owned_by = _read_owned_by(await self._http.get("/models", _PROBE_SECONDS))

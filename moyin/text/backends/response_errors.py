@@ -95,7 +95,8 @@ def validate_embeddings(
     """
     if len(response.vectors) != len(request.inputs):
         raise BackendUnavailable(
-            f"the back end returned {len(response.vectors)} vectors for {len(request.inputs)} inputs"
+            f"the back end returned {len(response.vectors)} vectors for {len(request.inputs)} inputs",
+            may_be_billed=True,
         )
     dimensions = request.dimensions
     sizes = (len(vector) for vector in response.vectors)

@@ -66,7 +66,7 @@ class JudgeBudget:
         Raises:
             ServiceUnavailable: Valkey does not answer.
         """
-        return await self._meter.get_month_spending(_BUDGET_SUBJECT, JUDGE_OWNER)
+        return await self._meter.budgets.get_month_spending(_BUDGET_SUBJECT, JUDGE_OWNER)
 
 
 def intersect_residencies(

@@ -11,6 +11,7 @@ from moyin.domain import chat
 from moyin.domain.backend import ApiFormat
 from moyin.domain.money import Usage
 from moyin.errors import StreamInterrupted, UnsupportedFeature
+from moyin.http.sse import FrameSplitter, parse_event
 from moyin.text.protocol.anthropic.stream import StreamReader as AnthropicReader
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.stream import LineSplitter
@@ -68,10 +69,25 @@ def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
     Raises:
         MoyinError: the stream is malformed.
     """
-    if codec.api_format is ApiFormat.OLLAMA:
-        return _join_ollama_lines(codec, body)
-    reader = OpenAIReader() if codec.api_format is ApiFormat.OPENAI else AnthropicReader()
-    return _join_deltas(reader.feed(body))
+    match codec.api_format:
+        case ApiFormat.OLLAMA:
+            return _join_ollama_lines(codec, body)
+        case ApiFormat.RESPONSES:
+            return _decode_last_response(codec, body)
+        case ApiFormat.OPENAI:
+            return _join_deltas(OpenAIReader().feed(body))
+        case ApiFormat.ANTHROPIC:
+            return _join_deltas(AnthropicReader().feed(body))
+
+
+def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
+    """Read the response object in the last event that has one."""
+    for frame in reversed(FrameSplitter().feed(body)):
+        if frame.data is not None:
+            response = parse_event(frame).get("response")
+            if isinstance(response, dict):
+                return codec.read_response(response)
+    raise StreamInterrupted("the stream has no event with the response")
 
 
 def _join_deltas(deltas: list[chat.Delta]) -> chat.ChatResponse:

@@ -150,7 +150,7 @@ def hash_request(call: RoutedCall, route: CompiledRoute) -> str:
 
 def _serve_cached(call: RoutedCall, cached: CachedResponse) -> Answer:
     entry = build_usage_entry(
-        call.context, _LEDGER_BACKEND, cached.model, cached.usage, pico=0, complete=True
+        call.context, call.request.model, _LEDGER_BACKEND, cached.model, cached.usage, pico=0
     )
     call.accounting.ledger.record(entry)
     trailer = call.codec.encode_cost_trailer(b"0") if call.request.is_streamed else b""

@@ -24,6 +24,7 @@ from moyin.errors import (
     Overloaded,
     UnsupportedFeature,
 )
+from moyin.store.usage import CANCELLED
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
 from moyin.text.routing.compiled_route import RouteTarget
@@ -94,19 +95,23 @@ class Attempt:
             # The back end has probably read the prompt and charges for it.
             self._record_failure()
             usage = self._usage_so_far or self._estimate_usage(0)
-            self.record(usage, error="cancelled")
+            self.record(usage, error=CANCELLED)
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._record_failure()
             # If the request has a file id, the file may be missing instead of the model.
             if isinstance(error, ModelNotFound) and not call.needs.has_external_content:
                 self.target.model_breaker.fail()
-            if self._usage_so_far is None:
+            billed = self._find_billed_usage(error)
+            if billed is None:
                 self._record_call(Usage(), error.code)
             else:
-                self.record(self._usage_so_far, error=error.code)
+                self.record(billed, error=error.code)
             raise
-        except Exception:
+        except Exception as error:
+            if self._usage_so_far is not None:
+                # The client's protocol cannot express the answer, which is billed nevertheless.
+                self.record(self._usage_so_far, error=_get_error_code(error))
             # The request may not have been sent, so the back end may not load the model for it.
             if self._starts_loading:
                 self._record_failure()
@@ -119,9 +124,14 @@ class Attempt:
         """
         call, target = self.call, self.target
         pico = target.get_price().compute_pico_cost(usage)
-        model, complete = target.deployment.model.name, error is None
         entry = build_usage_entry(
-            call.context, target.runtime.name, model, usage, pico=pico, complete=complete
+            call.context,
+            call.request.model,
+            target.runtime.name,
+            target.deployment.model.name,
+            usage,
+            pico=pico,
+            error=error,
         )
         call.accounting.ledger.record(entry)
         if call.context.budget is not None:
@@ -229,9 +239,13 @@ class Attempt:
         try:
             answer = from_json(body)
         except ValueError:
-            raise BackendUnavailable("the back end's response is not valid JSON") from None
+            raise BackendUnavailable(
+                "the back end's response is not valid JSON", may_be_billed=True
+            ) from None
         if not isinstance(answer, dict):
-            raise BackendUnavailable("the back end's response must be a JSON object")
+            raise BackendUnavailable(
+                "the back end's response must be a JSON object", may_be_billed=True
+            )
         if answer.get("error"):
             # Some servers report errors with status 200.
             raise BackendUnavailable("the back end returned an error in a response with status 200")
@@ -263,6 +277,16 @@ class Attempt:
         return self._build_answer(
             self.call.request.encode_response(answer), usage, estimated=estimated
         )
+
+    def _find_billed_usage(self, error: MoyinError) -> Usage | None:
+        """Return the usage that the provider may bill for a failed call, or None.
+
+        A provider does not bill a refusal, or a call that did not reach it.
+        """
+        if self._usage_so_far is not None:
+            return self._usage_so_far
+        is_billed = isinstance(error, BackendError) and error.may_be_billed
+        return self._estimate_usage(0) if is_billed else None
 
     def _estimate_usage(self, output_tokens: int) -> Usage:
         """Return the estimated usage of a call, for a back end that reports none."""
@@ -307,7 +331,8 @@ class Attempt:
                 self._usage_so_far = source.usage
             if isinstance(error, StopAsyncIteration):
                 raise BackendUnavailable(
-                    "the back end ended the stream without sending data; retry later"
+                    "the back end ended the stream without sending data; retry later",
+                    may_be_billed=True,
                 ) from None
             if isinstance(error, TimeoutError):
                 raise BackendTimeout(
@@ -347,4 +372,7 @@ class Attempt:
 
 
 def _get_error_code(error: BaseException) -> str:
-    return error.code if isinstance(error, MoyinError) else "cancelled"
+    if isinstance(error, MoyinError):
+        return error.code
+    is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+    return CANCELLED if is_cancelled else MoyinError.code

@@ -11,6 +11,8 @@ from moyin.store.usage import UsageEntry
 from moyin.text.routing.answer import RoutingContext
 
 _DAY_SECONDS = 86_400
+# The characters of a requested name that the ledger's column can hold.
+_MAX_NAME = 256
 _EPOCH = date(1970, 1, 1)
 
 
@@ -22,11 +24,18 @@ class Ledger(Protocol):
 
 
 def build_usage_entry(
-    context: RoutingContext, backend: str, model: str, usage: Usage, *, pico: int, complete: bool
+    context: RoutingContext,
+    requested_model: str,
+    backend: str,
+    model: str,
+    usage: Usage,
+    *,
+    pico: int,
+    error: str | None = None,
 ) -> UsageEntry:
     """Build the ledger entry of a call that cost ``pico`` picodollars.
 
-    ``complete`` is False if an error or the client ended the answer early.
+    ``error`` is the code of the error that ended the answer early, or `CANCELLED`.
     """
     return UsageEntry(
         request_id=context.request_id,
@@ -37,7 +46,10 @@ def build_usage_entry(
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
         cost_usd=pico_to_usd(pico),
-        complete=complete,
+        complete=error is None,
+        key_id=context.key_id or None,
+        requested_model=requested_model[:_MAX_NAME],
+        error=error,
     )
 
 

@@ -175,6 +175,8 @@ GATEWAY = {
 
 MODELS_ROLES = ("nobody", "player", "reader", "text", "everything", "other tenant")
 MODELS = {
+    "GET /requests": "-xx+++",
+    "GET /usage": "-xx+++",
     "POST /images/generations": "-xxx++",  # pictures are jobs
     "GET /requests/{request_id}": "-xx++h",
     "GET /quality/export": "-xxx++",  # administrators'
@@ -447,3 +449,22 @@ async def test_models(tmp_path: Path) -> None:
                 seen += judge(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
             assert seen == expected, (route, told)
+
+
+async def test_calls_of_other_tenants(tmp_path: Path) -> None:
+    """Only a key with all scopes, those of an operator included, may name another tenant."""
+    async with (
+        serving(tmp_path) as models_app,
+        aiohttp.ClientSession(f"{models_app.url}/v1/") as session,
+    ):
+        database = Database(Settings(data=tmp_path).sql_url)
+        bearers = await bearers_of(KeyStore(database), "ada")
+        await database.close()
+        for path in ("requests?owner=eve", "requests?owner=*", "usage?owner=eve", "usage?owner=*"):
+            seen = ""
+            for role in MODELS_ROLES:
+                bearer = bearers[role]
+                headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+                async with session.get(path, headers=headers) as response:
+                    seen += judge(response.status, (await response.json()).get("code"))
+            assert seen == "-xxx++", path

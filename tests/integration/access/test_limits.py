@@ -194,6 +194,64 @@ async def test_free_models_answer_after_the_budget_is_spent(meter: RequestMeter)
     await meter.admit([limit], owner="d")
 
 
+async def test_budgets_show_what_is_spent_reserved_and_left(meter: RequestMeter) -> None:
+    key = Limit(subject="key:shown", usd_per_day=Decimal(1), usd_per_month=Decimal(5))
+    limits = [key, Limit(subject="owner:i", usd_per_month=Decimal(2)), Limit(subject="user:i")]
+
+    async def list_amounts() -> list[tuple[str, str, Decimal, Decimal, Decimal]]:
+        states = await meter.budgets.list_states(limits, "i")
+        return [(s.subject, s.period, s.spent, s.reserved, s.left) for s in states]
+
+    def amounts(spent: str, reserved: str) -> list[tuple[str, str, Decimal, Decimal, Decimal]]:
+        used = Decimal(spent), Decimal(reserved)
+        return [
+            (subject, period, *used, Decimal(limit) - sum(used))
+            for subject, period, limit in (
+                ("key:shown", "day", 1), ("key:shown", "month", 5), ("owner:i", "month", 2),
+            )
+        ]  # fmt: skip
+
+    assert await list_amounts() == amounts("0", "0")
+    first = await meter.admit(limits, owner="i", usd=Decimal("0.5"))
+    second = await meter.admit(limits, owner="i", usd=Decimal("0.3"))
+    assert await list_amounts() == amounts("0", "0.8")
+    second.record(Decimal("0.000000001"), 0)
+    second.release()
+
+    async def is_settled() -> bool:
+        return await list_amounts() == amounts("0.000000001", "0.5")
+
+    await eventually(is_settled)
+    with pytest.raises(BudgetExceeded) as refused:
+        await meter.admit(limits, owner="i", usd=Decimal("0.6"))
+    details = dict(refused.value.details)
+    assert datetime.fromisoformat(details.pop("resets_at")) > datetime.now(UTC)
+    assert details == {
+        "limit": "usd_per_day", "of": "key", "limit_usd": "1", "spent_usd": "0.000000001",
+        "reserved_usd": "0.5", "left_usd": "0.499999999",
+    }  # fmt: skip
+    first.release()
+
+
+async def test_reservations_of_an_earlier_version_are_settled(
+    meter: RequestMeter, valkey_server: ValkeyServer
+) -> None:
+    """That version did not count them, so they must not count as negative afterwards."""
+    limit = Limit(subject="key:old", usd_per_day=Decimal(1))
+    admission = await meter.admit([limit], owner="j", usd=Decimal("0.8"))
+    async with redis.Redis.from_url(valkey_server.url) as valkey:
+        money = "moyin:limit:{j}:key:old:money"
+        await valkey.hdel(money, "day_reserved", "month_reserved")
+        admission.record(Decimal("0.5"), 0)
+        admission.release()
+
+        async def is_settled() -> bool:
+            [state] = await meter.budgets.list_states([limit], "j")
+            return (state.spent, state.reserved) == (Decimal("0.5"), 0)
+
+        await eventually(is_settled)
+
+
 async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:

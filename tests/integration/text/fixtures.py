@@ -30,7 +30,9 @@ from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
+from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
+from moyin.store.usage_reports import UsageReports
 from moyin.testing.fakes import RecordingTelemetry
 from moyin.text.judging.verdict import Outcome
 from moyin.text.pictures import PictureFetcher
@@ -195,6 +197,8 @@ async def serving(
         images=ImageJobs(gateway=jobs, signing_key=b"0" * 32),
         image_settings=ImagesConfig,
         ledger=ledger,
+        reports=UsageReports(database),
+        responses=StoredResponses(database),
         signals=store,
         learning=learning,
         feedback=FeedbackService(store, learning, ledger),

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import redis.asyncio as redis
@@ -114,6 +115,35 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
     assert await call() == "answered"
     await client.close()
     measured(f"budget of {budget} USD, 12 calls at once: {seen['answered']} answered, 0 overshoot")
+
+
+async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> None:
+    # Less than the maximum cost of a call without max_tokens, which reserves a whole context.
+    key_id, client = await studio.client(usd_per_day=Decimal("0.015"))
+    await client.chat.completions.create(**hello())
+
+    async def is_settled() -> bool:
+        _, cost = await studio.ledger()
+        return 0 < cost == await studio.booked(key_id)
+
+    await eventually(is_settled)
+    _, cost = await studio.ledger()
+    with pytest.raises(openai.APIStatusError) as refused:
+        await client.chat.completions.create(**hello(max_tokens=openai.omit))
+    error: Any = refused.value.body
+    assert (refused.value.status_code, error["code"]) == (402, "budget_exceeded")
+    report = await client.get("/usage", cast_to=httpx.Response)
+    [budget] = report.json()["budgets"]
+    assert Decimal(budget["spent_usd"]) == Decimal(cost) / NANO
+    assert budget["resets_at"].replace("Z", "+00:00") == error["details"].pop("resets_at")
+    assert {**error["details"], "resets_at": budget["resets_at"]} == budget
+    left = Decimal("0.015") - Decimal(cost) / NANO
+    assert budget == {
+        "limit": "usd_per_day", "of": "key", "limit_usd": "0.015", "reserved_usd": "0",
+        "spent_usd": budget["spent_usd"], "left_usd": f"{left.normalize():f}",
+        "resets_at": budget["resets_at"],
+    }  # fmt: skip
+    await client.close()
 
 
 async def test_a_stream_that_is_cut_settles_to_what_the_ledger_says(studio: Studio) -> None:

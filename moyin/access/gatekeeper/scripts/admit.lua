@@ -3,7 +3,8 @@
 -- KEYS, four per limit: requests in the minute, tokens in the minute, leases, money.
 -- ARGV: lease id, lease in ms, nano dollars, tokens, day, month; then five per limit: requests
 -- per minute, tokens per minute, concurrent requests, nano dollars per day and per month ('': none).
--- Returns {0, index of the limit, the exceeded kind, ms to wait, the maximum} or
+-- Returns {0, index of the limit, the exceeded kind, ms to wait, the maximum}, for a budget followed
+-- by the nano dollars that are spent or reserved and those that are reserved, or
 -- {1, the strictest limit on requests (0: none), its remaining requests, ms to its next minute}.
 
 local MINUTE = 60000
@@ -22,8 +23,16 @@ local function left_ms(key)
 end
 
 local function spent(key)
-  local kept = redis.call('HMGET', key, 'day', 'day_nano', 'month', 'month_nano')
-  return kept[1] == day and tonumber(kept[2]) or 0, kept[3] == month and tonumber(kept[4]) or 0
+  local kept = redis.call('HMGET', key, 'day', 'day_nano', 'month', 'month_nano',
+    'day_reserved', 'month_reserved')
+  local is_today, is_this_month = kept[1] == day, kept[3] == month
+  return is_today and tonumber(kept[2]) or 0, is_this_month and tonumber(kept[4]) or 0,
+    is_today and tonumber(kept[5] or 0) or 0, is_this_month and tonumber(kept[6] or 0) or 0
+end
+
+-- Numbers of more than fourteen digits would otherwise become text with an exponent.
+local function text(number)
+  return string.format('%.0f', number)
 end
 
 local function add(key, amount)
@@ -55,9 +64,13 @@ for i = 0, count - 1 do
   end
   -- With an exhausted budget, free requests still pass.
   if nano > 0 and (daily or monthly) then
-    local today, this_month = spent(KEYS[key + 4])
-    if daily and today + nano > daily then return {0, i, 'day', 0, 0} end
-    if monthly and this_month + nano > monthly then return {0, i, 'month', 0, 0} end
+    local today, this_month, of_today, of_month = spent(KEYS[key + 4])
+    if daily and today + nano > daily then
+      return {0, i, 'day', 0, 0, text(today), text(of_today)}
+    end
+    if monthly and this_month + nano > monthly then
+      return {0, i, 'month', 0, 0, text(this_month), text(of_month)}
+    end
   end
 end
 
@@ -70,14 +83,16 @@ for i = 0, count - 1 do
     redis.call('PEXPIRE', KEYS[key + 3], 2 * ARGV[2])
   end
   if nano > 0 and (ARGV[argument + 4] ~= '' or ARGV[argument + 5] ~= '') then
-    local money, today, this_month = KEYS[key + 4], spent(KEYS[key + 4])
+    local money = KEYS[key + 4]
+    local today, this_month, of_today, of_month = spent(money)
     -- A new month drops the reservations of the old one, such as those of dead replicas.
     if redis.call('HGET', money, 'month') ~= month then redis.call('DEL', money) end
     -- Reserves once per lease, even if the client repeats the call after a broken connection.
     -- No expiry: money must be kept until its period ends.
     if redis.call('HSETNX', money, 'lease:' .. ARGV[1], ARGV[3]) == 1 then
-      redis.call('HSET', money, 'day', day, 'day_nano', string.format('%.0f', today + nano),
-        'month', month, 'month_nano', string.format('%.0f', this_month + nano))
+      redis.call('HSET', money, 'day', day, 'day_nano', text(today + nano),
+        'day_reserved', text(of_today + nano), 'month', month,
+        'month_nano', text(this_month + nano), 'month_reserved', text(of_month + nano))
     end
   end
 end

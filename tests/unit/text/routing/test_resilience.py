@@ -12,16 +12,19 @@ from moyin.domain.backend import RawRequest
 from moyin.domain.chat import Text, ToolUse
 from moyin.errors import (
     BackendKeyRejected,
+    BackendRejected,
     BackendTimeout,
     BackendUnavailable,
     InvalidRequest,
     InvalidToolCall,
     ModelNotFound,
+    MoyinError,
     Overloaded,
     ServiceUnavailable,
     StreamInterrupted,
     UnsupportedFeature,
 )
+from moyin.store.usage import CallStatus
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend, make_text_response
 from moyin.text.backends.response_errors import error_from_status
@@ -394,6 +397,45 @@ async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
     assert caught.value.retry_after
     rig.runtimes[1].is_up = True
     assert (await rig.ask()).body is RAW
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackendTimeout("x"),
+        StreamInterrupted("x"),
+        BackendUnavailable("the response is malformed", may_be_billed=True),
+    ],
+)
+async def test_failed_calls_that_a_provider_may_bill_are_in_the_ledger(
+    error: MoyinError, stream: bool
+) -> None:
+    rig = Rig(FakeBackend(error=error), tariff=CHEAP)
+    with pytest.raises(type(error)):
+        await rig.ask(stream=stream)
+    (entry,) = rig.ledger
+    assert (entry.complete, entry.error, entry.status) == (False, error.code, CallStatus.FAILED)
+    assert entry.requested_model == "auto"
+    assert entry.cost_usd == Decimal(entry.input_tokens) / 1_000_000 > 0
+    assert [call.error for call in rig.telemetry.calls] == [error.code]
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("x"), BackendRejected("x"), Overloaded("x")])
+async def test_refused_calls_are_not_in_the_ledger(error: MoyinError) -> None:
+    rig = Rig(FakeBackend(error=error), tariff=CHEAP)
+    with pytest.raises(type(error)):
+        await rig.ask()
+    assert rig.ledger == []
+
+
+async def test_answers_that_are_no_json_are_charged() -> None:
+    rig = Rig(FakeBackend(raw=b"<html>"), tariff=CHEAP)
+    with pytest.raises(BackendUnavailable, match="not valid JSON"):
+        await rig.ask()
+    (entry,) = rig.ledger
+    assert (entry.error, entry.output_tokens) == ("backend_unavailable", 0)
+    assert entry.input_tokens > 0
 
 
 async def test_interrupted_unsent_tool_call_is_charged() -> None:

@@ -70,7 +70,9 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
         await drained(answer)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
-    assert [entry.backend for entry in rig.ledger] == ["b1"]
+    # The back end that broke off may bill the prompt.
+    billed = ["b0"] if isinstance(error, StreamInterrupted) else []
+    assert [entry.backend for entry in rig.ledger] == [*billed, "b1"]
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 

@@ -1,0 +1,152 @@
+"""Reads and describes the state of budgets: the limit, and what is spent, reserved and left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from moyin.domain.limits import Limit
+from moyin.errors import ServiceUnavailable
+
+_NANO = 10**9
+_PERIOD_FORMATS = {"day": "%Y-%m-%d", "month": "%Y-%m"}
+# The members of a subject's money in Valkey; ``day_nano`` includes ``day_reserved``.
+_MONEY_FIELDS = ("day", "day_nano", "day_reserved", "month", "month_nano", "month_reserved")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetState:
+    """The state of one budget in its current period; amounts are in US dollars.
+
+    Attributes:
+        subject: the key, user or tenant, as in `Limit`.
+        period: ``day`` or ``month``, both in UTC.
+        spent: the cost of calls that have ended.
+        reserved: the maximum cost of calls that are running. If their replica was killed, it stays
+            reserved until the period ends.
+        resets_at: the end of the period, in ISO 8601.
+    """
+
+    subject: str
+    period: str
+    limit: Decimal
+    spent: Decimal
+    reserved: Decimal
+    resets_at: str
+
+    @property
+    def left(self) -> Decimal:
+        """The rest that is neither spent nor reserved."""
+        return max(self.limit - self.spent - self.reserved, Decimal(0))
+
+    def to_details(self) -> dict[str, str]:
+        """Return the members that errors and reports show, with exact amounts as text."""
+        return {
+            "limit": f"usd_per_{self.period}",
+            "of": self.subject.partition(":")[0],
+            "limit_usd": format_amount(self.limit),
+            "spent_usd": format_amount(self.spent),
+            "reserved_usd": format_amount(self.reserved),
+            "left_usd": format_amount(self.left),
+            "resets_at": self.resets_at,
+        }
+
+
+class BudgetReader:
+    """Reads from Valkey what is spent and reserved of budgets."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._redis = connection
+
+    async def list_states(self, limits: Sequence[Limit], owner: str) -> list[BudgetState]:
+        """Return the states of all budgets of limits, or raise `ServiceUnavailable`."""
+        limited = [limit for limit in limits if limit.has_budget]
+        money = await self._read_money([limit.subject for limit in limited], owner)
+        return [
+            build_budget_state(limit, period, *_parse_period(fields, period))
+            for limit, fields in zip(limited, money, strict=True)
+            for period in ("day", "month")
+            if _get_budget(limit, period) is not None
+        ]
+
+    async def get_month_spending(self, subject: str, owner: str) -> Decimal:
+        """Return the US dollars spent and reserved in this month, or raise `ServiceUnavailable`."""
+        [fields] = await self._read_money([subject], owner)
+        booked, _ = _parse_period(fields, "month")
+        return Decimal(booked) / _NANO
+
+    async def _read_money(self, subjects: Sequence[str], owner: str) -> list[dict[str, str]]:
+        if not subjects:
+            return []
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for subject in subjects:
+                    pipeline.hmget(build_key(owner, subject, "money"), _MONEY_FIELDS)
+                replies = await pipeline.execute()
+        except RedisError as error:
+            raise ServiceUnavailable(
+                "budgets cannot be read at the moment; try again", retry_after=1
+            ) from error
+        return [
+            {
+                name: value.decode()
+                for name, value in zip(_MONEY_FIELDS, reply, strict=True)
+                if value is not None
+            }
+            for reply in replies
+        ]
+
+
+def build_key(owner: str, subject: str, kind: str) -> str:
+    """Return the key in Valkey of what is counted of a subject, such as its ``money``."""
+    return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
+
+
+def build_budget_state(limit: Limit, period: str, booked: int, reserved: int) -> BudgetState:
+    """Build the state of a limit's budget for ``day`` or ``month``.
+
+    Args:
+        booked: billionths of a dollar that are spent or reserved.
+        reserved: the part of them that is reserved.
+    """
+    usd = _get_budget(limit, period)
+    assert usd is not None, f"{limit.subject} has no budget for a {period}"
+    return BudgetState(
+        subject=limit.subject,
+        period=period,
+        limit=usd,
+        spent=Decimal(booked - reserved) / _NANO,
+        reserved=Decimal(reserved) / _NANO,
+        resets_at=get_next_period_start(period),
+    )
+
+
+def _get_budget(limit: Limit, period: str) -> Decimal | None:
+    return limit.usd_per_day if period == "day" else limit.usd_per_month
+
+
+def _parse_period(fields: Mapping[str, str], period: str) -> tuple[int, int]:
+    """Return what is booked and what is reserved in billionths of a dollar, now."""
+    if fields.get(period) != f"{datetime.now(UTC):{_PERIOD_FORMATS[period]}}":
+        return 0, 0
+    return int(fields.get(f"{period}_nano", 0)), int(fields.get(f"{period}_reserved", 0))
+
+
+def get_next_period_start(period: str) -> str:
+    """Return the start of the next UTC day or month in ISO 8601."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "month":
+        # The first day of a month plus 31 days is in the next month.
+        return (today.replace(day=1) + timedelta(days=31)).replace(day=1).isoformat()
+    return (today + timedelta(days=1)).isoformat()
+
+
+def format_amount(usd: Decimal) -> str:
+    """Format US dollars exactly, without exponent or trailing zeros."""
+    text = f"{usd:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,277 @@
+"""Implements ``moyin usage``, which charts tokens and costs, and ``moyin requests``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+from rich.markup import escape
+
+from moyin.cli.screen import out, print_json, print_table
+from moyin.cli.session import with_gateway
+from moyin.client.gateway import GatewayClient
+
+_MAX_PAGE = 200
+_BAR_WIDTH = 20
+# Blocks that fill one to eight eighths of a character.
+_EIGHTHS = "▏▎▍▌▋▊▉█"
+_HEADINGS = {"backend": "back end", "owner": "tenant"}
+_NUMBERS = ("calls", "not complete", "input", "cached", "output", "cost", "dearest", "in", "out")
+_AMOUNTS = ("limit", "spent", "reserved", "left")
+_EMPTY = {
+    "calls": 0, "incomplete_calls": 0, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0,
+    "cost_usd": "0", "dearest_cost_usd": None,
+}  # fmt: skip
+
+Owner = Annotated[
+    str | None, typer.Option(help="A tenant, or `*` for all; only operators name other tenants.")
+]
+Key = Annotated[str | None, typer.Option(help="Only calls by the API key with this id.")]
+Model = Annotated[str | None, typer.Option(help="Only calls that this model answered.")]
+Backend = Annotated[
+    str | None, typer.Option(help="Only calls to this back end; `cache`: from the cache.")
+]
+RequestedModel = Annotated[
+    str | None, typer.Option(help="Only requests that named this model or alias.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON.")]
+
+
+def show_usage(
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="day, model, backend, owner or key; repeat for a second. Default: day."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="First day or time (UTC). Default: 30 days ago.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", help="Day or time (UTC) before which calls ended.")
+    ] = None,
+    owner: Owner = None,
+    key: Key = None,
+    model: Model = None,
+    backend: Backend = None,
+    requested_model: RequestedModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show calls, tokens and costs with a bar chart, the cost on the dearest model, and budgets."""
+    path = _build_path(
+        "/v1/usage",
+        {
+            "group_by": by,
+            "from": since,
+            "to": until,
+            "owner": owner,
+            "key": key,
+            "model": model,
+            "backend": backend,
+            "requested_model": requested_model,
+        },
+    )
+    report = with_gateway(lambda gateway: gateway.call("GET", path))
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def list_requests(
+    status: Annotated[
+        str | None, typer.Option(help="complete, cancelled, failed or incomplete.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="First day or time (UTC).")] = None,
+    before: Annotated[
+        str | None, typer.Option(help="Day or time (UTC) before which calls ended.")
+    ] = None,
+    owner: Owner = None,
+    key: Key = None,
+    model: Model = None,
+    backend: Backend = None,
+    requested_model: RequestedModel = None,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of calls, newest first.")
+    ] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List recorded calls; piped output has all columns of `--json`, by tabs."""
+    filters = {
+        "status": status,
+        "after": after,
+        "before": before,
+        "owner": owner,
+        "key": key,
+        "model": model,
+        "backend": backend,
+        "requested_model": requested_model,
+    }
+    calls = with_gateway(lambda gateway: _read_calls(gateway, filters, limit))
+    if as_json:
+        print_json(calls)
+    elif out.is_terminal:
+        print_table(
+            ("id", "time (UTC)", "model", "in", "out", "cost", "status"),
+            map(_build_call_row, calls),
+            right=_NUMBERS,
+        )
+    else:
+        print_table((), (["" if v is None else str(v) for v in call.values()] for call in calls))
+
+
+async def _read_calls(
+    gateway: GatewayClient, filters: dict[str, Any], limit: int
+) -> list[dict[str, Any]]:
+    """Read as many pages as needed for ``limit`` calls."""
+    calls: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        size = min(limit - len(calls), _MAX_PAGE)
+        path = _build_path("/v1/requests", {**filters, "limit": size, "cursor": cursor})
+        page = await gateway.call("GET", path)
+        calls += page["requests"]
+        cursor = page["next_cursor"]
+        if cursor is None or len(calls) >= limit:
+            return calls
+
+
+def _build_path(path: str, parameters: dict[str, Any]) -> str:
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return f"{path}?{urlencode(given, doseq=True)}" if given else path
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    names = report["group_by"]
+    groups = _add_empty_days(report["groups"]) if names == ["day"] else report["groups"]
+    measure = _choose_measure(report["total"])
+    highest = max((Decimal(str(group[measure])) for group in groups), default=Decimal(0))
+    columns = [
+        *(_HEADINGS.get(name, name) for name in names),
+        "calls", "not complete", "input", "cached", "output", "cost", "dearest",
+    ]  # fmt: skip
+    if not out.is_terminal:
+        print_table(columns, (_build_plain_row(names, group) for group in groups))
+        return
+    out.print(f"[dim]{report['from'][:16]} to {report['to'][:16]} (UTC)[/]")
+    if not groups:
+        out.print("no calls")
+    else:
+        captions = {"cost_usd": "bar: cost", "output_tokens": "bar: output", "calls": "bar: calls"}
+        rows = [
+            (*_build_row(names, group), draw_bar(Decimal(str(group[measure])), highest))
+            for group in groups
+        ]
+        print_table((*columns, captions[measure]), rows, right=_NUMBERS)
+        out.print(f"\n{_describe_total(report)}")
+    _print_budgets(report["budgets"])
+
+
+def _choose_measure(total: dict[str, Any]) -> str:
+    """Return what the bars show: the cost, or if all was free the output, or the calls."""
+    if Decimal(total["cost_usd"]):
+        return "cost_usd"
+    return "output_tokens" if total["output_tokens"] else "calls"
+
+
+def _add_empty_days(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the days without calls between the first and the last day, so that the chart is even."""
+    if not groups:
+        return []
+    by_day = {group["day"]: group for group in groups}
+    first, last = date.fromisoformat(min(by_day)), date.fromisoformat(max(by_day))
+    days = ((first + timedelta(n)).isoformat() for n in range((last - first).days + 1))
+    return [by_day.get(day, {"day": day, **_EMPTY}) for day in days]
+
+
+def _build_plain_row(names: Sequence[str], group: dict[str, Any]) -> list[str]:
+    values = [group[name] for name in (*names, *_EMPTY)]
+    return ["" if value is None else str(value) for value in values]
+
+
+def _build_row(names: Sequence[str], group: dict[str, Any]) -> list[str]:
+    dearest = group["dearest_cost_usd"]
+    return [
+        *(escape(group[name] or "unknown") for name in names),
+        f"{group['calls']:,}",
+        f"{group['incomplete_calls']:,}",
+        *(shorten_number(group[f"{kind}_tokens"]) for kind in ("input", "cached", "output")),
+        format_cost(group["cost_usd"]),
+        "" if dearest is None else format_cost(dearest),
+    ]
+
+
+def _build_call_row(call: dict[str, Any]) -> list[str]:
+    model, requested = call["model"], call["requested_model"]
+    if requested not in (None, model, f"{call['backend']}/{model}"):
+        model = f"{requested} > {model}"
+    status = call["status"] if call["status"] != "failed" else call["error"]
+    return [
+        escape(call["request_id"]),
+        call["created_at"][5:19].replace("T", " "),
+        escape(model),
+        shorten_number(call["input_tokens"]),
+        shorten_number(call["output_tokens"]),
+        format_cost(call["cost_usd"]),
+        escape(status),
+    ]
+
+
+def _describe_total(report: dict[str, Any]) -> str:
+    total = report["total"]
+    text = f"{total['calls']:,} calls, [bold]{format_cost(total['cost_usd'])}[/]"
+    if total["dearest_cost_usd"] is None:
+        return text
+    cost, dearest = Decimal(total["cost_usd"]), Decimal(total["dearest_cost_usd"])
+    models = dict.fromkeys(m["model"] for m in report["dearest"].values() if m is not None)
+    text += f"; on {escape(' and '.join(models))} {format_cost(str(dearest))}"
+    return f"{text}: [bold]{1 - cost / dearest:.0%}[/] saved" if cost < dearest else text
+
+
+def _print_budgets(budgets: list[dict[str, Any]] | None) -> None:
+    if budgets is None:
+        out.print("\n[yellow]budgets cannot be read at the moment[/]")
+    elif budgets:
+        out.print()
+        print_table(
+            ("budget", *_AMOUNTS, "resets (UTC)"),
+            (
+                (
+                    f"{budget['of']}, {budget['limit'].removeprefix('usd_per_')}",
+                    *(format_cost(budget[f"{name}_usd"]) for name in _AMOUNTS),
+                    budget["resets_at"][:10],
+                )
+                for budget in budgets
+            ),
+            right=_AMOUNTS,
+        )
+
+
+def draw_bar(value: Decimal, highest: Decimal) -> str:
+    """Return a bar of block characters, or of `#` on terminals without them."""
+    if not value or not highest:
+        return ""
+    eighths = max(round(value / highest * _BAR_WIDTH * 8), 1)
+    if not out.encoding.startswith("utf"):
+        return "#" * max(round(eighths / 8), 1)
+    whole, rest = divmod(eighths, 8)
+    return _EIGHTHS[-1] * whole + (_EIGHTHS[rest - 1] if rest else "")
+
+
+def shorten_number(value: int) -> str:
+    """Return a number with three digits and a unit: 812, 12.3k, 4.06M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= size:
+            scaled = value / size
+            return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f}{unit}"
+    return str(value)
+
+
+def format_cost(usd: str) -> str:
+    """Return an amount with at least two decimals, and at least two digits that are not zero."""
+    amount = Decimal(usd)
+    if not amount or abs(amount) >= Decimal("0.1"):
+        return f"${amount:,.2f}"
+    return f"${amount:.{1 - amount.adjusted()}f}"

@@ -1,0 +1,169 @@
+"""Stores answers of the Responses API per tenant, so that a request can continue an earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic_core import from_json, to_json
+
+from moyin.errors import ResponseNotFound
+from moyin.store.schema import responses
+from moyin.store.sql import Database, now
+
+_KEPT = timedelta(days=30)
+_MAX_RESPONSES = 10_000
+# Answers between two deletions of what is too old or too many.
+_DELETION_INTERVAL = 100
+# Longer conversations exceed every model's context.
+_MAX_ANSWERS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredResponse:
+    """Holds one answer with its request.
+
+    Attributes:
+        previous: the id of the answer that the request continued; None: it began a conversation.
+        input: the items of the request itself, without those of earlier requests.
+        response: the response object as the client received it.
+        proofs: ``encrypted_content`` of reasoning items by item id, which the client may not have
+            asked for but the provider wants back.
+    """
+
+    id: str
+    owner: str
+    previous: str | None
+    input: Sequence[Mapping[str, Any]]
+    response: Mapping[str, Any]
+    proofs: Mapping[str, str]
+
+
+class StoredResponses:
+    """Reads and writes stored answers. Every query is limited to one tenant's.
+
+    Answers are deleted after thirty days, and the oldest ones of a tenant that has more than
+    `max_responses`.
+    """
+
+    def __init__(self, database: Database, *, max_responses: int = _MAX_RESPONSES) -> None:
+        self._database = database
+        self._max_responses = max_responses
+        self._added = 0
+
+    async def add(self, stored: StoredResponse) -> None:
+        """Store an answer."""
+        self._added += 1
+        insert = responses.insert().values(
+            id=stored.id,
+            owner=stored.owner,
+            previous=stored.previous,
+            input=to_json(stored.input),
+            response=to_json(stored.response),
+            proofs=to_json(stored.proofs),
+            created_at=now(),
+        )
+        async with self._database.writing() as connection:
+            await connection.execute(insert)
+            if self._added % _DELETION_INTERVAL == 0:
+                await connection.execute(
+                    responses.delete().where(responses.c.created_at < now() - _KEPT)
+                )
+                await connection.execute(self._delete_excess(stored.owner))
+
+    async def get(self, owner: str, response_id: str) -> StoredResponse:
+        """Return an answer.
+
+        Raises:
+            ResponseNotFound: the tenant has none with this id.
+        """
+        query = sa.select(responses).where(_is(owner, response_id))
+        row = await self._database.read(lambda c: c.execute(query).mappings().one_or_none())
+        if row is None:
+            raise _missing(response_id)
+        return _stored(row)
+
+    async def list_items(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
+        """Return the items up to and including an answer: all requests and answers, oldest first.
+
+        Raises:
+            ResponseNotFound: one of these answers does not exist, or was deleted.
+        """
+        start = sa.select(responses.c.id, responses.c.previous, sa.literal(0).label("depth")).where(
+            _is(owner, response_id)
+        )
+        chain = start.cte("chain", recursive=True)
+        chain = chain.union_all(
+            sa.select(responses.c.id, responses.c.previous, chain.c.depth + 1).where(
+                responses.c.owner == owner,
+                responses.c.id == chain.c.previous,
+                chain.c.depth < _MAX_ANSWERS,
+            )
+        )
+        query = (
+            sa.select(responses)
+            .join(chain, responses.c.id == chain.c.id)
+            .order_by(chain.c.depth.desc())
+        )
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
+        if not rows or rows[0]["previous"] is not None:
+            raise _missing(rows[0]["previous"] if rows else response_id)
+        return [item for row in rows for item in _items(_stored(row))]
+
+    async def delete(self, owner: str, response_id: str) -> None:
+        """Delete an answer.
+
+        Raises:
+            ResponseNotFound: the tenant has none with this id.
+        """
+        delete = responses.delete().where(_is(owner, response_id))
+        if not await self._database.write(lambda c: c.execute(delete).rowcount):
+            raise _missing(response_id)
+
+    def _delete_excess(self, owner: str) -> sa.Delete:
+        oldest_kept = (
+            sa.select(responses.c.created_at)
+            .where(responses.c.owner == owner)
+            .order_by(responses.c.created_at.desc())
+            .offset(self._max_responses - 1)
+            .limit(1)
+            .scalar_subquery()
+        )
+        return responses.delete().where(
+            responses.c.owner == owner, responses.c.created_at < oldest_kept
+        )
+
+
+def _is(owner: str, response_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(responses.c.owner == owner, responses.c.id == response_id)
+
+
+def _missing(response_id: str) -> ResponseNotFound:
+    return ResponseNotFound(
+        f"there is no stored response {response_id!r}: it may have been deleted, be older than "
+        f"{_KEPT.days} days, or have been requested with store: false"
+    )
+
+
+def _stored(row: Mapping[Any, Any]) -> StoredResponse:
+    return StoredResponse(
+        id=row["id"],
+        owner=row["owner"],
+        previous=row["previous"],
+        input=from_json(row["input"]),
+        response=from_json(row["response"]),
+        proofs=from_json(row["proofs"]),
+    )
+
+
+def _items(stored: StoredResponse) -> list[Mapping[str, Any]]:
+    output = [
+        item | {"encrypted_content": stored.proofs[item["id"]]}
+        if item["id"] in stored.proofs
+        else item
+        for item in stored.response["output"]
+    ]
+    return [*stored.input, *output]

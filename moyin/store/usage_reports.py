@@ -1,0 +1,245 @@
+"""Reads the usage ledger: lists calls, and sums their tokens and costs by groups."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.errors import InvalidRequest, Overloaded
+from moyin.store.cursors import build_older_condition, encode_cursor
+from moyin.store.schema import usage
+from moyin.store.sql import Database
+from moyin.store.usage import CANCELLED, CallStatus, UsageEntry, nano_to_usd, parse_entry
+
+# The most rows that the database returns for one report.
+_MAX_SUMS = 20_000
+# Sums over a million calls take seconds, so a replica computes one after the other.
+_MAX_WAITING = 8
+
+
+class GroupBy(StrEnum):
+    """Property of calls by which their usage is summed."""
+
+    DAY = "day"
+    MODEL = "model"
+    BACKEND = "backend"
+    OWNER = "owner"
+    KEY = "key"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallFilter:
+    """Conditions on calls; None stands for no condition.
+
+    Attributes:
+        owner: the tenant; None for all tenants.
+        since: the earliest time of the calls.
+        until: the time before which the calls were recorded.
+    """
+
+    owner: str | None
+    key_id: str | None = None
+    backend: str | None = None
+    model: str | None = None
+    requested_model: str | None = None
+    status: CallStatus | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriceClasses:
+    """Properties of calls on which the price of another model would depend.
+
+    Attributes:
+        prompt_bounds: ascending numbers of prompt tokens at which prices change.
+        embeddings: names of the models that return embeddings.
+    """
+
+    prompt_bounds: tuple[int, ...] = ()
+    embeddings: frozenset[str] = frozenset()
+
+
+# Not frozen, since a report creates thousands.
+@dataclass(kw_only=True, slots=True)
+class UsageSum:
+    """The usage of the calls of one group and one price class.
+
+    Attributes:
+        group: the values of the properties by which the calls are grouped.
+        band: position of the prompt's length among the bounds of the price classes.
+        input_tokens: all tokens of prompts, ``cached_tokens`` included.
+    """
+
+    group: tuple[str | None, ...]
+    band: int
+    is_embedding: bool
+    is_complete: bool
+    calls: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+
+
+class UsageReports:
+    """Answers questions about the calls in the ledger."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._summing = asyncio.Lock()
+        self._waiting = 0
+
+    async def list_calls(
+        self, calls: CallFilter, *, limit: int, cursor: str | None = None
+    ) -> tuple[list[UsageEntry], str | None]:
+        """Return a page of calls, newest first, and the cursor of the next page.
+
+        Calls that are recorded meanwhile change no later page.
+
+        Args:
+            cursor: the cursor that the previous page returned, or None for the first page.
+
+        Raises:
+            InvalidRequest: ``cursor`` is no such cursor.
+        """
+        query = sa.select(usage).where(*_build_conditions(calls))
+        if cursor is not None:
+            query = query.where(build_older_condition(usage, cursor))
+        query = query.order_by(usage.c.created_at.desc(), usage.c.id.desc()).limit(limit + 1)
+        rows = await self._database.fetch_all(query)
+        page = [parse_entry(row) for row in rows[:limit]]
+        if len(rows) <= limit:
+            return page, None
+        last = rows[limit - 1]
+        created_at = page[-1].created_at
+        assert created_at is not None
+        return page, encode_cursor(created_at, last["id"])
+
+    async def sum_calls(
+        self, calls: CallFilter, group_by: Sequence[GroupBy], classes: PriceClasses
+    ) -> list[UsageSum]:
+        """Return the usage of calls by groups and price classes.
+
+        Raises:
+            InvalidRequest: there are too many groups for one report.
+            Overloaded: too many other reports are waiting.
+        """
+        if self._waiting >= _MAX_WAITING:
+            raise Overloaded("too many usage reports are being computed; try again", retry_after=2)
+        self._waiting += 1
+        try:
+            async with self._summing:
+                sums = await self._database.read(_build_summing(calls, group_by, classes))
+        finally:
+            self._waiting -= 1
+        if len(sums) > _MAX_SUMS:
+            raise InvalidRequest(
+                "group_by: there are too many groups; shorten the time from `from` to `to`, or filter",
+                field="group_by",
+            )
+        return sums
+
+
+def _build_summing(
+    calls: CallFilter, group_by: Sequence[GroupBy], classes: PriceClasses
+) -> Callable[[sa.Connection], list[UsageSum]]:
+    def sum_calls(connection: sa.Connection) -> list[UsageSum]:
+        groups = [_build_group(name, connection.dialect.name) for name in group_by]
+        band, is_embedding = _build_band(classes.prompt_bounds), _build_is_embedding(classes)
+        properties = [*groups, band, is_embedding, usage.c.complete]
+        query = (
+            sa.select(
+                *properties,
+                sa.func.count(),
+                sa.func.sum(usage.c.input_tokens),
+                sa.func.sum(usage.c.cached_tokens),
+                sa.func.sum(usage.c.output_tokens),
+                sa.func.sum(usage.c.cost_nano_usd),
+            )
+            .where(*_build_conditions(calls))
+            # By position, since PostgreSQL takes equal expressions with parameters for different ones.
+            .group_by(*(sa.literal_column(str(n + 1)) for n in range(len(properties))))
+            .limit(_MAX_SUMS + 1)
+        )
+        return [_parse_sum(row, len(groups)) for row in connection.execute(query)]
+
+    return sum_calls
+
+
+def _parse_sum(row: Sequence[Any], groups: int) -> UsageSum:
+    band, is_embedding, is_complete, *sums = row[groups:]
+    calls, read, cached, written, nano = map(int, sums)
+    return UsageSum(
+        group=tuple(row[:groups]),
+        band=band,
+        is_embedding=bool(is_embedding),
+        is_complete=is_complete,
+        calls=calls,
+        input_tokens=read,
+        cached_tokens=cached,
+        output_tokens=written,
+        cost_usd=nano_to_usd(nano),
+    )
+
+
+def _build_conditions(calls: CallFilter) -> list[sa.ColumnElement[bool]]:
+    columns = {
+        usage.c.owner: calls.owner,
+        usage.c.key_id: calls.key_id,
+        usage.c.backend: calls.backend,
+        usage.c.model: calls.model,
+        usage.c.requested_model: calls.requested_model,
+    }
+    conditions = [column == value for column, value in columns.items() if value is not None]
+    if calls.since is not None:
+        conditions.append(usage.c.created_at >= calls.since)
+    if calls.until is not None:
+        conditions.append(usage.c.created_at < calls.until)
+    if calls.status is not None:
+        conditions += _build_status_conditions(calls.status)
+    return conditions
+
+
+def _build_status_conditions(status: CallStatus) -> list[sa.ColumnElement[bool]]:
+    if status is CallStatus.COMPLETE:
+        return [usage.c.complete]
+    conditions = {
+        CallStatus.CANCELLED: usage.c.error == CANCELLED,
+        CallStatus.FAILED: usage.c.error != CANCELLED,
+        CallStatus.INCOMPLETE: usage.c.error.is_(None),
+    }
+    return [sa.not_(usage.c.complete), conditions[status]]
+
+
+def _build_group(group: GroupBy, dialect: str) -> sa.ColumnElement[Any]:
+    match group:
+        case GroupBy.DAY if dialect == "sqlite":
+            # SQLite stores times as text in UTC that begins with the day.
+            return sa.func.substr(sa.type_coerce(usage.c.created_at, sa.String), 1, 10)
+        case GroupBy.DAY:
+            return sa.func.to_char(sa.func.timezone("UTC", usage.c.created_at), "YYYY-MM-DD")
+        case GroupBy.KEY:
+            return usage.c.key_id
+        case _:
+            return usage.c[group.value]
+
+
+def _build_band(bounds: Sequence[int]) -> sa.ColumnElement[int]:
+    if not bounds:
+        return sa.literal_column("0")
+    cases = [(usage.c.input_tokens <= bound, number) for number, bound in enumerate(bounds)]
+    return sa.case(*cases, else_=len(bounds))
+
+
+def _build_is_embedding(classes: PriceClasses) -> sa.ColumnElement[int]:
+    if not classes.embeddings:
+        return sa.literal_column("0")
+    return sa.case((usage.c.model.in_(sorted(classes.embeddings)), 1), else_=0)

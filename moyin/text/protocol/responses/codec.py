@@ -1,0 +1,248 @@
+"""Holds the codec of the Responses API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from pydantic_core import to_json
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Image
+from moyin.domain.money import Usage
+from moyin.domain.needs import Needs, ResponseConstraints
+from moyin.errors import MoyinError
+from moyin.http.sse import EVENT_STREAM, encode_cost_comment, encode_event
+from moyin.http.validation import (
+    NO_MEMBERS,
+    count_text_bytes,
+    new_malformed_response_error,
+    parse_object,
+    validate,
+)
+from moyin.text.protocol.codec import Turn, select_newest_turns
+from moyin.text.protocol.openai.errors import render_error
+from moyin.text.protocol.responses import wire
+from moyin.text.protocol.responses.request_to_domain import (
+    chat_needs,
+    chat_request_to_domain,
+    turns_backwards,
+)
+from moyin.text.protocol.responses.response import (
+    ResponseTemplate,
+    chat_response_to_domain,
+    new_id,
+    usage_to_domain,
+)
+from moyin.text.protocol.responses.stream import StreamWriter
+
+
+@dataclass(slots=True)
+class AnswerRecord:
+    """Holds a whole answer, so that it can be stored.
+
+    Attributes:
+        response: the response object; None until all of it was encoded.
+        proofs: ``encrypted_content`` of its reasoning items by item id.
+    """
+
+    response: dict[str, Any] | None = None
+    proofs: dict[str, str] = field(default_factory=dict)
+
+    def set(self, response: dict[str, Any], proofs: dict[str, str]) -> None:
+        """Record an answer."""
+        self.response, self.proofs = response, proofs
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedResponseRequest:
+    """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
+
+    Attributes:
+        chat: the request in the domain's types.
+        record: receives the answer.
+        own_items: the client's own input, without the earlier conversation.
+    """
+
+    raw: bytes
+    data: Mapping[str, Any]
+    body: wire.ResponseBody
+    chat: ChatRequest
+    record: AnswerRecord
+    own_items: list[dict[str, Any]]
+
+    @property
+    def model(self) -> str:
+        return self.body.model
+
+    @property
+    def is_streamed(self) -> bool:
+        return bool(self.body.stream)
+
+    def derive_needs(self) -> Needs:
+        return chat_needs(self.chat)
+
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
+        for number, tool in enumerate(self.body.tools or ()):
+            if isinstance(tool, wire.FunctionTool) and tool.parameters is not None:
+                yield f"tools.{number}.parameters", tool.parameters
+        if self.chat.output is not None and self.chat.output.schema is not None:
+            yield "text.format.schema", self.chat.output.schema
+
+    def derive_constraints(self) -> ResponseConstraints:
+        output = self.chat.output
+        return ResponseConstraints(
+            json=output is not None,
+            schema=None if output is None else output.schema,
+            tools=frozenset(tool.name for tool in self.chat.tools),
+        )
+
+    def select_recent_turns(self) -> tuple[Turn, ...]:
+        return select_newest_turns(turns_backwards(self.chat))
+
+    @property
+    def picture_urls(self) -> tuple[str, ...]:
+        urls = (image["image_url"] for image in _images(self.data.get("input")))
+        return tuple(dict.fromkeys(url for url in urls if not url.startswith("data:")))
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
+        data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
+        parsed = _parsed(to_json(data), data, validate(wire.ResponseBody, data))
+        return replace(parsed, record=self.record, own_items=self.own_items)
+
+    def to_domain(self, model: str) -> ChatRequest:
+        return replace(self.chat, model=model)
+
+    def to_upstream(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
+    ) -> NoReturn:
+        raise AssertionError("no back end has this API format")
+
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
+        raise AssertionError("no back end has this API format")
+
+    def create_stream_writer(self) -> StreamWriter:
+        return StreamWriter(self._template(), self.record.set)
+
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, ChatResponse)
+        template = self._template()
+        output = template.items(response)
+        encoded = template.ended(response.model, output, response.usage, response.stop)
+        self.record.set(encoded, template.proofs)
+        return to_json(encoded)
+
+    def _template(self) -> ResponseTemplate:
+        return ResponseTemplate(new_id("resp"), int(time.time()), self.body)
+
+
+class ResponsesCodec:
+    """Reads requests of the Responses API and writes responses."""
+
+    api_format = ApiFormat.RESPONSES
+    path = "/responses"
+    stream_content_type = EVENT_STREAM
+    read_response = staticmethod(chat_response_to_domain)
+    render_error = staticmethod(render_error)
+    encode_cost_trailer = staticmethod(encode_cost_comment)
+
+    def parse(self, body: bytes) -> ParsedResponseRequest:
+        return self.parse_continuation(body, parse_object(body), ())
+
+    def parse_continuation(
+        self, body: bytes, data: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]
+    ) -> ParsedResponseRequest:
+        """Parse a request that is preceded by the items of an ``earlier`` conversation.
+
+        Args:
+            body: the client's bytes; ``data`` is the same as JSON.
+
+        Raises:
+            InvalidRequest: the body is invalid; names the field.
+        """
+        own = validate(wire.ResponseBody, data)
+        if not earlier:
+            return _parsed(body, data, own)
+        merged = {**data, "input": [*earlier, *_list_items(data["input"])]}
+        return replace(
+            _parsed(to_json(merged), merged, validate(wire.ResponseBody, merged)),
+            own_items=_list_items(data["input"]),
+        )
+
+    def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+        return {}
+
+    def read_usage(self, body: Mapping[str, Any]) -> Usage:
+        return usage_to_domain(body.get("usage"))
+
+    def count_output_bytes(self, body: Mapping[str, Any]) -> int:
+        return count_text_bytes(body.get("output"))
+
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
+        if not isinstance(body.get("output"), list):
+            raise new_malformed_response_error()
+
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
+        return raw
+
+    def render_error_event(self, error: MoyinError, request_id: str) -> bytes:
+        """Render the event that ends a broken stream.
+
+        Its number is unknown here; clients only sort by it.
+        """
+        members = {
+            "type": "error",
+            "sequence_number": _LAST,
+            "code": error.code,
+            "message": error.message,
+            "param": error.field,
+            "request_id": request_id,
+        }
+        return encode_event(members, name="error")
+
+
+# More events than any answer has.
+_LAST = 2**31 - 1
+
+
+def _parsed(raw: bytes, data: Mapping[str, Any], body: wire.ResponseBody) -> ParsedResponseRequest:
+    chat = chat_request_to_domain(body)
+    return ParsedResponseRequest(raw, data, body, chat, AnswerRecord(), _list_items(data["input"]))
+
+
+def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the items of a valid ``input``; text is one message of the user."""
+    if isinstance(value, str):
+        content = [{"type": "input_text", "text": value}]
+        return [{"type": "message", "role": "user", "content": content}]
+    return [{"type": "message", **item} for item in value]
+
+
+def _images(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the images by URL in the input, those in tool results included."""
+    for part in value if isinstance(value, list) else ():
+        if part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
+            yield part
+        else:
+            yield from _images(part.get("content"))
+            yield from _images(part.get("output"))
+
+
+def _inline_pictures(value: Any, pictures: Mapping[str, Image]) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [_inline_part(part, pictures) for part in value]
+
+
+def _inline_part(part: dict[str, Any], pictures: Mapping[str, Image]) -> dict[str, Any]:
+    if part.get("type") == "input_image":
+        picture = pictures.get(part.get("image_url") or "")
+        if picture is None:
+            return part
+        return {**part, "image_url": f"data:{picture.media_type};base64,{picture.data}"}
+    nested = {name: part[name] for name in ("content", "output") if name in part}
+    return part | {name: _inline_pictures(value, pictures) for name, value in nested.items()}

@@ -1,0 +1,329 @@
+"""Translates requests of the Responses API to the domain."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from moyin.domain.chat import (
+    ChatRequest,
+    Image,
+    OutputFormat,
+    Part,
+    Reasoning,
+    Role,
+    Sampling,
+    Text,
+    Thinking,
+    Tool,
+    ToolChoice,
+    ToolResult,
+    ToolUse,
+)
+from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_delimiter_tokens, estimate_tokens
+from moyin.errors import InvalidRequest, UnsupportedFeature
+from moyin.http.validation import find_unsupported_field
+from moyin.text.protocol.codec import Turn, merge_adjacent_messages
+from moyin.text.protocol.responses import wire
+
+# Members that do not change the answer, or are only hints: translation drops them. `id` and `status`
+# belong to items that the client sends back.
+_HARMLESS = frozenset(
+    {
+        "annotations", "detail", "generate_summary", "id", "include_obfuscation", "logprobs",
+        "max_tool_calls", "metadata", "phase", "prompt_cache_key", "prompt_cache_options",
+        "prompt_cache_retention", "safety_identifier", "service_tier", "status",
+    }
+)  # fmt: skip
+_INCLUDABLE = frozenset({"reasoning.encrypted_content"})
+_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
+# The only argument of the function that stands for a custom tool.
+_CUSTOM_ARGUMENT = "input"
+_CUSTOM_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {_CUSTOM_ARGUMENT: {"type": "string"}},
+    "required": [_CUSTOM_ARGUMENT],
+    "additionalProperties": False,
+}
+
+
+def chat_request_to_domain(body: wire.ResponseBody) -> ChatRequest:
+    """Translate a request to the domain.
+
+    Raises:
+        InvalidRequest: members contradict each other; names one.
+        UnsupportedFeature: the domain has no place for a member; names that member.
+    """
+    if (field := _first_untranslatable_field(body)) is not None:
+        raise UnsupportedFeature(f"this back end does not support {field}", field=field)
+    items = _items(body)
+    form = body.text.format if body.text is not None else None
+    return ChatRequest(
+        model=body.model,
+        system=tuple(_system(body, items)),
+        messages=merge_adjacent_messages(_parts_by_role(items)),
+        tools=tuple(_tools(body)),
+        tool_choice=_choice(body),
+        output=_output(form),
+        reasoning=_reasoning(body.reasoning),
+        max_tokens=body.max_output_tokens,
+        sampling=Sampling(temperature=body.temperature, top_p=body.top_p),
+        user=body.user,
+    )
+
+
+def chat_needs(request: ChatRequest) -> Needs:
+    """Return the abilities and the context that a request needs."""
+    parts = [part for message in request.messages for part in message.parts]
+    images = sum(isinstance(part, Image) for part in _with_results(parts))
+    tools = sum(
+        estimate_tokens(f"{tool.name} {tool.description or ''}")
+        + estimate_tokens(to_json(dict(tool.schema)).decode())
+        for tool in request.tools
+    )
+    form = request.output
+    schema = None if form is None else form.schema
+    texts = [part.text for part in request.system]
+    texts += [_part_text(part) for part in _with_results(parts)]
+    return Needs(
+        prompt_tokens=sum(map(estimate_tokens, texts))
+        + estimate_delimiter_tokens(len(request.messages) + bool(request.system))
+        + images * IMAGE_TOKENS
+        + tools,
+        max_tokens=request.max_tokens,
+        tools=bool(request.tools),
+        vision=images > 0,
+        schema=schema is not None,
+        thinking=request.reasoning is not None and request.reasoning.enabled,
+        attachment_bytes=0 if schema is None else len(to_json(dict(schema))),
+    )
+
+
+def turns_backwards(request: ChatRequest) -> Iterator[Turn]:
+    """Yield role and text, newest first, the system prompt last."""
+    for message in reversed(request.messages):
+        results = [part for part in message.parts if isinstance(part, ToolResult)]
+        texts = [part.text for part in message.parts if isinstance(part, Text)]
+        yield message.role.value, "\n".join(texts)
+        if results:
+            # A tool's result is not the user's own text.
+            yield "tool", "\n".join(map(_part_text, _with_results(results)))
+    yield "system", "\n".join(part.text for part in request.system)
+
+
+def custom_tool_input(arguments: str) -> str:
+    """Return the free text in the arguments with which a model called a custom tool."""
+    try:
+        value = from_json(arguments)
+        text = value[_CUSTOM_ARGUMENT]
+    except (ValueError, KeyError, TypeError):
+        return arguments
+    return text if isinstance(text, str) else arguments
+
+
+def pack_thinking(part: Thinking) -> str | None:
+    """Encode what proves the origin of reasoning as ``encrypted_content``; None if nothing does.
+
+    It is encoded, not encrypted: the provider signed or encrypted its content already.
+    """
+    if part.signature is None and part.redacted is None:
+        return None
+    proof = {"text": part.text, "signature": part.signature, "redacted": part.redacted}
+    return base64.urlsafe_b64encode(to_json(proof)).decode()
+
+
+def image_of_url(url: str) -> Image:
+    """Return the image of a URL or of a ``data:`` URL."""
+    if not url.startswith("data:"):
+        return Image(url=url)
+    head, _, data = url.partition(",")
+    return Image(media_type=head[5:].partition(";")[0] or "image/png", data=data)
+
+
+def _first_untranslatable_field(body: wire.ResponseBody) -> str | None:
+    for number, name in enumerate(body.include or ()):
+        if name not in _INCLUDABLE:
+            return f"include.{number}"
+    if body.truncation == "auto":
+        return "truncation"
+    if body.text is not None and body.text.verbosity not in (None, "medium"):
+        # Every model writes with medium verbosity by default.
+        return "text.verbosity"
+    return find_unsupported_field(body, _HARMLESS)
+
+
+def _items(body: wire.ResponseBody) -> list[Any]:
+    if isinstance(body.input, str):
+        return [wire.Message(type="message", role="user", content=body.input)]
+    return body.input
+
+
+def _system(body: wire.ResponseBody, items: list[Any]) -> Iterator[Text]:
+    if body.instructions:
+        yield Text(text=body.instructions)
+    for number, item in enumerate(items):
+        if isinstance(item, wire.Message) and item.role in ("system", "developer"):
+            for part in _content(item.content, f"input.{number}.content"):
+                if not isinstance(part, Text):
+                    raise InvalidRequest(
+                        f"input.{number}.content: a {item.role} message can only contain text",
+                        field=f"input.{number}.content",
+                    )
+                yield part
+
+
+def _parts_by_role(items: list[Any]) -> Iterator[tuple[Role, Iterator[Part]]]:
+    for number, item in enumerate(items):
+        match item:
+            case wire.Message(role="user"):
+                yield Role.USER, _content(item.content, f"input.{number}.content")
+            case wire.Message(role="assistant"):
+                yield Role.ASSISTANT, _content(item.content, f"input.{number}.content")
+            case wire.FunctionCall():
+                call = ToolUse(id=item.call_id, name=item.name, arguments=item.arguments)
+                yield Role.ASSISTANT, iter((call,))
+            case wire.CustomToolCall():
+                arguments = to_json({_CUSTOM_ARGUMENT: item.input}).decode()
+                call = ToolUse(id=item.call_id, name=item.name, arguments=arguments)
+                yield Role.ASSISTANT, iter((call,))
+            case wire.ToolOutput():
+                yield Role.USER, iter((_result(item, number),))
+            case wire.ReasoningItem():
+                yield Role.ASSISTANT, iter((_thinking(item, number),))
+
+
+def _content(content: str | list[Any], field: str) -> Iterator[Text | Image]:
+    if isinstance(content, str):
+        yield Text(text=content)
+        return
+    for place, part in enumerate(content):
+        match part:
+            case wire.InputText() | wire.OutputText():
+                yield Text(text=part.text)
+            case wire.Refusal():
+                yield Text(text=part.refusal)
+            case wire.InputImage(image_url=str(url)):
+                yield image_of_url(url)
+            case wire.InputImage():
+                raise UnsupportedFeature(
+                    f"{field}.{place}: send the image as image_url, because file ids are not "
+                    "supported",
+                    field=f"{field}.{place}.file_id",
+                )
+            case _:
+                raise UnsupportedFeature(
+                    f"{field}.{place}: files are not supported: send their text as input_text, "
+                    "or pages as input_image",
+                    field=f"{field}.{place}.type",
+                )
+
+
+def _result(item: wire.ToolOutput, number: int) -> ToolResult:
+    content = tuple(_content(item.output, f"input.{number}.output"))
+    return ToolResult(tool_use_id=item.call_id, content=content)
+
+
+def _thinking(item: wire.ReasoningItem, number: int) -> Thinking:
+    if item.encrypted_content is not None:
+        try:
+            proof = from_json(base64.urlsafe_b64decode(item.encrypted_content))
+            return Thinking(
+                text=str(proof["text"]),
+                signature=proof["signature"],
+                redacted=proof["redacted"],
+            )
+        except (binascii.Error, ValueError, KeyError, TypeError):
+            raise InvalidRequest(
+                f"input.{number}.encrypted_content: must be the one of an answer of this server",
+                field=f"input.{number}.encrypted_content",
+            ) from None
+    texts = item.content or item.summary
+    return Thinking(text="\n\n".join(part.text for part in texts))
+
+
+def _with_results(parts: list[Any]) -> Iterator[Part]:
+    for part in parts:
+        yield part
+        if isinstance(part, ToolResult):
+            yield from part.content
+
+
+def _part_text(part: Part) -> str:
+    match part:
+        case Text():
+            return part.text
+        case ToolUse():
+            return part.arguments
+        case Thinking():
+            return part.text or part.redacted or ""
+        case _:
+            return ""
+
+
+def _tools(body: wire.ResponseBody) -> Iterator[Tool]:
+    choice = body.tool_choice
+    allowed = (
+        {tool.name for tool in choice.tools} if isinstance(choice, wire.AllowedTools) else None
+    )
+    for tool in body.tools or ():
+        if allowed is None or tool.name in allowed:
+            yield _tool(tool)
+
+
+def _tool(tool: wire.FunctionTool | wire.CustomTool) -> Tool:
+    if isinstance(tool, wire.CustomTool):
+        return Tool(name=tool.name, description=tool.description, schema=_CUSTOM_SCHEMA)
+    return Tool(
+        name=tool.name,
+        description=tool.description,
+        # A tool without parameters takes none. A strict tool needs a closed schema.
+        schema=tool.parameters
+        or {"type": "object", "properties": {}, "additionalProperties": False},
+        strict=tool.strict,
+    )
+
+
+def _choice(body: wire.ResponseBody) -> ToolChoice | None:
+    choice, parallel = body.tool_choice, body.parallel_tool_calls
+    names = {tool.name for tool in body.tools or ()}
+    if not names:
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequest(
+                "tool_choice requires at least one tool in tools", field="tool_choice"
+            )
+        return None
+    wanted = [choice] if isinstance(choice, wire.NamedTool) else []
+    wanted = choice.tools if isinstance(choice, wire.AllowedTools) else wanted
+    for tool in wanted:
+        if tool.name not in names:
+            raise InvalidRequest(
+                f"tool_choice names {tool.name!r}, which is not in tools", field="tool_choice"
+            )
+    if isinstance(choice, wire.NamedTool):
+        return ToolChoice(mode="tool", name=choice.name, parallel=parallel)
+    if isinstance(choice, wire.AllowedTools):
+        return ToolChoice(mode=choice.mode, parallel=parallel)
+    if choice is None and parallel is None:
+        return None
+    return ToolChoice(mode=choice or "auto", parallel=parallel)
+
+
+def _output(form: wire.TextFormat | None) -> OutputFormat | None:
+    if form is None or form.type == "text":
+        return None
+    return OutputFormat(
+        name=form.name, schema=form.schema_, description=form.description, strict=form.strict
+    )
+
+
+def _reasoning(config: wire.ReasoningConfig | None) -> Reasoning | None:
+    effort = None if config is None else config.effort
+    if effort is None:
+        return None
+    if effort == "none":
+        return Reasoning(enabled=False)
+    return Reasoning(effort=effort, budget=_BUDGETS.get(effort))

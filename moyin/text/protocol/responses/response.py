@@ -1,0 +1,277 @@
+"""Translates whole responses and usage between the Responses API and the domain."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
+from moyin.domain.money import Usage
+from moyin.http.validation import new_malformed_response_error, parse_token_count, require_text
+from moyin.text.protocol.responses import wire
+from moyin.text.protocol.responses.request_to_domain import custom_tool_input, pack_thinking
+
+_INCOMPLETE = {
+    StopReason.MAX_TOKENS: "max_output_tokens",
+    StopReason.REFUSAL: "content_filter",
+}
+_STOP_REASONS = {reason: stop for stop, reason in _INCOMPLETE.items()}
+
+
+def new_id(prefix: str) -> str:
+    """Return a new unique id such as ``msg_…``."""
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseTemplate:
+    """Holds the members of a response object that the request determines.
+
+    Attributes:
+        id: the response's id.
+        created: Unix seconds.
+        proofs: collects ``encrypted_content`` of reasoning items by item id, which the provider
+            wants back also where the client did not ask for it.
+    """
+
+    id: str
+    created: int
+    body: wire.ResponseBody
+    proofs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def includes_proof(self) -> bool:
+        """True if the client asked for ``reasoning.encrypted_content``."""
+        return "reasoning.encrypted_content" in (self.body.include or ())
+
+    @property
+    def custom_tools(self) -> frozenset[str]:
+        """The names of the tools whose argument is free text."""
+        tools = self.body.tools or ()
+        return frozenset(tool.name for tool in tools if isinstance(tool, wire.CustomTool))
+
+    def in_progress(self, model: str) -> dict[str, Any]:
+        """Encode the response while the model writes it."""
+        return self._object(model, "in_progress", [], None, StopReason.END)
+
+    def ended(
+        self, model: str, output: list[dict[str, Any]], usage: Usage, stop: StopReason
+    ) -> dict[str, Any]:
+        """Encode the response that the model has finished."""
+        has_refusal = stop is StopReason.REFUSAL and any(map(_is_refusal, output))
+        is_incomplete = stop in _INCOMPLETE and not has_refusal
+        status = "incomplete" if is_incomplete else "completed"
+        return self._object(model, status, output, usage_to_client(usage), stop)
+
+    def items(self, response: ChatResponse) -> list[dict[str, Any]]:
+        """Encode the parts of a whole answer as output items; texts in a row are one message."""
+        items: list[dict[str, Any]] = []
+        is_refusal = response.stop is StopReason.REFUSAL
+        for part in response.parts:
+            match part:
+                case Text() if items and items[-1]["type"] == "message":
+                    content = items[-1]["content"]
+                    content += message_item(part.text, is_refusal=is_refusal)["content"]
+                case Text():
+                    items.append(message_item(part.text, is_refusal=is_refusal))
+                case Thinking():
+                    items.append(self.reasoning_item(part))
+                case ToolUse():
+                    items.append(function_call_item(part, self.custom_tools))
+        return items
+
+    def reasoning_item(self, part: Thinking, *, item_id: str = "") -> dict[str, Any]:
+        """Encode reasoning as an item, which the client may send back."""
+        item_id, proof = item_id or new_id("rs"), pack_thinking(part)
+        if proof is not None:
+            self.proofs[item_id] = proof
+        return {
+            "id": item_id,
+            "type": "reasoning",
+            "status": "completed",
+            "summary": [{"type": "summary_text", "text": part.text}] if part.text else [],
+            "encrypted_content": proof if self.includes_proof else None,
+        }
+
+    def _object(
+        self,
+        model: str,
+        status: str,
+        output: list[dict[str, Any]],
+        usage: dict[str, Any] | None,
+        stop: StopReason,
+    ) -> dict[str, Any]:
+        body = self.body
+        extras = body.extras
+        form = body.text.format if body.text is not None else None
+        reasoning = body.reasoning
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "background": bool(body.background),
+            "error": None,
+            "incomplete_details": {"reason": _INCOMPLETE[stop]} if status == "incomplete" else None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "max_tool_calls": extras.get("max_tool_calls"),
+            "metadata": body.metadata or {},
+            "model": model,
+            "output": output,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": extras.get("prompt_cache_key"),
+            "reasoning": {
+                "effort": None if reasoning is None else reasoning.effort,
+                "summary": None if reasoning is None else reasoning.summary,
+            },
+            "safety_identifier": extras.get("safety_identifier"),
+            "service_tier": "default",
+            "store": body.store is not False,
+            "temperature": body.temperature,
+            "text": {
+                "format": {"type": "text"} if form is None else _dump(form),
+                "verbosity": (body.text.verbosity if body.text is not None else None) or "medium",
+            },
+            "tool_choice": "auto" if body.tool_choice is None else _dump(body.tool_choice),
+            "tools": [_dump_tool(tool) for tool in body.tools or ()],
+            "top_p": body.top_p,
+            "truncation": body.truncation or "disabled",
+            "usage": usage,
+            "user": body.user,
+        }
+
+
+def message_item(text: str, *, is_refusal: bool = False, item_id: str = "") -> dict[str, Any]:
+    """Encode text as an item with a message of the assistant."""
+    part = {"type": "refusal", "refusal": text} if is_refusal else output_text(text)
+    return {
+        "id": item_id or new_id("msg"),
+        "type": "message",
+        "status": "completed",
+        "role": "assistant",
+        "content": [part],
+    }
+
+
+def output_text(text: str) -> dict[str, Any]:
+    """Encode a part with text."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def function_call_item(
+    call: ToolUse, custom_tools: frozenset[str], *, item_id: str = "", status: str = "completed"
+) -> dict[str, Any]:
+    """Encode a tool call as an item."""
+    if call.name in custom_tools:
+        return {
+            "id": item_id or new_id("ctc"),
+            "type": "custom_tool_call",
+            "status": status,
+            "call_id": call.id,
+            "name": call.name,
+            "input": custom_tool_input(call.arguments) if call.arguments else "",
+        }
+    return {
+        "id": item_id or new_id("fc"),
+        "type": "function_call",
+        "status": status,
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+    }
+
+
+def usage_to_client(usage: Usage) -> dict[str, Any]:
+    """Encode ``usage``; input tokens include the cached ones."""
+    written = usage.cache_write_tokens + usage.cache_write_1h_tokens
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": written,
+        },
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+    }
+
+
+def usage_to_domain(usage: Any) -> Usage:
+    """Read the ``usage`` member of a response; all zero if there is none."""
+    if not isinstance(usage, Mapping):
+        return Usage()
+    read, written = (usage.get(f"{side}_tokens_details") for side in ("input", "output"))
+    read = read if isinstance(read, Mapping) else {}
+    written = written if isinstance(written, Mapping) else {}
+    cached = parse_token_count(read.get("cached_tokens"))
+    stored = parse_token_count(read.get("cache_write_tokens"))
+    return Usage(
+        input_tokens=max(parse_token_count(usage.get("input_tokens")) - cached - stored, 0),
+        cached_tokens=cached,
+        cache_write_tokens=stored,
+        output_tokens=parse_token_count(usage.get("output_tokens")),
+        reasoning_tokens=parse_token_count(written.get("reasoning_tokens")),
+    )
+
+
+def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
+    """Translate a response object to the domain.
+
+    Raises:
+        BackendUnavailable: the body is malformed.
+    """
+    try:
+        parts = tuple(part for item in body["output"] for part in _parts(item))
+        stop = StopReason.END
+        if any(isinstance(part, ToolUse) for part in parts):
+            stop = StopReason.TOOL_USE
+        if details := body.get("incomplete_details"):
+            stop = _STOP_REASONS.get(details["reason"], StopReason.END)
+        if any(map(_is_refusal, body["output"])):
+            stop = StopReason.REFUSAL
+        return ChatResponse(
+            id=str(body["id"]),
+            model=str(body["model"]),
+            parts=parts,
+            stop=stop,
+            usage=usage_to_domain(body.get("usage")),
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise new_malformed_response_error() from None
+
+
+def _parts(item: Mapping[str, Any]) -> list[Part]:
+    match item["type"]:
+        case "message":
+            texts = (part.get("text", part.get("refusal")) for part in item["content"])
+            return [Text(text=require_text(text)) for text in texts]
+        case "function_call":
+            return [ToolUse(id=item["call_id"], name=item["name"], arguments=item["arguments"])]
+        case "custom_tool_call":
+            return [ToolUse(id=item["call_id"], name=item["name"], arguments=item["input"])]
+        case "reasoning":
+            return [Thinking(text="\n\n".join(part["text"] for part in item["summary"]))]
+        case _:
+            return []
+
+
+def _is_refusal(item: Mapping[str, Any]) -> bool:
+    return item["type"] == "message" and any(part["type"] == "refusal" for part in item["content"])
+
+
+def _dump(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    return value.model_dump(by_alias=True, exclude_none=True)
+
+
+def _dump_tool(tool: Any) -> dict[str, Any]:
+    dumped: dict[str, Any] = _dump(tool)
+    if dumped["type"] == "function":
+        # OpenAI's document requires both members.
+        return {"parameters": None, "strict": None, **dumped}
+    return dumped

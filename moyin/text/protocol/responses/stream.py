@@ -1,0 +1,247 @@
+"""Encodes the deltas of an answer as the typed events of the Responses API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from moyin.domain.chat import (
+    Delta,
+    Finished,
+    Started,
+    TextDelta,
+    Thinking,
+    ThinkingDelta,
+    ToolArguments,
+    ToolStarted,
+    ToolUse,
+    UsageUpdate,
+)
+from moyin.http.sse import encode_event
+from moyin.text.protocol.responses.response import (
+    ResponseTemplate,
+    function_call_item,
+    message_item,
+    new_id,
+)
+
+OnEnd = Callable[[dict[str, Any], dict[str, str]], None]
+
+
+@dataclass(slots=True)
+class _Message:
+    """A message item that is being written."""
+
+    id: str
+    index: int
+    is_refusal: bool
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Reasoning:
+    """A reasoning item that is being written."""
+
+    id: str
+    index: int
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call that is being written; ``item`` is the call without its arguments."""
+
+    index: int
+    call: ToolUse
+    item: dict[str, Any]
+    fragments: list[str] = field(default_factory=list)
+
+
+class StreamWriter:
+    """Encodes the deltas of an answer as events, numbered from 0.
+
+    Args:
+        on_end: receives the whole response object and the proofs of its reasoning before its last
+            event is encoded.
+    """
+
+    def __init__(self, template: ResponseTemplate, on_end: OnEnd) -> None:
+        self._template = template
+        self._on_end = on_end
+        self._sequence = 0
+        self._model = ""
+        self._output: dict[int, dict[str, Any]] = {}
+        self._next_index = 0
+        self._open: _Message | _Reasoning | None = None
+        self._calls: dict[int, _Call] = {}
+
+    def write(self, delta: Delta) -> bytes:
+        """Encode ``delta`` as events; empty if there is none for it."""
+        return b"".join(self._events(delta))
+
+    def _events(self, delta: Delta) -> Iterator[bytes]:
+        match delta:
+            case Started():
+                self._model = delta.model
+                for name in ("created", "in_progress"):
+                    response = self._template.in_progress(self._model)
+                    yield self._event(f"response.{name}", {"response": response})
+            case TextDelta():
+                yield from self._write_text(delta)
+            case ThinkingDelta():
+                yield from self._write_thinking(delta)
+            case ToolStarted():
+                yield from self._close()
+                yield self._start_call(delta)
+            case ToolArguments():
+                yield from self._write_arguments(delta)
+            case UsageUpdate():
+                return
+            case Finished():
+                yield from self._finish(delta)
+
+    def _write_text(self, delta: TextDelta) -> Iterator[bytes]:
+        message = self._open
+        if not isinstance(message, _Message) or message.is_refusal is not delta.refusal:
+            yield from self._close()
+            message = _Message(new_id("msg"), self._take_index(), delta.refusal)
+            self._open = message
+            item = message_item("", item_id=message.id)
+            item |= {"status": "in_progress", "content": []}
+            yield self._item_event("added", message.index, item)
+            part = message_item("", is_refusal=message.is_refusal)["content"][0]
+            yield self._part_event("response.content_part.added", message, {"part": part})
+        message.texts.append(delta.text)
+        if message.is_refusal:
+            yield self._part_event("response.refusal.delta", message, {"delta": delta.text})
+        else:
+            members = {"delta": delta.text, "logprobs": []}
+            yield self._part_event("response.output_text.delta", message, members)
+
+    def _write_thinking(self, delta: ThinkingDelta) -> Iterator[bytes]:
+        if delta.redacted is not None:
+            yield from self._close()
+            yield from self._start_reasoning()
+            yield from self._close_reasoning(Thinking(redacted=delta.redacted))
+            return
+        if not isinstance(self._open, _Reasoning):
+            yield from self._close()
+            yield from self._start_reasoning()
+        reasoning = self._open
+        assert isinstance(reasoning, _Reasoning)
+        if delta.text:
+            if not reasoning.texts:
+                yield self._summary_event(
+                    "part.added", reasoning, {"part": {"type": "summary_text", "text": ""}}
+                )
+            reasoning.texts.append(delta.text)
+            yield self._summary_event("text.delta", reasoning, {"delta": delta.text})
+        if delta.signature is not None:
+            text = "".join(reasoning.texts)
+            yield from self._close_reasoning(Thinking(text=text, signature=delta.signature))
+
+    def _start_reasoning(self) -> Iterator[bytes]:
+        reasoning = _Reasoning(new_id("rs"), self._take_index())
+        self._open = reasoning
+        item = self._template.reasoning_item(Thinking(), item_id=reasoning.id)
+        item["status"] = "in_progress"
+        yield self._item_event("added", reasoning.index, item)
+
+    def _close(self) -> Iterator[bytes]:
+        """End the open message or reasoning."""
+        match self._open:
+            case _Message() as message:
+                yield from self._close_message(message)
+            case _Reasoning() as reasoning:
+                yield from self._close_reasoning(Thinking(text="".join(reasoning.texts)))
+
+    def _close_message(self, message: _Message) -> Iterator[bytes]:
+        text = "".join(message.texts)
+        item = message_item(text, is_refusal=message.is_refusal, item_id=message.id)
+        if message.is_refusal:
+            yield self._part_event("response.refusal.done", message, {"refusal": text})
+        else:
+            members = {"text": text, "logprobs": []}
+            yield self._part_event("response.output_text.done", message, members)
+        members = {"part": item["content"][0]}
+        yield self._part_event("response.content_part.done", message, members)
+        yield self._item_done(message.index, item)
+
+    def _close_reasoning(self, part: Thinking) -> Iterator[bytes]:
+        reasoning = self._open
+        assert isinstance(reasoning, _Reasoning)
+        if reasoning.texts:
+            text = "".join(reasoning.texts)
+            yield self._summary_event("text.done", reasoning, {"text": text})
+            summary = {"type": "summary_text", "text": text}
+            yield self._summary_event("part.done", reasoning, {"part": summary})
+        item = self._template.reasoning_item(part, item_id=reasoning.id)
+        yield self._item_done(reasoning.index, item)
+
+    def _start_call(self, delta: ToolStarted) -> bytes:
+        call = ToolUse(id=delta.id, name=delta.name, arguments="")
+        custom = self._template.custom_tools
+        item = function_call_item(call, custom, status="in_progress")
+        index = self._take_index()
+        self._calls[delta.index] = _Call(index, call, item)
+        return self._item_event("added", index, item)
+
+    def _write_arguments(self, delta: ToolArguments) -> Iterator[bytes]:
+        call = self._calls[delta.index]
+        call.fragments.append(delta.fragment)
+        if call.item["type"] == "function_call":
+            members = {"delta": delta.fragment}
+            yield self._call_event("response.function_call_arguments.delta", call, members)
+
+    def _close_call(self, call: _Call) -> Iterator[bytes]:
+        arguments = "".join(call.fragments)
+        finished = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
+        item = function_call_item(finished, self._template.custom_tools, item_id=call.item["id"])
+        if item["type"] == "function_call":
+            members = {"arguments": arguments, "name": item["name"]}
+            yield self._call_event("response.function_call_arguments.done", call, members)
+        else:
+            # The text is known only when the JSON around it is complete.
+            text = item["input"]
+            kind = "response.custom_tool_call_input"
+            yield self._call_event(f"{kind}.delta", call, {"delta": text})
+            yield self._call_event(f"{kind}.done", call, {"input": text})
+        yield self._item_done(call.index, item)
+
+    def _finish(self, delta: Finished) -> Iterator[bytes]:
+        yield from self._close()
+        for call in self._calls.values():
+            yield from self._close_call(call)
+        output = [self._output[index] for index in sorted(self._output)]
+        response = self._template.ended(self._model, output, delta.usage, delta.stop)
+        self._on_end(response, self._template.proofs)
+        yield self._event(f"response.{response['status']}", {"response": response})
+
+    def _item_done(self, index: int, item: dict[str, Any]) -> bytes:
+        self._open = None
+        self._output[index] = item
+        return self._item_event("done", index, item)
+
+    def _item_event(self, name: str, index: int, item: dict[str, Any]) -> bytes:
+        return self._event(f"response.output_item.{name}", {"output_index": index, "item": item})
+
+    def _part_event(self, name: str, message: _Message, members: dict[str, Any]) -> bytes:
+        place = {"item_id": message.id, "output_index": message.index, "content_index": 0}
+        return self._event(name, place | members)
+
+    def _summary_event(self, name: str, reasoning: _Reasoning, members: dict[str, Any]) -> bytes:
+        place = {"item_id": reasoning.id, "output_index": reasoning.index, "summary_index": 0}
+        return self._event(f"response.reasoning_summary_{name}", place | members)
+
+    def _call_event(self, name: str, call: _Call, members: dict[str, Any]) -> bytes:
+        place = {"item_id": call.item["id"], "output_index": call.index}
+        return self._event(name, place | members)
+
+    def _event(self, name: str, members: dict[str, Any]) -> bytes:
+        number, self._sequence = self._sequence, self._sequence + 1
+        return encode_event({"type": name, "sequence_number": number, **members}, name=name)
+
+    def _take_index(self) -> int:
+        index, self._next_index = self._next_index, self._next_index + 1
+        return index

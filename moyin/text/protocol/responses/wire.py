@@ -1,0 +1,190 @@
+"""Holds the request body of ``POST /v1/responses``.
+
+Source: OpenAI's API reference as typed in ``openai.types.responses.response_create_params``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from moyin.http.validation import WireModel
+
+
+class InputText(WireModel):
+    type: Literal["input_text"]
+    text: str
+
+
+class OutputText(WireModel):
+    type: Literal["output_text"]
+    text: str
+
+
+class Refusal(WireModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class InputImage(WireModel):
+    type: Literal["input_image"]
+    image_url: str | None = None
+    file_id: str | None = None
+
+
+class InputFile(WireModel):
+    """A file, which no translated back end accepts."""
+
+    type: Literal["input_file"]
+
+
+ContentPart = Annotated[
+    InputText | OutputText | Refusal | InputImage | InputFile, Field(discriminator="type")
+]
+
+
+class Message(WireModel):
+    type: Literal["message"]
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[ContentPart]
+
+
+class FunctionCall(WireModel):
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    arguments: str
+
+
+class CustomToolCall(WireModel):
+    type: Literal["custom_tool_call"]
+    call_id: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    input: str
+
+
+class ToolOutput(WireModel):
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str = Field(min_length=1)
+    output: str | list[ContentPart]
+
+
+class ReasoningText(WireModel):
+    type: Literal["summary_text", "reasoning_text"]
+    text: str
+
+
+class ReasoningItem(WireModel):
+    type: Literal["reasoning"]
+    summary: list[ReasoningText] = Field(default_factory=list)
+    content: list[ReasoningText] | None = None
+    encrypted_content: str | None = None
+
+
+InputItem = Annotated[
+    Message | FunctionCall | CustomToolCall | ToolOutput | ReasoningItem,
+    Field(discriminator="type"),
+]
+
+
+class FunctionTool(WireModel):
+    type: Literal["function"]
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class CustomFormat(WireModel):
+    type: Literal["text"]
+
+
+class CustomTool(WireModel):
+    """A tool whose argument is free text. Grammars are refused, because no back end obeys them."""
+
+    type: Literal["custom"]
+    name: str = Field(min_length=1)
+    description: str | None = None
+    format: CustomFormat | None = None
+
+
+Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
+
+
+class NamedTool(WireModel):
+    type: Literal["function", "custom"]
+    name: str
+
+
+class AllowedTools(WireModel):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class TextFormat(WireModel):
+    """The format of the answer's text. ``schema`` is required for ``json_schema``."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> TextFormat:
+        if self.type == "json_schema" and self.schema_ is None:
+            raise ValueError("schema is required for json_schema")
+        return self
+
+
+class TextConfig(WireModel):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningConfig(WireModel):
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class StreamOptions(WireModel):
+    include_obfuscation: bool | None = None
+
+
+class ResponseBody(WireModel):
+    """The body of a request. Text as ``input`` is one message of the user."""
+
+    model: str = Field(min_length=1)
+    input: str | list[InputItem] = Field(min_length=1)
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    background: bool | None = None
+    include: list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    metadata: dict[str, str] | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools | None = None
+    parallel_tool_calls: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_types(cls, data: Any) -> Any:
+        """Name the type of messages, which clients may leave out."""
+        if not isinstance(data, dict) or not isinstance(items := data.get("input"), list):
+            return data
+        if all(not isinstance(item, dict) or "type" in item for item in items):
+            return data
+        named = [{"type": "message", **item} if isinstance(item, dict) else item for item in items]
+        return {**data, "input": named}

@@ -1,0 +1,138 @@
+"""Compares the cost of recorded calls with that of the same calls to the dearest model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from moyin.domain.money import Price, Usage
+from moyin.store.usage_reports import PriceClasses, UsageSum
+from moyin.text.routing.catalog import ModelDeployment
+from moyin.text.routing.fleet import Fleet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PricedModel:
+    """A model that costs money, with its price of today."""
+
+    model: str
+    backend: str
+    embeddings: bool
+    price: Price
+
+
+class DearestModels:
+    """Finds the model, of those that a tenant may call, for which calls would have cost most.
+
+    Calls to chat models and calls to embedding models are compared separately.
+
+    Args:
+        owner: the tenant; None stands for all tenants.
+    """
+
+    def __init__(self, fleet: Fleet, owner: str | None) -> None:
+        self._models = _list_priced_models(fleet, owner)
+        self._bounds = sorted(
+            {
+                band.up_to
+                for model in self._models
+                for band in model.price.bands
+                if band.up_to is not None
+            }
+        )
+        self._embeddings = frozenset(
+            deployment.model.name
+            for deployment in fleet.catalog.deployments
+            if deployment.model.embeddings
+        )
+
+    @property
+    def classes(self) -> PriceClasses:
+        """The classes by which calls must be summed, so that each sum has one price."""
+        return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
+
+    def choose(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
+        """Return the dearest models of the sums: for embeddings (True) and for chats (False).
+
+        A kind of calls for which no model has a price is absent.
+        """
+        merged = _merge_groups(sums)
+        return {
+            embeddings: max(
+                candidates, key=lambda model: self._add_up(merged, {model.embeddings: model})
+            )
+            for embeddings in (False, True)
+            if (candidates := [m for m in self._models if m.embeddings is embeddings])
+        }
+
+    def compute_pico_cost(
+        self, sums: Iterable[UsageSum], dearest: Mapping[bool, PricedModel]
+    ) -> int | None:
+        """Return what the complete calls would have cost, in picodollars.
+
+        Attempts that failed or were cancelled are left out: the calls would not have needed them.
+        The result is None if no model has a price.
+        """
+        return self._add_up(sums, dearest) if dearest else None
+
+    def _add_up(self, sums: Iterable[UsageSum], models: Mapping[bool, PricedModel]) -> int:
+        return sum(
+            self._compute_cost(models[item.is_embedding].price, item)
+            for item in sums
+            if item.is_complete and item.is_embedding in models
+        )
+
+    def _compute_cost(self, price: Price, item: UsageSum) -> int:
+        # A number of tokens in the band, whose calls all have the same rates.
+        is_last = item.band == len(self._bounds)
+        prompt = self._bounds[-1] + 1 if is_last and self._bounds else 0
+        if not is_last:
+            prompt = self._bounds[item.band]
+        usage = Usage(
+            input_tokens=item.input_tokens - item.cached_tokens,
+            cached_tokens=item.cached_tokens,
+            output_tokens=item.output_tokens,
+        )
+        return price.select_rates(prompt).compute_pico_cost(usage)
+
+
+def _merge_groups(sums: Iterable[UsageSum]) -> list[UsageSum]:
+    """Add up the tokens of complete calls over all groups, by price class."""
+    merged: dict[tuple[int, bool], UsageSum] = {}
+    for item in sums:
+        if not item.is_complete:
+            continue
+        total = merged.get((item.band, item.is_embedding))
+        if total is None:
+            merged[item.band, item.is_embedding] = replace(item, group=())
+        else:
+            total.input_tokens += item.input_tokens
+            total.cached_tokens += item.cached_tokens
+            total.output_tokens += item.output_tokens
+    return list(merged.values())
+
+
+def _list_priced_models(fleet: Fleet, owner: str | None) -> list[PricedModel]:
+    models = []
+    for deployment in _list_deployments(fleet, owner):
+        if deployment.configured and not (price := fleet.get_price(deployment)).is_free:
+            models.append(
+                PricedModel(
+                    model=deployment.model.name,
+                    backend=deployment.backend,
+                    embeddings=deployment.model.embeddings,
+                    price=price,
+                )
+            )
+    return models
+
+
+def _list_deployments(fleet: Fleet, owner: str | None) -> Iterable[ModelDeployment]:
+    if owner is None:
+        return fleet.catalog.deployments
+    deployments = {
+        (deployment.backend, deployment.model.name): deployment
+        for name in fleet.list_names(owner)
+        for deployment in fleet.find_allowed_deployments(name, owner)
+    }
+    return deployments.values()

@@ -1,0 +1,167 @@
+"""OpenAI's own SDK on the Responses API: on llama.cpp, on Claude's protocol, on the scripted model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any, cast
+
+import openai
+import pytest
+from openai.types.responses import ResponseFunctionToolCall
+from pydantic import BaseModel, Field
+
+from tests.acceptance.text_gateway import ALL, LLAMA, PNG, SCRIPTED, TextGateway
+
+SUITE = f"openai SDK {openai.__version__}, responses"
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+
+
+QUESTION: Any = {"role": "user", "content": "What is the weather in Paris?"}
+WEB_SEARCH: Any = {"type": "web_search"}
+
+
+class Person(BaseModel):
+    name: str
+    age: int = Field(ge=0, le=150)
+
+
+@pytest.fixture
+def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=text_gateway.openai,
+        api_key=text_gateway.api_key,
+        max_retries=0,
+        _strict_response_validation=True,
+    ) as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
+    response = client.responses.create(
+        model=model, instructions="Be kind.", input="Say hello.", max_output_tokens=8
+    )
+    assert response.output_text
+    assert response.status in ("completed", "incomplete")
+    assert response.usage is not None
+    assert 0 < response.usage.output_tokens <= 8
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
+    with client.responses.stream(model=model, input="Say hello.", temperature=0) as stream:
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == final.output_text
+    assert final.usage is not None and final.usage.output_tokens > 0
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None:
+    response = client.responses.parse(
+        model=model,
+        input='The person "Ada" is 36 years old.',
+        text_format=Person,
+        max_output_tokens=64,
+        temperature=0,
+    )
+    assert response.output_parsed is None or isinstance(response.output_parsed, Person)
+    if model == SCRIPTED:
+        assert response.output_parsed is not None
+
+
+def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI) -> None:
+    first = client.responses.create(
+        model=SCRIPTED, input="What is the weather in Paris?", tools=[WEATHER]
+    )
+    [call] = [item for item in first.output if isinstance(item, ResponseFunctionToolCall)]
+    assert call.name == "get_weather"
+    assert "city" in json.loads(call.arguments)
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    for answer in (
+        client.responses.create(
+            model=SCRIPTED, input=[result], tools=[WEATHER], previous_response_id=first.id
+        ),
+        client.responses.create(
+            model=SCRIPTED,
+            input=[QUESTION, *cast(Any, first.output), result],
+            tools=[WEATHER],
+        ),
+    ):
+        assert "sunny" in answer.output_text
+
+
+def test_a_picture_is_carried(client: openai.OpenAI) -> None:
+    url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    content: Any = [
+        {"type": "input_text", "text": "What is this?"},
+        {"type": "input_image", "image_url": url, "detail": "auto"},
+    ]
+    response = client.responses.create(model=SCRIPTED, input=[{"role": "user", "content": content}])
+    assert response.output_text
+
+
+def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) -> None:
+    first = client.responses.create(model=LLAMA, input="My name is Ada.", max_output_tokens=8)
+    *_, last = client.responses.create(
+        model=LLAMA,
+        input="What is my name?",
+        max_output_tokens=8,
+        previous_response_id=first.id,
+        stream=True,
+    )
+    assert last.type == "response.incomplete"
+    second = last.response
+    third = client.responses.create(
+        model=LLAMA, input="And now?", max_output_tokens=8, previous_response_id=second.id
+    )
+    assert third.usage is not None and first.usage is not None
+    assert third.usage.input_tokens > first.usage.input_tokens, "it has read the earlier turns"
+    assert client.responses.retrieve(third.id) == third
+    items = client.responses.input_items.list(second.id).data
+    assert [cast(Any, item).content[0].text for item in items] == ["What is my name?"]
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError, match=first.id):
+        client.responses.retrieve(first.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=LLAMA, input="?", previous_response_id=second.id)
+    assert caught.value.code == "previous_response_not_found"
+    assert caught.value.param == "previous_response_id"
+
+
+def test_an_answer_is_not_stored_if_the_client_says_so(client: openai.OpenAI) -> None:
+    response = client.responses.create(model=SCRIPTED, input="hi", store=False)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response.id)
+
+
+def test_a_tool_that_no_back_end_has_is_refused_by_name(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="web_search") as caught:
+        client.responses.create(model=SCRIPTED, input="hi", tools=[WEB_SEARCH])
+    assert caught.value.param == "tools.0.type"
+
+
+async def test_a_stream_is_cancelled(text_gateway: TextGateway) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=text_gateway.openai, api_key=text_gateway.api_key
+    ) as client:
+        async with client.responses.stream(model=LLAMA, input="Count to 1000.") as stream:
+            async for event in stream:
+                if event.type == "response.output_text.delta":
+                    break
+        await asyncio.sleep(0)
+        again = await client.responses.create(model=LLAMA, input="hi", max_output_tokens=4)
+    assert again.output_text

@@ -1,0 +1,155 @@
+"""Lists and sums of recorded calls, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from moyin.errors import InvalidRequest
+from moyin.store import usage, usage_reports
+from moyin.store.sql import Database
+from moyin.store.usage import CANCELLED, CallStatus, UsageEntry, UsageLedger
+from moyin.store.usage_reports import CallFilter, GroupBy, PriceClasses, UsageReports
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+ENTRY = UsageEntry(
+    request_id="r0",
+    owner="ada",
+    backend="claude",
+    model="haiku",
+    input_tokens=100,
+    cached_tokens=40,
+    output_tokens=7,
+    cost_usd=Decimal("0.000000001"),
+    complete=True,
+    key_id="k1",
+    requested_model="auto",
+)
+
+
+class RecordedCalls:
+    """A ledger whose entries are written at once, at given times."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reports = UsageReports(database)
+        self._database = database
+        self._monkeypatch = monkeypatch
+
+    async def add(self, at: datetime, *entries: UsageEntry) -> None:
+        self._monkeypatch.setattr(usage, "now", lambda: at)
+        ledger = UsageLedger(self._database)
+        for entry in entries:
+            ledger.record(entry)
+        await ledger.start()
+        await ledger.close()
+
+    async def list_ids(self, **conditions: Any) -> list[str]:
+        page, cursor = await self.reports.list_calls(
+            CallFilter(**{"owner": "ada", **conditions}), limit=200
+        )
+        assert cursor is None
+        return [entry.request_id for entry in page]
+
+
+@pytest.fixture
+async def recorded(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RecordedCalls]:
+    database = Database(database_url)
+    await database.ensure_schema()
+    yield RecordedCalls(database, monkeypatch)
+    await database.close()
+
+
+async def test_pages_are_stable_while_calls_are_added(recorded: RecordedCalls) -> None:
+    # A batch shares one time, so that the id decides the order.
+    batch = [replace(ENTRY, request_id=f"r{number}") for number in range(25)]
+    await recorded.add(NOON, *batch)
+    seen, cursor, pages = list[str](), None, 0
+    while pages == 0 or cursor is not None:
+        page, cursor = await recorded.reports.list_calls(
+            CallFilter(owner="ada"), limit=10, cursor=cursor
+        )
+        seen += [entry.request_id for entry in page]
+        pages += 1
+        later = NOON + timedelta(seconds=pages)
+        await recorded.add(later, replace(ENTRY, request_id=f"later {pages}"))
+    assert pages == 3
+    assert sorted(seen) == sorted(entry.request_id for entry in batch)
+    [newest, *_], _ = await recorded.reports.list_calls(CallFilter(owner="ada"), limit=5)
+    assert (newest.request_id, newest.created_at) == ("later 3", NOON + timedelta(seconds=3))
+    with pytest.raises(InvalidRequest) as refused:
+        await recorded.reports.list_calls(CallFilter(owner="ada"), limit=5, cursor="x")
+    assert refused.value.field == "cursor"
+
+
+async def test_filters_select_calls(recorded: RecordedCalls) -> None:
+    variants: dict[str, dict[str, Any]] = {
+        "key": {"key_id": "k2"},
+        "backend": {"backend": "local"},
+        "model": {"model": "opus"},
+        "alias": {"requested_model": "fast"},
+        "tenant": {"owner": "bob"},
+        "cancelled": {"complete": False, "error": CANCELLED},
+        "failed": {"complete": False, "error": "backend_timeout"},
+        "old": {"complete": False, "key_id": None, "requested_model": None},
+    }
+    for number, (name, changes) in enumerate(variants.items()):
+        at = NOON + timedelta(minutes=number)
+        await recorded.add(at, replace(ENTRY, request_id=name, **changes))
+    select = recorded.list_ids
+    assert await select(key_id="k2") == ["key"]
+    assert await select(backend="local") == ["backend"]
+    assert await select(model="opus") == ["model"]
+    assert await select(requested_model="fast") == ["alias"]
+    assert await select(owner="bob") == ["tenant"]
+    assert await select(status=CallStatus.CANCELLED) == ["cancelled"]
+    assert await select(status=CallStatus.FAILED) == ["failed"]
+    assert await select(status=CallStatus.INCOMPLETE) == ["old"]
+    assert await select(status=CallStatus.COMPLETE) == ["alias", "model", "backend", "key"]
+    assert await select(owner=None, since=NOON + timedelta(minutes=3)) == [
+        "old", "failed", "cancelled", "tenant", "alias",
+    ]  # fmt: skip
+    assert await select(until=NOON + timedelta(minutes=2)) == ["backend", "key"]
+
+
+async def test_sums_by_groups_and_price_classes(
+    recorded: RecordedCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = replace(ENTRY, input_tokens=1_000)
+    vector = replace(ENTRY, model="vectors", output_tokens=0)
+    failed = replace(ENTRY, complete=False, error="backend_timeout")
+    await recorded.add(NOON, ENTRY, ENTRY, long, vector)
+    # The day is that of UTC, whatever the time zone of the server.
+    await recorded.add(datetime(2026, 11, 20, 23, 59, tzinfo=UTC), failed)
+    await recorded.add(datetime(2026, 11, 21, 0, 1, tzinfo=UTC), ENTRY)
+    classes = PriceClasses(prompt_bounds=(100,), embeddings=frozenset({"vectors"}))
+    sums = await recorded.reports.sum_calls(
+        CallFilter(owner="ada"), [GroupBy.DAY, GroupBy.KEY], classes
+    )
+    found = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in sums}
+    assert {key: item.calls for key, item in found.items()} == {
+        ("2026-11-20", 0, False, True): 2,
+        ("2026-11-20", 1, False, True): 1,
+        ("2026-11-20", 0, True, True): 1,
+        ("2026-11-20", 0, False, False): 1,
+        ("2026-11-21", 0, False, True): 1,
+    }
+    both = found["2026-11-20", 0, False, True]
+    assert (both.input_tokens, both.cached_tokens, both.output_tokens) == (200, 80, 14)
+    assert both.cost_usd == Decimal("0.000000002")
+    assert {item.group[1] for item in sums} == {"k1"}
+    [total] = await recorded.reports.sum_calls(
+        CallFilter(owner="ada", until=NOON + timedelta(hours=1), model="haiku"), [], PriceClasses()
+    )
+    assert (total.group, total.calls, total.input_tokens) == ((), 3, 1_200)
+    assert await recorded.reports.sum_calls(CallFilter(owner="eve"), [], classes) == []
+    monkeypatch.setattr(usage_reports, "_MAX_SUMS", 1)
+    with pytest.raises(InvalidRequest) as refused:
+        await recorded.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.DAY], classes)
+    assert refused.value.field == "group_by"

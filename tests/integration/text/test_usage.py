@@ -1,0 +1,163 @@
+"""`GET /v1/requests` and `GET /v1/usage` as clients read them; no model is called."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.domain.identity import TEXT
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database, now
+from moyin.store.usage import UsageEntry
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.waiting import eventually
+
+NOWHERE = "http://127.0.0.1:9/v1"
+CALL = UsageEntry(
+    request_id="first", owner="eve", backend="at-cheap", model="cheap", input_tokens=1_000,
+    cached_tokens=400, output_tokens=100, cost_usd=Decimal("0.000000001"), complete=True,
+    key_id="k1", requested_model="auto",
+)  # fmt: skip
+CALLS = (
+    CALL,
+    replace(CALL, request_id="second", key_id="k2", backend="at-dear", model="dear"),
+    replace(CALL, request_id="second", complete=False, error="backend_timeout"),
+    replace(CALL, request_id="vector", model="vectors", output_tokens=0),
+    replace(CALL, request_id="other", owner="bob"),
+)
+# The complete chats of eve: 2 calls, for each 600 tokens at 3, 400 at 0.3 and 100 at 15 dollars per
+# million; and one embedding call of 1,000 tokens at 1 dollar.
+DEAREST_CHAT = 2 * (600 * 3 + 400 * Decimal("0.3") + 100 * 15) / 1_000_000
+DEAREST = DEAREST_CHAT + Decimal(1_000) / 1_000_000
+
+
+def backend(name: str, **model: Any) -> dict[str, Any]:
+    model = {"name": name, "context": 4096, **model}
+    return {"name": f"at-{name}", "type": "openai", "base_url": NOWHERE, "models": [model]}
+
+
+@pytest.fixture
+async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    backends = [
+        backend("cheap", price={"input": 0, "output": 0}),
+        backend("dear", price={"input": 3, "output": 15, "cache_read": 0.3}),
+        backend("forbidden", price={"input": 99, "output": 99}),
+        backend("vectors", embeddings=True, price={"input": 1, "output": 0}),
+    ]
+    tenants = {"eve": {"models": ["cheap", "dear", "vectors"]}}
+    async with serving(tmp_path, *backends, rules={"tenants": tenants}) as models_app:
+        for call in CALLS:
+            models_app.ledger.record(call)
+        await eventually(lambda: models_app.ledger.get("bob", "other"))
+        yield models_app
+
+
+@pytest.fixture
+async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
+    database = Database(f"sqlite:///{tmp_path}/moyin.db")
+    _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
+    yield key
+    await database.close()
+
+
+async def get(models_app: ModelsApp, path: str, key: str) -> tuple[int, Any]:
+    async with (
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http,
+        http.get(f"{models_app.url}/v1/{path}") as response,
+    ):
+        return response.status, await response.json()
+
+
+async def test_requests_are_listed_by_pages_and_filters(models_app: ModelsApp, eve: str) -> None:
+    status, page = await get(models_app, "requests?limit=3", eve)
+    assert (status, len(page["requests"])) == (200, 3)
+    _, rest = await get(models_app, f"requests?limit=3&cursor={page['next_cursor']}", eve)
+    assert rest["next_cursor"] is None
+    listed = [(call["request_id"], call["status"]) for call in page["requests"] + rest["requests"]]
+    assert sorted(listed) == [
+        ("first", "complete"), ("second", "complete"), ("second", "failed"), ("vector", "complete"),
+    ]  # fmt: skip
+    _, failed = await get(models_app, "requests?status=failed&requested_model=auto", eve)
+    [call] = failed["requests"]
+    assert call.pop("created_at").endswith("Z")
+    assert call == {
+        "request_id": "second", "owner": "eve", "key": "k1", "requested_model": "auto",
+        "backend": "at-cheap", "model": "cheap", "status": "failed", "complete": False,
+        "error": "backend_timeout", "input_tokens": 1_000, "cached_tokens": 400,
+        "output_tokens": 100, "cost_usd": "0.000000001",
+    }  # fmt: skip
+    _, [one] = 0, (await get(models_app, "requests?key=k2&backend=at-dear", eve))[1]["requests"]
+    assert one["request_id"] == "second"
+    _, none = await get(models_app, "requests?before=2020-01-01", eve)
+    assert none == {"requests": [], "next_cursor": None}
+
+
+async def test_usage_is_summed_and_compared_with_the_dearest_model(
+    models_app: ModelsApp, eve: str
+) -> None:
+    status, report = await get(models_app, "usage?group_by=day&group_by=model", eve)
+    assert status == 200
+    total = report["total"]
+    assert (total["calls"], total["incomplete_calls"], total["input_tokens"]) == (4, 1, 4_000)
+    assert (total["cached_tokens"], total["output_tokens"]) == (1_600, 300)
+    assert total["cost_usd"] == "0.000000004"
+    assert Decimal(total["dearest_cost_usd"]) == DEAREST
+    # The tenant may not use the model `forbidden`, so its price is not shown.
+    assert report["dearest"] == {
+        "chat": {"model": "dear", "backend": "at-dear"},
+        "embeddings": {"model": "vectors", "backend": "at-vectors"},
+    }
+    groups = {group["model"]: group for group in report["groups"]}
+    assert groups.keys() == {"cheap", "dear", "vectors"}
+    assert groups["cheap"]["calls"] == 2
+    assert groups["dear"]["day"] == f"{now():%Y-%m-%d}"
+    assert "owner" not in groups["dear"]
+    dearest = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
+    assert dearest == DEAREST
+    _, past = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve)
+    assert (past["total"]["calls"], past["groups"]) == (0, [])
+    assert (past["from"], past["to"]) == ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z")
+
+
+async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve: str) -> None:
+    for path in ("requests?owner=bob", "requests?owner=*", "usage?owner=bob", "usage?owner=*"):
+        status, error = await get(models_app, path, eve)
+        assert (status, error["code"], error["scope"]) == (403, "insufficient_scope", "operator")
+    operator = models_app.api_key
+    _, page = await get(models_app, "requests?owner=bob", operator)
+    assert [call["request_id"] for call in page["requests"]] == ["other"]
+    _, page = await get(models_app, "requests?owner=*", operator)
+    assert len(page["requests"]) == len(CALLS)
+    _, report = await get(models_app, "usage?owner=*&group_by=owner", operator)
+    assert {group["owner"]: group["calls"] for group in report["groups"]} == {"eve": 4, "bob": 1}
+    assert report["dearest"]["chat"]["model"] == "forbidden"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("requests?modle=x", "modle"),
+        ("requests?limit=201", "limit"),
+        ("requests?status=done", "status"),
+        ("requests?after=yesterday", "after"),
+        ("requests?cursor=x", "cursor"),
+        ("usage?days=3", "days"),
+        ("usage?group_by=hour", "group_by.0"),
+        ("usage?group_by=day&group_by=day", "group_by"),
+        ("usage?group_by=day&group_by=key&group_by=model", "group_by"),
+        ("usage?from=2024-01-01&to=2026-01-01", "from"),
+        ("usage?to=0001-01-02", "to"),
+        ("usage?from=2026-02-01&to=2026-01-01", "from"),
+    ],
+)
+async def test_wrong_parameters_are_named(
+    models_app: ModelsApp, eve: str, path: str, field: str
+) -> None:
+    status, error = await get(models_app, path, eve)
+    assert (status, error["code"], error["field"]) == (400, "invalid_request", field), error

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import io
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from aiohttp import web
+from rich.console import Console
+
+from moyin.cli import screen, usage
+from moyin.cli.usage import draw_bar, format_cost, shorten_number
+from moyin.client.gateway import GatewayClient
+from tests.unit.cli.conftest import Handler
+
+TOTAL = {
+    "calls": 3, "incomplete_calls": 1, "input_tokens": 12_345, "cached_tokens": 0,
+    "output_tokens": 812, "cost_usd": "1.5", "dearest_cost_usd": "6",
+}  # fmt: skip
+REPORT: dict[str, Any] = {
+    "from": "2026-11-01T00:00:00Z",
+    "to": "2026-11-04T00:00:00Z",
+    "group_by": ["day"],
+    "total": TOTAL,
+    "groups": [
+        {"day": "2026-11-01", **TOTAL, "cost_usd": "1"},
+        {"day": "2026-11-03", **TOTAL, "cost_usd": "0.5"},
+    ],
+    "dearest": {"chat": {"model": "opus", "backend": "claude"}, "embeddings": None},
+    "budgets": [
+        {
+            "limit": "usd_per_day", "of": "key", "limit_usd": "2", "spent_usd": "0.5",
+            "reserved_usd": "0.0012", "left_usd": "1.4988", "resets_at": "2026-11-05T00:00:00Z",
+        }
+    ],
+}  # fmt: skip
+
+
+def show(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
+    """The lines of the report on a terminal, without colours and repeated blanks."""
+    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    terminal = Console(
+        file=written, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
+    )
+    for module in (screen, usage):
+        monkeypatch.setattr(module, "out", terminal)
+    usage._print_report(report)
+    written.seek(0)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", written.read()).splitlines()
+    assert max(map(len, lines)) <= 100
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert show(monkeypatch, REPORT) == [
+        "2026-11-01T00:00 to 2026-11-04T00:00 (UTC)",
+        "day calls not complete input cached output cost dearest bar: cost",
+        f"2026-11-01 3 1 12.3k 0 812 $1.00 $6.00 {'█' * 20}",
+        "2026-11-02 0 0 0 0 0 $0.00",
+        f"2026-11-03 3 1 12.3k 0 812 $0.50 $6.00 {'█' * 10}",
+        "3 calls, $1.50; on opus $6.00: 75% saved",
+        "budget limit spent reserved left resets (UTC)",
+        "key, day $2.00 $0.50 $0.0012 $1.50 2026-11-05",
+    ]
+
+
+def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {**TOTAL, "cost_usd": "0", "dearest_cost_usd": None}
+    report = {**REPORT, "total": free, "groups": [{"key": None, **free}], "group_by": ["key"]}
+    lines = show(monkeypatch, {**report, "budgets": None})
+    assert lines[1].endswith("bar: output")
+    assert lines[2].startswith("unknown 3 1")
+    assert lines[3:] == ["3 calls, $0.00", "budgets cannot be read at the moment"]
+
+
+async def test_pages_are_read_until_the_limit(
+    stub: tuple[GatewayClient, dict[str, Handler]],
+) -> None:
+    gateway, handlers = stub
+    queries: list[dict[str, str]] = []
+
+    async def list_requests(request: web.Request) -> web.Response:
+        queries.append(dict(request.query))
+        calls = [{"request_id": "r"}] * int(request.query["limit"])
+        return web.json_response({"requests": calls, "next_cursor": f"c{len(queries)}"})
+
+    handlers["/v1/requests"] = list_requests
+    calls = await usage._read_calls(gateway, {"owner": "a&b", "key": None}, 450)
+    assert len(calls) == 450
+    assert queries == [
+        {"owner": "a&b", "limit": "200"},
+        {"owner": "a&b", "limit": "200", "cursor": "c1"},
+        {"owner": "a&b", "limit": "50", "cursor": "c2"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (999, "999"), (1_000, "1.00k"), (12_345, "12.3k"), (4_060_000, "4.06M")],
+)
+def test_numbers_have_three_digits(value: int, shown: str) -> None:
+    assert shorten_number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [("0", "$0.00"), ("1234.5", "$1,234.50"), ("0.0831", "$0.083"), ("0.0000012", "$0.0000012")],
+)
+def test_small_costs_keep_two_digits(usd: str, shown: str) -> None:
+    assert format_cost(usd) == shown
+
+
+def test_bars_show_the_least_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    monkeypatch.setattr(usage, "out", console)
+    assert draw_bar(Decimal(0), Decimal(9)) == ""
+    assert draw_bar(Decimal("0.001"), Decimal(9)) == "▏"
+    assert draw_bar(Decimal(9), Decimal(9)) == "█" * 20
+    plain = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(usage, "out", plain)
+    assert draw_bar(Decimal(9), Decimal(9)) == "#" * 20

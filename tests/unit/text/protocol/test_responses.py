@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+from pydantic_core import to_json
+
+from moyin.domain.chat import (
+    ChatResponse,
+    Image,
+    Message,
+    Reasoning,
+    Role,
+    StopReason,
+    Text,
+    TextDelta,
+    Thinking,
+    ToolChoice,
+    ToolResult,
+    ToolUse,
+)
+from moyin.domain.money import Usage
+from moyin.domain.needs import IMAGE_TOKENS
+from moyin.errors import BackendTimeout, InvalidRequest, UnsupportedFeature
+from moyin.http.sse import FrameSplitter, parse_event
+from moyin.testing.backends import split_into_deltas
+from moyin.text.judging.transcripts import decode_stream
+from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
+from tests.unit.text.protocol.conversations import ANSWERS, SCHEMA
+
+CODEC = ResponsesCodec()
+EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+WEATHER = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
+
+
+def parse(**members: Any) -> ParsedResponseRequest:
+    return CODEC.parse(to_json({"model": "m", "input": "hi", **members}))
+
+
+def whole(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
+    """Encode an answer, valid by the strict model of OpenAI's package."""
+    body = request.encode_response(answer)
+    Response.model_validate_json(body, strict=True)
+    return dict(json.loads(body))
+
+
+def streamed(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[str, Any]]:
+    """Encode an answer as a stream whose events are valid by OpenAI's package and numbered."""
+    writer = request.create_stream_writer()
+    body = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
+    frames = FrameSplitter().feed(body)
+    for frame in frames:
+        assert frame.data is not None
+        EVENTS.validate_json(frame.data, strict=True)
+    events = [parse_event(frame) for frame in frames]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+def comparable(response: dict[str, Any]) -> dict[str, Any]:
+    """Return a response without what is new in every answer."""
+    output = [{k: v for k, v in item.items() if k != "id"} for item in response["output"]]
+    return {**response, "id": "", "created_at": 0, "output": output}
+
+
+# Of a stream, only a delta that says so is a refusal.
+@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "refusal"])
+def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
+    answer = ANSWERS[name]
+    request = parse(tools=[WEATHER])
+    events = streamed(request, answer)
+    expected = whole(parse(tools=[WEATHER]), answer)
+    assert comparable(events[-1]["response"]) == comparable(expected)
+    assert events[-1]["type"] == f"response.{expected['status']}"
+    assert request.record.response == events[-1]["response"]
+
+
+@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "refusal"])
+def test_response_is_read_back(name: str) -> None:
+    answer = ANSWERS[name]
+    read = CODEC.read_response(whole(parse(tools=[WEATHER]), answer))
+    assert (read.parts, read.stop, read.usage) == (answer.parts, answer.stop, answer.usage)
+    body = b"".join(
+        map(parse(tools=[WEATHER]).create_stream_writer().write, split_into_deltas(answer))
+    )
+    assert decode_stream(CODEC, body).parts == answer.parts
+
+
+def test_text_events_are_nested_in_their_item() -> None:
+    events = streamed(parse(), ANSWERS["text"])
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        *["output_text.delta"] * 3,
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    deltas = [event["delta"] for event in events if event["type"].endswith("text.delta")]
+    assert "".join(deltas) == "Hello you there"
+    usage = events[-1]["response"]["usage"]
+    assert usage["input_tokens"] == 15
+    assert usage["input_tokens_details"]["cached_tokens"] == 5
+
+
+def test_answer_that_was_cut_is_incomplete() -> None:
+    response = whole(parse(max_output_tokens=16), ANSWERS["cut"])
+    assert response["status"] == "incomplete"
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["max_output_tokens"] == 16
+
+
+def test_refusal_has_its_own_part() -> None:
+    response = whole(parse(), ANSWERS["refusal"])
+    assert response["output"][0]["content"] == [{"type": "refusal", "refusal": "No"}]
+    writer = parse().create_stream_writer()
+    started, *_, finished = split_into_deltas(ANSWERS["refusal"])
+    deltas = [started, TextDelta(text="No", refusal=True), finished]
+    body = b"".join(map(writer.write, deltas))
+    for frame in FrameSplitter().feed(body):
+        EVENTS.validate_json(frame.data or b"", strict=True)
+    assert b"event: response.refusal.done" in body
+    assert b"event: response.completed" in body
+
+
+def test_each_tool_call_is_an_item_with_its_arguments() -> None:
+    events = streamed(parse(tools=[WEATHER]), ANSWERS["tools"])
+    done = [e for e in events if e["type"] == "response.function_call_arguments.done"]
+    assert [event["arguments"] for event in done] == ['{"city":"Paris"}', '{"city":"Rome"}']
+    items = events[-1]["response"]["output"]
+    assert [item["type"] for item in items] == ["message", "function_call", "function_call"]
+    assert [item.get("call_id") for item in items] == [None, "c1", "c2"]
+    assert [event["output_index"] for event in done] == [1, 2]
+
+
+def test_custom_tool_takes_and_gives_plain_text() -> None:
+    custom = {"type": "custom", "name": "patch", "description": "Applies a patch."}
+    call = ToolUse(id="c1", name="patch", arguments='{"input":"*** Begin\\n\\"x\\""}')
+    answer = ChatResponse(
+        id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
+    )
+    request = parse(tools=[custom])
+    assert request.chat.tools[0].schema["required"] == ["input"]
+    [item] = whole(request, answer)["output"]
+    assert (item["type"], item["input"]) == ("custom_tool_call", '*** Begin\n"x"')
+    events = streamed(request, answer)
+    inputs = [e["input"] for e in events if e["type"] == "response.custom_tool_call_input.done"]
+    assert inputs == ['*** Begin\n"x"']
+    again = parse(
+        tools=[custom],
+        input=[item, {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"}],
+    )
+    assert again.chat.messages == (
+        Message(role=Role.ASSISTANT, parts=(call,)),
+        Message(role=Role.USER, parts=(ToolResult(tool_use_id="c1", content=(Text(text="ok"),)),)),
+    )
+
+
+@pytest.mark.parametrize(
+    "thinking",
+    [
+        Thinking(text="hm hm", signature="sig"),
+        Thinking(redacted="secret"),
+    ],
+)
+def test_reasoning_returns_with_the_proof_of_its_origin(thinking: Thinking) -> None:
+    answer = ChatResponse(
+        id="a",
+        model="m",
+        parts=(thinking, Text(text="Yes")),
+        stop=StopReason.END,
+        usage=Usage(output_tokens=3),
+    )
+    request = parse(include=["reasoning.encrypted_content"])
+    for response in (whole(request, answer), streamed(request, answer)[-1]["response"]):
+        assert parse(input=response["output"]).chat.messages[0].parts == answer.parts
+    assert whole(parse(), answer)["output"][0]["encrypted_content"] is None
+
+
+def test_request_is_translated() -> None:
+    request = parse(
+        instructions="Be brief.",
+        input=[
+            {"role": "developer", "content": "Speak English."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "What is this?"},
+                    {"type": "input_image", "image_url": "data:image/png;base64,aGk="},
+                    {"type": "input_image", "image_url": "https://e.org/a.png", "detail": "auto"},
+                ],
+            },
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [{"type": "summary_text", "text": "hm"}],
+            },
+            {
+                "type": "function_call",
+                "id": "fc",
+                "call_id": "c",
+                "name": "weather",
+                "arguments": "{}",
+            },
+            {
+                "type": "function_call_output",
+                "call_id": "c",
+                "output": [{"type": "input_text", "text": "sunny"}],
+            },
+        ],
+        tools=[WEATHER],
+        tool_choice={"type": "function", "name": "weather"},
+        parallel_tool_calls=False,
+        reasoning={"effort": "low", "summary": "auto"},
+        text={"format": {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True}},
+        max_output_tokens=99,
+        temperature=0.5,
+        metadata={"project": "x"},
+    )
+    chat = request.to_domain("upstream")
+    assert chat.model == "upstream"
+    assert chat.system == (Text(text="Be brief."), Text(text="Speak English."))
+    assert chat.messages == (
+        Message(
+            role=Role.USER,
+            parts=(
+                Text(text="What is this?"),
+                Image(media_type="image/png", data="aGk="),
+                Image(url="https://e.org/a.png"),
+            ),
+        ),
+        Message(
+            role=Role.ASSISTANT,
+            parts=(Thinking(text="hm"), ToolUse(id="c", name="weather", arguments="{}")),
+        ),
+        Message(
+            role=Role.USER, parts=(ToolResult(tool_use_id="c", content=(Text(text="sunny"),)),)
+        ),
+    )
+    assert chat.tool_choice == ToolChoice(mode="tool", name="weather", parallel=False)
+    assert chat.reasoning == Reasoning(effort="low", budget=2048)
+    assert chat.output is not None and chat.output.schema == SCHEMA
+    needs = request.derive_needs()
+    assert needs.tools and needs.vision and needs.schema and needs.thinking
+    assert needs.prompt_tokens > 2 * IMAGE_TOKENS
+    assert request.picture_urls == ("https://e.org/a.png",)
+    embedded = request.with_pictures(
+        {"https://e.org/a.png": Image(media_type="image/png", data="eA==")}
+    )
+    assert embedded.chat.messages[0].parts[2] == Image(media_type="image/png", data="eA==")
+    assert dict(request.iterate_schemas()) == {
+        "tools.0.parameters": SCHEMA,
+        "text.format.schema": SCHEMA,
+    }
+
+
+def test_allowed_tools_hide_the_others() -> None:
+    other = {"type": "function", "name": "other"}
+    choice = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "other"}],
+    }
+    chat = parse(tools=[WEATHER, other], tool_choice=choice).chat
+    assert [tool.name for tool in chat.tools] == ["other"]
+    assert chat.tool_choice == ToolChoice(mode="required")
+
+
+@pytest.mark.parametrize(
+    ("members", "field"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        (
+            {"tools": [{"type": "custom", "name": "p", "format": {"type": "grammar"}}]},
+            "tools.0.format.type",
+        ),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
+        ({"input": []}, "input"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": [{"type": "reasoning", "encrypted_content": "?"}]}, "input.0.encrypted_content"),
+    ],
+)
+def test_invalid_request_names_the_field(members: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(**members)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("members", "field"),
+    [
+        ({"truncation": "auto"}, "truncation"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"include": ["file_search_call.results"]}, "include.0"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+            "input.0.content.0.file_id",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "f"}]}]},
+            "input.0.content.0.file_url",
+        ),
+    ],
+)
+def test_nothing_is_dropped_in_silence(members: dict[str, Any], field: str) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        parse(**members)
+    assert caught.value.field == field
+
+
+def test_broken_stream_ends_with_an_error_event() -> None:
+    [frame] = FrameSplitter().feed(CODEC.render_error_event(BackendTimeout("too slow"), "r1"))
+    assert frame.data is not None
+    event = EVENTS.validate_json(frame.data, strict=True)
+    assert (event.type, event.message) == ("error", "too slow")

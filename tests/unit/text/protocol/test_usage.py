@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from moyin.errors import InvalidRequest
+from moyin.text.protocol.usage import CallsQuery, UsageQuery
+
+NOW = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
+
+
+def period(**parameters: str) -> tuple[datetime, datetime]:
+    return UsageQuery.model_validate(parameters).resolve_period(NOW)
+
+
+def test_the_default_period_is_thirty_days_with_today() -> None:
+    assert period() == (datetime(2026, 10, 30, tzinfo=UTC), NOW)
+    # The end is exclusive, so that midnight belongs to the day before.
+    since, until = period(to="2026-11-28")
+    assert until - since == timedelta(days=30)
+
+
+def test_dates_and_times_with_offsets_are_utc() -> None:
+    since, until = period(**{"from": "2026-11-01", "to": "2026-11-02T01:00:00+02:00"})
+    assert since == datetime(2026, 11, 1, tzinfo=UTC)
+    assert until == datetime(2026, 11, 1, 23, tzinfo=UTC)
+    assert CallsQuery.model_validate({"after": "2026-11-01"}).after == since
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"from": "2026-12-01"}, "from"),
+        ({"from": "2025-10-01", "to": "2026-11-28"}, "from"),
+        ({"to": "0001-01-01"}, "to"),
+    ],
+)
+def test_periods_are_bounded(parameters: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        period(**parameters)
+    assert refused.value.field == field

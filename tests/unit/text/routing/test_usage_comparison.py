@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+
+from moyin.domain.money import (
+    FREE_TARIFF,
+    Price,
+    PriceBand,
+    Rates,
+    Tariff,
+    create_flat_tariff,
+)
+from moyin.store.usage_reports import UsageSum
+from moyin.text.routing.catalog import TenantPolicy
+from moyin.text.routing.usage_comparison import DearestModels
+from tests.unit.text.routing.factories import deployment, fleet
+
+
+def flat(usd: int) -> Tariff:
+    return create_flat_tariff(Decimal(usd), Decimal(usd))
+
+
+def rates(usd: int) -> Rates:
+    price = Decimal(usd)
+    return Rates(
+        input=price, output=price, cache_read=price, cache_write=price, cache_write_1h=price
+    )
+
+
+# Short prompts are cheap, and prompts of more than 100 tokens are the dearest of all.
+BANDED = Tariff(
+    prices=(
+        Price(
+            since=date.min,
+            bands=(PriceBand(rates=rates(1), up_to=100), PriceBand(rates=rates(50))),
+        ),
+    )
+)
+
+
+def usage_sum(band: int, tokens: int, *, complete: bool = True, embeds: bool = False) -> UsageSum:
+    return UsageSum(
+        group=("day",),
+        band=band,
+        is_embedding=embeds,
+        is_complete=complete,
+        calls=1,
+        input_tokens=tokens,
+        cached_tokens=0,
+        output_tokens=0,
+        cost_usd=Decimal(0),
+    )
+
+
+def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
+    models = fleet(
+        [deployment("free", FREE_TARIFF), deployment("flat", flat(2)), deployment("banded", BANDED)]
+    )
+    dearest = DearestModels(models, "ada")
+    assert dearest.classes.prompt_bounds == (100,)
+    short, long = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
+    chosen = dearest.choose([short])
+    assert chosen[False].model == "flat-model"
+    assert dearest.compute_pico_cost([short], chosen) == 2 * 10**12
+    chosen = dearest.choose([short, long])
+    assert chosen[False].model == "banded-model"
+    assert dearest.compute_pico_cost([short, long], chosen) == (1 + 50) * 10**12
+
+
+def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
+    dearest = DearestModels(fleet([deployment("flat", flat(2))]), "ada")
+    sums = [usage_sum(0, 10), usage_sum(0, 5), usage_sum(0, 70, complete=False)]
+    assert dearest.compute_pico_cost(sums, dearest.choose(sums)) == 15 * 2 * 10**6
+    assert [item.input_tokens for item in sums] == [10, 5, 70]
+
+
+def test_embeddings_are_compared_with_embedding_models() -> None:
+    vectors = deployment("vectors", flat(1), abilities=("embeddings",))
+    dearest = DearestModels(fleet([deployment("flat", flat(2)), vectors]), "ada")
+    assert dearest.classes.embeddings == {"vectors-model"}
+    sums = [usage_sum(0, 10, embeds=True), usage_sum(0, 10)]
+    chosen = dearest.choose(sums)
+    assert {kind: model.backend for kind, model in chosen.items()} == {
+        True: "vectors",
+        False: "flat",
+    }
+    assert dearest.compute_pico_cost(sums, chosen) == (10 * 1 + 10 * 2) * 10**6
+
+
+def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None:
+    models = fleet(
+        [
+            deployment("free", FREE_TARIFF),
+            deployment("keyless", flat(90), configured=False),
+            deployment("cloud", flat(80)),
+        ],
+        policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))},
+    )
+    dearest = DearestModels(models, "ada")
+    assert dearest.choose([]) == {}
+    assert dearest.compute_pico_cost([usage_sum(0, 10)], {}) is None
+    [model] = DearestModels(models, None).choose([]).values()
+    assert model.backend == "cloud"
