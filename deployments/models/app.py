@@ -45,6 +45,7 @@ from moyin.text.protocol.ollama.codec import (
     OllamaGenerateCodec,
 )
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+from moyin.text.protocol.openai.completions import OpenAICompletionsCodec
 from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
@@ -154,6 +155,7 @@ def _new_call_routes(text_router: Router, jobs: GatewayClient) -> dict[str, Call
     job_submitter = JobSubmitter(text_router, jobs)
     return {
         "/chat/completions": CallRoute(OpenAICodec(), text_router, job_submitter),
+        "/completions": CallRoute(OpenAICompletionsCodec(), text_router, job_submitter),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
         "/messages": CallRoute(AnthropicCodec(), text_router, job_submitter),
         "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, job_submitter),
