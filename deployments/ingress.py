@@ -145,6 +145,9 @@ def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
     if isinstance(error, MoyinError):
         return error
     if isinstance(error, HTTPException):
+        # FastAPI raises this while it reads a body that the gatekeeper refuses.
+        if isinstance(error.__cause__, MoyinError):
+            return error.__cause__
         if error.status_code in (404, 405):
             return RouteNotFound(f"there is no route {request.method} {request.url.path}")
         return InvalidRequest(str(error.detail))

@@ -95,6 +95,16 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class InvalidContentEncoding(RequestError):
+    code = "invalid_content_encoding"  # the body is not in the encoding that its header names
+
+
+class UnsupportedContentEncoding(RequestError):
+    """Reports a body in an encoding that Moyin cannot decode; ``details`` list the ``accepted``."""
+
+    code = "unsupported_content_encoding"
+
+
 class PictureTooLarge(RequestError):
     """Reports a picture that is too large to decode.
 

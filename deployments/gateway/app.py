@@ -141,6 +141,8 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         max_body_bytes=services.max_body_bytes, observer=services.observer, public=is_public,
         credentials=CredentialFinder(query=accepts_query_key, cookie=accepts_cookie),
         stream_errors=render_stream_error,
+        # The proxy forwards bodies as they are.
+        keeps_encoding=lambda scope: services.proxy.match(scope) is not None,
     )  # fmt: skip
 
 

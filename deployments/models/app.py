@@ -167,6 +167,7 @@ def _new_call_routes(
     job_submitter = JobSubmitter(text_router, jobs)
     return {
         "/chat/completions": CallRoute(OpenAICodec(), text_router, job_submitter),
+        "/completions": CallRoute(OpenAICompletionsCodec(), text_router, job_submitter),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
         "/responses": ResponsesRoute(text_router, job_submitter, responses),
         "/messages": CallRoute(AnthropicCodec(), text_router, job_submitter),

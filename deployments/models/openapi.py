@@ -14,7 +14,7 @@ from deployments.openapi import document_protocol_errors, document_security
 from moyin.text.protocol.anthropic.wire import CountBody, MessagesBody
 from moyin.text.protocol.ollama import wire as ollama
 from moyin.text.protocol.openai.images import ImagesBody
-from moyin.text.protocol.openai.wire import ChatBody, EmbeddingBody
+from moyin.text.protocol.openai.wire import ChatBody, CompletionBody, EmbeddingBody
 
 _SSE, _NDJSON = "text/event-stream", "application/x-ndjson"
 
@@ -46,6 +46,16 @@ _CALLS = (
         "Returns an answer, whole or as server-sent events. `model` is a name that `GET /models` "
         "lists; with `auto` the router chooses the model. Members that are not listed here are "
         "passed through to back ends of the same format.",
+    ),
+    _CallDescription(
+        "/completions",
+        "CompletionBody",
+        CompletionBody,
+        _SSE,
+        "OpenAI text completion",
+        "OpenAI's older call, which continues a text. Back ends of the same format get the request "
+        "unchanged. For others the prompt becomes the one message of a chat; they refuse several "
+        "prompts, token numbers, `n` and `best_of` above 1, `echo`, `logprobs` and `suffix`.",
     ),
     _CallDescription(
         "/embeddings",

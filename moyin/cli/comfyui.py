@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import Annotated
 
 import typer
 
+from moyin.cli.connect import check_access, serve_until_interrupted
 from moyin.cli.screen import out
-from moyin.cli.session import load_profile, open_gateway
-from moyin.errors import StackError
+from moyin.cli.session import load_profile
 from moyin.render.comfyui.install import install
 from moyin.settings import Settings
 from moyin.stack.profile import Profile
@@ -43,14 +42,7 @@ async def _connect(profile: Profile, port: int) -> None:
     # Imported here, because aiohttp's server takes as long to import as all other commands.
     from moyin.cli.connector import Connector
 
-    if not profile.api_key:
-        raise StackError("no API key is configured for the gateway: set MOYIN_API_KEY")
-    async with open_gateway(profile) as gateway:
-        # This reports a wrong key or URL here, because clients of ComfyUI may hide such errors.
-        await gateway.call("GET", "/prompt")
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Connector(profile).serve(port) as url:
-        out.print(f"The farm of {profile.url} is a ComfyUI at {url} (Ctrl+C stops it)")
-        await stop.wait()
+    await check_access(profile, "/prompt")
+    await serve_until_interrupted(
+        Connector(profile), port, f"The farm of {profile.url} is a ComfyUI"
+    )

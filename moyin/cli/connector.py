@@ -100,9 +100,9 @@ class Connector:
                 return await self._relay_socket(request, target)
             return await self._forward(request, target)
         except CrossSiteRequest as error:
-            return _error_response(403, error)
+            return self._render_error(403, error)
         except BackendUnavailable as error:
-            return _error_response(502, error)
+            return self._render_error(502, error)
 
     def _build_target_url(self, request: web.Request) -> URL:
         """Return the gateway's URL for the request; raise CrossSiteRequest for a proxy's request."""
@@ -157,7 +157,7 @@ class Connector:
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
         except aiohttp.WSServerHandshakeError as error:
-            return _error_response(
+            return self._render_error(
                 error.status,
                 BackendUnavailable(
                     f"the gateway rejected the WebSocket handshake with status {error.status}"
@@ -179,6 +179,11 @@ class Connector:
             self._sockets.discard(client)
             await upstream.close(code=_GOING_AWAY)
         return client
+
+    def _render_error(self, status: int, error: MoyinError) -> web.Response:
+        """Return an error response in ComfyUI's format."""
+        body = {"type": error.code, "message": error.message, "details": "", "extra_info": {}}
+        return web.json_response({"error": body, "node_errors": {}}, status=status)
 
     async def _close_sockets(self, _: web.Application) -> None:
         await asyncio.gather(*(socket.close(code=_GOING_AWAY) for socket in self._sockets))
@@ -282,9 +287,3 @@ def _new_session() -> aiohttp.ClientSession:
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=_MAX_SILENCE_SECONDS
         ),
     )
-
-
-def _error_response(status: int, error: MoyinError) -> web.Response:
-    """Return an error response in ComfyUI's format."""
-    body = {"type": error.code, "message": error.message, "details": "", "extra_info": {}}
-    return web.json_response({"error": body, "node_errors": {}}, status=status)

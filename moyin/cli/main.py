@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from moyin.cli import (
     chat,
     comfyui,
+    connect,
     database,
     demo,
     jobs,
@@ -62,6 +63,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")
+app.add_typer(connect.app, name="connect")
 app.command("migrate")(database.migrate)
 app.command("prune")(database.prune)
 

@@ -22,8 +22,9 @@ class Needs:
     Attributes:
         prompt_tokens: the tokens of the prompt, estimated from the length of its text.
         max_tokens: the longest answer that the client accepts; None is the model's default.
-        longest_input: the tokens of the longest input of an embedding request, in which each input
-            has the whole context; None for other requests.
+        longest_input: the tokens of the longest of several inputs, each of which has the whole
+            context; None if the prompt is one input.
+        choices: the number of answers that the model writes.
         tools: True if the request has tools; vision, schema and thinking likewise.
         embeddings: True if the request is for vectors instead of an answer.
         has_cache_markers: True if the request contains prompt-cache markers.
@@ -37,6 +38,7 @@ class Needs:
     prompt_tokens: int
     max_tokens: int | None = None
     longest_input: int | None = None
+    choices: int = 1
     tools: bool = False
     vision: bool = False
     schema: bool = False

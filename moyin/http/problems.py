@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from moyin import errors
-from moyin.errors import AccessError, LimitExceeded, MoyinError
+from moyin.errors import AccessError, LimitExceeded, MoyinError, UnsupportedContentEncoding
 
 # Headers of every response of Moyin, which forbid content sniffing, framing and referrers.
 SECURITY_HEADERS = (
@@ -72,6 +72,8 @@ def build_error_headers(error: MoyinError) -> dict[str, str]:
         headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, LimitExceeded):
         headers.update(error.headers)
+    if isinstance(error, UnsupportedContentEncoding) and "accepted" in error.details:
+        headers["accept-encoding"] = ", ".join(error.details["accepted"])
     if isinstance(error, AccessError):
         headers["www-authenticate"] = 'Bearer realm="moyin"'
     return headers
@@ -80,6 +82,7 @@ def build_error_headers(error: MoyinError) -> dict[str, str]:
 _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.RequestError: 400,
     errors.BodyTooLarge: 413,
+    errors.UnsupportedContentEncoding: 415,
     errors.PictureTooLarge: 413,
     errors.UserStorageFull: 413,
     errors.BodyTooSlow: 408,

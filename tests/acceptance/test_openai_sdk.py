@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types import Completion
 from pydantic import BaseModel, Field
 
 from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, TextGateway
@@ -64,6 +65,72 @@ def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, mode
     assert text == client.chat.completions.create(**ask).choices[0].message.content
     assert final.usage is not None
     assert 0 < final.usage.completion_tokens < 200
+
+
+# llama.cpp has the call; for Claude's wire, and for the model that obeys, the prompt becomes a chat.
+@pytest.mark.parametrize("model", ALL)
+def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: str) -> None:
+    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 8}
+    answer = client.completions.create(**ask, temperature=0)
+    Completion.model_validate(answer.model_dump(), strict=True)
+    [choice] = answer.choices
+    assert choice.text
+    assert answer.usage is not None
+    assert 0 < answer.usage.completion_tokens <= 8
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    events = list(
+        client.completions.create(
+            **ask, temperature=0, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert "".join(c.text for event in events for c in event.choices) == choice.text
+    reasons = [c.finish_reason for event in events for c in event.choices]
+    assert reasons[-1] == choice.finish_reason
+    assert not any(reasons[:-1])
+    assert [event.usage for event in events if event.usage][-1] is not None
+    for event in events:
+        told = event.model_dump()
+        for one in told["choices"]:
+            # OpenAI too sends null until the end, for which its SDK's type has no place.
+            one["finish_reason"] = one["finish_reason"] or "stop"
+        Completion.model_validate(told, strict=True)
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) -> None:
+    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 12}
+    whole = client.completions.create(**ask, temperature=0).choices[0].text
+    stop = whole.split()[1]
+    cut = client.completions.create(**ask, temperature=0, stop=[stop]).choices[0]
+    assert cut.text == whole.partition(stop)[0]
+
+
+@pytest.mark.parametrize("model", [CLAUDE, SCRIPTED])
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+    ],
+)
+def test_what_a_chat_has_not_is_refused_by_name(
+    client: openai.OpenAI, model: str, changes: dict[str, Any], field: str
+) -> None:
+    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**ask)
+    assert (caught.value.param, caught.value.code) == (field, "unsupported_feature")
+
+
+def test_several_prompts_and_token_numbers_reach_llama_cpp(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=LLAMA, prompt=["One", "Two"], max_tokens=2)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    answer = client.completions.create(model=LLAMA, prompt=[1, 2, 3], max_tokens=2)
+    assert answer.choices[0].text
 
 
 @pytest.mark.parametrize("model", ALL)

@@ -86,7 +86,8 @@ class JobSubmitter:
 
 def _to_job_spec(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
     request = {name: value for name, value in call.data.items() if name not in _STREAM_MEMBERS}
-    if call.derive_needs().embeddings:
+    # Chat jobs have messages.
+    if call.derive_needs().embeddings or codec.path == "/completions":
         http_request = {"method": "POST", "path": path, "body": escape_references(request)}
         return {"kind": "http", "request": http_request}
     return {

@@ -13,7 +13,8 @@ _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 256 * 1024
 
 
-def _too_large(limit: int) -> BodyTooLarge:
+def new_too_large_error(limit: int) -> BodyTooLarge:
+    """Return the error for a body of more than ``limit`` bytes."""
     return BodyTooLarge(
         f"the request body must not exceed {limit} bytes", details={"max_body_bytes": limit}
     )
@@ -31,7 +32,7 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
         if not declared.isdecimal():
             raise InvalidRequest("Content-Length must be a decimal number", field="Content-Length")
         if int(declared) > limit:
-            raise _too_large(limit)
+            raise new_too_large_error(limit)
         # The server enforces Content-Length, so the bytes need not be counted.
         return receive
     received = 0
@@ -42,7 +43,7 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             received += len(message.get("body", b""))
             if received > limit:
-                raise _too_large(limit)
+                raise new_too_large_error(limit)
         return message
 
     return receive_counted

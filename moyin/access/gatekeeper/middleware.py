@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
 from moyin.access.gatekeeper.body import limit_body
+from moyin.access.gatekeeper.content_encoding import decode_body
 from moyin.access.gatekeeper.credential_finder import CredentialFinder, RequestPredicate
 from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.monitor import CredentialMonitor
@@ -31,6 +32,8 @@ class Gatekeeper:
         errors: renders a `MoyinError` of the app or the gatekeeper as a response body.
         errors_of: selects a renderer per request; if None, ``errors`` renders all errors.
         stream_errors: renders the last event of a stream whose credential has ended.
+        keeps_encoding: selects requests whose bodies the app gets as the client encoded them;
+            if None, the app gets all bodies decoded.
         public: the paths that need no key, or a predicate of requests that need none.
         credentials: finds the key of a request.
     """
@@ -48,6 +51,7 @@ class Gatekeeper:
         credentials: CredentialFinder | None = None,
         stream_errors: StreamErrorRenderer = render_error_event,
         errors_of: Callable[[Scope], ErrorRenderer] | None = None,
+        keeps_encoding: RequestPredicate | None = None,
     ) -> None:
         self._app = app
         self._service = service
@@ -60,6 +64,7 @@ class Gatekeeper:
         )
         self._credentials = credentials or CredentialFinder()
         self._stream_errors = stream_errors
+        self._keeps_encoding = keeps_encoding or (lambda scope: False)
         self.monitor = CredentialMonitor(authenticator)
         self._adds_request_id = True
 
@@ -89,6 +94,9 @@ class Gatekeeper:
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
             receive = request.watch_disconnect(receive, self.monitor)
+            encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
+            if encodings and not self._keeps_encoding(scope):
+                scope, receive = decode_body(scope, receive, self._max_body_bytes, encodings)
         else:
             request.monitor_credential(self.monitor)
         await self._app(scope, receive, request.send)

@@ -234,7 +234,7 @@ def _find_capable_targets(
         raise NotComparable(Outcome.NO_SECOND_MODEL) from None
     able = [candidate for candidate in route.targets if candidate.model.supports(needs)]
     if able:
-        return able, compute_max_request_cost(route, needs, choices=1, streams=False)
+        return able, compute_max_request_cost(route, needs, streams=False)
     if route.targets:
         raise NotComparable(Outcome.UNSUITABLE)
     configured = any(exclusion.is_allowed for exclusion in route.exclusions)

@@ -37,6 +37,9 @@ from moyin.text.routing.telemetry import CallRecord
 _JSON_HEADER = (b"content-type", b"application/json")
 _NO_CACHE_HEADER = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()
+# Calls that many servers of their API format lack, and for which these answer 404: OpenAI's chat
+# models, for example, have no text completions.
+_OPTIONAL_PATHS = frozenset({"/completions"})
 # Response header of answers whose usage is estimated because the back end reports none.
 _ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
 
@@ -84,13 +87,8 @@ class Attempt:
         deadline = min(self._started_at + runtime.timeout, call.deadline)
         if runtime.loaded is not None:
             self._starts_loading = runtime.loaded.record_call_start(self._upstream)
-        pass_through = None if self.target.needs_translation else runtime.pass_through
         try:
-            if call.request.is_streamed:
-                return await self._call_streaming(pass_through, deadline)
-            if pass_through is None:
-                return await self._call_translated(deadline)
-            return await self._call_pass_through(pass_through, deadline)
+            return await self._call_or_translate(deadline)
         except asyncio.CancelledError:
             # The back end has probably read the prompt and charges for it.
             self._record_failure()
@@ -116,6 +114,31 @@ class Attempt:
             if self._starts_loading:
                 self._record_failure()
             raise
+
+    async def _call_or_translate(self, deadline: float) -> Answer:
+        """Forward the request, or translate it if the back end does not have the client's call."""
+        runtime, path = self.runtime, self.call.codec.path
+        if self.target.needs_translation or runtime.pass_through is None:
+            return await self._call(None, deadline)
+        if path not in _OPTIONAL_PATHS:
+            return await self._call(runtime.pass_through, deadline)
+        missing = (path, self._upstream)
+        if missing not in runtime.missing_calls:
+            try:
+                return await self._call(runtime.pass_through, deadline)
+            except ModelNotFound:
+                pass
+        # If the model is missing, not the call, this raises the same error.
+        answer = await self._call(None, deadline)
+        runtime.missing_calls.add(missing)
+        return answer
+
+    async def _call(self, pass_through: PassThroughBackend | None, deadline: float) -> Answer:
+        if self.call.request.is_streamed:
+            return await self._call_streaming(pass_through, deadline)
+        if pass_through is None:
+            return await self._call_translated(deadline)
+        return await self._call_pass_through(pass_through, deadline)
 
     def record(self, usage: Usage, *, error: str | None = None) -> bytes:
         """Record the call in the ledger and return its cost in US dollars as text.

@@ -61,6 +61,8 @@ class BackendRuntime:
         loaded: models in the server's memory; None if the server does not report them.
         priors: latency to assume for a model without measurements, by model name.
         is_up: result of the last health check; None before the first.
+        missing_calls: paths of optional calls that the server lacks, each with the upstream name
+            of a model.
     """
 
     name: str
@@ -77,6 +79,7 @@ class BackendRuntime:
     priors: dict[str, LatencyPrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     is_up: bool | None = None
+    missing_calls: set[tuple[str, str]] = field(default_factory=set)
     _latencies: dict[str, LatencyEstimator] = field(default_factory=dict)
     _model_breakers: dict[str, Breaker] = field(default_factory=dict)
     _service_time: Average = field(default_factory=lambda: Average(_SERVICE_TIME_HALF_LIFE))

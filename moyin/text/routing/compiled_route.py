@@ -161,31 +161,26 @@ def find_exclusion(
     )
 
 
-def compute_max_request_cost(
-    route: CompiledRoute, needs: Needs, *, choices: int, streams: bool
-) -> Decimal:
+def compute_max_request_cost(route: CompiledRoute, needs: Needs, *, streams: bool) -> Decimal:
     """Return the maximum cost of a request in US dollars, at the most expensive target.
 
     The maximum assumes the longest possible prompt, the longest allowed answer and the highest
-    rates, and two calls if the request may be hedged. ``choices`` is the number of requested answers.
+    rates, and two calls if the request may be hedged.
     """
     able = [target for target in route.targets if target.model.supports(needs)]
     max_pico = max(
-        (
-            _compute_max_pico(target.get_price(), target.model.context, needs, choices)
-            for target in able
-        ),
+        (_compute_max_pico(target.get_price(), target.model.context, needs) for target in able),
         default=0,
     )
     return pico_to_usd(2 * max_pico if streams and route.hedging is not None else max_pico)
 
 
 def compute_max_call_cost(target: RouteTarget, needs: Needs) -> Decimal:
-    """Return the maximum cost of one call with one answer at this target, in US dollars."""
-    return pico_to_usd(_compute_max_pico(target.get_price(), target.model.context, needs, 1))
+    """Return the maximum cost of one call at this target, in US dollars."""
+    return pico_to_usd(_compute_max_pico(target.get_price(), target.model.context, needs))
 
 
-def _compute_max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
+def _compute_max_pico(price: Price, context: int, needs: Needs) -> int:
     prompt = (
         _MAX_TOKENS_PER_ESTIMATED_TOKEN * needs.prompt_tokens
         + needs.attachment_bytes
@@ -193,5 +188,5 @@ def _compute_max_pico(price: Price, context: int, needs: Needs, choices: int) ->
     )
     if needs.longest_input is None:
         prompt = context if needs.has_external_content else min(prompt, context)
-    output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
+    output = 0 if needs.embeddings else needs.choices * min(needs.max_tokens or context, context)
     return price.compute_max_pico_cost(prompt, output)

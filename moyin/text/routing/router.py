@@ -367,18 +367,12 @@ async def _reserve_budget(
     if not budget.limits_spending:
         await budget.reserve(Decimal(0), 0)
         return None
-    choices = request.data.get("n")
-    max_usd = compute_max_request_cost(
-        route,
-        needs,
-        # The member `n` is validated only in protocols that define it.
-        choices=max(choices, 1) if isinstance(choices, int) else 1,
-        streams=request.is_streamed,
-    )
+    max_usd = compute_max_request_cost(route, needs, streams=request.is_streamed)
     if rescued is not None:
         max_usd += compute_max_call_cost(rescued.target, needs)
     await budget.reserve(
-        max_usd, needs.prompt_tokens + (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS)
+        max_usd,
+        needs.prompt_tokens + needs.choices * (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS),
     )
     return max_usd
 

@@ -74,6 +74,7 @@ async def proxy_serving(
         errors=render_problem_details,
         max_body_bytes=MAX_BODY_BYTES,
         observer=NoObserver(),
+        keeps_encoding=lambda scope: proxy.match(scope) is not None,
     )
     config = uvicorn.Config(
         app, port=0, log_config=None, lifespan="off",

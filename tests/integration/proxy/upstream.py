@@ -132,7 +132,7 @@ class Service:
 @asynccontextmanager
 async def serving(service: Service, port: int = 0) -> AsyncIterator[str]:
     """The service's URL."""
-    runner = web.AppRunner(service.app, shutdown_timeout=0.1)
+    runner = web.AppRunner(service.app, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -219,6 +220,30 @@ async def test_unknown_members_are_passed_through(
     assert answer["choices"][0]["message"]["content"] == SEEN
     ((_, asked),) = wires.asked
     assert (asked["n"], asked["user"]) == (1, "ada")
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages", "ollama/api/chat", "route"])
+async def test_compressed_bodies_are_decoded_or_refused(
+    http: aiohttp.ClientSession, path: str
+) -> None:
+    body = json.dumps({"model": "gpt", "messages": [HELLO], "max_tokens": 5}).encode()
+    headers = {"content-type": "application/json"}
+    for encoding, encoded, status, code in (
+        ("gzip", gzip.compress(body), 200, None),
+        ("gzip", body, 400, "invalid_content_encoding"),
+        ("zstd", body, 415, "unsupported_content_encoding"),
+        ("gzip", gzip.compress(bytes(1_000_001)), 413, "body_too_large"),
+    ):
+        headers["content-encoding"] = encoding
+        async with http.post(f"/v1/{path}", data=encoded, headers=headers) as response:
+            text = await response.text()
+        assert response.status == status, text
+        if code is None:
+            continue
+        told = json.loads(text)
+        error = told["error"] if path in ("chat/completions", "messages") else told
+        assert error["code"] == code
+        assert status != 415 or response.headers["accept-encoding"] == "gzip, deflate"
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,12 @@ _CONTINUOUS_USAGE = "continuous_usage_stats"  # in `stream_options`: vLLM report
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedChatRequest:
-    """A validated request of ``POST /v1/chat/completions``; ``data`` is ``raw`` parsed as JSON."""
+class BaseGenerationRequest:
+    """Base of validated requests for text, which may be streamed; ``data`` is ``raw`` parsed as JSON."""
 
     raw: bytes
     data: Mapping[str, Any]
-    body: wire.ChatBody
+    body: wire.GenerationBody
 
     @property
     def model(self) -> str:
@@ -63,7 +63,7 @@ class ParsedChatRequest:
         return bool(self.body.stream)
 
     @property
-    def _wants_usage(self) -> bool:
+    def wants_usage(self) -> bool:
         options = self.body.stream_options
         return options is not None and bool(options.include_usage)
 
@@ -72,11 +72,43 @@ class ParsedChatRequest:
         options = self.body.stream_options
         return options is not None and bool(options.extras.get(_CONTINUOUS_USAGE))
 
-    def derive_needs(self) -> Needs:
-        return request_to_domain.derive_chat_needs(self.body, self.data, self.raw)
+    @property
+    def _choices(self) -> int:
+        return self.body.n or 1
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         return find_embedded_schemas(self.data, "function.parameters")
+
+    def to_upstream(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
+    ) -> bytes:
+        hides_usage = self.is_streamed and not self.wants_usage
+        if model == self.body.model and not hides_usage and not additions and not overrides:
+            return self.raw
+        data = {**(merge_defaults(self.data, additions) if additions else self.data), **overrides}
+        data["model"] = model
+        if hides_usage:
+            data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
+        return to_json(data)
+
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+        hides_usage = not self.wants_usage
+        is_continuous = _CONTINUOUS_USAGE in (additions.get("stream_options") or ())
+        return StreamTap(
+            hide_usage=hides_usage,
+            hide_progress=(hides_usage or is_continuous) and not self._wants_continuous_usage,
+            choices=self._choices,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedChatRequest(BaseGenerationRequest):
+    """A validated request of ``POST /v1/chat/completions``."""
+
+    body: wire.ChatBody
+
+    def derive_needs(self) -> Needs:
+        return request_to_domain.derive_chat_needs(self.body, self.data, self.raw)
 
     def derive_constraints(self) -> ResponseConstraints:
         return request_to_domain.derive_chat_constraints(self.body, self.data)
@@ -104,29 +136,8 @@ class ParsedChatRequest:
     def to_domain(self, model: str) -> ChatRequest:
         return replace(request_to_domain.chat_request_to_domain(self.body), model=model)
 
-    def to_upstream(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
-    ) -> bytes:
-        hides_usage = self.is_streamed and not self._wants_usage
-        if model == self.body.model and not hides_usage and not additions and not overrides:
-            return self.raw
-        data = {**(merge_defaults(self.data, additions) if additions else self.data), **overrides}
-        data["model"] = model
-        if hides_usage:
-            data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
-        return to_json(data)
-
-    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        hides_usage = not self._wants_usage
-        is_continuous = _CONTINUOUS_USAGE in (additions.get("stream_options") or ())
-        return StreamTap(
-            hide_usage=hides_usage,
-            hide_progress=(hides_usage or is_continuous) and not self._wants_continuous_usage,
-            choices=self.body.n or 1,
-        )
-
     def create_stream_writer(self) -> StreamWriter:
-        return StreamWriter(created=int(time.time()), include_usage=self._wants_usage)
+        return StreamWriter(created=int(time.time()), include_usage=self.wants_usage)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
@@ -165,8 +176,8 @@ class ParsedEmbeddingRequest(BaseEmbeddingRequest):
         return embedding_response_to_client(response, as_base64=as_base64)
 
 
-class _BaseCodec:
-    """Implements the methods that both of OpenAI's codecs share."""
+class BaseCodec:
+    """Implements the methods that OpenAI's codecs share."""
 
     api_format = ApiFormat.OPENAI
     stream_content_type = EVENT_STREAM
@@ -185,7 +196,7 @@ class _BaseCodec:
         return count_text_bytes(list_choice_messages(body))
 
 
-class OpenAICodec(_BaseCodec):
+class OpenAICodec(BaseCodec):
     """The codec of ``POST /v1/chat/completions``."""
 
     path = "/chat/completions"
@@ -207,7 +218,7 @@ class OpenAICodec(_BaseCodec):
         return ParsedChatRequest(body, data, validate(wire.ChatBody, data))
 
 
-class OpenAIEmbeddingsCodec(_BaseCodec):
+class OpenAIEmbeddingsCodec(BaseCodec):
     """The codec of ``POST /v1/embeddings``."""
 
     path = "/embeddings"

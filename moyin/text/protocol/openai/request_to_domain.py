@@ -32,7 +32,7 @@ _CACHE_MARKER = b'"cache_control"'
 _AUDIO_MARKER = b'"audio"'
 
 # Members that translation drops, because they are hints or do not change the answer.
-_DROPPED_MEMBERS = frozenset(
+DROPPED_MEMBERS = frozenset(
     {
         "annotations", "detail", "index", "metadata", "name", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "provider_specific_fields", "reasoning",
@@ -55,7 +55,7 @@ def find_untranslatable_field(body: wire.ChatBody) -> str | None:
     # Medium verbosity is the default of every model.
     is_default = body.extras.get("verbosity") == "medium"
     return find_unsupported_field(
-        body, _DROPPED_MEMBERS | {"verbosity"} if is_default else _DROPPED_MEMBERS
+        body, DROPPED_MEMBERS | {"verbosity"} if is_default else DROPPED_MEMBERS
     )
 
 
@@ -67,7 +67,7 @@ def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
         InvalidRequest: ``tool_choice`` requires a tool, but the request has none.
     """
     if (field := find_untranslatable_field(body)) is not None:
-        raise _new_unsupported_error(field)
+        raise new_unsupported_error(field)
     system = tuple(
         text
         for message in body.messages
@@ -83,20 +83,31 @@ def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
         output=_convert_response_format(body.response_format),
         reasoning=_convert_reasoning_effort(body.reasoning_effort),
         max_tokens=body.output_limit,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        sampling=chat.Sampling(
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            frequency_penalty=body.frequency_penalty,
-            presence_penalty=body.presence_penalty,
-            seed=body.seed,
-        ),
+        stop=convert_stop(body),
+        sampling=convert_sampling(body),
         user=body.user,
     )
 
 
-def _new_unsupported_error(field: str) -> UnsupportedFeature:
+def convert_stop(body: wire.GenerationBody) -> tuple[str, ...]:
+    """Return the stop sequences of a request."""
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+def convert_sampling(body: wire.GenerationBody) -> chat.Sampling:
+    """Return the sampling options of a request."""
+    return chat.Sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        seed=body.seed,
+    )
+
+
+def new_unsupported_error(field: str) -> UnsupportedFeature:
+    """Return the error for a member that only back ends with OpenAI's API support."""
     return UnsupportedFeature(
         f"{field} requires a back end with OpenAI's API: omit it or choose another model",
         field=field,
@@ -117,7 +128,7 @@ def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.Em
         )
     for name, value in body.extras.items():
         if value:
-            raise _new_unsupported_error(name)
+            raise new_unsupported_error(name)
     return chat.EmbeddingRequest(
         model=model, inputs=texts, dimensions=body.dimensions, user=body.user
     )
@@ -141,6 +152,7 @@ def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) 
         + images * IMAGE_TOKENS
         + tools,
         max_tokens=body.max_output_tokens,
+        choices=body.n or 1,
         tools=bool(body.tools),
         vision=images > 0,
         schema=form is not None and form.type == "json_schema",

@@ -24,7 +24,8 @@ from moyin.text.protocol.openai.response import (
 )
 
 _DONE = b"[DONE]"
-_DONE_FRAME = Frame(b"data: [DONE]\n\n", _DONE)
+DONE_EVENT = b"data: [DONE]\n\n"
+_DONE_FRAME = Frame(DONE_EVENT, _DONE)
 _MALFORMED_EVENT = "the back end sent an event that does not have the members of OpenAI's format"
 
 
@@ -77,7 +78,7 @@ class StreamWriter:
             chunks += encode_event(
                 self._build_chunk_head() | {"choices": [], "usage": usage_to_client(delta.usage)}
             )
-        return chunks + _DONE_FRAME.raw
+        return chunks + DONE_EVENT
 
     def _encode_tool_call(
         self, index: int, call: dict[str, Any], function: dict[str, Any]
@@ -179,7 +180,8 @@ class StreamReader:
         deltas: list[chat.Delta] = []
         if thinking := delta.get("reasoning_content") or delta.get("reasoning"):
             deltas.append(chat.ThinkingDelta(text=require_text(thinking)))
-        if content := delta.get("content"):
+        # Events of text completions have the text in the choice itself.
+        if content := delta.get("content") or choice.get("text"):
             deltas.append(chat.TextDelta(text=require_text(content)))
         if refusal := delta.get("refusal"):
             self._refused = True
@@ -316,8 +318,12 @@ def _read_plain_text(choices: list[Any] | None) -> str | None:
 
 def _has_output(choice: Any) -> bool:
     """Return True if a choice contains output of the model, which is one token on most servers."""
-    delta = choice.get("delta") if isinstance(choice, dict) else None
-    return isinstance(delta, dict) and bool(
+    if not isinstance(choice, dict):
+        return False
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return bool(choice.get("text"))
+    return bool(
         delta.get("content")
         or delta.get("tool_calls")
         or delta.get("reasoning_content")

@@ -1,7 +1,7 @@
-"""Defines the request bodies of ``POST /v1/chat/completions`` and ``POST /v1/embeddings``.
+"""Defines the request bodies of ``/v1/chat/completions``, ``/v1/completions`` and ``/v1/embeddings``.
 
-Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params`` and
-``openai.types.embedding_create_params``.
+Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params``,
+``openai.types.completion_create_params`` and ``openai.types.embedding_create_params``.
 """
 
 from __future__ import annotations
@@ -134,18 +134,12 @@ class StreamOptions(WireModel):
     include_usage: bool | None = None
 
 
-class ChatBody(WireModel):
-    """The body of ``POST /v1/chat/completions``.
-
-    ``max_completion_tokens`` is the newer name of ``max_tokens``.
-    """
+class GenerationBody(WireModel):
+    """The base of bodies that ask for text, with the members that all of them have."""
 
     model: str = Field(min_length=1)
-    messages: list[Message] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = None
@@ -154,12 +148,37 @@ class ChatBody(WireModel):
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = Field(None, ge=1)
+    user: str | None = None
+
+    def _compute_max_output_tokens(self, *limits: int | None) -> int | None:
+        """Return the largest limit that a server may obey; None if it may obey none.
+
+        Servers obey different members. llama.cpp prefers its own ``n_predict``, which means no
+        limit if it is negative or, like ``1e999``, too large for a float.
+        """
+        known = [limit for limit in limits if limit]
+        n_predict = self.extras.get("n_predict")
+        if isinstance(n_predict, int | float):
+            if n_predict < 0 or n_predict == math.inf:
+                return None
+            known.append(int(n_predict))
+        return max(filter(None, known), default=None)
+
+
+class ChatBody(GenerationBody):
+    """The body of ``POST /v1/chat/completions``.
+
+    ``max_completion_tokens`` is the newer name of ``max_tokens``.
+    """
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
-    user: str | None = None
 
     @property
     def output_limit(self) -> int | None:
@@ -167,18 +186,41 @@ class ChatBody(WireModel):
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The largest number of output tokens on any server; None if a server may have no limit.
+        """The largest number of output tokens on any server; None if a server may have no limit."""
+        return self._compute_max_output_tokens(self.max_completion_tokens, self.max_tokens)
 
-        Servers obey different members. llama.cpp prefers its own ``n_predict``, which means no
-        limit if it is negative or, like ``1e999``, too large for a float.
-        """
-        n_predict = self.extras.get("n_predict")
-        limits = [self.max_completion_tokens, self.max_tokens]
-        if isinstance(n_predict, int | float):
-            if n_predict < 0 or n_predict == math.inf:
-                return None
-            limits.append(int(n_predict))
-        return max(filter(None, limits), default=None)
+
+class CompletionBody(GenerationBody):
+    """The body of ``POST /v1/completions``, OpenAI's older call that continues a text.
+
+    ``prompt`` is one text or several, each as a string or as the model's token numbers.
+    """
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=0)
+    best_of: int | None = Field(None, ge=1)
+    echo: bool | None = None
+    logprobs: int | bool | None = None
+    suffix: str | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts as a list, even if the client sent only one prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+    @property
+    def choices(self) -> int:
+        """The number of answers in the response."""
+        return len(self.prompts) * (self.n or 1)
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The largest number of output tokens on any server; None if a server may have no limit."""
+        return self._compute_max_output_tokens(self.max_tokens)
 
 
 class EmbeddingBody(WireModel):

@@ -16,19 +16,21 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.protocol.openai.completions import OpenAICompletionsCodec
 
 CODECS: list[ProtocolCodec] = [
     OpenAICodec(),
     AnthropicCodec(),
     OllamaChatCodec(),
     OllamaGenerateCodec(),
+    OpenAICompletionsCodec(),
 ]
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
     content: dict[str, Any] = {"prompt": "hello"}
-    if not isinstance(codec, OllamaGenerateCodec):
+    if not isinstance(codec, OllamaGenerateCodec | OpenAICompletionsCodec):
         content = {"messages": MESSAGES}
     if isinstance(codec, AnthropicCodec):
         content["max_tokens"] = 9

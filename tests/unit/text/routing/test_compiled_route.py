@@ -58,7 +58,7 @@ def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> N
     one = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:
-        return compute_max_request_cost(one, needs, choices=1, streams=False)
+        return compute_max_request_cost(one, needs, streams=False)
 
     assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
     assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040

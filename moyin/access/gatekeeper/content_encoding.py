@@ -1,0 +1,120 @@
+"""Decodes request bodies with the header ``Content-Encoding``, piece by piece and within a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+
+from moyin.access.gatekeeper.asgi import Message, Receive, Scope
+from moyin.access.gatekeeper.body import has_body, new_too_large_error
+from moyin.errors import InvalidContentEncoding, UnsupportedContentEncoding
+
+ACCEPTED_ENCODINGS = ("gzip", "deflate")
+# How zlib reads each encoding. RFC 9110 calls zlib's own format "deflate".
+_WINDOW_BITS: Mapping[str, int] = {
+    "gzip": zlib.MAX_WBITS + 16,
+    "x-gzip": zlib.MAX_WBITS + 16,
+    "deflate": zlib.MAX_WBITS,
+}
+# The largest piece that is decoded at once, which takes less than a millisecond.
+_PIECE_BYTES = 256 * 1024
+_FIELD = "Content-Encoding"
+
+
+def decode_body(
+    scope: Scope, receive: Receive, limit: int, encodings: list[bytes]
+) -> tuple[Scope, Receive]:
+    """Return the scope and the ASGI ``receive`` with which an app reads the decoded body.
+
+    The new scope has no headers of the encoded body.
+
+    Args:
+        limit: maximum size of the decoded body in bytes.
+        encodings: the values of the headers ``Content-Encoding`` of the request.
+
+    Raises:
+        UnsupportedContentEncoding: the body has another encoding, or more than one.
+    """
+    value = b",".join(encodings).decode("latin-1").strip().lower()
+    if value in ("", "identity") or not has_body(scope):
+        return scope, receive
+    window_bits = _WINDOW_BITS.get(value)
+    if window_bits is None:
+        raise UnsupportedContentEncoding(
+            f"{_FIELD} must be one of {', '.join(ACCEPTED_ENCODINGS)}, or be left out",
+            field=_FIELD,
+            details={"accepted": list(ACCEPTED_ENCODINGS)},
+        )
+    hidden = (b"content-encoding", b"content-length")
+    headers = [(name, text) for name, text in scope["headers"] if name not in hidden]
+    decoder = _BodyDecoder(receive, window_bits, limit)
+    return {**scope, "headers": headers}, decoder.receive
+
+
+class _BodyDecoder:
+    """Decodes one body; holds at most one of the server's messages and one decoded piece."""
+
+    def __init__(self, receive: Receive, window_bits: int, limit: int) -> None:
+        self._receive = receive
+        self._decompressor = zlib.decompressobj(window_bits)
+        self._limit = limit
+        self._encoded = b""
+        self._has_more_output = False
+        self._is_whole = False  # whether the server has sent the last byte
+        self._is_finished = False  # whether the app has got the last byte
+        self._encoded_bytes = 0
+        self._decoded_bytes = 0
+
+    async def receive(self) -> Message:
+        """Return the next ASGI message, with a piece of the decoded body.
+
+        Raises:
+            BodyTooLarge: the body decoded so far exceeds the limit.
+            InvalidContentEncoding: the body is not in its encoding, or ends too early.
+        """
+        if self._is_finished:
+            return await self._receive()
+        while True:
+            if self._has_more_output:
+                # Other requests get their turn, however large the body becomes.
+                await asyncio.sleep(0)
+            elif not self._is_whole:
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    return message
+                self._encoded = message.get("body", b"")
+                self._encoded_bytes += len(self._encoded)
+                self._is_whole = not message.get("more_body", False)
+            piece = self._decode_piece()
+            self._is_finished = self._is_whole and not self._has_more_output
+            # The server's own pieces may be too short for any output.
+            if piece or self._is_finished:
+                return {"type": "http.request", "body": piece, "more_body": not self._is_finished}
+
+    def _decode_piece(self) -> bytes:
+        decompressor = self._decompressor
+        if decompressor.eof and self._encoded:
+            raise _new_invalid_error("has bytes after its end")
+        try:
+            piece = decompressor.decompress(self._encoded, _PIECE_BYTES)
+        except zlib.error:
+            raise _new_invalid_error("is not in this encoding") from None
+        if decompressor.unused_data:
+            raise _new_invalid_error("has bytes after its end")
+        self._encoded = decompressor.unconsumed_tail
+        self._has_more_output = len(piece) == _PIECE_BYTES and not decompressor.eof
+        self._decoded_bytes += len(piece)
+        if self._decoded_bytes > self._limit:
+            raise new_too_large_error(self._limit)
+        is_cut = self._is_whole and not self._has_more_output and not decompressor.eof
+        if is_cut and self._encoded_bytes:
+            raise _new_invalid_error("ends too early")
+        return piece
+
+
+def _new_invalid_error(problem: str) -> InvalidContentEncoding:
+    return InvalidContentEncoding(
+        f"{_FIELD}: the request body {problem}; send it whole, as one compressed stream",
+        field=_FIELD,
+    )

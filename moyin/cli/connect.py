@@ -1,0 +1,72 @@
+"""Implements ``moyin connect``, which serves the gateway on this machine for clients without a key."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moyin.cli.screen import out
+from moyin.cli.session import load_profile, open_gateway
+from moyin.errors import StackError
+from moyin.stack.profile import Profile
+
+if TYPE_CHECKING:
+    from moyin.cli.connector import Connector
+
+app = typer.Typer(help="Local ports for clients that can send no key.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `ollama` a subcommand although it is the only one."""
+
+
+@app.command("ollama")
+def connect_ollama(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
+    ] = 11434,
+) -> None:
+    """Serve the gateway's models on this machine as an Ollama that needs no key, until interrupted.
+
+    For the program ollama, editors and others that cannot send a key: their requests are sent with
+    yours. So are those of every person and program on this machine that can reach the port, but
+    not of other sites' web pages.
+    """
+    asyncio.run(_connect_ollama(load_profile(), port))
+
+
+async def _connect_ollama(profile: Profile, port: int) -> None:
+    # Imported here, because aiohttp's server takes as long to import as all other commands.
+    from moyin.cli.ollama_connector import OllamaConnector
+
+    await check_access(profile, "/v1/ollama/api/tags")
+    await serve_until_interrupted(
+        OllamaConnector(profile), port, f"The gateway {profile.url} is an Ollama"
+    )
+
+
+async def check_access(profile: Profile, path: str) -> None:
+    """Check the profile's key and URL with a request, because local clients may hide such errors.
+
+    Raises:
+        StackError: the profile has no key.
+        MoyinError: the gateway cannot be reached, or refuses the request.
+    """
+    if not profile.api_key:
+        raise StackError("no API key is configured for the gateway: set MOYIN_API_KEY")
+    async with open_gateway(profile) as gateway:
+        await gateway.call("GET", path)
+
+
+async def serve_until_interrupted(connector: Connector, port: int, description: str) -> None:
+    """Serve a connector on a local port, and print its URL, until a signal interrupts the command."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with connector.serve(port) as url:
+        out.print(f"{description} at {url} (Ctrl+C stops it)")
+        await stop.wait()

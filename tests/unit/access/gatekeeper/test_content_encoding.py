@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tracemalloc
+import zlib
+from typing import Any
+
+import pytest
+
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.content_encoding import decode_body
+from moyin.access.gatekeeper.observation import NoObserver
+from moyin.domain.identity import Identity
+from moyin.errors import BodyTooLarge
+from moyin.testing.fakes import StaticAuthenticator
+
+LIMIT = 1_000_000
+TEXT = b'{"text": "' + b"\xe5\xa5\xbd" * 50_000 + b'"}'
+
+
+class Client:
+    """Sends bodies through a gatekeeper to an app that records what it reads."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.messages = 0
+        self.unread: list[Any] = []
+        self.app = Gatekeeper(
+            self._read,
+            service="echo",
+            authenticator=StaticAuthenticator({"good": Identity(owner="ada", key_id="k1")}),
+            errors=render_problem_details,
+            max_body_bytes=LIMIT,
+            observer=NoObserver(),
+            keeps_encoding=lambda scope: scope["path"] == "/forwarded",
+        )
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers = dict(scope["headers"])
+        more = True
+        while more:
+            message = await receive()
+            self.messages += 1
+            self.body += message["body"]
+            more = message["more_body"]
+        assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def send(
+        self, encoding: str, body: bytes, *, piece: int = 65_536, path: str = "/"
+    ) -> tuple[int, dict[bytes, bytes], Any]:
+        """Send ``body`` in pieces; return status, headers and the body of the response."""
+        headers = [
+            (b"authorization", b"Bearer good"),
+            (b"content-length", b"%d" % len(body)),
+            (b"content-encoding", encoding.encode()),
+        ]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        starts = range(0, len(body), piece) or range(1)
+        self.unread = [
+            {
+                "type": "http.request",
+                "body": body[start : start + piece],
+                "more_body": start + piece < len(body),
+            }
+            for start in starts
+        ]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return self.unread.pop(0) if self.unread else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self.app(scope, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 65_536])
+@pytest.mark.parametrize(
+    ("encoding", "encoded"),
+    [
+        ("gzip", gzip.compress(TEXT)),
+        ("x-gzip", gzip.compress(TEXT)),
+        ("GZip ", gzip.compress(TEXT)),
+        ("deflate", zlib.compress(TEXT)),
+        ("identity", TEXT[:2000]),
+        ("", TEXT[:2000]),
+    ],
+)
+async def test_bodies_are_decoded(
+    client: Client, encoding: str, encoded: bytes, piece: int
+) -> None:
+    status, _, _ = await client.send(encoding, encoded, piece=piece)
+    assert status == 200
+    assert client.body == (TEXT if encoding.strip() not in ("identity", "") else encoded)
+
+
+async def test_apps_do_not_see_the_headers_of_the_encoded_body(client: Client) -> None:
+    await client.send("gzip", gzip.compress(b"x"))
+    assert client.headers == {b"authorization": b"Bearer good"}
+
+
+async def test_bodies_that_hardly_shrink_are_decoded(client: Client) -> None:
+    body = os.urandom(LIMIT - 1000)
+    assert (await client.send("gzip", gzip.compress(body)))[0] == 200
+    assert client.body == body
+
+
+@pytest.mark.parametrize("size", [256 * 1024, 512 * 1024, LIMIT])
+async def test_bodies_as_long_as_whole_pieces_end(client: Client, size: int) -> None:
+    assert (await client.send("gzip", gzip.compress(b"x" * size)))[0] == 200
+    assert client.body == b"x" * size
+
+
+async def test_an_empty_body_is_empty(client: Client) -> None:
+    assert (await client.send("gzip", b""))[0] == 200
+    assert (await client.send("br", b""))[0] == 200
+    assert client.body == b""
+
+
+async def test_a_decoded_body_over_the_limit_is_refused(client: Client) -> None:
+    status, _, problem = await client.send("gzip", gzip.compress(b"x" * (LIMIT + 1)))
+    assert (status, problem["code"]) == (413, "body_too_large")
+    assert problem["max_body_bytes"] == LIMIT
+
+
+async def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = zlib.compress(bytes(200_000_000), 9)
+    messages = [{"type": "http.request", "body": bomb, "more_body": False}]
+    pieces = 0
+
+    async def receive() -> Any:
+        return messages.pop()
+
+    scope = {"headers": [(b"content-length", b"%d" % len(bomb))]}
+    _, read = decode_body(scope, receive, LIMIT, [b"deflate"])
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLarge):
+            while True:
+                pieces += bool((await read())["body"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert pieces == LIMIT // (256 * 1024)
+    assert peak < 2 * LIMIT
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "problem"),
+    [
+        ("gzip", TEXT, "not in this encoding"),
+        ("gzip", zlib.compress(TEXT), "not in this encoding"),
+        ("deflate", gzip.compress(TEXT), "not in this encoding"),
+        ("gzip", gzip.compress(TEXT)[:-1], "ends too early"),
+        ("gzip", gzip.compress(TEXT)[:5], "ends too early"),
+        ("gzip", gzip.compress(TEXT)[:-8] + bytes(8), "not in this encoding"),
+        ("gzip", gzip.compress(TEXT) + b"x", "after its end"),
+        ("gzip", gzip.compress(b"a") + gzip.compress(b"b"), "after its end"),
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 65_536])
+async def test_broken_bodies_are_refused(
+    client: Client, encoding: str, body: bytes, problem: str, piece: int
+) -> None:
+    status, _, refused = await client.send(encoding, body, piece=piece)
+    assert (status, refused["code"]) == (400, "invalid_content_encoding")
+    assert refused["field"] == "Content-Encoding"
+    assert problem in refused["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "identity, gzip"])
+async def test_other_encodings_are_refused(client: Client, encoding: str) -> None:
+    status, headers, refused = await client.send(encoding, b"x")
+    assert (status, refused["code"]) == (415, "unsupported_content_encoding")
+    assert (refused["field"], refused["accepted"]) == ("Content-Encoding", ["gzip", "deflate"])
+    assert headers[b"accept-encoding"] == b"gzip, deflate"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+async def test_selected_requests_keep_their_encoding(client: Client, encoding: str) -> None:
+    assert (await client.send(encoding, b"as it is", path="/forwarded"))[0] == 200
+    assert client.body == b"as it is"
+    assert client.headers[b"content-encoding"] == encoding.encode()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import ollama
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from moyin.cli.main import run
+from moyin.cli.ollama_connector import OllamaConnector
+from moyin.stack.profile import Profile, write_profile
+from tests.stack import ROOT
+
+KEY = "moyin_key"
+
+
+class FakeGateway:
+    """Answers Ollama's calls below ``/v1/ollama``, and records all requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[web.Request] = []
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/v1/ollama/api/tags", self.tags)
+        app.router.add_post("/v1/ollama/api/chat", self.chat)
+        app.router.add_route("*", "/{path:.*}", self.plain)
+        return app
+
+    async def tags(self, request: web.Request) -> web.Response:
+        self.requests.append(request)
+        return web.json_response({"models": [{"model": "auto"}]})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        asked = await request.json()
+        lines = [
+            {"model": asked["model"], "message": {"role": "assistant", "content": text}}
+            for text in ("one ", "two", "")
+        ]
+        lines[-1]["done"] = True
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for line in lines:
+            await response.write(json.dumps(line).encode() + b"\n")
+        return response
+
+    async def plain(self, request: web.Request) -> web.Response:
+        self.requests.append(request)
+        return web.json_response({"path": request.raw_path})
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[tuple[FakeGateway, str]]:
+    gateway = FakeGateway()
+    runner = web.AppRunner(gateway.app(), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield gateway, f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def url(fake: tuple[FakeGateway, str]) -> AsyncIterator[str]:
+    """Return the URL of the connector's port."""
+    async with OllamaConnector(Profile(url=fake[1], api_key=KEY)).serve(0) as url:
+        yield url
+
+
+Fake = tuple[FakeGateway, str]
+
+
+async def test_ollamas_sdk_needs_no_key(fake: Fake, url: str) -> None:
+    async with ollama.AsyncClient(url) as client:
+        assert [model.model for model in (await client.list()).models] == ["auto"]
+        parts = await client.chat("auto", [{"role": "user", "content": "hi"}], stream=True)
+        texts = [part.message.content async for part in parts]
+    assert "".join(filter(None, texts)) == "one two"
+    assert [request.headers["authorization"] for request in fake[0].requests] == [
+        f"Bearer {KEY}"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "forwarded"),
+    [
+        ("/api/show?x=%20y", "/v1/ollama/api/show?x=%20y"),
+        ("/api/blobs/a%2Fb", "/v1/ollama/api/blobs/a%2Fb"),
+        ("/v1/chat/completions", "/v1/chat/completions"),
+    ],
+)
+async def test_paths_become_the_gateways(url: str, path: str, forwarded: str) -> None:
+    target = URL(url + path, encoded=True)
+    async with aiohttp.ClientSession() as session, session.post(target, json={}) as response:
+        assert await response.json() == {"path": forwarded}
+
+
+async def test_the_port_says_that_ollama_runs(fake: Fake, url: str) -> None:
+    async with aiohttp.ClientSession(url) as session:
+        async with session.get("/") as response:
+            assert (response.status, await response.text()) == (200, "Ollama is running")
+        async with session.head("/") as response:
+            assert (response.status, await response.read()) == (200, b"")
+    assert fake[0].requests == []
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/accounts/keys", "/apis", "/v1", "/prompt"])
+async def test_other_paths_of_the_gateway_are_out_of_reach(fake: Fake, url: str, path: str) -> None:
+    async with aiohttp.ClientSession(url) as session, session.get(path) as response:
+        assert response.status == 404
+        assert path in (await response.json())["error"]
+    assert fake[0].requests == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://farm.example"},
+        {"host": "farm.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
+         "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="},
+    ],
+)  # fmt: skip
+async def test_refusals_have_ollamas_format(fake: Fake, url: str, headers: dict[str, str]) -> None:
+    async with (
+        aiohttp.ClientSession(url) as session,
+        session.get("/api/tags", headers=headers) as response,
+    ):
+        told = await response.json()
+        assert (response.status, told["code"]) == (403, "cross_site_request")
+        assert isinstance(told["error"], str)
+    assert fake[0].requests == []
+
+
+async def test_a_gateway_that_is_down_is_an_error_for_the_sdk() -> None:
+    connector = OllamaConnector(Profile(url="http://127.0.0.1:9", api_key=KEY))
+    async with connector.serve(0) as url, ollama.AsyncClient(url) as client:
+        with pytest.raises(ollama.ResponseError, match="no response from the gateway") as caught:
+            await client.list()
+    assert caught.value.status_code == 502
+
+
+def test_the_command_reports_a_missing_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MOYIN_URL", "http://127.0.0.1:9")
+    assert run(["connect", "ollama"]) == 1
+    assert "no API key is configured" in capsys.readouterr().err
+
+
+async def test_the_command_serves_until_it_is_interrupted(fake: Fake, tmp_path: Path) -> None:
+    write_profile(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "moyin.cli.main", "connect", "ollama", "--port", "0",
+        cwd=ROOT, env={**os.environ, "MOYIN_DATA": str(tmp_path)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+    async with ollama.AsyncClient(line.split(" at ")[1].split()[0]) as client:
+        assert (await client.list()).models
+    process.send_signal(signal.SIGTERM)
+    _, told = await process.communicate()
+    assert (process.returncode, told.decode()) == (0, "")

@@ -1,0 +1,111 @@
+"""Calls that servers of the client's API format may lack are translated to a chat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from moyin.domain.backend import RawRequest
+from moyin.domain.chat import ChatRequest
+from moyin.errors import ModelNotFound, UnsupportedFeature
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.openai.completions import OpenAICompletionsCodec
+from moyin.text.routing.answer import RoutingContext
+from tests.unit.text.routing.router_rig import CHEAP, Rig, drained
+
+CODEC = OpenAICompletionsCodec()
+
+
+class ChatOnly(FakeBackend):
+    """A server of OpenAI's format without text completions."""
+
+    async def forward(self, request: RawRequest) -> bytes:
+        self.requests.append(request)
+        raise ModelNotFound("404")
+
+    async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        self.requests.append(request)
+        raise ModelNotFound("404")
+        yield b""
+
+
+class Missing(ChatOnly):
+    """A server that does not have the model either."""
+
+    async def chat(self, request: ChatRequest, deadline: float) -> Any:
+        self.requests.append(request)
+        raise ModelNotFound("404")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_with_chats_only_gets_a_chat(stream: bool) -> None:
+    backend = ChatOnly()
+    rig = Rig(backend)
+    for _ in range(2):
+        answer = await rig.ask(CODEC, model="m0", messages=None, prompt="hello", stream=stream)
+        body = await drained(answer) if stream else answer.body
+        assert b"text_completion" in body
+    # It is not asked again for what it lacks.
+    assert [type(request) for request in backend.requests] == [RawRequest, ChatRequest, ChatRequest]
+    [runtime] = rig.runtimes
+    assert runtime.get_model_breaker("up").ready
+    assert [entry.complete for entry in rig.ledger] == [True, True]
+
+
+async def test_a_server_without_the_model_is_asked_again() -> None:
+    backend = Missing()
+    rig = Rig(backend)
+    with pytest.raises(ModelNotFound):
+        await rig.ask(CODEC, model="m0", messages=None, prompt="hello")
+    assert rig.runtimes[0].missing_calls == set()
+
+
+async def test_a_server_with_the_call_gets_the_bytes() -> None:
+    backend = FakeBackend(raw=b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}')
+    answer = await Rig(backend).ask(CODEC, model="m0", prompt=["a", "b"])
+    assert answer.body == backend.raw
+    [request] = backend.requests
+    assert isinstance(request, RawRequest)
+    assert (request.path, json.loads(request.body)["prompt"]) == ("/completions", ["a", "b"])
+
+
+async def test_what_only_the_call_can_express_goes_to_a_server_that_has_it() -> None:
+    able = FakeBackend(raw=b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}')
+    answer = await Rig(ChatOnly(), able).ask(CODEC, prompt=[1, 2])
+    assert answer.body == able.raw
+    with pytest.raises(UnsupportedFeature) as refused:
+        await Rig(ChatOnly()).ask(CODEC, prompt=[1, 2])
+    assert refused.value.field == "prompt"
+
+
+class Budget:
+    """Records what is reserved."""
+
+    limits_spending = True
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Decimal, int]] = []
+
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
+        self.taken.append((usd, tokens))
+
+    def record(self, usd: Decimal, tokens: int) -> None:
+        return None
+
+
+async def test_every_answer_to_every_prompt_is_reserved() -> None:
+    raw = b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}'
+    rig = Rig(FakeBackend(raw=raw), tariff=CHEAP)
+    budget = Budget()
+    for changes in ({"prompt": "a"}, {"prompt": ["a", "a"], "n": 2, "best_of": 3}):
+        call = CODEC.parse(json.dumps({"model": "m0", "max_tokens": 1000, **changes}).encode())
+        context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
+        await rig.router.answer(CODEC, call, context)
+    (one_usd, one_tokens), (usd, tokens) = budget.taken
+    assert (one_tokens, tokens) == (1001, 6002)
+    # Two US dollars for a million tokens of answers, and the same reserve for the prompt.
+    assert usd - one_usd == pytest.approx(Decimal("0.01"), abs=Decimal("0.0001"))
