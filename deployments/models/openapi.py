@@ -15,6 +15,7 @@ from moyin.text.protocol.anthropic.wire import CountBody, MessagesBody
 from moyin.text.protocol.ollama import wire as ollama
 from moyin.text.protocol.openai.images import ImagesBody
 from moyin.text.protocol.openai.wire import ChatBody, EmbeddingBody
+from moyin.text.protocol.responses.wire import ResponseBody
 
 _SSE, _NDJSON = "text/event-stream", "application/x-ndjson"
 
@@ -46,6 +47,15 @@ _CALLS = (
         "Returns an answer, whole or as server-sent events. `model` is a name that `GET /models` "
         "lists; with `auto` the router chooses the model. Members that are not listed here are "
         "passed through to back ends of the same format.",
+    ),
+    _CallDescription(
+        "/responses",
+        "ResponseBody",
+        ResponseBody,
+        _SSE,
+        "OpenAI response",
+        "Returns a response object, whole or as typed server-sent events, from any back end. Unless "
+        "`store` is false it is kept for 30 days, and `previous_response_id` continues it.",
     ),
     _CallDescription(
         "/embeddings",

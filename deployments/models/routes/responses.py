@@ -124,10 +124,12 @@ def new_response_routes(stored: StoredResponses) -> APIRouter:
 
     @router.get("/{response_id}", summary="Return a stored response")
     async def get_response(response_id: str, request: Request) -> Mapping[str, Any]:
+        """Return one of your responses as it was answered; 404 `response_not_found` without it."""
         return (await stored.get(context(request.scope).owner, response_id)).response
 
     @router.delete("/{response_id}", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Mapping[str, Any]:
+        """Delete a response. Responses that continue it cannot be continued any more."""
         await stored.delete(context(request.scope).owner, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
@@ -139,6 +141,7 @@ def new_response_routes(stored: StoredResponses) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=_MAX_ITEMS)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> Mapping[str, Any]:
+        """List the items of the request itself, without those of the responses that it continued."""
         found = await stored.get(context(request.scope).owner, response_id)
         items = [
             {"id": f"item_{number}_{response_id}", **item}
