@@ -13,6 +13,7 @@ from deployments.ingress import new_fastapi
 from deployments.models.errors import choose_renderer, render_error
 from deployments.models.health import check_backends_forever, new_health_routes
 from deployments.models.openapi import complete_openapi
+from deployments.models.routes.background_responses import BackgroundResponses
 from deployments.models.routes.calls import CallRoute, OllamaRoute
 from deployments.models.routes.count_tokens import new_count_tokens_routes
 from deployments.models.routes.deferral import JobSubmitter
@@ -106,6 +107,8 @@ class ModelsServices:
 def new_app(services: ModelsServices) -> Gatekeeper:
     """Build the models app, which serves paths below ``/v1``, behind its gatekeeper."""
     text_router = services.text_router
+    job_submitter = JobSubmitter(text_router, services.jobs)
+    background = BackgroundResponses(services.responses, job_submitter, services.jobs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -127,7 +130,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_model_routes(text_router),
         new_ollama_routes(text_router),
         new_usage_routes(services.ledger),
-        new_response_routes(services.responses),
+        new_response_routes(services.responses, background),
         new_explanation_routes(text_router, _CODECS),
         new_feedback_routes(
             text_router, services.feedback, services.learning, services.signals, services.judge
@@ -136,7 +139,8 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     ):
         fastapi.include_router(routes)
     complete_openapi(fastapi, lambda path: f"{_PREFIX}{path}" in _PUBLIC_PATHS)
-    calls = _new_call_routes(text_router, services.jobs, services.responses)
+    calls = _new_call_routes(text_router, job_submitter)
+    calls["/responses"] = ResponsesRoute(text_router, job_submitter, services.responses, background)
     guard = AuthorizationMiddleware(
         _HotPathRouter(calls, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
@@ -156,15 +160,11 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     )
 
 
-def _new_call_routes(
-    text_router: Router, jobs: GatewayClient, responses: StoredResponses
-) -> dict[str, CallRoute]:
+def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[str, CallRoute]:
     """Return the routes of model calls by their path below ``/v1``."""
-    job_submitter = JobSubmitter(text_router, jobs)
     return {
         "/chat/completions": CallRoute(OpenAICodec(), text_router, job_submitter),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
-        "/responses": ResponsesRoute(text_router, job_submitter, responses),
         "/messages": CallRoute(AnthropicCodec(), text_router, job_submitter),
         "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, job_submitter),
         "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, job_submitter),

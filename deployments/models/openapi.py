@@ -55,7 +55,8 @@ _CALLS = (
         _SSE,
         "OpenAI response",
         "Returns a response object, whole or as typed server-sent events, from any back end. Unless "
-        "`store` is false it is kept for 30 days, and `previous_response_id` continues it.",
+        "`store` is false it is kept for 30 days, and `previous_response_id` continues it. With "
+        "`background` it runs as a durable job, which `GET /responses/{response_id}` shows.",
     ),
     _CallDescription(
         "/embeddings",

@@ -80,11 +80,22 @@ class StoredResponses:
         Raises:
             ResponseNotFound: the tenant has none with this id.
         """
+        found = await self.find(owner, response_id)
+        if found is None:
+            raise _missing(response_id)
+        return found
+
+    async def find(self, owner: str, response_id: str) -> StoredResponse | None:
+        """Return an answer; None if the tenant has none with this id."""
         query = sa.select(responses).where(_is(owner, response_id))
         row = await self._database.read(lambda c: c.execute(query).mappings().one_or_none())
-        if row is None:
-            raise _missing(response_id)
-        return _stored(row)
+        return None if row is None else _stored(row)
+
+    async def update(self, stored: StoredResponse) -> None:
+        """Replace the response object of an answer, unless the answer was deleted meanwhile."""
+        update = responses.update().where(_is(stored.owner, stored.id))
+        update = update.values(response=to_json(stored.response))
+        await self._database.write(lambda c: c.execute(update))
 
     async def list_items(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
         """Return the items up to and including an answer: all requests and answers, oldest first.

@@ -134,6 +134,11 @@ class ParsedResponseRequest:
         self.record.set(encoded, template.proofs)
         return to_json(encoded)
 
+    def render_queued(self, response_id: str) -> dict[str, Any]:
+        """Encode the response that a job will answer."""
+        template = ResponseTemplate(response_id, int(time.time()), self.body)
+        return template.in_progress(self.model) | {"status": "queued"}
+
     def _template(self) -> ResponseTemplate:
         return ResponseTemplate(new_id("resp"), int(time.time()), self.body)
 
@@ -194,19 +199,24 @@ class ResponsesCodec:
 
         Its number is unknown here; clients only sort by it.
         """
-        members = {
-            "type": "error",
-            "sequence_number": _LAST,
-            "code": error.code,
-            "message": error.message,
-            "param": error.field,
-            "request_id": request_id,
-        }
-        return encode_event(members, name="error")
+        return encode_error_event(error, request_id, _LAST)
 
 
 # More events than any answer has.
 _LAST = 2**31 - 1
+
+
+def encode_error_event(error: MoyinError, request_id: str, number: int) -> bytes:
+    """Encode the event that ends a broken stream."""
+    members = {
+        "type": "error",
+        "sequence_number": number,
+        "code": error.code,
+        "message": error.message,
+        "param": error.field,
+        "request_id": request_id,
+    }
+    return encode_event(members, name="error")
 
 
 def _parsed(raw: bytes, data: Mapping[str, Any], body: wire.ResponseBody) -> ParsedResponseRequest:

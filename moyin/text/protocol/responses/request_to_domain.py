@@ -39,7 +39,7 @@ _HARMLESS = frozenset(
         "prompt_cache_retention", "safety_identifier", "service_tier", "status",
     }
 )  # fmt: skip
-_INCLUDABLE = frozenset({"reasoning.encrypted_content"})
+_INCLUDABLE = frozenset({wire.PROOF_OF_REASONING})
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
 # The only argument of the function that stands for a custom tool.
 _CUSTOM_ARGUMENT = "input"

@@ -44,7 +44,7 @@ class ResponseTemplate:
     @property
     def includes_proof(self) -> bool:
         """True if the client asked for ``reasoning.encrypted_content``."""
-        return "reasoning.encrypted_content" in (self.body.include or ())
+        return wire.PROOF_OF_REASONING in (self.body.include or ())
 
     @property
     def custom_tools(self) -> frozenset[str]:

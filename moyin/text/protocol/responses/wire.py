@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 
 from moyin.http.validation import WireModel
 
+# The value of ``include`` that asks for what proves the origin of reasoning.
+PROOF_OF_REASONING = "reasoning.encrypted_content"
+
 
 class InputText(WireModel):
     type: Literal["input_text"]
