@@ -34,7 +34,7 @@ from moyin.text.protocol.responses import wire
 # belong to items that the client sends back.
 _HARMLESS = frozenset(
     {
-        "annotations", "detail", "generate_summary", "id", "include_obfuscation", "logprobs",
+        "annotations", "client_metadata", "detail", "generate_summary", "id", "include_obfuscation", "logprobs",
         "max_tool_calls", "metadata", "phase", "prompt_cache_key", "prompt_cache_options",
         "prompt_cache_retention", "safety_identifier", "service_tier", "status",
     }
