@@ -30,9 +30,6 @@ approval_policy = "never"
 sandbox_mode = "danger-full-access"
 web_search = "disabled"
 
-[agents]
-enabled = false
-
 [model_providers.moyin]
 name = "Moyin"
 base_url = "{url}"

@@ -37,6 +37,7 @@ from moyin.text.protocol.responses.response import (
     usage_to_domain,
 )
 from moyin.text.protocol.responses.stream import StreamWriter
+from moyin.text.protocol.responses.tools import list_tools
 
 
 @dataclass(slots=True)
@@ -85,9 +86,10 @@ class ParsedResponseRequest:
         return chat_needs(self.chat)
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
-        for number, tool in enumerate(self.body.tools or ()):
+        for offered in list_tools(self.body).values():
+            tool = offered.tool
             if isinstance(tool, wire.FunctionTool) and tool.parameters is not None:
-                yield f"tools.{number}.parameters", tool.parameters
+                yield f"{offered.field}.parameters", tool.parameters
         if self.chat.output is not None and self.chat.output.schema is not None:
             yield "text.format.schema", self.chat.output.schema
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -160,6 +161,50 @@ def test_custom_tool_takes_and_gives_plain_text() -> None:
         Message(role=Role.ASSISTANT, parts=(call,)),
         Message(role=Role.USER, parts=(ToolResult(tool_use_id="c1", content=(Text(text="ok"),)),)),
     )
+
+
+def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
+    inner = {"type": "function", "name": "stop", "parameters": SCHEMA, "strict": False}
+    patch = {"type": "custom", "name": "patch"}
+    group = {"type": "namespace", "name": "agents", "description": "", "tools": [inner, patch]}
+    outer = {**inner, "name": "stop"}
+    request = parse(tools=[outer, group])
+    names = [tool.name for tool in request.to_domain("m").tools]
+    assert names == ["stop", "agents__stop", "agents__patch"]
+    calls = (
+        ToolUse(id="c1", name="agents__stop", arguments="{}"),
+        ToolUse(id="c2", name="stop", arguments="{}"),
+        ToolUse(id="c3", name="agents__patch", arguments='{"input":"x"}'),
+    )
+    answer = replace(ANSWERS["text"], parts=calls, stop=StopReason.TOOL_USE)
+    items = whole(request, answer)["output"]
+    assert [(item["name"], item.get("namespace")) for item in items] == [
+        ("stop", "agents"),
+        ("stop", None),
+        ("patch", "agents"),
+    ]
+    done = [
+        e["item"] for e in streamed(request, answer) if e["type"] == "response.output_item.done"
+    ]
+    assert [comparable({"output": [a]}) for a in done] == [
+        comparable({"output": [b]}) for b in items
+    ]
+    again = parse(tools=[outer, group], input=items).to_domain("m")
+    assert again.messages[0].parts == calls
+    read = CODEC.read_response(whole(request, answer))
+    assert [part.name for part in read.parts if isinstance(part, ToolUse)] == [
+        call.name for call in calls
+    ]
+    assert [field for field, _ in request.iterate_schemas()] == [
+        "tools.0.parameters",
+        "tools.1.tools.0.parameters",
+    ]
+
+
+def test_two_tools_of_one_name_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="'weather'") as caught:
+        parse(tools=[WEATHER, WEATHER])
+    assert caught.value.field == "tools.1.name"
 
 
 @pytest.mark.parametrize(
