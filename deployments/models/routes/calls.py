@@ -54,8 +54,10 @@ class CallRoute:
         """Send the call to a model that the router chooses, and send the answer to the client."""
         await send_answer(await self.fetch_answer(call, scope), send)
 
-    async def fetch_answer(self, call: ParsedRequest, scope: Scope) -> Answer:
-        """Return the answer of a model that the router chooses."""
+    async def fetch_answer(
+        self, call: ParsedRequest, scope: Scope, codec: ProtocolCodec | None = None
+    ) -> Answer:
+        """Return the answer of a model that the router chooses; ``codec`` replaces the route's."""
         request_context = context(scope)
         caller = request_context.caller
         routing_context = RoutingContext(
@@ -65,7 +67,7 @@ class CallRoute:
             budget=get_admission(scope),
             key_id=caller.key_id,
         )
-        return await self._text_router.answer(self._codec, call, routing_context)
+        return await self._text_router.answer(codec or self._codec, call, routing_context)
 
 
 class OllamaRoute(CallRoute):

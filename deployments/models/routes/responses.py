@@ -84,7 +84,7 @@ class ResponsesRoute(CallRoute):
             )
             await response(scope, receive, send)
             return
-        answer = await self.fetch_answer(call, scope)
+        answer = await self.fetch_answer(call, scope, ResponsesCodec(call.record))
         if call.record.response is None and answer.stream is None:
             answer = replace(answer, body=await self._renew(call, answer.body, scope))
         if call.body.store is not False:

@@ -47,10 +47,12 @@ class AnswerRecord:
     Attributes:
         response: the response object; None until all of it was encoded.
         proofs: ``encrypted_content`` of its reasoning items by item id.
+        writers: the encoders of the streams that back ends began; usually one.
     """
 
     response: dict[str, Any] | None = None
     proofs: dict[str, str] = field(default_factory=dict)
+    writers: list[StreamWriter] = field(default_factory=list)
 
     def set(self, response: dict[str, Any], proofs: dict[str, str]) -> None:
         """Record an answer."""
@@ -126,7 +128,9 @@ class ParsedResponseRequest:
         raise AssertionError("no back end has this API format")
 
     def create_stream_writer(self) -> StreamWriter:
-        return StreamWriter(self._template(), self.record.set)
+        writer = StreamWriter(self._template(), self.record.set)
+        self.record.writers.append(writer)
+        return writer
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
@@ -146,7 +150,12 @@ class ParsedResponseRequest:
 
 
 class ResponsesCodec:
-    """Reads requests of the Responses API and writes responses."""
+    """Reads requests of the Responses API and writes responses.
+
+    Args:
+        record: that of the request whose stream may break, so that the event that says so has the
+            next number.
+    """
 
     api_format = ApiFormat.RESPONSES
     path = "/responses"
@@ -154,6 +163,9 @@ class ResponsesCodec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     encode_cost_trailer = staticmethod(encode_cost_comment)
+
+    def __init__(self, record: AnswerRecord | None = None) -> None:
+        self._record = record
 
     def parse(self, body: bytes) -> ParsedResponseRequest:
         return self.parse_continuation(body, parse_object(body), ())
@@ -199,9 +211,11 @@ class ResponsesCodec:
     def render_error_event(self, error: MoyinError, request_id: str) -> bytes:
         """Render the event that ends a broken stream.
 
-        Its number is unknown here; clients only sort by it.
+        Its number is the next, or without a record the greatest, since clients only sort by it.
         """
-        return encode_error_event(error, request_id, _LAST)
+        writers = () if self._record is None else self._record.writers
+        number = max((writer.next_number for writer in writers), default=_LAST)
+        return encode_error_event(error, request_id, number)
 
 
 # More events than any answer has.

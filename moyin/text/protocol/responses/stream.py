@@ -76,6 +76,11 @@ class StreamWriter:
         self._open: _Message | _Reasoning | None = None
         self._calls: dict[int, _Call] = {}
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next event."""
+        return self._sequence
+
     def write(self, delta: Delta) -> bytes:
         """Encode ``delta`` as events; empty if there is none for it."""
         return b"".join(self._events(delta))
