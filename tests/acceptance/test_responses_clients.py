@@ -18,6 +18,7 @@ import pytest
 from tests.acceptance.text_gateway import SCRIPTED, TextGateway
 from tests.stack import ROOT
 
+SUITE = "openai-agents, LiteLLM, Vercel AI SDK, Codex on responses"
 pytestmark = pytest.mark.timeout(400)
 _SCRIPTS = Path(__file__).parent / "text_clients"
 _SECONDS = 120

@@ -63,16 +63,11 @@ class BackgroundResponses:
     async def submit(self, call: ParsedResponseRequest, scope: Scope) -> StoredResponse:
         """Submit a request as a job and store the response as queued; raise errors like `JobSubmitter`."""
         require_storable(call)
-        headers, body = await self._submitter.submit(
+        _, body = await self._submitter.submit(
             self._codec, replace(call, data=to_job_request(call)), scope, asked_by="background"
         )
         response_id = _ID_PREFIX + uuid.UUID(from_json(body)["id"]).hex
         owner = context(scope).owner
-        if (b"idempotent-replayed", b"true") in headers:
-            # The first request may have ended between the job and the row.
-            found = await self._stored.find(owner, response_id)
-            if found is not None:
-                return found
         stored = StoredResponse(
             id=response_id,
             owner=owner,
@@ -81,8 +76,10 @@ class BackgroundResponses:
             response=call.render_queued(response_id),
             proofs={},
         )
+        # A repeat under one Idempotency-Key finds the row, unless the first request ended between
+        # the job and the row.
         await self._stored.add(stored)
-        return stored
+        return await self._stored.get(owner, response_id)
 
     async def get(self, scope: Scope, response_id: str) -> StoredResponse:
         """Return a stored response in its current state.

@@ -27,7 +27,11 @@ from moyin.http.sse import FrameSplitter, parse_event
 from moyin.http.validation import parse_object
 from moyin.store.stored_responses import StoredResponse, StoredResponses
 from moyin.text.protocol.codec import ParsedRequest
-from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
+from moyin.text.protocol.responses.codec import (
+    ParsedResponseRequest,
+    ResponsesCodec,
+    find_response_id,
+)
 from moyin.text.protocol.responses.response import new_id
 from moyin.text.routing.answer import AnswerStream
 from moyin.text.routing.router import Router
@@ -85,12 +89,12 @@ class ResponsesRoute(CallRoute):
             await response(scope, receive, send)
             return
         answer = await self.fetch_answer(call, scope, ResponsesCodec(call.record))
-        if call.record.response is None and answer.stream is None:
+        if not call.record.responses and answer.stream is None:
             answer = replace(answer, body=await self._renew(call, answer.body, scope))
         if call.body.store is not False:
             save = partial(self._save, call, context(scope).owner)
             if answer.stream is None:
-                await save()
+                await save(find_response_id(answer.body))
             else:
                 answer = replace(answer, stream=_SavedStream(answer.stream, save))
         await send_answer(answer, send)
@@ -107,13 +111,13 @@ class ResponsesRoute(CallRoute):
             response = from_json(body)
         first = await self._stored.find(context(scope).owner, response["id"])
         new = new_id("resp")
-        call.record.set({**response, "id": new}, {} if first is None else dict(first.proofs))
+        call.record.add({**response, "id": new}, {} if first is None else first.proofs)
         return body.replace(response["id"].encode(), new.encode())
 
-    async def _save(self, call: ParsedResponseRequest, owner: str) -> bool:
-        """Store the answer once it is whole; return whether that is so."""
-        record = call.record
-        if (response := record.response) is None:
+    async def _save(self, call: ParsedResponseRequest, owner: str, response_id: str | None) -> bool:
+        """Store the answer with this id once it is whole; return whether that is so."""
+        response = call.record.responses.get(response_id or "")
+        if response is None:
             return False
         await self._stored.add(
             StoredResponse(
@@ -122,7 +126,7 @@ class ResponsesRoute(CallRoute):
                 previous=call.body.previous_response_id,
                 input=call.own_items,
                 response=response,
-                proofs=record.proofs,
+                proofs=call.record.proofs,
             )
         )
         return True
@@ -131,9 +135,10 @@ class ResponsesRoute(CallRoute):
 class _SavedStream:
     """Passes a stream on, and stores its answer before it passes the piece that ends it."""
 
-    def __init__(self, stream: AnswerStream, save: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, stream: AnswerStream, save: Callable[[str | None], Awaitable[bool]]) -> None:
         self._stream = stream
         self._save = save
+        self._response_id: str | None = None
         self._is_saved = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -141,8 +146,10 @@ class _SavedStream:
 
     async def __anext__(self) -> bytes:
         piece = await anext(self._stream)
+        if self._response_id is None:
+            self._response_id = find_response_id(piece)
         if not self._is_saved:
-            self._is_saved = await self._save()
+            self._is_saved = await self._save(self._response_id)
         return piece
 
     @property

@@ -96,6 +96,18 @@ def test_a_response_is_cancelled_and_cannot_be_continued(client: openai.OpenAI) 
     assert caught.value.param == "previous_response_id"
 
 
+def test_a_repeat_under_one_key_is_one_response(client: openai.OpenAI) -> None:
+    call: dict[str, Any] = {"model": MODEL, "max_output_tokens": 4, "background": True}
+    key = {"idempotency-key": "one-response"}
+    first = client.responses.create(**call, input="hi", extra_headers=key)
+    ended = _ended(client, first.id)
+    again = client.responses.create(**call, input="hi", extra_headers=key)
+    assert again == ended
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.responses.create(**call, input="ho", extra_headers=key)
+    assert caught.value.code == "idempotency_key_reused"
+
+
 def test_deletion_cancels_the_job(client: openai.OpenAI, gateway: RunningStack) -> None:
     running = client.responses.create(
         model=MODEL, input="Count to 100000.", max_output_tokens=4000, background=True

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +37,21 @@ def stored(database: Database) -> StoredResponses:
 async def test_an_answer_is_returned_as_it_was_stored(stored: StoredResponses) -> None:
     await stored.add(answer(1))
     assert await stored.get("ada", "resp_1") == answer(1)
+
+
+async def test_an_answer_is_stored_once_and_updated(stored: StoredResponses) -> None:
+    await stored.add(answer(1))
+    await stored.add(replace(answer(1), owner="bob", response={"id": "resp_1", "output": []}))
+    assert await stored.get("ada", "resp_1") == answer(1)
+    assert await stored.find("bob", "resp_1") is None
+    changed = replace(answer(1), response={"id": "resp_1", "output": [user("x")]})
+    await stored.update(changed)
+    assert await stored.get("ada", "resp_1") == changed
+    await stored.update(replace(answer(1), owner="bob"))
+    assert await stored.get("ada", "resp_1") == changed
+    await stored.delete("ada", "resp_1")
+    await stored.update(changed)
+    assert await stored.find("ada", "resp_1") is None
 
 
 async def test_a_chain_is_listed_oldest_first_with_its_proofs(stored: StoredResponses) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,21 +43,24 @@ from moyin.text.protocol.responses.tools import list_tools
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """Holds a whole answer, so that it can be stored.
+    """Holds the whole answers to a request, so that the one which its client gets can be stored.
+
+    There are several if the first one failed a check, or if calls were hedged.
 
     Attributes:
-        response: the response object; None until all of it was encoded.
-        proofs: ``encrypted_content`` of its reasoning items by item id.
-        writers: the encoders of the streams that back ends began; usually one.
+        responses: the response objects that were encoded to their end, by id.
+        proofs: ``encrypted_content`` of their reasoning items by item id.
+        writers: the encoders of the streams that back ends began.
     """
 
-    response: dict[str, Any] | None = None
+    responses: dict[str, dict[str, Any]] = field(default_factory=dict)
     proofs: dict[str, str] = field(default_factory=dict)
     writers: list[StreamWriter] = field(default_factory=list)
 
-    def set(self, response: dict[str, Any], proofs: dict[str, str]) -> None:
+    def add(self, response: dict[str, Any], proofs: Mapping[str, str]) -> None:
         """Record an answer."""
-        self.response, self.proofs = response, proofs
+        self.responses[response["id"]] = response
+        self.proofs.update(proofs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class ParsedResponseRequest:
         raise AssertionError("no back end has this API format")
 
     def create_stream_writer(self) -> StreamWriter:
-        writer = StreamWriter(self._template(), self.record.set)
+        writer = StreamWriter(self._template(), self.record.add)
         self.record.writers.append(writer)
         return writer
 
@@ -137,7 +141,7 @@ class ParsedResponseRequest:
         template = self._template()
         output = template.items(response)
         encoded = template.ended(response.model, output, response.usage, response.stop)
-        self.record.set(encoded, template.proofs)
+        self.record.add(encoded, template.proofs)
         return to_json(encoded)
 
     def render_queued(self, response_id: str) -> dict[str, Any]:
@@ -218,6 +222,13 @@ class ResponsesCodec:
         return encode_error_event(error, request_id, number)
 
 
+def find_response_id(start: bytes) -> str | None:
+    """Return the id of a response in the first bytes of its JSON, or of its stream."""
+    found = _ID.search(start)
+    return None if found is None else found[1].decode()
+
+
+_ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
 # More events than any answer has.
 _LAST = 2**31 - 1
 

@@ -29,7 +29,11 @@ from moyin.errors import BackendTimeout, InvalidRequest, UnsupportedFeature
 from moyin.http.sse import FrameSplitter, parse_event
 from moyin.testing.backends import split_into_deltas
 from moyin.text.judging.transcripts import decode_stream
-from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
+from moyin.text.protocol.responses.codec import (
+    ParsedResponseRequest,
+    ResponsesCodec,
+    find_response_id,
+)
 from tests.unit.text.protocol.conversations import ANSWERS, SCHEMA
 
 CODEC = ResponsesCodec()
@@ -76,7 +80,7 @@ def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
     expected = whole(parse(tools=[WEATHER]), answer)
     assert comparable(events[-1]["response"]) == comparable(expected)
     assert events[-1]["type"] == f"response.{expected['status']}"
-    assert request.record.response == events[-1]["response"]
+    assert list(request.record.responses.values()) == [events[-1]["response"]]
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "refusal"])
@@ -205,6 +209,26 @@ def test_two_tools_of_one_name_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="'weather'") as caught:
         parse(tools=[WEATHER, WEATHER])
     assert caught.value.field == "tools.1.name"
+
+
+def test_the_answer_that_the_client_gets_is_found_among_several() -> None:
+    """A rescued call has two answers, and the record must not confuse them."""
+    request = parse()
+    for name in ("text", "thinking"):
+        body = request.encode_response(ANSWERS[name])
+        response_id = find_response_id(body)
+        assert response_id is not None
+        assert request.record.responses[response_id] == json.loads(body)
+    writer = request.create_stream_writer()
+    first, *others = (writer.write(delta) for delta in split_into_deltas(ANSWERS["text"]))
+    response_id = find_response_id(first)
+    assert response_id is not None
+    [last] = [parse_event(f) for f in FrameSplitter().feed(others[-1])][-1:]
+    assert request.record.responses[response_id] == last["response"]
+    assert len(request.record.responses) == 3
+    broken = ResponsesCodec(request.record).render_error_event(BackendTimeout("late"), "r")
+    [frame] = FrameSplitter().feed(broken)
+    assert parse_event(frame)["sequence_number"] == last["sequence_number"] + 1
 
 
 @pytest.mark.parametrize(
