@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -48,7 +47,7 @@ _STARTED = frozenset(EventType) - {EventType.QUEUED}
 class BackgroundResponses:
     """Submits, shows, follows and cancels responses that run as jobs.
 
-    The id of a response is made of that of its job. It is stored as queued when the job is accepted,
+    The id of a response contains that of its job. It is stored as queued when the job is accepted,
     and receives the answer when it is first read after the job has ended.
     """
 
@@ -66,7 +65,7 @@ class BackgroundResponses:
         _, body = await self._submitter.submit(
             self._codec, replace(call, data=to_job_request(call)), scope, asked_by="background"
         )
-        response_id = _ID_PREFIX + uuid.UUID(from_json(body)["id"]).hex
+        response_id = _ID_PREFIX + from_json(body)["id"]
         owner = context(scope).owner
         stored = StoredResponse(
             id=response_id,
@@ -216,4 +215,4 @@ def require_ended(response: Mapping[str, Any]) -> None:
 
 
 def _job_id(stored: StoredResponse) -> str:
-    return str(uuid.UUID(stored.id.removeprefix(_ID_PREFIX)))
+    return stored.id.removeprefix(_ID_PREFIX)

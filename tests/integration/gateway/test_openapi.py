@@ -120,7 +120,7 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 "name": "wire", "type": "openai", "base_url": f"{wire.url}/v1",
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
-            async with serving(folder, backend, door=gateway_url) as models:
+            async with serving(folder, backend, models_app=gateway_url) as models:
                 await settled(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
