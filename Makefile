@@ -108,6 +108,7 @@ chromium: | rabbitmq
 # What can't be installed is said by the tests that need it, too.
 clients: | chromium $(BIN)/python
 	-@PYTHON=$(BIN)/python scripts/timed.sh $@ scripts/comfyui_clients.sh > /dev/null
+	-@PYTHON=$(BIN)/python scripts/timed.sh text-$@ scripts/text_clients.sh > /dev/null
 
 $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)

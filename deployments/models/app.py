@@ -13,6 +13,7 @@ from deployments.ingress import new_fastapi
 from deployments.models.backend_checks import check_backends_forever, new_health_routes
 from deployments.models.errors import choose_renderer, render_error
 from deployments.models.openapi import complete_openapi
+from deployments.models.routes.background_responses import BackgroundResponses
 from deployments.models.routes.calls import CallRoute, OllamaRoute
 from deployments.models.routes.count_tokens import new_count_tokens_routes
 from deployments.models.routes.deferral import JobSubmitter
@@ -48,6 +49,7 @@ from moyin.text.protocol.ollama.codec import (
     OllamaGenerateCodec,
 )
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+from moyin.text.protocol.openai.completions import OpenAICompletionsCodec
 from moyin.text.protocol.responses.codec import ResponsesCodec
 from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.learning import QualityLearner
@@ -108,6 +110,8 @@ class ModelsServices:
 def new_app(services: ModelsServices) -> Gatekeeper:
     """Build the models app, which serves paths below ``/v1``, behind its gatekeeper."""
     text_router = services.text_router
+    job_submitter = JobSubmitter(text_router, services.jobs)
+    background = BackgroundResponses(services.responses, job_submitter, services.jobs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -131,7 +135,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_usage_routes(
             services.ledger, services.reports, lambda: text_router.fleet, services.meter
         ),
-        new_response_routes(services.responses),
+        new_response_routes(services.responses, background),
         new_explanation_routes(text_router, _CODECS),
         new_feedback_routes(
             text_router, services.feedback, services.learning, services.signals, services.judge
@@ -140,7 +144,8 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     ):
         fastapi.include_router(routes)
     complete_openapi(fastapi, lambda path: f"{_PREFIX}{path}" in _PUBLIC_PATHS)
-    calls = _new_call_routes(text_router, services.jobs, services.responses)
+    calls = _new_call_routes(text_router, job_submitter)
+    calls["/responses"] = ResponsesRoute(text_router, job_submitter, services.responses, background)
     guard = AuthorizationMiddleware(
         _HotPathRouter(calls, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
@@ -160,16 +165,12 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     )
 
 
-def _new_call_routes(
-    text_router: Router, jobs: GatewayClient, responses: StoredResponses
-) -> dict[str, CallRoute]:
+def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[str, CallRoute]:
     """Return the routes of model calls by their path below ``/v1``."""
-    job_submitter = JobSubmitter(text_router, jobs)
     return {
         "/chat/completions": CallRoute(OpenAICodec(), text_router, job_submitter),
         "/completions": CallRoute(OpenAICompletionsCodec(), text_router, job_submitter),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
-        "/responses": ResponsesRoute(text_router, job_submitter, responses),
         "/messages": CallRoute(AnthropicCodec(), text_router, job_submitter),
         "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, job_submitter),
         "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, job_submitter),

@@ -15,6 +15,7 @@ from moyin.text.protocol.anthropic.wire import CountBody, MessagesBody
 from moyin.text.protocol.ollama import wire as ollama
 from moyin.text.protocol.openai.images import ImagesBody
 from moyin.text.protocol.openai.wire import ChatBody, CompletionBody, EmbeddingBody
+from moyin.text.protocol.responses.wire import ResponseBody
 
 _SSE, _NDJSON = "text/event-stream", "application/x-ndjson"
 
@@ -56,6 +57,16 @@ _CALLS = (
         "OpenAI's older call, which continues a text. Back ends of the same format get the request "
         "unchanged. For others the prompt becomes the one message of a chat; they refuse several "
         "prompts, token numbers, `n` and `best_of` above 1, `echo`, `logprobs` and `suffix`.",
+    ),
+    _CallDescription(
+        "/responses",
+        "ResponseBody",
+        ResponseBody,
+        _SSE,
+        "OpenAI response",
+        "Returns a response object, whole or as typed server-sent events, from any back end. Unless "
+        "`store` is false it is kept for 30 days, and `previous_response_id` continues it. With "
+        "`background` it runs as a durable job, which `GET /responses/{response_id}` shows.",
     ),
     _CallDescription(
         "/embeddings",

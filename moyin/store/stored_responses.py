@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic_core import from_json, to_json
+from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.errors import ResponseNotFound
 from moyin.store.schema import responses
@@ -20,6 +21,10 @@ _MAX_RESPONSES = 10_000
 _DELETION_INTERVAL = 100
 # Longer conversations exceed every model's context.
 _MAX_ANSWERS = 1_000
+_INSERT = {
+    "sqlite": sqlite.insert(responses).on_conflict_do_nothing(index_elements=["id"]),
+    "postgresql": postgresql.insert(responses).on_conflict_do_nothing(index_elements=["id"]),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,24 +60,26 @@ class StoredResponses:
         self._added = 0
 
     async def add(self, stored: StoredResponse) -> None:
-        """Store an answer."""
+        """Store an answer, unless one with its id is stored already."""
         self._added += 1
-        insert = responses.insert().values(
-            id=stored.id,
-            owner=stored.owner,
-            previous=stored.previous,
-            input=to_json(stored.input),
-            response=to_json(stored.response),
-            proofs=to_json(stored.proofs),
-            created_at=now(),
-        )
-        async with self._database.writing() as connection:
-            await connection.execute(insert)
-            if self._added % _DELETION_INTERVAL == 0:
-                await connection.execute(
-                    responses.delete().where(responses.c.created_at < now() - _KEPT)
-                )
-                await connection.execute(self._delete_excess(stored.owner))
+        deletes = self._added % _DELETION_INTERVAL == 0
+        row = {
+            "id": stored.id,
+            "owner": stored.owner,
+            "previous": stored.previous,
+            "input": to_json(stored.input),
+            "response": to_json(stored.response),
+            "proofs": to_json(stored.proofs),
+            "created_at": now(),
+        }
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(_INSERT[connection.dialect.name], row)
+            if deletes:
+                connection.execute(responses.delete().where(responses.c.created_at < now() - _KEPT))
+                connection.execute(self._delete_excess(stored.owner))
+
+        await self._database.write(write)
 
     async def get(self, owner: str, response_id: str) -> StoredResponse:
         """Return an answer.
@@ -80,11 +87,22 @@ class StoredResponses:
         Raises:
             ResponseNotFound: the tenant has none with this id.
         """
+        found = await self.find(owner, response_id)
+        if found is None:
+            raise _missing(response_id)
+        return found
+
+    async def find(self, owner: str, response_id: str) -> StoredResponse | None:
+        """Return an answer; None if the tenant has none with this id."""
         query = sa.select(responses).where(_is(owner, response_id))
         row = await self._database.read(lambda c: c.execute(query).mappings().one_or_none())
-        if row is None:
-            raise _missing(response_id)
-        return _stored(row)
+        return None if row is None else _stored(row)
+
+    async def update(self, stored: StoredResponse) -> None:
+        """Replace the response object of an answer, unless the answer was deleted meanwhile."""
+        update = responses.update().where(_is(stored.owner, stored.id))
+        update = update.values(response=to_json(stored.response))
+        await self._database.write(lambda c: c.execute(update))
 
     async def list_items(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
         """Return the items up to and including an answer: all requests and answers, oldest first.

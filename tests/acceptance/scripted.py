@@ -154,13 +154,13 @@ class _Answer:
 
 
 def _prompt(body: Mapping[str, Any]) -> str:
-    """The text of the last message that a user wrote."""
+    """The last text that a user wrote: agents write what they know of the place before it."""
     for message in reversed(body["messages"]):
         if message["role"] == "user":
             content = message["content"]
             if isinstance(content, str):
                 return content
-            return " ".join(part["text"] for part in content if part["type"] == "text")
+            return next((p["text"] for p in reversed(content) if p["type"] == "text"), "")
     return ""
 
 
@@ -185,11 +185,20 @@ def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
             "type": "function",
             "function": {
                 "name": function["name"],
-                "arguments": _filled(function.get("parameters") or {}, prompt),
+                "arguments": _filled(_demanded(function), prompt),
             },
         }
         for number, function in enumerate(functions)
     ]
+
+
+def _demanded(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema of a tool's arguments; only those required if the client says it is lax."""
+    schema = function.get("parameters") or {}
+    if function.get("strict") is not False or "required" not in schema:
+        return schema
+    properties = {name: schema["properties"][name] for name in schema["required"]}
+    return {**schema, "properties": properties}
 
 
 def _called(messages: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
-from starlette.types import Receive, Scope, Send
 
+from deployments.event_stream import EventStreamResponse
 from moyin.access.gatekeeper import context, get_http_status
 from moyin.domain.job import JobEvent
 from moyin.errors import MoyinError
@@ -61,19 +61,6 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
             await websocket.close(4000 + get_http_status(error), error.code)
 
     return router
-
-
-class EventStreamResponse(StreamingResponse):
-    """A response of server-sent events, which closes the source of the events at its end."""
-
-    def __init__(self, frames: AsyncGenerator[str, None]) -> None:
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(frames, media_type="text/event-stream", headers=headers)
-        self._frames = frames
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._frames):
-            await super().__call__(scope, receive, send)
 
 
 async def _format_events(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:

@@ -42,18 +42,22 @@ class CallRoute:
             headers, job = await self._job_submitter.submit(self._codec, call, scope)
             await _send_body(send, 202, [_JSON, *headers], job)
         else:
-            await self.answer_call(call, scope, send)
+            await self.answer_call(call, scope, receive, send)
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
         """Parse and validate the client's request."""
         return self._codec.parse(body)
 
-    async def answer_call(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
+    async def answer_call(
+        self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Send the call to a model that the router chooses, and send the answer to the client."""
         await send_answer(await self.fetch_answer(call, scope), send)
 
-    async def fetch_answer(self, call: ParsedRequest, scope: Scope) -> Answer:
-        """Return the answer of a model that the router chooses."""
+    async def fetch_answer(
+        self, call: ParsedRequest, scope: Scope, codec: ProtocolCodec | None = None
+    ) -> Answer:
+        """Return the answer of a model that the router chooses; ``codec`` replaces the route's."""
         request_context = context(scope)
         caller = request_context.caller
         routing_context = RoutingContext(
@@ -63,13 +67,15 @@ class CallRoute:
             budget=get_admission(scope),
             key_id=caller.key_id,
         )
-        return await self._text_router.answer(self._codec, call, routing_context)
+        return await self._text_router.answer(codec or self._codec, call, routing_context)
 
 
 class OllamaRoute(CallRoute):
     """Handles Ollama's calls; a request to load a model succeeds at once if no Ollama serves it."""
 
-    async def answer_call(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
+    async def answer_call(
+        self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         loaded = (
             call.model_load_response
             if isinstance(call, ParsedChatRequest | ParsedGenerateRequest)
@@ -85,7 +91,7 @@ class OllamaRoute(CallRoute):
             or not deployments
             or any(deployment.api_format is ApiFormat.OLLAMA for deployment in deployments)
         ):
-            await super().answer_call(call, scope, send)
+            await super().answer_call(call, scope, receive, send)
         else:
             await _send_body(send, 200, [_JSON], loaded)
 

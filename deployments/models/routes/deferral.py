@@ -21,8 +21,9 @@ _UNSUPPORTED_HEADERS = (
     b"x-moyin-timeout",
     b"x-moyin-usd-per-bad-answer",
 )
-# A job stores the whole answer, so members of the request that enable streaming are removed.
-_STREAM_MEMBERS = frozenset({"stream", "stream_options"})
+# A job stores the whole answer, so members of the request that enable streaming are removed. A
+# continued response's conversation is part of the parsed request.
+_REMOVED_MEMBERS = frozenset({"stream", "stream_options", "background", "previous_response_id"})
 
 
 class JobSubmitter:
@@ -37,9 +38,17 @@ class JobSubmitter:
         self._gateway = gateway
 
     async def submit(
-        self, codec: ProtocolCodec, call: ParsedRequest, scope: Scope
+        self,
+        codec: ProtocolCodec,
+        call: ParsedRequest,
+        scope: Scope,
+        *,
+        asked_by: str = "`Prefer: respond-async`",
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Submit the call as a job.
+
+        Args:
+            asked_by: the part of the request that asks for a job, for messages.
 
         Returns:
             Headers and body of the response, which has the status 202 like that of ``POST /jobs``.
@@ -51,12 +60,12 @@ class JobSubmitter:
         request_context = context(scope)
         identity = request_context.identity
         if identity is None:
-            raise MissingKey("`Prefer: respond-async` needs an API key")
+            raise MissingKey(f"{asked_by} needs an API key")
         for name in _UNSUPPORTED_HEADERS:
             if get_header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
-                    f"the header {field} and `Prefer: respond-async` exclude each other",
+                    f"the header {field} and {asked_by} exclude each other",
                     field=field,
                 )
         routing_context = RoutingContext(
@@ -85,7 +94,7 @@ class JobSubmitter:
 
 
 def _to_job_spec(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
-    request = {name: value for name, value in call.data.items() if name not in _STREAM_MEMBERS}
+    request = {name: value for name, value in call.data.items() if name not in _REMOVED_MEMBERS}
     # Chat jobs have messages.
     if call.derive_needs().embeddings or codec.path == "/completions":
         http_request = {"method": "POST", "path": path, "body": escape_references(request)}

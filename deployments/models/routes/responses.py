@@ -7,23 +7,32 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic_core import from_json
 
+from deployments.event_stream import EventStreamResponse
+from deployments.models.routes.background_responses import BackgroundResponses, require_ended
 from deployments.models.routes.calls import CallRoute, send_answer
 from deployments.models.routes.deferral import JobSubmitter
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.asgi import Scope, Send
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.domain.money import Usage
 from moyin.errors import (
     InvalidRequest,
     PreviousResponseNotFound,
     ResponseNotFound,
-    UnsupportedFeature,
 )
+from moyin.http.sse import FrameSplitter, parse_event
 from moyin.http.validation import parse_object
 from moyin.store.stored_responses import StoredResponse, StoredResponses
 from moyin.text.protocol.codec import ParsedRequest
-from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
+from moyin.text.protocol.responses.codec import (
+    ParsedResponseRequest,
+    ResponsesCodec,
+    find_response_id,
+)
+from moyin.text.protocol.responses.response import new_id
 from moyin.text.routing.answer import AnswerStream
 from moyin.text.routing.router import Router
 
@@ -33,16 +42,23 @@ _MAX_ITEMS = 100
 class ResponsesRoute(CallRoute):
     """Serves ``POST /v1/responses``.
 
+    With ``background: true`` the answer is a queued response at once, or its events.
+
     An answer is stored before its client receives the last piece, so that the next request can
     continue it, whichever replica serves that.
     """
 
     def __init__(
-        self, text_router: Router, job_submitter: JobSubmitter, stored: StoredResponses
+        self,
+        text_router: Router,
+        job_submitter: JobSubmitter,
+        stored: StoredResponses,
+        background: BackgroundResponses,
     ) -> None:
         self._responses_codec = ResponsesCodec()
         super().__init__(self._responses_codec, text_router, job_submitter)
         self._stored = stored
+        self._background = background
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
         """Parse a request; with ``previous_response_id``, the conversation so far precedes it."""
@@ -51,34 +67,57 @@ class ResponsesRoute(CallRoute):
         earlier: Sequence[Mapping[str, Any]] = ()
         if isinstance(previous, str):
             try:
+                require_ended((await self._background.get(scope, previous)).response)
                 earlier = await self._stored.list_items(context(scope).owner, previous)
             except ResponseNotFound as error:
                 raise PreviousResponseNotFound(
                     error.message, field="previous_response_id"
                 ) from None
-        call = self._responses_codec.parse_continuation(body, data, earlier)
-        if call.body.background:
-            raise UnsupportedFeature(
-                "background is not supported; send the header `Prefer: respond-async` instead",
-                field="background",
-            )
-        return call
+        return self._responses_codec.parse_continuation(body, data, earlier)
 
-    async def answer_call(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
+    async def answer_call(
+        self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         assert isinstance(call, ParsedResponseRequest)
-        answer = await self.fetch_answer(call, scope)
+        if call.body.background:
+            queued = await self._background.submit(call, scope)
+            response: Response = (
+                EventStreamResponse(self._background.follow(scope, queued))
+                if call.is_streamed
+                else JSONResponse(queued.response)
+            )
+            await response(scope, receive, send)
+            return
+        answer = await self.fetch_answer(call, scope, ResponsesCodec(call.record))
+        if not call.record.responses and answer.stream is None:
+            answer = replace(answer, body=await self._renew(call, answer.body, scope))
         if call.body.store is not False:
             save = partial(self._save, call, context(scope).owner)
             if answer.stream is None:
-                await save()
+                await save(find_response_id(answer.body))
             else:
                 answer = replace(answer, stream=_SavedStream(answer.stream, save))
         await send_answer(answer, send)
 
-    async def _save(self, call: ParsedResponseRequest, owner: str) -> bool:
-        """Store the answer once it is whole; return whether that is so."""
-        record = call.record
-        if (response := record.response) is None:
+    async def _renew(self, call: ParsedResponseRequest, body: bytes, scope: Scope) -> bytes:
+        """Return an answer of the answer cache with a new id, under which it can be stored.
+
+        The response that was answered first may have been deleted, or not have been stored.
+        """
+        if call.is_streamed:
+            last = [frame for frame in FrameSplitter().feed(body) if frame.data][-1]
+            response = parse_event(last)["response"]
+        else:
+            response = from_json(body)
+        first = await self._stored.find(context(scope).owner, response["id"])
+        new = new_id("resp")
+        call.record.add({**response, "id": new}, {} if first is None else first.proofs)
+        return body.replace(response["id"].encode(), new.encode())
+
+    async def _save(self, call: ParsedResponseRequest, owner: str, response_id: str | None) -> bool:
+        """Store the answer with this id once it is whole; return whether that is so."""
+        response = call.record.responses.get(response_id or "")
+        if response is None:
             return False
         await self._stored.add(
             StoredResponse(
@@ -87,7 +126,7 @@ class ResponsesRoute(CallRoute):
                 previous=call.body.previous_response_id,
                 input=call.own_items,
                 response=response,
-                proofs=record.proofs,
+                proofs=call.record.proofs,
             )
         )
         return True
@@ -96,9 +135,10 @@ class ResponsesRoute(CallRoute):
 class _SavedStream:
     """Passes a stream on, and stores its answer before it passes the piece that ends it."""
 
-    def __init__(self, stream: AnswerStream, save: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, stream: AnswerStream, save: Callable[[str | None], Awaitable[bool]]) -> None:
         self._stream = stream
         self._save = save
+        self._response_id: str | None = None
         self._is_saved = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -106,8 +146,10 @@ class _SavedStream:
 
     async def __anext__(self) -> bytes:
         piece = await anext(self._stream)
+        if self._response_id is None:
+            self._response_id = find_response_id(piece)
         if not self._is_saved:
-            self._is_saved = await self._save()
+            self._is_saved = await self._save(self._response_id)
         return piece
 
     @property
@@ -118,17 +160,53 @@ class _SavedStream:
         await self._stream.aclose()
 
 
-def new_response_routes(stored: StoredResponses) -> APIRouter:
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+def new_response_routes(stored: StoredResponses, background: BackgroundResponses) -> APIRouter:
     """Return the routes of stored responses."""
     router = APIRouter(prefix="/responses", tags=["responses"])
 
-    @router.get("/{response_id}", summary="Return a stored response")
-    async def get_response(response_id: str, request: Request) -> Mapping[str, Any]:
-        return (await stored.get(context(request.scope).owner, response_id)).response
+    @router.get(
+        "/{response_id}",
+        summary="Return a stored response",
+        response_model=dict[str, Any],
+        responses=_STREAM,
+    )
+    async def get_response(
+        response_id: str,
+        request: Request,
+        stream: bool = False,
+        starting_after: Annotated[int | None, Query(ge=0)] = None,
+    ) -> Response:
+        """Return one of your responses; 404 `response_not_found` if there is none with this id.
+
+        `stream` follows a response in the background by its events, after the one with the
+        number `starting_after`.
+        """
+        found = await background.get(request.scope, response_id)
+        if not stream:
+            if starting_after is not None:
+                raise InvalidRequest("starting_after needs stream=true", field="starting_after")
+            return JSONResponse(found.response)
+        if not found.response["background"]:
+            raise InvalidRequest(
+                "only responses with background: true can be streamed again", field="stream"
+            )
+        after = -1 if starting_after is None else starting_after
+        return EventStreamResponse(background.follow(request.scope, found, after))
+
+    @router.post("/{response_id}/cancel", summary="Cancel a response in the background")
+    async def cancel_response(response_id: str, request: Request) -> Mapping[str, Any]:
+        """Cancel a response that runs in the background; one that has ended stays as it is."""
+        return (await background.cancel(request.scope, response_id)).response
 
     @router.delete("/{response_id}", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Mapping[str, Any]:
-        await stored.delete(context(request.scope).owner, response_id)
+        """Delete a response. One that runs is cancelled. What continues it cannot be continued."""
+        await background.delete(request.scope, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     @router.get("/{response_id}/input_items", summary="List the input of a stored response")
@@ -139,6 +217,7 @@ def new_response_routes(stored: StoredResponses) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=_MAX_ITEMS)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> Mapping[str, Any]:
+        """List the items of the request itself, without those of the responses that it continued."""
         found = await stored.get(context(request.scope).owner, response_id)
         items = [
             {"id": f"item_{number}_{response_id}", **item}

@@ -31,6 +31,11 @@ def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field
             f"{field}.model must be a string; `auto` lets the router choose",
             field=f"{field}.model",
         )
+    if request.get("background"):
+        raise InvalidRequest(
+            f"{field}.background must be omitted, because a job runs in the background",
+            field=f"{field}.background",
+        )
     if request.get("stream"):
         raise InvalidRequest(
             f"{field}.stream must be omitted, because a job cannot stream its answer",

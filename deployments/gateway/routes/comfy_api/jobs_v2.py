@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
+from deployments.event_stream import EventStreamResponse
 from deployments.gateway.openapi import describe_body
-from deployments.gateway.routes.job_events import EventStreamResponse
 from deployments.gateway.routes.jobs import validate_idempotency_key
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.jobs_v2 import ComfyJobs, SseEvent

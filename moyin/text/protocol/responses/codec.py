@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,23 +38,29 @@ from moyin.text.protocol.responses.response import (
     usage_to_domain,
 )
 from moyin.text.protocol.responses.stream import StreamWriter
+from moyin.text.protocol.responses.tools import list_tools
 
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """Holds a whole answer, so that it can be stored.
+    """Holds the whole answers to a request, so that the one which its client gets can be stored.
+
+    There are several if the first one failed a check, or if calls were hedged.
 
     Attributes:
-        response: the response object; None until all of it was encoded.
-        proofs: ``encrypted_content`` of its reasoning items by item id.
+        responses: the response objects that were encoded to their end, by id.
+        proofs: ``encrypted_content`` of their reasoning items by item id.
+        writers: the encoders of the streams that back ends began.
     """
 
-    response: dict[str, Any] | None = None
+    responses: dict[str, dict[str, Any]] = field(default_factory=dict)
     proofs: dict[str, str] = field(default_factory=dict)
+    writers: list[StreamWriter] = field(default_factory=list)
 
-    def set(self, response: dict[str, Any], proofs: dict[str, str]) -> None:
+    def add(self, response: dict[str, Any], proofs: Mapping[str, str]) -> None:
         """Record an answer."""
-        self.response, self.proofs = response, proofs
+        self.responses[response["id"]] = response
+        self.proofs.update(proofs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +92,10 @@ class ParsedResponseRequest:
         return chat_needs(self.chat)
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
-        for number, tool in enumerate(self.body.tools or ()):
+        for offered in list_tools(self.body).values():
+            tool = offered.tool
             if isinstance(tool, wire.FunctionTool) and tool.parameters is not None:
-                yield f"tools.{number}.parameters", tool.parameters
+                yield f"{offered.field}.parameters", tool.parameters
         if self.chat.output is not None and self.chat.output.schema is not None:
             yield "text.format.schema", self.chat.output.schema
 
@@ -124,22 +132,34 @@ class ParsedResponseRequest:
         raise AssertionError("no back end has this API format")
 
     def create_stream_writer(self) -> StreamWriter:
-        return StreamWriter(self._template(), self.record.set)
+        writer = StreamWriter(self._template(), self.record.add)
+        self.record.writers.append(writer)
+        return writer
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
         template = self._template()
         output = template.items(response)
         encoded = template.ended(response.model, output, response.usage, response.stop)
-        self.record.set(encoded, template.proofs)
+        self.record.add(encoded, template.proofs)
         return to_json(encoded)
+
+    def render_queued(self, response_id: str) -> dict[str, Any]:
+        """Encode the response that a job will answer."""
+        template = ResponseTemplate(response_id, int(time.time()), self.body)
+        return template.in_progress(self.model) | {"status": "queued"}
 
     def _template(self) -> ResponseTemplate:
         return ResponseTemplate(new_id("resp"), int(time.time()), self.body)
 
 
 class ResponsesCodec:
-    """Reads requests of the Responses API and writes responses."""
+    """Reads requests of the Responses API and writes responses.
+
+    Args:
+        record: that of the request whose stream may break, so that the event that says so has the
+            next number.
+    """
 
     api_format = ApiFormat.RESPONSES
     path = "/responses"
@@ -147,6 +167,9 @@ class ResponsesCodec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     encode_cost_trailer = staticmethod(encode_cost_comment)
+
+    def __init__(self, record: AnswerRecord | None = None) -> None:
+        self._record = record
 
     def parse(self, body: bytes) -> ParsedResponseRequest:
         return self.parse_continuation(body, parse_object(body), ())
@@ -192,21 +215,35 @@ class ResponsesCodec:
     def render_error_event(self, error: MoyinError, request_id: str) -> bytes:
         """Render the event that ends a broken stream.
 
-        Its number is unknown here; clients only sort by it.
+        Its number is the next, or without a record the greatest, since clients only sort by it.
         """
-        members = {
-            "type": "error",
-            "sequence_number": _LAST,
-            "code": error.code,
-            "message": error.message,
-            "param": error.field,
-            "request_id": request_id,
-        }
-        return encode_event(members, name="error")
+        writers = () if self._record is None else self._record.writers
+        number = max((writer.next_number for writer in writers), default=_LAST)
+        return encode_error_event(error, request_id, number)
 
 
+def find_response_id(start: bytes) -> str | None:
+    """Return the id of a response in the first bytes of its JSON, or of its stream."""
+    found = _ID.search(start)
+    return None if found is None else found[1].decode()
+
+
+_ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
 # More events than any answer has.
 _LAST = 2**31 - 1
+
+
+def encode_error_event(error: MoyinError, request_id: str, number: int) -> bytes:
+    """Encode the event that ends a broken stream."""
+    members = {
+        "type": "error",
+        "sequence_number": number,
+        "code": error.code,
+        "message": error.message,
+        "param": error.field,
+        "request_id": request_id,
+    }
+    return encode_event(members, name="error")
 
 
 def _parsed(raw: bytes, data: Mapping[str, Any], body: wire.ResponseBody) -> ParsedResponseRequest:

@@ -29,17 +29,18 @@ from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import find_unsupported_field
 from moyin.text.protocol.codec import Turn, merge_adjacent_messages
 from moyin.text.protocol.responses import wire
+from moyin.text.protocol.responses.tools import join_name, list_tools
 
 # Members that do not change the answer, or are only hints: translation drops them. `id` and `status`
 # belong to items that the client sends back.
 _HARMLESS = frozenset(
     {
-        "annotations", "detail", "generate_summary", "id", "include_obfuscation", "logprobs",
+        "annotations", "client_metadata", "detail", "generate_summary", "id", "include_obfuscation", "logprobs",
         "max_tool_calls", "metadata", "phase", "prompt_cache_key", "prompt_cache_options",
         "prompt_cache_retention", "safety_identifier", "service_tier", "status",
     }
 )  # fmt: skip
-_INCLUDABLE = frozenset({"reasoning.encrypted_content"})
+_INCLUDABLE = frozenset({wire.PROOF_OF_REASONING})
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
 # The only argument of the function that stands for a custom tool.
 _CUSTOM_ARGUMENT = "input"
@@ -184,11 +185,13 @@ def _parts_by_role(items: list[Any]) -> Iterator[tuple[Role, Iterator[Part]]]:
             case wire.Message(role="assistant"):
                 yield Role.ASSISTANT, _content(item.content, f"input.{number}.content")
             case wire.FunctionCall():
-                call = ToolUse(id=item.call_id, name=item.name, arguments=item.arguments)
+                name = join_name(item.namespace, item.name)
+                call = ToolUse(id=item.call_id, name=name, arguments=item.arguments)
                 yield Role.ASSISTANT, iter((call,))
             case wire.CustomToolCall():
                 arguments = to_json({_CUSTOM_ARGUMENT: item.input}).decode()
-                call = ToolUse(id=item.call_id, name=item.name, arguments=arguments)
+                name = join_name(item.namespace, item.name)
+                call = ToolUse(id=item.call_id, name=name, arguments=arguments)
                 yield Role.ASSISTANT, iter((call,))
             case wire.ToolOutput():
                 yield Role.USER, iter((_result(item, number),))
@@ -269,16 +272,16 @@ def _tools(body: wire.ResponseBody) -> Iterator[Tool]:
     allowed = (
         {tool.name for tool in choice.tools} if isinstance(choice, wire.AllowedTools) else None
     )
-    for tool in body.tools or ():
-        if allowed is None or tool.name in allowed:
-            yield _tool(tool)
+    for name, offered in list_tools(body).items():
+        if allowed is None or name in allowed:
+            yield _tool(name, offered.tool)
 
 
-def _tool(tool: wire.FunctionTool | wire.CustomTool) -> Tool:
+def _tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
     if isinstance(tool, wire.CustomTool):
-        return Tool(name=tool.name, description=tool.description, schema=_CUSTOM_SCHEMA)
+        return Tool(name=name, description=tool.description, schema=_CUSTOM_SCHEMA)
     return Tool(
-        name=tool.name,
+        name=name,
         description=tool.description,
         # A tool without parameters takes none. A strict tool needs a closed schema.
         schema=tool.parameters
@@ -289,7 +292,7 @@ def _tool(tool: wire.FunctionTool | wire.CustomTool) -> Tool:
 
 def _choice(body: wire.ResponseBody) -> ToolChoice | None:
     choice, parallel = body.tool_choice, body.parallel_tool_calls
-    names = {tool.name for tool in body.tools or ()}
+    names = list_tools(body).keys()
     if not names:
         if choice not in (None, "none", "auto"):
             raise InvalidRequest(

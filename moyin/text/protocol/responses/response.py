@@ -12,6 +12,7 @@ from moyin.domain.money import Usage
 from moyin.http.validation import new_malformed_response_error, parse_token_count, require_text
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.request_to_domain import custom_tool_input, pack_thinking
+from moyin.text.protocol.responses.tools import OfferedTool, join_name, list_tools
 
 _INCOMPLETE = {
     StopReason.MAX_TOKENS: "max_output_tokens",
@@ -44,13 +45,12 @@ class ResponseTemplate:
     @property
     def includes_proof(self) -> bool:
         """True if the client asked for ``reasoning.encrypted_content``."""
-        return "reasoning.encrypted_content" in (self.body.include or ())
+        return wire.PROOF_OF_REASONING in (self.body.include or ())
 
     @property
-    def custom_tools(self) -> frozenset[str]:
-        """The names of the tools whose argument is free text."""
-        tools = self.body.tools or ()
-        return frozenset(tool.name for tool in tools if isinstance(tool, wire.CustomTool))
+    def tools(self) -> Mapping[str, OfferedTool]:
+        """The tools by the names under which models know them."""
+        return list_tools(self.body)
 
     def in_progress(self, model: str) -> dict[str, Any]:
         """Encode the response while the model writes it."""
@@ -79,7 +79,7 @@ class ResponseTemplate:
                 case Thinking():
                     items.append(self.reasoning_item(part))
                 case ToolUse():
-                    items.append(function_call_item(part, self.custom_tools))
+                    items.append(function_call_item(part, self.tools))
         return items
 
     def reasoning_item(self, part: Thinking, *, item_id: str = "") -> dict[str, Any]:
@@ -163,16 +163,25 @@ def output_text(text: str) -> dict[str, Any]:
 
 
 def function_call_item(
-    call: ToolUse, custom_tools: frozenset[str], *, item_id: str = "", status: str = "completed"
+    call: ToolUse,
+    tools: Mapping[str, OfferedTool],
+    *,
+    item_id: str = "",
+    status: str = "completed",
 ) -> dict[str, Any]:
     """Encode a tool call as an item."""
-    if call.name in custom_tools:
+    offered = tools.get(call.name)
+    # A model may call a tool that nobody offered.
+    name = call.name if offered is None else offered.tool.name
+    place = {} if offered is None or offered.namespace is None else {"namespace": offered.namespace}
+    if offered is not None and offered.is_custom:
         return {
             "id": item_id or new_id("ctc"),
             "type": "custom_tool_call",
             "status": status,
             "call_id": call.id,
-            "name": call.name,
+            "name": name,
+            **place,
             "input": custom_tool_input(call.arguments) if call.arguments else "",
         }
     return {
@@ -180,7 +189,8 @@ def function_call_item(
         "type": "function_call",
         "status": status,
         "call_id": call.id,
-        "name": call.name,
+        "name": name,
+        **place,
         "arguments": call.arguments,
     }
 
@@ -250,13 +260,17 @@ def _parts(item: Mapping[str, Any]) -> list[Part]:
             texts = (part.get("text", part.get("refusal")) for part in item["content"])
             return [Text(text=require_text(text)) for text in texts]
         case "function_call":
-            return [ToolUse(id=item["call_id"], name=item["name"], arguments=item["arguments"])]
+            return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["arguments"])]
         case "custom_tool_call":
-            return [ToolUse(id=item["call_id"], name=item["name"], arguments=item["input"])]
+            return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["input"])]
         case "reasoning":
             return [Thinking(text="\n\n".join(part["text"] for part in item["summary"]))]
         case _:
             return []
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    return join_name(item.get("namespace"), item["name"])
 
 
 def _is_refusal(item: Mapping[str, Any]) -> bool:

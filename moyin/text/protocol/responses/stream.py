@@ -76,6 +76,11 @@ class StreamWriter:
         self._open: _Message | _Reasoning | None = None
         self._calls: dict[int, _Call] = {}
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next event."""
+        return self._sequence
+
     def write(self, delta: Delta) -> bytes:
         """Encode ``delta`` as events; empty if there is none for it."""
         return b"".join(self._events(delta))
@@ -181,8 +186,7 @@ class StreamWriter:
 
     def _start_call(self, delta: ToolStarted) -> bytes:
         call = ToolUse(id=delta.id, name=delta.name, arguments="")
-        custom = self._template.custom_tools
-        item = function_call_item(call, custom, status="in_progress")
+        item = function_call_item(call, self._template.tools, status="in_progress")
         index = self._take_index()
         self._calls[delta.index] = _Call(index, call, item)
         return self._item_event("added", index, item)
@@ -197,7 +201,7 @@ class StreamWriter:
     def _close_call(self, call: _Call) -> Iterator[bytes]:
         arguments = "".join(call.fragments)
         finished = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
-        item = function_call_item(finished, self._template.custom_tools, item_id=call.item["id"])
+        item = function_call_item(finished, self._template.tools, item_id=call.item["id"])
         if item["type"] == "function_call":
             members = {"arguments": arguments, "name": item["name"]}
             yield self._call_event("response.function_call_arguments.done", call, members)

@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 
 from moyin.http.validation import WireModel
 
+# The value of ``include`` that asks for what proves the origin of reasoning.
+PROOF_OF_REASONING = "reasoning.encrypted_content"
+
 
 class InputText(WireModel):
     type: Literal["input_text"]
@@ -54,6 +57,7 @@ class FunctionCall(WireModel):
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
     name: str = Field(min_length=1)
+    namespace: str | None = None
     arguments: str
 
 
@@ -61,6 +65,7 @@ class CustomToolCall(WireModel):
     type: Literal["custom_tool_call"]
     call_id: str = Field(min_length=1)
     name: str = Field(min_length=1)
+    namespace: str | None = None
     input: str
 
 
@@ -109,7 +114,16 @@ class CustomTool(WireModel):
     format: CustomFormat | None = None
 
 
-Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
+class NamespaceTool(WireModel):
+    """A group of tools. Calls name the group and the tool."""
+
+    type: Literal["namespace"]
+    name: str = Field(min_length=1)
+    description: str = ""
+    tools: list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]]
+
+
+Tool = Annotated[FunctionTool | CustomTool | NamespaceTool, Field(discriminator="type")]
 
 
 class NamedTool(WireModel):

@@ -107,6 +107,12 @@ async def test_output_frames_are_stored_as_blobs(
     assert preview.body == picture("2")
 
 
+async def flush_all(relay: Relay) -> None:
+    """Wait for hundreds of frames, which may take longer than one flush waits."""
+    for _ in range(20):
+        await relay.flush()
+
+
 async def test_slow_stream_loses_only_previews_and_progress(relay: Relay, frames: Frames) -> None:
     frames.open.clear()
     for number in range(500):
@@ -116,7 +122,7 @@ async def test_slow_stream_loses_only_previews_and_progress(relay: Relay, frames
         relay.enqueue(message("executed", node=str(number), output=None))
         relay.enqueue(picture("1", str(number).encode()))
     frames.open.set()
-    await relay.flush()
+    await flush_all(relay)
     sent = kinds(frames)
     assert sent.count("executed") == 300
     assert sent.count("blob") == 300
@@ -147,6 +153,6 @@ async def test_queue_of_a_relay_is_bounded(
     for number in range(10_000):
         relay.enqueue(message("executed", node=str(number), output=None))
     frames.open.set()
-    await relay.flush()
+    await flush_all(relay)
     assert len(frames.published) <= 2_048 + 64
     assert "dropped, because its queue is full" in caplog.text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,11 @@ from moyin.errors import BackendTimeout, InvalidRequest, UnsupportedFeature
 from moyin.http.sse import FrameSplitter, parse_event
 from moyin.testing.backends import split_into_deltas
 from moyin.text.judging.transcripts import decode_stream
-from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
+from moyin.text.protocol.responses.codec import (
+    ParsedResponseRequest,
+    ResponsesCodec,
+    find_response_id,
+)
 from tests.unit.text.protocol.conversations import ANSWERS, SCHEMA
 
 CODEC = ResponsesCodec()
@@ -75,7 +80,7 @@ def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
     expected = whole(parse(tools=[WEATHER]), answer)
     assert comparable(events[-1]["response"]) == comparable(expected)
     assert events[-1]["type"] == f"response.{expected['status']}"
-    assert request.record.response == events[-1]["response"]
+    assert list(request.record.responses.values()) == [events[-1]["response"]]
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "refusal"])
@@ -160,6 +165,70 @@ def test_custom_tool_takes_and_gives_plain_text() -> None:
         Message(role=Role.ASSISTANT, parts=(call,)),
         Message(role=Role.USER, parts=(ToolResult(tool_use_id="c1", content=(Text(text="ok"),)),)),
     )
+
+
+def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
+    inner = {"type": "function", "name": "stop", "parameters": SCHEMA, "strict": False}
+    patch = {"type": "custom", "name": "patch"}
+    group = {"type": "namespace", "name": "agents", "description": "", "tools": [inner, patch]}
+    outer = {**inner, "name": "stop"}
+    request = parse(tools=[outer, group])
+    names = [tool.name for tool in request.to_domain("m").tools]
+    assert names == ["stop", "agents__stop", "agents__patch"]
+    calls = (
+        ToolUse(id="c1", name="agents__stop", arguments="{}"),
+        ToolUse(id="c2", name="stop", arguments="{}"),
+        ToolUse(id="c3", name="agents__patch", arguments='{"input":"x"}'),
+    )
+    answer = replace(ANSWERS["text"], parts=calls, stop=StopReason.TOOL_USE)
+    items = whole(request, answer)["output"]
+    assert [(item["name"], item.get("namespace")) for item in items] == [
+        ("stop", "agents"),
+        ("stop", None),
+        ("patch", "agents"),
+    ]
+    done = [
+        e["item"] for e in streamed(request, answer) if e["type"] == "response.output_item.done"
+    ]
+    assert [comparable({"output": [a]}) for a in done] == [
+        comparable({"output": [b]}) for b in items
+    ]
+    again = parse(tools=[outer, group], input=items).to_domain("m")
+    assert again.messages[0].parts == calls
+    read = CODEC.read_response(whole(request, answer))
+    assert [part.name for part in read.parts if isinstance(part, ToolUse)] == [
+        call.name for call in calls
+    ]
+    assert [field for field, _ in request.iterate_schemas()] == [
+        "tools.0.parameters",
+        "tools.1.tools.0.parameters",
+    ]
+
+
+def test_two_tools_of_one_name_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="'weather'") as caught:
+        parse(tools=[WEATHER, WEATHER])
+    assert caught.value.field == "tools.1.name"
+
+
+def test_the_answer_that_the_client_gets_is_found_among_several() -> None:
+    """A rescued call has two answers, and the record must not confuse them."""
+    request = parse()
+    for name in ("text", "thinking"):
+        body = request.encode_response(ANSWERS[name])
+        response_id = find_response_id(body)
+        assert response_id is not None
+        assert request.record.responses[response_id] == json.loads(body)
+    writer = request.create_stream_writer()
+    first, *others = (writer.write(delta) for delta in split_into_deltas(ANSWERS["text"]))
+    response_id = find_response_id(first)
+    assert response_id is not None
+    [last] = [parse_event(f) for f in FrameSplitter().feed(others[-1])][-1:]
+    assert request.record.responses[response_id] == last["response"]
+    assert len(request.record.responses) == 3
+    broken = ResponsesCodec(request.record).render_error_event(BackendTimeout("late"), "r")
+    [frame] = FrameSplitter().feed(broken)
+    assert parse_event(frame)["sequence_number"] == last["sequence_number"] + 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""Renders responses that run as jobs (``background: true``), and the events by which they are followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moyin.domain.job import JobStatus
+from moyin.errors import InvalidRequest
+from moyin.text.protocol.responses.codec import ParsedResponseRequest
+from moyin.text.protocol.responses.wire import PROOF_OF_REASONING
+
+# Codes of failed jobs that are not an error of the server for OpenAI's clients.
+_ERROR_CODES = dict.fromkeys(("rate_limit_exceeded", "overloaded"), "rate_limit_exceeded")
+_STATUSES = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress"}
+# Members of a response that only its answer determines.
+_ANSWER_MEMBERS = ("status", "model", "output", "usage", "incomplete_details", "error")
+
+
+def has_ended(response: Mapping[str, Any]) -> bool:
+    """Return True if a response has an answer, failed or was cancelled."""
+    return response["status"] not in ("queued", "in_progress")
+
+
+def is_pending(response: Mapping[str, Any]) -> bool:
+    """Return True if a stored response has not yet received the answer of its job."""
+    return bool(response["status"] == "queued")
+
+
+def require_storable(call: ParsedResponseRequest) -> None:
+    """Check that a response in the background may be stored; raise InvalidRequest if not."""
+    if call.body.store is False:
+        raise InvalidRequest(
+            "background needs a stored response: leave out store: false", field="store"
+        )
+
+
+def to_job_request(call: ParsedResponseRequest) -> dict[str, Any]:
+    """Return the request that a job sends.
+
+    It contains the conversation so far. Its answer is not stored, because the response that the
+    client knows is; it has the proofs of reasoning, which the next request needs.
+    """
+    request = dict(call.data)
+    for name in ("background", "previous_response_id"):
+        request.pop(name, None)
+    include = dict.fromkeys((*(call.body.include or ()), PROOF_OF_REASONING))
+    return request | {"store": False, "include": list(include)}
+
+
+def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pending response in the state of its job, with the answer of a job that succeeded.
+
+    Args:
+        job: the body of ``GET /jobs/{id}``.
+    """
+    status = JobStatus(job["status"])
+    if status is JobStatus.SUCCEEDED:
+        answer = job["outputs"][-1]["body"]
+        return {**response, **{name: answer[name] for name in _ANSWER_MEMBERS}}
+    if status is JobStatus.CANCELLED:
+        return {**response, "status": "cancelled"}
+    if status is JobStatus.FAILED:
+        return render_failure(response, job["error"]["code"], job["error"]["message"])
+    return {**response, "status": _STATUSES[status]}
+
+
+def render_failure(response: Mapping[str, Any], code: str, message: str) -> dict[str, Any]:
+    """Return a response that failed with an error of a job."""
+    error = {"code": _ERROR_CODES.get(code, "server_error"), "message": f"{code}: {message}"}
+    return {**response, "status": "failed", "error": error}
+
+
+def first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events before the model starts: types and members, which have no numbers yet."""
+    queued = {**response, "status": "queued", "output": [], "usage": None}
+    queued |= {"error": None, "incomplete_details": None}
+    yield "response.created", {"response": queued}
+    yield "response.queued", {"response": queued}
+
+
+def start_event(response: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the event that says that the model writes the response."""
+    [(_, queued), _] = first_events(response)
+    return "response.in_progress", {"response": queued["response"] | {"status": "in_progress"}}
+
+
+def last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of all items of a response that has ended, and the one that ends a stream.
+
+    There is no event for a cancelled response: ``response.failed`` has one with that status.
+    """
+    for index, item in enumerate(response["output"]):
+        place = {"output_index": index}
+        empty = {"content": [], "summary": [], "arguments": "", "input": ""}
+        started = item | {name: empty[name] for name in empty if name in item}
+        yield "response.output_item.added", place | {"item": started | {"status": "in_progress"}}
+        yield from _item_events(item, {"item_id": item["id"], **place})
+        yield "response.output_item.done", place | {"item": item}
+    status = response["status"]
+    end = status if status in ("completed", "incomplete") else "failed"
+    yield f"response.{end}", {"response": dict(response)}
+
+
+def _item_events(
+    item: Mapping[str, Any], place: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    match item["type"]:
+        case "message":
+            for number, part in enumerate(item["content"]):
+                yield from _part_events(part, place | {"content_index": number})
+        case "reasoning":
+            for number, part in enumerate(item["summary"]):
+                kind, where = "response.reasoning_summary", place | {"summary_index": number}
+                yield f"{kind}_part.added", where | {"part": {**part, "text": ""}}
+                yield f"{kind}_text.delta", where | {"delta": part["text"]}
+                yield f"{kind}_text.done", where | {"text": part["text"]}
+                yield f"{kind}_part.done", where | {"part": part}
+        case "function_call":
+            kind, arguments = "response.function_call_arguments", item["arguments"]
+            yield f"{kind}.delta", place | {"delta": arguments}
+            yield f"{kind}.done", place | {"arguments": arguments, "name": item["name"]}
+        case "custom_tool_call":
+            kind = "response.custom_tool_call_input"
+            yield f"{kind}.delta", place | {"delta": item["input"]}
+            yield f"{kind}.done", place | {"input": item["input"]}
+
+
+def _part_events(
+    part: Mapping[str, Any], place: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = "refusal" if part["type"] == "refusal" else "text"
+    kind = "response.refusal" if name == "refusal" else "response.output_text"
+    # Events of text have the member for probabilities, which is empty.
+    more: dict[str, Any] = {} if name == "refusal" else {"logprobs": []}
+    yield "response.content_part.added", place | {"part": {**part, name: ""}}
+    yield f"{kind}.delta", place | {"delta": part[name], **more}
+    yield f"{kind}.done", place | {name: part[name], **more}
+    yield "response.content_part.done", place | {"part": part}

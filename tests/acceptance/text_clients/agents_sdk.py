@@ -1,0 +1,56 @@
+"""Runs openai-agents with its default model class, which speaks the Responses API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import openai
+from agents import (
+    Agent,
+    Runner,
+    function_tool,
+    set_default_openai_client,
+    set_tracing_disabled,
+)
+from pydantic import BaseModel
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+@function_tool
+def weather(city: str) -> str:
+    """Return the weather of a city."""
+    return f"sunny in {city}"
+
+
+async def main(base_url: str, api_key: str, model: str) -> None:
+    set_tracing_disabled(True)
+    set_default_openai_client(openai.AsyncOpenAI(base_url=base_url, api_key=api_key))
+    agent = Agent(name="forecaster", instructions="Be kind.", model=model, tools=[weather])
+    answer = await Runner.run(agent, "What is the weather in 'Paris'?")
+    streamed = Runner.run_streamed(agent, "What is the weather in 'Paris'?")
+    kinds = {event.type async for event in streamed.stream_events()}
+    continued = await Runner.run(agent, "And now?", previous_response_id=answer.last_response_id)
+    typed = Agent(name="reader", model=model, output_type=Person)
+    person = await Runner.run(typed, "The person 'Ada' is 36 years old.")
+    first = Agent(name="first", model=model, handoffs=[Agent(name="second", model=model)])
+    handed = await Runner.run(first, "Say hello.")
+    results = [item.output for item in answer.new_items if item.type == "tool_call_output_item"]
+    found = {
+        "results": results,
+        "answer": answer.final_output,
+        "streamed": streamed.final_output,
+        "kinds": sorted(kinds),
+        "continued": continued.final_output,
+        "person": person.final_output.model_dump(),
+        "last_agent": handed.last_agent.name,
+    }
+    print(json.dumps(found))
+
+
+asyncio.run(main(*sys.argv[1:]))

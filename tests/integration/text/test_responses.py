@@ -1,0 +1,105 @@
+"""The Responses API where back ends break, and where answers come from the answer cache."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.http.sse import FrameSplitter, parse_event
+from moyin.store.response_cache import ResponseCache
+from tests.integration.servers import ValkeyServer
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
+
+STREAM = (
+    SSE + 'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
+    'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    'data: {"id":"1","model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+    "\n\ndata: [DONE]\n\n"
+)
+
+
+async def call(
+    models_app: ModelsApp, method: str, path: str = "", body: Any = None
+) -> tuple[aiohttp.ClientResponse, str]:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    url = f"{models_app.url}/v1/responses{path}"
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.request(method, url, json=body) as response,
+    ):
+        return response, await response.text()
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    frames = FrameSplitter().feed(text.encode())
+    return [parse_event(frame) for frame in frames if frame.data is not None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_stream_that_breaks_ends_with_an_error_of_the_next_number(
+    tmp_path: Path, kind: str
+) -> None:
+    async with (
+        Upstream(BEGUN[kind]).running() as upstream,
+        serving(tmp_path, backend(kind, upstream.url)) as models_app,
+    ):
+        body = {"model": f"m-{kind}", "input": "hi", "stream": True}
+        response, text = await call(models_app, "POST", "", body)
+        assert response.status == 200, text
+        received = events(text)
+        assert [event["sequence_number"] for event in received] == list(range(len(received)))
+        assert received[0]["type"] == "response.created"
+        assert received[-1]["type"] == "error" and received[-1]["code"]
+        deltas = [e["delta"] for e in received if e["type"] == "response.output_text.delta"]
+        assert deltas == ["Hi"]
+        response, _ = await call(models_app, "GET", f"/{received[0]['response']['id']}")
+        assert response.status == 404, "an answer that broke is not stored"
+
+
+@pytest.fixture
+async def cache(valkey_server: ValkeyServer) -> AsyncIterator[ResponseCache]:
+    cache = ResponseCache(valkey_server.url)
+    yield cache
+    await cache.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_cached_answer_is_a_response_of_its_own(
+    tmp_path: Path, cache: ResponseCache, stream: bool
+) -> None:
+    faq = {"models": ["m-openai"], "cache": {"ttl_s": 60}}
+    body = {"model": "faq", "input": f"hi {tmp_path}", "stream": stream}
+    async with (
+        Upstream(STREAM if stream else FINE).running() as upstream,
+        serving(tmp_path, backend("openai", upstream.url), cache=cache, faq=faq) as models_app,
+    ):
+        first, text = await call(models_app, "POST", "", body)
+        answer_cache = models_app.text_router._answer_cache
+        assert answer_cache is not None
+        await asyncio.gather(*answer_cache._writes)
+        await call(models_app, "DELETE", f"/{_response(text, stream)['id']}")
+        second, again = await call(models_app, "POST", "", body)
+        assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
+        assert upstream.asked == 1
+        original, cached = _response(text, stream), _response(again, stream)
+        assert cached["id"] != original["id"]
+        assert cached == {**original, "id": cached["id"]}
+        if stream:
+            assert {event["response"]["id"] for event in events(again) if "response" in event} == {
+                cached["id"]
+            }
+        response, stored = await call(models_app, "GET", f"/{cached['id']}")
+        assert (response.status, json.loads(stored)) == (200, cached)
+
+
+def _response(text: str, stream: bool) -> dict[str, Any]:
+    if not stream:
+        return dict(json.loads(text))
+    return dict(events(text)[-1]["response"])

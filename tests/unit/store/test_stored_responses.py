@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from moyin.errors import ResponseNotFound
+from moyin.store import stored_responses
+from moyin.store.sql import Database, now
+from moyin.store.stored_responses import StoredResponse, StoredResponses
+
+
+def user(text: str) -> dict[str, Any]:
+    content = [{"type": "input_text", "text": text}]
+    return {"type": "message", "role": "user", "content": content}
+
+
+def answer(number: int, *, owner: str = "ada", previous: int | None = None) -> StoredResponse:
+    output = [{"type": "reasoning", "id": f"rs_{number}", "encrypted_content": None}]
+    return StoredResponse(
+        id=f"resp_{number}",
+        owner=owner,
+        previous=None if previous is None else f"resp_{previous}",
+        input=[user(f"question {number}")],
+        response={"id": f"resp_{number}", "output": output},
+        proofs={f"rs_{number}": f"proof {number}"},
+    )
+
+
+@pytest.fixture
+def stored(database: Database) -> StoredResponses:
+    return StoredResponses(database)
+
+
+async def test_an_answer_is_returned_as_it_was_stored(stored: StoredResponses) -> None:
+    await stored.add(answer(1))
+    assert await stored.get("ada", "resp_1") == answer(1)
+
+
+async def test_an_answer_is_stored_once_and_updated(stored: StoredResponses) -> None:
+    await stored.add(answer(1))
+    await stored.add(replace(answer(1), owner="bob", response={"id": "resp_1", "output": []}))
+    assert await stored.get("ada", "resp_1") == answer(1)
+    assert await stored.find("bob", "resp_1") is None
+    changed = replace(answer(1), response={"id": "resp_1", "output": [user("x")]})
+    await stored.update(changed)
+    assert await stored.get("ada", "resp_1") == changed
+    await stored.update(replace(answer(1), owner="bob"))
+    assert await stored.get("ada", "resp_1") == changed
+    await stored.delete("ada", "resp_1")
+    await stored.update(changed)
+    assert await stored.find("ada", "resp_1") is None
+
+
+async def test_a_chain_is_listed_oldest_first_with_its_proofs(stored: StoredResponses) -> None:
+    await stored.add(answer(1))
+    await stored.add(answer(2, previous=1))
+    await stored.add(answer(3, previous=2))
+    await stored.add(answer(9, previous=1))
+    items = await stored.list_items("ada", "resp_3")
+    texts = [item["content"][0]["text"] for item in items if item["type"] == "message"]
+    assert texts == ["question 1", "question 2", "question 3"]
+    proofs = [item["encrypted_content"] for item in items if item["type"] == "reasoning"]
+    assert proofs == ["proof 1", "proof 2", "proof 3"]
+    assert (await stored.get("ada", "resp_3")).response == answer(3).response, "without the proof"
+
+
+async def test_a_broken_chain_names_the_missing_answer(stored: StoredResponses) -> None:
+    await stored.add(answer(1))
+    await stored.add(answer(2, previous=1))
+    await stored.add(answer(3, previous=2))
+    await stored.delete("ada", "resp_1")
+    with pytest.raises(ResponseNotFound, match="'resp_1'"):
+        await stored.list_items("ada", "resp_3")
+
+
+async def test_a_chain_is_bounded(stored: StoredResponses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_responses, "_MAX_ANSWERS", 2)
+    for number in range(5):
+        await stored.add(answer(number, previous=number - 1 if number else None))
+    assert len(await stored.list_items("ada", "resp_2")) == 6
+    with pytest.raises(ResponseNotFound, match="'resp_0'"):
+        await stored.list_items("ada", "resp_3")
+
+
+async def test_tenants_never_see_each_others_answers(stored: StoredResponses) -> None:
+    await stored.add(answer(1))
+    await stored.add(answer(2, owner="bob", previous=1))
+    for attempt in (stored.get, stored.list_items, stored.delete):
+        with pytest.raises(ResponseNotFound, match="'resp_1'"):
+            await attempt("bob", "resp_1")
+    with pytest.raises(ResponseNotFound, match="'resp_1'"):
+        await stored.list_items("bob", "resp_2")
+    assert await stored.get("ada", "resp_1") == answer(1)
+
+
+async def test_a_deleted_answer_is_gone(stored: StoredResponses) -> None:
+    await stored.add(answer(1))
+    await stored.delete("ada", "resp_1")
+    for attempt in (stored.get, stored.delete):
+        with pytest.raises(ResponseNotFound):
+            await attempt("ada", "resp_1")
+
+
+async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 5)
+    start = now()
+    times = (start + timedelta(seconds=second) for second in range(100))
+    monkeypatch.setattr(stored_responses, "now", lambda: next(times))
+    stored = StoredResponses(database, max_responses=2)
+    await stored.add(answer(100, owner="bob"))
+    for number in range(4):
+        await stored.add(answer(number))
+    for gone in (0, 1):
+        with pytest.raises(ResponseNotFound):
+            await stored.get("ada", f"resp_{gone}")
+    assert await stored.get("ada", "resp_2") and await stored.get("ada", "resp_3")
+    assert await stored.get("bob", "resp_100"), "another tenant's answer is older and stays"
+
+
+async def test_answers_of_all_tenants_expire(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 3)
+    stored = StoredResponses(database)
+    long_ago = now() - timedelta(days=31)
+    monkeypatch.setattr(stored_responses, "now", lambda: long_ago)
+    await stored.add(answer(1, owner="bob"))
+    monkeypatch.setattr(stored_responses, "now", lambda: long_ago + timedelta(days=2))
+    await stored.add(answer(2))
+    monkeypatch.setattr(stored_responses, "now", now)
+    await stored.add(answer(3))
+    with pytest.raises(ResponseNotFound):
+        await stored.get("bob", "resp_1")
+    assert await stored.get("ada", "resp_2")
