@@ -77,7 +77,14 @@ class Connector:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self.respond)
         app.on_shutdown.append(self._close_sockets)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=1,
+            # Compressed bodies pass as they are, with their headers.
+            auto_decompress=False,
+        )
         await runner.setup()
         try:
             try:

@@ -10,6 +10,11 @@ from moyin.errors import CrossSiteRequest, MoyinError
 
 # Ollama's own paths are below this prefix at the gateway; those of OpenAI's protocol are the same.
 _GATEWAY_PREFIX = "/v1/ollama"
+# Calls of models only: programs on this machine get no others with the key.
+_OPENAI_PATHS = tuple(
+    f"/v1/{name}"
+    for name in ("chat/completions", "completions", "embeddings", "messages", "models", "responses")
+)
 _ALIVE = "Ollama is running"
 
 
@@ -17,7 +22,7 @@ class OllamaConnector(Connector):
     """Forwards Ollama's and OpenAI's calls to the gateway, and answers all other paths itself."""
 
     async def _forward(self, request: web.Request, target: URL) -> web.StreamResponse:
-        if request.path.startswith(("/api/", "/v1/")):
+        if request.path.startswith("/api/") or request.path.startswith(_OPENAI_PATHS):
             return await super()._forward(request, target)
         if request.path == "/" and request.method in ("GET", "HEAD"):
             return web.Response(text=_ALIVE)

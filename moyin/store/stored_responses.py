@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from pydantic_core import from_json, to_json
 from sqlalchemy.dialects import postgresql, sqlite
 
-from moyin.errors import ResponseNotFound
+from moyin.errors import BodyTooLarge, ResponseNotFound
 from moyin.store.schema import responses
 from moyin.store.sql import Database, now
 
@@ -21,6 +22,8 @@ _MAX_RESPONSES = 10_000
 _DELETION_INTERVAL = 100
 # Longer conversations exceed every model's context.
 _MAX_ANSWERS = 1_000
+_MAX_BYTES = 16 * 1024 * 1024
+_SIZE = sa.func.length(responses.c.input) + sa.func.length(responses.c.response)
 _INSERT = {
     "sqlite": sqlite.insert(responses).on_conflict_do_nothing(index_elements=["id"]),
     "postgresql": postgresql.insert(responses).on_conflict_do_nothing(index_elements=["id"]),
@@ -62,7 +65,7 @@ class StoredResponses:
     async def add(self, stored: StoredResponse) -> None:
         """Store an answer, unless one with its id is stored already."""
         self._added += 1
-        deletes = self._added % _DELETION_INTERVAL == 0
+        deletes = self._added % _DELETION_INTERVAL == 1 % _DELETION_INTERVAL
         row = {
             "id": stored.id,
             "owner": stored.owner,
@@ -104,11 +107,38 @@ class StoredResponses:
         update = update.values(response=to_json(stored.response))
         await self._database.write(lambda c: c.execute(update))
 
+    async def find_items(
+        self, owner: str, item_ids: Mapping[str, str]
+    ) -> dict[str, Mapping[str, Any]]:
+        """Return the items of answers that exist.
+
+        Args:
+            item_ids: the id of the answer of each item, by the item's id.
+
+        Raises:
+            BodyTooLarge: the answers are larger than 16 MiB together.
+        """
+        ids = set(item_ids.values())
+        where = sa.and_(
+            responses.c.owner == owner,
+            responses.c.id.in_(ids),
+            responses.c.created_at >= now() - _KEPT,
+        )
+        sizes = sa.select(sa.func.coalesce(sa.func.sum(_SIZE), 0)).where(where)
+        _require_size(await self._database.read(lambda c: c.execute(sizes).scalar_one()))
+        query = sa.select(responses).where(where)
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
+        items = await asyncio.to_thread(
+            lambda: [item for row in rows for item in _items(_stored(row))]
+        )
+        return {item["id"]: item for item in items if item.get("id") in item_ids}
+
     async def list_items(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
         """Return the items up to and including an answer: all requests and answers, oldest first.
 
         Raises:
             ResponseNotFound: one of these answers does not exist, or was deleted.
+            BodyTooLarge: the conversation is larger than 16 MiB.
         """
         start = sa.select(responses.c.id, responses.c.previous, sa.literal(0).label("depth")).where(
             _is(owner, response_id)
@@ -119,8 +149,13 @@ class StoredResponses:
                 responses.c.owner == owner,
                 responses.c.id == chain.c.previous,
                 chain.c.depth < _MAX_ANSWERS,
+                responses.c.created_at >= now() - _KEPT,
             )
         )
+        sizes = sa.select(sa.func.coalesce(sa.func.sum(_SIZE), 0)).join(
+            chain, responses.c.id == chain.c.id
+        )
+        _require_size(await self._database.read(lambda c: c.execute(sizes).scalar_one()))
         query = (
             sa.select(responses)
             .join(chain, responses.c.id == chain.c.id)
@@ -129,7 +164,9 @@ class StoredResponses:
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         if not rows or rows[0]["previous"] is not None:
             raise _missing(rows[0]["previous"] if rows else response_id)
-        return [item for row in rows for item in _items(_stored(row))]
+        return await asyncio.to_thread(
+            lambda: [item for row in rows for item in _items(_stored(row))]
+        )
 
     async def delete(self, owner: str, response_id: str) -> None:
         """Delete an answer.
@@ -156,7 +193,21 @@ class StoredResponses:
 
 
 def _is(owner: str, response_id: str) -> sa.ColumnElement[bool]:
-    return sa.and_(responses.c.owner == owner, responses.c.id == response_id)
+    return sa.and_(
+        responses.c.owner == owner,
+        responses.c.id == response_id,
+        responses.c.created_at >= now() - _KEPT,
+    )
+
+
+def _require_size(size: int) -> None:
+    if size > _MAX_BYTES:
+        raise BodyTooLarge(
+            f"previous_response_id: the conversation has {size} bytes; the limit is {_MAX_BYTES}: "
+            "begin a new one, or send its newest part as input",
+            field="previous_response_id",
+            details={"max_bytes": _MAX_BYTES},
+        )
 
 
 def _missing(response_id: str) -> ResponseNotFound:

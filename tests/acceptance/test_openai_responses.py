@@ -142,6 +142,19 @@ def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) 
     assert caught.value.param == "previous_response_id"
 
 
+def test_items_of_a_stored_answer_are_named_by_their_ids(client: openai.OpenAI) -> None:
+    first = client.responses.create(model=LLAMA, input="My name is Ada.", max_output_tokens=8)
+    reference: Any = {"type": "item_reference", "id": first.output[0].id}
+    question: Any = {"role": "user", "content": "What is my name?"}
+    answer = client.responses.create(model=LLAMA, input=[reference, question], max_output_tokens=8)
+    assert answer.usage is not None and first.usage is not None
+    assert answer.usage.input_tokens > first.usage.input_tokens
+    unknown: Any = {"type": "item_reference", "id": "msg_" + "0" * 32 + "_0"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=LLAMA, input=[question, unknown])
+    assert caught.value.param == "input.1.id"
+
+
 def test_an_answer_is_not_stored_if_the_client_says_so(client: openai.OpenAI) -> None:
     response = client.responses.create(model=SCRIPTED, input="hi", store=False)
     with pytest.raises(openai.NotFoundError):

@@ -149,7 +149,8 @@ class BackgroundResponses:
                 yield encode(start_event(stored.response))
             yield b"".join(map(encode, last_events(response)))
         except MoyinError as error:
-            yield encode_error_event(error, context(scope).request_id, number)
+            # The number of the last event: a reader that resumes after it misses nothing.
+            yield encode_error_event(error, context(scope).request_id, max(number - 1, 0))
 
     async def _follow_job(
         self, stored: StoredResponse, identity: Identity | None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
+from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.event_stream import EventStreamResponse
 from deployments.models.routes.background_responses import BackgroundResponses, require_ended
@@ -20,8 +24,10 @@ from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.domain.money import Usage
 from moyin.errors import (
     InvalidRequest,
+    MoyinError,
     PreviousResponseNotFound,
     ResponseNotFound,
+    ServiceUnavailable,
 )
 from moyin.http.sse import FrameSplitter, parse_event
 from moyin.http.validation import parse_object
@@ -36,7 +42,12 @@ from moyin.text.protocol.responses.response import new_id
 from moyin.text.routing.answer import AnswerStream
 from moyin.text.routing.router import Router
 
+_log = logging.getLogger(__name__)
 _MAX_ITEMS = 100
+_MAX_REFERENCES = 1_000
+_RESPONSE_ID = re.compile(r"resp_[0-9a-f-]{1,59}")
+# An item's id contains that of its response (`ResponseTemplate.new_item_id`).
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_[0-9]{1,9}")
 
 
 class ResponsesRoute(CallRoute):
@@ -63,17 +74,58 @@ class ResponsesRoute(CallRoute):
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
         """Parse a request; with ``previous_response_id``, the conversation so far precedes it."""
         data = parse_object(body)
+        with _storage_errors():
+            resolved = await self._resolve_references(data, context(scope).owner)
+        if resolved is not data:
+            data, body = resolved, to_json(resolved)
         previous = data.get("previous_response_id")
-        earlier: Sequence[Mapping[str, Any]] = ()
-        if isinstance(previous, str):
-            try:
+        if not isinstance(previous, str):
+            return self._responses_codec.parse_continuation(body, data, ())
+        # Mistakes in the client's own items are reported by their own numbers.
+        self._responses_codec.parse_continuation(body, data, ())
+        try:
+            if not _RESPONSE_ID.fullmatch(previous):
+                raise ResponseNotFound("previous_response_id must be the id of a response, resp_…")
+            with _storage_errors():
                 require_ended((await self._background.get(scope, previous)).response)
                 earlier = await self._stored.list_items(context(scope).owner, previous)
-            except ResponseNotFound as error:
-                raise PreviousResponseNotFound(
-                    error.message, field="previous_response_id"
-                ) from None
+        except ResponseNotFound as error:
+            raise PreviousResponseNotFound(error.message, field="previous_response_id") from None
         return self._responses_codec.parse_continuation(body, data, earlier)
+
+    async def _resolve_references(self, data: dict[str, Any], owner: str) -> dict[str, Any]:
+        """Replace the items that the client names by id, as the Vercel AI SDK does.
+
+        Raises:
+            InvalidRequest: there is no such item; names the field.
+        """
+        items = data.get("input")
+        references = {
+            number: item["id"]
+            for number, item in enumerate(items if isinstance(items, list) else ())
+            if isinstance(item, dict)
+            and item.get("type") == "item_reference"
+            and isinstance(item.get("id"), str)
+        }
+        if not references or not isinstance(items, list):
+            return data
+        matches = {item_id: _ITEM_ID.fullmatch(item_id) for item_id in references.values()}
+        known = {item_id: f"resp_{found[1]}" for item_id, found in matches.items() if found}
+        if len(known) > _MAX_REFERENCES:
+            raise InvalidRequest(
+                f"input: at most {_MAX_REFERENCES} items may be item_references", field="input"
+            )
+        found_items = await self._stored.find_items(owner, known)
+        resolved = list(items)
+        for number, item_id in references.items():
+            if item_id not in found_items:
+                raise InvalidRequest(
+                    f"input.{number}.id: there is no stored item {item_id[:80]!r}: send the item "
+                    "itself (store: false in the AI SDK)",
+                    field=f"input.{number}.id",
+                )
+            resolved[number] = found_items[item_id]
+        return {**data, "input": resolved}
 
     async def answer_call(
         self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
@@ -96,7 +148,11 @@ class ResponsesRoute(CallRoute):
             if answer.stream is None:
                 await save(find_response_id(answer.body))
             else:
-                answer = replace(answer, stream=_SavedStream(answer.stream, save))
+                render = partial(
+                    ResponsesCodec(call.record).render_error_event,
+                    request_id=context(scope).request_id,
+                )
+                answer = replace(answer, stream=_SavedStream(answer.stream, save, render))
         await send_answer(answer, send)
 
     async def _renew(self, call: ParsedResponseRequest, body: bytes, scope: Scope) -> bytes:
@@ -109,35 +165,60 @@ class ResponsesRoute(CallRoute):
             response = parse_event(last)["response"]
         else:
             response = from_json(body)
-        first = await self._stored.find(context(scope).owner, response["id"])
-        new = new_id("resp")
-        call.record.add({**response, "id": new}, {} if first is None else first.proofs)
-        return body.replace(response["id"].encode(), new.encode())
+        with _storage_errors():
+            first = await self._stored.find(context(scope).owner, response["id"])
+        old, new = (name.removeprefix("resp_") for name in (response["id"], new_id("resp")))
+        proofs = {} if first is None else first.proofs
+        renewed = from_json(to_json(response).replace(old.encode(), new.encode()))
+        call.record.add(renewed, {name.replace(old, new): p for name, p in proofs.items()})
+        return body.replace(old.encode(), new.encode())
 
     async def _save(self, call: ParsedResponseRequest, owner: str, response_id: str | None) -> bool:
         """Store the answer with this id once it is whole; return whether that is so."""
         response = call.record.responses.get(response_id or "")
         if response is None:
             return False
-        await self._stored.add(
-            StoredResponse(
-                id=response["id"],
-                owner=owner,
-                previous=call.body.previous_response_id,
-                input=call.own_items,
-                response=response,
-                proofs=call.record.proofs,
-            )
+        stored = StoredResponse(
+            id=response["id"],
+            owner=owner,
+            previous=call.body.previous_response_id,
+            input=call.own_items,
+            response=response,
+            proofs=call.record.proofs,
         )
+        with _storage_errors():
+            await self._stored.add(stored)
         return True
 
 
-class _SavedStream:
-    """Passes a stream on, and stores its answer before it passes the piece that ends it."""
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Raise ServiceUnavailable if the database fails."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        _log.warning("responses cannot be stored or read: %s", error)
+        raise ServiceUnavailable(
+            "the database is unavailable; try again, or send store: false", retry_after=1
+        ) from error
 
-    def __init__(self, stream: AnswerStream, save: Callable[[str | None], Awaitable[bool]]) -> None:
+
+class _SavedStream:
+    """Passes a stream on, and stores its answer before it passes the piece that ends it.
+
+    If it cannot be stored, an error event replaces that piece and ends the stream.
+    """
+
+    def __init__(
+        self,
+        stream: AnswerStream,
+        save: Callable[[str | None], Awaitable[bool]],
+        render_error: Callable[[MoyinError], bytes],
+    ) -> None:
         self._stream = stream
         self._save = save
+        self._render_error = render_error
+        self._has_failed = False
         self._response_id: str | None = None
         self._is_saved = False
 
@@ -145,11 +226,17 @@ class _SavedStream:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._has_failed:
+            raise StopAsyncIteration
         piece = await anext(self._stream)
         if self._response_id is None:
             self._response_id = find_response_id(piece)
         if not self._is_saved:
-            self._is_saved = await self._save(self._response_id)
+            try:
+                self._is_saved = await self._save(self._response_id)
+            except ServiceUnavailable as error:
+                self._has_failed = True
+                return self._render_error(error)
         return piece
 
     @property

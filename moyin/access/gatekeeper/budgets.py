@@ -114,6 +114,8 @@ def build_budget_state(limit: Limit, period: str, booked: int, reserved: int) ->
         booked: billionths of a dollar that are spent or reserved.
         reserved: the part of them that is reserved.
     """
+    # An older version's scripts, which count no reservations, may have begun a new period.
+    reserved = min(reserved, booked)
     usd = _get_budget(limit, period)
     assert usd is not None, f"{limit.subject} has no budget for a {period}"
     return BudgetState(

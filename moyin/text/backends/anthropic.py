@@ -169,7 +169,11 @@ def _translate_errors() -> Iterator[None]:
         raise error_from_status(
             error.status_code, message, error.response.headers.get("retry-after")
         ) from None
-    except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError):
+    except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError) as error:
+        if isinstance(error.__cause__ or error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
+            raise BackendUnavailable(
+                "cannot connect to the back end for /v1/messages; check that its server is running"
+            ) from None
         raise BackendTimeout(
             "the back end did not respond to /v1/messages within the timeout"
         ) from None

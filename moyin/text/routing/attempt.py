@@ -39,6 +39,8 @@ _NO_CACHE_HEADER = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()
 # Calls that many servers of their API format lack, and for which these answer 404: OpenAI's chat
 # models, for example, have no text completions.
+# A server that lacked a call may have been restarted with it.
+_MISSING_CALL_SECONDS = 300.0
 _OPTIONAL_PATHS = frozenset({"/completions"})
 # Response header of answers whose usage is estimated because the back end reports none.
 _ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
@@ -104,7 +106,8 @@ class Attempt:
             if billed is None:
                 self._record_call(Usage(), error.code)
             else:
-                self.record(billed, error=error.code)
+                is_known = self._usage_so_far is not None
+                self.record(billed, error=error.code, charges_budget=is_known)
             raise
         except Exception as error:
             if self._usage_so_far is not None:
@@ -123,14 +126,15 @@ class Attempt:
         if path not in _OPTIONAL_PATHS:
             return await self._call(runtime.pass_through, deadline)
         missing = (path, self._upstream)
-        if missing not in runtime.missing_calls:
+        now = asyncio.get_running_loop().time()
+        if now >= runtime.missing_calls.get(missing, 0.0):
             try:
                 return await self._call(runtime.pass_through, deadline)
             except ModelNotFound:
                 pass
         # If the model is missing, not the call, this raises the same error.
         answer = await self._call(None, deadline)
-        runtime.missing_calls.add(missing)
+        runtime.missing_calls[missing] = now + _MISSING_CALL_SECONDS
         return answer
 
     async def _call(self, pass_through: PassThroughBackend | None, deadline: float) -> Answer:
@@ -140,10 +144,15 @@ class Attempt:
             return await self._call_translated(deadline)
         return await self._call_pass_through(pass_through, deadline)
 
-    def record(self, usage: Usage, *, error: str | None = None) -> bytes:
+    def record(
+        self, usage: Usage, *, error: str | None = None, charges_budget: bool = True
+    ) -> bytes:
         """Record the call in the ledger and return its cost in US dollars as text.
 
-        ``error`` is the code of the error that ended the answer early, if there was one.
+        Args:
+            error: the code of the error that ended the answer early, if there was one.
+            charges_budget: False for the estimate of a failed call: the budget has reserved money
+                for one answer, so that several such estimates could exceed it.
         """
         call, target = self.call, self.target
         pico = target.get_price().compute_pico_cost(usage)
@@ -157,7 +166,7 @@ class Attempt:
             error=error,
         )
         call.accounting.ledger.record(entry)
-        if call.context.budget is not None:
+        if charges_budget and call.context.budget is not None:
             call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
         seconds = self._record_call(usage, error)
         if error is None and target.latency.should_record():

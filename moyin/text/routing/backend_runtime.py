@@ -79,7 +79,7 @@ class BackendRuntime:
     priors: dict[str, LatencyPrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     is_up: bool | None = None
-    missing_calls: set[tuple[str, str]] = field(default_factory=set)
+    missing_calls: dict[tuple[str, str], float] = field(default_factory=dict)
     _latencies: dict[str, LatencyEstimator] = field(default_factory=dict)
     _model_breakers: dict[str, Breaker] = field(default_factory=dict)
     _service_time: Average = field(default_factory=lambda: Average(_SERVICE_TIME_HALF_LIFE))

@@ -61,6 +61,8 @@ from moyin.text.routing.usage_history import UsageHistory
 _MAX_FIRST_PAUSE_SECONDS = 0.2
 # Expected seconds of a call without a forecast.
 _DEFAULT_CALL_SECONDS = 5.0
+# Valkey counts with 64 bits.
+_MAX_COUNTED_TOKENS = 2**53
 # Output tokens that are reserved if the client sets no maximum.
 _DEFAULT_OUTPUT_TOKENS = 256
 
@@ -372,7 +374,10 @@ async def _reserve_budget(
         max_usd += compute_max_call_cost(rescued.target, needs)
     await budget.reserve(
         max_usd,
-        needs.prompt_tokens + needs.choices * (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS),
+        min(
+            needs.prompt_tokens + needs.choices * (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS),
+            _MAX_COUNTED_TOKENS,
+        ),
     )
     return max_usd
 

@@ -107,7 +107,7 @@ async def test_a_deleted_answer_is_gone(stored: StoredResponses) -> None:
 async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 5)
+    monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 1)
     start = now()
     times = (start + timedelta(seconds=second) for second in range(100))
     monkeypatch.setattr(stored_responses, "now", lambda: next(times))
@@ -125,7 +125,7 @@ async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
 async def test_answers_of_all_tenants_expire(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 3)
+    monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 1)
     stored = StoredResponses(database)
     long_ago = now() - timedelta(days=31)
     monkeypatch.setattr(stored_responses, "now", lambda: long_ago)

@@ -174,7 +174,7 @@ class CountBody(WireModel):
     """The body of ``POST /v1/messages/count_tokens``: the prompt of a `MessagesBody`."""
 
     model: str = Field(min_length=1)
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None

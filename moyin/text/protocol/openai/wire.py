@@ -13,6 +13,11 @@ from pydantic import Field
 
 from moyin.http.validation import WireModel
 
+# One wrong value of hundreds of thousands is reported at once, not one problem for each value.
+_Texts = Annotated[list[str], Field(fail_fast=True)]
+_Tokens = Annotated[list[int], Field(fail_fast=True)]
+TextsOrTokens = str | _Texts | _Tokens | Annotated[list[_Tokens], Field(fail_fast=True)]
+
 
 class CacheControl(WireModel):
     type: Literal["ephemeral"]
@@ -146,8 +151,8 @@ class GenerationBody(WireModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int | None = Field(None, ge=1)
+    stop: str | _Texts | None = None
+    n: int | None = Field(None, ge=1, le=1_024)
     user: str | None = None
 
     def _compute_max_output_tokens(self, *limits: int | None) -> int | None:
@@ -171,7 +176,7 @@ class ChatBody(GenerationBody):
     ``max_completion_tokens`` is the newer name of ``max_tokens``.
     """
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     tools: list[Tool] | None = None
@@ -196,9 +201,9 @@ class CompletionBody(GenerationBody):
     ``prompt`` is one text or several, each as a string or as the model's token numbers.
     """
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    prompt: TextsOrTokens = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=0)
-    best_of: int | None = Field(None, ge=1)
+    best_of: int | None = Field(None, ge=1, le=1_024)
     echo: bool | None = None
     logprobs: int | bool | None = None
     suffix: str | None = None
@@ -230,7 +235,7 @@ class EmbeddingBody(WireModel):
     """
 
     model: str = Field(min_length=1)
-    input: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    input: TextsOrTokens = Field(min_length=1)
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     user: str | None = None

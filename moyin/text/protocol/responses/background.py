@@ -56,7 +56,9 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
     """
     status = JobStatus(job["status"])
     if status is JobStatus.SUCCEEDED:
-        answer = job["outputs"][-1]["body"]
+        answer = job["outputs"][-1].get("body")
+        if answer is None:
+            return render_failure(response, "job_gone", "the job's output was deleted")
         return {**response, **{name: answer[name] for name in _ANSWER_MEMBERS}}
     if status is JobStatus.CANCELLED:
         return {**response, "status": "cancelled"}

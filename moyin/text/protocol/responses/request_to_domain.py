@@ -26,7 +26,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import find_unsupported_field
+from moyin.http.validation import find_unsupported_field, require_text
 from moyin.text.protocol.codec import Turn, merge_adjacent_messages
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.tools import join_name, list_tools
@@ -126,6 +126,11 @@ def custom_tool_input(arguments: str) -> str:
     return text if isinstance(text, str) else arguments
 
 
+def custom_tool_arguments(text: str) -> str:
+    """Return the arguments with which a model calls a custom tool with this free text."""
+    return to_json({_CUSTOM_ARGUMENT: text}).decode()
+
+
 def pack_thinking(part: Thinking) -> str | None:
     """Encode what proves the origin of reasoning as ``encrypted_content``; None if nothing does.
 
@@ -189,7 +194,7 @@ def _parts_by_role(items: list[Any]) -> Iterator[tuple[Role, Iterator[Part]]]:
                 call = ToolUse(id=item.call_id, name=name, arguments=item.arguments)
                 yield Role.ASSISTANT, iter((call,))
             case wire.CustomToolCall():
-                arguments = to_json({_CUSTOM_ARGUMENT: item.input}).decode()
+                arguments = custom_tool_arguments(item.input)
                 name = join_name(item.namespace, item.name)
                 call = ToolUse(id=item.call_id, name=name, arguments=arguments)
                 yield Role.ASSISTANT, iter((call,))
@@ -235,9 +240,9 @@ def _thinking(item: wire.ReasoningItem, number: int) -> Thinking:
         try:
             proof = from_json(base64.urlsafe_b64decode(item.encrypted_content))
             return Thinking(
-                text=str(proof["text"]),
-                signature=proof["signature"],
-                redacted=proof["redacted"],
+                text=require_text(proof["text"]),
+                signature=_optional_text(proof["signature"]),
+                redacted=_optional_text(proof["redacted"]),
             )
         except (binascii.Error, ValueError, KeyError, TypeError):
             raise InvalidRequest(
@@ -246,6 +251,10 @@ def _thinking(item: wire.ReasoningItem, number: int) -> Thinking:
             ) from None
     texts = item.content or item.summary
     return Thinking(text="\n\n".join(part.text for part in texts))
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else require_text(value)
 
 
 def _with_results(parts: list[Any]) -> Iterator[Part]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,11 @@ from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, To
 from moyin.domain.money import Usage
 from moyin.http.validation import new_malformed_response_error, parse_token_count, require_text
 from moyin.text.protocol.responses import wire
-from moyin.text.protocol.responses.request_to_domain import custom_tool_input, pack_thinking
+from moyin.text.protocol.responses.request_to_domain import (
+    custom_tool_arguments,
+    custom_tool_input,
+    pack_thinking,
+)
 from moyin.text.protocol.responses.tools import OfferedTool, join_name, list_tools
 
 _INCOMPLETE = {
@@ -41,6 +46,7 @@ class ResponseTemplate:
     created: int
     body: wire.ResponseBody
     proofs: dict[str, str] = field(default_factory=dict)
+    _item_numbers: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     @property
     def includes_proof(self) -> bool:
@@ -73,18 +79,24 @@ class ResponseTemplate:
             match part:
                 case Text() if items and items[-1]["type"] == "message":
                     content = items[-1]["content"]
-                    content += message_item(part.text, is_refusal=is_refusal)["content"]
+                    content.append(text_part(part.text, is_refusal=is_refusal))
                 case Text():
-                    items.append(message_item(part.text, is_refusal=is_refusal))
+                    item_id = self.new_item_id("msg")
+                    items.append(message_item(part.text, is_refusal=is_refusal, item_id=item_id))
                 case Thinking():
-                    items.append(self.reasoning_item(part))
+                    items.append(self.reasoning_item(part, item_id=self.new_item_id("rs")))
                 case ToolUse():
-                    items.append(function_call_item(part, self.tools))
+                    item_id = self.new_item_id("fc")
+                    items.append(function_call_item(part, self.tools, item_id=item_id))
         return items
 
-    def reasoning_item(self, part: Thinking, *, item_id: str = "") -> dict[str, Any]:
+    def new_item_id(self, prefix: str) -> str:
+        """Return a new id of an item; it contains the response's, so that the item can be found."""
+        return f"{prefix}_{self.id.removeprefix('resp_')}_{next(self._item_numbers)}"
+
+    def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
         """Encode reasoning as an item, which the client may send back."""
-        item_id, proof = item_id or new_id("rs"), pack_thinking(part)
+        proof = pack_thinking(part)
         if proof is not None:
             self.proofs[item_id] = proof
         return {
@@ -123,12 +135,12 @@ class ResponseTemplate:
             "output": output,
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
-            "prompt_cache_key": extras.get("prompt_cache_key"),
+            "prompt_cache_key": body.prompt_cache_key,
             "reasoning": {
                 "effort": None if reasoning is None else reasoning.effort,
                 "summary": None if reasoning is None else reasoning.summary,
             },
-            "safety_identifier": extras.get("safety_identifier"),
+            "safety_identifier": body.safety_identifier,
             "service_tier": "default",
             "store": body.store is not False,
             "temperature": body.temperature,
@@ -145,20 +157,21 @@ class ResponseTemplate:
         }
 
 
-def message_item(text: str, *, is_refusal: bool = False, item_id: str = "") -> dict[str, Any]:
+def message_item(text: str, *, is_refusal: bool = False, item_id: str) -> dict[str, Any]:
     """Encode text as an item with a message of the assistant."""
-    part = {"type": "refusal", "refusal": text} if is_refusal else output_text(text)
     return {
-        "id": item_id or new_id("msg"),
+        "id": item_id,
         "type": "message",
         "status": "completed",
         "role": "assistant",
-        "content": [part],
+        "content": [text_part(text, is_refusal=is_refusal)],
     }
 
 
-def output_text(text: str) -> dict[str, Any]:
-    """Encode a part with text."""
+def text_part(text: str, *, is_refusal: bool = False) -> dict[str, Any]:
+    """Encode text as a part of a message."""
+    if is_refusal:
+        return {"type": "refusal", "refusal": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -166,7 +179,7 @@ def function_call_item(
     call: ToolUse,
     tools: Mapping[str, OfferedTool],
     *,
-    item_id: str = "",
+    item_id: str,
     status: str = "completed",
 ) -> dict[str, Any]:
     """Encode a tool call as an item."""
@@ -176,7 +189,7 @@ def function_call_item(
     place = {} if offered is None or offered.namespace is None else {"namespace": offered.namespace}
     if offered is not None and offered.is_custom:
         return {
-            "id": item_id or new_id("ctc"),
+            "id": item_id,
             "type": "custom_tool_call",
             "status": status,
             "call_id": call.id,
@@ -185,7 +198,7 @@ def function_call_item(
             "input": custom_tool_input(call.arguments) if call.arguments else "",
         }
     return {
-        "id": item_id or new_id("fc"),
+        "id": item_id,
         "type": "function_call",
         "status": status,
         "call_id": call.id,
@@ -262,7 +275,8 @@ def _parts(item: Mapping[str, Any]) -> list[Part]:
         case "function_call":
             return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["arguments"])]
         case "custom_tool_call":
-            return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["input"])]
+            arguments = custom_tool_arguments(item["input"])
+            return [ToolUse(id=item["call_id"], name=_name(item), arguments=arguments)]
         case "reasoning":
             return [Thinking(text="\n\n".join(part["text"] for part in item["summary"]))]
         case _:

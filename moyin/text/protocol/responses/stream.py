@@ -23,7 +23,7 @@ from moyin.text.protocol.responses.response import (
     ResponseTemplate,
     function_call_item,
     message_item,
-    new_id,
+    text_part,
 )
 
 OnEnd = Callable[[dict[str, Any], dict[str, str]], None]
@@ -110,12 +110,12 @@ class StreamWriter:
         message = self._open
         if not isinstance(message, _Message) or message.is_refusal is not delta.refusal:
             yield from self._close()
-            message = _Message(new_id("msg"), self._take_index(), delta.refusal)
+            message = _Message(self._template.new_item_id("msg"), self._take_index(), delta.refusal)
             self._open = message
             item = message_item("", item_id=message.id)
             item |= {"status": "in_progress", "content": []}
             yield self._item_event("added", message.index, item)
-            part = message_item("", is_refusal=message.is_refusal)["content"][0]
+            part = text_part("", is_refusal=message.is_refusal)
             yield self._part_event("response.content_part.added", message, {"part": part})
         message.texts.append(delta.text)
         if message.is_refusal:
@@ -147,7 +147,7 @@ class StreamWriter:
             yield from self._close_reasoning(Thinking(text=text, signature=delta.signature))
 
     def _start_reasoning(self) -> Iterator[bytes]:
-        reasoning = _Reasoning(new_id("rs"), self._take_index())
+        reasoning = _Reasoning(self._template.new_item_id("rs"), self._take_index())
         self._open = reasoning
         item = self._template.reasoning_item(Thinking(), item_id=reasoning.id)
         item["status"] = "in_progress"
@@ -186,7 +186,12 @@ class StreamWriter:
 
     def _start_call(self, delta: ToolStarted) -> bytes:
         call = ToolUse(id=delta.id, name=delta.name, arguments="")
-        item = function_call_item(call, self._template.tools, status="in_progress")
+        item = function_call_item(
+            call,
+            self._template.tools,
+            item_id=self._template.new_item_id("fc"),
+            status="in_progress",
+        )
         index = self._take_index()
         self._calls[delta.index] = _Call(index, call, item)
         return self._item_event("added", index, item)

@@ -172,7 +172,7 @@ class ResponseBody(WireModel):
     """The body of a request. Text as ``input`` is one message of the user."""
 
     model: str = Field(min_length=1)
-    input: str | list[InputItem] = Field(min_length=1)
+    input: str | Annotated[list[InputItem], Field(fail_fast=True)] = Field(min_length=1)
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -181,7 +181,15 @@ class ResponseBody(WireModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    metadata: dict[str, str] | None = None
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+    prompt_cache_key: str | None = Field(None, max_length=512)
+    safety_identifier: str | None = Field(None, max_length=512)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     text: TextConfig | None = None
@@ -190,7 +198,7 @@ class ResponseBody(WireModel):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    user: str | None = None
+    user: str | None = Field(None, max_length=512)
 
     @model_validator(mode="before")
     @classmethod

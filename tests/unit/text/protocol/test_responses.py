@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from typing import Any
@@ -229,6 +230,32 @@ def test_the_answer_that_the_client_gets_is_found_among_several() -> None:
     broken = ResponsesCodec(request.record).render_error_event(BackendTimeout("late"), "r")
     [frame] = FrameSplitter().feed(broken)
     assert parse_event(frame)["sequence_number"] == last["sequence_number"] + 1
+
+
+def test_custom_tool_call_is_read_back_as_json() -> None:
+    custom = {"type": "custom", "name": "shell"}
+    call = ToolUse(id="c", name="shell", arguments='{"input":"ls -l"}')
+    answer = ChatResponse(
+        id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
+    )
+    assert CODEC.read_response(whole(parse(tools=[custom]), answer)).parts == answer.parts
+
+
+@pytest.mark.parametrize("proof", [{"redacted": 5}, {"signature": ["x"]}, {"text": None}])
+def test_forged_proof_is_refused(proof: dict[str, Any]) -> None:
+    content = to_json({"text": "", "signature": None, "redacted": None} | proof)
+    item = {"type": "reasoning", "encrypted_content": base64.urlsafe_b64encode(content).decode()}
+    with pytest.raises(InvalidRequest) as caught:
+        parse(input=[item])
+    assert caught.value.field == "input.0.encrypted_content"
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"a": "x" * 513}, {"a" * 65: "x"}, {str(n): "x" for n in range(17)}]
+)
+def test_metadata_is_bounded(metadata: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest, match="metadata"):
+        parse(metadata=metadata)
 
 
 @pytest.mark.parametrize(
