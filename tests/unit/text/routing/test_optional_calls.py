@@ -61,7 +61,7 @@ async def test_a_server_without_the_model_is_asked_again() -> None:
     rig = Rig(backend)
     with pytest.raises(ModelNotFound):
         await rig.ask(CODEC, model="m0", messages=None, prompt="hello")
-    assert rig.runtimes[0].missing_calls == set()
+    assert rig.runtimes[0].missing_calls == {}
 
 
 async def test_a_server_with_the_call_gets_the_bytes() -> None:
