@@ -26,7 +26,7 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) up
 	@$(MOYIN) demo
 
-test:  ## every check and test (half an hour on two cores), and how long each part took
+test:  ## every check and test (20 minutes on two cores), and how long each part took
 	@export MOYIN_TIMES=$$(mktemp) && trap 'scripts/timed.sh; rm -f "$$MOYIN_TIMES"' EXIT && \
 	scripts/timed.sh install $(MAKE) --no-print-directory $(RUN_STAMP) && \
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target \
