@@ -22,6 +22,8 @@ _PAUSE_SECONDS = 0.1
 # A call may be held until replicas are up again, for as long as the whole outage may last: on a busy
 # machine, minutes.
 _PATIENCE_SECONDS = 240.0
+# Once a service answers again, a call must not be held any longer than this.
+_HELD_SECONDS = 60.0
 _OUTAGE_STATUSES = frozenset({502, 503, 504})
 _JSON = frozenset({"application/json", "application/problem+json"})
 _PROBLEM = frozenset({"type", "title", "status", "detail", "instance", "code", "request_id"})
@@ -111,7 +113,21 @@ class Watch:
     @property
     def wrong(self) -> list[str]:
         """What was answered and should not have been, each once."""
-        return list(dict.fromkeys(call.wrong for call in self.calls if call.wrong is not None))
+        wrong = [call.wrong for call in self.calls if call.wrong is not None]
+        return list(dict.fromkeys([*wrong, *self._held_too_long()]))
+
+    def _held_too_long(self) -> Iterator[str]:
+        """Yield the calls that went on for a minute after later calls of their service had ended well."""
+        calls = list(self.calls)
+        for held in calls:
+            if held.ended - held.began > _HELD_SECONDS and any(
+                call.service == held.service
+                and call.outcome == "ok"
+                and call.began > held.began
+                and held.ended - call.ended > _HELD_SECONDS
+                for call in calls
+            ):
+                yield f"{held.service}: a call was held for {held.ended - held.began:.0f} s"
 
     def since(self, moment: float) -> list[Call]:
         """Calls that ended after ``moment`` (of `time.monotonic`)."""
