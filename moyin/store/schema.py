@@ -138,6 +138,7 @@ usage = sa.Table(
     sa.Index("ix_usage_owner_key_id", "owner", "key_id", "created_at", "id"),
     sa.Index("ix_usage_owner_model", "owner", "model", "created_at", "id"),
     sa.Index("ix_usage_owner_backend", "owner", "backend", "created_at", "id"),
+    sa.Index("ix_usage_owner_requested_model", "owner", "requested_model", "created_at", "id"),
     sa.Index(
         "ix_usage_not_complete",
         "owner",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,8 @@ from moyin.store.usage import CANCELLED, CallStatus, UsageEntry, nano_to_usd, pa
 _MAX_SUMS = 20_000
 # Sums over a million calls take seconds, so a replica computes one after the other.
 _MAX_WAITING = 8
+# A tenant's reports must not keep others from theirs.
+_MAX_WAITING_PER_OWNER = 2
 
 
 class GroupBy(StrEnum):
@@ -95,7 +98,7 @@ class UsageReports:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._summing = asyncio.Lock()
-        self._waiting = 0
+        self._waiting: Counter[str | None] = Counter()
 
     async def list_calls(
         self, calls: CallFilter, *, limit: int, cursor: str | None = None
@@ -130,16 +133,19 @@ class UsageReports:
 
         Raises:
             InvalidRequest: there are too many groups for one report.
-            Overloaded: too many other reports are waiting.
+            Overloaded: too many other reports, of this tenant or of all, are waiting.
         """
-        if self._waiting >= _MAX_WAITING:
+        owner = calls.owner
+        if self._waiting.total() >= _MAX_WAITING or self._waiting[owner] >= _MAX_WAITING_PER_OWNER:
             raise Overloaded("too many usage reports are being computed; try again", retry_after=2)
-        self._waiting += 1
+        self._waiting[owner] += 1
         try:
             async with self._summing:
                 sums = await self._database.read(_build_summing(calls, group_by, classes))
         finally:
-            self._waiting -= 1
+            self._waiting[owner] -= 1
+            if not self._waiting[owner]:
+                del self._waiting[owner]
         if len(sums) > _MAX_SUMS:
             raise InvalidRequest(
                 "group_by: there are too many groups; shorten the time from `from` to `to`, or filter",

@@ -12,6 +12,7 @@ _INDEXES = {
     "ix_usage_owner_key_id": ("owner", "key_id", "created_at", "id"),
     "ix_usage_owner_model": ("owner", "model", "created_at", "id"),
     "ix_usage_owner_backend": ("owner", "backend", "created_at", "id"),
+    "ix_usage_owner_requested_model": ("owner", "requested_model", "created_at", "id"),
 }
 
 
