@@ -150,6 +150,18 @@ async def test_responses_are_forwarded_unchanged(fake: Fake, client: aiohttp.Cli
         assert gzip.decompress(await response.read()) == b"packed"
 
 
+async def test_compressed_request_is_forwarded_unchanged(
+    fake: Fake, client: aiohttp.ClientSession
+) -> None:
+    packed = gzip.compress(b"x" * 1000)
+    headers = {"content-encoding": "gzip"}
+    async with client.post("/upload/image", data=packed, headers=headers) as response:
+        assert await response.read() == b"x" * 1000, "the server has decoded it, nobody before"
+    [received] = fake[0].requests
+    assert received.headers["content-encoding"] == "gzip"
+    assert received.headers["content-length"] == str(len(packed))
+
+
 async def test_bodies_stream_in_both_directions(fake: Fake, client: aiohttp.ClientSession) -> None:
     more: asyncio.Queue[bytes] = asyncio.Queue()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import ValidationError
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
@@ -56,6 +57,22 @@ from moyin.text.protocol.openai.response import (
 )
 from moyin.text.protocol.openai.stream import StreamReader, StreamTap, StreamWriter
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
+
+
+@pytest.mark.parametrize("n", [1025, 10**19])
+def test_number_of_answers_is_bounded(n: int) -> None:
+    """A larger number would exceed what limits can count, and switch them off."""
+    with pytest.raises(InvalidRequest) as caught:
+        OpenAICodec().parse(to_json({**SMALL, "n": n}))
+    assert caught.value.field == "n"
+
+
+def test_one_wrong_value_of_many_is_one_problem() -> None:
+    """Building an error for each value of each union branch took seconds of the event loop."""
+    with pytest.raises(ValidationError) as caught:
+        wire.EmbeddingBody.model_validate({"model": "m", "input": [1] * 100 + ["a"]})
+    assert caught.value.error_count() <= 4
+
 
 SMALL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

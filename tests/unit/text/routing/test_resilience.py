@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -419,6 +421,24 @@ async def test_failed_calls_that_a_provider_may_bill_are_in_the_ledger(
     assert entry.requested_model == "auto"
     assert entry.cost_usd == Decimal(entry.input_tokens) / 1_000_000 > 0
     assert [call.error for call in rig.telemetry.calls] == [error.code]
+
+
+async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> None:
+    failing = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
+    rig = Rig(failing, FakeBackend(raw=RAW), tariff=CHEAP)
+    spent: list[Decimal] = []
+    budget = SimpleNamespace(
+        limits_spending=True,
+        reserve=AsyncMock(),
+        record=lambda usd, tokens: spent.append(usd),
+    )
+    codec = OpenAICodec()
+    call = codec.parse(rig.body())
+    context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=cast(Any, budget))
+    await rig.router.answer(codec, call, context)
+    costs = {entry.error: entry.cost_usd for entry in rig.ledger}
+    assert len(failing.requests) >= 1 and costs["backend_unavailable"] > 0
+    assert spent == [costs[None]]
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("x"), BackendRejected("x"), Overloaded("x")])
