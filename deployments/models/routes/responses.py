@@ -197,7 +197,8 @@ def _storage_errors() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        _log.warning("responses cannot be stored or read: %s", error)
+        # The error's text contains the statement's parameters, which are prompts and answers.
+        _log.warning("responses cannot be stored or read: %s", type(error).__name__)
         raise ServiceUnavailable(
             "the database is unavailable; try again, or send store: false", retry_after=1
         ) from error

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
+import anthropic
+import httpx2
 import pytest
 
-from moyin.errors import BackendUnavailable
+from moyin.errors import BackendError, BackendTimeout, BackendUnavailable
 from moyin.testing.backends import FakeBackend
-from moyin.text.backends.anthropic import AnthropicBackend
+from moyin.text.backends.anthropic import AnthropicBackend, _translate_errors
 from moyin.text.backends.http import Endpoint
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
@@ -80,3 +82,20 @@ async def test_interrupted_whole_response_falls_back() -> None:
         for codec in (OpenAICodec(), AnthropicCodec()):
             with pytest.raises(BackendUnavailable):
                 await Rig(backend).ask(codec)
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "may_be_billed"),
+    [
+        (httpx2.ConnectTimeout("x"), BackendUnavailable, False),
+        (httpx2.PoolTimeout("x"), BackendUnavailable, False),
+        (httpx2.ReadTimeout("x"), BackendTimeout, True),
+    ],
+)
+def test_call_that_did_not_reach_the_server_is_not_billed(
+    cause: Exception, kind: type[BackendError], may_be_billed: bool
+) -> None:
+    request = httpx2.Request("POST", "https://claude.example/v1/messages")
+    with pytest.raises(kind) as caught, _translate_errors():
+        raise anthropic.APITimeoutError(cast(Any, request)) from cause
+    assert caught.value.may_be_billed is may_be_billed
