@@ -1,0 +1,49 @@
+"""The Python client of Moyin's jobs: `Client`, and `AsyncClient` with the same methods."""
+
+from moyin_client.async_client import AsyncClient
+from moyin_client.client import Client
+from moyin_client.errors import MoyinError
+from moyin_client.models import (
+    Artifact,
+    Canceller,
+    Child,
+    Event,
+    FinishedStep,
+    Job,
+    JobError,
+    Link,
+    Output,
+    Progress,
+    Submission,
+    SubmittedStep,
+    Webhook,
+)
+from moyin_client.requests import Batch, Chat, Http, Pipeline, Render
+from moyin_client.retry import RetryPolicy
+from moyin_client.webhooks import verify_webhook
+
+__all__ = [
+    "Artifact",
+    "AsyncClient",
+    "Batch",
+    "Canceller",
+    "Chat",
+    "Child",
+    "Client",
+    "Event",
+    "FinishedStep",
+    "Http",
+    "Job",
+    "JobError",
+    "Link",
+    "MoyinError",
+    "Output",
+    "Pipeline",
+    "Progress",
+    "Render",
+    "RetryPolicy",
+    "Submission",
+    "SubmittedStep",
+    "Webhook",
+    "verify_webhook",
+]

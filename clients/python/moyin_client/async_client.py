@@ -1,0 +1,222 @@
+"""Defines `AsyncClient`, the twin of `Client` for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import sleep
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar, Unpack, overload
+
+import httpx
+
+from moyin_client import calls
+from moyin_client.calls import Call, Tries
+from moyin_client.errors import MoyinError, build_error, translate_errors
+from moyin_client.files import Download, Upload
+from moyin_client.following import Following, OnProgress, report_progress
+from moyin_client.models import Artifact, Event, Job, Link, Page
+from moyin_client.requests import ArtifactFilter, JobFilter, JobOptions, Work
+from moyin_client.retry import RetryPolicy
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """The jobs and files of a gateway. All methods raise `MoyinError`. A client belongs to one loop.
+
+    Use it as an async context manager, or call `close`. Jobs and files are given by their id, or as the
+    `Job` or `Artifact` that another method returned.
+
+    Args:
+        url: the gateway's address, such as `http://127.0.0.1:8000`.
+        api_key: the key for every request.
+        timeout: the longest time in seconds without a byte from or to the gateway.
+        retry: how often and how patiently requests are sent again.
+    """
+
+    def __init__(
+        self, url: str, api_key: str, *, timeout: float = 60.0, retry: RetryPolicy | None = None
+    ) -> None:
+        self._policy = retry or RetryPolicy()
+        self._url = url.rstrip("/")
+        self._http = httpx.AsyncClient(**calls.build_http_options(self._url, api_key, timeout))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections to the gateway."""
+        await self._http.aclose()
+
+    async def submit(
+        self, work: Work, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]
+    ) -> Job:
+        """Submit a job and return it; retries of this call cannot submit it twice.
+
+        Args:
+            work: what the job does.
+            idempotency_key: default: a new one. With a key of your own, calls that have the same
+                one submit one job, also from several processes.
+            options: `priority`, `deadline`, `metadata` and `webhook`.
+        """
+        return await self._send(calls.submit(work, options, idempotency_key))
+
+    async def job(self, job: Job | str) -> Job:
+        """Return a job with its outputs as it is now."""
+        return await self._send(calls.get_job(job))
+
+    def jobs(self, **conditions: Unpack[JobFilter]) -> AsyncIterator[Job]:
+        """Yield the jobs that meet all conditions, newest first; pages are read as needed."""
+        return self._read_pages(lambda cursor: calls.list_jobs(conditions, cursor))
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Request the cancellation of a job. It ends a moment later, perhaps as `succeeded`."""
+        return await self._send(calls.cancel(job))
+
+    async def retry(self, job: Job | str) -> Job:
+        """Continue a failed or cancelled job after its last finished step."""
+        return await self._send(calls.retry(job))
+
+    async def delete(self, job: Job | str) -> None:
+        """Delete a job that has ended, with its events and files."""
+        await self._send(calls.delete_job(job))
+
+    async def events(
+        self, job: Job | str, *, last_event_id: str | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events of a job to its end, over broken connections and restarts of the gateway.
+
+        Args:
+            last_event_id: the id of the last event that you have; default: begin with the first.
+        """
+        following = Following(job, last_event_id, self._policy)
+        while not following.has_ended:
+            try:
+                async with self._open(following.connect()) as response:
+                    async for piece in response.aiter_bytes():
+                        for event in following.feed(piece):
+                            yield event
+                    following.close(response.status_code)
+                continue
+            except MoyinError as error:
+                pause = following.pause_after(error)
+            await sleep(pause)
+
+    async def wait(self, job: Job | str, *, on_progress: OnProgress | None = None) -> Job:
+        """Wait until a job has ended, and return it with its outputs; look at its ``status``."""
+        last_event_id: str | None = None
+        while True:
+            async with aclosing(self.events(job, last_event_id=last_event_id)) as events:
+                async for event in events:
+                    last_event_id = event.id or last_event_id
+                    report_progress(event, on_progress)
+            found = await self.job(job)
+            if found.has_ended:
+                return found
+            # It was retried after the last event.
+            await sleep(self._policy.first_pause)
+
+    async def upload(
+        self,
+        file: str | Path | bytes,
+        *,
+        name: str | None = None,
+        media_type: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Artifact:
+        """Store a file, given by its path or as bytes; name it `artifact:<id>` in graphs and inputs."""
+        content = await asyncio.to_thread(Upload, file, name=name, media_type=media_type)
+        return await self._send(calls.upload(content, idempotency_key))
+
+    @overload
+    async def download(self, artifact: Artifact | str, *, width: int | None = None) -> bytes: ...
+
+    @overload
+    async def download(
+        self, artifact: Artifact | str, to: str | Path, *, width: int | None = None
+    ) -> Path: ...
+
+    async def download(
+        self, artifact: Artifact | str, to: str | Path | None = None, *, width: int | None = None
+    ) -> bytes | Path:
+        """Return the content of a file, or store it at the path ``to`` and return the path.
+
+        Args:
+            to: a file, which appears when it is complete and replaces one of the same name.
+            width: return a WebP of the picture that is at most this wide, 64 to 1024.
+        """
+        call, tries = calls.download(artifact, width), Tries(self._policy)
+        path = None if to is None else Path(to)
+        while True:
+            try:
+                async with self._open(call) as response:
+                    with await asyncio.to_thread(Download, path) as target:
+                        async for piece in response.aiter_bytes():
+                            await asyncio.to_thread(target.write, piece)
+                        content = await asyncio.to_thread(target.finish)
+                return content if path is None else path
+            except MoyinError as error:
+                pause = tries.pause_after(error)
+            await sleep(pause)
+
+    def artifacts(self, **conditions: Unpack[ArtifactFilter]) -> AsyncIterator[Artifact]:
+        """Yield the files that meet all conditions, newest first; pages are read as needed."""
+        return self._read_pages(lambda cursor: calls.list_artifacts(conditions, cursor))
+
+    async def delete_artifact(self, artifact: Artifact | str) -> None:
+        """Delete an upload. A file that a job made is deleted with the job."""
+        await self._send(calls.delete_artifact(artifact))
+
+    async def link(self, artifact: Artifact | str, *, expires_in: int = 3600) -> Link:
+        """Return a link that returns a file without a key for ``expires_in`` seconds, a day at most."""
+        return await self._send(calls.link(artifact, expires_in, self._url))
+
+    async def webhook_secret(self) -> str:
+        """Return the secret of your webhooks, for `verify_webhook`."""
+        return await self._send(calls.get_webhook_secret())
+
+    async def _send(self, call: Call[T]) -> T:
+        tries = Tries(self._policy)
+        while True:
+            try:
+                async with self._open(call) as response:
+                    return call.parse(await response.aread())
+            except MoyinError as error:
+                if tries.has_settled(call, error):
+                    return await self._send(call.read_back) if call.read_back else call.parse(b"")
+                pause = tries.pause_after(error)
+            await sleep(pause)
+
+    @asynccontextmanager
+    async def _open(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
+        """Send a request and yield the successful response, whose body is not read yet."""
+        content = _read_in_threads(call.pieces()) if call.pieces else None
+        with translate_errors():
+            async with self._http.stream(**call.to_arguments(), content=content) as response:
+                if not response.is_success:
+                    body = await response.aread()
+                    raise build_error(response.status_code, response.headers, body)
+                yield response
+
+    async def _read_pages(
+        self, get_call: Callable[[str | None], Call[Page[T]]]
+    ) -> AsyncIterator[T]:
+        cursor: str | None = None
+        while True:
+            page = await self._send(get_call(cursor))
+            for item in page.items:
+                yield item
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+
+async def _read_in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the pieces of a file, whose reading does not block the event loop."""
+    while piece := await asyncio.to_thread(next, pieces, b""):
+        yield piece

@@ -1,0 +1,229 @@
+"""Describes the routes of the gateway as values, which both clients send."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from moyin_client.errors import MoyinError
+from moyin_client.files import Upload
+from moyin_client.models import Artifact, Job, Link, Page
+from moyin_client.parsing import parse, parse_json
+from moyin_client.requests import (
+    ArtifactFilter,
+    JobFilter,
+    JobOptions,
+    Work,
+    build_job,
+    build_query,
+)
+from moyin_client.retry import RetryPolicy
+
+T = TypeVar("T")
+_ID = re.compile(r"[\w~-][\w.~-]*", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call(Generic[T]):
+    """A request, and how its response is parsed.
+
+    Attributes:
+        pieces: a function that returns the content, which every try sends from its beginning.
+        settled_by: codes of errors that mean, after a try whose response was lost, that this try has
+            done its work.
+        read_back: the call that then has the result; None if there is no result.
+    """
+
+    method: str
+    path: str
+    parse: Callable[[bytes], T]
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    pieces: Callable[[], Iterator[bytes]] | None = None
+    settled_by: frozenset[str] = frozenset()
+    read_back: Call[T] | None = None
+
+    def to_arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``httpx.Client.stream``, without the content."""
+        return {
+            "method": self.method,
+            "url": self.path,
+            "params": self.params,
+            "headers": self.headers,
+            "json": self.json,
+        }
+
+
+class Tries:
+    """Follows the tries of a call."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._failures = 0
+        self._may_be_done = False
+
+    def has_settled(self, call: Call[Any], error: MoyinError) -> bool:
+        """Return True if the error shows that an earlier try, whose response was lost, succeeded."""
+        return self._may_be_done and error.code in call.settled_by
+
+    def pause_after(self, error: MoyinError) -> float:
+        """Return the seconds before the next try; raise the error if there must be none."""
+        self._failures += 1
+        # A limit is checked before anything is done.
+        self._may_be_done = self._may_be_done or error.status != 429
+        return self._policy.pause_after(error, self._failures)
+
+
+def build_http_options(url: str, api_key: str, timeout: float) -> dict[str, Any]:
+    """Return the arguments of ``httpx.Client`` and ``httpx.AsyncClient``."""
+    return {
+        "base_url": url,
+        "headers": {"authorization": f"Bearer {api_key}", "user-agent": "moyin-client"},
+        # No limit on waiting for a connection: a stream of events keeps its own for hours.
+        "timeout": httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
+    }
+
+
+def submit(work: Work, options: JobOptions, key: str | None) -> Call[Job]:
+    """Submit a job; all tries have the same idempotency key."""
+    return Call(
+        method="POST",
+        path="/jobs",
+        json=build_job(work, options),
+        headers={"idempotency-key": key or uuid.uuid4().hex},
+        parse=_parse_as(Job),
+    )
+
+
+def get_job(job: Job | str) -> Call[Job]:
+    return Call(method="GET", path=f"/jobs/{_get_id(job)}", parse=_parse_as(Job))
+
+
+def list_jobs(conditions: JobFilter, cursor: str | None) -> Call[Page[Job]]:
+    return Call(
+        method="GET", path="/jobs", params=build_query(conditions, cursor),
+        parse=_parse_page(Job, "jobs"),
+    )  # fmt: skip
+
+
+def cancel(job: Job | str) -> Call[Job]:
+    return Call(
+        method="POST", path=f"/jobs/{_get_id(job)}/cancel", parse=_parse_as(Job),
+        settled_by=frozenset({"job_finished"}), read_back=get_job(job),
+    )  # fmt: skip
+
+
+def retry(job: Job | str) -> Call[Job]:
+    return Call(
+        method="POST", path=f"/jobs/{_get_id(job)}/retry", parse=_parse_as(Job),
+        settled_by=frozenset({"job_not_finished", "job_finished"}), read_back=get_job(job),
+    )  # fmt: skip
+
+
+def delete_job(job: Job | str) -> Call[None]:
+    return Call(
+        method="DELETE", path=f"/jobs/{_get_id(job)}", parse=_ignore,
+        settled_by=frozenset({"job_not_found"}),
+    )  # fmt: skip
+
+
+def follow(job: Job | str, last_event_id: str | None) -> Call[None]:
+    headers = {"accept": "text/event-stream"}
+    if last_event_id is not None:
+        headers["last-event-id"] = last_event_id
+    return Call(method="GET", path=f"/jobs/{_get_id(job)}/events", headers=headers, parse=_ignore)
+
+
+def upload(file: Upload, key: str | None) -> Call[Artifact]:
+    """Store a file; all tries have the same idempotency key."""
+    return Call(
+        method="POST",
+        path="/artifacts",
+        params={"name": file.name} if file.name else {},
+        headers={
+            "content-type": file.media_type,
+            "content-length": str(file.size),
+            "idempotency-key": key or uuid.uuid4().hex,
+        },
+        pieces=file.read_pieces,
+        parse=_parse_as(Artifact),
+    )
+
+
+def download(artifact: Artifact | str, width: int | None) -> Call[None]:
+    return Call(
+        method="GET", path=f"/artifacts/{_get_id(artifact)}", parse=_ignore,
+        params={} if width is None else {"w": str(width)},
+    )  # fmt: skip
+
+
+def list_artifacts(conditions: ArtifactFilter, cursor: str | None) -> Call[Page[Artifact]]:
+    return Call(
+        method="GET", path="/artifacts", params=build_query(conditions, cursor),
+        parse=_parse_page(Artifact, "artifacts"),
+    )  # fmt: skip
+
+
+def delete_artifact(artifact: Artifact | str) -> Call[None]:
+    return Call(
+        method="DELETE", path=f"/artifacts/{_get_id(artifact)}", parse=_ignore,
+        settled_by=frozenset({"artifact_not_found"}),
+    )  # fmt: skip
+
+
+def link(artifact: Artifact | str, expires_in: int, base_url: str) -> Call[Link]:
+    def read(body: bytes) -> Link:
+        relative = parse(Link, parse_json(body))
+        return Link(url=base_url + relative.url, expires_at=relative.expires_at)
+
+    return Call(
+        method="POST", path=f"/artifacts/{_get_id(artifact)}/link",
+        json={"expires_in": expires_in}, parse=read,
+    )  # fmt: skip
+
+
+def get_webhook_secret() -> Call[str]:
+    def read(body: bytes) -> str:
+        return parse(_Secret, parse_json(body)).secret
+
+    return Call(method="GET", path="/jobs/webhook-secret", parse=read)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Secret:
+    secret: str
+
+
+def _get_id(item: Job | Artifact | str) -> str:
+    """Return an id that is safe in a path; raise ValueError if it could lead to another route."""
+    name = item if isinstance(item, str) else item.id
+    if not _ID.fullmatch(name):
+        raise ValueError(f"{name!r} is not an id")
+    return name
+
+
+def _parse_as(shape: type[T]) -> Callable[[bytes], T]:
+    return lambda body: parse(shape, parse_json(body))
+
+
+def _parse_page(shape: type[T], name: str) -> Callable[[bytes], Page[T]]:
+    def read(body: bytes) -> Page[T]:
+        page = parse_json(body)
+        items = page.get(name) if isinstance(page, dict) else None
+        if not isinstance(items, list):
+            raise MoyinError("the response is not a page", code="malformed_response")
+        parsed = tuple(parse(shape, item, f"{name}.{n}") for n, item in enumerate(items))
+        return Page(items=parsed, next_cursor=page.get("next_cursor"))
+
+    return read
+
+
+def _ignore(_: bytes) -> None:
+    return None

@@ -1,0 +1,210 @@
+"""Defines `Client`, which waits for each response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import sleep
+from typing import Any, Self, TypeVar, Unpack, overload
+
+import httpx
+
+from moyin_client import calls
+from moyin_client.calls import Call, Tries
+from moyin_client.errors import MoyinError, build_error, translate_errors
+from moyin_client.files import Download, Upload
+from moyin_client.following import Following, OnProgress, report_progress
+from moyin_client.models import Artifact, Event, Job, Link, Page
+from moyin_client.requests import ArtifactFilter, JobFilter, JobOptions, Work
+from moyin_client.retry import RetryPolicy
+
+T = TypeVar("T")
+
+
+class Client:
+    """The jobs and files of a gateway. All methods raise `MoyinError`. Threads may share a client.
+
+    Use it as a context manager, or call `close`. Jobs and files are given by their id, or as the
+    `Job` or `Artifact` that another method returned.
+
+    Args:
+        url: the gateway's address, such as `http://127.0.0.1:8000`.
+        api_key: the key for every request.
+        timeout: the longest time in seconds without a byte from or to the gateway.
+        retry: how often and how patiently requests are sent again.
+    """
+
+    def __init__(
+        self, url: str, api_key: str, *, timeout: float = 60.0, retry: RetryPolicy | None = None
+    ) -> None:
+        self._policy = retry or RetryPolicy()
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(**calls.build_http_options(self._url, api_key, timeout))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the gateway."""
+        self._http.close()
+
+    def submit(
+        self, work: Work, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]
+    ) -> Job:
+        """Submit a job and return it; retries of this call cannot submit it twice.
+
+        Args:
+            work: what the job does.
+            idempotency_key: default: a new one. With a key of your own, calls that have the same
+                one submit one job, also from several processes.
+            options: `priority`, `deadline`, `metadata` and `webhook`.
+        """
+        return self._send(calls.submit(work, options, idempotency_key))
+
+    def job(self, job: Job | str) -> Job:
+        """Return a job with its outputs as it is now."""
+        return self._send(calls.get_job(job))
+
+    def jobs(self, **conditions: Unpack[JobFilter]) -> Iterator[Job]:
+        """Yield the jobs that meet all conditions, newest first; pages are read as needed."""
+        return self._read_pages(lambda cursor: calls.list_jobs(conditions, cursor))
+
+    def cancel(self, job: Job | str) -> Job:
+        """Request the cancellation of a job. It ends a moment later, perhaps as `succeeded`."""
+        return self._send(calls.cancel(job))
+
+    def retry(self, job: Job | str) -> Job:
+        """Continue a failed or cancelled job after its last finished step."""
+        return self._send(calls.retry(job))
+
+    def delete(self, job: Job | str) -> None:
+        """Delete a job that has ended, with its events and files."""
+        self._send(calls.delete_job(job))
+
+    def events(
+        self, job: Job | str, *, last_event_id: str | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield the events of a job to its end, over broken connections and restarts of the gateway.
+
+        Args:
+            last_event_id: the id of the last event that you have; default: begin with the first.
+        """
+        following = Following(job, last_event_id, self._policy)
+        while not following.has_ended:
+            try:
+                with self._open(following.connect()) as response:
+                    for piece in response.iter_bytes():
+                        yield from following.feed(piece)
+                    following.close(response.status_code)
+                continue
+            except MoyinError as error:
+                pause = following.pause_after(error)
+            sleep(pause)
+
+    def wait(self, job: Job | str, *, on_progress: OnProgress | None = None) -> Job:
+        """Wait until a job has ended, and return it with its outputs; look at its ``status``."""
+        last_event_id: str | None = None
+        while True:
+            for event in self.events(job, last_event_id=last_event_id):
+                last_event_id = event.id or last_event_id
+                report_progress(event, on_progress)
+            found = self.job(job)
+            if found.has_ended:
+                return found
+            # It was retried after the last event.
+            sleep(self._policy.first_pause)
+
+    def upload(
+        self,
+        file: str | Path | bytes,
+        *,
+        name: str | None = None,
+        media_type: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Artifact:
+        """Store a file, given by its path or as bytes; name it `artifact:<id>` in graphs and inputs."""
+        content = Upload(file, name=name, media_type=media_type)
+        return self._send(calls.upload(content, idempotency_key))
+
+    @overload
+    def download(self, artifact: Artifact | str, *, width: int | None = None) -> bytes: ...
+
+    @overload
+    def download(
+        self, artifact: Artifact | str, to: str | Path, *, width: int | None = None
+    ) -> Path: ...
+
+    def download(
+        self, artifact: Artifact | str, to: str | Path | None = None, *, width: int | None = None
+    ) -> bytes | Path:
+        """Return the content of a file, or store it at the path ``to`` and return the path.
+
+        Args:
+            to: a file, which appears when it is complete and replaces one of the same name.
+            width: return a WebP of the picture that is at most this wide, 64 to 1024.
+        """
+        call, tries = calls.download(artifact, width), Tries(self._policy)
+        path = None if to is None else Path(to)
+        while True:
+            try:
+                with self._open(call) as response, Download(path) as target:
+                    for piece in response.iter_bytes():
+                        target.write(piece)
+                    content = target.finish()
+                return content if path is None else path
+            except MoyinError as error:
+                pause = tries.pause_after(error)
+            sleep(pause)
+
+    def artifacts(self, **conditions: Unpack[ArtifactFilter]) -> Iterator[Artifact]:
+        """Yield the files that meet all conditions, newest first; pages are read as needed."""
+        return self._read_pages(lambda cursor: calls.list_artifacts(conditions, cursor))
+
+    def delete_artifact(self, artifact: Artifact | str) -> None:
+        """Delete an upload. A file that a job made is deleted with the job."""
+        self._send(calls.delete_artifact(artifact))
+
+    def link(self, artifact: Artifact | str, *, expires_in: int = 3600) -> Link:
+        """Return a link that returns a file without a key for ``expires_in`` seconds, a day at most."""
+        return self._send(calls.link(artifact, expires_in, self._url))
+
+    def webhook_secret(self) -> str:
+        """Return the secret of your webhooks, for `verify_webhook`."""
+        return self._send(calls.get_webhook_secret())
+
+    def _send(self, call: Call[T]) -> T:
+        tries = Tries(self._policy)
+        while True:
+            try:
+                with self._open(call) as response:
+                    return call.parse(response.read())
+            except MoyinError as error:
+                if tries.has_settled(call, error):
+                    return self._send(call.read_back) if call.read_back else call.parse(b"")
+                pause = tries.pause_after(error)
+            sleep(pause)
+
+    @contextmanager
+    def _open(self, call: Call[Any]) -> Iterator[httpx.Response]:
+        """Send a request and yield the successful response, whose body is not read yet."""
+        content = call.pieces() if call.pieces else None
+        with (
+            translate_errors(),
+            self._http.stream(**call.to_arguments(), content=content) as response,
+        ):
+            if not response.is_success:
+                raise build_error(response.status_code, response.headers, response.read())
+            yield response
+
+    def _read_pages(self, get_call: Callable[[str | None], Call[Page[T]]]) -> Iterator[T]:
+        cursor: str | None = None
+        while True:
+            page = self._send(get_call(cursor))
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return

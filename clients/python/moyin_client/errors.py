@@ -1,0 +1,117 @@
+"""Defines `MoyinError`, and builds it from error responses and failed connections."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+CONNECTION_FAILED = "connection_failed"
+# Members of problem details that are attributes of the error, or only repeat the request.
+_KNOWN = frozenset(
+    {"type", "title", "status", "detail", "instance", "code", "field", "request_id", "message"}
+)
+
+
+class MoyinError(Exception):
+    """A request, a stream or a webhook failed; its text says why.
+
+    Attributes:
+        status: the HTTP status; None if there was no response.
+        code: the stable code of docs/reference/errors.md. The client itself uses
+            `connection_failed` (no whole response arrived), `request_failed` (no request could be
+            sent), `http_error` (the response is not Moyin's), `malformed_response` and
+            `invalid_webhook`.
+        field: the member, parameter or header that is wrong, if one is.
+        request_id: the id by which the operator finds the request.
+        retry_after: the seconds that the gateway asks the client to wait.
+        details: further members of the error, such as `node_errors`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str = "http_error",
+        field: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.field = field
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.details = dict(details or {})
+
+
+def build_error(status: int, headers: Mapping[str, str], body: bytes) -> MoyinError:
+    """Return the error of an HTTP response; ``headers`` must ignore case."""
+    problem = _parse_problem(body)
+    retry_after = headers.get("retry-after")
+    return MoyinError(
+        _get_text(problem, "detail") or _get_text(problem, "title") or f"HTTP status {status}",
+        status=status,
+        code=_get_text(problem, "code") or "http_error",
+        field=_get_text(problem, "field"),
+        request_id=_get_text(problem, "request_id") or headers.get("x-request-id"),
+        retry_after=None if retry_after is None else parse_retry_after(retry_after),
+        details={name: value for name, value in problem.items() if name not in _KNOWN},
+    )
+
+
+def build_event_error(data: Mapping[str, Any]) -> MoyinError:
+    """Return the error that a stream's event `error` reports."""
+    return MoyinError(
+        _get_text(data, "message") or "the stream ended with an error",
+        code=_get_text(data, "code") or "http_error",
+        request_id=_get_text(data, "request_id"),
+        details={name: value for name, value in data.items() if name not in _KNOWN},
+    )
+
+
+def parse_retry_after(value: str, now: datetime | None = None) -> float | None:
+    """Return the seconds of a header ``Retry-After``, which has seconds or a date; None if wrong."""
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max((date - (now or datetime.now(UTC))).total_seconds(), 0.0)
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise the errors of httpx as MoyinError."""
+    try:
+        yield
+    except (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError) as error:
+        text = str(error) or type(error).__name__
+        raise MoyinError(f"the connection failed: {text}", code=CONNECTION_FAILED) from error
+    except httpx.HTTPError as error:
+        raise MoyinError(f"the request failed: {error}", code="request_failed") from error
+
+
+def _parse_problem(body: bytes) -> dict[str, Any]:
+    try:
+        problem = json.loads(body)
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _get_text(members: Mapping[str, Any], name: str) -> str | None:
+    value = members.get(name)
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,150 @@
+"""Defines what clients submit, and how lists are filtered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, ClassVar, Literal, TypedDict
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Kind = Literal["chat", "render", "http", "pipeline"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chat:
+    """A request to a language model; ``request`` is a body in the format of ``protocol``."""
+
+    kind: ClassVar[str] = "chat"
+    request: Mapping[str, Any]
+    protocol: Literal["openai", "anthropic", "ollama", "responses"] = "openai"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Variants of one render; exactly one of the members must be set."""
+
+    seeds: int | Sequence[int] | None = None
+    inputs: Sequence[Mapping[str, Any]] | None = None
+    sweep: Mapping[str, Sequence[str | int | float | bool]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Render:
+    """A render: a graph in ComfyUI's API format, or a ``template`` with its ``inputs``.
+
+    A render with a ``batch`` is a job with concurrent children, and cannot be a step.
+    """
+
+    kind: ClassVar[str] = "render"
+    workflow: Mapping[str, Any] | None = None
+    template: str | None = None
+    inputs: Mapping[str, Any] | None = None
+    pool: str | None = None
+    cache: bool | None = None
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Http:
+    """A request to a route behind the gateway, with the rights of the submitter."""
+
+    kind: ClassVar[str] = "http"
+    path: str
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    headers: Mapping[str, str] | None = None
+    body: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipeline:
+    """Steps in order, of which later ones use `${steps.0.text}` and the like; ``pool`` is for renders."""
+
+    kind: ClassVar[str] = "pipeline"
+    steps: Sequence[Chat | Render | Http]
+    pool: str | None = None
+
+
+Work = Chat | Render | Http | Pipeline
+
+
+class JobOptions(TypedDict, total=False):
+    """What every kind of job takes."""
+
+    priority: int
+    deadline: datetime
+    metadata: Mapping[str, str]
+    webhook: str
+
+
+class JobFilter(TypedDict, total=False):
+    """Conditions on jobs, which must all be met; ``page_size`` is the size of the pages, 1 to 200."""
+
+    status: Status | Sequence[Status]
+    kind: Kind
+    pool: str
+    template: str
+    metadata: Mapping[str, str]
+    created_after: datetime
+    created_before: datetime
+    page_size: int
+
+
+class ArtifactFilter(TypedDict, total=False):
+    """Conditions on files, which must all be met; ``job`` is the id of the job that made them."""
+
+    job: str
+    media_type: str
+    created_after: datetime
+    created_before: datetime
+    page_size: int
+
+
+def build_job(work: Work, options: JobOptions) -> dict[str, Any]:
+    """Return the body of ``POST /jobs``."""
+    body = {**_build_step(work), **options}
+    if (deadline := options.get("deadline")) is not None:
+        body["deadline"] = format_time(deadline)
+    return _drop_missing(body)
+
+
+def build_query(conditions: JobFilter | ArtifactFilter, cursor: str | None) -> dict[str, str]:
+    """Return the query of ``GET /jobs`` or ``GET /artifacts``."""
+    query: dict[str, str] = {} if cursor is None else {"cursor": cursor}
+    for name, value in conditions.items():
+        if value is None:
+            continue
+        if name == "metadata" and isinstance(value, Mapping):
+            query |= {f"metadata.{key}": item for key, item in value.items()}
+        elif isinstance(value, datetime):
+            query[name] = format_time(value)
+        elif isinstance(value, str | int):
+            query["limit" if name == "page_size" else name] = str(value)
+        elif isinstance(value, Sequence):
+            query[name] = ",".join(value)
+        else:
+            raise TypeError(f"{name} cannot be {type(value).__name__}")
+    return query
+
+
+def format_time(value: datetime) -> str:
+    """Return a time in RFC 3339; raise ValueError if it has no time zone."""
+    if value.tzinfo is None:
+        raise ValueError(f"{value} needs a time zone")
+    return value.isoformat()
+
+
+def _build_step(work: Work) -> dict[str, Any]:
+    members = {field.name: getattr(work, field.name) for field in fields(work)}
+    if isinstance(work, Http):
+        members = {"request": _drop_missing(members)}
+    elif isinstance(work, Pipeline):
+        members["steps"] = [_drop_missing(_build_step(step)) for step in work.steps]
+    elif isinstance(work, Render) and work.batch is not None:
+        batch = {field.name: getattr(work.batch, field.name) for field in fields(work.batch)}
+        members["batch"] = _drop_missing(batch)
+    return {"kind": work.kind, **members}
+
+
+def _drop_missing(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}

@@ -1,0 +1,58 @@
+"""Decides whether and when a failed request is sent again."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from moyin_client.errors import CONNECTION_FAILED, MoyinError
+
+_STATUSES = frozenset({408, 429, 502, 503, 504})
+# Codes of the event `error`, which has no status.
+_CODES = frozenset(
+    {CONNECTION_FAILED, "overloaded", "service_unavailable", "slow_consumer", "unavailable"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently a request is sent again. The defaults bridge most of a minute.
+
+    Attributes:
+        tries: the number of times that a request is sent; for events, in a row without an event.
+        first_pause: the seconds before the second try; every further pause is twice as long.
+        longest_pause: the longest pause that the client chooses itself.
+        longest_retry_after: the longest pause that the gateway may ask for; if it asks for a longer
+            one, the error is raised at once.
+    """
+
+    tries: int = 10
+    first_pause: float = 0.5
+    longest_pause: float = 10.0
+    longest_retry_after: float = 120.0
+
+    def pause_after(self, error: MoyinError, failures: int) -> float:
+        """Return the seconds before the next try.
+
+        Args:
+            error: the error of the last try.
+            failures: the number of tries so far, all of which have failed.
+
+        Raises:
+            MoyinError: the given error, if the request must not be sent again.
+        """
+        requested = error.retry_after or 0.0
+        if (
+            not is_retryable(error)
+            or failures >= self.tries
+            or requested > self.longest_retry_after
+        ):
+            raise error
+        # The exponent is bounded, since a float is.
+        backoff = min(self.first_pause * 2.0 ** min(failures - 1, 60), self.longest_pause)
+        return max(requested, backoff * random.uniform(0.5, 1.0))
+
+
+def is_retryable(error: MoyinError) -> bool:
+    """Return True if the same request may succeed later."""
+    return error.code in _CODES if error.status is None else error.status in _STATUSES

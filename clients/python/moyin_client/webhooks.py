@@ -1,0 +1,63 @@
+"""Verifies webhooks, which are signed by Standard Webhooks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping
+
+from moyin_client.errors import MoyinError
+from moyin_client.models import Webhook
+from moyin_client.parsing import parse, parse_json
+
+
+def verify_webhook(
+    secret: str, headers: Mapping[str, str], body: bytes, *, tolerance: float = 300.0
+) -> Webhook:
+    """Return the content of a webhook.
+
+    Args:
+        secret: what `webhook_secret` returns.
+        headers: the headers of the request; the case of their names does not matter.
+        body: the body as it arrived, not parsed and encoded again.
+        tolerance: the largest difference in seconds between the signed time and this machine's.
+
+    Raises:
+        MoyinError: Moyin did not sign the webhook, or signed it too long ago; the code is
+            `invalid_webhook`.
+        ValueError: the secret is not one.
+    """
+    values = {name.lower(): value for name, value in headers.items()}
+    webhook_id, sent = values.get("webhook-id", ""), values.get("webhook-timestamp", "")
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        raise ValueError("the secret must be whsec_ and base64") from None
+    if not (sent.isascii() and sent.isdigit()):
+        raise _new_error("the header webhook-timestamp is missing or wrong")
+    digest = hmac.new(
+        key, f"{webhook_id}.{sent}.".encode(errors="replace") + body, hashlib.sha256
+    ).digest()
+    expected = b"v1," + base64.b64encode(digest)
+    given = values.get("webhook-signature", "").split(" ")
+    # A list, so that all are compared.
+    if not any([hmac.compare_digest(expected, one.encode(errors="replace")) for one in given]):
+        raise _new_error("the signature is wrong")
+    if abs(time.time() - float(sent)) > tolerance:
+        raise _new_error("the webhook is too old, or this machine's clock is wrong")
+    return _parse_webhook(webhook_id, body)
+
+
+def _parse_webhook(webhook_id: str, body: bytes) -> Webhook:
+    content = parse_json(body)
+    members = {**content, "id": webhook_id} if isinstance(content, dict) else content
+    if isinstance(members, dict):
+        members["job"] = members.pop("data", None)
+    return parse(Webhook, members)
+
+
+def _new_error(message: str) -> MoyinError:
+    return MoyinError(message, code="invalid_webhook")

@@ -1,0 +1,125 @@
+"""The client agrees with the gateway's own description of its bodies, and needs nothing of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import moyin_client as client
+from moyin.domain.job import EventType, JobStatus
+from moyin.errors import MoyinError
+from moyin.jobs.protocol import event_bodies, wire
+from moyin.jobs.protocol.filters import parse_artifacts_query, parse_jobs_query
+from moyin.jobs.protocol.wire import JOB_REQUEST
+from moyin_client import retry
+from moyin_client.models import FINAL_STATUSES
+from moyin_client.requests import (
+    ArtifactFilter,
+    JobFilter,
+    JobOptions,
+    Work,
+    build_job,
+    build_query,
+)
+from scripts.api_pages import list_error_types
+
+PROJECT = Path(__file__).parents[4] / "clients" / "python"
+NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "more"),
+    [
+        (client.Job, wire.JobDetail, set()),
+        (client.Progress, wire.ProgressBody, {"node"}),
+        (client.Progress, event_bodies.ProgressEvent, set()),
+        (client.FinishedStep, event_bodies.StepEvent, set()),
+        (client.Artifact, wire.ArtifactDetail, set()),
+        (client.JobError, wire.ErrorBody, set()),
+        (client.Canceller, wire.CancellerBody, set()),
+        (client.Output, wire.OutputBody, set()),
+        (client.Child, wire.ChildBody, set()),
+        (client.Submission, wire.SubmittedJob, set()),
+        (client.SubmittedStep, wire.SubmittedStep, set()),
+        (client.Link, wire.LinkBody, set()),
+    ],
+)
+def test_a_dataclass_has_the_members_of_its_body(
+    shape: Any, body: type[BaseModel], more: set[str]
+) -> None:
+    assert {field.name for field in fields(shape)} == body.model_fields.keys() | more
+
+
+def test_final_statuses_are_those_of_the_gateway() -> None:
+    assert {status.value for status in JobStatus if status.is_final} == FINAL_STATUSES
+    assert {kind.value for kind in EventType if kind.is_final} == FINAL_STATUSES
+
+
+def test_codes_that_are_sent_again_are_retryable() -> None:
+    types = list_error_types()
+    codes = retry._CODES - {"connection_failed"}
+    assert codes
+    for code in codes:
+        kind: type[MoyinError] = types[code]
+        assert kind.retryable, code
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        client.Chat(request={"model": "auto"}, protocol="anthropic"),
+        client.Http(path="/a?b=c", method="PUT", headers={"a": "b"}, body=[1]),
+        client.Render(workflow={"1": {}}, pool="fast", cache=True),
+        client.Render(template="dawn", inputs={}, batch=client.Batch(inputs=[{"a": 1}])),
+        client.Render(workflow={}, batch=client.Batch(sweep={"workflow.3.inputs.seed": [1, 2]})),
+        client.Pipeline(steps=[client.Chat(request={}), client.Http(path="/")], pool="fast"),
+    ],
+    ids=lambda work: type(work).__name__,
+)
+def test_the_gateway_takes_what_the_client_sends(work: Work) -> None:
+    options = JobOptions(
+        priority=1, deadline=NOON, metadata={"a": "b"}, webhook="https://a.example"
+    )
+    parsed = JOB_REQUEST.validate_python(build_job(work, options))
+    assert parsed.kind == work.kind
+    assert (parsed.priority, parsed.deadline, parsed.metadata) == (1, NOON, {"a": "b"})
+
+
+def test_the_gateway_takes_the_filters() -> None:
+    conditions = JobFilter(
+        status=["failed", "cancelled"], kind="render", pool="fast", template="dawn",
+        metadata={"project": "aurora"}, created_after=NOON, created_before=NOON, page_size=7,
+    )  # fmt: skip
+    assert conditions.keys() == JobFilter.__annotations__.keys()
+    query = parse_jobs_query(build_query(conditions, "c1").items())
+    assert query.status == [JobStatus.FAILED, JobStatus.CANCELLED]
+    assert (query.metadata, query.limit, query.cursor) == ({"project": "aurora"}, 7, "c1")
+    assert (query.created_after, query.pool, query.template) == (NOON, "fast", "dawn")
+    files = ArtifactFilter(
+        job="j1", media_type="image/*", created_after=NOON, created_before=NOON, page_size=7
+    )
+    assert files.keys() == ArtifactFilter.__annotations__.keys()
+    assert parse_artifacts_query(build_query(files, None).items()).media_type == "image/*"
+
+
+def test_it_imports_only_what_it_declares() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
+    assert names == {"httpx"}
+    imported = set()
+    paths = list((PROJECT / "moyin_client").glob("*.py"))
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported - sys.stdlib_module_names == {"httpx", "moyin_client"}

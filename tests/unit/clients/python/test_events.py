@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moyin_client import FinishedStep, Job, MoyinError, Progress
+from tests.unit.clients.python.conftest import Either, Pauses
+from tests.unit.clients.python.scripted_gateway import (
+    LOST,
+    Reply,
+    ScriptedGateway,
+    answer,
+    event,
+    problem,
+    stream,
+)
+
+EVENTS = "/jobs/j1/events"
+
+
+def status(name: str, event_id: str | None, **more: Any) -> bytes:
+    return event(name, {"id": "j1", "status": name, "attempt": 1, **more}, event_id)
+
+
+RUNNING = status("running", "2-0")
+SUCCEEDED = status("succeeded", "9-0")
+
+
+async def test_events_are_typed_by_their_kind(client: Either, gateway: ScriptedGateway) -> None:
+    artifact = {"id": "art_1", "name": "a.png"}
+    gateway.script(
+        "GET", EVENTS,
+        stream(
+            b"retry: 2000\n\n" + status("queued", "1-0"),
+            b": still here\n\n",
+            event("progress", {"value": 3, "max": 20, "step": 0, "node": "KSampler"}, "2-0"),
+            event("step", {"step": 0, "artifacts": [artifact], "attempt": 1}, "3-0"),
+            event("novelty", {"x": 1}, "4-0"),
+            SUCCEEDED,
+        ),
+    )  # fmt: skip
+    events = await client.collect("events", "j1")
+    assert [(one.type, one.id) for one in events] == [
+        ("queued", "1-0"), ("progress", "2-0"), ("step", "3-0"), ("novelty", "4-0"),
+        ("succeeded", "9-0"),
+    ]  # fmt: skip
+    assert isinstance(events[0].data, Job)
+    assert events[0].raw["attempt"] == 1
+    assert events[1].data == Progress(value=3.0, max=20.0, step=0, node="KSampler")
+    assert isinstance(events[2].data, FinishedStep)
+    assert events[2].data.artifacts[0].name == "a.png"
+    assert (events[3].data, events[3].raw) == (None, {"x": 1})
+    [seen] = gateway.seen
+    assert "last-event-id" not in seen.headers
+
+
+@pytest.mark.parametrize("breaks", [True, False], ids=["reset", "early end"])
+async def test_a_broken_stream_resumes_after_the_last_whole_event(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses, breaks: bool
+) -> None:
+    gateway.script(
+        "GET", EVENTS,
+        stream(status("queued", "1-0"), RUNNING[:20], breaks=breaks),
+        stream(RUNNING, breaks=breaks),
+        stream(SUCCEEDED),
+    )  # fmt: skip
+    events = await client.collect("events", "j1", last_event_id="0-0")
+    assert [one.id for one in events] == ["1-0", "2-0", "9-0"]
+    assert [seen.headers["last-event-id"] for seen in gateway.seen] == ["0-0", "1-0", "2-0"]
+    assert len(pauses.seconds) == 2
+
+
+async def test_a_dead_gateway_is_waited_for(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    gateway.script("GET", EVENTS, stream(RUNNING, breaks=True), stream(SUCCEEDED))
+    steps = [gateway.stop, lambda: None, gateway.start]
+    pauses.on_pause = lambda: steps.pop(0)()
+    events = await client.collect("events", "j1")
+    assert [one.id for one in events] == ["2-0", "9-0"]
+    assert steps == []
+    assert [seen.headers.get("last-event-id") for seen in gateway.seen] == [None, "2-0"]
+
+
+async def test_errors_that_pass_are_waited_for(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    slow = event("error", {"code": "slow_consumer", "message": "too slow"})
+    gateway.script(
+        "GET", EVENTS,
+        problem(503, "service_unavailable", headers={"retry-after": "3"}),
+        stream(RUNNING + slow),
+        stream(SUCCEEDED),
+    )  # fmt: skip
+    assert [one.id for one in await client.collect("events", "j1")] == ["2-0", "9-0"]
+    assert pauses.seconds[0] == 3
+
+
+async def test_the_pause_that_the_gateway_asks_for_is_kept(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    gateway.script("GET", EVENTS, stream(b"retry: 2000\n\n" + RUNNING), stream(SUCCEEDED))
+    await client.collect("events", "j1")
+    assert pauses.seconds == [2.0]
+
+
+async def test_an_event_without_id_does_not_move_the_cursor(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    last = status("succeeded", None)
+    gateway.script("GET", EVENTS, stream(RUNNING, last, breaks=True), stream(last))
+    assert [one.id for one in await client.collect("events", "j1")] == ["2-0", None, None]
+    assert gateway.seen[1].headers["last-event-id"] == "2-0"
+
+
+@pytest.mark.parametrize(
+    "reply", [problem(404, "job_not_found"),
+              stream(event("error", {"code": "job_not_found", "message": "no"}))],
+)  # fmt: skip
+async def test_other_errors_end_the_stream(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses, reply: Reply
+) -> None:
+    gateway.script("GET", EVENTS, reply)
+    with pytest.raises(MoyinError) as caught:
+        await client.collect("events", "j1")
+    assert caught.value.code == "job_not_found"
+    assert pauses.seconds == []
+
+
+async def test_only_failures_in_a_row_count(client: Either, gateway: ScriptedGateway) -> None:
+    broken = [stream(status("running", f"2-{n}"), breaks=True) for n in range(6)]
+    gateway.script("GET", EVENTS, *broken, LOST, LOST, LOST, LOST)
+    with pytest.raises(MoyinError) as caught:
+        await client.collect("events", "j1")
+    assert caught.value.code == "connection_failed"
+    # Four tries in a row; the last stream with an event is the first of them.
+    assert len(gateway.seen) == 9
+
+
+async def test_nothing_comes_after_the_last_event(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    gateway.script("GET", EVENTS, Reply(status=204))
+    assert await client.collect("events", "j1", last_event_id="9-0") == []
+    assert pauses.seconds == []
+
+
+async def test_a_stream_goes_on_after_a_retry_of_the_job(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script(
+        "GET", EVENTS,
+        stream(status("failed", "3-0"), status("queued", "4-0"), breaks=True),
+        stream(status("succeeded", None)),
+    )  # fmt: skip
+    events = await client.collect("events", "j1")
+    assert [(one.type, one.id) for one in events] == [
+        ("failed", "3-0"), ("queued", "4-0"), ("succeeded", None),
+    ]  # fmt: skip
+    assert gateway.seen[1].headers["last-event-id"] == "4-0"
+
+
+async def test_waiting_reports_progress_and_returns_the_job(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script(
+        "GET", EVENTS,
+        stream(event("progress", {"value": 1, "max": 2, "step": 0}, "2-0"), breaks=True),
+        stream(
+            event("step", {"step": 0, "artifacts": [], "value": 1, "max": 2}, "3-0"),
+            event("step", {"step": 1, "artifacts": []}, "4-0"),
+            SUCCEEDED,
+        ),
+    )  # fmt: skip
+    output = {"step": 0, "text": "blue"}
+    gateway.script(
+        "GET", "/jobs/j1", answer({"id": "j1", "status": "succeeded", "outputs": [output]})
+    )
+    reported: list[Progress] = []
+    job = await client.call("wait", "j1", on_progress=reported.append)
+    assert job.outputs[0].text == "blue"
+    assert reported == [Progress(value=1, max=2), Progress(value=1, max=2)]
+
+
+async def test_waiting_follows_a_job_that_was_retried_meanwhile(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script("GET", EVENTS, stream(status("failed", "3-0")), stream(SUCCEEDED))
+    gateway.script(
+        "GET", "/jobs/j1",
+        answer({"id": "j1", "status": "queued"}), answer({"id": "j1", "status": "succeeded"}),
+    )  # fmt: skip
+    assert (await client.call("wait", "j1")).status == "succeeded"
+    assert gateway.seen[2].headers["last-event-id"] == "3-0"

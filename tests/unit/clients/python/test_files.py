@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from moyin_client import MoyinError
+from tests.unit.clients.python.conftest import Either
+from tests.unit.clients.python.scripted_gateway import (
+    LOST,
+    Reply,
+    ScriptedGateway,
+    answer,
+    problem,
+)
+
+STORED = {
+    "id": "art_1",
+    "url": "/artifacts/art_1",
+    "name": "ü.png",
+    "media_type": "image/png",
+    "size": 3,
+}
+# More than is read at a time.
+LARGE = bytes(range(256)) * 3_000
+
+
+async def test_an_upload_is_repeated_as_a_whole_with_its_key(
+    client: Either, gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    (tmp_path / "ü.png").write_bytes(LARGE)
+    gateway.script("POST", "/artifacts", LOST, answer(STORED, 201))
+    artifact = await client.call("upload", tmp_path / "ü.png")
+    assert (artifact.id, artifact.name) == ("art_1", "ü.png")
+    assert [seen.body for seen in gateway.seen] == [LARGE, LARGE]
+    assert gateway.seen[0].query == {"name": "ü.png"}
+    assert gateway.seen[0].headers["content-type"] == "image/png"
+    keys = [seen.headers["idempotency-key"] for seen in gateway.seen]
+    assert keys[0] == keys[1]
+
+
+async def test_bytes_are_uploaded(client: Either, gateway: ScriptedGateway) -> None:
+    gateway.script("POST", "/artifacts", answer(STORED, 201), answer(STORED, 201))
+    await client.call("upload", b"abc", name="a.bin", media_type="text/plain")
+    await client.call("upload", b"")
+    first, second = gateway.seen
+    assert (first.body, first.headers["content-type"], first.query) == (
+        b"abc", "text/plain", {"name": "a.bin"},
+    )  # fmt: skip
+    assert (second.body, second.query) == (b"", {})
+    assert second.headers["content-type"] == "application/octet-stream"
+
+
+async def test_a_download_that_breaks_begins_anew(
+    client: Either, gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    broken = Reply(pieces=(LARGE[:100_000],), breaks=True)
+    short = Reply(headers={"content-length": str(len(LARGE))}, body=LARGE[:5], breaks=True)
+    whole = Reply(body=LARGE)
+    gateway.script("GET", "/artifacts/art_1", broken, short, whole, broken, whole)
+    target = tmp_path / "a.png"
+    target.write_bytes(b"old")
+    assert await client.call("download", "art_1", str(target)) == target
+    assert target.read_bytes() == LARGE
+    assert await client.call("download", "art_1", width=256) == LARGE
+    assert [seen.query for seen in gateway.seen] == [{}, {}, {}, {"w": "256"}, {"w": "256"}]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+async def test_a_failed_download_leaves_the_file_as_it_was(
+    client: Either, gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    broken = Reply(pieces=(b"half",), breaks=True)
+    gateway.script("GET", "/artifacts/art_1", broken, problem(404, "artifact_not_found"))
+    target = tmp_path / "a.png"
+    target.write_bytes(b"old")
+    with pytest.raises(MoyinError) as caught:
+        await client.call("download", "art_1", target)
+    assert caught.value.code == "artifact_not_found"
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+async def test_files_are_listed_linked_and_deleted(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    listed = STORED | {"job": "j1", "created_at": "2026-11-28T12:00:00Z"}
+    gateway.script("GET", "/artifacts", answer({"artifacts": [listed], "next_cursor": None}))
+    link = {"url": "/files/signed/abc/a.png", "expires_at": "2026-11-28T13:00:00Z"}
+    gateway.script("POST", "/artifacts/art_1/link", answer(link))
+    gateway.script(
+        "DELETE", "/artifacts/art_1", LOST, problem(404, "artifact_not_found"), Reply(status=204)
+    )
+    [artifact] = await client.collect("artifacts", job="j1", media_type="image/*")
+    assert (artifact.job, artifact.created_at) == ("j1", datetime(2026, 11, 28, 12, tzinfo=UTC))
+    assert gateway.seen[0].query == {"job": "j1", "media_type": "image/*"}
+    made = await client.call("link", artifact, expires_in=600)
+    assert made.url == gateway.url + "/files/signed/abc/a.png"
+    assert gateway.seen[1].json == {"expires_in": 600}
+    await client.call("delete_artifact", artifact)
+    await client.call("delete_artifact", "art_1")
+
+
+async def test_the_secret_of_webhooks_is_read(client: Either, gateway: ScriptedGateway) -> None:
+    gateway.script("GET", "/jobs/webhook-secret", answer({"secret": "whsec_YQ=="}))
+    assert await client.call("webhook_secret") == "whsec_YQ=="

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from moyin_client import AsyncClient, Batch, Chat, Client, Http, MoyinError, Pipeline, Render
+from tests.unit.clients.python.conftest import Either, Pauses
+from tests.unit.clients.python.scripted_gateway import LOST, Reply, ScriptedGateway, answer, problem
+
+QUEUED = {"id": "j1", "status": "queued"}
+CHAT = Chat(request={"model": "auto", "messages": []})
+
+
+def test_both_clients_have_the_same_methods_and_parameters() -> None:
+    def describe(kind: type) -> dict[str, list[tuple[str, Any, Any]]]:
+        return {
+            name.replace("__a", "__"): [
+                (parameter.name, parameter.default, parameter.annotation)
+                for parameter in inspect.signature(method).parameters.values()
+            ]
+            for name, method in vars(kind).items()
+            if inspect.isfunction(method) and (not name.startswith("_") or name == "__init__")
+        }
+
+    assert describe(Client) == describe(AsyncClient)
+    assert len(describe(Client)) > 15
+
+
+@pytest.mark.parametrize(
+    ("work", "body"),
+    [
+        (
+            CHAT,
+            {"kind": "chat", "request": {"model": "auto", "messages": []}, "protocol": "openai"},
+        ),
+        (
+            Render(workflow={"1": {}}, cache=False, pool="fast"),
+            {"kind": "render", "workflow": {"1": {}}, "cache": False, "pool": "fast"},
+        ),
+        (
+            Render(template="dawn", inputs={"seed": 0}, batch=Batch(seeds=4)),
+            {"kind": "render", "template": "dawn", "inputs": {"seed": 0}, "batch": {"seeds": 4}},
+        ),
+        (
+            Http(path="/reports", method="POST", body={"a": None}),
+            {
+                "kind": "http",
+                "request": {"path": "/reports", "method": "POST", "body": {"a": None}},
+            },
+        ),
+        (
+            Pipeline(steps=[CHAT, Render(template="dawn", inputs={"p": "${steps.0.text}"})]),
+            {
+                "kind": "pipeline",
+                "steps": [
+                    {"kind": "chat", "request": CHAT.request, "protocol": "openai"},
+                    {"kind": "render", "template": "dawn", "inputs": {"p": "${steps.0.text}"}},
+                ],
+            },
+        ),
+    ],
+)
+async def test_work_is_submitted_as_documented(
+    client: Either, gateway: ScriptedGateway, work: Any, body: dict[str, Any]
+) -> None:
+    gateway.script("POST", "/jobs", answer(QUEUED, 202))
+    job = await client.call(
+        "submit", work, priority=2, metadata={"project": "dawn"}, webhook="https://a.example/b",
+        deadline=datetime(2026, 12, 1, tzinfo=UTC),
+    )  # fmt: skip
+    assert (job.id, job.status, job.has_ended) == ("j1", "queued", False)
+    [seen] = gateway.seen
+    assert seen.headers["authorization"] == "Bearer key-1"
+    assert seen.json == body | {
+        "priority": 2, "metadata": {"project": "dawn"}, "webhook": "https://a.example/b",
+        "deadline": "2026-12-01T00:00:00+00:00",
+    }  # fmt: skip
+
+
+async def test_retries_of_a_submission_have_the_same_key(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    busy = problem(503, "service_unavailable", headers={"retry-after": "7"})
+    gateway.script("POST", "/jobs", LOST, busy, answer(QUEUED, 202), answer(QUEUED, 202))
+    await client.call("submit", CHAT)
+    await client.call("submit", CHAT)
+    keys = [seen.headers["idempotency-key"] for seen in gateway.seen]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+    assert len({seen.body for seen in gateway.seen}) == 1
+    assert len(pauses.seconds) == 2
+    assert 0.25 <= pauses.seconds[0] <= 0.5
+    assert pauses.seconds[1] == 7
+
+
+async def test_a_key_of_the_caller_is_sent(client: Either, gateway: ScriptedGateway) -> None:
+    gateway.script("POST", "/jobs", answer(QUEUED, 202))
+    await client.call("submit", CHAT, idempotency_key="order-4711")
+    assert gateway.seen[0].headers["idempotency-key"] == "order-4711"
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 422, 500])
+async def test_other_errors_are_raised_at_once(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses, status: int
+) -> None:
+    gateway.script(
+        "POST", "/jobs",
+        problem(status, "some_code", field="steps.0.request", node_errors={"3": "bad"}),
+    )  # fmt: skip
+    with pytest.raises(MoyinError, match="wrong: some_code") as caught:
+        await client.call("submit", CHAT)
+    error = caught.value
+    assert (error.status, error.code, error.field) == (status, "some_code", "steps.0.request")
+    assert (error.request_id, error.retry_after) == ("req_7", None)
+    assert error.details == {"node_errors": {"3": "bad"}}
+    assert pauses.seconds == []
+    assert len(gateway.seen) == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+async def test_a_passing_error_is_raised_after_the_last_try(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses, status: int
+) -> None:
+    gateway.script("GET", "/jobs/j1", *[problem(status, "passing")] * 4)
+    with pytest.raises(MoyinError) as caught:
+        await client.call("job", "j1")
+    assert (caught.value.status, caught.value.code) == (status, "passing")
+    assert (len(gateway.seen), len(pauses.seconds)) == (4, 3)
+
+
+async def test_a_gateway_that_is_down_is_tried_again(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    gateway.script("GET", "/jobs/j1", answer(QUEUED))
+    gateway.stop()
+    pauses.on_pause = gateway.start
+    assert (await client.call("job", "j1")).id == "j1"
+    assert len(pauses.seconds) == 1
+
+
+async def test_a_lost_gateway_is_an_error_without_status(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script("GET", "/jobs/j1", *[LOST] * 4)
+    with pytest.raises(MoyinError) as caught:
+        await client.call("job", "j1")
+    assert (caught.value.status, caught.value.code) == (None, "connection_failed")
+
+
+async def test_a_job_is_parsed_with_members_that_are_new(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    artifact = {"id": "art_1", "url": "/artifacts/art_1", "name": "a.png", "media_type": "image/png",
+                "size": 3, "poster": None}  # fmt: skip
+    gateway.script(
+        "GET", "/jobs/j1",
+        answer({
+            "id": "j1", "status": "failed", "kind": "render", "mood": "blue", "steps": 2,
+            "progress": {"value": 3, "max": 4.5, "step": 1}, "artifacts": [artifact],
+            "error": {"code": "render_failed", "message": "no", "details": {"node": "3"}},
+            "cancelled_by": None, "cost_usd": 1, "created_at": "2026-11-28T12:00:00Z",
+            "metadata": {"a": "b"}, "started_at": None,
+            "outputs": [{"step": 0, "text": "hi", "body": {"x": [1]}, "artifacts": [artifact],
+                         "backend": None, "cost_usd": 0.5, "cached": False, "gpu_seconds": 2}],
+            "children": [{"index": 0, "status": "succeeded", "inputs": {"seed": 1}, "progress": 1,
+                          "artifacts": [], "error": None, "cached": True}],
+            "submitted": {"steps": [{"kind": "render", "graph": "/jobs/j1/graph?step=0"}],
+                          "deadline": None, "webhook": None},
+        }),
+    )  # fmt: skip
+    job = await client.call("job", "j1")
+    assert job.has_ended
+    assert (job.progress.max, job.cost_usd, job.started_at) == (4.5, 1.0, None)
+    assert job.created_at == datetime(2026, 11, 28, 12, tzinfo=UTC)
+    assert (job.artifacts[0].name, job.error.code) == ("a.png", "render_failed")
+    assert (job.outputs[0].body, job.outputs[0].gpu_seconds) == ({"x": [1]}, 2.0)
+    assert (job.children[0].inputs, job.children[0].cached) == ({"seed": 1}, True)
+    assert job.submitted.steps[0].graph == "/jobs/j1/graph?step=0"
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[]", b'{"id": "j1"}', b'{"id": "j1", "status": 3}',
+             b'{"id": "j1", "status": "queued", "artifacts": {}}'],
+)  # fmt: skip
+async def test_a_response_that_is_not_a_job_is_an_error(
+    client: Either, gateway: ScriptedGateway, body: bytes
+) -> None:
+    gateway.script("GET", "/jobs/j1", answer(None))
+    gateway.script("GET", "/jobs/j2", Reply(body=body))
+    for job_id in ("j1", "j2"):
+        with pytest.raises(MoyinError) as caught:
+            await client.call("job", job_id)
+        assert caught.value.code == "malformed_response"
+
+
+async def test_an_error_of_another_server_has_its_status(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script("GET", "/jobs/j1", Reply(status=418, body=b"<h1>teapot</h1>"))
+    with pytest.raises(MoyinError, match="418") as caught:
+        await client.call("job", "j1")
+    assert (caught.value.status, caught.value.code) == (418, "http_error")
+
+
+async def test_pages_are_read_to_the_end(client: Either, gateway: ScriptedGateway) -> None:
+    gateway.script(
+        "GET", "/jobs",
+        answer({"jobs": [QUEUED, QUEUED | {"id": "j2"}], "next_cursor": "c1"}),
+        answer({"jobs": [], "next_cursor": "c2"}),
+        answer({"jobs": [QUEUED | {"id": "j3"}], "next_cursor": None}),
+    )  # fmt: skip
+    jobs = await client.collect(
+        "jobs", status=["failed", "cancelled"], kind="render", metadata={"project": "aurora"},
+        created_after=datetime(2026, 1, 1, tzinfo=UTC), page_size=2,
+    )  # fmt: skip
+    assert [job.id for job in jobs] == ["j1", "j2", "j3"]
+    conditions = {
+        "status": "failed,cancelled", "kind": "render", "metadata.project": "aurora",
+        "created_after": "2026-01-01T00:00:00+00:00", "limit": "2",
+    }  # fmt: skip
+    assert [seen.query for seen in gateway.seen] == [
+        conditions, conditions | {"cursor": "c1"}, conditions | {"cursor": "c2"},
+    ]  # fmt: skip
+
+
+async def test_a_time_needs_a_zone(client: Either) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        await client.collect("jobs", created_before=datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../v1/models", "a/b", "a?b", "%2e%2e"])
+async def test_an_id_cannot_lead_to_another_route(
+    client: Either, gateway: ScriptedGateway, name: str
+) -> None:
+    with pytest.raises(ValueError, match="not an id"):
+        await client.call("delete", name)
+    assert gateway.seen == []
+
+
+async def test_jobs_are_cancelled_retried_and_deleted(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script("POST", "/jobs/j1/cancel", answer(QUEUED, 202))
+    gateway.script("POST", "/jobs/j1/retry", answer(QUEUED | {"attempts": 2}, 202))
+    gateway.script("DELETE", "/jobs/j1", Reply(status=204))
+    job = await client.call("cancel", "j1")
+    assert (await client.call("retry", job)).attempts == 2
+    assert await client.call("delete", job) is None
+    assert [seen.method for seen in gateway.seen] == ["POST", "POST", "DELETE"]
+
+
+@pytest.mark.parametrize(
+    ("method", "code"), [("cancel", "job_finished"), ("retry", "job_not_finished")]
+)
+async def test_a_repeated_change_that_was_made_already_returns_the_job(
+    client: Either, gateway: ScriptedGateway, method: str, code: str
+) -> None:
+    gateway.script("POST", f"/jobs/j1/{method}", LOST, problem(409, code), problem(409, code))
+    gateway.script("GET", "/jobs/j1", answer({"id": "j1", "status": "cancelled"}))
+    assert (await client.call(method, "j1")).status == "cancelled"
+    with pytest.raises(MoyinError) as caught:
+        await client.call(method, "j1")
+    assert caught.value.code == code
+
+
+async def test_a_repeated_deletion_of_what_is_gone_succeeds(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    missing = problem(404, "job_not_found")
+    limited = problem(429, "rate_limit_exceeded", headers={"retry-after": "1"})
+    gateway.script("DELETE", "/jobs/j1", LOST, missing, limited, missing)
+    await client.call("delete", "j1")
+    # A limit does not hide that there was no such job.
+    with pytest.raises(MoyinError) as caught:
+        await client.call("delete", "j1")
+    assert caught.value.code == "job_not_found"

@@ -1,0 +1,72 @@
+"""The example of docs/jobs.md, run against a scripted gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.clients_page import list_snippets
+from tests.unit.clients.python.scripted_gateway import (
+    Reply,
+    ScriptedGateway,
+    answer,
+    event,
+    problem,
+    stream,
+)
+
+PAGE = Path(__file__).parents[4] / "docs" / "jobs.md"
+
+
+@pytest.fixture(autouse=True)
+def _environment(gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY", gateway.url)
+    monkeypatch.setenv("KEY", "key-1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    gateway.script("POST", "/artifacts", answer({"id": "art_1"}, 201))
+
+
+def run_example() -> None:
+    kind, text = list_snippets(PAGE)["client"]
+    assert kind == "python"
+    exec(text, {})
+
+
+def test_the_example_renders_a_photo(
+    gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
+    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
+    gateway.script(
+        "GET", "/jobs/j1/events",
+        stream(
+            event("progress", {"value": 3, "max": 20, "step": 0}, "1-0"),
+            event("succeeded", ended, "2-0"),
+        ),
+    )  # fmt: skip
+    gateway.script("GET", "/jobs/j1", answer(ended))
+    gateway.script("GET", "/artifacts/art_2", Reply(body=b"picture"))
+    run_example()
+    assert capsys.readouterr().out == "3 of 20\n"
+    assert (tmp_path / "art_2.png").read_bytes() == b"picture"
+    assert gateway.seen[1].json == {
+        "kind": "render", "template": "restyle",
+        "inputs": {"image": "artifact:art_1", "seed": 7}, "metadata": {"project": "dawn"},
+    }  # fmt: skip
+
+
+def test_the_example_names_the_field_that_is_wrong(gateway: ScriptedGateway) -> None:
+    gateway.script("POST", "/jobs", problem(400, "invalid_request", field="inputs.seed"))
+    with pytest.raises(SystemExit, match=r"invalid_request: .* \(field inputs.seed\)"):
+        run_example()
+
+
+def test_the_example_shows_why_a_job_failed(gateway: ScriptedGateway) -> None:
+    failed = {"id": "j1", "status": "failed", "error": {"code": "render_failed"}}
+    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
+    gateway.script("GET", "/jobs/j1/events", stream(event("failed", failed, "2-0")))
+    gateway.script("GET", "/jobs/j1", answer(failed))
+    with pytest.raises(SystemExit, match=r"failed: .*render_failed"):
+        run_example()

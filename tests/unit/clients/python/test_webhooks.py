@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from moyin.jobs.webhooks import build_signature_headers, derive_webhook_secret
+from moyin_client import MoyinError, verify_webhook
+
+SECRET = derive_webhook_secret(b"key", "ann")
+BODY = json.dumps(
+    {
+        "type": "job.succeeded",
+        "timestamp": "2026-11-28T12:00:00+00:00",
+        "data": {"id": "j1", "status": "succeeded", "metadata": {"a": "ü"}},
+    }
+).encode()
+
+
+def sign(secret: str = SECRET, *, body: bytes = BODY, age: int = 0) -> dict[str, str]:
+    return build_signature_headers(
+        secret, message_id="msg_1", timestamp=int(time.time()) - age, body=body
+    )
+
+
+def test_a_signed_webhook_is_parsed() -> None:
+    webhook = verify_webhook(SECRET, sign(), BODY)
+    assert (webhook.id, webhook.type, webhook.timestamp.year) == ("msg_1", "job.succeeded", 2026)
+    assert (webhook.job.id, webhook.job.metadata) == ("j1", {"a": "ü"})
+
+
+def test_names_of_headers_ignore_case_and_one_of_several_signatures_is_enough() -> None:
+    headers = {name.title(): value for name, value in sign().items()}
+    headers["Webhook-Signature"] = f"v1,AAAA ü\udce4 {headers['Webhook-Signature']}"
+    assert verify_webhook(SECRET, headers, BODY).job.id == "j1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (sign(derive_webhook_secret(b"key", "bob")), BODY),
+        (sign(), BODY + b" "),
+        (sign() | {"webhook-id": "msg_2"}, BODY),
+        (sign() | {"webhook-timestamp": str(int(time.time()) + 1)}, BODY),
+        (sign() | {"webhook-timestamp": "now"}, BODY),
+        (sign() | {"webhook-signature": "v1,"}, BODY),
+        (sign() | {"webhook-signature": ""}, BODY),
+        ({}, BODY),
+    ],
+    ids=["another tenant's secret", "changed body", "changed id", "changed time", "no time",
+         "empty signature", "no signature", "no headers"],
+)  # fmt: skip
+def test_a_webhook_that_is_not_signed_is_refused(headers: Mapping[str, str], body: bytes) -> None:
+    with pytest.raises(MoyinError) as caught:
+        verify_webhook(SECRET, headers, body)
+    assert (caught.value.status, caught.value.code) == (None, "invalid_webhook")
+
+
+def test_an_old_webhook_is_refused_unless_it_is_tolerated() -> None:
+    headers = sign(age=3_600)
+    with pytest.raises(MoyinError, match="too old"):
+        verify_webhook(SECRET, headers, BODY)
+    assert verify_webhook(SECRET, headers, BODY, tolerance=7_200).job.id == "j1"
+
+
+def test_a_secret_that_is_none_is_an_error_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="whsec_"):
+        verify_webhook("whsec_!", sign(), BODY)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"no", b'{"type": "x", "timestamp": "y"}'])
+def test_signed_nonsense_is_malformed(body: bytes) -> None:
+    with pytest.raises(MoyinError) as caught:
+        verify_webhook(SECRET, sign(body=body), body)
+    assert caught.value.code == "malformed_response"
