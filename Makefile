@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit unit-beside coverage pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
+.PHONY: help demo test check unit coverage pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients ollama grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,12 +26,13 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) up
 	@$(MOYIN) demo
 
-test:  ## every check and test (20 minutes on two cores), and how long each part took
+# Nothing runs beside the servers' tests: what starves a farm of processor time fails tests.
+test:  ## every check and test (half an hour or more on two cores), and how long each part took
 	@export MOYIN_TIMES=$$(mktemp) && trap 'scripts/timed.sh; rm -f "$$MOYIN_TIMES"' EXIT && \
 	scripts/timed.sh install $(MAKE) --no-print-directory $(RUN_STAMP) && \
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target \
-		comfyui check rabbitmq chromium clients && \
-	$(MAKE) --no-print-directory --jobs=2 servers unit-beside
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
+		ollama comfyui unit check rabbitmq chromium clients && \
+	$(MAKE) --no-print-directory servers
 
 check: $(DEV_STAMP)  ## ruff, mypy and the import contracts
 	$(TIMED) $(BIN)/ruff check .
@@ -42,13 +43,8 @@ check: $(DEV_STAMP)  ## ruff, mypy and the import contracts
 unit: $(DEV_STAMP)  ## tests without servers
 	$(TIMED) $(BIN)/python -m pytest -q -n 2 tests/unit
 
-# The servers' tests often wait, for a sixth of the processors' time. The output comes in one piece.
-unit-beside: $(DEV_STAMP)
-	@output=$$(nice -n 10 $(MAKE) --no-print-directory unit 2>&1); status=$$?; \
-		echo "$$output"; exit $$status
-
 # A part whose tests fail is shown as well.
-coverage: $(DEV_STAMP) comfyui rabbitmq chromium  ## share of lines that unit tests and tests on servers run, by wing
+coverage: $(DEV_STAMP) comfyui rabbitmq chromium ollama  ## share of lines that unit tests and tests on servers run, by wing
 	rm -rf build/coverage
 	-COVERAGE_FILE=build/coverage/unit $(BIN)/coverage run -m pytest -q -n 2 tests/unit
 	-COVERAGE_FILE=build/coverage/servers $(BIN)/coverage run -m pytest -q -n 2 --no-loadscope-reorder \
@@ -68,7 +64,7 @@ servers: $(DEV_STAMP)
 integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers
 	$(BIN)/python -m pytest -q tests/integration
 
-acceptance: $(DEV_STAMP) comfyui chromium clients  ## tests through clients that others wrote
+acceptance: $(DEV_STAMP) comfyui chromium clients ollama  ## tests through clients that others wrote
 	$(BIN)/python -m pytest -q tests/acceptance
 
 chaos: $(DEV_STAMP) comfyui  ## tests that kill things
@@ -82,7 +78,7 @@ bench: $(DEV_STAMP) comfyui  ## throughput, as ratios over what stands without u
 	$(BIN)/python -m benchmarks
 
 docs: $(DEV_STAMP)  ## write docs/reference from the code
-	$(BIN)/python scripts/reference.py
+	$(BIN)/python -m scripts.reference
 	$(BIN)/python -m scripts.matrix
 
 grpc: $(DEV_STAMP)  ## write moyin/jobs/grpc/moyin_pb2* from moyin.proto
@@ -109,6 +105,10 @@ chromium: | rabbitmq
 clients: | chromium $(BIN)/python
 	-@PYTHON=$(BIN)/python scripts/timed.sh $@ scripts/comfyui_clients.sh > /dev/null
 	-@PYTHON=$(BIN)/python scripts/timed.sh text-$@ scripts/text_clients.sh > /dev/null
+
+# What it lacks is said by the tests that need it, too.
+ollama:
+	$(TIMED) scripts/ollama_server.sh > /dev/null
 
 $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)

@@ -21,6 +21,7 @@ import ray
 
 from actors.placement import NAMESPACE, find_or_start_actor, terminate_actor
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError
 from moyin.render.comfyui.install import find_comfyui
@@ -119,26 +120,29 @@ class ComfyUIActor:
     async def render(self, request: RenderRequest) -> AsyncGenerator[EventBatch, None]:
         """Yield the events of `Renderer.render`, and a `RenderFailure` instead of a raised error.
 
-        The batch of a `PromptRecord` contains the event after it, which follows at once.
+        The batch of a `RenderRun` or `PromptRecord` contains the event after it, which follows at once.
         """
         renderer = await self._get_or_start_renderer()
-        record: tuple[PromptRecord, ...] = ()
+        held: tuple[RenderRun | PromptRecord, ...] = ()
         try:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
-                    if isinstance(event, PromptRecord):
-                        record = (event,)
+                    if isinstance(event, RenderRun | PromptRecord):
+                        held = (*held, event)
                     else:
-                        yield (*record, event)
-                        record = ()
+                        yield (*held, event)
+                        held = ()
         except MoyinError as error:
-            yield (*record, RenderFailure(error=error))
+            yield (*held, RenderFailure(error=error))
 
     async def prepare(self, request: RenderRequest) -> None:
         await (await self._get_or_start_renderer()).prepare(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         return await (await self._get_or_start_renderer()).cancel(prompt_id)
+
+    async def settle(self, run_ids: Sequence[str]) -> None:
+        await (await self._get_or_start_renderer()).settle(run_ids)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

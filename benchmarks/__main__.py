@@ -1,4 +1,4 @@
-"""Runs benchmarks and writes reports: ``python -m benchmarks [text|render|peers|proxy|all]``."""
+"""Runs benchmarks and writes reports: ``python -m benchmarks [text|duel|render|peers|proxy|all]``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from benchmarks.contest import contest
+from benchmarks.contest import contest, duel
 from benchmarks.farm import running
 from benchmarks.isolation import isolation
 from benchmarks.proxy import proxy
@@ -21,10 +21,11 @@ _RESULTS = Path(__file__).parent / "results"
 _ROUNDS, _GRAPHS = 4, 25
 _PARTS = {
     "text": "model calls compared with a bare forwarder",
+    "duel": "model calls and streams compared with TensorZero, the fastest gateway, in a small stack",
     "render": "renders compared with direct calls of ComfyUI, and the cost of isolation",
     "peers": "model calls compared with other gateways",
     "proxy": "the reverse proxy compared with nginx",
-    "all": "all of these, in one stack",
+    "all": "all of these but duel, which peers contains, in one stack",
 }
 
 
@@ -34,7 +35,10 @@ def main() -> None:
     about = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
     parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=about)
     part = parser.parse_args().part
-    with peers() as others, running(others.mock, others.service) as farm:
+    actors = 0 if part == "duel" else 1
+    with peers() as others, running(others.mock, others.service, actors) as farm:
+        if part == "duel":
+            show(duel(farm, others), _RESULTS, part)
         if part in ("text", "render", "all"):
             measured = text(farm, others) if part != "render" else {}
             rendered = render(farm) if part != "text" else None

@@ -1,4 +1,8 @@
-"""Measures Moyin and its peers in turns, with the same mock back end on the same machine."""
+"""Measures Moyin and its peers in turns, with the same mock back end on the same machine.
+
+`contest` measures all peers at all numbers of connections, `duel` only the fastest one and the
+streams that it is compared by.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from benchmarks.farm import Farm, scale
-from benchmarks.gateways import Gateway, direct, moyin, peers_of
+from benchmarks.gateways import Gateway, direct, moyin, peers_of, tensorzero
 from benchmarks.load import Measurement, measure
 from benchmarks.memory import Growth, growth
+from benchmarks.processes import processor_seconds
 from benchmarks.streams import FirstTokens, Held, first_tokens, held
 from benchmarks.text import BODY, Peers, median
 
@@ -18,7 +24,9 @@ MOYIN, MOYIN_TWO = "Moyin", "Moyin, 2 replicas"
 CONNECTIONS = (1, 16, 64, 256)
 _ROUNDS = 3
 _SECONDS = 3
-_STREAMS = (25, 50, 100, 200, 400, 800)
+_DUEL_CONNECTIONS = (1, 16)
+_STREAMS = (25, 50, 100, 200, 400, 800, 1_000)
+_DUEL_STREAMS = (400, 800, 1_000)
 _REQUESTS = 100_000
 _MOYIN_SECONDS, _PEER_SECONDS = 150, 25
 
@@ -30,16 +38,18 @@ class Result:
     Attributes:
         load: medians of all rounds by number of connections.
         rounds: requests per second of each round, by number of connections.
+        processor: microseconds of the gateway's processes per request, by number of connections.
         over_direct: ratio to the requests per second of the direct path in the same rounds.
         added: latency in addition to the direct path's: p50 and p99 in ms.
         first: time to the first token; ``added_first`` is the part that the gateway adds.
-        streams: results for increasing numbers of streams, up to the first failure.
+        streams: results for increasing numbers of streams; `duel` goes on after a failure.
         busy: median load average of the machine, which shows other activity.
     """
 
     name: str
     load: dict[int, Measurement]
     rounds: dict[int, tuple[float, ...]]
+    processor: dict[int, float]
     over_direct: dict[int, float]
     added: dict[int, tuple[float, float]]
     first: FirstTokens
@@ -51,7 +61,9 @@ class Result:
     @property
     def held(self) -> int:
         """The largest number of streams that the gateway forwarded without noticeable delay."""
-        return max((held.streams for held in self.streams if held.ok), default=0)
+        return max(
+            (held.streams for held in takewhile(lambda held: held.ok, self.streams)), default=0
+        )
 
     def times(self, other: Result, connections: int) -> float:
         """Return the ratio to the requests per second of ``other`` in the same rounds."""
@@ -67,22 +79,48 @@ def contest(farm: Farm, others: Peers) -> list[Result]:
     with peers_of(others.mock) as peers:
         first = _compare([straight, moyin(farm, MOYIN), *peers], memory=True)
         scale(farm, 2)
-        second = _compare([straight, moyin(farm, MOYIN_TWO)], memory=False)
+        second = _compare([straight, moyin(farm, MOYIN_TWO)])
     return [*first[:2], second[1], *first[2:]]
 
 
-def _compare(gateways: Sequence[Gateway], *, memory: bool) -> list[Result]:
+def duel(farm: Farm, others: Peers) -> list[Result]:
+    """Measure TensorZero, the fastest peer, and one replica of Moyin's models app in turns."""
+    straight = direct(others.mock, others.mock_pid)
+    with tensorzero(others.mock) as peer:
+        gateways = [straight, moyin(farm, MOYIN), peer]
+        return _compare(
+            gateways, connections=_DUEL_CONNECTIONS, streams=_DUEL_STREAMS, all_streams=True
+        )
+
+
+def _compare(
+    gateways: Sequence[Gateway],
+    *,
+    connections: Sequence[int] = CONNECTIONS,
+    streams: Sequence[int] = _STREAMS,
+    all_streams: bool = False,
+    memory: bool = False,
+) -> list[Result]:
+    """Measure ``gateways`` in turns; the first one is the direct path.
+
+    Numbers of streams beyond the first that a gateway cannot hold are measured if ``all_streams``.
+    """
     busy: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
-    loads = {gateway.name: _no_rounds() for gateway in gateways}
-    for connections, gateway in _turns(gateways):
+    loads: dict[str, dict[int, list[Measurement]]] = {gateway.name: {} for gateway in gateways}
+    processor: dict[str, dict[int, list[float]]] = {gateway.name: {} for gateway in gateways}
+    for count, gateway in _turns(gateways, connections):
+        before = processor_seconds(gateway.processes())
         measurement = measure(
             gateway.url,
-            body=BODY,
+            body=gateway.address(BODY),
             headers=gateway.headers,
-            connections=connections,
+            connections=count,
             seconds=_SECONDS,
         )
-        loads[gateway.name][connections].append(measurement)
+        used = processor_seconds(gateway.processes()) - before
+        loads[gateway.name].setdefault(count, []).append(measurement)
+        cost = used / max(measurement.requests, 1) * 1e6
+        processor[gateway.name].setdefault(count, []).append(cost)
         busy[gateway.name].append(os.getloadavg()[0])
     rates = {
         name: {c: tuple(m.requests_per_second for m in rounds) for c, rounds in load.items()}
@@ -98,11 +136,12 @@ def _compare(gateways: Sequence[Gateway], *, memory: bool) -> list[Result]:
             name=gateway.name,
             load=medians[gateway.name],
             rounds=rates[gateway.name],
-            over_direct={c: _ratio(rates[gateway.name][c], rates[base][c]) for c in CONNECTIONS},
-            added={c: _added(medians[gateway.name][c], medians[base][c]) for c in CONNECTIONS},
+            processor={c: statistics.median(us) for c, us in processor[gateway.name].items()},
+            over_direct={c: _ratio(rates[gateway.name][c], rates[base][c]) for c in connections},
+            added={c: _added(medians[gateway.name][c], medians[base][c]) for c in connections},
             first=firsts[gateway.name],
             added_first=firsts[gateway.name].over(firsts[base]),
-            streams=tuple(_increasing_streams(gateway)),
+            streams=tuple(_increasing_streams(gateway, streams, all_streams)),
             growth=_growth(gateway) if memory and gateway.name != base else None,
             busy=statistics.median(busy[gateway.name]),
         )
@@ -114,15 +153,13 @@ def _added(gateway: Measurement, direct: Measurement) -> tuple[float, float]:
     return gateway.p50_ms - direct.p50_ms, gateway.p99_ms - direct.p99_ms
 
 
-def _turns(gateways: Sequence[Gateway]) -> Iterator[tuple[int, Gateway]]:
+def _turns(
+    gateways: Sequence[Gateway], connections: Sequence[int]
+) -> Iterator[tuple[int, Gateway]]:
     for _ in range(_ROUNDS):
-        for connections in CONNECTIONS:
+        for count in connections:
             for gateway in gateways:
-                yield connections, gateway
-
-
-def _no_rounds() -> dict[int, list[Measurement]]:
-    return {connections: [] for connections in CONNECTIONS}
+                yield count, gateway
 
 
 def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
@@ -130,11 +167,11 @@ def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
 
 
-def _increasing_streams(gateway: Gateway) -> Iterator[Held]:
-    for streams in _STREAMS:
+def _increasing_streams(gateway: Gateway, counts: Sequence[int], all_: bool) -> Iterator[Held]:
+    for streams in counts:
         result = held(gateway, streams)
         yield result
-        if not result.ok:
+        if not result.ok and not all_:
             return
 
 

@@ -43,7 +43,8 @@ class Farm:
 def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
     """Return the shipped serve_config.yaml with the apps, back ends and nodes of the benchmarks.
 
-    The mock is added as a back end and behind the proxy, and ComfyUI gets its test nodes.
+    The mock is added as a back end and behind the proxy, and ComfyUI gets its test nodes. Without
+    ``actors`` nothing is rendered.
     """
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
     apps = {app["name"]: app for app in config["applications"]}
@@ -66,7 +67,9 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
         {"name": "service", "prefix": SERVICE, "upstreams": [service_url]},
     ]
     apps["render-default"]["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
-    if actors > 1:
+    if not actors:
+        config["applications"].remove(apps["render-default"])
+    elif actors > 1:
         # All actors share one GPU and all CPUs.
         crowded = {"actors": actors, "gpus": 1 / actors, "cpus": 0, "window": 10 * actors}
         apps["render-default"]["args"].update(crowded)
@@ -85,7 +88,7 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
 @contextmanager
 def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
     """Run a stack with ``actors`` ComfyUIs during the block."""
-    comfyui = find_comfyui(Settings())
+    comfyui = find_comfyui(Settings()) if actors else None
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
         config = Path(folder) / "serve_config.yaml"
@@ -96,9 +99,10 @@ def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> It
             "MOYIN_DATA": str(data),
             "MOYIN_SERVE_CONFIG": str(config),
             "MOYIN_PORT_BASE": str(_free_base()),
-            "MOYIN_COMFYUI_HOME": str(comfyui.home),
-            "MOYIN_COMFYUI_PYTHON": str(comfyui.python),
         }
+        if comfyui is not None:
+            environ["MOYIN_COMFYUI_HOME"] = str(comfyui.home)
+            environ["MOYIN_COMFYUI_PYTHON"] = str(comfyui.python)
         _moyin("up", environ)
         try:
             profile = tomllib.loads((data / "profile.toml").read_text())

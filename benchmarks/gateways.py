@@ -11,6 +11,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,16 @@ _LITELLM = "litellm[proxy]==1.108.5"
 _LITELLM_WORKERS = 2
 # A peer must not import our packages.
 _NO_PYTHONPATH = {"PYTHONPATH": ""}
+_TENSORZERO = "tensorzero==2026.6.0"
+# Its wheel contains the gateway as a library, which serves HTTP for the patched client.
+_TENSORZERO_PROGRAM = """
+import pathlib, signal, sys
+from openai import OpenAI
+from tensorzero import patch_openai_client
+client = patch_openai_client(OpenAI(api_key="x"), config_file=sys.argv[1], async_setup=False)
+pathlib.Path(sys.argv[2]).write_text(str(client.base_url))
+signal.pause()
+"""
 _PORTKEY = {
     "dependencies": {"@portkey-ai/gateway": "1.15.2"},
     # With the version that npm would choose, every stream fails with status 500.
@@ -42,13 +53,19 @@ class Gateway:
 
     Attributes:
         url: address for ``POST``.
-        processes: returns the server's processes, whose memory is measured.
+        processes: returns the server's processes, whose memory and processor time are measured.
+        prefix: beginning of the names under which the server knows the mock's models.
     """
 
     name: str
     url: str
     processes: Callable[[], list[psutil.Process]]
     headers: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+    def address(self, body: Mapping[str, object]) -> dict[str, object]:
+        """Return a request's body with the model's name as this server knows it."""
+        return {**body, "model": f"{self.prefix}{body['model']}"}
 
 
 def direct(mock_url: str, pid: int) -> Gateway:
@@ -69,10 +86,39 @@ def moyin(farm: Farm, name: str) -> Gateway:
 
 
 @contextmanager
+def tensorzero(mock_url: str) -> Iterator[Gateway]:
+    """Run TensorZero's gateway, without its database, during the block."""
+    home = _CACHE / "tensorzero"
+    _install(home, f"{_TENSORZERO} openai", _pip)
+    provider = {"type": "openai", "api_base": f"{mock_url}/v1", "api_key_location": "none"}
+    lines = ["[gateway]", "observability.enabled = false"]
+    for name in ("mock", paced.MODEL):
+        lines += [f"[models.{name}]", 'routing = ["mock"]', f"[models.{name}.providers.mock]"]
+        lines += [f'{key} = "{value}"' for key, value in {**provider, "model_name": name}.items()]
+    config, address = home / "config.toml", home / "address"
+    config.write_text("\n".join(lines) + "\n")
+    address.unlink(missing_ok=True)
+    command = [str(home / "bin" / "python"), "-c", _TENSORZERO_PROGRAM, str(config), str(address)]
+    with running_program(command, _NO_PYTHONPATH, quiet=True) as pid:
+        deadline = time.monotonic() + 60
+        while not (address.exists() and (url := address.read_text())):
+            if time.monotonic() > deadline:
+                raise SystemExit("TensorZero did not start within 60 seconds")
+            time.sleep(0.05)
+        yield Gateway(
+            name="TensorZero",
+            url=f"{url}chat/completions",
+            processes=lambda: family(pid),
+            prefix="tensorzero::model_name::",
+        )
+
+
+@contextmanager
 def peers_of(mock_url: str) -> Iterator[list[Gateway]]:
-    """Run LiteLLM and, if npm is installed, Portkey during the block."""
+    """Run TensorZero, LiteLLM and, if npm is installed, Portkey during the block."""
     with ExitStack() as stack:
-        gateways = [stack.enter_context(_litellm(mock_url))]
+        gateways = [stack.enter_context(tensorzero(mock_url))]
+        gateways.append(stack.enter_context(_litellm(mock_url)))
         if shutil.which("npm") is None:
             print("Portkey is left out: npm is not installed")
         else:
@@ -148,18 +194,18 @@ def _portkey(mock_url: str) -> Iterator[Gateway]:
         )
 
 
-def _pip(home: Path) -> None:
+def _pip(home: Path, requirements: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
-    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", _LITELLM]
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements.split()]
     subprocess.run(pip, check=True, env={**os.environ, **_NO_PYTHONPATH})
 
 
-def _npm(home: Path) -> None:
+def _npm(home: Path, _: str) -> None:
     (home / "package.json").write_text(json.dumps(_PORTKEY))
     subprocess.run(["npm", "install", "--silent", "--no-fund", "--no-audit"], cwd=home, check=True)
 
 
-def _install(home: Path, version: str, install: Callable[[Path], None]) -> None:
+def _install(home: Path, version: str, install: Callable[[Path, str], None]) -> None:
     """Install into ``home`` unless it contains that version already."""
     stamp = home / "installed"
     if stamp.exists() and stamp.read_text() == version:
@@ -167,5 +213,5 @@ def _install(home: Path, version: str, install: Callable[[Path], None]) -> None:
     print(f"installing {version} into {home}")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    install(home)
+    install(home, version)
     stamp.write_text(version)

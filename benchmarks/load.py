@@ -18,6 +18,7 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 class Measurement:
     """Holds the results of a run of wrk; errors are missing responses and those not 2xx or 3xx."""
 
+    requests: int
     requests_per_second: float
     p50_ms: float
     p99_ms: float
@@ -67,10 +68,12 @@ def _parse(text: str) -> Measurement:
         return float(latency[1]) * _UNITS[latency[2]]
 
     rate = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
-    assert rate is not None, text
+    total = re.search(r"^\s+(\d+) requests in", text, re.MULTILINE)
+    assert rate is not None and total is not None, text
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     lost = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     return Measurement(
+        requests=int(total[1]),
         requests_per_second=float(rate[1]),
         p50_ms=milliseconds("50"),
         p99_ms=milliseconds("99"),

@@ -39,5 +39,6 @@ def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
 
 
 def _load(gateway: Gateway) -> int:
-    load = measure(gateway.url, body=BODY, headers=gateway.headers, seconds=_STEP_SECONDS)
-    return int(load.requests_per_second * _STEP_SECONDS)
+    body = gateway.address(BODY)
+    load = measure(gateway.url, body=body, headers=gateway.headers, seconds=_STEP_SECONDS)
+    return load.requests

@@ -12,7 +12,7 @@ TOKENS_PER_SECOND = 50
 # The streams' tokens are spread over the interval, because those of real models do not coincide.
 _SLOTS = 10
 _TICK = 1 / TOKENS_PER_SECOND / _SLOTS
-_LIMIT = re.compile(rb'"max_tokens":\s*(\d+)')
+_LIMIT = re.compile(rb'"max_(?:completion_)?tokens":\s*(\d+)')
 _ID = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 0, "model": MODEL}
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 

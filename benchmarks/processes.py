@@ -62,3 +62,9 @@ def family(pid: int) -> list[psutil.Process]:
 def resident(processes: Iterable[psutil.Process]) -> int:
     """Return the resident memory of the processes in bytes."""
     return sum(process.memory_info().rss for process in processes)
+
+
+def processor_seconds(processes: Iterable[psutil.Process]) -> float:
+    """Return the processor time that the processes have used so far."""
+    times = [process.cpu_times() for process in processes]
+    return sum(time.user + time.system for time in times)

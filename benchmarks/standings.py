@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.contest import CONNECTIONS, MOYIN, MOYIN_TWO, Result
+from benchmarks.contest import MOYIN, MOYIN_TWO, Result
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -27,11 +27,12 @@ _COLORS = {
     MOYIN_TWO: "tab:cyan",
     "LiteLLM, 2 workers": "tab:orange",
     "Portkey": "tab:green",
+    "TensorZero": "tab:red",
 }
 
 
-def show(results: Sequence[Result], folder: Path) -> None:
-    """Print the results and write ``peers.json`` and ``peers.png`` into ``folder``."""
+def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
+    """Print the results and write them as JSON and as a plot, called ``name``, into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = _targets(results)
     report = {
@@ -40,23 +41,28 @@ def show(results: Sequence[Result], folder: Path) -> None:
         "results": [{**asdict(result), "held": result.held} for result in results],
         "targets": targets,
     }
-    (folder / "peers.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     _print(results, targets)
-    _plot(results, folder / "peers.png")
-    print(f"\n{folder / 'peers.json'}\n{folder / 'peers.png'}")
+    _plot(results, folder / f"{name}.png")
+    print(f"\n{folder / name}.json\n{folder / name}.png")
 
 
 def _targets(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the targets of Moyin with one replica at 16 connections, and whether they are met."""
     by_name = {result.name: result for result in results}
     moyin = by_name[MOYIN]
-    ratios = {"LiteLLM, 2 workers": 8.0, "Portkey": 1.5}
-    rows = []
+    ratios = {"TensorZero": 0.5, "LiteLLM, 2 workers": 8.0, "Portkey": 1.5}
+    rows = [
+        _target("streams of 50 tokens/s held", moyin.held, "≥", 1_000),
+        _target("first token +p50, one connection, ms", moyin.added_first.p50_ms, "≤", 0.3),
+    ]
     for name, least in ratios.items():
         if (peer := by_name.get(name)) is None:
             continue
         ratio = moyin.times(peer, _COMPARED)
         rows.append(_target(f"requests/s over {name}", ratio, "≥", least))
+        if name == "TensorZero":
+            continue
         slower = moyin.load[_COMPARED].p99_ms / peer.load[_COMPARED].p99_ms
         rows.append(_target(f"p99 over {name}", slower, "<", 1.0))
     if moyin.growth is not None:
@@ -75,6 +81,7 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
         ("over direct", lambda r, c: f"{r.over_direct[c]:.4f}"),
         ("added p50 ms", lambda r, c: f"{r.added[c][0]:.2f}"),
         ("added p99 ms", lambda r, c: f"{r.added[c][1]:.2f}"),
+        ("processor µs", lambda r, c: f"{r.processor[c]:,.0f}"),
         ("errors", lambda r, c: f"{r.load[c].errors}"),
     ):
         _table(title, results, cell)
@@ -85,6 +92,10 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
             f"  {result.name:20}{first.p50_ms:18.2f}{first.p99_ms:10.2f}"
             f"{result.held:14}{result.busy:8.1f}"
         )
+    print(f"\n{'delay of tokens, ms':22}" + "".join(f"{h.streams:>14}" for h in results[0].streams))
+    for result in results:
+        cells = (f"{h.p50_ms:.0f}, {h.p99_ms:.0f}" for h in result.streams)
+        print(f"  {result.name:20}" + "".join(f"{cell:>14}" for cell in cells))
     print(f"\n{'memory':22}{'requests':>12}{'MiB before':>12}{'MiB after':>12}{'after/before':>14}")
     for result in results:
         if (growth := result.growth) is not None:
@@ -101,9 +112,10 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
 
 
 def _table(title: str, results: Sequence[Result], cell: Callable[[Result, int], str]) -> None:
-    print(f"\n{title:22}" + "".join(f"{f'{c} conn.':>12}" for c in CONNECTIONS))
+    connections = list(results[0].load)
+    print(f"\n{title:22}" + "".join(f"{f'{c} conn.':>12}" for c in connections))
     for result in results:
-        print(f"  {result.name:20}" + "".join(f"{cell(result, c):>12}" for c in CONNECTIONS))
+        print(f"  {result.name:20}" + "".join(f"{cell(result, c):>12}" for c in connections))
 
 
 def _plot(results: Sequence[Result], path: Path) -> None:
@@ -123,17 +135,18 @@ def _plot(results: Sequence[Result], path: Path) -> None:
 def _lines(
     panel: Any, results: Sequence[Result], title: str, value: Callable[[Result, int], float]
 ) -> None:
+    connections = list(results[0].load)
     for result in results:
         panel.plot(
-            CONNECTIONS,
-            [value(result, connections) for connections in CONNECTIONS],
+            connections,
+            [value(result, count) for count in connections],
             marker="o",
             label=result.name,
             color=_COLORS[result.name],
         )
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    panel.set_xticks(CONNECTIONS, [str(connections) for connections in CONNECTIONS])
+    panel.set_xticks(connections, [str(count) for count in connections])
     panel.set_xlabel("connections")
     panel.set_title(title)
     panel.grid(alpha=0.3)

@@ -150,7 +150,7 @@ async def _connect(gateway: Gateway) -> _Reader:
 def _request(gateway: Gateway, body: Mapping[str, object]) -> bytes:
     url = urlsplit(gateway.url)
     question = {"role": "user", "content": "Say something about foxes."}
-    content = json.dumps({**body, "messages": [question]}).encode()
+    content = json.dumps({**gateway.address(body), "messages": [question]}).encode()
     headers = {
         "host": url.netloc,
         "content-type": "application/json",

@@ -73,8 +73,9 @@ def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measu
 
 
 def median(measurements: list[Measurement]) -> Measurement:
-    """Return the median of each value, and the sum of the errors."""
+    """Return the median of each value, and the sums of the requests and of the errors."""
     return Measurement(
+        requests=sum(m.requests for m in measurements),
         requests_per_second=statistics.median(m.requests_per_second for m in measurements),
         p50_ms=statistics.median(m.p50_ms for m in measurements),
         p99_ms=statistics.median(m.p99_ms for m in measurements),

@@ -119,6 +119,10 @@ class UserStorageFull(RequestError):
     code = "no_room_left"  # the user may store no more files of ComfyUI's frontend
 
 
+class FileStorageFull(RequestError):
+    code = "file_storage_full"  # the tenant may store no more files
+
+
 class BodyTooSlow(RequestError):
     code = "body_too_slow"  # the client sent the body too slowly
 
@@ -219,6 +223,10 @@ class TooManyJobs(RateLimited):
     code = "too_many_jobs"  # too many jobs of the caller are queued or running
 
 
+class TooManyBatches(RateLimited):
+    code = "too_many_batches"  # too many batches of the tenant are open
+
+
 class TooManyAttempts(LimitExceeded):
     code = "too_many_attempts"  # too many attempts to sign in
     retryable = True
@@ -240,6 +248,10 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class OperationNotConfigured(NotFound):
+    code = "operation_not_configured"  # no model has the ability that the call needs
+
+
 class JobNotFound(NotFound):
     code = "job_not_found"
 
@@ -250,6 +262,14 @@ class RequestNotFound(NotFound):
 
 class ResponseNotFound(NotFound):
     code = "response_not_found"
+
+
+class StoredFileNotFound(NotFound):
+    code = "stored_file_not_found"  # a file of the tenant, such as the input of a batch
+
+
+class BatchNotFound(NotFound):
+    code = "batch_not_found"
 
 
 class UserFileNotFound(NotFound):
@@ -290,6 +310,14 @@ class JobFinished(Conflict):
 
 class JobNotFinished(Conflict):
     code = "job_not_finished"
+
+
+class BatchFinished(Conflict):
+    code = "batch_finished"
+
+
+class BatchNotFinished(Conflict):
+    code = "batch_not_finished"
 
 
 class ContentMismatch(Conflict):
@@ -345,7 +373,16 @@ class BackendTimeout(BackendError):
 
 
 class BackendRejected(BackendError):
-    code = "backend_rejected"  # the back end calls the request wrong
+    """Reports that the back end calls the request wrong.
+
+    ``reason`` is the back end's own message; None if it gave none.
+    """
+
+    code = "backend_rejected"
+
+    def __init__(self, message: str, *, reason: str | None = None, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.reason = reason
 
 
 class InvalidToolCall(BackendError):

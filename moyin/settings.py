@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         64 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
     )
+    max_file_bytes: int = Field(
+        512 * 1024 * 1024,
+        ge=1024,
+        description="Largest file of `POST /v1/files`, and largest body of "
+        "`POST /v1/messages/batches`, in bytes.",
+    )
     webhook_networks: str = Field(
         "",
         description="Comma-separated CIDR blocks of private networks that webhooks may reach.",

@@ -1,4 +1,4 @@
-"""Writes docs/reference/cli.md and settings.md from the code; with ``--check`` it only compares.
+"""Writes the pages of docs/reference from the code; with ``--check`` it only compares.
 
 Run it with `make docs`. A test fails if the files differ from what the code generates.
 """
@@ -18,6 +18,7 @@ from moyin.cli.main import app
 from moyin.settings import Settings
 from moyin.stack.options import VARIABLE_DESCRIPTIONS
 from moyin.stack.ports import Ports
+from scripts.api_pages import errors_page, events_page
 
 # Typer holds click inside itself, under a private name.
 Command: TypeAlias = Any
@@ -53,6 +54,8 @@ def stale() -> list[str]:
 def _pages() -> Iterator[tuple[str, str]]:
     yield "cli.md", cli_page()
     yield "settings.md", settings_page()
+    yield "errors.md", errors_page(_WRITTEN)
+    yield "events.md", events_page(_WRITTEN)
 
 
 def _read(path: Path) -> str:

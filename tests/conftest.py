@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import ComfyUI, find_comfyui
 from moyin.settings import Settings
 from tests.sharing import FarmSharing, shares_farm
-from tests.stack import Measured, RunningStack, farm_env
+from tests.stack import RAY_NICENESS, Measured, RunningStack, farm_env
 from tests.watchdog import Watchdog
 
 pytest_plugins = [
@@ -31,6 +32,7 @@ _FARM = pytest.StashKey[RunningStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.update(RAY_NICENESS)
     config.pluginmanager.register(FarmSharing())
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Watchdog())

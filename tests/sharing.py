@@ -1,12 +1,14 @@
 """Keeps the tests that share one whole farm, of the fixture ``gateway``, in one process.
 
-A farm takes a minute of both cores to start and a quarter of one to stay up.
+A farm takes a minute of both cores to start and a quarter of one to stay up. The tests that share a
+real Ollama are kept together, too, and come last, since it may still be under construction.
 
 pytest-xdist's own groups would do, but its version 3.8 does not see them under pytest 9.2.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from xdist.scheduler.loadfile import LoadFileScheduling
 
 _FIXTURE = "gateway"
+_LAST_FIXTURE = "ollama_server"
 _FILES = pytest.StashKey[frozenset[str]]()
 _LIST = "farm_list"
 
@@ -42,30 +45,37 @@ class FarmSharing:
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         """Put the files first, since they take long, and list them for the scheduler."""
-        files = frozenset(
-            _file(item.nodeid) for item in items if _FIXTURE in getattr(item, "fixturenames", ())
+        groups = {
+            _file(item.nodeid): fixture
+            for item in items
+            for fixture in (_FIXTURE, _LAST_FIXTURE)
+            if fixture in getattr(item, "fixturenames", ())
+        }
+        config.stash[_FILES] = frozenset(
+            file for file, fixture in groups.items() if fixture == _FIXTURE
         )
-        config.stash[_FILES] = files
-        items.sort(key=lambda item: _file(item.nodeid) not in files)
+        order = {_FIXTURE: 0, _LAST_FIXTURE: 2}
+        items.sort(key=lambda item: order.get(groups.get(_file(item.nodeid), ""), 1))
         place = getattr(config, "workerinput", {}).get(_LIST)
         if place is not None:
-            Path(place).write_text("\n".join(files))
+            Path(place).write_text(json.dumps(groups))
 
 
 class _FarmScheduling(LoadFileScheduling):
-    """Keeps the tests of a file together, and those of all files that share the farm."""
+    """Keeps the tests of a file together, and those of all files that share a farm or an Ollama."""
 
     def __init__(self, config: pytest.Config, log: Any, files: Path) -> None:
         super().__init__(config, log)
         self._list = files
 
     @cached_property
-    def _files(self) -> frozenset[str]:
+    def _groups(self) -> dict[str, str]:
         # Every process has written the same before anything is scheduled.
-        return frozenset(self._list.read_text().split("\n"))
+        groups: dict[str, str] = json.loads(self._list.read_text())
+        return groups
 
     def _split_scope(self, nodeid: str) -> str:
-        return _FIXTURE if _file(nodeid) in self._files else _file(nodeid)
+        return self._groups.get(_file(nodeid), _file(nodeid))
 
 
 def shares_farm(item: pytest.Item) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
+async def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Wait until ``condition`` gives a true value and return that; it may be a coroutine function."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while True:
@@ -26,7 +26,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
         pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
-def eventually_blocking(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def eventually_blocking(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Wait as `eventually` does, where there is no event loop."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while not (value := condition()):

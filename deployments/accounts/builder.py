@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from deployments.accounts.config import AccountsConfig
-from deployments.accounts.deployment import Accounts
-from deployments.replicas import REPLICA_OPTIONS
+from deployments.replicas import new_deployment
 
 
 class AccountsArgs(BaseModel):
@@ -28,13 +27,13 @@ class AccountsArgs(BaseModel):
 
 def build(args: AccountsArgs) -> serve.Application:
     """Return the accounts app for Ray Serve to deploy."""
-    deployment = serve.deployment(
+    deployment = new_deployment(
+        "deployments.accounts.replica.AccountsReplica",
         name="Accounts",
         max_ongoing_requests=500,
         user_config=AccountsConfig().model_dump(mode="json"),
         graceful_shutdown_timeout_s=10,
-        **REPLICA_OPTIONS,
-    )(serve.ingress()(Accounts))
+    )
     return deployment.bind(
         timedelta(minutes=args.access_token_minutes), timedelta(days=args.session_days)
     )

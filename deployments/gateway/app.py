@@ -46,6 +46,7 @@ from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_f
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
@@ -80,6 +81,7 @@ class GatewayServices:
     service: JobService
     jobs: JobStore
     feed: JobFeed
+    positions: QueuePositions
     artifacts: ArtifactStore
     blobs: BlobStore
     pictures: PictureConverter
@@ -189,6 +191,7 @@ def _with_server_path(scope: Scope) -> Scope:
 
 def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     node_info, blobs, retention = services.node_info, services.blobs, services.retention
+    artifact_parts = (services.artifacts, blobs, services.pictures, services.signing_key)
     # ComfyUI serves these routes at the root and under `/api`.
     comfyui = (
         prompts.prompt_routes(services.prompts),
@@ -208,10 +211,16 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     sessions = BrowserSessions(services.authenticator, PAGE_PATH)
     for router in (
         new_health_routes(services.checks),
-        jobs.job_routes(services.service, services.jobs, services.templates, services.signing_key),
+        jobs.job_routes(
+            services.service,
+            services.jobs,
+            services.templates,
+            services.signing_key,
+            services.positions,
+        ),
         job_events.job_event_routes(services.jobs, services.feed),
-        artifacts.signed_link_routes(services.artifacts, blobs, services.signing_key),
-        artifacts.artifact_routes(services.artifacts, blobs),
+        artifacts.signed_link_routes(*artifact_parts),
+        artifacts.artifact_routes(*artifact_parts),
         jobs_v2.job_v2_routes(renders, retention),
         assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):

@@ -7,8 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.deployment import Gateway
-from deployments.replicas import REPLICA_OPTIONS
+from deployments.replicas import new_deployment
 
 
 class GatewayArgs(BaseModel):
@@ -22,13 +21,13 @@ class GatewayArgs(BaseModel):
 
 
 # Each client that follows events occupies one request while it is connected.
-_deployment = serve.deployment(
+_deployment = new_deployment(
+    "deployments.gateway.replica.GatewayReplica",
     name="Gateway",
     max_ongoing_requests=2_000,
     user_config=GatewayConfig().model_dump(mode="json", by_alias=True),
     graceful_shutdown_timeout_s=10,
-    **REPLICA_OPTIONS,
-)(serve.ingress()(Gateway))
+)
 
 
 def build(args: GatewayArgs) -> serve.Application:

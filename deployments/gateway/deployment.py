@@ -27,6 +27,7 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
+from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
@@ -87,6 +88,7 @@ class Gateway(MoyinCalls):
         )
         self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
         pool_client = ServePoolClient(pools)
+        positions = close_at_shutdown(QueuePositions(pool_client.list_positions, pools))
         node_info = close_at_shutdown(
             NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
         )
@@ -96,8 +98,13 @@ class Gateway(MoyinCalls):
         blobs = BlobStore(settings.blobs_url)
         admission = GraphAdmission(node_info)
         validator = PoolValidator()
+        prompts = PromptStore(database)
+        files = ComfyFiles(
+            uploads=UploadStore(database), artifacts=artifacts, prompts=prompts, blobs=blobs,
+            frames=frames,
+        )  # fmt: skip
         service = JobService(
-            jobs=jobs, artifacts=artifacts, blobs=blobs, events=events, frames=frames,
+            jobs=jobs, artifacts=artifacts, files=files, blobs=blobs, events=events, frames=frames,
             launcher=launcher, validator=validator, guard=admission, pools=pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )  # fmt: skip
@@ -113,11 +120,6 @@ class Gateway(MoyinCalls):
             GatewayConfig, lambda config: proxy.configure(config.to_route_table(settings.door))
         )
         feed = JobFeed(jobs=jobs, events=events, hub=hub)
-        prompts = PromptStore(database)
-        files = ComfyFiles(
-            uploads=UploadStore(database), artifacts=artifacts, prompts=prompts, blobs=blobs,
-            frames=frames,
-        )  # fmt: skip
         farm_events = PromptNotifiers(
             prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
         )
@@ -136,8 +138,8 @@ class Gateway(MoyinCalls):
                 yield
 
         self._services = GatewayServices(
-            service=service, jobs=jobs, feed=feed, artifacts=artifacts, blobs=blobs,
-            pictures=PictureConverter(blobs, processes, previews), prompts=farm_prompts,
+            service=service, jobs=jobs, feed=feed, positions=positions, artifacts=artifacts,
+            blobs=blobs, pictures=PictureConverter(blobs, processes, previews), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
             admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=create_catalog(settings), proxy=proxy,

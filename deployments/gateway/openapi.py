@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from deployments.openapi import QUERY_KEY_SCHEME, document_problems, document_security
 from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.filters import BulkRequest
 
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
@@ -25,9 +26,10 @@ def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, 
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         request = wire.JOB_REQUEST.json_schema(ref_template=_SCHEMA_REFERENCE)
+        bulk = BulkRequest.model_json_schema(ref_template=_SCHEMA_REFERENCE)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(request.pop("$defs"))
-        schemas["JobRequest"] = request
+        schemas.update(request.pop("$defs") | bulk.pop("$defs"))
+        schemas |= {"JobRequest": request, "BulkRequest": bulk}
         document_problems(document, _has_comfyui_errors)
         document_security(
             document, is_public, lambda path: QUERY_KEY_SCHEME if is_comfyui_path(path) else {}

@@ -29,6 +29,7 @@ _VALIDATION_ERRORS = (
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 _EXECUTED_SECONDS = 1.0
+_POSITIONS_SECONDS = 2.0
 # Seconds for which a pool's list of running renderers is cached.
 _RENDERERS_SECONDS = 5.0
 
@@ -95,6 +96,20 @@ class ServePoolClient:
             return ()
         return executed
 
+    async def list_positions(self, pool: str) -> Mapping[str, int]:
+        """Return the positions of jobs in the pool's queue, or raise ServiceUnavailable.
+
+        Failures do not pause other calls of the pool, which matter more.
+        """
+        try:
+            async with asyncio.timeout(_POSITIONS_SECONDS):
+                handle = await self._handles.fetch(pool)
+                positions: Mapping[str, int] = await handle.list_positions.remote()
+        except _POOL_ERRORS as error:
+            _log.info("render pool %s told no positions: %s", pool, type(error).__name__)
+            raise ServiceUnavailable(f"render pool {pool!r} does not respond; try again") from error
+        return positions
+
     async def _call_pool(self, pool: str, method: str, argument: Any) -> Any:
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             raise ServiceUnavailable(
@@ -106,8 +121,9 @@ class ServePoolClient:
                 return await getattr(handle, method).remote(argument)
         except _POOL_ERRORS as error:
             _log.info(
-                "render pool %s did not respond to the call %s: %s",
+                "render pool %s did not respond to the call %s(%s): %s",
                 pool,
+                method,
                 argument,
                 type(error).__name__,
             )

@@ -6,17 +6,16 @@ from ray import serve
 
 from actors.placement import NON_RENDER_NODES
 from deployments.intake.config import IntakeArgs
-from deployments.intake.deployment import Intake
-from deployments.replicas import REPLICA_OPTIONS
+from deployments.replicas import new_deployment
 
 __all__ = ["IntakeArgs", "build"]
 
-_deployment = serve.deployment(
+_deployment = new_deployment(
+    "deployments.intake.deployment.Intake",
     name="Intake",
     graceful_shutdown_timeout_s=10,
     ray_actor_options={"label_selector": NON_RENDER_NODES},
-    **REPLICA_OPTIONS,
-)(Intake)
+)
 
 
 def build(args: IntakeArgs) -> serve.Application:

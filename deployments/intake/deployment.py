@@ -13,6 +13,7 @@ from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
 from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
 from moyin.comfy_api.admission import GraphAdmission
+from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
@@ -26,7 +27,9 @@ from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.render.comfyui.pool_client import PoolClient
 from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
+from moyin.store.comfy_file_names import UploadStore
 from moyin.store.hub import EventHub
+from moyin.store.prompts import PromptStore
 
 
 class Intake:
@@ -84,9 +87,17 @@ async def open_workers(
         closing.push_async_callback(launcher.close)
         node_info = NodeInfoCache(pool_client)
         closing.push_async_callback(node_info.close)
+        files = ComfyFiles(
+            uploads=UploadStore(services.database),
+            artifacts=services.artifacts,
+            prompts=PromptStore(services.database),
+            blobs=services.blobs,
+            frames=services.frames,
+        )
         service = JobService(
             jobs=jobs,
             artifacts=services.artifacts,
+            files=files,
             blobs=services.blobs,
             events=events,
             frames=services.frames,

@@ -11,21 +11,31 @@ from fastapi import FastAPI
 
 from deployments.ingress import new_fastapi
 from deployments.models.backend_checks import check_backends_forever, new_health_routes
+from deployments.models.batch_calls import BatchLineCaller
 from deployments.models.errors import choose_renderer, render_error
 from deployments.models.openapi import complete_openapi
 from deployments.models.routes.background_responses import BackgroundResponses
+from deployments.models.routes.batches import new_batch_routes
 from deployments.models.routes.calls import CallRoute, OllamaRoute
 from deployments.models.routes.count_tokens import new_count_tokens_routes
 from deployments.models.routes.deferral import JobSubmitter
 from deployments.models.routes.explanation import new_explanation_routes
 from deployments.models.routes.feedback import ADMIN_PATHS, new_feedback_routes
-from deployments.models.routes.images import IMAGES_PATH, new_image_routes
+from deployments.models.routes.file_prompts import ChatRoute
+from deployments.models.routes.files import FILES_PATH, new_file_routes
+from deployments.models.routes.images import IMAGES_PATH, PictureRenderer, new_image_routes
 from deployments.models.routes.judge_summary import JudgeStatus
+from deployments.models.routes.message_batches import (
+    MESSAGE_BATCHES_PATH,
+    new_message_batch_routes,
+)
 from deployments.models.routes.models import new_model_routes
 from deployments.models.routes.ollama import new_ollama_routes
+from deployments.models.routes.ollama_hosts import is_blob_upload, new_ollama_host_routes
+from deployments.models.routes.operations import new_operation_routes
 from deployments.models.routes.responses import ResponsesRoute, new_response_routes
 from deployments.models.routes.usage import new_usage_routes
-from deployments.models.routing_config import ImagesConfig
+from deployments.models.routing_config import BatchesConfig, ImagesConfig
 from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
@@ -34,12 +44,22 @@ from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
+from moyin.domain.text_batch import LineResult
 from moyin.errors import MoyinError
 from moyin.jobs.images import ImageJobs
+from moyin.store.batch_lines import BatchLineStore
+from moyin.store.blobs import BlobStore
+from moyin.store.files import FileStore
+from moyin.store.native_batches import NativeBatchStore
 from moyin.store.quality import QualityStore
 from moyin.store.stored_responses import StoredResponses
+from moyin.store.text_batches import TextBatchStore
 from moyin.store.usage import UsageLedger
 from moyin.store.usage_reports import UsageReports
+from moyin.text.batches.native import NativeBatches
+from moyin.text.batches.native_lines import NativeLines
+from moyin.text.batches.runner import BatchRunner
+from moyin.text.prompt_files import PromptFiles
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import (
@@ -53,6 +73,7 @@ from moyin.text.protocol.openai.completions import OpenAICompletionsCodec
 from moyin.text.protocol.responses.codec import ResponsesCodec
 from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.learning import QualityLearner
+from moyin.text.routing.operation_router import OperationRouter
 from moyin.text.routing.router import Router
 
 _PREFIX = "/v1"
@@ -66,11 +87,22 @@ _SCOPES = {
     for path, required in {IMAGES_PATH: JOBS_WRITE, **dict.fromkeys(ADMIN_PATHS, ORG_ADMIN)}.items()
     for prefix in ("", _PREFIX)
 }
+_LARGE_PATHS = frozenset({f"{_PREFIX}{FILES_PATH}", f"{_PREFIX}{MESSAGE_BATCHES_PATH}"})
 _CODECS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
     "ollama": OllamaChatCodec(),
     "responses": ResponsesCodec(),
+}
+# The paths of the calls that `POST /v1/route` explains, by the name of the protocol.
+_EXPLAINED_PATHS: Mapping[str, str] = {
+    "openai": "/chat/completions",
+    "anthropic": "/messages",
+    "ollama": "/ollama/api/chat",
+    "responses": "/responses",
+    "completions": "/completions",
+    "generate": "/ollama/api/generate",
+    "embeddings": "/embeddings",
 }
 
 
@@ -83,7 +115,13 @@ class ModelsServices:
         image_settings: returns the current settings of image requests.
         public_url: first part of links to pictures; if empty, the address that the client used.
         responses: stores answers of the Responses API, which later requests continue.
+        batches: the batches of text requests, whose lines and files are in ``batch_lines``,
+            ``files`` and ``blobs``.
+        batch_settings: returns the current settings of batches.
+        record_batch_line: called with the result of each line.
+        max_file_bytes: the largest upload, and the largest body of a new batch.
         signals: stores the signals from which ``learning`` learns the quality of answers.
+        on_models_changed: called when a server's models changed, to serve them.
         lifespan: starts the services before the first request and closes them at shutdown.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
     """
@@ -96,15 +134,24 @@ class ModelsServices:
     ledger: UsageLedger
     reports: UsageReports
     responses: StoredResponses
+    batches: TextBatchStore
+    batch_lines: BatchLineStore
+    native_batches: NativeBatchStore
+    files: FileStore
+    blobs: BlobStore
+    batch_settings: Callable[[], BatchesConfig] = BatchesConfig
+    record_batch_line: Callable[[LineResult], None] | None = None
     signals: QualityStore
     learning: QualityLearner
     feedback: FeedbackService
     authenticator: Authenticator
     observer: Observer
     max_body_bytes: int
+    max_file_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     meter: RequestMeter | None = None
     judge: JudgeStatus | None = None
+    on_models_changed: Callable[[], None] | None = None
 
 
 def new_app(services: ModelsServices) -> Gatekeeper:
@@ -112,12 +159,22 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     text_router = services.text_router
     job_submitter = JobSubmitter(text_router, services.jobs)
     background = BackgroundResponses(services.responses, job_submitter, services.jobs)
+    prompt_files = PromptFiles(services.files, services.blobs)
+    calls = _new_call_routes(text_router, job_submitter)
+    calls["/chat/completions"] = ChatRoute(text_router, job_submitter, prompt_files)
+    calls["/responses"] = ResponsesRoute(
+        text_router, job_submitter, services.responses, background, prompt_files
+    )
+    batch_runner = _new_batch_runner(services, calls)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with services.lifespan():
-            health_check = asyncio.create_task(check_backends_forever(text_router))
+            health_check = asyncio.create_task(
+                check_backends_forever(text_router, services.on_models_changed)
+            )
             yield
+            await batch_runner.close()
             health_check.cancel()
             await asyncio.gather(health_check, return_exceptions=True)
 
@@ -132,11 +189,23 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_count_tokens_routes(text_router),
         new_model_routes(text_router),
         new_ollama_routes(text_router),
+        new_ollama_host_routes(text_router, services.on_models_changed),
         new_usage_routes(
             services.ledger, services.reports, lambda: text_router.fleet, services.meter
         ),
         new_response_routes(services.responses, background),
-        new_explanation_routes(text_router, _CODECS),
+        new_batch_routes(services.batches, services.files, batch_runner),
+        new_message_batch_routes(
+            services.batches,
+            services.files,
+            services.blobs,
+            services.public_url,
+            services.max_body_bytes,
+        ),
+        new_file_routes(services.files, services.blobs),
+        new_explanation_routes(
+            text_router, {name: calls[path] for name, path in _EXPLAINED_PATHS.items()}
+        ),
         new_feedback_routes(
             text_router, services.feedback, services.learning, services.signals, services.judge
         ),
@@ -144,20 +213,31 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     ):
         fastapi.include_router(routes)
     complete_openapi(fastapi, lambda path: f"{_PREFIX}{path}" in _PUBLIC_PATHS)
-    calls = _new_call_routes(text_router, job_submitter)
-    calls["/responses"] = ResponsesRoute(text_router, job_submitter, services.responses, background)
+    operations = new_operation_routes(
+        OperationRouter(lambda: text_router.fleet, text_router.accounting),
+        services.images,
+        PictureRenderer(services.images, services.image_settings, services.public_url),
+    )
+    hot: dict[str, ASGIApp] = {**calls, **operations}
     guard = AuthorizationMiddleware(
-        _HotPathRouter(calls, fastapi),
+        _HotPathRouter(hot, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
         meter=services.meter,
-        priced=frozenset(f"{_PREFIX}{path}" for path in calls),
+        priced=frozenset(f"{_PREFIX}{path}" for path in hot),
     )
+
+    def body_limit_of(scope: Scope) -> int | None:
+        if is_blob_upload(scope):
+            return None
+        return services.max_file_bytes if _is_large(scope) else services.max_body_bytes
+
     return Gatekeeper(
         guard,
         service="models",
         authenticator=services.authenticator,
         errors=render_error,
         max_body_bytes=services.max_body_bytes,
+        body_limit_of=body_limit_of,
         observer=services.observer,
         public=_PUBLIC_PATHS,
         stream_errors=render_stream_error,
@@ -165,18 +245,44 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     )
 
 
+def _new_batch_runner(services: ModelsServices, calls: Mapping[str, CallRoute]) -> BatchRunner:
+    routes = {f"{_PREFIX}{path}": route for path, route in calls.items()}
+    native = NativeBatches(
+        services.native_batches,
+        services.batch_lines,
+        services.blobs,
+        NativeLines(services.text_router, render_error),
+        get_poll_seconds=lambda: services.batch_settings().poll_s,
+        on_result=services.record_batch_line,
+    )
+    return BatchRunner(
+        batches=services.batches,
+        lines=services.batch_lines,
+        files=services.files,
+        blobs=services.blobs,
+        caller=BatchLineCaller(routes, services.meter, services.ledger),
+        get_window=lambda: services.batch_settings().window,
+        on_result=services.record_batch_line,
+        native=native,
+    )
+
+
 def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[str, CallRoute]:
     """Return the routes of model calls by their path below ``/v1``."""
     return {
-        "/chat/completions": CallRoute(OpenAICodec(), text_router, job_submitter),
         "/completions": CallRoute(OpenAICompletionsCodec(), text_router, job_submitter),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
         "/messages": CallRoute(AnthropicCodec(), text_router, job_submitter),
         "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, job_submitter),
         "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, job_submitter),
-        "/ollama/api/embed": CallRoute(OllamaEmbedCodec(), text_router, job_submitter),
+        "/ollama/api/embed": OllamaRoute(OllamaEmbedCodec(), text_router, job_submitter),
         "/ollama/api/embeddings": CallRoute(OllamaEmbeddingsCodec(), text_router, job_submitter),
     }
+
+
+def _is_large(scope: Scope) -> bool:
+    """Return whether a request may have a larger body than others, which is not held in memory."""
+    return scope["method"] == "POST" and scope["path"] in _LARGE_PATHS
 
 
 def render_stream_error(
@@ -199,7 +305,7 @@ def render_stream_error(
 class _HotPathRouter:
     """Routes model calls to their handlers, and all other requests to FastAPI."""
 
-    def __init__(self, calls: Mapping[str, CallRoute], fastapi: ASGIApp) -> None:
+    def __init__(self, calls: Mapping[str, ASGIApp], fastapi: ASGIApp) -> None:
         self._calls = {f"{_PREFIX}{path}": route for path, route in calls.items()}
         self._fastapi = fastapi
 

@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 
 from fastapi import APIRouter
 
 from moyin.errors import ServiceUnavailable
+from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.router import Router
 
 _log = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 5.0
 
 
-async def check_backends_forever(text_router: Router) -> None:
-    """Check the back ends of the current fleet every five seconds until the task is cancelled."""
+async def check_backends_forever(
+    text_router: Router, on_models_changed: Callable[[], None] | None = None
+) -> None:
+    """Check the back ends of the current fleet every five seconds until the task is cancelled.
+
+    Args:
+        on_models_changed: called after a check that found other models on a server than before.
+    """
     while True:
-        runtimes = list(text_router.fleet.runtimes.values())
-        results = await asyncio.gather(
-            *(runtime.check_health(_log_health_change) for runtime in runtimes),
-            return_exceptions=True,
-        )
-        for runtime, result in zip(runtimes, results, strict=True):
-            if isinstance(result, Exception):
-                _log.error(
-                    "the health check of back end %s failed with an unexpected error",
-                    runtime.name,
-                    exc_info=result,
-                )
+        if await check_backends(text_router.fleet.runtimes.values()) and on_models_changed:
+            on_models_changed()
         await asyncio.sleep(_INTERVAL_SECONDS)
+
+
+async def check_backends(runtimes: Iterable[BackendRuntime]) -> bool:
+    """Check all of these back ends once; return True if the models of one of them changed."""
+    runtimes = list(runtimes)
+    results = await asyncio.gather(
+        *(runtime.check_health(_log_health_change) for runtime in runtimes),
+        return_exceptions=True,
+    )
+    for runtime, result in zip(runtimes, results, strict=True):
+        if isinstance(result, Exception):
+            _log.error(
+                "the health check of back end %s failed with an unexpected error",
+                runtime.name,
+                exc_info=result,
+            )
+    return any(result is True for result in results)
 
 
 def _log_health_change(name: str, is_up: bool) -> None:

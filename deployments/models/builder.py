@@ -6,8 +6,7 @@ from pydantic import Field
 from ray import serve
 
 from deployments.models.config import ModelsConfig
-from deployments.models.deployment import Models
-from deployments.replicas import REPLICA_OPTIONS, StrictModel
+from deployments.replicas import StrictModel, new_deployment
 
 
 class ModelsArgs(StrictModel):
@@ -20,11 +19,11 @@ class ModelsArgs(StrictModel):
 
 def build(args: ModelsArgs) -> serve.Application:
     """Return the Serve application of the models app."""
-    deployment = serve.deployment(
+    deployment = new_deployment(
+        "deployments.models.replica.ModelsReplica",
         name="Models",
         max_ongoing_requests=args.max_ongoing_requests,
         user_config=ModelsConfig().model_dump(mode="json", by_alias=True),
         graceful_shutdown_timeout_s=10,
-        **REPLICA_OPTIONS,
-    )(serve.ingress()(Models))
+    )
     return deployment.bind()

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from deployments.models.judge_config import check_judge_config
-from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, build_tariff
+from deployments.models.prices import (
+    BatchPriceSetting,
+    GpuPriceConfig,
+    PriceConfig,
+    PriceSetting,
+    UnitPriceConfig,
+    build_tariff,
+    halve_tariff,
+)
 from deployments.models.routing_config import (
     AliasConfig,
+    BatchesConfig,
     ImagesConfig,
+    OmittableAbility,
     Residency,
     RoutingConfig,
     TenantConfig,
@@ -19,14 +30,41 @@ from deployments.models.routing_config import (
 from deployments.replicas import StrictModel
 from moyin.domain.identity import is_internal_owner
 from moyin.domain.money import FREE_TARIFF, GpuRate, Tariff, TokenSpeed
+from moyin.domain.operation import FREE_UNITS, Operation, UnitRates
 from moyin.text.quality.abilities import look_up_ability
 from moyin.text.routing.catalog import AUTO
 from moyin.text.routing.claude_prices import find_claude_tariff
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyPrior
 
 CLAUDE_URL = "https://api.anthropic.com"
+# The context of models that have none, since they only have other calls than chats.
+_UNUSED_CONTEXT = 1
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
-_MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+_HEADER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$"
+# The configuration is no place for secrets: it is shown by Ray's dashboard.
+_SECRET_HEADERS = frozenset(
+    {
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "cookie",
+        "ocp-apim-subscription-key",
+        "proxy-authorization",
+    }
+)
+_SECRET_PARAMETERS = frozenset({"key", "api_key", "api-key", "subscription-key", "access_token"})
+_FIXED_HEADERS = frozenset(
+    {
+        "host",
+        "content-type",
+        "content-length",
+        "transfer-encoding",
+        "accept-encoding",
+        "connection",
+    }
+)
 
 
 def _normalize_url(url: str) -> str:
@@ -36,37 +74,94 @@ def _normalize_url(url: str) -> str:
     return url
 
 
+def _check_headers(headers: dict[str, str]) -> dict[str, str]:
+    lowered = {name.lower(): value for name, value in headers.items()}
+    if secret := next((name for name in lowered if name in _SECRET_HEADERS), None):
+        raise ValueError(f"{secret} must not be set here: use 'api_key_env' and 'auth_header'")
+    for name in lowered:
+        _check_not_fixed(name)
+    return lowered
+
+
+def _check_not_fixed(name: str) -> str:
+    if name in _FIXED_HEADERS:
+        raise ValueError(f"{name} must not be set, because it depends on the request")
+    return name
+
+
+def _check_query(query: dict[str, str]) -> dict[str, str]:
+    if secret := next((name for name in query if name.lower() in _SECRET_PARAMETERS), None):
+        raise ValueError(f"{secret} must not be set here: use 'api_key_env' and 'auth_header'")
+    return query
+
+
 Url = Annotated[str, AfterValidator(_normalize_url)]
+HeaderName = Annotated[
+    str,
+    Field(pattern=_HEADER_PATTERN),
+    AfterValidator(str.lower),
+    AfterValidator(_check_not_fixed),
+]
+Headers = Annotated[
+    dict[
+        Annotated[str, Field(pattern=_HEADER_PATTERN)],
+        Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")],
+    ],
+    AfterValidator(_check_headers),
+]
 
 
-class ModelConfig(StrictModel):
-    """Configures a model of a back end.
+class ModelSettings(StrictModel):
+    """The settings of models of all kinds of back ends.
 
     Attributes:
         upstream: name of the model at the back end; if None, the same as ``name``.
-        context: size of the context window in tokens, for prompt and answer together.
+        context: size of the context window in tokens, for prompt and answer together. Models that
+            only have ``abilities`` need none.
         quality: quality tier, which an alias can require. For models without quality data in Moyin,
             it also sets the expected quality of answers (docs/routing.md).
         like: known model of the same quality, such as the one that this model was tuned from.
-        embeddings: whether the model computes embeddings and does not answer chats.
+        embeddings: whether the model computes embeddings.
+        abilities: further calls that the model has: ``moderation``, ``rerank``, ``speech``,
+            ``transcription``, ``translation`` (of speech), ``image_edit`` and ``image_variation``.
+            Only back ends of type ``openai`` have these calls (docs/providers.md).
+        chat: whether the model answers chats; if None, it does unless it has ``embeddings`` or
+            ``abilities``.
+        omit: ``tools``, ``thinking``: left out of requests for this model if it lacks them, which
+            ``x-moyin-route`` then says; by default such requests are refused. An alias whose models
+            all say so does the same.
+        batch_price: prices of lines of batches that the back end's own batch API runs (``batch``);
+            if None, half of ``price``.
         first_token_s, tokens_per_s, prompt_tokens_per_s: speed that is assumed before measurements.
     """
 
-    name: str = Field(pattern=_MODEL_NAME_PATTERN)
+    name: str = Field(pattern=MODEL_NAME_PATTERN)
     upstream: str | None = None
-    context: int = Field(ge=1)
     tools: bool = False
     vision: bool = False
     # A field cannot be called `schema`, because BaseModel has a method of that name.
     schema_: bool = Field(False, alias="schema")
     thinking: bool = False
     embeddings: bool = False
+    abilities: tuple[Operation, ...] = ()
+    chat: bool | None = None
     quality: int = 0
     like: str | None = None
+    omit: frozenset[OmittableAbility] = frozenset()
     price: PriceSetting | None = None
+    batch_price: BatchPriceSetting | None = None
     first_token_s: float = Field(DEFAULT_LATENCY.first_token, ge=0)
     tokens_per_s: float = Field(DEFAULT_LATENCY.speed.output, gt=0)
     prompt_tokens_per_s: float = Field(DEFAULT_LATENCY.speed.prompt, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_context(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "context" in data or not data.get("abilities"):
+            return data
+        if data.get("embeddings") or data.get("chat"):
+            return data
+        return {**data, "context": _UNUSED_CONTEXT}
 
     @field_validator("like")
     @classmethod
@@ -84,9 +179,40 @@ class ModelConfig(StrictModel):
         return LatencyPrior(first_token=self.first_token_s, speed=speed)
 
     @property
+    def answers_chats(self) -> bool:
+        """Whether the model answers chats."""
+        return self.chat if self.chat is not None else not (self.embeddings or self.abilities)
+
+    @property
+    def unit_rates(self) -> UnitRates:
+        """The prices of the units of ``abilities``."""
+        return self.price.to_unit_rates() if isinstance(self.price, UnitPriceConfig) else FREE_UNITS
+
+    @property
     def gpu_rate(self) -> GpuRate | None:
         """The price of GPU time, or None if the price is by token."""
         return self.price.to_gpu_rate() if isinstance(self.price, GpuPriceConfig) else None
+
+
+class ModelConfig(ModelSettings):
+    """Configures a model of a back end.
+
+    Attributes:
+        context: size of the context window in tokens, for prompt and answer together.
+    """
+
+    context: int = Field(ge=1)
+
+
+class OllamaModelConfig(ModelSettings):
+    """Configures a model of Ollama hosts. What is not set follows from what the host reports.
+
+    Attributes:
+        context: size of the context window in tokens, for prompt and answer together. If it is
+            None, the host's value; the model is then served by hosts that have pulled it.
+    """
+
+    context: int | None = Field(None, ge=1)
 
 
 class _BackendSettings(StrictModel):
@@ -104,7 +230,6 @@ class _BackendSettings(StrictModel):
     """
 
     name: str = Field(pattern=_NAME_PATTERN)
-    models: tuple[ModelConfig, ...] = Field(min_length=1)
     residency: Residency = "cloud"
     timeout_s: float = Field(600, gt=0)
     first_byte_s: float | None = Field(None, gt=0)
@@ -113,6 +238,15 @@ class _BackendSettings(StrictModel):
     parallel: int | None = Field(None, ge=1)
     queue: int = Field(64, ge=0, le=10_000)
     max_wait_s: float = Field(30, gt=0)
+
+    def __hash__(self) -> int:
+        # Headers are a dictionary, which has no hash. Equality compares all settings.
+        return hash(self.name)
+
+    @property
+    def uses_batch_api(self) -> bool:
+        """Whether lines of batches are sent through the back end's own batch API."""
+        return False
 
     @property
     def server_count(self) -> int:
@@ -131,7 +265,7 @@ class _BackendSettings(StrictModel):
         """The largest number of concurrent calls from a replica to one server."""
         return self.connections if self.parallel is None else self.parallel
 
-    def find_tariff(self, model: ModelConfig) -> Tariff:
+    def find_tariff(self, model: ModelSettings) -> Tariff:
         """Return the token prices of ``model``, which are 0 if its price is by GPU time.
 
         Raises:
@@ -142,6 +276,8 @@ class _BackendSettings(StrictModel):
                 return FREE_TARIFF
             case PriceConfig():
                 return build_tariff((model.price,))
+            case UnitPriceConfig():
+                return model.price.to_tariff()
             case tuple():
                 return build_tariff(model.price)
         default = self.find_default_tariff(model)
@@ -152,9 +288,34 @@ class _BackendSettings(StrictModel):
             )
         return default
 
-    def find_default_tariff(self, model: ModelConfig) -> Tariff | None:
+    def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
         """Return the prices of ``model`` if none are configured, or None if they are unknown."""
         return None
+
+    def find_batch_tariff(self, model: ModelSettings) -> Tariff | None:
+        """Return the prices of ``model`` at the back end's batch API, or None if it is not used.
+
+        Raises:
+            ValueError: there is no price for some prompt length, or the price is by GPU time.
+        """
+        if not self.uses_batch_api:
+            if model.batch_price is not None:
+                raise ValueError(
+                    f"back end {self.name!r}: set 'batch: true' for the 'batch_price' of "
+                    f"{model.name!r}, or remove that"
+                )
+            return None
+        match model.batch_price:
+            case PriceConfig():
+                return build_tariff((model.batch_price,))
+            case tuple():
+                return build_tariff(model.batch_price)
+        if model.gpu_rate is not None:
+            raise ValueError(
+                f"back end {self.name!r}: set the 'batch_price' of {model.name!r}, whose price is "
+                "by GPU time"
+            )
+        return halve_tariff(self.find_tariff(model))
 
 
 class LlamaServerConfig(StrictModel):
@@ -201,7 +362,7 @@ class LlamaConfig(_BackendSettings):
     def max_calls(self) -> int:
         return self.server.parallel if self.parallel is None else self.parallel
 
-    def find_default_tariff(self, model: ModelConfig) -> Tariff | None:
+    def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
         return FREE_TARIFF
 
 
@@ -210,37 +371,79 @@ class OllamaConfig(_BackendSettings):
 
     Attributes:
         hosts: URLs of the hosts.
-        parallel: value of OLLAMA_NUM_PARALLEL on the hosts, which is 1 by default.
-        load_s: estimated seconds to load a model, used until the router has measured a load.
+        models: models to serve, or settings that replace what the hosts report about a model.
+        discover: whether to serve all models that the hosts have pulled; if None, only if
+            ``models`` is empty.
+        parallel: number of concurrent calls from a replica to one host, such as the value of
+            OLLAMA_NUM_PARALLEL there; with ``auto``, each replica learns it from the time to the
+            first token.
+        load_s: estimated seconds to load a model, used until the router has measured a load; if
+            None, the estimate follows from the model's size.
     """
 
     type: Literal["ollama"]
     hosts: tuple[Url, ...] = Field(min_length=1)
+    models: tuple[OllamaModelConfig, ...] = ()
+    discover: bool | None = None
     residency: Residency = "on-premises"
-    parallel: int | None = Field(1, ge=1)
-    load_s: float = Field(10, ge=0)
+    parallel: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"  # type: ignore[assignment]
+    load_s: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _check_models(self) -> OllamaConfig:
+        if not self.models and not self.is_discovering:
+            raise ValueError("models: name a model, or set 'discover: true' to serve all models")
+        return self
+
+    @property
+    def is_discovering(self) -> bool:
+        """True if models that the configuration does not name are served."""
+        return not self.models if self.discover is None else self.discover
 
     @property
     def server_count(self) -> int:
         return len(self.hosts)
 
-    def find_default_tariff(self, model: ModelConfig) -> Tariff | None:
+    @property
+    def max_calls(self) -> int:
+        return self.parallel if isinstance(self.parallel, int) else self.connections
+
+    def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
         return FREE_TARIFF
 
 
 class OpenAIConfig(_BackendSettings):
     """Configures a back end with OpenAI's API.
 
+    docs/providers.md has examples for Gemini, Azure OpenAI and Amazon Bedrock.
+
     Attributes:
         base_url: URL of the API, which ends in ``/v1`` as for OpenAI's SDKs.
+        auth_header: header that carries the key. ``authorization`` carries it as a bearer token.
+        headers: further headers of every request. They may not carry keys, which are secrets.
+        query: parameters of every URL, such as Azure's ``api-version``, none with secrets.
+        health_path: path below ``base_url`` that the health check reads; null for no check. The
+            answer 404 means that the server is up.
         prompt_cache: the same as in `LlamaConfig`, for llama.cpp servers.
+        batch: whether lines of batches are sent through the server's own batch API, which costs
+            less and may take up to a day.
         api_key_env: name of the environment variable with the key; if None, no key is sent.
     """
 
     type: Literal["openai"]
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
     base_url: Url
+    auth_header: HeaderName = "authorization"
+    headers: Headers = Field(default_factory=dict)
+    query: Annotated[dict[str, str], AfterValidator(_check_query)] = Field(default_factory=dict)
+    health_path: str | None = Field("/models", pattern=r"^/")
     prompt_cache: bool = False
+    batch: bool = False
     api_key_env: str | None = None
+
+    @property
+    def uses_batch_api(self) -> bool:
+        return self.batch
 
 
 class AnthropicConfig(_BackendSettings):
@@ -248,15 +451,26 @@ class AnthropicConfig(_BackendSettings):
 
     Attributes:
         base_url: URL of the API without ``/v1``.
+        auth_header: header that carries the key. ``authorization`` carries it as a bearer token.
+        headers: further headers of every request. They may not carry keys, which are secrets.
+        batch: the same as in `OpenAIConfig`.
         api_key_env: name of the environment variable with the key; if None, the key is the setting
             ``MOYIN_ANTHROPIC_API_KEY`` or else the variable ``ANTHROPIC_API_KEY``.
     """
 
     type: Literal["anthropic"]
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
     base_url: Url = CLAUDE_URL
+    auth_header: HeaderName = "x-api-key"
+    headers: Headers = Field(default_factory=dict)
+    batch: bool = False
     api_key_env: str | None = None
 
-    def find_default_tariff(self, model: ModelConfig) -> Tariff | None:
+    @property
+    def uses_batch_api(self) -> bool:
+        return self.batch
+
+    def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
         return find_claude_tariff(model.upstream or model.name)
 
 
@@ -277,6 +491,7 @@ class ModelsConfig(StrictModel):
     tenants: dict[str, TenantConfig] = Field(default_factory=dict)
     routing: RoutingConfig = RoutingConfig()
     images: ImagesConfig = ImagesConfig()
+    batches: BatchesConfig = BatchesConfig()
 
     @model_validator(mode="after")
     def _check_consistency(self) -> ModelsConfig:
@@ -294,15 +509,30 @@ class ModelsConfig(StrictModel):
         for backend in self.backends:
             for model in backend.models:
                 backend.find_tariff(model)
+                backend.find_batch_tariff(model)
+                if model.abilities and not isinstance(backend, OpenAIConfig):
+                    raise ValueError(
+                        f"back end {backend.name!r}: {model.name!r} has 'abilities', which only "
+                        "back ends of type 'openai' can have"
+                    )
+        # The names of models that are discovered later are not known yet.
+        names_are_known = not self._discovers_models
         for alias, target in self.aliases.items():
             if alias in models:
                 raise ValueError(f"aliases: {alias!r} is the name of a model; choose another name")
-            if unknown := set(target.models) - models:
+            if names_are_known and (unknown := set(target.models) - models):
                 raise ValueError(
                     f"aliases.{alias}.models: no back end has a model {sorted(unknown)[0]!r}; add it to one"
                 )
         self._check_references(models | set(self.aliases) | {AUTO})
         return self
+
+    @property
+    def _discovers_models(self) -> bool:
+        return any(
+            isinstance(backend, OllamaConfig) and backend.is_discovering
+            for backend in self.backends
+        )
 
     def _check_references(self, names: set[str]) -> None:
         places = {backend.residency for backend in self.backends}
@@ -318,10 +548,14 @@ class ModelsConfig(StrictModel):
                 raise ValueError(
                     f"tenants.{tenant}: names that begin with 'moyin:' are reserved for Moyin"
                 )
-            if unknown := set(restrictions.models) - names:
+            if not self._discovers_models and (unknown := set(restrictions.models) - names):
                 raise ValueError(
                     f"tenants.{tenant}.models: there is no model or alias {sorted(unknown)[0]!r}; name another"
                 )
         if self.routing.judge is not None:
-            models = [model for backend in self.backends for model in backend.models]
-            check_judge_config(self.routing.judge, models, self.aliases)
+            check_judge_config(
+                self.routing.judge,
+                [model for backend in self.backends for model in backend.models],
+                self.aliases,
+                names_are_known=not self._discovers_models,
+            )

@@ -9,11 +9,17 @@ from typing import Any
 
 from deployments.logs import configure_logs
 from deployments.models.app import ModelsServices, new_app
+from deployments.models.backend_checks import check_backends
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
-from deployments.models.routing_config import ImagesConfig
-from deployments.models.telemetry import CallTelemetry, JudgeMetrics, LearningMetrics
+from deployments.models.routing_config import BatchesConfig, ImagesConfig
+from deployments.models.telemetry import (
+    BatchMetrics,
+    CallTelemetry,
+    JudgeMetrics,
+    LearningMetrics,
+)
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import Gatekeeper, create_authenticator, create_service_token_factory
@@ -23,11 +29,16 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
 from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
+from moyin.store.batch_lines import BatchLineStore
+from moyin.store.blobs import BlobStore
+from moyin.store.files import FileStore
 from moyin.store.followups import FollowUpStore
+from moyin.store.native_batches import NativeBatchStore
 from moyin.store.quality import QualityStore
 from moyin.store.response_cache import ResponseCache
 from moyin.store.sql import Database
 from moyin.store.stored_responses import StoredResponses
+from moyin.store.text_batches import TextBatchStore
 from moyin.store.usage import UsageLedger
 from moyin.store.usage_reports import UsageReports
 from moyin.system.processes import freeze_startup_objects
@@ -69,6 +80,8 @@ class Models(MoyinCalls):
             total_seconds=30,
         )
         self._image_settings = ImagesConfig()
+        self._batch_settings = BatchesConfig()
+        batches = self._batches = TextBatchStore(database)
         self._estimator = Estimator()
         store = QualityStore(database)
         learning = self._learning = QualityLearner(self._estimator, store)
@@ -98,11 +111,13 @@ class Models(MoyinCalls):
         )
 
         learning_metrics = LearningMetrics(learning.background)
+        batch_metrics = BatchMetrics()
 
         def export_metrics() -> None:
             telemetry.export()
             judge_metrics.export()
             learning_metrics.export()
+            batch_metrics.export()
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
@@ -133,6 +148,13 @@ class Models(MoyinCalls):
             ledger=ledger,
             reports=UsageReports(database),
             responses=StoredResponses(database),
+            batches=batches,
+            batch_lines=BatchLineStore(database),
+            native_batches=NativeBatchStore(database),
+            files=FileStore(database),
+            blobs=BlobStore(settings.blobs_url),
+            batch_settings=lambda: self._batch_settings,
+            record_batch_line=batch_metrics.record_line,
             signals=store,
             learning=learning,
             feedback=FeedbackService(store, learning, ledger),
@@ -141,8 +163,11 @@ class Models(MoyinCalls):
             meter=meter,
             observer=RequestObserver(settings.log_level, export_metrics=export_metrics),
             max_body_bytes=settings.max_body_bytes,
+            max_file_bytes=settings.max_file_bytes,
             lifespan=lifespan,
+            on_models_changed=self._build_fleet,
         )
+        self._models_config = ModelsConfig()
         self._config = ReloadableConfig(ModelsConfig, self._apply)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -155,14 +180,27 @@ class Models(MoyinCalls):
                 # Loading takes half a second, too long for the event loop. The result is cached.
                 await asyncio.to_thread(load_embedder, name)
         self._config.load(user_config)
+        # The replica receives requests once this method returns, so it must know its models.
+        runtimes = self._text_router.fleet.runtimes.values()
+        if await check_backends(
+            runtime for runtime in runtimes if runtime.refresh_models and runtime.is_up is None
+        ):
+            self._build_fleet()
 
     def _apply(self, config: ModelsConfig) -> None:
-        fleet = self._text_router.fleet = self._fleet_builder.build(config)
-        self._estimator.set_abilities(fleet.catalog.abilities)
+        self._models_config = config
+        self._build_fleet()
         self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge
         self._judge.set_rules(None if judge is None else judge.to_rules())
         self._image_settings = config.images
+        self._batch_settings = config.batches
+        self._batches.max_open = config.batches.open
+
+    def _build_fleet(self) -> None:
+        """Build the fleet of the present configuration and of the servers' present models."""
+        fleet = self._text_router.fleet = self._fleet_builder.build(self._models_config)
+        self._estimator.set_abilities(fleet.catalog.abilities)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
         return new_app(self._services).disable_request_id()

@@ -8,6 +8,7 @@ from moyin.errors import MoyinError
 from moyin.text.protocol.anthropic.errors import render_error as anthropic_error
 from moyin.text.protocol.ollama.errors import render_error as ollama_error
 from moyin.text.protocol.openai.errors import render_error as openai_error
+from moyin.text.protocol.responses.errors import render_error as responses_error
 
 _PREFIX = "/v1"
 _MODELS_PATH = f"{_PREFIX}/models"
@@ -36,6 +37,8 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return anthropic_error(error, request_id, path)
     if path.startswith(f"{_PREFIX}/ollama"):
         return ollama_error(error, request_id, path)
+    if path.startswith(f"{_PREFIX}/responses"):
+        return responses_error(error, request_id, path)
     if path.startswith(_MOYIN_PATHS):
         return render_problem_details(error, request_id, path)
     return openai_error(error, request_id, path)

@@ -6,36 +6,44 @@ import asyncio
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, cast
+from urllib.parse import urlencode
 
 from actors.llama import LlamaSpec
 from deployments.models.config import (
     CLAUDE_URL,
+    MODEL_NAME_PATTERN,
     AnthropicConfig,
     BackendConfig,
     LlamaConfig,
-    ModelConfig,
     ModelsConfig,
+    ModelSettings,
     OllamaConfig,
+    OllamaModelConfig,
     OpenAIConfig,
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from deployments.models.routing_config import build_policies, to_hedging
 from moyin.domain.backend import ApiFormat, ModelBackend
+from moyin.domain.model_file import ModelFile
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
 from moyin.system.slots import Slots
+from moyin.text.backends.batches import BatchApi
 from moyin.text.backends.http import Endpoint, FixedEndpoint
-from moyin.text.backends.ollama import OllamaBackend
+from moyin.text.backends.learned_limit import LearnedLimit
+from moyin.text.backends.ollama import DEFAULT_CONTEXT, OllamaBackend
+from moyin.text.backends.ollama_models import HostModels, add_default_tag
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.text.quality.abilities import Ability, create_tier_ability, look_up_ability
 from moyin.text.quality.embedder import load_embedder
 from moyin.text.routing.backend_runtime import BackendRuntime
-from moyin.text.routing.catalog import Catalog, ModelDeployment
+from moyin.text.routing.catalog import LATEST_TAG, Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
@@ -45,6 +53,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS = 0.5
+# Assumed until a load was measured: an SSD's speed, and the load of a model of unknown size.
+_LOADED_BYTES_PER_SECOND = 1e9
+_LOAD_SECONDS = 1.0
+_MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
 # These services check JSON schemas themselves and accept larger schemas than we do.
 _CLOUD_URLS = frozenset({OPENAI_URL, CLAUDE_URL})
 _CLAUDE_KEY_VARIABLE = "ANTHROPIC_API_KEY"
@@ -74,6 +86,17 @@ class _ServerPlan:
     key: str | None = ""
 
 
+class _Abilities(TypedDict):
+    """The attributes of a `Model` that say what it can do."""
+
+    tools: bool
+    vision: bool
+    schema: bool
+    thinking: bool
+    embeddings: bool
+    chat: bool | None
+
+
 class FleetBuilder:
     """Builds back ends, reuses unchanged back ends, and closes removed back ends.
 
@@ -93,20 +116,32 @@ class FleetBuilder:
         self._environment = environment
         self._telemetry = telemetry or NoTelemetry()
         self._runtimes: dict[_ServerPlan, BackendRuntime] = {}
+        # By URL of an Ollama host, so that what is known of a host outlives a new configuration.
+        self._host_models: dict[str, HostModels] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     def build(self, config: ModelsConfig) -> Fleet:
-        """Build the fleet that ``config`` describes.
+        """Build the fleet that ``config`` and the models on the servers describe.
 
         Back ends that did not change since the last call are reused. Removed and changed back ends
         are closed when their last request ends.
         """
         plans = [plan for backend in config.backends for plan in self._plan_servers(backend)]
+        self._host_models = {
+            plan.url: self._host_models.get(plan.url) or HostModels()
+            for plan in plans
+            if isinstance(plan.config, OllamaConfig)
+        }
         runtimes = {
             plan: self._runtimes.get(plan) or self._new_runtime(plan)
             for plan in plans
             if plan.key is not None
         }
+        for plan, runtime in runtimes.items():
+            if plan.config.server_count > 1:
+                runtime.peers = [
+                    peer for other, peer in runtimes.items() if other.config == plan.config
+                ]
         names = {plan.name for plan in runtimes}
         for plan, runtime in self._runtimes.items():
             if plan not in runtimes:
@@ -115,8 +150,10 @@ class FleetBuilder:
                 self._telemetry.forget_backend(plan.name)
         self._runtimes = runtimes
         deployments = [
-            _new_deployment(plan, model) for plan in plans for model in plan.config.models
+            deployment for plan in plans for deployment in self._iterate_deployments(plan)
         ]
+        for runtime in runtimes.values():
+            runtime.slots.background_share = config.batches.share
         routing = config.routing
         highest = routing.max_usd_per_bad_answer
         aliases = {name: alias.to_alias() for name, alias in config.aliases.items()}
@@ -159,31 +196,62 @@ class FleetBuilder:
                 key = self._find_claude_key(config) or None
                 yield _ServerPlan(name=config.name, config=config, url=config.base_url, key=key)
 
+    def _iterate_deployments(self, plan: _ServerPlan) -> Iterator[ModelDeployment]:
+        config = plan.config
+        if not isinstance(config, OllamaConfig):
+            for model in config.models:
+                yield _new_deployment(plan, model, context=model.context)
+            return
+        host = self._host_models[plan.url]
+        for listed in config.models:
+            file = host.find(listed.upstream or listed.name)
+            context = listed.context or (file.context if file is not None else None)
+            if context is not None:
+                yield _new_deployment(plan, listed, context=context, file=file)
+        if config.is_discovering:
+            # A configured model keeps its name, also if another model on the disk has the same.
+            names = {
+                add_default_tag(name)
+                for model in config.models
+                for name in (model.name, model.upstream or model.name)
+            }
+            for file in (host.files or {}).values():
+                if file.name not in names and _is_servable(file):
+                    name = file.name.removesuffix(LATEST_TAG)
+                    found = OllamaModelConfig(name=name, upstream=file.name)
+                    context = file.context or DEFAULT_CONTEXT
+                    yield _new_deployment(plan, found, context=context, file=file)
+
     def _find_claude_key(self, config: AnthropicConfig) -> str:
         if config.api_key_env is not None:
             return self._environment.get(config.api_key_env, "")
         return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY_VARIABLE, "")
 
     def _new_runtime(self, plan: _ServerPlan) -> BackendRuntime:
-        backend = _new_backend(plan)
+        host = self._host_models.get(plan.url)
         config, telemetry = plan.config, self._telemetry
+        slots = Slots(config.max_calls, queue=config.queue, patience=config.max_wait_s)
+        backend = _new_backend(plan, host, slots)
         telemetry.record_breaker_state(plan.name, BreakerState.CLOSED)
         return BackendRuntime(
             name=plan.name,
             backend=backend,
             pass_through=backend,
+            operations=backend if isinstance(backend, OpenAIBackend) else None,
             timeout=config.timeout_s,
             breaker=Breaker(
                 time.monotonic,
                 on_change=lambda state: telemetry.record_breaker_state(plan.name, state),
             ),
-            slots=Slots(config.max_calls, queue=config.queue, patience=config.max_wait_s),
+            slots=slots,
             first_byte_timeout=config.first_byte_s,
             retries=config.retries,
             provider=_PROVIDERS.get(config.type, config.type),
             checks_schemas=plan.url not in _CLOUD_URLS,
-            loaded=_new_loaded_models(config, backend),
+            loaded=_new_loaded_models(config, backend, host),
+            refresh_models=backend.refresh_models if isinstance(backend, OllamaBackend) else None,
             priors={model.name: model.latency_prior for model in config.models},
+            batch_api=_find_batch_api(config, backend),
         )
 
     def _close_later(self, runtime: BackendRuntime) -> None:
@@ -201,10 +269,10 @@ async def _close_when_idle(runtime: BackendRuntime) -> None:
 
 
 def _new_backend(
-    plan: _ServerPlan,
+    plan: _ServerPlan, host: HostModels | None, slots: Slots
 ) -> LlamaBackend | OllamaBackend | OpenAIBackend | AnthropicBackend:
     config, connections = plan.config, plan.config.connections
-    endpoint = Endpoint(url=plan.url, key=plan.key or "")
+    endpoint = _new_endpoint(plan)
     match config:
         case LlamaConfig():
             endpoints = LlamaEndpoints(plan.name, _new_llama_spec(config))
@@ -212,17 +280,48 @@ def _new_backend(
                 endpoints, connections=connections, prompt_cache=config.prompt_cache
             )
         case OllamaConfig():
-            contexts = {model.upstream or model.name: model.context for model in config.models}
-            return OllamaBackend(plan.url, contexts=contexts, connections=connections)
+            contexts = {
+                model.upstream or model.name: model.context
+                for model in config.models
+                if model.context is not None
+            }
+            limit = (
+                LearnedLimit(slots, max_limit=connections) if config.parallel == "auto" else None
+            )
+            return OllamaBackend(
+                plan.url, contexts=contexts, connections=connections, models=host, limit=limit
+            )
         case OpenAIConfig():
             return OpenAIBackend(
-                FixedEndpoint(endpoint), connections=connections, prompt_cache=config.prompt_cache
+                FixedEndpoint(endpoint),
+                connections=connections,
+                auth_header=config.auth_header,
+                health_path=config.health_path,
+                prompt_cache=config.prompt_cache,
             )
         case AnthropicConfig():
             # Importing the SDK takes a second, and most replicas do not need it.
             from moyin.text.backends.anthropic import AnthropicBackend
 
-            return AnthropicBackend(endpoint, connections=connections)
+            return AnthropicBackend(
+                endpoint, connections=connections, auth_header=config.auth_header
+            )
+
+
+def _new_endpoint(plan: _ServerPlan) -> Endpoint:
+    config, key = plan.config, plan.key or ""
+    match config:
+        case OpenAIConfig():
+            query = urlencode(config.query)
+            return Endpoint(url=plan.url, key=key, headers=config.headers, query=query)
+        case AnthropicConfig():
+            return Endpoint(url=plan.url, key=key, headers=config.headers)
+    return Endpoint(url=plan.url, key=key)
+
+
+def _find_batch_api(config: BackendConfig, backend: ModelBackend) -> BatchApi | None:
+    """Return the client of the back end's batch API if the configuration says to use it."""
+    return getattr(backend, "batches", None) if config.uses_batch_api else None
 
 
 def _new_llama_spec(config: LlamaConfig) -> LlamaSpec:
@@ -237,40 +336,85 @@ def _new_llama_spec(config: LlamaConfig) -> LlamaSpec:
     )
 
 
-def _new_loaded_models(config: BackendConfig, backend: ModelBackend) -> LoadedModels | None:
+def _new_loaded_models(
+    config: BackendConfig, backend: ModelBackend, host: HostModels | None
+) -> LoadedModels | None:
     if not isinstance(config, OllamaConfig) or not isinstance(backend, OllamaBackend):
         return None
+
+    def estimate_load_seconds(model: str) -> float:
+        if config.load_s is not None:
+            return config.load_s
+        file = host.find(model) if host is not None else None
+        return file.size / _LOADED_BYTES_PER_SECOND if file is not None else _LOAD_SECONDS
+
     return LoadedModels(
-        backend.list_resident_models, load_seconds=config.load_s, clock=time.monotonic
+        backend.list_resident_models, load_seconds=estimate_load_seconds, clock=time.monotonic
     )
 
 
-def _new_deployment(plan: _ServerPlan, model: ModelConfig) -> ModelDeployment:
+def _is_servable(file: ModelFile) -> bool:
+    """Return whether the model chats or computes embeddings, and has a name that a URL can have."""
+    return bool(file.capabilities & {"completion", "embedding"}) and (
+        _MODEL_NAME.fullmatch(file.name) is not None
+    )
+
+
+def _find_abilities(model: ModelSettings, file: ModelFile | None) -> _Abilities:
+    """Return the abilities that the configuration sets, else those that the server reports."""
+    abilities = _Abilities(
+        tools=model.tools,
+        vision=model.vision,
+        schema=model.schema_,
+        thinking=model.thinking,
+        embeddings=model.embeddings,
+        chat=model.answers_chats,
+    )
+    if file is None:
+        return abilities
+    reported = _Abilities(
+        tools="tools" in file.capabilities,
+        vision="vision" in file.capabilities,
+        thinking="thinking" in file.capabilities,
+        # An Ollama holds every model to a schema, and computes vectors with every model.
+        schema=True,
+        embeddings=True,
+        chat="completion" in file.capabilities,
+    )
+    configured = {name.rstrip("_") for name in model.model_fields_set}
+    changes = {name: value for name, value in abilities.items() if name in configured}
+    return cast(_Abilities, reported | changes)
+
+
+def _new_deployment(
+    plan: _ServerPlan, model: ModelSettings, *, context: int, file: ModelFile | None = None
+) -> ModelDeployment:
     return ModelDeployment(
         backend=plan.name,
         model=Model(
             name=model.name,
             upstream=model.upstream or model.name,
-            context=model.context,
+            context=context,
             tariff=plan.config.find_tariff(model),
-            tools=model.tools,
-            vision=model.vision,
-            schema=model.schema_,
-            thinking=model.thinking,
-            embeddings=model.embeddings,
+            **_find_abilities(model, file),
+            operations=frozenset(model.abilities),
+            unit_rates=model.unit_rates,
             quality=model.quality,
             gpu=model.gpu_rate,
         ),
         family=plan.config.name,
+        omit=model.omit,
         residency=plan.config.residency,
         api_format=_API_FORMATS[plan.config.type],
         configured=plan.key is not None,
         key_env=_find_key_variable(plan.config),
         ability=_find_ability(model),
+        file=file,
+        batch_tariff=plan.config.find_batch_tariff(model),
     )
 
 
-def _find_ability(model: ModelConfig) -> Ability | None:
+def _find_ability(model: ModelSettings) -> Ability | None:
     """Return the quality data of ``like``, else of the model's names, else of its tier, else None."""
     if model.like is not None:
         return look_up_ability(model.like)

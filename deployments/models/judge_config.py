@@ -26,7 +26,7 @@ class _ModelSettings(Protocol):
     @property
     def embeddings(self) -> bool: ...
     @property
-    def context(self) -> int: ...
+    def context(self) -> int | None: ...
 
 
 class _AliasSettings(Protocol):
@@ -79,9 +79,16 @@ class JudgeConfig(StrictModel):
 
 
 def check_judge_config(
-    judge: JudgeConfig, models: Sequence[_ModelSettings], aliases: Mapping[str, _AliasSettings]
+    judge: JudgeConfig,
+    models: Sequence[_ModelSettings],
+    aliases: Mapping[str, _AliasSettings],
+    *,
+    names_are_known: bool,
 ) -> None:
-    """Raise ValueError unless the judge can judge and there are two other models to compare."""
+    """Raise ValueError unless the judge can judge and there are two other models to compare.
+
+    If ``names_are_known`` is False, the others may be models that are discovered later.
+    """
     alias = aliases.get(judge.model)
     names = {judge.model} if alias is None else set(alias.models)
     judges = [
@@ -99,14 +106,14 @@ def check_judge_config(
             f"routing.judge.model: no model of {judge.model!r} has 'schema: true'; name a model that has it"
         )
     needed = judge.max_answer_tokens + INSTRUCTION_TOKENS + MAX_VERDICT_TOKENS
-    if all(model.context <= needed for model in able):
+    if all(model.context is not None and model.context <= needed for model in able):
         raise ValueError(
             f"routing.judge.model: the context of {judge.model!r} must be above {needed} tokens, so "
             "that a conversation and two answers fit; choose another model or lower "
             "routing.judge.max_answer_tokens"
         )
     chat_models = {model.name for model in models if not model.embeddings}
-    if len(chat_models - {model.name for model in judges}) < 2:
+    if names_are_known and len(chat_models - {model.name for model in judges}) < 2:
         raise ValueError(
             f"routing.judge.model: there must be two chat models besides {judge.model!r} to compare, "
             "because a judge never judges its own answers"
@@ -114,7 +121,7 @@ def check_judge_config(
     second = judge.second
     if second is None:
         return
-    if second not in chat_models:
+    if names_are_known and second not in chat_models:
         raise ValueError(
             f"routing.judge.second: no chat model {second!r}; name a configured model or leave it out"
         )

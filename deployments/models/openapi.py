@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,11 +13,17 @@ from pydantic import BaseModel
 from deployments.openapi import document_protocol_errors, document_security
 from moyin.text.protocol.anthropic.wire import CountBody, MessagesBody
 from moyin.text.protocol.ollama import wire as ollama
+from moyin.text.protocol.openai.batches import CreateBatch
 from moyin.text.protocol.openai.images import ImagesBody
+from moyin.text.protocol.openai.operations import ModerationBody, RerankBody, SpeechBody
 from moyin.text.protocol.openai.wire import ChatBody, CompletionBody, EmbeddingBody
 from moyin.text.protocol.responses.wire import ResponseBody
 
-_SSE, _NDJSON = "text/event-stream", "application/x-ndjson"
+_SSE, _NDJSON, _JSON = "text/event-stream", "application/x-ndjson", "application/json"
+_BINARY = "application/octet-stream"
+_OBJECT_SCHEMA: Mapping[str, Any] = {"type": "object"}
+_TEXT_SCHEMA: Mapping[str, Any] = {"type": "string"}
+_BINARY_SCHEMA: Mapping[str, Any] = {"type": "string", "format": "binary"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,23 @@ class _CallDescription:
     stream_type: str | None
     summary: str
     description: str
+
+
+@dataclass(frozen=True, slots=True)
+class _OperationDescription:
+    """The description of a call that only some models have.
+
+    Attributes:
+        body: the shape of a JSON body, or the schemas of a form's required fields.
+        answers: schemas of the answer by media type.
+    """
+
+    path: str
+    name: str
+    body: type[BaseModel] | Mapping[str, Any]
+    summary: str
+    description: str
+    answers: Mapping[str, Any] = field(default_factory=lambda: {_JSON: _OBJECT_SCHEMA})
 
 
 _CALLS = (
@@ -118,16 +141,76 @@ _CALLS = (
         "Returns the vector of one prompt. Ollama's older form of `/ollama/api/embed`.",
     ),
 )
+_OPERATIONS = (
+    _OperationDescription(
+        "/moderations",
+        "ModerationBody",
+        ModerationBody,
+        "OpenAI moderation",
+        "Classifies texts and pictures (as `data:` URLs). Without `model` the router chooses one.",
+    ),
+    _OperationDescription(
+        "/rerank",
+        "RerankBody",
+        RerankBody,
+        "Rerank documents",
+        "Sorts documents by their relevance to a query, in the format of Cohere's and Jina's APIs. "
+        "`/reranking` is the same.",
+    ),
+    _OperationDescription(
+        "/audio/speech",
+        "SpeechBody",
+        SpeechBody,
+        "OpenAI speech",
+        "Returns spoken text as audio while it is generated, or as events.",
+        {_BINARY: _BINARY_SCHEMA, _SSE: _TEXT_SCHEMA},
+    ),
+    _OperationDescription(
+        "/audio/transcriptions",
+        "Transcription",
+        {"file": _BINARY_SCHEMA, "model": _TEXT_SCHEMA},
+        "OpenAI transcription",
+        "Returns the words of an audio file. Other fields of the form are passed through.",
+        {_JSON: _OBJECT_SCHEMA, "text/plain": _TEXT_SCHEMA, _SSE: _TEXT_SCHEMA},
+    ),
+    _OperationDescription(
+        "/audio/translations",
+        "Translation",
+        {"file": _BINARY_SCHEMA, "model": _TEXT_SCHEMA},
+        "OpenAI translation of speech",
+        "Returns the words of an audio file in English.",
+        {_JSON: _OBJECT_SCHEMA, "text/plain": _TEXT_SCHEMA},
+    ),
+    _OperationDescription(
+        "/images/edits",
+        "ImageEdit",
+        {"image": _BINARY_SCHEMA, "prompt": _TEXT_SCHEMA},
+        "OpenAI image edit",
+        "Returns pictures made of up to 16 pictures and a prompt. `model` names a model with the "
+        "ability `image_edit`, or a render template with inputs `prompt` and `image`.",
+        {_JSON: _OBJECT_SCHEMA, _SSE: _TEXT_SCHEMA},
+    ),
+    _OperationDescription(
+        "/images/variations",
+        "ImageVariation",
+        {"image": _BINARY_SCHEMA},
+        "OpenAI image variation",
+        "Returns pictures that resemble one.",
+    ),
+)
 _EXTRA_BODIES: Mapping[str, type[BaseModel]] = {
+    "/batches": CreateBatch,
     "/messages/count_tokens": CountBody,
     "/images/generations": ImagesBody,
     "/ollama/api/show": ollama.ShowBody,
+    "/ollama/api/pull": ollama.PullBody,
 }
 _HEADERS = {
     "x-request-id": "Identifies the call in `GET /requests/{request_id}`.",
     "x-moyin-backend": "The back end that answered.",
     "x-moyin-model": "The model that answered.",
-    "x-moyin-route": "Why the model was chosen: a word, and after `; ` the expected quality.",
+    "x-moyin-route": "Why the model was chosen: a word, and after `; ` the expected quality and what "
+    "was left out of the request (`without tools`).",
     "x-moyin-cache": "`hit` or `miss`, if the alias caches answers.",
     "x-moyin-estimated": "`true` if the back end reports no usage: the usage in the answer, which is "
     "recorded, is an estimate.",
@@ -195,6 +278,8 @@ def _build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str,
                 },
             }
         }
+    for operation in _OPERATIONS:
+        document["paths"][operation.path] = {"post": _describe_operation(operation, schemas)}
     for path, body in _EXTRA_BODIES.items():
         document["paths"][path]["post"]["requestBody"] = _describe_body(
             body, body.__name__, schemas
@@ -205,11 +290,39 @@ def _build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str,
     return document
 
 
+def _describe_operation(
+    operation: _OperationDescription, schemas: dict[str, Any]
+) -> dict[str, Any]:
+    if isinstance(operation.body, Mapping):
+        form = {
+            "type": "object",
+            "properties": operation.body,
+            "required": list(operation.body),
+            "additionalProperties": True,
+        }
+        body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    else:
+        body = _describe_body(operation.body, operation.name, schemas)
+    content = {media_type: {"schema": schema} for media_type, schema in operation.answers.items()}
+    return {
+        "tags": ["text"],
+        "summary": operation.summary,
+        "description": f"{operation.description} If no model has the ability, error 404 "
+        "`operation_not_configured` says how to configure one.",
+        "operationId": operation.name,
+        "requestBody": body,
+        "responses": {
+            "200": {**_describe_answer(None), "content": content},
+            "default": {"description": "An error in the protocol's format"},
+        },
+    }
+
+
 def _describe_body(body: type[BaseModel], name: str, schemas: dict[str, Any]) -> dict[str, Any]:
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
     # Several protocols have schemas with names such as Tool, so the names get the call's as a prefix.
     content = {"schema": _add_schemas(schema, name, schemas)}
-    return {"required": True, "content": {"application/json": content}}
+    return {"required": True, "content": {_JSON: content}}
 
 
 def _add_schemas(schema: dict[str, Any], prefix: str, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +349,7 @@ def _describe_answer(stream_type: str | None) -> dict[str, Any]:
         name: {"description": description, "schema": {"type": "string"}}
         for name, description in _HEADERS.items()
     }
-    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    content: dict[str, Any] = {_JSON: {"schema": _OBJECT_SCHEMA}}
     if stream_type is not None:
         content[stream_type] = {"schema": {"type": "string"}}
     return {"description": "The answer", "headers": headers, "content": content}

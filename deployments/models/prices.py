@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from itertools import groupby
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from deployments.replicas import StrictModel
 from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, create_flat_tariff
+from moyin.domain.operation import UnitRates
 
 # More than six decimal places would be fractions of a picodollar per token.
 _UsdAmount = Annotated[Decimal, Field(ge=0, decimal_places=6)]
@@ -56,15 +57,91 @@ class GpuPriceConfig(StrictModel):
         return GpuRate(usd_per_hour=self.usd_per_gpu_hour)
 
 
+class UnitPriceConfig(StrictModel):
+    """The prices of a model with ``abilities``, in US dollars; units without a price are free.
+
+    Attributes:
+        usd_per_million_characters: price of texts that are spoken.
+        usd_per_minute: price of audio that is transcribed or translated, by the second.
+        usd_per_image: price of a picture that is made.
+        usd_per_thousand_searches: price of rerankings. A search is a query with up to 100 documents.
+        input, output: prices of a million tokens, if the back end also bills tokens.
+    """
+
+    usd_per_million_characters: _UsdAmount | None = None
+    usd_per_minute: _UsdAmount | None = None
+    usd_per_image: _UsdAmount | None = None
+    usd_per_thousand_searches: _UsdAmount | None = None
+    input: _UsdAmount = Decimal(0)
+    output: _UsdAmount = Decimal(0)
+
+    @model_validator(mode="after")
+    def _require_unit(self) -> UnitPriceConfig:
+        if not any(name.startswith("usd_per_") for name in self.model_fields_set):
+            raise ValueError("needs the price of a unit, such as usd_per_minute")
+        return self
+
+    def to_unit_rates(self) -> UnitRates:
+        """Return the prices of units; those of tokens are in `to_tariff`."""
+        return UnitRates(
+            characters=self.usd_per_million_characters or Decimal(0),
+            minutes=self.usd_per_minute or Decimal(0),
+            images=self.usd_per_image or Decimal(0),
+            searches=self.usd_per_thousand_searches or Decimal(0),
+        )
+
+    def to_tariff(self) -> Tariff:
+        return create_flat_tariff(self.input, self.output)
+
+
 def _expand_zero(value: Any) -> Any:
     """Replace the short form ``price: 0`` by prices of 0."""
     return {"input": 0, "output": 0} if value == 0 and not isinstance(value, bool) else value
 
 
 PriceSetting = Annotated[
-    PriceConfig | GpuPriceConfig | Annotated[tuple[PriceConfig, ...], Field(min_length=1)],
+    PriceConfig
+    | GpuPriceConfig
+    | UnitPriceConfig
+    | Annotated[tuple[PriceConfig, ...], Field(min_length=1)],
     BeforeValidator(_expand_zero),
 ]
+
+
+BatchPriceSetting = Annotated[
+    PriceConfig | Annotated[tuple[PriceConfig, ...], Field(min_length=1)],
+    BeforeValidator(_expand_zero),
+]
+
+
+def halve_tariff(tariff: Tariff) -> Tariff:
+    """Return half of the prices, rounded up to the six decimals of `Rates`."""
+    return Tariff(
+        prices=tuple(
+            Price(
+                since=price.since,
+                bands=tuple(
+                    PriceBand(rates=_halve_rates(band.rates), up_to=band.up_to)
+                    for band in price.bands
+                ),
+            )
+            for price in tariff.prices
+        )
+    )
+
+
+def _halve_rates(rates: Rates) -> Rates:
+    return Rates(
+        input=_halve(rates.input),
+        output=_halve(rates.output),
+        cache_read=_halve(rates.cache_read),
+        cache_write=_halve(rates.cache_write),
+        cache_write_1h=_halve(rates.cache_write_1h),
+    )
+
+
+def _halve(amount: Decimal) -> Decimal:
+    return (amount / 2).quantize(Decimal("0.000001"), ROUND_UP)
 
 
 def build_tariff(prices: Sequence[PriceConfig]) -> Tariff:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -62,6 +62,9 @@ class CacheConfig(StrictModel):
         return CachingPolicy(ttl=self.ttl_s, max_bytes=self.max_bytes, max_entries=self.entries)
 
 
+OmittableAbility: TypeAlias = Literal["tools", "thinking"]
+
+
 class AliasConfig(StrictModel):
     """Configures an alias, a name for several models of which the one with the lowest score answers.
 
@@ -74,6 +77,8 @@ class AliasConfig(StrictModel):
         usd_per_second, rescue, hold_streams, explore, hedge: override ``routing`` unless None.
         usd_per_bad_answer: cost of a useless answer; overrides the tenant and ``routing`` unless None.
         cache: cache of answers; if None, answers are not cached.
+        omit: ``tools``, ``thinking``: left out of requests if no model of the alias has them, which
+            ``x-moyin-route`` then says; by default such requests are refused.
     """
 
     models: tuple[str, ...] = ()
@@ -86,6 +91,7 @@ class AliasConfig(StrictModel):
     explore: float | None = Field(None, ge=0, le=0.5)
     hedge: HedgeConfig | None = None
     cache: CacheConfig | None = None
+    omit: frozenset[OmittableAbility] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -167,6 +173,23 @@ class RoutingConfig(StrictModel):
         if name is not None:
             find_package_folder(name)
         return name
+
+
+class BatchesConfig(StrictModel):
+    """Configures how lines of batches share back ends with other calls.
+
+    Attributes:
+        share: largest share of a back end's places (`parallel`) that lines use; one line may always
+            run. They also leave the last free place to other calls.
+        window: largest number of lines of a batch that run or wait in a replica.
+        open: largest number of open batches of a tenant.
+        poll_s: seconds between two questions to a back end whether it has ended a batch of its own.
+    """
+
+    share: float = Field(0.5, gt=0, le=1)
+    window: int = Field(32, ge=1, le=1_000)
+    open: int = Field(50, ge=1)
+    poll_s: float = Field(30, gt=0)
 
 
 class ImagesConfig(StrictModel):

@@ -18,6 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from ray.util import metrics
 
 from deployments.observer import BatchHistogram
+from moyin.domain.text_batch import LineResult, LineStatus
 from moyin.http.breaker import BreakerState
 from moyin.text.judging.verdict import Outcome
 from moyin.text.routing.background_queue import BackgroundQueue
@@ -189,6 +190,32 @@ class LearningMetrics:
             "failed": background.failed,
             "lost": background.dropped,
         }
+
+
+class BatchMetrics:
+    """Publishes how many lines of batches have ended, by status. A thread calls `export`."""
+
+    def __init__(self) -> None:
+        self._ended = Counter[str]()
+        self._exported = Counter[str]()
+        self._lines = metrics.Counter(
+            "moyin_batch_lines",
+            "Lines of text batches that were answered or have failed, by the error's code.",
+            tag_keys=("status", "error_type"),
+        )
+
+    def record_line(self, result: LineResult) -> None:
+        """Count a line for the next export."""
+        self._ended[result.error_code or ""] += 1
+
+    def export(self) -> None:
+        """Add the increase of the counts since the last call to Ray's metrics."""
+        for code, count in list(self._ended.items()):
+            if count > self._exported[code]:
+                status = LineStatus.FAILED if code else LineStatus.COMPLETED
+                tags = {"status": status.value, "error_type": code}
+                self._lines.inc(count - self._exported[code], tags)
+                self._exported[code] = count
 
 
 def _drain(queue: deque[_T]) -> list[_T]:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from ray.exceptions import RayError
 
 from actors.comfyui import ActorStatus, ComfySpec, find_or_start, list_actors
+from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
 from deployments.render.telemetry import ActorCounts
+from moyin.domain.renderer import has_runs, list_runs
 from moyin.errors import MoyinError
 from moyin.render.scheduling.rules import ScalingPolicy
 
@@ -34,6 +36,7 @@ class ActorSupervisor:
     their renders, and the pool keeps the results for retries of the steps, which may come much later.
 
     Args:
+        bookkeeper: books the runs that the actors report.
         on_counts: called with the current counts every second.
     """
 
@@ -42,12 +45,14 @@ class ActorSupervisor:
         pool: Pool,
         spec: ComfySpec,
         scale: ScalingPolicy,
+        bookkeeper: RunBookkeeper,
         on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
         self._on_counts = on_counts
         self._pool = pool
         self._spec = spec
         self._scale = scale
+        self._bookkeeper = bookkeeper
         self._prefix = f"comfyui-{pool.name}-"
         self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
         self._scaling: asyncio.Task[None] | None = None
@@ -111,7 +116,7 @@ class ActorSupervisor:
         abandoned = self._pool.abandoned_renderers
         await asyncio.gather(
             *(
-                _retire_if_idle(renderer, is_placed=name not in self._requested_at)
+                self._retire_if_idle(name, renderer, is_placed=name not in self._requested_at)
                 for name, renderer in self._renderers.items()
                 if name not in abandoned
             )
@@ -174,13 +179,17 @@ class ActorSupervisor:
     def _idle_seconds(self, name: str) -> float | None:
         if name not in self._renderers:
             return None
-        if self._pool.is_followed(name):
+        if self._pool.is_followed(name) or self._has_unsettled_runs(name):
             return None
         if self._pool.has_renderer(name):
             return self._pool.idle_seconds(name)
         if self.placing_seconds.get(name, 0.0) > _PLACEMENT_SECONDS:
             return math.inf  # A node that is added for the actor would be idle.
         return time.monotonic() - self._supervised_since[name]
+
+    def _has_unsettled_runs(self, name: str) -> bool:
+        status = self.statuses.get(name)
+        return status is not None and bool(list_runs(status.renderer))
 
     async def _supervise_actor(self, name: str) -> None:
         """Start or adopt the actor, and restart it whenever it is lost."""
@@ -200,6 +209,8 @@ class ActorSupervisor:
             self._mark_placed(name)
             self.statuses.pop(name, None)
             self._pool.remove_renderer(name)
+            # Afterwards, because the database may hang.
+            await self._bookkeeper.settle(name, ())
             if name not in self._names:
                 self._renderers.pop(name, None)
                 self._failed.discard(name)
@@ -214,10 +225,13 @@ class ActorSupervisor:
             status = await renderer.actor_status()
             self.statuses[name] = status
             self._mark_placed(name)
-            if status.spec != self._spec or name not in self._names:
+            if run_ids := await self._bookkeeper.settle(name, list_runs(status.renderer)):
+                await renderer.settle(run_ids)
+            if self._is_outdated(name, status):
                 self._pool.drain_renderer(name, renderer)
-                if not status.renderer.running and not self._pool.is_followed(name):
-                    _log.info("removing actor %s of an earlier configuration", name)
+                is_unused = not status.renderer.running and not self._has_unsettled_runs(name)
+                if is_unused and not self._pool.is_followed(name):
+                    _log.info("removing actor %s of an earlier configuration or version", name)
                     self._pool.inherit_results(name, await renderer.results())
                     await renderer.retire()
                     return
@@ -229,6 +243,27 @@ class ActorSupervisor:
             self._mark_status_known(name)
             await asyncio.sleep(_WATCH_SECONDS)
 
+    def _is_outdated(self, name: str, status: ActorStatus) -> bool:
+        # An actor of a version that measured no runs would render without being paid.
+        is_current = status.spec == self._spec and has_runs(status.renderer)
+        return not is_current or name not in self._names
+
+    async def _retire_if_idle(self, name: str, renderer: RayRenderer, *, is_placed: bool) -> None:
+        try:
+            async with asyncio.timeout(_STATUS_SECONDS):
+                status = (await renderer.actor_status()).renderer
+        except TimeoutError:
+            if is_placed:
+                return  # The actor is too busy to respond. If no pool adopts it, its lease will expire.
+        except (MoyinError, RayError) as error:
+            _log.info("removing an actor that has died already: %s", error)
+        else:
+            runs = list_runs(status)
+            settled = await self._bookkeeper.settle(name, runs)
+            if status.running or len(settled) < len(runs):
+                return
+        await renderer.retire()
+
     def _mark_placed(self, name: str) -> None:
         self._requested_at.pop(name, None)
         self._logged_waits.discard(name)
@@ -238,17 +273,3 @@ class ActorSupervisor:
         self._unseen.discard(name or "")
         if not self._unseen:
             self._pool.settled.set()
-
-
-async def _retire_if_idle(renderer: RayRenderer, *, is_placed: bool) -> None:
-    running: tuple[str, ...] = ()
-    try:
-        async with asyncio.timeout(_STATUS_SECONDS):
-            running = (await renderer.actor_status()).renderer.running
-    except TimeoutError:
-        if is_placed:
-            return  # The actor is too busy to respond. If no pool adopts it, its lease will expire.
-    except (MoyinError, RayError) as error:
-        _log.info("removing an actor that has died already: %s", error)
-    if not running:
-        await renderer.retire()

@@ -6,8 +6,7 @@ from ray import serve
 
 from actors.placement import NON_RENDER_NODES
 from deployments.render.config import RenderArgs
-from deployments.render.deployment import RenderPool
-from deployments.replicas import REPLICA_OPTIONS
+from deployments.replicas import new_deployment
 
 # Time for stopping ComfyUI and removing actors after the drain timeout of the renders in progress.
 _REMOVAL_TIMEOUT_SECONDS = 20.0
@@ -15,11 +14,11 @@ _REMOVAL_TIMEOUT_SECONDS = 20.0
 
 def build(args: RenderArgs) -> serve.Application:
     """Return the Serve application of a render pool."""
-    deployment = serve.deployment(
+    deployment = new_deployment(
+        "deployments.render.deployment.RenderPool",
         name="RenderPool",
         num_replicas=1,
         graceful_shutdown_timeout_s=args.drain_timeout + _REMOVAL_TIMEOUT_SECONDS,
         ray_actor_options={"num_cpus": 0.1, "label_selector": NON_RENDER_NODES},
-        **REPLICA_OPTIONS,
-    )(RenderPool)
+    )
     return deployment.bind(args)

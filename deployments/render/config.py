@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from deployments.replicas import StrictModel
 from moyin.domain.limits import DISK_NODES, PoolRules
+from moyin.domain.render_run import RenderPrice
 from moyin.render.comfyui.options import Isolation, Network
 
 
@@ -127,6 +129,21 @@ class RenderArgs(StrictModel):
     tenants: tuple[str, ...] = Field(
         (), description="Owner ids whose jobs this pool runs; none: those of all owners."
     )
+    usd_per_gpu_hour: Decimal | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        decimal_places=6,
+        description="Price of an hour of the whole GPU; a render pays for its time and for the share "
+        "of its process (`gpus`).",
+    )
+    usd_per_picture: Decimal | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        decimal_places=6,
+        description="Price of each picture of a successful render, instead of `usd_per_gpu_hour`.",
+    )
     nodes: NodesArgs = NodesArgs()
     comfyui: ComfyArgs = ComfyArgs()
     cache: CacheArgs = CacheArgs()
@@ -134,6 +151,16 @@ class RenderArgs(StrictModel):
     def to_rules(self) -> PoolRules:
         """Return the rules about the tenants and node classes that the pool accepts."""
         return PoolRules(tenants=self.tenants, **self.nodes.model_dump())
+
+    def to_price(self) -> RenderPrice | None:
+        """Return the price of the pool's renders; None if they cost nothing."""
+        if self.usd_per_gpu_hour is None and self.usd_per_picture is None:
+            return None
+        return RenderPrice(
+            usd_per_gpu_hour=self.usd_per_gpu_hour,
+            gpu_share=Decimal(str(self.gpus)),
+            usd_per_picture=self.usd_per_picture,
+        )
 
     @model_validator(mode="after")
     def _check_consistency(self) -> RenderArgs:
@@ -143,4 +170,6 @@ class RenderArgs(StrictModel):
             raise ValueError("weights: every weight must be larger than 0")
         if self.larger_pool == self.pool:
             raise ValueError(f"larger_pool: must be another pool than {self.pool!r}")
+        if self.usd_per_gpu_hour is not None and self.usd_per_picture is not None:
+            raise ValueError("usd_per_picture: must not be set together with usd_per_gpu_hour")
         return self

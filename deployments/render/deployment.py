@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from actors.comfyui import ComfySpec
 from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
 from deployments.render.actor_supervisor import ActorSupervisor
+from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.config import RenderArgs
 from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
@@ -45,7 +48,10 @@ from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
 from moyin.store.prompts import PromptStore
 from moyin.store.render_cache import CacheRules, ValkeyRenderCache
+from moyin.store.render_ledger import RenderLedger
 from moyin.system.processes import freeze_startup_objects
+
+_POSITIONS_SECONDS = 1.0
 
 
 class RenderPool:
@@ -65,11 +71,14 @@ class RenderPool:
             MemoryGuard(args.larger_pool),
         )
         self._rules = args.to_rules()
+        self._positions: dict[str, int] = {}
+        self._positions_at = -math.inf
         telemetry = PoolTelemetry(self._pool)
         cache_rules = await asyncio.to_thread(_new_cache_rules, args, settings)
         self._version = await asyncio.to_thread(_digest_configuration, args, settings)
+        bookkeeper = RunBookkeeper(RenderLedger(services.database))
         self._supervisor = ActorSupervisor(
-            self._pool, _new_comfy_spec(args), _new_scale(args), telemetry.export
+            self._pool, _new_comfy_spec(args), _new_scale(args), bookkeeper, telemetry.export
         )
         self._worker = RenderWorker(
             temporal=services.temporal,
@@ -80,6 +89,8 @@ class RenderPool:
                 model_sizes=ModelSizes(_find_models_folder(args, settings)),
                 result_cache=RenderResultCache(cache, services.blobs, cache_rules),
                 guard=RenderGuard(args.pool, self._rules, services.limits),
+                bookkeeper=bookkeeper,
+                price=args.to_price(),
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
@@ -121,6 +132,17 @@ class RenderPool:
         """Return the ids of executed prompts, whose files may not be stored yet."""
         return self._pool.find_executed(prompt_ids)
 
+    async def list_positions(self) -> dict[str, int]:
+        """Return the positions of jobs among the waiting renders, as `Pool.list_positions` does.
+
+        They are those of up to a second ago: to order thousands of renders takes 0.1 s, and each
+        replica of the gateway asks.
+        """
+        now = time.monotonic()
+        if now - self._positions_at >= _POSITIONS_SECONDS:
+            self._positions, self._positions_at = self._pool.list_positions(), now
+        return self._positions
+
     async def status(self) -> dict[str, Any]:
         """Return the status of the pool and its actors.
 
@@ -128,9 +150,12 @@ class RenderPool:
             A dict with the members ``pool`` (its name), ``waiting`` (number of waiting renders),
             ``changes`` (number of renders for which models were loaded), ``placing`` (seconds for
             which unplaced actors have waited for a node, by name) and ``actors`` (`ActorStatus` of
-            all other actors as a dict, by name).
+            all other actors as a dict, by name). The runs of tenants are left out.
         """
-        actors = {name: asdict(status) for name, status in self._supervisor.statuses.items()}
+        actors = {
+            name: asdict(replace(status, renderer=replace(status.renderer, runs=())))
+            for name, status in self._supervisor.statuses.items()
+        }
         return {
             "pool": self._pool.name,
             "waiting": self._pool.waiting_renders,
@@ -170,7 +195,8 @@ def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
 
 def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
     """Return a digest of the configuration, which determines the pool's nodes and models."""
-    return hashlib.sha256(to_json([read_comfyui_version(settings), args.model_dump()])).hexdigest()
+    relevant = args.model_dump(exclude={"usd_per_gpu_hour", "usd_per_picture"})
+    return hashlib.sha256(to_json([read_comfyui_version(settings), relevant])).hexdigest()
 
 
 def _find_models_folder(args: RenderArgs, settings: Settings) -> Path:

@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from deployments.render.guard import MemoryGuard
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
+    ExecutionStarted,
     Renderer,
     RendererStatus,
     RenderProgress,
     RenderRequest,
     RenderResult,
     RenderSucceeded,
+    list_runs,
 )
 from moyin.errors import MoyinError, OutOfMemory, ServiceUnavailable, WorkerLost
 from moyin.render.scheduling.rules import PendingRender
@@ -37,6 +40,8 @@ class _AttemptCallbacks:
 
     on_progress: Callable[[RenderProgress], None]
     on_record: Callable[[PromptRecord], None]
+    on_run: Callable[[RenderRun], None]
+    on_start: Callable[[], None]
     on_executed: Callable[[], None]
 
 
@@ -162,6 +167,16 @@ class Pool:
         for prompt_id, result in results.items():
             self._inherited[prompt_id] = (name, result)
 
+    def list_positions(self) -> dict[str, int]:
+        """Return the positions of the jobs with waiting renders, by job; the next render has 1.
+
+        A batch has the position of its first waiting render.
+        """
+        positions: dict[str, int] = {}
+        for position, pending in enumerate(self._scheduler.forecast(), start=1):
+            positions.setdefault(pending.job_id, position)
+        return positions
+
     def find_executed(self, prompt_ids: Collection[str]) -> list[str]:
         """Return the ids from ``prompt_ids`` whose prompts a renderer has executed."""
         states = {prompt_id: self._find_state(prompt_id) for prompt_id in prompt_ids}
@@ -178,12 +193,16 @@ class Pool:
         on_progress: Callable[[RenderProgress], None],
         *,
         on_record: Callable[[PromptRecord], None] = lambda _: None,
+        on_run: Callable[[RenderRun], None] = lambda _: None,
+        on_start: Callable[[], None] = lambda: None,
         is_retry: bool = False,
     ) -> tuple[str, RenderSucceeded]:
         """Render a prompt on the renderer that already has it, or on the next free renderer.
 
         Args:
             on_record: called with ComfyUI's history entry, also when the render fails.
+            on_run: called with each run of the prompt when it ends, also when the render fails.
+            on_start: called when ComfyUI has the prompt; not for a prompt that has ended before.
             is_retry: whether a renderer may have the prompt from an earlier attempt.
 
         Returns:
@@ -194,15 +213,18 @@ class Pool:
             ServiceUnavailable: the pool was closed before the render began.
         """
         prompt_id = request.prompt_id
+        callbacks = _AttemptCallbacks(on_progress, on_record, on_run, on_start, lambda: None)
         with self._track_attempt(request) as state:
             if is_retry or state.sent_to is not None:
                 holder = await self._find_renderer(prompt_id)
                 if holder is not None:
-                    return holder, await self._reattach(holder, request, on_progress, on_record)
+                    return holder, await self._reattach(holder, request, callbacks)
                 if prompt_id in self._inherited:
                     name, result = self._inherited[prompt_id]
                     if result.record is not None:
                         on_record(result.record)
+                    for run in list_runs(result):
+                        on_run(run)
                     return name, result.done
             state.is_executed = False
             self._memory.check_memory(request)
@@ -211,12 +233,12 @@ class Pool:
                 if state.followed_on is not None:
                     holder = state.followed_on
                     lease.release()
-                    return holder, await self._reattach(holder, request, on_progress, on_record)
+                    return holder, await self._reattach(holder, request, callbacks)
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 state.is_unleased = False
-                callbacks = _AttemptCallbacks(on_progress, on_record, lease.release)
-                return lease.name, await self._follow_prompt(lease.name, request, callbacks)
+                leased = replace(callbacks, on_executed=lease.release)
+                return lease.name, await self._follow_prompt(lease.name, request, leased)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
@@ -233,6 +255,19 @@ class Pool:
         state.abandoned_on = None
         renderer = self._renderers.get(state.sent_to)
         return None if renderer is None else await renderer.cancel(prompt_id)
+
+    async def find_ended_runs(self, prompt_id: str) -> list[RenderRun]:
+        """Return the ended runs of a prompt that its renderer has not settled.
+
+        Raises:
+            WorkerLost: the renderer does not respond.
+        """
+        state = self._find_state(prompt_id)
+        renderer = None if state is None else self._renderers.get(state.sent_to or "")
+        if renderer is None:
+            return []
+        runs = list_runs(await renderer.status())
+        return [run for run in runs if run.prompt_id == prompt_id and run.is_ended]
 
     async def get(self, path: str) -> bytes | None:
         """Send a GET request to one renderer's ComfyUI; return the body, or None if there is none."""
@@ -316,15 +351,10 @@ class Pool:
         task.add_done_callback(lambda _: self._preparing.pop(name, None))
 
     async def _reattach(
-        self,
-        name: str,
-        request: RenderRequest,
-        on_progress: Callable[[RenderProgress], None],
-        on_record: Callable[[PromptRecord], None],
+        self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
         """Follow a prompt that an earlier attempt has sent, without a lease of the renderer."""
         self._active[request.prompt_id].is_unleased = True
-        callbacks = _AttemptCallbacks(on_progress, on_record, lambda: None)
         return await self._follow_prompt(name, request, callbacks)
 
     async def _follow_prompt(
@@ -349,11 +379,16 @@ class Pool:
                         callbacks.on_progress(event)
                     elif isinstance(event, PromptRecord):
                         callbacks.on_record(event)
+                    elif isinstance(event, RenderRun):
+                        callbacks.on_run(event)
+                    elif isinstance(event, ExecutionStarted):
+                        callbacks.on_start()
                     elif isinstance(event, ExecutionFinished):
                         state.is_executed = True
                         callbacks.on_executed()
-                    else:
+                    elif isinstance(event, RenderSucceeded):
                         return event
+                    # An actor of a later version may send events that this one does not know.
         except asyncio.CancelledError:
             is_cancelled = True
             raise

@@ -1,9 +1,10 @@
-"""Contains `ProgressReporter`, which publishes a render's progress without delaying the render."""
+"""Contains `ProgressReporter`, which publishes a render's start and progress without delaying it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,12 +22,15 @@ _CLOSE_TIMEOUT_SECONDS = 3.0
 
 
 class ProgressReporter:
-    """Publishes up to ten progress events and updates the job's row up to once per second.
+    """Marks the job as running, then publishes up to ten progress events and one row per second.
+
+    Progress before `start` is published after the start.
 
     Args:
+        attempt: the number of the job's attempt, so that an abandoned attempt writes nothing.
         is_batch: whether the step belongs to a batch. The reporter then publishes the progress of
             the whole batch once per second instead.
-        writes_at_once: whether to write the first progress to the job's row without delay.
+        mark_started: marks the job as running, and publishes the event for that.
     """
 
     def __init__(
@@ -35,18 +39,23 @@ class ProgressReporter:
         events: EventStore,
         *,
         job_id: str,
+        attempt: int,
         step: int,
+        mark_started: Callable[[], Awaitable[bool]],
         is_batch: bool = False,
-        writes_at_once: bool = False,
     ) -> None:
         self._jobs = jobs
         self._events = events
         self._job_id = job_id
+        self._attempt = attempt
         self._step = step
         self._is_batch = is_batch
-        self._first_row_seconds = 0.0 if writes_at_once else _ROW_INTERVAL_SECONDS
+        self._mark_started = mark_started
+        self._has_started = False
         self._latest: RenderProgress | None = None
         # Set when there is new progress and at the end, so that the tasks sleep while a render waits.
+        self._started = asyncio.Event()
+        self._marked = asyncio.Event()
         self._to_publish = asyncio.Event()
         self._to_record = asyncio.Event()
         self._closing = asyncio.Event()
@@ -54,7 +63,7 @@ class ProgressReporter:
 
     async def __aenter__(self) -> Self:
         self._tasks = [
-            asyncio.create_task(self._write_rows()),
+            asyncio.create_task(self._mark_started_and_write_rows()),
             *([] if self._is_batch else [asyncio.create_task(self._publish_events())]),
         ]
         return self
@@ -62,11 +71,16 @@ class ProgressReporter:
     async def __aexit__(self, *_: object) -> None:
         # The tasks are not cancelled at first, because the Valkey client may ignore a cancellation
         # during a command, and the database client would lose its connection.
-        for event in (self._closing, self._to_publish, self._to_record):
+        for event in (self._closing, self._started, self._to_publish, self._to_record):
             event.set()
         await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT_SECONDS)
         for task in self._tasks:
             task.cancel()
+
+    def start(self) -> None:
+        """Have the job marked as running; return at once. A second call has no effect."""
+        self._has_started = True
+        self._started.set()
 
     def report(self, progress: RenderProgress) -> None:
         """Queue the progress for publication and return at once."""
@@ -75,7 +89,37 @@ class ProgressReporter:
             self._to_publish.set()
             self._to_record.set()
 
+    async def _mark_started_and_write_rows(self) -> None:
+        await self._started.wait()
+        try:
+            if self._has_started:
+                await self._try_until_marked()
+                await self._write_rows()
+        finally:
+            self._marked.set()
+
+    async def _try_until_marked(self) -> None:
+        """Mark the job as running; while the database is unavailable, let progress pass it."""
+        while True:
+            try:
+                await self._mark_started()
+                break
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning(
+                    "the start of job %s was not written to the database; trying again: %s",
+                    self._job_id,
+                    error,
+                )
+            self._marked.set()
+            if await self._closes_within(_ROW_INTERVAL_SECONDS):
+                return
+        self._marked.set()
+
     async def _publish_events(self) -> None:
+        # The event that the job runs comes before its progress.
+        await self._marked.wait()
+        if not self._has_started:
+            return
         while await self._wait_for_progress(self._to_publish, _EVENT_INTERVAL_SECONDS):
             progress = self._latest
             assert progress is not None
@@ -86,14 +130,12 @@ class ProgressReporter:
             await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _write_rows(self) -> None:
-        seconds = self._first_row_seconds
-        while await self._wait_for_progress(self._to_record, seconds):
-            seconds = _ROW_INTERVAL_SECONDS
+        while await self._wait_for_progress(self._to_record, _ROW_INTERVAL_SECONDS):
             progress = self._latest
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
-                overall = await self._jobs.record_progress(self._job_id, None, row)
+                overall = await self._jobs.record_progress(self._job_id, self._attempt, row)
             except (SQLAlchemyError, OSError) as error:
                 # The render continues, because only clients that poll need the row.
                 _log.warning(

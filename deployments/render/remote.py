@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -47,6 +47,9 @@ class RayRenderer:
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         return await _await_result(self._handle.cancel.remote(prompt_id))
+
+    async def settle(self, run_ids: Sequence[str]) -> None:
+        await _await_result(self._handle.settle.remote(run_ids))
 
     async def get(self, path: str) -> bytes | None:
         return await _await_result(self._handle.get.remote(path))

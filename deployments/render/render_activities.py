@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from pydantic_core import to_json
@@ -15,6 +16,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from deployments.job_services import JobServices
+from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.failure_counts import FailureCounts
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
@@ -23,9 +25,10 @@ from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptRecord, build_channel_name
+from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
 from moyin.domain.renderer import RenderProgress, RenderRequest, RenderSucceeded
 from moyin.domain.serialization import to_plain
-from moyin.errors import MoyinError
+from moyin.errors import JobNotFound, MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import StepInput, StepOutcome
@@ -60,6 +63,8 @@ class RenderActivities:
         model_sizes: ModelSizes,
         result_cache: RenderResultCache,
         guard: RenderGuard,
+        bookkeeper: RunBookkeeper,
+        price: RenderPrice | None = None,
     ) -> None:
         self._pool = pool
         self._services = services
@@ -67,6 +72,8 @@ class RenderActivities:
         self._model_sizes = model_sizes
         self._result_cache = result_cache
         self._guard = guard
+        self._bookkeeper = bookkeeper
+        self._price = price
 
     @activity.defn
     async def render_step(self, step: StepInput) -> StepOutcome | StepResult:
@@ -74,7 +81,7 @@ class RenderActivities:
         async with send_heartbeats(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
                 return await self._services.status_writer.run_step(
-                    step, lambda: self._render(step, heartbeat)
+                    step, lambda: self._render(step, heartbeat), starts_at_once=False
                 )
             except ApplicationError:
                 raise
@@ -88,18 +95,22 @@ class RenderActivities:
         key = self._result_cache.compute_key(spec, step_spec, request)
         cached = await self._result_cache.find(step.owner, key, request) if key else None
         if cached is not None:
+            await self._services.status_writer.mark_started(step)
             done, record = cached
             done = _select_files(done, step_spec.outputs)
-            return replace(await self._save_result(step, _CACHE_BACKEND, done, record), cached=True)
+            saved = await self._save_result(step, _CACHE_BACKEND, done, record, ())
+            return replace(saved, cached=True)
         reporter = ProgressReporter(
             self._services.jobs,
             self._services.events,
             job_id=step.job_id,
+            attempt=step.attempt,
             step=step.index,
             is_batch=spec.base is not None,
-            writes_at_once=request.channel is not None,
+            mark_started=lambda: self._services.status_writer.mark_started(step),
         )
         records: list[PromptRecord] = []
+        runs: list[RenderRun] = []
 
         def on_progress(progress: RenderProgress) -> None:
             heartbeat.quicken()
@@ -112,23 +123,29 @@ class RenderActivities:
                     _to_pending_render(step, spec, request),
                     on_progress,
                     on_record=records.append,
+                    on_run=runs.append,
+                    on_start=reporter.start,
                     is_retry=activity.info().attempt > 1,
                 )
+                # A prompt that had ended before tells no start.
+                reporter.start()
         except asyncio.CancelledError:
             record = await self._cancel_prompt(step, request.prompt_id)
             if record is not None:
                 await self._store_record(step, spec, record)
             raise
         except MoyinError:
+            await self._bookkeeper.book(runs)
             if records:
                 await self._store_record(step, spec, records[-1])
             raise
+        await self._bookkeeper.book(runs)
         record = records[-1] if records else None
         if key:
             result = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
             await self._result_cache.store(step.owner, key, result)
         done = _select_files(done, step_spec.outputs)
-        return await self._save_result(step, backend, done, record)
+        return await self._save_result(step, backend, done, record, runs)
 
     async def _build_request(
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
@@ -150,6 +167,14 @@ class RenderActivities:
             channel=None
             if prompt.client_id is None
             else build_channel_name(step.owner, prompt.client_id),
+            account=self._build_account(step),
+        )
+
+    def _build_account(self, step: StepInput) -> RenderAccount | None:
+        if self._price is None:
+            return None
+        return RenderAccount(
+            owner=step.owner, job_id=step.job_id, pool=self._pool.name, price=self._price
         )
 
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
@@ -161,8 +186,13 @@ class RenderActivities:
     async def _cancel_prompt(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
         """Cancel the prompt unless another attempt will attach to it; return its record, if any."""
         if await self._is_last_attempt(step):
+            record = None
             with contextlib.suppress(MoyinError):
-                return await self._pool.cancel(prompt_id)
+                record = await self._pool.cancel(prompt_id)
+                if self._price is not None:
+                    # No attempt follows the prompt, so its run would wait for the next status poll.
+                    await self._bookkeeper.book(await self._pool.find_ended_runs(prompt_id))
+            return record
         return None
 
     async def _is_last_attempt(self, step: StepInput) -> bool:
@@ -172,10 +202,18 @@ class RenderActivities:
         if not details.not_found:
             return details.cancel_requested
         # Temporal has closed the workflow or started another attempt of the activity.
-        return (await self._services.jobs.find(step.job_id)).status.is_final
+        try:
+            return (await self._services.jobs.find(step.job_id)).status.is_final
+        except JobNotFound:
+            return True  # The owner has deleted the job, so it had ended.
 
     async def _save_result(
-        self, step: StepInput, backend: str, done: RenderSucceeded, record: PromptRecord | None
+        self,
+        step: StepInput,
+        backend: str,
+        done: RenderSucceeded,
+        record: PromptRecord | None,
+        runs: Sequence[RenderRun],
     ) -> StepResult:
         artifacts = tuple(
             Artifact(
@@ -193,7 +231,14 @@ class RenderActivities:
             artifacts=artifacts,
             record=record,
         )
-        return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
+        return StepResult(
+            index=step.index,
+            output=output,
+            artifacts=artifacts,
+            cost_usd=sum((run.cost_usd for run in runs), Decimal(0)),
+            backend=backend,
+            gpu_seconds=round(sum((run.seconds for run in runs), 0.0), 3),
+        )
 
 
 def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
@@ -218,6 +263,7 @@ def derive_prompt_id(job_id: str, index: int) -> str:
 def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
     return PendingRender(
         id=request.prompt_id,
+        job_id=step.job_id,
         priority=spec.priority,
         # This time is the same for all attempts.
         arrived=activity.info().scheduled_time.timestamp(),

@@ -5,8 +5,7 @@
 from pydantic import Field
 from ray import serve
 
-from deployments.replicas import REPLICA_OPTIONS, StrictModel
-from deployments.workers.deployment import JobWorker
+from deployments.replicas import StrictModel, new_deployment
 
 
 class WorkersArgs(StrictModel):
@@ -17,12 +16,12 @@ class WorkersArgs(StrictModel):
     )
 
 
-_deployment = serve.deployment(
+_deployment = new_deployment(
+    "deployments.workers.deployment.JobWorker",
     name="JobWorker",
     # The worker itself stops waiting for running steps earlier.
     graceful_shutdown_timeout_s=20,
-    **REPLICA_OPTIONS,
-)(JobWorker)
+)
 
 
 def build(args: WorkersArgs) -> serve.Application:

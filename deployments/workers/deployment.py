@@ -14,9 +14,17 @@ from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.launcher import JobLauncher
+from moyin.jobs.workflows.text_batches import (
+    TextBatchActivities,
+    TextBatchSweeper,
+    new_text_batch_worker,
+)
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.settings import Settings
+from moyin.store.batch_lines import BatchLineStore
+from moyin.store.files import FileStore
 from moyin.store.pruning import Pruner
+from moyin.store.text_batches import TextBatchStore
 from moyin.system.processes import freeze_startup_objects
 
 
@@ -39,11 +47,21 @@ class JobWorker:
         webhooks = WebhookSender(
             signing_key=signing_key, networks=AllowedNetworks(settings.webhook_networks)
         )
+        gateway = await self._resources.enter_async_context(gateway)
+        batches = TextBatchStore(services.database)
+        batch_activities = TextBatchActivities(
+            batches=batches,
+            lines=BatchLineStore(services.database),
+            files=FileStore(services.database),
+            blobs=services.blobs,
+            gateway=gateway,
+            max_line_bytes=settings.max_body_bytes,
+        )
         activities = JobActivities(
             jobs=jobs,
             blobs=services.blobs,
             status_writer=services.status_writer,
-            step_client=StepClient(await self._resources.enter_async_context(gateway)),
+            step_client=StepClient(gateway),
             webhooks=await self._resources.enter_async_context(webhooks),
         )
         self._runner = JobRunner(
@@ -51,6 +69,8 @@ class JobWorker:
             activities=activities,
             sweeper=Sweeper(jobs=jobs, launcher=JobLauncher(jobs=jobs, temporal=temporal)),
             concurrency=concurrency,
+            more_workers=[lambda client: new_text_batch_worker(client, batch_activities)],
+            more_sweepers=[TextBatchSweeper(batches, temporal)],
         )
         self._running = asyncio.create_task(self._runner.run())
         self._pruning = asyncio.create_task(

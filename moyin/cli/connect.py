@@ -29,6 +29,10 @@ def connect_ollama(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
     ] = 11434,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Ollama host that pull, push, create, cp and rm of an operator change."),
+    ] = None,
 ) -> None:
     """Serve the gateway's models on this machine as an Ollama that needs no key, until interrupted.
 
@@ -36,16 +40,16 @@ def connect_ollama(
     yours. So are those of every person and program on this machine that can reach the port, but
     not of other sites' web pages.
     """
-    asyncio.run(_connect_ollama(load_profile(), port))
+    asyncio.run(_connect_ollama(load_profile(), port, backend))
 
 
-async def _connect_ollama(profile: Profile, port: int) -> None:
+async def _connect_ollama(profile: Profile, port: int, backend: str | None) -> None:
     # Imported here, because aiohttp's server takes as long to import as all other commands.
     from moyin.cli.ollama_connector import OllamaConnector
 
     await check_access(profile, "/v1/ollama/api/tags")
     await serve_until_interrupted(
-        OllamaConnector(profile), port, f"The gateway {profile.url} is an Ollama"
+        OllamaConnector(profile, backend), port, f"The gateway {profile.url} is an Ollama"
     )
 
 

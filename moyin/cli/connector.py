@@ -119,13 +119,16 @@ class Connector:
             )
         return URL(self._gateway_url + request.raw_path, encoded=True)
 
+    def _build_headers(self, request: web.Request) -> CIMultiDict[str]:
+        return build_upstream_headers(request.headers, self._key, request.path)
+
     async def _forward(self, request: web.Request, target: URL) -> web.StreamResponse:
         response: web.StreamResponse | None = None
         try:
             async with self._session.get().request(
                 request.method,
                 target,
-                headers=build_upstream_headers(request.headers, self._key, request.path),
+                headers=self._build_headers(request),
                 data=request.content if request.body_exists else None,
                 allow_redirects=False,
                 skip_auto_headers=_NO_DEFAULT_HEADERS,

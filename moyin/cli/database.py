@@ -44,7 +44,7 @@ def prune(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete old jobs and their files; MOYIN_KEEP_JOBS_DAYS does the same every hour."""
+    """Delete old jobs and batches with their files; MOYIN_KEEP_JOBS_DAYS does so every hour."""
     asyncio.run(_prune(days, dry_run=dry_run, is_confirmed=yes))
 
 
@@ -59,11 +59,12 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
         await database.ensure_schema()
         pruner = Pruner(database, BlobStore(settings.blobs_url))
         due = await pruner.count_prunable(before)
-        summary = f"{due:,} jobs ended at least {days} days ago"
-        if dry_run or not due:
+        batches = await pruner.count_prunable_batches(before)
+        summary = f"{due:,} jobs and {batches:,} batches ended at least {days} days ago"
+        if dry_run:
             out.print(summary)
             return
-        if not is_confirmed:
+        if not is_confirmed and (due or batches):
             typer.confirm(f"{summary}. Delete them with their files?", abort=True, err=True)
         deleted = PruneResult()
         with Progress(
@@ -80,6 +81,9 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
                 deleted += batch
                 progress.advance(task, batch.jobs)
         size = decimal(deleted.size)
-        out.print(f"deleted {deleted.jobs:,} jobs and {deleted.files:,} files, {size}")
+        out.print(
+            f"deleted {deleted.jobs:,} jobs, {deleted.batches:,} batches and {deleted.files:,} files, "
+            f"{size}"
+        )
     finally:
         await database.close()

@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from moyin.cli import (
+    batches,
     chat,
     comfyui,
     connect,
@@ -60,6 +61,7 @@ app.add_typer(quality.app, name="quality")
 app.command("render")(render.render)
 app.command("demo")(demo.demo)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(batches.app, name="batches")
 app.add_typer(keys.app, name="keys")
 app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")

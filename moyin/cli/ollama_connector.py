@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 from aiohttp import web
+from multidict import CIMultiDict
 from yarl import URL
 
 from moyin.cli.connector import Connector
 from moyin.errors import CrossSiteRequest, MoyinError
+from moyin.stack.profile import Profile
 
 # Ollama's own paths are below this prefix at the gateway; those of OpenAI's protocol are the same.
 _GATEWAY_PREFIX = "/v1/ollama"
-# Calls of models only: programs on this machine get no others with the key.
-_OPENAI_PATHS = tuple(
+# Calls of models only: programs on this machine get no others with the key, such as stored
+# responses and batches.
+_OPENAI_PATHS = frozenset(
     f"/v1/{name}"
-    for name in ("chat/completions", "completions", "embeddings", "messages", "models", "responses")
-)
+    for name in (
+        "chat/completions", "completions", "embeddings", "messages", "messages/count_tokens",
+        "models", "responses",
+    )
+)  # fmt: skip
+_MODEL_PATH = "/v1/models/"
 _ALIVE = "Ollama is running"
+# Calls that change the models of a host, which a header names.
+_HOST_PATHS = tuple(
+    f"/api/{name}" for name in ("pull", "push", "create", "copy", "delete", "blobs/")
+)
+_HOST_HEADER = "x-moyin-backend"
 
 
 class OllamaConnector(Connector):
-    """Forwards Ollama's and OpenAI's calls to the gateway, and answers all other paths itself."""
+    """Forwards Ollama's and OpenAI's calls to the gateway, and answers all other paths itself.
+
+    Args:
+        backend: Ollama host for calls that change a host's models, such as ``/api/pull``; if None,
+            the client or the gateway chooses it.
+    """
+
+    def __init__(self, profile: Profile, backend: str | None = None) -> None:
+        super().__init__(profile)
+        self._backend = backend
+
+    def _build_headers(self, request: web.Request) -> CIMultiDict[str]:
+        headers = super()._build_headers(request)
+        if self._backend is not None and request.path.startswith(_HOST_PATHS):
+            headers.setdefault(_HOST_HEADER, self._backend)
+        return headers
 
     async def _forward(self, request: web.Request, target: URL) -> web.StreamResponse:
-        if request.path.startswith("/api/") or request.path.startswith(_OPENAI_PATHS):
+        if request.path in _OPENAI_PATHS or request.path.startswith(("/api/", _MODEL_PATH)):
             return await super()._forward(request, target)
         if request.path == "/" and request.method in ("GET", "HEAD"):
             return web.Response(text=_ALIVE)

@@ -20,11 +20,13 @@ _BAR_WIDTH = 20
 # Blocks that fill one to eight eighths of a character.
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _HEADINGS = {"backend": "back end", "owner": "tenant"}
+# Groups of calls whose property is null.
+_UNNAMED = {"operation": "chat, embeddings"}
 _NUMBERS = ("calls", "not complete", "input", "cached", "output", "cost", "dearest", "in", "out")
 _AMOUNTS = ("limit", "spent", "reserved", "left")
 _EMPTY = {
     "calls": 0, "incomplete_calls": 0, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0,
-    "cost_usd": "0", "dearest_cost_usd": None,
+    "units": {}, "cost_usd": "0", "dearest_cost_usd": None,
 }  # fmt: skip
 
 Owner = Annotated[
@@ -44,7 +46,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON."
 def show_usage(
     by: Annotated[
         list[str] | None,
-        typer.Option(help="day, model, backend, owner or key; repeat for a second. Default: day."),
+        typer.Option(
+            help="day, model, backend, owner, key or operation; repeat for a second. Default: day."
+        ),
     ] = None,
     since: Annotated[
         str | None, typer.Option("--from", help="First day or time (UTC). Default: 30 days ago.")
@@ -147,10 +151,13 @@ def _print_report(report: dict[str, Any]) -> None:
     names = report["group_by"]
     groups = _add_empty_days(report["groups"]) if names == ["day"] else report["groups"]
     measure = _choose_measure(report["total"])
+    # Most tenants only chat.
+    shows_units = not out.is_terminal or bool(report["total"].get("units"))
     highest = max((Decimal(str(group[measure])) for group in groups), default=Decimal(0))
     columns = [
         *(_HEADINGS.get(name, name) for name in names),
-        "calls", "not complete", "input", "cached", "output", "cost", "dearest",
+        "calls", "not complete", "input", "cached", "output",
+        *(("units",) if shows_units else ()), "cost", "dearest",
     ]  # fmt: skip
     if not out.is_terminal:
         print_table(columns, (_build_plain_row(names, group) for group in groups))
@@ -161,7 +168,10 @@ def _print_report(report: dict[str, Any]) -> None:
     else:
         captions = {"cost_usd": "bar: cost", "output_tokens": "bar: output", "calls": "bar: calls"}
         rows = [
-            (*_build_row(names, group), draw_bar(Decimal(str(group[measure])), highest))
+            (
+                *_build_row(names, group, shows_units=shows_units),
+                draw_bar(Decimal(str(group[measure])), highest),
+            )
             for group in groups
         ]
         print_table((*columns, captions[measure]), rows, right=_NUMBERS)
@@ -187,26 +197,34 @@ def _add_empty_days(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _build_plain_row(names: Sequence[str], group: dict[str, Any]) -> list[str]:
-    values = [group[name] for name in (*names, *_EMPTY)]
+    row = {**group, "units": _describe_units(group.get("units", {}))}
+    values = [row[name] for name in (*names, *_EMPTY)]
     return ["" if value is None else str(value) for value in values]
 
 
-def _build_row(names: Sequence[str], group: dict[str, Any]) -> list[str]:
+def _build_row(names: Sequence[str], group: dict[str, Any], *, shows_units: bool) -> list[str]:
     dearest = group["dearest_cost_usd"]
     return [
-        *(escape(group[name] or "unknown") for name in names),
+        *(escape(group[name] or _UNNAMED.get(name, "unknown")) for name in names),
         f"{group['calls']:,}",
         f"{group['incomplete_calls']:,}",
         *(shorten_number(group[f"{kind}_tokens"]) for kind in ("input", "cached", "output")),
+        *((_describe_units(group.get("units", {})),) if shows_units else ()),
         format_cost(group["cost_usd"]),
         "" if dearest is None else format_cost(dearest),
     ]
+
+
+def _describe_units(units: dict[str, int]) -> str:
+    return ", ".join(f"{shorten_number(number)} {unit}" for unit, number in units.items())
 
 
 def _build_call_row(call: dict[str, Any]) -> list[str]:
     model, requested = call["model"], call["requested_model"]
     if requested not in (None, model, f"{call['backend']}/{model}"):
         model = f"{requested} > {model}"
+    if call.get("unit") is not None:
+        model += f" ({call['quantity']:,} {call['unit']})"
     status = call["status"] if call["status"] != "failed" else call["error"]
     return [
         escape(call["request_id"]),

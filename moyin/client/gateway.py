@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import aiohttp
 from pydantic_core import from_json, to_json
@@ -134,7 +135,8 @@ class GatewayClient:
         """Send a request and yield the response, whose body must be read inside the block.
 
         Args:
-            body: the request's body; bytes are sent unchanged, other values as JSON.
+            body: the request's body; bytes, iterators of bytes and forms are sent unchanged, other
+                values as JSON.
             identity: the identity with whose rights the request is made.
             expected: the only status that means success; None means any status below 400.
             is_encoded: True if ``path`` is percent-encoded already and must be sent unchanged.
@@ -145,7 +147,8 @@ class GatewayClient:
             GatewayUnreachable: the connection failed or broke.
         """
         address = self.url + path
-        content = {"data": body} if body is None or isinstance(body, bytes) else {"json": body}
+        is_raw = body is None or isinstance(body, bytes | AsyncIterator | aiohttp.FormData)
+        content = {"data" if is_raw else "json": body}
         try:
             async with self._session.get().request(
                 method,
@@ -175,6 +178,13 @@ class GatewayClient:
         """Send a request and return the response's JSON; raise the errors of `open`."""
         async with self.open(method, path, body, headers=headers) as response:
             return await response.json()
+
+    async def post_form(self, path: str, file: Path, fields: Mapping[str, str]) -> Any:
+        """Send a file and fields as a form, and return the response's JSON; raise those of `open`."""
+        with file.open("rb") as content:
+            form = aiohttp.FormData(fields)
+            form.add_field("file", content, filename=file.name)
+            return await self.call("POST", path, form)
 
     async def download(self, path: str, target: Path) -> None:
         """Download a file, so that ``target`` is always complete; raise the errors of `open`."""
@@ -206,6 +216,34 @@ class GatewayClient:
     async def read_json(self, path: str, *, identity: Identity | None = None) -> Any:
         """Return the JSON document at ``path``; raise the errors of `read`."""
         return from_json(await self.read(path, identity=identity))
+
+    async def upload(
+        self,
+        content: AsyncIterator[bytes],
+        name: str,
+        media_type: str,
+        *,
+        identity: Identity | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Store a file and return the id of its artifact; raise the errors of `read`.
+
+        Args:
+            idempotency_key: if the same key was used before, the file of that time is returned.
+        """
+        headers = {"content-type": media_type or "application/octet-stream"}
+        if idempotency_key is not None:
+            headers["idempotency-key"] = idempotency_key
+        path = f"/artifacts?{urlencode({'name': name})}" if name else "/artifacts"
+        try:
+            async with self.open(
+                "POST", path, content, headers=headers, identity=identity, expected=201,
+                is_encoded=True, is_stream=True,
+            ) as response:  # fmt: skip
+                artifact = await response.json()
+                return str(artifact["id"])
+        except RequestRefused as error:
+            raise error.to_typed_error() from None
 
     async def submit_job(
         self,

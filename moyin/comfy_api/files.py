@@ -126,8 +126,8 @@ class ComfyFiles:
 
     async def add_upload(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, overwrite: bool
-    ) -> ComfyFileName:
-        """Store an artifact under a name, and return the final name.
+    ) -> tuple[ComfyFileName, Artifact]:
+        """Store an artifact under a name, and return the final name and the artifact it names.
 
         Like ComfyUI, append a number to the name if a file with other content has this name.
 
@@ -139,7 +139,7 @@ class ComfyFiles:
             candidate = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
             stored = await self.uploads.put(owner, candidate, artifact, replace=overwrite)
             if stored.sha256 == artifact.sha256:
-                return candidate
+                return candidate, stored
         raise InvalidRequest(
             f"too many files are named {name.filename!r}: choose another name", field="filename"
         )
@@ -179,7 +179,7 @@ class ComfyFiles:
         output = await self._find_output(owner, name)
         if output is None or not await self.blobs.renew(output.sha256):
             return None
-        await self.artifacts.add(output, owner=owner)
+        await self.artifacts.add_or_restore(output, owner=owner)
         return output
 
 

@@ -17,6 +17,7 @@ from moyin.errors import IdempotencyMismatch, JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
+from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore
 
 # The name and the data of a server-sent event, or None for a keep-alive comment.
@@ -64,9 +65,8 @@ class ComfyJobs:
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's render jobs, newest first, and the next page's cursor."""
-        return await self.jobs.list_page(
-            owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor
-        )
+        where = JobFilter(kind=_RENDER, metadata=labels)
+        return await self.jobs.list_page(owner, where, limit=limit, cursor=cursor)
 
     async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the job's finished steps."""

@@ -126,8 +126,8 @@ class ComfyPrompts:
             for index, job in enumerate(jobs)
         ]
         return {
-            "queue_running": [row for job, row in rows if job.begun_at is not None],
-            "queue_pending": [row for job, row in rows if job.begun_at is None],
+            "queue_running": [row for job, row in rows if job.started_at is not None],
+            "queue_pending": [row for job, row in rows if job.started_at is None],
         }
 
     async def list_history(
@@ -177,7 +177,7 @@ class ComfyPrompts:
         else:
             selected = set(ids)
             jobs = [job for job in await self.prompts.list_open(caller.owner) if job.id in selected]
-        await self._cancel(caller, [job.id for job in jobs if job.begun_at is None])
+        await self._cancel(caller, [job.id for job in jobs if job.started_at is None])
 
     async def interrupt(
         self, caller: Identity, prompt_id: str | None, *, client_id: str | None = None
@@ -196,7 +196,7 @@ class ComfyPrompts:
             jobs = await self.prompts.list_open(
                 caller.owner, build_submitter_condition(caller, client_id)
             )
-            ids = [job.id for job in jobs if job.begun_at is not None]
+            ids = [job.id for job in jobs if job.started_at is not None]
         executed = await self.find_executed(ids) if ids else ()
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
 
@@ -357,6 +357,6 @@ def _creation_time(job: Job) -> float:
 
 
 def _execution_seconds(job: Job) -> float:
-    if job.begun_at is None or job.finished_at is None:
+    if job.started_at is None or job.finished_at is None:
         return 0.0
-    return (job.finished_at - job.begun_at).total_seconds()
+    return (job.finished_at - job.started_at).total_seconds()

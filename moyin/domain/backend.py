@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -57,6 +57,9 @@ class ModelBackend(Protocol):
     def streams_by_token(self) -> bool:
         """True if each delta of a stream is one token, so that counting deltas is exact."""
 
+    def check_request(self, request: ChatRequest | EmbeddingRequest) -> None:
+        """Check that the server's API can express a request; raise ``RequestError`` if not."""
+
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         """Send a chat request and return the whole response."""
 
@@ -82,6 +85,10 @@ class PassThroughBackend(Protocol):
     def can_count_tokens(self) -> bool:
         """True if the back end supports Anthropic's ``/messages/count_tokens``."""
 
+    @property
+    def reads_files(self) -> bool:
+        """False if requests with files, such as PDFs, must be translated, which leaves only text."""
+
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         """Return members to add where the client set none; objects are merged one level deep."""
 
@@ -94,3 +101,49 @@ class PassThroughBackend(Protocol):
 
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         """Forward a request and stream the unchanged body of a successful response."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenRequest:
+    """A request whose response is read as it arrives, whatever its media type is.
+
+    Attributes:
+        path: the path below the back end's base URL, such as ``/audio/speech``.
+        get_content: returns the body, for each try anew.
+        length: the size of the body in bytes.
+        deadline: the ``loop.time()`` by which the whole call must end.
+    """
+
+    path: str
+    content_type: str
+    get_content: Callable[[], bytes | AsyncIterable[bytes]]
+    length: int
+    deadline: float
+
+
+class OpenResponse(Protocol):
+    """A successful response whose body was not read; its reader must call `close`."""
+
+    @property
+    def media_type(self) -> str:
+        """The media type in lower case without parameters; empty if there is none."""
+
+    @property
+    def content_type(self) -> str:
+        """The media type with its parameters, as the back end sent it."""
+
+    async def read(self) -> bytes:
+        """Return the whole body; raise as the methods of `ModelBackend` do before the first byte."""
+
+    def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it arrives; raise StreamInterrupted if it breaks off."""
+
+    def close(self) -> None:
+        """Close the connection unless the body was read to its end."""
+
+
+class OperationBackend(Protocol):
+    """The interface of a back end that has `moyin.domain.operation.Operation` calls."""
+
+    async def open(self, request: OpenRequest) -> OpenResponse:
+        """Send a request and return its response; raise as the methods of `ModelBackend` do."""

@@ -19,11 +19,31 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprob:
+    """The logarithm of a token's probability, and the most probable tokens in its place.
+
+    Attributes:
+        data: the bytes of the token, which may be a part of a character; None if unknown.
+    """
+
+    token: str
+    logprob: float
+    data: bytes | None = None
+    alternatives: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """Plain text, with its prompt-cache marker ``cache``: ``5m``, ``1h`` or None."""
+    """Plain text, with its prompt-cache marker ``cache``: ``5m``, ``1h`` or None.
+
+    ``refusal`` is True if the model explains in it why it refuses the request.
+    ``logprobs`` are the probabilities of the text's tokens, if they were requested.
+    """
 
     text: str
     cache: str | None = None
+    refusal: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +53,16 @@ class Image:
     media_type: str | None = None
     data: str | None = None
     url: str | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """A file that is not text, such as a PDF, as ``data`` (base64); text files are `Text`."""
+
+    media_type: str
+    data: str
+    name: str | None = None
     cache: str | None = None
 
 
@@ -51,7 +81,7 @@ class ToolResult:
     """The result of the tool call with the id ``tool_use_id``."""
 
     tool_use_id: str
-    content: tuple[Text | Image, ...]
+    content: tuple[Text | Image | Document, ...]
     is_error: bool = False
     cache: str | None = None
 
@@ -70,7 +100,7 @@ class Thinking:
     redacted: str | None = None
 
 
-Part: TypeAlias = Text | Image | ToolUse | ToolResult | Thinking
+Part: TypeAlias = Text | Image | Document | ToolUse | ToolResult | Thinking
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +180,8 @@ class ChatRequest:
         model: the back end's name of the model.
         system: the system prompts, which precede the conversation.
         max_tokens: the longest answer, in tokens; None uses the back end's default.
+        logprobs: the number of alternatives for each token of the answer, whose probabilities are
+            requested; None requests none.
         user: the client's id of the end user.
     """
 
@@ -163,6 +195,7 @@ class ChatRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    logprobs: int | None = None
     user: str | None = None
 
 
@@ -209,6 +242,12 @@ class ChatResponse:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
     @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """The probabilities of the tokens of the answer's text."""
+        texts = (part for part in self.parts if isinstance(part, Text))
+        return tuple(token for part in texts for token in part.logprobs)
+
+    @property
     def output_text(self) -> str:
         """All that the model wrote: reasoning, text and the arguments of tool calls, joined."""
         texts = (
@@ -232,10 +271,14 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
-    """More text of the answer; ``refusal`` is True if the text explains a refusal."""
+    """More text of the answer; ``refusal`` is True if the text explains a refusal.
+
+    ``logprobs`` are the probabilities of the text's tokens, if they were requested.
+    """
 
     text: str
     refusal: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

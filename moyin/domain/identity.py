@@ -11,7 +11,7 @@ from moyin.domain.limits import Limit
 ALL = "*"
 TEXT = "text"  # call models
 JOBS_READ = "jobs:read"  # read jobs, their events and their files
-JOBS_WRITE = "jobs:write"  # submit, cancel, retry, upload
+JOBS_WRITE = "jobs:write"  # submit, cancel, retry, upload, delete
 KEYS = "keys"  # create and revoke one's own API keys
 ORG_READ = "org:read"  # read one's organisation and its members
 ORG_ADMIN = "org:admin"  # change them, and read the audit log

@@ -164,6 +164,8 @@ class StepResult:
             ``{"text": str | null, "body": any, "artifacts": ["artifact:<id>", …]}``.
         backend: the name of the back end or actor that ran the step, for display.
         cached: True if the result comes from an earlier job.
+        gpu_seconds: for a render, the time for which it occupied its renderer; None for other steps,
+            and for renders of versions that did not measure it.
     """
 
     index: int
@@ -172,6 +174,7 @@ class StepResult:
     cost_usd: Decimal = Decimal(0)
     backend: str | None = None
     cached: bool = False
+    gpu_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,14 +183,21 @@ class Job:
 
     Attributes:
         attempts: the number of the current attempt, from 1; a retry starts another attempt.
-        begun_at: the time at which a renderer first started the job; None while it waits for a
-            renderer, although its status may be ``running``.
+        started_at: the time at which a worker or a renderer began the attempt's first step; None
+            while that step waits.
+        queued_at: the time since which the attempt is or was queued; None if it is unknown, as for
+            jobs that an earlier version accepted.
         channel: the event stream of the ComfyUI client that submitted the job.
         record: for a failed render, the sha256 of a blob whose ``record`` is the `PromptRecord`;
             for a successful render, the record is in the step's output.
         children: the number of children of a batch; None for other jobs.
         fingerprint: the hash of the request, if that had an idempotency key.
         cancelled_by: the user, key, service or operator that cancelled the job.
+        render_cost_usd: the cost of all renders of the job, including those that failed, were
+            cancelled or belong to earlier attempts.
+        render_steps: the indexes of the steps that are renders.
+        cancel_requested_by: the first that requested the cancellation of the current attempt, which
+            may still run or may have ended in another way before.
     """
 
     id: str
@@ -205,12 +215,15 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    begun_at: datetime | None = None
+    queued_at: datetime | None = None
     channel: str | None = None
     record: str | None = None
     children: int | None = None
     fingerprint: str | None = None
     cancelled_by: Canceller | None = None
+    render_cost_usd: Decimal = Decimal(0)
+    render_steps: tuple[int, ...] = ()
+    cancel_requested_by: Canceller | None = None
 
     @property
     def cached(self) -> bool:
@@ -218,7 +231,9 @@ class Job:
 
     @property
     def cost_usd(self) -> Decimal:
-        return sum((result.cost_usd for result in self.results), Decimal(0))
+        # The results of renders have a part of the cost of all renders.
+        others = (r.cost_usd for r in self.results if r.index not in self.render_steps)
+        return sum(others, self.render_cost_usd)
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:

@@ -163,6 +163,11 @@ class GpuRate:
 
     usd_per_hour: Decimal
 
+    def compute_pico_cost(self, seconds: float, sharing: int) -> int:
+        """Return the cost of ``seconds`` in picodollars, if ``sharing`` calls run at once."""
+        usd = self.usd_per_hour / 3600 * Decimal(seconds) / max(sharing, 1)
+        return int(usd * PICO_PER_USD)
+
     def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
         """Return the price of tokens at ``speed``, if ``sharing`` requests run on the machine at once."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moyin.domain.money import GpuRate, Tariff
+from moyin.domain.operation import FREE_UNITS, Operation, UnitRates
 
 # The average number of tokens of a picture in a prompt, by the providers' documents.
 IMAGE_TOKENS = 1_200
 ABILITIES = ("tools", "vision", "schema", "thinking")  # that only some models have
+# Those without which a request still makes sense.
+OMITTABLE_ABILITIES = ("tools", "thinking")
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 
@@ -31,6 +34,7 @@ class Needs:
         attachment_bytes: the bytes of documents, audio and the answer's schema (some servers put
             the schema into the prompt). Their tokens are unknown, so they count for the reserved
             budget, but not for the length of the prompt.
+        has_files: True if the prompt contains files, such as PDFs, in OpenAI's format.
         has_external_content: True if the provider has to fetch or search for documents.
         has_urls: True if the request names documents by URL.
     """
@@ -46,6 +50,7 @@ class Needs:
     embeddings: bool = False
     has_cache_markers: bool = False
     attachment_bytes: int = 0
+    has_files: bool = False
     has_external_content: bool = False
     has_urls: bool = False
 
@@ -65,7 +70,10 @@ class Model:
         upstream: the name by which the back end knows the model.
         context: the most tokens of prompt and answer together.
         tools: True if the model can call tools; vision, schema and thinking likewise.
-        embeddings: True if the model makes vectors instead of answers.
+        embeddings: True if the model makes vectors.
+        chat: True if the model answers; None if it does unless it makes vectors.
+        operations: the calls that the model has besides chats and embeddings.
+        unit_rates: prices of the units of ``operations``, which are added to those of tokens.
         quality: the operator's quality tier, of which aliases may require a minimum.
         gpu: the cost of the model's machine if tokens have no price; ``tariff`` is then free.
     """
@@ -79,6 +87,9 @@ class Model:
     schema: bool = False
     thinking: bool = False
     embeddings: bool = False
+    chat: bool | None = None
+    operations: frozenset[Operation] = frozenset()
+    unit_rates: UnitRates = FREE_UNITS
     quality: int = 0
     gpu: GpuRate | None = None
     _missing: tuple[str, ...] = field(init=False, repr=False, compare=False)
@@ -86,10 +97,23 @@ class Model:
     def __post_init__(self) -> None:
         missing = tuple(name for name in ABILITIES if not getattr(self, name))
         object.__setattr__(self, "_missing", missing)
+        if self.chat is None:
+            object.__setattr__(self, "chat", not self.embeddings)
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The calls that the model answers: ``chat``, ``embeddings``, and its operations."""
+        main = [name for name in ("chat", "embeddings") if getattr(self, name)]
+        return (*main, *self.operations)
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether the model answers chats or requests for embeddings, which its context bounds."""
+        return bool(self.chat) or self.embeddings
 
     def supports(self, needs: Needs) -> bool:
         """Return True if the model meets the needs; this runs for every model on every request."""
-        if needs.context > self.context or needs.embeddings is not self.embeddings:
+        if needs.context > self.context or not self._has_call(needs):
             return False
         for ability in self._missing:  # noqa: SIM110 - a generator takes twice as long
             if getattr(needs, ability):
@@ -99,11 +123,14 @@ class Model:
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
         """Return the reasons why this model cannot answer, such as ``no vision``, or nothing."""
         unmet = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
-        if needs.embeddings is not self.embeddings:
+        if not self._has_call(needs):
             unmet.insert(0, "no embeddings" if needs.embeddings else "no chat")
-        if needs.context > self.context:
+        if needs.context > self.context and self.takes_prompts:
             unmet.insert(0, f"context of {self.context} tokens")
         return tuple(unmet)
+
+    def _has_call(self, needs: Needs) -> bool | None:
+        return self.embeddings if needs.embeddings else self.chat
 
 
 def count_utf8_bytes(text: str) -> int:

@@ -46,7 +46,8 @@ class Parameter:
 
     Attributes:
         default: the value if the client sends none; None means that the input is required.
-        image: True if the value must be the id of an artifact.
+        image: True if the value must be the id of an artifact; `moyin.jobs.file_names` replaces
+            the names of uploads before.
     """
 
     name: str
@@ -62,6 +63,10 @@ class Parameter:
     max_length: int | None = None
     pattern: str | None = None
     image: bool = False
+
+    def is_file_name(self, value: str) -> bool:
+        """Return True if the value of an image is not the id of an artifact, but may be a name."""
+        return self.image and not _ARTIFACT.fullmatch(value)
 
     def check_value(self, value: Any, field: str) -> Scalar:
         """Return the value as the graph needs it; raise InvalidRequest with what would be valid."""
@@ -99,7 +104,8 @@ class Parameter:
         if match is None:
             raise self._new_invalid_error(
                 field,
-                "must be the id of an artifact, such as art_0123…; POST /artifacts returns one",
+                "must be the id of an artifact, such as art_0123…, which POST /artifacts returns, or "
+                "the name of a file that you uploaded with POST /upload/image",
             )
         return f"artifact:{match[1]}"
 

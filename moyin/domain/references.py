@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from moyin.errors import InvalidRequest
 
@@ -29,6 +29,22 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
+class Reference(NamedTuple):
+    """A reference in a payload.
+
+    Attributes:
+        text: the reference as it is written.
+        step: the index of the step to which it refers.
+        path: the path in that step's output.
+        place: the path of the string with the reference within the payload.
+    """
+
+    text: str
+    step: int
+    path: tuple[str, ...]
+    place: tuple[str, ...]
+
+
 def resolve_references(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
     """Return a copy of a payload with its references to earlier ``outputs`` replaced by the values."""
     if isinstance(payload, str):
@@ -42,18 +58,25 @@ def resolve_references(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> An
 
 def check_references(payload: Any, index: int) -> None:
     """Check that step ``index`` refers to earlier steps only; raise InvalidRequest if not."""
-    for text in _iterate_strings(payload):
+    for reference in iterate_references(payload):
+        if reference.step >= index:
+            raise InvalidRequest(
+                f"steps.{index}: {reference.text} must refer to an earlier step",
+                field=f"steps.{index}",
+            )
+
+
+def iterate_references(payload: Any) -> Iterator[Reference]:
+    """Yield all references in a payload."""
+    for text, place in _iterate_strings(payload):
         for match in _REFERENCE.finditer(text):
-            if _parse_index(match) >= index:
-                raise InvalidRequest(
-                    f"steps.{index}: {match[0]} must refer to an earlier step",
-                    field=f"steps.{index}",
-                )
+            path = tuple(match[2][1:].split("."))
+            yield Reference(match[0], _parse_index(match), path, place)
 
 
 def has_references(payload: Any) -> bool:
     """Return True if ``payload`` contains a reference to the output of an earlier step."""
-    return any(_REFERENCE.search(text) for text in _iterate_strings(payload))
+    return any(_REFERENCE.search(text) for text, _ in _iterate_strings(payload))
 
 
 def escape_references(payload: Any) -> Any:
@@ -109,12 +132,15 @@ def _has_type(kind: str, value: Any) -> bool:
     return isinstance(value, _TYPES[kind])
 
 
-def _iterate_strings(payload: Any) -> Iterator[str]:
+def _iterate_strings(
+    payload: Any, place: tuple[str, ...] = ()
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each string in a payload with its path."""
     if isinstance(payload, str):
-        yield payload
+        yield payload, place
     elif isinstance(payload, Mapping):
-        for value in payload.values():
-            yield from _iterate_strings(value)
+        for key, value in payload.items():
+            yield from _iterate_strings(value, (*place, str(key)))
     elif isinstance(payload, list | tuple):
-        for item in payload:
-            yield from _iterate_strings(item)
+        for number, item in enumerate(payload):
+            yield from _iterate_strings(item, (*place, str(number)))

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.render_run import RenderAccount, RenderRun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,7 @@ class RenderRequest:
         extra_data: further data for nodes, such as the metadata of pictures.
         targets: ids of the output nodes to execute; None means all.
         channel: the Valkey stream that receives ComfyUI's messages (`moyin.store.frames`).
+        account: who pays for the render; None if the pool has no price.
     """
 
     prompt_id: str
@@ -33,6 +35,7 @@ class RenderRequest:
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     targets: tuple[str, ...] | None = None
     channel: str | None = None
+    account: RenderAccount | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,11 @@ class RenderProgress:
     value: float
     max: float
     node: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutionStarted:
+    """The event that ComfyUI has the prompt, whose input files have been downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,13 +92,21 @@ class RenderSucceeded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderResult:
-    """The result of a successful prompt, and the prompt's entry in ComfyUI's history."""
+    """The result of a successful prompt, its entry in ComfyUI's history, and its runs."""
 
     done: RenderSucceeded
     record: PromptRecord | None = None
+    runs: tuple[RenderRun, ...] = ()
 
 
-RenderEvent: TypeAlias = RenderProgress | ExecutionFinished | PromptRecord | RenderSucceeded
+RenderEvent: TypeAlias = (
+    ExecutionStarted
+    | RenderProgress
+    | ExecutionFinished
+    | RenderRun
+    | PromptRecord
+    | RenderSucceeded
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +121,7 @@ class RendererStatus:
         error: the reason why the renderer is not ready, for an operator.
         models: the model files in memory, the largest first.
         memory: the bytes of the graphics card that ComfyUI may use; None without a card.
+        runs: the runs with a price that are open, or have ended but were not settled.
     """
 
     ready: bool
@@ -114,6 +131,17 @@ class RendererStatus:
     error: str | None = None
     models: tuple[str, ...] = ()
     memory: int | None = None
+    runs: tuple[RenderRun, ...] = ()
+
+
+def has_runs(state: RendererStatus | RenderResult) -> bool:
+    """Return whether the sender measures runs. An actor may be of a version that did not."""
+    return hasattr(state, "runs")
+
+
+def list_runs(state: RendererStatus | RenderResult) -> tuple[RenderRun, ...]:
+    """Return the runs of ``state``, or none if its sender does not measure them."""
+    return state.runs if has_runs(state) else ()
 
 
 class Renderer(Protocol):
@@ -122,9 +150,11 @@ class Renderer(Protocol):
     def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """Render a prompt and yield its events.
 
-        The events are `RenderProgress` (at most four a second), `ExecutionFinished`, `PromptRecord`
-        and `RenderSucceeded`, in this order. If a node raises an error, `PromptRecord` is the last
-        event. Closing the generator does not stop the prompt; another call attaches to the prompt.
+        The events are `ExecutionStarted`, `RenderProgress` (at most four a second),
+        `ExecutionFinished`, each `RenderRun` of the prompt, `PromptRecord` and `RenderSucceeded`, in
+        this order; there may be progress before the start, and a call that attaches to a finished
+        prompt gets no start. If a node raises an error, `PromptRecord` is the last event. Closing the
+        generator does not stop the prompt; another call attaches to the prompt.
 
         Raises:
             InvalidGraph: ComfyUI refuses the graph.
@@ -145,6 +175,9 @@ class Renderer(Protocol):
             ComfyUI's history entry of the interrupted prompt; None if the prompt had not started, or
             its node does not stop soon.
         """
+
+    async def settle(self, run_ids: Sequence[str]) -> None:
+        """Forget runs that were booked, so that `status` no longer returns them."""
 
     async def get(self, path: str) -> bytes | None:
         """Return the body that ComfyUI serves at ``path``; None if the path does not exist."""

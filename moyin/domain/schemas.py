@@ -74,6 +74,31 @@ def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BO
         _SchemaChecker(field, schema, totals).check()
 
 
+def drop_expensive_patterns(schema: Any, bounds: SchemaBounds = _BOUNDS) -> Any:
+    """Return a schema without the ``pattern`` members that alone exceed a bound.
+
+    Returns the same object if there is none. The schema may be any JSON, nested not too deeply for
+    the JSON parser.
+    """
+    if isinstance(schema, list):
+        items = [drop_expensive_patterns(item, bounds) for item in schema]
+        is_same = all(new is old for new, old in zip(items, schema, strict=True))
+        return schema if is_same else items
+    if not isinstance(schema, Mapping):
+        return schema
+    members = {
+        name: drop_expensive_patterns(value, bounds)
+        for name, value in schema.items()
+        if name != "pattern" or not isinstance(value, str) or _is_cheap(value, bounds)
+    }
+    is_same = len(members) == len(schema) and all(members[name] is schema[name] for name in members)
+    return schema if is_same else members
+
+
+def _is_cheap(pattern: str, bounds: SchemaBounds) -> bool:
+    return len(pattern) <= bounds.pattern and _count_expanded_repeats(pattern) <= bounds.repeats
+
+
 class _Totals:
     """Adds up the sizes of all schemas of a request and compares them with the bounds."""
 

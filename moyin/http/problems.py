@@ -85,6 +85,7 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.UnsupportedContentEncoding: 415,
     errors.PictureTooLarge: 413,
     errors.UserStorageFull: 413,
+    errors.FileStorageFull: 413,
     errors.BodyTooSlow: 408,
     errors.MissingKey: 401,
     errors.InvalidKey: 401,

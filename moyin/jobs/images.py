@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -57,15 +58,58 @@ class ImageJobs:
         idempotency_key: str | None,
     ) -> AcceptedJob:
         """Submit the job that renders the pictures; errors name fields of the images API."""
-        path = f"/templates/{quote(body.model, safe='')}"
+        template = await self._read_template(identity, body.model)
+        return await self._submit(
+            identity, body, template, cache=cache, idempotency_key=idempotency_key
+        )
+
+    async def submit_edit(
+        self,
+        identity: Identity,
+        edit: images.ImageEdit,
+        *,
+        cache: bool,
+        idempotency_key: str | None,
+    ) -> AcceptedJob:
+        """Store the pictures of an edit and submit the job that renders new ones, as `submit` does."""
+        template = await self._read_template(identity, edit.body.model)
+        inputs = images.assign_pictures(edit, template.name, template.inputs["properties"])
+        artifacts = {
+            name: await self.gateway.upload(
+                file.iterate(),
+                file.name,
+                file.content_type,
+                identity=identity,
+                # A retry must submit the same job, and so name the same artifacts.
+                idempotency_key=_derive_key(idempotency_key, name),
+            )
+            for name, file in inputs.items()
+        }
+        body = edit.body.model_copy(update={"inputs": {**edit.body.inputs, **artifacts}})
+        return await self._submit(
+            identity, body, template, cache=cache, idempotency_key=idempotency_key
+        )
+
+    async def _read_template(self, identity: Identity, name: str) -> TemplateBody:
+        path = f"/templates/{quote(name, safe='')}"
         try:
             document = await self.gateway.read_json(path, identity=_add_read_scope(identity))
         except errors.TemplateNotFound as error:
             raise errors.ModelNotFound(
-                f"there is no template {body.model!r}: model must be one of GET /templates",
+                f"there is no template {name!r}: model must be one of GET /templates",
                 field="model",
             ) from error
-        template = TemplateBody.model_validate(document)
+        return TemplateBody.model_validate(document)
+
+    async def _submit(
+        self,
+        identity: Identity,
+        body: images.ImagesBody,
+        template: TemplateBody,
+        *,
+        cache: bool,
+        idempotency_key: str | None,
+    ) -> AcceptedJob:
         job = images.images_request_to_job(
             body,
             template.name,
@@ -146,3 +190,8 @@ class ImageJobs:
 def _add_read_scope(identity: Identity) -> Identity:
     """Add the scope to read jobs, because the result belongs to every caller that may submit."""
     return replace(identity, scopes=identity.scopes | {JOBS_READ})
+
+
+def _derive_key(key: str | None, name: str) -> str | None:
+    """Return the idempotency key of a file that belongs to a request with ``key``."""
+    return None if key is None else hashlib.sha256(f"{key}:{name}".encode()).hexdigest()

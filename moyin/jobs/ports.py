@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.store.job_rows import Launch
 
@@ -80,4 +81,12 @@ class GraphGuard(Protocol):
             NodeNotAllowed: the graph has a node that is not allowed.
             InputNotFound: an input names a file that the caller does not have.
         """
+        ...
+
+
+class NamedFiles(Protocol):
+    """The interface that finds files by the names that ComfyUI's clients use."""
+
+    async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
+        """Return the owner's files that the texts name, by text; other texts are missing."""
         ...

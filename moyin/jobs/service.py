@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -24,8 +25,9 @@ from moyin.errors import (
     ServiceUnavailable,
 )
 from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.file_names import FileNames
 from moyin.jobs.graphs import GraphChecker
-from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
+from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher, NamedFiles
 from moyin.jobs.protocol.renders import Templates
 from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job_body, to_job_spec
 from moyin.jobs.protocol.response import build_status_event
@@ -33,12 +35,15 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
+from moyin.store.job_deletion import Deletion
 from moyin.store.jobs import JobStore, Launch, NewJob
 
 _log = logging.getLogger(__name__)
 # The most levels of nesting in a job. pydantic decodes up to 200, of which a stored spec needs some
 # around its graph.
 _MAX_LEVELS = 190
+# The largest spec that a job's response shows, in bytes.
+_MAX_SHOWN_SPEC = 1024 * 1024
 
 
 class JobService:
@@ -49,6 +54,7 @@ class JobService:
         *,
         jobs: JobStore,
         artifacts: ArtifactStore,
+        files: NamedFiles,
         blobs: BlobStore,
         events: EventStore,
         frames: FrameStore,
@@ -66,6 +72,7 @@ class JobService:
         self._graphs = GraphChecker(
             artifacts=artifacts, validator=validator, guard=guard, pools=pools
         )
+        self._names = FileNames(files)
         self._networks = networks
 
     async def submit_request(
@@ -100,6 +107,7 @@ class JobService:
             if first_job is not None:
                 _check_same_request(first_job, mark)
                 return first_job, False
+        request = await self._names.replace_in_templates(submitter.owner, request, templates)
         spec = to_job_spec(request, now, templates)
         return await self.submit(
             submitter,
@@ -153,6 +161,7 @@ class JobService:
         if spec.webhook is not None:
             self._networks.check_literal_address(spec.webhook)
         if not validated:
+            spec = await self._names.replace_in_graphs(submitter.owner, spec)
             spec = await self._graphs.check_new_job(submitter, spec)
         prompt = spec.comfyui
         new = NewJob(
@@ -176,6 +185,8 @@ class JobService:
             else None,
             children=None if spec.base is None else len(spec.steps),
             comfyui=prompt is not None,
+            templates=tuple(dict.fromkeys(step.template for step in spec.steps if step.template)),
+            has_chosen_id=job_id is not None,
         )
         job, is_new = await self._jobs.create(new)
         if is_new:
@@ -221,6 +232,16 @@ class JobService:
         await self._publish_and_start(job)
         return job
 
+    async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
+        """Delete those of the jobs that are the owner's and have ended, with their events.
+
+        Their files can no longer be read, and are deleted by `moyin.store.pruning`.
+        """
+        deletion = await self._jobs.delete(owner, job_ids)
+        await self._events.delete(deletion.deleted)
+        await self._frames.delete_files(deletion.deleted)
+        return deletion
+
     async def load_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the finished steps, in the order of ``job.results``."""
         return [await self._load_output(result.output) for result in job.results]
@@ -231,6 +252,20 @@ class JobService:
             return decode(JobSpec, await self._blobs.get(job.spec))
         except FileNotFoundError:
             return None
+
+    async def load_small_spec(self, job: Job) -> JobSpec | None:
+        """Return the job's spec; None if it is large, was deleted, or the store is unavailable."""
+        encoded = bytearray()
+        try:
+            async with aclosing(self._blobs.read_chunks(job.spec)) as chunks:
+                async for chunk in chunks:
+                    encoded += chunk
+                    if len(encoded) > _MAX_SHOWN_SPEC:
+                        return None
+        except (FileNotFoundError, ServiceUnavailable):
+            # Clients poll for the job's status, which does not depend on the store.
+            return None
+        return decode(JobSpec, bytes(encoded))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:
         """Cancel a job that has no running workflow, because it has not started or just ended."""

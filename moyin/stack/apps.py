@@ -22,7 +22,9 @@ from moyin.stack.ports import Ports
 from moyin.stack.ray import build_dashboard_url, read_api_token
 from moyin.stack.service import send_request
 
-_POLL_SECONDS = 0.2
+# Each poll costs Serve's controller and Ray's dashboard 40 ms of processor time together.
+_APPS_POLL_SECONDS = 1.0
+_GATEWAY_POLL_SECONDS = 0.2
 _SUBMIT_RETRIES = 3
 _SUBMIT_PAUSE_SECONDS = 1.0
 _WITHDRAW_SECONDS = 8.0
@@ -136,10 +138,11 @@ async def _submit(
     request = json.dumps(config).encode()
     status, body = await _call_serve(options, "PUT", request, seconds=60)
     for _ in range(_SUBMIT_RETRIES):
-        if status < 500:
+        if 0 < status < 500:
             break
         # Ray's dashboard fails so while Serve's controller starts slowly. Submitting is idempotent.
-        on_progress(f"Ray's dashboard failed with status {status}; trying again")
+        reason = f"status {status}" if status else _get_last_line_of_body(body)
+        on_progress(f"Ray's dashboard failed ({reason}); trying again")
         await asyncio.sleep(_SUBMIT_PAUSE_SECONDS)
         status, body = await _call_serve(options, "PUT", request, seconds=60)
     if status != 200:
@@ -154,7 +157,7 @@ async def _submit(
         text = f"waiting for {', '.join(sorted(pending))}{reasons and f': {reasons}'}"
         if text != last_text:
             on_progress(last_text := text)
-        await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_APPS_POLL_SECONDS)
     await _wait_for_gateway(options, _has_gateway(config), on_progress)
     on_progress(f"{len(names)} apps")
 
@@ -204,7 +207,7 @@ async def _wait_for_gateway(
             text += f", which waits for {', '.join(failed)}"
         if text != last_text:
             on_progress(last_text := text)
-        await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_GATEWAY_POLL_SECONDS)
 
 
 def _has_gateway(config: Mapping[str, Any]) -> bool:

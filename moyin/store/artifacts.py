@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +13,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArtifactInUse, ArtifactNotFound
-from moyin.store.schema import artifacts
+from moyin.store.pages import Condition, PageQuery, fetch_page
+from moyin.store.schema import artifacts, uploads
 from moyin.store.sql import Database, ensure_utc, now
 
 # Concurrent writers of an id write the same row, so the second write is ignored.
@@ -19,6 +22,47 @@ _INSERT = {
     "sqlite": sqlite.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
     "postgresql": postgresql.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArtifactFilter:
+    """Conditions on the artifacts of an owner, which must all be met; None is no condition.
+
+    Attributes:
+        job_id: the id of the job that made the artifact.
+        media_type: a media type, or all of a kind, such as ``image/*``.
+        created_after: the earliest time at which the artifact was stored.
+        created_before: the time before which the artifact was stored.
+    """
+
+    job_id: str | None = None
+    media_type: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+    def build_query(self, owner: str) -> PageQuery:
+        """Return the query for the owner's artifacts, of which an index finds those of a job."""
+        conditions: list[Condition] = [artifacts.c.deleted_at.is_(None)]
+        if self.job_id is None:
+            conditions.append(artifacts.c.owner == owner)
+        else:
+            # Concatenated, the owner has no index, which SQLite would prefer to that of the job
+            # although the owner may have many artifacts.
+            conditions += [artifacts.c.owner.concat("") == owner, artifacts.c.job_id == self.job_id]
+        if self.created_after is not None:
+            conditions.append(artifacts.c.created_at >= self.created_after)
+        if self.created_before is not None:
+            conditions.append(artifacts.c.created_at < self.created_before)
+        if self.job_id is None and self.media_type is None:
+            return PageQuery(table=artifacts, ranges=[conditions])
+        return PageQuery(table=artifacts, ranges=[conditions], scanned=self._match_media_type)
+
+    def _match_media_type(self, columns: Any) -> list[Condition]:
+        if self.media_type is None:
+            return []
+        if self.media_type.endswith("/*"):
+            return [columns.media_type.startswith(self.media_type[:-1], autoescape=True)]
+        return [columns.media_type == self.media_type]
 
 
 def generate_artifact_id() -> str:
@@ -42,6 +86,16 @@ class ArtifactStore:
         await self._database.write(
             lambda connection: insert_artifacts(connection, [artifact], owner=owner, job_id=job_id)
         )
+
+    async def add_or_restore(self, artifact: Artifact, *, owner: str) -> None:
+        """Store the metadata of an upload; if the owner has deleted this id, show it again."""
+
+        def add(connection: sa.Connection) -> None:
+            insert_artifacts(connection, [artifact], owner=owner, job_id=None)
+            is_same = sa.and_(artifacts.c.id == artifact.id, artifacts.c.owner == owner)
+            connection.execute(artifacts.update().where(is_same).values(deleted_at=None))
+
+        await self._database.write(add)
 
     async def get(self, owner: str, artifact_id: str) -> Artifact:
         """Return an artifact of the owner; raise `ArtifactNotFound` if there is none."""
@@ -78,8 +132,32 @@ class ArtifactStore:
         row = await self._database.fetch_first(query)
         return None if row is None else _parse_stored_artifact(row)
 
+    async def list_page(
+        self, owner: str, where: ArtifactFilter, *, limit: int, cursor: str | None = None
+    ) -> tuple[list[StoredArtifact], str | None]:
+        """Return a page of the owner's artifacts, newest first, and the cursor of the next page.
+
+        A page for a media type may have fewer artifacts than ``limit``, or none, although another
+        page follows.
+        """
+
+        def fetch(connection: sa.Connection) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
+            page = fetch_page(connection, where.build_query(owner), limit=limit, cursor=cursor)
+            listed = (
+                sa.select(artifacts)
+                .where(artifacts.c.id.in_(page.ids))
+                .order_by(artifacts.c.created_at.desc(), artifacts.c.id.desc())
+            )
+            return connection.execute(listed).mappings().all(), page.next_cursor
+
+        rows, next_cursor = await self._database.read(fetch)
+        return [_parse_stored_artifact(row) for row in rows], next_cursor
+
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Mark an upload as deleted; its blob stays, since other artifacts may have the same content.
+        """Hide an upload, and free the names that ComfyUI's clients gave it.
+
+        Open jobs that use it still read it. `moyin.store.pruning` deletes its blob later, unless
+        something else refers to the blob.
 
         Raises:
             ArtifactNotFound: the owner has no such artifact.
@@ -89,12 +167,15 @@ class ArtifactStore:
             raise ArtifactInUse(
                 f"artifact {artifact_id!r} is an output of a job and is deleted together with the job"
             )
-        statement = (
-            artifacts.update()
-            .where(artifacts.c.id == artifact_id, artifacts.c.deleted_at.is_(None))
-            .values(deleted_at=now())
-        )
-        if await self._database.execute(statement) == 0:
+
+        def hide(connection: sa.Connection) -> int:
+            change = artifacts.update().where(
+                artifacts.c.id == artifact_id, artifacts.c.deleted_at.is_(None)
+            )
+            connection.execute(uploads.delete().where(uploads.c.artifact_id == artifact_id))
+            return connection.execute(change.values(deleted_at=now())).rowcount
+
+        if await self._database.write(hide) == 0:
             raise _not_found(artifact_id)
 
     async def _fetch_row(self, owner: str, artifact_id: str) -> Mapping[Any, Any]:

@@ -10,12 +10,14 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.prompt import ComfyFileName
+from moyin.errors import ServiceUnavailable
 from moyin.store.artifacts import insert_artifacts, parse_artifact
 from moyin.store.schema import artifacts, uploads
 from moyin.store.sql import Database, now
 
 # A number of names that SQLite and PostgreSQL accept in one statement.
 _CHUNK = 100
+_ATTEMPTS = 10
 
 
 class UploadStore:
@@ -31,6 +33,9 @@ class UploadStore:
 
         Returns:
             The artifact that has the name now.
+
+        Raises:
+            ServiceUnavailable: others assign and delete the name all the time.
         """
         values = {
             "owner": owner,
@@ -41,17 +46,28 @@ class UploadStore:
             "created_at": now(),
         }
 
+        is_visible = sa.exists().where(
+            artifacts.c.id == uploads.c.artifact_id, artifacts.c.deleted_at.is_(None)
+        )
+
         def put(connection: sa.Connection) -> None:
-            if replace:
-                connection.execute(uploads.delete().where(_has_name(owner, name)))
+            # The name of a deleted artifact is free.
+            is_replaceable = sa.true() if replace else sa.not_(is_visible)
+            connection.execute(uploads.delete().where(_has_name(owner, name), is_replaceable))
             connection.execute(uploads.insert().values(values))
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)
 
-        try:
-            await self._database.write(put)
-        except IntegrityError:
-            return (await self.find(owner, [name])).get(name, artifact)
-        return artifact
+        for _ in range(_ATTEMPTS):
+            try:
+                await self._database.write(put)
+            except IntegrityError:
+                found = await self.find(owner, [name])
+                if name in found:
+                    return found[name]
+                # The artifact with the name was deleted in between.
+            else:
+                return artifact
+        raise ServiceUnavailable(f"the name {name.filename!r} changes too often; try again")
 
     async def find(
         self, owner: str, names: Collection[ComfyFileName]
@@ -64,7 +80,10 @@ class UploadStore:
             query = (
                 sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename, artifacts)
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
-                .where(sa.or_(*(_has_name(owner, name) for name in part)))
+                .where(
+                    artifacts.c.deleted_at.is_(None),
+                    sa.or_(*(_has_name(owner, name) for name in part)),
+                )
             )
             rows = await self._database.fetch_all(query)
             artifacts_by_name.update((_parse_name(row), parse_artifact(row)) for row in rows)

@@ -69,6 +69,15 @@ class EventStore:
         entries: Any = await self._redis.xrevrange(EVENT_PREFIX + job_id, count=1)
         return entries[0][0].decode() if entries else None
 
+    async def delete(self, job_ids: Sequence[str]) -> None:
+        """Delete all events of jobs; if Valkey is unavailable, they expire instead."""
+        if not job_ids:
+            return
+        try:
+            await self._redis.unlink(*(EVENT_PREFIX + job_id for job_id in job_ids))
+        except (RedisError, OSError) as error:
+            _log.warning("the events of %d deleted jobs will expire: %s", len(job_ids), error)
+
     async def ping(self) -> None:
         """Send a command to Valkey, to raise `RedisError` if Valkey does not respond."""
         await self._redis.ping()

@@ -7,7 +7,7 @@ stream has frames from workers, and markers for frames that each gateway replica
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -127,6 +127,15 @@ class FrameStore:
             _log.warning("could not read the files of prompt %s from Valkey: %s", prompt_id, error)
             return None
         return None if stored is None else decode(PromptFile, stored)
+
+    async def delete_files(self, prompt_ids: Sequence[str]) -> None:
+        """Delete what `add_file` stored for prompts; if Valkey is unavailable, it expires instead."""
+        if not prompt_ids:
+            return
+        try:
+            await self._redis.unlink(*(_FILES + prompt_id for prompt_id in prompt_ids))
+        except (RedisError, OSError) as error:
+            _log.warning("the files of %d deleted prompts will expire: %s", len(prompt_ids), error)
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -21,9 +21,11 @@ from moyin.domain.job import (
 from moyin.domain.limits import Limit
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.sql import ensure_utc, now
+from moyin.store.usage import nano_to_usd
 
 Row = Mapping[Any, Any]
-OPEN_STATUSES = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+OPEN_JOB_STATUSES = (JobStatus.QUEUED, JobStatus.RUNNING)
+OPEN_STATUSES = tuple(status.value for status in OPEN_JOB_STATUSES)
 # Columns with the same name and value as attributes of all dataclasses of jobs, or of some.
 _COMMON_COLUMNS = ("owner", "spec", "priority", "children")
 _LAUNCH_COLUMNS = (*_COMMON_COLUMNS, "webhook")
@@ -38,7 +40,7 @@ _NEW_JOB_COLUMNS = (
     "comfyui",
 )
 # Columns that are null until the job runs.
-_INITIALLY_NULL = ("started_at", "finished_at", "begun_at", "record", "cancelled_by")
+_INITIALLY_NULL = ("started_at", "finished_at", "record", "cancelled_by")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,8 @@ class NewJob:
         channel: the name of the ComfyUI client's event stream, or None.
         children: the number of renders of a batch, or None if the job is not a batch.
         comfyui: whether the job was submitted through ComfyUI's own API.
+        templates: the names of the templates of the steps.
+        has_chosen_id: whether the client, or another system, chose the id.
     """
 
     id: str
@@ -77,6 +81,8 @@ class NewJob:
     channel: str | None = None
     children: int | None = None
     comfyui: bool = False
+    templates: tuple[str, ...] = ()
+    has_chosen_id: bool = False
 
     @property
     def launch(self) -> Launch:
@@ -119,6 +125,7 @@ class Launch:
 
 def build_row(new: NewJob) -> dict[str, Any]:
     """Return the row of a job that is submitted now."""
+    moment = now()
     return {
         **{name: getattr(new, name) for name in _NEW_JOB_COLUMNS},
         "status": JobStatus.QUEUED.value,
@@ -128,8 +135,11 @@ def build_row(new: NewJob) -> dict[str, Any]:
         "error": None,
         "attempts": 1,
         "metadata": dict(new.metadata),
+        "templates": list(new.templates) or None,
         "dispatched": False,
-        "created_at": now(),
+        "render_nano_usd": 0,
+        "created_at": moment,
+        "queued_at": moment,
         "user_id": new.user,
         "scopes": " ".join(sorted(new.scopes)),
         **dict.fromkeys(_INITIALLY_NULL),
@@ -148,8 +158,13 @@ def parse_job(row: Row) -> Job:
         created_at=ensure_utc(row["created_at"]),
         started_at=ensure_utc(row["started_at"]),
         finished_at=ensure_utc(row["finished_at"]),
-        begun_at=ensure_utc(row["begun_at"]),
+        queued_at=ensure_utc(row["queued_at"]),
         cancelled_by=_parse_canceller(row),
+        render_cost_usd=nano_to_usd(row["render_nano_usd"]),
+        render_steps=tuple(
+            index for index, (kind, _) in enumerate(row["heads"]) if kind == StepKind.RENDER
+        ),
+        cancel_requested_by=_parse_requester(row),
         **plain,
     )
 
@@ -170,9 +185,12 @@ def parse_launch(row: Row) -> Launch:
 def _parse_canceller(row: Row) -> Canceller | None:
     if row["status"] != JobStatus.CANCELLED.value:
         return None
-    if row["cancelled_by"] is None:
-        return Canceller(kind=CancellerKind.OPERATOR)
-    return from_plain(Canceller, row["cancelled_by"])
+    return _parse_requester(row) or Canceller(kind=CancellerKind.OPERATOR)
+
+
+def _parse_requester(row: Row) -> Canceller | None:
+    """Return who requested the cancellation through the gateway, whatever came of it."""
+    return None if row["cancelled_by"] is None else from_plain(Canceller, row["cancelled_by"])
 
 
 def _parse_results(row: Row) -> tuple[StepResult, ...]:

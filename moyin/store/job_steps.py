@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from moyin.domain.job import Progress, StepResult
+from moyin.domain.job import JobStatus, Progress, StepResult
 from moyin.domain.serialization import to_plain
 from moyin.store.artifacts import insert_artifacts
 from moyin.store.job_rows import OPEN_STATUSES, Row
@@ -21,19 +21,16 @@ _STEP_COLUMNS = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.
 
 
 def write_progress(
-    connection: sa.Connection, job_id: str, attempt: int | None, progress: Progress
+    connection: sa.Connection, job_id: str, attempt: int, progress: Progress
 ) -> Progress | None:
     """Write the progress of a step for `moyin.store.jobs.JobStore.record_progress`."""
     change = jobs.update().where(
-        jobs.c.id == job_id, jobs.c.status.in_(OPEN_STATUSES), jobs.c.children.is_(None)
+        jobs.c.id == job_id,
+        jobs.c.attempts == attempt,
+        jobs.c.status.in_(OPEN_STATUSES),
+        jobs.c.children.is_(None),
     )
-    if attempt is not None:
-        change = change.where(jobs.c.attempts == attempt)
-    changed = connection.execute(
-        change.values(
-            progress=to_plain(progress), begun_at=sa.func.coalesce(jobs.c.begun_at, now())
-        )
-    )
+    changed = connection.execute(change.values(progress=to_plain(progress)))
     if changed.rowcount == 1:
         return progress
     row = _lock_row(connection, job_id, attempt)
@@ -53,7 +50,16 @@ def write_step(
     results = [r for r in row["results"] if r["index"] != result.index]
     results.append(to_plain(result))
     results.sort(key=lambda r: r["index"])
-    connection.execute(jobs.update().where(jobs.c.id == job_id).values(results=results))
+    connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id)
+        .values(
+            results=results,
+            # An outage of the database may have prevented the write of the start.
+            status=JobStatus.RUNNING.value,
+            started_at=sa.func.coalesce(jobs.c.started_at, now()),
+        )
+    )
     insert_artifacts(connection, result.artifacts, owner=row["owner"], job_id=job_id)
     return _write_job_progress(connection, {**row, "results": results}, result.index, None)
 
@@ -61,19 +67,17 @@ def write_step(
 def compute_retry_progress(row: Row) -> Any:
     """Return the progress at the start of a new attempt, in which only finished steps count."""
     if row["children"] is None:
-        return row["progress"]
+        return to_plain(Progress(step=len(row["results"])))
     return to_plain(Progress(value=len(row["results"]), max=row["children"]))
 
 
-def _lock_row(connection: sa.Connection, job_id: str, attempt: int | None) -> Row | None:
+def _lock_row(connection: sa.Connection, job_id: str, attempt: int) -> Row | None:
     """Lock and return the row, or None if the job has ended or has another attempt."""
     query = (
         sa.select(*_STEP_COLUMNS)
-        .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN_STATUSES))
+        .where(jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(OPEN_STATUSES))
         .with_for_update()
     )
-    if attempt is not None:
-        query = query.where(jobs.c.attempts == attempt)
     return connection.execute(query).mappings().first()
 
 

@@ -6,7 +6,7 @@ abandoned attempt cannot change the row, and only the first final status of an a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +25,8 @@ from moyin.errors import (
     PromptIdTaken,
 )
 from moyin.store.artifacts import insert_artifacts
-from moyin.store.cursors import build_older_condition, encode_cursor
+from moyin.store.job_deletion import Deletion, delete_ended_jobs, is_deleted
+from moyin.store.job_filter import JobFilter
 from moyin.store.job_rows import (
     OPEN_STATUSES,
     Launch,
@@ -37,11 +38,13 @@ from moyin.store.job_rows import (
 )
 from moyin.store.job_steps import compute_retry_progress, write_progress, write_step
 from moyin.store.limits import enforce_open_job_limits
+from moyin.store.pages import Page, count_rows, fetch_page
 from moyin.store.schema import jobs
 from moyin.store.sql import Database, now
 
 __all__ = ["JobStore", "Launch", "NewJob"]
 
+_ANY_JOB = JobFilter()
 # These statements are built once, since building one takes longer than executing it.
 _ATTEMPT = (jobs.c.id == sa.bindparam("job_id"), jobs.c.attempts == sa.bindparam("attempt"))
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id"))
@@ -52,13 +55,17 @@ _START = (
     .values(
         status=JobStatus.RUNNING.value,
         dispatched=True,
-        started_at=sa.func.coalesce(
-            jobs.c.started_at, sa.bindparam("moment", type_=jobs.c.started_at.type)
-        ),
+        started_at=sa.bindparam("moment", type_=jobs.c.started_at.type),
     )
     .returning(jobs)
 )
 _FINISH = jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES)).returning(jobs)
+# An outage of the database may have prevented the write of the start.
+_SUCCEED = _FINISH.values(
+    started_at=sa.func.coalesce(
+        jobs.c.started_at, sa.bindparam("moment", type_=jobs.c.started_at.type)
+    )
+)
 _RECORD_CANCELLER = jobs.update().where(
     *_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES), jobs.c.cancelled_by.is_(None)
 )
@@ -82,13 +89,19 @@ class JobStore:
 
         Raises:
             IdempotencyMismatch: the idempotency key was used for another request.
-            PromptIdTaken: the id belongs to another job of any owner.
+            PromptIdTaken: the id belongs to another job of any owner, or belonged to a deleted one.
             TooManyJobs: a limit on open jobs is exceeded.
         """
         row = build_row(new)
 
         def create(connection: sa.Connection) -> None:
             connection.execute(_INSERT, row)
+            # After the insertion, which waits for a deletion of the same id.
+            if new.has_chosen_id and is_deleted(connection, new.id):
+                raise PromptIdTaken(
+                    f"prompt_id {new.id!r} was used by a deleted prompt; use a new id or none",
+                    field="prompt_id",
+                )
             enforce_open_job_limits(connection, new.limits)
 
         try:
@@ -126,33 +139,60 @@ class JobStore:
     async def list_page(
         self,
         owner: str,
+        where: JobFilter = _ANY_JOB,
         *,
-        status: JobStatus | None = None,
-        kind: str | None = None,
-        labels: Mapping[str, str] | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's jobs, newest first, and the cursor of the next page.
 
+        A page for a pool, a template or metadata may have fewer jobs than ``limit``, or none,
+        although another page follows.
+
         Args:
-            labels: the members that the metadata of the jobs must contain.
             cursor: the cursor that the previous page returned, or None for the first page.
         """
-        query = sa.select(jobs).where(jobs.c.owner == owner)
-        if status is not None:
-            query = query.where(jobs.c.status == status.value)
-        if kind is not None:
-            query = query.where(jobs.c.kind == kind)
-        for label, value in (labels or {}).items():
-            query = query.where(jobs.c.metadata[label].as_string() == value)
-        if cursor is not None:
-            query = query.where(build_older_condition(jobs, cursor))
-        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
-        rows = await self._database.fetch_all(query)
-        page = [parse_job(row) for row in rows[:limit]]
-        has_more = len(rows) > limit
-        return page, encode_cursor(page[-1].created_at, page[-1].id) if has_more else None
+
+        def fetch(connection: sa.Connection) -> tuple[Sequence[Row], str | None]:
+            query = where.build_query(owner, connection.dialect.name)
+            page = fetch_page(connection, query, limit=limit, cursor=cursor)
+            listed = (
+                sa.select(jobs)
+                .where(jobs.c.id.in_(page.ids))
+                .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+            )
+            return connection.execute(listed).mappings().all(), page.next_cursor
+
+        rows, next_cursor = await self._database.read(fetch)
+        return [parse_job(row) for row in rows], next_cursor
+
+    async def list_ids(
+        self, owner: str, where: JobFilter, *, limit: int, cursor: str | None
+    ) -> Page:
+        """Return a page of the ids of the owner's jobs, as `list_page` does of the jobs."""
+        return await self._database.read(
+            lambda connection: fetch_page(
+                connection,
+                where.build_query(owner, connection.dialect.name),
+                limit=limit,
+                cursor=cursor,
+            )
+        )
+
+    async def count(self, owner: str, where: JobFilter) -> int:
+        """Return the number of the owner's jobs that match a filter whose `is_indexed` is true."""
+        return await self._database.read(
+            lambda connection: count_rows(
+                connection, where.build_query(owner, connection.dialect.name)
+            )
+        )
+
+    async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
+        """Delete those of the jobs that are the owner's and have ended; their files go later.
+
+        The artifacts are hidden at once, also from their owner.
+        """
+        return await self._database.write(lambda c: delete_ended_jobs(c, owner, job_ids))
 
     async def get_launch(self, job_id: str) -> Launch:
         """Return the data that starts the current attempt of a job, or raise `JobNotFound`."""
@@ -194,11 +234,9 @@ class JobStore:
         return await self._database.read(lambda c: c.execute(_IS_OPEN, values).first() is not None)
 
     async def record_progress(
-        self, job_id: str, attempt: int | None, progress: Progress
+        self, job_id: str, attempt: int, progress: Progress
     ) -> Progress | None:
         """Write the progress of the running step or, in a batch, of the render ``progress.step``.
-
-        If ``attempt`` is None, the current attempt is meant.
 
         Returns:
             The progress of the job, or None if the attempt has ended.
@@ -229,20 +267,23 @@ class JobStore:
         Returns:
             The ended job, or None if the attempt had already ended.
         """
+        moment = now()
         values: dict[str, Any] = {
             "job_id": job_id,
             "attempt": attempt,
             "status": status.value,
             "dispatched": webhook_sent,
             "error": None if error is None else to_plain(error),
-            "finished_at": now(),
+            "finished_at": moment,
+            "moment": moment,
         }
         if results:
             values["results"] = [to_plain(result) for result in results]
             values["progress"] = to_plain(Progress(value=1, max=1, step=results[-1].index))
 
         def finish(connection: sa.Connection) -> Row | None:
-            row = connection.execute(_FINISH, values).mappings().first()
+            statement = _SUCCEED if status is JobStatus.SUCCEEDED else _FINISH
+            row = connection.execute(statement, values).mappings().first()
             if row is not None:
                 outputs = [artifact for result in results for artifact in result.artifacts]
                 insert_artifacts(connection, outputs, owner=row["owner"], job_id=job_id)
@@ -290,8 +331,9 @@ class JobStore:
                 "dispatched": False,
                 "error": None,
                 "finished_at": None,
+                "queued_at": now(),
                 # These values belong to the last attempt.
-                "begun_at": None,
+                "started_at": None,
                 "record": None,
                 "cancelled_by": None,
                 "progress": compute_retry_progress(row),

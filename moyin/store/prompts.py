@@ -33,7 +33,7 @@ class PromptStore:
         query = (
             sa.select(jobs)
             .where(_is_render_of(owner), jobs.c.status.in_(OPEN_STATUSES), condition)
-            .order_by(jobs.c.begun_at.is_(None), jobs.c.priority, jobs.c.created_at, jobs.c.id)
+            .order_by(jobs.c.started_at.is_(None), jobs.c.priority, jobs.c.created_at, jobs.c.id)
         )
         return await self._fetch_jobs(query)
 
@@ -84,9 +84,9 @@ class PromptStore:
             .where(
                 jobs.c.channel == channel,
                 jobs.c.finished_at.is_(None),
-                jobs.c.begun_at.is_not(None),
+                jobs.c.started_at.is_not(None),
             )
-            .order_by(jobs.c.begun_at)
+            .order_by(jobs.c.started_at)
         )
 
     async def list_ended_since(self, channel: str, moment: datetime) -> list[Job]:

@@ -1,4 +1,4 @@
-"""Deletes jobs that ended long ago, and their blobs unless something else refers to them."""
+"""Deletes jobs that ended long ago, and blobs of these and of deleted jobs that nothing else needs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from moyin.domain.job import JobSpec, StepKind
 from moyin.domain.serialization import decode
 from moyin.store.blobs import BlobStore
 from moyin.store.job_rows import OPEN_STATUSES
-from moyin.store.schema import artifacts, jobs
+from moyin.store.schema import artifacts, deleted_jobs, jobs
 from moyin.store.sql import Database, now
+from moyin.store.text_pruning import TextPruner, count_prunable_batches, find_file_blobs
 
 _log = logging.getLogger(__name__)
 # The number of jobs whose digests are held in memory, and for which all other rows are read once.
@@ -38,6 +39,8 @@ _CHUNK = 100
 _PAGE = 2_000
 _CONCURRENCY = 8
 _PAUSE_SECONDS = 3_600.0
+# Files of text models that were deleted, or have expired, are deleted after so long.
+_FILES_KEPT = timedelta(days=1)
 # The longest time between storing a job's blobs and its row.
 _STORE_MARGIN = timedelta(hours=1)
 _ARTIFACT_ID = re.compile(rb"art_[0-9a-f]{32}")
@@ -47,15 +50,22 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneResult:
-    """Counts the jobs and blobs that were deleted; ``size`` is that of the blobs in bytes."""
+    """Counts what was deleted; ``size`` is that of the blobs, ``files``, in bytes."""
 
     jobs: int = 0
+    batches: int = 0
     files: int = 0
     size: int = 0
 
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.batches or self.files)
+
     def __add__(self, other: PruneResult) -> PruneResult:
         return PruneResult(
-            jobs=self.jobs + other.jobs, files=self.files + other.files, size=self.size + other.size
+            jobs=self.jobs + other.jobs,
+            batches=self.batches + other.batches,
+            files=self.files + other.files,
+            size=self.size + other.size,
         )
 
 
@@ -77,8 +87,15 @@ class Pruner:
         query = sa.select(sa.func.count()).select_from(jobs).where(_has_ended_before(before))
         return int(await self._database.fetch_value(query))
 
+    async def count_prunable_batches(self, before: datetime) -> int:
+        """Return the number of batches that ended before ``before``."""
+        return await count_prunable_batches(self._database, before)
+
     async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
         """Delete jobs that ended before ``before``, and yield the counts of each transaction.
+
+        Batches and files of text models follow. Ids of jobs that were deleted before ``before``
+        become free.
 
         If the artifact store is unavailable, raise `ServiceUnavailable`; another run continues.
         """
@@ -102,19 +119,71 @@ class Pruner:
                 }
                 yield PruneResult(jobs=count) + await self._delete_files(unused, before)
 
-    async def keep_pruning(self, days: int) -> None:
-        """Delete jobs that ended ``days`` ago, once an hour until cancelled; if it is 0, return at once.
+        async def find_unreferenced(digests: Collection[str]) -> set[str]:
+            inputs = await self._collect_open_inputs()
+            return await self._find_unreferenced_files({"": set(digests)}, inputs, before)
 
-        A lock ensures that only one process prunes a database at a time.
+        pruned = await TextPruner(self._database, find_unreferenced).run(before)
+        result = await self._delete_files(pruned.blobs, before)
+        if result := result + PruneResult(batches=pruned.batches):
+            yield result
+        while await self._database.execute(_free_ids(before)):
+            continue
+
+    async def run_files(self, before: datetime) -> PruneResult:
+        """Delete files of text models that expired or were deleted before ``before``; jobs stay."""
+
+        async def find_unreferenced(digests: Collection[str]) -> set[str]:
+            inputs = await self._collect_open_inputs()
+            files = {"": set(digests)}
+            return await self._find_unreferenced_files(files, inputs, before, keeps_jobs=True)
+
+        blobs = await TextPruner(self._database, find_unreferenced).delete_files(before)
+        return await self._delete_files(blobs, before)
+
+    async def run_deleted(self, before: datetime) -> PruneResult:
+        """Delete the files of jobs and artifacts that their owners deleted before ``before``.
+
+        Files to which something else refers stay. If this is interrupted, the next run repeats it.
         """
-        while days:
+        result = PruneResult()
+        while True:
+            deleted = await self._database.fetch_all(_select_deleted_jobs(before))
+            inputs = await self._collect_open_inputs()
+            hidden = await self._fetch_hidden_artifacts(before, inputs)
+            if not deleted and not hidden:
+                return result
+            nested = await self._gather(self._read_nested_files, deleted)
+            digests = {*hidden.values(), *(file for files in nested for file in files)}
+            for row in deleted:
+                digests.update(_iterate_direct_files(row))
+            unused = await self._find_unreferenced_files(
+                {"": digests}, inputs, before, keeps_jobs=True, hidden=hidden
+            )
+            result += await self._delete_files(unused, before)
+            ids = [row["id"] for row in deleted]
+            await self._database.write(partial(_forget_deleted, ids, list(hidden)))
+
+    async def keep_pruning(self, days: int) -> None:
+        """Delete jobs that ended ``days`` ago, once an hour until cancelled; if it is 0, none.
+
+        Files of text models that were deleted or have expired, and those of deleted jobs and
+        artifacts, are always deleted, once a day, since that may read the blobs of all jobs. A lock ensures that only one process prunes a database
+        at a time.
+        """
+        files_due = now()
+        while True:
             try:
                 async with self._database.advisory_lock("pruning") as acquired:
-                    if acquired:
+                    if acquired and days:
                         async for _ in self.run(now() - timedelta(days=days)):
                             pass
+                    if acquired and now() >= files_due:
+                        await self.run_files(now() - _FILES_KEPT)
+                        await self.run_deleted(now() - _FILES_KEPT)
+                        files_due = now() + _FILES_KEPT
             except Exception:
-                _log.exception("pruning of old jobs failed; retrying in an hour")
+                _log.exception("pruning failed; retrying in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _fetch_oldest(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
@@ -170,20 +239,54 @@ class Pruner:
         return {i.decode() for spec in contents for i in _ARTIFACT_ID.findall(spec or b"")}
 
     async def _find_unreferenced_files(
-        self, files: Mapping[str, set[str]], inputs: Collection[str], before: datetime
+        self,
+        files: Mapping[str, set[str]],
+        inputs: Collection[str],
+        before: datetime,
+        *,
+        keeps_jobs: bool = False,
+        hidden: Collection[str] = (),
     ) -> set[str]:
-        """Return those blobs of ``files`` (digests by job id) that nothing but these jobs refers to."""
+        """Return those blobs of ``files`` (digests by job id) that nothing but these jobs refers to.
+
+        Args:
+            keeps_jobs: True if jobs that ended before ``before`` are not deleted.
+            hidden: the ids of artifacts that are deleted, too.
+        """
         deletable = set().union(*files.values())
         async for row in self._iterate_rows(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
-            if row["job_id"] not in files or row["id"] in inputs:
+            if row["id"] not in hidden and (row["job_id"] not in files or row["id"] in inputs):
                 deletable.discard(row["sha256"])
-        was_open = _was_open_at(before).label("was_open")
-        async for row in self._iterate_rows(jobs.c.id, *_REFERENCE_COLUMNS, was_open):
+        is_read = (_was_created_by if keeps_jobs else _was_open_at)(before).label("is_read")
+        async for row in self._iterate_rows(jobs.c.id, *_REFERENCE_COLUMNS, is_read):
             if row["id"] not in files:
                 deletable.difference_update(_iterate_direct_files(row))
-                if row["was_open"]:
+                if row["is_read"]:
                     deletable.difference_update(await self._read_nested_files(row))
-        return deletable
+        return deletable - await find_file_blobs(self._database, deletable)
+
+    async def _fetch_hidden_artifacts(
+        self, before: datetime, inputs: Collection[str]
+    ) -> dict[str, str]:
+        """Return the digests of artifacts that were deleted before ``before``, by id.
+
+        Those that open jobs use are left out.
+        """
+        hidden: dict[str, str] = {}
+        after = ""
+        while len(hidden) < _JOBS_PER_SCAN:
+            query = (
+                sa.select(artifacts.c.id, artifacts.c.sha256)
+                .where(artifacts.c.deleted_at < before, artifacts.c.id > after)
+                .order_by(artifacts.c.id)
+                .limit(_PAGE)
+            )
+            page = await self._database.fetch_all(query)
+            hidden.update((row["id"], row["sha256"]) for row in page if row["id"] not in inputs)
+            if len(page) < _PAGE:
+                break
+            after = page[-1]["id"]
+        return hidden
 
     async def _iterate_rows(
         self, key: sa.Column[Any], *columns: Any
@@ -242,15 +345,53 @@ def _has_ended_before(before: datetime) -> sa.ColumnElement[bool]:
     return sa.and_(jobs.c.status.not_in(OPEN_STATUSES), jobs.c.finished_at < before)
 
 
-def _was_open_at(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the SQL condition for jobs that were open at ``before``.
+def _was_created_by(before: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were submitted before ``before``, or soon after.
 
     Blobs of jobs that were submitted later are too new to be deleted.
     """
+    return jobs.c.created_at < before + _STORE_MARGIN
+
+
+def _was_open_at(before: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were open at ``before``."""
     return sa.and_(
-        jobs.c.created_at < before + _STORE_MARGIN,
+        _was_created_by(before),
         sa.or_(jobs.c.status.in_(OPEN_STATUSES), jobs.c.finished_at >= before),
     )
+
+
+def _select_deleted_jobs(before: datetime) -> sa.Select[Any]:
+    columns = (deleted_jobs.c[column.name] for column in _REFERENCE_COLUMNS)
+    return (
+        sa.select(deleted_jobs.c.id, *columns)
+        .where(deleted_jobs.c.cleaned.is_(False), deleted_jobs.c.deleted_at < before)
+        .order_by(deleted_jobs.c.deleted_at)
+        .limit(_JOBS_PER_SCAN)
+    )
+
+
+def _free_ids(before: datetime) -> sa.Delete:
+    """Return the statement that forgets some deleted jobs, whose ids can be used again."""
+    oldest = (
+        sa.select(deleted_jobs.c.id)
+        .where(deleted_jobs.c.cleaned, deleted_jobs.c.deleted_at < before)
+        .limit(_PAGE)
+    )
+    return deleted_jobs.delete().where(deleted_jobs.c.id.in_(oldest))
+
+
+def _forget_deleted(
+    job_ids: Sequence[str], artifact_ids: list[str], connection: sa.Connection
+) -> None:
+    """Record that the files of deleted jobs are gone, and delete the rows of hidden artifacts."""
+    for chunk in _split_into_chunks(list(job_ids)):
+        cleaned = deleted_jobs.update().where(deleted_jobs.c.id.in_(chunk))
+        connection.execute(cleaned.values(cleaned=True, results=[], spec="", record=None))
+    for chunk in _split_into_chunks(artifact_ids):
+        # Unless it was restored meanwhile.
+        is_hidden = artifacts.c.deleted_at.is_not(None)
+        connection.execute(artifacts.delete().where(artifacts.c.id.in_(chunk), is_hidden))
 
 
 def _delete_jobs(

@@ -42,10 +42,11 @@ jobs = sa.Table(
     # Whether the workflow was started; the sweeper starts the others.
     sa.Column("dispatched", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    # When a worker or a renderer first began a step of the current attempt.
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
     sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-    # When a renderer first began the current attempt.
-    sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
+    # Since when the current attempt is queued; null for jobs of earlier versions.
+    sa.Column("queued_at", sa.DateTime(timezone=True), nullable=True),
     # Whether the job was submitted through ComfyUI's API.
     sa.Column("comfyui", sa.Boolean, nullable=False, server_default=sa.false()),
     # Who first cancelled the attempt (`moyin.domain.job.Canceller`), which may still succeed.
@@ -55,11 +56,31 @@ jobs = sa.Table(
     sa.Column("channel", sa.String(64), nullable=True),
     sa.Column("record", sa.String(64), nullable=True),
     sa.Column("hidden", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The names of the templates of the steps, for the filter of lists; null if there are none.
+    sa.Column("templates", sa.JSON(none_as_null=True), nullable=True),
+    # What the ledger's rows of the job's renders cost in all attempts, in billionths of a dollar.
+    sa.Column("render_nano_usd", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at_id", "owner", "created_at", "id"),
-    sa.Index("ix_jobs_owner_status", "owner", "status"),
+    sa.Index("ix_jobs_owner_status_kind", "owner", "status", "kind", "created_at", "id"),
     sa.Index("ix_jobs_channel_finished_at", "channel", "finished_at"),
     sa.Index("ix_jobs_dispatched", "dispatched", "created_at"),
+)
+
+# Jobs that their owners deleted. Their ids stay taken, since renderers remember results by id; their
+# digests stay until the files are deleted (`moyin.store.pruning`).
+deleted_jobs = sa.Table(
+    "deleted_jobs",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("spec", sa.String(64), nullable=False),
+    sa.Column("record", sa.String(64), nullable=True),
+    sa.Column("results", sa.JSON, nullable=False),
+    sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=False),
+    # Whether the files were deleted, except those that something else refers to.
+    sa.Column("cleaned", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("ix_deleted_jobs_cleaned_deleted_at", "cleaned", "deleted_at"),
 )
 
 artifacts = sa.Table(
@@ -79,6 +100,20 @@ artifacts = sa.Table(
     sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
     sa.Index("ix_artifacts_job_id", "job_id"),
     sa.Index("ix_artifacts_owner_blake3", "owner", "blake3"),
+    sa.Index(
+        "ix_artifacts_visible",
+        "owner",
+        "created_at",
+        "id",
+        sqlite_where=sa.text("deleted_at IS NULL"),
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    ),
+    sa.Index(
+        "ix_artifacts_deleted_at",
+        "deleted_at",
+        sqlite_where=sa.text("deleted_at IS NOT NULL"),
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    ),
 )
 
 # The names of files that ComfyUI's clients uploaded, by which graphs load them.
@@ -91,6 +126,7 @@ uploads = sa.Table(
     sa.Column("filename", sa.String(255), primary_key=True),
     sa.Column("artifact_id", sa.String(36), nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("ix_uploads_artifact_id", "artifact_id"),
 )
 
 api_keys = sa.Table(
@@ -133,6 +169,10 @@ usage = sa.Table(
     sa.Column("key_id", sa.String(64), nullable=True),
     sa.Column("requested_model", sa.String(256), nullable=True),
     sa.Column("error", sa.String(64), nullable=True),
+    # These are null for chats and embeddings, which are counted in tokens.
+    sa.Column("operation", sa.String(32), nullable=True),
+    sa.Column("unit", sa.String(16), nullable=True),
+    sa.Column("quantity", sa.BigInteger, nullable=True),
     sa.Index("ix_usage_owner_created_at_id", "owner", "created_at", "id"),
     sa.Index("ix_usage_created_at_id", "created_at", "id"),
     sa.Index("ix_usage_owner_key_id", "owner", "key_id", "created_at", "id"),
@@ -351,4 +391,106 @@ responses = sa.Table(
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Index("ix_responses_owner_created_at", "owner", "created_at"),
     sa.Index("ix_responses_created_at", "created_at"),
+)
+
+# Files of tenants, such as the inputs and results of batches.
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("filename", sa.String(255), nullable=False),
+    sa.Column("media_type", sa.String(127), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+    # Since when the file is hidden; a batch may still read it.
+    sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Index("ix_files_owner_created_at_id", "owner", "created_at", "id"),
+    sa.Index("ix_files_sha256", "sha256"),
+)
+
+# Batches of text requests. Rows are authoritative: a workflow only drives them on.
+text_batches = sa.Table(
+    "text_batches",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("dialect", sa.String(16), nullable=False),
+    sa.Column("endpoint", sa.String(64), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("input_file_id", sa.String(64), nullable=False),
+    sa.Column("output_file_id", sa.String(64), nullable=True),
+    sa.Column("error_file_id", sa.String(64), nullable=True),
+    sa.Column("errors", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("completed", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Integer, nullable=False),
+    # The submitter and its rights, with which the lines run.
+    sa.Column("key_id", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.String(36), nullable=True),
+    sa.Column("scopes", sa.String(1024), nullable=False),
+    # Whether the workflow was started; the sweeper starts the others.
+    sa.Column("dispatched", sa.Boolean, nullable=False),
+    sa.Column("output_expires_after", sa.Integer, nullable=True),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("in_progress_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("cancelling_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("finalizing_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Index("ix_text_batches_owner_created_at_id", "owner", "created_at", "id"),
+    sa.Index("ix_text_batches_dispatched", "dispatched", "created_at"),
+)
+
+# The lines of open batches; they are deleted when their results are in files.
+text_batch_lines = sa.Table(
+    "text_batch_lines",
+    metadata,
+    sa.Column("batch_id", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("custom_id", sa.String(256), nullable=False),
+    # Where the line is in the input file, in bytes.
+    sa.Column("start", sa.BigInteger, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    # Who runs the line. While that runner is alive, nobody else may run it.
+    sa.Column("runner", sa.String(64), nullable=True),
+    sa.Column("http_status", sa.Integer, nullable=True),
+    sa.Column("error_code", sa.String(64), nullable=True),
+    sa.Column("body", sa.LargeBinary, nullable=True),
+    sa.Index(
+        "ix_text_batch_lines_pending",
+        "batch_id",
+        "number",
+        sqlite_where=sa.text("status = 'pending'"),
+        postgresql_where=sa.text("status = 'pending'"),
+    ),
+)
+
+# The processes that run lines, and until when they count as alive.
+text_batch_runners = sa.Table(
+    "text_batch_runners",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("alive_until", sa.DateTime(timezone=True), nullable=False),
+)
+
+# Batches at a back end's own batch API. Each is the runner of its lines, under its own id.
+native_batches = sa.Table(
+    "native_batches",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("batch_id", sa.String(64), nullable=False),
+    sa.Column("backend", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(128), nullable=False),
+    sa.Column("remote_id", sa.String(128), nullable=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("state", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("ix_native_batches_batch_id", "batch_id"),
 )

@@ -112,24 +112,37 @@ class StoredResponses:
     ) -> dict[str, Mapping[str, Any]]:
         """Return the items of answers that exist.
 
+        The requests of the answers are not read: an item is in the output of the answer whose id it
+        contains, and clients that refer to items repeat the conversation in each request.
+
         Args:
             item_ids: the id of the answer of each item, by the item's id.
 
         Raises:
             BodyTooLarge: the answers are larger than 16 MiB together.
         """
-        ids = set(item_ids.values())
         where = sa.and_(
             responses.c.owner == owner,
-            responses.c.id.in_(ids),
+            responses.c.id.in_(set(item_ids.values())),
             responses.c.created_at >= now() - _KEPT,
         )
-        sizes = sa.select(sa.func.coalesce(sa.func.sum(_SIZE), 0)).where(where)
-        _require_size(await self._database.read(lambda c: c.execute(sizes).scalar_one()))
-        query = sa.select(responses).where(where)
+        sizes = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(responses.c.response)), 0))
+        size = await self._database.read(lambda c: c.execute(sizes.where(where)).scalar_one())
+        if size > _MAX_BYTES:
+            raise BodyTooLarge(
+                f"input: the answers of the item_references have {size} bytes; the limit is "
+                f"{_MAX_BYTES}: refer to fewer, or send the items themselves",
+                field="input",
+                details={"max_bytes": _MAX_BYTES},
+            )
+        query = sa.select(responses.c.response, responses.c.proofs).where(where)
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         items = await asyncio.to_thread(
-            lambda: [item for row in rows for item in _items(_stored(row))]
+            lambda: [
+                item
+                for row in rows
+                for item in _output(from_json(row["response"]), from_json(row["proofs"]))
+            ]
         )
         return {item["id"]: item for item in items if item.get("id") in item_ids}
 
@@ -229,10 +242,11 @@ def _stored(row: Mapping[Any, Any]) -> StoredResponse:
 
 
 def _items(stored: StoredResponse) -> list[Mapping[str, Any]]:
-    output = [
-        item | {"encrypted_content": stored.proofs[item["id"]]}
-        if item["id"] in stored.proofs
-        else item
-        for item in stored.response["output"]
+    return [*stored.input, *_output(stored.response, stored.proofs)]
+
+
+def _output(response: Mapping[str, Any], proofs: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    return [
+        item | {"encrypted_content": proofs[item["id"]]} if item["id"] in proofs else item
+        for item in response["output"]
     ]
-    return [*stored.input, *output]

@@ -65,6 +65,9 @@ class UsageEntry:
         key_id: id of the caller's API key; None if it is unknown.
         requested_model: the model or alias that the request named.
         error: code of the error that ended the call early.
+        operation: kind of the call; None for chats and embeddings.
+        unit: unit in which calls of this kind are counted; None if only tokens are.
+        quantity: number of units.
         created_at: the time when the entry was written; None before.
     """
 
@@ -80,6 +83,9 @@ class UsageEntry:
     key_id: str | None = None
     requested_model: str | None = None
     error: str | None = None
+    operation: str | None = None
+    unit: str | None = None
+    quantity: int | None = None
     created_at: datetime | None = field(default=None, compare=False)
 
     @property
@@ -194,13 +200,13 @@ class UsageLedger:
                 if not self._attempted_rows:
                     written_at = now()
                     self._attempted_rows = [
-                        _build_row(e, written_at) for e in islice(self._waiting, size)
+                        build_usage_row(e, written_at) for e in islice(self._waiting, size)
                     ]
                 rows = self._attempted_rows[:size]
                 async with self._database.writing() as connection:
-                    await connection.run_sync(partial(_insert, rows))
+                    await connection.run_sync(partial(insert_usage_rows, rows))
             except Exception as error:
-                if _is_outage(error):
+                if is_outage(error):
                     waiting = len(self._waiting)
                     _log.exception("%d usage entries wait until the database is available", waiting)
                     return False
@@ -231,7 +237,7 @@ class UsageLedger:
         self._one_by_one, self._failures = max(0, self._one_by_one - count), 0
 
 
-def _is_outage(error: Exception) -> bool:
+def is_outage(error: Exception) -> bool:
     """Return whether an error means that the database is unavailable, not that a row is invalid."""
     # A refused or unanswered connection raises the driver's OSError.
     if not isinstance(error, SQLAlchemyError | OSError):
@@ -241,13 +247,17 @@ def _is_outage(error: Exception) -> bool:
     return not (isinstance(error, IntegrityError) or str(state).startswith(_INVALID_DATA))
 
 
-def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
+def insert_usage_rows(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
+    """Insert rows that `build_usage_row` built; those whose id exists already are left out."""
     connection.execute(_INSERT[connection.dialect.name], rows)
 
 
-def _build_row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:
+def build_usage_row(
+    entry: UsageEntry, written_at: datetime, row_id: str | None = None
+) -> dict[str, Any]:
+    """Return the row of an entry, with a random id of 32 characters unless ``row_id`` is given."""
     return {
-        "id": secrets.token_hex(16),
+        "id": row_id or secrets.token_hex(16),
         "cost_nano_usd": int((entry.cost_usd * _NANO).to_integral_value()),
         "created_at": written_at,
         **{name: getattr(entry, name) for name in _PLAIN_COLUMNS},

@@ -35,6 +35,7 @@ class GroupBy(StrEnum):
     BACKEND = "backend"
     OWNER = "owner"
     KEY = "key"
+    OPERATION = "operation"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +79,7 @@ class UsageSum:
     Attributes:
         group: the values of the properties by which the calls are grouped.
         band: position of the prompt's length among the bounds of the price classes.
+        unit: unit of `quantity`; None for chats and embeddings.
         input_tokens: all tokens of prompts, ``cached_tokens`` included.
     """
 
@@ -85,10 +87,12 @@ class UsageSum:
     band: int
     is_embedding: bool
     is_complete: bool
+    unit: str | None
     calls: int
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    quantity: int
     cost_usd: Decimal
 
 
@@ -160,7 +164,7 @@ def _build_summing(
     def sum_calls(connection: sa.Connection) -> list[UsageSum]:
         groups = [_build_group(name, connection.dialect.name) for name in group_by]
         band, is_embedding = _build_band(classes.prompt_bounds), _build_is_embedding(classes)
-        properties = [*groups, band, is_embedding, usage.c.complete]
+        properties = [*groups, band, is_embedding, usage.c.complete, usage.c.unit]
         query = (
             sa.select(
                 *properties,
@@ -168,6 +172,7 @@ def _build_summing(
                 sa.func.sum(usage.c.input_tokens),
                 sa.func.sum(usage.c.cached_tokens),
                 sa.func.sum(usage.c.output_tokens),
+                sa.func.coalesce(sa.func.sum(usage.c.quantity), 0),
                 sa.func.sum(usage.c.cost_nano_usd),
             )
             .where(*_build_conditions(calls))
@@ -181,17 +186,19 @@ def _build_summing(
 
 
 def _parse_sum(row: Sequence[Any], groups: int) -> UsageSum:
-    band, is_embedding, is_complete, *sums = row[groups:]
-    calls, read, cached, written, nano = map(int, sums)
+    band, is_embedding, is_complete, unit, *sums = row[groups:]
+    calls, read, cached, written, quantity, nano = map(int, sums)
     return UsageSum(
         group=tuple(row[:groups]),
         band=band,
         is_embedding=bool(is_embedding),
         is_complete=is_complete,
+        unit=unit,
         calls=calls,
         input_tokens=read,
         cached_tokens=cached,
         output_tokens=written,
+        quantity=quantity,
         cost_usd=nano_to_usd(nano),
     )
 

@@ -24,17 +24,25 @@ class Slots:
     running call, so that no tenant uses all slots. When the queue is full, a new call of a tenant
     with few waiting calls replaces the newest waiting call of the tenant with the most.
 
+    Calls in the background, such as lines of batches, use at most a share of the slots, leave the
+    last free one to other calls, and begin only while no other call waits.
+
     Args:
         limit: largest number of concurrent calls, or None for no limit.
         queue: largest number of waiting calls.
         patience: time limit in seconds for the wait of a call.
         reserve_seconds: seconds (or infinity) for which the last slot is reserved after another
             tenant's call.
+        background_share: largest share of the slots for calls in the background; one call may
+            always run.
         clock: returns the present monotonic time in seconds.
 
     Attributes:
-        taken: number of running calls.
-        waiting: number of waiting calls.
+        taken: number of running calls, those in the background included.
+        waiting: number of waiting calls that are not in the background.
+        in_background: number of running calls in the background.
+        background_share: as in the constructor.
+        on_full: called when a call has to wait, also in the background; it may raise the limit by `set_limit`.
     """
 
     def __init__(
@@ -44,11 +52,15 @@ class Slots:
         queue: int = 0,
         patience: float = 0.0,
         reserve_seconds: float = _RESERVE_SECONDS,
+        background_share: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = limit
         self.taken = 0
         self.waiting = 0
+        self.in_background = 0
+        self.background_share = background_share
+        self.on_full: Callable[[], None] | None = None
         self._queue = queue
         self._patience = patience
         self._reserve_seconds = reserve_seconds
@@ -56,12 +68,29 @@ class Slots:
         self._running: dict[str, int] = {}
         # By tenant, in the order in which the tenants began to wait.
         self._waiters: dict[str, deque[_Waiter]] = {}
+        self._background_running: dict[str, int] = {}
+        self._background_waiters: dict[str, deque[_Waiter]] = {}
         self._latest_tenant: str | None = None
         self._reserved_until = math.inf if reserve_seconds == math.inf else 0.0
 
     @property
     def is_full(self) -> bool:
         return self.limit is not None and self.taken >= self.limit
+
+    @property
+    def usable(self) -> int | None:
+        """The most calls that can run at present; None if there is no limit.
+
+        While only calls in the background wait, this is their share of the limit.
+        """
+        if self.limit is None or self.is_full or self._waiters or not self._background_waiters:
+            return self.limit
+        return max(1, min(int(self.limit * self.background_share), self.limit - 1))
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if a call waits, be it in the background or not."""
+        return bool(self._waiters or self._background_waiters)
 
     def try_acquire(self, tenant: str) -> bool:
         """Acquire a slot for a call if one is free for the tenant, and return whether it was.
@@ -92,6 +121,10 @@ class Slots:
         Raises:
             Overloaded: The queue is full, or the wait took too long.
         """
+        if self.on_full is not None and self.is_full:
+            self.on_full()
+            if self.try_acquire(tenant):
+                return
         if self.waiting >= self._queue and not self._replace_newest(tenant, mean_seconds):
             raise self._make_overloaded_error(mean_seconds)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
@@ -115,22 +148,67 @@ class Slots:
         self.taken -= 1
         if self.limit is None:
             return
-        running = self._running[tenant] - 1
-        if running:
-            self._running[tenant] = running
-        else:
-            del self._running[tenant]
-        while self._waiters and self.taken < self.limit:
+        _count_down(self._running, tenant)
+        self._begin_waiting()
+
+    async def acquire_in_background(self, tenant: str, seconds: float) -> None:
+        """Wait for a slot for a call in the background; release it by `release_in_background`.
+
+        The tenant with the fewest running calls in the background comes first. The caller bounds
+        the number of waiting calls.
+
+        Raises:
+            Overloaded: The wait took longer than ``seconds``.
+        """
+        if self._may_begin_in_background():
+            self._begin_in_background(tenant)
+            return
+        waiter: _Waiter = asyncio.get_running_loop().create_future()
+        self._background_waiters.setdefault(tenant, deque()).append(waiter)
+        if self.on_full is not None and not self._waiters:
+            self.on_full()
+        try:
+            async with asyncio.timeout(seconds):
+                await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled():
+                # The slot was acquired at the same moment, so another call can have it.
+                self.release_in_background(tenant)
+            else:
+                self._remove_background_waiter(tenant, waiter)
+            if isinstance(error, TimeoutError):
+                raise self._make_overloaded_error(seconds) from None
+            raise
+
+    def release_in_background(self, tenant: str) -> None:
+        """Release the slot of a call in the background, and begin the call that waits for it."""
+        self.taken -= 1
+        self.in_background -= 1
+        _count_down(self._background_running, tenant)
+        self._begin_waiting()
+
+    def set_limit(self, limit: int) -> None:
+        """Change the limit. Calls that are running already end as usual."""
+        self.limit = limit
+        self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        """Begin the calls that wait for free slots, those in the background last."""
+        while self._waiters and (self.limit is None or self.taken < self.limit):
             following = min(self._waiters, key=lambda name: self._running.get(name, 0))
-            if not self._may_acquire(following, self.limit):
+            if self.limit is not None and not self._may_acquire(following, self.limit):
                 return
-            waiters = self._waiters.pop(following)
-            waiter = waiters.popleft()
+            waiter = _pop_waiter(self._waiters, following)
             self.waiting -= 1
-            if waiters:
-                self._waiters[following] = waiters
             if not waiter.done():
                 self._begin(following)
+                waiter.set_result(None)
+        while self._background_waiters and self._may_begin_in_background():
+            waiting = self._background_waiters
+            following = min(waiting, key=lambda name: self._background_running.get(name, 0))
+            waiter = _pop_waiter(waiting, following)
+            if not waiter.done():
+                self._begin_in_background(following)
                 waiter.set_result(None)
 
     def expected_wait(self, mean_seconds: float) -> float:
@@ -144,6 +222,28 @@ class Slots:
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
         return len(self._waiters) < 2 and self._clock() >= self._reserved_until
+
+    def _may_begin_in_background(self) -> bool:
+        limit = self.limit
+        if limit is None:
+            return True
+        return (
+            not self._waiters
+            and self.in_background < max(1, int(limit * self.background_share))
+            and self.taken < max(1, limit - 1)
+        )
+
+    def _begin_in_background(self, tenant: str) -> None:
+        self.taken += 1
+        self.in_background += 1
+        self._background_running[tenant] = self._background_running.get(tenant, 0) + 1
+
+    def _remove_background_waiter(self, tenant: str, waiter: _Waiter) -> None:
+        waiters = self._background_waiters.get(tenant)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._background_waiters[tenant]
 
     def _begin(self, tenant: str) -> None:
         self.taken += 1
@@ -179,3 +279,20 @@ class Slots:
             "too many requests are running and waiting for this service; try again later",
             retry_after=max(1.0, self.expected_wait(mean_seconds)),
         )
+
+
+def _count_down(running: dict[str, int], tenant: str) -> None:
+    count = running[tenant] - 1
+    if count:
+        running[tenant] = count
+    else:
+        del running[tenant]
+
+
+def _pop_waiter(waiting: dict[str, deque[_Waiter]], tenant: str) -> _Waiter:
+    """Remove the first waiter of a tenant, which then queues up behind the other tenants."""
+    waiters = waiting.pop(tenant)
+    waiter = waiters.popleft()
+    if waiters:
+        waiting[tenant] = waiters
+    return waiter

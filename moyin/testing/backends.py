@@ -28,7 +28,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Model, Needs
-from moyin.errors import MoyinError
+from moyin.errors import MoyinError, RequestError
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def split_into_deltas(response: ChatResponse) -> list[Delta]:
     for part in response.parts:
         match part:
             case Text():
-                deltas += [TextDelta(text=word) for word in _words(part.text)]
+                deltas += [TextDelta(text=word, refusal=part.refusal) for word in _words(part.text)]
             case Thinking():
                 deltas += [ThinkingDelta(text=word) for word in _words(part.text)]
                 if part.signature or part.redacted:
@@ -74,6 +74,7 @@ class FakeBackend:
 
     Attributes:
         error: error to raise instead of a response, or in a stream after ``chunks_before_error``.
+        gap: error to raise for each request that is translated.
         requests: all requests in order, both translated and raw.
         closed_early: number of streams that were closed before their end.
     """
@@ -81,6 +82,7 @@ class FakeBackend:
     fetches_pictures = False
     streams_by_token = True
     can_count_tokens = False
+    reads_files = True
     overrides: Mapping[str, Any] = {}
 
     def __init__(
@@ -92,6 +94,7 @@ class FakeBackend:
         error: MoyinError | None = None,
         chunks_before_error: int = 0,
         api_format: ApiFormat = ApiFormat.OPENAI,
+        gap: RequestError | None = None,
     ) -> None:
         self.answer = answer or make_text_response()
         self.raw = raw
@@ -100,11 +103,16 @@ class FakeBackend:
         self.chunks_before_error = chunks_before_error
         self.api_format = api_format
         self.requests: list[ChatRequest | EmbeddingRequest | RawRequest] = []
+        self.gap = gap
         self.closed_early = 0
         self.closed = False
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return {}
+
+    def check_request(self, request: ChatRequest | EmbeddingRequest) -> None:
+        if self.gap is not None:
+            raise self.gap
 
     async def forward(self, request: RawRequest) -> bytes:
         self.requests.append(request)
@@ -119,12 +127,14 @@ class FakeBackend:
                 yield chunk
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
+        self.check_request(request)
         self.requests.append(request)
         if self.error is not None:
             raise self.error
         return self.answer
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        self.check_request(request)
         self.requests.append(request)
         async with aclosing(self._replay(split_into_deltas(self.answer))) as deltas:
             async for delta in deltas:

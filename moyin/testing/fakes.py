@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey
 from moyin.http.breaker import BreakerState
@@ -41,6 +42,16 @@ class PermissiveGraphGuard:
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         return True
+
+
+class InMemoryNamedFiles:
+    """An implementation of `moyin.jobs.ports.NamedFiles` with the files of each owner by name."""
+
+    def __init__(self, files: Mapping[tuple[str, str], Artifact] | None = None) -> None:
+        self.files = dict(files or {})
+
+    async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
+        return {text: self.files[owner, text] for text in texts if (owner, text) in self.files}
 
 
 class RecordingTelemetry:

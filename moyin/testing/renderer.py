@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import uuid
+from collections.abc import AsyncGenerator, Sequence
 
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
+    ExecutionStarted,
     RenderedFile,
     RendererStatus,
     RenderEvent,
@@ -33,6 +36,8 @@ class FakeRenderer:
         cancelled: ids of cancelled prompts.
         prepared: ids of prepared prompts.
         bodies: response bodies of `get`, by path.
+        seconds: the time that every run takes.
+        runs: the runs that have not been settled, in order; tests may add open ones.
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:
@@ -47,6 +52,8 @@ class FakeRenderer:
         self.repeatable = True
         self.models: tuple[str, ...] = ()
         self.memory: int | None = None
+        self.seconds = 0.0
+        self.runs: list[RenderRun] = []
         self.ready = True
         self.error: str | None = None
         self.bodies: dict[str, bytes] = {}
@@ -61,6 +68,7 @@ class FakeRenderer:
         )
         self._running: set[str] = set()
         self._finished: set[str] = set()
+        self._ended_runs: dict[str, RenderRun] = {}
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         prompt_id = request.prompt_id
@@ -69,15 +77,36 @@ class FakeRenderer:
             self.requests[prompt_id] = request
         self._running.add(prompt_id)
         self.busy.set()
+        yield ExecutionStarted()
         await self.held.wait()
         self._running.discard(prompt_id)
+        error = self.failure
         if prompt_id in self.cancelled:
-            raise RenderFailed("the render was cancelled")
-        if self.failure is not None:
-            raise self.failure
+            error = RenderFailed("the render was cancelled")
+        is_known = prompt_id in self._finished
+        run = self._ended_runs.get(prompt_id) if is_known else None
+        run = run or self._end_run(request, error)
+        if error is not None:
+            yield run
+            raise error
         self._finished.add(prompt_id)
         yield ExecutionFinished()
+        yield run
         yield RenderSucceeded(files=(self.file,), repeatable=self.repeatable)
+
+    def _end_run(self, request: RenderRequest, error: Exception | None) -> RenderRun:
+        run = RenderRun(
+            id=uuid.uuid4().hex,
+            prompt_id=request.prompt_id,
+            account=request.account,
+            seconds=self.seconds,
+            pictures=0 if error else 1,
+            error=getattr(error, "code", None),
+        )
+        self._ended_runs[request.prompt_id] = run
+        if run.account is not None:
+            self.runs.append(run)
+        return run
 
     async def prepare(self, request: RenderRequest) -> None:
         self.prepared.append(request.prompt_id)
@@ -86,12 +115,19 @@ class FakeRenderer:
         self.cancelled.append(prompt_id)
         return self.interrupted
 
+    async def settle(self, run_ids: Sequence[str]) -> None:
+        self.runs = [run for run in self.runs if run.id not in run_ids]
+
     async def get(self, path: str) -> bytes | None:
         return self.bodies.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
         done = RenderSucceeded(files=(self.file,), repeatable=self.repeatable)
-        return {prompt_id: RenderResult(done=done) for prompt_id in self._finished}
+        runs = {prompt_id: (run,) for prompt_id, run in self._ended_runs.items()}
+        return {
+            prompt_id: RenderResult(done=done, runs=runs.get(prompt_id, ()))
+            for prompt_id in self._finished
+        }
 
     async def status(self) -> RendererStatus:
         return RendererStatus(
@@ -101,4 +137,5 @@ class FakeRenderer:
             known=(*self._running, *self._finished),
             models=self.models,
             memory=self.memory,
+            runs=tuple(self.runs),
         )

@@ -12,11 +12,18 @@ from typing import Any
 import pytest
 
 from tests.acceptance.limits import Limit, limit_of
+from tests.acceptance.ollama_gateway import (
+    ollama_gateway,
+    ollama_relay,
+    ollama_server,
+    small_ollama_server,
+)
 from tests.acceptance.scores import PAGE, Score, limits_table, scores_table, write
+from tests.acceptance.text_clients_environment import TextClients, install_text_clients
 from tests.acceptance.text_gateway import SCRIPTED, TextGateway, running
 from tests.integration.text.fixtures import llama
 
-__all__ = ["llama"]
+__all__ = ["llama", "ollama_gateway", "ollama_relay", "ollama_server", "small_ollama_server"]
 
 _LIMIT = pytest.StashKey[Limit]()
 _HERE = Path(__file__).parent
@@ -27,6 +34,12 @@ def text_gateway(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The models app without Ray, over a real llama.cpp and over a model that obeys."""
     with running(llama, tmp_path_factory.mktemp("gateway")) as text_gateway:
         yield text_gateway
+
+
+@pytest.fixture(scope="session")
+def text_clients() -> TextClients:
+    """Clients of text in environments of their own."""
+    return install_text_clients()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 from aiohttp import web
 from llm_comply.schema import SpecLoader
 
+from tests.acceptance.scripted_operations import OperationServer
+
 _TEXT = "Hello! It is sunny, and the answer is 3."
 _THOUGHT = "They ask, so I answer. "
 _MEMBER = re.compile(r"'([^']+)'|\"([^\"]+)\"")
@@ -54,6 +56,7 @@ def new_scripted_app() -> web.Application:
         return web.json_response({"object": "list", "data": []})
 
     app = web.Application(client_max_size=8 * 2**20)
+    OperationServer(spec).add_to(app)
     app.router.add_post("/v1/embeddings", embed)
     app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/chat/completions", complete)

@@ -135,12 +135,13 @@ def test_texts_become_vectors(client: ollama.Client) -> None:
     found = client.embed(VECTORS, ["fox", "hound"])
     assert [list(vector) for vector in found.embeddings] == [[3, ord("f")], [5, ord("h")]]
     [one] = client.embed(VECTORS, "fox").embeddings
+    assert list(client.embeddings(VECTORS, "hound").embedding) == [5, ord("h")]
     assert list(one) == [3, ord("f")]
 
 
 def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
     names = {model.model for model in client.list().models}
-    assert {LLAMA, CLAUDE, SCRIPTED} < names
+    assert {f"{name}:latest" for name in (LLAMA, CLAUDE, SCRIPTED)} < names
     assert "completion" in (client.show(LLAMA).capabilities or [])
     assert {"tools", "vision"} <= set(client.show(SCRIPTED).capabilities or [])
     assert isinstance(client.ps().models, list | tuple)

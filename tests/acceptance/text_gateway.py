@@ -13,6 +13,7 @@ from aiohttp import web
 from anyio.from_thread import start_blocking_portal
 
 from tests.acceptance.scripted import new_scripted_app
+from tests.acceptance.scripted_operations import operations_backend
 from tests.integration.text.fixtures import claude, local, serving
 
 # llama.cpp with SmolLM2-135M through its OpenAI side and through its Anthropic side; the model
@@ -24,6 +25,8 @@ OTHER = "scripted-other"
 SCRIPTED_GPT = "gpt-5-scripted"
 SCRIPTED_CLAUDE = "claude-opus-scripted"
 VECTORS = "scripted-vectors"
+# Some clients know the context of the vendors' own models only.
+ALIASES: dict[str, Any] = {"gpt-4o": [SCRIPTED], "claude-sonnet-4-5": [SCRIPTED]}
 ALL = [LLAMA, CLAUDE, SCRIPTED]
 # One transparent pixel.
 PNG = base64.b64decode(
@@ -61,7 +64,9 @@ def running(llama: str, folder: Path) -> Iterator[TextGateway]:
 async def _serving(llama: str, folder: Path) -> AsyncIterator[TextGateway]:
     async with (
         _upstream() as url,
-        serving(folder, _small(llama), claude(llama), _able(url)) as models_app,
+        serving(
+            folder, _small(llama), claude(llama), _able(url), operations_backend(url), **ALIASES
+        ) as models_app,
     ):
         yield TextGateway(url=models_app.url, api_key=models_app.api_key)
 

@@ -99,7 +99,7 @@ def watching(gateway: RunningStack) -> Iterator[Watch]:
     """Clients at work on a farm that is well."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
-    assert client.wait(job_id, FINAL, 120)["status"] == "succeeded"
+    assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"
     watch = Watch(gateway.url, gateway.ports.grpc, gateway.api_key, job_id)
     with watch.calling():
         watch.wait_until_well(time.monotonic())
@@ -125,7 +125,7 @@ def _render(client: StackClient) -> float:
     began = time.monotonic()
     workflow = picture(next(_colors))
     job_id = client.submit_patiently({"kind": "render", "workflow": workflow}, 240)
-    job = client.wait(job_id, FINAL, 240)
+    job = client.wait(job_id, FINAL, 300)
     assert job["status"] == "succeeded", job["error"]
     return time.monotonic() - began
 

@@ -49,8 +49,10 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
         await asyncio.gather(*(_until_well(use) for use in uses.values()))
         others = {name: use for name, use in uses.items() if name != victim}
         windows = Windows()
-        meanwhile = _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows)
-        used = await _under_load(others, meanwhile)
+        load = Load(others)
+        used = await load.run(
+            _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows, load)
+        )
     for name in others:
         found = windows.sort(used[name])
         assert all(found[window] for window in ("quiet", "hanging", "dead")), "the others went on"
@@ -79,11 +81,11 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
         before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
         await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
-            await eventually(lambda: not sound & _pids(gateway, {"Accounts"}), 60)
-            used = await _under_load(others, _leak(client, gateway))
+            await eventually(lambda: not sound & _pids(gateway, {"Accounts"}), 180)
+            used = await Load(others).run(_leak(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
-        await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 60)
+        await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 180)
         assert _pids(gateway, bystanders) == before
     uses = {name: len(found) for name, found in used.items()}
     assert all(uses.values())
@@ -142,46 +144,68 @@ class Windows:
         return found
 
 
-async def _under_load(
-    uses: Mapping[str, Callable[[], Awaitable[None]]], meanwhile: Awaitable[None]
-) -> dict[str, list[tuple[float, float]]]:
-    """Return when every use began and how long it took, while ``meanwhile`` runs.
+class Load:
+    """Uses services again and again. All uses must succeed."""
 
-    All uses must succeed.
-    """
-    over = asyncio.Event()
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in uses}
+    def __init__(self, uses: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
+        self._uses = uses
+        self._used: dict[str, list[tuple[float, float]]] = {name: [] for name in uses}
+        self._begun = {name: asyncio.Event() for name in uses}
+        self._is_over = False
 
-    async def use_again_and_again(name: str) -> None:
-        while not over.is_set():
+    async def run(self, meanwhile: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
+        """Return when every use began and how long it took, while ``meanwhile`` runs."""
+        async with asyncio.TaskGroup() as group:
+            for name in self._uses:
+                group.create_task(self._use(name))
+            await meanwhile
+            self._is_over = True
+        return self._used
+
+    async def wait_for_each(self) -> None:
+        """Return when each service has begun to be used anew."""
+        for event in self._begun.values():
+            event.clear()
+        await asyncio.gather(*(event.wait() for event in self._begun.values()))
+
+    async def _use(self, name: str) -> None:
+        while not self._is_over:
             began = time.monotonic()
-            await uses[name]()
-            took[name].append((began, time.monotonic() - began))
-
-    async with asyncio.TaskGroup() as group:
-        for name in uses:
-            group.create_task(use_again_and_again(name))
-        await meanwhile
-        over.set()
-    return took
+            self._begun[name].set()
+            await self._uses[name]()
+            self._used[name].append((began, time.monotonic() - began))
 
 
 async def _hang_and_kill(
-    gateway: RunningStack, deployment: str, use: Callable[[], Awaitable[None]], windows: Windows
+    gateway: RunningStack,
+    deployment: str,
+    use: Callable[[], Awaitable[None]],
+    windows: Windows,
+    load: Load,
 ) -> None:
-    """Returns when it can be used again."""
+    """Return when it can be used again. Each other service is used in each span of time."""
+
+    async def at_least(seconds: float) -> None:
+        await asyncio.gather(asyncio.sleep(seconds), load.wait_for_each())
+
     [process] = victims.processes(gateway.data, victims.replica(deployment))
     try:
         for _ in range(ROUNDS):
-            await windows.spend("quiet", asyncio.sleep(QUIET))
+            await windows.spend("quiet", at_least(QUIET))
             process.send_signal(signal.SIGSTOP)
-            await windows.spend("hanging", asyncio.sleep(HANGING))
+            await windows.spend("hanging", at_least(HANGING))
             process.send_signal(signal.SIGCONT)
         process.send_signal(signal.SIGSTOP)
-        await windows.spend("hanging", asyncio.sleep(HANGING))
+        await windows.spend("hanging", at_least(HANGING))
     finally:
         process.kill()
-    await windows.spend("dead", asyncio.wait_for(_until_well(use), 60))
+    await windows.spend(
+        "dead", _both(asyncio.wait_for(_until_well(use), 180), load.wait_for_each())
+    )
+
+
+async def _both(first: Awaitable[None], second: Awaitable[None]) -> None:
+    await asyncio.gather(first, second)
 
 
 async def _until_well(use: Callable[[], Awaitable[None]]) -> None:

@@ -23,11 +23,11 @@ def client(gateway: Any) -> StackClient:
     """A client of a farm that works: every test leaves it as it found it."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
-    assert client.wait(job_id, FINAL, 120)["status"] == "succeeded"
+    assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"
     return client
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", victims.KILLS)
 def test_a_running_job_survives_the_death_of(
     name: str,
@@ -43,18 +43,18 @@ def test_a_running_job_survives_the_death_of(
     client.wait_until(
         job_id,
         lambda job: job["status"] == "running" and job["progress"]["value"] > 0,
-        60,
+        180,
     )
     killed = victims.kill_one(gateway.data, matches)
     at = time.monotonic()
 
-    job = client.wait(job_id, FINAL, 120)
+    job = client.wait(job_id, FINAL, 300)
     took = time.monotonic() - at
     assert (job["status"], job["error"]) == ("succeeded", None)
     [artifact] = job["artifacts"]
     assert client.artifact(artifact["url"]).startswith(PNG)
 
-    back = victims.wait_for_another(gateway.data, matches, killed, before, 60)
+    back = victims.wait_for_another(gateway.data, matches, killed, before, 180)
     assert len(victims.processes(gateway.data, victims.comfyui)) == comfyuis
     measured(
         f"kill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more"

@@ -11,7 +11,7 @@ from tests.stack import Measured, RunningStack
 PLAN = Plan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), patience=240)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 async def test_no_job_is_lost_or_executed_twice(gateway: RunningStack, measured: Measured) -> None:
     report = await soak(gateway, PLAN)
     measured(report.sentence)

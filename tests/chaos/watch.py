@@ -18,10 +18,10 @@ import grpc
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 
 SERVICES = frozenset({"gateway", "models", "accounts", "gRPC"})
-_PAUSE_SECONDS = 0.1
+_PAUSE_SECONDS = 0.25
 # A call may be held until replicas are up again, for as long as the whole outage may last: on a busy
 # machine, minutes.
-_PATIENCE_SECONDS = 240.0
+_PATIENCE_SECONDS = 400.0
 # Once a service answers again, a call must not be held any longer than this.
 _HELD_SECONDS = 60.0
 _OUTAGE_STATUSES = frozenset({502, 503, 504})

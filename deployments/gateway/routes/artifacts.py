@@ -3,34 +3,74 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from deployments.gateway.files import build_artifact_response, receive_upload, store_upload
+from deployments.files import build_artifact_response, receive_upload, store_upload
 from deployments.gateway.openapi import describe_body, describe_file_form
 from deployments.gateway.routes.jobs import validate_idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX, verify_file_link
+from moyin.access.gatekeeper.tokens import (
+    SIGNED_FILES_PREFIX,
+    create_file_link,
+    verify_file_link,
+)
 from moyin.domain.artifact import Artifact
-from moyin.errors import ArtifactNotFound, IdempotencyMismatch
+from moyin.errors import ArtifactNotFound, IdempotencyMismatch, InvalidRequest, PictureTooLarge
+from moyin.http.validation import parse_object, validate
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.response import render_artifact
-from moyin.store.artifacts import ArtifactStore, generate_artifact_id
+from moyin.jobs.protocol.filters import ArtifactsQuery, describe_query, parse_artifacts_query
+from moyin.jobs.protocol.response import render_artifact, render_stored_artifact
+from moyin.render.imaging import PictureConverter
+from moyin.store.artifacts import ArtifactFilter, ArtifactStore, generate_artifact_id
 from moyin.store.blobs import BlobStore
+from moyin.store.sql import now
 
 _LINK_PATH = SIGNED_FILES_PREFIX + "{token}/{name}"
+_ARTIFACTS_QUERY = describe_query(ArtifactsQuery)
+_Width = Annotated[
+    int | None,
+    Query(ge=64, le=1024, description="Return a WebP of the picture that is at most this wide."),
+]
 _UPLOAD = describe_file_form("file", {})
 _UPLOAD["requestBody"]["content"] |= describe_body(
     {"type": "string", "format": "binary"}, "application/octet-stream"
 )["requestBody"]["content"]
 
 
-def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
-    """Return the routes that store and return the caller's files."""
+def artifact_routes(
+    artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes
+) -> APIRouter:
+    """Return the routes that store, list, return and delete the caller's files."""
     router = APIRouter(tags=["artifacts"])
+
+    @router.get(
+        "/artifacts", name="page", summary="List files by filters", openapi_extra=_ARTIFACTS_QUERY
+    )
+    async def list_artifacts(request: Request) -> wire.ArtifactPage:
+        """List your files, newest first.
+
+        Pages for a media type may have fewer files than `limit`, or none, although `next_cursor` is
+        not null.
+        """
+        query = parse_artifacts_query(request.query_params.multi_items())
+        listed, next_cursor = await artifacts.list_page(
+            context(request.scope).owner,
+            ArtifactFilter(
+                job_id=query.job,
+                media_type=query.media_type,
+                created_after=query.created_after,
+                created_before=query.created_before,
+            ),
+            limit=query.limit,
+            cursor=query.cursor,
+        )
+        bodies = [render_stored_artifact(stored) for stored in listed]
+        return wire.ArtifactPage(artifacts=bodies, next_cursor=next_cursor)
 
     @router.post("/artifacts", status_code=201, openapi_extra=_UPLOAD)
     async def upload(
@@ -63,25 +103,55 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
     @router.get(
         "/artifacts/{artifact_id}", response_class=StreamingResponse, responses=FILE_RESPONSES
     )
-    async def download(request: Request, artifact_id: str) -> Response:
-        """Download a file. `Range` and `If-None-Match` are supported."""
-        artifact = await artifacts.get(context(request.scope).owner, artifact_id)
+    async def download(request: Request, artifact_id: str, w: _Width = None) -> Response:
+        """Download a file, or a picture's thumbnail. `Range` and `If-None-Match` are supported."""
+        owner = context(request.scope).owner
+        artifact = await artifacts.get(owner, artifact_id)
+        if w is not None:
+            return await _build_thumbnail_response(request, owner, artifact, w, pictures)
         return await build_artifact_response(request, artifact, blobs)
+
+    @router.delete("/artifacts/{artifact_id}", status_code=204, summary="Delete an upload")
+    async def delete(request: Request, artifact_id: str) -> Response:
+        """Delete an upload. A file that a job made is deleted with the job."""
+        await artifacts.delete(context(request.scope).owner, artifact_id)
+        return Response(status_code=204)
+
+    @router.post(
+        "/artifacts/{artifact_id}/link",
+        summary="Create a link that works without a key",
+        openapi_extra=describe_body(wire.LinkRequest.model_json_schema(), required=False),
+    )
+    async def create_link(request: Request, artifact_id: str) -> wire.LinkBody:
+        """Return a link that returns this file without a key, such as for `<img>`, until it expires."""
+        owner = context(request.scope).owner
+        options = validate(wire.LinkRequest, parse_object(await request.body() or b"{}"))
+        artifact = await artifacts.get(owner, artifact_id)
+        expires_at = now() + timedelta(seconds=options.expires_in)
+        url = create_file_link(
+            signing_key, owner, artifact.id, artifact.name, ttl_s=options.expires_in
+        )
+        return wire.LinkBody(url=url, expires_at=expires_at.replace(microsecond=0))
 
     return router
 
 
-def signed_link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) -> APIRouter:
+def signed_link_routes(
+    artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes
+) -> APIRouter:
     """Return the routes that return files by signed links, without a key."""
     router = APIRouter(tags=["artifacts"])
 
     @router.head(_LINK_PATH, include_in_schema=False)
     @router.get(_LINK_PATH, response_class=StreamingResponse, responses=FILE_RESPONSES)
-    async def download(request: Request, token: str, name: str) -> Response:
-        """Download a file by a signed link, without a key, until the link expires."""
+    async def download(request: Request, token: str, name: str, w: _Width = None) -> Response:
+        """Download a file, or a picture's thumbnail, by a signed link until the link expires."""
         owner, artifact_id = verify_file_link(signing_key, token)
         artifact = await artifacts.get(owner, artifact_id)
-        response = await build_artifact_response(request, artifact, blobs)
+        if w is not None:
+            response = await _build_thumbnail_response(request, owner, artifact, w, pictures)
+        else:
+            response = await build_artifact_response(request, artifact, blobs)
         # The URL grants access, so it must not leak to other sites or shared caches.
         response.headers["referrer-policy"] = "no-referrer"
         response.headers["cache-control"] = "private, max-age=3600"
@@ -96,6 +166,31 @@ def derive_artifact_id(owner: str, key: str | None) -> str:
         return generate_artifact_id()
     digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
     return f"art_{digest[:32]}"
+
+
+async def _build_thumbnail_response(
+    request: Request, owner: str, artifact: Artifact, width: int, pictures: PictureConverter
+) -> Response:
+    """Return a thumbnail, which never changes; raise the errors of `PictureConverter.thumbnail`."""
+    headers = {
+        "etag": f'"{artifact.sha256}-w{width}"',
+        "cache-control": "private, max-age=31536000, immutable",
+        "cross-origin-resource-policy": "same-site",
+        "x-content-type-options": "nosniff",
+    }
+    if headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if not artifact.media_type.startswith("image/"):
+        raise InvalidRequest(
+            f"only pictures have thumbnails, and this file is {artifact.media_type}", field="w"
+        )
+    try:
+        picture = await pictures.thumbnail(owner, artifact, width)
+    except (InvalidRequest, PictureTooLarge) as error:
+        error.field = "w"
+        raise
+    headers["content-length"] = str(picture.size)
+    return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
 
 
 async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> Artifact | None:

@@ -34,20 +34,32 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         request: Request,
         job_id: str,
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+        last_event_id: str | None = None,
     ) -> Response:
-        """Follow a job to its end by server-sent events. `Last-Event-ID` resumes a stream."""
+        """Follow a job to its end by server-sent events.
+
+        The header `Last-Event-ID`, or else the query's `last_event_id`, resumes a stream.
+        """
         job = await jobs.get(context(request.scope).owner, job_id)
-        events = feed.follow(job, last or None)
-        if await feed.is_complete(job, last or None):
+        # The header counts first: an EventSource that reconnects repeats the query as it was.
+        after = last or last_event_id or None
+        events = feed.follow(job, after)
+        if await feed.is_complete(job, after):
             # Status 204 tells an EventSource not to reconnect.
             return Response(status_code=204)
         return EventStreamResponse(_format_events(events))
 
     @router.websocket("/jobs/{job_id}/ws")
     async def follow_by_websocket(
-        websocket: WebSocket, job_id: str, after: str | None = None
+        websocket: WebSocket,
+        job_id: str,
+        after: str | None = None,
+        last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+        last_event_id: str | None = None,
     ) -> None:
         """Follow a job to its end by JSON messages `{"id", "type", "data"}`.
+
+        The header `Last-Event-ID`, or else `last_event_id` or `after` in the query, resumes.
 
         The socket closes with 1000 after the last event, with 4000 + the HTTP status of an error,
         such as 4404, and with 1008 when the key or session ends.
@@ -55,7 +67,7 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         await websocket.accept()
         try:
             job = await jobs.get(context(websocket.scope).owner, job_id)
-            sending = _send_all(websocket, feed.follow(job, after))
+            sending = _send_all(websocket, feed.follow(job, last or last_event_id or after or None))
             await run_until_disconnect(sending, _wait_for_disconnect(websocket))
         except MoyinError as error:
             await websocket.close(4000 + get_http_status(error), error.code)

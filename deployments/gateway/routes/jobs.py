@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
-from moyin.domain.job import JobStatus
+from moyin.domain.job import Job, JobStatus
 from moyin.errors import InvalidRequest
+from moyin.jobs.history import JobHistory
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.response import render_job, render_job_detail
+from moyin.jobs.protocol.filters import (
+    JobFilterBody,
+    JobsQuery,
+    describe_query,
+    parse_bulk_request,
+    parse_jobs_query,
+)
+from moyin.jobs.protocol.response import QueueView, render_job, render_job_detail
+from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.jobs.webhooks import derive_webhook_secret
 from moyin.render.templates import wire as template_wire
 from moyin.render.templates.catalog import TemplateCatalog
 from moyin.render.templates.response import to_response_body
+from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "`If-None-Match` matches."}}
+_JOBS_QUERY = describe_query(JobsQuery)
+_BULK_BODY = describe_body({"$ref": "#/components/schemas/BulkRequest"})
 _JOB_BODY = describe_body({"$ref": "#/components/schemas/JobRequest"})
 
 
 def job_routes(
-    service: JobService, jobs: JobStore, templates: TemplateCatalog, signing_key: bytes
+    service: JobService,
+    jobs: JobStore,
+    templates: TemplateCatalog,
+    signing_key: bytes,
+    positions: QueuePositions,
 ) -> APIRouter:
     """Return the routes of jobs; `job_event_routes` has the routes of their events."""
     router = APIRouter(tags=["jobs"])
+    history = JobHistory(service, jobs)
+
+    async def to_filter(body: JobFilterBody) -> JobFilter:
+        names = (await templates.snapshot()).names if body.template is not None else {}
+        return body.to_domain({alias: template.name for alias, template in names.items()})
+
+    async def view_queue(shown: Sequence[Job]) -> QueueView:
+        """Return the present time, and positions if any of the jobs is queued."""
+        has_queued = any(job.status is JobStatus.QUEUED for job in shown)
+        known = await positions.read() if has_queued else {}
+        return QueueView(now=datetime.now(UTC), positions=known)
 
     @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
     async def submit(
@@ -50,22 +80,50 @@ def job_routes(
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
             response.headers["idempotent-replayed"] = "true"
-        return render_job(job)
+        return render_job(job, QueueView(now=datetime.now(UTC)))
 
-    @router.get("/jobs", name="page")
-    async def list_jobs(
-        request: Request,
-        status: JobStatus | None = None,
-        kind: Literal["chat", "render", "http", "pipeline"] | None = None,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[str | None, Query(max_length=128)] = None,
-    ) -> wire.JobPage:
-        """List your jobs, newest first."""
-        owner = context(request.scope).owner
+    @router.get("/jobs", name="page", summary="List jobs by filters", openapi_extra=_JOBS_QUERY)
+    async def list_jobs(request: Request) -> wire.JobPage:
+        """List your jobs, newest first.
+
+        Pages for a pool, a template or metadata may have fewer jobs than `limit`, or none, although
+        `next_cursor` is not null.
+        """
+        query = parse_jobs_query(request.query_params.multi_items())
         listed, next_cursor = await jobs.list_page(
-            owner, status=status, kind=kind, limit=limit, cursor=cursor
+            context(request.scope).owner,
+            await to_filter(query),
+            limit=query.limit,
+            cursor=query.cursor,
         )
-        return wire.JobPage(jobs=[render_job(job) for job in listed], next_cursor=next_cursor)
+        queue = await view_queue(listed)
+        return wire.JobPage(
+            jobs=[render_job(job, queue) for job in listed], next_cursor=next_cursor
+        )
+
+    @router.post("/jobs/cancel", summary="Cancel jobs by a filter", openapi_extra=_BULK_BODY)
+    async def cancel_jobs(request: Request) -> wire.BulkBody:
+        """Cancel the queued and running jobs that match a filter, up to 10,000 per request."""
+        body = parse_bulk_request(await request.body())
+        result = await history.cancel_matching(
+            context(request.scope).caller,
+            await to_filter(body.filter),
+            dry_run=body.dry_run,
+            cursor=body.cursor,
+        )
+        return wire.BulkBody(**asdict(result), dry_run=body.dry_run)
+
+    @router.post("/jobs/delete", summary="Delete jobs by a filter", openapi_extra=_BULK_BODY)
+    async def delete_jobs(request: Request) -> wire.BulkBody:
+        """Delete the ended jobs that match a filter with their files, up to 10,000 per request."""
+        body = parse_bulk_request(await request.body())
+        result = await history.delete_matching(
+            context(request.scope).caller,
+            await to_filter(body.filter),
+            dry_run=body.dry_run,
+            cursor=body.cursor,
+        )
+        return wire.BulkBody(**asdict(result), dry_run=body.dry_run)
 
     @router.get("/jobs/webhook-secret", name="secret")
     async def get_webhook_secret(request: Request, response: Response) -> wire.WebhookSecret:
@@ -76,20 +134,48 @@ def job_routes(
 
     @router.get("/jobs/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobDetail:
-        """Return a job with the outputs of its finished steps. A batch lists its child jobs."""
+        """Return a job with what it was submitted with, and the outputs of its finished steps.
+
+        A batch lists its child jobs.
+        """
         job = await jobs.get(context(request.scope).owner, job_id)
-        spec = await service.load_spec(job) if job.children is not None else None
-        return render_job_detail(job, await service.load_outputs(job), spec)
+        # Only the spec has the inputs of the children of a batch.
+        load_spec = service.load_small_spec if job.children is None else service.load_spec
+        spec, outputs = await asyncio.gather(load_spec(job), service.load_outputs(job))
+        return render_job_detail(job, outputs, spec, await view_queue([job]))
+
+    @router.get("/jobs/{job_id}/graph", name="graph", summary="Return the graph of a render")
+    async def get_graph(
+        request: Request, job_id: str, step: Annotated[int, Query(ge=0, le=10_000)] = 0
+    ) -> dict[str, Any]:
+        """Return the graph of a render, as the member `workflow` of a job.
+
+        In a batch, `step` is the index of a child.
+        """
+        job = await jobs.get(context(request.scope).owner, job_id)
+        return dict(await history.get_graph(job, step))
+
+    @router.delete("/jobs/{job_id}", status_code=204, summary="Delete an ended job")
+    async def delete(request: Request, job_id: str) -> Response:
+        """Delete an ended job with its events and files."""
+        await history.delete(context(request.scope).owner, job_id)
+        return Response(status_code=204)
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
-        """Cancel a job. Its status becomes `cancelled` a moment later."""
-        return render_job(await service.cancel(context(request.scope).caller, job_id))
+        """Cancel a job. Its status becomes `cancelled` a moment later, unless it ends before.
+
+        `cancel_requested_by` shows the request in both cases. A job that has ended gets 409
+        `job_finished`.
+        """
+        job = await service.cancel(context(request.scope).caller, job_id)
+        return render_job(job, QueueView(now=datetime.now(UTC)))
 
     @router.post("/jobs/{job_id}/retry", status_code=202)
     async def retry(request: Request, job_id: str) -> wire.JobBody:
         """Continue a failed or cancelled job after its last finished step."""
-        return render_job(await service.retry(context(request.scope).caller, job_id))
+        job = await service.retry(context(request.scope).caller, job_id)
+        return render_job(job, QueueView(now=datetime.now(UTC)))
 
     return router
 

@@ -30,11 +30,8 @@ from moyin.text.protocol.responses.background import (
     start_event,
     to_job_request,
 )
-from moyin.text.protocol.responses.codec import (
-    ParsedResponseRequest,
-    ResponsesCodec,
-    encode_error_event,
-)
+from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
+from moyin.text.protocol.responses.errors import encode_error_event
 
 _ID_PREFIX = "resp_"
 # Proxies close connections that are silent for longer.

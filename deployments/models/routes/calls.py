@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from typing import cast
 
 from deployments.models.routes.deferral import JobSubmitter
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import get_admission
-from moyin.domain.backend import ApiFormat
+from moyin.domain.backend import ApiFormat, RawRequest
+from moyin.domain.identity import OPERATOR, Identity
 from moyin.http.headers import prefers_async_response
+from moyin.store.usage import UsageEntry
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.protocol.ollama.codec import ParsedChatRequest, ParsedGenerateRequest
+from moyin.text.protocol.ollama.response import rename_model
 from moyin.text.routing.answer import Answer, AnswerStream, RoutingContext
+from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.router import Router
 
 _JSON = (b"content-type", b"application/json")
+_UNLOAD_SECONDS = 30.0
+_RECORD_USAGE = "moyin.record_usage"
+
+
+def set_background(scope: Scope, record_usage: Callable[[UsageEntry], None]) -> None:
+    """Mark a request as one that all others precede, and whose usage ``record_usage`` records."""
+    scope[_RECORD_USAGE] = record_usage
+
+
+def is_background(scope: Scope) -> bool:
+    """Return whether a request is a line of a batch, which `set_background` marked."""
+    return _RECORD_USAGE in scope
 
 
 class CallRoute:
@@ -29,24 +47,31 @@ class CallRoute:
     def __init__(
         self, codec: ProtocolCodec, text_router: Router, job_submitter: JobSubmitter
     ) -> None:
-        self._codec = codec
+        self.codec = codec
         self._text_router = text_router
         self._job_submitter = job_submitter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read_body(receive)
+        body = await read_body(receive)
         if body is None:
             return
         call = await self.parse(body, scope)
+        completed = await self.complete(call, scope)
         if prefers_async_response(scope["headers"]):
-            headers, job = await self._job_submitter.submit(self._codec, call, scope)
+            headers, job = await self._job_submitter.submit(
+                self.codec, call, scope, completed=completed
+            )
             await _send_body(send, 202, [_JSON, *headers], job)
         else:
-            await self.answer_call(call, scope, receive, send)
+            await self.answer_call(completed, scope, receive, send)
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
         """Parse and validate the client's request."""
-        return self._codec.parse(body)
+        return self.codec.parse(body)
+
+    async def complete(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
+        """Return the request with the stored files to which it refers; jobs do without them."""
+        return call
 
     async def answer_call(
         self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
@@ -60,43 +85,87 @@ class CallRoute:
         """Return the answer of a model that the router chooses; ``codec`` replaces the route's."""
         request_context = context(scope)
         caller = request_context.caller
+        record_usage = scope.get(_RECORD_USAGE)
         routing_context = RoutingContext(
             request_id=request_context.request_id,
             owner=caller.owner,
             headers=scope["headers"],
             budget=get_admission(scope),
             key_id=caller.key_id,
+            is_background=record_usage is not None,
+            record_usage=record_usage,
         )
-        return await self._text_router.answer(codec or self._codec, call, routing_context)
+        return await self._text_router.answer(codec or self.codec, call, routing_context)
 
 
 class OllamaRoute(CallRoute):
-    """Handles Ollama's calls; a request to load a model succeeds at once if no Ollama serves it."""
+    """Handles Ollama's calls, whose answers name the model as the client does.
+
+    A request to load a model succeeds at once if not only Ollamas serve it. A request to unload a model
+    goes to every host that has it in memory. Only operators unload all models of an alias or of
+    ``auto``; for others the request succeeds and changes nothing.
+    """
 
     async def answer_call(
         self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        loaded = (
-            call.model_load_response
-            if isinstance(call, ParsedChatRequest | ParsedGenerateRequest)
-            else None
-        )
-        fleet, owner = self._text_router.fleet, context(scope).owner
-        deployments = (
-            fleet.find_allowed_deployments(call.model, owner) if loaded is not None else ()
-        )
-        # The router raises the error for a model that the tenant may not use.
-        if (
-            loaded is None
-            or not deployments
-            or any(deployment.api_format is ApiFormat.OLLAMA for deployment in deployments)
-        ):
+        response = None
+        if isinstance(call, ParsedChatRequest | ParsedGenerateRequest):
+            response = call.model_load_response
+        if response is None or not await self._load_or_unload(call, context(scope).caller):
             await super().answer_call(call, scope, receive, send)
         else:
-            await _send_body(send, 200, [_JSON], loaded)
+            await _send_body(send, 200, [_JSON], response)
+
+    async def fetch_answer(
+        self, call: ParsedRequest, scope: Scope, codec: ProtocolCodec | None = None
+    ) -> Answer:
+        answer = await super().fetch_answer(call, scope, codec)
+        if answer.stream is None:
+            answer.body = rename_model(answer.body, call.model)
+        return answer
+
+    async def _load_or_unload(self, call: ParsedRequest, caller: Identity) -> bool:
+        """Do what a request without a prompt demands; return False if the router must do it."""
+        fleet = self._text_router.fleet
+        deployments = fleet.find_allowed_deployments(call.model, caller.owner)
+        hosts = [one for one in deployments if one.api_format is ApiFormat.OLLAMA]
+        body = cast(ParsedChatRequest | ParsedGenerateRequest, call).body
+        if not body.unloads_model:
+            # The router raises the error for a model that the tenant may not use. Of several
+            # servers, some need no loading.
+            return len(hosts) < len(deployments)
+        if fleet.catalog.is_group_name(call.model) and not caller.has_scope(OPERATOR):
+            # Other tenants use the models behind the name, too.
+            return bool(deployments)
+        pairs = [(fleet.runtimes[host.backend], host.model.upstream) for host in hosts]
+        loaded = [pair for pair in pairs if pair[0].has_loaded(pair[1])]
+        deadline = asyncio.get_running_loop().time() + _UNLOAD_SECONDS
+        errors = await asyncio.gather(
+            *(self._unload(call, runtime, upstream, deadline) for runtime, upstream in loaded),
+            return_exceptions=True,
+        )
+        for error in errors:
+            if error is not None:
+                raise error
+        return bool(loaded) or len(hosts) < len(deployments)
+
+    async def _unload(
+        self, call: ParsedRequest, runtime: BackendRuntime, upstream: str, deadline: float
+    ) -> None:
+        request = RawRequest(
+            path=self.codec.path,
+            body=call.to_upstream(upstream, {}, {"stream": False}),
+            headers={},
+            deadline=deadline,
+        )
+        assert runtime.pass_through is not None, "an Ollama host accepts Ollama's requests"
+        await runtime.pass_through.forward(request)
+        if runtime.loaded is not None:
+            await runtime.loaded.refresh()
 
 
-async def _read_body(receive: Receive) -> bytes | None:
+async def read_body(receive: Receive) -> bytes | None:
     """Return the body of a request, or None if the client disconnects while sending it."""
     chunks = []
     while True:

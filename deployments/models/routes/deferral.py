@@ -43,11 +43,14 @@ class JobSubmitter:
         call: ParsedRequest,
         scope: Scope,
         *,
+        completed: ParsedRequest | None = None,
         asked_by: str = "`Prefer: respond-async`",
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Submit the call as a job.
 
         Args:
+            completed: the call with the stored files to which it refers, which the job reads anew;
+                if None, the call refers to none.
             asked_by: the part of the request that asks for a job, for messages.
 
         Returns:
@@ -71,7 +74,7 @@ class JobSubmitter:
         routing_context = RoutingContext(
             request_id=request_context.request_id, owner=request_context.owner, headers=()
         )
-        error = self._text_router.explain(codec, call, routing_context).error
+        error = self._text_router.explain(codec, completed or call, routing_context).error
         if isinstance(error, RequestError):
             raise error
         try:

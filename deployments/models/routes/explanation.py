@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from deployments.models.routes.calls import CallRoute
 from moyin.access.gatekeeper import context
 from moyin.domain.money import format_usd
 from moyin.errors import InvalidRequest
-from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.compiled_route import Exclusion
 from moyin.text.routing.decision import Candidate, Forecast
@@ -20,6 +20,7 @@ from moyin.text.routing.explanation import (
     describe_model_state,
     explain_loss,
 )
+from moyin.text.routing.omission import describe_omission
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
@@ -29,11 +30,11 @@ _DURATION_MEMBERS = (
 )  # fmt: skip
 
 
-def new_explanation_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> APIRouter:
+def new_explanation_routes(text_router: Router, calls: Mapping[str, CallRoute]) -> APIRouter:
     """Return the route that explains the choice of a model.
 
     Args:
-        codecs: codecs of the chat protocols by name; the first is the default.
+        calls: the routes of model calls, by the protocol's name; the first is the default.
     """
     router = APIRouter(tags=["routing"])
 
@@ -41,11 +42,12 @@ def new_explanation_routes(text_router: Router, codecs: Mapping[str, ProtocolCod
         "/route",
         operation_id="route_route_post",
         summary="Explain which back end would answer a request",
-        description="Takes the body of a chat call and explains the router's decision without "
+        description="Takes the body of a model call and explains the router's decision without "
         "calling a model: the expected cost, time and score of every candidate, and the reason why "
-        "other back ends are excluded. `?protocol=` (or the header `x-moyin-protocol`) names the "
+        "other back ends are excluded, such as a member of the body that their protocol lacks. "
+        "`?protocol=` (or the header `x-moyin-protocol`) names the "
         "protocol of the body: "
-        f"{', '.join(codecs)}; by default the first. The headers `x-moyin-residency`, "
+        f"{', '.join(calls)}; by default the first. The headers `x-moyin-residency`, "
         "`x-moyin-quality` and `x-moyin-usd-per-bad-answer` count as in the call itself.",
         openapi_extra={
             "requestBody": {
@@ -55,13 +57,14 @@ def new_explanation_routes(text_router: Router, codecs: Mapping[str, ProtocolCod
         },
     )
     async def explain_choice(request: Request, protocol: str | None = None) -> dict[str, Any]:
-        name = protocol or request.headers.get(_PROTOCOL_HEADER) or next(iter(codecs))
-        codec = codecs.get(name)
-        if codec is None:
+        name = protocol or request.headers.get(_PROTOCOL_HEADER) or next(iter(calls))
+        route = calls.get(name)
+        if route is None:
             raise InvalidRequest(
-                f"protocol: must be one of {', '.join(codecs)}, not {name[:64]!r}", field="protocol"
+                f"protocol: must be one of {', '.join(calls)}, not {name[:64]!r}", field="protocol"
             )
-        call = codec.parse(await request.body())
+        call = await route.parse(await request.body(), request.scope)
+        call = await route.complete(call, request.scope)
         request_context = context(request.scope)
         routing_context = RoutingContext(
             request_id=request_context.request_id,
@@ -69,7 +72,7 @@ def new_explanation_routes(text_router: Router, codecs: Mapping[str, ProtocolCod
             headers=request.scope["headers"],
         )
         await text_router.load_learned_state(routing_context.owner)
-        return _describe_explanation(text_router.explain(codec, call, routing_context))
+        return _describe_explanation(text_router.explain(route.codec, call, routing_context))
 
     return router
 
@@ -87,7 +90,10 @@ def _describe_explanation(explanation: Explanation) -> dict[str, Any]:
         "usd_per_second": explanation.usd_per_second,
         "quality": _describe_quality(explanation.quality),
         "explore": {"share": explanation.explore, "tried": _name_candidate(explanation.trial)},
-        "route": describe_choice(explanation.candidates, explanation.quality)
+        "omitted": list(explanation.omitted),
+        "route": describe_omission(
+            describe_choice(explanation.candidates, explanation.quality), explanation.omitted
+        )
         if explanation.candidates
         else None,
         "chosen": _name_candidate(best),

@@ -137,7 +137,7 @@ def _describe_body(body: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any
 
 def _list_chat_models(text_router: Router) -> set[str]:
     deployments = text_router.fleet.catalog.deployments
-    return {deployment.model.name for deployment in deployments if not deployment.model.embeddings}
+    return {deployment.model.name for deployment in deployments if deployment.model.chat}
 
 
 def _describe_ability(text_router: Router, name: str) -> dict[str, Any]:

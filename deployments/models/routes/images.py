@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
@@ -14,6 +15,7 @@ from deployments.models.routing_config import ImagesConfig
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.client.gateway import AcceptedJob
+from moyin.domain.identity import Identity
 from moyin.errors import MoyinError
 from moyin.http.headers import prefers_async_response
 from moyin.jobs.images import ImageJobs, JobEndedWithoutImages, JobStillRunning
@@ -46,6 +48,14 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+class SubmitPictures(Protocol):
+    """Function that submits the job of a request."""
+
+    def __call__(
+        self, identity: Identity, /, *, cache: bool, idempotency_key: str | None
+    ) -> Coroutine[Any, Any, AcceptedJob]: ...
+
+
 def new_image_routes(
     images: ImageJobs, get_settings: Callable[[], ImagesConfig], public_url: str
 ) -> APIRouter:
@@ -56,6 +66,7 @@ def new_image_routes(
         public_url: first part of links to pictures; if empty, the address that the client used.
     """
     router = APIRouter(tags=["images"])
+    renderer = PictureRenderer(images, get_settings, public_url)
 
     @router.post(
         IMAGES_PATH,
@@ -70,19 +81,41 @@ def new_image_routes(
         continues. If the client disconnects earlier, the job is cancelled unless the request has an
         `Idempotency-Key`. `GET /templates` lists the templates.
         """
-        caller, body = (
-            context(request.scope).caller,
-            protocol.parse_images_request(await request.body()),
-        )
+        body = protocol.parse_images_request(await request.body())
+        return await renderer.respond(request, body, partial(images.submit, body=body))
+
+    return router
+
+
+class PictureRenderer:
+    """Answers requests for pictures with those that a job renders.
+
+    Args:
+        get_settings: returns the current settings.
+        public_url: first part of links to pictures; if empty, the address that the client used.
+    """
+
+    def __init__(
+        self, images: ImageJobs, get_settings: Callable[[], ImagesConfig], public_url: str
+    ) -> None:
+        self._images = images
+        self._get_settings = get_settings
+        self._public_url = public_url
+
+    async def respond(
+        self, request: Request, body: protocol.ImagesBody, submit: SubmitPictures
+    ) -> Response:
+        """Submit a job, wait for its pictures, and return the response that has them."""
+        images, caller = self._images, context(request.scope).caller
         headers: RawHeaders = request.scope["headers"]
         preferences = parse_preferences(
             [h for h in headers if h[0] != _RESIDENCY_HEADER], frozenset()
         )
         key = request.headers.get("idempotency-key")
         submission = asyncio.create_task(
-            images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
+            submit(caller, cache=not preferences.bypass_cache, idempotency_key=key)
         )
-        waits, settings = not prefers_async_response(headers), get_settings()
+        waits, settings = not prefers_async_response(headers), self._get_settings()
         try:
             accepted = await asyncio.shield(submission)
             if not waits:
@@ -98,11 +131,9 @@ def new_image_routes(
         except JobEndedWithoutImages as ended:
             assert isinstance(ended.__cause__, MoyinError)
             return _new_error_response(request, ended.__cause__, ended.job)
-        base_url = public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
+        base_url = self._public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
         data = await images.render_data(caller, job, body, base_url, settings.link_seconds)
         return _new_pictures_response(job, data)
-
-    return router
 
 
 def _parse_job_id(accepted: AcceptedJob) -> str:

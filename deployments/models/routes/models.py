@@ -12,6 +12,7 @@ from deployments.ingress import to_response
 from deployments.models.errors import choose_renderer, is_anthropic_client
 from moyin.access.gatekeeper import context
 from moyin.domain.identity import OPERATOR
+from moyin.domain.operation import UnitRates
 from moyin.errors import InvalidRequest, ModelNotFound, MoyinError
 from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
@@ -116,6 +117,8 @@ def _find_position(names: Sequence[str], name: str, field: str) -> int:
 def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
     deployments = fleet.find_allowed_deployments(name, owner)
     states = {_describe_status(fleet, deployment) for deployment in deployments}
+    # An alias has the abilities of models that can answer, not of those whose key is missing.
+    models = [one.model for one in fleet.find_callable_deployments(name, owner)]
     body: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -125,12 +128,12 @@ def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dic
         "display_name": name,
         "created_at": _CREATED.isoformat(),
         "lifecycle": "active",
-        "max_input_tokens": max(deployment.model.context for deployment in deployments),
+        "max_input_tokens": max(
+            (model.context for model in models if model.takes_prompts), default=None
+        ),
         "status": next(word for word in ("up", "down", "not_configured") if word in states),
-        **{
-            ability: any(getattr(deployment.model, ability) for deployment in deployments)
-            for ability in _ABILITIES
-        },
+        **{ability: any(getattr(model, ability) for model in models) for ability in _ABILITIES},
+        "abilities": sorted({call for model in models for call in model.calls}),
     }
     if prices:
         body["backends"] = [_describe_backend(fleet, deployment) for deployment in deployments]
@@ -146,9 +149,21 @@ def _describe_backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, An
         "status": _describe_status(fleet, deployment),
         "context": model.context,
         **{ability: getattr(model, ability) for ability in _ABILITIES},
+        "abilities": sorted(model.calls),
         "quality": model.quality,
         "usd_per_million_tokens": {"input": str(rates.input), "output": str(rates.output)},
+        **_describe_unit_prices(model.unit_rates),
     }
+
+
+def _describe_unit_prices(rates: UnitRates) -> dict[str, str]:
+    prices = {
+        "usd_per_million_characters": rates.characters,
+        "usd_per_minute": rates.minutes,
+        "usd_per_image": rates.images,
+        "usd_per_thousand_searches": rates.searches,
+    }
+    return {name: str(price) for name, price in prices.items() if price}
 
 
 def _describe_status(fleet: Fleet, deployment: ModelDeployment) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,29 +12,35 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
 from moyin.access.gatekeeper import context
+from moyin.domain.model_file import ModelFile
 from moyin.domain.needs import Model
 from moyin.errors import InvalidRequest, ModelNotFound
 from moyin.http.validation import parse_object, validate
 from moyin.text.protocol.ollama import wire
-from moyin.text.routing.catalog import ModelDeployment
+from moyin.text.routing.catalog import LATEST_TAG, ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.router import Router
 
 # The version of Ollama whose API we implement. Clients derive the supported features from it.
-_OLLAMA_VERSION = "0.13.0"
-# The protocol requires a modification date, which our models and aliases do not have.
+_OLLAMA_VERSION = "0.17.4"
+# The protocol requires a modification date, which models of other servers and aliases do not have.
 _MODIFIED_AT = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 _LOADED_FOR = timedelta(minutes=5)
 # Capabilities of Ollama that are attributes of `moyin.domain.needs.Model`.
 _CAPABILITIES = ("tools", "vision", "thinking")
-_MODEL_DETAILS = {"family": "moyin", "families": ["moyin"]} | dict.fromkeys(
-    ("parent_model", "format", "parameter_size", "quantization_level"), ""
-)
+_UNKNOWN_DETAILS = {
+    "parent_model": "",
+    "format": "",
+    "family": "moyin",
+    "families": ["moyin"],
+    "parameter_size": "",
+    "quantization_level": "",
+}
 
 
 def new_ollama_routes(text_router: Router) -> APIRouter:
-    """Return the routes of Ollama's API other than model calls."""
+    """Return the routes of Ollama's API that describe models."""
     router = APIRouter(prefix="/ollama", tags=["ollama"])
 
     @router.head("/", include_in_schema=False)
@@ -40,28 +48,37 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
     async def alive() -> PlainTextResponse:
         return PlainTextResponse("Ollama is running")
 
+    @router.head("/api/version", include_in_schema=False)
     @router.get("/api/version", summary="Show the implemented version of Ollama's API")
     async def version() -> dict[str, str]:
         return {"version": _OLLAMA_VERSION}
 
+    @router.head("/api/tags", include_in_schema=False)
     @router.get(
         "/api/tags", operation_id="tags_ollama_api_tags_get", summary="List models and aliases"
     )
     async def list_models(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
-        return {
-            "models": [
-                _describe_list_entry(name, fleet.find_allowed_deployments(name, owner))
-                for name in fleet.list_names(owner)
-            ]
-        }
+        entries = [
+            _describe_list_entry(name, fleet.find_allowed_deployments(name, owner))
+            for name in fleet.list_names(owner)
+        ]
+        # Clients take the first for a model with files, so names without come last.
+        return {"models": sorted(entries, key=lambda entry: not entry["size"])}
 
     @router.get(
         "/api/ps", operation_id="ps_ollama_api_ps_get", summary="List models that are loaded"
     )
     async def list_loaded_models(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
-        expires = (datetime.now(UTC) + _LOADED_FOR).isoformat()
+        # The periodic check may not have seen a load or an unload of the last seconds.
+        await asyncio.gather(
+            *(
+                runtime.loaded.refresh()
+                for runtime in fleet.runtimes.values()
+                if runtime.loaded is not None and runtime.is_ready
+            )
+        )
         names = dict.fromkeys(fleet.list_names(owner))
         deployments = (
             deployment
@@ -69,19 +86,13 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
             for deployment in fleet.find_allowed_deployments(name, owner)
         )
         # The list omits models that the tenant can use only through an alias.
-        loaded = {
-            deployment.model.name: deployment
-            for deployment in deployments
-            if deployment.model.name in names and _is_loaded(fleet, deployment)
-        }
+        loaded: dict[str, ModelDeployment] = {}
+        for deployment in deployments:
+            if deployment.model.name in names and _is_loaded(fleet, deployment):
+                loaded.setdefault(deployment.model.name, deployment)
         return {
             "models": [
-                {
-                    **_describe_list_entry(name, (deployment,)),
-                    "expires_at": expires,
-                    "size_vram": 0,
-                    "context_length": deployment.model.context,
-                }
+                _describe_list_entry(name, (deployment,)) | _describe_residency(fleet, deployment)
                 for name, deployment in loaded.items()
             ]
         }
@@ -90,13 +101,16 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
         "/api/show",
         operation_id="show_ollama_api_show_post",
         summary="Show the features of a model or alias",
+        description="Of an alias, only what models of reachable back ends can do.",
     )
     async def show_model(request: Request) -> dict[str, Any]:
         body = validate(wire.ShowBody, parse_object(await request.body()))
         name = body.model or body.name
         if not name:
             raise InvalidRequest("model: is missing; set it to the name of a model", field="model")
-        deployments = text_router.fleet.find_allowed_deployments(name, context(request.scope).owner)
+        deployments = text_router.fleet.find_callable_deployments(
+            name, context(request.scope).owner
+        )
         if not deployments:
             raise ModelNotFound(
                 f"there is no model or alias {name!r}; GET /api/tags lists all", field="model"
@@ -117,36 +131,91 @@ def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
     )
 
 
-def _describe_list_entry(name: str, deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
-    upstream = " ".join(
-        sorted(f"{deployment.backend}/{deployment.model.upstream}" for deployment in deployments)
-    )
+def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
+    """Return what `/api/ps` says of a loaded model: how much memory it takes, and until when."""
+    loaded = fleet.runtimes[deployment.backend].loaded
+    report = loaded.get_report(deployment.model.upstream) if loaded is not None else {}
     return {
-        "name": name,
-        "model": name,
-        "modified_at": _MODIFIED_AT,
-        "size": 0,
-        "digest": hashlib.sha256(upstream.encode()).hexdigest(),
-        "details": _MODEL_DETAILS,
+        "size_vram": 0,
+        "context_length": deployment.model.context,
+        "expires_at": (datetime.now(UTC) + _LOADED_FOR).isoformat(),
+        **{
+            name: report[name]
+            for name in ("size", "size_vram", "context_length", "expires_at")
+            if name in report
+        },
     }
 
 
-def _describe_features(deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
+def _add_tag(name: str) -> str:
+    """Return the name as Ollama's clients expect it, with a tag."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}{LATEST_TAG}"
+
+
+def _describe_list_entry(name: str, deployments: Sequence[ModelDeployment]) -> dict[str, Any]:
+    upstream = " ".join(
+        sorted(f"{deployment.backend}/{deployment.model.upstream}" for deployment in deployments)
+    )
+    entry = {
+        "name": _add_tag(name),
+        "model": _add_tag(name),
+        "modified_at": _MODIFIED_AT,
+        "size": 0,
+        "digest": hashlib.sha256(upstream.encode()).hexdigest(),
+        "details": _UNKNOWN_DETAILS,
+    }
+    # A group of several models has no size of its own.
+    file = _find_single_file(deployments)
+    if file is None:
+        return entry
+    return entry | {
+        "modified_at": file.modified_at or _MODIFIED_AT,
+        "size": file.size,
+        "digest": file.digest,
+        "details": {**_UNKNOWN_DETAILS, **file.details},
+    }
+
+
+def _find_single_file(deployments: Iterable[ModelDeployment]) -> ModelFile | None:
+    """Return the file of the first deployment, or None if there are several models."""
+    deployments = list(deployments)
+    if len({deployment.model.name for deployment in deployments}) != 1:
+        return None
+    return next((one.file for one in deployments if one.file is not None), None)
+
+
+def _describe_features(deployments: Sequence[ModelDeployment]) -> dict[str, Any]:
     models = [deployment.model for deployment in deployments]
     context = max((model.context for model in models), default=0)
-    return {
+    features = {
         "modelfile": "",
         "parameters": "",
         "template": "",
         "modified_at": _MODIFIED_AT,
-        "details": _MODEL_DETAILS,
+        "details": _UNKNOWN_DETAILS,
         "model_info": {"general.architecture": "moyin", "moyin.context_length": context},
-        "capabilities": _find_capabilities(models),
+        "capabilities": _find_capabilities(deployments),
+    }
+    file = _find_single_file(deployments)
+    if file is None:
+        return features
+    return features | {
+        **file.description,
+        "modified_at": file.modified_at or _MODIFIED_AT,
+        "details": {**_UNKNOWN_DETAILS, **file.details},
     }
 
 
-def _find_capabilities(models: list[Model]) -> list[str]:
+def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
     """Return the capabilities of at least one of the models."""
-    capabilities = ["completion"] if any(not model.embeddings for model in models) else []
-    capabilities += ["embedding"] if any(model.embeddings for model in models) else []
-    return capabilities + [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
+    models = [deployment.model for deployment in deployments]
+    capabilities = ["completion"] if any(model.chat for model in models) else []
+    # An Ollama computes vectors with every model, but names only models that are made for it.
+    capabilities += ["embedding"] if any(_is_made_for_vectors(model) for model in models) else []
+    capabilities += [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
+    inserts = any(one.file and "insert" in one.file.capabilities for one in deployments)
+    return [*capabilities, *(["insert"] if inserts else ())]
+
+
+def _is_made_for_vectors(model: Model) -> bool:
+    return model.embeddings and not model.chat

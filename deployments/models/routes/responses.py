@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.event_stream import EventStreamResponse
 from deployments.models.routes.background_responses import BackgroundResponses, require_ended
-from deployments.models.routes.calls import CallRoute, send_answer
+from deployments.models.routes.calls import CallRoute, is_background, send_answer
 from deployments.models.routes.deferral import JobSubmitter
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
@@ -32,13 +32,15 @@ from moyin.errors import (
 from moyin.http.sse import FrameSplitter, parse_event
 from moyin.http.validation import parse_object
 from moyin.store.stored_responses import StoredResponse, StoredResponses
+from moyin.text.prompt_files import FILE_ID_MARKER, PromptFiles, find_response_references
 from moyin.text.protocol.codec import ParsedRequest
+from moyin.text.protocol.documents import NO_FILES
 from moyin.text.protocol.responses.codec import (
     ParsedResponseRequest,
     ResponsesCodec,
     find_response_id,
 )
-from moyin.text.protocol.responses.response import new_id
+from moyin.text.protocol.responses.response import new_id, text_part
 from moyin.text.routing.answer import AnswerStream
 from moyin.text.routing.router import Router
 
@@ -47,7 +49,7 @@ _MAX_ITEMS = 100
 _MAX_REFERENCES = 1_000
 _RESPONSE_ID = re.compile(r"resp_[0-9a-f-]{1,59}")
 # An item's id contains that of its response (`ResponseTemplate.new_item_id`).
-_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_[0-9]{1,9}")
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f-]{32,36})_[0-9]{1,9}")
 
 
 class ResponsesRoute(CallRoute):
@@ -65,33 +67,47 @@ class ResponsesRoute(CallRoute):
         job_submitter: JobSubmitter,
         stored: StoredResponses,
         background: BackgroundResponses,
+        prompt_files: PromptFiles,
     ) -> None:
         self._responses_codec = ResponsesCodec()
         super().__init__(self._responses_codec, text_router, job_submitter)
         self._stored = stored
         self._background = background
+        self._prompt_files = prompt_files
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
-        """Parse a request; with ``previous_response_id``, the conversation so far precedes it."""
+        """Parse a request; with ``previous_response_id``, the conversation so far precedes it.
+
+        The files to which it refers are read. Its JSON, which jobs send again, still has their ids.
+        """
         data = parse_object(body)
         with _storage_errors():
             resolved = await self._resolve_references(data, context(scope).owner)
         if resolved is not data:
             data, body = resolved, to_json(resolved)
+        files = NO_FILES
+        owner = context(scope).owner
+        if FILE_ID_MARKER in body:
+            references = tuple(find_response_references(data.get("input")))
+            files = await self._prompt_files.read(owner, references)
         previous = data.get("previous_response_id")
         if not isinstance(previous, str):
-            return self._responses_codec.parse_continuation(body, data, ())
+            return self._responses_codec.parse_continuation(body, data, (), files)
         # Mistakes in the client's own items are reported by their own numbers.
-        self._responses_codec.parse_continuation(body, data, ())
+        self._responses_codec.parse_continuation(body, data, (), files)
         try:
             if not _RESPONSE_ID.fullmatch(previous):
                 raise ResponseNotFound("previous_response_id must be the id of a response, resp_…")
             with _storage_errors():
                 require_ended((await self._background.get(scope, previous)).response)
-                earlier = await self._stored.list_items(context(scope).owner, previous)
+                earlier = await self._stored.list_items(owner, previous)
         except ResponseNotFound as error:
             raise PreviousResponseNotFound(error.message, field="previous_response_id") from None
-        return self._responses_codec.parse_continuation(body, data, earlier)
+        references = tuple(find_response_references(earlier, is_earlier=True))
+        if references:
+            references += tuple(find_response_references(data.get("input")))
+            files = await self._prompt_files.read(owner, references)
+        return self._responses_codec.parse_continuation(body, data, earlier, files)
 
     async def _resolve_references(self, data: dict[str, Any], owner: str) -> dict[str, Any]:
         """Replace the items that the client names by id, as the Vercel AI SDK does.
@@ -146,7 +162,12 @@ class ResponsesRoute(CallRoute):
         if call.body.store is not False:
             save = partial(self._save, call, context(scope).owner)
             if answer.stream is None:
-                await save(find_response_id(answer.body))
+                try:
+                    await save(find_response_id(answer.body))
+                except ServiceUnavailable:
+                    # The answer to a line of a batch is in a file, and another would cost again.
+                    if not is_background(scope):
+                        raise
             else:
                 render = partial(
                     ResponsesCodec(call.record).render_error_event,
@@ -248,6 +269,32 @@ class _SavedStream:
         await self._stream.aclose()
 
 
+def _name_items(stored: StoredResponse) -> list[Mapping[str, Any]]:
+    """Return the items of a request, each with an id of its own.
+
+    Clients may send an item without an id, or the same item twice.
+    """
+    items: list[Mapping[str, Any]] = []
+    names: set[str] = set()
+    for number, item in enumerate(stored.input):
+        name = item.get("id")
+        if not isinstance(name, str) or name in names:
+            name = f"item_{number}_{stored.id}"
+        names.add(name)
+        items.append({**_list_content(item), "id": name})
+    return items
+
+
+def _list_content(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message whose content is text with a list of parts, as OpenAI's document requires."""
+    text = item.get("content")
+    if item.get("type") != "message" or not isinstance(text, str):
+        return item
+    if item["role"] == "assistant":
+        return {"status": "completed", **item, "content": [text_part(text)]}
+    return {**item, "content": [{"type": "input_text", "text": text}]}
+
+
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
@@ -307,10 +354,7 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
     ) -> Mapping[str, Any]:
         """List the items of the request itself, without those of the responses that it continued."""
         found = await stored.get(context(request.scope).owner, response_id)
-        items = [
-            {"id": f"item_{number}_{response_id}", **item}
-            for number, item in enumerate(found.input)
-        ]
+        items = _name_items(found)
         if order == "desc":
             items.reverse()
         if after is not None:

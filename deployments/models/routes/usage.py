@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
@@ -88,8 +88,8 @@ def new_usage_routes(
     @router.get(
         "/usage",
         summary="Sum calls, tokens and cost",
-        description="Sums the calls of your tenant by day, model, back end, tenant or API key, or by "
-        "two of these. `dearest_cost_usd` is what the complete calls would have cost on the dearest "
+        description="Sums the calls of your tenant by day, model, back end, tenant, API key or "
+        "operation, or by two of these. `dearest_cost_usd` is what the complete calls would have cost on the dearest "
         "model that the tenant may use, at today's prices; the saving of routing is the difference "
         f"to `cost_usd`. `budgets` shows what is spent, reserved and left for your key, user and "
         f"tenant. At most {MAX_DAYS} days and {_MAX_GROUPS:,} groups.",
@@ -196,7 +196,7 @@ def _build_groups(
 
 def _add_up(
     sums: Iterable[UsageSum], dearest: DearestModels, models: Mapping[bool, PricedModel]
-) -> dict[str, int | str | None]:
+) -> dict[str, Any]:
     sums = list(sums)
     pico = dearest.compute_pico_cost(sums, models)
     return {
@@ -205,9 +205,18 @@ def _add_up(
         "input_tokens": sum(item.input_tokens for item in sums),
         "cached_tokens": sum(item.cached_tokens for item in sums),
         "output_tokens": sum(item.output_tokens for item in sums),
+        "units": dict(_add_units(sums)),
         "cost_usd": f"{sum(item.cost_usd for item in sums):f}",
         "dearest_cost_usd": None if pico is None else format_usd(pico),
     }
+
+
+def _add_units(sums: Iterable[UsageSum]) -> Counter[str]:
+    units = Counter[str]()
+    for item in sums:
+        if item.unit is not None:
+            units[item.unit] += item.quantity
+    return units
 
 
 def _describe_model(model: PricedModel | None) -> DearestModel | None:

@@ -70,6 +70,11 @@ def get_admission(scope: Scope) -> Admission | None:
     return admission
 
 
+def set_admission(scope: Scope, admission: Admission) -> None:
+    """Let `get_admission` return an admission, for a request that did not pass the middleware."""
+    scope[_ADMISSION] = admission
+
+
 def _add_limit_headers(admission: Admission, send: Send) -> Send:
     """Return an ASGI ``send`` that adds the ``RateLimit-*`` headers to the response."""
 

@@ -19,6 +19,11 @@ _WINDOW_BITS: Mapping[str, int] = {
 }
 # The largest piece that is decoded at once, which takes less than a millisecond.
 _PIECE_BYTES = 256 * 1024
+# A gzip body may consist of several members (RFC 1952), as bgzip writes one for every 64 KiB. Each
+# of them costs some microseconds, however short it is, so there may be twice as many as bgzip
+# writes for the largest body, and some thousand whatever the limit is.
+_BYTES_PER_MEMBER = 32 * 1024
+_ALWAYS_ALLOWED_MEMBERS = 4_096
 _FIELD = "Content-Encoding"
 
 
@@ -57,7 +62,10 @@ class _BodyDecoder:
 
     def __init__(self, receive: Receive, window_bits: int, limit: int) -> None:
         self._receive = receive
+        self._window_bits = window_bits
         self._decompressor = zlib.decompressobj(window_bits)
+        self._members = 1
+        self._max_members = max(_ALWAYS_ALLOWED_MEMBERS, limit // _BYTES_PER_MEMBER)
         self._limit = limit
         self._encoded = b""
         self._has_more_output = False
@@ -93,17 +101,16 @@ class _BodyDecoder:
                 return {"type": "http.request", "body": piece, "more_body": not self._is_finished}
 
     def _decode_piece(self) -> bytes:
+        if self._decompressor.eof and self._encoded:
+            self._start_next_member()
         decompressor = self._decompressor
-        if decompressor.eof and self._encoded:
-            raise _new_invalid_error("has bytes after its end")
         try:
             piece = decompressor.decompress(self._encoded, _PIECE_BYTES)
         except zlib.error:
             raise _new_invalid_error("is not in this encoding") from None
-        if decompressor.unused_data:
-            raise _new_invalid_error("has bytes after its end")
-        self._encoded = decompressor.unconsumed_tail
-        self._has_more_output = len(piece) == _PIECE_BYTES and not decompressor.eof
+        self._encoded = decompressor.unused_data or decompressor.unconsumed_tail
+        is_full = len(piece) == _PIECE_BYTES and not decompressor.eof
+        self._has_more_output = is_full or bool(decompressor.unused_data)
         self._decoded_bytes += len(piece)
         if self._decoded_bytes > self._limit:
             raise new_too_large_error(self._limit)
@@ -111,6 +118,14 @@ class _BodyDecoder:
         if is_cut and self._encoded_bytes:
             raise _new_invalid_error("ends too early")
         return piece
+
+    def _start_next_member(self) -> None:
+        if self._window_bits == zlib.MAX_WBITS:
+            raise _new_invalid_error("has bytes after its end")
+        if self._members == self._max_members:
+            raise _new_invalid_error(f"has more than {self._max_members} gzip members")
+        self._members += 1
+        self._decompressor = zlib.decompressobj(self._window_bits)
 
 
 def _new_invalid_error(problem: str) -> InvalidContentEncoding:

@@ -34,6 +34,8 @@ class Gatekeeper:
         stream_errors: renders the last event of a stream whose credential has ended.
         keeps_encoding: selects requests whose bodies the app gets as the client encoded them;
             if None, the app gets all bodies decoded.
+        body_limit_of: returns the largest body of a request in bytes, None for any size; if None,
+            it is ``max_body_bytes`` for all.
         public: the paths that need no key, or a predicate of requests that need none.
         credentials: finds the key of a request.
     """
@@ -52,12 +54,13 @@ class Gatekeeper:
         stream_errors: StreamErrorRenderer = render_error_event,
         errors_of: Callable[[Scope], ErrorRenderer] | None = None,
         keeps_encoding: RequestPredicate | None = None,
+        body_limit_of: Callable[[Scope], int | None] | None = None,
     ) -> None:
         self._app = app
         self._service = service
         self._authenticator = authenticator
         self._errors_of = errors_of or (lambda scope: errors)
-        self._max_body_bytes = max_body_bytes
+        self._body_limit_of = body_limit_of or (lambda scope: max_body_bytes)
         self._observer = observer
         self._is_public: RequestPredicate = (
             public if callable(public) else lambda scope: scope["path"] in public
@@ -92,11 +95,13 @@ class Gatekeeper:
             request.set_caller(credential, await self._authenticator.authenticate(credential))
         scope["moyin"] = request.context
         if scope["type"] == "http":
-            receive = limit_body(scope, receive, self._max_body_bytes)
+            limit = self._body_limit_of(scope)
+            if limit is not None:
+                receive = limit_body(scope, receive, limit)
             receive = request.watch_disconnect(receive, self.monitor)
             encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
-            if encodings and not self._keeps_encoding(scope):
-                scope, receive = decode_body(scope, receive, self._max_body_bytes, encodings)
+            if encodings and limit is not None and not self._keeps_encoding(scope):
+                scope, receive = decode_body(scope, receive, limit, encodings)
         else:
             request.monitor_credential(self.monitor)
         await self._app(scope, receive, request.send)

@@ -92,9 +92,7 @@ def verify_file_link(signing_key: bytes, token: str) -> tuple[str, str]:
             options={"require": ["exp", "sub", "own", "aud"]},
         )
     except jwt.ExpiredSignatureError:
-        raise InvalidToken(
-            "the link to the file has expired; read the job again for a new link"
-        ) from None
+        raise InvalidToken("the link to the file has expired; request a new one") from None
     except jwt.InvalidTokenError:
         raise InvalidToken("the link to the file is not valid; check that it is complete") from None
     return str(claims["own"]), str(claims["sub"])

@@ -102,7 +102,7 @@ def job_state(job: Job) -> str:
     """Return the state of a job in ComfyUI's job list."""
     if job.status.is_final:
         return _STATES[job.status]
-    return "in_progress" if job.begun_at is not None else "pending"
+    return "in_progress" if job.started_at is not None else "pending"
 
 
 def build_job_summary(
@@ -173,7 +173,7 @@ def _find_start_time(job: Job, record: PromptRecord | None) -> int | None:
         if name == "execution_start" and isinstance(data.get("timestamp"), int):
             timestamp: int = data["timestamp"]
             return timestamp
-    return None if job.begun_at is None else _to_milliseconds(job.begun_at)
+    return None if job.started_at is None else _to_milliseconds(job.started_at)
 
 
 def _summarize_outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:

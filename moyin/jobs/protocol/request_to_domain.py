@@ -22,6 +22,7 @@ from moyin.jobs.protocol.renders import (
     translate_render_batch,
     translate_render_step,
 )
+from moyin.jobs.protocol.step_outputs import check_referenced_outputs
 from moyin.jobs.protocol.step_requests import check_chat_request, check_step_path
 
 JobBody: TypeAlias = wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob
@@ -90,6 +91,7 @@ def _to_steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
     )
     for index, step in enumerate(steps):
         references.check_references(step.payload, index)
+        check_referenced_outputs(step, steps[:index], prefixes[index])
     return steps
 
 

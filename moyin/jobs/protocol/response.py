@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
-from moyin.domain.artifact import Artifact
-from moyin.domain.job import EventType, Job, JobSpec, JobStatus
+from moyin.domain.artifact import Artifact, StoredArtifact
+from moyin.domain.job import Canceller, EventType, Job, JobSpec, JobStatus, Step, StepKind
 from moyin.jobs.protocol import wire
+
+# Other keys of the tenant may read the job, but must not get its submitter's credentials.
+_SHOWN_HEADERS = frozenset({"accept", "accept-language", "content-type", "prefer", "user-agent"})
+_HIDDEN = "[hidden]"
 
 
 def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
@@ -21,19 +28,44 @@ def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
     )
 
 
-def render_job(job: Job) -> wire.JobBody:
-    """Render a job without the outputs of its steps."""
-    return wire.JobBody(**_collect_members(job))
+def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
+    """Render a stored file as a member of a list of files."""
+    return wire.ArtifactDetail(
+        **render_artifact(stored.artifact).model_dump(),
+        job=stored.job_id,
+        created_at=stored.created_at,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueView:
+    """The view of the queue at one moment, from which responses have waiting times and positions.
+
+    Attributes:
+        positions: the positions of queued jobs, by id.
+    """
+
+    now: datetime
+    positions: Mapping[str, int] = field(default_factory=dict)
+
+
+def render_job(job: Job, queue: QueueView | None = None) -> wire.JobBody:
+    """Render a job without the outputs of its steps; without ``queue``, its place is unknown."""
+    return wire.JobBody(**_collect_members(job, queue))
 
 
 def render_job_detail(
-    job: Job, outputs: Iterable[Mapping[str, Any]], spec: JobSpec | None = None
+    job: Job,
+    outputs: Iterable[Mapping[str, Any]],
+    spec: JobSpec | None = None,
+    queue: QueueView | None = None,
 ) -> wire.JobDetail:
     """Render a job with the outputs of its finished steps.
 
     Args:
         outputs: the outputs in the order of ``job.results``.
-        spec: the spec of a batch, which has the inputs of the children.
+        spec: the job's spec; None leaves out what the job was submitted with, and the inputs of a
+            batch's children.
     """
     bodies = [
         wire.OutputBody(
@@ -44,11 +76,15 @@ def render_job_detail(
             backend=result.backend,
             cost_usd=float(result.cost_usd),
             cached=result.cached,
+            gpu_seconds=result.gpu_seconds,
         )
         for result, output in zip(job.results, outputs, strict=True)
     ]
     children = None if job.children is None else _render_children(job, spec)
-    return wire.JobDetail(**_collect_members(job), outputs=bodies, children=children)
+    submitted = None if spec is None else _render_submitted(job.id, spec)
+    return wire.JobDetail(
+        **_collect_members(job, queue), outputs=bodies, children=children, submitted=submitted
+    )
 
 
 def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
@@ -57,8 +93,10 @@ def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
     return EventType(job.status.value), {**data, "attempt": job.attempts}
 
 
-def _collect_members(job: Job) -> dict[str, Any]:
+def _collect_members(job: Job, queue: QueueView | None) -> dict[str, Any]:
     error = job.error
+    if job.status is not JobStatus.QUEUED:
+        queue = None
     return {
         "id": job.id,
         "kind": job.kind,
@@ -71,9 +109,8 @@ def _collect_members(job: Job) -> dict[str, Any]:
         "error": None
         if error is None
         else wire.ErrorBody(code=error.code, message=error.message, details=dict(error.details)),
-        "cancelled_by": None
-        if job.cancelled_by is None
-        else wire.CancellerBody(kind=job.cancelled_by.kind, id=job.cancelled_by.id),
+        "cancelled_by": _render_canceller(job.cancelled_by),
+        "cancel_requested_by": _render_canceller(job.cancel_requested_by),
         "attempts": job.attempts,
         "priority": job.priority,
         "cost_usd": float(job.cost_usd),
@@ -81,8 +118,68 @@ def _collect_members(job: Job) -> dict[str, Any]:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
+        "queued_for": _get_queued_seconds(job, queue.now) if queue else None,
+        "position": queue.positions.get(job.id) if queue else None,
         "metadata": dict(job.metadata),
     }
+
+
+def _render_submitted(job_id: str, spec: JobSpec) -> wire.SubmittedJob:
+    steps = spec.steps if spec.base is None else spec.steps[:1]
+    return wire.SubmittedJob(
+        steps=[
+            _render_step(f"/jobs/{job_id}/graph?step={index}", step, spec.base is not None)
+            for index, step in enumerate(steps)
+        ],
+        deadline=spec.deadline,
+        webhook=None if spec.webhook is None else _hide_path(spec.webhook),
+    )
+
+
+def _hide_path(url: str) -> str:
+    """Return the URL's scheme and host, since many services put a secret into the path."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{_HIDDEN}"
+
+
+def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
+    match step.kind:
+        case StepKind.RENDER:
+            # The inputs of a batch are those that distinguish a child: `children` shows them.
+            inputs = None if step.template is None or is_batch else dict(step.inputs)
+            return wire.SubmittedStep(
+                kind=step.kind.value,
+                template=step.template,
+                inputs=inputs,
+                graph=graph,
+                pool=step.pool,
+                cache=step.cache,
+            )
+        case StepKind.CHAT:
+            return wire.SubmittedStep(
+                kind=step.kind.value, protocol=step.protocol, request=dict(step.payload)
+            )
+        case StepKind.HTTP:
+            names = ("method", "path", "headers", "body")
+            request = {name: step.payload.get(name) for name in names}
+            request["headers"] = {
+                name: value if name.lower() in _SHOWN_HEADERS else _HIDDEN
+                for name, value in (request["headers"] or {}).items()
+            }
+            path, mark, _ = str(request["path"]).partition("?")
+            request["path"] = path + (f"?{_HIDDEN}" if mark else "")
+            return wire.SubmittedStep(kind=step.kind.value, request=request)
+
+
+def _render_canceller(canceller: Canceller | None) -> wire.CancellerBody | None:
+    return None if canceller is None else wire.CancellerBody(kind=canceller.kind, id=canceller.id)
+
+
+def _get_queued_seconds(job: Job, now: datetime) -> float | None:
+    """Return the seconds since the attempt was queued; None if that time is unknown."""
+    if job.queued_at is None:
+        return None
+    return round(max(0.0, (now - job.queued_at).total_seconds()), 3)
 
 
 def _render_children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:

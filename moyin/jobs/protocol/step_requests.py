@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 from moyin.domain.job import ChatProtocol
 from moyin.errors import InvalidRequest, StepFailed
 
-# A job that creates jobs could run for ever. Responses of the accounts app contain keys, which every
+# A job that creates jobs could run for ever. Calls of models may create one (`background`,
+# `Prefer: respond-async`), because that one only calls a model and creates no further. Responses of the accounts app contain keys, which every
 # reader of jobs could see in the result.
 _FORBIDDEN_ROUTES = (
     "/jobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy", "/v1/images", "/accounts",

@@ -175,7 +175,7 @@ class ErrorBody(BaseModel):
 
 
 class CancellerBody(BaseModel):
-    """The user, key, service or operator that cancelled the job; an operator has no id."""
+    """A user, key, service or operator that cancelled the job; an operator has no id."""
 
     kind: CancellerKind
     id: str | None
@@ -192,13 +192,30 @@ class JobBody(BaseModel):
     artifacts: list[ArtifactBody]
     error: ErrorBody | None
     cancelled_by: CancellerBody | None
+    cancel_requested_by: CancellerBody | None = Field(
+        description="Set once a cancellation is requested. If the job ends before it takes effect, "
+        "`status` is not `cancelled`, and this stays until a retry."
+    )
     attempts: int
     priority: int
-    cost_usd: float
+    cost_usd: float = Field(
+        description="The cost of all steps, including renders that failed or were cancelled."
+    )
     cached: bool = Field(description="True if all results came from earlier renders.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    queued_for: float | None = Field(
+        description="Seconds since the job was queued or retried; null if it is not queued, in events, "
+        "and for jobs of earlier versions."
+    )
+    position: int | None = Field(
+        description="The place among the waiting renders of the pool, by the order in which they would "
+        "begin now; 1 is next, and a batch has the place of its first render. It is at most some "
+        "seconds old and may change, also to a later place. Null if the job is not queued, in events, "
+        "if the pool does not respond, while the job is too far back for the pool to order it, and once "
+        "a ComfyUI is chosen."
+    )
     metadata: dict[str, str]
 
 
@@ -212,6 +229,10 @@ class OutputBody(BaseModel):
     backend: str | None
     cost_usd: float
     cached: bool
+    gpu_seconds: float | None = Field(
+        description="For a render, the seconds for which it occupied its renderer, including loading "
+        "models; null for other steps."
+    )
 
 
 class ChildBody(BaseModel):
@@ -228,11 +249,42 @@ class ChildBody(BaseModel):
     cached: bool
 
 
+class SubmittedStep(BaseModel):
+    """What a step was submitted with; members of other kinds are null."""
+
+    kind: str
+    template: str | None = None
+    inputs: dict[str, Any] | None = Field(None, description="The inputs of the template.")
+    graph: str | None = Field(None, description="The path that returns the graph of a render.")
+    pool: str | None = None
+    cache: bool | None = None
+    protocol: ChatProtocol | None = None
+    request: dict[str, Any] | None = Field(
+        None,
+        description="The request of a chat or http step. `[hidden]` stands for the query of the path, and "
+        "for headers that may contain credentials.",
+    )
+
+
+class SubmittedJob(BaseModel):
+    """What a job was submitted with, beside the members that the job itself has."""
+
+    steps: list[SubmittedStep] = Field(
+        description="One for each step, or for a batch one for all children, whose `graph` is that of "
+        "the first."
+    )
+    deadline: datetime | None
+    webhook: str | None = Field(description="The scheme and host of the webhook's URL.")
+
+
 class JobDetail(JobBody):
     """A job with the outputs of its finished steps, and the children of a batch."""
 
     outputs: list[OutputBody]
     children: list[ChildBody] | None
+    submitted: SubmittedJob | None = Field(
+        description="Null if it is larger than 1 MiB, or was deleted from the artifact store."
+    )
 
 
 class JobPage(BaseModel):
@@ -240,6 +292,47 @@ class JobPage(BaseModel):
 
     jobs: list[JobBody]
     next_cursor: str | None
+
+
+class ArtifactDetail(ArtifactBody):
+    """A stored file, the job that made it if one did, and when it was stored."""
+
+    job: str | None
+    created_at: datetime
+
+
+class ArtifactPage(BaseModel):
+    """A page of files, newest first; `next_cursor` is null on the last page."""
+
+    artifacts: list[ArtifactDetail]
+    next_cursor: str | None
+
+
+class LinkRequest(_Request):
+    """The body of ``POST /artifacts/{id}/link``, which may be missing."""
+
+    expires_in: int = Field(
+        3600, ge=1, le=86_400, strict=True, description="Seconds for which the link works."
+    )
+
+
+class LinkBody(BaseModel):
+    """A link that returns the file without a key; `url` is relative to the gateway."""
+
+    url: str
+    expires_at: datetime
+
+
+class BulkBody(BaseModel):
+    """The jobs that matched a filter, and what was done with them."""
+
+    matched: int
+    done: int = Field(description="Jobs that were cancelled or deleted; 0 in a dry run.")
+    skipped: int = Field(description="Jobs whose status did not allow it.")
+    dry_run: bool
+    next_cursor: str | None = Field(
+        description="Not null if jobs are left: send the same request again with it as `cursor`."
+    )
 
 
 class WebhookSecret(BaseModel):

@@ -12,6 +12,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from moyin.domain.job import EventType, JobStatus, StepResult
+from moyin.errors import JobNotFound
 from moyin.jobs.protocol.response import build_status_event, render_artifact
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT, run_to_completion
@@ -33,9 +34,16 @@ class JobStatusWriter:
         self._frames = frames
 
     async def run_step(
-        self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
+        self,
+        step: StepInput,
+        work: Callable[[], Awaitable[StepResult]],
+        *,
+        starts_at_once: bool = True,
     ) -> StepOutcome:
         """Run a step within its activity, and record the step's beginning and its result.
+
+        The job is marked as running before ``work`` is called, unless ``starts_at_once`` is False:
+        then ``work`` calls `mark_started` when the step no longer waits.
 
         Recording is not a separate activity, which would cost as much time as a small picture. If
         the database is unavailable when the step is done, the workflow records the result later.
@@ -48,10 +56,18 @@ class JobStatusWriter:
             ApplicationError: the attempt has ended, or a later one has begun
                 (`moyin.jobs.workflows.failures.is_superseded`).
         """
-        result = await self._begin_step(step) or await work()
+        result = await self._begin_step(step, starts_at_once) or await work()
         return StepOutcome(
             result=result, recorded=await run_to_completion(self._record_result(step, result))
         )
+
+    async def mark_started(self, step: StepInput) -> bool:
+        """Mark a queued job as running and publish the event; return False if it was not queued."""
+        job = None if step.begins is None else await self._jobs.start(step.job_id, step.begins)
+        if job is None:
+            return False
+        await self._events.publish(job.id, *build_status_event(job))
+        return True
 
     async def record_step(self, record: StepRecord) -> bool:
         """Write the checkpoint of a step; return False if the attempt is over."""
@@ -63,14 +79,20 @@ class JobStatusWriter:
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the end of an attempt that has not ended; return False if a later one has begun."""
-        job = await self._jobs.finish(
-            outcome.job_id,
-            outcome.attempt,
-            outcome.status,
-            outcome.error,
-            results=outcome.results,
-        ) or await self._jobs.find(outcome.job_id)
+        """Write the end of an attempt that has not ended.
+
+        Return False if a later attempt has begun, or the owner has deleted the ended job.
+        """
+        try:
+            job = await self._jobs.finish(
+                outcome.job_id,
+                outcome.attempt,
+                outcome.status,
+                outcome.error,
+                results=outcome.results,
+            ) or await self._jobs.find(outcome.job_id)
+        except JobNotFound:
+            return False
         if job.attempts != outcome.attempt or not job.status.is_final:
             return False
         # The row of a job that was cancelled meanwhile has neither the result nor its artifacts.
@@ -80,20 +102,18 @@ class JobStatusWriter:
         await self._frames.publish_end(job)
         return True
 
-    async def _mark_running(self, job_id: str, attempt: int) -> bool:
-        """Mark the job as running and publish the event; return False if the attempt is over."""
-        job = await self._jobs.start(job_id, attempt)
-        if job is None:
-            return await self._jobs.is_open(job_id, attempt)
-        await self._events.publish(job_id, *build_status_event(job))
-        return True
+    async def _begin_step(self, step: StepInput, starts_at_once: bool) -> StepResult | None:
+        """Return the result that an earlier try recorded, if any; mark the job as running.
 
-    async def _begin_step(self, step: StepInput) -> StepResult | None:
-        """Mark the job as running, and return the result that an earlier try recorded, if any."""
+        Raises:
+            ApplicationError: the attempt has ended, or a later one has begun.
+        """
         while True:
             try:
-                is_running = step.begins is None or await self._mark_running(
-                    step.job_id, step.begins
+                is_open = (
+                    step.begins is None
+                    or (starts_at_once and await self.mark_started(step))
+                    or await self._jobs.is_open(step.job_id, step.begins)
                 )
                 # This must be the last read, because the lost try may still run and record its result.
                 recorded = await self._find_recorded_result(step)
@@ -102,7 +122,7 @@ class JobStatusWriter:
                 # Nothing has been done yet, so waiting for the database costs nothing.
                 _log.warning("job %s waits for the SQL database: %s", step.job_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
-        if recorded is None and not is_running:
+        if recorded is None and not is_open:
             raise _new_superseded_error()
         return recorded
 

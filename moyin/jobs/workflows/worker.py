@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from typing import Protocol
 
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -137,8 +138,20 @@ class Sweeper:
         return started
 
 
+class RunsForever(Protocol):
+    """Describes a sweeper."""
+
+    async def run(self) -> None:
+        """Sweep repeatedly until cancelled."""
+
+
 class JobRunner(WorkerRunner):
-    """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper."""
+    """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper.
+
+    Args:
+        more_workers: functions that make workers of other queues.
+        more_sweepers: run beside the sweeper of jobs.
+    """
 
     def __init__(
         self,
@@ -147,24 +160,28 @@ class JobRunner(WorkerRunner):
         activities: JobActivities,
         sweeper: Sweeper,
         concurrency: int,
+        more_workers: Sequence[Callable[[Client], Worker]] = (),
+        more_sweepers: Sequence[RunsForever] = (),
     ) -> None:
         async def new_workers(client: Client) -> list[Worker]:
             return [
                 _new_job_worker(client, activities, concurrency),
                 _new_webhook_worker(client, activities, concurrency),
+                *(new_worker(client) for new_worker in more_workers),
             ]
 
         super().__init__(temporal, new_workers)
-        self._sweeper = sweeper
+        self._sweepers: Sequence[RunsForever] = (sweeper, *more_sweepers)
 
     async def run(self) -> None:
-        """Run the workers and the sweeper until `stop` is called."""
-        sweeping = asyncio.create_task(self._sweeper.run())
+        """Run the workers and the sweepers until `stop` is called."""
+        sweeping = [asyncio.create_task(sweeper.run()) for sweeper in self._sweepers]
         try:
             await super().run()
         finally:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            for task in sweeping:
+                task.cancel()
+            await asyncio.gather(*sweeping, return_exceptions=True)
 
 
 def _new_job_worker(client: Client, activities: JobActivities, concurrency: int) -> Worker:

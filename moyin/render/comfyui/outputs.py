@@ -18,6 +18,7 @@ from moyin.render.protocol.response import (
     NodeOutputFile,
     collect_values,
     find_files,
+    has_succeeded,
     list_output_files,
     make_farm_name,
     to_prompt_record,
@@ -93,7 +94,7 @@ class OutputStore:
             if file is not None:
                 remaining -= file.size
                 stored.append((file, output))
-            elif entry.status.status_str == "success":
+            elif has_succeeded(entry):
                 return None
         return stored
 

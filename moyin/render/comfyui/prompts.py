@@ -7,8 +7,10 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
+    ExecutionStarted,
     RenderEvent,
     RenderProgress,
     RenderRequest,
@@ -31,6 +33,7 @@ class RunningPrompt:
 
     Attributes:
         record: ComfyUI's history entry, or None until the prompt has been executed.
+        runs: the runs of the prompt, once it has ended.
         is_submitted: whether the prompt has been submitted to ComfyUI.
         is_cancelled: whether a caller has cancelled the prompt.
         has_begun: whether ComfyUI has sent the event that the execution has begun.
@@ -41,11 +44,13 @@ class RunningPrompt:
         self.request = request
         self.relay = relay
         self.record: PromptRecord | None = None
+        self.runs: tuple[RenderRun, ...] = ()
         self.is_submitted = False
         self.is_cancelled = False
         self.has_begun = False
         self.should_poll = asyncio.Event()
         self._meter = ProgressMeter(request.graph)
+        self._is_started = False
         self._is_executed = False
         self._result: RenderSucceeded | None = None
         self._error: MoyinError | None = None
@@ -60,6 +65,12 @@ class RunningPrompt:
         self.has_begun = self.has_begun or message.type == "execution_start"
         if is_last_event(message):
             self.should_poll.set()
+
+    def mark_started(self) -> None:
+        """Send `ExecutionStarted` to the followers; a second call has no effect."""
+        if not self._is_started:
+            self._is_started = True
+            self._notify_urgently()
 
     def mark_executed(self) -> None:
         """Send `ExecutionFinished` to the followers."""
@@ -79,12 +90,21 @@ class RunningPrompt:
     async def follow(self) -> AsyncGenerator[RenderEvent, None]:
         """Yield the present progress and all later events, as `Renderer.render` defines them."""
         sent_progress: RenderProgress | None = None
-        sent_executed = sent_record = False
+        sent_started = sent_executed = sent_record = sent_runs = False
         while True:
             changed = self._changed
+            if self._is_started and not sent_started:
+                sent_started = True
+                self._urgent.clear()
+                yield ExecutionStarted()
+                continue
             if self._is_executed and not sent_executed:
                 sent_executed = True
                 yield ExecutionFinished()
+            if self._is_over and not sent_runs:
+                sent_runs = True
+                for run in self.runs:
+                    yield run
             if self.record is not None and not sent_record and self._is_over:
                 sent_record = True
                 yield self.record

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from pydantic_core import from_json
 
 from moyin.domain.prompt import PromptFile, PromptRecord
+from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
     RendererStatus,
@@ -40,14 +41,16 @@ from moyin.render.comfyui.process import Spawner
 from moyin.render.comfyui.prompt_lock import PromptLock
 from moyin.render.comfyui.prompts import RunningPrompt
 from moyin.render.comfyui.relay import Relay
+from moyin.render.comfyui.run_journal import RunJournal
 from moyin.render.comfyui.sandbox import choose_user_id
 from moyin.render.comfyui.session import Session
 from moyin.render.protocol.binary import parse_image_metadata
 from moyin.render.protocol.graph import find_model_files
-from moyin.render.protocol.response import get_prompt_id, raise_for_failure
+from moyin.render.protocol.response import get_prompt_id, has_succeeded, raise_for_failure
 from moyin.render.protocol.wire import EventMessage, HistoryEntry, PromptState
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
+from moyin.store.usage import CANCELLED
 from moyin.system.bounded import BoundedDict
 
 _log = logging.getLogger(__name__)
@@ -82,6 +85,7 @@ class ComfyRenderer:
         self._supervisor = ComfySupervisor(options, self._run_session, self._end_submitted_prompts)
         self._prompt_lock = PromptLock(self._supervisor, self._inputs)
         self._models: tuple[str, ...] = ()
+        self._journal = RunJournal()
         self._active_prompts: dict[str, tuple[RunningPrompt, asyncio.Task[None]]] = {}
         self._finished_results: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
         # The id of the executing prompt, because some events do not have it.
@@ -112,9 +116,19 @@ class ComfyRenderer:
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """Render a prompt, or attach to it if it is known, and yield its events."""
+        # A pool of the version without runs would take a run for the result.
+        knows_runs = hasattr(request, "account")
+        async with aclosing(self._follow(request)) as events:
+            async for event in events:
+                if knows_runs or not isinstance(event, RenderRun):
+                    yield event
+
+    async def _follow(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         result = self._finished_results.get(request.prompt_id)
         if result is not None:
             yield ExecutionFinished()
+            for run in self._journal.list_ended(request.prompt_id):
+                yield run
             yield result.record
             yield result.done
             return
@@ -165,7 +179,9 @@ class ComfyRenderer:
     async def results(self) -> dict[str, RenderResult]:
         """Return the remembered results of successful prompts, by prompt id."""
         return {
-            prompt_id: RenderResult(done=result.done, record=result.record)
+            prompt_id: RenderResult(
+                done=result.done, record=result.record, runs=self._journal.list_ended(prompt_id)
+            )
             for prompt_id, result in self._finished_results.items()
         }
 
@@ -179,7 +195,11 @@ class ComfyRenderer:
             error=self._supervisor.error,
             models=self._models,
             memory=None if session is None else session.memory,
+            runs=self._journal.list_unsettled(),
         )
+
+    async def settle(self, run_ids: Sequence[str]) -> None:
+        self._journal.settle(run_ids)
 
     def _get_or_start_prompt(self, request: RenderRequest) -> RunningPrompt:
         if request.prompt_id not in self._active_prompts:
@@ -202,6 +222,7 @@ class ComfyRenderer:
             if prompt.relay is not None:
                 await prompt.relay.flush()
             self._finished_results[prompt_id] = result
+            self._end_runs(prompt, pictures=_count_pictures(result))
             self._remove_active(prompt)
             prompt.succeed(result.done)
         except WorkerLost as error:
@@ -228,14 +249,25 @@ class ComfyRenderer:
             self._fail(prompt, StepFailed(message))
 
     def _fail(self, prompt: RunningPrompt, error: MoyinError) -> None:
+        self._end_runs(prompt, error=CANCELLED if prompt.is_cancelled else error.code)
         # Removed first, so that an immediate retry of a caller starts the prompt again.
         self._remove_active(prompt)
         prompt.fail(error)
+
+    def _end_runs(
+        self, prompt: RunningPrompt, *, pictures: int = 0, error: str | None = None
+    ) -> None:
+        prompt_id = prompt.request.prompt_id
+        # A prompt that has ended before must not end the runs of its repetition.
+        if prompt_id in self._active_prompts and self._active_prompts[prompt_id][0] is prompt:
+            prompt.runs = self._journal.end_prompt(prompt_id, pictures=pictures, error=error)
 
     def _remove_active(self, prompt: RunningPrompt) -> None:
         prompt_id = prompt.request.prompt_id
         if prompt_id in self._active_prompts and self._active_prompts[prompt_id][0] is prompt:
             del self._active_prompts[prompt_id]
+            # Without effect, unless a bug ended the prompt without a result and an error.
+            self._journal.end_prompt(prompt_id, error=StepFailed.code)
             if prompt.relay is not None:
                 prompt.relay.stop()
 
@@ -256,7 +288,7 @@ class ComfyRenderer:
                     await session.client.unload_models()
                     await session.client.is_executor_alive()
                 entry = await self._run_to_end(session, prompt)
-            if entry.status.status_str == "success":
+            if has_succeeded(entry):
                 # Before the files are stored, so that the next prompt can begin at once.
                 prompt.mark_executed()
             try:
@@ -340,9 +372,15 @@ class ComfyRenderer:
                 extra_data=prompt.request.extra_data,
                 targets=prompt.request.targets,
             )
+            prompt.mark_started()
             self._last_event = time.monotonic()
             if prompt.request.models:
                 self._models = _sort_by_size(prompt.request.models)
+        # ComfyUI has accepted the prompt and has no other one.
+        with self._journal.measure(prompt.request):
+            return await self._wait_for_entry(session, prompt)
+
+    async def _wait_for_entry(self, session: Session, prompt: RunningPrompt) -> HistoryEntry:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
@@ -444,6 +482,12 @@ def _find_classes(graph: Mapping[str, Any]) -> set[str]:
 
 def _sort_by_size(models: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(models, key=lambda name: (models[name], name), reverse=True))
+
+
+def _count_pictures(result: StoredResult) -> int:
+    return sum(
+        file.media_type.startswith("image/") and not file.temporary for file in result.done.files
+    )
 
 
 def _make_loss_error(message: str) -> WorkerLost:

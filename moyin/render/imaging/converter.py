@@ -22,10 +22,12 @@ from moyin.store.tenant_cache import TenantCache
 
 _PREVIEW = re.compile(r"(webp|jpeg)?[^;]{0,16}(?:;(\d{1,3}))?")
 _QUALITY = 90
+_THUMBNAIL_QUALITY = 80
 _MIB = 2**20
 _CHUNK = 256 * 1024
 # Limits of the cache: entries per tenant, size of an entry, lifetime.
 _CACHED_ENTRIES = 32
+_CACHED_THUMBNAILS = 256
 _CACHED_BYTES = 512 * 1024
 _CACHED_SECONDS = 3600
 # Part of each cache key; must change when the result of a conversion changes.
@@ -101,6 +103,20 @@ class PictureConverter:
         }
         return await self._convert(owner, source, task, f"image/{image_format}")
 
+    async def thumbnail(self, owner: str, source: Artifact, width: int) -> ConvertedPicture:
+        """Return a WebP of a picture that is at most ``width`` pixels wide.
+
+        Raises the same errors as `preview`.
+        """
+        task = {
+            "action": "preview",
+            "format": "webp",
+            "quality": _THUMBNAIL_QUALITY,
+            "channels": "",
+            "width": width,
+        }
+        return await self._convert(owner, source, task, "image/webp", _CACHED_THUMBNAILS)
+
     async def channel(self, owner: str, source: Artifact, channels: str) -> ConvertedPicture:
         """Return a PNG with only the colours (``rgb``) or only the transparency (``a``).
 
@@ -119,7 +135,12 @@ class PictureConverter:
             await anyio.to_thread.run_sync(_replace, target, mask)
 
     async def _convert(
-        self, owner: str, source: Artifact, task: Mapping[str, Any], media_type: str
+        self,
+        owner: str,
+        source: Artifact,
+        task: Mapping[str, Any],
+        media_type: str,
+        entries: int = _CACHED_ENTRIES,
     ) -> ConvertedPicture:
         parts = (_VERSION, source.sha256, *(str(value) for value in task.values()))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -133,9 +154,7 @@ class PictureConverter:
                 return ConvertedPicture(media_type=media_type, size=size, file=file)
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
-            await self._cache.put(
-                owner, digest, content, ttl=_CACHED_SECONDS, entries=_CACHED_ENTRIES
-            )
+            await self._cache.put(owner, digest, content, ttl=_CACHED_SECONDS, entries=entries)
         return ConvertedPicture(media_type=media_type, size=size, content=content)
 
     @asynccontextmanager

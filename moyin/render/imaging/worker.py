@@ -59,8 +59,8 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """Convert the file ``task["source"]`` and write the result to the file ``task["target"]``.
 
     Args:
-        task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality`` and
-            ``channels``), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
+        task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality``,
+            ``channels`` and perhaps the largest ``width``), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
         limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
 
     Raises:
@@ -80,6 +80,8 @@ def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """Write a lossy copy of the picture, scaled down if the picture is large."""
     with _open_picture(task["source"], limits) as picture:
         scale = math.sqrt(limits["preview_pixels"] / (picture.width * picture.height))
+        if "width" in task:
+            scale = min(scale, task["width"] / picture.width)
         size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
         if scale < 1:
             # Pillow can decode a JPEG at a fraction of its size that is still large enough.

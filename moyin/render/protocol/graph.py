@@ -105,11 +105,23 @@ def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
 
 def find_file_names(graph: Mapping[str, Any]) -> set[str]:
     """Return the strings in the graph's inputs that look like names of uploaded files."""
-    return {
-        text
-        for text in _find_strings(_list_inputs(graph))
-        if _FILE.search(text) and len(text) < 512
-    }
+    return find_file_texts(_list_inputs(graph))
+
+
+def find_file_texts(value: Any) -> set[str]:
+    """Return the strings in ``value``, of any depth, that look like names of uploaded files."""
+    return {text for text in _find_strings(value) if _FILE.search(text) and len(text) < 512}
+
+
+def replace_texts(value: Any, texts: Mapping[str, str]) -> Any:
+    """Return a copy of ``value`` with whole strings replaced; references to artifacts stay."""
+    if isinstance(value, str):
+        return texts.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: replace_texts(item, texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replace_texts(item, texts) for item in value]
+    return value
 
 
 def replace_inputs(

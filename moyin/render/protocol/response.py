@@ -17,6 +17,7 @@ from moyin.render.protocol.wire import EventMessage, HistoryEntry, OutputFile
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Python refuses to parse longer numbers.
 _DIGITS = re.compile(r"([0-9]{1,4000})")
+_FAILURES = frozenset({"execution_error", "execution_interrupted"})
 _FINISHED_STATES = ("finished", "error")
 
 
@@ -94,10 +95,20 @@ def to_prompt_record(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
             node: replace_file_names(output, prompt_id) for node, output in entry.outputs.items()
         },
         meta=entry.meta,
-        status=entry.status.status_str,
-        completed=entry.status.completed,
+        status="success" if has_succeeded(entry) else "error",
+        completed=has_succeeded(entry),
         messages=tuple(entry.status.messages),
     )
+
+
+def has_succeeded(entry: HistoryEntry) -> bool:
+    """Return whether ComfyUI has executed a prompt to its end, by the messages of the entry.
+
+    ``status_str`` is no evidence: ComfyUI sets it after each node that it executes, so it stays
+    ``success`` if the execution fails between two nodes, such as by a cycle in an expansion.
+    """
+    names = {name for name, _ in entry.status.messages}
+    return "execution_success" in names and names.isdisjoint(_FAILURES)
 
 
 def raise_for_failure(entry: HistoryEntry) -> None:
@@ -108,7 +119,7 @@ def raise_for_failure(entry: HistoryEntry) -> None:
         RenderFailed: A node raised an exception, or the prompt was interrupted. ``details`` has the
             id and type of the node and the type of the exception.
     """
-    if entry.status.status_str == "success":
+    if has_succeeded(entry):
         return
     for name, data in reversed(entry.status.messages):
         if name == "execution_error":
@@ -118,7 +129,7 @@ def raise_for_failure(entry: HistoryEntry) -> None:
                 f"the render was interrupted while node {data.get('node_id')} was executed",
                 details=_select_node_details(data),
             )
-    raise RenderFailed("the render failed, but ComfyUI's history entry contains no error")
+    raise RenderFailed("the render did not reach its end, and ComfyUI reports no error")
 
 
 def get_prompt_id(message: EventMessage) -> str | None:

@@ -26,8 +26,6 @@ class OutputFile(_Model):
 class HistoryStatus(_Model):
     """The status in a history entry; ``messages`` has the prompt's events as name and data."""
 
-    status_str: Literal["success", "error"]
-    completed: bool = False
     messages: list[tuple[str, dict[str, Any]]] = Field(default_factory=list)
 
 

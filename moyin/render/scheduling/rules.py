@@ -20,6 +20,7 @@ class PendingRender:
 
     Attributes:
         id: id of the render's prompt.
+        job_id: id of the render's job.
         priority: class of the render, from 1 (first) to 5 (last).
         arrived: time at which the job was accepted; a retried render has the time of its first try.
         owner: id of the tenant that submitted the render.
@@ -33,6 +34,7 @@ class PendingRender:
     id: str
     priority: int
     arrived: float
+    job_id: str = ""
     owner: str = ""
     entered: float = 0.0
     deadline: float | None = None
@@ -127,6 +129,13 @@ class OwnerFairShare:
         # The least recently served owner is dropped first, which costs no owner a turn.
         self._served: BoundedDict[str, float] = BoundedDict(_REMEMBERED_OWNERS)
         self._present = 0.0
+
+    def copy(self) -> OwnerFairShare:
+        """Return a copy, of which a forecast charges the owners."""
+        copy = OwnerFairShare(self._weights)
+        copy._served.update(self._served)
+        copy._present = self._present
+        return copy
 
     def get_virtual_time(self, owner: str) -> float:
         return max(self._served.get(owner, self._present), self._present)

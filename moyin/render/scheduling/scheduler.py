@@ -17,6 +17,8 @@ from moyin.render.scheduling.window import Window
 _RETRY_SECONDS = 1.0
 # The interval at which a free renderer checks again whether it should switch to other models.
 _CHECK_SECONDS = 0.5
+# The forecast of a large window would delay the assignment of renders.
+_MAX_FORECAST = 256
 
 
 class Lease:
@@ -132,6 +134,10 @@ class RenderScheduler:
             yield lease
         finally:
             lease.release()
+
+    def forecast(self) -> list[PendingRender]:
+        """Return the next renders in the order in which they would probably begin now."""
+        return self._window.forecast(self._clock(), _MAX_FORECAST)
 
     def peek_next(self, name: str) -> PendingRender | None:
         """Return the render that a busy renderer would probably get if it became free now."""

@@ -22,7 +22,7 @@ import math
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender, RendererSlot
 
@@ -171,6 +171,42 @@ class Window:
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
         firsts = [self._find_first(family, now) for family in families]
         return min(firsts, key=lambda first: self._make_sort_key(first, now), default=None)
+
+    def forecast(self, now: float, limit: int) -> list[PendingRender]:
+        """Return the next ``limit`` renders in the order in which they begin if no others arrive.
+
+        Each render is assumed to take the mean duration, and a pool without renderers to get one.
+        """
+        trial = Window(self._rules, self._fair_share.copy())
+        trial.mean_seconds = self.mean_seconds
+        for slot in self._slots.values():
+            trial._slots[slot.name] = replace(slot)
+        trial._renderer_counts.update(self._renderer_counts)
+        trial._free = {name: trial._slots[name] for name in self._free}
+        if not trial._slots:
+            trial.add_renderer("", (), now)
+        for pending in self._pending.values():
+            trial.add(pending)
+        busy = [
+            (max(now, slot.began + self.mean_seconds), name)
+            for name, slot in trial._slots.items()
+            if name not in trial._free
+        ]
+        heapq.heapify(busy)
+        order: list[PendingRender] = []
+        while trial._pending and len(order) < limit:
+            choice = trial.choose_assignment(now)
+            if choice is not None:
+                order.append(choice.pending)
+                trial.begin_render(choice, now)
+                heapq.heappush(busy, (now + self.mean_seconds, choice.slot.name))
+            elif busy:
+                now, name = heapq.heappop(busy)
+                trial.mark_free(name, now)
+            else:
+                # The renderers wait for renders that use their models, at most until one is due.
+                now += self._rules.min_limit_seconds
+        return order
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""

@@ -21,6 +21,8 @@ def _run(connection: sa.Connection) -> None:
         render_as_batch=True,
         # SQLite can roll back DDL, too, but Alembic does not do so by default.
         transactional_ddl=True,
+        # PostgreSQL builds some indexes outside of a transaction, which ends the one before them.
+        transaction_per_migration=connection.dialect.name == "postgresql",
     )
     _require_known_revision()
     with context.begin_transaction():

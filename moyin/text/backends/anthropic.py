@@ -22,11 +22,20 @@ from moyin.domain.needs import Model, Needs
 from moyin.errors import (
     BackendTimeout,
     BackendUnavailable,
+    ModelNotFound,
     MoyinError,
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until_deadline
+from moyin.text.backends.anthropic_batches import AnthropicBatches
+from moyin.text.backends.http import (
+    AUTHORIZATION,
+    Endpoint,
+    FixedEndpoint,
+    HttpClient,
+    build_credentials,
+    iterate_until_deadline,
+)
 from moyin.text.backends.response_errors import error_from_status
 from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_upstream
 from moyin.text.protocol.anthropic.response import chat_response_to_domain
@@ -46,23 +55,32 @@ class AnthropicBackend:
     Args:
         endpoint: the server's base URL without ``/v1``, and its API key.
         connections: maximum number of concurrent connections to the server.
+        auth_header: header with the API key; ``authorization`` means a bearer token.
+
+    Attributes:
+        batches: the client of the server's batch API.
     """
 
     api_format = ApiFormat.ANTHROPIC
     streams_by_token = False
     can_count_tokens = True
+    reads_files = True
     overrides: Mapping[str, Any] = {}
 
-    def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, connections: int, auth_header: str = "x-api-key"
+    ) -> None:
         # Claude fetches pictures from its own network. Another server may be in our network.
         self.fetches_pictures = endpoint.url == CLAUDE_URL
         self._endpoint = endpoint
+        self._auth_header = auth_header
         self._sdk: anthropic.AsyncAnthropic | None = None
         self._http = HttpClient(
             FixedEndpoint(endpoint),
-            credentials=lambda key: {"x-api-key": key},
+            credentials=lambda key: build_credentials(auth_header, key),
             connections=connections,
         )
+        self.batches = AnthropicBatches(self._http)
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return {}
@@ -74,6 +92,11 @@ class AnthropicBackend:
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         headers = {**_VERSION_HEADER, **request.headers}
         return self._http.stream(f"/v1{request.path}", request.body, request.deadline, headers)
+
+    def check_request(self, request: ChatRequest | EmbeddingRequest) -> None:
+        if isinstance(request, EmbeddingRequest):
+            raise _new_no_embeddings_error()
+        chat_request_to_upstream(request)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         arguments = _build_sdk_arguments(request, deadline)
@@ -110,12 +133,14 @@ class AnthropicBackend:
             raise StreamInterrupted("the back end ended the stream without the event message_stop")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        raise UnsupportedFeature(
-            "Anthropic's API has no embeddings; use a model of another back end", field="model"
-        )
+        raise _new_no_embeddings_error()
 
     async def probe(self) -> None:
-        await self._http.get("/v1/models", _PROBE_SECONDS)
+        try:
+            await self._http.get("/v1/models", _PROBE_SECONDS)
+        except ModelNotFound:
+            # The server is up, but has no list of models, as in the clouds of others.
+            return
 
     async def close(self) -> None:
         await self._http.close()
@@ -124,14 +149,30 @@ class AnthropicBackend:
 
     def _get_sdk(self) -> anthropic.AsyncAnthropic:
         if self._sdk is None:
+            endpoint = self._endpoint
+            is_bearer = self._auth_header == AUTHORIZATION
+            credentials: dict[str, Any] = {}
+            if not is_bearer:
+                # The SDK also sends `api_key` as a bearer token.
+                credentials = {AUTHORIZATION: anthropic.Omit()}
+                credentials |= build_credentials(self._auth_header, endpoint.key)
             # No retries in the SDK, because the router falls back to another back end.
             self._sdk = anthropic.AsyncAnthropic(
-                api_key=self._endpoint.key,
-                base_url=self._endpoint.url,
+                # The SDK sends a bearer token in its own way, and wants either.
+                api_key=None if is_bearer else endpoint.key,
+                auth_token=endpoint.key if is_bearer else None,
+                base_url=endpoint.url,
+                default_headers={**endpoint.headers, **credentials},
                 max_retries=0,
                 http_client=anthropic.DefaultAioHttpClient(),
             )
         return self._sdk
+
+
+def _new_no_embeddings_error() -> UnsupportedFeature:
+    return UnsupportedFeature(
+        "Anthropic's API has no embeddings; use a model of another back end", field="model"
+    )
 
 
 def _build_sdk_arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:

@@ -7,18 +7,20 @@ client gets it from an `EndpointFinder`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 from pydantic_core import from_json
 
+from moyin.domain.backend import OpenRequest
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.text.backends.response_errors import error_from_status
 
+AUTHORIZATION = "authorization"
 _CONNECT_SECONDS = 5.0
 # Shorter than the keep-alive of servers (uvicorn and llama.cpp: 5 s), so that a request seldom uses
 # a connection that is being closed.
@@ -27,16 +29,42 @@ _KEEP_ALIVE_SECONDS = 4.0
 _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 2.0
+# A server may be silent for long while it checks or converts a large file.
+_MAX_SILENCE_SECONDS = 3_600.0
+_GOOGLE_KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED"})
 _UNREACHABLE = "cannot connect to the back end; check that its server is running. Request:"
 _JSON_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
-    """Base URL of a back end without a trailing slash, and its API key; an empty key is not sent."""
+    """Address of a back end's server, with its API key.
+
+    Attributes:
+        url: base URL without a trailing slash.
+        key: API key; an empty key is not sent.
+        headers: headers of every request, which replace others of the same name.
+        query: parameters of every URL, encoded; empty for none.
+    """
 
     url: str
     key: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query: str = ""
+
+
+def build_credentials(header: str, key: str) -> dict[str, str]:
+    """Return the header that carries an API key; ``authorization`` carries it as a bearer token."""
+    return {header: f"Bearer {key}" if header == AUTHORIZATION else key}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawResponse:
+    """A response of any status, whose body arrives in ``pieces``."""
+
+    status: int
+    content_type: str | None
+    pieces: AsyncIterator[bytes]
 
 
 class EndpointFinder(Protocol):
@@ -68,6 +96,55 @@ class FixedEndpoint:
 
     def forget(self) -> None:
         return None
+
+
+class HttpResponse:
+    """Implements `OpenResponse` for a response of aiohttp whose status is 200."""
+
+    def __init__(self, response: aiohttp.ClientResponse, path: str) -> None:
+        self._response = response
+        self._path = path
+
+    @property
+    def content_type(self) -> str:
+        return self._response.headers.get("content-type", "")
+
+    @property
+    def media_type(self) -> str:
+        return self.content_type.partition(";")[0].strip().lower()
+
+    async def read(self) -> bytes:
+        path = self._path
+        try:
+            return await read_up_to(self._response, _MAX_RESPONSE_BYTES)
+        except BodyTooLong:
+            raise BackendUnavailable(
+                f"the back end's response to {path} exceeds 256 MiB", may_be_billed=True
+            ) from None
+        except TimeoutError:
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
+            ) from None
+        except (aiohttp.ClientError, ConnectionError):
+            raise BackendUnavailable(
+                f"the back end closed the connection during its response to {path}",
+                may_be_billed=True,
+            ) from None
+        finally:
+            # Closing an unread response makes the server stop generating.
+            self._response.close()
+
+    async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
+        try:
+            while piece := await self._response.content.readany():
+                yield piece
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+            raise _new_interruption(error, self._path) from None
+        finally:
+            self._response.close()
+
+    def close(self) -> None:
+        self._response.close()
 
 
 class HttpClient:
@@ -102,26 +179,9 @@ class HttpClient:
                 the response has another status.
         """
         response = await self._post(path, body, deadline, headers)
-        try:
-            return await read_up_to(response, _MAX_RESPONSE_BYTES)
-        except BodyTooLong:
-            raise BackendUnavailable(
-                f"the back end's response to {path} exceeds 256 MiB", may_be_billed=True
-            ) from None
-        except TimeoutError:
-            raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
-            ) from None
-        except (aiohttp.ClientError, ConnectionError):
-            raise BackendUnavailable(
-                f"the back end closed the connection during its response to {path}",
-                may_be_billed=True,
-            ) from None
-        finally:
-            # Closing an unread response makes the server stop generating.
-            response.close()
+        return await HttpResponse(response, path).read()
 
-    async def stream(
+    def stream(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Send a POST request and stream the body of the response, whose status is 200.
@@ -131,20 +191,56 @@ class HttpClient:
                 the first byte.
             StreamInterrupted: the call failed after the first byte.
         """
-        response = await self._post(path, body, deadline, headers)
+        return self._stream("POST", path, body, deadline, headers)
+
+    def download(
+        self, path: str, deadline: float, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Send a GET request and stream the body of the response; the errors are those of `stream`."""
+        return self._stream("GET", path, b"", deadline, headers)
+
+    async def upload(
+        self, path: str, body: AsyncIterable[bytes], deadline: float, headers: Mapping[str, str]
+    ) -> bytes:
+        """Send a POST request piece by piece and return the body of the response.
+
+        Args:
+            headers: must have the length and the type of the content.
+
+        Raises:
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: as `post` does.
+        """
+        response = await self._check(await self._send("POST", path, body, deadline, headers))
         try:
-            async for piece in response.content.iter_any():
-                yield piece
-        except TimeoutError:
-            raise StreamInterrupted(
-                f"the back end's response to {path} exceeded the timeout and was cut off"
+            return await read_up_to(response, _MAX_RESPONSE_BYTES)
+        except (BodyTooLong, aiohttp.ClientError, ConnectionError):
+            raise BackendUnavailable(
+                f"the back end's response to {path} broke off, or exceeds 256 MiB"
             ) from None
-        except (aiohttp.ClientError, ConnectionError):
-            raise StreamInterrupted(
-                f"the back end closed the connection during its response to {path}"
+        except TimeoutError:
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
             ) from None
         finally:
             response.close()
+
+    async def delete(
+        self, path: str, deadline: float, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a DELETE request; the errors are those of `post`."""
+        response = await self._check(await self._send("DELETE", path, b"", deadline, headers))
+        response.close()
+
+    async def open(self, request: OpenRequest) -> HttpResponse:
+        """Send a POST request and return its response, whose status is 200, before its body is read.
+
+        Raises:
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: as `post`.
+        """
+        headers = {"content-type": request.content_type, "content-length": str(request.length)}
+        content = request.get_content()
+        response = await self._post(request.path, content, request.deadline, headers)
+        return HttpResponse(response, request.path)
 
     async def get(self, path: str, seconds: float) -> bytes:
         """Send a GET request and return the body of the response; the errors are those of `post`."""
@@ -152,7 +248,10 @@ class HttpClient:
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._session.get().get(
-                endpoint.url + path, headers=self._build_headers(endpoint, None), timeout=timeout
+                endpoint.url + _add_query(path, endpoint.query),
+                headers=self._build_headers(endpoint, None),
+                timeout=timeout,
+                allow_redirects=False,
             ) as response:
                 body = await read_up_to(response, _MAX_RESPONSE_BYTES)
                 if response.status != 200:
@@ -169,14 +268,80 @@ class HttpClient:
             self._endpoints.forget()
             raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
+    @asynccontextmanager
+    async def pass_on(
+        self, method: str, path: str, data: bytes | AsyncIterable[bytes] | None
+    ) -> AsyncGenerator[RawResponse, None]:
+        """Send a request and yield its response, whatever its status.
+
+        The whole call has no time limit, since it may move files of many gigabytes.
+
+        Raises:
+            BackendUnavailable: the server cannot be reached.
+        """
+        endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_MAX_SILENCE_SECONDS
+        )
+        try:
+            response = await self._session.get().request(
+                method,
+                endpoint.url + path,
+                data=data,
+                headers=self._build_headers(endpoint, None),
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            self._endpoints.forget()
+            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
+        try:
+            yield RawResponse(
+                status=response.status,
+                content_type=response.headers.get("content-type"),
+                pieces=_iterate_pieces(response, path),
+            )
+        finally:
+            response.close()
+
     async def close(self) -> None:
         await self._session.close()
 
+    async def _stream(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        deadline: float,
+        headers: Mapping[str, str] | None,
+    ) -> AsyncGenerator[bytes, None]:
+        response = await self._check(await self._send(method, path, body, deadline, headers))
+        try:
+            while piece := await response.content.readany():
+                yield piece
+        except TimeoutError:
+            raise StreamInterrupted(
+                f"the back end's response to {path} exceeded the timeout and was cut off"
+            ) from None
+        except (aiohttp.ClientError, ConnectionError):
+            raise StreamInterrupted(
+                f"the back end closed the connection during its response to {path}"
+            ) from None
+        finally:
+            response.close()
+
     async def _post(
-        self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None
+        self,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        deadline: float,
+        headers: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
         """Send a POST request and return a response with status 200; the caller must close it."""
-        response = await self._send(path, body, deadline, headers)
+        return await self._check(await self._send("POST", path, body, deadline, headers))
+
+    async def _check(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+        """Return a response whose status is 200; otherwise close it and raise its error."""
         if response.status == 200:
             return response
         try:
@@ -188,7 +353,12 @@ class HttpClient:
             response.close()
 
     async def _send(
-        self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None
+        self,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        deadline: float,
+        headers: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
         endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         remaining = deadline - asyncio.get_running_loop().time()
@@ -196,9 +366,10 @@ class HttpClient:
             total=max(remaining, 0.001), connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS
         )
         try:
-            return await self._session.get().post(
-                endpoint.url + path,
-                data=body,
+            return await self._session.get().request(
+                method,
+                endpoint.url + _add_query(path, endpoint.query),
+                data=body or None,
                 headers=self._build_headers(endpoint, headers),
                 timeout=timeout,
                 allow_redirects=False,
@@ -218,7 +389,7 @@ class HttpClient:
         self, endpoint: Endpoint, headers: Mapping[str, str] | None
     ) -> dict[str, str]:
         credentials = self._credentials(endpoint.key) if endpoint.key else {}
-        return {**_JSON_HEADERS, **(headers or {}), **credentials}
+        return {**_JSON_HEADERS, **(headers or {}), **endpoint.headers, **credentials}
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -231,6 +402,31 @@ class HttpClient:
         )
 
 
+async def _iterate_pieces(
+    response: aiohttp.ClientResponse, path: str
+) -> AsyncGenerator[bytes, None]:
+    try:
+        async for piece in response.content.iter_any():
+            yield piece
+    except (aiohttp.ClientError, ConnectionError, TimeoutError):
+        raise StreamInterrupted(
+            f"the back end closed the connection during its response to {path}"
+        ) from None
+
+
+def _new_interruption(error: Exception, path: str) -> StreamInterrupted:
+    if isinstance(error, TimeoutError):
+        return StreamInterrupted(
+            f"the back end's response to {path} exceeded the timeout and was cut off"
+        )
+    return StreamInterrupted(f"the back end closed the connection during its response to {path}")
+
+
+def _add_query(path: str, query: str) -> str:
+    """Return the path with the parameters ``query`` after its own."""
+    return f"{path}{'&' if '?' in path else '?'}{query}" if query else path
+
+
 async def _read_error_body(response: aiohttp.ClientResponse) -> bytes:
     """Return the body of an error response; empty if it cannot be read completely."""
     with suppress(BodyTooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
@@ -240,18 +436,41 @@ async def _read_error_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _build_error(response: aiohttp.ClientResponse, body: bytes) -> Exception:
-    return error_from_status(
-        response.status, _read_error_message(body), response.headers.get("retry-after")
-    )
+    status = 401 if _rejects_key(_parse_error(body)) else response.status
+    return error_from_status(status, _read_error_message(body), response.headers.get("retry-after"))
 
 
 def _read_error_message(body: bytes) -> str:
     """Return the message in the body of an error of any API format; empty if it has none."""
+    error = _parse_error(body)
+    message = error.get("message", error.get("Message"))
+    return message if isinstance(message, str) else ""
+
+
+def _parse_error(body: bytes) -> Mapping[str, Any]:
+    """Return the object that describes an error; empty if the body contains none.
+
+    Gemini sends the error in a list, and AWS without the member ``error``.
+    """
     try:
-        error = from_json(body)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        return ""
+        value = from_json(body)
+    except ValueError:
+        return {}
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, dict):
+        return {}
+    error = value.get("error", value)
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def _rejects_key(error: Mapping[str, Any]) -> bool:
+    """Return True if an error of Google says that the API key is wrong, which has status 400."""
+    details = error.get("details")
+    return isinstance(details, list) and any(
+        isinstance(detail, dict) and detail.get("reason") in _GOOGLE_KEY_REASONS
+        for detail in details
+    )
 
 
 _Item = TypeVar("_Item")

@@ -7,8 +7,8 @@ Ollama's own format are forwarded as bytes without the SDK.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any, cast
 
 import httpx
@@ -24,10 +24,20 @@ from moyin.domain.chat import (
     EmbeddingResponse,
     Finished,
     Started,
+    Text,
+    Thinking,
 )
 from moyin.domain.needs import Model, Needs
-from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until_deadline
+from moyin.errors import BackendTimeout, BackendUnavailable, Overloaded, StreamInterrupted
+from moyin.text.backends.http import (
+    Endpoint,
+    FixedEndpoint,
+    HttpClient,
+    RawResponse,
+    iterate_until_deadline,
+)
+from moyin.text.backends.learned_limit import LearnedLimit, TrackedCall
+from moyin.text.backends.ollama_models import DEFAULT_TAG, HostModels
 from moyin.text.backends.response_errors import error_from_status, validate_embeddings
 from moyin.text.protocol.ollama.request_to_upstream import (
     chat_request_to_upstream,
@@ -40,11 +50,16 @@ from moyin.text.protocol.ollama.response import (
     embedding_response_to_domain,
     message_to_deltas,
     read_stop_reason,
+    read_writing_seconds,
     usage_to_domain,
 )
 
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 3.0
+_CHAT_PATH = "/api/chat"
+_EMBED_PATH = "/api/embed"
+# For models whose context length neither the configuration nor the host states.
+DEFAULT_CONTEXT = 4096
 
 
 class _Client(ollama.AsyncClient):
@@ -86,7 +101,9 @@ class OllamaBackend:
 
     Args:
         host: base URL of the server.
-        contexts: context length in tokens of each model, by Ollama's name of the model.
+        contexts: context length in tokens of models whose length is configured, by Ollama's name.
+        models: the models on the host's disk, which supply the other lengths.
+        limit: learns how many calls the host runs at a time; None if it is configured.
         connections: maximum number of concurrent connections to the server.
     """
 
@@ -94,14 +111,25 @@ class OllamaBackend:
     fetches_pictures = False
     streams_by_token = True
     can_count_tokens = False
+    reads_files = False
     overrides: Mapping[str, Any] = {}
 
-    def __init__(self, host: str, *, contexts: Mapping[str, int], connections: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        *,
+        contexts: Mapping[str, int],
+        connections: int,
+        models: HostModels | None = None,
+        limit: LearnedLimit | None = None,
+    ) -> None:
         self._host = host
         self._http = HttpClient(
             FixedEndpoint(Endpoint(url=host)), credentials=lambda key: {}, connections=connections
         )
         self._contexts = contexts
+        self._models = models or HostModels()
+        self._limit = limit
         self._connections = connections
         self._sdk: _Client | None = None
 
@@ -112,22 +140,45 @@ class OllamaBackend:
         return {"options": {"num_ctx": choose_context_window(tokens, limit, model.context)}}
 
     async def forward(self, request: RawRequest) -> bytes:
-        return await self._http.post(request.path, request.body, request.deadline)
+        with self._track(request.path, len(request.body)) as call:
+            body = await self._http.post(request.path, request.body, request.deadline)
+            call.record_first_token(read_writing_seconds(body))
+            return body
 
-    def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        return self._http.stream(request.path, request.body, request.deadline)
+    async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        pieces = self._http.stream(request.path, request.body, request.deadline)
+        with self._track(request.path, len(request.body)) as call:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    call.record_first_token()
+                    yield piece
+
+    def check_request(self, request: ChatRequest | EmbeddingRequest) -> None:
+        if isinstance(request, ChatRequest):
+            context = self._find_context(request.model)
+            chat_request_to_upstream(request, context=context, stream=False)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         body = chat_request_to_upstream(
-            request, context=self._contexts[request.model], stream=False
+            request, context=self._find_context(request.model), stream=False
         )
-        with _translate_errors():
+        with self._track(_CHAT_PATH, _measure(request)) as call, _translate_errors():
             async with asyncio.timeout_at(deadline):
                 response = await self._get_sdk().request_chat(body)
+            call.record_first_token((response.eval_duration or 0) / 1e9)
         return chat_response_to_domain(response.model_dump())
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        body = chat_request_to_upstream(request, context=self._contexts[request.model], stream=True)
+        deltas = self._stream(request, deadline)
+        with self._track(_CHAT_PATH, _measure(request)) as call:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    call.record_first_token()
+                    yield delta
+
+    async def _stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        context = self._find_context(request.model)
+        body = chat_request_to_upstream(request, context=context, stream=True)
         objects = self._get_sdk().request_chat_stream(body)
         tools, started = 0, False
         try:
@@ -141,7 +192,11 @@ class OllamaBackend:
                         yield Started(
                             id=create_response_id(), model=str(piece.model or request.model)
                         )
-                    deltas = message_to_deltas(piece.message.model_dump(), tools_before=tools)
+                    deltas = message_to_deltas(
+                        piece.message.model_dump(),
+                        tools_before=tools,
+                        logprobs=[token.model_dump() for token in piece.logprobs or ()],
+                    )
                     tools += len(piece.message.tool_calls or ())
                     for delta in deltas:
                         yield delta
@@ -157,15 +212,54 @@ class OllamaBackend:
         raise StreamInterrupted('the Ollama server ended the stream without "done": true')
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        body = embedding_request_to_upstream(request, context=self._contexts[request.model])
-        with _translate_errors():
+        body = embedding_request_to_upstream(request, context=self._find_context(request.model))
+        size = sum(map(len, request.inputs))
+        with self._track(_EMBED_PATH, size) as call, _translate_errors():
             async with asyncio.timeout_at(deadline):
                 response = await self._get_sdk().request_embeddings(body)
+            call.record_first_token()
         return validate_embeddings(embedding_response_to_domain(response.model_dump()), request)
 
-    async def list_resident_models(self) -> frozenset[str]:
-        """Return the names of the models in the server's memory; no tokens are used."""
-        return await list_resident_models(self._http)
+    async def list_resident_models(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the models in the server's memory by name, as ``GET /api/ps`` describes them.
+
+        Models with the same weights share the memory, but the server names only one of them.
+        """
+        entries = await list_resident_models(self._http)
+        resident: dict[str, Mapping[str, Any]] = {}
+        for name, entry in entries.items():
+            for shared in (name, *self._models.find_sharing(frozenset({name}))):
+                resident[shared] = resident[shared.removesuffix(DEFAULT_TAG)] = entry
+        return resident
+
+    async def refresh_models(self) -> bool:
+        """Bring the models on the host's disk up to date; return True if they changed."""
+        return await self._models.refresh(self._http)
+
+    def pass_on(
+        self, method: str, path: str, data: bytes | AsyncIterable[bytes] | None
+    ) -> AbstractAsyncContextManager[RawResponse]:
+        """Send a request that is no model call; see `HttpClient.pass_on`."""
+        return self._http.pass_on(method, path, data)
+
+    @contextmanager
+    def _track(self, kind: str, size: int) -> Iterator[TrackedCall]:
+        """Let the limit of concurrent calls learn from a call of about ``size`` bytes."""
+        if self._limit is None:
+            yield TrackedCall()
+            return
+        with self._limit.track(kind, size) as call:
+            try:
+                yield call
+            except Overloaded:
+                self._limit.record_waiting(call)
+                raise
+
+    def _find_context(self, model: str) -> int:
+        if (context := self._contexts.get(model)) is not None:
+            return context
+        file = self._models.find(model)
+        return (file and file.context) or DEFAULT_CONTEXT
 
     async def probe(self) -> None:
         with _translate_errors():
@@ -185,6 +279,18 @@ class OllamaBackend:
                 follow_redirects=False,
             )
         return self._sdk
+
+
+def _measure(request: ChatRequest) -> int:
+    """Return the size of the prompt in characters, about as large as the request in bytes."""
+    texts = [len(part.text) for part in request.system]
+    texts += [
+        len(part.text)
+        for message in request.messages
+        for part in message.parts
+        if isinstance(part, Text | Thinking)
+    ]
+    return sum(texts)
 
 
 def _translate_stream_error(error: Exception, *, started: bool) -> Exception:
@@ -227,20 +333,14 @@ def _translate_errors() -> Iterator[None]:
         ) from None
 
 
-_DEFAULT_TAG = ":latest"
-
-
-async def list_resident_models(http: HttpClient) -> frozenset[str]:
-    """Return the models that ``GET /api/ps`` lists as being in the server's memory.
-
-    A model with the tag ``:latest`` is returned under its name without the tag as well.
+async def list_resident_models(http: HttpClient) -> dict[str, Mapping[str, Any]]:
+    """Return the models that ``GET /api/ps`` lists as being in the server's memory, by name.
 
     Raises:
         BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
     """
     body = await http.get("/api/ps", _PROBE_SECONDS)
     try:
-        names = [model["name"] for model in from_json(body)["models"]]
-        return frozenset(names).union(name.removesuffix(_DEFAULT_TAG) for name in names)
+        return {str(model["name"]): dict(model) for model in from_json(body)["models"]}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BackendUnavailable("the Ollama server's response to /api/ps is malformed") from None

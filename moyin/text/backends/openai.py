@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json, to_json
 
-from moyin.domain.backend import ApiFormat, RawRequest
+from moyin.domain.backend import ApiFormat, OpenRequest, OpenResponse, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
-from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
+from moyin.errors import (
+    BackendUnavailable,
+    ModelNotFound,
+    StreamInterrupted,
+    UnsupportedFeature,
+)
 from moyin.http.validation import merge_defaults
-from moyin.text.backends.http import EndpointFinder, HttpClient
+from moyin.text.backends.http import (
+    AUTHORIZATION,
+    EndpointFinder,
+    HttpClient,
+    build_credentials,
+)
+from moyin.text.backends.openai_batches import OpenAIBatches
 from moyin.text.backends.response_errors import validate_embeddings
+from moyin.text.protocol.documents import refuse_documents
 from moyin.text.protocol.openai.request_to_upstream import (
     chat_request_to_upstream,
     embedding_request_to_upstream,
@@ -26,6 +39,7 @@ from moyin.text.protocol.openai.response import (
 from moyin.text.protocol.openai.stream import StreamReader
 
 OPENAI_URL = "https://api.openai.com/v1"
+_AZURE_DOMAINS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 
 _PROBE_SECONDS = 3.0
 # Request members that make a server report the usage in every event of a stream, so that an
@@ -47,13 +61,18 @@ _NO_PROMPT_CACHE: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_
 
 
 class OpenAIBackend:
-    """Implements `ModelBackend` and `PassThroughBackend` for OpenAI's API.
+    """Implements `ModelBackend`, `PassThroughBackend` and `OperationBackend` for OpenAI's API.
 
     Args:
         endpoints: finds the base URL, such as ``http://127.0.0.1:8080/v1``.
         connections: maximum number of concurrent connections to the server.
+        auth_header: header with the API key; ``authorization`` means a bearer token.
+        health_path: path of the health check; None for no check.
         prompt_cache: True lets llama.cpp reuse the computation of earlier prompts. The timing and
             ``cached_tokens`` then reveal whether another client sent the same prompt.
+
+    Attributes:
+        batches: the client of the server's batch API, which few servers have.
     """
 
     api_format = ApiFormat.OPENAI
@@ -62,15 +81,26 @@ class OpenAIBackend:
     _chat_path = "/chat/completions"
 
     def __init__(
-        self, endpoints: EndpointFinder, *, connections: int, prompt_cache: bool = False
+        self,
+        endpoints: EndpointFinder,
+        *,
+        connections: int,
+        auth_header: str = AUTHORIZATION,
+        health_path: str | None = "/models",
+        prompt_cache: bool = False,
     ) -> None:
         self._owned_by = ""
         self._prompt_cache = prompt_cache
+        self._health_path = health_path
         self._endpoints = endpoints
         self._http = HttpClient(
             endpoints,
-            credentials=lambda key: {"authorization": f"Bearer {key}"},
+            credentials=lambda key: build_credentials(auth_header, key),
             connections=connections,
+        )
+        known = endpoints.known_endpoint
+        self.batches = OpenAIBatches(
+            self._http, renames_max_tokens=known is not None and _is_openai(known.url)
         )
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
@@ -82,6 +112,10 @@ class OpenAIBackend:
         return self._owned_by == "llamacpp"
 
     @property
+    def reads_files(self) -> bool:
+        return self._owned_by not in _SAMPLING_OPTION_NAMES
+
+    @property
     def overrides(self) -> Mapping[str, Any]:
         return _NO_PROMPT_CACHE if self._owned_by == "llamacpp" and not self._prompt_cache else {}
 
@@ -90,6 +124,13 @@ class OpenAIBackend:
 
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         return self._http.stream(request.path, request.body, request.deadline)
+
+    async def open(self, request: OpenRequest) -> OpenResponse:
+        return await self._http.open(request)
+
+    def check_request(self, request: ChatRequest | EmbeddingRequest) -> None:
+        if isinstance(request, ChatRequest):
+            self._build_request_body(request, stream=False)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         request_body = to_json(self._build_request_body(request, stream=False))
@@ -126,16 +167,25 @@ class OpenAIBackend:
             ) from None
 
     async def probe(self) -> None:
-        self._owned_by = _read_owned_by(await self._http.get("/models", _PROBE_SECONDS))
+        if self._health_path is None:
+            return
+        try:
+            models = await self._http.get(self._health_path, _PROBE_SECONDS)
+        except ModelNotFound:
+            # The server is up, but has no list of models, as on Azure and Bedrock.
+            return
+        self._owned_by = _read_owned_by(models)
 
     async def close(self) -> None:
         await self._http.close()
 
     def _build_request_body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
+        if not self.reads_files:
+            refuse_documents(request, self._owned_by)
         body = chat_request_to_upstream(request, stream=stream)
         known = self._endpoints.known_endpoint
-        if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
-            # OpenAI's reasoning models reject `max_tokens`; other servers know only `max_tokens`.
+        if known is not None and _is_openai(known.url) and "max_tokens" in body:
+            # OpenAI's reasoning models, also on Azure, reject `max_tokens`; other servers know only `max_tokens`.
             body["max_completion_tokens"] = body.pop("max_tokens")
         return {**body, **self._build_server_members(request), **self.overrides}
 
@@ -159,6 +209,10 @@ class OpenAIBackend:
         if names and request.reasoning is not None and not request.reasoning.enabled:
             extras |= _NO_THINKING
         return extras
+
+
+def _is_openai(url: str) -> bool:
+    return url == OPENAI_URL or (urlsplit(url).hostname or "").endswith(_AZURE_DOMAINS)
 
 
 def _read_owned_by(models: bytes) -> str:

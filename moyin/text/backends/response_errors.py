@@ -39,8 +39,11 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
         retry_after: value of the header ``Retry-After``; None if the response has none.
     """
     if status in _REJECTED_STATUSES:
-        reason = message[:_MAX_MESSAGE_CHARACTERS] or f"HTTP status {status}"
-        return BackendRejected(f"the back end refused the request: {reason}")
+        reason = message[:_MAX_MESSAGE_CHARACTERS]
+        return BackendRejected(
+            f"the back end refused the request: {reason or f'HTTP status {status}'}",
+            reason=reason or None,
+        )
     if status == 404:
         # The request may name a wrong file id, or a model that this back end has not loaded.
         return ModelNotFound(

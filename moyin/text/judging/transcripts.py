@@ -22,7 +22,7 @@ def format_conversation(request: chat.ChatRequest) -> str:
     """Format the system prompts, tools and messages of a conversation as text.
 
     Raises:
-        UnsupportedFeature: the conversation contains pictures.
+        UnsupportedFeature: the conversation contains pictures or documents.
     """
     return "\n\n".join(_iterate_sections(request))
 
@@ -57,9 +57,9 @@ def _format_part(part: chat.Part) -> str:
             return f"[the tool {'failed' if part.is_error else 'returned'}]\n{inner}"
         case chat.Thinking():
             return ""
-        case chat.Image():
+        case chat.Image() | chat.Document():
             raise UnsupportedFeature(
-                "messages: the judge does not support pictures", field="messages"
+                "messages: the judge does not support pictures and documents", field="messages"
             )
 
 

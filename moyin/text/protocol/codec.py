@@ -39,9 +39,12 @@ class StreamTap(Protocol):
         is_finished: True once the protocol's last event was forwarded.
         tokens: the number of output tokens forwarded so far, estimated from the events.
         transcript: if set, it records what the model writes.
+        prompt_tokens: the estimated tokens of the prompt, for a client that asks for a usage which
+            the back end does not report.
     """
 
     usage: Usage | None
+    prompt_tokens: int
     is_finished: bool
     transcript: Transcript | None
 
@@ -148,6 +151,13 @@ class ProtocolCodec(Protocol):
         Raises:
             InvalidJson, InvalidRequest: the body is invalid; the error names the field.
         """
+
+    @property
+    def ability_members(self) -> Mapping[str, tuple[str, ...]]:
+        """The members that make a request need an ability (`OMITTABLE_ABILITIES`)."""
+
+    def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
+        """Return a request of this call with another body; ``data`` is valid as the first one was."""
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         """Return the client's headers (lower-case names) that the back end needs, too."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from moyin.domain.operation import RENDER, Operation, Unit
 from moyin.errors import InvalidRequest
 from moyin.http.validation import UtcDatetime
 from moyin.store.usage import CallStatus, UsageEntry
@@ -140,6 +141,9 @@ class CallBody(BaseModel):
                 "input_tokens": 812,
                 "cached_tokens": 512,
                 "output_tokens": 96,
+                "operation": None,
+                "unit": None,
+                "quantity": None,
                 "cost_usd": "0.0008312",
                 "created_at": "2026-11-28T09:30:00.250000Z",
             }
@@ -158,6 +162,12 @@ class CallBody(BaseModel):
     input_tokens: int = Field(description="All tokens of the prompt.")
     cached_tokens: int = Field(description="The part of them that a prompt cache served.")
     output_tokens: int
+    operation: Operation | Literal["render"] | None = Field(
+        description="The kind of the call; null for chats and embeddings. `render` is a run of a "
+        "job's graph, whose `request_id` is the job's id."
+    )
+    unit: Unit | None = Field(description="What such calls are counted by, besides tokens.")
+    quantity: int | None = Field(description="The number of units.")
     cost_usd: str
     created_at: datetime | None
 
@@ -177,6 +187,10 @@ class UsageBody(BaseModel):
     input_tokens: int = Field(description="All tokens of the prompts.")
     cached_tokens: int = Field(description="The part of them that a prompt cache served.")
     output_tokens: int
+    units: dict[Unit, int] = Field(
+        description="What calls besides chats and embeddings used, such as seconds of audio.",
+        examples=[{"seconds": 90}],
+    )
     cost_usd: str
     dearest_cost_usd: str | None = Field(
         description="What the complete calls would have cost on the dearest model that the tenant "
@@ -192,6 +206,7 @@ class GroupBody(UsageBody):
     backend: str | None = None
     owner: str | None = None
     key: str | None = None
+    operation: str | None = None
 
 
 class DearestModel(BaseModel):
@@ -250,6 +265,15 @@ def build_call(entry: UsageEntry) -> CallBody:
         input_tokens=entry.input_tokens,
         cached_tokens=entry.cached_tokens,
         output_tokens=entry.output_tokens,
+        operation=_parse_operation(entry.operation),
+        unit=None if entry.unit is None else Unit(entry.unit),
+        quantity=entry.quantity,
         cost_usd=f"{entry.cost_usd:f}",
         created_at=entry.created_at,
     )
+
+
+def _parse_operation(operation: str | None) -> Operation | Literal["render"] | None:
+    if operation is None:
+        return None
+    return RENDER if operation == RENDER else Operation(operation)

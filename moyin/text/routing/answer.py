@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
+from moyin.store.usage import UsageEntry
 
 _NO_USAGE = Usage()
 
@@ -42,6 +43,10 @@ class RoutingContext:
         budget: the budget that the call is charged to. It is None if the call is not charged.
         key_id: id of the caller's API key; empty if unknown.
         for_tenant: the tenant that is charged for slots at back ends; empty if it is the owner.
+        is_background: True if other calls come first at back ends, as for lines of batches. The
+            router learns nothing from such a call.
+        record_usage: records the call's usage instead of the ledger, for a caller that writes it
+            together with the answer; None for the ledger.
     """
 
     request_id: str
@@ -50,6 +55,8 @@ class RoutingContext:
     budget: BudgetReservation | None = None
     key_id: str = ""
     for_tenant: str = ""
+    is_background: bool = False
+    record_usage: Callable[[UsageEntry], None] | None = None
 
     @property
     def tenant(self) -> str:

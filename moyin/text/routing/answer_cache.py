@@ -16,6 +16,7 @@ from moyin.text.routing.answer import Answer, AnswerStream
 from moyin.text.routing.catalog import CachingPolicy
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.ledger import build_usage_entry
+from moyin.text.routing.omission import describe_omission
 from moyin.text.routing.routed_call import RoutedCall
 
 _log = logging.getLogger(__name__)
@@ -152,14 +153,14 @@ def _serve_cached(call: RoutedCall, cached: CachedResponse) -> Answer:
     entry = build_usage_entry(
         call.context, call.request.model, _LEDGER_BACKEND, cached.model, cached.usage, pico=0
     )
-    call.accounting.ledger.record(entry)
+    call.record(entry)
     trailer = call.codec.encode_cost_trailer(b"0") if call.request.is_streamed else b""
     return Answer(
         headers=(
             (b"content-type", cached.content_type.encode()),
             (b"x-moyin-backend", cached.backend.encode()),
             (b"x-moyin-model", cached.model.encode()),
-            (b"x-moyin-route", b"cache"),
+            (b"x-moyin-route", describe_omission("cache", call.omitted).encode()),
             (b"x-moyin-cost-usd", b"0"),
             _CACHE_HIT,
         ),

@@ -62,7 +62,7 @@ class AnswerReviewer:
             in the background and the result is False.
         """
         learning, follow_ups = self._learning, self._follow_ups
-        if learning is None or call.needs.embeddings:
+        if learning is None or call.needs.embeddings or call.context.is_background:
             return False
         may_match = follow_ups is not None and follow_ups.may_match(route)
         if not may_match and call.quality is None:
@@ -124,7 +124,7 @@ class AnswerReviewer:
         if call.quality is None or not call.quality.is_estimated:
             return answer
         # If the route allows trials, follow-ups to every answer must be detected.
-        if call.is_learned_from or route.explore:
+        if call.is_learned_from or (route.explore and not call.context.is_background):
             self._defer_decision(call, candidates, answered)
         better_candidates: list[Candidate] = []
         if may_rescue(route.rescue, call):

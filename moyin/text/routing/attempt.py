@@ -22,14 +22,15 @@ from moyin.errors import (
     ModelNotFound,
     MoyinError,
     Overloaded,
-    UnsupportedFeature,
 )
-from moyin.store.usage import CANCELLED
+from moyin.store.usage import CANCELLED, UsageEntry
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
 from moyin.text.routing.compiled_route import RouteTarget
 from moyin.text.routing.ledger import build_usage_entry
 from moyin.text.routing.metered_stream import MeteredStream
+from moyin.text.routing.omission import describe_omission, omit_unusable_effort
+from moyin.text.routing.request_gaps import OPTIONAL_PATHS, needs_translation, require_no_urls
 from moyin.text.routing.routed_call import RoutedCall, StreamHold
 from moyin.text.routing.stream_sources import ForwardedSource, StreamSource, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
@@ -37,11 +38,8 @@ from moyin.text.routing.telemetry import CallRecord
 _JSON_HEADER = (b"content-type", b"application/json")
 _NO_CACHE_HEADER = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()
-# Calls that many servers of their API format lack, and for which these answer 404: OpenAI's chat
-# models, for example, have no text completions.
 # A server that lacked a call may have been restarted with it.
 _MISSING_CALL_SECONDS = 300.0
-_OPTIONAL_PATHS = frozenset({"/completions"})
 # Response header of answers whose usage is estimated because the back end reports none.
 _ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
 
@@ -79,10 +77,7 @@ class Attempt:
         """
         call, runtime = self.call, self.runtime
         if not runtime.backend.fetches_pictures:
-            if call.needs.has_urls:
-                # A server in our network would fetch any URL in the prompt, internal ones included.
-                message = "the chosen back end cannot fetch documents by URL; send their content"
-                raise UnsupportedFeature(message, field="messages")
+            require_no_urls(call.needs)
             if call.needs.vision:
                 await call.fetch_pictures()
         self._started_at = asyncio.get_running_loop().time()
@@ -105,6 +100,7 @@ class Attempt:
             billed = self._find_billed_usage(error)
             if billed is None:
                 self._record_call(Usage(), error.code)
+                call.note_failure(self._build_entry(Usage(), pico=0, error=error.code))
             else:
                 is_known = self._usage_so_far is not None
                 self.record(billed, error=error.code, charges_budget=is_known)
@@ -121,20 +117,17 @@ class Attempt:
     async def _call_or_translate(self, deadline: float) -> Answer:
         """Forward the request, or translate it if the back end does not have the client's call."""
         runtime, path = self.runtime, self.call.codec.path
-        if self.target.needs_translation or runtime.pass_through is None:
+        pass_through = runtime.pass_through
+        if pass_through is None or needs_translation(self.target, path, self.call.needs):
             return await self._call(None, deadline)
-        if path not in _OPTIONAL_PATHS:
-            return await self._call(runtime.pass_through, deadline)
-        missing = (path, self._upstream)
-        now = asyncio.get_running_loop().time()
-        if now >= runtime.missing_calls.get(missing, 0.0):
-            try:
-                return await self._call(runtime.pass_through, deadline)
-            except ModelNotFound:
-                pass
+        try:
+            return await self._call(pass_through, deadline)
+        except ModelNotFound:
+            if path not in OPTIONAL_PATHS:
+                raise
         # If the model is missing, not the call, this raises the same error.
         answer = await self._call(None, deadline)
-        runtime.missing_calls[missing] = now + _MISSING_CALL_SECONDS
+        runtime.missing_calls[path, self._upstream] = time.monotonic() + _MISSING_CALL_SECONDS
         return answer
 
     async def _call(self, pass_through: PassThroughBackend | None, deadline: float) -> Answer:
@@ -156,7 +149,18 @@ class Attempt:
         """
         call, target = self.call, self.target
         pico = target.get_price().compute_pico_cost(usage)
-        entry = build_usage_entry(
+        entry = self._build_entry(usage, pico=pico, error=error)
+        call.record(entry)
+        if charges_budget and call.context.budget is not None:
+            call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
+        seconds = self._record_call(usage, error)
+        if error is None and target.latency.should_record():
+            self._record_latency(usage, seconds)
+        return format_usd(pico).encode()
+
+    def _build_entry(self, usage: Usage, *, pico: int, error: str | None) -> UsageEntry:
+        call, target = self.call, self.target
+        return build_usage_entry(
             call.context,
             call.request.model,
             target.runtime.name,
@@ -165,13 +169,6 @@ class Attempt:
             pico=pico,
             error=error,
         )
-        call.accounting.ledger.record(entry)
-        if charges_budget and call.context.budget is not None:
-            call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
-        seconds = self._record_call(usage, error)
-        if error is None and target.latency.should_record():
-            self._record_latency(usage, seconds)
-        return format_usd(pico).encode()
 
     def _record_call(self, usage: Usage, error: str | None) -> float:
         call, target = self.call, self.target
@@ -251,7 +248,7 @@ class Attempt:
             )
             tap = request.create_stream_tap(additions)
             return ForwardedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
-        chat, backend = request.to_domain(self._upstream), self.runtime.backend
+        chat, backend = self._to_domain(), self.runtime.backend
         assert isinstance(chat, ChatRequest), "Attempt: an embedding request cannot be streamed"
         deltas = backend.stream(chat, deadline)
         return TranslatedSource(
@@ -291,8 +288,15 @@ class Attempt:
         body = codec.add_missing_members(body, answer, estimate)
         return self._build_answer(body, usage, answer, estimated=estimate is not None)
 
+    def _to_domain(self) -> ChatRequest | EmbeddingRequest:
+        """Translate the request, without a level of effort for a model that does not reason."""
+        request = self.call.request.to_domain(self._upstream)
+        if isinstance(request, ChatRequest):
+            return omit_unusable_effort(request, self.call.needs, self.target.model)
+        return request
+
     async def _call_translated(self, deadline: float) -> Answer:
-        request, backend = self.call.request.to_domain(self._upstream), self.runtime.backend
+        request, backend = self._to_domain(), self.runtime.backend
         answer: ChatResponse | EmbeddingResponse
         written = ""
         if isinstance(request, EmbeddingRequest):
@@ -400,7 +404,8 @@ class Attempt:
         return cost
 
     def _build_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return (*self.target.headers, (b"x-moyin-route", self.reason.encode()))
+        reason = describe_omission(self.reason, self.call.omitted)
+        return (*self.target.headers, (b"x-moyin-route", reason.encode()))
 
 
 def _get_error_code(error: BaseException) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from moyin.domain.backend import ModelBackend, PassThroughBackend
+from moyin.domain.backend import ModelBackend, OperationBackend, PassThroughBackend
 from moyin.errors import (
     BackendError,
     BackendKeyRejected,
@@ -20,9 +20,10 @@ from moyin.errors import (
 )
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
+from moyin.text.backends.batches import BatchApi
 from moyin.text.routing.averages import Average
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyEstimator, LatencyPrior
-from moyin.text.routing.loaded_models import LoadedModels
+from moyin.text.routing.loaded_models import LoadedModels, ModelState
 
 _SERVICE_TIME_HALF_LIFE = 300.0
 
@@ -52,6 +53,7 @@ class BackendRuntime:
 
     Attributes:
         pass_through: the same back end if it accepts forwarded bytes; None if it does not.
+        operations: the same back end if it may have other calls than chats and embeddings.
         timeout: maximum seconds of a whole call.
         first_byte_timeout: maximum seconds until a stream begins. None sets no such limit.
         retries: maximum number of retries of a failed call at this back end.
@@ -59,8 +61,12 @@ class BackendRuntime:
         checks_schemas: True if JSON schemas must be checked before they are sent, because the
             server may compile them into grammars.
         loaded: models in the server's memory; None if the server does not report them.
+        refresh_models: asks the server for its models and returns True if they changed; None if
+            only the configuration names them.
+        peers: the runtimes of the same back end's hosts, this one included; empty if it has one host.
         priors: latency to assume for a model without measurements, by model name.
         is_up: result of the last health check; None before the first.
+        batch_api: client of the back end's own batch API; None if it is not used.
         missing_calls: paths of optional calls that the server lacks, each with the upstream name
             of a model.
     """
@@ -70,13 +76,17 @@ class BackendRuntime:
     pass_through: PassThroughBackend | None
     timeout: float
     breaker: Breaker
+    operations: OperationBackend | None = None
     slots: Slots = field(default_factory=Slots)
     first_byte_timeout: float | None = None
     retries: int = 0
     provider: str = "openai"
     checks_schemas: bool = True
     loaded: LoadedModels | None = None
+    refresh_models: Callable[[], Awaitable[bool]] | None = None
+    peers: Sequence[BackendRuntime] = field(default=(), repr=False)
     priors: dict[str, LatencyPrior] = field(default_factory=dict)
+    batch_api: BatchApi | None = None
     clock: Callable[[], float] = time.monotonic
     is_up: bool | None = None
     missing_calls: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -109,8 +119,15 @@ class BackendRuntime:
         estimator = self._latencies.get(model)
         if estimator is None:
             prior = self.priors.get(model, DEFAULT_LATENCY)
-            estimator = self._latencies[model] = LatencyEstimator(prior, self.clock)
+            estimator = self._latencies[model] = LatencyEstimator(
+                prior, self.clock, lambda: self._iterate_peer_estimators(model)
+            )
         return estimator
+
+    def _iterate_peer_estimators(self, model: str) -> Iterator[LatencyEstimator]:
+        for peer in self.peers:
+            if (estimator := peer._latencies.get(model)) is not None:
+                yield estimator
 
     def get_model_breaker(self, upstream: str) -> Breaker:
         """Return the breaker of a model, by upstream name; it is created on first use.
@@ -131,36 +148,69 @@ class BackendRuntime:
         """Record the duration of a successful call."""
         self._service_time.add(seconds, self.clock())
 
-    async def acquire(self, tenant: str, seconds: float, expected: float) -> Lease | None:
+    async def acquire(
+        self, tenant: str, seconds: float, expected: float, *, is_background: bool = False
+    ) -> Lease | None:
         """Wait for a slot and return its lease; return None if the breaker rejects the call.
 
         Args:
             tenant: the tenant whose share of the slots the call uses.
             seconds: maximum time to wait.
             expected: estimated duration of the call in seconds.
+            is_background: True if all other calls come first.
 
         Raises:
             Overloaded: too many calls wait already, or no slot became free in time.
         """
-        if not self.slots.try_acquire(tenant):
+        if is_background:
+            await self.slots.acquire_in_background(tenant, seconds)
+        elif not self.slots.try_acquire(tenant):
             await self.slots.wait(tenant, seconds, self.estimate_service_time(expected))
+        lease = Lease(self, tenant, is_background)
         if not self.breaker.admit():
-            self.slots.release(tenant)
+            lease.release_slot()
             return None
-        return Lease(self, tenant)
+        return lease
 
-    async def check_health(self, on_change: Callable[[str, bool], None]) -> None:
-        """Run one health check and call ``on_change`` with the name and result if it changed."""
-        try:
-            await self.backend.probe()
-            is_up = True
-        except MoyinError:
-            is_up = False
+    def has_loaded(self, upstream: str) -> bool:
+        """Return True if the server is up and has reported that the model is in its memory."""
+        return (
+            self.is_ready
+            and self.loaded is not None
+            and self.loaded.get_state(upstream) is ModelState.RESIDENT
+        )
+
+    async def check_health(self, on_change: Callable[[str, bool], None]) -> bool:
+        """Run one health check and call ``on_change`` with the name and result if it changed.
+
+        Returns True if the server's models changed.
+        """
+        # A single failure may be this process's own: it was suspended or short of processor time
+        # until the probe's time was up, or it used a connection that had just been closed.
+        is_up = await self._probe() or await self._probe()
+        have_models_changed = is_up and await self._refresh_models()
         if is_up and self.loaded is not None:
             await self.loaded.refresh()
         if is_up is not self.is_up:
             on_change(self.name, is_up)
         self.is_up = is_up
+        return have_models_changed
+
+    async def _probe(self) -> bool:
+        try:
+            await self.backend.probe()
+        except MoyinError:
+            return False
+        return True
+
+    async def _refresh_models(self) -> bool:
+        if self.refresh_models is None:
+            return False
+        try:
+            return await self.refresh_models()
+        except MoyinError:
+            # Some servers with Ollama's API do not list models; what was known remains.
+            return False
 
 
 @dataclass(eq=False, slots=True)
@@ -173,6 +223,7 @@ class Lease:
 
     _runtime: BackendRuntime
     _tenant: str
+    _is_background: bool = False
     _belongs_to_stream: bool = False
 
     def __enter__(self) -> Self:
@@ -184,6 +235,13 @@ class Lease:
         if error is not None or not self._belongs_to_stream:
             self.release(error)
 
+    def release_slot(self) -> None:
+        """Release the slot of a call that was not made; it has no outcome."""
+        if self._is_background:
+            self._runtime.slots.release_in_background(self._tenant)
+        else:
+            self._runtime.slots.release(self._tenant)
+
     def transfer_to_stream(self) -> None:
         """Keep the slot after the ``with`` block; the stream must call `release` when it ends."""
         self._belongs_to_stream = True
@@ -194,7 +252,7 @@ class Lease:
         Only errors that the back end caused count as failures.
         """
         runtime = self._runtime
-        runtime.slots.release(self._tenant)
+        self.release_slot()
         if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
             runtime.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):

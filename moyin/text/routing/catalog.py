@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from moyin.domain.backend import ApiFormat
+from moyin.domain.model_file import ModelFile
+from moyin.domain.money import Tariff
 from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
 from moyin.text.quality.abilities import Ability
 
 AUTO = "auto"
 # Ollama's clients add this tag to a model name that has none.
-_LATEST_TAG = ":latest"
+LATEST_TAG = ":latest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,10 @@ class ModelDeployment:
         configured: False if the back end lacks its API key. It is then listed but never called.
         key_env: environment variable of the API key; empty if no key is needed.
         ability: prior estimate of the model's ability; None if unknown.
+        file: the model on the server's disk; None if the server does not describe it.
+        omit: abilities that requests do without if no model under their name has them.
+        batch_tariff: prices of requests that the back end runs through its own batch API; None if
+            it is not used.
     """
 
     backend: str
@@ -39,6 +45,9 @@ class ModelDeployment:
     configured: bool = True
     key_env: str = ""
     ability: Ability | None = None
+    file: ModelFile | None = None
+    omit: frozenset[str] = frozenset()
+    batch_tariff: Tariff | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,6 +108,7 @@ class Alias:
         usd_per_bad_answer: cost of a useless answer; if it is None, the tenant's setting applies.
         explore: share of requests on which a little-known model may be tried.
         cache: configures the caching of answers. If it is None, answers are not cached.
+        omit: abilities that requests do without if no model of the group has them.
     """
 
     models: tuple[str, ...] = ()
@@ -111,6 +121,7 @@ class Alias:
     explore: float | None = None
     hedging: HedgingPolicy | None = None
     cache: CachingPolicy | None = None
+    omit: frozenset[str] = frozenset()
 
     def allows_residency_of(self, deployment: ModelDeployment) -> bool:
         """Return True if the data may be processed where this deployment runs."""
@@ -134,6 +145,10 @@ class TenantPolicy:
     usd_per_bad_answer: float | None = None
     is_judged: bool = True
 
+    def allows(self, name: str) -> bool:
+        """Return True if the tenant may use the alias or model with this canonical name."""
+        return self.names is None or _is_listed(name, self.names)
+
 
 UNRESTRICTED = TenantPolicy()
 # The key of the policy for all tenants without one of their own.
@@ -145,10 +160,26 @@ _NO_ALIAS = Alias()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """All configured model deployments and aliases, in the order of the configuration."""
+    """All model deployments and aliases, in the order of the configuration."""
 
     deployments: tuple[ModelDeployment, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
+    # The deployments among which `auto` and aliases choose.
+    _group: tuple[ModelDeployment, ...] = field(init=False, repr=False, compare=False)
+    _by_name: Mapping[str, tuple[ModelDeployment, ...]] = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        group = tuple(map(_limit_to_chat, self.deployments))
+        object.__setattr__(self, "_group", group)
+        by_name: dict[str, list[ModelDeployment]] = {}
+        for deployment in self.deployments:
+            for name in frozenset(deployment.names):
+                by_name.setdefault(name, []).append(deployment)
+        object.__setattr__(
+            self, "_by_name", {name: tuple(found) for name, found in by_name.items()}
+        )
 
     def get_alias(self, name: str) -> Alias:
         """Return the alias with this name, or an alias without restrictions if there is none."""
@@ -161,14 +192,12 @@ class Catalog:
         """
         if self._is_known(name):
             return name
-        untagged = name.removesuffix(_LATEST_TAG)
-        alternative = f"{name}{_LATEST_TAG}" if untagged == name else untagged
+        untagged = name.removesuffix(LATEST_TAG)
+        alternative = f"{name}{LATEST_TAG}" if untagged == name else untagged
         return alternative if self._is_known(alternative) else name
 
     def _is_known(self, name: str) -> bool:
-        if name == AUTO or name in self.aliases:
-            return True
-        return any(name in deployment.names for deployment in self.deployments)
+        return name == AUTO or name in self.aliases or name in self._by_name
 
     def is_group_name(self, name: str) -> bool:
         """Return True if ``name`` is ``auto`` or an alias, so that the router chooses a model."""
@@ -186,17 +215,13 @@ class Catalog:
         """
         name = self.get_canonical_name(name)
         if name == AUTO and AUTO not in self.aliases:
-            return self.deployments
+            return self._group
         if (alias := self.aliases.get(name)) is not None:
             return tuple(
-                deployment
-                for deployment in self.deployments
-                if _is_in_alias(alias, deployment.model)
+                deployment for deployment in self._group if _is_in_alias(alias, deployment.model)
             )
-        deployments = tuple(
-            deployment for deployment in self.deployments if name in deployment.names
-        )
-        if not deployments:
+        deployments = self._by_name.get(name)
+        if deployments is None:
             raise ModelNotFound(
                 f"there is no model {name!r}; GET /v1/models lists the models", field="model"
             )
@@ -223,5 +248,22 @@ class Catalog:
         return frozenset(deployment.residency for deployment in self.deployments)
 
 
+def _limit_to_chat(deployment: ModelDeployment) -> ModelDeployment:
+    """Return the deployment without embeddings if its model also chats.
+
+    Vectors of different models cannot be compared, so a chat model computes them only by its name.
+    """
+    model = deployment.model
+    if not (model.chat and model.embeddings):
+        return deployment
+    return replace(deployment, model=replace(model, embeddings=False))
+
+
+def _is_listed(name: str, names: Collection[str]) -> bool:
+    """Return whether the configuration lists a name, with or without Ollama's tag ``:latest``."""
+    return name in names or f"{name}{LATEST_TAG}" in names
+
+
 def _is_in_alias(alias: Alias, model: Model) -> bool:
-    return (not alias.models or model.name in alias.models) and model.quality >= alias.quality
+    is_listed = not alias.models or _is_listed(model.name, alias.models)
+    return is_listed and model.quality >= alias.quality

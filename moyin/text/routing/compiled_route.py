@@ -99,6 +99,7 @@ class CompiledRoute:
         explore: share of requests on which a little-known model may be tried.
         chooses_model: False if the name selects a single model.
         timeout: maximum seconds of a request, fallbacks included.
+        omit: abilities that requests do without because no target has them (`omission`).
     """
 
     day: int
@@ -113,6 +114,7 @@ class CompiledRoute:
     explore: float = 0.0
     hedging: HedgingPolicy | None = None
     cache: CachingPolicy | None = None
+    omit: frozenset[str] = frozenset()
 
 
 def compile_target(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from moyin.domain.money import format_usd
 from moyin.domain.needs import Needs
-from moyin.errors import MoyinError
+from moyin.errors import MoyinError, RequestError
 from moyin.text.quality.wording import format_probability
-from moyin.text.routing.compiled_route import CompiledRoute, Exclusion
+from moyin.text.routing.compiled_route import CompiledRoute, Exclusion, RouteTarget
 from moyin.text.routing.decision import (
     Candidate,
     build_no_candidate_error,
@@ -18,6 +18,7 @@ from moyin.text.routing.decision import (
 )
 from moyin.text.routing.exploration import TRIAL_REASON, choose_trial, compute_trial_share
 from moyin.text.routing.loaded_models import ModelState
+from moyin.text.routing.request_gaps import build_gap_error, describe_gaps
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 
@@ -34,6 +35,7 @@ class Explanation:
         quality: quality estimates of the request; None if quality is not weighed.
         explore: share of such requests on which ``trial`` is called first.
         trial: the candidate of a trial; None if it equals the first candidate.
+        omitted: abilities whose members would be left out of the request.
     """
 
     requested_model: str
@@ -45,6 +47,7 @@ class Explanation:
     quality: RequestQuality | None = None
     explore: float = 0.0
     trial: Candidate | None = None
+    omitted: tuple[str, ...] = ()
 
 
 def explain_decision(
@@ -53,17 +56,37 @@ def explain_decision(
     needs: Needs,
     history: UsageHistory,
     quality: RequestQuality | None = None,
+    *,
+    find_gap: Callable[[RouteTarget], RequestError | None],
 ) -> Explanation:
-    """Compute the routing decision for a request and explain it."""
-    candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
+    """Compute the routing decision for a request and explain it.
+
+    Args:
+        find_gap: returns the error with which a call of a target would fail before it is sent.
+    """
+    all_candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
+    found = ((candidate.target, find_gap(candidate.target)) for candidate in all_candidates)
+    gaps = {target: gap for target, gap in found if gap is not None}
+    able = replace(route, targets=tuple(t for t in route.targets if t not in gaps))
+    # The reasons of the ranks are those among the targets that can be called.
+    candidates = (
+        rank_candidates(able, needs, history, always_weigh=True, quality=quality)
+        if gaps
+        else all_candidates
+    )
+    error: MoyinError | None = None
+    if not all_candidates:
+        error = build_no_candidate_error(route, needs, quality)
+    elif not candidates:
+        error = build_gap_error(route, needs, gaps)
     share = compute_trial_share(route, quality)
     return Explanation(
         requested_model=requested_model,
         needs=needs,
         usd_per_second=route.usd_per_second,
         candidates=tuple(candidates),
-        exclusions=tuple(list_exclusions(route, needs, quality)),
-        error=None if candidates else build_no_candidate_error(route, needs, quality),
+        exclusions=(*list_exclusions(able, needs, quality), *describe_gaps(gaps)),
+        error=error,
         quality=quality,
         explore=share,
         trial=choose_trial(candidates, quality) if share and quality is not None else None,

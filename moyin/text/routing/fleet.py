@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -96,7 +96,7 @@ class Fleet:
         """
         name = self.catalog.get_canonical_name(name)
         deployments, policy = self.catalog.find_deployments(name), self.get_policy(owner)
-        if policy.names is not None and name not in policy.names:
+        if not policy.allows(name):
             return ()
         alias, residencies = self.catalog.get_alias(name), policy.residency
         exclusions = (
@@ -108,6 +108,20 @@ class Fleet:
             for deployment, exclusion in exclusions
             if exclusion is None or exclusion.is_allowed
         )
+
+    def find_callable_deployments(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
+        """Return the deployments of a model name that a tenant may use and that are available.
+
+        If none is available, return those that are configured, or else all, so that the model is
+        described while its server restarts.
+
+        Raises:
+            ModelNotFound: the name is unknown.
+        """
+        allowed = self.find_allowed_deployments(name, owner)
+        configured = tuple(one for one in allowed if one.configured)
+        available = tuple(one for one in configured if self.get_health(one.backend).is_up)
+        return available or configured or allowed
 
     def list_names(self, owner: str) -> tuple[str, ...]:
         """Return the names of the aliases and models that a tenant may use."""
@@ -156,7 +170,7 @@ class Fleet:
     ) -> CompiledRoute:
         name = self.catalog.get_canonical_name(name)
         deployments = self.catalog.find_deployments(name)
-        if policy.names is not None and name not in policy.names:
+        if not policy.allows(name):
             raise ModelNotAllowed(
                 f"the policy of this tenant does not allow the model {name!r}", field="model"
             )
@@ -191,6 +205,7 @@ class Fleet:
             chooses_model=self.catalog.is_group_name(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,
+            omit=_find_omitted_abilities(alias, targets),
         )
 
     def _resolve_bad_answer_cost(self, alias: Alias, policy: TenantPolicy) -> float:
@@ -199,3 +214,15 @@ class Fleet:
             if cost is not None:
                 return cost
         return self.usd_per_bad_answer
+
+
+def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
+    """Return the abilities that no target has, and that the alias or all targets allow to omit."""
+    allowed = set(alias.omit)
+    if targets:
+        allowed |= frozenset.intersection(*(target.deployment.omit for target in targets))
+    return frozenset(
+        ability
+        for ability in allowed
+        if not any(getattr(target.model, ability) for target in targets)
+    )

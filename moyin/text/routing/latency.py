@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from moyin.domain.money import GpuRate, Price, TokenSpeed
@@ -22,6 +22,7 @@ _RECORD_ONE_IN = 8
 _REUSE_SECONDS = 0.25
 # With a shorter prompt, the time to the first token hardly depends on the prompt's length.
 _MIN_LONG_PROMPT = 64
+_UNSEEN_FACTOR = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +47,21 @@ class LatencyEstimator:
     Args:
         prior: latency that is assumed while there are few measurements.
         clock: returns monotonic seconds, such as ``time.monotonic``.
+        peers: returns the estimators of the same model on the other hosts of the back end. Until a
+            call was measured here, this host is expected to be a little faster than the fastest of
+            them, so that it is tried.
     """
 
-    def __init__(self, prior: LatencyPrior, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        prior: LatencyPrior,
+        clock: Callable[[], float],
+        peers: Callable[[], Iterable[LatencyEstimator]] = tuple,
+    ) -> None:
         self._prior = prior
         self._clock = clock
+        self._peers = peers
+        self._is_measured = False
         self._first_token = KeyedAverages(_HALF_LIFE_SECONDS)
         self._per_token = Average(_HALF_LIFE_SECONDS)
         self._per_prompt_token = Average(_HALF_LIFE_SECONDS)
@@ -83,6 +94,7 @@ class LatencyEstimator:
             concurrency: number of this replica's running calls at the back end, including this one.
         """
         now = self._clock()
+        self._is_measured = True
         self._concurrency.add(concurrency, now)
         if first_token_seconds is not None:
             self._first_token.add(prompt_tokens.bit_length(), first_token_seconds, now)
@@ -95,11 +107,16 @@ class LatencyEstimator:
 
     def estimate_first_token_seconds(self, prompt_tokens: int) -> float:
         """Return the expected seconds from the start of a call to its first token."""
+        if not self._is_measured and (peers := self._list_measured_peers()):
+            fastest = min(peer.estimate_first_token_seconds(prompt_tokens) for peer in peers)
+            return fastest * _UNSEEN_FACTOR
         prior = self._prior.first_token + prompt_tokens / self._prior.speed.prompt
         return self._first_token.estimate(prompt_tokens.bit_length(), prior, self._clock())
 
     def estimate_seconds_per_token(self) -> float:
         """Return the expected seconds per output token."""
+        if not self._is_measured and (peers := self._list_measured_peers()):
+            return min(peer.estimate_seconds_per_token() for peer in peers) * _UNSEEN_FACTOR
         now = self._clock()
         if now - self._estimated_at > _REUSE_SECONDS:
             self._seconds_per_token = self._per_token.estimate(1 / self._prior.speed.output, now)
@@ -123,6 +140,9 @@ class LatencyEstimator:
             output=1 / max(self.estimate_seconds_per_token(), 1e-6),
         )
         return gpu.compute_price(speed, self._concurrency.estimate(1.0, now))
+
+    def _list_measured_peers(self) -> list[LatencyEstimator]:
+        return [peer for peer in self._peers() if peer is not self and peer._is_measured]
 
     def _add_recent(self, first_token_seconds: float) -> None:
         if len(self._recent) == _MAX_RECENT:

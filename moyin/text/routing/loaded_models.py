@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from moyin.errors import MoyinError
 from moyin.text.routing.averages import KeyedAverages
@@ -29,16 +30,17 @@ class LoadedModels:
     The states follow from the server's last list of resident models and from the calls since then.
 
     Args:
-        list_resident: requests the upstream names of the resident models from the server.
-        load_seconds: prior estimate of the time to load a model.
+        list_resident: requests the resident models from the server: by upstream name, what the
+            server reports about each.
+        load_seconds: returns the prior estimate of the seconds to load a model.
         clock: returns monotonic seconds, such as ``time.monotonic``.
     """
 
-    list_resident: Callable[[], Awaitable[frozenset[str]]]
+    list_resident: Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
     _: KW_ONLY
-    load_seconds: float
+    load_seconds: Callable[[str], float]
     clock: Callable[[], float]
-    _resident: frozenset[str] | None = None
+    _resident: Mapping[str, Mapping[str, Any]] | None = None
     _loading: dict[str, float] = field(default_factory=dict)
     _load_times: KeyedAverages = field(default_factory=KeyedAverages)
 
@@ -53,6 +55,10 @@ class LoadedModels:
                 model: at for model, at in self._loading.items() if model not in resident
             }
 
+    def get_report(self, model: str) -> Mapping[str, Any]:
+        """Return what the server reports about a resident model; empty if it reports nothing."""
+        return (self._resident or {}).get(model, {})
+
     def get_state(self, model: str) -> ModelState:
         """Return the state of a model, by upstream name."""
         if self._resident is None:
@@ -65,7 +71,7 @@ class LoadedModels:
         """Return the expected seconds until the model is in memory; 0 if its state is unknown."""
         if self._resident is None or model in self._resident:
             return 0.0
-        load_seconds = self._load_times.estimate(model, self.load_seconds)
+        load_seconds = self._load_times.estimate(model, self.load_seconds(model))
         began = self._loading.get(model)
         return load_seconds if began is None else max(began + load_seconds - self.clock(), 0.0)
 
@@ -80,7 +86,7 @@ class LoadedModels:
         """Record that the model began to answer; return True if it was loaded for the call."""
         began = self._loading.pop(model, None)
         if self._resident is not None and model not in self._resident:
-            self._resident |= {model}
+            self._resident = {**self._resident, model: {}}
         if began is None:
             return False
         self._load_times.add(model, self.clock() - began)

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
-from moyin.errors import BackendKeyRejected, MoyinError, ServiceUnavailable
+from moyin.errors import BackendKeyRejected, MoyinError, Overloaded, ServiceUnavailable
 from moyin.text.routing.answer_checks import NO_FAULT, find_start_fault
 from moyin.text.routing.routed_call import RoutedCall, StreamHold
 from moyin.text.routing.stream_sources import StreamSource
@@ -19,6 +19,9 @@ _MAX_HELD_SECONDS = 1.0
 _MAX_HELD_BYTES = 16 * 1024
 # Limit on holding back a whole stream.
 _MAX_HELD_WHOLE_BYTES = 256 * 1024
+
+# A server whose queue is full, such as Ollama, does not say when it will have room.
+_OVERLOADED_SECONDS = 1.0
 
 # Called once at the end of a stream, with its usage and error. It releases the slot and returns the
 # cost as text.
@@ -186,7 +189,13 @@ class MeteredStream:
 
 
 def to_client_error(error: MoyinError) -> MoyinError:
-    """Return the error for the client: a rejected API key of the gateway is not disclosed."""
+    """Return the error for the client.
+
+    A rejected API key of the gateway is not disclosed. An overloaded back end that demands no pause
+    gets one, because most clients retry at once without it.
+    """
     if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end for this model is unavailable")
+    if isinstance(error, Overloaded) and error.retry_after is None:
+        return Overloaded(error.message, retry_after=_OVERLOADED_SECONDS)
     return error

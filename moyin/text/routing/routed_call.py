@@ -10,15 +10,16 @@ from typing import Protocol
 from moyin.domain.chat import Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.domain.schemas import check_schemas
-from moyin.errors import UnsupportedFeature
+from moyin.store.usage import UsageEntry
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.ledger import Ledger
+from moyin.text.routing.request_gaps import new_picture_url_error
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.telemetry import Telemetry
+from moyin.text.routing.tool_schemas import limit_schemas
 
 
 class StreamHold(Enum):
@@ -63,6 +64,7 @@ class RoutedCall:
             themselves can answer requests with picture URLs.
         deadline: the ``loop.time()`` by which the request must end, fallbacks included.
         quality: quality estimates of the request; None if quality is not weighed.
+        omitted: abilities whose members were left out of the request.
         is_repeat: True if the request shows that an earlier answer did not help.
         is_learned_from: True if the router learns from this request.
         is_transcribed: True if the text of a stream is recorded for checks.
@@ -78,11 +80,14 @@ class RoutedCall:
     deadline: float
     traceparent: bytes | None = None
     quality: RequestQuality | None = None
+    omitted: tuple[str, ...] = ()
     is_repeat: bool = False
     is_learned_from: bool = False
     is_transcribed: bool = False
     hold: StreamHold = StreamHold.NONE
     _schemas_checked: bool = False
+    _is_recorded: bool = False
+    _failure: UsageEntry | None = None
     _constraints: ResponseConstraints | None = None
     _conversation: Conversation | None = None
 
@@ -102,14 +107,31 @@ class RoutedCall:
             conversation = self._conversation = Conversation(self.context, self.request)
         return conversation
 
+    def record(self, entry: UsageEntry) -> None:
+        """Add the entry of an attempt to the ledger."""
+        self._is_recorded = True
+        (self.context.record_usage or self.accounting.ledger.record)(entry)
+
+    def note_failure(self, entry: UsageEntry) -> None:
+        """Keep the entry of an attempt that failed and is not billed, for `record_failure`."""
+        self._failure = entry
+
+    def record_failure(self) -> None:
+        """Add the last failed attempt to the ledger, unless another attempt was added.
+
+        So the tenant sees each request that failed everywhere, and no fallback that cost nothing.
+        """
+        if self._failure is not None and not self._is_recorded:
+            self.record(self._failure)
+
     def check_schemas(self) -> None:
-        """Check, once per request, that its JSON schemas are cheap to compile into grammars.
+        """Make sure, once per request, that its JSON schemas are cheap to compile into grammars.
 
         Raises:
             SchemaTooLarge, UnsupportedFeature: a schema is too expensive; the error has the field.
         """
         if not self._schemas_checked:
-            check_schemas(self.request.iterate_schemas())
+            self.request = limit_schemas(self.codec, self.request)
             self._schemas_checked = True
 
     async def fetch_pictures(self) -> None:
@@ -118,10 +140,7 @@ class RoutedCall:
         if not urls:
             return
         if self.pictures is None:
-            raise UnsupportedFeature(
-                "the chosen back end does not support pictures by URL; send them as base64",
-                field="messages",
-            )
+            raise new_picture_url_error()
         self.request = self.request.with_pictures(await self.pictures.fetch(urls))
 
 

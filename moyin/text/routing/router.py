@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 
 from moyin.domain.backend import ApiFormat
 from moyin.domain.needs import Needs
@@ -44,6 +46,8 @@ from moyin.text.routing.hedging import HedgeBudget, race_calls
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.ledger import Ledger, current_day
 from moyin.text.routing.metered_stream import to_client_error
+from moyin.text.routing.omission import omit_unusable_members
+from moyin.text.routing.request_gaps import find_gap
 from moyin.text.routing.request_preferences import RequestPreferences, parse_preferences
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.routed_call import (
@@ -112,6 +116,11 @@ class Router:
         self._hedge = HedgeBudget()
         self._answer_cache = None if cache is None else AnswerCache(cache)
 
+    @property
+    def accounting(self) -> CallAccounting:
+        """The services that record calls."""
+        return self._accounting
+
     def list_allowed_targets(
         self, name: str, api_format: ApiFormat, context: RoutingContext
     ) -> tuple[RouteTarget, ...]:
@@ -138,9 +147,20 @@ class Router:
             InvalidRequest: a header of the request is invalid.
         """
         preferences, route = self._resolve_route(request.model, codec.api_format, context)
+        request, omitted = omit_unusable_members(codec, request, route)
         needs = request.derive_needs()
         quality = self._build_quality(request, needs, context, preferences, route)
-        return explain_decision(request.model, route, needs, self._history, quality)
+        find_target_gap = partial(
+            find_gap,
+            codec,
+            request,
+            needs,
+            fetches_pictures=self._pictures is not None,
+        )
+        explanation = explain_decision(
+            request.model, route, needs, self._history, quality, find_gap=find_target_gap
+        )
+        return replace(explanation, omitted=omitted)
 
     def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
         """Return the candidates in the order in which they are called, with a trial in front."""
@@ -168,6 +188,7 @@ class Router:
         seconds = route.timeout
         if preferences.timeout is not None:
             seconds = min(seconds, preferences.timeout)
+        request, omitted = omit_unusable_members(codec, request, route)
         needs = request.derive_needs()
         call = RoutedCall(
             codec=codec,
@@ -179,6 +200,7 @@ class Router:
             deadline=asyncio.get_running_loop().time() + seconds,
             traceparent=preferences.traceparent,
             quality=self._build_quality(request, needs, context, preferences, route),
+            omitted=omitted,
         )
         if call.quality is not None:
             await self.load_learned_state(context.owner)
@@ -257,6 +279,7 @@ class Router:
                     )
             except BackendRejected:
                 # The next back end would reject the request for the same reason.
+                call.record_failure()
                 raise
             except MoyinError as error:
                 # The failure of a back end that supports the request is reported in preference to
@@ -274,6 +297,7 @@ class Router:
                     )
                     sampler = self.sampler
                     return answer if sampler is None else sampler.sample(call, candidates, answer)
+        call.record_failure()
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
             raise build_unavailable_error(route, call.needs, unsupported_formats) or failure
         raise (
@@ -333,7 +357,12 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
     tries = 0
     while True:
         remaining = call.deadline - loop.time()
-        lease = await runtime.acquire(tenant, remaining, _estimate_seconds(candidate))
+        lease = await runtime.acquire(
+            tenant,
+            remaining,
+            _estimate_seconds(candidate),
+            is_background=call.context.is_background,
+        )
         if lease is None:
             return None
         try:

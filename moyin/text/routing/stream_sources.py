@@ -54,6 +54,7 @@ class ForwardedSource:
 
     def __post_init__(self) -> None:
         self.tap.transcript = self.transcript
+        self.tap.prompt_tokens = self.prompt_tokens
 
     async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
         tap = self.tap

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moyin.domain.money import Price, Usage
+from moyin.domain.money import PICO_PER_USD, Price, Usage
+from moyin.domain.operation import Unit
 from moyin.store.usage_reports import PriceClasses, UsageSum
 from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
@@ -24,7 +25,9 @@ class PricedModel:
 class DearestModels:
     """Finds the model, of those that a tenant may call, for which calls would have cost most.
 
-    Calls to chat models and calls to embedding models are compared separately.
+    Calls to chat models and calls to embedding models are compared separately. Other operations,
+    such as transcriptions, are not compared: they count with their own cost. So do renders, also
+    those that failed, because routing neither saves nor causes their cost.
 
     Args:
         owner: the tenant; None stands for all tenants.
@@ -43,7 +46,7 @@ class DearestModels:
         self._embeddings = frozenset(
             deployment.model.name
             for deployment in fleet.catalog.deployments
-            if deployment.model.embeddings
+            if not deployment.model.chat
         )
 
     @property
@@ -66,20 +69,25 @@ class DearestModels:
         }
 
     def compute_pico_cost(
-        self, sums: Iterable[UsageSum], dearest: Mapping[bool, PricedModel]
+        self, sums: Sequence[UsageSum], dearest: Mapping[bool, PricedModel]
     ) -> int | None:
         """Return what the complete calls would have cost, in picodollars.
 
-        Attempts that failed or were cancelled are left out: the calls would not have needed them.
+        Attempts that failed or were cancelled are left out, except those of renders: the calls
+        would not have needed them.
         The result is None if no model has a price.
         """
         return self._add_up(sums, dearest) if dearest else None
 
-    def _add_up(self, sums: Iterable[UsageSum], models: Mapping[bool, PricedModel]) -> int:
+    def _add_up(self, sums: Sequence[UsageSum], models: Mapping[bool, PricedModel]) -> int:
         return sum(
             self._compute_cost(models[item.is_embedding].price, item)
             for item in sums
-            if item.is_complete and item.is_embedding in models
+            if item.is_complete and item.unit is None and item.is_embedding in models
+        ) + sum(
+            int(item.cost_usd * PICO_PER_USD)
+            for item in sums
+            if item.unit == Unit.GPU_MILLISECONDS or (item.is_complete and item.unit is not None)
         )
 
     def _compute_cost(self, price: Price, item: UsageSum) -> int:
@@ -96,11 +104,11 @@ class DearestModels:
         return price.select_rates(prompt).compute_pico_cost(usage)
 
 
-def _merge_groups(sums: Iterable[UsageSum]) -> list[UsageSum]:
+def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
     """Add up the tokens of complete calls over all groups, by price class."""
     merged: dict[tuple[int, bool], UsageSum] = {}
     for item in sums:
-        if not item.is_complete:
+        if not item.is_complete or item.unit is not None:
             continue
         total = merged.get((item.band, item.is_embedding))
         if total is None:
@@ -115,12 +123,14 @@ def _merge_groups(sums: Iterable[UsageSum]) -> list[UsageSum]:
 def _list_priced_models(fleet: Fleet, owner: str | None) -> list[PricedModel]:
     models = []
     for deployment in _list_deployments(fleet, owner):
+        if not deployment.model.takes_prompts:
+            continue
         if deployment.configured and not (price := fleet.get_price(deployment)).is_free:
             models.append(
                 PricedModel(
                     model=deployment.model.name,
                     backend=deployment.backend,
-                    embeddings=deployment.model.embeddings,
+                    embeddings=not deployment.model.chat,
                     price=price,
                 )
             )

@@ -6,14 +6,8 @@ import asyncio
 import json
 import sys
 
-import openai
-from agents import (
-    Agent,
-    Runner,
-    function_tool,
-    set_default_openai_client,
-    set_tracing_disabled,
-)
+from agents import Agent, Runner, function_tool
+from checking import page
 from pydantic import BaseModel
 
 
@@ -28,9 +22,9 @@ def weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-async def main(base_url: str, api_key: str, model: str) -> None:
-    set_tracing_disabled(True)
-    set_default_openai_client(openai.AsyncOpenAI(base_url=base_url, api_key=api_key))
+async def main(url: str, key: str, model: str) -> None:
+    plain = page("openai_agents", url, key, model)["agent"]
+    hello = await Runner.run(plain, "Say hello.")
     agent = Agent(name="forecaster", instructions="Be kind.", model=model, tools=[weather])
     answer = await Runner.run(agent, "What is the weather in 'Paris'?")
     streamed = Runner.run_streamed(agent, "What is the weather in 'Paris'?")
@@ -42,6 +36,7 @@ async def main(base_url: str, api_key: str, model: str) -> None:
     handed = await Runner.run(first, "Say hello.")
     results = [item.output for item in answer.new_items if item.type == "tool_call_output_item"]
     found = {
+        "hello": hello.final_output,
         "results": results,
         "answer": answer.final_output,
         "streamed": streamed.final_output,

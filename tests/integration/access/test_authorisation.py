@@ -83,12 +83,19 @@ GATEWAY = {
     "GET /jobs": "-xx+x++",
     "POST /jobs": "-xxx+++",
     "GET /jobs/webhook-secret": "-xxx+++",
+    "POST /jobs/cancel": "-xxx+++",
+    "POST /jobs/delete": "-xxx+++",
     "GET /jobs/{job_id}": "-xx+x+h",
+    "DELETE /jobs/{job_id}": "-xxx++h",  # it has not ended
+    "GET /jobs/{job_id}/graph": "-xx+x+h",
     "GET /jobs/{job_id}/events": "-xx+x+h",
     "POST /jobs/{job_id}/cancel": "-xxx++h",
     "POST /jobs/{job_id}/retry": "-xxx++h",
     "POST /artifacts": "-xxx+++",
+    "GET /artifacts": "-xx+x++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",
+    "DELETE /artifacts/{artifact_id}": "-xxx++h",
+    "POST /artifacts/{artifact_id}/link": "-xxx++h",
     **dict.fromkeys(
         (
             "GET /system_stats",
@@ -182,6 +189,10 @@ MODELS = {
     "GET /quality/export": "-xxx++",  # administrators'
     "POST /quality/reset": "-xxx++",
     "POST /quality/freeze": "-xxx++",
+    # An operator's. A pull of a model that is there is everybody's.
+    **{f"POST /ollama/api/{call}": "-xxx++" for call in ("push", "create", "copy")},
+    "DELETE /ollama/api/delete": "-xxx++",
+    "POST /ollama/api/blobs/{digest}": "-xxx++",
 }
 ASKED = UsageEntry(
     request_id="asked-before", owner="ada", backend="b", model="m", input_tokens=1,

@@ -37,7 +37,6 @@ UNLISTED = {
     "HEAD /artifacts/{artifact_id}": "-xx+x+h",
     "HEAD /api/v2/assets/by-hash/{digest}": "-xx+x+h",
     "GET /no/such/route": "-xxhxhh",
-    "DELETE /jobs/{job_id}": "-xxxhhh",
 }
 CALLS = {
     "Chat": "-xhxxhh",  # there is no such model

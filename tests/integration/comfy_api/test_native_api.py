@@ -6,6 +6,7 @@ import itertools
 import json
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -97,7 +98,11 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("image", red.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
-        assert await response.json() == {"name": name, "subfolder": "", "type": "input"}
+        answer = await response.json()
+    artifact_id = answer.pop("artifact_id")
+    assert answer == {"name": name, "subfolder": "", "type": "input"}
+    async with comfy.session.get(f"/artifacts/{artifact_id}") as response:
+        assert await response.read() == red.getvalue()
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         prompt_id = await comfy.queue(inverted(name))
         told: list[dict[str, Any]] = []
@@ -121,6 +126,44 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
     async with comfy.session.get("/view", params=picture_of) as response:
         shown = Image.open(BytesIO(await response.read()))
     assert shown.getpixel((0, 0)) == (0, 255, 255)
+
+
+async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) -> None:
+    blue = BytesIO()
+    Image.new("RGB", (8, 8), (0, 0, 255)).save(blue, "PNG")
+    name = f"blue {uuid.uuid4().hex}.png"
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("image", blue.getvalue(), filename=name, content_type="image/png")
+    async with comfy.session.post("/upload/image", data=form) as response:
+        assert response.status == 200
+    graph: dict[str, Any] = {"kind": "render", "workflow": inverted(name)}
+    resize: dict[str, Any] = {"kind": "render", "template": "resize",
+              "inputs": {"image": name, "width": 4, "height": 4}}  # fmt: skip
+    for body in (graph, resize):
+        status, refused = await stranger.post("/jobs", body)
+        assert status == 400, refused
+    pipeline = {"kind": "pipeline", "steps": [graph, resize]}
+    batch = {**resize, "batch": {"inputs": [{"image": name}, {"image": name, "width": 5}]}}
+    for body, colors in (
+        (pipeline, [(255, 255, 0), (0, 0, 255)]),
+        (batch, [(0, 0, 255), (0, 0, 255)]),
+    ):
+        status, job = await comfy.post("/jobs", body)
+        assert status == 202, job
+        path = f"/jobs/{job['id']}"
+        await eventually(partial(_has_ended, comfy, path), _PATIENCE)
+        ended = await comfy.get(path)
+        assert ended["status"] == "succeeded", ended["error"]
+        shown = []
+        for artifact in ended["artifacts"]:
+            async with comfy.session.get(artifact["url"]) as response:
+                picture_of = Image.open(BytesIO(await response.read())).convert("RGB")
+            shown.append(picture_of.getpixel((0, 0)))
+        assert shown == colors
+
+
+async def _has_ended(comfy: Comfy, path: str) -> bool:
+    return (await comfy.get(path))["status"] in ("succeeded", "failed", "cancelled")
 
 
 async def test_nothing_of_it_is_another_tenants(comfy: Comfy, stranger: Comfy) -> None:

@@ -35,6 +35,7 @@ from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
@@ -115,6 +116,7 @@ class SaidByPools:
 
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
+        self.positions: dict[str, Mapping[str, int]] = {}
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if not self.said:
@@ -123,6 +125,11 @@ class SaidByPools:
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}
+
+    async def list_positions(self, pool: str) -> Mapping[str, int]:
+        if not self.said:
+            raise ServiceUnavailable("no pool is up")
+        return self.positions.get(pool, {})
 
     async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
         return set()
@@ -255,7 +262,7 @@ class Farm:
             assert response.status == 200, job
             return job
 
-    async def until(self, job_id: str, *statuses: str, seconds: float = 30) -> dict[str, Any]:
+    async def until(self, job_id: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
         """The job once it has one of ``statuses`` (any final one, if none is given)."""
         async with asyncio.timeout(seconds):
             while True:
@@ -276,6 +283,7 @@ class Farm:
         async def lifespan() -> AsyncIterator[None]:
             await proxy.start()
             yield
+            await positions.close()
             await proxy.close()
             await pictures.close()
             await previews.close()
@@ -285,9 +293,18 @@ class Farm:
         artifacts = ArtifactStore(self.database)
         node_info = NodeInfoCache(self.pools_say, fresh=0.0)
         admission = GraphAdmission(node_info)
+        prompts = PromptStore(self.database)
+        files = ComfyFiles(
+            uploads=UploadStore(self.database),
+            artifacts=artifacts,
+            prompts=prompts,
+            blobs=self.blobs,
+            frames=self.frames,
+        )
         service = JobService(
             jobs=self.jobs,
             artifacts=artifacts,
+            files=files,
             blobs=self.blobs,
             events=self.events,
             frames=self.frames,
@@ -300,15 +317,8 @@ class Farm:
         proxy = self.proxy = Proxy(
             signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs)
         )
+        positions = QueuePositions(self.pools_say.list_positions, self.pools_say.pools)
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
-        prompts = PromptStore(self.database)
-        files = ComfyFiles(
-            uploads=UploadStore(self.database),
-            artifacts=artifacts,
-            prompts=prompts,
-            blobs=self.blobs,
-            frames=self.frames,
-        )
         farm_events = PromptNotifiers(
             prompts=prompts,
             files=files,
@@ -321,6 +331,7 @@ class Farm:
             service=service,
             jobs=self.jobs,
             feed=feed,
+            positions=positions,
             artifacts=artifacts,
             blobs=self.blobs,
             pictures=PictureConverter(self.blobs, self.pictures, previews),

@@ -129,7 +129,8 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
 
         async def attack() -> None:
             form = {"type": "json_schema", "json_schema": {"name": "a", "schema": ENUM}}
-            tool = {"type": "function", "function": {"name": "f", "parameters": PATTERN}}
+            function = {"name": "f", "strict": True, "parameters": PATTERN}
+            tool = {"type": "function", "function": function}
             for members, field in (
                 ({"response_format": form}, "response_format.json_schema.schema"),
                 ({"tools": [tool]}, "tools.0.function.parameters"),

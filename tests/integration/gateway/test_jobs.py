@@ -47,11 +47,12 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
         assert response.headers["location"] == f"/jobs/{job['id']}"
     assert job.pop("created_at")
     assert job.pop("id")
+    assert job.pop("queued_for") >= 0
     assert job == {
         "kind": "chat", "status": "queued", "steps": 1, "artifacts": [], "error": None,
         "progress": {"value": 0.0, "max": 1.0, "step": 0}, "attempts": 1, "priority": 3,
         "cost_usd": 0.0, "started_at": None, "finished_at": None, "metadata": {"a": "b"},
-        "cached": False, "cancelled_by": None,
+        "cached": False, "cancelled_by": None, "cancel_requested_by": None, "position": None,
     }  # fmt: skip
 
 
@@ -73,6 +74,29 @@ async def test_pages_and_filters(farm: Farm) -> None:
         assert [job["id"] for job in (await response.json())["jobs"]] == [made[-1]]
     async with farm.client.get("/jobs?status=failed") as response:
         assert (await response.json())["jobs"] == []
+
+
+async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
+    render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
+    first, second, beyond = [(await farm.submit(render))["id"] for _ in range(3)]
+    farm.pools_say.positions["default"] = {second: 1, first: 2}
+
+    async def listed() -> dict[str, Any]:
+        async with farm.client.get("/jobs") as response:
+            return {job["id"]: job for job in (await response.json())["jobs"]}
+
+    async def have_places() -> bool:
+        shown = await listed()
+        places = [shown[job_id]["position"] for job_id in (first, second, beyond)]
+        return places == [2, 1, None]
+
+    await eventually(have_places, 30)
+    shown = await farm.show(first)
+    assert shown["queued_for"] >= 0 and shown["started_at"] is None
+    await farm.jobs.start(first, 1)
+    shown = await farm.show(first)
+    assert shown["started_at"] is not None
+    assert (shown["status"], shown["position"], shown["queued_for"]) == ("running", None, None)
 
 
 async def test_events_tell_the_whole_story(working_farm: Farm) -> None:
@@ -111,10 +135,20 @@ async def test_the_socket_says_the_same(working_farm: Farm) -> None:
         told = [json.loads(message.data) async for message in socket]
     assert socket.close_code == 1000
     assert [(m["id"], m["type"]) for m in told] == [(f["id"], f["event"]) for f in story]
-    async with working_farm.client.ws_connect(
-        f"/jobs/{job['id']}/ws", params={"after": told[-2]["id"]}
-    ) as socket:
-        assert [json.loads(m.data)["id"] async for m in socket] == [told[-1]["id"]]
+    known, path = told[-2]["id"], f"/jobs/{job['id']}"
+    resumed: list[dict[str, Any]] = [
+        {"params": {"after": known}},
+        {"params": {"last_event_id": known}},
+        {"headers": {"Last-Event-ID": known}},
+        {"headers": {"Last-Event-ID": known}, "params": {"last_event_id": told[0]["id"]}},
+    ]
+    for options in resumed:
+        async with working_farm.client.ws_connect(f"{path}/ws", **options) as socket:
+            assert [json.loads(m.data)["id"] async for m in socket] == [told[-1]["id"]]
+    for options in resumed[1:]:
+        async with working_farm.client.get(f"{path}/events", **options) as response:
+            text = await response.text()
+        assert text.count("id: ") == 1 and f"id: {told[-1]['id']}\n" in text
 
 
 async def test_a_stream_ends_when_the_events_are_lost(

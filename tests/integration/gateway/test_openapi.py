@@ -202,7 +202,8 @@ def violations(
     """
     url, owners = app
     found, sent = [], 0
-    parsed: Any = schemathesis.openapi.from_url(url).get_all_operations()
+    # Its default of ten seconds is too short on a busy machine.
+    parsed: Any = schemathesis.openapi.from_url(url, timeout=120).get_all_operations()
     operations = [one.ok() for one in parsed]
     # What is there is deleted last.
     for operation in sorted(operations, key=lambda one: one.method == "delete"):

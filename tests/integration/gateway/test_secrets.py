@@ -107,7 +107,7 @@ async def test_no_log_holds_a_secret(
     for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
         await client.call("GET", path, 404, headers=bearer)
     # Lines are written in batches, by every app on its own.
-    await eventually(lambda: _logged(gateway).count(marker.encode()) >= 3, 60)
+    await eventually(lambda: _logged(gateway).count(marker.encode()) >= 3, 180)
     logged, syslog = _logged(gateway), _received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):

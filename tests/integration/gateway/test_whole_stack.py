@@ -250,7 +250,7 @@ async def _pool_is_up(session: aiohttp.ClientSession) -> None:
     async def is_validated() -> bool:
         return (await _post(session, {"kind": "render", "workflow": wrong}))[0] == 400
 
-    await eventually(is_validated, 60)
+    await eventually(is_validated, 180)
 
 
 async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
@@ -270,7 +270,7 @@ async def _until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
             job = await answer.json()
         return job if done(job) else None
 
-    return await eventually(is_done, 120)
+    return await eventually(is_done, 240)
 
 
 async def _events(

@@ -134,7 +134,8 @@ async def test_three_steps_hand_their_outputs_on(renderer: Renderer) -> None:
     assert ended["status"] == "succeeded", ended
     assert renderer.seen == [{"1": {"class_type": "Text", "inputs": {"text": "re: hello!"}}}]
     assert ended["outputs"][1]["body"]["got"] == {"said": "re: hello"}
-    assert ended["cost_usd"] == pytest.approx(0.5012)
+    # The cost of a render comes from the ledger, in which this renderer books nothing.
+    assert ended["cost_usd"] == pytest.approx(0.0012)
     assert ended["metadata"] == {"scene": "7"}
     (artifact,) = ended["artifacts"]
     async with farm.client.get(artifact["url"]) as response:
@@ -223,7 +224,7 @@ async def test_the_deadline_ends_a_job(renderer: Renderer) -> None:
     deadline = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
     body = {"kind": "render", "workflow": GRAPH, "deadline": deadline}
     job = await renderer.farm.submit(body)
-    ended = await renderer.farm.until(job["id"], seconds=10)
+    ended = await renderer.farm.until(job["id"])
     assert (ended["status"], ended["error"]["code"]) == ("failed", "deadline_exceeded")
 
 

@@ -47,12 +47,12 @@ async def test_a_route_is_added_and_removed_without_downtime(
         async with _load(client) as seen:
             await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, url, tmp_path))
             try:
-                await eventually(is_there, 60)
+                await eventually(is_there, 180)
                 async with client.get("/hot/x", headers={"authorization": ""}) as response:
                     assert response.status == 401
             finally:
                 await asyncio.to_thread(gateway.run, "deploy", "--config", before)
-            await eventually(is_gone, 60)
+            await eventually(is_gone, 180)
         assert seen.keys() == {200} and seen[200] > 20
     request = service.seen[-1]
     assert request.path_qs == "/new/x?a=1"

@@ -43,7 +43,7 @@ async def models_stay_loaded_and_nobody_starves(
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     asked = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
     jobs = [await farm.submit(loading(model), owner=owner) for owner, model in asked]
-    await eventually(lambda: _waits(pool, len(jobs)), 60)
+    await eventually(lambda: _waits(pool, len(jobs)), 180)
     for job_id in held:
         await farm.cancel(job_id)
     runs = await asyncio.gather(*(_run(farm, job_id) for job_id in jobs))

@@ -172,7 +172,7 @@ class RenderFarm:
                 (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
             )
 
-        name: str = await eventually(find, 120)
+        name: str = await eventually(find, 240)
         return name
 
     async def cancel(self, job_id: str) -> None:

@@ -101,7 +101,7 @@ async def _a_third_waits_for_room(folder: Path) -> None:
     async def alone() -> bool:
         return (await third.status.remote()).renderer.ready and len(comfyui_processes(folder)) == 1
 
-    await eventually(alone, 90)
+    await eventually(alone, 240)
 
 
 async def test_a_pool_on_one_node(
@@ -235,7 +235,7 @@ async def _a_poisoned_job_is_given_up(farm: RenderFarm) -> None:
 async def _nobody_stays_and_somebody_comes_back(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
-    await eventually(lambda: _empty(pool), 60)
+    await eventually(lambda: _empty(pool), 180)
     await eventually(lambda: comfyui_processes(farm.settings.data) == [])
     began = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1

@@ -461,7 +461,8 @@ import time
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 prompt_id = get_executing_context().prompt_id
-status = {"status_str": "success", "completed": True, "messages": []}
+messages = [("execution_success", {"prompt_id": prompt_id})]
+status = {"status_str": "success", "completed": True, "messages": messages}
 entry = {"prompt": [], "outputs": {}, "meta": {}, "status": status}
 PromptServer.instance.prompt_queue.history[prompt_id] = entry
 PromptServer.instance.send_sync("executing", {"prompt_id": prompt_id, "node": None})

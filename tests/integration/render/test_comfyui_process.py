@@ -36,7 +36,7 @@ async def test_comfyui_dies_with_its_parent(comfyui: ComfyUI, tmp_path: Path) ->
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _PARENT, str(comfyui.home), str(comfyui.python), str(tmp_path)
     )
-    [pid] = await eventually(lambda: comfyui_processes(tmp_path), 30)
+    [pid] = await eventually(lambda: comfyui_processes(tmp_path), 180)
     # Into the midst of its start: the kernel must know by now.
     await eventually(lambda: psutil.Process(pid).memory_info().rss > 60 * 1024**2)
     parent.kill()

@@ -17,8 +17,10 @@ import pytest
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
+    ExecutionStarted,
     RenderEvent,
     RenderProgress,
     RenderRequest,
@@ -89,12 +91,16 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
     began = time.monotonic()
     seen = await events(renderer, sleepy(4.0))
+    took = time.monotonic() - began
     progress = [event for event in seen if isinstance(event, RenderProgress)]
     assert 3 <= len(progress) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
     assert [p.value for p in progress] == sorted(p.value for p in progress)
     assert any(0 < p.value < 3 and p.node == "3" for p in progress)
     assert all(p.max == 3 for p in progress)
-    assert seen[-3] == ExecutionFinished()
+    assert seen.count(ExecutionStarted()) == 1
+    assert seen[-4] == ExecutionFinished()
+    assert isinstance(seen[-3], RenderRun)
+    assert 4.0 <= seen[-3].seconds <= took
     assert isinstance(seen[-2], PromptRecord)
 
 
@@ -166,7 +172,7 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
 ) -> None:
     wanted = request(sleepy(1.0))
     async for event in renderer.render(wanted):
-        assert isinstance(event, RenderProgress)
+        assert isinstance(event, ExecutionStarted | RenderProgress)
         break
     assert wanted.prompt_id in (await renderer.status()).running
     done = await finished(renderer, dict(wanted.graph), wanted.prompt_id)
@@ -228,6 +234,20 @@ async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
         await events(renderer, failing())
     assert caught.value.details["node_id"] == "3"
     assert caught.value.details["node_type"] == "TestSyncError"
+
+
+async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -> None:
+    """ComfyUI's history calls such a prompt a success, but its messages have the error."""
+    graph = picture()
+    graph["3"] = {
+        "class_type": "TestDynamicDependencyCycle",
+        "inputs": {"input1": ["1", 0], "input2": ["1", 0]},
+    }
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    with pytest.raises(RenderFailed, match="cycle") as caught:
+        await events(renderer, graph)
+    assert caught.value.details["node_id"] == "3"
+    assert len((await finished(renderer, picture())).files) == 1
 
 
 async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> None:

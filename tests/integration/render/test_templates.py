@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from tests.acceptance.openai_models import check_response
 from tests.chaos.graphs import picture, sleepy
 from tests.stack import Measured, RunningStack
 from tests.waiting import eventually_blocking
@@ -39,7 +40,11 @@ def http(gateway: RunningStack) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def sdk(gateway: RunningStack) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
+    with openai.OpenAI(
+        base_url=f"{gateway.url}/v1",
+        api_key=gateway.api_key,
+        http_client=openai.DefaultHttpxClient(event_hooks={"response": [check_response]}),
+    ) as client:
         yield client
 
 
@@ -52,7 +57,7 @@ def until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> 
         job: Job = http.get(f"/jobs/{job_id}").json()
         return job if condition(job) else None
 
-    found: Job = eventually_blocking(done, 120)
+    found: Job = eventually_blocking(done, 240)
     return found
 
 
@@ -300,7 +305,7 @@ def found(http: httpx.Client, user: str) -> str:
         jobs: list[Job] = http.get("/jobs").json()["jobs"]
         return [job["id"] for job in jobs if job["metadata"] == {"user": user}]
 
-    [job_id] = eventually_blocking(ids, 60)
+    [job_id] = eventually_blocking(ids, 180)
     return str(job_id)
 
 
@@ -377,3 +382,66 @@ def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> Non
         assert "bad.json: graph.1: must be an object" in " ".join(told.stdout.split())
     finally:
         shutil.rmtree(folder)
+
+
+EDIT_TEMPLATE = {
+    "name": "shrink",
+    "title": "Shrink with a caption",
+    "inputs": {
+        "prompt": {"type": "string"},
+        "image": {"type": "string", "format": "image"},
+        "width": {"type": "integer", "default": 4},
+        "height": {"type": "integer", "default": 4},
+    },
+    "outputs": ["save"],
+    "graph": {
+        "caption": {"class_type": "PreviewAny", "inputs": {"source": "${inputs.prompt}"}},
+        "load": {"class_type": "LoadImage", "inputs": {"image": "${inputs.image}"}},
+        "scale": {
+            "class_type": "ImageScale",
+            "inputs": {
+                "image": ["load", 0], "upscale_method": "area", "crop": "disabled",
+                "width": "${inputs.width}", "height": "${inputs.height}",
+            },
+        },
+        "save": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["scale", 0], "filename_prefix": "shrunk"},
+        },
+    },
+}  # fmt: skip
+
+
+def test_openai_s_sdk_edits_pictures_by_a_template(
+    gateway: RunningStack, http: httpx.Client, sdk: openai.OpenAI
+) -> None:
+    file = gateway.data / "templates" / "shrink.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(EDIT_TEMPLATE))
+    try:
+        eventually_blocking(lambda: http.get("/templates/shrink").status_code == 200, 180)
+        [made] = (
+            sdk.images.generate(
+                model="swatch", prompt="x", size="32x32", response_format="b64_json"
+            ).data
+            or []
+        )
+        picture = ("a.png", base64.b64decode(made.b64_json or ""), "image/png")
+        answer = sdk.images.with_raw_response.edit(
+            model="shrink", prompt="Small.", image=picture, size="8x6", response_format="b64_json",
+            extra_headers={"idempotency-key": f"edit-{next(_colors)}"},
+        )  # fmt: skip
+        [edited] = answer.parse().data or []
+        assert size(base64.b64decode(edited.b64_json or "")) == (8, 6)
+        assert http.get(f"/jobs/{answer.headers['x-moyin-job']}").json()["status"] == "succeeded"
+        with pytest.raises(openai.BadRequestError) as mask:
+            sdk.images.edit(model="shrink", prompt="x", image=picture, mask=picture)
+        assert mask.value.param == "mask"
+        with pytest.raises(openai.BadRequestError) as template:
+            sdk.images.edit(model="swatch", prompt="x", image=picture)
+        assert template.value.param == "model"
+        with pytest.raises(openai.NotFoundError) as missing:
+            sdk.images.edit(model="gpt-image-9", prompt="x", image=picture)
+        assert missing.value.code == "operation_not_configured"
+    finally:
+        shutil.rmtree(file.parent)

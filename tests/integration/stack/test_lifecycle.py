@@ -174,7 +174,7 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
         return bool(part["status"] == "up" and part["pid"] != killed)
 
     began = time.monotonic()
-    eventually_blocking(back, 30)
+    eventually_blocking(back, 180)
     measured(f"{name} back after {time.monotonic() - began:.1f} s")
     assert _state(stack)["parts"][name]["restarts"] == 1
     assert _get(f"{stack.url}/")
@@ -219,7 +219,7 @@ def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_orde
         process = subprocess.Popen(
             command, env=other.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        eventually_blocking(lambda: _state(other)["phase"] == "ready", 120)
+        eventually_blocking(lambda: _state(other)["phase"] == "ready", 240)
         assert _get(f"{other.url}/other") == {"path": "/other"}
         assert _get(f"{stack.url}/first") == {"path": "/first"}
         assert other.url != stack.url

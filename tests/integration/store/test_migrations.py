@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from moyin.domain.identity import ALL_SCOPES
 from moyin.domain.job import StepKind
 from moyin.domain.limits import Limit
 from moyin.errors import RateLimited, StackError
+from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.keys import KeyStore
-from moyin.store.schema import metadata
+from moyin.store.schema import metadata, usage
 from moyin.store.sql import Database, migrate, now
 from moyin.store.tokens import compute_digest
 from tests.integration.access.fixtures import Postgres
@@ -43,6 +46,55 @@ def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> No
         assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
         migrate(empty_url, "base", down=True)
         assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
+
+
+async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Postgres) -> None:
+    url = postgres.url(postgres.new())
+    await asyncio.to_thread(migrate, url, "0012")
+    writer = Database(url)
+
+    async def write() -> None:
+        """Record a call as another process does, which fails if the migration locks the table."""
+        async with writer.writing() as transaction:
+            await transaction.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
+            await transaction.execute(_INSERT_CALL, {"id": uuid.uuid4().hex, "at": now()})
+
+    loop = asyncio.get_running_loop()
+    with _before_each_statement(
+        lambda statement: (
+            asyncio.run_coroutine_threadsafe(write(), loop).result(30)
+            if "INDEX" in statement
+            else None
+        )
+    ) as statements:
+        await asyncio.to_thread(migrate, url)
+    built = [text for text in statements if text.startswith("CREATE INDEX") and "usage" in text]
+    assert len(built) == 7 and await _with(url, _count_calls) >= len(built)
+    assert await _with(url, _differences) == []
+    await writer.close()
+
+
+@pytest.mark.parametrize("statements_before", [4, 8, 17])
+def test_an_interrupted_migration_of_postgresql_is_completed_later(
+    postgres: Postgres, statements_before: int
+) -> None:
+    url = postgres.url(postgres.new())
+    migrate(url, "0012")
+    left = statements_before
+
+    def interrupt(statement: str) -> None:
+        nonlocal left
+        left -= "usage" in statement or "pg_index" in statement
+        if not left:
+            raise InterruptedError
+
+    with _before_each_statement(interrupt), pytest.raises(InterruptedError):
+        migrate(url)
+    # What PostgreSQL leaves if it is interrupted while it builds the first index.
+    asyncio.run(_with(url, _mark_an_index_invalid))
+    migrate(url)
+    assert asyncio.run(_with(url, _differences)) == []
+    assert asyncio.run(_with(url, _list_invalid_indexes)) == []
 
 
 def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
@@ -100,11 +152,53 @@ async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
         )  # fmt: skip
 
     async def found(**asked: str) -> list[str]:
-        return [job.id for job in (await jobs.list_page("ann", labels=asked))[0]]
+        return [job.id for job in (await jobs.list_page("ann", JobFilter(metadata=asked)))[0]]
 
     assert await found(client="acme") == ["job-1", "job-0"]
     assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
     assert await found(client="nobody") == await found(nothing="") == []
+
+
+_INSERT_CALL = sa.text(
+    "INSERT INTO usage VALUES (:id, 'r', 'studio', 'claude', 'haiku', 1, 0, 1, 0, true, :at)"
+).bindparams(sa.bindparam("at", type_=sa.DateTime(timezone=True)))
+
+
+@contextmanager
+def _before_each_statement(work: Callable[[str], Any]) -> Iterator[list[str]]:
+    """Call ``work`` before each statement of any engine but that of a `Database`; yield them."""
+    statements: list[str] = []
+
+    def listen(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "INSERT INTO usage" not in statement and "lock_timeout" not in statement:
+            work(statement)
+            statements.append(statement.strip())
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", listen)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", listen)
+
+
+async def _count_calls(database: Database) -> int:
+    return int(await database.fetch_value(sa.select(sa.func.count()).select_from(usage)))
+
+
+async def _mark_an_index_invalid(database: Database) -> None:
+    async with database.writing() as transaction:
+        await transaction.execute(
+            sa.text(
+                "UPDATE pg_index SET indisvalid = false FROM pg_class "
+                "WHERE oid = indexrelid AND relname = 'ix_usage_owner_created_at_id'"
+            )
+        )
+
+
+async def _list_invalid_indexes(database: Database) -> Any:
+    async with database.reading() as transaction:
+        query = sa.text("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid")
+        return (await transaction.execute(query)).all()
 
 
 async def _with(url: str, work: Any) -> Any:

@@ -71,12 +71,12 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
         assert done.returncode == (1 if not more else 0), done.stderr
         return done.stdout
 
-    assert run("--dry-run") == "3 jobs ended at least 30 days ago\n"
+    assert run("--dry-run") == "3 jobs and 0 batches ended at least 30 days ago\n"
     assert run().strip() == "", "nobody said that it may"
     assert past.files() == kept
     # Of three graphs one is the young job's as well, as is the picture.
-    assert run("--yes").startswith("deleted 3 jobs and 5 files, ")
-    assert run("--yes") == "0 jobs ended at least 30 days ago\n"
+    assert run("--yes").startswith("deleted 3 jobs, 0 batches and 5 files, ")
+    assert run("--yes").startswith("deleted 0 jobs, 0 batches and 0 files, ")
     for job in old:
         with pytest.raises(JobNotFound):
             await past.jobs.get("ada", job)

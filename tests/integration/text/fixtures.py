@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +23,20 @@ from moyin.access.gatekeeper import create_authenticator
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
+from moyin.domain.identity import ALL_SCOPES
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
+from moyin.store.batch_lines import BatchLineStore
+from moyin.store.blobs import BlobStore
+from moyin.store.files import FileStore
 from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
+from moyin.store.native_batches import NativeBatchStore
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.store.stored_responses import StoredResponses
+from moyin.store.text_batches import TextBatchStore
 from moyin.store.usage import UsageLedger
 from moyin.store.usage_reports import UsageReports
 from moyin.testing.fakes import RecordingTelemetry
@@ -46,6 +52,8 @@ from moyin.text.routing.shared_answers import SharedAnswers
 from tests.waiting import eventually
 
 LLAMA_KEY = "only-for-this-test"
+# Signs the tokens with which services act for tenants.
+SIGNING_KEY = b"0" * 32
 _SERVER = f"""
 import sys, xllamacpp
 from actors.llama import find_packaged_gguf
@@ -102,6 +110,8 @@ class ModelsApp:
     url: str
     api_key: str
     text_router: Router
+    database: Database
+    blobs: BlobStore
     ledger: UsageLedger
     telemetry: RecordingTelemetry
     learning: QualityLearner
@@ -121,6 +131,7 @@ async def serving(
     follow_ups_url: str | None = None,
     gateway_url: str = "http://127.0.0.1:9",
     temporal: tuple[str, str] | None = None,
+    scopes: Iterable[str] = ALL_SCOPES,
     **aliases: Any,
 ) -> AsyncIterator[ModelsApp]:
     """Run the models app on a free port, over these back ends.
@@ -131,6 +142,7 @@ async def serving(
         follow_ups_url: where replicas meet; None: this is the only one.
         door: where jobs are taken.
         temporal: address and namespace of the judge's jobs; needs ``redis_url``.
+        scopes: of the key.
     """
     settings = Settings(data=folder)
     if temporal is not None:
@@ -138,7 +150,7 @@ async def serving(
         settings = settings.model_copy(update={**places, "redis_url": redis_url})
     database = Database(settings.sql_url)
     await database.ensure_schema()
-    _, key = await KeyStore(database).create("ada", "test")
+    _, key = await KeyStore(database).create("ada", "test", scopes=scopes)
     ledger = UsageLedger(database)
     telemetry = RecordingTelemetry()
     builder = FleetBuilder(settings, {"LLAMA_KEY": LLAMA_KEY}, telemetry=telemetry)
@@ -157,6 +169,11 @@ async def serving(
         learning, shared_answers=shared_answers, secret=settings.signing_key()
     )
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
+
+    def follow_models() -> None:
+        text_router.fleet = builder.build(config)
+        estimator.set_abilities(text_router.fleet.catalog.abilities)
+
     jobs = GatewayClient(gateway_url, token_for=lambda identity: identity.owner)
 
     meter = None if redis_url is None else RequestMeter(redis_url)
@@ -191,6 +208,7 @@ async def serving(
         await ledger.close()
         await database.close()
 
+    blobs = BlobStore(settings.blobs_url)
     parts = ModelsServices(
         text_router=text_router,
         jobs=jobs,
@@ -199,14 +217,22 @@ async def serving(
         ledger=ledger,
         reports=UsageReports(database),
         responses=StoredResponses(database),
+        batches=TextBatchStore(database),
+        batch_lines=BatchLineStore(database),
+        native_batches=NativeBatchStore(database),
+        batch_settings=lambda: config.batches,
+        files=FileStore(database),
+        blobs=blobs,
         signals=store,
         learning=learning,
         feedback=FeedbackService(store, learning, ledger),
         judge=judge,
-        authenticator=create_authenticator(database, b"0" * 32),
+        authenticator=create_authenticator(database, SIGNING_KEY),
         meter=meter,
         observer=NoObserver(),
         max_body_bytes=1_000_000,
+        max_file_bytes=40_000_000,
+        on_models_changed=follow_models,
         lifespan=lifespan,
     )
     server = uvicorn.Server(uvicorn.Config(new_app(parts), port=0, log_level="warning"))
@@ -218,6 +244,8 @@ async def serving(
             url=f"http://127.0.0.1:{port}",
             api_key=key,
             text_router=text_router,
+            database=database,
+            blobs=blobs,
             ledger=ledger,
             telemetry=telemetry,
             learning=learning,

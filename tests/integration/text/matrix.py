@@ -8,19 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.text.fixtures import serving
-from tests.integration.text.matrix_clients import Client, Heard, Refused, Wish, clients
+from tests.integration.text.matrix_clients import clients
+from tests.integration.text.matrix_wishes import Client, Heard, Refused, Wish
 from tests.integration.text.wires.script import CACHED, PICTURE, PROMPT, SEEN, THOUGHT
 from tests.integration.text.wires.server import WireServer
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "matrix.md"
 BACKENDS = ("Claude", "Ollama", "OpenAI-compatible")
 _MODELS = {"Claude": "m-claude", "Ollama": "m-ollama", "OpenAI-compatible": "m-openai"}
-# Ollama has one word for all ends but one, and no count of cached tokens.
+# Responses are complete whatever ended them. Ollama has one word for all ends but one, and no count of cached tokens.
 _REASONS = {
     "OpenAI": {"end": "stop", "tools": "tool_calls", "stop": "stop"},
+    "Responses": {"end": "completed", "tools": "completed"},
     "Anthropic": {"end": "end_turn", "tools": "tool_use", "stop": "stop_sequence"},
     "Ollama": {"end": "stop", "tools": "stop", "stop": "stop"},
 }
+# Members without a word in the domain. Tests compare this with what the translations do.
+DROPPED = {
+    "OpenAI": (
+        "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+        "safety_identifier", "service_tier", "store",
+    ),
+    "Responses": (
+        "max_tool_calls", "metadata", "prompt_cache_key", "prompt_cache_options",
+        "prompt_cache_retention", "safety_identifier", "service_tier",
+    ),
+    "Anthropic": (
+        "cache_control", "diagnostics", "service_tier", "speed", "user_profile_id", "workspace_id",
+    ),
+    "Ollama": ("keep_alive",),
+}  # fmt: skip
 PARIS = ("weather", {"city": "Paris"})
 ROME = ("weather", {"city": "Rome"})
 
@@ -260,10 +277,19 @@ def page(matrix: Matrix) -> str:
         "result. Where the model itself lacks an ability (`tools`, `vision`, `schema`, `thinking` in",
         "`user_config`), every cell of that column is a 400 that names the asking member.",
         "",
-        "Dropped on the way to another protocol, since they change nothing in the answer: names of",
-        "speakers, the detail of a picture, service tiers, metadata, keys and markers of a prompt",
-        "cache that the back end has not, `keep_alive` and options of how Ollama runs a model.",
-        "Everything else that another protocol can't carry is refused by its name. To a back end of",
-        "the client's own protocol the bytes pass as they are.",
+        "Dropped on the way to another protocol, since they change nothing in the answer:",
+        "",
+        "| client | members |",
+        "|---|---|",
+        *(
+            f"| {protocol} | {', '.join(f'`{name}`' for name in names)} |"
+            for protocol, names in DROPPED.items()
+        ),
+        "",
+        "So are names of speakers, the detail of a picture, markers of a prompt cache in messages and",
+        "tools, and options of how Ollama runs a model, such as `num_gpu`. Everything else that another protocol can't carry is refused by its name",
+        "(`tests/unit/text/protocol/test_members.py` tries every member of the SDKs). To a back end of",
+        "the client's own protocol the bytes pass as they are; no back end has the Responses API as",
+        "its own.",
     ]
     return "\n".join(lines) + "\n"

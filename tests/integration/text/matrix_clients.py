@@ -6,68 +6,15 @@ import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import anthropic
 import ollama
 import openai
 
+from tests.integration.text.matrix_responses import ResponsesClient
+from tests.integration.text.matrix_wishes import HISTORY, SYSTEM, Client, Heard, Refused, Wish
 from tests.integration.text.wires.script import PICTURE, SCHEMA
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What a client asks for.
-
-    Attributes:
-        tools: offers one tool; ``forced`` to be called; ``single``: one call at a time.
-        picture: ``bytes``, or a URL.
-        json: any JSON; ``schema``: JSON of a schema.
-    """
-
-    text: str = "hi"
-    history: bool = False
-    tools: bool = False
-    forced: bool = False
-    single: bool = False
-    picture: bytes | str | None = None
-    schema: bool = False
-    json: bool = False
-    stop: str | None = None
-    thinking: bool = False
-    seed: int | None = None
-    results: tuple[str, ...] = ()
-    heard: Heard | None = None
-
-
-@dataclass(kw_only=True)
-class Heard:
-    """An answer. ``said`` is what the client sends back to go on."""
-
-    text: str = ""
-    thinking: str = ""
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    reason: str | None = None
-    prompt: int = 0
-    cached: int | None = None
-    output: int = 0
-    said: Any = None
-
-
-class Refused(Exception):
-    """The gateway said no, naming ``field``."""
-
-    def __init__(self, status: int, code: str, field: str | None) -> None:
-        super().__init__(f"{status} {code} {field}")
-        self.status = status
-        self.code = code
-        self.field = field
-
-
-class Client(Protocol):
-    async def ask(self, model: str, wish: Wish, *, stream: bool) -> Heard | None:
-        """None: the protocol has no word for the wish. Raises Refused."""
 
 
 @asynccontextmanager
@@ -81,14 +28,11 @@ async def clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
         three = ollama.AsyncClient(host=f"{url}/v1/ollama", headers=headers)
         yield {
             "OpenAI": _OpenAI(one),
+            "Responses": ResponsesClient(one),
             "Anthropic": _Anthropic(two),
             "Ollama": _Ollama(three),
         }
         await three.close()
-
-
-_HISTORY = (("user", "One?"), ("assistant", "One."))
-_SYSTEM = "Be brief."
 
 
 class _OpenAI:
@@ -127,8 +71,8 @@ class _OpenAI:
     def _messages(self, wish: Wish) -> list[Any]:
         messages: list[Any] = []
         if wish.history:
-            messages += [{"role": "system", "content": _SYSTEM}]
-            messages += [{"role": role, "content": text} for role, text in _HISTORY]
+            messages += [{"role": "system", "content": SYSTEM}]
+            messages += [{"role": role, "content": text} for role, text in HISTORY]
         content: Any = wish.text
         if wish.picture is not None:
             url = wish.picture
@@ -204,7 +148,7 @@ class _Anthropic:
             "messages": self._messages(wish),
         }
         if wish.history:
-            body["system"] = _SYSTEM
+            body["system"] = SYSTEM
         if wish.tools:
             body["tools"] = [{"name": "weather", "input_schema": SCHEMA}]
         if wish.forced:
@@ -230,7 +174,7 @@ class _Anthropic:
     def _messages(self, wish: Wish) -> list[Any]:
         messages: list[Any] = []
         if wish.history:
-            messages += [{"role": role, "content": text} for role, text in _HISTORY]
+            messages += [{"role": role, "content": text} for role, text in HISTORY]
         content: list[Any] = [{"type": "text", "text": wish.text}]
         if isinstance(wish.picture, bytes):
             data = base64.b64encode(wish.picture).decode()
@@ -309,8 +253,8 @@ class _Ollama:
     def _messages(self, wish: Wish) -> list[Any]:
         messages: list[Any] = []
         if wish.history:
-            messages += [{"role": "system", "content": _SYSTEM}]
-            messages += [{"role": role, "content": text} for role, text in _HISTORY]
+            messages += [{"role": "system", "content": SYSTEM}]
+            messages += [{"role": role, "content": text} for role, text in HISTORY]
         turn: dict[str, Any] = {"role": "user", "content": wish.text}
         if isinstance(wish.picture, bytes):
             turn["images"] = [base64.b64encode(PICTURE).decode()]

@@ -53,6 +53,11 @@ def test_a_response_is_polled_continued_and_its_job_is_not_stored_again(
         model=MODEL, input="?", max_output_tokens=4, previous_response_id=second.id
     )
     assert third.usage is not None and third.usage.input_tokens > second.usage.input_tokens
+    reference: Any = {"type": "item_reference", "id": ended.output[0].id}
+    question: Any = {"role": "user", "content": [{"type": "input_text", "text": "?"}]}
+    named = client.responses.create(model=MODEL, input=[reference, question], max_output_tokens=4)
+    items = client.responses.input_items.list(named.id, order="asc").data
+    assert items[0].id == ended.output[0].id
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)
@@ -118,7 +123,7 @@ def test_deletion_cancels_the_job(client: openai.OpenAI, gateway: RunningStack) 
     ) as http:
         [job, *_] = http.get("/jobs", params={"kind": "chat", "limit": 1}).json()["jobs"]
         assert running.id == "resp_" + job["id"]
-        eventually_blocking(lambda: _status(http, job["id"]) == "cancelled", 30)
+        eventually_blocking(lambda: _status(http, job["id"]) == "cancelled", 180)
 
 
 def test_mistakes_are_refused(client: openai.OpenAI) -> None:
@@ -153,7 +158,7 @@ def test_a_deferred_continuation_has_the_conversation_once(
     assert deferred.status_code == 202, deferred.text
     with httpx.Client(base_url=gateway.url, headers=_headers(gateway)) as http:
         job = deferred.json()["id"]
-        eventually_blocking(lambda: _status(http, job) == "succeeded", 60)
+        eventually_blocking(lambda: _status(http, job) == "succeeded", 180)
         [output] = http.get(f"/jobs/{job}").json()["outputs"]
     expected = direct.json()["usage"]["input_tokens"]
     assert output["body"]["usage"]["input_tokens"] == expected
@@ -172,5 +177,5 @@ def _ended(client: openai.OpenAI, response_id: str) -> Response:
         shown = client.responses.retrieve(response_id)
         return None if shown.status in ("queued", "in_progress") else shown
 
-    found: Response = eventually_blocking(ended, 60)
+    found: Response = eventually_blocking(ended, 180)
     return found

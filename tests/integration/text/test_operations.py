@@ -1,160 +1,190 @@
-"""The models app in the whole farm: what operators see of it."""
+"""Calls besides chats on the models app: budgets, the ledger, uploads, and clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
-import yaml
+import redis.asyncio as redis
 from aiohttp import web
 
-from tests.stack import RunningStack
+from moyin.domain.limits import Limit
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore
+from moyin.store.sql import Database
+from tests.integration.servers import ValkeyServer
+from tests.integration.text.fixtures import ModelsApp, serving
 from tests.waiting import eventually
 
-HELLO = [{"role": "user", "content": "Say hello."}]
-# Ray hands metrics on every ten seconds.
-_METRICS_SECONDS = 60
+HEAD = b"ID3 audio"
+FORM = "multipart/form-data; boundary=x"
+
+
+class Speaker:
+    """Speaks: the first bytes at once, and the rest when it may; ``left`` if the client is gone."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.left = asyncio.Event()
+        self.uploaded = 0
+
+    async def speak(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "audio/mpeg"})
+        await response.prepare(request)
+        await response.write(HEAD)
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        return response
+
+    async def transcribe(self, request: web.Request) -> web.Response:
+        self.uploaded = len(await request.read())
+        return web.json_response({"text": "Hi", "usage": {"type": "duration", "seconds": 60}})
 
 
 @pytest.fixture
-async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {gateway.api_key}"}
-    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
-        yield session
-
-
-async def metrics(gateway: RunningStack) -> str:
-    url = f"http://127.0.0.1:{gateway.ports.ray_metrics}/metrics"
-    async with aiohttp.ClientSession() as http, http.get(url) as response:
-        return await response.text()
-
-
-def series(text: str, name: str, *labels: str) -> list[str]:
-    lines = (line for line in text.splitlines() if line.startswith(f"ray_{name}"))
-    return [line for line in lines if all(label in line for label in labels)]
-
-
-async def test_calls_and_breakers_are_in_the_metrics(
-    gateway: RunningStack, session: aiohttp.ClientSession
-) -> None:
-    body = {"model": "fast", "max_tokens": 4, "messages": HELLO, "stream": True}
-    async with session.post("/v1/chat/completions", json=body) as response:
-        assert response.status == 200
-        assert "x-moyin-cost-usd" in await response.text()
-    call = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
-    text = ""
-    async with asyncio.timeout(_METRICS_SECONDS):
-        while not series(text, "gen_ai_client_token_usage_sum", *call):
-            await asyncio.sleep(1)
-            text = await metrics(gateway)
-    for name in (
-        "gen_ai_client_token_usage_bucket",
-        "gen_ai_server_request_duration_seconds_bucket",
-        "gen_ai_server_time_to_first_token_seconds_bucket",
-        "gen_ai_server_time_per_output_token_seconds_bucket",
-    ):
-        assert series(text, name, *call), name
-    (line,) = series(text, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"')
-    assert line.endswith(" 1.0")
-
-
-async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
-    body = {"model": "auto", "max_tokens": 4, "messages": HELLO}
-    async with session.post("/v1/route", json=body) as response:
-        told = await response.json()
-    assert told["chosen"] == {"backend": "local", "model": "smollm2-135m"}
-    assert {one["reason"] for one in told["refused"]} == {"its health check fails"}
-
-
-@dataclass
-class Flaky:
-    """A model server that may fail all calls; its health check never does."""
-
-    url: str = ""
-    fails: bool = True
-
-    async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": []})
-
-    async def chat(self, _: web.Request) -> web.Response:
-        if self.fails:
-            return web.json_response({"error": {"message": "out of order"}}, status=500)
-        message = {"role": "assistant", "content": "hello"}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return web.json_response({"id": "1", "object": "chat.completion", "choices": [choice]})
-
-
-@asynccontextmanager
-async def flaky_server() -> AsyncIterator[Flaky]:
-    flaky = Flaky()
-    app = web.Application()
-    app.router.add_get("/v1/models", flaky.models)
-    app.router.add_post("/v1/chat/completions", flaky.chat)
-    runner = web.AppRunner(app)
+async def speaker() -> AsyncIterator[tuple[Speaker, str]]:
+    speaker, app = Speaker(), web.Application(client_max_size=8 * 2**20)
+    app.router.add_post("/v1/audio/speech", speaker.speak)
+    app.router.add_post("/v1/audio/transcriptions", speaker.transcribe)
+    runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        flaky.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        yield flaky
-    finally:
-        await runner.cleanup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield speaker, f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    speaker.may_end.set()
+    await runner.cleanup()
 
 
-async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_metrics(
-    gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
+class Studio:
+    def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
+        self.models_app = models_app
+        self.database = database
+        self._valkey = valkey
+
+    async def client(self, **limits: Any) -> tuple[str, aiohttp.ClientSession]:
+        key_id, key = await KeyStore(self.database).create("studio", "k")
+        await LimitStore(self.database).set(Limit(subject=f"key:{key_id}", **limits))
+        headers = {"authorization": f"Bearer {key}"}
+        return key_id, aiohttp.ClientSession(f"{self.models_app.url}/v1/", headers=headers)
+
+    async def booked(self, key_id: str) -> Decimal:
+        name = f"moyin:limit:{{studio}}:key:{key_id}:money"
+        return Decimal(int(await self._valkey.hget(name, "day_nano") or 0)) / 10**9
+
+
+@pytest.fixture
+async def studio(
+    speaker: tuple[Speaker, str], tmp_path: Path, valkey_server: ValkeyServer
+) -> AsyncIterator[Studio]:
+    models = [
+        {"name": "tts", "abilities": ["speech"], "price": {"usd_per_million_characters": 10}},
+        {"name": "whisper", "abilities": ["transcription"], "price": {"usd_per_minute": 0.006}},
+    ]
+    backend = {"name": "b", "type": "openai", "base_url": speaker[1], "models": models}
+    database = Database(Settings(data=tmp_path).sql_url)
+    async with (
+        serving(tmp_path, backend, redis_url=valkey_server.url) as models_app,
+        redis.Redis.from_url(valkey_server.url) as valkey,
+    ):
+        yield Studio(models_app, database, valkey)
+    await database.close()
+
+
+def speech(characters: int) -> dict[str, Any]:
+    return {"model": "tts", "voice": "a", "input": "x" * characters}
+
+
+async def test_units_are_reserved_settled_and_shown(
+    studio: Studio, speaker: tuple[Speaker, str]
 ) -> None:
-    before = gateway.env["MOYIN_SERVE_CONFIG"]
-    async with flaky_server() as flaky:
-        await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, flaky, tmp_path))
-        try:
-            assert await _ask(session) == 502
-            await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
-            flaky.fails = False
-            await eventually(lambda: _answers(session), 60)
-            await eventually(lambda: _came_into(gateway, "half_open", "closed"), _METRICS_SECONDS)
-        finally:
-            await asyncio.to_thread(gateway.run, "deploy", "--config", before)
+    key_id, http = await studio.client(usd_per_day=Decimal("0.01"))
+    async with http:
+        async with http.post("audio/speech", json=speech(600)) as first:
+            assert first.status == 200
+            assert await first.content.read(len(HEAD)) == HEAD
+            # 0.006 of 0.01 USD are reserved while the first is spoken.
+            async with http.post("audio/speech", json=speech(600)) as second:
+                assert second.status == 402
+                error = (await second.json())["error"]
+                assert error["code"] == "budget_exceeded"
+            speaker[0].may_end.set()
+            await first.read()
+        form = aiohttp.FormData({"model": "whisper"})
+        form.add_field("file", b"x" * 3_000, filename="a.mp3")
+        async with http.post("audio/transcriptions", data=form) as third:
+            assert third.headers["x-moyin-cost-usd"] == "0.006"
+
+        async def is_settled() -> bool:
+            # The back end counts more seconds than the file can have; what it bills is booked.
+            return await studio.booked(key_id) == Decimal("0.012")
+
+        await eventually(is_settled)
+
+        async def are_recorded() -> Any:
+            async with http.get("requests") as response:
+                calls = (await response.json())["requests"]
+                return calls if len(calls) == 2 else None
+
+        calls = await eventually(are_recorded)
+        assert {(call["operation"], call["unit"], call["quantity"]) for call in calls} == {
+            ("speech", "characters", 600),
+            ("transcription", "seconds", 60),
+        }
+        async with http.get("usage", params={"group_by": "operation"}) as response:
+            report = await response.json()
+        assert report["total"]["units"] == {"characters": 600, "seconds": 60}
+        assert {group["operation"]: group["units"] for group in report["groups"]} == {
+            "speech": {"characters": 600},
+            "transcription": {"seconds": 60},
+        }
 
 
-def _with(config: str, flaky: Flaky, folder: Path) -> str:
-    """The same configuration with one more back end."""
-    loaded = yaml.safe_load(Path(config).read_text())
-    [models] = [app for app in loaded["applications"] if app["name"] == "models"]
-    backend = {
-        "name": "flaky",
-        "type": "openai",
-        "base_url": flaky.url,
-        "models": [{"name": "flaky", "context": 8192, "price": 0}],
-    }
-    models["deployments"][0]["user_config"]["backends"].append(backend)
-    path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(loaded))
-    return str(path)
+async def test_a_client_that_leaves_stops_the_back_end(
+    studio: Studio, speaker: tuple[Speaker, str]
+) -> None:
+    _, http = await studio.client(usd_per_day=Decimal(1))
+    async with http:
+        response = await http.post("audio/speech", json=speech(100))
+        assert await response.content.read(len(HEAD)) == HEAD
+        response.close()
+        await speaker[0].left.wait()
+        runtime = studio.models_app.text_router.fleet.runtimes["b"]
+        await eventually(lambda: runtime.load == 0)
+
+        async def is_recorded() -> bool:
+            async with http.get("requests", params={"status": "cancelled"}) as answer:
+                calls = (await answer.json())["requests"]
+                return [call["quantity"] for call in calls] == [100]
+
+        await eventually(is_recorded)
 
 
-async def _ask(session: aiohttp.ClientSession) -> int:
-    body = {"model": "flaky", "messages": HELLO}
-    async with session.post("/v1/chat/completions", json=body) as response:
-        return response.status
-
-
-async def _answers(session: aiohttp.ClientSession) -> bool:
-    return await _ask(session) == 200
-
-
-async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
-    assert await _ask(session) in (502, 503)
-    return await _came_into(gateway, "open")
-
-
-async def _came_into(gateway: RunningStack, *states: str) -> bool:
-    """Whether the metrics say that the breaker has been in all these states."""
-    text = await metrics(gateway)
-    name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
-    return all(series(text, name, backend, f'state="{state}"') for state in states)
+@pytest.mark.parametrize(
+    ("content_type", "body", "status", "param"),
+    [
+        ("application/json", b"{}", 400, "Content-Type"),
+        ("multipart/form-data", b"", 400, None),
+        (FORM, b"no form", 400, None),
+        (FORM, b'--x\r\ncontent-disposition: form-data; name="model"\r\n\r\nwhisper\r\n--x--', 400, "file"),
+        (FORM, b'--x\r\ncontent-disposition: form-data; name="f"; filename="a"\r\n\r\n\r\n' * 21 + b"--x--", 400, None),
+        (FORM, b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\n' + b"y" * 300_000 + b"\r\n--x--", 400, None),
+        (FORM, b"y" * 1_000_001, 413, None),
+    ],
+)  # fmt: skip
+async def test_bad_forms(
+    studio: Studio, content_type: str, body: bytes, status: int, param: str | None
+) -> None:
+    _, http = await studio.client()
+    headers = {"content-type": content_type}
+    async with http, http.post("audio/transcriptions", data=body, headers=headers) as response:
+        assert response.status == status
+        error = (await response.json())["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)

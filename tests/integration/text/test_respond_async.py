@@ -72,6 +72,6 @@ def _finished(http: httpx.Client, job: str) -> dict[str, Any]:
         shown: dict[str, Any] = http.get(job).json()
         return shown if shown["status"] in ("succeeded", "failed", "cancelled") else None
 
-    shown: dict[str, Any] = eventually_blocking(ended, 60)
+    shown: dict[str, Any] = eventually_blocking(ended, 180)
     assert shown["status"] == "succeeded", shown
     return shown

@@ -95,12 +95,25 @@ async def test_ollamas_sdk_needs_no_key(fake: Fake, url: str) -> None:
         ("/api/show?x=%20y", "/v1/ollama/api/show?x=%20y"),
         ("/api/blobs/a%2Fb", "/v1/ollama/api/blobs/a%2Fb"),
         ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/responses?x=1", "/v1/responses?x=1"),
+        ("/v1/messages/count_tokens", "/v1/messages/count_tokens"),
+        ("/v1/models/qwen3:8b", "/v1/models/qwen3:8b"),
     ],
 )
 async def test_paths_become_the_gateways(url: str, path: str, forwarded: str) -> None:
     target = URL(url + path, encoded=True)
     async with aiohttp.ClientSession() as session, session.post(target, json={}) as response:
         assert await response.json() == {"path": forwarded}
+
+
+async def test_named_host_gets_calls_that_change_its_models(fake: Fake) -> None:
+    connector = OllamaConnector(Profile(url=fake[1], api_key=KEY), "gpu-1")
+    async with connector.serve(0) as url, aiohttp.ClientSession(url) as session:
+        for path in ("pull", "blobs/sha256-1", "chat"):
+            await session.post(f"/api/{path}", json={"model": "m"})
+        await session.delete("/api/delete", headers={"x-moyin-backend": "gpu-0"})
+    named = [request.headers.get("x-moyin-backend") for request in fake[0].requests]
+    assert named == ["gpu-1", "gpu-1", None, "gpu-0"]
 
 
 async def test_the_port_says_that_ollama_runs(fake: Fake, url: str) -> None:
@@ -112,7 +125,13 @@ async def test_the_port_says_that_ollama_runs(fake: Fake, url: str) -> None:
     assert fake[0].requests == []
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/accounts/keys", "/apis", "/v1", "/prompt"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/jobs", "/accounts/keys", "/apis", "/v1", "/prompt", "/v1/messages/batches",
+        "/v1/responses/resp_1", "/v1/chat/completions/1", "/v1/modelsx",
+    ],
+)  # fmt: skip
 async def test_other_paths_of_the_gateway_are_out_of_reach(fake: Fake, url: str, path: str) -> None:
     async with aiohttp.ClientSession(url) as session, session.get(path) as response:
         assert response.status == 404

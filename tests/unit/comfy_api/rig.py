@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.notifier import PromptNotifier, PromptNotifiers
-from moyin.domain.job import Job, JobSpec, Progress, Step, StepKind, StepResult
+from moyin.domain.job import Job, JobSpec, Step, StepKind, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, build_channel_name
 from moyin.domain.serialization import encode, to_plain
 from moyin.store.artifacts import ArtifactStore
@@ -110,7 +110,7 @@ class Rig:
         )
         job, _ = await self.jobs.create(new)
         if begun:
-            await self.jobs.record_progress(job.id, 1, Progress())
+            await self.jobs.start(job.id, 1)
         return job
 
     async def result(self, record: PromptRecord) -> StepResult:

@@ -72,14 +72,17 @@ async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
 ) -> None:
     first, second = content("1"), content("2")
     put = rig.files.add_upload
-    assert await put(OWNER, CAT, first, overwrite=False) == CAT
-    assert await put(OWNER, CAT, content("1"), overwrite=False) == CAT
-    renamed = await put(OWNER, CAT, second, overwrite=False)
+    assert await put(OWNER, CAT, first, overwrite=False) == (CAT, first)
+    again = await put(OWNER, CAT, content("1"), overwrite=False)
+    assert again == (CAT, first), "the artifact that has the name, not the new one"
+    renamed, artifact = await put(OWNER, CAT, second, overwrite=False)
     assert renamed == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
-    assert await put("bob", CAT, content("2"), overwrite=False) == CAT, "names are per tenant"
+    assert artifact == second
+    bobs, _ = await put("bob", CAT, content("2"), overwrite=False)
+    assert bobs == CAT, "names are per tenant"
     assert await rig.files.find_file(OWNER, CAT) == first
     third = content("3")
-    assert await put(OWNER, CAT, third, overwrite=True) == CAT
+    assert await put(OWNER, CAT, third, overwrite=True) == (CAT, third)
     assert await rig.files.find_file(OWNER, CAT) == third
     # The names are those that graphs use.
     assert set(await rig.files.list_uploads(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}

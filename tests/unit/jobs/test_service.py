@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import Canceller, CancellerKind, Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
@@ -30,12 +31,15 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.testing.fakes import PermissiveGraphGuard
+from moyin.testing.fakes import InMemoryNamedFiles, PermissiveGraphGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")
 TEMPLATES = read_templates([SHIPPED_FOLDER])
 SWATCH = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
+PHOTO = Artifact(
+    id=f"art_{'1' * 32}", name="photo.png", media_type="image/png", size=1, sha256="a" * 64
+)
 
 
 class IdleServices:
@@ -52,6 +56,8 @@ class IdleServices:
 
     async def publish(self, *_: Any) -> None: ...
     async def publish_status(self, job: Job) -> None: ...
+    async def delete(self, *_: Any) -> None: ...
+    async def delete_files(self, *_: Any) -> None: ...
     async def start(self, *_: Any) -> None: ...
     async def validate(self, *_: Any) -> dict[str, Any]:
         return {}
@@ -60,8 +66,9 @@ class IdleServices:
 class Jobs:
     """Submits jobs as one caller."""
 
-    def __init__(self, service: JobService, store: JobStore) -> None:
+    def __init__(self, service: JobService, store: JobStore, database: Database) -> None:
         self.service = service
+        self.database = database
         self.store = store
         self.caller = ANN
 
@@ -88,6 +95,7 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
     service = JobService(
         jobs=store,
         artifacts=ArtifactStore(database),
+        files=InMemoryNamedFiles({("ann", "photo.png"): PHOTO}),
         blobs=BlobStore(f"file://{tmp_path / 'blobs'}"),
         events=idle,
         frames=idle,
@@ -97,7 +105,7 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
         pools=["default"],
         networks=AllowedNetworks(),
     )
-    yield Jobs(service, store)
+    yield Jobs(service, store, database)
     await database.close()
 
 
@@ -118,6 +126,29 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
     colleague = replace(ANN, key_id="k2")
     cancelled = await jobs.service.cancel(colleague, job.id)
     assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
+
+
+async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
+    jobs: Jobs,
+) -> None:
+    await ArtifactStore(jobs.database).add(PHOTO, owner="ann")
+    resize = {"kind": "render", "template": "resize",
+              "inputs": {"image": "photo.png", "width": 8, "height": 8}}  # fmt: skip
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}}}
+    named = {"kind": "render", "workflow": graph}
+    for body, node in ((resize, "load"), (named, "1")):
+        job, _ = await jobs.submit(body, key=None)
+        spec = await jobs.service.load_spec(job)
+        assert spec is not None
+        assert spec.steps[0].payload[node]["inputs"]["image"] == f"artifact:{PHOTO.id}"
+    # The name counts for the repetition of a request, whatever it stands for by then.
+    first, _ = await jobs.submit(resize, key="again")
+    assert await jobs.submit(resize, key="again") == (first, False)
+    jobs.caller = replace(ANN, owner="bob")
+    with pytest.raises(InvalidRequest) as refused:
+        await jobs.submit(resize, key=None)
+    assert refused.value.field == "inputs.image"
+    assert "POST /upload/image" in refused.value.message
 
 
 class ChangedGuard(PermissiveGraphGuard):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from moyin.settings import Settings
+from scripts.api_pages import list_error_types
+from scripts.error_advice import ADVICE
 from scripts.reference import settings_page, stale
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +29,19 @@ def test_every_setting_is_documented() -> None:
         assert f"`MOYIN_{name.upper()}`" in page
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_every_error_has_advice_and_every_advice_an_error() -> None:
+    assert ADVICE.keys() == list_error_types().keys()
+    for code, (meaning, advice) in ADVICE.items():
+        for sentence in (meaning, advice):
+            assert sentence.endswith("."), code
+            assert "|" not in sentence, code
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "docs/quickstart.md", "docs/jobs.md", "docs/reference/errors.md",
+     "docs/reference/events.md"],
+)  # fmt: skip
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     for target in _LINK.findall(page.read_text()):

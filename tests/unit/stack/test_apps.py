@@ -22,6 +22,7 @@ class Serve:
         self.deployed: list[dict[str, Any]] = []
         self.status = 200
         self.failing_submissions = 0  # number of submissions that Ray's dashboard fails
+        self.failure = (500, b"500 Internal Server Error\n\nServer got itself in trouble")
         self.body = b"no such thing"
         self.failing_checks = 0  # number of /readyz responses without Temporal
         self.reasons: list[str] = []  # reported once each, before the apps run
@@ -30,7 +31,7 @@ class Serve:
         if method == "PUT":
             if self.failing_submissions:
                 self.failing_submissions -= 1
-                return 500, b"500 Internal Server Error\n\nServer got itself in trouble"
+                return self.failure
             if self.status == 200:
                 self.deployed.append(json.loads(more["body"]))
             return self.status, self.body
@@ -98,14 +99,34 @@ async def test_rejected_configuration_is_not_recorded_as_deployed(
     assert apps.read_last_deployed_path(bad) == good.serve_config
 
 
-async def test_failed_submission_is_repeated(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("failure", "reason", "last_line"),
+    [
+        (
+            (500, b"500 Internal Server Error\n\nServer got itself in trouble"),
+            "status 500",
+            "Server got itself in trouble",
+        ),
+        ((0, b"timed out"), "timed out", "timed out"),
+    ],
+)
+async def test_failed_submission_is_repeated(
+    failure: tuple[int, bytes],
+    reason: str,
+    last_line: str,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(apps, "_SUBMIT_PAUSE_SECONDS", 0)
+    serve.failure = failure
     serve.failing_submissions = 2
     progress: list[str] = []
     await apps.deploy_apps(_options(tmp_path, "a"), progress.append)
     assert serve.marks == ["a"]
-    assert progress[:2] == ["Ray's dashboard failed with status 500; trying again"] * 2
+    assert progress[:2] == [f"Ray's dashboard failed ({reason}); trying again"] * 2
     serve.failing_submissions = 100
-    with pytest.raises(StackError, match="Server got itself in trouble"):
+    with pytest.raises(StackError, match=last_line):
         await apps.deploy_apps(_options(tmp_path, "b"), progress.append)
     assert serve.marks == ["a"]
 
@@ -113,7 +134,8 @@ async def test_failed_submission_is_repeated(serve: Serve, tmp_path: Path) -> No
 async def test_each_pending_reason_is_reported_once(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apps, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(apps, "_APPS_POLL_SECONDS", 0)
+    monkeypatch.setattr(apps, "_GATEWAY_POLL_SECONDS", 0)
     room = "X has 1 replicas that have taken more than 30s to be scheduled"
     serve.reasons = ["", "", room, room]
     serve.failing_checks = 2

@@ -31,6 +31,7 @@ from moyin.errors import (
     TooManyJobs,
 )
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
+from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
@@ -73,12 +74,15 @@ async def test_a_cancelled_job_names_its_first_canceller(store: JobStore) -> Non
     job, _ = await store.create(new_job())
     for canceller in (ADA, BOB):
         await store.record_canceller(job.id, 1, canceller)
-    assert (await store.find(job.id)).cancelled_by is None, "it goes on as yet"
+    running = await store.find(job.id)
+    assert running.cancelled_by is None, "it goes on as yet"
+    assert running.cancel_requested_by == ADA
     ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert ended is not None and ended.cancelled_by == ADA
     await store.record_canceller(job.id, 1, BOB)
     assert (await store.find(job.id)).cancelled_by == ADA
-    await store.reopen("ada", job.id)
+    reopened = await store.reopen("ada", job.id)
+    assert (reopened.cancelled_by, reopened.cancel_requested_by) == (None, None)
     await store.record_canceller(job.id, 1, ADA)  # an earlier attempt
     await store.record_canceller(job.id, 2, BOB)
     again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
@@ -92,13 +96,15 @@ async def test_a_job_without_canceller_was_cancelled_by_the_operator(
     ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert ended is not None
     assert ended.cancelled_by == Canceller(kind=CancellerKind.OPERATOR)
+    assert ended.cancel_requested_by is None, "not through the gateway"
 
 
-async def test_a_job_that_was_not_cancelled_has_no_canceller(store: JobStore) -> None:
+async def test_job_that_ended_before_its_cancellation_shows_the_request(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     await store.record_canceller(job.id, 1, ADA)
     ended = await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     assert ended is not None and ended.cancelled_by is None
+    assert ended.cancel_requested_by == ADA
 
 
 async def test_a_new_job_is_queued_and_belongs_to_its_owner(store: JobStore) -> None:
@@ -146,9 +152,9 @@ async def test_a_step_is_recorded_once_with_its_artifacts(
     job, _ = await store.create(new_job())
     assert await store.start(job.id, 1)
     for _ in range(2):
-        assert await store.record_step(job.id, 1, step(job.id, 0))
+        assert await store.record_step(job.id, 1, step(job.id, 1))
     found = await store.get("ada", job.id)
-    assert found.results == (step(job.id, 0),)
+    assert found.results == (step(job.id, 1),)
     assert found.cost_usd == Decimal("0.125")
     artifacts = ArtifactStore(database)
     assert (await artifacts.get("ada", found.artifacts[0].id)).name == "a.png"
@@ -232,16 +238,16 @@ async def test_pages_can_be_filtered(store: JobStore) -> None:
     job, _ = await store.create(new_job(kind="chat"))
     await store.create(new_job())
     await store.start(job.id, 1)
-    found, _ = await store.list_page("ada", status=JobStatus.RUNNING)
+    found, _ = await store.list_page("ada", JobFilter(statuses=(JobStatus.RUNNING,)))
     assert [j.id for j in found] == [job.id]
-    found, _ = await store.list_page("ada", kind="chat")
+    found, _ = await store.list_page("ada", JobFilter(kind="chat"))
     assert [j.id for j in found] == [job.id]
 
 
 async def test_progress_is_recorded_while_the_job_is_open(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     progress = Progress(value=3, max=20, step=1)
-    assert await store.record_progress(job.id, None, progress)
+    assert await store.record_progress(job.id, 1, progress)
     assert (await store.find(job.id)).progress == progress
     assert not await store.record_progress(job.id, 7, progress)
 
@@ -250,15 +256,15 @@ async def test_a_batch_has_the_progress_of_all_children(store: JobStore) -> None
     heads = ((StepKind.RENDER, "default"),) * 4
     job, _ = await store.create(new_job(heads=heads, children=4))
     assert (job.children, job.progress) == (4, Progress(max=4))
-    await store.record_progress(job.id, None, Progress(value=5, max=10, step=1))
-    await store.record_progress(job.id, None, Progress(value=1, max=4, step=2))
+    await store.record_progress(job.id, 1, Progress(value=5, max=10, step=1))
+    await store.record_progress(job.id, 1, Progress(value=1, max=4, step=2))
     overall = await store.record_step(job.id, 1, step(job.id, 1))
     assert overall == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
     # Late progress changes nothing.
-    await store.record_progress(job.id, None, Progress(value=9, max=10, step=1))
+    await store.record_progress(job.id, 1, Progress(value=9, max=10, step=1))
     assert (await store.find(job.id)).progress == overall
     assert await store.finish(job.id, 1, JobStatus.CANCELLED, None)
-    assert await store.record_progress(job.id, None, Progress(value=1, max=4, step=3)) is None
+    assert await store.record_progress(job.id, 1, Progress(value=1, max=4, step=3)) is None
     assert await store.record_step(job.id, 1, step(job.id, 3)) is None
     again = await store.reopen("ada", job.id)
     assert again.progress == Progress(value=1, max=4)
@@ -281,16 +287,53 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
 
 async def test_a_retried_render_waits_again(store: JobStore, database: Database) -> None:
     job, _ = await store.create(new_job())
+    await store.start(job.id, 1)
     await store.record_progress(job.id, 1, Progress(value=1, max=2))
     await PromptStore(database).set_record(job.id, "3" * 64, 1)
     await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     ended = await store.find(job.id)
-    assert (ended.begun_at is None, ended.record) == (False, "3" * 64)
+    assert (ended.started_at is None, ended.record) == (False, "3" * 64)
     again = await store.reopen("ada", job.id)
-    assert (again.begun_at, again.record) == (None, None)
+    assert (again.started_at, again.finished_at, again.error, again.record) == (None,) * 4
+    assert again.progress == Progress()
+    assert again.queued_at is not None and ended.queued_at is not None
+    assert again.queued_at > ended.queued_at == ended.created_at
+    # The first attempt may still run for a moment.
+    assert await store.start(job.id, 1) is None
+    assert await store.record_progress(job.id, 1, Progress(value=2, max=2)) is None
+    assert (await store.find(job.id)).status is JobStatus.QUEUED
     # A cancelled prompt takes a moment to stop.
     await PromptStore(database).set_record(job.id, "3" * 64, 1)
     assert (await store.find(job.id)).record is None
+
+
+async def test_a_job_without_a_recorded_start_runs_after_its_first_step(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    await store.record_step(job.id, 1, step(job.id, 0))
+    found = await store.find(job.id)
+    assert (found.status, found.started_at is None) == (JobStatus.RUNNING, False)
+
+
+@pytest.mark.parametrize(
+    ("status", "has_started"), [(JobStatus.SUCCEEDED, True), (JobStatus.CANCELLED, False)]
+)
+async def test_only_a_success_implies_a_start(
+    store: JobStore, status: JobStatus, has_started: bool
+) -> None:
+    job, _ = await store.create(new_job())
+    ended = await store.finish(job.id, 1, status, None)
+    assert ended is not None
+    assert ended.started_at == (ended.finished_at if has_started else None)
+
+
+async def test_a_job_keeps_its_first_start(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    started = await store.start(job.id, 1)
+    assert started is not None and started.started_at is not None
+    assert await store.start(job.id, 1) is None
+    await store.record_step(job.id, 1, step(job.id, 0))
+    ended = await store.finish(job.id, 1, JobStatus.SUCCEEDED, None)
+    assert ended is not None and ended.started_at == started.started_at
 
 
 async def test_a_retried_job_is_an_open_one(store: JobStore) -> None:

@@ -16,14 +16,21 @@ from pydantic_core import to_json
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobError, JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.serialization import encode
+from moyin.domain.stored_file import BATCH_INPUT, StoredFile
+from moyin.domain.text_batch import BatchDialect, TextBatch
 from moyin.errors import ArtifactNotFound, JobNotFound
 from moyin.store import pruning
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
+from moyin.store.files import FileStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.pruning import Pruner, PruneResult
+from moyin.store.schema import files as file_rows
 from moyin.store.schema import jobs as rows
+from moyin.store.schema import text_batches as batch_rows
 from moyin.store.sql import Database
+from moyin.store.text_batches import TextBatchStore
+from tests.waiting import eventually
 
 NOW = datetime.now(UTC)
 BEFORE = NOW - timedelta(days=30)
@@ -298,6 +305,32 @@ class CountingDatabase(Database):
         return super().advisory_lock(name)
 
 
+async def test_deleted_files_go_although_jobs_stay(
+    past: PastJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
+    batches = PastBatches(past)
+    kept = await batches.file("kept", b"kept")
+    gone = await batches.file("deleted", b"deleted", deleted_days=1.1)
+    new = await batches.file("new", b"new", deleted_days=0.9)
+    preview = await batches.file("preview", b"preview", deleted_days=2)
+    job = await past.job(preview=b"preview")
+    await past.change(job, created_at=NOW - timedelta(days=41))
+    past.age()
+
+    async def is_gone() -> bool:
+        return not await past.blobs.exists(gone)
+
+    task = asyncio.create_task(past.pruner.keep_pruning(0))
+    await eventually(is_gone)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await batches.names() == ["kept", "new"]
+    for digest in (kept, new, preview):
+        assert await past.blobs.exists(digest)
+    assert await past.existing_ids() == {job}
+
+
 async def test_only_one_replica_prunes_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,3 +350,77 @@ async def test_only_one_replica_prunes_at_a_time(
     await asyncio.gather(*working, return_exceptions=True)
     for database in databases:
         await database.close()
+
+
+class PastBatches:
+    """Creates files and ended batches, and ages them."""
+
+    def __init__(self, past: PastJobs) -> None:
+        self.past = past
+        self.files = FileStore(past.database)
+        self.batches = TextBatchStore(past.database)
+
+    async def file(self, name: str, content: bytes, *, deleted_days: float | None = None) -> str:
+        file = StoredFile(
+            id=name,
+            owner="ada",
+            purpose=BATCH_INPUT,
+            filename=name,
+            media_type="application/jsonl",
+            size=len(content),
+            sha256=await self.past.blobs.put(content),
+            created_at=NOW - timedelta(days=50),
+        )
+        await self.files.add(file)
+        if deleted_days is not None:
+            deleted = NOW - timedelta(days=deleted_days)
+            change = file_rows.update().where(file_rows.c.id == name).values(deleted_at=deleted)
+            await self.past.database.execute(change)
+        return file.sha256
+
+    async def batch(self, name: str, input_file: str, **values: Any) -> None:
+        moment = NOW - timedelta(days=41)
+        batch = TextBatch(
+            id=name,
+            owner="ada",
+            dialect=BatchDialect.OPENAI,
+            endpoint="/v1/embeddings",
+            input_file_id=input_file,
+            created_at=moment,
+            expires_at=moment,
+        )
+        await self.batches.create(batch)
+        if values:
+            change = batch_rows.update().where(batch_rows.c.id == name).values(values)
+            await self.past.database.execute(change)
+
+    async def names(self) -> list[str]:
+        return sorted(await self.past.database.fetch_values(sa.select(file_rows.c.id)))
+
+
+async def test_old_batches_go_with_their_results_and_files_when_they_were_deleted(
+    past: PastJobs,
+) -> None:
+    batches = PastBatches(past)
+    days = [NOW - timedelta(days=n) for n in (20, 40)]
+    result = await batches.file("output", b"results")
+    kept = await batches.file("input", b"input")
+    shared = await batches.file("gone", b"picture", deleted_days=40)
+    again = await batches.file("gone-too", b"input", deleted_days=40)
+    unused = await batches.file("deleted", b"unused", deleted_days=40)
+    new = await batches.file("new", b"new", deleted_days=20)
+    open_input = await batches.file("open-input", b"open", deleted_days=40)
+    await past.job(days=10, picture=b"picture")
+    ended = {"status": "completed", "ended_at": days[1], "output_file_id": "output"}
+    await batches.batch("batch_old", "input", **ended)
+    await batches.batch("batch_new", "input", status="cancelled", ended_at=days[0])
+    await batches.batch("batch_open", "open-input")
+    assert await past.pruner.count_prunable_batches(BEFORE) == 1
+    gone = await past.prune()
+    assert (gone.batches, gone.files) == (1, 2)
+    assert await batches.names() == ["input", "new", "open-input"]
+    assert [await past.blobs.exists(b) for b in (result, unused)] == [False, False]
+    for digest in (kept, shared, again, new, open_input):
+        assert await past.blobs.exists(digest)
+    assert await batches.batches.find("batch_old") is None
+    assert await batches.batches.find("batch_new") is not None

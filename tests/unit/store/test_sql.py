@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -94,3 +95,38 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
         other.kill()
     assert asyncio.run(ask("x", "x")) == [True, False]
     assert asyncio.run(ask("x")) == [True]
+
+
+def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    url = f"sqlite:///{file}"
+    migrate(url, "0015")
+    fixed: dict[str, Any] = {
+        "owner": "ann", "spec": "s", "heads": "[]", "results": "[]", "progress": "{}",
+        "attempts": 1, "priority": 3, "metadata": "{}", "dispatched": 1,
+        "created_at": "2026-01-01 00:00:00.000000", "started_at": "2026-01-01 00:00:01.000000",
+    }  # fmt: skip
+    begun = "2026-01-01 00:01:00.000000"
+    rows: dict[str, dict[str, Any]] = {
+        "waiting": {"kind": "render", "status": "running", "begun_at": None},
+        "rendering": {"kind": "render", "status": "running", "begun_at": begun},
+        "ended": {"kind": "render", "status": "succeeded", "begun_at": None},
+        "pipeline": {"kind": "pipeline", "status": "running", "begun_at": None},
+    }
+    with closing(sqlite3.connect(file)) as connection:
+        for job_id, row in rows.items():
+            values = {**fixed, **row, "id": job_id}
+            marks = ", ".join("?" * len(values))
+            connection.execute(
+                f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
+            )
+        connection.commit()
+    migrate(url, "0016")
+    with closing(sqlite3.connect(file)) as connection:
+        query = "SELECT id, status, started_at, queued_at FROM jobs ORDER BY id"
+        assert connection.execute(query).fetchall() == [
+            ("ended", "succeeded", fixed["started_at"], None),
+            ("pipeline", "running", fixed["started_at"], None),
+            ("rendering", "running", begun, None),
+            ("waiting", "queued", None, None),
+        ]

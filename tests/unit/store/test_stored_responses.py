@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moyin.errors import ResponseNotFound
+from moyin.errors import BodyTooLarge, ResponseNotFound
 from moyin.store import stored_responses
 from moyin.store.sql import Database, now
 from moyin.store.stored_responses import StoredResponse, StoredResponses
@@ -65,6 +65,37 @@ async def test_a_chain_is_listed_oldest_first_with_its_proofs(stored: StoredResp
     proofs = [item["encrypted_content"] for item in items if item["type"] == "reasoning"]
     assert proofs == ["proof 1", "proof 2", "proof 3"]
     assert (await stored.get("ada", "resp_3")).response == answer(3).response, "without the proof"
+
+
+async def test_items_are_found_with_their_proofs(stored: StoredResponses) -> None:
+    for number in (1, 2):
+        await stored.add(answer(number))
+    await stored.add(answer(3, owner="bob"))
+    known = {"rs_1": "resp_1", "rs_2": "resp_2", "rs_3": "resp_3", "msg_9": "resp_1"}
+    found = await stored.find_items("ada", known)
+    assert {name: item["encrypted_content"] for name, item in found.items()} == {
+        "rs_1": "proof 1",
+        "rs_2": "proof 2",
+    }
+
+
+async def test_only_answers_count_for_the_size_of_references(
+    stored: StoredResponses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that send the whole conversation with each request would exceed it soon."""
+    monkeypatch.setattr(stored_responses, "_MAX_BYTES", 10_000)
+    for number in (1, 2):
+        await stored.add(replace(answer(number), input=[user("x" * 9_000)]))
+    known = {"rs_1": "resp_1", "rs_2": "resp_2"}
+    assert (await stored.find_items("ada", known)).keys() == known.keys()
+    output = [{"type": "message", "id": "msg_3", "content": "x" * 10_000}]
+    await stored.add(replace(answer(3), response={"id": "resp_3", "output": output}))
+    with pytest.raises(BodyTooLarge, match=r"^input: ") as refused:
+        await stored.find_items("ada", {"msg_3": "resp_3"})
+    assert refused.value.field == "input"
+    with pytest.raises(BodyTooLarge) as refused:
+        await stored.list_items("ada", "resp_3")
+    assert refused.value.field == "previous_response_id"
 
 
 async def test_a_broken_chain_names_the_missing_answer(stored: StoredResponses) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from moyin.system.processes import (
     end_processes,
     find_missing_children,
     find_processes,
+    freeze_startup_objects,
 )
 from tests.waiting import eventually
 
@@ -174,3 +176,15 @@ def test_stable_run_resets_the_pause() -> None:
 def test_many_failures_do_not_overflow() -> None:
     backoff = Backoff(first=1, longest=5)
     assert [backoff.compute_delay(0) for _ in range(5_000)][-1] == 5
+
+
+def test_startup_objects_are_not_collected_and_others_less_often() -> None:
+    threshold = gc.get_threshold()
+    try:
+        freeze_startup_objects()
+        assert gc.get_freeze_count() > 1_000
+        assert gc.get_threshold()[0] > threshold[0]
+        assert gc.get_threshold()[1:] == threshold[1:]
+    finally:
+        gc.set_threshold(*threshold)
+        gc.unfreeze()

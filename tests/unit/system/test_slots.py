@@ -151,3 +151,93 @@ async def test_last_slot_may_always_be_reserved() -> None:
     slots = Slots(2, reserve_seconds=math.inf)
     assert slots.try_acquire("a") and not slots.try_acquire("a")
     assert slots.try_acquire("b")
+
+
+class Background:
+    """Calls in the background at one back end; ``began`` lists tenants in the order of slots."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.began: list[str] = []
+        self.refused: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def call(self, tenant: str, seconds: float = 60) -> None:
+        self.tasks.append(asyncio.create_task(self._call(tenant, seconds)))
+        await settled()
+
+    async def end(self, tenant: str) -> None:
+        self.slots.release_in_background(tenant)
+        await settled()
+
+    async def _call(self, tenant: str, seconds: float) -> None:
+        try:
+            await self.slots.acquire_in_background(tenant, seconds)
+        except Overloaded:
+            self.refused.append(tenant)
+        else:
+            self.began.append(tenant)
+
+
+async def test_the_background_uses_its_share_and_leaves_a_slot_free() -> None:
+    queue = Queue(4)
+    background = Background(queue.slots)
+    for _ in range(5):
+        await background.call("a")
+    assert len(background.began) == queue.slots.in_background == 2
+    await queue.call("b")
+    # Three are taken; the last free slot is not for the background.
+    await background.end("a")
+    assert queue.slots.taken == 3 and len(background.began) == 3
+    await queue.call("c")
+    await background.end("a")
+    assert queue.slots.taken == 3 and len(background.began) == 3
+    await queue.end("b")
+    assert len(background.began) == 4
+    queue.slots.background_share = 1.0
+    await queue.end("c")
+    assert len(background.began) == 5 and queue.slots.taken == queue.slots.in_background == 3
+
+
+async def test_other_calls_come_before_the_background() -> None:
+    queue = Queue(1)
+    background = Background(queue.slots)
+    await background.call("a")
+    await background.call("a")
+    await queue.call("b")
+    await queue.call("b")
+    assert (background.began, queue.began) == (["a"], [])
+    await background.end("a")
+    await queue.end("b")
+    assert (background.began, queue.began) == (["a"], ["b", "b"])
+    await queue.end("b")
+    assert background.began == ["a", "a"]
+
+
+async def test_tenants_share_the_background() -> None:
+    queue = Queue(2)
+    background = Background(queue.slots)
+    for tenant in ("a", "a", "a", "b"):
+        await background.call(tenant)
+    for tenant in ("a", "a", "b"):
+        await background.end(tenant)
+    # Nobody of a tenant runs when a slot becomes free: the one that has waited longest is next.
+    assert background.began == ["a", "a", "b", "a"]
+
+
+async def test_a_background_call_that_leaves_gives_its_place_back() -> None:
+    queue = Queue(2)
+    background = Background(queue.slots)
+    await background.call("a")
+    await background.call("b")
+    await background.call("c", 0.0)
+    await asyncio.sleep(0.01)
+    assert background.refused == ["c"]
+    background.tasks[1].cancel()
+    await settled()
+    await background.end("a")
+    assert queue.slots.taken == queue.slots.in_background == 0
+    unlimited = Background(Slots(None))
+    await unlimited.call("a")
+    await unlimited.end("a")
+    assert unlimited.began == ["a"] and unlimited.slots.taken == 0

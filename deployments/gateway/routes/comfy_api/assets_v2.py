@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
-from deployments.gateway.files import build_artifact_response, receive_upload, store_upload
+from deployments.files import build_artifact_response, receive_upload, store_upload
 from deployments.gateway.openapi import describe_file_form
 from deployments.gateway.routes.artifacts import derive_artifact_id
 from deployments.gateway.routes.comfy_api.jobs_v2 import ERROR_RESPONSES, new_presenter

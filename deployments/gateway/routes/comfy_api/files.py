@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from deployments.gateway.files import Upload, build_artifact_response, receive_upload, store_upload
+from deployments.files import Upload, build_artifact_response, receive_upload, store_upload
 from deployments.gateway.openapi import describe_file_form
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
@@ -58,7 +58,7 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
 
     @router.post("/upload/image", openapi_extra=describe_file_form("image", _FORM_FIELDS))
     async def upload_image(request: Request) -> dict[str, str]:
-        """Store a file, which graphs can load by its name."""
+        """Store a file, which graphs can load by its name or by `artifact:<artifact_id>`."""
         async with receive_upload(request, "image") as upload:
             return await store_by_name(context(request.scope).owner, upload)
 
@@ -85,8 +85,13 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             blobs, upload, generate_artifact_id(), name=name.filename, declared=upload.declared
         )
         overwrite = fields.get("overwrite") in _TRUE_VALUES
-        stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
-        return {"name": stored.filename, "subfolder": stored.subfolder, "type": stored.type}
+        final, stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
+        return {
+            "name": final.filename,
+            "subfolder": final.subfolder,
+            "type": final.type,
+            "artifact_id": stored.id,
+        }
 
     return router
 

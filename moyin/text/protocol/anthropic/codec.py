@@ -31,7 +31,7 @@ from moyin.text.protocol.anthropic.response import (
     usage_to_domain,
 )
 from moyin.text.protocol.anthropic.stream import StreamTap, StreamWriter
-from moyin.text.protocol.codec import Turn, encode_with_changes, select_newest_turns
+from moyin.text.protocol.codec import ParsedRequest, Turn, encode_with_changes, select_newest_turns
 
 # A body without these bytes has no cache marker. Searching bytes is faster than walking the JSON,
 # and a text can't contain them, because quotes in a JSON string are escaped.
@@ -152,6 +152,13 @@ class AnthropicCodec:
     render_error = staticmethod(render_error)
     render_error_event = staticmethod(render_error_event)
     encode_cost_trailer = staticmethod(encode_cost_comment)
+    ability_members: Mapping[str, tuple[str, ...]] = {
+        "tools": ("tools", "tool_choice"),
+        "thinking": ("thinking",),
+    }
+
+    def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedChatRequest:
+        return self.parse(to_json(data))
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)

@@ -54,7 +54,7 @@ def _select_error_type(error: errors.MoyinError) -> str:
     match error:
         case errors.BodyTooLarge():
             return "request_too_large"
-        case errors.RequestError() | errors.BackendRejected():
+        case errors.RequestError() | errors.Conflict() | errors.BackendRejected():
             return "invalid_request_error"
         case errors.MissingKey() | errors.InvalidKey():
             return "authentication_error"

@@ -57,6 +57,10 @@ def _refuse_unsupported_members(request: chat.ChatRequest) -> None:
             f"temperature must be from 0 to 1 for Claude, not {sampling.temperature:g}",
             field="temperature",
         )
+    if request.logprobs is not None:
+        raise UnsupportedFeature(
+            "logprobs are not supported by Claude: omit them", field="logprobs"
+        )
     if sampling.seed is not None:
         raise UnsupportedFeature("seed is not supported by Claude: omit it", field="seed")
     for name in ("frequency_penalty", "presence_penalty", "repeat_penalty", "min_p"):
@@ -64,7 +68,7 @@ def _refuse_unsupported_members(request: chat.ChatRequest) -> None:
             raise UnsupportedFeature(f"{name} is not supported by Claude: omit it", field=name)
     if request.output is not None and request.output.schema is None:
         raise UnsupportedFeature(
-            "response_format must contain a JSON schema for Claude: use the type json_schema",
+            "Claude can't be held to JSON without a schema: give it a JSON schema",
             field="response_format",
         )
 
@@ -111,6 +115,14 @@ def _encode_part(part: chat.Part) -> dict[str, Any]:
             return _add_cache_marker(
                 {"type": "image", "source": _encode_image_source(part)}, part.cache
             )
+        case chat.Document():
+            block = {
+                "type": "document",
+                "source": {"type": "base64", "media_type": part.media_type, "data": part.data},
+            }
+            if part.name is not None:
+                block["title"] = part.name
+            return _add_cache_marker(block, part.cache)
         case chat.ToolUse():
             block = {
                 "type": "tool_use",

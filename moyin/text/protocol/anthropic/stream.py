@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from moyin.domain import chat
 from moyin.domain.money import Usage
@@ -28,43 +28,86 @@ from moyin.text.protocol.anthropic.response import (
 
 
 class StreamWriter:
-    """Encodes the deltas of an answer as Anthropic's events."""
+    """Encodes the deltas of an answer as Anthropic's events.
+
+    Anthropic's blocks follow one another. So tool calls that a back end writes in turn wait until
+    the arguments of the one before are complete.
+    """
 
     def __init__(self) -> None:
         self._index = -1
         # The open block: "text", "thinking", the index of a tool call, or None.
         self._open: str | int | None = None
+        self._arguments: list[str] = []  # those of the open tool call
+        self._waiting: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
 
     def write(self, delta: chat.Delta) -> bytes:
         """Encode ``delta`` as events.
 
         Raises:
-            StreamInterrupted: arguments arrive for a tool call that is not the open block.
+            StreamInterrupted: arguments arrive for a tool call that has not begun, or has ended.
         """
         match delta:
             case chat.Started():
                 return self._encode_start(delta)
             case chat.TextDelta():
-                opened = self._switch_block("text", encode_text_block(""))
+                opened = self._release_calls() + self._switch_block("text", encode_text_block(""))
                 return opened + self._encode_delta({"type": "text_delta", "text": delta.text})
             case chat.ThinkingDelta():
-                return self._encode_thinking(delta)
+                return self._release_calls() + self._encode_thinking(delta)
             case chat.ToolStarted():
-                return self._switch_block(
-                    delta.index, encode_tool_use_block(delta.id, delta.name, {})
-                )
+                if self._waiting or not self._is_call_complete():
+                    self._waiting[delta.index] = delta, []
+                    return b""
+                return self._start_call(delta)
             case chat.ToolArguments():
-                if self._open != delta.index:
-                    raise StreamInterrupted(
-                        f"the back end sent arguments of tool call {delta.index} outside of that call"
-                    )
-                return self._encode_delta(
-                    {"type": "input_json_delta", "partial_json": delta.fragment}
-                )
+                return self._encode_arguments(delta)
             case chat.UsageUpdate():
                 return b""
             case chat.Finished():
-                return self._encode_end(delta)
+                return self._release_calls() + self._encode_end(delta)
+
+    def _is_call_complete(self) -> bool:
+        """Return False if the open block is a tool call whose arguments are not whole yet."""
+        if not isinstance(self._open, int):
+            return True
+        try:
+            from_json("".join(self._arguments))
+        except ValueError:
+            return False
+        return True
+
+    def _start_call(self, delta: chat.ToolStarted) -> bytes:
+        self._arguments = []
+        block = encode_tool_use_block(delta.id, delta.name, {})
+        return self._switch_block(delta.index, block)
+
+    def _encode_arguments(self, delta: chat.ToolArguments) -> bytes:
+        if (waiting := self._waiting.get(delta.index)) is not None:
+            waiting[1].append(delta.fragment)
+            return b""
+        if self._open != delta.index:
+            if not delta.fragment.strip():
+                return b""
+            raise StreamInterrupted(
+                f"the back end sent arguments of tool call {delta.index} outside of that call"
+            )
+        self._arguments.append(delta.fragment)
+        out = self._encode_delta({"type": "input_json_delta", "partial_json": delta.fragment})
+        if self._waiting and delta.fragment.rstrip().endswith("}"):
+            out += self._release_calls(while_complete=True)
+        return out
+
+    def _release_calls(self, *, while_complete: bool = False) -> bytes:
+        """Encode the calls that wait, up to one that is not complete if ``while_complete``."""
+        out = b""
+        while self._waiting and not (while_complete and not self._is_call_complete()):
+            started, fragments = self._waiting.pop(next(iter(self._waiting)))
+            out += self._start_call(started)
+            if text := "".join(fragments):
+                self._arguments.append(text)
+                out += self._encode_delta({"type": "input_json_delta", "partial_json": text})
+        return out
 
     def _encode_start(self, delta: chat.Started) -> bytes:
         message: dict[str, Any] = {
@@ -225,6 +268,7 @@ class StreamTap:
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
         self.usage: Usage | None = None
+        self.prompt_tokens = 0
         self._size = 0
         self._reader = EventReader()
         self.is_finished = False

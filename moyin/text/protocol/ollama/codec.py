@@ -22,6 +22,7 @@ from moyin.http.validation import (
 )
 from moyin.text.protocol.codec import (
     BaseEmbeddingRequest,
+    ParsedRequest,
     Turn,
     encode_with_changes,
     select_newest_turns,
@@ -79,7 +80,7 @@ class _BaseParsedRequest:
         return encode_with_changes(self.raw, self.data, model, additions, overrides)
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        return StreamTap()
+        return StreamTap(self.model)
 
     @property
     def _elapsed_nanoseconds(self) -> int:
@@ -121,11 +122,13 @@ class ParsedChatRequest(_BaseParsedRequest):
         return request_to_domain.chat_request_to_domain(self.body, model)
 
     def create_stream_writer(self) -> StreamWriter:
-        return StreamWriter(encode_chat_content)
+        return StreamWriter(encode_chat_content, self.model)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
-        return chat_response_to_client(response, nanoseconds=self._elapsed_nanoseconds)
+        return chat_response_to_client(
+            response, model=self.model, nanoseconds=self._elapsed_nanoseconds
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +163,13 @@ class ParsedGenerateRequest(_BaseParsedRequest):
         return request_to_domain.generate_request_to_domain(self.body, model)
 
     def create_stream_writer(self) -> StreamWriter:
-        return StreamWriter(encode_generate_content)
+        return StreamWriter(encode_generate_content, self.model)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
-        return generate_response_to_client(response, nanoseconds=self._elapsed_nanoseconds)
+        return generate_response_to_client(
+            response, model=self.model, nanoseconds=self._elapsed_nanoseconds
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,9 @@ class ParsedEmbedRequest(BaseEmbeddingRequest, _BaseParsedRequest):
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, EmbeddingResponse)
-        return embedding_response_to_client(response, nanoseconds=self._elapsed_nanoseconds)
+        return embedding_response_to_client(
+            response, model=self.model, nanoseconds=self._elapsed_nanoseconds
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +224,13 @@ class _BaseCodec:
     _content: str  # the member of a response that contains the answer
     _content_type: type  # the type of that member
     _has_usage = True
+    ability_members: Mapping[str, tuple[str, ...]] = {}
+
+    def parse(self, body: bytes) -> ParsedRequest:
+        raise NotImplementedError
+
+    def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
+        return self.parse(to_json(data))
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -251,6 +265,10 @@ class OllamaChatCodec(_BaseCodec):
 
     path = "/api/chat"
     _content, _content_type = "message", dict
+    ability_members: Mapping[str, tuple[str, ...]] = {
+        "tools": ("tools",),
+        "thinking": ("think",),
+    }
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
@@ -262,6 +280,7 @@ class OllamaGenerateCodec(_BaseCodec):
 
     path = "/api/generate"
     _content, _content_type = "response", str
+    ability_members: Mapping[str, tuple[str, ...]] = {"thinking": ("think",)}
 
     def parse(self, body: bytes) -> ParsedGenerateRequest:
         data = parse_object(body)

@@ -41,7 +41,11 @@ def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
 
 
 def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
-    body = {"error": error.message, "code": error.code, "request_id": request_id}
+    message = error.message
+    if isinstance(error, errors.BackendRejected) and error.reason is not None:
+        # Ollama's clients know its messages, and its own tests compare them.
+        message = error.reason
+    body = {"error": message, "code": error.code, "request_id": request_id}
     if error.field is not None:
         body["field"] = _CLIENT_FIELDS.get(error.field, error.field)
     if error.details:

@@ -17,11 +17,12 @@ from moyin.domain.artifact import UNKNOWN_MEDIA_TYPE, detect_media_type
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.text.protocol.codec import merge_adjacent_messages
+from moyin.text.protocol.logprobs import read_requested_logprobs
 from moyin.text.protocol.ollama import wire
 
 # Members and options that change the answer and that only Ollama has. Others are ignored: unknown
 # members, because Ollama ignores them, too, and options that only set how Ollama runs the model.
-_NATIVE_MEMBERS = frozenset({"context", "logprobs", "raw", "suffix", "template", "top_logprobs"})
+_NATIVE_MEMBERS = frozenset({"context", "raw", "suffix", "template"})
 _NATIVE_OPTIONS = frozenset(
     {
         "mirostat", "mirostat_eta", "mirostat_tau", "penalize_newline", "repeat_last_n", "tfs_z",
@@ -149,6 +150,7 @@ def _build_chat_request(
             min_p=options.min_p or None,
             seed=options.seed,
         ),
+        logprobs=read_requested_logprobs(body.logprobs, body.top_logprobs),
     )
 
 

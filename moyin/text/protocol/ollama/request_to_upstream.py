@@ -14,6 +14,7 @@ from moyin.domain import chat
 from moyin.domain.needs import IMAGE_TOKENS, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import UnsupportedFeature
 from moyin.http.validation import parse_arguments
+from moyin.text.protocol.documents import refuse_documents
 
 _MIN_CONTEXT_TOKENS = 4096
 _ESTIMATE_MARGIN = 1.25
@@ -57,6 +58,7 @@ def chat_request_to_upstream(
     Raises:
         UnsupportedFeature: Ollama does not support a member.
     """
+    refuse_documents(request, "Ollama")
     tools = _select_tools(request)
     sampling = request.sampling
     options = {
@@ -81,6 +83,8 @@ def chat_request_to_upstream(
         "format": _encode_format(request.output),
         "think": _encode_think(request.reasoning),
         "options": {name: value for name, value in options.items() if value is not None},
+        "logprobs": True if request.logprobs is not None else None,
+        "top_logprobs": request.logprobs,
         "stream": stream,
     }
     return {name: value for name, value in body.items() if value is not None}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from moyin.domain import chat
 from moyin.domain.money import Usage
@@ -16,6 +17,15 @@ from moyin.http.validation import (
     parse_token_count,
     parse_tool_call_arguments,
 )
+from moyin.text.protocol.logprobs import encode_logprobs, logprobs_to_domain
+
+# Ollama's responses begin with the model's name.
+_MODEL_NAME = re.compile(rb'\{"model":\s?("(?:[^"\\]|\\.)*")')
+
+
+# The last members of a response, which the server writes after the answer.
+_EVAL_DURATION = re.compile(rb'"eval_duration":\s?(\d{1,15})')
+_END_BYTES = 200
 
 
 def usage_to_domain(body: Mapping[str, Any]) -> Usage:
@@ -24,6 +34,12 @@ def usage_to_domain(body: Mapping[str, Any]) -> Usage:
         input_tokens=parse_token_count(body.get("prompt_eval_count")),
         output_tokens=parse_token_count(body.get("eval_count")),
     )
+
+
+def read_writing_seconds(body: bytes) -> float:
+    """Return the seconds from the first token to the end of a whole response; 0 if unknown."""
+    durations = _EVAL_DURATION.findall(body, max(len(body) - _END_BYTES, 0))
+    return int(durations[-1]) / 1e9 if durations else 0.0
 
 
 def read_stop_reason(body: Mapping[str, Any], *, used_tools: bool) -> chat.StopReason:
@@ -48,7 +64,8 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
     if message.get("thinking"):
         parts.append(chat.Thinking(text=message["thinking"]))
     if message.get("content"):
-        parts.append(chat.Text(text=message["content"]))
+        logprobs = _read_logprobs(body)
+        parts.append(chat.Text(text=message["content"], logprobs=logprobs))
     calls = [_tool_call_to_domain(call) for call in message.get("tool_calls") or ()]
     return chat.ChatResponse(
         id=create_response_id(),
@@ -59,17 +76,34 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
     )
 
 
-def message_to_deltas(message: Mapping[str, Any], *, tools_before: int) -> list[chat.Delta]:
+def _read_logprobs(body: Mapping[str, Any]) -> tuple[chat.TokenLogprob, ...]:
+    try:
+        return logprobs_to_domain(body.get("logprobs"))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise new_malformed_response_error() from None
+
+
+def message_to_deltas(
+    message: Mapping[str, Any],
+    *,
+    tools_before: int,
+    logprobs: Iterable[Mapping[str, Any]] | None = None,
+) -> list[chat.Delta]:
     """Translate the message in an object of a stream to deltas.
 
     Args:
         tools_before: the number of tool calls in earlier objects of the stream.
+        logprobs: the object's probabilities of tokens, which belong to its text.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: the object is malformed.
     """
     deltas: list[chat.Delta] = []
     if message.get("thinking"):
         deltas.append(chat.ThinkingDelta(text=message["thinking"]))
     if message.get("content"):
-        deltas.append(chat.TextDelta(text=message["content"]))
+        tokens = logprobs_to_domain(logprobs)
+        deltas.append(chat.TextDelta(text=message["content"], logprobs=tokens))
     for index, call in enumerate(message.get("tool_calls") or (), start=tools_before):
         use = _tool_call_to_domain(call)
         deltas.append(chat.ToolStarted(index=index, id=use.id, name=use.name))
@@ -89,6 +123,26 @@ def _tool_call_to_domain(call: Mapping[str, Any]) -> chat.ToolUse:
 def create_response_id() -> str:
     """Return a new random id for a response, because Ollama's responses have no id."""
     return f"chat_{uuid.uuid4().hex}"
+
+
+def rename_model(body: bytes, model: str) -> bytes:
+    """Return a response, or a line of one, with ``model`` as the model's name.
+
+    Ollama's clients compare the name with the one that they asked for.
+    """
+    name = _MODEL_NAME.match(body)
+    if name is not None:
+        return body[: name.start(1)] + to_json(model) + body[name.end(1) :]
+    if b'"model"' not in body:
+        return body
+    try:
+        value = from_json(body)
+    except ValueError:
+        return body
+    if not isinstance(value, dict) or "model" not in value:
+        return body
+    end = b"\n" if body.endswith(b"\n") else b""
+    return to_json({**value, "model": model}) + end
 
 
 def build_first_members(model: str) -> dict[str, Any]:
@@ -119,8 +173,12 @@ def build_last_members(
     }
 
 
-def chat_response_to_client(response: chat.ChatResponse, *, nanoseconds: int) -> bytes:
-    """Encode a chat response as the body of a whole response of ``/api/chat``."""
+def chat_response_to_client(response: chat.ChatResponse, *, model: str, nanoseconds: int) -> bytes:
+    """Encode a chat response as the body of a whole response of ``/api/chat``.
+
+    Args:
+        model: the name for which the client asked; the other functions alike.
+    """
     message: dict[str, Any] = {"role": "assistant", "content": response.text}
     if thinking := _join_thinking(response):
         message["thinking"] = thinking
@@ -129,16 +187,25 @@ def chat_response_to_client(response: chat.ChatResponse, *, nanoseconds: int) ->
     ]:
         message["tool_calls"] = calls
     end = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
-    return to_json({**build_first_members(response.model), "message": message, **end})
+    tokens = encode_logprobs_member(response.logprobs)
+    return to_json({**build_first_members(model), "message": message, **tokens, **end})
 
 
-def generate_response_to_client(response: chat.ChatResponse, *, nanoseconds: int) -> bytes:
+def generate_response_to_client(
+    response: chat.ChatResponse, *, model: str, nanoseconds: int
+) -> bytes:
     """Encode a chat response as the body of a whole response of ``/api/generate``."""
     content: dict[str, Any] = {"response": response.text}
     if thinking := _join_thinking(response):
         content["thinking"] = thinking
+    content |= encode_logprobs_member(response.logprobs)
     end = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
-    return to_json({**build_first_members(response.model), **content, **end})
+    return to_json({**build_first_members(model), **content, **end})
+
+
+def encode_logprobs_member(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any]:
+    """Encode the member ``logprobs``, which responses without probabilities do not have."""
+    return {"logprobs": encode_logprobs(tokens)} if tokens else {}
 
 
 def tool_call_to_client(index: int, use: chat.ToolUse) -> dict[str, Any]:
@@ -173,11 +240,13 @@ def embedding_response_to_domain(body: Mapping[str, Any]) -> chat.EmbeddingRespo
     return chat.EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
 
 
-def embedding_response_to_client(response: chat.EmbeddingResponse, *, nanoseconds: int) -> bytes:
+def embedding_response_to_client(
+    response: chat.EmbeddingResponse, *, model: str, nanoseconds: int
+) -> bytes:
     """Encode embeddings as the body of a response of ``/api/embed``."""
     return to_json(
         {
-            "model": response.model,
+            "model": model,
             "embeddings": response.vectors,
             "total_duration": nanoseconds,
             "load_duration": 0,

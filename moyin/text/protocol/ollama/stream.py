@@ -18,8 +18,10 @@ from moyin.errors import StreamInterrupted
 from moyin.text.protocol.ollama.response import (
     build_first_members,
     build_last_members,
+    encode_logprobs_member,
     message_to_deltas,
     read_stop_reason,
+    rename_model,
     tool_call_to_client,
     usage_to_domain,
 )
@@ -71,13 +73,16 @@ class LineSplitter:
 
 
 class StreamWriter:
-    """Encodes the deltas of an answer as lines of JSON, with each tool call in a single line."""
+    """Encodes the deltas of an answer as lines of JSON, with each tool call in a single line.
 
-    def __init__(self, encode_content: ContentEncoder) -> None:
+    Every line names ``model``, the name for which the client asked.
+    """
+
+    def __init__(self, encode_content: ContentEncoder, model: str) -> None:
         self._encode_content = encode_content
         self._began = time.perf_counter_ns()
         self._prompt_nanoseconds = 0
-        self._model = ""
+        self._model = model
         self._calls = 0
         self._open: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
 
@@ -94,11 +99,11 @@ class StreamWriter:
             self._prompt_nanoseconds = time.perf_counter_ns() - self._began
         match delta:
             case chat.Started():
-                self._model = delta.model
                 return b""
             case chat.TextDelta():
                 return self._flush_tool_calls() + self._encode_line(
                     self._encode_content(delta.text, "", [])
+                    | encode_logprobs_member(delta.logprobs)
                 )
             case chat.ThinkingDelta():
                 if not delta.text:
@@ -146,14 +151,17 @@ class StreamWriter:
 
 
 class StreamTap:
-    """Forwards an Ollama stream unchanged and reads the usage from it.
+    """Forwards an Ollama stream and reads the usage from it.
 
-    Tokens are counted by lines, because Ollama sends one token per line.
+    Only the model's name is replaced by ``model``, the name for which the client asked. Tokens are
+    counted by lines, because Ollama sends one token per line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         self._splitter = LineSplitter()
         self.usage: Usage | None = None
+        self.prompt_tokens = 0
         self.tokens = 0
         self.is_finished = False
         self.transcript: Transcript | None = None
@@ -176,7 +184,7 @@ class StreamTap:
     def _process_lines(self, lines: list[bytes]) -> bytes:
         for line in lines:
             self._inspect_line(_parse_line(line))
-        return b"".join(lines)
+        return b"".join(rename_model(line, self._model) for line in lines)
 
     def _inspect_line(self, body: Mapping[str, Any]) -> None:
         if "error" in body:

@@ -83,6 +83,8 @@ class GenerationBody(WireModel):
     think: bool | str | None = None
     options: Options | None = None
     keep_alive: float | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     @property
     def is_streamed(self) -> bool:
@@ -156,3 +158,15 @@ class ShowBody(WireModel):
     model: str | None = None
     name: str | None = None
     verbose: bool | None = None
+
+
+class PullBody(WireModel):
+    """The body of ``/api/pull``; ``name`` is the older name of ``model``."""
+
+    model: str | None = None
+    name: str | None = None
+    stream: bool | None = None
+
+    @property
+    def name_of_model(self) -> str:
+        return self.model or self.name or ""

@@ -25,6 +25,7 @@ from moyin.http.validation import (
 )
 from moyin.text.protocol.codec import (
     BaseEmbeddingRequest,
+    ParsedRequest,
     Turn,
     encode_with_changes,
     select_newest_turns,
@@ -93,10 +94,10 @@ class BaseGenerationRequest:
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         hides_usage = not self.wants_usage
-        is_continuous = _CONTINUOUS_USAGE in (additions.get("stream_options") or ())
         return StreamTap(
             hide_usage=hides_usage,
-            hide_progress=(hides_usage or is_continuous) and not self._wants_continuous_usage,
+            # Gemini reports it in every event, whether or not it is requested.
+            hide_progress=not self._wants_continuous_usage,
             choices=self._choices,
         )
 
@@ -185,6 +186,13 @@ class BaseCodec:
     render_error = staticmethod(render_error)
     render_error_event = staticmethod(render_error_event)
     encode_cost_trailer = staticmethod(encode_cost_comment)
+    ability_members: Mapping[str, tuple[str, ...]] = {}
+
+    def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
+        return self.parse(to_json(data))
+
+    def parse(self, body: bytes) -> ParsedRequest:
+        raise NotImplementedError
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -200,6 +208,10 @@ class OpenAICodec(BaseCodec):
     """The codec of ``POST /v1/chat/completions``."""
 
     path = "/chat/completions"
+    ability_members: Mapping[str, tuple[str, ...]] = {
+        "tools": ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+        "thinking": ("reasoning_effort",),
+    }
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("choices"), list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -10,12 +11,23 @@ from moyin import errors
 from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 from moyin.http.sse import encode_event
 
+_NO_FIELDS: Mapping[str, str] = {}
 
-def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``."""
+
+def render_error(
+    error: errors.MoyinError,
+    request_id: str,
+    path: str,
+    client_fields: Mapping[str, str] = _NO_FIELDS,
+) -> ErrorBody:
+    """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``.
+
+    Args:
+        client_fields: the client's names of fields, where its API differs from chat completions.
+    """
     return ErrorBody(
         status=get_http_status(error),
-        body=to_json(_build_error_body(error, request_id)),
+        body=to_json(_build_error_body(error, request_id, client_fields)),
         headers={"content-type": "application/json", **build_error_headers(error)},
     )
 
@@ -25,12 +37,14 @@ def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
     return encode_event(_build_error_body(error, request_id))
 
 
-def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
+def _build_error_body(
+    error: errors.MoyinError, request_id: str, client_fields: Mapping[str, str] = _NO_FIELDS
+) -> dict[str, Any]:
     return {
         "error": {
             "message": error.message,
             "type": _select_error_type(error),
-            "param": error.field,
+            "param": client_fields.get(error.field or "", error.field),
             "code": error.code,
             **({"details": error.details} if error.details else {}),
         },
@@ -40,7 +54,9 @@ def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, An
 
 def _select_error_type(error: errors.MoyinError) -> str:
     match error:
-        case errors.RequestError() | errors.NotFound() | errors.BackendRejected():
+        case (
+            errors.RequestError() | errors.NotFound() | errors.Conflict() | errors.BackendRejected()
+        ):
             return "invalid_request_error"
         case errors.MissingKey() | errors.InvalidKey():
             return "authentication_error"

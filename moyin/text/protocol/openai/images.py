@@ -9,12 +9,15 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue
+from pydantic_core import to_json
 
 from moyin.errors import InvalidRequest, MoyinError, UnsupportedFeature
-from moyin.http.validation import WireModel, parse_object, validate
+from moyin.http.multipart import FormFile, MultipartForm
+from moyin.http.validation import WireModel, parse_json, parse_object, validate
 
 _SIZE_PATTERN = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _MAX_IMAGES = 10
@@ -34,11 +37,18 @@ _OPTIONAL_MEMBERS: Mapping[str, tuple[Any, ...]] = {
 _MEMBERS_BY_JOB_FIELD = {
     "template": "model",
     "inputs.prompt": "prompt",
+    "inputs.image": "image",
+    "inputs.mask": "mask",
     "inputs.width": "size",
     "inputs.height": "size",
     "batch.seeds": "n",
     **{f"inputs.{name}": name for name in _OPTIONAL_MEMBERS},
 }
+
+
+# Fields of forms that are no text.
+_NUMBERS = frozenset({"n", "output_compression", "partial_images"})
+_FLAGS = frozenset({"stream"})
 
 
 class ImagesBody(WireModel):
@@ -81,6 +91,83 @@ def parse_images_request(body: bytes) -> ImagesBody:
             f"{name[:64]} is not supported for images: omit it", field=name[:64]
         )
     return parsed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageEdit:
+    """A request of ``POST /v1/images/edits`` that a template renders.
+
+    Attributes:
+        pictures: the files, in the order in which the client sent them.
+        mask: the file of the mask; None if the client sent none.
+    """
+
+    body: ImagesBody
+    pictures: tuple[FormFile, ...]
+    mask: FormFile | None
+
+
+def parse_image_edit(form: MultipartForm) -> ImageEdit:
+    """Parse and validate the form of an edit, as `parse_images_request` does a request.
+
+    Raises:
+        InvalidRequest: a field is invalid, or there is no picture.
+        UnsupportedFeature: a field is unknown.
+    """
+    pictures, masks = form.find_files("image", "image[]"), form.find_files("mask")
+    if not pictures:
+        raise InvalidRequest(
+            "image: must be a file, in a part of the form with a filename", field="image"
+        )
+    if len(masks) > 1:
+        raise InvalidRequest("mask: must be at most one file", field="mask")
+    members = {name: _parse_field(name, value) for name, value in form.fields}
+    body = parse_images_request(to_json(members))
+    return ImageEdit(body=body, pictures=pictures, mask=masks[0] if masks else None)
+
+
+def _parse_field(name: str, value: str) -> Any:
+    """Convert a field of a form to the type of the member; leave others to the validation."""
+    if name in _NUMBERS and value.isascii() and value.isdecimal() and len(value) <= 9:
+        return int(value)
+    if name in _FLAGS and value in ("true", "false"):
+        return value == "true"
+    if name == "inputs":
+        return parse_json(value.encode())
+    return value
+
+
+def assign_pictures(
+    edit: ImageEdit, template: str, accepted: Mapping[str, Mapping[str, Any]]
+) -> dict[str, FormFile]:
+    """Return the files of an edit by the template's inputs that take them.
+
+    The first picture is for the input ``image``, the next ones for ``image_2``, ``image_3`` and so on.
+
+    Args:
+        accepted: the JSON Schemas of the template's inputs, by name.
+
+    Raises:
+        InvalidRequest, UnsupportedFeature: the template has no input for a file.
+    """
+    files = {f"image_{n}" if n > 1 else "image": f for n, f in enumerate(edit.pictures, 1)}
+    if edit.mask is not None:
+        files["mask"] = edit.mask
+    for name in files:
+        if accepted.get(name, {}).get("format") == "image":
+            continue
+        if name == "image":
+            raise InvalidRequest(
+                f"model: the template {template!r} has no input 'image' for a picture: choose one "
+                "that has",
+                field="model",
+            )
+        field = "mask" if name == "mask" else "image"
+        raise UnsupportedFeature(
+            f"{field}: the template {template!r} has no input {name!r} for a picture: omit it",
+            field=field,
+        )
+    return files
 
 
 def images_request_to_job(

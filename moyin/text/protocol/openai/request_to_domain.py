@@ -24,6 +24,8 @@ from moyin.domain.needs import (
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import find_unsupported_field
 from moyin.text.protocol.codec import merge_adjacent_messages
+from moyin.text.protocol.documents import read_encoded_file
+from moyin.text.protocol.logprobs import read_requested_logprobs
 from moyin.text.protocol.openai import wire
 
 # A body without these bytes does not have the member. Searching bytes is faster than walking the
@@ -50,7 +52,7 @@ def find_untranslatable_field(body: wire.ChatBody) -> str | None:
         content = message.content
         if isinstance(content, list):
             for place, part in enumerate(content):
-                if isinstance(part, wire.OtherPart) and part.type != "refusal":
+                if not _is_translatable(part):
                     return f"messages.{number}.content.{place}"
     # Medium verbosity is the default of every model.
     is_default = body.extras.get("verbosity") == "medium"
@@ -64,7 +66,8 @@ def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
 
     Raises:
         UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
-        InvalidRequest: ``tool_choice`` requires a tool, but the request has none.
+        InvalidRequest: ``tool_choice`` requires a tool, but the request has none, or
+            ``top_logprobs`` is wrong.
     """
     if (field := find_untranslatable_field(body)) is not None:
         raise new_unsupported_error(field)
@@ -85,6 +88,7 @@ def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
         max_tokens=body.output_limit,
         stop=convert_stop(body),
         sampling=convert_sampling(body),
+        logprobs=read_requested_logprobs(body.logprobs, body.top_logprobs),
         user=body.user,
     )
 
@@ -139,7 +143,7 @@ def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) 
     parts = list(iterate_content_parts(body))
     images, others = 0, []
     for part in parts:
-        if isinstance(part, wire.OtherPart):
+        if isinstance(part, wire.OtherPart | wire.FilePart):
             others.append(part)
         elif not isinstance(part, wire.TextPart):
             images += 1
@@ -159,6 +163,7 @@ def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) 
         thinking=body.reasoning_effort not in (None, "none"),
         has_cache_markers=_CACHE_MARKER in raw,
         attachment_bytes=sum(map(_count_content_bytes, others)) + schema,
+        has_files=any(isinstance(part, wire.FilePart) for part in others),
         has_external_content=any(map(_is_external_file, others))
         or (_AUDIO_MARKER in raw and _refers_to_audio(body)),
     )
@@ -219,23 +224,24 @@ def _iterate_prompt_texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]
             yield part.text
 
 
-def _count_content_bytes(part: wire.OtherPart) -> int:
+def _is_translatable(part: wire.ContentPart) -> bool:
+    """Return True unless the part is audio or refers to a file that it does not contain."""
+    if isinstance(part, wire.FilePart):
+        return part.file_data is not None and not part.file.get("file_id")
+    return not isinstance(part, wire.OtherPart) or part.type == "refusal"
+
+
+def _count_content_bytes(part: wire.OtherPart | wire.FilePart) -> int:
     """Return the size of a file or of audio without serializing it, because it may be large."""
-    content = part.extras.get(part.type)
+    content = part.file if isinstance(part, wire.FilePart) else part.extras.get(part.type)
     if not isinstance(content, dict):
         return len(to_json(part))
     return sum(count_utf8_bytes(value) for value in content.values() if isinstance(value, str))
 
 
-def _is_external_file(part: wire.OtherPart) -> bool:
+def _is_external_file(part: wire.OtherPart | wire.FilePart) -> bool:
     """Return True if the part refers to a file by its id or URL instead of containing it."""
-    if part.type != "file":
-        return False
-    file = part.extras.get("file")
-    if not isinstance(file, dict) or file.get("file_id"):
-        return True
-    data = file.get("file_data")
-    return not isinstance(data, str) or data.startswith(("http:", "https:"))
+    return isinstance(part, wire.FilePart) and not _is_translatable(part)
 
 
 def _refers_to_audio(body: wire.ChatBody) -> bool:
@@ -296,6 +302,9 @@ def _convert_part(part: wire.ContentPart) -> chat.Part:
         return chat.Text(text=part.text, cache=_read_cache_ttl(part))
     if isinstance(part, wire.ImagePart):
         return replace(_convert_image_url(part.image_url.url), cache=_read_cache_ttl(part))
+    if isinstance(part, wire.FilePart):
+        file = read_encoded_file(part.file_data or "", name=part.filename, field="messages")
+        return replace(file, cache=_read_cache_ttl(part))
     return chat.Text(text=str(part.extras.get("refusal", "")))
 
 

@@ -35,6 +35,8 @@ def chat_request_to_upstream(request: chat.ChatRequest, *, stream: bool) -> dict
         "tools": [_encode_tool(tool) for tool in request.tools] or None,
         "response_format": _encode_response_format(request.output),
         "reasoning_effort": _select_effort(request.reasoning),
+        "logprobs": True if request.logprobs is not None else None,
+        "top_logprobs": request.logprobs,
         "user": request.user,
     }
     if (choice := request.tool_choice) is not None and request.tools:
@@ -111,7 +113,7 @@ def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
 def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]]:
     """Yield a message for each tool result, then the user's own message.
 
-    Pictures in tool results move to the user's message, because tool messages contain only text.
+    Pictures and documents in tool results move to the user's message, because tool messages contain only text.
     """
     rest: list[chat.Part] = []
     for part in parts:
@@ -119,7 +121,7 @@ def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]
             rest.append(part)
             continue
         text = "".join(item.text for item in part.content if isinstance(item, chat.Text))
-        rest.extend(item for item in part.content if isinstance(item, chat.Image))
+        rest.extend(item for item in part.content if not isinstance(item, chat.Text))
         content = f"Error: {text}" if part.is_error else text
         yield {"role": "tool", "tool_call_id": part.tool_use_id, "content": content}
     if len(rest) == 1 and isinstance(rest[0], chat.Text):
@@ -133,6 +135,9 @@ def _encode_content_part(part: chat.Part) -> dict[str, Any]:
         return {"type": "text", "text": part.text}
     if isinstance(part, chat.Image):
         return {"type": "image_url", "image_url": {"url": part.url or encode_data_url(part)}}
+    if isinstance(part, chat.Document):
+        file = {"filename": part.name or "document.pdf", "file_data": encode_data_url(part)}
+        return {"type": "file", "file": file}
     raise UnsupportedFeature(
         f"messages: a user's message can't contain a part of type {type(part).__name__}",
         field="messages",
@@ -175,6 +180,6 @@ def _select_effort(reasoning: chat.Reasoning | None) -> str | None:
     return next((level for limit, level in _EFFORTS_BY_BUDGET if reasoning.budget <= limit), "high")
 
 
-def encode_data_url(image: chat.Image) -> str:
-    """Encode a picture, whose ``data`` must be set, as a data URL."""
-    return f"data:{image.media_type};base64,{image.data}"
+def encode_data_url(part: chat.Image | chat.Document) -> str:
+    """Encode a picture, whose ``data`` must be set, or a document as a data URL."""
+    return f"data:{part.media_type};base64,{part.data}"

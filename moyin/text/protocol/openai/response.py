@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from moyin.http.validation import (
     parse_token_count,
     require_text,
 )
+from moyin.text.protocol.logprobs import encode_logprobs, logprobs_to_domain
 
 FINISH_REASONS = {
     chat.StopReason.END: "stop",
@@ -102,6 +104,34 @@ def add_required_members(body: dict[str, Any]) -> bool:
             is_incomplete |= _add_missing_nulls(choice, "logprobs")
             if isinstance(message := choice.get("message"), dict):
                 is_incomplete |= _add_missing_nulls(message, "content", "refusal")
+                is_incomplete |= _complete_tool_calls(choice, message)
+    return is_incomplete
+
+
+def new_tool_call_id() -> str:
+    """Return an id for a tool call to which the back end gave none."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _complete_tool_calls(choice: dict[str, Any], message: Mapping[str, Any]) -> bool:
+    """Add the ids, types and finish reason that Gemini leaves out; return True if any was missing.
+
+    OpenAI itself ends forced calls with `stop`, too, and the request is not known here. But
+    Gemini ends all calls so, and agents take that for the end instead of calling the tool, while a
+    client that forces a call reads it whatever the reason is.
+    """
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list) or not calls:
+        return False
+    is_incomplete = False
+    for call in calls:
+        if isinstance(call, dict) and not (call.get("id") and call.get("type")):
+            call["id"] = call.get("id") or new_tool_call_id()
+            call["type"] = call.get("type") or "function"
+            is_incomplete = True
+    if choice.get("finish_reason") == "stop":
+        choice["finish_reason"] = "tool_calls"
+        is_incomplete = True
     return is_incomplete
 
 
@@ -123,7 +153,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
     try:
         choice = body["choices"][0]
         message = choice["message"]
-        parts = _message_to_parts(message)
+        parts = _message_to_parts(message, choice.get("logprobs"))
         stop = STOP_REASONS.get(choice.get("finish_reason") or "stop", chat.StopReason.END)
         if stop is chat.StopReason.END and any(isinstance(part, chat.ToolUse) for part in parts):
             stop = chat.StopReason.TOOL_USE
@@ -150,23 +180,29 @@ def read_stop_sequence(choice: Mapping[str, Any]) -> str | None:
     return reason if isinstance(reason, str) else None
 
 
-def _message_to_parts(message: Mapping[str, Any]) -> tuple[chat.Part, ...]:
+def _message_to_parts(
+    message: Mapping[str, Any], logprobs: Mapping[str, Any] | None
+) -> tuple[chat.Part, ...]:
     parts: list[chat.Part] = []
     for block in message.get("thinking_blocks") or ():
         if block["type"] == "redacted_thinking":
             parts.append(chat.Thinking(redacted=block["data"]))
         else:
             parts.append(chat.Thinking(text=block["thinking"], signature=block["signature"]))
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    thinking, text = split_content(message.get("content"))
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or thinking
     if reasoning and not parts:
         parts.append(chat.Thinking(text=str(reasoning)))
-    if content := message.get("content") or message.get("refusal"):
-        parts.append(chat.Text(text=str(content)))
+    if text:
+        tokens = logprobs_to_domain((logprobs or {}).get("content"))
+        parts.append(chat.Text(text=text, logprobs=tokens))
+    if refusal := message.get("refusal"):
+        parts.append(chat.Text(text=str(refusal), refusal=True))
     for call in message.get("tool_calls") or ():
         function = call["function"]
         parts.append(
             chat.ToolUse(
-                id=str(call["id"]),
+                id=str(call.get("id") or new_tool_call_id()),
                 name=require_text(function["name"]),
                 arguments=arguments_to_text(function.get("arguments")),
             )
@@ -174,11 +210,37 @@ def _message_to_parts(message: Mapping[str, Any]) -> tuple[chat.Part, ...]:
     return tuple(parts)
 
 
+def split_content(content: Any) -> tuple[str, str]:
+    """Return the thinking and the text in the ``content`` of a message or of an event.
+
+    It is a text, or a list of parts if a model of Mistral thinks.
+
+    Raises:
+        KeyError, TypeError: the content is malformed.
+    """
+    if not isinstance(content, list):
+        return "", "" if content is None else require_text(content)
+    thinking: list[str] = []
+    texts: list[str] = []
+    for part in content:
+        match part["type"]:
+            case "text":
+                texts.append(require_text(part["text"]))
+            case "thinking":
+                thinking += (require_text(inner["text"]) for inner in part["thinking"])
+    return "".join(thinking), "".join(texts)
+
+
 def encode_thinking_block(part: chat.Thinking) -> dict[str, Any]:
     """Encode a block of Claude's thinking; clients return it unchanged in their next request."""
     if part.redacted is not None:
         return {"type": "redacted_thinking", "data": part.redacted}
     return {"type": "thinking", "thinking": part.text, "signature": part.signature}
+
+
+def encode_choice_logprobs(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any] | None:
+    """Encode the member ``logprobs`` of a choice, which is null without probabilities."""
+    return {"content": encode_logprobs(tokens), "refusal": None} if tokens else None
 
 
 def chat_response_to_client(response: chat.ChatResponse, *, created: int) -> bytes:
@@ -213,7 +275,7 @@ def chat_response_to_client(response: chat.ChatResponse, *, created: int) -> byt
         "index": 0,
         "message": message,
         "finish_reason": FINISH_REASONS[response.stop],
-        "logprobs": None,
+        "logprobs": encode_choice_logprobs(response.logprobs),
     }
     return to_json(
         {

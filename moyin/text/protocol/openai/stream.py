@@ -14,17 +14,24 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.http.sse import Frame, FrameSplitter, encode_event, parse_event
 from moyin.http.validation import arguments_to_text, require_text
+from moyin.text.protocol.logprobs import logprobs_to_domain
+from moyin.text.protocol.openai.event_repair import EventRepair
 from moyin.text.protocol.openai.response import (
     FINISH_REASONS,
     STOP_REASONS,
+    encode_choice_logprobs,
     encode_thinking_block,
     event_usage_to_domain,
+    new_tool_call_id,
     read_stop_sequence,
+    split_content,
     usage_to_client,
 )
 
 _DONE = b"[DONE]"
 DONE_EVENT = b"data: [DONE]\n\n"
+_NO_USAGE = Usage()
+_ERROR_MARKER = b'"error"'
 _DONE_FRAME = Frame(DONE_EVENT, _DONE)
 _MALFORMED_EVENT = "the back end sent an event that does not have the members of OpenAI's format"
 
@@ -46,7 +53,7 @@ class StreamWriter:
                 self._id, self._model = delta.id, delta.model
                 return self._encode_chunk({"role": "assistant", "content": ""})
             case chat.TextDelta():
-                return self._encode_chunk({"content": delta.text})
+                return self._encode_chunk({"content": delta.text}, logprobs=delta.logprobs)
             case chat.ThinkingDelta():
                 return self._encode_thinking(delta)
             case chat.ToolStarted():
@@ -85,8 +92,18 @@ class StreamWriter:
     ) -> bytes:
         return self._encode_chunk({"tool_calls": [{"index": index, **call, "function": function}]})
 
-    def _encode_chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def _encode_chunk(
+        self,
+        delta: Mapping[str, Any],
+        finish: str | None = None,
+        logprobs: tuple[chat.TokenLogprob, ...] = (),
+    ) -> bytes:
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "finish_reason": finish,
+            "logprobs": encode_choice_logprobs(logprobs),
+        }
         return encode_event(self._build_chunk_head() | {"choices": [choice]})
 
     def _build_chunk_head(self) -> dict[str, Any]:
@@ -104,11 +121,14 @@ class StreamReader:
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
         self._started = False
-        self._head: tuple[str, str] | None = None
+        self._id = ""
+        self._model = ""
         self._stop: chat.StopReason | None = None
         self._stop_sequence: str | None = None
         self._usage = Usage()
-        self._tools: dict[int, str] = {}
+        # The number and the id of the tool call that has an index.
+        self._tools: dict[int, tuple[int, Any]] = {}
+        self._tool_count = 0
         self._refused = False
         self.is_finished = False
 
@@ -138,8 +158,9 @@ class StreamReader:
         except (KeyError, TypeError, AttributeError):
             raise StreamInterrupted(_MALFORMED_EVENT) from None
         # `Started` precedes the first delta, not the event with the role, because the usage of the
-        # prompt may follow that event.
-        self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
+        # prompt may follow that event. Azure's first event, about the prompt, has empty names.
+        self._id = self._id or str(body.get("id") or "")
+        self._model = self._model or str(body.get("model") or "")
         return [*self._emit_started_once(), *deltas] if deltas else []
 
     def flush(self) -> list[chat.Delta]:
@@ -172,17 +193,17 @@ class StreamReader:
         if self._started:
             return []
         self._started = True
-        identifier, model = self._head or ("", "")
-        return [chat.Started(id=identifier, model=model, usage=self._usage)]
+        return [chat.Started(id=self._id, model=self._model, usage=self._usage)]
 
     def _choice_to_deltas(self, choice: Mapping[str, Any]) -> list[chat.Delta]:
         delta = choice.get("delta") or {}
         deltas: list[chat.Delta] = []
-        if thinking := delta.get("reasoning_content") or delta.get("reasoning"):
-            deltas.append(chat.ThinkingDelta(text=require_text(thinking)))
         # Events of text completions have the text in the choice itself.
-        if content := delta.get("content") or choice.get("text"):
-            deltas.append(chat.TextDelta(text=require_text(content)))
+        thoughts, text = split_content(delta.get("content") or choice.get("text"))
+        if thinking := delta.get("reasoning_content") or delta.get("reasoning") or thoughts:
+            deltas.append(chat.ThinkingDelta(text=require_text(thinking)))
+        if text:
+            deltas.append(chat.TextDelta(text=text, logprobs=_read_logprobs(choice)))
         if refusal := delta.get("refusal"):
             self._refused = True
             deltas.append(chat.TextDelta(text=require_text(refusal), refusal=True))
@@ -194,15 +215,29 @@ class StreamReader:
         return deltas
 
     def _tool_call_to_deltas(self, call: Mapping[str, Any]) -> list[chat.Delta]:
-        index, function = call.get("index", len(self._tools)), call.get("function") or {}
+        function = call.get("function") or {}
+        index = self._find_tool_index(call, function)
         deltas: list[chat.Delta] = []
-        if index not in self._tools:
-            self._tools[index] = call["id"]
+        number, known_id = self._tools.get(index, (None, None))
+        # Gemini gives all calls the index 0, each with its own id and name.
+        is_next = function.get("name") and call.get("id") not in (None, known_id)
+        if number is None or is_next:
+            number, self._tool_count = self._tool_count, self._tool_count + 1
             name = require_text(function["name"])
-            deltas.append(chat.ToolStarted(index=index, id=str(call["id"]), name=name))
+            identifier = str(call.get("id") or new_tool_call_id())
+            self._tools[index] = number, identifier
+            deltas.append(chat.ToolStarted(index=number, id=identifier, name=name))
         if fragment := function.get("arguments"):
-            deltas.append(chat.ToolArguments(index=index, fragment=arguments_to_text(fragment)))
+            deltas.append(chat.ToolArguments(index=number, fragment=arguments_to_text(fragment)))
         return deltas
+
+    def _find_tool_index(self, call: Mapping[str, Any], function: Mapping[str, Any]) -> int:
+        """Return the index of a tool call, which Gemini leaves out."""
+        index = call.get("index")
+        if isinstance(index, int):
+            return index
+        # A call without index has a name at its beginning only.
+        return len(self._tools) if function.get("name") else len(self._tools) - 1
 
     def finish(self) -> list[chat.Delta]:
         """Return the `Finished` delta, after `Started` if the stream had no other delta."""
@@ -226,18 +261,24 @@ class StreamTap:
     Args:
         hide_usage: drop the event with the total usage, which the client did not request.
         hide_progress: remove the usage so far from the events with text, which the client did not
-            request. Clients that add up every ``usage`` would count it once per event.
+            request. Clients that add up every ``usage`` would count it once per event. If the back
+            end reports no total, the last of them becomes it.
         choices: the number of answers that the client requested.
     """
 
     def __init__(self, *, hide_usage: bool, hide_progress: bool = False, choices: int = 1) -> None:
         self._splitter = FrameSplitter()
         self._choices = choices
+        self._repair = EventRepair()
+        # The event with the total usage, for back ends that report it in other events only.
+        self._total: dict[str, Any] | None = None
         self._finished_choices: set[int] = set()
         self._hide_usage = hide_usage
         self._hide_progress = hide_progress
         self._reader = StreamReader()
         self.usage: Usage | None = None
+        self.prompt_tokens = 0
+        self._last: Mapping[str, Any] = {}
         self.tokens = 0
         self.is_finished = False
         self.transcript: Transcript | None = None
@@ -270,8 +311,8 @@ class StreamTap:
             self.is_finished = True
             if self.transcript is not None:
                 self.transcript.add(self._reader.finish())
-            return frame.raw
-        body = _parse_chunk(frame)
+            return self._encode_total() + frame.raw
+        body = self._last = _parse_chunk(frame)
         choices = body.get("choices")
         if (text := _read_plain_text(choices)) is not None:
             self.tokens += 1
@@ -283,14 +324,36 @@ class StreamTap:
             for choice in choices or ():
                 self.tokens += _has_output(choice)
                 self._record_finished_choice(choice)
+            if self._repair.apply(body):
+                frame = Frame(encode_event(body), frame.data)
         if (usage := event_usage_to_domain(body)) is None:
             return frame.raw
         self.usage = usage
         if not choices:
-            return b"" if self._hide_usage else frame.raw
-        if self._hide_progress and body.pop("usage", None) is not None:
+            self._total = None
+            # The estimate, which is booked as well, replaces a usage of zero.
+            replaced = usage == _NO_USAGE and self.prompt_tokens > 0
+            return b"" if self._hide_usage or replaced else frame.raw
+        if self._hide_progress and (progress := body.pop("usage", None)) is not None:
+            self._total = {**body, "choices": [], "usage": progress}
             return encode_event(body)
         return frame.raw
+
+    def _encode_total(self) -> bytes:
+        """Encode the event with the total usage if the client requested it and none was sent.
+
+        If the back end reports no usage, it is the estimate that is booked.
+        """
+        if self._hide_usage:
+            return b""
+        if self._total is not None:
+            return encode_event(self._total)
+        if self.usage not in (None, _NO_USAGE) or not self.prompt_tokens:
+            return b""
+        usage = Usage(input_tokens=self.prompt_tokens, output_tokens=self.tokens)
+        names = ("id", "object", "created", "model")
+        head = {name: self._last[name] for name in names if name in self._last}
+        return encode_event({**head, "choices": [], "usage": usage_to_client(usage)})
 
     def _record_finished_choice(self, choice: Any) -> None:
         if isinstance(choice, dict) and choice.get("finish_reason"):
@@ -303,6 +366,17 @@ class StreamTap:
             transcript.add(self._reader.choices_to_deltas(body))
         except (KeyError, TypeError, AttributeError):
             transcript.mark_unreadable()
+
+
+def _read_logprobs(choice: Mapping[str, Any]) -> tuple[chat.TokenLogprob, ...]:
+    # Text completions have probabilities in another format, without this member.
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, dict):
+        return ()
+    try:
+        return logprobs_to_domain(logprobs.get("content"))
+    except ValueError:
+        raise TypeError("logprobs must be numbers") from None
 
 
 def _read_plain_text(choices: list[Any] | None) -> str | None:
@@ -331,10 +405,22 @@ def _has_output(choice: Any) -> bool:
     )
 
 
+def _reports_error(body: Mapping[str, Any], choices: list[Any] | None) -> bool:
+    """Return True for an event with an error, beside which OpenRouter has a choice."""
+    if body.get("error") or ("error" in body and choices is None):
+        return True
+    return any(
+        isinstance(choice, dict) and choice.get("finish_reason") == "error"
+        for choice in choices or ()
+    )
+
+
 def _parse_chunk(frame: Frame) -> dict[str, Any]:
     body = parse_event(frame)
-    if "error" in body and "choices" not in body:
-        raise StreamInterrupted("the back end reported an error in its stream")
-    if not isinstance(body.get("choices") or [], list):
+    choices = body.get("choices")
+    if not isinstance(choices or [], list):
         raise StreamInterrupted(_MALFORMED_EVENT)
+    # Most events are looked at no further. In a text, the quotes would be escaped.
+    if _ERROR_MARKER in (frame.data or b"") and _reports_error(body, choices):
+        raise StreamInterrupted("the back end reported an error in its stream")
     return body

@@ -44,13 +44,32 @@ class ImagePart(Cacheable):
     image_url: ImageUrl
 
 
+class FilePart(Cacheable):
+    """A file, by its id or with its content; the back end validates the members of ``file``."""
+
+    type: Literal["file"]
+    file: dict[str, Any]
+
+    @property
+    def file_data(self) -> str | None:
+        """The content of the file as base64 or as a data URL, or None if the part lacks it."""
+        data = self.file.get("file_data")
+        is_content = isinstance(data, str) and not data.startswith(("http:", "https:"))
+        return data if is_content else None
+
+    @property
+    def filename(self) -> str | None:
+        name = self.file.get("filename")
+        return name if isinstance(name, str) else None
+
+
 class OtherPart(WireModel):
-    """An audio, file or refusal part, of which other API formats support only the refusal."""
+    """An audio or refusal part, of which other API formats support only the refusal."""
 
-    type: Literal["input_audio", "file", "refusal"]
+    type: Literal["input_audio", "refusal"]
 
 
-ContentPart = Annotated[TextPart | ImagePart | OtherPart, Field(discriminator="type")]
+ContentPart = Annotated[TextPart | ImagePart | FilePart | OtherPart, Field(discriminator="type")]
 
 
 class SystemMessage(WireModel):
@@ -184,6 +203,8 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     @property
     def output_limit(self) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
 from moyin.text.protocol.responses.codec import ParsedResponseRequest
@@ -12,6 +14,7 @@ from moyin.text.protocol.responses.wire import PROOF_OF_REASONING
 
 # Codes of failed jobs that are not an error of the server for OpenAI's clients.
 _ERROR_CODES = dict.fromkeys(("rate_limit_exceeded", "overloaded"), "rate_limit_exceeded")
+_INVALID_REQUEST = "invalid_request_error"
 _STATUSES = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress"}
 # Members of a response that only its answer determines.
 _ANSWER_MEMBERS = ("status", "model", "output", "usage", "incomplete_details", "error")
@@ -59,18 +62,57 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
         answer = job["outputs"][-1].get("body")
         if answer is None:
             return render_failure(response, "job_gone", "the job's output was deleted")
-        return {**response, **{name: answer[name] for name in _ANSWER_MEMBERS}}
+        members = {name: answer[name] for name in _ANSWER_MEMBERS}
+        return {**response, **members, "output": _rename_items(answer, response["id"])}
     if status is JobStatus.CANCELLED:
         return {**response, "status": "cancelled"}
     if status is JobStatus.FAILED:
-        return render_failure(response, job["error"]["code"], job["error"]["message"])
+        return _render_job_error(response, job["error"])
     return {**response, "status": _STATUSES[status]}
+
+
+def _rename_items(answer: Mapping[str, Any], response_id: str) -> list[dict[str, Any]]:
+    """Return the items of an answer with the ids of a response's items, by which they are found.
+
+    The ids contain that of the answer to the job's call, which is not stored.
+    """
+    old, new = (name.removeprefix("resp_") for name in (answer["id"], response_id))
+    return [item | {"id": item["id"].replace(old, new)} for item in answer["output"]]
 
 
 def render_failure(response: Mapping[str, Any], code: str, message: str) -> dict[str, Any]:
     """Return a response that failed with an error of a job."""
     error = {"code": _ERROR_CODES.get(code, "server_error"), "message": f"{code}: {message}"}
     return {**response, "status": "failed", "error": error}
+
+
+def _render_job_error(response: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a response that failed with the error that its call had, as far as that is known."""
+    call = _read_call_error((error.get("details") or {}).get("answer"))
+    code, message = call.get("code", error["code"]), call.get("message")
+    if not isinstance(code, str) or not isinstance(message, str):
+        return render_failure(response, error["code"], error["message"])
+    failure = render_failure(response, code, message)
+    texts = {name: call[name] for name in ("type", "param") if isinstance(call.get(name), str)}
+    failure["error"] |= texts
+    if texts.get("type") == _INVALID_REQUEST:
+        failure["error"]["code"] = "invalid_prompt"
+    return failure
+
+
+def _read_call_error(answer: Any) -> Mapping[str, Any]:
+    """Return the member ``error`` of the answer to a job's call; empty if there is none.
+
+    Jobs keep only the beginning of a long answer.
+    """
+    if not isinstance(answer, str):
+        return {}
+    try:
+        body = from_json(answer, allow_partial="trailing-strings")
+    except ValueError:
+        return {}
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else {}
 
 
 def first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,8 +175,7 @@ def _part_events(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     name = "refusal" if part["type"] == "refusal" else "text"
     kind = "response.refusal" if name == "refusal" else "response.output_text"
-    # Events of text have the member for probabilities, which is empty.
-    more: dict[str, Any] = {} if name == "refusal" else {"logprobs": []}
+    more: dict[str, Any] = {} if name == "refusal" else {"logprobs": part.get("logprobs") or []}
     yield "response.content_part.added", place | {"part": {**part, name: ""}}
     yield f"{kind}.delta", place | {"delta": part[name], **more}
     yield f"{kind}.done", place | {name: part[name], **more}

@@ -15,7 +15,7 @@ from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Imag
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.errors import MoyinError
-from moyin.http.sse import EVENT_STREAM, encode_cost_comment, encode_event
+from moyin.http.sse import EVENT_STREAM, encode_cost_comment
 from moyin.http.validation import (
     NO_MEMBERS,
     count_text_bytes,
@@ -23,9 +23,10 @@ from moyin.http.validation import (
     parse_object,
     validate,
 )
-from moyin.text.protocol.codec import Turn, select_newest_turns
-from moyin.text.protocol.openai.errors import render_error
+from moyin.text.protocol.codec import ParsedRequest, Turn, select_newest_turns
+from moyin.text.protocol.documents import NO_FILES, PromptFile
 from moyin.text.protocol.responses import wire
+from moyin.text.protocol.responses.errors import encode_error_event, render_error
 from moyin.text.protocol.responses.request_to_domain import (
     chat_needs,
     chat_request_to_domain,
@@ -71,6 +72,7 @@ class ParsedResponseRequest:
         chat: the request in the domain's types.
         record: receives the answer.
         own_items: the client's own input, without the earlier conversation.
+        files: the files to which the request refers, by id.
     """
 
     raw: bytes
@@ -79,6 +81,7 @@ class ParsedResponseRequest:
     chat: ChatRequest
     record: AnswerRecord
     own_items: list[dict[str, Any]]
+    files: Mapping[str, PromptFile] = field(default_factory=lambda: NO_FILES)
 
     @property
     def model(self) -> str:
@@ -117,7 +120,7 @@ class ParsedResponseRequest:
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
         data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
-        parsed = _parsed(to_json(data), data, validate(wire.ResponseBody, data))
+        parsed = _parsed(to_json(data), data, validate(wire.ResponseBody, data), self.files)
         return replace(parsed, record=self.record, own_items=self.own_items)
 
     def to_domain(self, model: str) -> ChatRequest:
@@ -167,6 +170,10 @@ class ResponsesCodec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     encode_cost_trailer = staticmethod(encode_cost_comment)
+    ability_members: Mapping[str, tuple[str, ...]] = {
+        "tools": ("tools", "tool_choice", "parallel_tool_calls"),
+        "thinking": ("reasoning",),
+    }
 
     def __init__(self, record: AnswerRecord | None = None) -> None:
         self._record = record
@@ -175,24 +182,38 @@ class ResponsesCodec:
         return self.parse_continuation(body, parse_object(body), ())
 
     def parse_continuation(
-        self, body: bytes, data: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]
+        self,
+        body: bytes,
+        data: Mapping[str, Any],
+        earlier: Sequence[Mapping[str, Any]],
+        files: Mapping[str, PromptFile] = NO_FILES,
     ) -> ParsedResponseRequest:
         """Parse a request that is preceded by the items of an ``earlier`` conversation.
 
         Args:
             body: the client's bytes; ``data`` is the same as JSON.
+            files: the files to which both refer, by id.
 
         Raises:
             InvalidRequest: the body is invalid; names the field.
         """
         own = validate(wire.ResponseBody, data)
         if not earlier:
-            return _parsed(body, data, own)
+            return _parsed(body, data, own, files)
         merged = {**data, "input": [*earlier, *_list_items(data["input"])]}
         return replace(
-            _parsed(to_json(merged), merged, validate(wire.ResponseBody, merged)),
+            _parsed(to_json(merged), merged, validate(wire.ResponseBody, merged), files),
             own_items=_list_items(data["input"]),
         )
+
+    def replace_body(
+        self, request: ParsedRequest, data: Mapping[str, Any]
+    ) -> ParsedResponseRequest:
+        """Return the request with another body, whose answer is recorded with the first one's."""
+        assert isinstance(request, ParsedResponseRequest)
+        body = validate(wire.ResponseBody, data)
+        parsed = _parsed(to_json(data), data, body, request.files)
+        return replace(parsed, record=request.record, own_items=request.own_items)
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -233,22 +254,15 @@ _ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
 _LAST = 2**31 - 1
 
 
-def encode_error_event(error: MoyinError, request_id: str, number: int) -> bytes:
-    """Encode the event that ends a broken stream."""
-    members = {
-        "type": "error",
-        "sequence_number": number,
-        "code": error.code,
-        "message": error.message,
-        "param": error.field,
-        "request_id": request_id,
-    }
-    return encode_event(members, name="error")
-
-
-def _parsed(raw: bytes, data: Mapping[str, Any], body: wire.ResponseBody) -> ParsedResponseRequest:
-    chat = chat_request_to_domain(body)
-    return ParsedResponseRequest(raw, data, body, chat, AnswerRecord(), _list_items(data["input"]))
+def _parsed(
+    raw: bytes,
+    data: Mapping[str, Any],
+    body: wire.ResponseBody,
+    files: Mapping[str, PromptFile],
+) -> ParsedResponseRequest:
+    chat = chat_request_to_domain(body, files)
+    items = _list_items(data["input"])
+    return ParsedResponseRequest(raw, data, body, chat, AnswerRecord(), items, files)
 
 
 def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:

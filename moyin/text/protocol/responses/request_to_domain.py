@@ -11,6 +11,7 @@ from pydantic_core import from_json, to_json
 
 from moyin.domain.chat import (
     ChatRequest,
+    Document,
     Image,
     OutputFormat,
     Part,
@@ -28,6 +29,8 @@ from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_delimiter_tokens, e
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import find_unsupported_field, require_text
 from moyin.text.protocol.codec import Turn, merge_adjacent_messages
+from moyin.text.protocol.documents import NO_FILES, PromptFile, read_encoded_file
+from moyin.text.protocol.logprobs import read_requested_logprobs
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.tools import join_name, list_tools
 
@@ -40,7 +43,7 @@ _HARMLESS = frozenset(
         "prompt_cache_retention", "safety_identifier", "service_tier", "status",
     }
 )  # fmt: skip
-_INCLUDABLE = frozenset({wire.PROOF_OF_REASONING})
+_INCLUDABLE = frozenset({wire.PROOF_OF_REASONING, wire.LOGPROBS_OF_TEXT})
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
 # The only argument of the function that stands for a custom tool.
 _CUSTOM_ARGUMENT = "input"
@@ -52,8 +55,13 @@ _CUSTOM_SCHEMA: Mapping[str, Any] = {
 }
 
 
-def chat_request_to_domain(body: wire.ResponseBody) -> ChatRequest:
+def chat_request_to_domain(
+    body: wire.ResponseBody, files: Mapping[str, PromptFile] = NO_FILES
+) -> ChatRequest:
     """Translate a request to the domain.
+
+    Args:
+        files: the files to which the request refers, by id.
 
     Raises:
         InvalidRequest: members contradict each other; names one.
@@ -65,14 +73,15 @@ def chat_request_to_domain(body: wire.ResponseBody) -> ChatRequest:
     form = body.text.format if body.text is not None else None
     return ChatRequest(
         model=body.model,
-        system=tuple(_system(body, items)),
-        messages=merge_adjacent_messages(_parts_by_role(items)),
+        system=tuple(_system(body, items, files)),
+        messages=merge_adjacent_messages(_parts_by_role(items, files)),
         tools=tuple(_tools(body)),
         tool_choice=_choice(body),
         output=_output(form),
         reasoning=_reasoning(body.reasoning),
         max_tokens=body.max_output_tokens,
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p),
+        logprobs=_logprobs(body),
         user=body.user,
     )
 
@@ -86,6 +95,7 @@ def chat_needs(request: ChatRequest) -> Needs:
         + estimate_tokens(to_json(dict(tool.schema)).decode())
         for tool in request.tools
     )
+    documents = sum(len(part.data) for part in _with_results(parts) if isinstance(part, Document))
     form = request.output
     schema = None if form is None else form.schema
     texts = [part.text for part in request.system]
@@ -100,7 +110,7 @@ def chat_needs(request: ChatRequest) -> Needs:
         vision=images > 0,
         schema=schema is not None,
         thinking=request.reasoning is not None and request.reasoning.enabled,
-        attachment_bytes=0 if schema is None else len(to_json(dict(schema))),
+        attachment_bytes=documents + (0 if schema is None else len(to_json(dict(schema)))),
     )
 
 
@@ -162,18 +172,25 @@ def _first_untranslatable_field(body: wire.ResponseBody) -> str | None:
     return find_unsupported_field(body, _HARMLESS)
 
 
+def _logprobs(body: wire.ResponseBody) -> int | None:
+    includes = wire.LOGPROBS_OF_TEXT in (body.include or ())
+    return read_requested_logprobs(includes or bool(body.top_logprobs), body.top_logprobs)
+
+
 def _items(body: wire.ResponseBody) -> list[Any]:
     if isinstance(body.input, str):
         return [wire.Message(type="message", role="user", content=body.input)]
     return body.input
 
 
-def _system(body: wire.ResponseBody, items: list[Any]) -> Iterator[Text]:
+def _system(
+    body: wire.ResponseBody, items: list[Any], files: Mapping[str, PromptFile]
+) -> Iterator[Text]:
     if body.instructions:
         yield Text(text=body.instructions)
     for number, item in enumerate(items):
         if isinstance(item, wire.Message) and item.role in ("system", "developer"):
-            for part in _content(item.content, f"input.{number}.content"):
+            for part in _content(item.content, f"input.{number}.content", files):
                 if not isinstance(part, Text):
                     raise InvalidRequest(
                         f"input.{number}.content: a {item.role} message can only contain text",
@@ -182,13 +199,15 @@ def _system(body: wire.ResponseBody, items: list[Any]) -> Iterator[Text]:
                 yield part
 
 
-def _parts_by_role(items: list[Any]) -> Iterator[tuple[Role, Iterator[Part]]]:
+def _parts_by_role(
+    items: list[Any], files: Mapping[str, PromptFile]
+) -> Iterator[tuple[Role, Iterator[Part]]]:
     for number, item in enumerate(items):
         match item:
             case wire.Message(role="user"):
-                yield Role.USER, _content(item.content, f"input.{number}.content")
+                yield Role.USER, _content(item.content, f"input.{number}.content", files)
             case wire.Message(role="assistant"):
-                yield Role.ASSISTANT, _content(item.content, f"input.{number}.content")
+                yield Role.ASSISTANT, _content(item.content, f"input.{number}.content", files)
             case wire.FunctionCall():
                 name = join_name(item.namespace, item.name)
                 call = ToolUse(id=item.call_id, name=name, arguments=item.arguments)
@@ -199,12 +218,14 @@ def _parts_by_role(items: list[Any]) -> Iterator[tuple[Role, Iterator[Part]]]:
                 call = ToolUse(id=item.call_id, name=name, arguments=arguments)
                 yield Role.ASSISTANT, iter((call,))
             case wire.ToolOutput():
-                yield Role.USER, iter((_result(item, number),))
+                yield Role.USER, iter((_result(item, number, files),))
             case wire.ReasoningItem():
                 yield Role.ASSISTANT, iter((_thinking(item, number),))
 
 
-def _content(content: str | list[Any], field: str) -> Iterator[Text | Image]:
+def _content(
+    content: str | list[Any], field: str, files: Mapping[str, PromptFile]
+) -> Iterator[PromptFile]:
     if isinstance(content, str):
         yield Text(text=content)
         return
@@ -216,22 +237,45 @@ def _content(content: str | list[Any], field: str) -> Iterator[Text | Image]:
                 yield Text(text=part.refusal)
             case wire.InputImage(image_url=str(url)):
                 yield image_of_url(url)
+            case wire.InputImage(file_id=str(file_id)):
+                picture = _find_file(file_id, f"{field}.{place}.file_id", files)
+                if not isinstance(picture, Image):
+                    raise InvalidRequest(
+                        f"{field}.{place}.file_id: the file is no PNG, JPEG, GIF or WebP: send it "
+                        "as input_file",
+                        field=f"{field}.{place}.file_id",
+                    )
+                yield picture
             case wire.InputImage():
-                raise UnsupportedFeature(
-                    f"{field}.{place}: send the image as image_url, because file ids are not "
-                    "supported",
-                    field=f"{field}.{place}.file_id",
+                raise InvalidRequest(
+                    f"{field}.{place} must have image_url or file_id", field=f"{field}.{place}"
                 )
-            case _:
-                raise UnsupportedFeature(
-                    f"{field}.{place}: files are not supported: send their text as input_text, "
-                    "or pages as input_image",
-                    field=f"{field}.{place}.type",
-                )
+            case wire.InputFile():
+                yield _file(part, f"{field}.{place}", files)
 
 
-def _result(item: wire.ToolOutput, number: int) -> ToolResult:
-    content = tuple(_content(item.output, f"input.{number}.output"))
+def _file(part: wire.InputFile, field: str, files: Mapping[str, PromptFile]) -> PromptFile:
+    if part.file_id is not None:
+        return _find_file(part.file_id, f"{field}.file_id", files)
+    if part.file_data is not None:
+        return read_encoded_file(part.file_data, name=part.filename, field=f"{field}.file_data")
+    if part.file_url is not None:
+        raise UnsupportedFeature(
+            f"{field}.file_url: files by URL are not supported: send file_data, or upload the file "
+            "to /v1/files and send its file_id",
+            field=f"{field}.file_url",
+        )
+    raise InvalidRequest(f"{field} must have file_id or file_data", field=field)
+
+
+def _find_file(file_id: str, field: str, files: Mapping[str, PromptFile]) -> PromptFile:
+    if file_id not in files:
+        raise InvalidRequest(f"{field}: there is no file {file_id[:80]!r}", field=field)
+    return files[file_id]
+
+
+def _result(item: wire.ToolOutput, number: int, files: Mapping[str, PromptFile]) -> ToolResult:
+    content = tuple(_content(item.output, f"input.{number}.output", files))
     return ToolResult(tool_use_id=item.call_id, content=content)
 
 

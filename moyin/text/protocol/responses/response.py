@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
+from moyin.domain.chat import (
+    ChatResponse,
+    Part,
+    StopReason,
+    Text,
+    Thinking,
+    TokenLogprob,
+    ToolUse,
+)
 from moyin.domain.money import Usage
 from moyin.http.validation import new_malformed_response_error, parse_token_count, require_text
+from moyin.text.protocol.logprobs import encode_logprobs
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.request_to_domain import (
     custom_tool_arguments,
@@ -74,15 +83,21 @@ class ResponseTemplate:
     def items(self, response: ChatResponse) -> list[dict[str, Any]]:
         """Encode the parts of a whole answer as output items; texts in a row are one message."""
         items: list[dict[str, Any]] = []
-        is_refusal = response.stop is StopReason.REFUSAL
         for part in response.parts:
             match part:
-                case Text() if items and items[-1]["type"] == "message":
+                case Text() if items and _continues(items[-1], part):
                     content = items[-1]["content"]
-                    content.append(text_part(part.text, is_refusal=is_refusal))
+                    content.append(
+                        text_part(part.text, is_refusal=part.refusal, logprobs=part.logprobs)
+                    )
                 case Text():
-                    item_id = self.new_item_id("msg")
-                    items.append(message_item(part.text, is_refusal=is_refusal, item_id=item_id))
+                    item = message_item(
+                        part.text,
+                        is_refusal=part.refusal,
+                        item_id=self.new_item_id("msg"),
+                        logprobs=part.logprobs,
+                    )
+                    items.append(item)
                 case Thinking():
                     items.append(self.reasoning_item(part, item_id=self.new_item_id("rs")))
                 case ToolUse():
@@ -150,6 +165,7 @@ class ResponseTemplate:
             },
             "tool_choice": "auto" if body.tool_choice is None else _dump(body.tool_choice),
             "tools": [_dump_tool(tool) for tool in body.tools or ()],
+            "top_logprobs": body.top_logprobs or 0,
             "top_p": body.top_p,
             "truncation": body.truncation or "disabled",
             "usage": usage,
@@ -157,22 +173,31 @@ class ResponseTemplate:
         }
 
 
-def message_item(text: str, *, is_refusal: bool = False, item_id: str) -> dict[str, Any]:
+def message_item(
+    text: str,
+    *,
+    is_refusal: bool = False,
+    item_id: str,
+    logprobs: Iterable[TokenLogprob] = (),
+) -> dict[str, Any]:
     """Encode text as an item with a message of the assistant."""
     return {
         "id": item_id,
         "type": "message",
         "status": "completed",
         "role": "assistant",
-        "content": [text_part(text, is_refusal=is_refusal)],
+        "content": [text_part(text, is_refusal=is_refusal, logprobs=logprobs)],
     }
 
 
-def text_part(text: str, *, is_refusal: bool = False) -> dict[str, Any]:
+def text_part(
+    text: str, *, is_refusal: bool = False, logprobs: Iterable[TokenLogprob] = ()
+) -> dict[str, Any]:
     """Encode text as a part of a message."""
     if is_refusal:
         return {"type": "refusal", "refusal": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    tokens = encode_logprobs(logprobs)
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
 
 
 def function_call_item(
@@ -270,8 +295,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
 def _parts(item: Mapping[str, Any]) -> list[Part]:
     match item["type"]:
         case "message":
-            texts = (part.get("text", part.get("refusal")) for part in item["content"])
-            return [Text(text=require_text(text)) for text in texts]
+            return [_text(part) for part in item["content"]]
         case "function_call":
             return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["arguments"])]
         case "custom_tool_call":
@@ -281,6 +305,17 @@ def _parts(item: Mapping[str, Any]) -> list[Part]:
             return [Thinking(text="\n\n".join(part["text"] for part in item["summary"]))]
         case _:
             return []
+
+
+def _text(part: Mapping[str, Any]) -> Text:
+    if part["type"] == "refusal":
+        return Text(text=require_text(part["refusal"]), refusal=True)
+    return Text(text=require_text(part["text"]))
+
+
+def _continues(item: Mapping[str, Any], part: Text) -> bool:
+    """Return True if a text belongs to the message before it, as it does in a stream."""
+    return item["type"] == "message" and _is_refusal(item) is part.refusal
 
 
 def _name(item: Mapping[str, Any]) -> str:

@@ -13,12 +13,14 @@ from moyin.domain.chat import (
     TextDelta,
     Thinking,
     ThinkingDelta,
+    TokenLogprob,
     ToolArguments,
     ToolStarted,
     ToolUse,
     UsageUpdate,
 )
 from moyin.http.sse import encode_event
+from moyin.text.protocol.logprobs import encode_logprobs
 from moyin.text.protocol.responses.response import (
     ResponseTemplate,
     function_call_item,
@@ -37,6 +39,7 @@ class _Message:
     index: int
     is_refusal: bool
     texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -121,7 +124,8 @@ class StreamWriter:
         if message.is_refusal:
             yield self._part_event("response.refusal.delta", message, {"delta": delta.text})
         else:
-            members = {"delta": delta.text, "logprobs": []}
+            message.logprobs.extend(delta.logprobs)
+            members = {"delta": delta.text, "logprobs": encode_logprobs(delta.logprobs)}
             yield self._part_event("response.output_text.delta", message, members)
 
     def _write_thinking(self, delta: ThinkingDelta) -> Iterator[bytes]:
@@ -163,11 +167,13 @@ class StreamWriter:
 
     def _close_message(self, message: _Message) -> Iterator[bytes]:
         text = "".join(message.texts)
-        item = message_item(text, is_refusal=message.is_refusal, item_id=message.id)
+        item = message_item(
+            text, is_refusal=message.is_refusal, item_id=message.id, logprobs=message.logprobs
+        )
         if message.is_refusal:
             yield self._part_event("response.refusal.done", message, {"refusal": text})
         else:
-            members = {"text": text, "logprobs": []}
+            members = {"text": text, "logprobs": item["content"][0]["logprobs"]}
             yield self._part_event("response.output_text.done", message, members)
         members = {"part": item["content"][0]}
         yield self._part_event("response.content_part.done", message, members)

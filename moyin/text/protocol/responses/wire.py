@@ -13,6 +13,8 @@ from moyin.http.validation import WireModel
 
 # The value of ``include`` that asks for what proves the origin of reasoning.
 PROOF_OF_REASONING = "reasoning.encrypted_content"
+# The value of ``include`` that asks for the probabilities of the answer's tokens.
+LOGPROBS_OF_TEXT = "message.output_text.logprobs"
 
 
 class InputText(WireModel):
@@ -37,9 +39,13 @@ class InputImage(WireModel):
 
 
 class InputFile(WireModel):
-    """A file, which no translated back end accepts."""
+    """A file, by its id or with its content as base64 or as a data URL."""
 
     type: Literal["input_file"]
+    file_id: str | None = None
+    file_data: str | None = None
+    file_url: str | None = None
+    filename: str | None = None
 
 
 ContentPart = Annotated[
@@ -178,6 +184,7 @@ class ResponseBody(WireModel):
     store: bool | None = None
     background: bool | None = None
     include: list[str] | None = None
+    top_logprobs: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1)

@@ -43,6 +43,7 @@ class WireServer:
         app.router.add_post("/api/generate", self._ollama)
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_post("/api/embed", self._embed)
+        self._add_routes(app)
         runner = web.AppRunner(app, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -51,6 +52,9 @@ class WireServer:
             yield self
         finally:
             await runner.cleanup()
+
+    def _add_routes(self, app: web.Application) -> None:
+        """Add further routes; for subclasses."""
 
     async def _empty(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [], "version": "0.13.0"})
@@ -123,6 +127,7 @@ async def _stream(request: web.Request, kind: str, pieces: Iterator[bytes]) -> w
     return response
 
 
-def _vectors(inputs: str | list[str], dimensions: int | None) -> list[list[float]]:
-    texts = [inputs] if isinstance(inputs, str) else inputs
+def _vectors(inputs: str | list[Any], dimensions: int | None) -> list[list[float]]:
+    is_one = isinstance(inputs, str) or isinstance(inputs[0], int)
+    texts = [inputs] if is_one else inputs
     return [[len(text) + 0.5] * (dimensions or 3) for text in texts]

@@ -14,7 +14,7 @@ from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.content_encoding import decode_body
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
-from moyin.errors import BodyTooLarge
+from moyin.errors import BodyTooLarge, InvalidContentEncoding
 from moyin.testing.fakes import StaticAuthenticator
 
 LIMIT = 1_000_000
@@ -82,6 +82,14 @@ class Client:
         return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])
 
 
+async def read_whole(receive: Receive) -> bytes:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    return body
+
+
 @pytest.fixture
 def client() -> Client:
     return Client()
@@ -94,6 +102,8 @@ def client() -> Client:
         ("gzip", gzip.compress(TEXT, mtime=0)),
         ("x-gzip", gzip.compress(TEXT, mtime=0)),
         ("GZip ", gzip.compress(TEXT, mtime=0)),
+        # Several members, as parallel compressors write them; some are empty.
+        ("gzip", b"".join(gzip.compress(p, mtime=0) for p in (b"", TEXT[:7], b"", TEXT[7:], b""))),
         ("deflate", zlib.compress(TEXT)),
         ("identity", TEXT[:2000]),
         ("", TEXT[:2000]),
@@ -136,6 +146,39 @@ async def test_a_decoded_body_over_the_limit_is_refused(client: Client) -> None:
     assert problem["max_body_bytes"] == LIMIT
 
 
+async def test_members_are_limited(client: Client) -> None:
+    member = gzip.compress(b"", mtime=0)
+    assert (await client.send("gzip", member * 4096))[0] == 200
+    status, _, problem = await Client().send("gzip", member * 4097)
+    assert (status, problem["code"]) == (400, "invalid_content_encoding")
+    assert "more than 4096 gzip members" in problem["detail"]
+
+
+async def test_large_limits_allow_more_members() -> None:
+    """bgzip writes a member for every 64 KiB."""
+    member, limit = gzip.compress(b"x", mtime=0), 5_000 * 32 * 1024
+    scope = {"headers": [(b"transfer-encoding", b"chunked")]}
+    for count in (5_000, 5_001):
+        messages = [{"type": "http.request", "body": member * count, "more_body": False}]
+
+        async def receive(messages: list[Any] = messages) -> Any:
+            return messages.pop()
+
+        _, read = decode_body(scope, receive, limit, [b"gzip"])
+        if count > 5_000:
+            with pytest.raises(InvalidContentEncoding, match="more than 5000 gzip members"):
+                await read_whole(read)
+        else:
+            assert await read_whole(read) == b"x" * count
+
+
+async def test_members_over_the_limit_together_are_refused(client: Client) -> None:
+    member = gzip.compress(b"x" * (LIMIT // 4), mtime=0)
+    assert (await client.send("gzip", member * 4))[0] == 200
+    status, _, problem = await Client().send("gzip", member * 5)
+    assert (status, problem["code"]) == (413, "body_too_large")
+
+
 async def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = zlib.compress(bytes(200_000_000), 9)
     messages = [{"type": "http.request", "body": bomb, "more_body": False}]
@@ -167,8 +210,9 @@ async def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         ("gzip", gzip.compress(TEXT, mtime=0)[:-1], "ends too early"),
         ("gzip", gzip.compress(TEXT, mtime=0)[:5], "ends too early"),
         ("gzip", gzip.compress(TEXT, mtime=0)[:-8] + bytes(8), "not in this encoding"),
-        ("gzip", gzip.compress(TEXT, mtime=0) + b"x", "after its end"),
-        ("gzip", gzip.compress(b"a", mtime=0) + gzip.compress(b"b", mtime=0), "after its end"),
+        ("gzip", gzip.compress(TEXT, mtime=0) + b"xyz", "not in this encoding"),
+        ("gzip", gzip.compress(b"a", mtime=0) + gzip.compress(b"b", mtime=0)[:-1], "too early"),
+        ("deflate", zlib.compress(b"a") + zlib.compress(b"b"), "after its end"),
     ],
 )
 @pytest.mark.parametrize("piece", [1, 65_536])

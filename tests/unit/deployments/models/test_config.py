@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
-from moyin.domain.money import FREE_TARIFF, GpuRate
+from moyin.domain.money import FREE_TARIFF, GpuRate, Usage
+from moyin.domain.operation import Operation, Unit
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS, PRICES_CHECKED_ON
 
 SMALL = {"name": "small", "context": 2048}
@@ -84,6 +85,17 @@ def test_price_is_found_by_the_upstream_name() -> None:
             "aliases.home.residency: no back end has the residency 'mars'",
         ),
         ([LOCAL], {"fast": {"cache": {"ttl_s": 0}}}, "greater than"),
+        ([{**LOCAL, "batch": True}], {}, "Extra inputs"),
+        (
+            [{**VLLM, "models": [{**PAID, "batch_price": {"input": 1, "output": 1}}]}],
+            {},
+            "set 'batch: true' for the 'batch_price' of 'small'",
+        ),
+        (
+            [{**VLLM, "batch": True, "models": [{**SMALL, "price": {"usd_per_gpu_hour": 1}}]}],
+            {},
+            "set the 'batch_price' of 'small'",
+        ),
     ],
 )
 def test_mistake_is_reported(backends: list[Any], aliases: dict[str, Any], message: str) -> None:
@@ -102,6 +114,34 @@ def test_prices_may_depend_on_day_and_prompt_length() -> None:
     assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1000).input == 1
     assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1001).input == 2
     assert tariff.get_price_on(date(2027, 1, 1)).select_rates(1).output == 15
+
+
+def test_batches_cost_half_unless_they_have_prices() -> None:
+    prices = [{"input": 1, "output": "0.000005", "up_to": 1000}, {"input": 2, "output": 10}]
+    named = {**PAID, "name": "x", "batch_price": {"input": 7, "output": 9}}
+    models = [{**SMALL, "price": prices}, named]
+    vllm, cloud = config({**VLLM, "batch": True, "models": models}, CLOUD).backends
+    tariff = vllm.find_batch_tariff(vllm.models[0])
+    assert tariff is not None
+    price = tariff.get_price_on(PRICES_CHECKED_ON)
+    assert (price.select_rates(1).input, price.select_rates(1001).output) == (Decimal("0.5"), 5)
+    assert price.select_rates(1).output == Decimal("0.000003"), "rounded up"
+    other = vllm.find_batch_tariff(vllm.models[1])
+    assert other is not None
+    assert other.get_price_on(PRICES_CHECKED_ON).select_rates(1).input == 7
+    assert cloud.find_batch_tariff(cloud.models[0]) is None
+    (claude,) = config({**CLOUD, "batch": True}).backends
+    halved = claude.find_batch_tariff(claude.models[0])
+    assert halved is not None
+    for tariff, factor in ((CLAUDE_TARIFFS["claude-haiku-5-5"], 1), (halved, 2)):
+        rates = tariff.get_price_on(PRICES_CHECKED_ON).select_rates(0)
+        assert (
+            rates.output * factor
+            == CLAUDE_TARIFFS["claude-haiku-5-5"]
+            .get_price_on(PRICES_CHECKED_ON)
+            .select_rates(0)
+            .output
+        )
 
 
 def test_configured_price_overrides_the_table() -> None:
@@ -149,4 +189,54 @@ def test_concurrent_calls_depend_on_the_kind_of_server() -> None:
         "models": [{**SMALL, "name": "s"}],
     }
     read = config({**LOCAL, "server": {"parallel": 3}}, ollama, CLOUD)
-    assert [backend.max_calls for backend in read.backends] == [3, 1, 256]
+    assert [backend.max_calls for backend in read.backends] == [3, 256, 256]
+
+
+def operation_config(**model: Any) -> ModelsConfig:
+    backend = {"name": "b", "type": "openai", "base_url": "http://127.0.0.1:9/v1"}
+    return ModelsConfig.model_validate({"backends": [{**backend, "models": [model]}]})
+
+
+def test_models_with_abilities_only_need_no_context_and_answer_no_chats() -> None:
+    config = operation_config(name="m", abilities=["rerank"], price=0)
+    [model] = config.backends[0].models
+    assert not model.answers_chats and model.abilities == (Operation.RERANK,)
+    with pytest.raises(ValueError, match="context"):
+        operation_config(name="m", abilities=["transcription"], chat=True, price=0)
+    both = operation_config(name="m", context=9, abilities=["transcription"], chat=True, price=0)
+    assert both.backends[0].models[0].answers_chats
+    vectors = operation_config(name="m", context=9, embeddings=True, abilities=["rerank"], price=0)
+    assert not vectors.backends[0].models[0].answers_chats
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"abilities": ["chat"], "context": 1, "price": 0}, "abilities"),
+        ({"abilities": ["sing"], "price": 0}, "abilities"),
+        ({"abilities": ["speech"], "price": {"usd_per_second": 1}}, "price"),
+        ({"abilities": ["speech"], "price": {"usd_per_minute": -1}}, "price"),
+        ({"abilities": ["speech"]}, "price of 'm' is unknown"),
+    ],
+)
+def test_bad_abilities_and_unit_prices(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        operation_config(name="m", **model)
+
+
+def test_only_back_ends_with_openais_api_have_abilities() -> None:
+    model = {"name": "m", "context": 9, "abilities": ["speech"]}
+    backend = {"name": "b", "type": "ollama", "hosts": ["http://a"], "models": [model]}
+    with pytest.raises(ValueError, match="only back ends of type 'openai'"):
+        ModelsConfig.model_validate({"backends": [backend]})
+
+
+def test_prices_by_unit_may_be_joined_by_prices_of_tokens() -> None:
+    price = {"usd_per_image": 0.04, "usd_per_minute": 0.006, "output": 40}
+    config = operation_config(name="m", abilities=["image_edit"], price=price)
+    [model] = config.backends[0].models
+    assert model.unit_rates.compute_pico_cost(Unit.IMAGES, 2) == 8 * 10**10
+    assert model.unit_rates.compute_pico_cost(Unit.SECONDS, 61) == 61 * 10**8
+    assert model.unit_rates.compute_pico_cost(Unit.CHARACTERS, 1) == 0
+    tariff = config.backends[0].find_tariff(model)
+    assert tariff.prices[0].compute_pico_cost(Usage(input_tokens=5, output_tokens=1)) == 40 * 10**6

@@ -158,3 +158,18 @@ async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
     runtimes = builder.build(config(*backends)).runtimes
     assert [name for name, runtime in runtimes.items() if not runtime.checks_schemas] == ["a", "d"]
     await builder.close()
+
+
+async def test_aliases_and_policies_may_name_models_with_ollamas_default_tag(
+    settings: Settings,
+) -> None:
+    read = ModelsConfig.model_validate(
+        {
+            "backends": [{**OLLAMA, "discover": True}],
+            "aliases": {"house": ["qwen3:latest"]},
+            "tenants": {"eve": {"models": ["qwen3:latest"]}},
+        }
+    )
+    fleet = FleetBuilder(settings, {}).build(read)
+    assert len(fleet.find_allowed_deployments("house", "ada")) == 2
+    assert fleet.list_names("eve") == ("qwen3",)

@@ -4,10 +4,27 @@ from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import pytest
+from openai.pagination import SyncCursorPage
+from openai.types.responses import ResponseItem
+from pydantic_core import to_json
 from sqlalchemy.exc import OperationalError
 
-from deployments.models.routes.responses import _SavedStream, _storage_errors
+from deployments.models.routes.calls import set_background
+from deployments.models.routes.responses import (
+    ResponsesRoute,
+    _name_items,
+    _SavedStream,
+    _storage_errors,
+)
+from moyin.access.gatekeeper import RequestContext
+from moyin.access.gatekeeper.asgi import Message, Scope
+from moyin.domain.identity import Identity
+from moyin.domain.money import Usage
 from moyin.errors import MoyinError, ServiceUnavailable
+from moyin.store.stored_responses import StoredResponse
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.protocol.responses.codec import ParsedResponseRequest
+from moyin.text.routing.answer import Answer
 
 
 async def _pieces() -> AsyncGenerator[bytes, None]:
@@ -36,8 +53,75 @@ async def test_answer_that_cannot_be_stored_ends_with_an_error_event() -> None:
     assert attempts == ["resp_1", "resp_1"]
 
 
+def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
+    items: list[dict[str, Any]] = [
+        {"id": "msg_1"},
+        {"n": 1},
+        {"id": "msg_1", "n": 2},
+        {"id": None},
+        {"id": "msg_2"},
+    ]
+    stored = StoredResponse(
+        id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
+    )
+    named = _name_items(stored)
+    ids = [item["id"] for item in named]
+    assert ids == ["msg_1", "item_1_resp_7", "item_2_resp_7", "item_3_resp_7", "msg_2"]
+    assert [item.get("n") for item in named] == [None, 1, 2, None, None]
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_messages_of_the_input_have_lists_of_parts(role: str) -> None:
+    items: list[dict[str, Any]] = [{"type": "message", "role": role, "content": "hi"}]
+    stored = StoredResponse(
+        id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
+    )
+    listed = to_json({"data": _name_items(stored), "object": "list"})
+    page = SyncCursorPage[ResponseItem].model_validate_json(listed, strict=True)
+    [message] = page.model_dump()["data"]
+    assert message["content"][0]["text"] == "hi"
+
+
 def test_database_errors_tell_clients_to_try_again(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ServiceUnavailable) as caught, _storage_errors():
         raise OperationalError("SELECT", {"input": "secret prompt"}, Exception("away"))
     assert caught.value.retry_after
     assert "secret" not in caught.value.message + caplog.text
+
+
+class _Router:
+    """Answers every request."""
+
+    async def answer(self, codec: ProtocolCodec, call: ParsedResponseRequest, _: object) -> Answer:
+        response = {"id": "resp_7", "object": "response"}
+        call.record.add(response, {})
+        return Answer(headers=(), body=to_json(response), usage=Usage())
+
+
+class _AwayStore:
+    async def add(self, stored: StoredResponse) -> None:
+        raise OperationalError("INSERT", {}, Exception("the database is away"))
+
+
+@pytest.mark.parametrize("is_line", [False, True])
+async def test_only_a_batchs_answer_is_sent_without_being_stored(is_line: bool) -> None:
+    unused = cast(Any, None)
+    route = ResponsesRoute(cast(Any, _Router()), unused, cast(Any, _AwayStore()), unused, unused)
+    identity = Identity(owner="ada", key_id="k")
+    scope: Scope = {"headers": [], "moyin": RequestContext(request_id="r", identity=identity)}
+    if is_line:
+        set_background(scope, lambda entry: None)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b'{"model":"m","input":"hi"}'}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    if is_line:
+        await route(scope, receive, send)
+        assert b"resp_7" in sent[-1]["body"]
+    else:
+        with pytest.raises(ServiceUnavailable):
+            await route(scope, receive, send)

@@ -8,8 +8,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from deployments.models.telemetry import CallTelemetry, JudgeMetrics, LearningMetrics
+from deployments.models.telemetry import (
+    BatchMetrics,
+    CallTelemetry,
+    JudgeMetrics,
+    LearningMetrics,
+)
 from moyin.domain.money import Usage
+from moyin.domain.text_batch import LineResult
 from moyin.http.breaker import BreakerState
 from moyin.text.judging.verdict import Outcome
 from moyin.text.routing.background_queue import BackgroundQueue
@@ -181,3 +187,14 @@ def test_each_outcome_is_counted_once(metrics: Metrics) -> None:
     counts.export()
     assert metrics.get("moyin_judge_samples", outcome="started") == 2
     assert metrics.get("moyin_judge_samples", outcome="agreed") == 1
+
+
+def test_each_line_of_a_batch_is_counted_once(metrics: Metrics) -> None:
+    counts = BatchMetrics()
+    for code in (None, "backend_timeout", None):
+        counts.record_line(LineResult(number=1, http_status=200, body=b"", error_code=code))
+    counts.export()
+    counts.record_line(LineResult(number=1, http_status=200, body=b""))
+    counts.export()
+    assert metrics.get("moyin_batch_lines", status="completed", error_type="") == 3
+    assert metrics.get("moyin_batch_lines", status="failed", error_type="backend_timeout") == 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ import pytest
 from actors.comfyui import ActorStatus, ComfySpec
 from deployments.render import actor_supervisor as module
 from deployments.render.actor_supervisor import ActorSupervisor
+from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.pool import Pool
 from deployments.render.telemetry import ActorCounts
-from moyin.domain.renderer import RenderRequest
-from moyin.errors import ServiceUnavailable, StackError
+from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
+from moyin.domain.renderer import RendererStatus, RenderRequest, RenderResult
+from moyin.errors import ServiceUnavailable, StackError, WorkerLost
 from moyin.render.scheduling.rules import PendingRender, ScalingPolicy
 from moyin.testing.renderer import FakeRenderer
 from tests.waiting import eventually
@@ -36,6 +39,8 @@ class FakeActor(FakeRenderer):
 
     async def actor_status(self) -> ActorStatus:
         await self.placed.wait()
+        if isinstance(self.failure, WorkerLost):
+            raise self.failure
         return ActorStatus(
             renderer=await self.status(), spec=self._spec, node_id="n", devices=None, started=0
         )
@@ -74,6 +79,30 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return cluster
 
 
+class RecordingLedger:
+    """Stands for the ledger: the longest measurement of each run by its id."""
+
+    def __init__(self) -> None:
+        self.booked: dict[str, RenderRun] = {}
+        self.failure: Exception | None = None
+
+    async def book(self, runs: Sequence[RenderRun]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.booked.update({run.id: run for run in runs})
+
+
+def new_supervisor(
+    pool: Pool,
+    spec: ComfySpec,
+    scale: ScalingPolicy,
+    on_counts: Callable[[ActorCounts], None] = lambda _: None,
+    ledger: RecordingLedger | None = None,
+) -> ActorSupervisor:
+    unbooked: Any = ledger or RecordingLedger()
+    return ActorSupervisor(pool, spec, scale, RunBookkeeper(unbooked), on_counts)
+
+
 def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
     """Render; ``prompt_id`` is the prompt of an earlier attempt."""
     wanted = RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph={"1": {}})
@@ -84,7 +113,7 @@ def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
 
 async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(
+    supervisor = new_supervisor(
         pool, SPEC, ScalingPolicy(minimum=0, maximum=3, patience=10, idle=0.2)
     )
     supervisor.start()
@@ -101,7 +130,7 @@ async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: C
 
 
 async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
-    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=2, maximum=3, idle=0.05))
+    supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=2, maximum=3, idle=0.05))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 2)
     await asyncio.sleep(0.2)
@@ -111,7 +140,7 @@ async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
 
 async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=2, maximum=2))
+    supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=2, maximum=2))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 2)
     cluster.actors["comfyui-p-0"].held.clear()
@@ -133,7 +162,7 @@ async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
     abandoned = render(before)
     await actor.busy.wait()
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05))
+    supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05))
     supervisor.start()
     task = render(pool, prompt_id=actor.started[0])
     await asyncio.sleep(0.3)
@@ -150,7 +179,7 @@ async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: 
     for actor in (old, surplus):
         actor.held.clear()
         actor._running.add("left-over")
-    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
+    supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-7"]
@@ -166,7 +195,7 @@ async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: 
     old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old._finished.add("left-over")
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
+    supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: cluster.actors.get("comfyui-p-0") not in (None, old))
     name, done = await render(pool, "left-over")
@@ -177,7 +206,7 @@ async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: 
 
 async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
+    supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 1)
     [actor] = cluster.actors.values()
@@ -197,7 +226,7 @@ async def test_unplaced_actor_waits_while_renders_wait(
     caplog.set_level("INFO", module.__name__)
     cluster.capacity = 0
     pool, counts = Pool("p"), set[ActorCounts]()
-    supervisor = ActorSupervisor(
+    supervisor = new_supervisor(
         pool, SPEC, ScalingPolicy(minimum=0, maximum=2, idle=0.05), counts.add
     )
     supervisor.start()
@@ -218,7 +247,7 @@ async def test_unplaced_actor_waits_while_renders_wait(
 async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
     cluster.capacity = 1
     pool = Pool("p")
-    supervisor = ActorSupervisor(
+    supervisor = new_supervisor(
         pool, SPEC, ScalingPolicy(minimum=0, maximum=2, patience=0.01, idle=100)
     )
     supervisor.start()
@@ -229,7 +258,7 @@ async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
 
 async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
+    supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     assert supervisor.is_starting, "before it has looked for actors"
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.ready = False
@@ -246,7 +275,7 @@ async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Clust
 
 async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> None:
     cluster.capacity = 0
-    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
+    supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: "comfyui-p-0" in supervisor.placing_seconds)
     assert supervisor.is_starting
@@ -259,7 +288,7 @@ async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster)
     old.held.clear()
     old._running.add("left-over")
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
+    supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: pool.is_draining("comfyui-p-0"))
     with pytest.raises(ServiceUnavailable):
@@ -281,7 +310,7 @@ async def test_start_error_is_logged_once(
         raise StackError("ComfyUI is not installed" if tries < 4 else "it is broken")
 
     monkeypatch.setattr(module, "find_or_start", fail)
-    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1, idle=0.05))
+    supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1, idle=0.05))
     supervisor.start()
     await eventually(lambda: tries > 6)
     await supervisor.remove_idle_actors()
@@ -289,3 +318,168 @@ async def test_start_error_is_logged_once(
         "actor comfyui-p-0 failed and is started again: ComfyUI is not installed",
         "actor comfyui-p-0 failed and is started again: it is broken",
     ]
+
+
+ACCOUNT = RenderAccount(
+    owner="ann", job_id="j", pool="p", price=RenderPrice(usd_per_gpu_hour=Decimal(36))
+)
+OPEN_RUN = RenderRun(id="1" * 32, prompt_id="j", account=ACCOUNT, seconds=4.0, is_ended=False)
+
+
+async def test_runs_that_no_attempt_waited_for_are_booked_and_settled(cluster: Cluster) -> None:
+    actor = cluster.find_or_start("comfyui-p-0", SPEC)
+    ended = replace(OPEN_RUN, id="2" * 32, is_ended=True)
+    actor.runs = [ended, OPEN_RUN]
+    ledger = RecordingLedger()
+    supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1), ledger=ledger)
+    supervisor.start()
+    await eventually(lambda: actor.runs == [OPEN_RUN])
+    assert ledger.booked == {ended.id: ended}
+    actor.runs = [replace(OPEN_RUN, seconds=5.0, is_ended=True)]
+    await supervisor.remove_idle_actors()
+    assert ledger.booked[OPEN_RUN.id].seconds == 5.0
+    assert cluster.actors == {}
+
+
+async def test_actor_remains_until_its_runs_are_booked(cluster: Cluster) -> None:
+    actor = cluster.find_or_start("comfyui-p-0", SPEC)
+    ended = replace(OPEN_RUN, is_ended=True)
+    actor.runs = [ended]
+    ledger = RecordingLedger()
+    ledger.failure = OSError("the database is down")
+    supervisor = new_supervisor(
+        Pool("p"), SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05), ledger=ledger
+    )
+    supervisor.start()
+    await eventually(lambda: "comfyui-p-0" in supervisor.statuses)
+    await asyncio.sleep(0.2)
+    await supervisor.remove_idle_actors()
+    assert (actor.runs, cluster.actors) == ([ended], {"comfyui-p-0": actor})
+
+    ledger.failure = None
+    supervisor = new_supervisor(
+        Pool("p"), SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05), ledger=ledger
+    )
+    supervisor.start()
+    await eventually(lambda: cluster.actors == {})
+    assert ledger.booked == {ended.id: ended}
+    await supervisor.remove_idle_actors()
+
+
+async def test_run_of_a_lost_actor_is_booked_as_it_was_last_seen(cluster: Cluster) -> None:
+    actor = cluster.find_or_start("comfyui-p-0", SPEC)
+    actor.runs = [OPEN_RUN]
+    ledger = RecordingLedger()
+    supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1), ledger=ledger)
+    supervisor.start()
+    await eventually(lambda: "comfyui-p-0" in supervisor.statuses)
+    assert ledger.booked == {}
+    # Ray restarts a lost actor under its name, without its memory.
+    actor.runs = []
+    await eventually(lambda: OPEN_RUN.id in ledger.booked)
+    run = ledger.booked[OPEN_RUN.id]
+    assert (run.seconds, run.error, run.is_ended) == (4.0, "worker_lost", True)
+    await supervisor.remove_idle_actors()
+
+
+class OldActor(FakeActor):
+    """Stands for an actor of the version that had no runs in its statuses and results."""
+
+    async def status(self) -> RendererStatus:
+        status = await super().status()
+        object.__delattr__(status, "runs")
+        return status
+
+    async def results(self) -> dict[str, RenderResult]:
+        results = await super().results()
+        for result in results.values():
+            object.__delattr__(result, "runs")
+        return results
+
+
+async def test_actor_of_a_version_without_runs_ends_its_render_and_is_replaced(
+    cluster: Cluster,
+) -> None:
+    pool, prompt_id = Pool("p"), str(uuid.uuid4())
+    old = OldActor(SPEC, lambda: cluster.actors.pop("comfyui-p-0"))
+    cluster.actors["comfyui-p-0"] = old
+    old.held.clear()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(anext(old.render(RenderRequest(prompt_id=prompt_id, graph={}))))
+        await old.busy.wait()
+        supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
+        supervisor.start()
+        await eventually(lambda: pool.is_draining("comfyui-p-0"))
+        assert await pool.find_ended_runs(prompt_id) == []
+        attempt = render(pool, prompt_id)
+        await eventually(lambda: pool.is_followed("comfyui-p-0"))
+        supervisor.check_running()
+        await supervisor.remove_idle_actors()
+        assert cluster.actors == {"comfyui-p-0": old}, "it is busy"
+        supervisor.start()
+        old.held.set()
+    assert (await attempt)[0] == "comfyui-p-0"
+    await eventually(lambda: cluster.actors.get("comfyui-p-0", old) is not old)
+    assert (await render(pool, prompt_id))[0] == "comfyui-p-0"
+    assert cluster.actors["comfyui-p-0"].started == [], "the result was inherited"
+    supervisor.check_running()
+    await supervisor.remove_idle_actors()
+    assert cluster.actors == {}
+
+
+async def test_ended_run_of_a_lost_actor_is_booked_after_an_outage(cluster: Cluster) -> None:
+    ledger: Any = RecordingLedger()
+    bookkeeper, ended = RunBookkeeper(ledger), replace(OPEN_RUN, is_ended=True)
+    ledger.failure = OSError("the database is down")
+    assert await bookkeeper.settle("a", [ended]) == []
+    await bookkeeper.settle("a", ())
+    ledger.failure = None
+    await bookkeeper.settle("a", ())
+    assert ledger.booked == {ended.id: ended}
+    ledger.booked.clear()
+    assert await bookkeeper.settle("a", [ended]) == [ended.id]
+    ledger.booked.clear()
+    await bookkeeper.settle("a", ())
+    assert ledger.booked == {}, "it has been booked and is not lost"
+
+
+class HangingLedger(RecordingLedger):
+    """Stands for the ledger of a database that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def book(self, runs: Sequence[RenderRun]) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_lost_actor_gets_no_renders_while_the_database_hangs(cluster: Cluster) -> None:
+    pool, ledger = Pool("p"), HangingLedger()
+    actor = cluster.find_or_start("comfyui-p-0", SPEC)
+    actor.runs = [OPEN_RUN]
+    supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1), ledger=ledger)
+    supervisor.start()
+    await eventually(lambda: bool(pool.renderers))
+    actor.failure = WorkerLost("the actor has died")
+    await ledger.asked.wait()
+    assert list(pool.renderers) == []
+    await supervisor.remove_idle_actors()
+
+
+async def test_many_runs_are_booked_in_several_transactions() -> None:
+    class SlowLedger(RecordingLedger):
+        """Fails after the first transaction."""
+
+        async def book(self, runs: Sequence[RenderRun]) -> None:
+            await super().book(runs)
+            self.failure = TimeoutError()
+
+    ledger: Any = SlowLedger()
+    bookkeeper = RunBookkeeper(ledger)
+    runs = [replace(OPEN_RUN, id=f"{number:032x}", is_ended=True) for number in range(250)]
+    settled = await bookkeeper.settle("a", runs)
+    assert settled == list(ledger.booked) == [run.id for run in runs[:100]]
+    ledger.failure = None
+    assert len(await bookkeeper.settle("a", runs[100:])) == 100

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from pydantic import ValidationError
 
@@ -24,6 +26,11 @@ def test_arguments_reach_the_deployment() -> None:
         {"weights": {"ann": 0}},
         {"pool": "a", "larger_pool": "a"},
         {"pool": "Not a name"},
+        {"usd_per_gpu_hour": -1},
+        {"usd_per_gpu_hour": 1001},
+        {"usd_per_gpu_hour": "nan"},
+        {"usd_per_picture": 0.0000001},
+        {"usd_per_gpu_hour": 1, "usd_per_picture": 1},
         {"unknown": 1},
         {"comfyui": {"unknown": 1}},
     ],
@@ -31,3 +38,13 @@ def test_arguments_reach_the_deployment() -> None:
 def test_invalid_arguments_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         RenderArgs.model_validate(wrong)
+
+
+def test_price_is_that_of_the_process_share() -> None:
+    assert RenderArgs().to_price() is None
+    by_time = RenderArgs.model_validate({"usd_per_gpu_hour": 2.4, "gpus": 0.25}).to_price()
+    assert by_time is not None
+    assert by_time.compute_cost(1800, 7) == Decimal("0.3")
+    by_picture = RenderArgs.model_validate({"usd_per_picture": 0.02, "gpus": 0.25}).to_price()
+    assert by_picture is not None
+    assert by_picture.compute_cost(1800, 7) == Decimal("0.14")

@@ -3,11 +3,15 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from deployments.render.guard import MemoryGuard
 from deployments.render.pool import Pool
+from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
     RendererStatus,
@@ -24,6 +28,10 @@ from moyin.errors import (
 )
 from moyin.render.scheduling.rules import PendingRender
 from moyin.testing.renderer import FakeRenderer
+
+ACCOUNT = RenderAccount(
+    owner="ann", job_id="j", pool="p", price=RenderPrice(usd_per_gpu_hour=Decimal(1))
+)
 
 
 def request(
@@ -65,6 +73,53 @@ async def test_render_goes_to_a_free_renderer_and_reports_progress(pool: Pool) -
     seen: list[RenderProgress] = []
     name, done = await render(pool, request(), seen)
     assert (name, len(done.files), seen) == ("a", 1, [RenderProgress(value=0, max=1)])
+
+
+async def test_start_is_reported_by_first_and_attached_attempts(pool: Pool) -> None:
+    renderer, wanted = FakeRenderer(), request()
+    renderer.held.clear()
+    starts: list[str] = []
+
+    def attempt(in_pool: Pool, name: str, *, is_retry: bool) -> asyncio.Task[Any]:
+        pending = PendingRender(id=wanted.prompt_id, job_id="job", priority=3, arrived=0)
+        return asyncio.create_task(
+            in_pool.render(
+                wanted,
+                pending,
+                lambda _: None,
+                on_start=lambda: starts.append(name),
+                is_retry=is_retry,
+            )
+        )
+
+    first = attempt(pool, "first", is_retry=False)
+    await settle()
+    assert (starts, pool.list_positions()) == ([], {"job": 1})
+    pool.add_renderer("a", renderer, status())
+    await settle()
+    assert (starts, pool.list_positions()) == (["first"], {})
+    # A new replica may be the one that writes the start.
+    successor = Pool("default")
+    successor.add_renderer("a", renderer, status(wanted.prompt_id))
+    second = attempt(successor, "second", is_retry=True)
+    await settle()
+    assert starts == ["first", "second"]
+    renderer.held.set()
+    await asyncio.gather(first, second)
+    assert starts == ["first", "second"]
+
+
+async def test_batch_has_the_position_of_its_first_waiting_render(pool: Pool) -> None:
+    tasks = []
+    for arrived, job_id in enumerate(["batch", "batch", "other", "batch"]):
+        wanted = request()
+        pending = PendingRender(id=wanted.prompt_id, job_id=job_id, priority=3, arrived=arrived)
+        tasks.append(asyncio.create_task(pool.render(wanted, pending, lambda _: None)))
+    await settle()
+    assert pool.list_positions() == {"batch": 1, "other": 3}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
@@ -397,3 +452,38 @@ async def test_too_large_models_go_to_the_larger_pool_at_once() -> None:
             continue
         with pytest.raises(OutOfMemory):
             await render(pool, request(models))
+
+
+async def test_runs_reach_the_caller_also_after_a_failure_and_from_a_removed_renderer(
+    pool: Pool,
+) -> None:
+    a, wanted = FakeRenderer(), replace(request(), account=ACCOUNT)
+    pool.add_renderer("a", a, status())
+    pending = PendingRender(id=wanted.prompt_id, priority=3, arrived=0)
+    runs: list[RenderRun] = []
+    a.failure = RenderFailed("a node failed")
+    with pytest.raises(RenderFailed):
+        await pool.render(wanted, pending, lambda _: None, on_run=runs.append)
+    assert [run.error for run in runs] == ["render_failed"]
+    assert await pool.find_ended_runs(wanted.prompt_id) == runs
+    assert await pool.find_ended_runs(str(uuid.uuid4())) == []
+
+    a.failure = None
+    await pool.render(wanted, pending, lambda _: None, on_run=runs.append)
+    pool.inherit_results("a", await a.results())
+    pool.remove_renderer("a")
+    await pool.render(wanted, pending, lambda _: None, on_run=runs.append, is_retry=True)
+    assert [run.error for run in runs] == ["render_failed", None, None]
+    assert runs[1] == runs[2]
+
+
+async def test_unknown_event_of_a_later_version_is_not_the_result(pool: Pool) -> None:
+    class LaterRenderer(FakeRenderer):
+        async def render(self, request: RenderRequest) -> AsyncGenerator[Any, None]:
+            yield object()
+            async for event in super().render(request):
+                yield event
+
+    a = LaterRenderer()
+    pool.add_renderer("a", a, status())
+    assert (await render(pool, request()))[1].files == (a.file,)

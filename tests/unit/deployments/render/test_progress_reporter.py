@@ -13,6 +13,7 @@ from deployments.render import progress_reporter as module
 from deployments.render.progress_reporter import ProgressReporter
 from moyin.domain.job import EventType, Progress
 from moyin.domain.renderer import RenderProgress
+from tests.waiting import eventually
 
 
 class Stores:
@@ -22,20 +23,34 @@ class Stores:
         self.rows: list[Progress] = []
         self.events: list[Mapping[str, Any]] = []
         self.broken = 0
+        self.order: list[str] = []
+        self.can_start = asyncio.Event()
+        self.can_start.set()
+        self.failed_starts = 0
         self.written = asyncio.Event()
 
     async def record_progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
-        assert (job_id, attempt) == ("job", None)
+        assert (job_id, attempt) == ("job", 3)
         if self.broken:
             self.broken -= 1
             raise OperationalError("update", {}, Exception("away"))
         self.rows.append(progress)
+        self.order.append("row")
         self.written.set()
         return True
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
         assert (job_id, kind) == ("job", EventType.PROGRESS)
         self.events.append(data)
+        self.order.append("event")
+
+    async def mark_started(self) -> bool:
+        if self.failed_starts:
+            self.failed_starts -= 1
+            raise OperationalError("update", {}, Exception("away"))
+        await self.can_start.wait()
+        self.order.append("start")
+        return True
 
 
 @pytest.fixture
@@ -46,12 +61,16 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
 
 
 def reporter(stores: Stores) -> ProgressReporter:
-    return ProgressReporter(stores, stores, job_id="job", step=2)  # type: ignore[arg-type]
+    parts: Any = stores
+    return ProgressReporter(
+        parts, parts, job_id="job", attempt=3, step=2, mark_started=stores.mark_started
+    )
 
 
 async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) -> None:
     began = time.monotonic()
     async with reporter(stores) as reporting:
+        reporting.start()
         for value in range(200):
             reporting.report(RenderProgress(value=value, max=200, node="7"))
             await asyncio.sleep(0.001)
@@ -67,6 +86,7 @@ async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) 
 async def test_failed_row_is_written_again(stores: Stores) -> None:
     stores.broken = 1
     async with reporter(stores) as reporting:
+        reporting.start()
         reporting.report(RenderProgress(value=1, max=2))
         async with asyncio.timeout(30):
             await stores.written.wait()
@@ -89,7 +109,43 @@ async def test_hanging_store_does_not_delay_the_end(
     monkeypatch.setattr(stores, "publish", hang)
     async with asyncio.timeout(30):
         async with reporter(stores) as reporting:
+            reporting.start()
             reporting.report(RenderProgress(value=1, max=2))
             await asyncio.sleep(0.1)
     stuck.set()
     await asyncio.sleep(0.05)
+
+
+async def test_start_is_written_before_all_progress(stores: Stores) -> None:
+    stores.can_start.clear()
+    async with reporter(stores) as reporting:
+        reporting.start()
+        reporting.report(RenderProgress(value=1, max=2))
+        await asyncio.sleep(0.3)
+        assert stores.order == []
+        stores.can_start.set()
+        async with asyncio.timeout(30):
+            await stores.written.wait()
+    assert stores.order[0] == "start"
+    assert sorted(stores.order[1:]) == ["event", "row"]
+
+
+async def test_render_that_never_began_writes_nothing(stores: Stores) -> None:
+    async with reporter(stores) as reporting:
+        reporting.report(RenderProgress(value=0, max=2))
+        await asyncio.sleep(0.3)
+    assert stores.order == []
+
+
+async def test_start_of_a_short_render_is_written(stores: Stores) -> None:
+    async with reporter(stores) as reporting:
+        reporting.start()
+    assert stores.order == ["start"]
+
+
+async def test_failed_start_is_written_again(stores: Stores) -> None:
+    stores.failed_starts = 1
+    async with reporter(stores) as reporting:
+        reporting.start()
+        await eventually(lambda: "start" in stores.order)
+    assert stores.order == ["start"]

@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from deployments.job_services import JobServices
+from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from deployments.render.render_activities import RenderActivities, derive_prompt_id
@@ -26,6 +29,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.limits import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
+from moyin.domain.render_run import RenderPrice, RenderRun
 from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
@@ -37,9 +41,13 @@ from moyin.store.jobs import JobStore, NewJob
 from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.render_cache import CacheRules
+from moyin.store.render_ledger import RenderLedger
 from moyin.store.sql import Database
+from moyin.store.usage import UsageEntry
+from moyin.store.usage_reports import CallFilter, UsageReports
 from moyin.testing.fakes import InMemoryRenderCache
 from moyin.testing.renderer import FakeRenderer
+from tests.waiting import eventually
 
 JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
@@ -51,12 +59,24 @@ class NoEvents:
 
 
 class UnrecordedSteps:
-    """Runs steps as `JobStatusWriter` does, without recording them."""
+    """Runs steps as `JobStatusWriter` does, without recording them; counts the starts by step."""
+
+    def __init__(self) -> None:
+        self.starts: Counter[int] = Counter()
 
     async def run_step(
-        self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
+        self,
+        step: StepInput,
+        work: Callable[[], Awaitable[StepResult]],
+        *,
+        starts_at_once: bool,
     ) -> StepOutcome:
+        assert not starts_at_once
         return StepOutcome(result=await work())
+
+    async def mark_started(self, step: StepInput) -> bool:
+        self.starts[step.index] += 1
+        return True
 
 
 class Bench:
@@ -73,7 +93,8 @@ class Bench:
         self.cache = InMemoryRenderCache()
         self.environment = ActivityEnvironment()
         events: Any = NoEvents()
-        status_writer: Any = UnrecordedSteps()
+        self.steps = UnrecordedSteps()
+        status_writer: Any = self.steps
         unused: Any = None
         limits = LimitStore(self.database)
         self.activities = RenderActivities(
@@ -93,6 +114,8 @@ class Bench:
             model_sizes=ModelSizes(folder / "models"),
             result_cache=RenderResultCache(self.cache, self.blobs, CacheRules(kind="k")),
             guard=RenderGuard("default", PoolRules(), limits),
+            bookkeeper=RunBookkeeper(RenderLedger(self.database)),
+            price=RenderPrice(usd_per_gpu_hour=Decimal(36)),
         )
 
     async def run(
@@ -135,6 +158,30 @@ async def test_retried_step_returns_the_same_result(bench: Bench) -> None:
         "artifacts": [f"artifact:{artifact.id}"],
     }
     assert bench.renderer.started == [JOB], "the second attempt found the result"
+
+
+async def test_job_runs_once_comfyui_has_its_prompt(bench: Bench) -> None:
+    bench.pool.remove_renderer("comfyui-default-0")
+    bench.renderer.held.clear()
+    rendering = asyncio.create_task(bench.run(GRAPH))
+    await eventually(lambda: bench.pool.waiting_renders)
+    assert bench.pool.list_positions() == {JOB: 1}
+    assert not bench.steps.starts
+    bench.pool.add_renderer("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
+    await eventually(lambda: bench.steps.starts)
+    assert bench.pool.list_positions() == {}
+    assert not rendering.done()
+    bench.renderer.held.set()
+    await rendering
+    assert bench.steps.starts == {0: 1}
+
+
+async def test_job_with_a_cached_result_runs(bench: Bench) -> None:
+    await store_file(bench)
+    await bench.run(GRAPH)
+    bench.steps.starts.clear()
+    assert (await bench.run(GRAPH, job_id=OTHER)).cached
+    assert bench.steps.starts == {0: 1}
 
 
 async def test_files_of_other_nodes_are_left_out(bench: Bench) -> None:
@@ -217,17 +264,22 @@ async def test_internal_error_hides_its_message_and_is_retried_six_times(bench: 
 
 
 @pytest.mark.parametrize(
-    ("details", "status", "cancelled"),
+    ("details", "status", "is_deleted", "cancelled"),
     [
-        (ActivityCancellationDetails(cancel_requested=True), JobStatus.RUNNING, True),
-        (ActivityCancellationDetails(not_found=True), JobStatus.CANCELLED, True),
-        (ActivityCancellationDetails(not_found=True), JobStatus.RUNNING, False),
-        (ActivityCancellationDetails(worker_shutdown=True), JobStatus.RUNNING, False),
-        (ActivityCancellationDetails(timed_out=True), JobStatus.RUNNING, False),
+        (ActivityCancellationDetails(cancel_requested=True), JobStatus.RUNNING, False, True),
+        (ActivityCancellationDetails(not_found=True), JobStatus.CANCELLED, False, True),
+        (ActivityCancellationDetails(not_found=True), JobStatus.CANCELLED, True, True),
+        (ActivityCancellationDetails(not_found=True), JobStatus.RUNNING, False, False),
+        (ActivityCancellationDetails(worker_shutdown=True), JobStatus.RUNNING, False, False),
+        (ActivityCancellationDetails(timed_out=True), JobStatus.RUNNING, False, False),
     ],
 )
 async def test_only_a_final_cancellation_cancels_the_prompt(
-    bench: Bench, details: ActivityCancellationDetails, status: JobStatus, cancelled: bool
+    bench: Bench,
+    details: ActivityCancellationDetails,
+    status: JobStatus,
+    is_deleted: bool,
+    cancelled: bool,
 ) -> None:
     await bench.jobs.create(
         NewJob(
@@ -239,13 +291,23 @@ async def test_only_a_final_cancellation_cancels_the_prompt(
     await bench.renderer.busy.wait()
     if status.is_final:
         await bench.jobs.finish(JOB, 1, status, None)
+    if is_deleted:
+        await bench.jobs.delete("ann", [JOB])
     bench.environment.cancel(cancellation_details=details)
     with pytest.raises(asyncio.CancelledError):
         await task
     assert bench.renderer.cancelled == ([JOB] if cancelled else [])
 
 
-async def test_record_of_an_interrupted_prompt_is_stored(bench: Bench) -> None:
+@pytest.mark.parametrize("dies", [False, True])
+async def test_record_of_an_interrupted_prompt_is_stored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    async def fail() -> RendererStatus:
+        raise WorkerLost("the actor died after the interruption")
+
+    if dies:
+        monkeypatch.setattr(bench.renderer, "status", fail)
     await bench.jobs.create(
         NewJob(
             id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
@@ -364,3 +426,74 @@ async def test_result_whose_file_is_gone_is_rendered_again(bench: Bench) -> None
     assert len(bench.cache.renders) == 1
     assert not (await bench.run(GRAPH, job_id=OTHER)).cached
     assert bench.renderer.started == [JOB, OTHER]
+
+
+async def create_job(bench: Bench) -> None:
+    heads = ((StepKind.RENDER, "default"),)
+    await bench.jobs.create(
+        NewJob(id=JOB, owner="ann", kind="render", spec="0" * 64, heads=heads, key_id="key_1")
+    )
+
+
+async def list_rows(bench: Bench) -> list[UsageEntry]:
+    calls, _ = await UsageReports(bench.database).list_calls(CallFilter(owner="ann"), limit=100)
+    return calls
+
+
+async def test_render_costs_its_time_and_a_repeated_activity_costs_nothing(bench: Bench) -> None:
+    await create_job(bench)
+    bench.renderer.seconds = 2.5
+    results = [await bench.run(GRAPH), await bench.run(GRAPH)]
+    # 36 US dollars per hour are one cent per second.
+    assert [(r.cost_usd, r.gpu_seconds) for r in results] == [(Decimal("0.025"), 2.5)] * 2
+    [row] = await list_rows(bench)
+    assert (row.request_id, row.backend, row.key_id) == (JOB, "render-default", "key_1")
+    assert (row.operation, row.unit, row.quantity) == ("render", "gpu_milliseconds", 2500)
+    assert (row.cost_usd, row.complete) == (Decimal("0.025"), True)
+    await bench.jobs.record_step(JOB, 1, results[0])
+    assert (await bench.jobs.find(JOB)).cost_usd == Decimal("0.025")
+
+
+async def test_failed_renders_cost_their_time(bench: Bench) -> None:
+    await create_job(bench)
+    bench.renderer.seconds = 1.0
+    bench.renderer.failure = WorkerLost("gone")
+    for _ in range(2):
+        with pytest.raises(ApplicationError):
+            await bench.run(GRAPH)
+    bench.renderer.failure = None
+    result = await bench.run(GRAPH)
+    await bench.jobs.record_step(JOB, 1, result)
+    assert result.cost_usd == Decimal("0.01")
+    assert (await bench.jobs.find(JOB)).cost_usd == Decimal("0.03")
+    rows = await list_rows(bench)
+    assert sorted(row.error or "" for row in rows) == ["", "worker_lost", "worker_lost"]
+
+
+async def test_cancelled_render_is_booked_by_the_activity_that_cancels_it(bench: Bench) -> None:
+    await create_job(bench)
+    bench.renderer.held.clear()
+    task = asyncio.create_task(bench.run(GRAPH))
+    await bench.renderer.busy.wait()
+    account = bench.renderer.requests[JOB].account
+    cancelled = RenderRun(
+        id="1" * 32, prompt_id=JOB, account=account, seconds=3.0, error="cancelled"
+    )
+    bench.renderer.runs = [cancelled, replace(cancelled, id="2" * 32, prompt_id=OTHER)]
+    bench.environment.cancel(
+        cancellation_details=ActivityCancellationDetails(cancel_requested=True)
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await bench.jobs.find(JOB)).cost_usd == Decimal("0.03")
+    [row] = await list_rows(bench)
+    assert row.status == "cancelled"
+
+
+async def test_cached_result_costs_nothing(bench: Bench) -> None:
+    await store_file(bench)
+    bench.renderer.seconds = 2.0
+    await bench.run(GRAPH)
+    cached = await bench.run(GRAPH, job_id=OTHER)
+    assert (cached.cached, cached.cost_usd, cached.gpu_seconds) == (True, Decimal(0), 0.0)
+    assert len(await list_rows(bench)) == 1

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +21,12 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.jobs.protocol.request_to_domain import parse_job
-from moyin.jobs.protocol.response import build_status_event, render_job_detail
+from moyin.jobs.protocol.response import (
+    QueueView,
+    build_status_event,
+    render_job,
+    render_job_detail,
+)
 from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,11 +54,27 @@ def test_a_job_shows_its_outputs_but_not_its_owner_or_blobs() -> None:
                 "size": 1}  # fmt: skip
     assert shown["outputs"] == [
         {"step": 0, "text": "hi", "body": {"a": 1}, "artifacts": [artifact], "backend": "b",
-         "cost_usd": 0.25, "cached": False},
+         "cost_usd": 0.25, "cached": False, "gpu_seconds": None},
     ]  # fmt: skip
     assert shown["artifacts"] == [artifact]
     assert shown["cost_usd"] == 0.25
     assert not {"owner", "spec", "sha256"} & {*shown, *shown["artifacts"][0]}
+
+
+def test_only_a_queued_job_has_a_place_in_the_queue() -> None:
+    queue = QueueView(now=NOW + timedelta(seconds=90), positions={"j": 4})
+    waiting = job(status=JobStatus.QUEUED, queued_at=NOW + timedelta(seconds=30), results=())
+    shown = render_job(waiting, queue)
+    assert (shown.queued_for, shown.position) == (60.0, 4)
+    old = render_job(replace(waiting, queued_at=None), replace(queue, positions={}))
+    assert (old.queued_for, old.position) == (None, None)
+    ahead = render_job(waiting, replace(queue, now=NOW))
+    assert ahead.queued_for == 0.0, "the clocks of two machines differ"
+    for status in (JobStatus.RUNNING, JobStatus.SUCCEEDED):
+        ran = render_job(replace(waiting, status=status), queue)
+        assert (ran.queued_for, ran.position) == (None, None)
+    _, event = build_status_event(waiting)
+    assert (event["queued_for"], event["position"]) == (None, None)
 
 
 def test_the_last_event_has_the_job_and_its_attempt() -> None:
@@ -63,6 +84,14 @@ def test_the_last_event_has_the_job_and_its_attempt() -> None:
     assert data["attempt"] == 2
     assert data["error"] == {"code": "step_failed", "message": "no", "details": {"step": 0}}
     json.dumps(data)
+
+
+def test_job_that_ended_before_its_cancellation_shows_the_request() -> None:
+    by = Canceller(kind=CancellerKind.KEY, id="key_1")
+    kind, data = build_status_event(job(status=JobStatus.SUCCEEDED, cancel_requested_by=by))
+    assert kind is EventType.SUCCEEDED
+    assert data["cancelled_by"] is None
+    assert data["cancel_requested_by"] == {"kind": "key", "id": "key_1"}
 
 
 def test_a_cancelled_job_names_its_canceller() -> None:
@@ -132,3 +161,17 @@ def test_a_batch_has_the_state_of_its_children() -> None:
     ]  # fmt: skip
     assert shown["children"][3]["error"] == {"code": "c", "message": "m", "details": {}}
     assert render_job_detail(job(), [{}]).children is None
+
+
+def test_job_costs_all_its_renders_and_the_results_of_other_steps() -> None:
+    results = (
+        StepResult(index=0, output="o", cost_usd=Decimal("0.25")),
+        StepResult(index=1, output="o", cost_usd=Decimal("0.5"), gpu_seconds=2.0),
+    )
+    # An attempt of the render that failed had cost a quarter of a dollar.
+    shown = render_job_detail(
+        job(results=results, render_cost_usd=Decimal("0.75"), render_steps=(1,)),
+        [{"text": "hi"}, {"body": {}}],
+    )
+    assert shown.cost_usd == 1.0
+    assert [(o.cost_usd, o.gpu_seconds) for o in shown.outputs] == [(0.25, None), (0.5, 2.0)]

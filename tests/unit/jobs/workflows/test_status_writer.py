@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, Job, JobError, JobStatus, StepKind, StepResult
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.types import StepInput, StepOutcome
+from moyin.jobs.workflows.types import JobOutcome, StepInput, StepOutcome
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 
@@ -63,7 +64,12 @@ class Bench:
         )
 
     async def run(
-        self, step: StepInput, *, attempt: int = 1, work: Callable[[], Awaitable[Any]] | None = None
+        self,
+        step: StepInput,
+        *,
+        attempt: int = 1,
+        work: Callable[[], Awaitable[Any]] | None = None,
+        starts_at_once: bool = True,
     ) -> StepOutcome:
         async def act() -> StepResult:
             self.runs += 1
@@ -73,7 +79,8 @@ class Bench:
 
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, attempt=attempt)
-        done: StepOutcome = await environment.run(self.writer.run_step, step, act)
+        run = partial(self.writer.run_step, starts_at_once=starts_at_once)
+        done: StepOutcome = await environment.run(run, step, act)
         return done
 
 
@@ -135,6 +142,18 @@ async def test_a_lost_try_that_still_runs_may_end_the_job(
     assert bench.runs == 1
 
 
+async def test_the_end_of_a_deleted_job_is_neither_written_nor_published(bench: Bench) -> None:
+    step = await bench.job()
+    await bench.run(step)
+    await bench.jobs.delete("ann", [step.job_id])
+    published = list(bench.watchers.kinds)
+    outcome = JobOutcome(
+        job_id=step.job_id, owner="ann", attempt=1, status=JobStatus.FAILED, error=None, results=()
+    )
+    assert await bench.writer.finish(outcome) is False
+    assert bench.watchers.kinds == published
+
+
 async def test_a_retry_runs_the_step_if_no_result_was_recorded(bench: Bench) -> None:
     step = await bench.job()
 
@@ -166,6 +185,44 @@ async def test_a_step_of_an_ended_attempt_does_not_run(bench: Bench) -> None:
     with pytest.raises(ApplicationError) as caught:
         await bench.run(step)
     assert (caught.value.type, caught.value.non_retryable, bench.runs) == (SUPERSEDED, True, 0)
+
+
+async def test_a_render_that_waits_is_queued_until_it_is_marked(bench: Bench) -> None:
+    step = await bench.job()
+    seen: list[JobStatus] = []
+
+    async def wait() -> None:
+        seen.append((await bench.jobs.find(step.job_id)).status)
+        assert await bench.writer.mark_started(step)
+        assert not await bench.writer.mark_started(step)
+        seen.append((await bench.jobs.find(step.job_id)).status)
+
+    await bench.run(step, work=wait, starts_at_once=False)
+    assert seen == [JobStatus.QUEUED, JobStatus.RUNNING]
+    assert bench.watchers.kinds == ["running", "step", "succeeded", "end of frames"]
+
+
+async def test_a_waiting_render_of_an_ended_attempt_does_not_run(bench: Bench) -> None:
+    step = await bench.job()
+    await bench.jobs.finish(step.job_id, 1, JobStatus.CANCELLED, None)
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(step, starts_at_once=False)
+    assert (caught.value.type, bench.runs) == (SUPERSEDED, 0)
+
+
+async def test_a_worker_lost_while_the_render_waits_leaves_it_queued(bench: Bench) -> None:
+    step = await bench.job()
+
+    async def crash() -> None:
+        raise RuntimeError("the worker is lost")
+
+    with pytest.raises(RuntimeError):
+        await bench.run(step, work=crash, starts_at_once=False)
+    job = await bench.jobs.find(step.job_id)
+    assert (job.status, job.started_at) == (JobStatus.QUEUED, None)
+    again = partial(bench.writer.mark_started, step)
+    await bench.run(step, attempt=2, work=again, starts_at_once=False)
+    assert bench.watchers.kinds == ["running", "step", "succeeded", "end of frames"]
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -50,7 +50,10 @@ def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> O
 def entry(filename: str, subfolder: str = "") -> HistoryEntry:
     images = [{"filename": filename, "subfolder": subfolder, "type": "output"}]
     return HistoryEntry.model_validate(
-        {"outputs": {"1": {"images": images}}, "status": {"status_str": "success"}}
+        {
+            "outputs": {"1": {"images": images}},
+            "status": {"messages": [["execution_success", {}]]},
+        }
     )
 
 

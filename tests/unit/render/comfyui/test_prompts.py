@@ -6,6 +6,7 @@ import pytest
 
 from moyin.domain.renderer import (
     ExecutionFinished,
+    ExecutionStarted,
     RenderEvent,
     RenderProgress,
     RenderRequest,
@@ -85,6 +86,23 @@ async def test_short_render_sends_only_its_end() -> None:
     watched.mark_executed()
     watched.succeed(DONE)
     assert await task == [ExecutionFinished(), DONE]
+
+
+async def test_start_is_sent_once_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EVENT_SECONDS", 60.0)
+    watched = prompt()
+    tasks = [asyncio.create_task(follow(watched)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    watched.mark_started()
+    watched.mark_started()
+    await asyncio.sleep(0.01)
+    watched.process_event(progress(0.5))
+    await asyncio.sleep(0.01)
+    watched.mark_executed()
+    watched.succeed(DONE)
+    async with asyncio.timeout(10):
+        for events in await asyncio.gather(*tasks):
+            assert events == [ExecutionStarted(), ExecutionFinished(), DONE]
 
 
 async def test_late_follower_gets_the_end() -> None:

@@ -6,20 +6,26 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
-from moyin.domain.renderer import RenderRequest
-from moyin.errors import MoyinError, ServiceUnavailable, StackError, WorkerLost
+from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
+from moyin.domain.renderer import RenderRequest, RenderSucceeded
+from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable, StackError, WorkerLost
 from moyin.render.comfyui import client, session
+from moyin.render.comfyui import renderer as renderer_module
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.options import ComfyOptions, Isolation
+from moyin.render.comfyui.outputs import OutputStore
 from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.comfyui.session import Session
 from moyin.render.comfyui.written_files import WrittenFiles
+from moyin.render.protocol.wire import HistoryEntry, HistoryStatus, PromptState
 from moyin.store.blobs import BlobStore
 from tests.waiting import eventually
 
@@ -165,3 +171,114 @@ async def _error_of(renderer: ComfyRenderer) -> str:
 
     error: str = await eventually(reported)
     return error
+
+
+class AcceptingComfyUI:
+    """Accepts prompts, which are executed until a test gives their end."""
+
+    def __init__(self) -> None:
+        self.is_over = asyncio.Event()
+        self.state = PromptState(queued=True)
+        self.refusal: MoyinError | None = None
+
+    async def submit(self, prompt_id: str, graph: object, **_: object) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def get_prompt_state(self, prompt_id: str) -> PromptState:
+        await self.is_over.wait()
+        return self.state
+
+    async def interrupt(self, prompt_id: str) -> None:
+        self.state = PromptState(queued=False)
+        self.is_over.set()
+
+
+PRICED = RenderRequest(
+    prompt_id="5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a",
+    graph={"1": {}},
+    account=RenderAccount(
+        owner="ann", job_id="j", pool="p", price=RenderPrice(usd_per_gpu_hour=Decimal(1))
+    ),
+)
+
+
+@pytest.fixture
+async def accepting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Bench, AcceptingComfyUI]:
+    monkeypatch.setattr(renderer_module, "_POLL_SECONDS", 0.01)
+    comfyui = AcceptingComfyUI()
+    blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
+    client: Any = comfyui
+    bench = Bench(tmp_path, blobs, client)
+    bench.renderer._outputs = OutputStore(bench.session.written, blobs, 1000)
+    return bench, comfyui
+
+
+async def test_each_follower_and_the_status_report_the_same_run(
+    accepting: tuple[Bench, AcceptingComfyUI],
+) -> None:
+    bench, comfyui = accepting
+
+    async def follow() -> list[RenderRun]:
+        events = [event async for event in bench.renderer.render(PRICED)]
+        return [event for event in events if isinstance(event, RenderRun)]
+
+    tasks = [asyncio.create_task(follow()) for _ in range(2)]
+
+    async def find_open() -> RenderRun | None:
+        return next(iter((await bench.renderer.status()).runs), None)
+
+    opened = await eventually(find_open)
+    assert not opened.is_ended
+    status = HistoryStatus(messages=[("execution_success", {})])
+    comfyui.state = PromptState(queued=False, entry=HistoryEntry(status=status))
+    comfyui.is_over.set()
+    [run], [same] = await asyncio.gather(*tasks)
+    assert (run, run.id, run.error) == (same, opened.id, None)
+    assert run.seconds >= opened.seconds
+    assert (await bench.renderer.status()).runs == (run,)
+    assert await follow() == [run], "the result is remembered, and nothing was executed"
+    assert (await bench.renderer.results())[PRICED.prompt_id].runs == (run,)
+    await bench.renderer.settle([run.id])
+    assert (await bench.renderer.status()).runs == ()
+
+
+async def test_cancelled_prompt_has_a_run(accepting: tuple[Bench, AcceptingComfyUI]) -> None:
+    bench, _ = accepting
+    task = asyncio.create_task(bench.error(account=PRICED.account))
+
+    async def find_open() -> RenderRun | None:
+        return next(iter((await bench.renderer.status()).runs), None)
+
+    run = await eventually(find_open)
+    await bench.renderer.cancel(run.prompt_id)
+    await task
+    [ended] = (await bench.renderer.status()).runs
+    assert (ended.id, ended.error, ended.is_ended) == (run.id, "cancelled", True)
+
+
+async def test_refused_graph_has_no_run(accepting: tuple[Bench, AcceptingComfyUI]) -> None:
+    bench, comfyui = accepting
+    comfyui.refusal = InvalidGraph("no such node")
+    assert isinstance(await bench.error(account=PRICED.account), InvalidGraph)
+    assert (await bench.renderer.status()).runs == ()
+
+
+async def test_pool_of_the_version_without_runs_gets_none(
+    accepting: tuple[Bench, AcceptingComfyUI],
+) -> None:
+    bench, comfyui = accepting
+    old = replace(PRICED)
+    object.__delattr__(old, "account")
+    status = HistoryStatus(
+        status_str="success", completed=True, messages=[("execution_success", {})]
+    )
+    comfyui.state = PromptState(queued=False, entry=HistoryEntry(status=status))
+    comfyui.is_over.set()
+    for _ in range(2):
+        events = [event async for event in bench.renderer.render(old)]
+        assert not any(isinstance(event, RenderRun) for event in events)
+        assert isinstance(events[-1], RenderSucceeded)
+    assert (await bench.renderer.status()).runs == ()

@@ -91,6 +91,14 @@ def test_preview_of_a_large_picture_is_scaled_down(
     assert picture.getpixel((50, 25)) == pytest.approx((77, 77, 77), abs=2)
 
 
+@pytest.mark.parametrize(("width", "size"), [(100, (100, 50)), (64, (64, 32)), (1024, (400, 200))])
+def test_preview_is_no_wider_than_requested(
+    converter: Converter, width: int, size: tuple[int, int]
+) -> None:
+    task: dict[str, Any] = {"action": "preview", "format": "webp", "quality": 80, "channels": ""}
+    assert converter.convert(png("RGB", (400, 200)), **task, width=width).size == size
+
+
 def test_channel_has_only_colours_or_transparency(converter: Converter) -> None:
     assert converter.channel(png(), "rgb").getpixel((0, 0)) == (10, 20, 30)
     assert converter.channel(png(), "a").getpixel((0, 0)) == (0, 0, 0, 128)

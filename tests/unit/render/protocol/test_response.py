@@ -11,16 +11,21 @@ from moyin.render.protocol.response import (
     ProgressMeter,
     collect_values,
     get_prompt_id,
+    has_succeeded,
     is_last_event,
     list_output_files,
     raise_for_failure,
+    to_prompt_record,
 )
 from moyin.render.protocol.wire import EventMessage, HistoryEntry
 
+STARTED = ("execution_start", {"prompt_id": "p"})
+SUCCESS = ("execution_success", {"prompt_id": "p"})
 
-def entry(outputs: dict[str, Any], status: str = "success", *messages: Any) -> HistoryEntry:
+
+def entry(outputs: dict[str, Any], *messages: Any, status: str = "success") -> HistoryEntry:
     return HistoryEntry.model_validate(
-        {"outputs": outputs, "status": {"status_str": status, "messages": list(messages)}}
+        {"outputs": outputs, "status": {"status_str": status, "messages": [STARTED, *messages]}}
     )
 
 
@@ -55,7 +60,29 @@ def test_node_ids_may_be_any_text(nodes: list[str]) -> None:
 
 
 def test_successful_entry_raises_nothing() -> None:
-    raise_for_failure(entry({}))
+    raise_for_failure(entry({}, SUCCESS))
+
+
+def test_success_is_what_the_messages_report() -> None:
+    """ComfyUI keeps the status of the last executed node if the execution fails between nodes."""
+    cycle = {
+        "node_id": "4",
+        "node_type": "Loop",
+        "exception_type": "graph.DependencyCycleError",
+        "exception_message": "Dependency cycle detected",
+    }
+    ended = entry({}, ("execution_error", cycle))
+    assert not has_succeeded(ended)
+    record = to_prompt_record(ended, "p")
+    assert (record.status, record.completed) == ("error", False)
+    with pytest.raises(RenderFailed, match=r"node 4 \(Loop\) failed: Dependency cycle detected"):
+        raise_for_failure(ended)
+    # An error outweighs a success, whatever their order.
+    assert not has_succeeded(entry({}, SUCCESS, ("execution_error", cycle)))
+    assert not has_succeeded(entry({}, ("execution_interrupted", {"node_id": "1"}), SUCCESS))
+    stale = entry({}, SUCCESS, status="error")
+    assert has_succeeded(stale)
+    assert to_prompt_record(stale, "p").status == "success"
 
 
 def test_node_error_has_node_and_message_without_traceback() -> None:
@@ -68,7 +95,7 @@ def test_node_error_has_node_and_message_without_traceback() -> None:
         "current_inputs": {},
     }
     with pytest.raises(OutOfMemory) as caught:
-        raise_for_failure(entry({}, "error", ["execution_start", {}], ["execution_error", data]))
+        raise_for_failure(entry({}, ("execution_error", data), status="error"))
     assert caught.value.message == "node 3 (KSampler) failed: out of memory"
     assert caught.value.details == {
         "node_id": "3",
@@ -79,11 +106,12 @@ def test_node_error_has_node_and_message_without_traceback() -> None:
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "contains no error")],
+    [([("execution_interrupted", {"node_id": "1"})], "interrupted"), ([], "reports no error")],
 )
-def test_other_failures(messages: list[Any], message: str) -> None:
+@pytest.mark.parametrize("status", ["success", "error"])
+def test_other_failures(messages: list[Any], message: str, status: str) -> None:
     with pytest.raises(RenderFailed, match=message):
-        raise_for_failure(entry({}, "error", *messages))
+        raise_for_failure(entry({}, *messages, status=status))
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,53 @@ def test_next_render_of_a_busy_renderer_is_peeked() -> None:
 def _assignment(choice: Assignment | None) -> tuple[str, str]:
     assert choice is not None
     return choice.pending.id, choice.slot.name
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    loaded=st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=3),
+    renders=st.lists(
+        st.tuples(
+            st.sampled_from(FAMILIES),
+            st.sampled_from(["ann", "bob"]),
+            st.integers(1, 5),
+            st.one_of(st.none(), st.floats(0, 60)),
+        ),
+        max_size=12,
+    ),
+)
+def test_forecast_has_every_render_once_and_changes_nothing(
+    loaded: list[str], renders: list[tuple[str, str, int, float | None]]
+) -> None:
+    waiting = [
+        pending(str(n), model, owner=owner, priority=priority, arrived=n, deadline=deadline)
+        for n, (model, owner, priority, deadline) in enumerate(renders)
+    ]
+    made = window(loaded, waiting)
+    first = [render.id for render in made.forecast(0.0, 99)]
+    assert sorted(first) == sorted(render.id for render in waiting)
+    assert [render.id for render in made.forecast(0.0, 99)] == first
+    choice = made.choose_assignment(0.0)
+    if choice is not None:
+        assert choice.pending.id == first[0]
+        made.begin_render(choice, 0.0)
+        assert sorted(render.id for render in made.forecast(0.0, 99)) == sorted(first[1:])
+
+
+def test_forecast_is_the_order_in_which_renders_begin() -> None:
+    waiting = [
+        pending(f"{owner}{n}", owner=owner, priority=priority, arrived=n)
+        for n in range(3)
+        for owner, priority in (("ann", 3), ("bob", 3), ("eve", 1))
+    ]
+    made = window(["a"], waiting)
+    order = [render.id for render in made.forecast(0.0, 99)]
+    assert order[:3] == ["eve0", "eve1", "eve2"]
+    assert [render.id for render in made.forecast(0.0, 2)] == order[:2]
+    assert order == served(made, 0.0, made.mean_seconds)
+
+
+def test_forecast_of_a_pool_without_renderers_is_that_of_one_that_gets_a_renderer() -> None:
+    waiting = [pending("late", arrived=2.0), pending("first", priority=1), pending("early")]
+    made = window([], waiting)
+    assert [render.id for render in made.forecast(0.0, 99)] == ["first", "early", "late"]

@@ -122,7 +122,8 @@ async def test_embeddings_are_never_sampled() -> None:
     rig = JudgeRig()
     catalog = rig.router.fleet.catalog
     deployments = tuple(
-        replace(one, model=replace(one.model, embeddings=True)) for one in catalog.deployments
+        replace(one, model=replace(one.model, embeddings=True, chat=None))
+        for one in catalog.deployments
     )
     rig.router.fleet = replace(rig.router.fleet, catalog=replace(catalog, deployments=deployments))
     call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')

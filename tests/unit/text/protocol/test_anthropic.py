@@ -219,7 +219,9 @@ def test_content_blocks_do_not_overlap() -> None:
 def test_arguments_for_a_closed_call_interrupt_the_stream() -> None:
     writer = StreamWriter()
     writer.write(ToolStarted(index=0, id="a", name="f"))
+    writer.write(ToolArguments(index=0, fragment="{}"))
     writer.write(ToolStarted(index=1, id="b", name="f"))
+    assert writer.write(ToolArguments(index=0, fragment="\n")) == b""
     with pytest.raises(StreamInterrupted):
         writer.write(ToolArguments(index=0, fragment="{"))
 

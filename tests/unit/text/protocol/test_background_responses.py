@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from moyin.domain.chat import ChatResponse
-from moyin.errors import InvalidRequest
+from moyin.errors import BackendRejected, InvalidRequest
 from moyin.text.protocol.responses.background import (
     first_events,
     has_ended,
@@ -63,6 +63,8 @@ def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: s
     Response.model_validate_json(to_json(final), strict=True)
     assert has_ended(final) and not is_pending(final)
     assert (final["id"], final["background"], final["store"]) == ("resp_1", True, True)
+    ids = [item["id"].split("_")[1:] for item in final["output"]]
+    assert ids == [["1", str(number)] for number in range(len(ids))], "they name the response"
     assert final["metadata"] == {"a": "b"} and final["usage"]["output_tokens"] > 0
     events = [*first_events(queued), start_event(queued), *last_events(final)]
     for number, (kind, members) in enumerate(events):
@@ -125,6 +127,40 @@ def test_the_state_of_a_job_is_the_state_of_the_response(
     if has_ended(shown):
         *_, (kind, members) = last_events(shown)
         assert (kind, members["response"]["status"]) == ("response.failed", status)
+
+
+def failed_call(answer: str) -> dict[str, Any]:
+    """Return the job of a call that the gateway answered with status 400."""
+    message = "POST /v1/responses answered with status 400"
+    details = {"status": 400, "answer": answer, "step": 0}
+    return {
+        "status": "failed",
+        "error": {"code": "step_failed", "message": message, "details": details},
+    }
+
+
+@pytest.mark.parametrize("length", [10, 5_000])
+def test_a_failed_response_shows_the_error_of_its_call(length: int) -> None:
+    error = BackendRejected("The prompt is bad: " + "x" * length, field="input.0")
+    answer = CODEC.render_error(error, "r", "/v1/responses").body.decode()[:2_000]
+    shown = render_job(parse().render_queued("resp_1"), failed_call(answer))
+    Response.model_validate_json(to_json(shown), strict=True)
+    assert shown["status"] == "failed"
+    assert ": The prompt is bad: xxx" in shown["error"]["message"]
+    if length == 10:
+        assert shown["error"] == {
+            "code": "invalid_prompt",
+            "message": f"backend_rejected: {error.message}",
+            "type": "invalid_request_error",
+            "param": "input.0",
+        }
+
+
+@pytest.mark.parametrize("answer", ["", "<html>", "[]", "{}", '{"error": "x"}', '{"error": {"me'])
+def test_a_failure_without_the_error_of_its_call_shows_that_of_the_job(answer: str) -> None:
+    shown = render_job(parse().render_queued("resp_1"), failed_call(answer))
+    message = "step_failed: POST /v1/responses answered with status 400"
+    assert shown["error"] == {"code": "server_error", "message": message}
 
 
 def test_a_response_in_the_background_must_be_stored() -> None:

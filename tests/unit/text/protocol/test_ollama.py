@@ -37,6 +37,7 @@ from moyin.errors import (
 )
 from moyin.http.validation import validate
 from moyin.testing.backends import split_into_deltas
+from moyin.text.backends.response_errors import error_from_status
 from moyin.text.protocol.ollama import wire
 from moyin.text.protocol.ollama.codec import (
     OllamaChatCodec,
@@ -194,7 +195,7 @@ def test_options_become_sampling_or_are_refused_by_name() -> None:
     assert request.reasoning == Reasoning(effort="low", budget=2048)
     for changes, field in (
         ({"options": {"mirostat": 1}}, "options.mirostat"),
-        ({"logprobs": True}, "logprobs"),
+        ({"suffix": "end"}, "suffix"),
     ):
         with pytest.raises(UnsupportedFeature) as caught:
             chat_request_to_domain(parse(**changes), "m")
@@ -235,7 +236,7 @@ def test_generate_becomes_a_chat_of_one_turn() -> None:
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
-    body = chat_response_to_client(answer, nanoseconds=5)
+    body = chat_response_to_client(answer, model="m", nanoseconds=5)
     read = chat_response_to_domain(json.loads(body))
     # Ollama's format has neither refusals nor cached tokens.
     assert read.parts == answer.parts
@@ -243,16 +244,16 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     parsed = ollama.ChatResponse.model_validate_json(body)
     assert (parsed.message.content, parsed.total_duration) == (answer.text, 5)
     if not any(isinstance(part, ToolUse) for part in answer.parts):
-        generated = generate_response_to_client(answer, nanoseconds=5)
+        generated = generate_response_to_client(answer, model="m", nanoseconds=5)
         assert ollama.GenerateResponse.model_validate_json(generated).response == answer.text
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, size: int) -> None:
-    writer = StreamWriter(encode_chat_content)
+    writer = StreamWriter(encode_chat_content, "m")
     written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
-    tap = StreamTap()
+    tap = StreamTap("m")
     pieces = [written[start : start + size] for start in range(0, len(written), size)]
     assert b"".join(map(tap.feed, pieces)) == written
     assert tap.is_finished
@@ -272,7 +273,7 @@ def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, si
 
 
 def test_generate_stream_is_valid_for_the_sdk() -> None:
-    writer = StreamWriter(encode_generate_content)
+    writer = StreamWriter(encode_generate_content, "m")
     written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["thinking"]))
     read = [ollama.GenerateResponse.model_validate_json(line) for line in written.splitlines()]
     assert "".join(line.response or "" for line in read) == "Yes"
@@ -286,19 +287,19 @@ def test_invalid_tool_arguments_are_a_model_error(arguments: str) -> None:
     with pytest.raises(InvalidToolCall) as caught:
         tool_call_to_client(0, use)
     assert caught.value.details == {"tool": "f", "arguments": arguments}
-    writer = StreamWriter(encode_chat_content)
+    writer = StreamWriter(encode_chat_content, "m")
     writer.write(ToolStarted(index=0, id="c", name="f"))
     writer.write(ToolArguments(index=0, fragment=arguments))
     with pytest.raises(InvalidToolCall):
         writer.write(TextDelta(text="x"))
     with pytest.raises(StreamInterrupted):
-        StreamWriter(encode_chat_content).write(ToolArguments(index=0, fragment="{}"))
+        StreamWriter(encode_chat_content, "m").write(ToolArguments(index=0, fragment="{}"))
 
 
 @pytest.mark.parametrize("line", [b"nope\n", b"3\n", b'{"error":"secret of the server"}\n'])
 def test_malformed_line_interrupts_without_leaking_its_text(line: bytes) -> None:
     with pytest.raises(StreamInterrupted) as caught:
-        StreamTap().feed(line)
+        StreamTap("m").feed(line)
     assert "secret" not in caught.value.message
 
 
@@ -348,6 +349,24 @@ def test_errors_use_ollamas_field_names() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("the input length exceeds the context length",) * 2,
+        ("", "the back end refused the request: HTTP status 400"),
+    ],
+)
+def test_refusals_of_a_host_have_its_own_words(message: str, shown: str) -> None:
+    error = error_from_status(400, message, None)
+    rendered = render_error(error, "r1", "/v1/ollama/api/embed")
+    assert rendered.status == 400
+    assert json.loads(rendered.body) == {
+        "error": shown,
+        "code": "backend_rejected",
+        "request_id": "r1",
+    }
+
+
 def test_unknown_members_are_ignored() -> None:
     body = parse(useTools=False, extra={"a": 1}, options={"no_such": 3, "num_gpu": 1, "min_p": 0})
     request = chat_request_to_domain(body, "m")
@@ -390,11 +409,11 @@ def test_last_object_has_every_duration() -> None:
     durations = ("load_duration", "prompt_eval_duration", "eval_duration")
     answer = ANSWERS["text"]
     for body in (
-        json.loads(chat_response_to_client(answer, nanoseconds=5)),
-        json.loads(generate_response_to_client(answer, nanoseconds=5)),
+        json.loads(chat_response_to_client(answer, model="m", nanoseconds=5)),
+        json.loads(generate_response_to_client(answer, model="m", nanoseconds=5)),
     ):
         assert [body[name] for name in durations] == [0, 0, 5]
-    writer = StreamWriter(encode_chat_content)
+    writer = StreamWriter(encode_chat_content, "m")
     last = json.loads(b"".join(map(writer.write, split_into_deltas(answer))).splitlines()[-1])
     assert 0 < last["prompt_eval_duration"] < last["total_duration"]
     parts = last["prompt_eval_duration"] + last["eval_duration"]

@@ -490,7 +490,12 @@ def test_continuous_usage_reaches_only_clients_that_requested_it(
 def test_totals_in_an_event_with_text_reach_the_client() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
     tap = OpenAICodec().parse(json.dumps(data).encode()).create_stream_tap({})
-    assert tap.feed(events(PROGRESS)) == events(PROGRESS)
+    # As OpenAI's document has it: in an event of its own, at the end.
+    total = {**PROGRESS, "choices": []}
+    done = b"data: [DONE]\n\n"
+    *received, end, _ = tap.feed(events(PROGRESS) + done).split(b"\n\n")
+    assert [json.loads(event.removeprefix(b"data: ")) for event in received] == [CHUNK, total]
+    assert end == done.strip()
 
 
 def needs_of(*parts: dict[str, Any]) -> Needs:

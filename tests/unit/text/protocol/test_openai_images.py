@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 
 from moyin.errors import InvalidRequest, RequestError
+from moyin.http.multipart import FormFile, MultipartForm
 from moyin.text.protocol.openai.images import (
+    ImageEdit,
+    assign_pictures,
     images_request_to_job,
+    parse_image_edit,
     parse_images_request,
     rename_job_field,
 )
+from tests.unit.http.test_multipart import MemoryFile
 
 TAKES: dict[str, dict[str, Any]] = {
     "prompt": {"type": "string"},
@@ -108,3 +113,59 @@ def test_job_errors_use_the_clients_field_names() -> None:
     )
     assert (error.field, error.message) == ("size", "size must be at most 4096")
     assert rename_job_field(InvalidRequest("no", field="pool")).field == "pool"
+
+
+def file(field: str) -> FormFile:
+    content = MemoryFile(b"x")
+    return FormFile(field=field, name="a.png", content_type="", size=1, content=content)
+
+
+def edit(*files: FormFile, **fields: str) -> ImageEdit:
+    fields = {"prompt": "a cat", "model": "t", **fields}
+    return parse_image_edit(MultipartForm(fields=list(fields.items()), files=files))
+
+
+PICTURE = {"type": "string", "format": "image"}
+
+
+def test_pictures_of_an_edit_go_to_the_templates_inputs() -> None:
+    first, second, mask = file("image[]"), file("image[]"), file("mask")
+    parsed = edit(first, second, mask, n="2", stream="false", inputs='{"seed": 12}')
+    assert (parsed.body.n, parsed.body.stream, parsed.body.inputs) == (2, False, {"seed": 12})
+    accepted = {**TAKES, "image": PICTURE, "image_2": PICTURE, "mask": PICTURE}
+    assert assign_pictures(parsed, "t", accepted) == {
+        "image": first,
+        "image_2": second,
+        "mask": mask,
+    }
+
+
+@pytest.mark.parametrize(
+    ("accepted", "field"),
+    [
+        ({"image": {"type": "string"}, "image_2": PICTURE, "mask": PICTURE}, "model"),
+        ({"image": PICTURE, "mask": PICTURE}, "image"),
+        ({"image": PICTURE, "image_2": PICTURE}, "mask"),
+    ],
+)
+def test_pictures_without_an_input_are_refused(
+    accepted: dict[str, dict[str, Any]], field: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        assign_pictures(edit(file("image"), file("image"), file("mask")), "t", accepted)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "field"),
+    [
+        ([], {}, "image"),
+        (["image", "mask", "mask"], {}, "mask"),
+        (["image"], {"n": "many"}, "n"),
+        (["image"], {"input_fidelity": "high"}, "input_fidelity"),
+    ],
+)
+def test_bad_edits(files: list[str], fields: dict[str, str], field: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        edit(*map(file, files), **fields)
+    assert caught.value.field == field

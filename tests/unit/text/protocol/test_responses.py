@@ -18,7 +18,6 @@ from moyin.domain.chat import (
     Role,
     StopReason,
     Text,
-    TextDelta,
     Thinking,
     ToolChoice,
     ToolResult,
@@ -72,8 +71,7 @@ def comparable(response: dict[str, Any]) -> dict[str, Any]:
     return {**response, "id": "", "created_at": 0, "output": output}
 
 
-# Of a stream, only a delta that says so is a refusal.
-@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "refusal"])
+@pytest.mark.parametrize("name", ANSWERS)
 def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
     answer = ANSWERS[name]
     request = parse(tools=[WEATHER])
@@ -84,7 +82,7 @@ def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
     assert list(request.record.responses.values()) == [events[-1]["response"]]
 
 
-@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "refusal"])
+@pytest.mark.parametrize("name", ANSWERS)
 def test_response_is_read_back(name: str) -> None:
     answer = ANSWERS[name]
     read = CODEC.read_response(whole(parse(tools=[WEATHER]), answer))
@@ -123,16 +121,25 @@ def test_answer_that_was_cut_is_incomplete() -> None:
 
 
 def test_refusal_has_its_own_part() -> None:
+    parts = (Text(text="Well"), Text(text="I refuse", refusal=True))
+    answer = replace(ANSWERS["refusal"], parts=parts)
+    response = whole(parse(), answer)
+    assert [item["content"][0]["type"] for item in response["output"]] == ["output_text", "refusal"]
+    assert response["output"][1]["content"] == [{"type": "refusal", "refusal": "I refuse"}]
+    assert (response["status"], response["incomplete_details"]) == ("completed", None)
+    events = streamed(parse(), answer)
+    assert "response.refusal.done" in [event["type"] for event in events]
+    assert comparable(events[-1]["response"]) == comparable(response)
+    read = CODEC.read_response(response)
+    assert (read.parts, read.stop) == (parts, StopReason.REFUSAL)
+
+
+def test_text_before_a_refusal_is_an_incomplete_answer() -> None:
+    """Claude and content filters end an answer without a text that explains why."""
     response = whole(parse(), ANSWERS["refusal"])
-    assert response["output"][0]["content"] == [{"type": "refusal", "refusal": "No"}]
-    writer = parse().create_stream_writer()
-    started, *_, finished = split_into_deltas(ANSWERS["refusal"])
-    deltas = [started, TextDelta(text="No", refusal=True), finished]
-    body = b"".join(map(writer.write, deltas))
-    for frame in FrameSplitter().feed(body):
-        EVENTS.validate_json(frame.data or b"", strict=True)
-    assert b"event: response.refusal.done" in body
-    assert b"event: response.completed" in body
+    assert response["output"][0]["content"][0]["text"] == "No"
+    assert response["status"] == "incomplete"
+    assert response["incomplete_details"] == {"reason": "content_filter"}
 
 
 def test_each_tool_call_is_an_item_with_its_arguments() -> None:
@@ -398,11 +405,6 @@ def test_invalid_request_names_the_field(members: dict[str, Any], field: str) ->
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"include": ["file_search_call.results"]}, "include.0"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"top_logprobs": 3}, "top_logprobs"),
-        (
-            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
-            "input.0.content.0.file_id",
-        ),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "f"}]}]},
             "input.0.content.0.file_url",

@@ -62,7 +62,7 @@ STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
         4,
     ),
     "ollama": (
-        OllamaTap(),
+        OllamaTap("m"),
         [
             line(content="", thinking="so"),
             line(content="Hello "),
@@ -90,7 +90,7 @@ def test_text_and_thinking_are_recorded_and_counted(protocol: str) -> None:
 
 
 def test_ollama_event_with_text_and_tool_call_records_both() -> None:
-    tap = OllamaTap()
+    tap = OllamaTap("m")
     transcript = tap.transcript = Transcript()
     call = {"function": {"name": "look", "arguments": {}}}
     tap.feed(line(content="Wait", tool_calls=[call]))
@@ -146,7 +146,7 @@ def test_stream_that_ends_within_an_event_is_interrupted() -> None:
         (OpenAITap(hide_usage=True), b'data: {"choices":['),
         (StreamReader(), b'data: {"choices":['),
         (AnthropicTap(), b'event: message_stop\ndata: {"type":'),
-        (OllamaTap(), b'{"done":tr'),
+        (OllamaTap("m"), b'{"done":tr'),
     ):
         ends.feed(half)
         with pytest.raises(StreamInterrupted):
@@ -157,7 +157,7 @@ def test_stream_that_ends_within_an_event_is_interrupted() -> None:
 def test_last_event_may_lack_its_terminator(protocol: str) -> None:
     taps: dict[str, tuple[bytes, AnthropicTap | OllamaTap]] = {
         "anthropic": (anthropic("message_stop"), AnthropicTap()),
-        "ollama": (line(content="", done=True), OllamaTap()),
+        "ollama": (line(content="", done=True), OllamaTap("m")),
     }
     last, tap = taps[protocol]
     assert tap.feed(last.rstrip(b"\n")) == b""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
 from moyin.errors import InvalidRequest
-from moyin.text.protocol.usage import CallsQuery, UsageQuery
+from moyin.store.usage import UsageEntry
+from moyin.text.protocol.usage import CallsQuery, UsageQuery, build_call
 
 NOW = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
 
@@ -40,3 +42,28 @@ def test_periods_are_bounded(parameters: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         period(**parameters)
     assert refused.value.field == field
+
+
+def test_render_is_shown_with_its_time() -> None:
+    entry = UsageEntry(
+        request_id="j",
+        owner="ann",
+        backend="render-default",
+        model="comfyui",
+        input_tokens=0,
+        cached_tokens=0,
+        output_tokens=0,
+        cost_usd=Decimal("0.025"),
+        complete=False,
+        error="cancelled",
+        operation="render",
+        unit="gpu_milliseconds",
+        quantity=2500,
+    )
+    shown = build_call(entry).model_dump(mode="json")
+    assert (shown["operation"], shown["unit"], shown["quantity"]) == (
+        "render",
+        "gpu_milliseconds",
+        2500,
+    )
+    assert (shown["status"], shown["cost_usd"]) == ("cancelled", "0.025")

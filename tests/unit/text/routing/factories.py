@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from moyin.domain.backend import ApiFormat
 from moyin.domain.money import FREE_TARIFF, GpuRate, Tariff
 from moyin.domain.needs import Model
+from moyin.domain.operation import FREE_UNITS, Operation, UnitRates
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend
@@ -40,7 +42,10 @@ def deployment(
     quality: int = 0,
     residency: str = "cloud",
     gpu: GpuRate | None = None,
+    operations: tuple[Operation, ...] = (),
+    unit_rates: UnitRates = FREE_UNITS,
 ) -> ModelDeployment:
+    flags: dict[str, Any] = dict.fromkeys(abilities, True)
     return ModelDeployment(
         backend=backend,
         model=Model(
@@ -50,7 +55,10 @@ def deployment(
             tariff=tariff,
             quality=quality,
             gpu=gpu,
-            **dict.fromkeys(abilities, True),
+            operations=frozenset(operations),
+            chat=False if operations else None,
+            unit_rates=unit_rates,
+            **flags,
         ),
         api_format=api_format,
         configured=configured,

@@ -7,8 +7,11 @@ import pytest
 
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.store.response_cache import CachedResponse
+from moyin.store.usage import UsageEntry
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import Alias, CachingPolicy
 from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
@@ -54,6 +57,20 @@ async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
     assert len(fake.requests) == 1
     booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in text_router.ledger]
     assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
+
+
+async def test_cached_answer_to_a_line_of_a_batch_is_booked_with_the_line() -> None:
+    text_router = rig(backend())
+    await text_router.ask(model="fast")
+    await asyncio.sleep(0)
+    codec, booked = OpenAICodec(), list[UsageEntry]()
+    context = RoutingContext(
+        request_id="batch_1-1", owner="ada", headers=(), record_usage=booked.append
+    )
+    call = codec.parse(text_router.body(model="fast"))
+    answer = await text_router.router.answer(codec, call, context)
+    assert dict(answer.headers)[b"x-moyin-cache"] == b"hit"
+    assert [entry.backend for entry in booked] == ["cache"] and len(text_router.ledger) == 1
 
 
 async def test_cached_stream_states_its_own_cost() -> None:

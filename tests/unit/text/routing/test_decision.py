@@ -124,12 +124,12 @@ def test_a_second_of_waiting_has_a_price() -> None:
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
     both = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
-    clock, resident = Clock(), frozenset[str]()
+    clock = Clock()
 
-    async def look() -> frozenset[str]:
-        return resident
+    async def look() -> dict[str, dict[str, str]]:
+        return {}
 
-    loaded = LoadedModels(look, load_seconds=20, clock=clock)
+    loaded = LoadedModels(look, load_seconds=lambda _: 20.0, clock=clock)
     both.runtimes["cold"].loaded = loaded
     assert names(choose(both)) == ["cold", "warm"]  # unknown so far
     await loaded.refresh()
@@ -443,6 +443,21 @@ def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
     catalog = Catalog(deployments=hosts)
     assert catalog.find_deployments("gpu/qwen") == hosts
     assert catalog.find_deployments("gpu-1/qwen") == hosts[1:]
+
+
+def test_many_names_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    offers = [deployment(f"b{number}") for number in range(3)]
+    catalog = Catalog(deployments=(*offers, offers[1]))
+    searched: list[ModelDeployment] = []
+
+    def record(searched_one: ModelDeployment) -> tuple[str, ...]:
+        searched.append(searched_one)
+        return ()
+
+    monkeypatch.setattr(ModelDeployment, "names", property(record))
+    assert catalog.find_deployments("b1-model:latest") == (offers[1], offers[1])
+    assert not catalog.is_group_name("b2/b2-model")
+    assert searched == [], "lists of models look up every name"
 
 
 def test_an_unknown_name_is_not_found() -> None:

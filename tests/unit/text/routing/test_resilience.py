@@ -311,7 +311,9 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     used_to_begin_at(rig, 0.005)
 
     # Both were up when they were chosen.
-    async def open_breaker(tenant: str, seconds: float, expected: float) -> None:
+    async def open_breaker(
+        tenant: str, seconds: float, expected: float, *, is_background: bool = False
+    ) -> None:
         slow.let_go.set()
 
     rig.runtimes[1].acquire = open_breaker  # type: ignore[method-assign]
@@ -380,6 +382,15 @@ async def test_invented_file_ids_do_not_demote_a_model() -> None:
     assert len(lacking.requests) == 5
 
 
+@pytest.mark.parametrize(("demanded", "expected"), [(None, 1), (7, 7)])
+async def test_error_of_an_overloaded_back_end_always_has_retry_after(
+    demanded: float | None, expected: float
+) -> None:
+    with pytest.raises(Overloaded) as caught:
+        await Rig(FakeBackend(error=Overloaded("x", retry_after=demanded))).ask()
+    assert caught.value.retry_after == expected
+
+
 async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
     lacking, failing = (
         FakeBackend(error=error_from_status(404, "", None)),
@@ -442,10 +453,26 @@ async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> Non
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("x"), BackendRejected("x"), Overloaded("x")])
-async def test_refused_calls_are_not_in_the_ledger(error: MoyinError) -> None:
-    rig = Rig(FakeBackend(error=error), tariff=CHEAP)
+async def test_calls_that_failed_everywhere_have_one_row_without_cost(error: MoyinError) -> None:
+    rig = Rig(FakeBackend(error=error), FakeBackend(error=error), tariff=CHEAP)
     with pytest.raises(type(error)):
         await rig.ask()
+    (entry,) = rig.ledger
+    assert (entry.status, entry.error) == (CallStatus.FAILED, error.code)
+    assert (entry.cost_usd, entry.input_tokens, entry.output_tokens) == (0, 0, 0)
+    assert entry.backend == ("b0" if isinstance(error, BackendRejected) else "b1")
+
+
+async def test_failures_without_cost_before_an_answer_are_not_in_the_ledger() -> None:
+    rig = Rig(FakeBackend(error=Overloaded("x")), FakeBackend(raw=RAW), tariff=CHEAP)
+    await rig.ask()
+    assert [(entry.backend, entry.complete) for entry in rig.ledger] == [("b1", True)]
+
+
+async def test_requests_that_reach_no_back_end_are_not_in_the_ledger() -> None:
+    rig = Rig(FakeBackend(), tariff=CHEAP)
+    with pytest.raises(MoyinError):
+        await rig.ask(max_tokens=10**6)
     assert rig.ledger == []
 
 

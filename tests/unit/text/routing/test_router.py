@@ -14,6 +14,7 @@ from moyin.domain.money import Usage
 from moyin.errors import (
     BackendKeyRejected,
     BackendRejected,
+    BackendTimeout,
     BackendUnavailable,
     InvalidToolCall,
     ModelNotFound,
@@ -204,6 +205,22 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     assert heard == [("b0", False), ("b0", True)]
 
 
+async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
+    """A process that was suspended finds that the time of its probe is up."""
+    backend = FakeBackend()
+    probe, failures = backend.probe, [BackendTimeout("x")]
+
+    async def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+        await probe()
+
+    backend.probe = fail_once  # type: ignore[method-assign]
+    (runtime,) = Rig(backend).runtimes
+    await runtime.check_health(lambda name, up: None)
+    assert runtime.is_up and not failures
+
+
 UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_choice")
 
 
@@ -229,10 +246,10 @@ async def test_error_names_the_field_when_no_back_end_is_able() -> None:
 
 
 async def test_a_call_that_was_never_sent_loads_no_model() -> None:
-    async def look() -> frozenset[str]:
-        return frozenset()
+    async def look() -> dict[str, dict[str, str]]:
+        return {}
 
-    loaded = LoadedModels(look, load_seconds=10, clock=lambda: 0.0)
+    loaded = LoadedModels(look, load_seconds=lambda _: 10.0, clock=lambda: 0.0)
     await loaded.refresh()
     rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded})
     with pytest.raises(UnsupportedFeature):

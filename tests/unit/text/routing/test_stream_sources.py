@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 
+import openai.types.chat
 import pytest
 
 from moyin.domain.chat import Delta, Finished, Started, StopReason, TextDelta, UsageUpdate
@@ -29,6 +30,33 @@ async def used(*deltas: Delta, by_token: bool) -> Usage:
     async for _ in source.iterate_pieces():
         pass
     return source.usage
+
+
+@pytest.mark.parametrize("states_zero", [False, True])
+@pytest.mark.parametrize("include_usage", [False, True])
+async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked(
+    include_usage: bool, states_zero: bool
+) -> None:
+    choice = {"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}
+    event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    zero = event | {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
+    sent = [event | {"choices": [choice]}, *([zero] if states_zero else [])]
+
+    async def upstream() -> AsyncGenerator[bytes, None]:
+        for one in sent:
+            yield b"data: " + json.dumps(one).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    tap = StreamTap(hide_usage=not include_usage)
+    source = ForwardedSource(upstream(), tap, prompt_tokens=10)
+    passed = b"".join([piece async for piece in source.iterate_pieces()])
+    assert source.usage == Usage(input_tokens=10, output_tokens=1)
+    events = [json.loads(line) for line in passed.replace(b"data: ", b"").split(b"\n\n")[:-2]]
+    assert len(events) == 1 + include_usage
+    if include_usage:
+        last = openai.types.chat.ChatCompletionChunk.model_validate(events[-1], strict=True)
+        assert last.usage is not None
+        assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (10, 1)
 
 
 @pytest.mark.parametrize(("by_token", "output"), [(True, 2), (False, 4)])

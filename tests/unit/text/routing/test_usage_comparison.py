@@ -11,6 +11,7 @@ from moyin.domain.money import (
     Tariff,
     create_flat_tariff,
 )
+from moyin.domain.operation import Operation
 from moyin.store.usage_reports import UsageSum
 from moyin.text.routing.catalog import TenantPolicy
 from moyin.text.routing.usage_comparison import DearestModels
@@ -39,17 +40,27 @@ BANDED = Tariff(
 )
 
 
-def usage_sum(band: int, tokens: int, *, complete: bool = True, embeds: bool = False) -> UsageSum:
+def usage_sum(
+    band: int,
+    tokens: int,
+    *,
+    complete: bool = True,
+    embeds: bool = False,
+    unit: str | None = None,
+    cost_usd: Decimal = Decimal(0),
+) -> UsageSum:
     return UsageSum(
         group=("day",),
         band=band,
         is_embedding=embeds,
         is_complete=complete,
+        unit=unit,
         calls=1,
         input_tokens=tokens,
         cached_tokens=0,
         output_tokens=0,
-        cost_usd=Decimal(0),
+        quantity=0 if unit is None else 1,
+        cost_usd=cost_usd,
     )
 
 
@@ -73,6 +84,17 @@ def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
     sums = [usage_sum(0, 10), usage_sum(0, 5), usage_sum(0, 70, complete=False)]
     assert dearest.compute_pico_cost(sums, dearest.choose(sums)) == 15 * 2 * 10**6
     assert [item.input_tokens for item in sums] == [10, 5, 70]
+
+
+def test_other_operations_count_with_their_own_cost() -> None:
+    whisper = deployment("whisper", flat(99), operations=(Operation.TRANSCRIPTION,))
+    dearest = DearestModels(fleet([deployment("flat", flat(2)), whisper]), "ada")
+    speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
+    failed = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
+    sums = [usage_sum(0, 10), speech, failed]
+    chosen = dearest.choose(sums)
+    assert chosen[False].model == "flat-model"
+    assert dearest.compute_pico_cost(sums, chosen) == 10 * 2 * 10**6 + 5 * 10**11
 
 
 def test_embeddings_are_compared_with_embedding_models() -> None:
@@ -102,3 +124,14 @@ def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None
     assert dearest.compute_pico_cost([usage_sum(0, 10)], {}) is None
     [model] = DearestModels(models, None).choose([]).values()
     assert model.backend == "cloud"
+
+
+def test_failed_renders_cost_the_same_on_the_dearest_model() -> None:
+    dearest = DearestModels(fleet([deployment("flat", flat(2))]), "ada")
+    sums = [
+        usage_sum(0, 1_000_000),
+        usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(3)),
+        usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(5), complete=False),
+        usage_sum(0, 0, unit="seconds", cost_usd=Decimal(7), complete=False),
+    ]
+    assert dearest.compute_pico_cost(sums, dearest.choose(sums)) == (2 + 3 + 5) * 10**12

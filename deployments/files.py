@@ -63,16 +63,25 @@ async def store_upload(
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
     """
-    async with await anyio.open_file(upload.path, "rb") as file:
-        head = await file.read(SNIFF_BYTES)
-    if not head:
-        raise InvalidRequest("the file is empty: upload at least one byte", field="file")
-    kind = detect_media_type(declared, head)
+    kind = await detect_upload_type(upload, declared)
     blob = await blobs.put_file(upload.path)
     return Artifact(
         id=artifact_id, name=sanitize_file_name(name, kind), media_type=kind, size=blob.size,
         sha256=blob.sha256, blake3=await asyncio.to_thread(_hash_blake3, upload.path),
     )  # fmt: skip
+
+
+async def detect_upload_type(upload: Upload, declared: str | None) -> str:
+    """Return the media type of an upload, the declared one or else what its content shows.
+
+    Raises:
+        InvalidRequest: the file is empty, or ``declared`` is not a media type.
+    """
+    async with await anyio.open_file(upload.path, "rb") as file:
+        head = await file.read(SNIFF_BYTES)
+    if not head:
+        raise InvalidRequest("the file is empty: upload at least one byte", field="file")
+    return detect_media_type(declared, head)
 
 
 async def build_artifact_response(

@@ -1,0 +1,77 @@
+"""Contains `RunBookkeeper`, which books the runs of a pool's renderers exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from moyin.domain.render_run import RenderRun
+from moyin.errors import WorkerLost
+from moyin.store.render_ledger import RenderLedger
+
+_log = logging.getLogger(__name__)
+# An outage of the database delays neither results nor the supervision of actors by more than this.
+_TIMEOUT_SECONDS = 3.0
+# After an outage there may be thousands of runs, too many for one transaction within that time.
+_RUNS_PER_TRANSACTION = 100
+
+
+class RunBookkeeper:
+    """Books runs when a render ends, and those that no attempt waited for when an actor reports them.
+
+    Each actor keeps its ended runs until they are settled, over restarts of the pool. Only the runs
+    of an actor that is lost with its node are booked with the time for which they were last seen.
+    """
+
+    def __init__(self, ledger: RenderLedger) -> None:
+        self._ledger = ledger
+        # The runs that each actor last reported and that are not booked, by their ids.
+        self._reported: dict[str, dict[str, RenderRun]] = {}
+        # Runs of lost actors that could not be booked yet.
+        self._lost: dict[str, RenderRun] = {}
+
+    async def book(self, runs: Sequence[RenderRun]) -> set[str]:
+        """Book ended runs and return the ids of those for which the database answered in time.
+
+        `settle` books the others.
+        """
+        booked = set[str]()
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                for start in range(0, len(runs), _RUNS_PER_TRANSACTION):
+                    some = runs[start : start + _RUNS_PER_TRANSACTION]
+                    await self._ledger.book(some)
+                    booked.update(run.id for run in some)
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("%d runs of renders are booked later: %s", len(runs) - len(booked), error)
+        return booked
+
+    async def settle(self, actor: str, runs: Sequence[RenderRun]) -> list[str]:
+        """Book what an actor reports, and the runs that it no longer reports.
+
+        Args:
+            runs: all runs that the actor has not settled; empty if the actor was lost.
+
+        Returns:
+            The ids of the runs that the actor may forget.
+        """
+        reported = {run.id: run for run in runs}
+        for run_id, run in self._reported.pop(actor, {}).items():
+            if run_id not in reported:
+                self._lost[run_id] = run if run.is_ended else _assume_lost(run)
+        if reported:
+            self._reported[actor] = reported
+        ended = [run for run in runs if run.is_ended]
+        booked = await self.book([*ended, *self._lost.values()])
+        for run_id in booked:
+            self._lost.pop(run_id, None)
+            reported.pop(run_id, None)
+        return [run.id for run in ended if run.id in booked]
+
+
+def _assume_lost(run: RenderRun) -> RenderRun:
+    return replace(run, error=WorkerLost.code, is_ended=True)

@@ -1,0 +1,178 @@
+"""Implements ``moyin batches``, which runs files of text requests below interactive ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.screen import errors, out, print_json, print_table
+from moyin.cli.session import JOB_DID_NOT_SUCCEED, with_gateway
+from moyin.client.gateway import GatewayClient
+
+app = typer.Typer(
+    help="Batches of text requests: submit a file, follow, cancel, read results.",
+    no_args_is_help=True,
+)
+BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
+_BATCHES, _FILES = "/v1/batches", "/v1/files"
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+_POLL_SECONDS = 1.0
+_CHUNK = 256 * 1024
+
+
+@app.command("list")
+def list_batches(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Number, newest first.")] = 20,
+) -> None:
+    """List your batches; piped output has id, status, lines, answered, failed and time, by tabs."""
+    page = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}?limit={limit}"))
+    print_table(
+        ("id", "status", "lines", "answered", "failed", "created (UTC)"),
+        map(_build_row, page["data"]),
+        right=("lines", "answered", "failed"),
+    )
+
+
+@app.command()
+def submit(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, help="JSON lines in OpenAI's batch format."
+        ),
+    ],
+    endpoint: Annotated[
+        str | None, typer.Option(help="What every line calls; else the first line's url.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Metadata; repeat for more.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the batch; exit 3 unless it is completed.")
+    ] = False,
+) -> None:
+    """Upload a file of requests and run it as a batch; print the batch's id."""
+    metadata = dict(_split_label(text) for text in label or ())
+    path = endpoint or _read_endpoint(file)
+
+    async def work(gateway: GatewayClient) -> None:
+        uploaded = await gateway.post_form(_FILES, file, {"purpose": "batch"})
+        body = {"input_file_id": uploaded["id"], "endpoint": path, "completion_window": "24h"}
+        batch = await gateway.call("POST", _BATCHES, {**body, "metadata": metadata})
+        out.print(batch["id"])
+        if wait:
+            await _follow(gateway, batch["id"])
+
+    with_gateway(work)
+
+
+@app.command()
+def show(batch_id: BatchId) -> None:
+    """Print a batch as JSON."""
+    print_json(with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}")))
+
+
+@app.command()
+def watch(batch_id: BatchId) -> None:
+    """Follow a batch until it ends; exit 3 unless it is completed."""
+    with_gateway(lambda gateway: _follow(gateway, batch_id))
+
+
+@app.command()
+def cancel(batch_id: BatchId) -> None:
+    """Cancel a batch; answers so far are kept."""
+    batch = with_gateway(lambda gateway: gateway.call("POST", f"{_BATCHES}/{batch_id}/cancel"))
+    out.print(f"{batch['id']} {batch['status']}")
+
+
+@app.command()
+def results(
+    batch_id: BatchId,
+    failed: Annotated[
+        bool, typer.Option("--errors", help="Lines that failed or were not run, not the answers.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", dir_okay=False, help="Write to this file.")
+    ] = None,
+) -> None:
+    """Print the results of an ended batch, a JSON object per line in the order of the input."""
+
+    async def work(gateway: GatewayClient) -> None:
+        batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
+        if batch["status"] not in _ENDED:
+            errors.print(f"the batch is {batch['status']}: results are there when it has ended")
+            raise typer.Exit(1)
+        file_id = batch["error_file_id" if failed else "output_file_id"]
+        if file_id is None:
+            errors.print("there are no such results")
+            return
+        path = f"{_FILES}/{file_id}/content"
+        if to is not None:
+            await gateway.download(path, to)
+            return
+        async with gateway.open("GET", path, is_stream=True) as response:
+            async for piece in response.content.iter_chunked(_CHUNK):
+                await asyncio.to_thread(sys.stdout.buffer.write, piece)
+        sys.stdout.buffer.flush()
+
+    with_gateway(work)
+
+
+async def _follow(gateway: GatewayClient, batch_id: str) -> None:
+    """Print the progress until the batch ends."""
+    shown = ""
+    while True:
+        batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
+        counts = batch["request_counts"]
+        done = counts["completed"] + counts["failed"]
+        line = f"{batch['status']} {done}/{counts['total']}, {counts['failed']} failed"
+        if line != shown:
+            errors.print(line)
+            shown = line
+        if batch["status"] in _ENDED:
+            break
+        await asyncio.sleep(_POLL_SECONDS)
+    for problem in (batch["errors"] or {}).get("data", ()):
+        where = "" if problem["line"] is None else f"line {problem['line']}: "
+        errors.print(f"{where}{problem['code']}: {problem['message']}")
+    if batch["status"] != "completed":
+        raise typer.Exit(JOB_DID_NOT_SUCCEED)
+
+
+def _build_row(batch: dict[str, Any]) -> tuple[str, ...]:
+    counts = batch["request_counts"]
+    created = datetime.fromtimestamp(batch["created_at"], UTC)
+    return (
+        batch["id"],
+        batch["status"],
+        str(counts["total"]),
+        str(counts["completed"]),
+        str(counts["failed"]),
+        f"{created:%Y-%m-%d %H:%M:%S}",
+    )
+
+
+def _read_endpoint(file: Path) -> str:
+    """Return the url of the first line of a file."""
+    with file.open("rb") as lines:
+        first = lines.readline()
+    try:
+        url = json.loads(first)["url"]
+    except (ValueError, KeyError, TypeError):
+        url = None
+    if not isinstance(url, str):
+        raise typer.BadParameter("its first line has no url: name the endpoint by --endpoint")
+    return url
+
+
+def _split_label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"--label must be NAME=VALUE, but is {text!r}")
+    return name, value

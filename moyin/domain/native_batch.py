@@ -1,0 +1,77 @@
+"""Defines native batches: parts of a batch that a back end runs through its own batch API."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+# The model of the row that stands for the division of a batch into native batches.
+PLAN = ""
+
+
+class NativeStatus(StrEnum):
+    """What is known of a native batch.
+
+    Attributes:
+        ASSIGNED: its lines are chosen, and nothing was sent.
+        SENDING: it is being sent, or was sent and its id was lost.
+        RUNNING: the back end has accepted it.
+        DONE: its results are written; lines without one were given back.
+    """
+
+    ASSIGNED = "assigned"
+    SENDING = "sending"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NativeBatch:
+    """A part of a batch at a back end's batch API.
+
+    Attributes:
+        id: ``nb_`` and 32 hexadecimal digits, by which the back end's results are recognised.
+        backend: the name of the back end, and ``model`` that of the model, in the configuration.
+        remote_id: the back end's id of the batch; None until it is known.
+        due_at: when the next step is due. A replica that begins a step moves it into the future.
+        state: members that only some statuses have: ``since`` (when sending began), ``lost_at``
+            (when its id was missed), ``count`` (of its lines) and ``is_cancelled``.
+    """
+
+    id: str
+    batch_id: str
+    backend: str
+    model: str
+    status: NativeStatus
+    created_at: datetime
+    due_at: datetime
+    remote_id: str | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_plan(self) -> bool:
+        """True for the row that stands for the division of a batch into native batches."""
+        return self.model == PLAN
+
+    def get_custom_id(self, number: int) -> str:
+        """Return the id of a line at the back end, of at most 64 characters."""
+        return f"{self.id}-{number}"
+
+    def read_number(self, custom_id: str) -> int | None:
+        """Return the number of the line with an id at the back end; None if it is not ours."""
+        prefix, _, number = custom_id.rpartition("-")
+        return int(number) if prefix == self.id and number.isdecimal() else None
+
+
+def new_native_id() -> str:
+    """Return the id of a new native batch."""
+    return f"nb_{secrets.token_hex(16)}"
+
+
+def get_plan_id(batch_id: str) -> str:
+    """Return the id of the row that stands for the division of a batch."""
+    return f"plan-{batch_id}"[:64]

@@ -1,0 +1,72 @@
+"""Defines the measured use of a GPU by a render, and its price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+# The ledger's precision, so that the cost of a job equals the sum of its rows exactly.
+_NANO_USD = Decimal(1).scaleb(-9)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderPrice:
+    """The price of a pool's renders: by time on the GPU, by picture, or neither.
+
+    Attributes:
+        usd_per_gpu_hour: the price of an hour of the whole GPU.
+        gpu_share: the share of the GPU that a render occupies.
+        usd_per_picture: the price of each picture of a successful render, except previews.
+    """
+
+    usd_per_gpu_hour: Decimal | None = None
+    gpu_share: Decimal = Decimal(1)
+    usd_per_picture: Decimal | None = None
+
+    def compute_cost(self, seconds: float, pictures: int) -> Decimal:
+        """Return the cost in US dollars, rounded to billionths."""
+        cost = Decimal(0)
+        if self.usd_per_gpu_hour is not None:
+            cost = self.usd_per_gpu_hour * self.gpu_share * Decimal(seconds) / 3600
+        if self.usd_per_picture is not None:
+            cost = self.usd_per_picture * pictures
+        return cost.quantize(_NANO_USD)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderAccount:
+    """The tenant and the job that pay for a render, and the price when it was requested."""
+
+    owner: str
+    job_id: str
+    pool: str
+    price: RenderPrice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderRun:
+    """One execution of a prompt by a renderer. A prompt that is repeated has several.
+
+    Attributes:
+        id: 32 hexadecimal digits that identify the execution, by which it is booked only once.
+        account: None if the pool has no price.
+        seconds: the time from the prompt's submission to an idle ComfyUI until its end, or until now.
+            It includes loading models.
+        pictures: the stored pictures without previews, if the run was successful.
+        error: the code of the error that ended the run, or None.
+        is_ended: False while the prompt runs.
+    """
+
+    id: str
+    prompt_id: str
+    account: RenderAccount | None
+    seconds: float
+    pictures: int = 0
+    error: str | None = None
+    is_ended: bool = True
+
+    @property
+    def cost_usd(self) -> Decimal:
+        if self.account is None:
+            return Decimal(0)
+        return self.account.price.compute_cost(self.seconds, self.pictures)

@@ -1,0 +1,158 @@
+"""Defines `FileNames`, which replaces names of uploads in a new job by ids of artifacts.
+
+ComfyUI's clients name files. The job keeps the artifact instead of the name, so that a later upload
+with the same name does not change what the job renders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from moyin.domain import references
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import MAX_BATCH_CHILDREN, JobSpec, Step, StepKind
+from moyin.domain.parameter import Parameter
+from moyin.jobs.ports import NamedFiles
+from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.renders import Templates
+from moyin.jobs.protocol.request_to_domain import JobBody
+from moyin.render.protocol.graph import find_file_texts, replace_texts
+
+_StepT = TypeVar("_StepT", bound=wire.RenderStep)
+
+
+class FileNames:
+    """Replaces the names of an owner's files; names of other files stay as they are."""
+
+    def __init__(self, files: NamedFiles) -> None:
+        self._files = files
+
+    async def replace_in_templates(
+        self, owner: str, request: JobBody, templates: Templates
+    ) -> JobBody:
+        """Replace the names in those inputs of templates that are images.
+
+        Raises:
+            InvalidRequest: a template does not exist.
+        """
+        if isinstance(request, wire.PipelineJob):
+            steps = [
+                await self._replace_in_step(owner, step, f"steps.{index}.", templates)
+                if isinstance(step, wire.RenderStep)
+                else step
+                for index, step in enumerate(request.steps)
+            ]
+            return request.model_copy(update={"steps": steps})
+        if isinstance(request, wire.RenderJob):
+            return await self._replace_in_step(owner, request, "", templates)
+        return request
+
+    async def replace_in_graphs(self, owner: str, spec: JobSpec) -> JobSpec:
+        """Replace the names in the graphs that the client sent itself."""
+        own = [step for step in spec.steps if _has_client_graph(step)]
+        inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own]
+        if own and spec.base is not None:
+            inputs.append(list(_iterate_inputs(spec.base, False)))
+        texts = {
+            raw: str(references.resolve_references(raw, ()))
+            for raw in find_file_texts(inputs)
+            if not references.has_references(raw)
+        }
+        if not texts:
+            return spec
+        files = await self._files.find_in_texts(owner, set(texts.values()))
+        ids = {raw: f"artifact:{files[text].id}" for raw, text in texts.items() if text in files}
+        if not ids:
+            return spec
+        steps = tuple(
+            replace(step, payload=_replace_in_graph(step.payload, spec.base is not None, ids))
+            if _has_client_graph(step)
+            else step
+            for step in spec.steps
+        )
+        base = None if spec.base is None else _replace_in_graph(spec.base, False, ids)
+        return replace(spec, steps=steps, base=base)
+
+    async def _replace_in_step(
+        self, owner: str, step: _StepT, prefix: str, templates: Templates
+    ) -> _StepT:
+        if step.template is None:
+            return step
+        parameters = templates(step.template, f"{prefix}template").parameters
+        names = {
+            value
+            for inputs in _list_inputs(step)
+            for name, value in inputs
+            if _is_file_name(parameters.get(name), value)
+        }
+        files = await self._files.find_in_texts(owner, names) if names else {}
+        return _replace_inputs(step, parameters, files) if files else step
+
+
+def _list_inputs(step: wire.RenderStep) -> Iterator[Iterator[tuple[str, Any]]]:
+    """Yield the inputs of a template and of a batch of it, as pairs of the name and the value."""
+    yield iter((step.inputs or {}).items())
+    batch = step.batch if isinstance(step, wire.RenderJob) else None
+    if batch is not None:
+        # A batch with more children is refused later.
+        for inputs in (batch.inputs or [])[:MAX_BATCH_CHILDREN]:
+            yield iter(inputs.items())
+        for key, values in (batch.sweep or {}).items():
+            name = key.removeprefix("inputs.")
+            yield ((name, value) for value in values[:MAX_BATCH_CHILDREN])
+
+
+def _replace_inputs(
+    step: _StepT, parameters: Mapping[str, Parameter], files: Mapping[str, Artifact]
+) -> _StepT:
+    def replace_value(name: str, value: Any) -> Any:
+        is_name = _is_file_name(parameters.get(name), value) and value in files
+        return files[value].id if is_name else value
+
+    def replace_all(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: replace_value(name, value) for name, value in inputs.items()}
+
+    update: dict[str, Any] = {}
+    if step.inputs is not None:
+        update["inputs"] = replace_all(step.inputs)
+    batch = step.batch if isinstance(step, wire.RenderJob) else None
+    if batch is not None:
+        changes: dict[str, Any] = {}
+        if batch.inputs is not None:
+            changes["inputs"] = [replace_all(inputs) for inputs in batch.inputs]
+        if batch.sweep is not None:
+            changes["sweep"] = {
+                key: [replace_value(key.removeprefix("inputs."), value) for value in values]
+                for key, values in batch.sweep.items()
+            }
+        update["batch"] = batch.model_copy(update=changes)
+    return step.model_copy(update=update)
+
+
+def _is_file_name(parameter: Parameter | None, value: Any) -> bool:
+    return parameter is not None and isinstance(value, str) and parameter.is_file_name(value)
+
+
+def _has_client_graph(step: Step) -> bool:
+    return step.kind is StepKind.RENDER and step.template is None
+
+
+def _iterate_inputs(graph: Mapping[str, Any], is_patch: bool) -> Iterator[Any]:
+    """Yield the inputs of each node of a graph, or of a patch of a batch's graph."""
+    for node in graph.values():
+        yield node if is_patch else node.get("inputs", {})
+
+
+def _replace_in_graph(
+    graph: Mapping[str, Any], is_patch: bool, ids: Mapping[str, str]
+) -> dict[str, Any]:
+    if is_patch:
+        return {node_id: replace_texts(inputs, ids) for node_id, inputs in graph.items()}
+    return {
+        node_id: {**node, "inputs": replace_texts(node["inputs"], ids)}
+        if "inputs" in node
+        else node
+        for node_id, node in graph.items()
+    }

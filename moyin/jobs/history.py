@@ -1,0 +1,185 @@
+"""Defines `JobHistory`, which deletes, and cancels or deletes by a filter, the jobs of a tenant."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moyin.domain.identity import Identity
+from moyin.domain.job import Job, StepKind, apply_batch_patch
+from moyin.errors import (
+    InvalidRequest,
+    JobFinished,
+    JobNotFinished,
+    JobNotFound,
+    Overloaded,
+)
+from moyin.jobs.service import JobService
+from moyin.store.job_filter import JobFilter
+from moyin.store.job_rows import OPEN_JOB_STATUSES
+from moyin.store.jobs import JobStore
+
+# Jobs per transaction, in which no other job can be submitted to SQLite.
+_CHUNK = 100
+# The most jobs of one request, and of one that only counts.
+MAX_CHANGED = 10_000
+MAX_COUNTED = 1_000_000
+_COUNTED_PER_QUERY = 5_000
+# The most pages that one request reads, of which some may have few matches.
+_MAX_PAGES = 500
+_CONCURRENT_CANCELLATIONS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BulkResult:
+    """Counts the jobs of a bulk operation.
+
+    Attributes:
+        matched: the jobs that match the filter.
+        done: those that were cancelled or deleted.
+        skipped: those that could not be, because they were open, or had ended.
+        next_cursor: where another request continues, or None if all jobs were looked at.
+    """
+
+    matched: int
+    done: int
+    skipped: int
+    next_cursor: str | None
+
+
+class JobHistory:
+    """Deletes jobs, and changes many jobs by a filter, one such request per tenant at a time."""
+
+    def __init__(self, service: JobService, jobs: JobStore) -> None:
+        self._service = service
+        self._jobs = jobs
+        self._busy_owners: set[str] = set()
+
+    async def delete(self, owner: str, job_id: str) -> None:
+        """Delete an ended job with its events and files.
+
+        Raises:
+            JobNotFound: the owner has no job with this id.
+            JobNotFinished: the job is queued or running.
+        """
+        deletion = await self._service.delete(owner, [job_id])
+        if deletion.still_open:
+            raise JobNotFinished(
+                f"job {job_id} has not ended; cancel it first with POST /jobs/{job_id}/cancel"
+            )
+        if not deletion.deleted:
+            raise JobNotFound(f"job {job_id!r} does not exist, or you may not see it")
+
+    async def delete_matching(
+        self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
+    ) -> BulkResult:
+        """Delete the ended jobs that match; raise the errors of `cancel_matching`."""
+
+        async def delete(job_ids: Sequence[str]) -> int:
+            return len((await self._service.delete(caller.owner, job_ids)).deleted)
+
+        return await self._change(caller.owner, where, delete, dry_run=dry_run, cursor=cursor)
+
+    async def cancel_matching(
+        self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
+    ) -> BulkResult:
+        """Request the cancellation of the queued and running jobs that match.
+
+        Raises:
+            InvalidRequest: the filter has no condition, or the cursor is invalid.
+            Overloaded: another such request of the tenant is in progress.
+            ServiceUnavailable: Temporal is unavailable; some jobs may have been cancelled.
+        """
+
+        async def cancel(job_ids: Sequence[str]) -> int:
+            done = 0
+            for start in range(0, len(job_ids), _CONCURRENT_CANCELLATIONS):
+                part = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
+                results = await asyncio.gather(
+                    *(self._try_cancel(caller, job_id) for job_id in part), return_exceptions=True
+                )
+                for result in results:
+                    if isinstance(result, BaseException):
+                        raise result
+                    done += result
+            return done
+
+        _require_condition(where)
+        statuses = tuple(
+            status for status in OPEN_JOB_STATUSES if status in (where.statuses or (status,))
+        )
+        if not statuses:
+            return BulkResult(matched=0, done=0, skipped=0, next_cursor=None)
+        where = replace(where, statuses=statuses)
+        return await self._change(caller.owner, where, cancel, dry_run=dry_run, cursor=cursor)
+
+    async def get_graph(self, job: Job, step: int) -> Mapping[str, Any]:
+        """Return the graph of a step, or of a batch's child, in the form that ``POST /jobs`` takes.
+
+        Raises:
+            JobNotFound: the step does not exist, is no render, or its graph has been deleted.
+        """
+        spec = await self._service.load_spec(job)
+        if spec is None:
+            raise JobNotFound(f"the graph of job {job.id} has been deleted")
+        if step >= len(spec.steps) or spec.steps[step].kind is not StepKind.RENDER:
+            raise JobNotFound(f"step {step} of job {job.id} does not exist, or is no render")
+        payload = spec.steps[step].payload
+        return payload if spec.base is None else apply_batch_patch(spec.base, payload)
+
+    async def _try_cancel(self, caller: Identity, job_id: str) -> bool:
+        try:
+            await self._service.cancel(caller, job_id)
+        except (JobNotFound, JobFinished):
+            return False
+        return True
+
+    async def _change(
+        self,
+        owner: str,
+        where: JobFilter,
+        change: Callable[[Sequence[str]], Awaitable[int]],
+        *,
+        dry_run: bool,
+        cursor: str | None,
+    ) -> BulkResult:
+        _require_condition(where)
+        if dry_run and where.is_indexed and cursor is None:
+            count = await self._jobs.count(owner, where)
+            return BulkResult(matched=count, done=0, skipped=0, next_cursor=None)
+        matched = done = 0
+        size, limit = (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
+        with self._exclusive(owner):
+            for _ in range(_MAX_PAGES):
+                page = await self._jobs.list_ids(owner, where, limit=size, cursor=cursor)
+                matched, cursor = matched + len(page.ids), page.next_cursor
+                if page.ids and not dry_run:
+                    done += await change(page.ids)
+                if cursor is None or matched >= limit:
+                    break
+        skipped = 0 if dry_run else matched - done
+        return BulkResult(matched=matched, done=done, skipped=skipped, next_cursor=cursor)
+
+    @contextmanager
+    def _exclusive(self, owner: str) -> Iterator[None]:
+        if owner in self._busy_owners:
+            raise Overloaded(
+                "another request of yours that changes many jobs is in progress; try again",
+                retry_after=5,
+            )
+        self._busy_owners.add(owner)
+        try:
+            yield
+        finally:
+            self._busy_owners.discard(owner)
+
+
+def _require_condition(where: JobFilter) -> None:
+    if where.is_empty:
+        raise InvalidRequest(
+            "filter must have at least one condition, such as status or created_before",
+            field="filter",
+        )

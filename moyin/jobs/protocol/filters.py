@@ -1,0 +1,192 @@
+"""Parses the filters of jobs and artifacts, which are query parameters or members of a body."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from moyin.domain.job import JobStatus
+from moyin.errors import InvalidRequest
+from moyin.http.validation import UtcDatetime, parse_object, validate
+from moyin.jobs.protocol.wire import MetadataKey, MetadataValue, PoolName
+from moyin.store.job_filter import JobFilter
+
+MAX_PAGE = 200
+_METADATA_PREFIX = "metadata."
+_RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}")
+_AFTER = "The earliest time, in RFC 3339 with a time zone."
+_BEFORE = "The time before which it was created."
+M = TypeVar("M", bound=BaseModel)
+
+
+def _parse_statuses(value: Any) -> Any:
+    """Parse a list of statuses, or one string such as ``queued,running``."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list):
+        return names
+    try:
+        return [JobStatus(name) for name in names]
+    except ValueError:
+        raise ValueError(f"must be one or more of {', '.join(JobStatus)}") from None
+
+
+def _require_rfc3339(value: Any) -> Any:
+    """Refuse numbers, which pydantic would take for seconds since 1970."""
+    if not isinstance(value, str) or not _RFC3339.match(value):
+        raise ValueError("must be a time in RFC 3339, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+_Time = Annotated[UtcDatetime, BeforeValidator(_require_rfc3339)]
+_Statuses = Annotated[
+    list[JobStatus], BeforeValidator(_parse_statuses), Field(min_length=1, max_length=20)
+]
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobFilterBody(_Query):
+    """Conditions on jobs, which must all be met."""
+
+    status: _Statuses | None = Field(
+        None, description="One or more statuses: a list, or names with commas."
+    )
+    kind: Literal["chat", "render", "http", "pipeline"] | None = None
+    pool: PoolName | None = Field(None, description="The render pool of one of the steps.")
+    template: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="The template of one of the steps, or its alias.",
+    )
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        default_factory=dict, max_length=16, description="Members that the metadata contain."
+    )
+    created_after: _Time | None = Field(None, description=_AFTER)
+    created_before: _Time | None = Field(None, description=_BEFORE)
+
+    def to_domain(self, aliases: Mapping[str, str]) -> JobFilter:
+        """Return the filter; ``aliases`` maps the aliases of templates to their names."""
+        template = None if self.template is None else aliases.get(self.template, self.template)
+        return JobFilter(
+            statuses=tuple(self.status or ()),
+            kind=self.kind,
+            pool=self.pool,
+            template=template,
+            metadata=self.metadata,
+            created_after=self.created_after,
+            created_before=self.created_before,
+        )
+
+
+class _PageQuery(_Query):
+    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    cursor: str | None = Field(
+        None, max_length=256, description="The `next_cursor` of the previous page."
+    )
+
+
+class JobsQuery(JobFilterBody, _PageQuery):
+    """The parameters of ``GET /jobs``."""
+
+
+class ArtifactsQuery(_PageQuery):
+    """The parameters of ``GET /artifacts``."""
+
+    job: str | None = Field(None, max_length=64, description="The id of the job that made it.")
+    media_type: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/(\*|[a-z0-9][a-z0-9!#$&^_.+-]{0,62})$",
+        description="Such as `image/png`, or `image/*` for all pictures.",
+    )
+    created_after: _Time | None = Field(None, description=_AFTER)
+    created_before: _Time | None = Field(None, description=_BEFORE)
+
+
+class BulkRequest(_Query):
+    """The body of ``POST /jobs/cancel`` and ``POST /jobs/delete``."""
+
+    filter: JobFilterBody = Field(description="At least one condition.")
+    dry_run: bool = Field(False, strict=True, description="Only count the matching jobs.")
+    cursor: str | None = Field(
+        None, max_length=256, description="The `next_cursor` of the previous response."
+    )
+
+
+def parse_jobs_query(parameters: Iterable[tuple[str, str]]) -> JobsQuery:
+    """Parse the query of ``GET /jobs``; ``metadata.<key>`` is a parameter for each key.
+
+    Raises:
+        InvalidRequest: a parameter is unknown, repeated or invalid.
+    """
+    members: dict[str, Any] = {}
+    for name, value in parameters:
+        if name == "status":
+            members.setdefault("status", []).extend(value.split(","))
+        elif name.startswith(_METADATA_PREFIX):
+            metadata = members.setdefault("metadata", {})
+            _add_once(metadata, name.removeprefix(_METADATA_PREFIX), value, name)
+        elif name == "metadata":
+            raise InvalidRequest(
+                "metadata: name the key in the parameter, as in metadata.project=aurora",
+                field="metadata",
+            )
+        else:
+            _add_once(members, name, value, name)
+    return _validate_query(JobsQuery, members)
+
+
+def parse_artifacts_query(parameters: Iterable[tuple[str, str]]) -> ArtifactsQuery:
+    """Parse the query of ``GET /artifacts``; raise the errors of `parse_jobs_query`."""
+    members: dict[str, Any] = {}
+    for name, value in parameters:
+        _add_once(members, name, value, name)
+    return _validate_query(ArtifactsQuery, members)
+
+
+def parse_bulk_request(body: bytes) -> BulkRequest:
+    """Parse the body of a request that changes many jobs; raise InvalidRequest or InvalidJson."""
+    return validate(BulkRequest, parse_object(body))
+
+
+def describe_query(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route whose query has the members of ``model``."""
+    parameters = []
+    for name, schema in model.model_json_schema(ref_template="{model}")["properties"].items():
+        # References to other schemas would not resolve, so the text describes these members.
+        description = schema.pop("description", "")
+        # A query parameter is left out instead of null.
+        if "anyOf" in schema:
+            schema = schema["anyOf"][0]
+        if name == "status":
+            schema = {"type": "string"}
+            description += f" One of {', '.join(status.value for status in JobStatus)}."
+        if name == "metadata":
+            name, schema = "metadata.{key}", {"type": "string"}
+            description = "The value of a member that the metadata contain; one parameter per key."
+        parameters.append(
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            | ({"description": description.strip()} if description else {})
+        )
+    return {"parameters": parameters}
+
+
+def _validate_query(shape: type[M], members: dict[str, Any]) -> M:
+    known = shape.model_fields
+    for name in members:
+        if name not in known:
+            raise InvalidRequest(
+                f"{name[:64]} is not a query parameter of this route; it has {', '.join(known)}",
+                field=name[:64],
+            )
+    return validate(shape, members)
+
+
+def _add_once(members: dict[str, Any], name: str, value: str, parameter: str) -> None:
+    if name in members:
+        raise InvalidRequest(f"{parameter[:64]} must be given once", field=parameter[:64])
+    members[name] = value

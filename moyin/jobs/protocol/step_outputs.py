@@ -1,0 +1,68 @@
+"""Checks references of steps for outputs that the kind of the earlier step never has; without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moyin.domain.job import Step, StepKind
+from moyin.domain.references import Reference, iterate_references
+from moyin.errors import InvalidRequest
+
+_MEMBERS = ("text", "body", "artifacts")
+_MAX_FIELD_LENGTH = 256
+
+
+def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -> None:
+    """Check that the steps to which ``step`` refers can have the outputs that it names.
+
+    The output of a chat step has a text and a body, that of a render has artifacts and the body
+    ``{"outputs": …}``, and that of an http step depends on the response.
+
+    Args:
+        earlier: all steps before ``step``.
+        prefix: the start of field names in errors, such as ``steps.1.``.
+
+    Raises:
+        InvalidRequest: a reference names an output that its step never has.
+    """
+    for reference in iterate_references(step.payload):
+        problem = _explain_missing_output(earlier[reference.step].kind, reference.path)
+        if problem is not None:
+            field = prefix + _find_field(step, reference)
+            raise InvalidRequest(f"{field}: {reference.text}: {problem}", field=field)
+
+
+def _explain_missing_output(kind: StepKind, path: Sequence[str]) -> str | None:
+    """Return why a step of this kind never has an output at the path, or None if it may have one."""
+    member, is_nested = path[0], len(path) > 1
+    if member not in _MEMBERS:
+        return f"an output has only the members {', '.join(_MEMBERS)}"
+    if kind is StepKind.RENDER and member == "text":
+        return (
+            "a render has no text; use artifacts.0 for its first file, or "
+            "body.outputs.<node>.<slot>.0 for a value of a node"
+        )
+    if kind is StepKind.RENDER and member == "body" and is_nested and path[1] != "outputs":
+        return "the body of a render has only the member outputs"
+    if kind is StepKind.CHAT and member == "artifacts" and is_nested:
+        return "a chat has no artifacts; use text for its answer"
+    if member == "text" and is_nested:
+        return "a text has no members"
+    return None
+
+
+def _find_field(step: Step, reference: Reference) -> str:
+    """Return the field of the step's request that has the reference."""
+    if step.kind is not StepKind.RENDER:
+        field = ".".join(("request", *reference.place))
+    elif step.template is None:
+        field = ".".join(("workflow", *reference.place))
+    else:
+        path = ".".join(("steps", str(reference.step), *reference.path))
+        named = (
+            name
+            for name, value in step.inputs.items()
+            if isinstance(value, Mapping) and value.get("from") == path
+        )
+        field = f"inputs.{next(named, '')}".rstrip(".")
+    return field[:_MAX_FIELD_LENGTH]

@@ -1,0 +1,112 @@
+"""Measures how long prompts occupy ComfyUI, and keeps the measurements until they are booked."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from moyin.domain.render_run import RenderAccount, RenderRun
+from moyin.domain.renderer import RenderRequest
+from moyin.errors import StepFailed
+from moyin.system.bounded import BoundedDict
+
+# Pools settle the runs every second, so that so many are only kept while no pool exists.
+_MAX_UNSETTLED = 4096
+_MAX_PROMPTS = 256
+
+
+@dataclass(slots=True)
+class _Measurement:
+    id: str
+    account: RenderAccount | None
+    begun_at: float
+    ended_at: float | None = None
+
+
+class RunJournal:
+    """Records the runs of one renderer's prompts.
+
+    A run ends for readers when its prompt has ended, since only then are its result and its error
+    known. Its time ends earlier, because storing the files does not occupy the GPU.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open: dict[str, list[_Measurement]] = {}
+        self._ended: BoundedDict[str, tuple[RenderRun, ...]] = BoundedDict(_MAX_PROMPTS)
+        self._unsettled: BoundedDict[str, RenderRun] = BoundedDict(_MAX_UNSETTLED)
+
+    @contextmanager
+    def measure(self, request: RenderRequest) -> Iterator[None]:
+        """Measure the time of the block as a run of the prompt."""
+        # A pool of the version without runs sends requests without an account.
+        account = getattr(request, "account", None)
+        run = _Measurement(secrets.token_hex(16), account, self._clock())
+        self._open.setdefault(request.prompt_id, []).append(run)
+        try:
+            yield
+        finally:
+            # The prompt may have been ended meanwhile, for example because the process was lost.
+            if run.ended_at is None:
+                run.ended_at = self._clock()
+
+    def end_prompt(
+        self, prompt_id: str, *, pictures: int = 0, error: str | None = None
+    ) -> tuple[RenderRun, ...]:
+        """End the open runs of a prompt and return them.
+
+        The last one has the prompt's result or error. The others had to be repeated.
+        """
+        runs = self._open.pop(prompt_id, [])
+        for run in runs:
+            if run.ended_at is None:
+                run.ended_at = self._clock()
+        last = len(runs) - 1
+        ended = tuple(
+            RenderRun(
+                id=run.id,
+                prompt_id=prompt_id,
+                account=run.account,
+                seconds=self._measure_seconds(run),
+                pictures=pictures if number == last else 0,
+                error=error if number == last else StepFailed.code,
+            )
+            for number, run in enumerate(runs)
+        )
+        if ended:
+            self._ended[prompt_id] = ended
+        for ended_run in ended:
+            if ended_run.account is not None:
+                self._unsettled[ended_run.id] = ended_run
+        return ended
+
+    def list_ended(self, prompt_id: str) -> tuple[RenderRun, ...]:
+        """Return the runs of a prompt that ended lately, of its last execution only."""
+        return self._ended.get(prompt_id, ())
+
+    def list_unsettled(self) -> tuple[RenderRun, ...]:
+        """Return the runs with a price that are open, or have ended but are not settled."""
+        open_runs = (
+            RenderRun(
+                id=run.id,
+                prompt_id=prompt_id,
+                account=run.account,
+                seconds=self._measure_seconds(run),
+                is_ended=False,
+            )
+            for prompt_id, runs in self._open.items()
+            for run in runs
+            if run.account is not None
+        )
+        return (*self._unsettled.values(), *open_runs)
+
+    def settle(self, run_ids: Iterable[str]) -> None:
+        """Forget runs that have been booked."""
+        for run_id in run_ids:
+            self._unsettled.pop(run_id, None)
+
+    def _measure_seconds(self, run: _Measurement) -> float:
+        return (self._clock() if run.ended_at is None else run.ended_at) - run.begun_at

@@ -1,0 +1,366 @@
+"""Stores the lines of open batches: who runs them, and their results.
+
+A line is run by one runner at a time: a process that has claimed it and counts as alive. If the
+runner dies, others may claim the line once its time is over. A result is written in the same
+transaction as the entry in the usage ledger, and only once per line, so that an answer that exists
+is never paid for twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from moyin.domain.text_batch import (
+    BatchLine,
+    BatchStatus,
+    LineResult,
+    LineStatus,
+    NewLine,
+    get_line_request_id,
+)
+from moyin.store.schema import text_batch_lines as lines
+from moyin.store.schema import text_batch_runners as runners
+from moyin.store.schema import text_batches as batches
+from moyin.store.sql import Database, now
+from moyin.store.usage import UsageEntry, build_usage_row, insert_usage_rows
+
+_INSERT = {
+    "sqlite": sqlite.insert(lines).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(lines).on_conflict_do_nothing(),
+}
+_INSERT_RUNNER: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+# A page of results has no more bytes, unless it is one result.
+_PAGE_BYTES = 16 * 1024 * 1024
+_PENDING = lines.c.status == LineStatus.PENDING.value
+_SET_RESULT = (
+    lines.update()
+    .where(lines.c.batch_id == sa.bindparam("of_batch"), lines.c.number == sa.bindparam("line"))
+    .values(
+        status=sa.bindparam("new_status"),
+        http_status=sa.bindparam("new_http_status"),
+        error_code=sa.bindparam("new_error_code"),
+        body=sa.bindparam("new_body"),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedLine:
+    """The result of a line of a batch, and the calls for it that are to be charged.
+
+    Attributes:
+        run: tells one run of the line from another, so that each is charged once; empty if all runs
+            have the same calls, as those that read a native batch's results.
+    """
+
+    batch_id: str
+    result: LineResult
+    usage: tuple[UsageEntry, ...] = ()
+    run: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LineCounts:
+    """The numbers of lines of a batch that have no result; ``running`` ones have a runner alive."""
+
+    pending: int
+    running: int
+
+
+class BatchLineStore:
+    """Reads and writes the lines of batches."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, batch_id: str, added: Sequence[NewLine]) -> None:
+        """Add lines; those that exist already are left out."""
+        rows = [
+            {
+                "batch_id": batch_id,
+                "number": line.number,
+                "custom_id": line.custom_id,
+                "start": line.start,
+                "size": line.size,
+                "status": LineStatus.PENDING.value,
+            }
+            for line in added
+        ]
+        if rows:
+            await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
+
+    async def renew_runner(self, runner: str, seconds: float) -> None:
+        """Record that a runner is alive for ``seconds`` from now, and forget those long dead."""
+
+        def write(connection: sa.Connection) -> None:
+            _renew_runner(connection, runner, seconds)
+            connection.execute(
+                runners.delete().where(runners.c.alive_until < now() - timedelta(days=1))
+            )
+
+        await self._database.write(write)
+
+    async def remove_runner(self, runner: str) -> None:
+        """Record that a runner has ended, so that others may claim its lines at once."""
+        await self._database.write(
+            lambda c: c.execute(runners.delete().where(runners.c.id == runner))
+        )
+
+    async def claim(
+        self,
+        batch_id: str,
+        runner: str,
+        limit: int,
+        *,
+        running: Sequence[int] = (),
+        seconds: float | None = None,
+    ) -> list[BatchLine]:
+        """Claim the next lines that nobody runs, and return them.
+
+        Args:
+            running: the lines that the runner runs. It may claim its other lines again, of which it
+                does not know, because an earlier claim was cancelled or a release failed.
+            seconds: also records that the runner is alive for so long, as `renew_runner` does.
+
+        Returns:
+            No lines if none is left, or if the batch was cancelled or has expired.
+        """
+
+        def write(connection: sa.Connection) -> list[BatchLine]:
+            is_open = sa.select(batches.c.id).where(
+                batches.c.id == batch_id,
+                batches.c.status == BatchStatus.IN_PROGRESS.value,
+                batches.c.expires_at > now(),
+            )
+            # Nobody seals the batch while lines are claimed.
+            if connection.execute(is_open.with_for_update(read=True)).first() is None:
+                return []
+            if seconds is not None:
+                _renew_runner(connection, runner, seconds)
+            query = (
+                sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
+                .where(
+                    lines.c.batch_id == batch_id,
+                    _PENDING,
+                    sa.or_(lines.c.runner == runner, sa.not_(is_running())),
+                    lines.c.number.not_in(running),
+                )
+                .order_by(lines.c.number)
+                .limit(limit)
+                .with_for_update(skip_locked=True, of=lines)
+            )
+            found = [BatchLine(**row) for row in connection.execute(query).mappings()]
+            if found:
+                numbers = [line.number for line in found]
+                connection.execute(
+                    lines.update()
+                    .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers))
+                    .values(runner=runner)
+                )
+            return found
+
+        return await self._database.write(write)
+
+    async def release(self, batch_id: str, numbers: Sequence[int], runner: str) -> None:
+        """Give lines back that a runner has claimed and will not run."""
+        change = (
+            lines.update()
+            .where(
+                lines.c.batch_id == batch_id,
+                lines.c.number.in_(numbers),
+                lines.c.runner == runner,
+                _PENDING,
+            )
+            .values(runner=None)
+        )
+        await self._database.write(lambda c: c.execute(change))
+
+    async def release_all(self, batch_id: str, runner: str) -> None:
+        """Give all lines back that a runner has claimed; it must not run any."""
+        change = (
+            lines.update()
+            .where(lines.c.batch_id == batch_id, lines.c.runner == runner, _PENDING)
+            .values(runner=None)
+        )
+        await self._database.write(lambda c: c.execute(change))
+
+    async def finish(self, finished: Sequence[FinishedLine]) -> list[FinishedLine]:
+        """Write results, the counts of the batches and the usage in one transaction.
+
+        The usage of results that are not written is recorded as that of incomplete calls.
+
+        Returns:
+            Those that were not written, because the line had a result, or its batch has ended.
+        """
+
+        def write(connection: sa.Connection) -> list[FinishedLine]:
+            refused: list[FinishedLine] = []
+            usage: list[dict[str, Any]] = []
+            # In one order, since two writers that lock batches in different ones would deadlock.
+            for batch_id in sorted({item.batch_id for item in finished}):
+                group = {i.result.number: i for i in finished if i.batch_id == batch_id}
+                written = _write_results(connection, batch_id, group)
+                for number, item in sorted(group.items()):
+                    if number not in written:
+                        refused.append(item)
+                        # Nothing changes if it was written, but the answer to the commit was lost.
+                        item = replace(item, usage=tuple(_end_early(e) for e in item.usage))
+                    usage += _build_usage_rows(item)
+            if usage:
+                insert_usage_rows(usage, connection)
+            return refused
+
+        return await self._database.write(write)
+
+    async def count(self, batch_id: str) -> LineCounts:
+        """Return the numbers of lines without a result."""
+        pending = (
+            sa.select(sa.func.count())
+            .select_from(lines)
+            .where(lines.c.batch_id == batch_id, _PENDING)
+        )
+        query = sa.select(pending.scalar_subquery(), pending.where(is_running()).scalar_subquery())
+        row = await self._database.read(lambda c: c.execute(query).one())
+        return LineCounts(pending=row[0], running=row[1])
+
+    async def list_numbers(
+        self, batch_id: str, numbers: Sequence[int], runner: str
+    ) -> list[BatchLine]:
+        """Return those of the lines that a runner has claimed and that have no result, in order."""
+        query = (
+            sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
+            .where(
+                lines.c.batch_id == batch_id,
+                lines.c.number.in_(numbers),
+                lines.c.runner == runner,
+                _PENDING,
+            )
+            .order_by(lines.c.number)
+        )
+        return [BatchLine(**dict(row)) for row in await self._database.fetch_all(query)]
+
+    async def list_page(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
+        """Return the lines with numbers above ``after``, with their results, in order.
+
+        There are ``limit`` lines, or fewer if their results are large, but at least one if any is left.
+        """
+        of_batch = (lines.c.batch_id == batch_id, lines.c.number > after)
+        sizes = (
+            sa.select(lines.c.number, sa.func.coalesce(sa.func.length(lines.c.body), 0))
+            .where(*of_batch)
+            .order_by(lines.c.number)
+            .limit(limit)
+        )
+
+        def read(connection: sa.Connection) -> Sequence[sa.RowMapping]:
+            last = after
+            left = _PAGE_BYTES
+            for number, size in connection.execute(sizes):
+                left -= size
+                if left < 0 and last > after:
+                    break
+                last = number
+            query = sa.select(lines).where(*of_batch, lines.c.number <= last)
+            return connection.execute(query.order_by(lines.c.number)).mappings().all()
+
+        return [_parse_line(row) for row in await self._database.read(read)]
+
+
+def is_running() -> sa.ColumnElement[bool]:
+    """Return the SQL condition for lines whose runner is alive."""
+    return sa.and_(
+        lines.c.runner.is_not(None),
+        sa.exists().where(runners.c.id == lines.c.runner, runners.c.alive_until > now()),
+    )
+
+
+def _renew_runner(connection: sa.Connection, runner: str, seconds: float) -> None:
+    row = {"id": runner, "alive_until": now() + timedelta(seconds=seconds)}
+    insert = _INSERT_RUNNER[connection.dialect.name](runners).values(row)
+    connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
+
+
+def _write_results(
+    connection: sa.Connection, batch_id: str, group: Mapping[int, FinishedLine]
+) -> set[int]:
+    """Write the results of lines that have none, and return their numbers."""
+    unsealed = sa.select(batches.c.id).where(
+        batches.c.id == batch_id, batches.c.finalizing_at.is_(None)
+    )
+    # Nobody seals the batch meanwhile. Its counts are changed below, so that a shared lock, which
+    # two writers can hold, could become a deadlock.
+    if connection.execute(unsealed.with_for_update()).first() is None:
+        return set()
+    query = sa.select(lines.c.number).where(
+        lines.c.batch_id == batch_id, lines.c.number.in_(list(group)), _PENDING
+    )
+    numbers = set(connection.execute(query.with_for_update()).scalars())
+    if not numbers:
+        return numbers
+    results = [group[number].result for number in sorted(numbers)]
+    connection.execute(
+        _SET_RESULT,
+        [
+            {
+                "of_batch": batch_id,
+                "line": result.number,
+                "new_status": result.status.value,
+                "new_http_status": result.http_status,
+                "new_error_code": result.error_code,
+                "new_body": result.body,
+            }
+            for result in results
+        ],
+    )
+    failed = sum(result.status is LineStatus.FAILED for result in results)
+    connection.execute(
+        batches.update()
+        .where(batches.c.id == batch_id)
+        .values(
+            completed=batches.c.completed + len(results) - failed, failed=batches.c.failed + failed
+        )
+    )
+    return numbers
+
+
+def _build_usage_rows(item: FinishedLine) -> list[dict[str, Any]]:
+    """Return the rows of a line's calls, whose ids are derived, so that none is charged twice."""
+    moment = now()
+    request_id = get_line_request_id(item.batch_id, item.result.number)
+    if item.run:
+        request_id += f"/{item.run}"
+    return [
+        build_usage_row(
+            entry, moment, hashlib.sha256(f"{request_id}/{call}".encode()).hexdigest()[:32]
+        )
+        for call, entry in enumerate(item.usage)
+    ]
+
+
+def _end_early(entry: UsageEntry) -> UsageEntry:
+    return replace(entry, complete=False)
+
+
+def _parse_line(row: Mapping[Any, Any]) -> BatchLine:
+    result = None
+    if row["status"] != LineStatus.PENDING.value:
+        result = LineResult(
+            number=row["number"],
+            http_status=row["http_status"],
+            body=row["body"],
+            error_code=row["error_code"],
+        )
+    return BatchLine(
+        number=row["number"],
+        custom_id=row["custom_id"],
+        start=row["start"],
+        size=row["size"],
+        result=result,
+    )

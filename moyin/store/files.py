@@ -1,0 +1,147 @@
+"""Stores one row per file that a tenant keeps for text models; the content is a blob."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from moyin.domain.stored_file import INTERNAL, StoredFile
+from moyin.errors import FileStorageFull, StoredFileNotFound
+from moyin.store.schema import files
+from moyin.store.sql import Database, ensure_utc, now
+
+_COLUMNS = tuple(StoredFile.__slots__)
+# A file's id may be derived, so that a repeated attempt adds it once.
+_INSERT = {
+    "sqlite": sqlite.insert(files).on_conflict_do_nothing(index_elements=["id"]),
+    "postgresql": postgresql.insert(files).on_conflict_do_nothing(index_elements=["id"]),
+}
+# The largest sum of the sizes of a tenant's files.
+MAX_TENANT_BYTES = 100 * 1024**3
+
+
+class FileStore:
+    """Reads and writes the rows of files. Every query is limited to one tenant's.
+
+    Args:
+        max_bytes: the most bytes that the files of a tenant may have together.
+    """
+
+    def __init__(self, database: Database, *, max_bytes: int = MAX_TENANT_BYTES) -> None:
+        self._database = database
+        self._max_bytes = max_bytes
+
+    async def add(self, file: StoredFile) -> None:
+        """Add the row of a file, whose blob must exist, unless there is one with its id.
+
+        Raises:
+            FileStorageFull: the tenant's files would be too large together.
+        """
+
+        def write(connection: sa.Connection) -> None:
+            used = connection.execute(
+                sa.select(sa.func.coalesce(sa.func.sum(files.c.size), 0)).where(
+                    files.c.owner == file.owner, _is_kept()
+                )
+            ).scalar_one()
+            if used + file.size > self._max_bytes:
+                raise FileStorageFull(
+                    f"your files have {used} bytes together, and at most {self._max_bytes} are "
+                    "stored: delete files that you no longer need",
+                    details={"used_bytes": int(used), "max_bytes": self._max_bytes},
+                )
+            insert_files(connection, file)
+
+        await self._database.write(write)
+
+    async def get(self, owner: str, file_id: str) -> StoredFile:
+        """Return a file of the tenant, or raise `StoredFileNotFound`."""
+        found = await self.find(owner, file_id)
+        if found is None:
+            raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+        return found
+
+    async def find(
+        self, owner: str, file_id: str, *, with_deleted: bool = False
+    ) -> StoredFile | None:
+        """Return a file, or None if the tenant has none with this id.
+
+        ``with_deleted`` is for batches, which still read a file that was deleted meanwhile.
+        """
+        query = sa.select(files).where(files.c.owner == owner, files.c.id == file_id)
+        if not with_deleted:
+            query = query.where(_is_kept())
+        row = await self._database.fetch_first(query)
+        return None if row is None else _parse_file(row)
+
+    async def list_page(
+        self,
+        owner: str,
+        *,
+        purpose: str | None = None,
+        limit: int = 10_000,
+        after: str | None = None,
+        newest_first: bool = True,
+    ) -> tuple[list[StoredFile], bool]:
+        """Return a page of the tenant's files, and whether there are more.
+
+        Args:
+            after: the id of the last file of the previous page.
+
+        Raises:
+            StoredFileNotFound: there is no file ``after``.
+        """
+        query = sa.select(files).where(
+            files.c.owner == owner, files.c.purpose != INTERNAL, _is_kept()
+        )
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        place = sa.tuple_(files.c.created_at, files.c.id)
+        if after is not None:
+            last = await self.find(owner, after, with_deleted=True)
+            if last is None:
+                raise StoredFileNotFound(f"after: there is no file {after[:80]!r}")
+            position = sa.tuple_(
+                sa.literal(last.created_at, files.c.created_at.type), sa.literal(last.id)
+            )
+            query = query.where(place < position if newest_first else place > position)
+        order = (files.c.created_at, files.c.id)
+        query = query.order_by(*(c.desc() if newest_first else c.asc() for c in order))
+        rows = await self._database.fetch_all(query.limit(limit + 1))
+        return [_parse_file(row) for row in rows[:limit]], len(rows) > limit
+
+    async def delete(self, owner: str, file_id: str) -> None:
+        """Delete a file; pruning deletes its blob. Raises `StoredFileNotFound`."""
+        delete = (
+            files.update()
+            .where(files.c.owner == owner, files.c.id == file_id, _is_kept())
+            .values(deleted_at=now())
+        )
+        if not await self._database.write(lambda c: c.execute(delete).rowcount):
+            raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+
+
+def insert_files(connection: sa.Connection, *added: StoredFile) -> None:
+    """Insert the rows of files in a transaction; those whose id exists already are left out."""
+    rows = [{name: getattr(file, name) for name in _COLUMNS} for file in added]
+    if rows:
+        connection.execute(_INSERT[connection.dialect.name], rows)
+
+
+def _is_kept() -> sa.ColumnElement[bool]:
+    moment: datetime = now()
+    return sa.and_(
+        files.c.deleted_at.is_(None),
+        sa.or_(files.c.expires_at.is_(None), files.c.expires_at > moment),
+    )
+
+
+def _parse_file(row: Mapping[Any, Any]) -> StoredFile:
+    plain: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    for name in ("created_at", "expires_at"):
+        plain[name] = ensure_utc(plain[name])
+    return StoredFile(**plain)

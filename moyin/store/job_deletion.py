@@ -1,0 +1,61 @@
+"""Deletes the rows of ended jobs at the request of their owners, in the caller's transaction.
+
+What a job leaves in `deleted_jobs` is all that `moyin.store.pruning` needs to delete its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from moyin.store.job_rows import OPEN_STATUSES
+from moyin.store.schema import artifacts, deleted_jobs, jobs
+from moyin.store.sql import now
+
+_KEPT_COLUMNS = ("id", "kind", "spec", "record", "results")
+_IS_DELETED = sa.select(deleted_jobs.c.id).where(deleted_jobs.c.id == sa.bindparam("job_id"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deletion:
+    """The ids of jobs that were deleted, and of those that were not, because they are open."""
+
+    deleted: Sequence[str]
+    still_open: Sequence[str]
+
+
+def delete_ended_jobs(connection: sa.Connection, owner: str, job_ids: Sequence[str]) -> Deletion:
+    """Delete those jobs with the ids that belong to the owner and have ended.
+
+    Their artifacts are only hidden: open jobs that use them still read them.
+    """
+    query = (
+        sa.select(jobs.c.id, jobs.c.owner, jobs.c.status)
+        # Without the owner, for which SQLite would read the index of all the owner's jobs.
+        .where(jobs.c.id.in_(job_ids))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    )
+    statuses = {row.id: row.status for row in connection.execute(query) if row.owner == owner}
+    ended = [job_id for job_id, status in statuses.items() if status not in OPEN_STATUSES]
+    still_open = [job_id for job_id, status in statuses.items() if status in OPEN_STATUSES]
+    if not ended:
+        return Deletion(deleted=(), still_open=still_open)
+    moment = sa.literal(now(), deleted_jobs.c.deleted_at.type)
+    # Where an id was used again in spite of its deletion, the later job counts.
+    connection.execute(deleted_jobs.delete().where(deleted_jobs.c.id.in_(ended)))
+    kept = sa.select(*(jobs.c[name] for name in _KEPT_COLUMNS), moment).where(jobs.c.id.in_(ended))
+    connection.execute(deleted_jobs.insert().from_select([*_KEPT_COLUMNS, "deleted_at"], kept))
+    outputs = artifacts.update().where(
+        artifacts.c.job_id.in_(ended), artifacts.c.deleted_at.is_(None)
+    )
+    connection.execute(outputs.values(job_id=None, deleted_at=moment))
+    connection.execute(jobs.delete().where(jobs.c.id.in_(ended)))
+    return Deletion(deleted=ended, still_open=still_open)
+
+
+def is_deleted(connection: sa.Connection, job_id: str) -> bool:
+    """Return whether a deleted job had the id."""
+    return connection.execute(_IS_DELETED, {"job_id": job_id}).first() is not None

@@ -1,0 +1,106 @@
+"""Defines `JobFilter`, by which jobs are listed, cancelled and deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.domain.job import JobStatus, StepKind
+from moyin.store.pages import Condition, PageQuery
+from moyin.store.schema import jobs
+
+_KINDS = (*(kind.value for kind in StepKind), "pipeline")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobFilter:
+    """Conditions on the jobs of an owner, which must all be met; None or nothing is no condition.
+
+    Attributes:
+        statuses: the job has one of these.
+        pool: the render pool of one of the job's steps.
+        template: the template of one of the job's steps.
+        metadata: members that the job's metadata contain.
+        created_after: the earliest time of the submission.
+        created_before: the time before which the job was submitted.
+    """
+
+    statuses: tuple[JobStatus, ...] = ()
+    kind: str | None = None
+    pool: str | None = None
+    template: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self == JobFilter()
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether indexes find all matching jobs, so that none is read in vain."""
+        return self.pool is None and self.template is None and not self.metadata
+
+    def build_query(self, owner: str, dialect: str) -> PageQuery:
+        """Return the query for the owner's jobs.
+
+        Indexes find the jobs with a status or kind. Pools, templates and metadata are compared in
+        the rows.
+        """
+        common = [jobs.c.owner == owner, *self._build_time_conditions()]
+        if self.is_indexed:
+            return PageQuery(table=jobs, ranges=self._build_ranges(common))
+        return PageQuery(
+            table=jobs,
+            ranges=[common],
+            scanned=lambda columns: self._build_scanned_conditions(columns, dialect),
+        )
+
+    def _build_time_conditions(self) -> list[Condition]:
+        conditions: list[Condition] = []
+        if self.created_after is not None:
+            conditions.append(jobs.c.created_at >= self.created_after)
+        if self.created_before is not None:
+            conditions.append(jobs.c.created_at < self.created_before)
+        return conditions
+
+    def _build_ranges(self, common: list[Condition]) -> list[list[Condition]]:
+        """Return a range of the index of owner, status and kind for each of their combinations."""
+        if not self.statuses and self.kind is None:
+            return [common]
+        return [
+            [*common, jobs.c.status == status.value, jobs.c.kind == kind]
+            for status in dict.fromkeys(self.statuses or JobStatus)
+            for kind in (_KINDS if self.kind is None else (self.kind,))
+        ]
+
+    def _build_scanned_conditions(self, columns: Any, dialect: str) -> list[Condition]:
+        conditions: list[Condition] = []
+        if self.statuses:
+            conditions.append(columns.status.in_([status.value for status in self.statuses]))
+        if self.kind is not None:
+            conditions.append(columns.kind == self.kind)
+        if self.pool is not None:
+            # Names of pools and templates have no characters that JSON escapes.
+            render = f'["{StepKind.RENDER.value}","{self.pool}"]'
+            conditions.append(sa.cast(columns.heads, sa.Text).contains(render, autoescape=True))
+        if self.template is not None:
+            name = f'"{self.template}"'
+            conditions.append(sa.cast(columns.templates, sa.Text).contains(name, autoescape=True))
+        for label, value in self.metadata.items():
+            conditions.append(_build_label_condition(columns.metadata, label, value, dialect))
+        return conditions
+
+
+def _build_label_condition(column: Any, label: str, value: str, dialect: str) -> Condition:
+    if dialect != "sqlite":
+        matches: Condition = column[label].as_string() == value
+        return matches
+    # Paths of SQLite's `json_extract` cannot name labels with quotes or backslashes.
+    members = sa.func.json_each(column).table_valued("key", "value")
+    return sa.exists().select_from(members).where(members.c.key == label, members.c.value == value)

@@ -1,0 +1,187 @@
+"""Stores native batches, and which lines of a batch belong to them.
+
+A line of a native batch has the native batch as its runner, which counts as alive until its results
+are written. So nobody else runs the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from moyin.domain.native_batch import NativeBatch, NativeStatus, get_plan_id
+from moyin.domain.text_batch import BatchLine, BatchStatus, LineStatus
+from moyin.store.batch_lines import is_running
+from moyin.store.schema import native_batches as natives
+from moyin.store.schema import text_batch_lines as lines
+from moyin.store.schema import text_batch_runners as runners
+from moyin.store.schema import text_batches as batches
+from moyin.store.sql import Database, ensure_utc, now
+
+# Longer than a batch and its steps can take.
+_LIFETIME = timedelta(days=3)
+# Rows of ended batches are kept, so that their ids at back ends are known.
+_KEPT = timedelta(days=7)
+_INSERT = {
+    "sqlite": sqlite.insert(natives).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(natives).on_conflict_do_nothing(),
+}
+_INSERT_RUNNER: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_PENDING = lines.c.status == LineStatus.PENDING.value
+
+
+class NativeBatchStore:
+    """Reads and writes the rows of native batches."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list_open(self, batch_id: str) -> list[NativeBatch]:
+        """Return the native batches of a batch that are not done, and the row of its plan."""
+        query = sa.select(natives).where(
+            natives.c.batch_id == batch_id,
+            sa.or_(
+                natives.c.status != NativeStatus.DONE.value, natives.c.id == get_plan_id(batch_id)
+            ),
+        )
+        return [_parse(row) for row in await self._database.fetch_all(query)]
+
+    async def list_remote_ids(self, backend: str) -> set[str]:
+        """Return the ids of all batches at a back end that are known to be ours."""
+        query = sa.select(natives.c.remote_id).where(
+            natives.c.backend == backend, natives.c.remote_id.is_not(None)
+        )
+        return set(await self._database.fetch_values(query))
+
+    async def add(self, native: NativeBatch) -> None:
+        """Add a row unless it exists, and delete rows that nobody needs."""
+        row = {name: getattr(native, name) for name in NativeBatch.__slots__}
+        row |= {"status": native.status.value, "state": dict(native.state)}
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(_INSERT[connection.dialect.name], row)
+            connection.execute(
+                natives.delete().where(
+                    natives.c.status == NativeStatus.DONE.value,
+                    natives.c.created_at < now() - _KEPT,
+                )
+            )
+
+        await self._database.write(write)
+
+    async def take(self, native: NativeBatch, seconds: float) -> bool:
+        """Begin a step that is due; return False if another replica did.
+
+        The step is due again after ``seconds``, unless `renew` is called.
+        """
+        change = (
+            natives.update()
+            .where(_is_unchanged(native), natives.c.due_at <= now())
+            .values(due_at=now() + timedelta(seconds=seconds))
+        )
+        return bool(await self._database.write(lambda c: c.execute(change).rowcount))
+
+    async def renew(self, native_id: str, seconds: float) -> None:
+        """Say that a step goes on for at least ``seconds``."""
+        await self._update(native_id, due_at=now() + timedelta(seconds=seconds))
+
+    async def save(self, native: NativeBatch, *, due_in: float = 0.0) -> None:
+        """Write the status, id and state of a native batch; its next step is due later."""
+        await self._update(
+            native.id,
+            status=native.status.value,
+            remote_id=native.remote_id,
+            state=dict(native.state),
+            due_at=now() + timedelta(seconds=due_in),
+        )
+
+    async def make_due(self, native: NativeBatch) -> None:
+        """Let the first step be taken of a native batch that `add` added; it may have been."""
+        change = natives.update().where(_is_unchanged(native)).values(due_at=now())
+        await self._database.write(lambda c: c.execute(change))
+
+    async def assign(self, native: NativeBatch, numbers: Collection[int]) -> int:
+        """Give lines that nobody runs to a new native batch; return how many.
+
+        None is given if a step of the native batch was taken, or if the batch was cancelled or has
+        expired.
+        """
+
+        def write(connection: sa.Connection) -> int:
+            is_open = sa.select(
+                sa.exists().where(
+                    batches.c.id == native.batch_id,
+                    batches.c.status == BatchStatus.IN_PROGRESS.value,
+                    batches.c.expires_at > now(),
+                )
+            )
+            is_new = sa.select(sa.exists().where(_is_unchanged(native)))
+            if not all(connection.execute(query).scalar_one() for query in (is_open, is_new)):
+                return 0
+            row = {"id": native.id, "alive_until": now() + _LIFETIME}
+            insert = _INSERT_RUNNER[connection.dialect.name](runners).values(row)
+            connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
+            return connection.execute(
+                lines.update()
+                .where(
+                    lines.c.batch_id == native.batch_id,
+                    lines.c.number.in_(sorted(numbers)),
+                    _PENDING,
+                    sa.not_(is_running()),
+                )
+                .values(runner=native.id)
+            ).rowcount
+
+        return await self._database.write(write)
+
+    async def list_free_lines(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
+        """Return lines with numbers above ``after`` that nobody runs and that have no result."""
+        return await self._list_lines(batch_id, after, limit, sa.not_(is_running()))
+
+    async def list_lines(self, native: NativeBatch, after: int, limit: int) -> list[BatchLine]:
+        """Return lines of a native batch with numbers above ``after`` that have no result."""
+        return await self._list_lines(native.batch_id, after, limit, lines.c.runner == native.id)
+
+    async def release(self, native: NativeBatch) -> int:
+        """Give back the lines of a native batch that have no result; return how many."""
+
+        def write(connection: sa.Connection) -> int:
+            released = connection.execute(
+                lines.update()
+                .where(lines.c.batch_id == native.batch_id, lines.c.runner == native.id, _PENDING)
+                .values(runner=None)
+            ).rowcount
+            connection.execute(runners.delete().where(runners.c.id == native.id))
+            return released
+
+        return await self._database.write(write)
+
+    async def _list_lines(
+        self, batch_id: str, after: int, limit: int, condition: sa.ColumnElement[bool]
+    ) -> list[BatchLine]:
+        query = (
+            sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
+            .where(lines.c.batch_id == batch_id, lines.c.number > after, _PENDING, condition)
+            .order_by(lines.c.number)
+            .limit(limit)
+        )
+        return [BatchLine(**dict(row)) for row in await self._database.fetch_all(query)]
+
+    async def _update(self, native_id: str, **values: Any) -> None:
+        change = natives.update().where(natives.c.id == native_id).values(values)
+        await self._database.write(lambda c: c.execute(change))
+
+
+def _is_unchanged(native: NativeBatch) -> sa.ColumnElement[bool]:
+    return sa.and_(natives.c.id == native.id, natives.c.due_at == native.due_at)
+
+
+def _parse(row: Mapping[Any, Any]) -> NativeBatch:
+    plain: dict[str, Any] = {name: row[name] for name in NativeBatch.__slots__}
+    for name in ("created_at", "due_at"):
+        plain[name] = ensure_utc(plain[name])
+    return NativeBatch(**{**plain, "status": NativeStatus(row["status"])})

@@ -1,0 +1,130 @@
+"""Reads pages of tables that are sorted by time and id, with work that is bounded per page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+
+from moyin.store.cursors import build_older_condition, encode_cursor
+from moyin.store.sql import ensure_utc
+
+# The most rows whose values are compared for one page, if no index finds the matching ones.
+MAX_SCANNED = 2_000
+_NUMBER, _IS_MATCH = "scanned_number", "is_match"
+Condition: TypeAlias = sa.ColumnElement[bool]
+_Position: TypeAlias = tuple[datetime, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageQuery:
+    """Describes which rows of a table are listed.
+
+    Attributes:
+        ranges: alternatives that exclude each other; each is a list of conditions for whose rows an
+            index has the order of the list.
+        scanned: returns the conditions that no index covers, from the table's columns. Such a page
+            ends after `MAX_SCANNED` rows, however few of them match.
+    """
+
+    table: sa.Table
+    ranges: Sequence[Sequence[Condition]]
+    scanned: Callable[[Any], list[Condition]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """The ids of a page's rows, newest first, and the cursor of the next page, if there is one."""
+
+    ids: Sequence[str]
+    next_cursor: str | None
+
+
+def fetch_page(
+    connection: sa.Connection, query: PageQuery, *, limit: int, cursor: str | None
+) -> Page:
+    """Return a page of at most ``limit`` rows, which rows that are added meanwhile do not change.
+
+    Raises:
+        InvalidRequest: ``cursor`` is not the cursor of a page.
+    """
+    older = [] if cursor is None else [build_older_condition(query.table, cursor)]
+    if query.scanned is None:
+        rows = _fetch_ordered(connection, query, older, limit + 1)
+        return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else None)
+    [indexed] = query.ranges
+    columns = query.table.c
+    window = (
+        sa.select(
+            *columns,
+            sa.func.row_number().over(order_by=_newest_first(columns)).label(_NUMBER),
+        )
+        .where(*indexed, *older)
+        .order_by(*_newest_first(columns))
+        .limit(MAX_SCANNED)
+        .subquery()
+    )
+    is_match = sa.case((sa.and_(sa.true(), *query.scanned(window.c)), 1), else_=0)
+    judged = sa.select(
+        window.c.created_at, window.c.id, window.c[_NUMBER], is_match.label(_IS_MATCH)
+    ).subquery()
+    # The last row that is scanned comes with the matching ones: in another statement, rows that are
+    # deleted meanwhile would move it.
+    found = (
+        sa.select(judged)
+        .where(sa.or_(judged.c[_IS_MATCH] == 1, judged.c[_NUMBER] == MAX_SCANNED))
+        .order_by(*_newest_first(judged.c))
+        .limit(limit + 2)
+    )
+    rows, last = list[_Position](), None
+    for created_at, row_id, number, is_matching in connection.execute(found):
+        position = ensure_utc(created_at), row_id
+        if is_matching:
+            rows.append(position)
+        if number == MAX_SCANNED:
+            last = position
+    return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else last)
+
+
+def count_rows(connection: sa.Connection, query: PageQuery) -> int:
+    """Return the number of rows in the index ranges of a query."""
+    counts = [
+        sa.select(sa.func.count()).select_from(query.table).where(*indexed)
+        for indexed in query.ranges
+    ]
+    return sum(int(connection.execute(count).scalar_one()) for count in counts)
+
+
+def _fetch_ordered(
+    connection: sa.Connection, query: PageQuery, older: Sequence[Condition], limit: int
+) -> list[_Position]:
+    """Return the newest rows of all ranges, of which each reads no more than ``limit`` rows."""
+    columns = query.table.c
+    branches = [
+        sa.select(columns.created_at, columns.id)
+        .where(*indexed, *older)
+        .order_by(*_newest_first(columns))
+        .limit(limit)
+        for indexed in query.ranges
+    ]
+    if len(branches) == 1:
+        return _fetch_positions(connection, branches[0])
+    union = sa.union_all(*(branch.subquery().select() for branch in branches)).subquery()
+    merged = sa.select(union.c.created_at, union.c.id).order_by(*_newest_first(union.c))
+    return _fetch_positions(connection, merged.limit(limit))
+
+
+def _fetch_positions(connection: sa.Connection, query: sa.Select[Any]) -> list[_Position]:
+    return [(ensure_utc(created_at), row_id) for created_at, row_id in connection.execute(query)]
+
+
+def _build_page(rows: Sequence[_Position], last: _Position | None) -> Page:
+    ids = [row_id for _, row_id in rows]
+    return Page(ids=ids, next_cursor=None if last is None else encode_cursor(*last))
+
+
+def _newest_first(columns: Any) -> tuple[sa.UnaryExpression[Any], sa.UnaryExpression[Any]]:
+    return columns.created_at.desc(), columns.id.desc()

@@ -1,0 +1,102 @@
+"""Books the runs of renders in the usage ledger and in the rows of their jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from moyin.domain.operation import RENDER, Unit
+from moyin.domain.render_run import RenderAccount, RenderRun
+from moyin.errors import WorkerLost
+from moyin.store.schema import jobs, usage
+from moyin.store.sql import Database, now
+from moyin.store.usage import UsageEntry, build_usage_row
+
+_MODEL = "comfyui"
+_INSERT = {
+    "sqlite": sqlite.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
+    "postgresql": postgresql.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
+}
+# Columns of a run that was booked before its end and has been measured again.
+_MEASURED = ("quantity", "cost_nano_usd", "complete", "error")
+
+
+class RenderLedger:
+    """Adds a row to the ledger for each run, and the cost of the row to the run's job.
+
+    Both are written in one transaction, and a run is identified by its id. So a run may be booked
+    any number of times, by several processes at once.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def book(self, runs: Sequence[RenderRun]) -> None:
+        """Book the runs that have an account. Of two measurements of a run the longer one counts."""
+        priced = [(run, run.account) for run in runs if run.account is not None]
+        if not priced:
+            return
+        # In the same order everywhere, so that transactions do not wait for each other in a circle.
+        priced.sort(key=lambda item: (item[1].job_id, item[0].id))
+        booked_at = now()
+
+        def book_all(connection: sa.Connection) -> None:
+            for run, account in priced:
+                _book(connection, run, account, booked_at)
+
+        await self._database.write(book_all)
+
+
+def _book(
+    connection: sa.Connection, run: RenderRun, account: RenderAccount, booked_at: datetime
+) -> None:
+    # The job's row is locked first: it is what two runs of a job share. Pruning may have deleted it.
+    job = jobs.c.id == account.job_id
+    key = connection.execute(sa.select(jobs.c.key_id).where(job).with_for_update()).scalar()
+    row = build_usage_row(_build_entry(run, account, key), booked_at, run.id)
+    insert = _INSERT[connection.dialect.name].returning(usage.c.id)
+    added = row["cost_nano_usd"]
+    if connection.execute(insert, row).first() is None:
+        added = _replace_shorter(connection, row)
+    if added:
+        change = jobs.update().where(job)
+        connection.execute(change.values(render_nano_usd=jobs.c.render_nano_usd + added))
+
+
+def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
+    """Replace a shorter measurement of the same run, and return the difference of the costs.
+
+    Of two equal ones, the end that was seen counts more than the assumption that the run was lost.
+    """
+    columns = (usage.c.quantity, usage.c.error, usage.c.cost_nano_usd)
+    query = sa.select(*columns).where(usage.c.id == row["id"]).with_for_update()
+    quantity, error, cost = connection.execute(query).one()
+    if (quantity, error != WorkerLost.code) >= (row["quantity"], row["error"] != WorkerLost.code):
+        return 0
+    change = usage.update().where(usage.c.id == row["id"])
+    connection.execute(change.values({name: row[name] for name in _MEASURED}))
+    return int(row["cost_nano_usd"] - cost)
+
+
+def _build_entry(run: RenderRun, account: RenderAccount, key_id: str | None) -> UsageEntry:
+    return UsageEntry(
+        request_id=account.job_id,
+        owner=account.owner,
+        backend=f"render-{account.pool}",
+        model=_MODEL,
+        input_tokens=0,
+        cached_tokens=0,
+        output_tokens=0,
+        cost_usd=run.cost_usd,
+        complete=run.error is None,
+        key_id=key_id,
+        error=run.error,
+        operation=RENDER,
+        unit=Unit.GPU_MILLISECONDS.value,
+        quantity=round(Decimal(run.seconds) * 1000),
+    )

@@ -1,0 +1,138 @@
+"""Deletes batches that ended long ago, and the blobs of files that were deleted or have expired."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.domain.text_batch import BatchStatus
+from moyin.store.schema import files, native_batches, text_batches
+from moyin.store.sql import Database, now
+
+_OPEN = tuple(status.value for status in BatchStatus if not status.is_final)
+_CHUNK = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrunedText:
+    """Counts deleted batches, and has the digests of blobs to which no file refers any more."""
+
+    batches: int
+    blobs: frozenset[str]
+
+
+class TextPruner:
+    """Deletes rows of batches and files.
+
+    Args:
+        find_unreferenced: returns those digests to which no job and no artifact refers.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        find_unreferenced: Callable[[Collection[str]], Awaitable[Collection[str]]],
+    ) -> None:
+        self._database = database
+        self._find_unreferenced = find_unreferenced
+
+    async def run(self, before: datetime) -> PrunedText:
+        """Delete what ended, expired or was deleted before ``before``.
+
+        The results of a batch are deleted with it; its input stays until its owner deletes it.
+        """
+        batches = await self._delete_batches(before)
+        return PrunedText(batches=batches, blobs=await self.delete_files(before))
+
+    async def delete_files(self, before: datetime) -> frozenset[str]:
+        """Delete files that expired or were deleted before ``before``.
+
+        Returns:
+            The digests of blobs to which nothing refers any more.
+        """
+        digests: set[str] = set()
+        while found := await self._fetch_files(before):
+            kept = await self._find_kept([row["sha256"] for row in found], before)
+            digests.update(row["sha256"] for row in found if row["sha256"] not in kept)
+            delete = files.delete().where(files.c.id.in_([row["id"] for row in found]))
+            await self._database.execute(delete)
+        unused = await self._find_unreferenced(digests) if digests else ()
+        return frozenset(unused)
+
+    async def _delete_batches(self, before: datetime) -> int:
+        count = 0
+        query = (
+            sa.select(
+                text_batches.c.id, text_batches.c.output_file_id, text_batches.c.error_file_id
+            )
+            .where(_has_ended(before))
+            .order_by(text_batches.c.ended_at)
+            .limit(_CHUNK)
+        )
+        while rows := await self._database.fetch_all(query):
+            ids = [row["id"] for row in rows]
+            results = [
+                file
+                for row in rows
+                for file in (row["output_file_id"], row["error_file_id"])
+                if file is not None
+            ]
+
+            def write(
+                connection: sa.Connection, ids: list[str] = ids, results: list[str] = results
+            ) -> None:
+                # In the past, so that the files are deleted at once.
+                hide = files.update().where(files.c.id.in_(results), files.c.deleted_at.is_(None))
+                connection.execute(hide.values(deleted_at=before))
+                connection.execute(
+                    native_batches.delete().where(native_batches.c.batch_id.in_(ids))
+                )
+                connection.execute(text_batches.delete().where(text_batches.c.id.in_(ids)))
+
+            await self._database.write(write)
+            count += len(ids)
+        return count
+
+    async def _fetch_files(self, before: datetime) -> Sequence[Any]:
+        query = sa.select(files.c.id, files.c.sha256).where(_is_deletable(before)).limit(_CHUNK)
+        return await self._database.fetch_all(query)
+
+    async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
+        """Return those digests to which files refer that are not deleted."""
+        query = sa.select(files.c.sha256).where(
+            files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
+        )
+        return set(await self._database.fetch_values(query))
+
+
+async def count_prunable_batches(database: Database, before: datetime) -> int:
+    """Return the number of batches that ended before ``before``."""
+    query = sa.select(sa.func.count()).select_from(text_batches).where(_has_ended(before))
+    return int(await database.fetch_value(query))
+
+
+async def find_file_blobs(database: Database, digests: Collection[str]) -> set[str]:
+    """Return those digests to which a file refers, also one that is hidden from its owner."""
+    found: set[str] = set()
+    listed = list(digests)
+    for start in range(0, len(listed), _CHUNK):
+        query = sa.select(files.c.sha256).where(files.c.sha256.in_(listed[start : start + _CHUNK]))
+        found.update(await database.fetch_values(query))
+    return found
+
+
+def _has_ended(before: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(text_batches.c.status.not_in(_OPEN), text_batches.c.ended_at < before)
+
+
+def _is_deletable(before: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for hidden files that no open batch reads."""
+    is_read = sa.exists().where(
+        text_batches.c.input_file_id == files.c.id, text_batches.c.status.in_(_OPEN)
+    )
+    expired = sa.and_(files.c.expires_at < before, files.c.expires_at < now())
+    return sa.and_(sa.or_(files.c.deleted_at <= before, expired), sa.not_(is_read))

@@ -1,0 +1,31 @@
+"""Reads the length of audio files from their heads."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import BinaryIO
+
+from tinytag import TinyTag, TinyTagException
+
+
+async def measure_seconds(file: BinaryIO, name: str) -> float | None:
+    """Return the seconds that an audio file states, or None if they cannot be read.
+
+    A client may forge them.
+
+    Args:
+        name: the name of the file, whose ending helps if the content does not show the format.
+    """
+    return await asyncio.to_thread(_measure, file, name)
+
+
+def _measure(file: BinaryIO, name: str) -> float | None:
+    file.seek(0)
+    try:
+        seconds = TinyTag.get(name, file_obj=file, tags=False).duration
+    except TinyTagException:
+        return None
+    finally:
+        file.seek(0)
+    return seconds if seconds is not None and 0 < seconds < math.inf else None

@@ -1,0 +1,169 @@
+"""Defines the client of a back end's own batch API, which costs less than calls one by one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic_core import from_json
+
+from moyin.domain.chat import ChatRequest, ChatResponse
+from moyin.errors import BackendUnavailable
+from moyin.http.validation import new_malformed_response_error
+
+# A line of results: the longest answer of any model has less than this.
+_MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
+class RemoteState(StrEnum):
+    """Whether the back end still works on a batch; ``rejected`` ones were never begun."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteBatch:
+    """A batch at a back end.
+
+    Attributes:
+        count: the number of its requests, as far as the back end knows it yet.
+        reason: why it was rejected.
+        files: the ids of files that the back end keeps for the batch, the results first.
+    """
+
+    id: str
+    state: RemoteState
+    count: int | None = None
+    reason: str = ""
+    files: tuple[str, ...] = ()
+    input_file: str | None = None
+
+
+class RemoteOutcome(StrEnum):
+    """What became of a request; ``unanswered`` ones were cancelled or expired, and cost nothing."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    UNANSWERED = "unanswered"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteResult:
+    """The result of a request: ``body`` is the answer, or the error in the back end's format."""
+
+    custom_id: str
+    outcome: RemoteOutcome
+    body: Mapping[str, Any] = field(default_factory=dict)
+    status: int = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Payload:
+    """The requests of a new batch in a local file, as `BatchApi.encode_request` encodes them.
+
+    Attributes:
+        key: identifies the batch among all that Moyin ever sends.
+        path: the path of a call to which all requests belong, such as ``/chat/completions``.
+    """
+
+    key: str
+    path: str
+    file: Path
+    size: int
+    count: int
+
+
+class BatchApi(Protocol):
+    """The interface of a back end's batch API; methods raise the errors of `ModelBackend`.
+
+    Attributes:
+        chat_path: the path of the call to which chat requests are translated.
+        identifies_by_key: True if a batch shows the key with which it was sent.
+        max_requests, max_bytes: the largest batch that the back end accepts.
+    """
+
+    chat_path: str
+    identifies_by_key: bool
+    max_requests: int
+    max_bytes: int
+
+    def supports(self, path: str) -> bool:
+        """Return whether batches may consist of calls of this path, such as ``/embeddings``."""
+
+    def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
+        """Encode a request as a line of a payload."""
+
+    def encode_chat(self, request: ChatRequest) -> dict[str, Any]:
+        """Translate a chat request to the body of a request."""
+
+    def read_chat(self, body: Mapping[str, Any]) -> ChatResponse:
+        """Translate the answer to a chat request."""
+
+    async def submit(self, payload: Payload, deadline: float) -> RemoteBatch:
+        """Send a new batch.
+
+        Raises:
+            BackendRejected, BackendKeyRejected, ModelNotFound: the back end has not begun it.
+            BackendError, Overloaded: the back end may have received the batch nevertheless.
+        """
+
+    def find_submitted(
+        self, key: str, count: int, since: datetime, deadline: float
+    ) -> AsyncGenerator[RemoteBatch, None]:
+        """Yield batches that may be the one that was sent with a key and whose id was lost.
+
+        Args:
+            count: the number of its requests.
+            since: when it was sent at the earliest.
+        """
+
+    async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:
+        """Return the current state of a batch."""
+
+    async def cancel(self, batch_id: str, deadline: float) -> None:
+        """Ask the back end to end a batch early; one that has ended stays as it is."""
+
+    def read_results(
+        self, batch: RemoteBatch, deadline: float
+    ) -> AsyncGenerator[RemoteResult, None]:
+        """Yield the results of a batch that has ended, in any order."""
+
+    async def discard(self, batch: RemoteBatch, deadline: float) -> None:
+        """Delete what the back end keeps of a batch whose results have been read."""
+
+
+async def read_json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Mapping[str, Any]]:
+    """Yield the objects of a stream with one JSON object per line.
+
+    Raises:
+        BackendUnavailable: a line is too long, or is not a JSON object.
+    """
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise BackendUnavailable(
+                f"a line of the back end's batch results exceeds {_MAX_LINE_BYTES} bytes"
+            )
+        for line in lines:
+            if line.strip():
+                yield parse_object(line)
+    if rest.strip():
+        yield parse_object(rest)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object of a back end; raise `BackendUnavailable` if it is none."""
+    try:
+        data = from_json(body)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise new_malformed_response_error()
+    return data

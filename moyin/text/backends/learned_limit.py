@@ -1,0 +1,153 @@
+"""Learns how many calls a server runs at a time, from the time to the first token."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from moyin.system.slots import Slots
+
+_MIN_PAUSE_SECONDS = 60.0
+_MAX_PAUSE_SECONDS = 960.0
+_RECENT_ENDS = 256
+_NEWEST_WEIGHT = 0.2
+# A call has waited if its first token took more than twice the usual time and this.
+_MARGIN_SECONDS = 0.05
+# A single late token does not refute what was proven before.
+_REFUTATIONS = 3
+
+
+@dataclass(slots=True)
+class TrackedCall:
+    """A call at the server, until it ends.
+
+    Attributes:
+        kind: calls of the same kind usually take the same time to their first token.
+        began: the time at which the call was sent.
+        running: number of calls at the server then, including this one.
+        on_first_token: called once, with the seconds since the first token; None afterwards.
+    """
+
+    kind: tuple[str, int] = ("", 0)
+    began: float = 0.0
+    running: int = 1
+    on_first_token: Callable[[TrackedCall, float], None] | None = None
+
+    def record_first_token(self, seconds_ago: float = 0.0) -> None:
+        """Record that the first token came ``seconds_ago``, or the whole answer now.
+
+        Later calls of this method have no effect.
+        """
+        on_first_token, self.on_first_token = self.on_first_token, None
+        if on_first_token is not None:
+            on_first_token(self, seconds_ago)
+
+
+class LearnedLimit:
+    """Sets the limit of a server's slots to the number of calls that the server runs at a time.
+
+    A server such as Ollama keeps further calls in a queue of its own, where no other server can
+    take them. If a call produces its first token while all calls that were sent earlier still run,
+    the server runs all of them. If the first token comes late, and only after another call has
+    ended, the call has waited. When calls wait for a slot, be it in the background or not, the
+    limit doubles until it was too high once. From then on it grows by one, a minute after it was
+    too high, and then after twice as long each time.
+
+    Args:
+        slots: slots of the server; their limit is set to 1 at first.
+        max_limit: the highest limit.
+        clock: returns monotonic seconds.
+    """
+
+    def __init__(
+        self, slots: Slots, *, max_limit: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._slots = slots
+        self._max_limit = max_limit
+        self._clock = clock
+        self._running = 0
+        self._proven = 1
+        self._refutations = 0
+        self._was_too_high = False
+        self._pause = _MIN_PAUSE_SECONDS
+        self._grows_after = 0.0
+        self._ends: deque[float] = deque(maxlen=_RECENT_ENDS)
+        self._usual: dict[tuple[str, int], float] = {}
+        slots.set_limit(1)
+        slots.on_full = self._grow
+
+    @contextmanager
+    def track(self, kind: str, size: int) -> Iterator[TrackedCall]:
+        """Count a call at the server during the block.
+
+        Args:
+            kind: a word for calls whose first tokens take about the same time, apart from ``size``.
+            size: the size of the request in bytes.
+        """
+        self._running += 1
+        try:
+            yield TrackedCall(
+                (kind, size.bit_length()), self._clock(), self._running, self._record_first_token
+            )
+        finally:
+            self._running -= 1
+            self._ends.append(self._clock())
+
+    def _record_first_token(self, call: TrackedCall, seconds_ago: float) -> None:
+        at = self._clock() - seconds_ago
+        waited, usual = at - call.began, self._usual.get(call.kind)
+        if not any(call.began < end <= at for end in self._ends):
+            self._usual[call.kind] = (
+                waited if usual is None else usual + (waited - usual) * _NEWEST_WEIGHT
+            )
+            self._confirm(call.running)
+        elif usual is not None and waited > 2 * usual + _MARGIN_SECONDS:
+            self.record_waiting(call)
+
+    def record_waiting(self, call: TrackedCall) -> None:
+        """Record that a call has waited in the server's queue, or was refused because it is full."""
+        running = call.running
+        self._refutations += 1
+        if running < 2 or (running <= self._proven and self._refutations < _REFUTATIONS):
+            return
+        limit = self._slots.limit
+        if limit is not None and running <= limit:
+            self._slots.set_limit(running - 1)
+            self._was_too_high = True
+            self._proven = min(self._proven, running - 1)
+            self._refutations = 0
+            self._grows_after = self._clock() + self._pause
+            self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
+
+    def _confirm(self, running: int) -> None:
+        if running < self._proven:
+            return
+        self._refutations = 0
+        if running == self._proven:
+            return
+        self._proven = running
+        self._pause = _MIN_PAUSE_SECONDS
+        limit = self._slots.limit
+        if limit is not None and limit < running:
+            self._slots.set_limit(min(running, self._max_limit))
+        if self._slots.is_awaited:
+            self._grow()
+
+    def _grow(self) -> None:
+        """Raise the limit if the server is known to run as many calls as may run at present.
+
+        Calls in the background alone may not use all slots, so they teach with a higher limit.
+        """
+        limit, usable = self._slots.limit, self._slots.usable
+        if (
+            limit is not None
+            and usable is not None
+            and usable <= self._proven
+            and limit < self._max_limit
+            and self._clock() >= self._grows_after
+        ):
+            higher = limit + 1 if self._was_too_high else 2 * limit
+            self._slots.set_limit(min(higher, self._max_limit))

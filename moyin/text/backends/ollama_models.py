@@ -1,0 +1,163 @@
+"""Follows which models an Ollama host has on its disk, and what each of them can do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from moyin.domain.model_file import ModelFile
+from moyin.errors import BackendUnavailable, MoyinError
+from moyin.text.backends.http import HttpClient
+
+DEFAULT_TAG = ":latest"
+_SECONDS = 3.0
+# The health checks of all back ends wait for the slowest refresh.
+_REFRESH_SECONDS = 5.0
+# Bounds of what is kept of a host, which is under the studio's control but not under ours.
+_MAX_MODELS = 1_000
+_MAX_DESCRIPTION_BYTES = 64 * 1024
+_PARALLEL_REQUESTS = 4
+_CONTEXT_PARAMETER = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
+_WEIGHTS = re.compile(r"^FROM\s.*?(sha256-[0-9a-f]{64})\s*$", re.MULTILINE)
+# The member `modelfile` is left out, because it names paths of the host.
+_DESCRIPTION = ("license", "parameters", "template", "system", "model_info", "projector_info")
+
+_log = logging.getLogger(__name__)
+
+
+class HostModels:
+    """The models on the disk of one Ollama host, which `refresh` brings up to date.
+
+    Models that the host itself passes on to another service are left out, since their data would
+    leave the host.
+
+    Attributes:
+        files: the models by their name with its tag; None until the host has answered once.
+    """
+
+    def __init__(self) -> None:
+        self.files: Mapping[str, ModelFile] | None = None
+        self._undescribed: frozenset[str] = frozenset()
+
+    def find(self, name: str) -> ModelFile | None:
+        """Return the model with this name, to which Ollama adds the tag ``:latest`` if it has none."""
+        return (self.files or {}).get(add_default_tag(name))
+
+    def find_sharing(self, names: frozenset[str]) -> frozenset[str]:
+        """Return ``names`` and all names of models with the same weights as one of these models."""
+        files = (self.files or {}).values()
+        weights = {file.weights for file in files if file.weights and file.name in names}
+        return names.union(file.name for file in files if file.weights in weights)
+
+    async def refresh(self, http: HttpClient) -> bool:
+        """Ask the host for its models; return True if they changed.
+
+        Only new and changed models are asked for their abilities. If the host takes too long to
+        tell them, what was known remains, and the next refresh asks for the others.
+
+        Raises:
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
+        """
+        entries = _parse_entries(await http.get("/api/tags", _SECONDS))
+        known = self.files or {}
+        limit = asyncio.Semaphore(_PARALLEL_REQUESTS)
+
+        described: dict[str, ModelFile | None] = {}
+
+        async def describe(entry: Mapping[str, Any]) -> None:
+            file = known.get(entry["name"])
+            if file is None or not _is_same(file, entry):
+                async with limit:
+                    file = await _request_file(http, entry) or file
+            described[entry["name"]] = file
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REFRESH_SECONDS):
+                await asyncio.gather(*map(describe, entries))
+        names = [entry["name"] for entry in entries]
+        found = {name: described.get(name, known.get(name)) for name in names}
+        files = {name: file for name, file in found.items() if file is not None}
+        undescribed = frozenset(names) - files.keys()
+        for name in undescribed - self._undescribed:
+            _log.warning("an Ollama host does not describe its model %r, so it is left out", name)
+        self._undescribed = undescribed
+        has_changed = self.files is None or files != known
+        self.files = files
+        return has_changed
+
+
+def add_default_tag(name: str) -> str:
+    """Return the name with the tag ``:latest`` if it has no tag."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}{DEFAULT_TAG}"
+
+
+def _parse_entries(body: bytes) -> list[Mapping[str, Any]]:
+    try:
+        models = from_json(body)["models"] or []
+        entries = [model for model in models if not model.get("remote_host")]
+        if not all(isinstance(entry["name"], str) for entry in entries):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BackendUnavailable("the Ollama server's response to /api/tags is malformed") from None
+    return entries[:_MAX_MODELS]
+
+
+def _is_same(file: ModelFile, entry: Mapping[str, Any]) -> bool:
+    return (file.digest, file.modified_at) == (entry.get("digest"), entry.get("modified_at"))
+
+
+async def _request_file(http: HttpClient, entry: Mapping[str, Any]) -> ModelFile | None:
+    """Ask for a model's abilities; return None if the host does not tell them."""
+    name = entry["name"]
+    try:
+        deadline = asyncio.get_running_loop().time() + _SECONDS
+        shown = from_json(await http.post("/api/show", to_json({"model": name}), deadline))
+        return _build_file(entry, shown)
+    except (MoyinError, ValueError, KeyError, TypeError, AttributeError):
+        # The model may have been removed since; otherwise the next refresh asks again.
+        return None
+
+
+def _build_file(entry: Mapping[str, Any], shown: Mapping[str, Any]) -> ModelFile:
+    description = {name: shown[name] for name in _DESCRIPTION if shown.get(name)}
+    if len(to_json(description)) > _MAX_DESCRIPTION_BYTES:
+        description = {"model_info": _shorten_info(description.get("model_info") or {})}
+    weights = _WEIGHTS.search(str(shown.get("modelfile") or ""))
+    return ModelFile(
+        name=entry["name"],
+        digest=str(entry.get("digest") or ""),
+        size=int(entry.get("size") or 0),
+        modified_at=str(entry.get("modified_at") or ""),
+        capabilities=frozenset(map(str, shown.get("capabilities") or ("completion",))),
+        context=_find_context(shown),
+        # Of a model that was made from a file, `parent_model` is a path of the host.
+        details={**(shown.get("details") or entry.get("details") or {}), "parent_model": ""},
+        description=description,
+        weights=weights[1] if weights else "",
+    )
+
+
+def _find_context(shown: Mapping[str, Any]) -> int | None:
+    """Return the ``num_ctx`` of the model's Modelfile, else the length that it was trained for."""
+    parameter = _CONTEXT_PARAMETER.search(str(shown.get("parameters") or ""))
+    if parameter:
+        return int(parameter[1]) or None
+    info = shown.get("model_info") or {}
+    architecture = info.get("general.architecture")
+    length = info.get(f"{architecture}.context_length")
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def _shorten_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers and words of a model's metadata, without its long lists."""
+    return {
+        name: value
+        for name, value in info.items()
+        if isinstance(value, int | float) or (isinstance(value, str) and len(value) < 200)
+    }

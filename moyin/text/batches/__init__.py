@@ -1,0 +1,1 @@
+"""Runs batches of text requests: reads input files, calls models line by line, writes results."""

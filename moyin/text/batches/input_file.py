@@ -1,0 +1,197 @@
+"""Reads input files of batches: checks all lines, and reads single lines again when they run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from moyin.domain.text_batch import BatchError, BatchLine, NewLine
+from moyin.store.blobs import BlobStore
+from moyin.text.batches.formats import BatchFormat
+from moyin.text.protocol.openai.batches import InvalidLine
+
+_MAX_ERRORS = 100
+_LINES_PER_PART = 1_000
+_BYTES_PER_PART = 1024 * 1024
+# Neighbouring lines are read at once up to this size.
+_SPAN_BYTES = 4 * 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class _RawLine:
+    number: int
+    start: int
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputBounds:
+    """The most lines of a file, None for the format's own limit, and the most bytes of a line."""
+
+    max_lines: int | None = None
+    max_line_bytes: int = 64 * 1024 * 1024
+
+
+async def check_input(
+    blobs: BlobStore,
+    sha256: str,
+    batch_format: BatchFormat,
+    endpoint: str,
+    *,
+    add_lines: Callable[[Sequence[NewLine]], Awaitable[None]],
+    bounds: InputBounds,
+) -> tuple[int, list[BatchError]]:
+    """Check all lines of a file, and pass the valid ones to ``add_lines``, in parts.
+
+    Returns:
+        The number of lines, and the errors, at most a hundred.
+
+    Raises:
+        FileNotFoundError: the file's blob was deleted.
+    """
+    checker = _Checker(batch_format, endpoint)
+    max_lines = batch_format.max_lines if bounds.max_lines is None else bounds.max_lines
+    total = 0
+    try:
+        async for part in _read_parts(blobs, sha256, bounds):
+            total += len(part)
+            if total > max_lines:
+                message = f"the file has more than {max_lines} lines; split it"
+                return total, [BatchError(code="too_many_lines", message=message)]
+            # Parsing a megabyte takes milliseconds, too long for the event loop.
+            lines = await asyncio.to_thread(checker.check, part)
+            if len(checker.errors) >= _MAX_ERRORS:
+                break
+            await add_lines(lines)
+    except _LineTooLarge as error:
+        message = f"the line is larger than {bounds.max_line_bytes} bytes"
+        return total, [BatchError(code="line_too_large", message=message, line=error.number)]
+    if not total:
+        return 0, [BatchError(code="empty_file", message="the file has no lines")]
+    return total, checker.errors[:_MAX_ERRORS]
+
+
+async def read_lines(blobs: BlobStore, sha256: str, lines: Sequence[BatchLine]) -> list[bytes]:
+    """Return the content of lines, which are sorted by their numbers.
+
+    Raises:
+        FileNotFoundError: the file's blob was deleted.
+    """
+    contents: list[bytes] = []
+    for span in _group(lines):
+        start, end = span[0].start, span[-1].start + span[-1].size
+        pieces = [piece async for piece in blobs.read_chunks(sha256, start=start, end=end)]
+        content = b"".join(pieces)
+        contents += [content[line.start - start : line.start - start + line.size] for line in span]
+    return contents
+
+
+class _LineTooLarge(Exception):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Checker:
+    """Checks lines; blank ones are no lines."""
+
+    def __init__(self, batch_format: BatchFormat, endpoint: str) -> None:
+        self._format = batch_format
+        self._endpoint = endpoint
+        self._seen: dict[str, int] = {}
+        self.errors: list[BatchError] = []
+
+    def check(self, part: Sequence[_RawLine]) -> list[NewLine]:
+        valid = []
+        for line in part:
+            try:
+                custom_id = self._format.check_line(line.content, self._endpoint)
+                first = self._seen.setdefault(custom_id, line.number)
+                if first != line.number:
+                    raise InvalidLine(
+                        "duplicate_custom_id",
+                        f"line {first} has the same custom_id; it must be unique",
+                        "custom_id",
+                    )
+            except InvalidLine as error:
+                self.errors.append(
+                    BatchError(
+                        code=error.line_code,
+                        message=error.message,
+                        line=line.number,
+                        param=error.field,
+                    )
+                )
+                continue
+            valid.append(
+                NewLine(
+                    number=line.number,
+                    custom_id=custom_id,
+                    start=line.start,
+                    size=len(line.content),
+                )
+            )
+        return valid
+
+
+async def _read_parts(
+    blobs: BlobStore, sha256: str, bounds: InputBounds
+) -> AsyncIterator[list[_RawLine]]:
+    """Yield the lines that are not blank, in parts of about a megabyte."""
+    part: list[_RawLine] = []
+    size = 0
+    async for line in _read_raw_lines(blobs, sha256, bounds):
+        part.append(line)
+        size += len(line.content)
+        if len(part) >= _LINES_PER_PART or size >= _BYTES_PER_PART:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+async def _read_raw_lines(
+    blobs: BlobStore, sha256: str, bounds: InputBounds
+) -> AsyncIterator[_RawLine]:
+    # The pieces of a long line are joined once, at its end.
+    pieces: list[bytes] = []
+    size = start = number = 0
+    async for chunk in blobs.read_chunks(sha256):
+        pieces.append(chunk)
+        size += len(chunk)
+        if b"\n" in chunk:
+            *lines, rest = b"".join(pieces).split(b"\n")
+            pieces, size = [rest], len(rest)
+            for content in lines:
+                number += 1
+                if len(content) > bounds.max_line_bytes:
+                    raise _LineTooLarge(number)
+                if (line := _strip(number, start, content)) is not None:
+                    yield line
+                start += len(content) + 1
+        if size > bounds.max_line_bytes:
+            raise _LineTooLarge(number + 1)
+    if (line := _strip(number + 1, start, b"".join(pieces))) is not None:
+        yield line
+
+
+def _strip(number: int, start: int, content: bytes) -> _RawLine | None:
+    """Return a line without white space at its ends, or None if nothing is left."""
+    if number == 1 and content.startswith(_BOM):
+        start, content = start + len(_BOM), content[len(_BOM) :]
+    stripped = content.lstrip()
+    start += len(content) - len(stripped)
+    stripped = stripped.rstrip()
+    return _RawLine(number, start, stripped) if stripped else None
+
+
+def _group(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
+    """Group lines that are close to each other in the file."""
+    groups: list[list[BatchLine]] = []
+    for line in lines:
+        if groups and line.start + line.size - groups[-1][0].start <= _SPAN_BYTES:
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    return groups

@@ -1,0 +1,193 @@
+"""Drives native batches: assigns lines, sends them, and collects results, whatever process dies.
+
+What may happen next depends on the rows alone. One replica at a time takes a step of a native
+batch, for which it moves the row's ``due_at``; if the replica dies, another takes the step again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from moyin.domain.native_batch import PLAN, NativeBatch, NativeStatus, get_plan_id
+from moyin.domain.stored_file import StoredFile
+from moyin.domain.text_batch import BatchStatus, LineResult, TextBatch
+from moyin.errors import MoyinError, ServiceUnavailable
+from moyin.store.batch_lines import BatchLineStore
+from moyin.store.blobs import BlobStore
+from moyin.store.native_batches import NativeBatchStore
+from moyin.store.sql import now
+from moyin.text.batches.formats import FORMATS
+from moyin.text.batches.native_collector import NativeCollector
+from moyin.text.batches.native_lines import NativeLines
+from moyin.text.batches.native_planner import NativePlanner
+from moyin.text.batches.native_sender import NativeSender
+from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, give_up
+
+_log = logging.getLogger(__name__)
+_RENEW_SECONDS = 15.0
+_RETRY_SECONDS = 15.0
+# A sent batch whose answer was lost may appear at the back end until then.
+_APPEARANCE_SECONDS = 60.0
+_POLL_SECONDS = 30.0
+_CLOSE_SECONDS = 5.0
+
+
+class NativeBatches:
+    """Drives the native batches of batches; each replica has one.
+
+    Args:
+        get_poll_seconds: returns the pause between two questions whether a batch has ended.
+        on_result: called with each result that was written.
+        appearance_seconds: how long a batch that was sent, and whose id was lost, may take to
+            appear at the back end.
+    """
+
+    def __init__(
+        self,
+        store: NativeBatchStore,
+        lines: BatchLineStore,
+        blobs: BlobStore,
+        native_lines: NativeLines,
+        *,
+        get_poll_seconds: Callable[[], float] = lambda: _POLL_SECONDS,
+        on_result: Callable[[LineResult], None] | None = None,
+        appearance_seconds: float = _APPEARANCE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._native_lines = native_lines
+        self._get_poll_seconds = get_poll_seconds
+        self._planner = NativePlanner(store, blobs, native_lines)
+        self._sender = NativeSender(
+            store,
+            blobs,
+            native_lines,
+            get_poll_seconds=get_poll_seconds,
+            appearance_seconds=appearance_seconds,
+        )
+        self._collector = NativeCollector(
+            store,
+            lines,
+            blobs,
+            native_lines,
+            get_poll_seconds=get_poll_seconds,
+            on_result=on_result,
+        )
+        self._steps: dict[str, asyncio.Task[None]] = {}
+
+    async def advance(self, batch: TextBatch, input_file: StoredFile, *, limited: bool) -> bool:
+        """Begin the steps of a batch's native batches that are due.
+
+        Args:
+            limited: True if the submitter has limits, such as a budget. Its lines are not sent
+                natively, because such a batch does not stop at the limit.
+
+        Returns:
+            Whether lines may be run by single calls: those for native batches are chosen.
+        """
+        rows = await self._store.list_open(batch.id)
+        is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()
+        if not rows and (limited or not is_open or not self._native_lines.is_possible):
+            return True
+        if not rows:
+            rows = [await self._add_plan(batch)]
+        work = NativeWork(batch=batch, format=FORMATS[batch.dialect], input=input_file)
+        is_planned = False
+        for row in rows:
+            if row.is_plan and (row.status is NativeStatus.DONE or not is_open):
+                is_planned = True
+            elif row.id not in self._steps and row.due_at <= now():
+                await self._begin(work, row, is_open=is_open)
+        return is_planned
+
+    @property
+    def _retry_seconds(self) -> float:
+        return min(self._get_poll_seconds(), _RETRY_SECONDS)
+
+    async def close(self) -> None:
+        """Let steps end for some seconds, then cancel them; another replica takes them again."""
+        tasks = list(self._steps.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _add_plan(self, batch: TextBatch) -> NativeBatch:
+        moment = now()
+        plan = NativeBatch(
+            id=get_plan_id(batch.id), batch_id=batch.id, backend="", model=PLAN,
+            status=NativeStatus.ASSIGNED, created_at=moment, due_at=moment,
+        )  # fmt: skip
+        await self._store.add(plan)
+        return plan
+
+    async def _begin(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
+        if not await self._store.take(row, LEASE_SECONDS):
+            return
+        task = asyncio.create_task(self._run_step(work, row, is_open=is_open))
+        self._steps[row.id] = task
+        task.add_done_callback(lambda _: self._steps.pop(row.id, None))
+
+    async def _run_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
+        try:
+            async with self._renewing(row.id):
+                if row.is_plan:
+                    await self._planner.divide(work, row)
+                else:
+                    await self._take_step(work, row, is_open=is_open)
+        except (MoyinError, SQLAlchemyError, OSError) as error:
+            # The error's text may contain prompts.
+            reason = error.message if isinstance(error, MoyinError) else type(error).__name__
+            _log.warning("native batch %s: a step failed and is tried again: %s", row.id, reason)
+            await self._postpone(row.id)
+        except Exception:
+            _log.exception("native batch %s: a step failed unexpectedly", row.id)
+            await self._postpone(row.id)
+            if row.is_plan:
+                # A defect in the choice must not hold up the batch: single calls run its lines.
+                with suppress(SQLAlchemyError, OSError):
+                    await self._store.save(replace(row, status=NativeStatus.DONE))
+
+    async def _postpone(self, native_id: str) -> None:
+        with suppress(SQLAlchemyError, OSError):
+            await self._store.renew(native_id, self._retry_seconds)
+
+    @asynccontextmanager
+    async def _renewing(self, native_id: str) -> AsyncIterator[None]:
+        """Keep a step for this replica for as long as the block runs."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_RENEW_SECONDS)
+                with suppress(SQLAlchemyError, OSError):
+                    await self._store.renew(native_id, LEASE_SECONDS)
+
+        task = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _take_step(self, work: NativeWork, native: NativeBatch, *, is_open: bool) -> None:
+        api = self._native_lines.get_api(native.backend)
+        if api is None or self._native_lines.find_deployment(native.backend, native.model) is None:
+            if not is_open:
+                await give_up(self._store, native, "its back end is not configured any more")
+                return
+            raise ServiceUnavailable(f"the batch API of {native.backend!r} is not configured")
+        match native.status:
+            case NativeStatus.ASSIGNED if not is_open:
+                await give_up(self._store, native, "the batch is over")
+            case NativeStatus.ASSIGNED:
+                await self._sender.send(work, native, api)
+            case NativeStatus.SENDING:
+                await self._sender.recover(native, api, is_open=is_open)
+            case NativeStatus.RUNNING:
+                await self._collector.poll(work, native, api, is_open=is_open)

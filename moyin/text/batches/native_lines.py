@@ -1,0 +1,235 @@
+"""Decides which lines a back end's batch API runs, and translates them and their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_json
+
+from moyin.domain.chat import ChatRequest
+from moyin.domain.money import Usage
+from moyin.domain.text_batch import LineResult, TextBatch, get_line_request_id
+from moyin.errors import BackendRejected, MoyinError
+from moyin.http.problems import ErrorBody
+from moyin.store.usage import UsageEntry
+from moyin.text.backends.batches import BatchApi, RemoteOutcome, RemoteResult
+from moyin.text.prompt_files import FILE_ID_MARKER
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.catalog import ModelDeployment
+from moyin.text.routing.compiled_route import RouteTarget
+from moyin.text.routing.ledger import build_usage_entry, today
+from moyin.text.routing.omission import omit_unusable_effort
+from moyin.text.routing.router import Router
+
+# The endpoints whose lines can be run natively. Responses would have to be stored for continuation.
+_CODECS: Mapping[str, ProtocolCodec] = {
+    "/v1/chat/completions": OpenAICodec(),
+    "/v1/embeddings": OpenAIEmbeddingsCodec(),
+    "/v1/messages": AnthropicCodec(),
+}
+_REJECTED_STATUSES = frozenset({400, 413, 422})
+_MAX_MESSAGE = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NativeLine:
+    """A line as a request of a back end's batch API, except for its id there."""
+
+    path: str
+    body: Mapping[str, Any]
+
+
+class NativeLines:
+    """Translates the lines of batches for back ends with a batch API, and the results back.
+
+    Args:
+        render_error: renders an error in the protocol of a path; arguments as `ErrorRenderer`.
+    """
+
+    def __init__(
+        self, router: Router, render_error: Callable[[MoyinError, str, str], ErrorBody]
+    ) -> None:
+        self._router = router
+        self._render_error = render_error
+
+    @property
+    def is_possible(self) -> bool:
+        """True if a back end has a batch API."""
+        runtimes = self._router.fleet.runtimes.values()
+        return any(runtime.batch_api is not None for runtime in runtimes)
+
+    def get_api(self, backend: str) -> BatchApi | None:
+        """Return the batch API of a back end, or None if it has none (any more)."""
+        runtime = self._router.fleet.runtimes.get(backend)
+        return None if runtime is None else runtime.batch_api
+
+    def choose(self, batch: TextBatch, body: bytes) -> tuple[RouteTarget, NativeLine] | None:
+        """Return the target that may run a line natively and the translated line, or None.
+
+        A model name that stands for several models is resolved as for a single call.
+        """
+        codec = _CODECS.get(batch.endpoint)
+        if codec is None or FILE_ID_MARKER in body:
+            return None
+        try:
+            request = codec.parse(body)
+            target = self._choose_target(batch, codec, request)
+            if target is None:
+                return None
+            api = target.runtime.batch_api
+            assert api is not None
+            return target, _encode(codec, request, target.deployment, api)
+        except MoyinError:
+            # A single call reports the error, or another back end answers it.
+            return None
+
+    def encode(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine | None:
+        """Translate a line for a model that `choose` has chosen, or return None if that fails."""
+        deployment, api = self.find_deployment(backend, model), self.get_api(backend)
+        if deployment is None or api is None:
+            return None
+        codec = _CODECS[batch.endpoint]
+        try:
+            return _encode(codec, codec.parse(body), deployment, api)
+        except MoyinError:
+            return None
+
+    def find_deployment(self, backend: str, model: str) -> ModelDeployment | None:
+        """Return a model of a back end with batch prices, or None if there is none (any more)."""
+        for deployment in self._router.fleet.catalog.deployments:
+            if deployment.backend == backend and deployment.model.name == model:
+                return None if deployment.batch_tariff is None else deployment
+        return None
+
+    def decode(
+        self,
+        batch: TextBatch,
+        number: int,
+        body: bytes,
+        found: RemoteResult,
+        deployment: ModelDeployment,
+        api: BatchApi,
+    ) -> tuple[LineResult, tuple[UsageEntry, ...]] | None:
+        """Return the result of a line and its usage, at the batch price.
+
+        Returns:
+            None if the line is to be run by a single call: the back end had an error of its own.
+        """
+        codec = _CODECS[batch.endpoint]
+        if found.outcome is RemoteOutcome.UNANSWERED:
+            return None
+        if found.outcome is RemoteOutcome.FAILED:
+            if found.status not in _REJECTED_STATUSES:
+                return None
+            error = BackendRejected(f"the back end refused the request: {_read_message(found)}")
+            return self._fail(batch, number, error), ()
+        request = codec.parse(body)
+        usage: Usage | None = None
+        try:
+            if deployment.api_format is codec.api_format:
+                answer, usage = _read_forwarded(codec, found.body)
+            else:
+                response = api.read_chat(found.body)
+                # The answer is billed even if the client's protocol cannot express it.
+                usage = response.usage
+                answer = request.encode_response(response)
+        except MoyinError as malformed:
+            failed = self._fail(batch, number, malformed)
+            if usage is None:
+                return failed, ()
+            entry = _build_entry(batch, number, request.model, deployment, usage, malformed.code)
+            return failed, (entry,)
+        entry = _build_entry(batch, number, request.model, deployment, usage)
+        return LineResult(number=number, http_status=200, body=answer), (entry,)
+
+    def _fail(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
+        request_id = get_line_request_id(batch.id, number)
+        rendered = self._render_error(error, request_id, batch.endpoint)
+        return LineResult(
+            number=number, http_status=rendered.status, body=rendered.body, error_code=error.code
+        )
+
+    def _choose_target(
+        self, batch: TextBatch, codec: ProtocolCodec, request: ParsedRequest
+    ) -> RouteTarget | None:
+        context = RoutingContext(
+            request_id=batch.id, owner=batch.owner, headers=(), key_id=batch.key_id
+        )
+        explanation = self._router.explain(codec, request, context)
+        candidates = [candidate.target for candidate in explanation.candidates]
+        # Only a single call leaves out what the operator allows to omit.
+        if not candidates or explanation.omitted:
+            return None
+        # A model at several back ends is cheapest at the batch price of one of them.
+        if len({target.model.name for target in candidates}) > 1:
+            candidates = candidates[:1]
+        for target in candidates:
+            api, path = target.runtime.batch_api, codec.path
+            is_forwarded = not target.needs_translation
+            if api is None or target.deployment.batch_tariff is None:
+                continue
+            if is_forwarded and not api.supports(path):
+                continue
+            if not is_forwarded and explanation.needs.embeddings:
+                continue
+            if request.picture_urls and not target.runtime.backend.fetches_pictures:
+                continue
+            return target
+        return None
+
+
+def _encode(
+    codec: ProtocolCodec, request: ParsedRequest, deployment: ModelDeployment, api: BatchApi
+) -> NativeLine:
+    upstream = deployment.model.upstream
+    if deployment.api_format is codec.api_format:
+        return NativeLine(path=codec.path, body={**request.data, "model": upstream})
+    chat = request.to_domain(upstream)
+    assert isinstance(chat, ChatRequest), "embeddings are never translated for batches"
+    chat = omit_unusable_effort(chat, request.derive_needs(), deployment.model)
+    return NativeLine(path=api.chat_path, body=api.encode_chat(chat))
+
+
+def _build_entry(
+    batch: TextBatch,
+    number: int,
+    requested_model: str,
+    deployment: ModelDeployment,
+    usage: Usage,
+    error: str | None = None,
+) -> UsageEntry:
+    """Build the row of the ledger for an answered line, at the batch price."""
+    assert deployment.batch_tariff is not None, "find_deployment returns only models with one"
+    context = RoutingContext(
+        request_id=get_line_request_id(batch.id, number),
+        owner=batch.owner,
+        headers=(),
+        key_id=batch.key_id,
+    )
+    return build_usage_entry(
+        context,
+        requested_model,
+        deployment.backend,
+        deployment.model.name,
+        usage,
+        pico=deployment.batch_tariff.get_price_on(today()).compute_pico_cost(usage),
+        error=error,
+    )
+
+
+def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
+    """Return an answer in the client's format, and its usage."""
+    answer = dict(body)
+    codec.require_answer_member(answer)
+    return codec.add_missing_members(to_json(answer), answer, None), codec.read_usage(answer)
+
+
+def _read_message(found: RemoteResult) -> str:
+    error = found.body.get("error")
+    message = error.get("message") if isinstance(error, Mapping) else None
+    return str(message or f"HTTP status {found.status}")[:_MAX_MESSAGE]

@@ -1,0 +1,112 @@
+"""Divides a batch: chooses the lines that back ends run, and creates their native batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from moyin.domain.native_batch import NativeBatch, NativeStatus, new_native_id
+from moyin.domain.text_batch import BatchLine, TextBatch
+from moyin.store.blobs import BlobStore
+from moyin.store.native_batches import NativeBatchStore
+from moyin.store.sql import now
+from moyin.text.batches.input_file import read_lines
+from moyin.text.batches.native_lines import NativeLines
+from moyin.text.batches.native_work import (
+    LEASE_SECONDS,
+    PAGE,
+    NativeWork,
+    encode_line,
+    run_gently,
+    split_lines,
+)
+
+# The most lines of a native batch.
+_MAX_LINES = 10_000
+
+
+@dataclass(slots=True)
+class _Group:
+    """A native batch while lines are assigned to it."""
+
+    native: NativeBatch
+    count: int = 0
+    size: int = 0
+
+
+class NativePlanner:
+    """Assigns the lines of batches to native batches."""
+
+    def __init__(
+        self, store: NativeBatchStore, blobs: BlobStore, native_lines: NativeLines
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._native_lines = native_lines
+
+    async def divide(self, work: NativeWork, plan: NativeBatch) -> None:
+        """Choose the lines that back ends run natively, and create their native batches."""
+        groups: dict[tuple[str, str], _Group] = {}
+        after = 0
+        while page := await self._store.list_free_lines(work.batch.id, after, PAGE):
+            for part in split_lines(page):
+                contents = await read_lines(self._blobs, work.input.sha256, part)
+                chosen = await run_gently(self._choose, work, part, contents)
+                for key, found in chosen.items():
+                    await self._assign(work, groups, key, found)
+            after = page[-1].number
+        for group in groups.values():
+            await self._store.make_due(group.native)
+        await self._store.save(replace(plan, status=NativeStatus.DONE))
+
+    def _choose(
+        self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
+    ) -> dict[tuple[str, str], list[tuple[int, int]]]:
+        """Return the number and the size of the lines for each back end and model."""
+        chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for line, content in zip(page, contents, strict=True):
+            found = self._native_lines.choose(work.batch, work.format.read_body(content))
+            if found is None:
+                continue
+            target, native_line = found
+            assert target.runtime.batch_api is not None
+            size = len(encode_line(target.runtime.batch_api, "x" * 64, native_line))
+            key = (target.runtime.name, target.model.name)
+            chosen.setdefault(key, []).append((line.number, size))
+        return chosen
+
+    async def _assign(
+        self,
+        work: NativeWork,
+        groups: dict[tuple[str, str], _Group],
+        key: tuple[str, str],
+        found: Sequence[tuple[int, int]],
+    ) -> None:
+        api = self._native_lines.get_api(key[0])
+        if api is None:
+            return
+        numbers: list[int] = []
+        for number, size in found:
+            group = groups.get(key)
+            limit = min(api.max_requests, _MAX_LINES)
+            if group is not None and (group.count >= limit or group.size + size > api.max_bytes):
+                await self._store.assign(group.native, numbers)
+                await self._store.make_due(group.native)
+                numbers, group = [], None
+            if group is None:
+                group = groups[key] = _Group(await self._add(work.batch, *key))
+            group.count, group.size = group.count + 1, group.size + size
+            numbers.append(number)
+        await self._store.assign(groups[key].native, numbers)
+
+    async def _add(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
+        moment = now()
+        native = NativeBatch(
+            id=new_native_id(), batch_id=batch.id, backend=backend, model=model,
+            status=NativeStatus.ASSIGNED, created_at=moment,
+            # Nobody sends it before all of its lines are assigned, unless this replica dies.
+            due_at=moment + timedelta(seconds=2 * LEASE_SECONDS),
+        )  # fmt: skip
+        await self._store.add(native)
+        return native

@@ -1,0 +1,221 @@
+"""Sends native batches to back ends, once each, and finds those whose ids were lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from moyin.domain.native_batch import NativeBatch, NativeStatus
+from moyin.domain.text_batch import BatchLine
+from moyin.errors import (
+    BackendError,
+    BackendKeyRejected,
+    BackendRejected,
+    ModelNotFound,
+    MoyinError,
+    Overloaded,
+)
+from moyin.store.blobs import BlobStore
+from moyin.store.native_batches import NativeBatchStore
+from moyin.store.sql import now
+from moyin.text.backends.batches import BatchApi, Payload, RemoteBatch, RemoteState
+from moyin.text.batches.input_file import read_lines
+from moyin.text.batches.native_lines import NativeLines
+from moyin.text.batches.native_work import (
+    CALL_SECONDS,
+    LEASE_SECONDS,
+    PAGE,
+    TRANSFER_SECONDS,
+    NativeWork,
+    encode_line,
+    give_up,
+    run_gently,
+    split_lines,
+)
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS = 15.0
+# For so long, a search that fails is tried again, and a batch that is over waits for a running one.
+_SEARCH = timedelta(hours=6)
+
+
+@dataclass(slots=True)
+class _Written:
+    """What was written to a payload; ``path`` is that of the call, which all requests share."""
+
+    count: int = 0
+    size: int = 0
+    path: str = ""
+
+
+class NativeSender:
+    """Sends native batches.
+
+    Args:
+        get_poll_seconds: returns the pause between two questions whether a batch has ended.
+        appearance_seconds: how long a batch that was sent, and whose id was lost, may take to
+            appear at the back end.
+    """
+
+    def __init__(
+        self,
+        store: NativeBatchStore,
+        blobs: BlobStore,
+        native_lines: NativeLines,
+        *,
+        get_poll_seconds: Callable[[], float],
+        appearance_seconds: float,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._native_lines = native_lines
+        self._get_poll_seconds = get_poll_seconds
+        self._appearance = timedelta(seconds=appearance_seconds)
+
+    async def send(self, work: NativeWork, native: NativeBatch, api: BatchApi) -> None:
+        """Send a native batch whose lines are assigned; record first that it is being sent."""
+        with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
+            payload = await self._write_payload(work, native, api, Path(folder) / "requests")
+            if payload is None:
+                await give_up(self._store, native, "it has no lines")
+                return
+            sending = replace(
+                native,
+                status=NativeStatus.SENDING,
+                state={"since": datetime.now(UTC).isoformat(), "count": payload.count},
+            )
+            await self._store.save(sending, due_in=LEASE_SECONDS)
+            deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
+            try:
+                remote = await api.submit(payload, deadline)
+            except (BackendRejected, BackendKeyRejected, ModelNotFound) as error:
+                await give_up(self._store, native, error.message)
+                return
+            except (BackendError, Overloaded) as error:
+                # Also an overloaded server, since a proxy in front of it may say so too late.
+                _log.warning(
+                    "native batch %s: whether %s has received it is unknown: %s",
+                    native.id, native.backend, error.message,
+                )  # fmt: skip
+                pause = max(error.retry_after or 0.0, self._retry_seconds)
+                await self._store.save(sending, due_in=pause)
+                return
+        await self._adopt(sending, remote)
+
+    async def recover(self, native: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
+        """Find a native batch that was sent and whose id was lost, or send it again.
+
+        Args:
+            is_open: False if the batch is over, so that lines which are given back are not run.
+        """
+        if "lost_at" not in native.state:
+            native = replace(native, state={**native.state, "lost_at": now().isoformat()})
+        lost_at = datetime.fromisoformat(native.state["lost_at"])
+        is_late = now() > lost_at + _SEARCH
+        await self._store.save(native, due_in=LEASE_SECONDS)
+        known = await self._store.list_remote_ids(native.backend)
+        try:
+            remote, may_run = await self._search(native, api, known)
+        except Exception as error:
+            # The back end may fail each time, as one without a batch API does.
+            if not is_late:
+                raise
+            reason = error.message if isinstance(error, MoyinError) else type(error).__name__
+            await give_up(self._store, native, f"whether it was received is unknown: {reason}")
+            return
+        if remote is not None:
+            await self._adopt(native, remote)
+        elif may_run and is_late and not is_open:
+            await give_up(self._store, native, "whether its back end runs it is unknown")
+        elif may_run or now() < lost_at + self._appearance:
+            # If its lines were given back while it runs, they would be answered twice.
+            await self._store.save(native, due_in=self._get_poll_seconds())
+        else:
+            again = replace(native, status=NativeStatus.ASSIGNED, state={})
+            await self._store.save(again)
+
+    async def _search(
+        self, native: NativeBatch, api: BatchApi, known: Collection[str]
+    ) -> tuple[RemoteBatch | None, bool]:
+        """Return the back end's batch that is this one, or None and whether a running one may be."""
+        may_run = False
+        since = datetime.fromisoformat(native.state["since"])
+        deadline = asyncio.get_running_loop().time() + CALL_SECONDS
+        async for remote in api.find_submitted(native.id, native.state["count"], since, deadline):
+            if remote.id in known:
+                continue
+            match = api.identifies_by_key or await self._is_ours(native, api, remote)
+            if match:
+                return remote, False
+            # Whose it is shows only in its results.
+            may_run |= match is None
+        return None, may_run
+
+    async def _is_ours(
+        self, native: NativeBatch, api: BatchApi, remote: RemoteBatch
+    ) -> bool | None:
+        """Return whether a back end's batch is this one; None if its results do not exist yet."""
+        if remote.state is RemoteState.RUNNING:
+            return None
+        deadline = asyncio.get_running_loop().time() + CALL_SECONDS
+        async with aclosing(api.read_results(remote, deadline)) as results:
+            async for result in results:
+                return native.read_number(result.custom_id) is not None
+        return False
+
+    async def _adopt(self, native: NativeBatch, remote: RemoteBatch) -> None:
+        """Record the back end's id of a native batch."""
+        running = replace(native, status=NativeStatus.RUNNING, remote_id=remote.id)
+        await self._store.save(running, due_in=self._get_poll_seconds())
+        _log.info("native batch %s is %s at %s", native.id, remote.id, native.backend)
+
+    async def _write_payload(
+        self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path
+    ) -> Payload | None:
+        """Write the requests of a native batch to a file, or return None if it has none."""
+        written = _Written()
+        after = 0
+        while page := await self._store.list_lines(native, after, PAGE):
+            for part in split_lines(page):
+                contents = await read_lines(self._blobs, work.input.sha256, part)
+                lines = list(zip(part, contents, strict=True))
+                await run_gently(self._write_part, work, native, api, lines, path, written)
+            after = page[-1].number
+        if not written.count:
+            return None
+        return Payload(
+            key=native.id, path=written.path, file=path, size=written.size, count=written.count
+        )
+
+    def _write_part(
+        self,
+        work: NativeWork,
+        native: NativeBatch,
+        api: BatchApi,
+        lines: Sequence[tuple[BatchLine, bytes]],
+        path: Path,
+        written: _Written,
+    ) -> None:
+        """Append the requests of lines to a file."""
+        with path.open("ab") as file:
+            for line, content in lines:
+                found = self._native_lines.encode(
+                    work.batch, work.format.read_body(content), native.backend, native.model
+                )
+                # One that cannot be encoded any more stays without a result, and is given back.
+                if found is not None:
+                    written.size += file.write(
+                        encode_line(api, native.get_custom_id(line.number), found)
+                    )
+                    written.count += 1
+                    written.path = found.path
+
+    @property
+    def _retry_seconds(self) -> float:
+        return min(self._get_poll_seconds(), _RETRY_SECONDS)

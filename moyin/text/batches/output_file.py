@@ -1,0 +1,78 @@
+"""Writes the results of a batch to files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from moyin.domain.stored_file import BATCH_OUTPUT, INTERNAL, StoredFile
+from moyin.domain.text_batch import BatchDialect, BatchLine, LineStatus, TextBatch
+from moyin.store.batch_lines import BatchLineStore
+from moyin.store.blobs import BlobStore
+from moyin.text.batches.formats import FORMATS
+from moyin.text.protocol.openai.batches import compute_output_expiry
+
+_PAGE = 200
+_MEDIA_TYPE = "application/jsonl"
+
+
+async def write_results(
+    batch: TextBatch, lines: BatchLineStore, blobs: BlobStore
+) -> tuple[StoredFile | None, StoredFile | None]:
+    """Store the results of a sealed batch as blobs.
+
+    The files' ids are derived from the batch, so that a repetition makes the same files.
+
+    Returns:
+        The file of answered lines and the file of the others, without their rows in the database;
+        None for those without lines.
+    """
+    with tempfile.TemporaryDirectory(prefix="moyin-") as folder:
+        paths = {name: Path(folder) / name for name in ("output", "errors")}
+        await _write_pages(batch, lines, paths)
+        files = []
+        for name, path in paths.items():
+            is_written = path.stat().st_size > 0
+            files.append(await _store(batch, name, path, blobs) if is_written else None)
+    return files[0], files[1]
+
+
+async def _write_pages(batch: TextBatch, lines: BatchLineStore, paths: dict[str, Path]) -> None:
+    after = 0
+    with ExitStack() as stack:
+        output, errors = (stack.enter_context(path.open("wb")) for path in paths.values())
+        while page := await lines.list_page(batch.id, after, _PAGE):
+            await asyncio.to_thread(_write_page, batch, page, output, errors)
+            after = page[-1].number
+
+
+def _write_page(
+    batch: TextBatch, page: list[BatchLine], output: IO[bytes], errors: IO[bytes]
+) -> None:
+    batch_format = FORMATS[batch.dialect]
+    for line in page:
+        is_answered = line.result is not None and line.result.status is LineStatus.COMPLETED
+        file = output if is_answered or not batch_format.has_error_file else errors
+        file.write(batch_format.render_result(batch, line) + b"\n")
+
+
+async def _store(batch: TextBatch, name: str, path: Path, blobs: BlobStore) -> StoredFile:
+    blob = await blobs.put_file(path)
+    created_at = datetime.now(UTC)
+    return StoredFile(
+        id=f"file-{hashlib.sha256(f'{batch.id}/{name}'.encode()).hexdigest()[:32]}",
+        owner=batch.owner,
+        # Anthropic's clients know no files.
+        purpose=BATCH_OUTPUT if batch.dialect is BatchDialect.OPENAI else INTERNAL,
+        filename=f"{batch.id}_{'error' if name == 'errors' else name}.jsonl",
+        media_type=_MEDIA_TYPE,
+        size=blob.size,
+        sha256=blob.sha256,
+        created_at=created_at,
+        expires_at=compute_output_expiry(batch, created_at),
+    )

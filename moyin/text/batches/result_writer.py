@@ -1,0 +1,136 @@
+"""Writes results of lines in groups, which takes a fraction of a transaction for each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from pydantic_core import to_json
+from sqlalchemy.exc import SQLAlchemyError
+
+from moyin.domain.text_batch import LineResult
+from moyin.errors import MoyinError
+from moyin.store.batch_lines import BatchLineStore, FinishedLine
+from moyin.store.usage import is_outage
+
+_log = logging.getLogger(__name__)
+_GROUP = 64
+_GROUP_BYTES = 16 * 1024 * 1024
+_GATHER_SECONDS = 0.03
+_RETRY_SECONDS = 0.5
+_INTERNAL = {
+    "error": {
+        "message": "the answer cannot be stored",
+        "type": "server_error",
+        "param": None,
+        "code": MoyinError.code,
+    }
+}
+
+
+class ResultWriter:
+    """Writes results; while the database is unavailable, they wait in memory.
+
+    The number of waiting results is bounded by that of running lines.
+
+    Args:
+        on_written: called with each result that was written.
+    """
+
+    def __init__(
+        self, lines: BatchLineStore, on_written: Callable[[LineResult], None] | None = None
+    ) -> None:
+        self._lines = lines
+        self._on_written = on_written
+        self._waiting: list[tuple[FinishedLine, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def write(self, finished: FinishedLine) -> None:
+        """Write a result; return when it is in the database."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((finished, written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_waiting())
+        await asyncio.shield(written)
+
+    async def close(self) -> None:
+        """Wait until all results are written, at most for a few tries."""
+        if self._writing is not None and not self._writing.done():
+            _, pending = await asyncio.wait([self._writing], timeout=4 * _RETRY_SECONDS)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            if pending:
+                _log.error(
+                    "%d results of batches were not written; their lines run again",
+                    len(self._waiting),
+                )
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(_GATHER_SECONDS)
+            group = self._waiting[: self._count_group()]
+            await self._write_group([finished for finished, _ in group])
+            del self._waiting[: len(group)]
+            for _, written in group:
+                if not written.done():
+                    written.set_result(None)
+
+    def _count_group(self) -> int:
+        """Return the number of results that are written next, at least one."""
+        size = 0
+        for count, (finished, _) in enumerate(self._waiting[:_GROUP]):
+            size += len(finished.result.body)
+            if count and size > _GROUP_BYTES:
+                return count
+        return min(len(self._waiting), _GROUP)
+
+    async def _write_group(self, group: list[FinishedLine]) -> None:
+        is_replaced = False
+        while True:
+            try:
+                refused = await self._lines.finish(group)
+                break
+            except (SQLAlchemyError, OSError) as error:
+                # The error's text contains the statement's parameters, which are answers.
+                if is_outage(error):
+                    _log.warning("results of batches are not written: %s", type(error).__name__)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                elif len(group) > 1:
+                    for finished in group:
+                        await self._write_group([finished])
+                    return
+                elif is_replaced:
+                    _log.error("a line's result cannot be stored; it runs again")
+                    return
+                else:
+                    group, is_replaced = [self._replace_invalid(group[0], error)], True
+        for finished in refused:
+            _log.warning(
+                "line %d of batch %s had a result already; another answer was thrown away",
+                finished.result.number,
+                finished.batch_id,
+            )
+        if self._on_written is not None:
+            written = {id(finished) for finished in group} - {id(finished) for finished in refused}
+            for finished in group:
+                if id(finished) in written:
+                    self._on_written(finished.result)
+
+    def _replace_invalid(self, finished: FinishedLine, error: Exception) -> FinishedLine:
+        """Return an error for a result that the database does not take."""
+        _log.error(
+            "line %d of batch %s has an answer or usage that cannot be stored: %s",
+            finished.result.number,
+            finished.batch_id,
+            type(error).__name__,
+        )
+        failed = LineResult(
+            number=finished.result.number,
+            http_status=500,
+            body=to_json(_INTERNAL),
+            error_code=MoyinError.code,
+        )
+        return replace(finished, result=failed, usage=())

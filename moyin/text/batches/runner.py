@@ -1,0 +1,380 @@
+"""Runs lines of batches in a replica: claims them, calls models, and writes the results."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from moyin.domain.identity import Identity
+from moyin.domain.stored_file import StoredFile
+from moyin.domain.text_batch import (
+    BatchLine,
+    BatchStatus,
+    LineResult,
+    TextBatch,
+    get_line_request_id,
+)
+from moyin.errors import BackendError, MoyinError, ServiceUnavailable
+from moyin.store.batch_lines import BatchLineStore, FinishedLine
+from moyin.store.blobs import BlobStore
+from moyin.store.files import FileStore
+from moyin.store.sql import now
+from moyin.store.text_batches import TextBatchStore
+from moyin.store.usage import UsageEntry
+from moyin.text.batches.formats import FORMATS, BatchFormat
+from moyin.text.batches.input_file import read_lines
+from moyin.text.batches.native import NativeBatches
+from moyin.text.batches.pacer import Pacer
+from moyin.text.batches.result_writer import ResultWriter
+
+_log = logging.getLogger(__name__)
+# Others may claim the lines of a replica that has not renewed its lease for so long.
+_LEASE_SECONDS = 15.0
+_RENEW_SECONDS = 5.0
+_RETRY_SECONDS = 0.5
+# The time of one call of `BatchRunner.work`.
+_WORK_SECONDS = 10.0
+_IDLE_SECONDS = 1.0
+_WINDOW = 32
+# A back end that answers with errors that may pass is tried so often for a line. Waiting for a back
+# end that is down, or for a limit of the tenant, does not count.
+_MAX_FAILURES = 5
+_MAX_PAUSE_SECONDS = 30.0
+# More would overflow after very many tries.
+_MAX_DOUBLINGS = 10
+# The time that running calls have when the replica stops.
+_CLOSE_SECONDS = 8.0
+
+
+class WorkState(StrEnum):
+    """What is left of a batch: lines to run or to wait for (``more``), or none (``done``)."""
+
+    MORE = "more"
+    DONE = "done"
+
+
+@dataclass(kw_only=True, slots=True)
+class LineOutcome:
+    """What came of one call for a line.
+
+    Attributes:
+        result: the answer or the error, as a client would have received it.
+        error: the error; None for an answer.
+        usage: the complete calls, whose usage is written with the result, also with an error that
+            followed them; that of failed calls is in the ledger already.
+    """
+
+    result: LineResult
+    error: MoyinError | None = None
+    usage: list[UsageEntry] = field(default_factory=list)
+
+
+class LineCaller(Protocol):
+    """Sends the request of a line to a model, below all interactive requests."""
+
+    async def call(
+        self, endpoint: str, body: bytes, *, number: int, request_id: str, identity: Identity
+    ) -> LineOutcome:
+        """Return what came of the call; its errors are in the outcome."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _OpenBatch:
+    """The lines of one batch that this replica runs."""
+
+    batch: TextBatch
+    format: BatchFormat
+    input: StoredFile
+    identity: Identity
+    # The numbers of the lines by their tasks.
+    running: dict[asyncio.Task[None], int] = field(default_factory=dict)
+    claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Set when lines that wait for another try should give up, since the batch is over.
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class BatchRunner:
+    """Runs lines of batches; each replica has one.
+
+    A line that is running goes on when whoever asked for it is gone, and its result is written, so
+    that it is not paid for twice.
+
+    Args:
+        get_window: returns the most lines of one batch that run or wait for a slot in this replica.
+        on_result: called with each result that was written.
+        native: has back ends run lines through their own batch APIs; if None, none do.
+    """
+
+    def __init__(
+        self,
+        *,
+        batches: TextBatchStore,
+        lines: BatchLineStore,
+        files: FileStore,
+        blobs: BlobStore,
+        caller: LineCaller,
+        pacer: Pacer | None = None,
+        get_window: Callable[[], int] = lambda: _WINDOW,
+        on_result: Callable[[LineResult], None] | None = None,
+        native: NativeBatches | None = None,
+    ) -> None:
+        self.id = f"replica-{secrets.token_hex(12)}"
+        self._get_window = get_window
+        self._batches = batches
+        self._lines = lines
+        self._files = files
+        self._blobs = blobs
+        self._caller = caller
+        self._native = native
+        self._pacer = pacer or Pacer()
+        self._writer = ResultWriter(lines, on_result)
+        self._open: dict[str, _OpenBatch] = {}
+        # The number of calls of `work` that run, by batch.
+        self._working: Counter[str] = Counter()
+        self._renewing: asyncio.Task[None] | None = None
+        self._is_closing = False
+
+    async def work(
+        self, batch_id: str, identity: Identity, seconds: float = _WORK_SECONDS
+    ) -> WorkState:
+        """Run lines of a batch for a while; lines that run then go on.
+
+        Args:
+            identity: the submitter of the batch, with its present limits.
+
+        Raises:
+            BatchNotFound: there is no such batch.
+            ServiceUnavailable: the replica is stopping, or the database is unavailable.
+        """
+        self._start_renewing()
+        self._working[batch_id] += 1
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        try:
+            while True:
+                state = await self._run_some(batch_id, identity)
+                remaining = until - loop.time()
+                if state is WorkState.DONE or remaining <= 0:
+                    return state
+                open_batch = self._open.get(batch_id)
+                running = () if open_batch is None else tuple(open_batch.running)
+                pause = min(_IDLE_SECONDS, remaining)
+                if running:
+                    await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(pause)
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("lines of batch %s cannot be run: %s", batch_id, type(error).__name__)
+            raise ServiceUnavailable(
+                "the database or the artifact store is unavailable", retry_after=1
+            ) from error
+        finally:
+            self._working[batch_id] -= 1
+            self._forget_idle(batch_id)
+
+    async def close(self) -> None:
+        """Let running lines end for some seconds, and give the others back."""
+        self._is_closing = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _CLOSE_SECONDS
+        tasks: list[asyncio.Task[None]] = []
+        open_batches = list(self._open.values())
+        for open_batch in open_batches:
+            open_batch.over.set()
+        for open_batch in open_batches:
+            # Lines that are being started see that the replica stops. A database that is away must
+            # not hold it up.
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until), open_batch.claiming:
+                    pass
+            tasks += open_batch.running
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, until - loop.time()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._writer.close()
+        if self._native is not None:
+            await self._native.close()
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+            with suppress(SQLAlchemyError, OSError):
+                await self._lines.remove_runner(self.id)
+
+    async def _run_some(self, batch_id: str, identity: Identity) -> WorkState:
+        """Fill the window of a batch with lines, and return what is left."""
+        open_batch = await self._open_batch(batch_id, identity)
+        batch = open_batch.batch
+        may_begin = True
+        if self._native is not None:
+            limited = bool(identity.limits)
+            may_begin = await self._native.advance(batch, open_batch.input, limited=limited)
+        if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
+            return await self._end_batch(open_batch)
+        if not may_begin:
+            return WorkState.MORE
+        async with open_batch.claiming:
+            window = self._get_window()
+            free = window - len(open_batch.running)
+            # Few lines at a time would be many transactions.
+            if free < max(1, window // 2):
+                return WorkState.MORE
+            running = list(open_batch.running.values())
+            claimed = await self._lines.claim(
+                batch_id, self.id, free, running=running, seconds=_LEASE_SECONDS
+            )
+            await self._start_lines(open_batch, claimed)
+        if claimed or open_batch.running:
+            return WorkState.MORE
+        counts = await self._lines.count(batch_id)
+        return WorkState.MORE if counts.pending else WorkState.DONE
+
+    async def _end_batch(self, open_batch: _OpenBatch) -> WorkState:
+        """Wait for the running lines of a batch that is over, then give all others back."""
+        open_batch.over.set()
+        async with open_batch.claiming:
+            if open_batch.running:
+                return WorkState.MORE
+            # A claim that was cancelled, or a failed release, may have left lines to nobody.
+            await self._lines.release_all(open_batch.batch.id, self.id)
+        return WorkState.DONE
+
+    async def _open_batch(self, batch_id: str, identity: Identity) -> _OpenBatch:
+        """Return what this replica knows of a batch, with its present row."""
+        if self._is_closing:
+            raise _new_closing_error()
+        batch = await self._batches.get(identity.owner, batch_id)
+        open_batch = self._open.get(batch_id)
+        if open_batch is None:
+            found = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
+            if found is None:
+                raise ServiceUnavailable(f"the input file of batch {batch_id} is missing")
+            open_batch = self._open.setdefault(
+                batch_id,
+                _OpenBatch(
+                    batch=batch, format=FORMATS[batch.dialect], input=found, identity=identity
+                ),
+            )
+        open_batch.batch, open_batch.identity = batch, identity
+        return open_batch
+
+    async def _start_lines(self, open_batch: _OpenBatch, claimed: Sequence[BatchLine]) -> None:
+        """Begin to run claimed lines, or give them back if that fails."""
+        begun = 0
+        try:
+            contents = await read_lines(self._blobs, open_batch.input.sha256, claimed)
+            for line, content in zip(claimed, contents, strict=True):
+                await self._pacer.wait()
+                if self._is_closing:
+                    raise _new_closing_error()
+                task = asyncio.create_task(self._run_line(open_batch, line, content))
+                open_batch.running[task] = line.number
+                task.add_done_callback(lambda done: self._end_line(open_batch, done))
+                begun += 1
+        except BaseException:
+            await self._release(open_batch.batch.id, [line.number for line in claimed[begun:]])
+            raise
+
+    def _end_line(self, open_batch: _OpenBatch, task: asyncio.Task[None]) -> None:
+        open_batch.running.pop(task, None)
+        self._forget_idle(open_batch.batch.id)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error(
+                "a line of batch %s was not run to its end", open_batch.batch.id, exc_info=error
+            )
+
+    def _forget_idle(self, batch_id: str) -> None:
+        """Forget a batch of which no line runs and for which no call of `work` runs."""
+        open_batch = self._open.get(batch_id)
+        if self._working[batch_id] <= 0:
+            del self._working[batch_id]
+            if open_batch is not None and not open_batch.running:
+                del self._open[batch_id]
+
+    async def _run_line(self, open_batch: _OpenBatch, line: BatchLine, content: bytes) -> None:
+        """Call a model for a line until it has a result, and write the result."""
+        batch = open_batch.batch
+        try:
+            outcome = await self._call_until_final(open_batch, line, content)
+        except BaseException:
+            await self._release(batch.id, [line.number])
+            raise
+        if outcome is None:
+            await self._release(batch.id, [line.number])
+            return
+        await self._writer.write(
+            FinishedLine(
+                batch_id=batch.id,
+                result=outcome.result,
+                usage=tuple(outcome.usage),
+                run=secrets.token_hex(8),
+            )
+        )
+
+    async def _call_until_final(
+        self, open_batch: _OpenBatch, line: BatchLine, content: bytes
+    ) -> LineOutcome | None:
+        """Return the outcome of the last try; None if the batch was over before."""
+        body = open_batch.format.read_body(content)
+        failures = tries = 0
+        while True:
+            outcome = await self._caller.call(
+                open_batch.batch.endpoint,
+                body,
+                number=line.number,
+                request_id=get_line_request_id(open_batch.batch.id, line.number),
+                identity=open_batch.identity,
+            )
+            error = outcome.error
+            # After a complete call, which is paid for, another try would cost as much again.
+            if error is None or not error.retryable or outcome.usage:
+                return outcome
+            failures += isinstance(error, BackendError)
+            if failures >= _MAX_FAILURES:
+                return outcome
+            pause = min(
+                max(error.retry_after or 0.0, 0.5 * 2 ** min(tries, _MAX_DOUBLINGS)),
+                _MAX_PAUSE_SECONDS,
+            )
+            tries += 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await open_batch.over.wait()
+                return None
+
+    async def _release(self, batch_id: str, numbers: Sequence[int]) -> None:
+        try:
+            await self._lines.release(batch_id, numbers, self.id)
+        except (SQLAlchemyError, OSError) as error:
+            # The next claim of this replica takes them, or another's when the lease has ended.
+            _log.warning(
+                "lines of batch %s were not given back: %s", batch_id, type(error).__name__
+            )
+
+    def _start_renewing(self) -> None:
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew_forever())
+
+    async def _renew_forever(self) -> None:
+        while True:
+            pause = _RENEW_SECONDS
+            try:
+                await self._lines.renew_runner(self.id, _LEASE_SECONDS)
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning("the lease on lines was not renewed: %s", type(error).__name__)
+                pause = _RETRY_SECONDS
+            await asyncio.sleep(pause)
+
+
+def _new_closing_error() -> ServiceUnavailable:
+    return ServiceUnavailable("the replica is stopping; send the request again", retry_after=0.2)

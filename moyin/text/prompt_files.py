@@ -1,0 +1,189 @@
+"""Reads the stored files to which prompts refer by id, and puts them into the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic_core import to_json
+
+from moyin.domain import chat
+from moyin.domain.stored_file import StoredFile
+from moyin.errors import BodyTooLarge, InvalidRequest, StoredFileNotFound
+from moyin.text.protocol.documents import PromptFile, read_file
+from moyin.text.protocol.openai.request_to_upstream import encode_data_url
+
+# A request without these bytes refers to no file.
+FILE_ID_MARKER = b'"file_id"'
+# The most files of a request, and their size together, which is Anthropic's limit for requests.
+_MAX_FILES = 100
+_MAX_BYTES = 32 * 1024 * 1024
+# The ids of our files. OpenAI's have another length, and may name files at a back end.
+_FILE_ID = re.compile(r"file-[0-9a-f]{32}")
+
+
+class FileSource(Protocol):
+    """Finds the stored files of a tenant."""
+
+    async def get(self, owner: str, file_id: str) -> StoredFile:
+        """Return a file; raise `StoredFileNotFound` if the tenant has none with this id."""
+
+
+class BlobSource(Protocol):
+    """Reads the content of files."""
+
+    async def get(self, sha256: str) -> bytes:
+        """Return the content of a blob; raise FileNotFoundError if it does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileReference:
+    """A member of a request, at the path ``field``, that refers to a file."""
+
+    field: str
+    file_id: str
+
+
+class PromptFiles:
+    """Reads the files of requests."""
+
+    def __init__(self, files: FileSource, blobs: BlobSource) -> None:
+        self._files = files
+        self._blobs = blobs
+
+    async def read(
+        self, owner: str, references: Sequence[FileReference]
+    ) -> Mapping[str, PromptFile]:
+        """Return the files, which must belong to the tenant, as parts of a prompt, by id.
+
+        Raises:
+            InvalidRequest: there is no such file; names the field.
+            BodyTooLarge: the files are too many or too large together.
+            UnsupportedFeature: no model can read a file.
+        """
+        by_id = {reference.file_id: reference for reference in references}
+        if len(by_id) > _MAX_FILES:
+            raise BodyTooLarge(
+                f"{references[_MAX_FILES].field}: a request may refer to at most {_MAX_FILES} files",
+                field=references[_MAX_FILES].field,
+                details={"max_files": _MAX_FILES},
+            )
+        found = [await self._find(owner, reference) for reference in by_id.values()]
+        size = sum(file.size for file in found)
+        if size > _MAX_BYTES:
+            raise BodyTooLarge(
+                f"the files of the request have {size} bytes; the limit is {_MAX_BYTES}",
+                field=references[-1].field,
+                details={"max_bytes": _MAX_BYTES},
+            )
+        return {file.id: await self._read(file, by_id[file.id]) for file in found}
+
+    async def embed_in_chat(
+        self, owner: str, data: Mapping[str, Any], body: bytes
+    ) -> tuple[Mapping[str, Any], bytes]:
+        """Return a request for a chat completion with the stored files to which it refers.
+
+        Ids that are not those of stored files stay as they are: a back end may know them.
+
+        Args:
+            body: the request as bytes; ``data`` is the same as JSON.
+
+        Raises:
+            MoyinError: as `read` does.
+        """
+        references = [r for r in _find_chat_references(data) if _FILE_ID.fullmatch(r.file_id)]
+        if not references:
+            return data, body
+        files = await self.read(owner, references)
+        messages = [_embed_files(message, files) for message in data["messages"]]
+        embedded = {**data, "messages": messages}
+        return embedded, await asyncio.to_thread(to_json, embedded)
+
+    async def _find(self, owner: str, reference: FileReference) -> StoredFile:
+        try:
+            return await self._files.get(owner, reference.file_id)
+        except StoredFileNotFound:
+            raise _new_missing_error(reference) from None
+
+    async def _read(self, file: StoredFile, reference: FileReference) -> PromptFile:
+        try:
+            content = await self._blobs.get(file.sha256)
+        except FileNotFoundError:
+            raise _new_missing_error(reference) from None
+        # Encoding thirty megabytes takes a twentieth of a second.
+        return await asyncio.to_thread(
+            read_file,
+            content,
+            name=file.filename,
+            declared=file.media_type,
+            field=reference.field,
+        )
+
+
+def find_response_references(
+    items: Any, field: str = "input", *, is_earlier: bool = False
+) -> Iterator[FileReference]:
+    """Yield the references to files in the items of a Responses request, tool results included.
+
+    Args:
+        field: the path of ``items`` in the request.
+        is_earlier: True if the items are those of earlier responses; errors then name the member
+            ``previous_response_id``.
+    """
+    for number, item in enumerate(items if isinstance(items, list) else ()):
+        if not isinstance(item, dict):
+            continue
+        path = "previous_response_id" if is_earlier else f"{field}.{number}"
+        is_file = item.get("type") in ("input_file", "input_image")
+        if is_file and isinstance(item.get("file_id"), str):
+            yield FileReference(path if is_earlier else f"{path}.file_id", item["file_id"])
+        for name in ("content", "output"):
+            yield from find_response_references(
+                item.get(name), f"{path}.{name}", is_earlier=is_earlier
+            )
+
+
+def _find_chat_references(data: Mapping[str, Any]) -> Iterator[FileReference]:
+    """Yield the references to files in a validated request for a chat completion."""
+    for number, message in enumerate(data["messages"]):
+        content = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            if part["type"] == "file" and isinstance(part["file"].get("file_id"), str):
+                field = f"messages.{number}.content.{place}.file.file_id"
+                yield FileReference(field, part["file"]["file_id"])
+
+
+def _embed_files(message: Mapping[str, Any], files: Mapping[str, PromptFile]) -> Mapping[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_embed_file(part, files) for part in content]}
+
+
+def _embed_file(part: Mapping[str, Any], files: Mapping[str, PromptFile]) -> Mapping[str, Any]:
+    if part["type"] != "file":
+        return part
+    match files.get(part["file"].get("file_id")):
+        case None:
+            return part
+        case chat.Text() as text:
+            return {"type": "text", "text": text.text}
+        case chat.Image() as picture:
+            return {"type": "image_url", "image_url": {"url": encode_data_url(picture)}}
+        case chat.Document() as document:
+            name = part["file"].get("filename") or document.name
+            return {
+                **part,
+                "file": {"filename": name, "file_data": encode_data_url(document)},
+            }
+
+
+def _new_missing_error(reference: FileReference) -> InvalidRequest:
+    return InvalidRequest(
+        f"{reference.field}: there is no file {reference.file_id[:80]!r}: it may have expired or "
+        "been deleted",
+        field=reference.field,
+    )

@@ -1,0 +1,67 @@
+"""Translates the probabilities of tokens, whose format OpenAI's and Ollama's protocols share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from moyin.domain.chat import TokenLogprob
+from moyin.errors import InvalidRequest
+from moyin.http.validation import require_text
+
+MAX_ALTERNATIVES = 20
+
+
+def read_requested_logprobs(logprobs: bool | None, top_logprobs: int | None) -> int | None:
+    """Return the number of alternatives for each token; None if no probabilities are requested.
+
+    Raises:
+        InvalidRequest: the members contradict each other, or the number is too large.
+    """
+    if top_logprobs and not logprobs:
+        raise InvalidRequest("top_logprobs: requires 'logprobs': true", field="top_logprobs")
+    if not logprobs:
+        return None
+    count = top_logprobs or 0
+    if not 0 <= count <= MAX_ALTERNATIVES:
+        raise InvalidRequest(
+            f"top_logprobs: must be from 0 to {MAX_ALTERNATIVES}", field="top_logprobs"
+        )
+    return count
+
+
+def logprobs_to_domain(items: Iterable[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...]:
+    """Translate the probabilities of tokens in a back end's answer.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: an item is malformed.
+    """
+    return tuple(
+        _item_to_domain(item, tuple(map(_item_to_domain, item.get("top_logprobs") or ())))
+        for item in items or ()
+    )
+
+
+def _item_to_domain(
+    item: Mapping[str, Any], alternatives: tuple[TokenLogprob, ...] = ()
+) -> TokenLogprob:
+    data = item.get("bytes")
+    return TokenLogprob(
+        token=require_text(item["token"]),
+        logprob=float(item["logprob"]),
+        data=None if data is None else bytes(data),
+        alternatives=alternatives,
+    )
+
+
+def encode_logprobs(items: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """Encode the probabilities of tokens for a client."""
+    return [
+        _encode_item(item) | {"top_logprobs": [_encode_item(other) for other in item.alternatives]}
+        for item in items
+    ]
+
+
+def _encode_item(item: TokenLogprob) -> dict[str, Any]:
+    data = item.token.encode(errors="surrogatepass") if item.data is None else item.data
+    return {"token": item.token, "logprob": item.logprob, "bytes": list(data)}

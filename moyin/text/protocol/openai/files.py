@@ -1,0 +1,100 @@
+"""Reads and writes the shapes of OpenAI's ``/v1/files``.
+
+Source: OpenAI's API reference as typed in ``openai.types.file_object`` and
+``openai.types.file_create_params``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from moyin.domain.stored_file import StoredFile
+from moyin.errors import InvalidRequest, UnsupportedFeature
+
+# The purposes for which clients upload files, and those of files that batches make.
+UPLOAD_PURPOSES = ("assistants", "batch", "user_data", "vision")
+_UNSUPPORTED_PURPOSES = ("evals", "fine-tune")
+_MIN_SECONDS = 3_600
+_MAX_SECONDS = 30 * 86_400
+_ANCHOR = "created_at"
+# The inputs of batches, unless the client says otherwise.
+_BATCH_LIFETIME = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFields:
+    """The text fields of an upload; the file never expires if ``lifetime`` is None."""
+
+    purpose: str
+    lifetime: timedelta | None
+
+
+def parse_upload_fields(fields: Mapping[str, str]) -> UploadFields:
+    """Parse the text fields of the form of an upload.
+
+    Raises:
+        InvalidRequest: a field is missing or invalid; names it.
+        UnsupportedFeature: Moyin has no use for files of this purpose.
+    """
+    purpose = fields.get("purpose")
+    if purpose in _UNSUPPORTED_PURPOSES:
+        raise UnsupportedFeature(
+            f"purpose: {purpose} is not supported; {_list_purposes()}", field="purpose"
+        )
+    if purpose not in UPLOAD_PURPOSES:
+        raise InvalidRequest(f"purpose {_list_purposes()}", field="purpose")
+    lifetime = _parse_lifetime(fields)
+    if lifetime is None and purpose == "batch":
+        lifetime = _BATCH_LIFETIME
+    return UploadFields(purpose, lifetime)
+
+
+def render_file(file: StoredFile) -> dict[str, Any]:
+    """Return the file object that clients receive."""
+    expires = file.expires_at
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created_at.timestamp()),
+        "expires_at": None if expires is None else int(expires.timestamp()),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def render_file_list(files: Sequence[StoredFile], *, has_more: bool) -> dict[str, Any]:
+    """Return a page of a list of files."""
+    return {
+        "object": "list",
+        "data": [render_file(file) for file in files],
+        "first_id": files[0].id if files else None,
+        "last_id": files[-1].id if files else None,
+        "has_more": has_more,
+    }
+
+
+def _list_purposes() -> str:
+    return f"must be one of {', '.join(UPLOAD_PURPOSES)}"
+
+
+def _parse_lifetime(fields: Mapping[str, str]) -> timedelta | None:
+    anchor, seconds = (fields.get(f"expires_after[{name}]") for name in ("anchor", "seconds"))
+    if anchor is None and seconds is None:
+        return None
+    if anchor != _ANCHOR:
+        raise InvalidRequest(
+            f"expires_after[anchor] must be {_ANCHOR}", field="expires_after[anchor]"
+        )
+    is_number = seconds is not None and seconds.isascii() and seconds.isdecimal()
+    if not is_number or not _MIN_SECONDS <= int(seconds or "") <= _MAX_SECONDS:
+        raise InvalidRequest(
+            f"expires_after[seconds] must be a whole number from {_MIN_SECONDS} to {_MAX_SECONDS}",
+            field="expires_after[seconds]",
+        )
+    return timedelta(seconds=int(seconds or ""))

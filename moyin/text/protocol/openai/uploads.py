@@ -1,0 +1,238 @@
+"""Translates requests of OpenAI's calls with files: audio to text, and pictures to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from moyin.domain.money import Usage
+from moyin.domain.needs import count_utf8_bytes
+from moyin.domain.operation import Operation, OperationUsage
+from moyin.errors import InvalidRequest, UnsupportedFeature
+from moyin.http.multipart import EncodedForm, FormFile, MultipartForm
+from moyin.http.validation import new_malformed_response_error
+from moyin.text.protocol.openai.operations import (
+    EVENT_STREAM_TYPE,
+    JSON_TYPE,
+    UpstreamBody,
+    complete_images,
+    read_tokens,
+)
+
+MAX_IMAGES = 10
+_AUTO = "auto"
+_SINGLE_FIELDS = ("model", "prompt", "n")
+_MAX_NAME = 256
+# Opus, AMR and the like need at least so many bytes for a second of speech.
+_MIN_BYTES_PER_SECOND = 500
+# A file states its length in its head, which a client may forge. So it is believed only as far as
+# the bitrate is one that speech is stored with.
+_TYPICAL_BYTES_PER_SECOND = 3_000
+# The bitrate of most speech in files whose length cannot be read.
+_ASSUMED_BYTES_PER_SECOND = 4_000
+# More tokens than models read or write for a second of audio.
+_MAX_TOKENS_PER_SECOND = 25
+# More tokens than models read for a picture, at the highest fidelity, and write for one.
+_MAX_TOKENS_PER_IMAGE = 10_000
+_TEXT_TYPES = frozenset({"text/plain", "text/vtt", "text/srt", "application/x-subrip"})
+
+
+class _UploadRequest:
+    """Base of requests with a form."""
+
+    def __init__(self, form: MultipartForm) -> None:
+        for name in _SINGLE_FIELDS:
+            # Servers differ in which of several values they read.
+            if sum(field == name for field, _ in form.fields) > 1:
+                raise InvalidRequest(f"{name}: must be sent once", field=name)
+        self.form = form
+        self.model = _read_model(form)
+
+    def to_upstream(self, model: str) -> UpstreamBody:
+        body = EncodedForm(self.form, {"model": model})
+        return UpstreamBody(
+            content_type=body.content_type, get_content=body.iterate, length=body.length
+        )
+
+
+class TranscriptionRequest(_UploadRequest):
+    """A request of ``POST /v1/audio/transcriptions``.
+
+    Args:
+        seconds: the length of the audio that its file states; None if it cannot be read.
+    """
+
+    operation: ClassVar[Operation] = Operation.TRANSCRIPTION
+    path: ClassVar[str] = "/audio/transcriptions"
+
+    def __init__(self, form: MultipartForm, seconds: float | None) -> None:
+        super().__init__(form)
+        [self._file] = _require_files(form, ("file",), most=1)
+        if form.get("url") is not None:
+            raise UnsupportedFeature("url is not supported: send the audio as file", field="url")
+        if self.model == _AUTO and form.get("model") is None:
+            raise InvalidRequest("model: Field required", field="model")
+        self._seconds = seconds
+
+    @property
+    def expected_usage(self) -> OperationUsage:
+        size = self._file.size
+        seconds = size / _ASSUMED_BYTES_PER_SECOND if self._seconds is None else self._seconds
+        # No file holds more than that, whatever its head says.
+        bounded = min(seconds, size / _MIN_BYTES_PER_SECOND)
+        return OperationUsage(quantity=_round_up(bounded), is_estimated=True)
+
+    @property
+    def max_usage(self) -> OperationUsage:
+        size = self._file.size
+        if self._seconds is None:
+            seconds = size / _MIN_BYTES_PER_SECOND
+        else:
+            highest = max(self._seconds, size / _TYPICAL_BYTES_PER_SECOND)
+            seconds = min(highest, size / _MIN_BYTES_PER_SECOND)
+        quantity = _round_up(seconds)
+        prompt = count_utf8_bytes(self.form.get("prompt") or "")
+        tokens = Usage(
+            input_tokens=quantity * _MAX_TOKENS_PER_SECOND + prompt,
+            output_tokens=quantity * _MAX_TOKENS_PER_SECOND,
+        )
+        return OperationUsage(quantity=quantity, tokens=tokens)
+
+    def accepts(self, media_type: str) -> bool:
+        return media_type in (JSON_TYPE, EVENT_STREAM_TYPE) or media_type in _TEXT_TYPES
+
+    def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
+        tokens = read_tokens(data)
+        usage = (data or {}).get("usage")
+        candidates = [usage.get("seconds") if isinstance(usage, Mapping) else None]
+        candidates.append((data or {}).get("duration"))
+        for seconds in candidates:
+            # A number as text is what OpenAI's older document shows.
+            value = _to_seconds(seconds)
+            if value:
+                return OperationUsage(quantity=_round_up(value), tokens=tokens)
+        return OperationUsage(
+            quantity=self.expected_usage.quantity,
+            tokens=tokens,
+            is_estimated=tokens == Usage(),
+        )
+
+    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+        if not isinstance(data.get("text"), str):
+            raise new_malformed_response_error()
+        return raw
+
+
+class TranslationRequest(TranscriptionRequest):
+    """A request of ``POST /v1/audio/translations``, which writes English."""
+
+    operation: ClassVar[Operation] = Operation.TRANSLATION
+    path: ClassVar[str] = "/audio/translations"
+
+
+class _ImageRequest(_UploadRequest):
+    """Base of requests that make pictures of pictures."""
+
+    def __init__(self, form: MultipartForm, pictures: int) -> None:
+        super().__init__(form)
+        self._count, self._pictures = _parse_count(form), pictures
+
+    @property
+    def expected_usage(self) -> OperationUsage:
+        return OperationUsage(quantity=self._count)
+
+    @property
+    def max_usage(self) -> OperationUsage:
+        prompt = count_utf8_bytes(self.form.get("prompt") or "")
+        tokens = Usage(
+            input_tokens=_MAX_TOKENS_PER_IMAGE * self._pictures + prompt,
+            output_tokens=_MAX_TOKENS_PER_IMAGE * self._count,
+        )
+        return OperationUsage(quantity=self._count, tokens=tokens)
+
+    def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
+        made = (data or {}).get("data")
+        # A picture that was refused is missing, and is not billed.
+        count = len(made) if isinstance(made, list) and made else self._count
+        return OperationUsage(quantity=count, tokens=read_tokens(data))
+
+    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+        return complete_images(raw, data)
+
+
+class ImageEditRequest(_ImageRequest):
+    """A request of ``POST /v1/images/edits``."""
+
+    operation: ClassVar[Operation] = Operation.IMAGE_EDIT
+    path: ClassVar[str] = "/images/edits"
+
+    def __init__(self, form: MultipartForm) -> None:
+        files = _require_files(form, ("image", "image[]"), most=16)
+        if not form.get("prompt"):
+            raise InvalidRequest("prompt: Field required", field="prompt")
+        super().__init__(form, len(files) + len(form.find_files("mask")))
+
+    def accepts(self, media_type: str) -> bool:
+        return media_type in (JSON_TYPE, EVENT_STREAM_TYPE)
+
+
+class ImageVariationRequest(_ImageRequest):
+    """A request of ``POST /v1/images/variations``."""
+
+    operation: ClassVar[Operation] = Operation.IMAGE_VARIATION
+    path: ClassVar[str] = "/images/variations"
+
+    def __init__(self, form: MultipartForm) -> None:
+        super().__init__(form, len(_require_files(form, ("image",), most=1)))
+
+    def accepts(self, media_type: str) -> bool:
+        return media_type == JSON_TYPE
+
+
+def _read_model(form: MultipartForm) -> str:
+    model = form.get("model")
+    if model is not None and not 0 < len(model) <= _MAX_NAME:
+        raise InvalidRequest(f"model: must have 1 to {_MAX_NAME} characters", field="model")
+    return model or _AUTO
+
+
+def _require_files(
+    form: MultipartForm, names: tuple[str, ...], *, most: int
+) -> tuple[FormFile, ...]:
+    """Return the files of the fields ``names``; raise InvalidRequest if none or too many were sent."""
+    files, field = form.find_files(*names), names[0]
+    if not files:
+        raise InvalidRequest(
+            f"{field}: must be a file, in a part of the form with a filename", field=field
+        )
+    if len(files) > most:
+        limit = "one file" if most == 1 else f"{most} files"
+        raise InvalidRequest(f"{field}: must be at most {limit}", field=field)
+    if not all(file.size for file in files):
+        raise InvalidRequest(f"{field}: must not be an empty file", field=field)
+    return files
+
+
+def _parse_count(form: MultipartForm) -> int:
+    value = form.get("n")
+    if value is None:
+        return 1
+    count = int(value) if value.isascii() and value.isdecimal() and len(value) <= 3 else 0
+    if not 1 <= count <= MAX_IMAGES:
+        raise InvalidRequest(f"n: must be a number from 1 to {MAX_IMAGES}", field="n")
+    return count
+
+
+def _round_up(seconds: float) -> int:
+    return max(1, -int(-seconds // 1))
+
+
+def _to_seconds(value: Any) -> float | None:
+    """Return the seconds that another server reported, or None if they are no usable number."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < 1e7 else None

@@ -1,0 +1,246 @@
+"""Routes calls that only some models have, such as moderations, to the cheapest able back end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.money import pico_to_usd
+from moyin.domain.operation import Operation, OperationUsage
+from moyin.errors import (
+    BackendRejected,
+    ModelNotAllowed,
+    ModelNotFound,
+    MoyinError,
+    OperationNotConfigured,
+    RequestError,
+    ServiceUnavailable,
+    UnsupportedFeature,
+)
+from moyin.text.protocol.openai.operations import OperationRequest
+from moyin.text.routing.answer import Answer, BudgetReservation, RoutingContext
+from moyin.text.routing.backend_runtime import is_retryable
+from moyin.text.routing.compiled_route import CompiledRoute, RouteTarget
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.ledger import current_day
+from moyin.text.routing.metered_stream import to_client_error
+from moyin.text.routing.operation_attempt import OperationAttempt, compute_pico_cost
+from moyin.text.routing.request_preferences import parse_preferences
+from moyin.text.routing.routed_call import CallAccounting
+
+_MAX_FIRST_PAUSE_SECONDS = 0.2
+# Expected seconds of a call, for the wait in a full queue.
+_EXPECTED_SECONDS = 5.0
+# Valkey counts with 64 bits.
+_MAX_COUNTED_TOKENS = 2**53
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    target: RouteTarget
+    reason: str
+
+
+class OperationRouter:
+    """Router of operations; it shares the back ends and their slots with the router of chats.
+
+    Args:
+        get_fleet: returns the current configuration.
+    """
+
+    def __init__(self, get_fleet: Callable[[], Fleet], accounting: CallAccounting) -> None:
+        self._get_fleet = get_fleet
+        self._accounting = accounting
+
+    def knows_model(self, name: str) -> bool:
+        """Return True if a model or an alias has this name, whatever its abilities are."""
+        try:
+            self._get_fleet().catalog.find_deployments(name)
+        except ModelNotFound:
+            return False
+        return True
+
+    def require_operation(self, operation: Operation) -> None:
+        """Raise OperationNotConfigured if no model has the ability."""
+        _require_operation(self._get_fleet(), operation)
+
+    async def answer(self, request: OperationRequest, context: RoutingContext) -> Answer:
+        """Answer a request with the cheapest candidate that does not fail.
+
+        Raises:
+            OperationNotConfigured: no model has the ability.
+            ModelNotFound, ModelNotAllowed, ServiceUnavailable: no candidate can be called.
+            InvalidRequest, UnsupportedFeature, BackendRejected: the request is invalid.
+            BackendError, Overloaded: all candidates failed; this is the error of the last one.
+        """
+        fleet = self._get_fleet()
+        _require_operation(fleet, request.operation)
+        preferences = parse_preferences(context.headers, fleet.residencies)
+        route = fleet.get_route(
+            request.model, context.owner, preferences.residency, ApiFormat.OPENAI, current_day()
+        )
+        able = [t for t in route.targets if request.operation in t.model.operations]
+        if not able:
+            raise _build_unable_error(route, request)
+        max_usage = request.max_usage
+        candidates = _rank_candidates(able, request.operation, max_usage)
+        if not candidates:
+            waits = [target.runtime.health.retry_after for target in able]
+            raise ServiceUnavailable(
+                "every back end that can answer this request is unavailable; retry later",
+                retry_after=max(1.0, min(waits)),
+            )
+        seconds = min(route.timeout, preferences.timeout or route.timeout)
+        if context.budget is not None:
+            await _reserve_budget(context.budget, able, request.operation, max_usage, seconds)
+        deadline = asyncio.get_running_loop().time() + seconds
+        failure: MoyinError | None = None
+        for candidate in candidates:
+            reason = candidate.reason
+            if failure is not None:
+                reason = f"fallback after {failure.code}"
+            try:
+                answer = await self._call_candidate(
+                    request, context, candidate.target, reason, deadline, preferences.traceparent
+                )
+            except BackendRejected:
+                # The next back end would reject the request for the same reason.
+                raise
+            except MoyinError as error:
+                if failure is None or not isinstance(error, RequestError | ModelNotFound):
+                    failure = error
+                if asyncio.get_running_loop().time() >= deadline:
+                    break
+            else:
+                if answer is not None:
+                    return answer
+        if failure is None:
+            raise ServiceUnavailable(
+                "every back end that can answer this request is unavailable; retry later",
+                retry_after=1.0,
+            )
+        raise to_client_error(failure)
+
+    async def _call_candidate(
+        self,
+        request: OperationRequest,
+        context: RoutingContext,
+        target: RouteTarget,
+        reason: str,
+        deadline: float,
+        traceparent: bytes | None,
+    ) -> Answer | None:
+        """Call a candidate, with retries; return None if its breaker rejects the call."""
+        runtime, loop = target.runtime, asyncio.get_running_loop()
+        tries = 0
+        while True:
+            lease = await runtime.acquire(context.tenant, deadline - loop.time(), _EXPECTED_SECONDS)
+            if lease is None:
+                return None
+            try:
+                with lease:
+                    attempt = OperationAttempt(
+                        request=request,
+                        context=context,
+                        accounting=self._accounting,
+                        target=target,
+                        reason=reason,
+                        lease=lease,
+                        traceparent=traceparent,
+                    )
+                    return await attempt.run(deadline)
+            except MoyinError as error:
+                pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**tries)
+                if tries >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
+                    raise
+                if loop.time() + pause >= deadline:
+                    raise
+            tries += 1
+            await asyncio.sleep(pause)
+
+
+def _require_operation(fleet: Fleet, operation: Operation) -> None:
+    if not any(operation in d.model.operations for d in fleet.catalog.deployments):
+        raise OperationNotConfigured(
+            f"no model is configured for this call: give a model of a back end of type 'openai' the "
+            f"setting abilities: [{operation}] in the configuration of the app 'models'",
+            field="model",
+            details={"ability": operation.value},
+        )
+
+
+def _build_unable_error(route: CompiledRoute, request: OperationRequest) -> MoyinError:
+    able = [
+        exclusion
+        for exclusion in route.exclusions
+        if request.operation in exclusion.deployment.model.operations
+    ]
+    if not able:
+        return UnsupportedFeature(
+            f"no model under the name {request.model!r} has the ability {request.operation.value!r}; "
+            f"GET /v1/models shows the abilities",
+            field="model",
+        )
+    if not any(exclusion.is_allowed for exclusion in able):
+        return ModelNotAllowed(
+            "data-residency rules exclude every back end for this model", field="model"
+        )
+    missing = sorted(
+        f"{d.family or d.backend} lacks its key ({d.key_env})"
+        for d in (exclusion.deployment for exclusion in able if exclusion.is_allowed)
+    )
+    return ServiceUnavailable(
+        f"no back end for this model is configured: {', '.join(dict.fromkeys(missing))}"
+    )
+
+
+def _rank_candidates(
+    targets: Sequence[RouteTarget], operation: Operation, usage: OperationUsage
+) -> list[_Candidate]:
+    """Return the targets that are ready, the cheapest first; those that lack the model come last.
+
+    Args:
+        usage: the highest possible usage, since tokens are not known before the call.
+    """
+    ready = [target for target in targets if target.runtime.is_ready]
+    costs = {
+        id(target): compute_pico_cost(target, operation, usage, _EXPECTED_SECONDS)
+        for target in ready
+    }
+    ready.sort(key=lambda t: (not t.model_breaker.ready, costs[id(t)], t.runtime.load, t.position))
+    return [
+        _Candidate(target=target, reason=_describe_rank(target, is_only=len(ready) == 1))
+        for target in ready
+    ]
+
+
+def _describe_rank(target: RouteTarget, *, is_only: bool) -> str:
+    if target.is_free and target.model.unit_rates.is_free:
+        return "free"
+    return "only" if is_only else "cheapest"
+
+
+async def _reserve_budget(
+    budget: BudgetReservation,
+    targets: Sequence[RouteTarget],
+    operation: Operation,
+    max_usage: OperationUsage,
+    seconds: float,
+) -> None:
+    """Reserve the maximum cost of a request at the most expensive target.
+
+    Raises:
+        LimitExceeded: the remaining budget is too small.
+        ServiceUnavailable: the budget cannot be read.
+    """
+    pico = max(
+        compute_pico_cost(
+            target, operation, max_usage, min(seconds, target.runtime.timeout), shares=False
+        )
+        for target in targets
+    )
+    tokens = max_usage.tokens.prompt_tokens + max_usage.tokens.output_tokens
+    await budget.reserve(pico_to_usd(pico), min(tokens, _MAX_COUNTED_TOKENS))

@@ -1,0 +1,126 @@
+"""Finds what a back end cannot be asked, before it is called."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from moyin.domain.chat import Image
+from moyin.domain.needs import Needs
+from moyin.errors import MoyinError, RequestError, UnsupportedFeature
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
+from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.compiled_route import CompiledRoute, Exclusion, RouteTarget
+from moyin.text.routing.decision import build_unavailable_error
+from moyin.text.routing.tool_schemas import limit_schemas
+
+# Calls that many servers of their API format lack, and for which these answer 404: OpenAI's chat
+# models, for example, have no text completions.
+OPTIONAL_PATHS = frozenset({"/completions"})
+# Stands for the bytes of a picture that would be fetched.
+_PICTURE = Image(media_type="image/png", data="")
+
+
+def find_gap(
+    codec: ProtocolCodec,
+    request: ParsedRequest,
+    needs: Needs,
+    target: RouteTarget,
+    *,
+    fetches_pictures: bool,
+) -> RequestError | None:
+    """Return the error with which a call of a target would fail before it is sent, or None.
+
+    Such a call contains something that the back end's API or the gateway's limits for it do not
+    allow, for example a seed for Claude.
+
+    Args:
+        fetches_pictures: True if the router fetches pictures for back ends that do not.
+    """
+    runtime = target.runtime
+    try:
+        if runtime.checks_schemas:
+            request = limit_schemas(codec, request)
+        if not runtime.backend.fetches_pictures:
+            request = _embed_pictures(request, needs, fetches_pictures=fetches_pictures)
+        if needs_translation(target, codec.path, needs):
+            domain_request = request.to_domain(target.deployment.model.upstream)
+            runtime.backend.check_request(domain_request)
+    except RequestError as error:
+        return error
+    return None
+
+
+def needs_translation(target: RouteTarget, path: str, needs: Needs) -> bool:
+    """Return True if the client's bytes cannot be forwarded to a target."""
+    pass_through = target.runtime.pass_through
+    if target.needs_translation or pass_through is None:
+        return True
+    if needs.has_files and not pass_through.reads_files:
+        return True
+    return path in OPTIONAL_PATHS and _lacks_call(
+        target.runtime, path, target.deployment.model.upstream
+    )
+
+
+def require_no_urls(needs: Needs) -> None:
+    """Raise UnsupportedFeature if a request refers to documents by URL.
+
+    A server in our network would fetch any of them, internal ones included.
+    """
+    if needs.has_urls:
+        raise UnsupportedFeature(
+            "the chosen back end cannot fetch documents by URL; send their content",
+            field="messages",
+        )
+
+
+def new_picture_url_error() -> UnsupportedFeature:
+    """Return the error for pictures by URL where nothing can fetch them."""
+    return UnsupportedFeature(
+        "the chosen back end does not support pictures by URL; send them as base64",
+        field="messages",
+    )
+
+
+def describe_gaps(gaps: Mapping[RouteTarget, RequestError]) -> list[Exclusion]:
+    """Return the exclusions of targets that a request cannot be sent to."""
+    return [
+        Exclusion(deployment=target.deployment, reason=error.message)
+        for target, error in gaps.items()
+    ]
+
+
+def build_gap_error(
+    route: CompiledRoute, needs: Needs, gaps: Mapping[RouteTarget, RequestError]
+) -> MoyinError:
+    """Return the error for a request that no target can be asked.
+
+    Args:
+        gaps: the error of each target that could be called, in the order of the calls.
+    """
+    first = next(iter(gaps.values()))
+    if not isinstance(first, UnsupportedFeature):
+        return first
+    formats = {
+        target.deployment.api_format
+        for target, error in gaps.items()
+        if isinstance(error, UnsupportedFeature)
+    }
+    return build_unavailable_error(route, needs, formats) or first
+
+
+def _lacks_call(runtime: BackendRuntime, path: str, upstream: str) -> bool:
+    """Return True if the server answered lately that it lacks a call for a model."""
+    return time.monotonic() < runtime.missing_calls.get((path, upstream), 0.0)
+
+
+def _embed_pictures(
+    request: ParsedRequest, needs: Needs, *, fetches_pictures: bool
+) -> ParsedRequest:
+    require_no_urls(needs)
+    if not needs.vision or not (urls := request.picture_urls):
+        return request
+    if not fetches_pictures:
+        raise new_picture_url_error()
+    return request.with_pictures(dict.fromkeys(urls, _PICTURE))

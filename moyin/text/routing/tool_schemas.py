@@ -1,0 +1,57 @@
+"""Checks the JSON schemas of requests for local models, and relaxes those of tools if need be.
+
+A provider does not hold calls to the patterns in a tool's schema unless the tool is strict, so clients
+write any: Claude Code has ``^[\\s\\S]{0,300}$``. Local servers compile them into grammars, which takes
+minutes for some. Such a pattern is left out, so that the tool can be called; the client checks the
+arguments itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moyin.domain.schemas import check_schemas, drop_expensive_patterns
+from moyin.errors import SchemaTooLarge
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
+
+
+def limit_schemas(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
+    """Return the request with schemas that are cheap to compile into grammars.
+
+    Raises:
+        SchemaTooLarge, UnsupportedFeature: a schema is too expensive; the error has the field.
+    """
+    try:
+        check_schemas(request.iterate_schemas())
+    except SchemaTooLarge:
+        relaxed = _relax_tools(codec, request)
+        if relaxed is request:
+            raise
+        check_schemas(relaxed.iterate_schemas())
+        return relaxed
+    return request
+
+
+def _relax_tools(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
+    data: Any = request.data
+    for field, schema in request.iterate_schemas():
+        path = field.split(".")
+        if path[0] == "tools" and not isinstance(schema, str):
+            relaxed = drop_expensive_patterns(schema)
+            if relaxed is not schema:
+                data = _replace_in_tool(data, path, relaxed)
+    return request if data is request.data else codec.replace_body(request, data)
+
+
+def _replace_in_tool(value: Any, path: list[str], schema: Any) -> Any:
+    """Return ``value`` with the schema at ``path``, unless it is that of a strict tool."""
+    if isinstance(value, list):
+        place = int(path[0])
+        item = _replace_in_tool(value[place], path[1:], schema)
+        return value if item is value[place] else [*value[:place], item, *value[place + 1 :]]
+    if not isinstance(value, Mapping) or value.get("strict"):
+        return value
+    name = path[0]
+    member = schema if len(path) == 1 else _replace_in_tool(value[name], path[1:], schema)
+    return value if member is value[name] else {**value, name: member}

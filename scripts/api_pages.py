@@ -1,0 +1,124 @@
+"""Generates docs/reference/errors.md and events.md from the code, for `scripts/reference.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+# Defines a code of its own, and is known to `ERROR_TYPES` only if it is imported.
+import moyin.store.hub  # noqa: F401
+from moyin.domain.job import EventType
+from moyin.errors import MoyinError, StepError
+from moyin.http.problems import get_http_status
+from moyin.jobs.protocol import event_bodies
+from scripts.error_advice import ADVICE
+
+_EVENT_MEANINGS: Mapping[EventType, str] = {
+    EventType.QUEUED: "The job was accepted, or a retry began.",
+    EventType.RUNNING: "The job runs.",
+    EventType.PROGRESS: "A render went on. At most ten a second, of a batch one a second.",
+    EventType.STEP: "A step has finished and is recorded.",
+    EventType.SUCCEEDED: "All steps have succeeded.",
+    EventType.FAILED: "A step has failed for good, or the deadline has passed: see `error`.",
+    EventType.CANCELLED: "The job was cancelled: see `cancelled_by`.",
+}
+
+
+def list_error_types() -> Mapping[str, type[MoyinError]]:
+    """Return every error type by its code, in the order of the tree; bases come first."""
+    return {kind.code: kind for kind in _walk(MoyinError) if "code" in vars(kind)}
+
+
+def errors_page(written: str) -> str:
+    """Return the page of all error codes."""
+    lines = [
+        "# Errors",
+        "",
+        written,
+        "An error is RFC 9457 problem details: `status`, `title`, `detail` (what is wrong, and what would be",
+        "right), `code`, `request_id`, and where it applies `field`. Routes of OpenAI, Anthropic, Ollama and",
+        "ComfyUI answer in the format of their protocol, with the same code. The codes are stable, the",
+        "sentences are not. *Retry* means that the same request may succeed later; `Retry-After` tells when.",
+        "A job that fails has `error: {code, message, details}`; *job* stands where the code comes from a step.",
+        "",
+        "| code | status | retry | meaning | what to do |",
+        "|---|---|---|---|---|",
+    ]
+    for code, kind in list_error_types().items():
+        meaning, advice = ADVICE[code]
+        status = "job" if issubclass(kind, StepError) else str(get_http_status(kind("")))
+        retry = "yes" if kind.retryable else ""
+        lines.append(f"| `{code}` | {status} | {retry} | {meaning} | {advice} |")
+    return "\n".join(lines) + "\n"
+
+
+def events_page(written: str) -> str:
+    """Return the page of the types of events and their members."""
+    lines = [
+        "# Events of jobs",
+        "",
+        written,
+        "How to follow a job: [jobs](../jobs.md#following-a-job). Server-sent events carry the type as `event`, the",
+        "data as JSON in `data`, the cursor as `id`; messages of the WebSocket are `{id, type, data}`. A webhook",
+        "has the type `job.` and that of the last event, and the same data. New members may be added.",
+        "",
+        "| type | last | data | meaning |",
+        "|---|---|---|---|",
+    ]
+    for kind in EventType:
+        body = event_bodies.EVENT_BODIES[kind].__name__
+        last = "yes" if kind.is_final else ""
+        link = f"[{body}](#{body.lower()})"
+        lines.append(f"| `{kind.value}` | {last} | {link} | {_EVENT_MEANINGS[kind]} |")
+    lines += [
+        "",
+        "A job that is retried goes on with `queued` after a last event, in the same stream. The event `error`",
+        "with `{code, message}` says that the stream ends and not the job: connect again, if the code's row in",
+        "[errors](errors.md) says so. An event without `id` was made from the job's row, because the store of",
+        "events was away; it is the last of its stream.",
+    ]
+    for model in dict.fromkeys(event_bodies.EVENT_BODIES.values()):
+        lines += _describe_model(model)
+    return "\n".join(lines) + "\n"
+
+
+def _walk(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _walk(child)
+
+
+def _describe_model(model: type[BaseModel]) -> Iterator[str]:
+    schema = model.model_json_schema(mode="serialization")
+    bodies = {model.__name__: schema, **schema.get("$defs", {})}
+    yield from ("", f"## {model.__name__}", "", schema["description"], "")
+    yield from ("| member | type | meaning |", "|---|---|---|")
+    for name, member in schema["properties"].items():
+        text = _describe_member(member, bodies)
+        yield f"| `{name}` | {_name_type(member)} | {text} |"
+
+
+def _describe_member(member: Mapping[str, Any], bodies: Mapping[str, Any]) -> str:
+    """Return the member's own description, or else that of the type that it refers to."""
+    if "description" in member:
+        return str(member["description"])
+    for choice in (member, member.get("items", {}), *member.get("anyOf", ())):
+        body = bodies.get(choice.get("$ref", "").removeprefix("#/$defs/"), {})
+        if "properties" in body:
+            members = ", ".join(f"`{name}`" for name in body["properties"])
+            return f"{body['description'].rstrip('.')}: {members}."
+    return ""
+
+
+def _name_type(member: Mapping[str, Any]) -> str:
+    if "anyOf" in member:
+        return " or ".join(_name_type(choice) for choice in member["anyOf"])
+    if "$ref" in member:
+        return str(member["$ref"]).removeprefix("#/$defs/")
+    if member.get("type") == "array":
+        return f"list of {_name_type(member['items'])}"
+    if member.get("format") == "date-time":
+        return "time (RFC 3339)"
+    return str(member["type"])

@@ -1,0 +1,42 @@
+"""The snippets of docs/clients.md, and of other pages, that tests run as they stand there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+_SNIPPET = re.compile(
+    r"^<!-- tested: ([a-z-]+) -->\n\n```([a-z]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_SUFFIXES = {"python": "py", "js": "mjs"}
+_CONSTANT = re.compile(r"^const (\w+) =", re.MULTILINE)
+# What the snippets in JavaScript assume.
+_GIVEN = "const [gateway, key, model] = process.argv.slice(2);\n"
+
+
+@cache
+def list_snippets(page: Path = PAGE) -> Mapping[str, tuple[str, str]]:
+    """Return the language and the text of each snippet by its name on the page."""
+    found = {name: (kind, text) for name, kind, text in _SNIPPET.findall(page.read_text())}
+    assert len(found) == page.read_text().count("<!-- tested: "), "a mark has no snippet below it"
+    return found
+
+
+def fill_in(name: str, *, url: str, model: str) -> str:
+    """Return a snippet of configuration with a gateway's address and a model in it."""
+    _, text = list_snippets()[name]
+    return text.replace("http://GATEWAY", url).replace("auto", model)
+
+
+def write_snippets(folder: Path) -> None:
+    """Write the snippets of programs as ``page_NAME``; those in JavaScript export their constants."""
+    for name, (kind, text) in list_snippets().items():
+        if (suffix := _SUFFIXES.get(kind)) is None:
+            continue
+        if suffix == "mjs":
+            names = ", ".join(_CONSTANT.findall(text))
+            text = f"{_GIVEN}{text}export {{ {names} }};\n"
+        (folder / f"page_{name.replace('-', '_')}.{suffix}").write_text(text)

@@ -1,0 +1,129 @@
+"""Real Ollama servers, and a gateway before them in a thread of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from tests.integration.text.fixtures import serving
+from tests.ollama_server import OllamaServer
+from tests.waiting import eventually_blocking
+
+# The gateway looks at its hosts every five seconds.
+SOON = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class OllamaGateway:
+    """The models app over Ollama hosts. ``url`` without ``/v1``; the key has every scope."""
+
+    url: str
+    api_key: str
+
+    @property
+    def ollama_url(self) -> str:
+        return f"{self.url}/v1/ollama"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_key}"}
+
+    def call(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """Return the answer to a call below ``/v1/ollama``."""
+        return httpx.request(
+            method, self.ollama_url + path, json=body, headers=self.headers, timeout=120
+        )
+
+    def list_names(self) -> set[str]:
+        return {model["name"] for model in self.call("GET", "/api/tags").json()["models"]}
+
+    @contextmanager
+    def client(self) -> Iterator[ollama.Client]:
+        with ollama.Client(self.ollama_url, headers=self.headers, timeout=120) as client:
+            yield client
+
+
+@contextmanager
+def gateway_before(
+    folder: Path, hosts: list[str], rules: dict[str, Any] | None = None, **backend: Any
+) -> Iterator[OllamaGateway]:
+    """Run a gateway before these hosts, which serves whatever they have unless told otherwise."""
+    folder.mkdir(exist_ok=True)
+    config = {"name": "gpu", "type": "ollama", "hosts": hosts, **backend}
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serving(folder, config, rules=rules)) as app,
+    ):
+        gateway = OllamaGateway(url=app.url, api_key=app.api_key)
+        eventually_blocking(gateway.list_names)
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def ollama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
+    """A server with the models ``CHAT`` and ``TOOLS``, which runs two calls at a time."""
+    folder = tmp_path_factory.mktemp("ollama")
+    server = OllamaServer(folder, folder / "models", OLLAMA_NUM_PARALLEL="2")
+    with server.running():
+        server.create_models()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def small_ollama_server(
+    ollama_server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OllamaServer]:
+    """Another with the same models, which runs one call and lets one wait for the scheduler."""
+    models = Path(ollama_server.environment["OLLAMA_MODELS"])
+    server = OllamaServer(
+        tmp_path_factory.mktemp("small-ollama"),
+        models,
+        OLLAMA_NUM_PARALLEL="1",
+        OLLAMA_MAX_QUEUE="1",
+        # What it does with calls that wait is in its log only.
+        OLLAMA_DEBUG="1",
+    )
+    with server.running():
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ollama_gateway(
+    ollama_server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OllamaGateway]:
+    """A gateway that serves what the first server has."""
+    folder = tmp_path_factory.mktemp("ollama-gateway")
+    with gateway_before(folder, [ollama_server.url]) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def ollama_relay(
+    ollama_gateway: OllamaGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URL of ``moyin connect ollama``, for clients that send no key."""
+    profile = {"MOYIN_URL": ollama_gateway.url, "MOYIN_API_KEY": ollama_gateway.api_key}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moyin.cli.main", "connect", "ollama", "--port", "0"],
+        env=profile | {"MOYIN_DATA": str(tmp_path_factory.mktemp("data")), "COLUMNS": "500"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process:
+        try:
+            said = process.stdout.readline()
+            assert ollama_gateway.url in said
+            yield said.split(" at ")[1].split()[0]
+        finally:
+            process.terminate()

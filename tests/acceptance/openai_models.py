@@ -1,0 +1,159 @@
+"""Checks bodies and events against the models of the ``openai`` package, more strictly than it does.
+
+The package coerces nothing here, requires what its types require, and knows every member: one that
+its types do not have fails the check unless it is one of Moyin's documented extensions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from openai.pagination import SyncCursorPage
+from openai.types import (
+    Batch,
+    Completion,
+    CreateEmbeddingResponse,
+    ErrorObject,
+    FileDeleted,
+    FileObject,
+    ImagesResponse,
+    Model,
+    ModerationCreateResponse,
+)
+from openai.types.audio import Transcription, TranscriptionVerbose, Translation
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import from_json, to_json
+
+from moyin.http.sse import FrameSplitter
+
+CHAT = TypeAdapter[Any](ChatCompletion)
+CHUNK = TypeAdapter[Any](ChatCompletionChunk)
+COMPLETION = TypeAdapter[Any](Completion)
+EMBEDDINGS = TypeAdapter[Any](CreateEmbeddingResponse)
+ERROR = TypeAdapter[Any](ErrorObject)
+ITEMS = TypeAdapter[Any](ResponseItemList)
+MODEL = TypeAdapter[Any](Model)
+RESPONSE = TypeAdapter[Any](Response)
+EVENT = TypeAdapter[Any](ResponseStreamEvent)
+# Members beyond the types.
+EXTENSIONS = frozenset(
+    {
+        # Of reasoning, as vLLM and LiteLLM name them; OpenAI's chat completions do not show it.
+        "reasoning_content",
+        "thinking_blocks",
+        # OpenAI's API sends them, and its package has no place for them.
+        "store",
+        "task",
+        # Version 2 of the package requires it in an event, version 3 does not know it.
+        "name",
+        # llama.cpp's own; its bytes pass as they are.
+        "timings",
+        # Moyin's own, in errors.
+        "details",
+        "request_id",
+    }
+)
+
+
+# Of models, Moyin shows what they can do, and what Anthropic's clients expect of the same route.
+MODEL_EXTENSIONS = frozenset(
+    {
+        "abilities", "backends", "created_at", "display_name", "embeddings", "lifecycle",
+        "max_input_tokens", "max_tokens", "capabilities", "schema", "status", "thinking", "tools",
+        "type", "vision",
+    }
+)  # fmt: skip
+
+# Of lists: OpenAI's API sends them, and its package does not read them.
+_LIST_EXTENSIONS = frozenset({"object", "first_id", "last_id"})
+# Whole answers of the calls that are neither chats nor responses, by method and path.
+_ANSWERS: list[tuple[str, TypeAdapter[Any]]] = [
+    ("POST /batches", TypeAdapter(Batch)),
+    ("GET /batches", TypeAdapter(SyncCursorPage[Batch])),
+    ("GET /batches/[^/]+", TypeAdapter(Batch)),
+    ("POST /batches/[^/]+/cancel", TypeAdapter(Batch)),
+    ("POST /files", TypeAdapter(FileObject)),
+    ("GET /files", TypeAdapter(SyncCursorPage[FileObject])),
+    ("GET /files/[^/]+", TypeAdapter(FileObject)),
+    ("DELETE /files/[^/]+", TypeAdapter(FileDeleted)),
+    ("POST /images/(generations|edits|variations)", TypeAdapter(ImagesResponse)),
+    ("POST /moderations", TypeAdapter(ModerationCreateResponse)),
+    ("POST /audio/transcriptions", TypeAdapter(TranscriptionVerbose | Transcription)),
+    ("POST /audio/translations", TypeAdapter(Translation)),
+]
+
+
+def check_response(response: httpx.Response) -> None:
+    """Check an answer or an error in JSON; a hook for the client of OpenAI's SDK."""
+    if _is_json(response):
+        response.read()
+        _check_content(response)
+
+
+async def check_response_async(response: httpx.Response) -> None:
+    """Check as `check_response` does, for the asynchronous SDK."""
+    if _is_json(response):
+        await response.aread()
+        _check_content(response)
+
+
+def _is_json(response: httpx.Response) -> bool:
+    media_type: str = response.headers.get("content-type", "").partition(";")[0]
+    return media_type == "application/json"
+
+
+def _check_content(response: httpx.Response) -> None:
+    if response.is_error:
+        check_error(response.content)
+        return
+    call = f"{response.request.method} {response.request.url.path.removeprefix('/v1')}"
+    for pattern, kind in _ANSWERS:
+        if re.fullmatch(pattern, call):
+            check(kind, response.content, _LIST_EXTENSIONS)
+
+
+def check(
+    kind: TypeAdapter[Any], body: bytes | str, extensions: frozenset[str] = frozenset()
+) -> Any:
+    """Return the body as an object of the package's type, which may have these further members.
+
+    Raises:
+        ValidationError: the type does not allow it.
+        AssertionError: a member is neither of the type nor an extension.
+    """
+    value = kind.validate_json(body, strict=True)
+    unknown = sorted(set(_unknown(value, "")) - extensions)
+    assert not unknown, f"{unknown} in {body!r}"
+    return value
+
+
+def check_error(body: bytes | str) -> Any:
+    """Check the body of a refusal, or the last event of a broken stream of chat completions."""
+    data = from_json(body)
+    assert data.keys() - EXTENSIONS == {"error"}, body
+    return check(ERROR, to_json(data["error"]))
+
+
+def stream_data(body: bytes) -> list[bytes]:
+    """Return the data of all events, without the last one of chat completions."""
+    data = [frame.data for frame in FrameSplitter().feed(body) if frame.data is not None]
+    assert data, body
+    return [one for one in data if one != b"[DONE]"]
+
+
+def _unknown(value: Any, path: str) -> Iterator[str]:
+    """Yield the paths of members which the types do not have, without extensions."""
+    if isinstance(value, BaseModel):
+        for name in value.model_extra or ():
+            if name not in EXTENSIONS:
+                yield f"{path}{name}"
+        for name in type(value).model_fields:
+            yield from _unknown(getattr(value, name), f"{path}{name}.")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _unknown(item, path)

@@ -1,0 +1,235 @@
+"""Moderations, rerankings, speech, transcriptions and pictures of a back end that checks all.
+
+As strict as `tests.acceptance.scripted`: what OpenAI's own OpenAPI document doesn't allow is answered
+400. Rerankings, which that document lacks, are checked by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+from llm_comply.schema import SpecLoader
+
+KEY = "sk-operations"
+SPEECH = [b"ID3" + bytes(2000), bytes(4000), b"end"]
+TRANSCRIPT = "It is sunny."
+PICTURE = "iVBORw0KGgo="
+TOKENS = {"input_tokens": 30, "output_tokens": 5, "total_tokens": 35}
+_NUMBERS = {"temperature": float, "n": int, "partial_images": int, "output_compression": int}
+_FLAGS = {"stream"}
+_CATEGORIES = (
+    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit",
+    "illicit/violent", "self-harm", "self-harm/instructions", "self-harm/intent", "sexual",
+    "sexual/minors", "violence", "violence/graphic",
+)  # fmt: skip
+
+
+class OperationServer:
+    """Serves the calls below ``/v1``.
+
+    Attributes:
+        uploads: the files of the last form, by field, with their names and types.
+    """
+
+    def __init__(self, spec: SpecLoader) -> None:
+        self._spec = spec
+        self.uploads: dict[str, list[tuple[str, str, bytes]]] = {}
+
+    def add_to(self, app: web.Application) -> None:
+        calls = {
+            "moderations": self.moderate,
+            "rerank": self.rerank,
+            "audio/speech": self.speak,
+            "audio/transcriptions": self.transcribe,
+            "audio/translations": self.translate,
+            "images/edits": self.edit,
+            "images/variations": self.vary,
+        }
+        for path, handler in calls.items():
+            app.router.add_post(f"/v1/{path}", handler)
+
+    def _check(self, body: Mapping[str, Any], shape: str) -> None:
+        if problems := self._spec.validate(body, shape):
+            message = f"not in the specification: {problems[0]}"[:500]
+            raise web.HTTPBadRequest(
+                text=json.dumps({"error": {"message": message}}), content_type="application/json"
+            )
+
+    async def _read_form(self, request: web.Request, shape: str) -> dict[str, Any]:
+        """Return a form as the document has it: files as text, numbers as numbers, lists as lists."""
+        assert request.content_length is not None
+        self.uploads = {}
+        body: dict[str, Any] = {}
+        async for part in await request.multipart():
+            assert isinstance(part, BodyPartReader) and part.name is not None
+            name = part.name
+            if part.filename is not None:
+                content = bytes(await part.read())
+                kind = part.headers["content-type"]
+                self.uploads.setdefault(name, []).append((part.filename, kind, content))
+                value: Any = "file"
+            else:
+                value = await part.text()
+                if (field := name.removesuffix("[]")) in _NUMBERS:
+                    value = _NUMBERS[field](value)
+                elif field in _FLAGS:
+                    value = value == "true"
+            if name.endswith("[]"):
+                # The document names lists of files without, and others with brackets.
+                field = name.removesuffix("[]") if part.filename else name
+                body.setdefault(field, []).append(value)
+            else:
+                assert name not in body, f"{name} was sent twice"
+                body[name] = value
+        self._check(body, shape)
+        return body
+
+    async def moderate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self._check(body, "CreateModerationRequest")
+        inputs = body["input"]
+        many = isinstance(inputs, list) and isinstance(inputs[0], str)
+        result = {
+            "flagged": "kill" in json.dumps(inputs),
+            "categories": dict.fromkeys(_CATEGORIES, False),
+            "category_scores": dict.fromkeys(_CATEGORIES, 0.01),
+        }
+        results = [result] * (len(inputs) if many else 1)
+        return web.json_response({"id": "modr-1", "model": body["model"], "results": results})
+
+    async def rerank(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        assert body.keys() <= {"model", "query", "documents", "top_n", "return_documents"}, body
+        texts = [d if isinstance(d, str) else d["text"] for d in body["documents"]]
+        words = set(body["query"].lower().split())
+        scores = [len(words & set(text.lower().split())) / len(words) for text in texts]
+        order = sorted(range(len(texts)), key=lambda index: -scores[index])
+        results = [
+            {"index": index, "relevance_score": scores[index]}
+            for index in order[: body.get("top_n")]
+        ]
+        if body["model"] == "cohere-rerank":
+            meta = {"billed_units": {"search_units": 3}}
+            return web.json_response({"id": "1", "results": results, "meta": meta})
+        usage = {"prompt_tokens": 40, "total_tokens": 40}
+        return web.json_response({"model": body["model"], "usage": usage, "results": results})
+
+    async def speak(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        # The document is older than this member.
+        stream_format = body.pop("stream_format", "audio")
+        self._check(body, "CreateSpeechRequest")
+        if stream_format == "sse":
+            events: list[dict[str, Any]] = [
+                {"type": "speech.audio.delta", "audio": "SUQz"},
+                {"type": "speech.audio.done", "usage": TOKENS},
+            ]
+            return await _send_events(request, events)
+        response = web.StreamResponse(headers={"content-type": "audio/mpeg"})
+        await response.prepare(request)
+        for piece in SPEECH:
+            await response.write(piece)
+        return response
+
+    async def transcribe(self, request: web.Request) -> web.StreamResponse:
+        body = await self._read_form(request, "CreateTranscriptionRequest")
+        if body.get("stream"):
+            events: list[dict[str, Any]] = [
+                {"type": "transcript.text.delta", "delta": TRANSCRIPT},
+                {
+                    "type": "transcript.text.done",
+                    "text": TRANSCRIPT,
+                    "usage": {"type": "tokens", **TOKENS},
+                },
+            ]
+            return await _send_events(request, events)
+        form = body.get("response_format", "json")
+        if form == "verbose_json":
+            verbose = {"task": "transcribe", "language": "english", "duration": 7.2, "segments": []}
+            return web.json_response({**verbose, "text": TRANSCRIPT})
+        if form != "json":
+            return web.Response(text=f"{TRANSCRIPT}\n")
+        usage = {"type": "duration", "seconds": 9}
+        return web.json_response({"text": TRANSCRIPT, "usage": usage})
+
+    async def translate(self, request: web.Request) -> web.Response:
+        await self._read_form(request, "CreateTranslationRequest")
+        return web.json_response({"text": TRANSCRIPT})
+
+    async def edit(self, request: web.Request) -> web.StreamResponse:
+        body = await self._read_form(request, "CreateImageEditRequest")
+        usage = {**TOKENS, "input_tokens_details": {"text_tokens": 10, "image_tokens": 20}}
+        if body.get("stream"):
+            head = {"b64_json": PICTURE, "created_at": 1, "size": "1024x1024", "quality": "high"}
+            head |= {"background": "opaque", "output_format": "png"}
+            events: list[dict[str, Any]] = [
+                {"type": "image_edit.partial_image", "partial_image_index": 0, **head},
+                {"type": "image_edit.completed", "usage": usage, **head},
+            ]
+            return await _send_events(request, events)
+        data = [{"b64_json": PICTURE}] * body.get("n", 1)
+        return web.json_response({"created": 1, "data": data, "usage": usage})
+
+    async def vary(self, request: web.Request) -> web.Response:
+        body = await self._read_form(request, "CreateImageVariationRequest")
+        data = [{"url": "https://example.com/1.png"}] * body.get("n", 1)
+        return web.json_response({"data": data})
+
+
+async def _send_events(request: web.Request, events: list[dict[str, Any]]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    for event in events:
+        await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+    return response
+
+
+def operations_backend(url: str) -> dict[str, Any]:
+    """A back end with a model for each operation, and prices by each unit."""
+    speech = ["transcription", "translation"]
+    models = [
+        {"name": "omni-moderation-latest", "abilities": ["moderation"], "price": 0},
+        {
+            "name": "rerank",
+            "abilities": ["rerank"],
+            "price": {"usd_per_thousand_searches": 2},
+        },
+        {
+            "name": "cohere",
+            "upstream": "cohere-rerank",
+            "abilities": ["rerank"],
+            "price": {"usd_per_thousand_searches": 2},
+        },
+        {
+            "name": "tts",
+            "upstream": "tts-1",
+            "abilities": ["speech"],
+            "price": {"usd_per_million_characters": 15},
+        },
+        {
+            "name": "whisper",
+            "upstream": "whisper-1",
+            "abilities": speech,
+            "price": {"usd_per_minute": 0.006},
+        },
+        {
+            "name": "gpt-4o-transcribe",
+            "abilities": ["transcription"],
+            "price": {"input": 6, "output": 10},
+        },
+        {
+            "name": "pictures",
+            "upstream": "gpt-image-1",
+            "abilities": ["image_edit", "image_variation"],
+            "price": {"usd_per_image": 0.04, "input": 5, "output": 40},
+        },
+    ]
+    return {
+        "name": "operations",
+        "type": "openai",
+        "base_url": f"{url}/v1",
+        "models": models,
+    }

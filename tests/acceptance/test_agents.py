@@ -1,0 +1,108 @@
+"""Agents that people use, unchanged and set up as docs/clients.md says, on the scripted model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.clients_page import fill_in
+from tests.acceptance.text_clients_environment import TextClients, run_script
+from tests.acceptance.text_gateway import SCRIPTED, TextGateway
+
+SUITE = "openai-agents, Codex, Claude Code, Continue"
+pytestmark = pytest.mark.timeout(400)
+_SECONDS = 120
+_TEXT = "Hello! It is sunny, and the answer is 3."
+
+
+def test_openai_agents_runs_tools_handoffs_and_continues(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
+) -> None:
+    place = [text_gateway.url, text_gateway.api_key, SCRIPTED]
+    found = run_script([text_clients.python, "agents_sdk.py", *place], tmp_path)
+    assert found["hello"] == _TEXT
+    assert found["results"] == ["sunny in Paris"]
+    assert found["answer"] == found["streamed"] == found["continued"] == _TEXT
+    assert "raw_response_event" in found["kinds"]
+    assert found["person"] == {"name": "Ada", "age": 36}
+    assert found["last_agent"] == "second"
+
+
+def test_codex_runs_a_command_and_reads_its_output(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
+) -> None:
+    node = text_clients.require_node()
+    home, workspace = _new_folders(tmp_path)
+    # The command that the model asks for needs no approval here.
+    allowed = 'approval_policy = "never"\nsandbox_mode = "danger-full-access"\n'
+    config = allowed + fill_in("codex", url=text_gateway.url, model=SCRIPTED)
+    (home / "config.toml").write_text(config)
+    command = [str(node / ".bin" / "codex"), "exec", "--json", "--skip-git-repo-check"]
+    codex = _run(
+        [*command, "Run 'echo hello > made.txt; cat made.txt'"],
+        workspace,
+        {"HOME": str(home), "CODEX_HOME": str(home), "MOYIN_API_KEY": text_gateway.api_key},
+    )
+    assert codex.returncode == 0, codex.stdout[-3000:] + codex.stderr[-2000:]
+    events = [json.loads(line) for line in codex.stdout.splitlines()]
+    items = [event["item"] for event in events if event["type"] == "item.completed"]
+    [run] = [item for item in items if item["type"] == "command_execution"]
+    assert (run["exit_code"], run["aggregated_output"]) == (0, "hello\n")
+    assert [item["text"] for item in items if item["type"] == "agent_message"] == [_TEXT]
+    assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["input_tokens"] > 0
+    assert (workspace / "made.txt").read_text() == "hello\n"
+
+
+def test_claude_code_answers_with_its_own_tools_offered(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
+) -> None:
+    [program] = text_clients.require_node().glob("@anthropic-ai/claude-code-*/claude")
+    home, workspace = _new_folders(tmp_path)
+    lines = fill_in("claude-code", url=text_gateway.url, model=SCRIPTED)
+    claude = _run(
+        ["sh", "-c", f'{lines}exec "{program}" -p "Say hello." --output-format json'],
+        workspace,
+        {"HOME": str(home), "MOYIN_API_KEY": text_gateway.api_key},
+    )
+    assert claude.returncode == 0, claude.stdout[-3000:] + claude.stderr[-2000:]
+    found = json.loads(claude.stdout.splitlines()[-1])
+    assert (found["is_error"], found["result"]) == (False, _TEXT)
+    assert found["usage"]["output_tokens"] > 0
+
+
+def test_continue_answers(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
+) -> None:
+    program = text_clients.require_node() / "@continuedev" / "cli" / "dist" / "cn.js"
+    home, workspace = _new_folders(tmp_path)
+    config = fill_in("continue", url=text_gateway.url, model=SCRIPTED)
+    (workspace / "config.yaml").write_text(config.replace("moyin_…", text_gateway.api_key))
+    answer = _run(
+        ["node", str(program), "-p", "Say hello.", "--config", "config.yaml"],
+        workspace,
+        {"HOME": str(home), "CONTINUE_TELEMETRY_ENABLED": "0"},
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert answer.stdout.strip().endswith(_TEXT)
+
+
+def _new_folders(parent: Path) -> tuple[Path, Path]:
+    """Return a new home and a new folder to work in."""
+    home, workspace = parent / "home", parent / "workspace"
+    home.mkdir()
+    workspace.mkdir()
+    return home, workspace
+
+
+def _run(
+    command: list[str], folder: Path, environ: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={"PATH": os.environ["PATH"], **environ},
+        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS,
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""The lines of docs/clients.md that need no environment of their own; the others run beside them."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+import yaml
+from langchain_anthropic import ChatAnthropic
+from langchain_ollama import ChatOllama
+from langchain_openai import ChatOpenAI
+
+from deployments.models.config import ModelsConfig
+from tests.acceptance.clients_page import list_snippets
+from tests.acceptance.text_gateway import SCRIPTED, TextGateway
+
+TEXT = "Hello! It is sunny, and the answer is 3."
+# Where the other snippets of the page are run.
+ELSEWHERE = {
+    "aisdk", "claude-code", "codex", "continue", "haystack", "langchain-js", "litellm",
+    "litellm-in-front", "llama-index", "node-sdks", "openai-agents",
+}  # fmt: skip
+HERE = {"langchain", "litellm-behind", "omit", "sdks"}
+
+
+def run(name: str, gateway: TextGateway) -> list[Any]:
+    """Run a snippet in Python, and return the values of its lines that only make something."""
+    values: list[Any] = []
+    variables = {"gateway": gateway.url, "key": gateway.api_key, "model": SCRIPTED}
+    _, text = list_snippets()[name]
+    for statement in ast.parse(text).body:
+        line = ast.unparse(statement)
+        if isinstance(statement, ast.Expr):
+            values.append(eval(line, variables))
+        else:
+            exec(line, variables)
+    return values
+
+
+def test_every_snippet_is_run() -> None:
+    assert list_snippets().keys() == HERE | ELSEWHERE
+
+
+def test_the_sdks(text_gateway: TextGateway) -> None:
+    openai, anthropic, ollama = run("sdks", text_gateway)
+    hello: Any = {"model": SCRIPTED, "messages": [{"role": "user", "content": "Say hello."}]}
+    assert openai.chat.completions.create(**hello).choices[0].message.content == TEXT
+    assert anthropic.messages.create(**hello, max_tokens=99).content[0].text == TEXT
+    assert ollama.chat(**hello).message.content == TEXT
+    for client in (openai, anthropic, ollama._client):
+        client.close()
+
+
+def test_langchain(text_gateway: TextGateway) -> None:
+    models = run("langchain", text_gateway)
+    assert [type(model) for model in models] == [ChatOpenAI, ChatAnthropic, ChatOllama]
+    for model in models:
+        assert model.invoke("Say hello.").content == TEXT
+    models[2]._client._client.close()
+
+
+@pytest.mark.parametrize("name", ["litellm-behind", "omit"])
+def test_the_configuration_is_valid(name: str) -> None:
+    data = yaml.safe_load(list_snippets()[name][1])
+    if name == "omit":
+        plain = {"context": 2048, "price": {"input": 0, "output": 0}}
+        models = [{"name": model, **plain} for model in data["aliases"]["chat"]["models"]]
+        data["backends"] = [
+            {"name": "b", "type": "openai", "base_url": "http://a.test/v1", "models": models}
+        ]
+    config = ModelsConfig.model_validate(data)
+    assert config.backends[0].type == "openai"
+    if name == "omit":
+        assert config.aliases["chat"].omit == {"tools"}

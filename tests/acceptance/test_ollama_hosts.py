@@ -1,0 +1,224 @@
+"""Several real Ollama hosts behind one gateway: models in memory, full queues, a host that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anthropic
+import openai
+import pytest
+
+from tests.acceptance.ollama_gateway import SOON, OllamaGateway, gateway_before
+from tests.acceptance.openai_models import check_error
+from tests.ollama_server import CHAT, OllamaServer
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(900)
+# Long enough that no answer ends by itself while a test looks at it.
+_LONG = {"temperature": 0, "num_predict": 1900, "num_ctx": 2048, "stop": ["never"]}
+_PROMPT = "Tell me the history of Europe in great detail."
+_HELLO: Any = {"role": "user", "content": "Say hello."}
+# What the debug log says of a call that waits until the model can be loaded anew.
+_SCHEDULER_WAITS = "waiting for pending requests to complete and unload to occur"
+
+
+async def test_calls_go_to_the_host_that_has_the_model_in_memory(
+    ollama_server: OllamaServer, small_ollama_server: OllamaServer, tmp_path: Path
+) -> None:
+    hosts = [ollama_server, small_ollama_server]
+    with gateway_before(tmp_path / "gateway", [host.url for host in hosts]) as gateway:
+        async with _session(gateway) as http:
+            for index in (1, 0, 1):
+                for number, host in enumerate(hosts):
+                    await _load(host, is_loaded=number == index)
+                await eventually(partial(_is_chosen, http, f"gpu-{index}"), SOON)
+                for _ in range(3):
+                    async with http.post(
+                        "/v1/ollama/api/generate", json=_ask(num_predict=1)
+                    ) as call:
+                        assert (call.status, _host(call)) == (200, f"gpu-{index}")
+                assert not await _list_loaded(hosts[1 - index])
+
+
+async def test_call_that_a_full_host_refuses_is_answered_by_another(
+    ollama_server: OllamaServer, small_ollama_server: OllamaServer, tmp_path: Path
+) -> None:
+    await _load(ollama_server, is_loaded=False)
+    async with _full_queue(small_ollama_server):
+        hosts = [small_ollama_server.url, ollama_server.url]
+        with gateway_before(tmp_path / "gateway", hosts) as gateway:
+            async with _session(gateway) as http:
+                await eventually(lambda: _is_chosen(http, "gpu-0"), SOON)
+                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as call:
+                    assert (call.status, _host(call)) == (200, "gpu-1")
+                    assert call.headers["x-moyin-route"] == "fallback after overloaded"
+
+
+async def test_refusal_of_the_only_host_says_when_to_call_again(
+    small_ollama_server: OllamaServer, tmp_path: Path
+) -> None:
+    host = small_ollama_server
+    with gateway_before(tmp_path / "gateway", [host.url], retries=0) as gateway:
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(_session(gateway))
+            async with _full_queue(host):
+                async with openai.AsyncOpenAI(
+                    base_url=f"{gateway.url}/v1", api_key=gateway.api_key, max_retries=0
+                ) as gpt:
+                    with pytest.raises(openai.RateLimitError) as refused:
+                        await gpt.chat.completions.create(model=CHAT, messages=[_HELLO])
+                assert (refused.value.code, refused.value.type) == (
+                    "overloaded",
+                    "rate_limit_error",
+                )
+                check_error(refused.value.response.content)
+                assert refused.value.response.headers["retry-after"] == "1"
+                async with anthropic.AsyncAnthropic(
+                    base_url=gateway.url, api_key=gateway.api_key, max_retries=0
+                ) as claude:
+                    with pytest.raises(anthropic.RateLimitError) as limited:
+                        await claude.messages.create(model=CHAT, messages=[_HELLO], max_tokens=1)
+                assert isinstance(limited.value.body, dict)
+                assert limited.value.body["error"]["type"] == "rate_limit_error"
+                assert limited.value.response.headers["retry-after"] == "1"
+                call = await http.post("/v1/ollama/api/generate", json=_ask(stream=True))
+                assert (call.status, call.headers["retry-after"]) == (429, "1")
+                assert set(await call.json()) == {"error", "code", "request_id"}
+                # After three refusals the host gets a rest.
+                call = await http.post("/v1/responses", json={"model": CHAT, "input": "Hi"})
+                assert call.status == 503 and int(call.headers["retry-after"]) >= 1
+                check_error(await call.text())
+
+            async def is_answered() -> bool:
+                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as call:
+                    return call.status == 200
+
+            await eventually(is_answered, SOON)
+
+
+async def test_a_killed_host_ends_its_streams_only(
+    ollama_server: OllamaServer, small_ollama_server: OllamaServer, tmp_path: Path
+) -> None:
+    hosts = [ollama_server.url, small_ollama_server.url]
+    with gateway_before(tmp_path / "gateway", hosts, parallel=1) as gateway:
+        async with _session(gateway) as http:
+            first, second = await _open_two(http)
+            streams = {_host(response): response for response in (first, second)}
+            assert set(streams) == {"gpu-0", "gpu-1"}
+            small_ollama_server.kill()
+            async with asyncio.timeout(10):
+                *_, last = [json.loads(line) async for line in streams["gpu-1"].content]
+            assert set(last) >= {"error"}, last
+            pieces = [json.loads(await streams["gpu-0"].content.readline()) for _ in range(3)]
+            assert not any("error" in piece for piece in pieces)
+            streams["gpu-0"].close()
+            # The dead host is left out.
+            for _ in range(3):
+                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as found:
+                    assert (found.status, _host(found)) == (200, "gpu-0")
+            small_ollama_server.start()
+
+            async def are_both_used() -> bool:
+                with suppress(aiohttp.ClientResponseError):
+                    found = await _open_two(http, num_predict=32)
+                    for response in found:
+                        response.close()
+                    return {_host(response) for response in found} == {"gpu-0", "gpu-1"}
+                return False
+
+            await eventually(are_both_used, 240)
+
+
+def _ask(*, stream: bool = False, **options: Any) -> dict[str, Any]:
+    return {"model": CHAT, "prompt": _PROMPT, "stream": stream, "options": _LONG | options}
+
+
+@asynccontextmanager
+async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
+    """Let the host refuse every call that needs another context than the model has now.
+
+    An Ollama refuses none of the calls to a model as it is loaded: they wait at the model. Its
+    queue has the calls for which it must load a model first, here once more since they want
+    another context, and it waits with that until the call that has the model ends.
+    """
+    async with aiohttp.ClientSession(host.url) as http, asyncio.TaskGroup() as tasks:
+
+        async def call(**more: Any) -> aiohttp.ClientResponse:
+            response = await http.post("/api/generate", json=_ask(**more))
+            await response.content.readline()
+            return response
+
+        async def occupy() -> bool:
+            return (await call(num_ctx=1024, stream=True)).status == 200
+
+        # Calls that an earlier test has cancelled may be in the queue for a moment.
+        await eventually(occupy)
+        seen = host.read_log().count(_SCHEDULER_WAITS)
+        with host.stopped_runners():
+            waiting = [tasks.create_task(call())]
+            # The scheduler has taken this one, so that the queue is empty.
+            await eventually(lambda: host.read_log().count(_SCHEDULER_WAITS) > seen)
+            waiting += [tasks.create_task(call()) for _ in range(2)]
+            [refused], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert (await refused).status == 503
+            yield
+            for task in waiting:
+                task.cancel()
+
+
+async def _load(host: OllamaServer, *, is_loaded: bool) -> None:
+    """Load the model, or unload it and wait for the end of its process."""
+    body = {"model": CHAT, "keep_alive": "30m" if is_loaded else 0, "stream": False}
+    await asyncio.to_thread(host.call, "POST", "/api/generate", body)
+
+    async def is_done() -> bool:
+        return bool(await _list_loaded(host)) == is_loaded
+
+    await eventually(is_done)
+
+
+async def _list_loaded(host: OllamaServer) -> list[Any]:
+    found: list[Any] = (await asyncio.to_thread(host.call, "GET", "/api/ps"))["models"]
+    return found
+
+
+async def _is_chosen(http: aiohttp.ClientSession, host: str) -> bool:
+    """Ask where a call would go, without a call that would load the model there."""
+    body = {"model": CHAT, "messages": [_HELLO], "max_tokens": 1}
+    async with http.post("/v1/route", json=body) as response:
+        found: bool = (await response.json())["chosen"]["backend"] == host
+        return found
+
+
+def _host(response: aiohttp.ClientResponse) -> str:
+    return response.headers["x-moyin-backend"]
+
+
+@asynccontextmanager
+async def _session(gateway: OllamaGateway) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(
+        gateway.url, headers=gateway.headers, timeout=aiohttp.ClientTimeout(120)
+    ) as http:
+        yield http
+
+
+async def _open_two(
+    http: aiohttp.ClientSession, **options: Any
+) -> tuple[aiohttp.ClientResponse, aiohttp.ClientResponse]:
+    """Open two streams at once, each of which has begun."""
+
+    async def open_stream() -> aiohttp.ClientResponse:
+        response = await http.post("/v1/ollama/api/generate", json=_ask(stream=True, **options))
+        response.raise_for_status()
+        await response.content.readline()
+        return response
+
+    first, second = await asyncio.gather(open_stream(), open_stream())
+    return first, second

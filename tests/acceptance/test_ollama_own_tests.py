@@ -1,0 +1,127 @@
+"""Ollama's own tests of a server, `integration/` of its module, through the gateway.
+
+These are all whose model ours can be: some use the model whose name they are given, others models
+of Ollama's library, whose names copies of ours have. What is left needs a GPU, pictures, or what so
+small a model cannot do, such as calling tools.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.acceptance.ollama_gateway import SOON, OllamaGateway
+from tests.ollama_server import CHAT, OllamaServer, find_ollama
+from tests.stack import Measured
+from tests.waiting import eventually_blocking
+
+pytestmark = pytest.mark.timeout(1800)
+# All of them in half a minute of processor time, or the others, too.
+_EVERY = "MOYIN_OLLAMA_TESTS"
+_SHORT = (
+    "TestAPIListModels",
+    "TestAPIGenerateLogprobs",
+    "TestAPIChatLogprobs",
+    "TestNumPredict",
+    "TestBlueSky",
+)
+_LONG = (
+    "TestAPIGenerate",
+    "TestAPIChat",
+    "TestConcurrentChat",
+    "TestMultiModelStress",
+    "TestLongInputContext",
+    "TestGenerateWithHistory",
+    "TestChatWithHistory",
+    "TestParallelGenerateWithHistory",
+    "TestParallelChatWithHistory",
+)
+# Each of these repeats itself for eleven models, which would all be ours.
+_EMBEDDINGS = ("TestEmbedTruncation", "TestEmbedLargeInput", "TestEmbedStatusCode")
+_PASSED = re.compile(r"^ *--- PASS: (\S+)", re.MULTILINE)
+_MODEL = "own-tests"
+_NAMES = (
+    _MODEL, "all-minilm", "deepseek-r1:1.5b", "gemma2:2b", "gemma3:270m", "gpt-oss:20b",
+    "llama3.2", "llama3.2:1b", "qwen3:0.6b",
+)  # fmt: skip
+# The answers are the same every time, so that chance does not decide what passes.
+_MODELFILE = f'FROM {CHAT}\nPARAMETER temperature 0\nLICENSE "Apache 2.0"\n'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
+    """Have the server's model under all names of the tests, and remove them."""
+    ollama_server.create(_MODEL, _MODELFILE)
+    for name in _NAMES[1:]:
+        ollama_server.call("POST", "/api/copy", {"source": _MODEL, "destination": name})
+    tagged = {name if ":" in name else f"{name}:latest" for name in _NAMES}
+    eventually_blocking(lambda: tagged <= ollama_gateway.list_names(), SOON)
+    yield
+    for name in _NAMES:
+        ollama_server.call("DELETE", "/api/delete", {"model": name})
+    eventually_blocking(lambda: not tagged & ollama_gateway.list_names(), SOON)
+
+
+@pytest.mark.parametrize(
+    ("tests", "within"),
+    [
+        pytest.param(_SHORT, "", id="short"),
+        pytest.param(_EMBEDDINGS, "/^all-minilm$", id="embeddings"),
+        pytest.param(
+            _LONG,
+            "",
+            id="long",
+            marks=pytest.mark.skipif(
+                not os.environ.get(_EVERY), reason=f"takes minutes; set {_EVERY}=1"
+            ),
+        ),
+    ],
+)
+def test_ollamas_own_tests_pass_as_on_the_bare_server(
+    ollama_server: OllamaServer,
+    ollama_relay: str,
+    measured: Measured,
+    tests: tuple[str, ...],
+    within: str,
+) -> None:
+    pattern = f"^({'|'.join(tests)})${within}"
+    began = time.monotonic()
+    bare, bare_output = _run(ollama_server.url, pattern)
+    between = time.monotonic()
+    found, output = _run(ollama_relay, pattern)
+    ended = time.monotonic()
+    measured(
+        f"{len(found)} of Ollama's own tests through the gateway: {ended - between:.0f} s, "
+        f"{len(bare)} on the bare server: {between - began:.0f} s"
+    )
+    assert found >= bare, output[-20_000:]
+    assert bare >= set(tests), bare_output[-20_000:]
+
+
+def _run(url: str, pattern: str) -> tuple[set[str], str]:
+    """Run the tests against a server; return the names of those that passed, and what they print."""
+    folder = find_ollama()
+    done = subprocess.run(
+        [
+            folder / "integration.test",
+            "-test.v",
+            "-test.timeout=900s",
+            f"-test.run={pattern}",
+        ],
+        cwd=folder,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "OLLAMA_HOST": url,
+            "OLLAMA_TEST_EXISTING": "1",
+            "OLLAMA_TEST_DEFAULT_MODEL": _MODEL,
+        },
+        capture_output=True,
+        text=True,
+    )
+    return set(_PASSED.findall(done.stdout)), done.stdout + done.stderr

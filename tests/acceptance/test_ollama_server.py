@@ -1,0 +1,301 @@
+"""A real Ollama behind the gateway: what clients get is what the server says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import openai
+import pytest
+
+from tests.acceptance.ollama_gateway import SOON, OllamaGateway
+from tests.acceptance.text_clients_environment import TextClients, run_script
+from tests.ollama_server import CHAT, TOOLS, OllamaServer
+from tests.waiting import eventually_blocking
+
+pytestmark = pytest.mark.timeout(900)
+HELLO = {"role": "user", "content": "Say hello."}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"type": "object", "properties": {"city": {"type": "string"}}}},
+        },
+    },
+}
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("chat", {"messages": [{"role": "system", "content": "Be brief."}, HELLO]}),
+    "tools": ("chat", {"model": TOOLS, "messages": [HELLO], "tools": [WEATHER]}),
+    "generate": ("generate", {"prompt": "Say hello.", "system": "Be brief."}),
+    "raw": ("generate", {"prompt": "The capital of France is", "raw": True}),
+    "json": ("chat", {"messages": [HELLO], "format": "json"}),
+    "unknown members": ("chat", {"messages": [HELLO], "useTools": True, "options": {"no": 1}}),
+    "logprobs": ("generate", {"prompt": "Say hello.", "logprobs": True, "top_logprobs": 2}),
+    "chat's logprobs": ("chat", {"messages": [HELLO], "logprobs": True, "top_logprobs": 2}),
+}
+_TIMES = {"created_at", "total_duration", "load_duration"}
+_TIMES |= {"prompt_eval_duration", "eval_duration"}
+
+
+@pytest.fixture(scope="module")
+def client(ollama_gateway: OllamaGateway) -> Iterator[ollama.Client]:
+    with ollama_gateway.client() as client:
+        yield client
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_answers_are_the_servers_own(
+    ollama_gateway: OllamaGateway, ollama_server: OllamaServer, call: str
+) -> None:
+    path, more = CALLS[call]
+    options = {"temperature": 0, "seed": 1, "num_predict": 6, **more.get("options", {})}
+    body = {"model": CHAT, "stream": False, **more, "options": options}
+    own = ollama_server.call("POST", f"/api/{path}", body)
+    response = ollama_gateway.call("POST", f"/api/{path}", body)
+    assert response.status_code == 200, response.text
+    found = response.json()
+    assert _settled(found) == _settled(own)
+    assert found["eval_duration"] > 0
+    pieces = [
+        json.loads(line)
+        for line in ollama_gateway.call(
+            "POST", f"/api/{path}", body | {"stream": True}
+        ).text.splitlines()
+    ]
+    assert [piece["done"] for piece in pieces] == [*[False] * (len(pieces) - 1), True]
+    assert "".join(map(_text, pieces)) == _text(own)
+    assert {piece["model"] for piece in pieces} == {body["model"]}
+
+
+def test_a_conversation_goes_on_by_its_context(client: ollama.Client) -> None:
+    options = {"num_predict": 6, "temperature": 0}
+    first = client.generate(CHAT, "My name is Ada.", options=options)
+    alone = client.generate(CHAT, "What is my name?", options=options)
+    second = client.generate(CHAT, "What is my name?", options=options, context=first.context)
+    assert (second.prompt_eval_count or 0) > (alone.prompt_eval_count or 0)
+
+
+def test_a_schema_is_kept(client: ollama.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer"}},
+        "required": ["age"],
+    }
+    answer = client.chat(
+        CHAT, [HELLO], format=schema, options={"num_predict": 60, "temperature": 0}
+    )
+    assert isinstance(json.loads(answer.message.content or "")["age"], int)
+
+
+def test_vectors_are_the_hosts_own(client: ollama.Client, ollama_server: OllamaServer) -> None:
+    texts = ["fox", "the hound"]
+    own = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": texts})
+    found = client.embed(CHAT, texts)
+    assert [list(vector) for vector in found.embeddings] == own["embeddings"]
+    assert found.prompt_eval_count == own["prompt_eval_count"]
+    old = ollama_server.call("POST", "/api/embeddings", {"model": CHAT, "prompt": "fox"})
+    assert list(client.embeddings(CHAT, "fox").embedding) == pytest.approx(old["embedding"])
+
+
+def test_a_tool_is_refused_by_a_model_without_tools(client: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError, match="tools") as refused:
+        client.chat(CHAT, [HELLO], tools=[WEATHER])
+    assert refused.value.status_code == 400
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["chat", "generate"])
+def test_models_are_loaded_and_unloaded(
+    ollama_gateway: OllamaGateway, ollama_server: OllamaServer, path: str, stream: bool
+) -> None:
+    for keep_alive, reason in (("30m", "load"), (0, "unload")):
+        body = {"model": CHAT, "keep_alive": keep_alive, "stream": stream}
+        [line] = ollama_gateway.call("POST", f"/api/{path}", body).text.splitlines()
+        found = json.loads(line)
+        assert (found["done"], found["done_reason"], found["model"]) == (True, reason, CHAT)
+        # An unload ends when the runner has.
+        _wait_until(ollama_server, is_loaded=reason == "load")
+
+
+def test_models_are_described_as_the_server_does(
+    ollama_gateway: OllamaGateway, ollama_server: OllamaServer
+) -> None:
+    own = {model["name"]: model for model in ollama_server.call("GET", "/api/tags")["models"]}
+    found = ollama_gateway.call("GET", "/api/tags").json()["models"]
+    for model in found:
+        if model["name"] in own:
+            real = own.pop(model["name"])
+            # The host tells this in /api/show only.
+            real["details"]["parent_model"] = model["details"]["parent_model"]
+            assert model == real
+    assert not own
+    for name in (CHAT, f"{CHAT}:latest", TOOLS):
+        shown = ollama_gateway.call("POST", "/api/show", {"model": name}).json()
+        real = ollama_server.call("POST", "/api/show", {"model": name})
+        # A path of the host.
+        shown["details"].pop("parent_model"), real["details"].pop("parent_model")
+        for member in ("details", "capabilities", "template", "modified_at"):
+            assert shown[member] == real[member], member
+        # The host lists them in another order every time.
+        assert sorted(shown["parameters"].split("\n")) == sorted(real["parameters"].split("\n"))
+        assert shown["model_info"]["llama.context_length"] == 8192
+    own_version = ollama_server.call("GET", "/api/version")
+    assert ollama_gateway.call("GET", "/api/version").json() == own_version
+
+
+def test_the_loaded_model_is_followed(
+    ollama_gateway: OllamaGateway, ollama_server: OllamaServer
+) -> None:
+    load = {"model": CHAT, "stream": False}
+    assert ollama_gateway.call("POST", "/api/generate", load).status_code == 200
+    [own] = ollama_server.call("GET", "/api/ps")["models"]
+
+    def find() -> dict[str, Any] | None:
+        models = ollama_gateway.call("GET", "/api/ps").json()["models"]
+        return next((model for model in models if model["name"] == own["name"]), None)
+
+    found = eventually_blocking(find, SOON)
+    for member in ("size", "size_vram", "context_length", "digest", "details"):
+        assert found[member] == own[member], member
+    ollama_server.call("POST", "/api/generate", load | {"keep_alive": 0})
+    eventually_blocking(lambda: find() is None, SOON)
+
+
+@pytest.mark.parametrize("name", [CHAT, f"{CHAT}:latest", TOOLS])
+def test_answers_have_the_name_that_was_asked_for(client: ollama.Client, name: str) -> None:
+    options = {"num_predict": 1}
+    assert client.chat(name, [HELLO], options=options).model == name
+    assert [one.model for one in client.generate(name, "Hi", options=options, stream=True)][
+        -1
+    ] == name
+    assert client.embed(name, "fox").model == name
+
+
+def test_the_server_is_alive(ollama_gateway: OllamaGateway, ollama_server: OllamaServer) -> None:
+    own = httpx.get(ollama_server.url)
+    found = ollama_gateway.call("GET", "/")
+    assert (found.status_code, found.text) == (own.status_code, own.text)
+    assert ollama_gateway.call("HEAD", "/").status_code == 200
+
+
+def test_a_model_that_is_there_is_pulled(client: ollama.Client) -> None:
+    assert client.pull(CHAT).status == "success"
+    assert [progress.status for progress in client.pull(TOOLS, stream=True)][-1] == "success"
+
+
+def test_errors_are_as_the_servers(
+    ollama_gateway: OllamaGateway, ollama_server: OllamaServer
+) -> None:
+    body = {"model": "gone", "messages": [HELLO]}
+    own = httpx.post(f"{ollama_server.url}/api/chat", json=body)
+    found = ollama_gateway.call("POST", "/api/chat", body)
+    assert found.status_code == own.status_code == 404
+    assert isinstance(found.json()["error"], str)
+
+
+def test_models_are_found_and_forgotten(
+    ollama_gateway: OllamaGateway, ollama_server: OllamaServer
+) -> None:
+    ollama_server.call("POST", "/api/copy", {"source": CHAT, "destination": "found:one"})
+    eventually_blocking(lambda: "found:one" in ollama_gateway.list_names(), SOON)
+    with ollama_gateway.client() as client:
+        assert client.chat("found:one", [HELLO], options={"num_predict": 1}).done
+    ollama_server.call("DELETE", "/api/delete", {"model": "found:one"})
+    eventually_blocking(lambda: "found:one" not in ollama_gateway.list_names(), SOON)
+
+
+def test_an_operator_changes_the_hosts_models(
+    ollama_gateway: OllamaGateway, client: ollama.Client
+) -> None:
+    client.copy(CHAT, "copied")
+    assert "copied:latest" in ollama_gateway.list_names()
+    assert client.create("made", from_=CHAT, system="Be brief.").status == "success"
+    assert client.show("made").model_dump()["template"] == client.show(CHAT).template
+    for name in ("copied", "made"):
+        client.delete(name)
+    assert not {"copied:latest", "made:latest"} & ollama_gateway.list_names()
+
+
+def test_openais_clients_get_logprobs(
+    ollama_gateway: OllamaGateway, ollama_server: OllamaServer
+) -> None:
+    options = {"temperature": 0, "num_predict": 4}
+    own = ollama_server.call(
+        "POST",
+        "/api/chat",
+        {"model": CHAT, "messages": [HELLO], "options": options}
+        | {"stream": False, "logprobs": True, "top_logprobs": 2},
+    )
+    ask: dict[str, Any] = {"model": CHAT, "messages": [HELLO], "temperature": 0, "max_tokens": 4}
+    ask |= {"logprobs": True, "top_logprobs": 2}
+    with openai.OpenAI(
+        base_url=f"{ollama_gateway.url}/v1", api_key=ollama_gateway.api_key
+    ) as client:
+        [choice] = client.chat.completions.create(**ask).choices
+        chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert choice.logprobs is not None
+    found = choice.logprobs.content or []
+    assert [one.token for one in found] == [one["token"] for one in own["logprobs"]]
+    assert [one.logprob for one in found] == pytest.approx(
+        [one["logprob"] for one in own["logprobs"]], abs=1e-3
+    )
+    assert all(len(one.top_logprobs) == 2 for one in found)
+    streamed = [
+        one.token
+        for chunk in chunks
+        for part in chunk.choices
+        if part.logprobs is not None
+        for one in part.logprobs.content or ()
+    ]
+    assert streamed == [one.token for one in found]
+
+
+def test_the_package_of_npm(
+    ollama_gateway: OllamaGateway,
+    ollama_server: OllamaServer,
+    text_clients: TextClients,
+    tmp_path: Path,
+) -> None:
+    # Node.js looks for packages beside the script.
+    (tmp_path / "node_modules").symlink_to(text_clients.require_node())
+    found = run_script(
+        ["node", "ollama.mjs", ollama_gateway.ollama_url, ollama_gateway.api_key, CHAT], tmp_path
+    )
+    options = {"temperature": 0, "num_predict": 4}
+    ask = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
+    own = ollama_server.call("POST", "/api/chat", ask)
+    assert found["chat"] == found["streamed"] == own["message"]["content"]
+    assert (found["name"], found["logprobs"]) == (CHAT, 4)
+    assert found["generated"]
+    vectors = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": "fox"})
+    assert found["embeddings"] == vectors["embeddings"]
+    assert len(found["embedding"]) == len(found["embeddings"][0])
+    assert "completion" in found["capabilities"]
+    assert found["pulled"] == "success"
+    assert f"{CHAT}:latest" in found["listed"]
+    assert found["version"] == ollama_server.call("GET", "/api/version")["version"]
+
+
+def _settled(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer without the times, which differ, and with numbers rounded."""
+    kept = {name: value for name, value in answer.items() if name not in _TIMES}
+    rounded: dict[str, Any] = json.loads(
+        json.dumps(kept), parse_float=lambda text: round(float(text), 3)
+    )
+    return rounded
+
+
+def _text(answer: dict[str, Any]) -> str:
+    text: str = answer.get("response") or (answer.get("message") or {}).get("content") or ""
+    return text
+
+
+def _wait_until(server: OllamaServer, *, is_loaded: bool) -> None:
+    eventually_blocking(lambda: bool(server.call("GET", "/api/ps")["models"]) == is_loaded)

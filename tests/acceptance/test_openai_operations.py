@@ -1,0 +1,231 @@
+"""OpenAI's own SDK, with its strict validation, in the calls besides chats, and rerankings."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types import ImageEditStreamEvent, ImagesResponse, ModerationCreateResponse
+from openai.types.audio import Transcription, TranscriptionStreamEvent, TranscriptionVerbose
+from pydantic import TypeAdapter
+
+from tests.acceptance.openai_models import check_response
+from tests.acceptance.scripted_operations import PICTURE, SPEECH, TRANSCRIPT
+from tests.acceptance.text_gateway import PNG, TextGateway
+
+
+@pytest.fixture
+def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=text_gateway.openai,
+        api_key=text_gateway.api_key,
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(event_hooks={"response": [check_response]}),
+        _strict_response_validation=True,
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def http(text_gateway: TextGateway) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {text_gateway.api_key}"}
+    with httpx.Client(base_url=text_gateway.openai, headers=headers) as http:
+        yield http
+
+
+def wav(seconds: int) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, 8000, 0, "NONE", ""))
+        writer.writeframes(bytes(2 * 8000 * seconds))
+    return file.getvalue()
+
+
+def test_moderations_of_texts_without_a_model(client: openai.OpenAI) -> None:
+    answer = client.moderations.create(input=["I kill time.", "Hello."])
+    assert [result.flagged for result in answer.results] == [True, True]
+    applied = answer.results[0].category_applied_input_types
+    assert applied is not None and applied.violence == ["text"]
+    _check_strictly(ModerationCreateResponse, answer)
+
+
+def test_moderation_of_a_picture(client: openai.OpenAI) -> None:
+    picture: Any = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}
+    answer = client.moderations.create(model="omni-moderation-latest", input=[picture])
+    assert len(answer.results) == 1
+
+
+def test_a_picture_by_url_is_not_fetched(client: openai.OpenAI) -> None:
+    picture: Any = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.moderations.create(model="omni-moderation-latest", input=[picture])
+    assert (caught.value.code, caught.value.param) == (
+        "unsupported_feature",
+        "input.0.image_url.url",
+    )
+
+
+def test_speech_is_streamed(client: openai.OpenAI) -> None:
+    with client.audio.speech.with_streaming_response.create(
+        model="tts", voice="alloy", input="It is sunny."
+    ) as response:
+        assert response.headers["content-type"] == "audio/mpeg"
+        assert response.headers["x-moyin-cost-usd"] == "0.00018"
+        assert b"".join(response.iter_bytes()) == b"".join(SPEECH)
+
+
+def test_speech_as_events(http: httpx.Client) -> None:
+    body = {"model": "tts", "voice": "alloy", "input": "Hi.", "stream_format": "sse"}
+    answer = http.post("/audio/speech", json=body)
+    assert answer.headers["content-type"] == "text/event-stream"
+    first, second, cost, _ = answer.text.split("\n\n")
+    assert '"speech.audio.delta"' in first and '"speech.audio.done"' in second
+    assert cost == ": x-moyin-cost-usd=0.000045"
+
+
+def test_a_transcription_costs_what_the_back_end_counted(client: openai.OpenAI) -> None:
+    raw = client.audio.transcriptions.with_raw_response.create(
+        model="whisper", file=("hello.wav", wav(2)), prompt="Weather.", temperature=0
+    )
+    answer = raw.parse()
+    assert isinstance(answer, Transcription) and answer.text == TRANSCRIPT
+    assert raw.headers["x-moyin-cost-usd"] == "0.0009"  # nine seconds
+    assert "x-moyin-estimated" not in raw.headers
+    _check_strictly(Transcription, answer)
+
+
+def test_a_transcription_with_times(client: openai.OpenAI) -> None:
+    raw = client.audio.transcriptions.with_raw_response.create(
+        model="whisper",
+        file=("hello.wav", wav(2)),
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+    )
+    answer = raw.parse()
+    assert isinstance(answer, TranscriptionVerbose) and answer.duration == 7.2
+    assert raw.headers["x-moyin-cost-usd"] == "0.0008"  # eight seconds
+
+
+def test_a_transcription_as_text_costs_the_length_of_its_file(client: openai.OpenAI) -> None:
+    raw = client.audio.transcriptions.with_raw_response.create(
+        model="whisper", file=("hello.wav", wav(60)), response_format="text"
+    )
+    assert raw.text.strip() == TRANSCRIPT
+    assert raw.headers["content-type"].startswith("text/plain")
+    assert raw.headers["x-moyin-cost-usd"] == "0.006"
+    assert raw.headers["x-moyin-estimated"] == "true"
+
+
+def test_a_transcription_is_streamed(client: openai.OpenAI) -> None:
+    events = client.audio.transcriptions.create(
+        model="gpt-4o-transcribe", file=("hello.wav", wav(2)), stream=True
+    )
+    received = list(events)
+    assert [event.type for event in received] == ["transcript.text.delta", "transcript.text.done"]
+    for event in received:
+        _check_strictly(TranscriptionStreamEvent, event)
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_a_translation(client: openai.OpenAI) -> None:
+    answer = client.audio.translations.create(model="whisper", file=("hallo.wav", wav(2)))
+    assert answer.text == TRANSCRIPT
+
+
+def test_pictures_are_edited(client: openai.OpenAI) -> None:
+    raw = client.images.with_raw_response.edit(
+        model="pictures",
+        image=[("a.png", PNG, "image/png"), ("b.png", PNG, "image/png")],
+        mask=("mask.png", PNG, "image/png"),
+        prompt="Sun.",
+        n=2,
+    )
+    answer = raw.parse()
+    assert [image.b64_json for image in answer.data or ()] == [PICTURE, PICTURE]
+    # Two pictures, 30 tokens read and 5 written.
+    assert raw.headers["x-moyin-cost-usd"] == "0.08035"
+    _check_strictly(ImagesResponse, answer)
+
+
+def test_an_edit_is_streamed(client: openai.OpenAI) -> None:
+    events = client.images.edit(
+        model="pictures", image=("a.png", PNG, "image/png"), prompt="Sun.", stream=True,
+        partial_images=1,
+    )  # fmt: skip
+    received = list(events)
+    assert [event.type for event in received] == [
+        "image_edit.partial_image",
+        "image_edit.completed",
+    ]
+    for event in received:
+        _check_strictly(ImageEditStreamEvent, event)
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_variations_get_the_date_that_the_back_end_left_out(client: openai.OpenAI) -> None:
+    answer = client.images.create_variation(
+        model="pictures", image=("a.png", PNG, "image/png"), n=3
+    )
+    assert len(answer.data or ()) == 3
+    assert answer.created > 1_700_000_000
+
+
+@pytest.mark.parametrize("path", ["rerank", "reranking"])
+def test_a_reranking_in_the_format_of_jina(http: httpx.Client, path: str) -> None:
+    documents = ["It rains", {"text": "the sun is bright"}, "cats"]
+    body = {"model": "rerank", "query": "the bright sun", "documents": documents, "top_n": 2}
+    answer = http.post(path, json={**body, "return_documents": True})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-moyin-cost-usd"] == "0.002"
+    data = answer.json()
+    assert data["results"][0] == {
+        "index": 1,
+        "relevance_score": 1.0,
+        "document": {"text": "the sun is bright"},
+    }
+    assert len(data["results"]) == 2
+    assert data["usage"]["total_tokens"] == 40 and data["id"]
+
+
+def test_a_reranking_in_the_format_of_cohere(http: httpx.Client) -> None:
+    answer = http.post("rerank", json={"model": "cohere", "query": "a", "documents": ["a"]})
+    assert answer.headers["x-moyin-cost-usd"] == "0.006"  # three searches
+    assert answer.json()["meta"]["billed_units"]["search_units"] == 3
+
+
+def test_a_model_shows_what_it_can_do(client: openai.OpenAI) -> None:
+    whisper: Any = client.models.retrieve("whisper")
+    assert whisper.abilities == ["transcription", "translation"]
+    chat: Any = client.models.retrieve("scripted")
+    assert chat.abilities == ["chat"]
+
+
+def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.audio.speech.create(model="whisper", voice="alloy", input="Hi.")
+    assert (caught.value.code, caught.value.param) == ("unsupported_feature", "model")
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.audio.speech.create(model="nothing", voice="alloy", input="Hi.")
+    assert missing.value.code == "model_not_found"
+    hello: Any = {"role": "user", "content": "Hi."}
+    with pytest.raises(openai.BadRequestError) as chat:
+        client.chat.completions.create(model="whisper", messages=[hello])
+    assert chat.value.code == "unsupported_feature"
+
+
+def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.audio.transcriptions.create(
+            model="whisper", file=("a.wav", wav(1)), extra_body={"response_format": "midi"}
+        )
+    assert caught.value.code == "backend_rejected"
+
+
+def _check_strictly(shape: Any, value: Any) -> None:
+    """Check that a value which the SDK constructed has all that the SDK's model of it requires."""
+    TypeAdapter(shape).validate_python(value.to_dict(), strict=True)

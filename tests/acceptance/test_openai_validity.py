@@ -1,0 +1,225 @@
+"""Every answer, error and stream event of the OpenAI routes is valid by OpenAI's own types.
+
+On every kind of back end: llama.cpp, its Anthropic side and the model that obeys; and servers that
+speak the wires of Claude, Ollama and OpenAI and what models can do beyond that, such as reasoning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic_core import from_json, to_json
+
+from tests.acceptance.openai_models import (
+    CHAT,
+    CHUNK,
+    COMPLETION,
+    EMBEDDINGS,
+    EVENT,
+    ITEMS,
+    MODEL,
+    MODEL_EXTENSIONS,
+    RESPONSE,
+    check,
+    check_error,
+    stream_data,
+)
+from tests.acceptance.text_gateway import ALL, TextGateway
+from tests.integration.text.fixtures import ModelsApp, serving
+from tests.integration.text.upstreams import BEGUN, FINE, KINDS, Upstream, backend
+from tests.integration.text.wires.script import SCHEMA
+from tests.integration.text.wires.server import WireServer
+
+FUNCTION = {"name": "weather", "parameters": SCHEMA}
+CHAT_TOOLS = {"tools": [{"type": "function", "function": FUNCTION}]}
+TOOLS = {"tools": [{"type": "function", **FUNCTION}]}
+FORM = {"type": "json_schema", "name": "city", "schema": SCHEMA}
+CHAT_FORM = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
+# What both may ask a model that has all abilities.
+WISHES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "text": ("hi", {}, {}),
+    "tools": ("weather of both?", CHAT_TOOLS, TOOLS),
+    "schema": ("hi", {"response_format": CHAT_FORM}, {"text": {"format": FORM}}),
+    "thinking": ("hi", {"reasoning_effort": "low"}, {"reasoning": {"effort": "low"}}),
+}
+
+
+class Caller:
+    """Asks whole and streamed, and checks all that comes back."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def chat(self, **body: Any) -> None:
+        check(CHAT, await self.post("chat/completions", body))
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        events = stream_data(await self.post("chat/completions", body | options))
+        assert len([check(CHUNK, data) for data in events]) > 1
+
+    async def complete(self, **body: Any) -> None:
+        check(COMPLETION, await self.post("completions", body))
+        for data in stream_data(await self.post("completions", body | {"stream": True})):
+            # OpenAI, too, sends null until the end, which its package's type does not allow.
+            check(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
+
+    async def respond(self, **body: Any) -> None:
+        whole = check(RESPONSE, await self.post("responses", body))
+        events = stream_data(await self.post("responses", body | {"stream": True}))
+        last = [check(EVENT, data) for data in events][-1]
+        assert last.type in ("response.completed", "response.incomplete")
+        for made in (whole.id, last.response.id):
+            check(RESPONSE, await self.get(f"responses/{made}"))
+            check(ITEMS, await self.get(f"responses/{made}/input_items"))
+        continued = body | {"previous_response_id": whole.id, "input": "And now?"}
+        check(RESPONSE, await self.post("responses", continued))
+
+    async def post(self, path: str, body: dict[str, Any]) -> bytes:
+        response = await self._client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        return response.content
+
+    async def get(self, path: str) -> bytes:
+        response = await self._client.get(path)
+        assert response.status_code == 200, response.text
+        return response.content
+
+
+def calling(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    return httpx.AsyncClient(base_url=f"{gateway.url}/v1/", headers=headers, timeout=60)
+
+
+def able(name: str, **place: Any) -> dict[str, Any]:
+    abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
+    model = {"name": f"m-{name}", "upstream": "up", "context": 100_000, **abilities}
+    free = {"price": {"input": 0, "output": 0}}
+    return {"name": name, **place, "models": [{**model, **free}]}
+
+
+@asynccontextmanager
+async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
+    """Run the app over servers of the three wires; ``v-…`` make vectors."""
+    async with WireServer().running() as server:
+        claude = able("claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY")
+        ollama = able("ollama", type="ollama", hosts=[server.url])
+        other = able("openai", type="openai", base_url=f"{server.url}/v1")
+        for place in (ollama, other):
+            vectors = {"name": f"v-{place['name']}", "upstream": "up", "context": 8192}
+            free = {"price": {"input": 0, "output": 0}}
+            place["models"].append({**vectors, "embeddings": True, **free})
+        async with serving(folder, claude, ollama, other) as models_app:
+            yield models_app
+
+
+async def test_answers_on_every_wire(tmp_path: Path) -> None:
+    async with serving_wires(tmp_path) as wires, calling(wires) as client:
+        caller = Caller(client)
+        for model in ("m-claude", "m-ollama", "m-openai"):
+            for text, chat, response in WISHES.values():
+                messages = [{"role": "user", "content": text}]
+                await caller.chat(model=model, messages=messages, **chat)
+                await caller.respond(model=model, input=text, **response)
+            if model != "m-openai":
+                await caller.complete(model=model, prompt="hi", max_tokens=8)
+        for model in ("v-ollama", "v-openai"):
+            check(
+                EMBEDDINGS, await caller.post("embeddings", {"model": model, "input": ["a", "b"]})
+            )
+        listed = from_json(await caller.get("models"))
+        assert listed["object"] == "list"
+        for one in listed["data"]:
+            check(MODEL, await caller.get(f"models/{one['id']}"), MODEL_EXTENSIONS)
+
+
+@pytest.mark.parametrize("model", ALL)
+async def test_answers_of_real_models(text_gateway: TextGateway, model: str) -> None:
+    async with calling(text_gateway) as client:
+        caller = Caller(client)
+        messages = [{"role": "user", "content": "Say hello."}]
+        await caller.chat(model=model, messages=messages, max_tokens=8)
+        await caller.respond(model=model, input="Say hello.", max_output_tokens=8)
+        await caller.complete(model=model, prompt="Say hello.", max_tokens=8)
+
+
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+REFUSED: list[tuple[str, str, dict[str, Any] | bytes, int]] = [
+    ("POST", "chat/completions", b"{", 400),
+    ("POST", "chat/completions", {"model": "m-openai"}, 400),
+    ("POST", "chat/completions", {"model": "none", **HI}, 404),
+    ("POST", "chat/completions", {"model": "m-claude", **HI, "seed": 1}, 400),
+    ("POST", "chat/completions", {"model": "m-claude", **HI, "max_tokens": 10**6}, 400),
+    ("POST", "completions", {"model": "m-claude", "prompt": ["a", "b"]}, 400),
+    ("POST", "embeddings", {"model": "m-claude", "input": "a"}, 400),
+    ("POST", "responses", b"[]", 400),
+    ("POST", "responses", {"model": "m-openai"}, 400),
+    ("POST", "responses", {"model": "m-claude", "input": "x" * 10**6}, 413),
+    ("POST", "responses", {"model": "m-openai", "input": "a", "truncation": "auto"}, 400),
+    (
+        "POST",
+        "responses",
+        {"model": "m-openai", "input": "a", "previous_response_id": "resp_1"},
+        400,
+    ),
+    ("GET", "responses/resp_1", b"", 404),
+    ("DELETE", "responses/resp_1", b"", 404),
+    ("POST", "responses/resp_1/cancel", b"", 404),
+    ("GET", "responses/resp_1/input_items", b"", 404),
+    ("GET", "models/none", b"", 404),
+    ("GET", "nothing", b"", 404),
+    ("PUT", "chat/completions", b"", 404),
+]
+
+
+async def test_refusals(tmp_path: Path) -> None:
+    async with serving_wires(tmp_path) as wires, calling(wires) as client:
+        for method, path, body, status in REFUSED:
+            content = body if isinstance(body, bytes) else to_json(body)
+            headers = {"content-type": "application/json"}
+            response = await client.request(method, path, headers=headers, content=content)
+            assert response.status_code == status, (path, response.text)
+            check_error(response.content)
+        for headers in ({"authorization": "Bearer moyin_wrong"}, {"content-encoding": "br"}):
+            for path in ("chat/completions", "responses", "completions", "embeddings", "models"):
+                method = "GET" if path == "models" else "POST"
+                response = await client.request(method, path, headers=headers, content=b"{}")
+                if response.status_code == 200:
+                    assert path == "models"
+                    continue
+                check_error(response.content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
+    """A stream that breaks ends with a valid event; an answer that is none is a valid error."""
+    async with (
+        Upstream(BEGUN[kind]).running() as upstream,
+        serving(tmp_path, backend(kind, upstream.url)) as models_app,
+        calling(models_app) as client,
+    ):
+        model = f"m-{kind}"
+        response = await client.post(
+            "chat/completions", json={"model": model, **HI, "stream": True}
+        )
+        *chunks, last = stream_data(response.content)
+        assert chunks
+        if kind != "openai":
+            # Of OpenAI's wire the bytes pass, and these are not OpenAI's own.
+            assert [check(CHUNK, data) for data in chunks]
+        check_error(last)
+        body = {"model": model, "input": "hi", "stream": True}
+        events = stream_data((await client.post("responses", json=body)).content)
+        assert [check(EVENT, data).type for data in events][-1] == "error"
+        upstream.answer = FINE.replace('"choices"', '"options"').replace('"Hi"', "17")
+        for path, members in (
+            ("chat/completions", HI),
+            ("responses", {"input": "hi"}),
+            ("completions", {"prompt": "hi"}),
+        ):
+            response = await client.post(path, json={"model": model, **members})
+            assert response.status_code >= 500, response.text
+            check_error(response.content)

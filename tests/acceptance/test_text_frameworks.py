@@ -1,0 +1,180 @@
+"""Clients and frameworks for text that others wrote, unchanged, on the scripted model.
+
+One process runs all checks of one client (``text_clients``), and each check is a test here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.clients_page import fill_in
+from tests.acceptance.text_clients_environment import TextClients, run_script
+from tests.acceptance.text_gateway import SCRIPTED, VECTORS, TextGateway
+
+pytestmark = pytest.mark.timeout(400)
+Found = Mapping[str, str]
+
+
+def _names(kinds: tuple[str, ...], checks: tuple[str, ...], *others: str) -> list[str]:
+    return [*(f"{kind} {check}" for kind, check in product(kinds, checks)), *others]
+
+
+NODE_CHECKS = {
+    "aisdk": _names(
+        ("openai", "openai.chat", "anthropic", "openai-compatible"),
+        ("generateText", "streamText", "tools", "objects", "a picture", "an error"),
+        "openai continues a response",
+        "openai.completion",
+        "openai and openai-compatible embeddings",
+    ),
+    "langchain": _names(
+        ("ChatOpenAI", "ChatOpenAI useResponsesApi", "ChatAnthropic", "ChatOllama"),
+        ("invoke", "stream", "tools", "objects"),
+        "OpenAI completes",
+        "OpenAIEmbeddings and OllamaEmbeddings",
+    ),
+    "sdks": [
+        "openai responses create and continue",
+        "openai responses stream",
+        "openai responses parse",
+        "openai responses retrieve, input items and delete",
+        "openai chat",
+        "openai embeddings",
+        "openai models",
+        "ollama chat",
+        "ollama tools",
+        "ollama objects",
+        "ollama generate",
+        "ollama embed and embeddings",
+        "ollama list, show, ps and version",
+    ],
+}
+LITELLM_CHECKS = _names(
+    ("openai", "hosted_vllm", "anthropic", "ollama_chat"),
+    ("whole", "streamed", "tools", "objects", "error"),
+    "text-completion-openai",
+    "ollama generates",
+    "embeddings",
+    "responses",
+    "lines of the page",
+    "in front of the gateway",
+)
+LLAMA_INDEX_CHECKS = _names(
+    ("OpenAI", "Anthropic", "OpenAILike chat", "Ollama"),
+    ("chats", "runs_tools", "runs_an_agent", "fills_objects"),
+    "OpenAILike completes",
+    "embeddings",
+)
+HAYSTACK_CHECKS = _names(
+    ("openai", "openai responses", "anthropic", "ollama"),
+    ("chats", "runs_an_agent"),
+    "openai fills_objects",
+    "embeddings",
+)
+
+
+@pytest.fixture(scope="module")
+def found_by_node(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Found:
+    folder = tmp_path_factory.mktemp("node")
+    # Node.js looks for packages beside the script.
+    (folder / "node_modules").symlink_to(text_clients.require_node())
+    return _run("node", "clients.mjs", text_gateway, folder)
+
+
+@pytest.fixture(scope="module")
+def found_by_litellm(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Found:
+    folder = tmp_path_factory.mktemp("litellm")
+    config = fill_in("litellm-in-front", url=text_gateway.url, model=SCRIPTED)
+    (folder / "litellm_in_front.yaml").write_text(config)
+    return _run(text_clients.python, "litellm_client.py", text_gateway, folder)
+
+
+@pytest.fixture(scope="module")
+def found_by_llama_index(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Found:
+    folder = tmp_path_factory.mktemp("llama_index")
+    return _run(text_clients.frameworks, "llama_index_client.py", text_gateway, folder)
+
+
+@pytest.fixture(scope="module")
+def found_by_haystack(
+    text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Found:
+    folder = tmp_path_factory.mktemp("haystack")
+    return _run(text_clients.frameworks, "haystack_client.py", text_gateway, folder)
+
+
+def _run(program: str, script: str, text_gateway: TextGateway, folder: Path) -> Found:
+    place = [text_gateway.url, text_gateway.api_key, SCRIPTED, VECTORS]
+    found: Found = run_script([program, script, *place], folder)
+    return found
+
+
+class TestAiSdk:
+    SUITE = "Vercel AI SDK 7.0.173"
+
+    @pytest.mark.parametrize("check", NODE_CHECKS["aisdk"])
+    def test_check(self, found_by_node: Found, check: str) -> None:
+        assert found_by_node[f"aisdk: {check}"] == "ok"
+
+
+class TestLangChainJs:
+    SUITE = "LangChain.js 1.4.0"
+
+    @pytest.mark.parametrize("check", NODE_CHECKS["langchain"])
+    def test_check(self, found_by_node: Found, check: str) -> None:
+        assert found_by_node[f"langchain: {check}"] == "ok"
+
+
+class TestNodeSdks:
+    SUITE = "openai 7.59.0 and ollama 0.6.4 (npm)"
+
+    @pytest.mark.parametrize("check", NODE_CHECKS["sdks"])
+    def test_check(self, found_by_node: Found, check: str) -> None:
+        assert found_by_node[f"sdks: {check}"] == "ok"
+
+    def test_no_check_is_left_out(self, found_by_node: Found) -> None:
+        listed = {f"{suite}: {name}" for suite, names in NODE_CHECKS.items() for name in names}
+        assert found_by_node.keys() == listed
+
+
+class TestLiteLlm:
+    SUITE = "LiteLLM 1.110.2"
+
+    @pytest.mark.parametrize("check", LITELLM_CHECKS)
+    def test_check(self, found_by_litellm: Found, check: str) -> None:
+        assert found_by_litellm[check] == "ok"
+
+    def test_no_check_is_left_out(self, found_by_litellm: Found) -> None:
+        assert found_by_litellm.keys() == set(LITELLM_CHECKS)
+
+
+class TestLlamaIndex:
+    SUITE = "LlamaIndex 0.14.25"
+
+    @pytest.mark.parametrize("check", LLAMA_INDEX_CHECKS)
+    def test_check(self, found_by_llama_index: Found, check: str) -> None:
+        assert found_by_llama_index[check] == "ok"
+
+    def test_no_check_is_left_out(self, found_by_llama_index: Found) -> None:
+        assert found_by_llama_index.keys() == set(LLAMA_INDEX_CHECKS)
+
+
+class TestHaystack:
+    SUITE = "Haystack 3.4.1"
+
+    @pytest.mark.parametrize("check", HAYSTACK_CHECKS)
+    def test_check(self, found_by_haystack: Found, check: str) -> None:
+        assert found_by_haystack[check] == "ok"
+
+    def test_no_check_is_left_out(self, found_by_haystack: Found) -> None:
+        assert found_by_haystack.keys() == set(HAYSTACK_CHECKS)

@@ -1,0 +1,96 @@
+"""Uses Haystack's generators for three protocols, its agent, and its embedders.
+
+Prints what became of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
+key, the model that obeys, one for vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+# Otherwise it reports its use.
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+
+from checking import PERSON, QUESTION, RESULT, SENTENCE, TEXT, page, report
+from haystack import Document
+from haystack.components.agents import Agent
+from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
+from haystack.components.generators.chat import OpenAIChatGenerator
+from haystack.dataclasses import ChatMessage
+from haystack.tools import create_tool_from_function
+from haystack.utils import Secret
+from haystack_integrations.components.generators.anthropic import AnthropicChatGenerator
+from haystack_integrations.components.generators.ollama import OllamaChatGenerator
+from pydantic import BaseModel
+
+url, key, model, vectors = sys.argv[1:]
+# The generators for Anthropic and Ollama leave these to the clients below.
+os.environ |= {"ANTHROPIC_BASE_URL": url, "OLLAMA_API_KEY": key}
+OPENAI: dict[str, Any] = {"api_base_url": f"{url}/v1", "api_key": Secret.from_token(key)}
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+def weather(city: str) -> str:
+    """Return the weather of a city."""
+    return f"sunny in {city}"
+
+
+def generator(name: str) -> Any:
+    match name:
+        case "openai":
+            return page("haystack", url, key, model)["chat"]
+        case "openai responses":
+            return page("haystack", url, key, model)["responses"]
+        case "anthropic":
+            return AnthropicChatGenerator(
+                model=model, api_key=Secret.from_token(key), max_retries=0
+            )
+        case _:
+            return OllamaChatGenerator(model=model, url=f"{url}/v1/ollama")
+
+
+def chats(name: str) -> None:
+    messages = [ChatMessage.from_system("Be kind."), ChatMessage.from_user("Say hello.")]
+    [answer] = generator(name).run(messages)["replies"]
+    assert answer.text == TEXT, answer
+    pieces: list[str] = []
+    streaming = generator(name)
+    streaming.streaming_callback = lambda chunk: pieces.append(chunk.content or "")
+    [answer] = streaming.run(messages)["replies"]
+    assert answer.text == TEXT and "".join(pieces) == TEXT, (answer, pieces)
+
+
+def runs_an_agent(name: str) -> None:
+    agent = Agent(chat_generator=generator(name), tools=[create_tool_from_function(weather)])
+    run = agent.run([ChatMessage.from_user(QUESTION)])
+    results = [m.tool_call_result.result for m in run["messages"] if m.tool_call_result]
+    assert (run["last_message"].text, results) == (TEXT, [RESULT]), run
+
+
+def fills_objects() -> None:
+    kwargs = {"response_format": Person}
+    filling = OpenAIChatGenerator(model=model, generation_kwargs=kwargs, max_retries=0, **OPENAI)
+    [answer] = filling.run([ChatMessage.from_user(SENTENCE)])["replies"]
+    assert json.loads(answer.text) == PERSON, answer
+
+
+def embeds() -> None:
+    place = {"model": vectors, **OPENAI}
+    assert OpenAITextEmbedder(**place).run("bcd")["embedding"] == [3, 98]
+    found = OpenAIDocumentEmbedder(progress_bar=False, **place).run([Document(content="a")])
+    assert found["documents"][0].embedding == [1, 97]
+
+
+checks = {
+    f"{name} {check.__name__}": (lambda check=check, name=name: check(name))
+    for name in ("openai", "openai responses", "anthropic", "ollama")
+    for check in (chats, runs_an_agent)
+}
+report({**checks, "openai fills_objects": fills_objects, "embeddings": embeds})

@@ -1,0 +1,163 @@
+"""Calls LiteLLM with each of its providers that reach the gateway, and `litellm.responses`.
+
+Prints what became of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
+key, the model that obeys, one for vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Otherwise it fetches its price list.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+import litellm
+import yaml
+from checking import PERSON, QUESTION, SENTENCE, TEXT, page, report
+
+url, key, model, vectors = sys.argv[1:]
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+}
+FUNCTION = {"name": "weather", "description": "The weather of a city", "parameters": PARAMETERS}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+FORM = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+OLLAMA: dict[str, Any] = {
+    "api_base": f"{url}/v1/ollama",
+    "extra_headers": {"Authorization": f"Bearer {key}"},
+}
+OPENAI: dict[str, Any] = {"api_base": f"{url}/v1", "api_key": key}
+PLACES: dict[str, dict[str, Any]] = {
+    "openai": OPENAI,
+    "hosted_vllm": OPENAI,
+    # By itself it asks for answers of up to 128,000 tokens, which is the whole context of the model.
+    "anthropic": {"api_base": url, "api_key": key, "max_tokens": 1024},
+    "ollama_chat": OLLAMA,
+}
+
+
+def ask(provider: str, **members: Any) -> Any:
+    members.setdefault("messages", [{"role": "user", "content": "Say hello."}])
+    return litellm.completion(model=f"{provider}/{model}", **PLACES[provider], **members)
+
+
+def whole(provider: str) -> None:
+    answer = ask(provider)
+    assert answer.choices[0].message.content == TEXT, answer
+    assert answer.usage.prompt_tokens > 0, answer
+
+
+def streamed(provider: str) -> None:
+    chunks = list(ask(provider, stream=True, stream_options={"include_usage": True}))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == TEXT, text
+
+
+def tools(provider: str) -> None:
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    asked = ask(provider, messages=messages, tools=TOOLS)
+    [call] = asked.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}, asked
+    messages += [
+        asked.choices[0].message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
+    ]
+    assert ask(provider, messages=messages, tools=TOOLS).choices[0].message.content == TEXT
+
+
+def objects(provider: str) -> None:
+    messages = [{"role": "user", "content": SENTENCE}]
+    answer = ask(provider, messages=messages, response_format=FORM)
+    assert json.loads(answer.choices[0].message.content) == PERSON, answer
+
+
+def error(provider: str) -> None:
+    try:
+        litellm.completion(
+            model=f"{provider}/gpt-2",
+            messages=[{"role": "user", "content": "hi"}],
+            num_retries=0,
+            **PLACES[provider],
+        )
+    except litellm.NotFoundError as refused:
+        assert "gpt-2" in str(refused)
+    else:
+        raise AssertionError("an unknown model was answered")
+
+
+def completes() -> None:
+    answer = litellm.text_completion(
+        model=f"text-completion-openai/{model}", prompt="Say hello.", **OPENAI
+    )
+    assert TEXT in answer.choices[0].text, answer
+
+
+def generates() -> None:
+    answer = litellm.completion(
+        model=f"ollama/{model}", messages=[{"role": "user", "content": "Say hello."}], **OLLAMA
+    )
+    assert answer.choices[0].message.content == TEXT, answer
+
+
+def embeds() -> None:
+    for place in (
+        {"model": f"openai/{vectors}", **OPENAI},
+        {"model": f"ollama/{vectors}", **OLLAMA},
+    ):
+        answer = litellm.embedding(input=["a", "bcd"], **place)
+        assert [row["embedding"] for row in answer.data] == [[1, 97], [3, 98]], answer
+
+
+def responses() -> None:
+    place = {"model": f"openai/{model}", **OPENAI}
+    tool = {"type": "function", **FUNCTION}
+    first = litellm.responses(input="Say hello.", instructions="Be kind.", **place)
+    assert first.output[0].content[0].text == TEXT
+    events = list(litellm.responses(input="Say hello.", stream=True, **place))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == TEXT
+    assert events[-1].type == "response.completed"
+    asked = litellm.responses(input=QUESTION, tools=[tool], **place)
+    [call] = [item for item in asked.output if item.type == "function_call"]
+    assert json.loads(call.arguments) == {"city": "Paris"}
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    answer = litellm.responses(input=[result], tools=[tool], previous_response_id=asked.id, **place)
+    assert answer.output[0].content[0].text == TEXT
+
+
+def stands_in_front() -> None:
+    config = yaml.safe_load(Path("litellm_in_front.yaml").read_text())
+    os.environ["MOYIN_API_KEY"] = key
+    router = litellm.Router(model_list=config["model_list"], num_retries=0)
+    messages = [{"role": "user", "content": "Say hello."}]
+    assert router.completion("studio", messages).choices[0].message.content == TEXT
+
+
+checks = {
+    f"{provider} {check.__name__}": (lambda check=check, provider=provider: check(provider))
+    for provider in PLACES
+    for check in (whole, streamed, tools, objects, error)
+}
+report(
+    {
+        **checks,
+        "text-completion-openai": completes,
+        "ollama generates": generates,
+        "embeddings": embeds,
+        "responses": responses,
+        "lines of the page": lambda: page("litellm", url, key, model),
+        "in front of the gateway": stands_in_front,
+    }
+)

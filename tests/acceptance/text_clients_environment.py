@@ -1,0 +1,78 @@
+"""The clients of text that ``scripts/text_clients.sh`` installs, and how tests run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.clients_page import write_snippets
+from tests.stack import ROOT
+
+_SCRIPTS = Path(__file__).parent / "text_clients"
+_INSTALL_SECONDS = 300
+_SECONDS = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClients:
+    """The installed clients.
+
+    Attributes:
+        python: of the environment with openai-agents and LiteLLM.
+        frameworks: of the one with LlamaIndex and Haystack, which need other versions.
+    """
+
+    folder: Path
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "python" / "bin" / "python")
+
+    @property
+    def frameworks(self) -> str:
+        return str(self.folder / "frameworks" / "bin" / "python")
+
+    def require_node(self) -> Path:
+        """Return the folder of the clients that need Node.js, or skip the test."""
+        folder = self.folder / "node" / "node_modules"
+        if not folder.exists():
+            pytest.skip("Node.js 20 with npm is missing")
+        return folder
+
+
+def install_text_clients() -> TextClients:
+    """Install the clients, unless an earlier run did, or skip the test where that can't be done."""
+    install = subprocess.run(
+        [str(ROOT / "scripts" / "text_clients.sh")],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_SECONDS,
+    )  # fmt: skip
+    if install.returncode != 0:
+        pytest.skip(f"clients of text are not installed: {install.stderr[-300:]}")
+    return TextClients(folder=Path(install.stdout.strip()))
+
+
+def run_script(command: list[str], folder: Path) -> Any:
+    """Run a script of ``text_clients`` beside the page's snippets; return the JSON in its last line.
+
+    Args:
+        command: the program, the script's name, its arguments.
+    """
+    program, script, *arguments = command
+    shutil.copytree(_SCRIPTS, folder, dirs_exist_ok=True)
+    write_snippets(folder)
+    client = subprocess.run(
+        [program, str(folder / script), *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS,
+    )  # fmt: skip
+    assert client.returncode == 0, client.stderr[-3000:]
+    return json.loads(client.stdout.splitlines()[-1])

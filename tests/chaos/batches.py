@@ -1,0 +1,309 @@
+"""A batch of text requests, while every process that takes part in it is killed once.
+
+``python -m tests.chaos.batches`` starts a farm, measures interactive calls without and with a batch,
+kills one process after another while the batch runs, and checks that each line was answered or
+failed once and was billed once. ``--lines`` sets the size (20,000); names of parts as arguments:
+only these are killed. The figures are those of docs/batches.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from aiohttp import web
+from anyio.from_thread import start_blocking_portal
+
+from tests.chaos import victims
+from tests.chaos.outages import PARTS
+from tests.stack import RunningStack, shipped_config
+
+BATCH_PARTS = (
+    "models replica", "JobWorker replica", "gateway replica", "accounts replica", "Temporal",
+    "Valkey", "HAProxy", "HAProxyManager", "ProxyActor", "ServeController", "gcs_server", "raylet",
+)  # fmt: skip
+_MODEL = "batch-mock"
+# One line in a hundred is refused by the model.
+_REFUSED_EVERY = 100
+_USD = {"price": {"input": 1, "output": 1}}
+_NANO_USD = 4_000
+_ENDED = {"completed", "failed", "expired", "cancelled"}
+
+
+class MockModel:
+    """Answers each chat after ``seconds``, and counts how often it was asked what."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.asked = Counter[str]()
+        self.url = ""
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        with (
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(self._serving()),
+        ):
+            yield
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", _list_models)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        text = (await request.json())["messages"][-1]["content"]
+        self.asked[text] += 1
+        await asyncio.sleep(self.seconds)
+        if text.endswith("refused"):
+            error = {"message": "refused", "type": "invalid_request_error"}
+            return web.json_response({"error": error}, status=400)
+        message = {"role": "assistant", "content": "yes"}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": _MODEL}
+        return web.json_response({**answer, "choices": [choice], "usage": usage})
+
+
+async def _list_models(_: web.Request) -> web.Response:
+    return web.json_response({"object": "list", "data": []})
+
+
+@contextmanager
+def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator[None]:
+    """Let the farm's models app have the model, and take it away again."""
+    path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
+    before = path.read_text()
+    config = yaml.safe_load(before)
+    [app] = [app for app in config["applications"] if app["name"] == "models"]
+    backend = {
+        "name": "batch-mock",
+        "type": "openai",
+        "base_url": f"{model.url}/v1",
+        "parallel": parallel,
+        "models": [{"name": _MODEL, "context": 8000, **_USD}],
+    }
+    app["deployments"][0]["user_config"]["backends"].append(backend)
+    path.write_text(yaml.safe_dump(config))
+    try:
+        gateway.run("deploy")
+        yield
+    finally:
+        path.write_text(before)
+        gateway.run("deploy")
+
+
+@dataclass(kw_only=True)
+class BatchRun:
+    """One batch on a farm, seen by a client that is patient with what chaos does to it."""
+
+    gateway: RunningStack
+    lines: int
+    id: str = ""
+    repeated: int = 0
+    kills: list[str] = field(default_factory=list)
+
+    def submit(self, folder: Path) -> None:
+        file = folder / "input.jsonl"
+        with file.open("w") as out:
+            for number in range(1, self.lines + 1):
+                out.write(json.dumps(_build_line(number)) + "\n")
+        self.id = self.gateway.run("batches", "submit", str(file)).stdout.strip()
+
+    def get(self) -> dict[str, Any]:
+        """The batch, as soon as somebody answers."""
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                found = httpx.get(
+                    f"{self.gateway.url}/v1/batches/{self.id}",
+                    headers={"authorization": f"Bearer {self.gateway.api_key}"},
+                    timeout=10,
+                )
+                if found.status_code == 200:
+                    batch: dict[str, Any] = found.json()
+                    return batch
+                assert found.status_code >= 500, found.text
+            except httpx.HTTPError:
+                pass
+            assert time.monotonic() < deadline, "nobody answers"
+            time.sleep(0.5)
+
+    def wait(self, is_there: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while True:
+            batch = self.get()
+            if is_there(batch):
+                return batch
+            assert time.monotonic() < deadline, batch
+            time.sleep(0.2)
+
+    def cancel(self) -> None:
+        self.gateway.run("batches", "cancel", self.id)
+        self.wait(lambda batch: batch["status"] == "cancelled", 120)
+
+    def kill_all(self, parts: Sequence[str]) -> None:
+        """Kill one part after another while the batch runs: each when the batch has gone on."""
+        for number, part in enumerate(parts):
+            share = (number + 0.5) / (len(parts) + 1)
+            self.wait(lambda batch, share=share: _done(batch) >= share * self.lines, 300)  # type: ignore[misc]
+            before = len(victims.processes(self.gateway.data, PARTS[part]))
+            assert before >= 1, f"there is no {part}"
+            killed = victims.kill_one(self.gateway.data, PARTS[part])
+            batch = self.get()
+            assert batch["status"] == "in_progress", f"it was {batch['status']} before {part}"
+            self.kills.append(f"{part} at {_done(batch)}")
+            victims.wait_for_another(self.gateway.data, PARTS[part], killed, before, 240)
+
+    def check(self, model: MockModel) -> None:
+        """Check that each line has one result, and that each answer is billed once."""
+        batch = self.wait(lambda found: found["status"] in _ENDED, 600)
+        refused = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
+        assert batch["status"] == "completed", batch
+        counts = {"total": self.lines, "failed": len(refused)}
+        assert batch["request_counts"] == {**counts, "completed": self.lines - len(refused)}
+        answered = self._read(batch["output_file_id"])
+        failed = self._read(batch["error_file_id"])
+        assert len(answered) == self.lines - len(refused) and len(failed) == len(refused)
+        assert {line["custom_id"] for line in failed} == refused
+        assert {line["custom_id"] for line in answered} == {
+            f"line-{n}" for n in range(1, self.lines + 1)
+        } - refused
+        asked = {text: n for text, n in model.asked.items() if text.startswith("line")}
+        assert len(asked) == self.lines
+        self.repeated = sum(asked.values()) - self.lines
+        requests = {line["response"]["request_id"] for line in answered}
+        rows = self._read_ledger()
+        complete = [(request_id, cost) for request_id, cost, is_complete in rows if is_complete]
+        assert Counter(request_id for request_id, _ in complete) == Counter(requests)
+        assert {cost for _, cost in complete} == {_NANO_USD}
+
+    def _read(self, file_id: str) -> list[dict[str, Any]]:
+        found = httpx.get(
+            f"{self.gateway.url}/v1/files/{file_id}/content",
+            headers={"authorization": f"Bearer {self.gateway.api_key}"},
+            timeout=60,
+        )
+        assert found.status_code == 200, found.text
+        return [json.loads(line) for line in found.content.splitlines()]
+
+    def _read_ledger(self) -> list[tuple[str, int, bool]]:
+        with closing(sqlite3.connect(self.gateway.data / "moyin.db")) as connection:
+            query = "SELECT request_id, cost_nano_usd, complete FROM usage WHERE request_id LIKE ?"
+            return connection.execute(query, (f"{self.id}-%",)).fetchall()
+
+
+def measure_calls(gateway: RunningStack, count: int) -> list[float]:
+    """Seconds of interactive calls of the same model, one after the other, sorted."""
+    body = {"model": _MODEL, "messages": [{"role": "user", "content": "interactive"}]}
+    took = []
+    with httpx.Client(
+        base_url=f"{gateway.url}/v1",
+        headers={"authorization": f"Bearer {gateway.api_key}"},
+        timeout=60,
+    ) as client:
+        for _ in range(count):
+            began = time.perf_counter()
+            answer = client.post("/chat/completions", json=body)
+            took.append(time.perf_counter() - began)
+            assert answer.status_code == 200, answer.text
+    return sorted(took)
+
+
+def describe(took: Sequence[float]) -> str:
+    p50, p99 = took[len(took) // 2], took[int(len(took) * 0.99)]
+    return f"p50 {1000 * p50:.1f} ms, p99 {1000 * p99:.1f} ms"
+
+
+def _build_line(number: int) -> dict[str, Any]:
+    end = " refused" if number % _REFUSED_EVERY == 0 else ""
+    return {
+        "custom_id": f"line-{number}",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {
+            "model": _MODEL,
+            "messages": [{"role": "user", "content": f"line {number}{end}"}],
+        },
+    }
+
+
+def _done(batch: dict[str, Any]) -> int:
+    counts = batch["request_counts"]
+    return int(counts["completed"]) + int(counts["failed"])
+
+
+def _text_farm_env(folder: Path) -> dict[str, str]:
+    """Return the environment of a farm that renders nothing."""
+    config = shipped_config()
+    config["applications"] = [
+        app for app in config["applications"] if not app["name"].startswith("render-")
+    ]
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return {"MOYIN_SERVE_CONFIG": str(path)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(BATCH_PARTS)}")
+    parser.add_argument("--lines", type=int, default=20_000)
+    parser.add_argument("--measure-only", action="store_true", help="kill nothing")
+    parser.add_argument("--calls", type=int, default=500, help="interactive calls to measure")
+    parser.add_argument("--seconds", type=float, default=0.05, help="until the model answers")
+    parser.add_argument("--slow", type=float, default=0.3, help="the same while parts are killed")
+    parser.add_argument("--parallel", type=int, default=32, help="places of the back end")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="moyin-batches-") as folder:
+        place, model = Path(folder), MockModel(options.seconds)
+        gateway = RunningStack(place, _text_farm_env(place))
+        with gateway.living(), model.serving(), deployed(gateway, model, options.parallel):
+            measure_calls(gateway, 50)
+            print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
+            measured = BatchRun(gateway=gateway, lines=options.lines)
+            measured.submit(place)
+            measured.wait(lambda batch: _done(batch) > 0, 60)
+            began, done = time.monotonic(), _done(measured.get())
+            print("with:", describe(measure_calls(gateway, options.calls)), flush=True)
+            rate = (_done(measured.get()) - done) / (time.monotonic() - began)
+            measured.cancel()
+            print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
+            print(f"{rate:.0f} lines/s", flush=True)
+            if options.measure_only:
+                return 0
+            model.seconds, began = options.slow, time.monotonic()
+            model.asked.clear()
+            run = BatchRun(gateway=gateway, lines=options.lines)
+            run.submit(place)
+            run.kill_all(options.parts or BATCH_PARTS)
+            run.check(model)
+            print(f"{options.lines} lines in {time.monotonic() - began:.0f} s")
+            print(f"killed: {', '.join(run.kills)}")
+            print(f"{run.repeated} lines were sent to the model again, none was billed twice")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

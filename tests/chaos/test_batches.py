@@ -1,0 +1,32 @@
+"""kill -9 of what runs a batch: each line is answered or fails once, and is billed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.batches import BatchRun, MockModel, deployed, describe, measure_calls
+from tests.stack import Measured, RunningStack
+
+# `python -m tests.chaos.batches` kills every part, with 20,000 lines. What ends all of Ray, and so
+# both replicas at once, takes a minute of processor time.
+_KILLED = ("models replica", "JobWorker replica", "Temporal", "Valkey")
+_LINES = 2_000
+
+
+@pytest.mark.timeout(900)
+def test_a_batch_survives_the_death_of_every_part(
+    gateway: RunningStack, tmp_path: Path, measured: Measured
+) -> None:
+    model = MockModel(seconds=0.1)
+    with model.serving(), deployed(gateway, model, parallel=16):
+        measure_calls(gateway, 10)
+        without = describe(measure_calls(gateway, 50))
+        run = BatchRun(gateway=gateway, lines=_LINES)
+        run.submit(tmp_path)
+        run.wait(lambda batch: batch["request_counts"]["completed"] > 0, 180)
+        measured(f"calls without a batch: {without}; with: {describe(measure_calls(gateway, 50))}")
+        run.kill_all(_KILLED)
+        run.check(model)
+    measured(f"killed {', '.join(run.kills)}: {run.repeated} lines were sent to the model again")

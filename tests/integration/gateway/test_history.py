@@ -1,0 +1,319 @@
+"""Requests, filters, deletion and files of jobs: at a gateway with a worker, and on a whole farm."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import AsyncIterator
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from tests.chaos.graphs import picture
+from tests.integration.gateway.fixtures import Farm
+from tests.stack import RunningStack
+from tests.waiting import eventually
+
+CHAT: dict[str, Any] = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},
+}
+RENDER: dict[str, Any] = {
+    "kind": "render",
+    "workflow": {"1": {"class_type": "EmptyImage", "inputs": {"width": 8}}},
+}
+FINAL = {"succeeded", "failed", "cancelled"}
+_colors = itertools.count(0x510000)
+
+
+async def call(
+    client: aiohttp.ClientSession, method: str, path: str, body: Any = None
+) -> tuple[int, Any]:
+    """Return the status and the JSON of a response, or None if it has no body."""
+    async with client.request(method, path, json=body) as response:
+        content = await response.read()
+        return response.status, await response.json() if content else None
+
+
+async def list_ids(client: aiohttp.ClientSession, query: str = "") -> list[str]:
+    status, page = await call(client, "GET", f"/jobs?{query}")
+    assert status == 200, page
+    return [job["id"] for job in page["jobs"]]
+
+
+def png(width: int = 400, height: int = 200) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def upload(client: aiohttp.ClientSession, content: bytes, kind: str = "image/png") -> str:
+    headers = {"content-type": kind}
+    async with client.post("/artifacts", data=content, headers=headers) as response:
+        assert response.status == 201
+        return str((await response.json())["id"])
+
+
+async def test_a_job_shows_its_request(farm: Farm) -> None:
+    chat = await farm.submit(CHAT)
+    render = await farm.submit({**RENDER, "webhook": "http://127.0.0.1:9/hook"})
+    assert (await farm.show(chat["id"]))["submitted"]["steps"][0]["request"] == CHAT["request"]
+    submitted = (await farm.show(render["id"]))["submitted"]
+    assert submitted["webhook"] == "http://127.0.0.1:9/[hidden]"
+    [step] = submitted["steps"]
+    assert await call(farm.client, "GET", step["graph"]) == (200, RENDER["workflow"])
+    status, problem = await call(farm.other, "GET", step["graph"])
+    assert (status, problem["code"]) == (404, "job_not_found")
+    status, problem = await call(farm.client, "GET", f"/jobs/{chat['id']}/graph")
+    assert (status, problem["code"]) == (404, "job_not_found")
+
+
+async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) -> None:
+    chat = (await farm.submit({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
+    fast = (await farm.submit({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
+    body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
+    swatch = (await farm.submit(body))["id"]
+    await call(farm.client, "POST", f"/jobs/{swatch}/cancel")
+    created = (await farm.show(fast))["created_at"].replace("+00:00", "Z")
+    for query, found in {
+        "status=queued,cancelled": [swatch, fast, chat],
+        "status=queued&status=cancelled&kind=render": [swatch, fast],
+        "pool=fast": [fast],
+        "template=swatch": [swatch],
+        "metadata.c=1": [fast, chat],
+        "metadata.c=1&metadata.a%22b=x%20y": [chat],
+        f"created_after={created}": [swatch, fast],
+        f"created_before={created}": [chat],
+    }.items():
+        assert await list_ids(farm.client, query) == found, query
+        assert await list_ids(farm.other, query) == [], query
+    for query, field in {
+        "state=queued": "state",
+        "status=done": "status",
+        "metadata=x": "metadata",
+        "created_after=yesterday": "created_after",
+        "kind=chat&kind=http": "kind",
+    }.items():
+        status, problem = await call(farm.client, "GET", f"/jobs?{query}")
+        assert (status, problem["code"], problem["field"]) == (400, "invalid_request", field)
+
+
+async def test_an_ended_job_is_deleted_with_its_events(working_farm: Farm) -> None:
+    farm = working_farm
+    headers = {"Idempotency-Key": "once"}
+    job = (await farm.submit(CHAT, **headers))["id"]
+    await farm.until(job, "succeeded")
+    status, problem = await call(farm.other, "DELETE", f"/jobs/{job}")
+    assert (status, problem["code"]) == (404, "job_not_found")
+
+    async def has_all_events() -> bool:
+        events = await farm.events.replay(job, None)
+        return bool(events) and events[-1].type.is_final
+
+    await eventually(has_all_events, 10)
+    assert await call(farm.client, "DELETE", f"/jobs/{job}") == (204, None)
+    for method, path in (
+        ("GET", f"/jobs/{job}"),
+        ("DELETE", f"/jobs/{job}"),
+        ("GET", f"/jobs/{job}/events"),
+        ("POST", f"/jobs/{job}/retry"),
+        ("POST", f"/jobs/{job}/cancel"),
+    ):
+        status, problem = await call(farm.client, method, path)
+        assert (status, problem["code"]) == (404, "job_not_found"), path
+    assert await farm.events.replay(job, None) == []
+    again = (await farm.submit(CHAT, **headers))["id"]
+    assert again != job
+    await farm.until(again, "succeeded")
+
+
+async def test_an_open_job_must_be_cancelled_first(farm: Farm) -> None:
+    job = (await farm.submit(CHAT))["id"]
+    status, problem = await call(farm.client, "DELETE", f"/jobs/{job}")
+    assert (status, problem["code"]) == (409, "job_not_finished")
+    assert f"/jobs/{job}/cancel" in problem["detail"]
+    assert (await farm.show(job))["status"] == "queued"
+
+
+async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Farm) -> None:
+    farm = working_farm
+    # No worker renders, so that these stay open.
+    old = [(await farm.submit({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)]
+    new = (await farm.submit({**RENDER, "metadata": {"p": "new"}}))["id"]
+    body: dict[str, Any] = {"filter": {"metadata": {"p": "old"}}, "dry_run": True}
+    counted = {"matched": 3, "done": 0, "skipped": 0, "dry_run": True, "next_cursor": None}
+    assert await call(farm.client, "POST", "/jobs/cancel", body) == (200, counted)
+    assert await call(farm.client, "POST", "/jobs/delete", body) == (200, counted)
+    body["dry_run"] = False
+    status, result = await call(farm.client, "POST", "/jobs/delete", body)
+    assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 0, 3)
+    status, result = await call(farm.other, "POST", "/jobs/cancel", body)
+    assert (status, result["matched"]) == (200, 0)
+    status, result = await call(farm.client, "POST", "/jobs/cancel", body)
+    assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
+    for job in old:
+        await farm.until(job, "cancelled")
+    status, result = await call(farm.client, "POST", "/jobs/delete", body)
+    assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
+    assert await list_ids(farm.client) == [new]
+    without_condition: tuple[dict[str, Any], ...] = ({}, {"metadata": {}}, {"status": None})
+    for path in ("/jobs/cancel", "/jobs/delete"):
+        for empty in without_condition:
+            status, problem = await call(farm.client, "POST", path, {"filter": empty})
+            assert (status, problem["code"], problem["field"]) == (
+                400,
+                "invalid_request",
+                "filter",
+            )
+    assert (await farm.show(new))["status"] == "queued"
+
+
+async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> None:
+    farm = working_farm
+    jobs = [(await farm.submit(CHAT))["id"] for _ in range(30)]
+    for job in jobs:
+        await farm.until(job, "succeeded")
+    body = {"filter": {"status": "succeeded"}}
+    deleting = asyncio.create_task(call(farm.client, "POST", "/jobs/delete", body))
+    render = await farm.submit(RENDER)
+    status, result = await deleting
+    assert (status, result["done"], result["next_cursor"]) == (200, 30, None)
+    assert await list_ids(farm.client) == [render["id"]]
+
+
+async def test_artifacts_are_listed_and_deleted(farm: Farm) -> None:
+    first = await upload(farm.client, png())
+    film = await upload(farm.client, b"film", "video/mp4")
+    status, page = await call(farm.client, "GET", "/artifacts")
+    assert (status, [artifact["id"] for artifact in page["artifacts"]]) == (200, [film, first])
+    assert page["artifacts"][0]["job"] is None and page["artifacts"][0]["created_at"]
+    _, page = await call(farm.client, "GET", "/artifacts?media_type=image/*")
+    assert [artifact["id"] for artifact in page["artifacts"]] == [first]
+    _, page = await call(farm.other, "GET", "/artifacts")
+    assert page == {"artifacts": [], "next_cursor": None}
+    status, problem = await call(farm.client, "GET", "/artifacts?type=image")
+    assert (status, problem["field"]) == (400, "type")
+    status, problem = await call(farm.other, "DELETE", f"/artifacts/{film}")
+    assert (status, problem["code"]) == (404, "artifact_not_found")
+    assert await call(farm.client, "DELETE", f"/artifacts/{film}") == (204, None)
+    for method in ("GET", "DELETE"):
+        status, problem = await call(farm.client, method, f"/artifacts/{film}")
+        assert (status, problem["code"]) == (404, "artifact_not_found")
+
+
+async def test_a_link_returns_one_file_without_a_key(farm: Farm) -> None:
+    content = png()
+    artifact, other = await upload(farm.client, content), await upload(farm.client, b"other")
+    status, link = await call(farm.client, "POST", f"/artifacts/{artifact}/link")
+    assert status == 200, link
+    async with aiohttp.ClientSession(farm.url) as nobody:
+        async with nobody.get(link["url"]) as response:
+            assert (response.status, await response.read()) == (200, content)
+        async with nobody.get(link["url"], params={"w": "64"}) as response:
+            assert (response.status, response.content_type) == (200, "image/webp")
+            assert Image.open(BytesIO(await response.read())).size == (64, 32)
+        for path in (f"/artifacts/{artifact}", f"/artifacts/{other}"):
+            async with nobody.get(path) as response:
+                assert response.status == 401
+        status, _ = await call(nobody, "DELETE", link["url"])
+        assert status in (401, 404, 405)
+        assert await call(farm.client, "DELETE", f"/artifacts/{artifact}") == (204, None)
+        async with nobody.get(link["url"]) as response:
+            assert response.status == 404
+    for body, field in (({"expires_in": 0}, "expires_in"), ({"expires_in": 86_401}, "expires_in")):
+        status, problem = await call(farm.client, "POST", f"/artifacts/{other}/link", body)
+        assert (status, problem["field"]) == (400, field)
+    status, problem = await call(farm.other, "POST", f"/artifacts/{other}/link")
+    assert (status, problem["code"]) == (404, "artifact_not_found")
+
+
+async def test_thumbnails_are_small_and_only_of_pictures(farm: Farm) -> None:
+    artifact = await upload(farm.client, png(400, 200))
+    text = await upload(farm.client, b"text", "text/plain")
+    broken = await upload(farm.client, b"\x89PNG\r\n\x1a\n", "image/png")
+    path = f"/artifacts/{artifact}?w=100"
+    async with farm.client.get(path) as response:
+        assert (response.status, response.content_type) == (200, "image/webp")
+        assert Image.open(BytesIO(await response.read())).size == (100, 50)
+        etag = response.headers["etag"]
+    async with farm.client.get(path, headers={"if-none-match": etag}) as response:
+        assert response.status == 304
+    async with farm.client.get(f"/artifacts/{artifact}") as response:
+        assert response.headers["etag"] != etag
+    for bad in (f"{artifact}?w=63", f"{artifact}?w=1025", f"{text}?w=64", f"{broken}?w=64"):
+        status, problem = await call(farm.client, "GET", f"/artifacts/{bad}")
+        assert (status, problem["code"], problem["field"]) == (400, "invalid_request", "w"), bad
+    status, problem = await call(farm.other, "GET", path)
+    assert (status, problem["code"]) == (404, "artifact_not_found")
+
+
+@pytest.fixture
+async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
+        yield session
+    await asyncio.sleep(0.1)
+
+
+async def until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, Any]:
+    job: dict[str, Any] = {}
+
+    async def has_ended() -> bool:
+        job.update((await call(session, "GET", f"/jobs/{job_id}"))[1])
+        return job["status"] in FINAL
+
+    await eventually(has_ended, 120)
+    return job
+
+
+async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.ClientSession) -> None:
+    """On a whole farm: its picture, history and events can't be read, nor its id used again."""
+    prompt_id, client_id = str(uuid.uuid4()), uuid.uuid4().hex
+    body = {"prompt": picture(next(_colors)), "prompt_id": prompt_id, "client_id": client_id}
+    assert (await call(session, "POST", "/prompt", body))[0] == 200
+    job = await until_ended(session, prompt_id)
+    assert job["status"] == "succeeded", job
+    [artifact] = job["artifacts"]
+    _, entries = await call(session, "GET", f"/history/{prompt_id}")
+    [output] = entries[prompt_id]["outputs"].values()
+    [image] = output["images"]
+    view = f"/view?filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
+    _, link = await call(session, "POST", f"/artifacts/{artifact['id']}/link")
+    for path in (artifact["url"], view, link["url"], f"{artifact['url']}?w=64"):
+        async with session.get(path) as response:
+            assert response.status == 200, path
+    status, problem = await call(session, "DELETE", artifact["url"])
+    assert (status, problem["code"]) == (409, "artifact_in_use")
+
+    assert await call(session, "DELETE", f"/jobs/{prompt_id}") == (204, None)
+    for path in (artifact["url"], view, link["url"], f"{artifact['url']}?w=64"):
+        async with session.get(path) as response:
+            assert response.status == 404, path
+    assert await call(session, "GET", f"/history/{prompt_id}") == (200, {})
+    status, problem = await call(session, "GET", f"/jobs/{prompt_id}/events")
+    assert (status, problem["code"]) == (404, "job_not_found")
+    for color in (next(_colors), next(_colors)):
+        again = {"prompt": picture(color), "prompt_id": prompt_id, "client_id": client_id}
+        status, problem = await call(session, "POST", "/prompt", again)
+        assert (status, problem["code"]) == (400, "prompt_id_taken")
+
+
+async def test_the_same_graph_renders_after_its_first_job_is_deleted(
+    session: aiohttp.ClientSession,
+) -> None:
+    """The cache may answer; the second job has a picture of its own in any case."""
+    body = {"kind": "render", "workflow": picture(next(_colors))}
+    pictures = []
+    for _ in range(2):
+        status, job = await call(session, "POST", "/jobs", body)
+        assert status == 202, job
+        [artifact] = (await until_ended(session, job["id"]))["artifacts"]
+        async with session.get(artifact["url"]) as response:
+            assert response.status == 200
+            pictures.append(Image.open(BytesIO(await response.read())).tobytes())
+        assert await call(session, "DELETE", f"/jobs/{job['id']}") == (204, None)
+    assert pictures[0] == pictures[1]

@@ -1,0 +1,73 @@
+"""The shell examples of docs/jobs.md, run by a shell against a real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.clients_page import list_snippets
+from tests.integration.gateway.fixtures import Farm
+
+PAGE = Path(__file__).parents[3] / "docs" / "jobs.md"
+# tests/unit/jobs/test_webhook_receivers.py and tests/unit/clients/python/test_page.py run these.
+RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client"}
+
+
+async def run(farm: Farm, name: str, job: str = "") -> str:
+    """Run a snippet and return what it prints, and last the variable JOB in a line of its own."""
+    kind, text = list_snippets(PAGE)[name]
+    assert kind == "sh"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-euo", "pipefail", "-c", text + '\nprintf "\\n%s" "$JOB"',
+        env=os.environ | {"GATEWAY": farm.url, "KEY": farm.key, "JOB": job},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        printed, complaints = await process.communicate()
+    assert process.returncode == 0, complaints.decode()
+    return printed.decode()
+
+
+async def submit(farm: Farm) -> str:
+    return (await run(farm, "submit")).rpartition("\n")[2]
+
+
+def test_every_snippet_is_run() -> None:
+    assert list_snippets(PAGE).keys() == {"submit", "poll", "follow", "pipeline"} | RUN_ELSEWHERE
+
+
+async def test_a_job_is_submitted_once(working_farm: Farm) -> None:
+    job_id = await submit(working_farm)
+    assert await submit(working_farm) == job_id
+    job = await working_farm.until(job_id)
+    assert (job["kind"], job["status"]) == ("chat", "succeeded")
+    assert job["metadata"] == {"project": "dawn"}
+
+
+async def test_a_job_is_polled(working_farm: Farm) -> None:
+    job_id = await submit(working_farm)
+    await working_farm.until(job_id)
+    decoder = json.JSONDecoder()
+    printed = await run(working_farm, "poll", job_id)
+    shown, end = decoder.raw_decode(printed)
+    page, _ = decoder.raw_decode(printed[end:].lstrip())
+    assert (shown["id"], shown["status"]) == (job_id, "succeeded")
+    assert [job["id"] for job in page["jobs"]] == [job_id]
+
+
+async def test_a_job_is_followed_to_its_end(working_farm: Farm) -> None:
+    job_id = await submit(working_farm)
+    story = await run(working_farm, "follow", job_id)
+    events = [line.removeprefix("event: ") for line in story.splitlines() if "event: " in line]
+    assert (events[0], events[-1]) == ("queued", "succeeded")
+
+
+async def test_a_pipeline_uses_an_earlier_output(working_farm: Farm) -> None:
+    accepted: Any = json.loads((await run(working_farm, "pipeline")).rpartition("\n")[0])
+    job = await working_farm.until(accepted["id"])
+    assert job["priority"] == 4
+    first, second = (output["text"] for output in job["outputs"])
+    assert second == f"re: A poem on {first}"

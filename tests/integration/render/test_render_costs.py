@@ -1,0 +1,146 @@
+"""The cost of renders in a pool with a price, on a real cluster with a real ComfyUI."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from temporalio.client import WorkflowFailureError
+
+from moyin.render.comfyui.install import ComfyUI
+from moyin.store.usage import UsageEntry
+from moyin.store.usage_reports import CallFilter, GroupBy, PriceClasses, UsageReports
+from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
+from tests.integration.render.fixtures import comfyui_processes, failing, sleepy
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.processes import with_lines
+from tests.stack import Measured
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(500)
+# A render occupies half of a GPU, an hour of which costs 1,000 US dollars.
+_PRICE: dict[str, Any] = {"gpus": 0.5, "usd_per_gpu_hour": Decimal(1000)}
+_USD_PER_SECOND = Decimal(500) / 3600
+
+
+async def test_renders_cost_their_measured_time_once(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
+) -> None:
+    nodes = [{"num_cpus": 4, "num_gpus": 1}]
+    async with render_farm(
+        comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, nodes
+    ) as (farm, _):
+        pool = await farm.deploy(actors=1, **_PRICE)
+        await farm.ready(pool, 1)
+        jobs = [
+            await _cost_is_time_and_a_repeated_graph_is_free(farm, measured),
+            await _failed_render_costs(farm),
+            await _cancelled_render_costs(farm),
+            await _replica_is_killed(farm, pool),
+            await _comfyui_is_killed(farm),
+        ]
+        costs = [(await farm.jobs.find(job_id)).cost_usd for job_id in jobs]
+        sums = await UsageReports(farm.database).sum_calls(
+            CallFilter(owner=OWNER), [GroupBy.OPERATION], PriceClasses()
+        )
+        assert {item.group for item in sums} == {("render",)}
+        assert sum(item.cost_usd for item in sums) == sum(costs)
+        seconds = Decimal(sum(item.quantity for item in sums)) / 1000
+        assert abs(sum(costs) - seconds * _USD_PER_SECOND) < Decimal("0.01")
+
+
+async def _rows(farm: RenderFarm, job_id: str) -> list[UsageEntry]:
+    rows, _ = await UsageReports(farm.database).list_calls(CallFilter(owner=OWNER), limit=200)
+    return [row for row in rows if row.request_id == job_id]
+
+
+async def _cost_is_time_and_a_repeated_graph_is_free(farm: RenderFarm, measured: Measured) -> str:
+    graph = sleepy(2)
+    began = time.monotonic()
+    job_id = await farm.submit(graph)
+    result = await farm.result(job_id)
+    took = time.monotonic() - began
+    assert result.gpu_seconds is not None
+    measured(f"a render of 2 s: {result.gpu_seconds:.2f} s of the GPU, done after {took:.2f} s")
+    assert 2 <= result.gpu_seconds <= took
+    expected = Decimal(result.gpu_seconds) * _USD_PER_SECOND
+    assert abs(result.cost_usd - expected) < Decimal("0.001")
+    [row] = await _rows(farm, job_id)
+    assert (row.cost_usd, row.quantity) == (result.cost_usd, round(result.gpu_seconds * 1000))
+    assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
+
+    again = await farm.submit(graph)
+    cached = await farm.result(again)
+    assert (cached.cached, cached.cost_usd, cached.gpu_seconds) == (True, 0, 0)
+    assert await _rows(farm, again) == []
+    return job_id
+
+
+async def _failed_render_costs(farm: RenderFarm) -> str:
+    job_id = await farm.submit(failing())
+    with pytest.raises(WorkflowFailureError):
+        await farm.result(job_id)
+    [row] = await _rows(farm, job_id)
+    assert (row.error, row.cost_usd > 0) == ("render_failed", True)
+    assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
+    return job_id
+
+
+async def _until_comfyui_has_it(farm: RenderFarm, job_id: str) -> None:
+    async def has_started() -> bool:
+        return (await farm.jobs.find(job_id)).started_at is not None
+
+    await eventually(has_started, 180)
+
+
+async def _cancelled_render_costs(farm: RenderFarm) -> str:
+    job_id = await farm.submit(sleepy(30))
+    await _until_comfyui_has_it(farm, job_id)
+    await farm.cancel(job_id)
+
+    async def find_row() -> UsageEntry | None:
+        return next(iter(await _rows(farm, job_id)), None)
+
+    row = await eventually(find_row, 60)
+    assert (row.status, row.cost_usd > 0) == ("cancelled", True)
+    assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
+    return job_id
+
+
+async def _replica_is_killed(farm: RenderFarm, pool: Any) -> str:
+    job_id = await farm.submit(sleepy(8))
+    await _until_comfyui_has_it(farm, job_id)
+    replicas = with_lines(psutil.Process().children(recursive=True))
+    [victim] = [p for p, line in replicas if "ray::ServeReplica" in line and "RenderPool" in line]
+    os.kill(victim.pid, signal.SIGKILL)
+    result = await farm.result(job_id)
+    assert result.gpu_seconds is not None
+    assert result.gpu_seconds >= 8
+    [row] = await _rows(farm, job_id)
+    assert row.cost_usd == result.cost_usd == (await farm.jobs.find(job_id)).cost_usd
+    await farm.ready(pool, 1)
+    return job_id
+
+
+async def _comfyui_is_killed(farm: RenderFarm) -> str:
+    job_id = await farm.submit(sleepy(6))
+    await _until_comfyui_has_it(farm, job_id)
+    for pid in comfyui_processes(farm.settings.data):
+        os.kill(pid, signal.SIGKILL)
+    result = await farm.result(job_id)
+    rows = await _rows(farm, job_id)
+    assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]
+    assert (await farm.jobs.find(job_id)).cost_usd == sum(row.cost_usd for row in rows)
+    assert sum(row.cost_usd for row in rows) > result.cost_usd
+    return job_id

@@ -1,0 +1,81 @@
+"""Lines of batches on both databases, whose locks differ."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+import sqlalchemy as sa
+
+from moyin.domain.text_batch import BatchDialect, LineResult, NewLine, TextBatch
+from moyin.store.batch_lines import BatchLineStore, FinishedLine
+from moyin.store.schema import text_batches, usage
+from moyin.store.sql import Database, now
+from moyin.store.text_batches import TextBatchStore
+from moyin.store.usage import UsageEntry
+
+LINES = 240
+RUNNERS = 4
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    await database.ensure_schema()
+    yield database
+    await database.close()
+
+
+def answered(batch_id: str, number: int) -> FinishedLine:
+    entry = UsageEntry(
+        request_id=f"{batch_id}-{number}", owner="ada", backend="b", model="m", input_tokens=1,
+        cached_tokens=0, output_tokens=1, cost_usd=Decimal(0), complete=True,
+    )  # fmt: skip
+    result = LineResult(number=number, http_status=200, body=b"{}")
+    return FinishedLine(batch_id=batch_id, result=result, usage=(entry,))
+
+
+async def test_runners_at_once_answer_each_line_once(database: Database) -> None:
+    batches, lines = TextBatchStore(database), BatchLineStore(database)
+    ids = ["batch_1", "batch_2"]
+    for batch_id in ids:
+        await batches.create(
+            TextBatch(
+                id=batch_id, owner="ada", dialect=BatchDialect.OPENAI,
+                endpoint="/v1/chat/completions", input_file_id="f", created_at=now(),
+                expires_at=now() + timedelta(hours=24),
+            )
+        )  # fmt: skip
+        await lines.add(
+            batch_id,
+            [
+                NewLine(number=number, custom_id=str(number), start=0, size=1)
+                for number in range(1, LINES + 1)
+            ],
+        )
+        await batches.begin(batch_id, LINES)
+    claimed: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
+
+    async def run(name: str) -> None:
+        # Half of the runners begin with the other batch, so that they lock both in turn.
+        order = ids if int(name) % 2 else ids[::-1]
+        while True:
+            found = {}
+            for batch_id in order:
+                found[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
+                claimed[batch_id] += [line.number for line in found[batch_id]]
+            group = [answered(b, line.number) for b, some in found.items() for line in some]
+            if not group:
+                return
+            assert await lines.finish(group) == []
+
+    await asyncio.gather(*(run(str(number)) for number in range(RUNNERS)))
+    for batch_id in ids:
+        assert sorted(claimed[batch_id]) == list(range(1, LINES + 1))
+        query = sa.select(text_batches.c.completed).where(text_batches.c.id == batch_id)
+        assert await database.fetch_value(query) == LINES
+    charged = await database.fetch_values(sa.select(usage.c.request_id))
+    assert len(charged) == len(set(charged)) == 2 * LINES

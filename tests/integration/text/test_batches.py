@@ -1,0 +1,359 @@
+"""OpenAI's batches, with the official client, a real Temporal and a model that can be told to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from aiohttp import web
+from openai.types import Batch
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from moyin.access.gatekeeper import create_service_token_factory
+from moyin.client.gateway import GatewayClient
+from moyin.domain.limits import Limit
+from moyin.domain.stored_file import BATCH_INPUT, StoredFile, new_file_id
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.text_batches import (
+    TextBatchActivities,
+    TextBatchSweeper,
+    new_text_batch_worker,
+)
+from moyin.jobs.workflows.worker import WorkerRunner
+from moyin.store.batch_lines import BatchLineStore
+from moyin.store.files import FileStore
+from moyin.store.limits import LimitStore
+from moyin.store.schema import text_batches
+from moyin.store.sql import now
+from moyin.store.text_batches import TextBatchStore
+from tests.acceptance.openai_models import check_response_async
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.integration.text.fixtures import SIGNING_KEY, ModelsApp, serving
+from tests.waiting import eventually
+
+NAMESPACE = "text-batches"
+ENDED = {"completed", "failed", "expired", "cancelled"}
+
+
+class Model:
+    """Answers with the text that it was sent; fails as often as ``failures`` says for a text."""
+
+    def __init__(self) -> None:
+        self.asked = Counter[str]()
+        self.failures = Counter[str]()
+        self.refused: set[str] = set()
+        self.free = asyncio.Event()
+        self.free.set()
+        self.running = self.most = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/embeddings", self._embed)
+        app.router.add_get("/v1/models", self._list)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    async def _list(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": []})
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        text = (await request.json())["messages"][-1]["content"]
+        self.asked[text] += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.free.wait()
+        finally:
+            self.running -= 1
+        if text in self.refused:
+            error = {"message": "no such thing", "type": "invalid_request_error"}
+            return web.json_response({"error": error}, status=400)
+        if self.failures[text] > 0:
+            self.failures[text] -= 1
+            return web.json_response({"error": {"message": "busy"}}, status=503)
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+        # Indented, as some servers answer.
+        content = json.dumps({**answer, "choices": [choice], "usage": usage}, indent=1)
+        return web.Response(text=content, content_type="application/json")
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}]
+        usage = {"prompt_tokens": 2, "total_tokens": 2}
+        return web.json_response({"object": "list", "data": data, "model": "v", "usage": usage})
+
+
+class Farm:
+    """A models app, a worker of batches and a client of OpenAI."""
+
+    def __init__(self, app: ModelsApp, model: Model, temporal: TemporalConnection) -> None:
+        self.app = app
+        self.model = model
+        self.files = FileStore(app.database)
+        self.batches = TextBatchStore(app.database)
+        self._temporal = temporal
+        self.client = openai.AsyncOpenAI(
+            base_url=f"{app.url}/v1",
+            api_key=app.api_key,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(
+                event_hooks={"response": [check_response_async]}
+            ),
+            _strict_response_validation=True,
+        )
+
+    async def upload(self, *lines: Any) -> str:
+        content = b"\n".join(
+            line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
+        )
+        file = StoredFile(
+            id=new_file_id(),
+            owner="ada",
+            purpose=BATCH_INPUT,
+            filename="input.jsonl",
+            media_type="application/jsonl",
+            size=len(content),
+            sha256=await self.app.blobs.put(content),
+            created_at=now(),
+        )
+        await self.files.add(file)
+        return file.id
+
+    async def create(self, *lines: Any, endpoint: Any = "/v1/chat/completions") -> Batch:
+        return await self.client.batches.create(
+            input_file_id=await self.upload(*lines),
+            endpoint=endpoint,
+            completion_window="24h",
+            metadata={"run": "7"},
+        )
+
+    async def until(
+        self, batch: Batch, is_there: Callable[[Batch], bool] = lambda found: found.status in ENDED
+    ) -> Batch:
+        async def find() -> Batch | None:
+            found = await self.client.batches.retrieve(batch.id)
+            return found if is_there(found) else None
+
+        found: Batch = await eventually(find, 180)
+        return found
+
+    async def read(self, file_id: str | None) -> list[dict[str, Any]]:
+        assert file_id is not None
+        file = await self.files.get("ada", file_id)
+        return [json.loads(line) for line in (await self.app.blobs.get(file.sha256)).splitlines()]
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[None]:
+        token_for = create_service_token_factory(SIGNING_KEY, "jobs")
+        async with GatewayClient(self.app.url, token_for=token_for) as gateway:
+            activities = TextBatchActivities(
+                batches=self.batches,
+                lines=BatchLineStore(self.app.database),
+                files=self.files,
+                blobs=self.app.blobs,
+                gateway=gateway,
+                max_line_bytes=1_000,
+            )
+
+            async def new_workers(client: Client) -> list[Worker]:
+                return [new_text_batch_worker(client, activities)]
+
+            runner = WorkerRunner(self._temporal, new_workers)
+            sweeper = TextBatchSweeper(self.batches, self._temporal)
+            tasks = [asyncio.create_task(runner.run()), asyncio.create_task(sweeper.run())]
+            try:
+                yield
+            finally:
+                await runner.stop()
+                tasks[1].cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def line(number: int, text: str | None = None, **changes: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text or f"text {number}"}]
+    return {
+        "custom_id": f"line-{number}",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "m", "messages": messages},
+        **changes,
+    }
+
+
+@pytest.fixture
+async def farm(
+    tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
+) -> AsyncIterator[Farm]:
+    async with AsyncExitStack() as stack:
+        model = Model()
+        url = await stack.enter_async_context(model.serving())
+        price = {"price": {"input": 1, "output": 1}}
+        backend = {
+            "name": "mock",
+            "type": "openai",
+            "base_url": f"{url}/v1",
+            "retries": 0,
+            "parallel": 8,
+            "models": [
+                {"name": "m", "context": 8000, **price},
+                {"name": "v", "context": 8000, "embeddings": True, **price},
+            ],
+        }
+        app = await stack.enter_async_context(
+            serving(tmp_path, backend, redis_url=valkey_server.url)
+        )
+        temporal = TemporalConnection(
+            temporal_server.address, NAMESPACE, retention=timedelta(days=1)
+        )
+        farm = Farm(app, model, temporal)
+        await stack.enter_async_context(farm.worker())
+        stack.push_async_callback(farm.client.close)
+        yield farm
+
+
+async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None:
+    farm.model.refused = {"text 3"}
+    farm.model.failures["text 4"] = 2
+    lines: list[Any] = [line(number) for number in range(1, 41)]
+    lines[1]["body"]["model"] = "nobody"
+    created = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
+    assert (created.status, created.endpoint) == ("validating", "/v1/chat/completions")
+    assert created.metadata == {"run": "7"}
+    ended = await farm.until(created)
+    assert ended.status == "completed" and ended.request_counts is not None
+    counts = ended.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
+    output = {found["custom_id"]: found for found in await farm.read(ended.output_file_id)}
+    answer = output["line-4"]["response"]
+    assert answer["status_code"] == 200 and output["line-4"]["error"] is None
+    assert answer["body"]["choices"][0]["message"]["content"] == "text 4"
+    errors = {
+        found["custom_id"]: found["response"] for found in await farm.read(ended.error_file_id)
+    }
+    assert errors.keys() == {"line-2", "line-3"} and output.keys() & errors.keys() == set()
+    assert errors["line-2"]["status_code"] == 404
+    assert errors["line-2"]["body"]["error"]["code"] == "model_not_found"
+    assert errors["line-3"]["body"]["error"]["code"] == "backend_rejected"
+    assert farm.model.asked["text 1"] == 1 and farm.model.asked["text 4"] == 3
+    # Half of the back end's places.
+    assert 1 <= farm.model.most <= 4
+    entry = await farm.app.ledger.get("ada", answer["request_id"])
+    assert entry is not None and entry.complete and entry.cost_usd > 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "number", "param"),
+    [
+        ([b""], "empty_file", None, None),
+        ([line(1), b"{"], "invalid_json_line", 2, None),
+        ([line(1), line(1)], "duplicate_custom_id", 2, "custom_id"),
+        ([line(1, method="GET")], "invalid_method", 1, "method"),
+        ([line(1, url="/v1/embeddings")], "mismatched_url", 1, "url"),
+        ([line(1, body=[])], "missing_required_parameter", 1, "body"),
+        ([line(1, body={"model": "m", "stream": True})], "unsupported_parameter", 1, "body.stream"),
+        ([line(1, "x" * 1_000)], "line_too_large", 1, None),
+    ],
+)
+async def test_invalid_files_fail_before_any_line_runs(
+    farm: Farm, lines: list[Any], code: str, number: int | None, param: str | None
+) -> None:
+    ended = await farm.until(await farm.create(*lines))
+    assert ended.status == "failed" and ended.errors is not None and ended.errors.data is not None
+    [error] = ended.errors.data
+    assert (error.code, error.line, error.param) == (code, number, param)
+    assert ended.failed_at is not None and farm.model.asked.total() == 0
+
+
+async def test_a_cancelled_batch_keeps_what_was_answered(farm: Farm) -> None:
+    farm.model.free.clear()
+    batch = await farm.create(*(line(number) for number in range(1, 101)))
+    await farm.until(batch, lambda found: found.status == "in_progress")
+    await eventually(lambda: farm.model.running == 4)
+    assert (await farm.client.batches.cancel(batch.id)).status == "cancelling"
+    farm.model.free.set()
+    ended = await farm.until(batch)
+    assert ended.status == "cancelled" and ended.cancelled_at is not None
+    output = await farm.read(ended.output_file_id)
+    errors = await farm.read(ended.error_file_id)
+    assert 4 <= len(output) <= 32 and len(output) + len(errors) == 100
+    assert {found["error"]["code"] for found in errors} == {"batch_cancelled"}
+    assert farm.model.asked.total() == len(output)
+    with pytest.raises(openai.ConflictError) as caught:
+        completed = await farm.until(await farm.create(line(1)))
+        await farm.client.batches.cancel(completed.id)
+    assert caught.value.code == "batch_finished"
+
+
+async def test_an_expired_batch_tells_which_lines_were_not_run(farm: Farm) -> None:
+    farm.model.free.clear()
+    batch = await farm.create(*(line(number) for number in range(1, 51)))
+    await eventually(lambda: farm.model.running == 4)
+    expiry = text_batches.update().where(text_batches.c.id == batch.id).values(expires_at=now())
+    await farm.app.database.execute(expiry)
+    farm.model.free.set()
+    ended = await farm.until(batch)
+    assert ended.status == "expired" and ended.expired_at is not None
+    output = await farm.read(ended.output_file_id)
+    errors = await farm.read(ended.error_file_id)
+    assert 4 <= len(output) <= 32 and len(output) + len(errors) == 50
+    assert {found["error"]["code"] for found in errors} == {"batch_expired"}
+
+
+async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
+    limit = Limit(subject="owner:ada", usd_per_day=Decimal("0.0000001"))
+    await LimitStore(farm.app.database).set(limit)
+    ended = await farm.until(await farm.create(line(1), line(2)))
+    assert ended.status == "completed" and ended.output_file_id is None
+    errors = [found["response"] for found in await farm.read(ended.error_file_id)]
+    assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
+        (402, "budget_exceeded")
+    }
+    assert farm.model.asked.total() == 0
+
+
+async def test_vectors_and_lists(farm: Farm) -> None:
+    body = {"model": "v", "input": "x"}
+    lines = [line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
+    first = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
+    [answer, _] = await farm.read(first.output_file_id)
+    assert answer["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
+    second = await farm.create(line(1))
+    page = await farm.client.batches.list(limit=1)
+    assert [found.id for found in page.data] == [second.id] and page.has_more
+    assert [found.id async for found in farm.client.batches.list(limit=1)] == [second.id, first.id]
+    for wrong, field in (
+        ({"input_file_id": "file-none"}, "input_file_id"),
+        ({"endpoint": "/v1/models"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+    ):
+        given = {
+            "input_file_id": first.input_file_id,
+            "endpoint": "/v1/embeddings",
+            "completion_window": "24h",
+        }
+        with pytest.raises(openai.BadRequestError) as caught:
+            await farm.client.post("/batches", body={**given, **wrong}, cast_to=object)
+        assert caught.value.param == field
+    with pytest.raises(openai.NotFoundError):
+        await farm.client.batches.retrieve("batch_none")
+    with pytest.raises(openai.NotFoundError):
+        await farm.client.post(f"/batches/{first.id}/work", cast_to=object)

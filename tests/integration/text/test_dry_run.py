@@ -1,0 +1,109 @@
+"""`POST /v1/route` names the back end and the model that then answer, or the same refusal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from tests.integration.text.fixtures import serving, settled
+from tests.integration.text.random_calls import Call, RandomCalls
+from tests.integration.text.wires.server import WireServer
+
+CALLS = 200
+SEED = 19
+# An answer that fails a check would be another model's.
+_RULES = {"routing": {"rescue": "off"}}
+
+
+class _AnyServer(WireServer):
+    """Takes any member, as real servers do, and texts to complete."""
+
+    async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
+        return await super()._body(request, None)
+
+    def _add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/v1/completions", self._complete)
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request, None)
+        choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
+        answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up"}
+        choices = [{**choice, "index": index} for index in range(body.get("n") or 1)]
+        usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
+        answer |= {"choices": choices, "usage": usage}
+        if not body.get("stream"):
+            return web.json_response(answer)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode())
+        return response
+
+
+def _backends(url: str) -> list[dict[str, Any]]:
+    able = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
+    chat = {"upstream": "up", "context": 100_000}
+    claude = chat | able | {"name": "m-claude", "price": {"input": 3, "output": 15}, "quality": 3}
+    ollama = chat | {"name": "m-ollama", "tools": True, "vision": True, "schema": True}
+    fast = chat | able | {"name": "m-openai", "price": {"input": 1, "output": 5}, "quality": 2}
+    plain = {"name": "m-plain", "upstream": "up", "context": 4_000}
+    vectors = {"upstream": "up", "context": 8_000, "embeddings": True}
+    free = {"price": {"input": 0, "output": 0}}
+    return [
+        {"name": "claude", "type": "anthropic", "base_url": url, "api_key_env": "LLAMA_KEY",
+         "models": [claude]},
+        {"name": "ollama", "type": "ollama", "hosts": [url],
+         "models": [ollama, vectors | {"name": "v-ollama"}]},
+        {"name": "fast", "type": "openai", "base_url": f"{url}/v1",
+         "models": [fast, vectors | {"name": "v-openai", "price": {"input": 1, "output": 0}}]},
+        {"name": "house", "type": "openai", "base_url": f"{url}/v1", "models": [plain | free]},
+    ]  # fmt: skip
+
+
+async def _dry_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+    async with http.post(f"/v1/route?protocol={call.protocol}", json=call.body) as response:
+        told = await response.json()
+    if response.status != 200:
+        return (told["code"],)
+    if told["chosen"] is None:
+        return (told["error"]["code"],)
+    return told["chosen"]["backend"], told["chosen"]["model"]
+
+
+async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+    async with http.post(f"/v1/{call.path}", json=call.body) as response:
+        text = await response.text()
+    if response.status == 200:
+        return response.headers["x-moyin-backend"], response.headers["x-moyin-model"]
+    told = json.loads(text)
+    inner = told["error"] if isinstance(told.get("error"), dict) else told
+    return (inner["code"],)
+
+
+async def test_a_dry_run_names_what_answers(tmp_path: Path) -> None:
+    aliases: dict[str, Any] = {"work": {"quality": 2}, "cheap": ["m-plain", "m-ollama"]}
+    async with (
+        _AnyServer().running() as server,
+        serving(tmp_path, *_backends(server.url), rules=_RULES, **aliases) as models_app,
+        aiohttp.ClientSession(
+            models_app.url, headers={"authorization": f"Bearer {models_app.api_key}"}
+        ) as http,
+    ):
+        await settled(models_app)
+        calls = RandomCalls(SEED, f"{server.url}/picture.png")
+        outcomes: Counter[tuple[str, ...]] = Counter()
+        for number in range(CALLS):
+            call = calls.draw()
+            sent = len(server.asked)
+            named = await _dry_run(http, call)
+            assert len(server.asked) == sent, "a dry run calls no back end"
+            assert named == await _real_run(http, call), f"{number}: {call}"
+            outcomes[named] += 1
+    # The calls are of many kinds: all back ends answer some, and several refusals occur.
+    assert {name for name, *_ in outcomes} >= {
+        "claude", "ollama", "fast", "house", "unsupported_feature", "context_too_long"
+    }, outcomes  # fmt: skip

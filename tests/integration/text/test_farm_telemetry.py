@@ -1,0 +1,160 @@
+"""The models app in the whole farm: what operators see of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+from aiohttp import web
+
+from tests.stack import RunningStack
+from tests.waiting import eventually
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+# Ray hands metrics on every ten seconds.
+_METRICS_SECONDS = 60
+
+
+@pytest.fixture
+async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
+        yield session
+
+
+async def metrics(gateway: RunningStack) -> str:
+    url = f"http://127.0.0.1:{gateway.ports.ray_metrics}/metrics"
+    async with aiohttp.ClientSession() as http, http.get(url) as response:
+        return await response.text()
+
+
+def series(text: str, name: str, *labels: str) -> list[str]:
+    lines = (line for line in text.splitlines() if line.startswith(f"ray_{name}"))
+    return [line for line in lines if all(label in line for label in labels)]
+
+
+async def test_calls_and_breakers_are_in_the_metrics(
+    gateway: RunningStack, session: aiohttp.ClientSession
+) -> None:
+    body = {"model": "fast", "max_tokens": 4, "messages": HELLO, "stream": True}
+    async with session.post("/v1/chat/completions", json=body) as response:
+        assert response.status == 200
+        assert "x-moyin-cost-usd" in await response.text()
+    call = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
+    text = ""
+    async with asyncio.timeout(_METRICS_SECONDS):
+        while not series(text, "gen_ai_client_token_usage_sum", *call):
+            await asyncio.sleep(1)
+            text = await metrics(gateway)
+    for name in (
+        "gen_ai_client_token_usage_bucket",
+        "gen_ai_server_request_duration_seconds_bucket",
+        "gen_ai_server_time_to_first_token_seconds_bucket",
+        "gen_ai_server_time_per_output_token_seconds_bucket",
+    ):
+        assert series(text, name, *call), name
+    (line,) = series(text, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"')
+    assert line.endswith(" 1.0")
+
+
+async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
+    body = {"model": "auto", "max_tokens": 4, "messages": HELLO}
+    async with session.post("/v1/route", json=body) as response:
+        told = await response.json()
+    assert told["chosen"] == {"backend": "local", "model": "smollm2-135m"}
+    assert {one["reason"] for one in told["refused"]} == {"its health check fails"}
+
+
+@dataclass
+class Flaky:
+    """A model server that may fail all calls; its health check never does."""
+
+    url: str = ""
+    fails: bool = True
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": []})
+
+    async def chat(self, _: web.Request) -> web.Response:
+        if self.fails:
+            return web.json_response({"error": {"message": "out of order"}}, status=500)
+        message = {"role": "assistant", "content": "hello"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return web.json_response({"id": "1", "object": "chat.completion", "choices": [choice]})
+
+
+@asynccontextmanager
+async def flaky_server() -> AsyncIterator[Flaky]:
+    flaky = Flaky()
+    app = web.Application()
+    app.router.add_get("/v1/models", flaky.models)
+    app.router.add_post("/v1/chat/completions", flaky.chat)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        flaky.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        yield flaky
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_metrics(
+    gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    before = gateway.env["MOYIN_SERVE_CONFIG"]
+    async with flaky_server() as flaky:
+        await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, flaky, tmp_path))
+        try:
+            assert await _ask(session) == 502
+            await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
+            flaky.fails = False
+            await eventually(lambda: _answers(session), 180)
+            await eventually(lambda: _came_into(gateway, "half_open", "closed"), _METRICS_SECONDS)
+        finally:
+            await asyncio.to_thread(gateway.run, "deploy", "--config", before)
+
+
+def _with(config: str, flaky: Flaky, folder: Path) -> str:
+    """The same configuration with one more back end."""
+    loaded = yaml.safe_load(Path(config).read_text())
+    [models] = [app for app in loaded["applications"] if app["name"] == "models"]
+    backend = {
+        "name": "flaky",
+        "type": "openai",
+        "base_url": flaky.url,
+        "models": [{"name": "flaky", "context": 8192, "price": 0}],
+    }
+    models["deployments"][0]["user_config"]["backends"].append(backend)
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(loaded))
+    return str(path)
+
+
+async def _ask(session: aiohttp.ClientSession) -> int:
+    body = {"model": "flaky", "messages": HELLO}
+    async with session.post("/v1/chat/completions", json=body) as response:
+        return response.status
+
+
+async def _answers(session: aiohttp.ClientSession) -> bool:
+    return await _ask(session) == 200
+
+
+async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
+    assert await _ask(session) in (502, 503)
+    return await _came_into(gateway, "open")
+
+
+async def _came_into(gateway: RunningStack, *states: str) -> bool:
+    """Whether the metrics say that the breaker has been in all these states."""
+    text = await metrics(gateway)
+    name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
+    return all(series(text, name, backend, f'state="{state}"') for state in states)

@@ -1,0 +1,310 @@
+"""``/v1/files`` through OpenAI's SDK in strict mode, and prompts that refer to files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import sqlalchemy as sa
+
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.schema import files
+from moyin.store.sql import Database, now
+from tests.acceptance.openai_models import check_response_async
+from tests.acceptance.text_gateway import PNG
+from tests.integration.text.batch_providers import AnthropicProvider, OpenAIProvider
+from tests.integration.text.fixtures import ModelsApp, serving
+
+PDF = b"%PDF-1.7\nnot a real one"
+
+
+class Studio:
+    """The models app over Claude and an OpenAI-like server, whose requests are recorded."""
+
+    def __init__(self, models_app: ModelsApp, database: Database) -> None:
+        self.models_app = models_app
+        self.database = database
+        self.claude = AnthropicProvider()
+        self.gpt = OpenAIProvider()
+        self.client = self.open_client(models_app.api_key)
+
+    def open_client(self, key: str) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            base_url=f"{self.models_app.url}/v1",
+            api_key=key,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=60, event_hooks={"response": [check_response_async]}
+            ),
+            _strict_response_validation=True,
+        )
+
+
+@pytest.fixture
+async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
+    claude, gpt = AnthropicProvider(), OpenAIProvider()
+    able = {"context": 100_000, "vision": True, "price": 0}
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(claude.running())
+        await stack.enter_async_context(gpt.running())
+        models_app = await stack.enter_async_context(
+            serving(
+                tmp_path,
+                {
+                    "name": "claude", "type": "anthropic", "base_url": claude.url,
+                    "api_key_env": "LLAMA_KEY", "models": [{"name": "claude", **able}],
+                },
+                {
+                    "name": "gpt", "type": "openai", "base_url": f"{gpt.url}/v1",
+                    "api_key_env": "LLAMA_KEY", "models": [{"name": "gpt", **able}],
+                },
+            )
+        )  # fmt: skip
+        studio = Studio(models_app, Database(Settings(data=tmp_path).sql_url))
+        studio.claude, studio.gpt = claude, gpt
+        yield studio
+        await studio.client.close()
+        await studio.database.close()
+
+
+async def test_a_file_is_stored_listed_read_and_deleted(studio: Studio) -> None:
+    client = studio.client
+    content = b'{"custom_id": "1"}\n' * 200_000
+    stored = await client.files.create(file=("lines.jsonl", content), purpose="batch")
+    assert (stored.bytes, stored.filename, stored.purpose) == (len(content), "lines.jsonl", "batch")
+    assert stored.expires_at == stored.created_at + 30 * 86_400
+    assert await client.files.retrieve(stored.id) == stored
+    assert (await client.files.content(stored.id)).content == content
+    deleted = await client.files.delete(stored.id)
+    assert deleted.deleted and deleted.id == stored.id
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError) as caught:
+            await call(stored.id)
+        assert caught.value.code == "stored_file_not_found"
+    assert [file async for file in client.files.list()] == []
+
+
+async def test_lists_are_paged_filtered_and_ordered(studio: Studio) -> None:
+    client = studio.client
+    purposes: Any = ("user_data", "vision", "user_data")
+    ids = [
+        (await client.files.create(file=("a.txt", b"text"), purpose=purpose)).id
+        for purpose in purposes
+    ]
+    page = await client.files.list(limit=2)
+    assert [file.id for file in page.data] == [ids[2], ids[1]] and page.has_more
+    assert [file.id async for file in client.files.list(limit=1)] == ids[::-1]
+    assert [file.id async for file in client.files.list(limit=1, order="asc")] == ids
+    found = [file.id async for file in client.files.list(purpose="user_data", limit=1)]
+    assert found == [ids[2], ids[0]]
+
+
+async def test_a_file_belongs_to_one_tenant(studio: Studio) -> None:
+    stored = await studio.client.files.create(file=("a.txt", b"secret"), purpose="user_data")
+    _, key = await KeyStore(studio.database).create("another", "k")
+    async with studio.open_client(key) as other:
+        assert [file async for file in other.files.list()] == []
+        for call in (other.files.retrieve, other.files.content, other.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                await call(stored.id)
+        part: Any = {"type": "input_file", "file_id": stored.id}
+        with pytest.raises(openai.BadRequestError) as caught:
+            await other.responses.create(
+                model="claude", input=[{"role": "user", "content": [part]}]
+            )
+        assert caught.value.param == "input.0.content.0.file_id"
+        with pytest.raises(openai.NotFoundError):
+            await other.files.list(after=stored.id)
+    assert not studio.claude.calls
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "code"),
+    [
+        ({}, "purpose", "invalid_request"),
+        ({"purpose": "fine-tune"}, "purpose", "unsupported_feature"),
+        ({"purpose": "batch_output"}, "purpose", "invalid_request"),
+        (
+            {"purpose": "batch", "expires_after[anchor]": "created_at"},
+            "expires_after[seconds]",
+            "invalid_request",
+        ),
+        (
+            {"purpose": "batch", "expires_after[seconds]": "3600"},
+            "expires_after[anchor]",
+            "invalid_request",
+        ),
+    ],
+)
+async def test_a_wrong_field_is_named(
+    studio: Studio, fields: dict[str, str], field: str, code: str
+) -> None:
+    async with httpx.AsyncClient(
+        timeout=60, headers={"authorization": f"Bearer {studio.models_app.api_key}"}
+    ) as http:
+        url = f"{studio.models_app.url}/v1/files"
+        answer = await http.post(url, data=fields, files={"file": ("a.txt", b"text")})
+        assert answer.status_code == 400
+        assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (field, code)
+
+
+async def test_a_file_that_is_empty_missing_or_too_large_is_refused(studio: Studio) -> None:
+    client = studio.client
+    with pytest.raises(openai.BadRequestError, match="empty") as caught:
+        await client.files.create(file=("a.txt", b""), purpose="batch")
+    assert caught.value.param == "file"
+    # Its client would send for longer than the server listens.
+    url = httpx.URL(studio.models_app.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        b"POST /v1/files HTTP/1.1\r\nhost: h\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+        b"content-length: 40000001\r\nauthorization: Bearer "
+        + studio.models_app.api_key.encode()
+        + b"\r\n\r\n"
+    )
+    assert b"413" in await reader.readline()
+    assert b"body_too_large" in await reader.read()
+    writer.close()
+    assert [file async for file in client.files.list()] == []
+
+
+async def test_an_expired_file_is_gone(studio: Studio) -> None:
+    client = studio.client
+    stored = await client.files.create(
+        file=("a.txt", b"text"),
+        purpose="user_data",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert stored.expires_at == stored.created_at + 3600
+    expired: sa.Update = files.update().values(expires_at=now())
+    await studio.database.execute(expired)
+    with pytest.raises(openai.NotFoundError):
+        await client.files.retrieve(stored.id)
+
+
+async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: Studio) -> None:
+    client = studio.client
+    pdf = await client.files.create(file=("report.pdf", PDF), purpose="user_data")
+    picture = await client.files.create(file=("dot.png", PNG), purpose="vision")
+    text = await client.files.create(file=("notes.md", "# Größe".encode()), purpose="assistants")
+    content: Any = [
+        {"type": "input_text", "text": "What is this?"},
+        {"type": "input_file", "file_id": pdf.id},
+        {"type": "input_image", "file_id": picture.id, "detail": "auto"},
+        {"type": "input_file", "file_id": text.id},
+        {"type": "input_file", "filename": "a.csv", "file_data": base64.b64encode(b"a,b").decode()},
+    ]
+    first = await client.responses.create(
+        model="claude", input=[{"role": "user", "content": content}]
+    )
+    blocks = studio.claude.calls[-1]["messages"][0]["content"]
+    assert [block["type"] for block in blocks] == ["text", "document", "image", "text", "text"]
+    assert base64.b64decode(blocks[1]["source"]["data"]) == PDF
+    assert blocks[1]["title"] == "report.pdf"
+    assert base64.b64decode(blocks[2]["source"]["data"]) == PNG
+    assert "# Größe" in blocks[3]["text"] and "notes.md" in blocks[3]["text"]
+    assert "a,b" in blocks[4]["text"]
+    items = await client.responses.input_items.list(first.id)
+    stored: Any = items.data[0]
+    assert stored.content[1].file_id == pdf.id, "the content is not stored again"
+    await client.responses.create(model="claude", input="And?", previous_response_id=first.id)
+    assert studio.claude.calls[-1]["messages"][0]["content"] == blocks
+    await client.files.delete(pdf.id)
+    with pytest.raises(openai.BadRequestError, match=pdf.id) as caught:
+        await client.responses.create(model="claude", input="?", previous_response_id=first.id)
+    assert caught.value.param == "previous_response_id"
+
+
+@pytest.mark.parametrize("model", ["claude", "gpt"])
+async def test_a_chat_gets_its_files(studio: Studio, model: str) -> None:
+    client = studio.client
+    uploads = {"report.pdf": PDF, "notes.txt": b"it rains", "dot.png": PNG}
+    parts: Any = [
+        {
+            "type": "file",
+            "file": {
+                "file_id": (await client.files.create(file=(name, data), purpose="user_data")).id
+            },
+        }
+        for name, data in uploads.items()
+    ]
+    await client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": parts}], max_tokens=5
+    )
+    if model == "claude":
+        document, text, picture = studio.claude.calls[-1]["messages"][0]["content"]
+        assert base64.b64decode(document["source"]["data"]) == PDF
+    else:
+        document, text, picture = studio.gpt.calls[-1]["messages"][0]["content"]
+        encoded = base64.b64encode(PDF).decode()
+        assert document["file"] == {
+            "filename": "report.pdf",
+            "file_data": f"data:application/pdf;base64,{encoded}",
+        }
+        assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+    assert "it rains" in text["text"]
+
+
+async def test_a_choice_is_explained_with_files(studio: Studio) -> None:
+    picture = await studio.client.files.create(file=("dot.png", PNG), purpose="vision")
+    part = {"type": "input_image", "file_id": picture.id}
+    bodies: dict[str, Any] = {
+        "responses": {"model": "auto", "input": [{"role": "user", "content": [part]}]},
+        "openai": {
+            "model": "auto",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "file", "file": {"file_id": picture.id}}],
+                }
+            ],
+        },
+    }
+    headers = {"authorization": f"Bearer {studio.models_app.api_key}"}
+    async with httpx.AsyncClient(timeout=60, headers=headers) as http:
+        for protocol, body in bodies.items():
+            url = f"{studio.models_app.url}/v1/route?protocol={protocol}"
+            answer = await http.post(url, json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["needs"]["vision"] is True
+
+
+async def test_a_job_may_have_files_that_need_translation(studio: Studio) -> None:
+    stored = await studio.client.files.create(file=("a.txt", b"it rains"), purpose="user_data")
+    part = {"type": "file", "file": {"file_id": stored.id}}
+    headers = {
+        "authorization": f"Bearer {studio.models_app.api_key}",
+        "prefer": "respond-async",
+    }
+    async with httpx.AsyncClient(timeout=60, headers=headers) as http:
+        answer = await http.post(
+            f"{studio.models_app.url}/v1/chat/completions",
+            json={"model": "claude", "messages": [{"role": "user", "content": [part]}]},
+        )
+    # The call is good. The jobs API, to which it is then submitted, does not exist here.
+    assert answer.status_code == 503, answer.text
+
+
+async def test_what_no_model_reads_is_refused_by_name(studio: Studio) -> None:
+    client = studio.client
+    archive = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
+    part: Any = {"type": "input_file", "file_id": archive.id}
+    with pytest.raises(openai.BadRequestError, match="application/zip") as caught:
+        await client.responses.create(model="claude", input=[{"role": "user", "content": [part]}])
+    assert caught.value.code == "unsupported_feature"
+    assert caught.value.param == "input.0.content.0.file_id"
+    missing: Any = {"type": "file", "file": {"file_id": "file-" + "0" * 32}}
+    with pytest.raises(openai.BadRequestError) as gone:
+        await client.chat.completions.create(
+            model="gpt", messages=[{"role": "user", "content": [missing]}]
+        )
+    assert gone.value.param == "messages.0.content.0.file.file_id"
+    assert not studio.gpt.calls

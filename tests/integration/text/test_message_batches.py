@@ -1,0 +1,353 @@
+"""Anthropic's batches through its own SDK, with a real Temporal, and natively at other back ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+import sqlalchemy as sa
+from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
+from pydantic import TypeAdapter
+
+from moyin.domain.limits import Limit
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore
+from moyin.store.schema import native_batches, text_batches, usage
+from moyin.store.sql import now
+from tests.integration.servers import TemporalServer
+from tests.integration.text.batch_providers import ANSWER, BAD, AnthropicProvider, OpenAIProvider
+from tests.integration.text.fixtures import serving
+from tests.integration.text.test_batches import NAMESPACE, Farm, Model
+from tests.waiting import eventually
+
+RESULT: TypeAdapter[Any] = TypeAdapter(MessageBatchIndividualResponse)
+
+
+class Studio(Farm):
+    """A farm over Anthropic and OpenAI with batch APIs, and over Anthropic without.
+
+    A call costs 1,000 tokens at 10 USD per million and 100 at 20: 0.012 USD.
+    """
+
+    claude: AnthropicProvider
+    gpt: OpenAIProvider
+    plain: AnthropicProvider
+
+    def open_anthropic(self, key: str | None = None) -> anthropic.AsyncAnthropic:
+        return anthropic.AsyncAnthropic(
+            base_url=self.app.url,
+            api_key=key or self.app.api_key,
+            max_retries=0,
+            timeout=60,
+            _strict_response_validation=True,
+        )
+
+    async def until_ended(self, batch_id: str) -> MessageBatch:
+        async with self.open_anthropic() as client:
+
+            async def find() -> MessageBatch | None:
+                found = await client.messages.batches.retrieve(batch_id)
+                return found if found.processing_status == "ended" else None
+
+            found: MessageBatch = await eventually(find, 180)
+            return found
+
+    async def read_results(self, batch_id: str) -> dict[str, Any]:
+        """The results by custom id; each is valid by Anthropic's package and the only one."""
+        async with httpx.AsyncClient(timeout=60, headers={"x-api-key": self.app.api_key}) as http:
+            url = f"{self.app.url}/v1/messages/batches/{batch_id}/results"
+            lines = (await http.get(url)).text.splitlines()
+        results = [RESULT.validate_json(line, strict=True) for line in lines]
+        by_id = {result.custom_id: result.result for result in results}
+        assert len(by_id) == len(results)
+        return by_id
+
+    async def costs(self) -> list[Decimal]:
+        """What the calls in the ledger cost."""
+        query = sa.select(usage.c.cost_nano_usd)
+        return [Decimal(n) / 10**9 for n in await self.app.database.fetch_values(query)]
+
+    async def is_running_natively(self) -> bool:
+        return any(row["status"] == "running" for row in await self.find_native())
+
+    async def find_native(self) -> Any:
+        """The rows of native batches, but for plans."""
+        query = sa.select(native_batches).where(native_batches.c.model != "")
+        return await self.app.database.fetch_all(query)
+
+
+@pytest.fixture
+async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterator[Studio]:
+    claude, gpt, plain = AnthropicProvider(), OpenAIProvider(), AnthropicProvider()
+    price = {"input": 10, "output": 20}
+    async with AsyncExitStack() as stack:
+        for provider in (claude, gpt, plain):
+            await stack.enter_async_context(provider.running())
+
+        def backend(name: str, kind: str, url: str, **more: Any) -> dict[str, Any]:
+            model = {"name": name, "upstream": f"{name}-up", "context": 100_000, "price": price}
+            return {
+                "name": f"at-{name}", "type": kind, "base_url": url, "retries": 0,
+                "api_key_env": "LLAMA_KEY", "models": [model], **more,
+            }  # fmt: skip
+
+        app = await stack.enter_async_context(
+            serving(
+                tmp_path,
+                backend("claude", "anthropic", claude.url, batch=True),
+                backend("gpt", "openai", f"{gpt.url}/v1", batch=True),
+                backend("plain", "anthropic", plain.url),
+                rules={"batches": {"poll_s": 0.2}},
+            )
+        )
+        temporal = TemporalConnection(
+            temporal_server.address, NAMESPACE, retention=timedelta(days=1)
+        )
+        studio = Studio(app, Model(), temporal)
+        studio.claude, studio.gpt, studio.plain = claude, gpt, plain
+        await stack.enter_async_context(studio.worker())
+        stack.push_async_callback(studio.client.close)
+        yield studio
+
+
+def ask(number: int, text: str = "hello", model: str = "plain", **more: Any) -> Any:
+    messages = [{"role": "user", "content": f"{text} {number}"}]
+    params = {"model": model, "max_tokens": 9, "messages": messages, **more}
+    return {"custom_id": f"request-{number}", "params": params}
+
+
+def chat(number: int, text: str = "hello", model: str = "gpt", **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"{text} {number}"}]
+    return {
+        "custom_id": f"request-{number}",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": model, "messages": messages, **more},
+    }
+
+
+async def test_requests_are_answered_and_results_are_read(studio: Studio) -> None:
+    async with studio.open_anthropic() as client:
+        requests = [ask(number) for number in range(1, 40)]
+        requests += [ask(40, BAD), ask(41, model="nobody")]
+        created = await client.messages.batches.create(requests=requests)
+        assert created.processing_status == "in_progress" and created.results_url is None
+        assert created.request_counts.processing == 41
+        assert created.expires_at - created.created_at == timedelta(days=1)
+        ended = await studio.until_ended(created.id)
+        counts = ended.request_counts
+        assert (counts.processing, counts.succeeded, counts.errored) == (0, 39, 2)
+        assert ended.ended_at is not None and ended.archived_at is None
+        results = [result async for result in await client.messages.batches.results(created.id)]
+        assert len(results) == 41
+    found = await studio.read_results(created.id)
+    message = found["request-7"].message
+    assert message.content[0].text == ANSWER and message.model == "plain-up"
+    assert found["request-40"].error.error.type == "invalid_request_error"
+    assert found["request-41"].error.error.type == "not_found_error"
+    assert sum(await studio.costs()) == 39 * Decimal("0.012")
+    async with httpx.AsyncClient(timeout=60, headers={"x-api-key": studio.app.api_key}) as http:
+        assert ended.results_url is not None
+        assert len((await http.get(ended.results_url)).text.splitlines()) == 41
+    assert [file async for file in studio.client.files.list()] == []
+
+
+async def test_batches_are_listed_deleted_and_belong_to_one_tenant(studio: Studio) -> None:
+    _, key = await KeyStore(studio.app.database).create("another", "k")
+    async with studio.open_anthropic() as client, studio.open_anthropic(key) as other:
+        calls = client.messages.batches
+        ids = [(await calls.create(requests=[ask(n)])).id for n in range(3)]
+        page = await calls.list(limit=2)
+        assert [batch.id for batch in page.data] == [ids[2], ids[1]] and page.has_more
+        assert [batch.id async for batch in calls.list(limit=1)] == ids[::-1]
+        earlier = await calls.list(before_id=ids[0], limit=1)
+        assert [batch.id for batch in earlier.data] == [ids[1]]
+        assert (await other.messages.batches.list()).data == []
+        for call in ("retrieve", "cancel", "delete"):
+            with pytest.raises(anthropic.NotFoundError):
+                await getattr(other.messages.batches, call)(ids[0])
+        await studio.until_ended(ids[0])
+        deleted = await calls.delete(ids[0])
+        assert (deleted.id, deleted.type) == (ids[0], "message_batch_deleted")
+        with pytest.raises(anthropic.NotFoundError):
+            await calls.retrieve(ids[0])
+        assert not [batch async for batch in calls.list() if batch.id == ids[0]]
+        with pytest.raises(anthropic.BadRequestError, match="after_id"):
+            await calls.list(after_id=ids[0])
+
+
+async def test_a_wrong_body_is_refused_at_once(studio: Studio) -> None:
+    headers = {"x-api-key": studio.app.api_key, "content-type": "application/json"}
+    bodies = {
+        b"": "requests",
+        b'{"requests": [{"custom_id": "a"}]}': "requests.0.params",
+        b'{"requests": [{"custom_id": "a", "params": {}}': None,
+    }
+    async with httpx.AsyncClient(timeout=60, headers=headers) as http:
+        for body, field in bodies.items():
+            answer = await http.post(f"{studio.app.url}/v1/messages/batches", content=body)
+            assert answer.status_code == 400
+            error = answer.json()
+            assert error["type"] == "error"
+            assert error["error"]["type"] == "invalid_request_error"
+            assert error["error"].get("field") == field
+    assert not await studio.app.database.fetch_all(sa.select(text_batches))
+
+
+async def test_native_batches_cost_half_and_other_lines_are_called(studio: Studio) -> None:
+    async with studio.open_anthropic() as client:
+        requests = [ask(n, model="claude") for n in range(1, 30)]
+        requests += [ask(30, BAD, model="claude"), ask(31), ask(32, model="gpt")]
+        created = await client.messages.batches.create(requests=requests)
+    ended = await studio.until_ended(created.id)
+    counts = ended.request_counts
+    assert (counts.succeeded, counts.errored) == (31, 1)
+    results = await studio.read_results(created.id)
+    assert all(
+        results[f"request-{n}"].message.content[0].text == ANSWER
+        for n in range(1, 33) if n != 30
+    )  # fmt: skip
+    assert results["request-30"].error.error.type == "invalid_request_error"
+    # Claude's and, in its own format, GPT's lines went through batch APIs.
+    [claude], [gpt] = studio.claude.batches.values(), studio.gpt.batches.values()
+    assert len(claude) == 30 and len(gpt) == 1
+    assert {params["model"] for params in claude.values()} == {"claude-up"}
+    [body] = gpt.values()
+    assert (body["model"], body["max_tokens"]) == ("gpt-up", 9)
+    assert not studio.claude.calls and not studio.gpt.calls and len(studio.plain.calls) == 1
+    costs = Counter(await studio.costs())
+    assert costs == {Decimal("0.006"): 30, Decimal("0.012"): 1}
+    assert studio.claude.deleted == ["msgbatch_0"] and len(studio.gpt.deleted) == 2
+
+
+async def test_a_chat_runs_natively_in_its_own_and_in_another_format(studio: Studio) -> None:
+    lines: list[Any] = [chat(n, model="gpt" if n % 2 else "claude") for n in range(1, 9)]
+    lines += [chat(9, BAD), chat(10, model="claude", n=2), chat(11, model="claude", seed=1)]
+    ended = await studio.until(await studio.create(*lines))
+    assert ended.request_counts is not None
+    assert (ended.request_counts.completed, ended.request_counts.failed) == (8, 3)
+    output = await studio.read(ended.output_file_id)
+    assert {line["response"]["body"]["choices"][0]["message"]["content"] for line in output} == {
+        ANSWER
+    }
+    errors = {line["custom_id"]: line for line in await studio.read(ended.error_file_id)}
+    codes = {name: line["response"]["body"]["error"]["code"] for name, line in errors.items()}
+    # What Claude lacks is refused as for a single call.
+    assert codes == {
+        "request-9": "backend_rejected",
+        "request-10": "unsupported_feature",
+        "request-11": "unsupported_feature",
+    }
+    assert len(studio.gpt.prompts) == 5 and len(studio.claude.prompts) == 4
+    assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
+
+
+async def test_a_batch_whose_answer_was_lost_is_not_sent_again(studio: Studio) -> None:
+    for provider in ("claude", "gpt"):
+        sent: Any = getattr(studio, provider)
+        sent.loses_answer = True
+        created = await studio.create(*(chat(n, model=provider) for n in range(4)))
+        ended = await studio.until(created)
+        assert ended.request_counts is not None and ended.request_counts.completed == 4
+        assert len(sent.batches) == 1 and not sent.calls
+    assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
+
+
+async def test_a_batch_of_somebody_else_is_not_taken_for_ours(studio: Studio) -> None:
+    foreign = anthropic.AsyncAnthropic(base_url=studio.claude.url, api_key="only-for-this-test")
+    await foreign.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
+    studio.claude.loses_answer = True
+    created = await studio.create(chat(1, model="claude"), chat(2, model="claude"))
+    await studio.until(created)
+    assert list(studio.claude.batches) == ["msgbatch_0", "msgbatch_1"]
+    assert studio.claude.deleted == ["msgbatch_1"]
+    await foreign.close()
+
+
+async def test_what_a_batch_api_refuses_or_leaves_is_called(studio: Studio) -> None:
+    for provider in ("claude", "gpt"):
+        sent: Any = getattr(studio, provider)
+        sent.refuses = 400
+        refused = await studio.until(
+            await studio.create(*(chat(n, model=provider) for n in range(3)))
+        )
+        assert refused.request_counts is not None and refused.request_counts.completed == 3
+        assert len(sent.calls) == 3 and not sent.batches
+        assert sent.deleted == (["file-0"] if provider == "gpt" else [])
+        sent.refuses, sent.unanswered = None, 2
+        partly = await studio.until(
+            await studio.create(*(chat(n, model=provider) for n in range(3)))
+        )
+        assert partly.request_counts is not None and partly.request_counts.completed == 3
+        assert len(sent.calls) == 5
+    costs = Counter(await studio.costs())
+    assert costs == {Decimal("0.012"): 10, Decimal("0.006"): 2}
+
+
+async def test_a_cancellation_reaches_the_back_end(studio: Studio) -> None:
+    for provider in ("claude", "gpt"):
+        sent: Any = getattr(studio, provider)
+        sent.holds = True
+        created = await studio.create(*(chat(n, model=provider) for n in range(3)))
+
+        await eventually(studio.is_running_natively)
+        await studio.client.batches.cancel(created.id)
+        ended = await studio.until(created)
+        assert ended.status == "cancelled" and len(sent.cancelled) == 1
+        errors = await studio.read(ended.error_file_id)
+        assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+        assert not sent.calls and await studio.costs() == []
+
+
+async def test_an_expired_batch_is_cancelled_at_its_back_end(studio: Studio) -> None:
+    studio.claude.holds = True
+    async with studio.open_anthropic() as client:
+        created = await client.messages.batches.create(requests=[ask(1, model="claude")])
+        await eventually(lambda: bool(studio.claude.batches))
+        expired: sa.Update = text_batches.update().values(expires_at=now())
+        await studio.app.database.execute(expired)
+        ended = await studio.until_ended(created.id)
+    assert ended.request_counts.expired == 1 and studio.claude.cancelled
+    [result] = (await studio.read_results(created.id)).values()
+    assert result.type == "expired"
+
+
+async def test_a_caller_with_a_budget_is_answered_by_single_calls(studio: Studio) -> None:
+    key_id, key = await KeyStore(studio.app.database).create("ada", "limited")
+    await LimitStore(studio.app.database).set(
+        Limit(subject=f"key:{key_id}", requests_per_minute=1000)
+    )
+    async with studio.open_anthropic(key) as client:
+        created = await client.messages.batches.create(requests=[ask(1, model="claude")])
+    await studio.until_ended(created.id)
+    assert len(studio.claude.calls) == 1 and not studio.claude.batches
+
+
+async def test_a_replica_that_stops_leaves_its_native_batches_to_others(studio: Studio) -> None:
+    studio.claude.holds = True
+    created = await studio.create(chat(1, model="claude"))
+    await eventually(lambda: bool(studio.claude.batches))
+    rows = await studio.find_native()
+    # As if the replica had died in a step: the next is due when its lease ends.
+    lapse: sa.Update = native_batches.update().values(due_at=now() + timedelta(seconds=1))
+    await studio.app.database.execute(lapse)
+    studio.claude.holds = False
+    ended = await studio.until(created)
+    assert ended.request_counts is not None and ended.request_counts.completed == 1
+    assert len(studio.claude.batches) == len(rows) == 1
+    assert json.loads(studio.claude.prompts[0])
+    await asyncio.sleep(0)
+    with pytest.raises(openai.NotFoundError):
+        await studio.client.batches.retrieve("msgbatch_0")

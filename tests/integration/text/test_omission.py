@@ -1,0 +1,151 @@
+"""``omit``: requests do without tools or reasoning that no model under their name has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.text.fixtures import serving
+from tests.integration.text.wires.script import SCHEMA
+from tests.integration.text.wires.server import WireServer
+
+FUNCTION = {"name": "weather", "parameters": SCHEMA}
+MESSAGES = [{"role": "user", "content": "weather?"}]
+# Path and body of a request with tools and reasoning, in each protocol.
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai": (
+        "chat/completions",
+        {
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": FUNCTION}],
+            "tool_choice": "auto",
+            "reasoning_effort": "low",
+        },
+    ),
+    "responses": (
+        "responses",
+        {
+            "input": "weather?",
+            "tools": [{"type": "function", **FUNCTION}],
+            "parallel_tool_calls": False,
+            "reasoning": {"effort": "low"},
+        },
+    ),
+    "anthropic": (
+        "messages",
+        {
+            "messages": MESSAGES,
+            "max_tokens": 4000,
+            "tools": [{"name": "weather", "input_schema": SCHEMA}],
+            "thinking": {"type": "enabled", "budget_tokens": 2000},
+        },
+    ),
+    "ollama": (
+        "ollama/api/chat",
+        {
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": FUNCTION}],
+            "think": True,
+            "stream": False,
+        },
+    ),
+}
+FORCED: dict[str, Any] = {
+    "openai": "required",
+    "responses": {"type": "function", "name": "weather"},
+    "anthropic": {"type": "any"},
+}
+
+
+@asynccontextmanager
+async def calling(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
+    """Run the app over a model that is refused what it lacks, one that is not, and an alias."""
+    plain = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
+    models = [
+        {"name": "plain", **plain},
+        {"name": "lenient", **plain, "omit": ["tools", "thinking"]},
+        {"name": "able", **plain, "tools": True, "omit": ["tools", "thinking"]},
+    ]
+    async with (
+        WireServer().running() as server,
+        serving(
+            folder,
+            {"name": "wire", "type": "openai", "base_url": f"{server.url}/v1", "models": models},
+            chat={"models": ["plain"], "omit": ["tools"]},
+            both=["lenient", "able"],
+        ) as app,
+        httpx.AsyncClient(
+            base_url=f"{app.url}/v1/", headers={"authorization": f"Bearer {app.api_key}"}
+        ) as client,
+    ):
+        yield client, server
+
+
+@pytest.mark.parametrize("protocol", REQUESTS)
+async def test_a_request_does_without_what_no_model_has(tmp_path: Path, protocol: str) -> None:
+    path, body = REQUESTS[protocol]
+    async with calling(tmp_path) as (client, server):
+        refused = await client.post(path, json={**body, "model": "plain"})
+        assert refused.status_code == 400 and "tools" in refused.text
+        answer = await client.post(path, json={**body, "model": "lenient"})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-moyin-route"] == "free; without thinking and tools"
+        _, asked = server.asked[-1]
+        assert (
+            not {"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"} & asked.keys()
+        )
+        shown = await client.post(f"route?protocol={protocol}", json={**body, "model": "lenient"})
+        assert shown.json()["omitted"] == ["thinking", "tools"]
+        assert shown.json()["route"].endswith("; without thinking and tools")
+        # The alias allows it for tools only.
+        only = {name: value for name, value in body.items() if name not in _REASONING}
+        answer = await client.post(path, json={**only, "model": "chat"})
+        assert answer.headers["x-moyin-route"] == "free; without tools"
+        assert (await client.post(path, json={**body, "model": "chat"})).status_code == 400
+        # A model under this name can call tools.
+        answer = await client.post(path, json={**body, "model": "both"})
+        assert answer.headers["x-moyin-route"] == "free; without thinking"
+        assert answer.headers["x-moyin-model"] == "able"
+        assert len(server.asked[-1][1]["tools"]) == 1
+
+
+_REASONING = {"reasoning_effort", "reasoning", "thinking", "think"}
+
+
+@pytest.mark.parametrize("protocol", FORCED)
+async def test_a_request_that_insists_on_a_tool_is_refused(tmp_path: Path, protocol: str) -> None:
+    path, body = REQUESTS[protocol]
+    async with calling(tmp_path) as (client, _):
+        forced = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
+        answer = await client.post(path, json=forced)
+        assert answer.status_code == 400 and "tools" in answer.text
+
+
+async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path) -> None:
+    body = {"messages": MESSAGES, "max_tokens": 9, "output_config": {"effort": "high"}}
+    async with calling(tmp_path) as (client, server):
+        answer = await client.post("messages", json={**body, "model": "plain"})
+        assert answer.status_code == 200, answer.text
+        assert "reasoning_effort" not in server.asked[-1][1]
+        stream = await client.post("messages", json={**body, "model": "plain", "stream": True})
+        assert "message_stop" in stream.text
+        assert "reasoning_effort" not in server.asked[-1][1]
+
+
+async def test_responses_continue_and_show_what_was_used(tmp_path: Path) -> None:
+    path, body = REQUESTS["responses"]
+    async with calling(tmp_path) as (client, _):
+        first = (await client.post(path, json={**body, "model": "lenient"})).json()
+        assert first["tools"] == [] and first["reasoning"]["effort"] is None
+        more = {"model": "lenient", "input": "And now?", "previous_response_id": first["id"]}
+        assert (await client.post(path, json={**body, **more})).status_code == 200
+        stored = (await client.get(f"responses/{first['id']}")).json()
+        assert stored == first
+        events = await client.post(path, json={**body, "model": "lenient", "stream": True})
+        assert events.headers["x-moyin-route"].endswith("; without thinking and tools")
+        assert "response.completed" in events.text

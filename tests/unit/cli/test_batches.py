@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from aiohttp import web
+
+from moyin.cli import batches
+from moyin.cli.main import run
+from moyin.client.gateway import GatewayClient
+from tests.unit.cli.conftest import Handler
+
+T = TypeVar("T")
+
+
+def batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
+    counts = {"total": 3, "completed": completed, "failed": 0}
+    plain = {"id": "batch_1", "status": status, "request_counts": counts, "created_at": 0}
+    files = {"output_file_id": None, "error_file_id": None, "errors": None}
+    return {**plain, **files, **changes}
+
+
+@pytest.fixture
+async def shown(
+    stub: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """States of a batch, the next of which each request shows."""
+    states: list[dict[str, Any]] = []
+    gateway, handlers = stub
+    loop = asyncio.get_running_loop()
+
+    def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+        # The command runs in a thread, and the gateway in the loop of the test.
+        return asyncio.run_coroutine_threadsafe(_call(work), loop).result(20)
+
+    async def _call(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+        return await work(gateway)
+
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(states.pop(0) if len(states) > 1 else states[0])
+
+    monkeypatch.setattr(batches, "with_gateway", with_gateway)
+    monkeypatch.setattr(batches, "_POLL_SECONDS", 0)
+    handlers["/v1/batches/batch_1"] = show
+    return states
+
+
+async def test_a_file_is_submitted_and_followed(
+    stub: tuple[GatewayClient, dict[str, Handler]],
+    shown: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"url": "/v1/embeddings"}\n{}')
+    received: dict[str, Any] = {}
+
+    async def upload(request: web.Request) -> web.Response:
+        form = await request.post()
+        content = form["file"]
+        assert isinstance(content, web.FileField)
+        received.update(purpose=form["purpose"], file=content.file.read(), name=content.filename)
+        return web.json_response({"id": "file-1"})
+
+    async def create(request: web.Request) -> web.Response:
+        received["body"] = await request.json()
+        return web.json_response(batch("validating"))
+
+    stub[1].update({"/v1/files": upload, "/v1/batches": create})
+    shown += [batch("in_progress", 1), batch("in_progress", 1), batch("completed", 3)]
+    command = ["batches", "submit", str(file), "--label", "a=b", "--wait"]
+    assert await asyncio.to_thread(run, command) == 0
+    assert received == {
+        "purpose": "batch",
+        "name": "in.jsonl",
+        "file": file.read_bytes(),
+        "body": {
+            "input_file_id": "file-1",
+            "endpoint": "/v1/embeddings",
+            "completion_window": "24h",
+            "metadata": {"a": "b"},
+        },
+    }
+    printed = capsys.readouterr()
+    assert printed.out == "batch_1\n"
+    assert printed.err.splitlines() == ["in_progress 1/3, 0 failed", "completed 3/3, 0 failed"]
+
+
+async def test_an_invalid_file_is_explained(
+    shown: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = [
+        {"code": "a", "message": "b", "line": 2},
+        {"code": "empty_file", "message": "c", "line": None},
+    ]
+    shown.append(batch("failed", errors={"data": problems}))
+    assert await asyncio.to_thread(run, ["batches", "watch", "batch_1"]) == 3
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[1:] == ["line 2: a: b", "empty_file: c"]
+
+
+async def test_results_are_printed_or_written_to_a_file(
+    stub: tuple[GatewayClient, dict[str, Handler]],
+    shown: list[dict[str, Any]],
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    async def content(request: web.Request) -> web.Response:
+        return web.Response(body=request.path.encode())
+
+    for name in ("o", "e"):
+        stub[1][f"/v1/files/{name}/content"] = content
+    shown.append(batch("in_progress"))
+    results = ["batches", "results", "batch_1"]
+    assert await asyncio.to_thread(run, results) == 1
+    assert b"the batch is in_progress" in capfdbinary.readouterr().err
+    shown[0] = batch("completed", output_file_id="o")
+    assert await asyncio.to_thread(run, results) == 0
+    assert capfdbinary.readouterr().out == b"/v1/files/o/content"
+    assert await asyncio.to_thread(run, [*results, "--errors"]) == 0
+    assert capfdbinary.readouterr().out == b""
+    shown[0] = batch("completed", output_file_id="o", error_file_id="e")
+    target = tmp_path / "errors.jsonl"
+    assert await asyncio.to_thread(run, [*results, "--errors", "--to", str(target)]) == 0
+    assert target.read_bytes() == b"/v1/files/e/content"
+
+
+async def test_batches_are_listed_shown_and_cancelled(
+    stub: tuple[GatewayClient, dict[str, Handler]],
+    shown: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def list_page(request: web.Request) -> web.Response:
+        assert request.query["limit"] == "20"
+        return web.json_response({"data": [batch("completed", 3)]})
+
+    async def cancel(_: web.Request) -> web.Response:
+        return web.json_response(batch("cancelling"))
+
+    stub[1].update({"/v1/batches": list_page, "/v1/batches/batch_1/cancel": cancel})
+    shown.append(batch("completed"))
+    assert await asyncio.to_thread(run, ["batches", "list"]) == 0
+    assert capsys.readouterr().out == "batch_1\tcompleted\t3\t3\t0\t1970-01-01 00:00:00\n"
+    assert await asyncio.to_thread(run, ["batches", "show", "batch_1"]) == 0
+    assert json.loads(capsys.readouterr().out) == batch("completed")
+    assert await asyncio.to_thread(run, ["batches", "cancel", "batch_1"]) == 0
+    assert capsys.readouterr().out == "batch_1 cancelling\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [("{}", [], "--endpoint"), ("x", [], "--endpoint"), ('{"url":"u"}', ["--label", "a"], "NAME")],
+)
+def test_wrong_usage_is_explained(
+    content: str,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(content)
+    assert run(["batches", "submit", str(file), *options]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""Tests lists, thumbnails, links and deletion of files over HTTP, without a gatekeeper."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from deployments.errors import render_error
+from deployments.gateway.routes.artifacts import artifact_routes, signed_link_routes
+from deployments.ingress import new_fastapi
+from moyin.access.gatekeeper.asgi import ASGIApp
+from moyin.access.gatekeeper.context import RequestContext
+from moyin.domain.identity import Identity
+from moyin.render.imaging import PictureConverter, PictureProcesses
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.sql import Database
+
+SIGNING_KEY = b"k" * 32
+
+
+def identify(app: ASGIApp) -> ASGIApp:
+    """Add the identity that the header ``x-owner`` names, as the gatekeeper does for a key."""
+
+    async def identified(scope: Any, receive: Any, send: Any) -> None:
+        owner = dict(scope["headers"]).get(b"x-owner", b"").decode()
+        identity = Identity(owner=owner, key_id="k") if owner else None
+        await app(
+            {**scope, "moyin": RequestContext(request_id="r", identity=identity)}, receive, send
+        )
+
+    return identified
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
+    await database.ensure_schema()
+    blobs, processes = BlobStore(f"file://{tmp_path / 'blobs'}"), PictureProcesses()
+    parts = (ArtifactStore(database), blobs, PictureConverter(blobs, processes), SIGNING_KEY)
+    app = new_fastapi("test", errors=render_error, description="")
+    app.include_router(signed_link_routes(*parts))
+    app.include_router(artifact_routes(*parts))
+    transport = httpx.ASGITransport(app=identify(app))
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers={"x-owner": "ann"}
+    ) as client:
+        yield client
+    await processes.close()
+    await database.close()
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def upload(client: httpx.AsyncClient, content: bytes, kind: str = "image/png") -> str:
+    response = await client.post("/artifacts", content=content, headers={"content-type": kind})
+    assert response.status_code == 201
+    return str(response.json()["url"])
+
+
+async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.AsyncClient) -> None:
+    url = await upload(client, png(400, 200))
+    response = await client.get(url, params={"w": 100})
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
+    assert Image.open(BytesIO(response.content)).size == (100, 50)
+    assert "immutable" in response.headers["cache-control"]
+    etag = response.headers["etag"]
+    again = await client.get(url, params={"w": 100}, headers={"if-none-match": etag})
+    assert (again.status_code, again.content) == (304, b"")
+    assert (await client.get(url)).headers["etag"] != etag
+    wide = await client.get(url, params={"w": 1024})
+    assert Image.open(BytesIO(wide.content)).size == (400, 200)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "width"),
+    [
+        (png(8, 8), "image/png", 63),
+        (png(8, 8), "image/png", 1025),
+        (b"text", "text/plain", 64),
+        (b"\x89PNG\r\n\x1a\n", "image/png", 64),
+    ],
+)
+async def test_an_impossible_thumbnail_is_refused(
+    client: httpx.AsyncClient, content: bytes, kind: str, width: int
+) -> None:
+    response = await client.get(await upload(client, content, kind), params={"w": width})
+    problem = response.json()
+    assert (response.status_code, problem["code"], problem["field"]) == (
+        400,
+        "invalid_request",
+        "w",
+    )
+
+
+async def test_a_link_returns_one_file_to_anybody(client: httpx.AsyncClient) -> None:
+    url, other = await upload(client, png(400, 200)), await upload(client, b"other")
+    link = (await client.post(f"{url}/link", json={"expires_in": 60})).json()
+    nobody = {"x-owner": ""}
+    response = await client.get(link["url"], headers=nobody)
+    assert (response.status_code, response.content) == (200, png(400, 200))
+    small = await client.get(link["url"], params={"w": 64}, headers=nobody)
+    assert Image.open(BytesIO(small.content)).size == (64, 32)
+    assert small.headers["cache-control"] == "private, max-age=3600"
+    tampered = link["url"].replace(".", ".x", 1)
+    assert (await client.get(tampered, headers=nobody)).status_code == 401
+    assert (await client.get(other, headers=nobody)).status_code == 401
+    assert (await client.delete(url)).status_code == 204
+    assert (await client.get(link["url"], headers=nobody)).status_code == 404
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 86_401, "60", 1.5, None])
+async def test_the_lifetime_of_a_link_is_bounded(client: httpx.AsyncClient, seconds: Any) -> None:
+    url = await upload(client, b"x")
+    response = await client.post(f"{url}/link", json={"expires_in": seconds})
+    assert (response.status_code, response.json()["field"]) == (400, "expires_in")
+
+
+async def test_a_link_needs_no_body_and_an_artifact_of_the_caller(
+    client: httpx.AsyncClient,
+) -> None:
+    url = await upload(client, b"x")
+    assert (await client.post(f"{url}/link")).status_code == 200
+    response = await client.post(f"{url}/link", headers={"x-owner": "bob"})
+    assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
+
+
+async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient) -> None:
+    urls = [await upload(client, b"%d" % number) for number in range(3)]
+    page = (await client.get("/artifacts", params={"limit": 2})).json()
+    assert [artifact["url"] for artifact in page["artifacts"]] == [urls[2], urls[1]]
+    assert page["artifacts"][0]["job"] is None
+    assert (await client.delete(urls[1])).status_code == 204
+    parameters = {"cursor": page["next_cursor"]}
+    rest = (await client.get("/artifacts", params=parameters)).json()
+    assert [artifact["url"] for artifact in rest["artifacts"]] == [urls[0]]
+    for method in ("GET", "DELETE"):
+        response = await client.request(method, urls[1])
+        assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
+    response = await client.get("/artifacts", params={"offset": "1"})
+    assert (response.status_code, response.json()["field"]) == (400, "offset")
+    response = await client.get("/artifacts", params={"cursor": "nonsense"})
+    assert (response.status_code, response.json()["field"]) == (400, "cursor")
+    other = await client.get("/artifacts", headers={"x-owner": "bob"})
+    assert other.json() == {"artifacts": [], "next_cursor": None}

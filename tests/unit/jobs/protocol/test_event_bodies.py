@@ -1,0 +1,88 @@
+"""The documented data of events is what the code publishes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+from pydantic import BaseModel
+
+from deployments.render.progress_reporter import ProgressReporter
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import EventType, Job, JobStatus, Progress, StepResult
+from moyin.domain.renderer import RenderProgress
+from moyin.jobs.protocol.event_bodies import EVENT_BODIES
+from moyin.jobs.protocol.response import build_status_event
+from moyin.jobs.workflows.status_writer import JobStatusWriter
+from moyin.jobs.workflows.types import JobOutcome, StepRecord
+from tests.waiting import eventually
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+RESULT = StepResult(
+    index=0,
+    output="o",
+    artifacts=(Artifact(id="art_1", name="a", media_type="image/png", size=1, sha256="0"),),
+)
+
+
+def build_job(status: JobStatus) -> Job:
+    return Job(
+        id="j", owner="ann", kind="render", status=status, spec="s", steps=1, progress=Progress(),
+        results=(RESULT,), error=None, attempts=1, priority=3, metadata={"a": "b"},
+        created_at=NOW, started_at=NOW, finished_at=None,
+    )  # fmt: skip
+
+
+def check(kind: EventType, data: Any, *, absent: frozenset[str] = frozenset()) -> None:
+    """Check that an event has exactly the documented members, with their types."""
+    model: type[BaseModel] = EVENT_BODIES[kind]
+    model.model_validate(data)
+    assert data.keys() == model.model_fields.keys() - absent
+
+
+def test_every_type_of_event_is_described() -> None:
+    assert EVENT_BODIES.keys() == set(EventType)
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+def test_status_events(status: JobStatus) -> None:
+    check(*build_status_event(build_job(status)))
+
+
+async def test_step_events() -> None:
+    jobs, events, frames = AsyncMock(), AsyncMock(), AsyncMock()
+    jobs.record_step.return_value = Progress(value=1, max=2)
+    writer = JobStatusWriter(jobs=jobs, events=events, frames=frames)
+    await writer.record_step(StepRecord(job_id="j", attempt=1, result=RESULT))
+    _, kind, data = events.publish.call_args.args
+    assert kind is EventType.STEP
+    check(kind, data)
+
+
+async def test_the_event_of_the_last_step() -> None:
+    jobs, events, frames = AsyncMock(), AsyncMock(), AsyncMock()
+    jobs.finish.return_value = build_job(JobStatus.SUCCEEDED)
+    outcome = JobOutcome(
+        job_id="j", owner="ann", attempt=1, status=JobStatus.SUCCEEDED, results=(RESULT,)
+    )
+    await JobStatusWriter(jobs=jobs, events=events, frames=frames).finish(outcome)
+    _, published = events.publish_all.call_args.args
+    assert [kind for kind, _ in published] == [EventType.STEP, EventType.SUCCEEDED]
+    check(*published[0], absent=frozenset({"value", "max"}))
+    check(*published[1])
+
+
+@pytest.mark.parametrize("node", [None, "7"])
+async def test_progress_events(node: str | None) -> None:
+    jobs, events = AsyncMock(), AsyncMock()
+    async with ProgressReporter(
+        jobs, events, job_id="j", attempt=1, step=0, mark_started=AsyncMock(return_value=True)
+    ) as reporter:
+        reporter.start()
+        reporter.report(RenderProgress(value=1, max=2, node=node))
+        await eventually(lambda: events.publish.call_count, seconds=10)
+    _, kind, data = events.publish.call_args.args
+    assert kind is EventType.PROGRESS
+    check(kind, data, absent=frozenset({"node"} if node is None else ()))

@@ -1,0 +1,131 @@
+"""Tests how the names of uploads in new jobs are replaced by the ids of artifacts."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import JobSpec, apply_batch_patch
+from moyin.errors import InvalidRequest
+from moyin.jobs.file_names import FileNames
+from moyin.jobs.protocol.request_to_domain import parse_job_body, to_job_spec
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
+from moyin.testing.fakes import InMemoryNamedFiles
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TEMPLATES = read_templates([SHIPPED_FOLDER])
+
+
+def artifact(digit: str) -> Artifact:
+    return Artifact(
+        id=f"art_{digit * 32}", name="f", media_type="image/png", size=1, sha256=digit * 64
+    )
+
+
+FILES = InMemoryNamedFiles(
+    {
+        ("ann", "cat.png"): artifact("1"),
+        ("ann", "sub/dog.png"): artifact("2"),
+        ("bob", "secret.png"): artifact("3"),
+        ("ann", "${cat}.png"): artifact("4"),
+    }
+)
+CAT, DOG, DOLLAR = (f"artifact:art_{digit * 32}" for digit in "124")
+
+
+async def accept(body: Any, owner: str = "ann") -> JobSpec:
+    names = FileNames(FILES)
+    request = parse_job_body(json.dumps(body).encode())
+    request = await names.replace_in_templates(owner, request, TEMPLATES.find)
+    return await names.replace_in_graphs(owner, to_job_spec(request, NOW, TEMPLATES.find))
+
+
+def load(image: Any, **inputs: Any) -> dict[str, Any]:
+    return {"1": {"class_type": "LoadImage", "inputs": {"image": image, **inputs}}}
+
+
+def resize(image: str, **members: Any) -> dict[str, Any]:
+    inputs = {"image": image, "width": 8, "height": 8}
+    return {"kind": "render", "template": "resize", "inputs": inputs, **members}
+
+
+def images(spec: JobSpec) -> list[Any]:
+    graphs = [
+        step.payload if spec.base is None else apply_batch_patch(spec.base, step.payload)
+        for step in spec.steps
+    ]
+    return [(graph.get("1") or graph["load"])["inputs"]["image"] for graph in graphs]
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("cat.png", CAT),
+        ("sub/dog.png", DOG),
+        (["sub/dog.png", {"a": "cat.png"}], [DOG, {"a": CAT}]),
+        # In a job of several steps, `$${` is written for `${`.
+        ("$${cat}.png", DOLLAR),
+        ("other.png", "other.png"),
+        ("secret.png", "secret.png"),
+        (CAT, CAT),
+        ("a photo of cat.png", "a photo of cat.png"),
+        (["4", 0], ["4", 0]),
+    ],
+)
+async def test_names_in_a_graph(written: Any, stored: Any) -> None:
+    spec = await accept({"kind": "render", "workflow": load(written, seed=5)})
+    assert spec.steps[0].payload == load(stored, seed=5)
+
+
+async def test_names_in_pipelines() -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": "cat.png"}]}
+    spec = await accept(
+        {
+            "kind": "pipeline",
+            "steps": [
+                {"kind": "chat", "request": chat},
+                {"kind": "render", "workflow": load("cat.png", text="${steps.0.text}")},
+                resize("sub/dog.png"),
+            ],
+        }
+    )
+    assert spec.steps[0].payload == chat, "a chat has no files"
+    assert spec.steps[1].payload == load(CAT, text="${steps.0.text}")
+    assert spec.steps[2].payload["load"]["inputs"]["image"] == DOG
+
+
+async def test_names_in_batches_of_a_graph() -> None:
+    job = {"kind": "render", "workflow": load("cat.png", seed=5)}
+    spec = await accept({**job, "batch": {"seeds": 2}})
+    assert images(spec) == [CAT, CAT]
+    sweep = {"workflow.1.inputs.image": ["cat.png", "sub/dog.png", "other.png"]}
+    spec = await accept({**job, "batch": {"sweep": sweep}})
+    assert images(spec) == [CAT, DOG, "other.png"]
+
+
+async def test_names_in_templates_and_their_batches() -> None:
+    assert images(await accept(resize("cat.png"))) == [CAT]
+    inputs = [{"image": "sub/dog.png"}, {"width": 9}]
+    assert images(await accept(resize("cat.png", batch={"inputs": inputs}))) == [DOG, CAT]
+    sweep = {"inputs.image": ["sub/dog.png", "cat.png"]}
+    assert images(await accept(resize("cat.png", batch={"sweep": sweep}))) == [DOG, CAT]
+
+
+async def test_only_images_of_a_template_are_names() -> None:
+    body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "cat.png"}}
+    spec = await accept(body)
+    assert spec.steps[0].payload["caption"]["inputs"]["source"] == "cat.png"
+
+
+@pytest.mark.parametrize("name", ["secret.png", "other.png"])
+async def test_file_of_another_tenant_is_like_a_missing_one(name: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await accept(resize(name))
+    assert refused.value.field == "inputs.image"
+    with pytest.raises(InvalidRequest) as refused:
+        await accept(resize("cat.png", batch={"inputs": [{"image": name}]}))
+    assert refused.value.field == "batch.inputs.0.image"

@@ -1,0 +1,282 @@
+"""Tests that owners delete jobs, and change many by a filter, with a real database and real files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.domain.identity import Identity
+from moyin.domain.job import JobStatus
+from moyin.errors import InvalidRequest, JobNotFinished, JobNotFound, Overloaded
+from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs import history
+from moyin.jobs.history import JobHistory
+from moyin.jobs.protocol.response import render_job_detail
+from moyin.jobs.service import JobService
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.job_filter import JobFilter
+from moyin.store.jobs import JobStore
+from moyin.store.sql import Database
+from moyin.testing.fakes import InMemoryNamedFiles, PermissiveGraphGuard
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ANN = Identity(owner="ann", key_id="k")
+BOB = Identity(owner="bob", key_id="k2")
+TEMPLATES = read_templates([SHIPPED_FOLDER])
+WORKFLOW = {"1": {"class_type": "A", "inputs": {"seed": 7}}}
+RENDER = {"kind": "render", "workflow": WORKFLOW}
+
+
+class IdleServices:
+    """Stands in for events, frames, Temporal and the render pools; records what is deleted."""
+
+    def __init__(self) -> None:
+        self.deleted_events: list[str] = []
+        self.deleted_files: list[str] = []
+        self.may_cancel = asyncio.Event()
+        self.may_cancel.set()
+        self.is_cancelling = asyncio.Event()
+
+    async def cancel(self, *_: Any) -> bool:
+        self.is_cancelling.set()
+        await self.may_cancel.wait()
+        return False
+
+    async def delete(self, job_ids: Sequence[str]) -> None:
+        self.deleted_events += job_ids
+
+    async def delete_files(self, prompt_ids: Sequence[str]) -> None:
+        self.deleted_files += prompt_ids
+
+    async def publish(self, *_: Any) -> None: ...
+    async def publish_end(self, *_: Any) -> None: ...
+    async def publish_status(self, *_: Any) -> None: ...
+    async def notify(self, *_: Any) -> None: ...
+    async def start(self, *_: Any) -> None: ...
+    async def validate(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+
+class Rig:
+    """Submits and ends jobs of tenants."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.jobs = JobStore(database)
+        self.idle = IdleServices()
+        idle: Any = self.idle
+        self.service = JobService(
+            jobs=self.jobs,
+            artifacts=ArtifactStore(database),
+            files=InMemoryNamedFiles({}),
+            blobs=BlobStore(f"file://{folder}"),
+            events=idle,
+            frames=idle,
+            launcher=idle,
+            validator=idle,
+            guard=PermissiveGraphGuard("default"),
+            pools=["default"],
+            networks=AllowedNetworks(),
+        )
+        self.history = JobHistory(self.service, self.jobs)
+
+    async def submit(
+        self, body: Any = RENDER, *, caller: Identity = ANN, ends: bool = False, **more: Any
+    ) -> str:
+        data = json.dumps({**body, **more}).encode()
+        job, _ = await self.service.submit_request(caller, data, TEMPLATES.find, now=NOW)
+        if ends:
+            await self.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None)
+        return job.id
+
+    async def show(self, job_id: str) -> dict[str, Any]:
+        """Return the member ``submitted`` of a job's response."""
+        job = await self.jobs.find(job_id)
+        spec = await self.service.load_small_spec(job)
+        body = render_job_detail(job, [], spec).model_dump(mode="json", exclude_none=True)
+        return dict(body["submitted"])
+
+    async def list_ids(self, owner: str = "ann") -> set[str]:
+        return {job.id for job in (await self.jobs.list_page(owner))[0]}
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
+    await database.ensure_schema()
+    yield Rig(database, tmp_path / "blobs")
+    await database.close()
+
+
+async def test_only_an_ended_job_of_the_caller_is_deleted(rig: Rig) -> None:
+    job, other = await rig.submit(), await rig.submit(caller=BOB, ends=True)
+    with pytest.raises(JobNotFinished, match=f"POST /jobs/{job}/cancel"):
+        await rig.history.delete("ann", job)
+    for unknown in (other, "nonsense"):
+        with pytest.raises(JobNotFound):
+            await rig.history.delete("ann", unknown)
+    await rig.service.cancel(ANN, job)
+    await rig.history.delete("ann", job)
+    assert rig.idle.deleted_events == rig.idle.deleted_files == [job]
+    assert (await rig.list_ids(), await rig.list_ids("bob")) == (set(), {other})
+    with pytest.raises(JobNotFound):
+        await rig.history.delete("ann", job)
+
+
+async def test_delete_by_a_filter_skips_open_jobs(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_CHUNK", 2)
+    label = {"project": "old"}
+    for _ in range(5):
+        await rig.submit(metadata=label, ends=True)
+    kept = {
+        await rig.submit(metadata=label),
+        await rig.submit(metadata={"project": "new"}, ends=True),
+    }
+    other = await rig.submit(caller=BOB, metadata=label, ends=True)
+    where = JobFilter(metadata=label)
+    counted = await rig.history.delete_matching(ANN, where, dry_run=True, cursor=None)
+    assert (counted.matched, counted.done, counted.skipped) == (6, 0, 0)
+    assert len(await rig.list_ids()) == 7
+    result = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
+    assert (result.matched, result.done, result.skipped) == (6, 5, 1)
+    assert result.next_cursor is None
+    assert await rig.list_ids() == kept
+    assert await rig.list_ids("bob") == {other}
+
+
+async def test_a_request_changes_a_bounded_number_and_the_next_continues(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_CHUNK", 2)
+    monkeypatch.setattr(history, "MAX_CHANGED", 4)
+    for _ in range(5):
+        await rig.submit(ends=True)
+    is_open = await rig.submit()
+    where, cursor = JobFilter(kind="render"), None
+    results: list[tuple[int, int, int]] = []
+    while not results or cursor is not None:
+        result = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=cursor)
+        results.append((result.matched, result.done, result.skipped))
+        cursor = result.next_cursor
+    assert results == [(4, 3, 1), (2, 2, 0)]
+    assert await rig.list_ids() == {is_open}
+
+
+async def test_cancel_by_a_filter_concerns_open_jobs_only(rig: Rig) -> None:
+    first, second = await rig.submit(), await rig.submit(metadata={"a": "b"})
+    await rig.submit(metadata={"a": "b"}, ends=True)
+    other = await rig.submit(caller=BOB, metadata={"a": "b"})
+    where = JobFilter(metadata={"a": "b"})
+    counted = await rig.history.cancel_matching(ANN, where, dry_run=True, cursor=None)
+    assert (counted.matched, counted.done) == (1, 0)
+    result = await rig.history.cancel_matching(ANN, where, dry_run=False, cursor=None)
+    assert (result.matched, result.done, result.skipped) == (1, 1, 0)
+    states = {job_id: (await rig.jobs.find(job_id)).status for job_id in (first, second, other)}
+    assert states == {
+        first: JobStatus.QUEUED,
+        second: JobStatus.CANCELLED,
+        other: JobStatus.QUEUED,
+    }
+    ended = JobFilter(statuses=(JobStatus.SUCCEEDED,))
+    none = await rig.history.cancel_matching(ANN, ended, dry_run=False, cursor=None)
+    assert (none.matched, none.done, none.next_cursor) == (0, 0, None)
+
+
+async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
+    job = await rig.submit()
+    rig.idle.may_cancel.clear()
+    where = JobFilter(kind="render")
+    cancelling = asyncio.create_task(
+        rig.history.cancel_matching(ANN, where, dry_run=False, cursor=None)
+    )
+    # Another request of the tenant must wait, but not one of another tenant.
+    await rig.idle.is_cancelling.wait()
+    with pytest.raises(Overloaded):
+        await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
+    await rig.history.delete_matching(BOB, where, dry_run=False, cursor=None)
+    await rig.jobs.finish(job, 1, JobStatus.SUCCEEDED, None)
+    rig.idle.may_cancel.set()
+    result = await cancelling
+    assert (result.matched, result.done, result.skipped) == (1, 0, 1)
+    assert (await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)).done == 1
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_filter_without_conditions_is_refused(rig: Rig, dry_run: bool) -> None:
+    job = await rig.submit()
+    for change in (rig.history.delete_matching, rig.history.cancel_matching):
+        with pytest.raises(InvalidRequest) as caught:
+            await change(ANN, JobFilter(), dry_run=dry_run, cursor=None)
+        assert caught.value.field == "filter"
+    assert (await rig.jobs.find(job)).status is JobStatus.QUEUED
+
+
+async def test_a_render_shows_its_template_and_links_its_graph(rig: Rig) -> None:
+    inputs = {"prompt": "x", "seed": 3}
+    job = await rig.submit({"kind": "render", "template": "swatch", "inputs": inputs})
+    assert (await rig.show(job))["steps"] == [
+        {
+            "kind": "render",
+            "template": "swatch",
+            "inputs": inputs,
+            "graph": f"/jobs/{job}/graph?step=0",
+            "pool": "default",
+            "cache": True,
+        }
+    ]
+    graph = await rig.history.get_graph(await rig.jobs.find(job), 0)
+    assert any(node["class_type"] == "SaveImage" for node in graph.values())
+    plain = await rig.submit(webhook="https://example.com/hook")
+    shown = await rig.show(plain)
+    assert shown["webhook"] == "https://example.com/[hidden]"
+    assert "template" not in shown["steps"][0] and "inputs" not in shown["steps"][0]
+    assert await rig.history.get_graph(await rig.jobs.find(plain), 0) == WORKFLOW
+
+
+async def test_each_child_of_a_batch_has_its_graph(rig: Rig) -> None:
+    job_id = await rig.submit(batch={"seeds": [5, 6]})
+    job = await rig.jobs.find(job_id)
+    graphs = [await rig.history.get_graph(job, index) for index in range(2)]
+    assert [graph["1"]["inputs"]["seed"] for graph in graphs] == [5, 6]
+    assert len((await rig.show(job_id))["steps"]) == 1
+    with pytest.raises(JobNotFound, match="step 2"):
+        await rig.history.get_graph(job, 2)
+
+
+async def test_requests_are_shown_without_credentials(rig: Rig) -> None:
+    chat = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
+    http = {
+        "kind": "http",
+        "request": {
+            "method": "POST",
+            "path": "/svc/x",
+            "headers": {"Authorization": "Bearer secret", "Accept": "a/b"},
+            "body": {"a": 1},
+        },
+    }
+    job = await rig.submit({"kind": "pipeline", "steps": [chat, http]})
+    first, second = (await rig.show(job))["steps"]
+    assert (first["protocol"], first["request"]) == ("openai", chat["request"])
+    assert second["request"] == {
+        "method": "POST",
+        "path": "/svc/x",
+        "headers": {"Authorization": "[hidden]", "Accept": "a/b"},
+        "body": {"a": 1},
+    }
+    with pytest.raises(JobNotFound, match="is no render"):
+        await rig.history.get_graph(await rig.jobs.find(job), 0)
+
+
+async def test_a_large_request_is_left_out(rig: Rig) -> None:
+    messages = [{"role": "user", "content": "x" * 1_100_000}]
+    job = await rig.submit({"kind": "chat", "request": {"model": "m", "messages": messages}})
+    assert await rig.service.load_small_spec(await rig.jobs.find(job)) is None

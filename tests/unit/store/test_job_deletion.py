@@ -1,0 +1,271 @@
+"""Tests that owners can delete ended jobs, and that the files of deleted jobs go later."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.prompt import ComfyFileName
+from moyin.domain.serialization import encode
+from moyin.errors import ArtifactNotFound, JobNotFound, PromptIdTaken
+from moyin.store import pages
+from moyin.store.artifacts import ArtifactFilter, ArtifactStore, derive_step_artifact_id
+from moyin.store.blobs import BlobStore
+from moyin.store.comfy_file_names import UploadStore
+from moyin.store.jobs import JobStore, NewJob
+from moyin.store.pruning import Pruner, PruneResult
+from moyin.store.schema import artifacts
+from moyin.store.sql import Database, now
+
+LATER = timedelta(hours=1)
+
+
+class Rig:
+    """Creates jobs with files, deletes them, and prunes what was deleted."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.jobs = JobStore(database)
+        self.artifacts = ArtifactStore(database)
+        self.uploads = UploadStore(database)
+        self.blobs = BlobStore(f"file://{folder}")
+        self.pruner = Pruner(database, self.blobs)
+        self.folder = folder
+
+    async def job(
+        self,
+        *,
+        owner: str = "ada",
+        picture: bytes = b"picture",
+        graph: str = "a",
+        is_open: bool = False,
+    ) -> NewJob:
+        """Create a job of one render with a picture, which has ended unless ``is_open``."""
+        step = Step(kind=StepKind.RENDER, payload={"1": graph})
+        new = NewJob(
+            id=str(uuid.uuid4()),
+            owner=owner,
+            kind="render",
+            spec=await self.blobs.put(encode(JobSpec(kind="render", steps=(step,)))),
+            heads=((StepKind.RENDER, "default"),),
+            idempotency_key=f"key of {graph}",
+            fingerprint="f",
+            has_chosen_id=True,
+        )
+        await self.jobs.create(new)
+        artifact = await self.artifact(picture, derive_step_artifact_id(new.id, 0, 0))
+        output = await self.blobs.put(b'{"of": "%s"}' % new.id.encode())
+        result = StepResult(index=0, output=output, artifacts=(artifact,))
+        await self.jobs.record_step(new.id, 1, result)
+        if not is_open:
+            await self.jobs.finish(new.id, 1, JobStatus.SUCCEEDED, None)
+        return new
+
+    async def artifact(self, content: bytes, artifact_id: str | None = None) -> Artifact:
+        return Artifact(
+            id=artifact_id or f"art_{uuid.uuid4().hex}",
+            name="a.png",
+            media_type="image/png",
+            size=len(content),
+            sha256=await self.blobs.put(content),
+        )
+
+    async def upload(self, content: bytes) -> Artifact:
+        artifact = await self.artifact(content)
+        await self.artifacts.add(artifact, owner="ada")
+        return artifact
+
+    async def prune(self) -> PruneResult:
+        """Prune what has been deleted until now, as if all files were older."""
+        before = now() + LATER
+        return await self.pruner.run_deleted(before)
+
+    def files(self) -> set[str]:
+        return {file.name for file in self.folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def rig(database: Database, tmp_path: Path) -> Rig:
+    return Rig(database, tmp_path / "blobs")
+
+
+async def test_only_ended_jobs_of_the_owner_are_deleted(rig: Rig) -> None:
+    ended, running = await rig.job(), await rig.job(graph="b", is_open=True)
+    other = await rig.job(owner="bob")
+    ids = [ended.id, running.id, other.id, str(uuid.uuid4())]
+    deletion = await rig.jobs.delete("ada", ids)
+    assert (list(deletion.deleted), list(deletion.still_open)) == ([ended.id], [running.id])
+    with pytest.raises(JobNotFound):
+        await rig.jobs.get("ada", ended.id)
+    for kept in (running, other):
+        assert (await rig.jobs.get(kept.owner, kept.id)).id == kept.id
+        await rig.artifacts.get(kept.owner, derive_step_artifact_id(kept.id, 0, 0))
+    assert list((await rig.jobs.delete("ada", [ended.id])).deleted) == []
+
+
+async def test_artifacts_of_a_deleted_job_are_hidden_at_once(rig: Rig) -> None:
+    job = await rig.job()
+    await rig.jobs.delete("ada", [job.id])
+    artifact_id = derive_step_artifact_id(job.id, 0, 0)
+    with pytest.raises(ArtifactNotFound):
+        await rig.artifacts.get("ada", artifact_id)
+    listed, _ = await rig.artifacts.list_page("ada", ArtifactFilter(), limit=9)
+    assert listed == []
+    # A job that was submitted before still reads it.
+    assert (await rig.artifacts.get_even_if_deleted("ada", artifact_id)).size == 7
+
+
+async def test_an_id_stays_taken_and_an_idempotency_key_becomes_free(rig: Rig) -> None:
+    job = await rig.job()
+    await rig.jobs.delete("ada", [job.id])
+    with pytest.raises(PromptIdTaken):
+        await rig.jobs.create(job)
+    await rig.prune()
+    with pytest.raises(PromptIdTaken):
+        await rig.jobs.create(replace(job, owner="bob", idempotency_key=None))
+    again, is_new = await rig.jobs.create(replace(job, id=str(uuid.uuid4()), fingerprint="g"))
+    assert is_new and again.artifacts == ()
+
+
+async def test_an_id_becomes_free_when_jobs_of_that_age_are_pruned(rig: Rig) -> None:
+    job = await rig.job()
+    await rig.jobs.delete("ada", [job.id])
+    await rig.prune()
+    for before in (now() - LATER, now() + LATER):
+        with pytest.raises(PromptIdTaken):
+            await rig.jobs.create(job)
+        async for _ in rig.pruner.run(before):
+            pass
+    _, is_new = await rig.jobs.create(job)
+    assert is_new
+
+
+async def test_files_go_with_the_last_thing_that_refers_to_them(rig: Rig) -> None:
+    first = await rig.job(picture=b"same", graph="a")
+    second = await rig.job(picture=b"same", graph="b")
+    await rig.jobs.delete("ada", [first.id])
+    # The first job's own graph and output; the second job shows the same picture.
+    assert (await rig.prune()).files == 2
+    [artifact] = (await rig.jobs.get("ada", second.id)).artifacts
+    assert await rig.blobs.get(artifact.sha256) == b"same"
+    await rig.jobs.delete("ada", [second.id])
+    assert (await rig.prune()).files == 3
+    assert rig.files() == set()
+    assert await rig.prune() == PruneResult()
+
+
+async def test_an_upload_with_the_same_content_keeps_the_file(rig: Rig) -> None:
+    job, upload = await rig.job(picture=b"same"), await rig.upload(b"same")
+    await rig.jobs.delete("ada", [job.id])
+    await rig.prune()
+    assert rig.files() == {upload.sha256}
+    await rig.artifacts.delete("ada", upload.id)
+    await rig.prune()
+    assert rig.files() == set()
+
+
+async def test_what_an_open_job_uses_stays_until_that_job_ends(rig: Rig) -> None:
+    job, upload = await rig.job(picture=b"first"), await rig.upload(b"mask")
+    output = derive_step_artifact_id(job.id, 0, 0)
+    user = await rig.job(picture=b"second", graph=f"artifact:{output} {upload.id}", is_open=True)
+    await rig.jobs.delete("ada", [job.id])
+    await rig.artifacts.delete("ada", upload.id)
+    await rig.prune()
+    for artifact_id in (output, upload.id):
+        artifact = await rig.artifacts.get_even_if_deleted("ada", artifact_id)
+        assert await rig.blobs.exists(artifact.sha256)
+    await rig.jobs.finish(user.id, 1, JobStatus.SUCCEEDED, None)
+    await rig.prune()
+    for artifact_id in (output, upload.id):
+        with pytest.raises(ArtifactNotFound):
+            await rig.artifacts.get_even_if_deleted("ada", artifact_id)
+    assert len(rig.files()) == 3, "spec, output and picture of the job that used them"
+
+
+async def test_files_that_were_deleted_lately_stay(rig: Rig) -> None:
+    job = await rig.job()
+    before = rig.files()
+    await rig.jobs.delete("ada", [job.id])
+    assert await rig.pruner.run_deleted(now() - LATER) == PruneResult()
+    assert rig.files() == before
+
+
+async def test_the_name_of_a_deleted_upload_is_free(rig: Rig) -> None:
+    name = ComfyFileName(filename="a.png", subfolder="", type="input")
+    first, second = await rig.artifact(b"first"), await rig.artifact(b"second")
+    await rig.uploads.put("ada", name, first, replace=False)
+    await rig.artifacts.delete("ada", first.id)
+    assert await rig.uploads.find("ada", [name]) == {}
+    assert (await rig.uploads.put("ada", name, second, replace=False)).id == second.id
+    assert (await rig.uploads.find("ada", [name]))[name].id == second.id
+
+
+async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
+    job, upload = await rig.job(), await rig.upload(b"x")
+    video = replace(await rig.artifact(b"film"), media_type="video/mp4")
+    await rig.artifacts.add(video, owner="ada")
+
+    async def find(owner: str = "ada", limit: int = 9, **conditions: Any) -> list[str]:
+        ids, cursor = [], None
+        while True:
+            page, cursor = await rig.artifacts.list_page(
+                owner, ArtifactFilter(**conditions), limit=limit, cursor=cursor
+            )
+            ids += [stored.artifact.id for stored in page]
+            if cursor is None:
+                return ids
+
+    output = derive_step_artifact_id(job.id, 0, 0)
+    assert await find() == await find(limit=1) == [video.id, upload.id, output]
+    assert await find(job_id=job.id) == [output]
+    assert await find(media_type="image/*", limit=1) == [upload.id, output]
+    assert await find(media_type="image/png", job_id=job.id) == [output]
+    assert await find(media_type="image/p*") == await find(media_type="video/m_4") == []
+    assert await find("bob") == await find("bob", job_id=job.id) == []
+    assert await find("bob", media_type="image/png") == []
+
+
+async def test_a_name_of_a_deleted_file_is_free(database: Database, tmp_path: Path) -> None:
+    """Also where the name outlived the file, as in databases of before names were freed."""
+    rig = Rig(database, tmp_path)
+    name = ComfyFileName(filename="a.png", subfolder="", type="input")
+    old = await rig.artifact(b"old", "art_" + "0" * 32)
+    new = await rig.artifact(b"new", "art_" + "1" * 32)
+    await rig.uploads.put("ada", name, old, replace=False)
+    hidden = artifacts.update().where(artifacts.c.id == old.id).values(deleted_at=now())
+    await database.execute(hidden)
+    assert await rig.uploads.put("ada", name, new, replace=False) == new
+    assert await rig.uploads.find("ada", [name]) == {name: new}
+
+
+async def test_files_of_another_tenants_job_leave_no_trace(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MAX_SCANNED", 1)
+    rig = Rig(database, tmp_path)
+    job = await rig.job()
+    by_job = ArtifactFilter(job_id=job.id)
+    mine, _ = await rig.artifacts.list_page("ada", by_job, limit=10)
+    assert len(mine) == 1
+    assert await rig.artifacts.list_page("eve", by_job, limit=10) == ([], None)
+
+
+async def test_a_deleted_upload_can_be_restored(database: Database, tmp_path: Path) -> None:
+    rig = Rig(database, tmp_path)
+    upload = await rig.upload(b"again")
+    await rig.artifacts.delete("ada", upload.id)
+    with pytest.raises(ArtifactNotFound):
+        await rig.artifacts.get("ada", upload.id)
+    await rig.artifacts.add_or_restore(upload, owner="eve")
+    with pytest.raises(ArtifactNotFound):
+        await rig.artifacts.get("ada", upload.id)
+    await rig.artifacts.add_or_restore(upload, owner="ada")
+    assert await rig.artifacts.get("ada", upload.id) == upload
+    await rig.pruner.run_deleted(now() + LATER)
+    assert await rig.artifacts.get("ada", upload.id) == upload

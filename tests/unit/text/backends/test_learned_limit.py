@@ -1,0 +1,157 @@
+"""Tests how the number of calls that an Ollama host runs at a time is learned."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from moyin.system.slots import Slots
+from moyin.text.backends.learned_limit import LearnedLimit, TrackedCall
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Server:
+    """A server that runs ``parallel`` calls at a time, each for ten seconds, without a network."""
+
+    def __init__(self, parallel: int, *, max_limit: int = 64) -> None:
+        self.clock = Clock()
+        self.slots = Slots(64, queue=64, patience=1e6, clock=self.clock)
+        self.limit = LearnedLimit(self.slots, max_limit=max_limit, clock=self.clock)
+        self.parallel = parallel
+        self.calls: list[tuple[ExitStack, TrackedCall]] = []
+
+    def fill(self) -> None:
+        """Send calls, as many as are waiting for ever, while the limit allows."""
+        while len(self.calls) < (self.slots.limit or 0) or self._grows():
+            stack = ExitStack()
+            self.calls.append((stack, stack.enter_context(self.limit.track("chat", 100))))
+            self.clock.now += 0.1
+            if len(self.calls) <= self.parallel:
+                self.calls[-1][1].record_first_token()
+
+    def end_first(self) -> None:
+        """End the oldest call, whereupon the server begins the first call of its own queue."""
+        self.clock.now += 10
+        self.calls.pop(0)[0].close()
+        self.clock.now += 0.1
+        if len(self.calls) >= self.parallel:
+            self.calls[self.parallel - 1][1].record_first_token()
+
+    def _grows(self) -> bool:
+        before = self.slots.limit
+        assert self.slots.on_full is not None
+        self.slots.on_full()
+        return self.slots.limit != before
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 4, 8])
+def test_limit_becomes_what_the_server_runs_at_a_time(parallel: int) -> None:
+    server = Server(parallel)
+    for _ in range(6):
+        server.fill()
+        server.end_first()
+    assert server.slots.limit == parallel
+
+
+def test_limit_is_tried_again_more_and_more_seldom_and_grows_with_the_server() -> None:
+    server = Server(1)
+    tried = []
+    for _ in range(100):
+        server.fill()
+        tried.append(len(server.calls))
+        server.end_first()
+    assert tried.count(2) in (4, 5), "after 60 s, 120 s, 240 s and so on"
+    server.parallel = 2
+    for _ in range(100):
+        server.fill()
+        server.end_first()
+    assert server.slots.limit == 2
+
+
+def test_limit_never_exceeds_the_number_of_connections() -> None:
+    server = Server(8, max_limit=3)
+    for _ in range(6):
+        server.fill()
+        server.end_first()
+    assert server.slots.limit == 3
+
+
+def test_one_late_token_does_not_refute_what_was_proven() -> None:
+    server = Server(2)
+    for _ in range(4):
+        server.fill()
+        server.end_first()
+    server.fill()
+    server.limit.record_waiting(server.calls[1][1])
+    assert server.slots.limit == 2
+    for _ in range(2):
+        server.limit.record_waiting(server.calls[1][1])
+    assert server.slots.limit == 1
+
+
+def test_whole_answers_tell_when_they_began() -> None:
+    server = Server(2)
+    with server.limit.track("chat", 100) as first:
+        with server.limit.track("chat", 100) as second:
+            server.clock.now += 10
+        first.record_first_token(9.9)
+    assert second.running == 2
+    # The second call of the pair: it ended after the first, but began before.
+    with ExitStack() as stack:
+        one = ExitStack()
+        one.enter_context(server.limit.track("chat", 100))
+        two = stack.enter_context(server.limit.track("chat", 100))
+        server.clock.now += 10
+        one.close()
+        server.clock.now += 0.1
+        two.record_first_token(9.9)
+    assert server.slots.limit == 2
+
+
+async def test_waiting_call_begins_when_the_limit_is_tried() -> None:
+    slots = Slots(64, queue=4, patience=1)
+    LearnedLimit(slots, max_limit=8)
+    assert slots.try_acquire("ada")
+    assert not slots.try_acquire("ada")
+    await slots.wait("ada", 1, 1)
+    assert slots.taken == 2
+
+
+@pytest.mark.parametrize(("share", "parallel"), [(0.5, 4), (1.0, 4), (0.5, 2)])
+async def test_a_batch_alone_teaches_the_limit(share: float, parallel: int) -> None:
+    server = Server(parallel)
+    slots = server.slots
+    slots.background_share = share
+    lines = [asyncio.create_task(slots.acquire_in_background("ada", 1e6)) for _ in range(16)]
+    running: list[tuple[ExitStack, TrackedCall]] = []
+    most = 0
+    for _ in range(8):
+        await asyncio.sleep(0)
+        while len(running) < slots.in_background:
+            stack = ExitStack()
+            running.append((stack, stack.enter_context(server.limit.track("chat", 100))))
+            server.clock.now += 0.1
+            if len(running) <= parallel:
+                running[-1][1].record_first_token()
+            await asyncio.sleep(0)
+        most = max(most, len(running))
+        server.clock.now += 10
+        running.pop(0)[0].close()
+        server.clock.now += 0.1
+        if len(running) >= parallel:
+            running[parallel - 1][1].record_first_token()
+        slots.release_in_background("ada")
+        lines.append(asyncio.create_task(slots.acquire_in_background("ada", 1e6)))
+    for line in lines:
+        line.cancel()
+    await asyncio.gather(*lines, return_exceptions=True)
+    assert most >= parallel

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, cast
+
+import pytest
+from pydantic_core import to_json
+
+from moyin.domain.text_batch import BatchDialect, TextBatch
+from moyin.http.problems import ErrorBody
+from moyin.testing.backends import FakeBackend
+from moyin.text.backends.batches import RemoteOutcome, RemoteResult
+from moyin.text.backends.openai_batches import OpenAIBatches
+from moyin.text.batches.native_lines import NativeLines
+from moyin.text.routing.catalog import Alias, Catalog
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.router import Router
+from tests.unit.text.routing.router_rig import CHEAP, Rig
+
+TOOL = {"name": "find", "input_schema": {"type": "object"}}
+
+
+def new_batch(endpoint: str = "/v1/messages") -> TextBatch:
+    moment = datetime.now(UTC)
+    return TextBatch(
+        id="batch_1", owner="ada", dialect=BatchDialect.ANTHROPIC, endpoint=endpoint,
+        input_file_id="file-1", created_at=moment, expires_at=moment,
+    )  # fmt: skip
+
+
+def new_lines(*abilities: str, omit: frozenset[str] = frozenset()) -> NativeLines:
+    """Return the lines of a gateway whose only model is at a back end of OpenAI's format."""
+    rig = Rig(FakeBackend(), tariff=CHEAP, abilities=abilities)
+    rig.runtimes[0].batch_api = OpenAIBatches(cast(Any, None))
+    [deployment] = rig.router.fleet.catalog.deployments
+    catalog = Catalog(
+        deployments=(replace(deployment, batch_tariff=CHEAP),),
+        aliases={"chat": Alias(models=("m0",), omit=omit)},
+    )
+    fleet = Fleet(catalog=catalog, runtimes={"b0": rig.runtimes[0]})
+    router = Router(fleet, rig.ledger, None, rig.telemetry, None)
+    return NativeLines(
+        router, lambda error, *_: ErrorBody(status=502, headers={}, body=error.code.encode())
+    )
+
+
+def body(**changes: Any) -> bytes:
+    messages = [{"role": "user", "content": "hello"}]
+    return to_json({"model": "chat", "max_tokens": 9, "messages": messages, **changes})
+
+
+def test_a_line_from_which_tools_would_be_left_out_is_run_by_a_single_call() -> None:
+    lines = new_lines(omit=frozenset({"tools"}))
+    assert lines.choose(new_batch(), body()) is not None
+    assert lines.choose(new_batch(), body(tools=[TOOL])) is None
+    assert new_lines("tools").choose(new_batch(), body(tools=[TOOL])) is not None
+
+
+@pytest.mark.parametrize(("abilities", "is_sent"), [((), False), (("thinking",), True)])
+def test_a_model_that_does_not_reason_gets_no_level_of_effort(
+    abilities: tuple[str, ...], is_sent: bool
+) -> None:
+    chosen = new_lines(*abilities).choose(new_batch(), body(output_config={"effort": "low"}))
+    assert chosen is not None
+    assert ("reasoning_effort" in chosen[1].body) is is_sent
+
+
+def test_an_answer_that_the_clients_protocol_cannot_express_is_booked() -> None:
+    lines = new_lines("tools")
+    call = {"id": "c", "type": "function", "function": {"name": "find", "arguments": "{oh"}}
+    answer = {
+        "id": "a", "model": "up",
+        "choices": [
+            {"message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
+        ],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 500},
+    }  # fmt: skip
+    found = RemoteResult(custom_id="x-1", outcome=RemoteOutcome.ANSWERED, body=answer)
+    deployment, api = lines.find_deployment("b0", "m0"), lines.get_api("b0")
+    assert deployment is not None and api is not None
+    decoded = lines.decode(new_batch(), 1, body(tools=[TOOL]), found, deployment, api)
+    assert decoded is not None
+    result, [entry] = decoded
+    assert result.error_code is not None and entry.error == result.error_code
+    assert not entry.complete
+    assert (entry.input_tokens, entry.output_tokens) == (1000, 500)
+    assert entry.cost_usd == Decimal("0.002")

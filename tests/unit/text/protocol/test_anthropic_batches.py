@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
+from pydantic_core import from_json, to_json
+
+from moyin.domain.identity import Identity
+from moyin.domain.text_batch import BatchLine, BatchStatus, LineResult, TextBatch
+from moyin.errors import BodyTooLarge, InvalidJson, MoyinError
+from moyin.text.protocol.anthropic import batches
+from moyin.text.protocol.anthropic.batches import (
+    AnthropicBatchFormat,
+    new_batch,
+    read_batch_requests,
+    render_batch,
+)
+
+NOW = datetime.now(UTC)
+BATCH = new_batch(Identity(owner="ada", key_id="k"), "file-1", total=4, created_at=NOW)
+
+
+def shown(batch: TextBatch) -> MessageBatch:
+    """The batch object, which is valid by Anthropic's package in strict mode."""
+    return MessageBatch.model_validate_json(to_json(render_batch(batch, "http://r")), strict=True)
+
+
+def request(custom_id: str, **params: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "params": params}
+
+
+def read(body: bytes, max_request_bytes: int = 1024 * 1024) -> Iterator[bytes]:
+    return read_batch_requests(body, max_request_bytes)
+
+
+def test_requests_are_read_one_by_one_whatever_is_in_their_strings() -> None:
+    odd = 'a "quote\\" } ] , {"requests": [ \n'
+    requests = [request("a", text=odd, deep={"x": [{"y": []}]}), request("b-_9", n=[[1], {}])]
+    extra = {"user_profile_id": None, "betas": ["x"], "requests": requests}
+    for body in (to_json(extra), to_json(extra, indent=2)):
+        lines = list(read(body))
+        assert [from_json(line) for line in lines] == requests
+        assert not any(b"\n" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"{", None),
+        (b"[]", "requests"),
+        (b"7", "requests"),
+        (b'{"requests": []}', "requests"),
+        (b'{"requests": {"a": {}}}', "requests"),
+        (b'{"requests": [1]}', "requests"),
+        (b'{"requests": [[{}]]}', "requests"),
+        (b'{"more": {"requests": [{}]}}', "requests"),
+        (b'{"requests": [{"custom_id": "a"}]}', "requests.0.params"),
+        (b'{"requests": [{"custom_id": "a b", "params": {}}]}', "requests.0.custom_id"),
+        (b'{"requests": [{"custom_id": 7, "params": {}}]}', "requests.0.custom_id"),
+        (
+            b'{"requests": [{"custom_id":"a","params":{}}, {"custom_id":"a","params":{}}]}',
+            "requests.1.custom_id",
+        ),
+        (
+            b'{"requests": [{"custom_id": "a", "params": {"stream": true}}]}',
+            "requests.0.params.stream",
+        ),
+        (b'{"requests": [{"custom_id": "a", "params": {}, "x": 1}]}', "requests.0.x"),
+        (b'{"requests": [{"custom_id": "a", "params": {}}], "more": 1}', "more"),
+        (b'{"requests": [{"custom_id": "a", "params": {}}', None),
+        (b'{"requests": [{"custom_id": "a", "params": {"x": NaN}}]}', None),
+        (b'{"requests": [{"custom_id": "a", "params": {}}], "requests": [{}]}', None),
+    ],
+)
+def test_a_wrong_body_is_refused_by_its_field(body: bytes, field: str | None) -> None:
+    with pytest.raises(MoyinError) as caught:
+        list(read(body))
+    if field is not None:
+        assert caught.value.field == field
+    elif b'"requests": [{}]' not in body:
+        assert isinstance(caught.value, InvalidJson)
+
+
+def test_the_number_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MAX_REQUESTS", 2)
+    with pytest.raises(MoyinError, match="at most 2 requests"):
+        list(read(to_json({"requests": [request(n) for n in "abc"]})))
+
+
+def test_the_work_of_reading_a_body_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BodyTooLarge, match="nested at most 200"):
+        list(read(b'{"requests":[' + b"[" * 1_000_000))
+    monkeypatch.setattr(batches, "_MAX_TOKENS", 10)
+    with pytest.raises(BodyTooLarge, match="at most 10 strings"):
+        list(read(to_json({"requests": [request(n) for n in "abc"]})))
+
+
+def test_a_request_that_is_longer_than_a_line_may_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, large = request("a"), request("b", text="x" * 100)
+    size = len(to_json(large))
+    body = to_json({"requests": [small, large]})
+    assert len(list(read(body, size))) == 2
+    with pytest.raises(BodyTooLarge, match="at most") as caught:
+        list(read(body, size - 1))
+    assert caught.value.field == "requests.1"
+    # The line of the first has more bytes than it has in the body.
+    short = b'{"requests":[{"custom_id":"a","params":{"n":1e15}}]}'
+    with pytest.raises(BodyTooLarge) as caught:
+        list(read(short, len(b'{"custom_id":"a","params":{"n":1e15}}')))
+    assert caught.value.field == "requests.0"
+    monkeypatch.setattr(batches, "_MAX_SKELETON", 100)
+    assert len(list(read(body, size))) == 2
+    for long in (
+        b'{"a":"%b","requests":[{"custom_id":"a","params":{}}]}',
+        b'{"requests":[],"a":"%b"}',
+    ):
+        with pytest.raises(BodyTooLarge, match="outside"):
+            list(read(long % (b"x" * 100), size))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"requests":["' + b'\\"' * 3_000_000,
+        b'{"requests":[{"a":"' + b'\\"{' * 3_000_000,
+        b'{"requests":["' + b"\\" * 6_000_001,
+        b'{"requests":[' + b'"\\"' * 1_000_000,
+        b'{"requests":[' + b"]" * 1_000_000,
+        b'{"requests":[' + b"{}" * 1_000_000,
+    ],
+)
+def test_reading_a_hostile_body_takes_time_in_proportion_to_its_size(body: bytes) -> None:
+    # In quadratic time, these take hours.
+    with pytest.raises(MoyinError):
+        list(read(body))
+
+
+def test_a_batch_shows_its_counts_when_it_has_ended() -> None:
+    open_batch = shown(BATCH)
+    assert open_batch.processing_status == "in_progress"
+    assert open_batch.request_counts.processing == 4 and open_batch.results_url is None
+    canceling = replace(BATCH, status=BatchStatus.CANCELLING, cancelling_at=NOW)
+    assert shown(canceling).processing_status == "canceling"
+    ended = replace(canceling, ended_at=NOW, completed=1, failed=2)
+    canceled = shown(replace(ended, status=BatchStatus.CANCELLED))
+    counts = canceled.request_counts
+    assert (counts.succeeded, counts.errored, counts.canceled, counts.expired) == (1, 2, 1, 0)
+    assert (canceled.processing_status, canceled.results_url) == ("ended", "http://r")
+    expired = shown(replace(ended, status=BatchStatus.EXPIRED)).request_counts
+    assert (expired.canceled, expired.expired, expired.processing) == (0, 1, 0)
+    old = shown(replace(ended, status=BatchStatus.COMPLETED, ended_at=NOW - timedelta(days=30)))
+    assert old.archived_at is not None and old.results_url is None
+
+
+def test_each_result_has_its_type() -> None:
+    line = BatchLine(number=1, custom_id='a"b', start=0, size=1)
+    error = {"type": "error", "error": {"type": "api_error", "message": "m"}, "request_id": "r"}
+    message: dict[str, Any] = {
+        "id": "m", "type": "message", "role": "assistant", "model": "c", "content": [],
+        "stop_reason": "end_turn", "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }  # fmt: skip
+    answered = LineResult(number=1, http_status=200, body=to_json(message, indent=1))
+    failed = LineResult(number=1, http_status=500, body=to_json(error), error_code="x")
+    cancelled = replace(BATCH, cancelling_at=NOW)
+    cases = {
+        "succeeded": (BATCH, answered),
+        "errored": (BATCH, failed),
+        "expired": (BATCH, None),
+        "canceled": (cancelled, None),
+    }
+    for kind, (batch, result) in cases.items():
+        rendered = AnthropicBatchFormat().render_result(batch, replace(line, result=result))
+        assert b"\n" not in rendered
+        parsed = MessageBatchIndividualResponse.model_validate_json(rendered, strict=True)
+        assert (parsed.custom_id, parsed.result.type) == ('a"b', kind)

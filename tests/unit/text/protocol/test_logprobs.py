@@ -1,0 +1,147 @@
+"""Tests that the probabilities of tokens cross from every protocol to every back end that has them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from moyin.domain.chat import ChatRequest, ChatResponse, TextDelta
+from moyin.errors import InvalidRequest, UnsupportedFeature
+from moyin.testing.ollama_host import FakeOllamaHost
+from moyin.text.backends.ollama import OllamaBackend
+from moyin.text.protocol.anthropic.request_to_upstream import (
+    chat_request_to_upstream as to_anthropic,
+)
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream as to_openai
+from moyin.text.protocol.openai.response import chat_response_to_domain as from_openai
+from moyin.text.protocol.openai.stream import StreamReader
+from moyin.text.protocol.responses.codec import ResponsesCodec
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+REQUESTS: dict[str, tuple[ProtocolCodec, dict[str, Any]]] = {
+    "openai": (OpenAICodec(), {**CHAT, "logprobs": True, "top_logprobs": 2}),
+    "chat": (OllamaChatCodec(), {**CHAT, "logprobs": True, "top_logprobs": 2}),
+    "generate": (
+        OllamaGenerateCodec(),
+        {"model": "m", "prompt": "Hi", "logprobs": True, "top_logprobs": 2},
+    ),
+    "responses": (
+        ResponsesCodec(),
+        {
+            "model": "m",
+            "input": "Hi",
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 2,
+        },
+    ),
+}
+TOKEN = {"token": "Hi", "logprob": -0.25, "bytes": [72, 105]}
+OTHER = {"token": "Yo", "logprob": -1.5, "bytes": [89, 111]}
+EXPECTED = [{**TOKEN, "top_logprobs": [TOKEN, OTHER]}]
+
+
+def parse(name: str, **members: Any) -> ParsedRequest:
+    codec, body = REQUESTS[name]
+    return codec.parse(json.dumps({**body, **members}).encode())
+
+
+def to_domain(name: str, **members: Any) -> ChatRequest:
+    request = parse(name, **members).to_domain("smollm2")
+    assert isinstance(request, ChatRequest)
+    return request
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[OllamaBackend]:
+    async with FakeOllamaHost().running() as host:
+        backend = OllamaBackend(host.url, contexts={}, connections=2)
+        yield backend
+        await backend.close()
+
+
+def deadline() -> float:
+    return asyncio.get_running_loop().time() + 5
+
+
+def read_client_logprobs(name: str, body: dict[str, Any]) -> Any:
+    if name == "openai":
+        return body["choices"][0]["logprobs"]["content"]
+    if name == "responses":
+        return body["output"][0]["content"][0]["logprobs"]
+    return body["logprobs"]
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_whole_answer_of_an_ollama_has_them(name: str, backend: OllamaBackend) -> None:
+    answer = await backend.chat(to_domain(name), deadline())
+    body = json.loads(parse(name).encode_response(answer))
+    assert read_client_logprobs(name, body) == EXPECTED
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_streamed_answer_of_an_ollama_has_them(name: str, backend: OllamaBackend) -> None:
+    writer = parse(name, stream=True).create_stream_writer()
+    deltas = backend.stream(to_domain(name, stream=True), deadline())
+    text = b"".join([writer.write(delta) async for delta in deltas]).decode()
+    lines = [line.removeprefix("data: ") for line in text.splitlines()]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    if name == "openai":
+        tokens = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
+        found = [token["content"] for token in tokens if token]
+    elif name == "responses":
+        kinds = ("response.output_text.delta", "response.output_text.done")
+        found = [event["logprobs"] for event in events if event["type"] in kinds]
+        assert read_client_logprobs(name, events[-1]["response"]) == EXPECTED
+        assert len(found) == 2
+    else:
+        found = [event["logprobs"] for event in events if "logprobs" in event]
+    assert found and all(tokens == EXPECTED for tokens in found)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_openai_wires_are_asked_for_them_and_claude_refuses(name: str) -> None:
+    request = to_domain(name)
+    body = to_openai(request, stream=False)
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
+    with pytest.raises(UnsupportedFeature) as caught:
+        to_anthropic(request)
+    assert caught.value.field == "logprobs"
+
+
+def test_answers_of_openai_wires_have_them() -> None:
+    choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": EXPECTED}}
+    whole = from_openai({"choices": [{**choice, "message": {"content": "Hi"}}]})
+    assert isinstance(whole, ChatResponse)
+    assert json.loads(parse("chat").encode_response(whole))["logprobs"] == EXPECTED
+    event = json.dumps({"choices": [{**choice, "delta": {"content": "Hi"}}]})
+    (delta,) = (
+        delta
+        for delta in StreamReader().feed(f"data: {event}\n\n".encode())
+        if isinstance(delta, TextDelta)
+    )
+    assert delta.logprobs == whole.logprobs != ()
+
+
+def test_answers_without_them_have_null_or_no_member() -> None:
+    whole = from_openai(
+        {"choices": [{"message": {"content": "Hi"}, "logprobs": None, "finish_reason": "stop"}]}
+    )
+    assert json.loads(parse("openai").encode_response(whole))["choices"][0]["logprobs"] is None
+    assert "logprobs" not in json.loads(parse("chat").encode_response(whole))
+
+
+@pytest.mark.parametrize(
+    "members", [{"logprobs": False, "top_logprobs": 1}, {"top_logprobs": 21}, {"top_logprobs": -1}]
+)
+@pytest.mark.parametrize("name", ["openai", "chat", "generate"])
+def test_impossible_numbers_of_alternatives_are_refused(name: str, members: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        to_domain(name, **members)
+    assert caught.value.field == "top_logprobs"

@@ -1,0 +1,204 @@
+"""Requests of operations: what is refused, what is reserved, and what is read from answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import wave
+from typing import Any
+
+import pytest
+
+from moyin.domain.money import Usage
+from moyin.errors import InvalidRequest, MoyinError, UnsupportedFeature
+from moyin.http.multipart import FormFile, MultipartForm
+from moyin.text.audio import measure_seconds
+from moyin.text.protocol.openai.operations import (
+    parse_moderation,
+    parse_rerank,
+    parse_speech,
+    read_tokens,
+)
+from moyin.text.protocol.openai.uploads import (
+    ImageEditRequest,
+    ImageVariationRequest,
+    TranscriptionRequest,
+)
+from tests.unit.http.test_multipart import MemoryFile
+
+MODERATION = {"input": "hello"}
+RERANK = {"model": "m", "query": "q", "documents": ["a", "b"]}
+SPEECH = {"model": "m", "input": "hello", "voice": "alloy"}
+PARSERS: Any = {"moderation": parse_moderation, "rerank": parse_rerank, "speech": parse_speech}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "field"),
+    [
+        ("moderation", {}, "input"),
+        ("moderation", {"input": []}, "input"),
+        ("moderation", {"input": 5}, "input"),
+        ("moderation", {"input": [{"type": "text"}]}, "input.0.text"),
+        (
+            "moderation",
+            {"input": [{"type": "image_url", "image_url": {"url": "file:///etc"}}]},
+            "input.0.image_url.url",
+        ),
+        ("rerank", {**RERANK, "documents": []}, "documents"),
+        ("rerank", {**RERANK, "top_n": 0}, "top_n"),
+        ("rerank", {**RERANK, "query": ""}, "query"),
+        ("rerank", {**RERANK, "documents": [{"text": "a", "image": "u"}]}, "documents.0.image"),
+        ("speech", {**SPEECH, "input": ""}, "input"),
+        ("speech", {**SPEECH, "speed": 9}, "speed"),
+        ("speech", {"input": "hello", "voice": "alloy"}, "model"),
+        ("speech", {**SPEECH, "stream_format": "ws"}, "stream_format"),
+    ],
+)
+def test_bad_members_are_named(kind: str, body: dict[str, Any], field: str) -> None:
+    with pytest.raises(MoyinError) as caught:
+        PARSERS[kind](json.dumps(body).encode())
+    assert caught.value.field == field
+    assert isinstance(caught.value, InvalidRequest | UnsupportedFeature)
+
+
+def test_members_pass_to_the_back_end() -> None:
+    request = parse_speech(
+        json.dumps({**SPEECH, "instructions": "whisper", "x": {"y": 1}}).encode()
+    )
+    body = request.to_upstream("tts-1").get_content()
+    assert isinstance(body, bytes)
+    assert json.loads(body) == {
+        **SPEECH,
+        "model": "tts-1",
+        "instructions": "whisper",
+        "x": {"y": 1},
+    }
+
+
+def test_a_moderation_without_a_model_chooses_one() -> None:
+    assert parse_moderation(b'{"input": "a"}').model == "auto"
+    assert parse_moderation(b'{"input": "a", "model": null}').model == "auto"
+
+
+def test_long_documents_may_be_several_searches() -> None:
+    documents = ["x" * 499] * 100 + ["y" * 1000]
+    request = parse_rerank(json.dumps({**RERANK, "documents": documents}).encode())
+    assert request.expected_usage.quantity == 2
+    assert request.max_usage.quantity == 2
+    documents = ["x" * 5000] * 100
+    request = parse_rerank(json.dumps({**RERANK, "documents": documents}).encode())
+    assert (request.expected_usage.quantity, request.max_usage.quantity) == (1, 11)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 4, "total_tokens": 4}, Usage(input_tokens=4)),
+        ({"total_tokens": 4}, Usage(input_tokens=4)),
+        ({"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}, Usage(input_tokens=3, output_tokens=2)),
+        ({"type": "duration", "seconds": 3}, Usage()),
+        ({"total_tokens": "many"}, Usage()),
+        (None, Usage()),
+        ([], Usage()),
+    ],
+)  # fmt: skip
+def test_tokens_have_several_names(usage: Any, tokens: Usage) -> None:
+    assert read_tokens({"usage": usage}) == tokens
+
+
+def file(field: str, size: int = 10_000, name: str = "a") -> FormFile:
+    content = MemoryFile(b"x" * size)
+    return FormFile(field=field, name=name, content_type="", size=size, content=content)
+
+
+def form(*files: FormFile, **fields: str) -> MultipartForm:
+    return MultipartForm(fields=list(fields.items()), files=files)
+
+
+def repeat(received: MultipartForm, **fields: str) -> MultipartForm:
+    """Return a form with fields that it may have already."""
+    return MultipartForm(fields=[*received.fields, *fields.items()], files=received.files)
+
+
+@pytest.mark.parametrize(
+    ("data", "usage"),
+    [
+        ({"text": "a", "usage": {"type": "duration", "seconds": 3.2}}, 4),
+        ({"text": "a", "duration": 7.0}, 7),
+        ({"text": "a", "duration": "7.5"}, 8),
+        ({"text": "a", "duration": "NaN"}, 12),
+        ({"text": "a", "duration": -1}, 12),
+        ({"text": "a"}, 12),
+        (None, 12),
+    ],
+)
+def test_seconds_are_those_of_the_back_end_or_of_the_file(data: Any, usage: int) -> None:
+    request = TranscriptionRequest(form(file("file"), model="m"), 11.5)
+    found = request.read_usage(data)
+    assert found.quantity == usage
+    assert found.is_estimated is (usage == 12)
+
+
+def test_a_forged_length_neither_avoids_the_reservation_nor_inflates_the_estimate() -> None:
+    upload = file("file", 30_000_000)
+    short = TranscriptionRequest(form(upload, model="m"), 1.0)
+    assert short.max_usage.quantity == 10_000
+    long = TranscriptionRequest(form(upload, model="m"), 1e9)
+    assert long.expected_usage.quantity == long.max_usage.quantity == 60_000
+    unknown = TranscriptionRequest(form(upload, model="m"), None)
+    assert unknown.max_usage.quantity == 60_000
+    assert unknown.expected_usage.quantity == 7_500
+
+
+@pytest.mark.parametrize(
+    ("received", "field"),
+    [
+        (form(model="m"), "file"),
+        (form(file("file", 0), model="m"), "file"),
+        (form(file("file"), file("file"), model="m"), "file"),
+        (form(file("file")), "model"),
+        (form(file("file"), model=""), "model"),
+        (form(file("file"), model="m", url="http://127.0.0.1"), "url"),
+    ],
+)
+def test_bad_transcriptions(received: MultipartForm, field: str) -> None:
+    with pytest.raises((InvalidRequest, UnsupportedFeature)) as caught:
+        TranscriptionRequest(received, None)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("received", "field"),
+    [
+        (form(file("image")), "prompt"),
+        (form(prompt="p"), "image"),
+        (form(file("image"), prompt="p", n="0"), "n"),
+        (form(file("image"), prompt="p", n="1.5"), "n"),
+        (form(*[file("image[]")] * 17, prompt="p"), "image"),
+        (repeat(form(file("image"), prompt="p", n="10"), n="1"), "n"),
+        (repeat(form(file("image"), prompt="p"), prompt="q"), "prompt"),
+        (repeat(form(file("image"), prompt="p", model="m"), model="n"), "model"),
+    ],
+)
+def test_bad_edits(received: MultipartForm, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ImageEditRequest(received)
+    assert caught.value.field == field
+
+
+def test_pictures_that_were_made_are_billed() -> None:
+    request = ImageVariationRequest(form(file("image"), n="3"))
+    assert request.max_usage.quantity == 3
+    assert request.read_usage({"data": [{}, {}]}).quantity == 2
+    assert request.read_usage({"data": [{}] * 4}).quantity == 4
+    assert request.read_usage(None).quantity == 3
+
+
+async def test_the_length_of_audio_is_read() -> None:
+    content = io.BytesIO()
+    with wave.open(content, "wb") as writer:
+        writer.setparams((1, 2, 8000, 0, "NONE", ""))
+        writer.writeframes(bytes(2 * 8000 * 3))
+    assert await measure_seconds(content, "a.bin") == 3
+    assert await measure_seconds(io.BytesIO(b"no audio at all"), "a.mp3") is None
+    assert await measure_seconds(io.BytesIO(content.getvalue()[:20]), "a.wav") is None

@@ -1,0 +1,33 @@
+"""Tests the estimates of a model's latency on one back end."""
+
+from __future__ import annotations
+
+from moyin.domain.money import TokenSpeed
+from moyin.text.routing.latency import LatencyEstimator, LatencyPrior
+
+SLOW = LatencyPrior(first_token=10.0, speed=TokenSpeed(prompt=100.0, output=1.0))
+
+
+def record(estimator: LatencyEstimator, first_token_seconds: float) -> None:
+    for _ in range(100):
+        estimator.record(
+            prompt_tokens=50,
+            output_tokens=10,
+            first_token_seconds=first_token_seconds,
+            seconds=2 * first_token_seconds,
+            concurrency=1,
+        )
+
+
+def test_host_that_was_never_measured_is_expected_to_be_faster_than_its_peers() -> None:
+    peers: list[LatencyEstimator] = []
+    first, second, third = (LatencyEstimator(SLOW, lambda: 0.0, lambda: peers) for _ in range(3))
+    peers.extend((first, second, third))
+    assert third.estimate_first_token_seconds(50) == 10.5, "no host was measured"
+    record(first, 0.5)
+    record(second, 2.0)
+    fastest = first.estimate_first_token_seconds(50)
+    assert 0.5 * fastest < third.estimate_first_token_seconds(50) < fastest
+    assert third.estimate_seconds_per_token() < first.estimate_seconds_per_token()
+    record(third, 20.0)
+    assert third.estimate_first_token_seconds(50) > 10, "its own measurements count"

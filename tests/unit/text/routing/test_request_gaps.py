@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.chat import ChatRequest
+from moyin.errors import InvalidRequest, ServiceUnavailable, UnsupportedFeature
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.explanation import Explanation
+from tests.unit.text.routing.router_rig import Rig
+
+SEED = UnsupportedFeature("seed is not supported: omit it", field="seed")
+ARGUMENTS = InvalidRequest("messages.1: must be a JSON object", field="messages.1")
+
+
+def explain(rig: Rig, **changes: object) -> Explanation:
+    codec = OpenAICodec()
+    context = RoutingContext(request_id="r1", owner="ada", headers=())
+    return rig.router.explain(codec, codec.parse(rig.body(**changes)), context)
+
+
+def of(*gaps: Any) -> Rig:
+    """Return a rig over back ends of Anthropic's API, each with a gap or None."""
+    return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
+
+
+async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None:
+    rig = of(SEED, None)
+    explanation = explain(rig)
+    assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
+    [exclusion] = explanation.exclusions
+    assert (exclusion.deployment.backend, exclusion.reason) == ("b0", SEED.message)
+    answer = await rig.ask()
+    assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
+    # It was not called, and so it is not blamed.
+    assert rig.runtimes[0].health.is_up
+
+
+@pytest.mark.parametrize("gaps", [(SEED, ARGUMENTS), (ARGUMENTS, SEED), (SEED,)])
+async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
+    rig = of(*gaps)
+    error = explain(rig).error
+    with pytest.raises(type(gaps[0])) as caught:
+        await rig.ask()
+    assert error is not None and error.code == caught.value.code == gaps[0].code
+
+
+async def test_a_back_end_that_is_down_may_have_no_gap() -> None:
+    rig = Rig(FakeBackend(), FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=SEED))
+    rig.runtimes[0].is_up = False
+    error = explain(rig).error
+    with pytest.raises(ServiceUnavailable):
+        await rig.ask()
+    assert isinstance(error, ServiceUnavailable)
+
+
+def test_members_that_only_the_clients_own_protocol_has_are_gaps_of_others() -> None:
+    rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), FakeBackend())
+    explanation = explain(rig, n=2)
+    assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
+    assert explanation.exclusions[0].reason.startswith("n requires")
+
+
+async def test_files_are_translated_for_a_server_that_reads_none() -> None:
+    part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
+    messages = [{"role": "user", "content": [part]}]
+    refused = UnsupportedFeature("files are not supported", field="messages")
+    blind, able = FakeBackend(gap=refused), FakeBackend()
+    blind.reads_files = False
+    explanation = explain(Rig(blind, able), messages=messages)
+    assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
+    assert [e.reason for e in explanation.exclusions] == [refused.message]
+    # The same server gets the bytes of other requests.
+    assert explain(Rig(blind)).error is None
+    blind.gap = None
+    await Rig(blind).ask(messages=messages)
+    assert [type(request) for request in blind.requests] == [ChatRequest]
