@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.comfy_api.counts import OpenPromptCounts
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.protocol.response import build_end_message
-from moyin.domain.job import Job
+from moyin.domain.job import Job, JobStatus
 from moyin.domain.prompt import build_channel_name
 from moyin.errors import ServiceUnavailable
 from moyin.render.protocol.binary import to_plain_preview
@@ -48,6 +48,10 @@ _NOTIFY_WAIT = timedelta(seconds=0.5)
 # An HTTP response may overtake a WebSocket message that was sent before on another connection.
 _OVERTAKE_SECONDS = 0.02
 _PROGRESS = b'{"type":"progress",'
+_START = b'{"type":"execution_start",'
+# A prompt's first message waits at most this long until the job's row shows that it runs.
+_START_WAIT_SECONDS = 3.0
+_START_POLL_SECONDS = 0.02
 # The stores raise these errors while they are unavailable. They do not end the connection.
 _STORE_ERRORS = (SQLAlchemyError, OSError, ServiceUnavailable)
 _STORE_WARNING = "messages to a ComfyUI client are delayed, as a store is unavailable: %s"
@@ -221,9 +225,25 @@ class PromptNotifier:
             # ComfyUI may send messages for a moment after a prompt has been cancelled.
             return
         elif frame.kind is FrameKind.TEXT:
+            if frame.body.startswith(_START):
+                await self._wait_until_running(frame.prompt)
             await self._send_text(frame)
         else:
             await self._send_preview(frame)
+
+    async def _wait_until_running(self, prompt_id: str) -> None:
+        """Wait until the queue shows the prompt as running, so that a client finds it there.
+
+        Frames take a shorter way than the status, which the pool's worker writes to the row. If the
+        row is not written within three seconds, the client gets the message anyway.
+        """
+        with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
+            async with asyncio.timeout(_START_WAIT_SECONDS):
+                while True:
+                    jobs = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
+                    if all(job.status is not JobStatus.QUEUED for job in jobs):
+                        return
+                    await asyncio.sleep(_START_POLL_SECONDS)
 
     async def _resume_if_retried(self, prompt_id: str) -> None:
         """Forward the messages of an ended prompt again if its job has been retried."""

@@ -10,6 +10,7 @@ import pytest
 from pydantic_core import to_json
 from sqlalchemy.exc import OperationalError
 
+from moyin.comfy_api import notifier
 from moyin.domain.job import Job, JobStatus
 from moyin.domain.prompt import PromptRecord
 from moyin.errors import ServiceUnavailable
@@ -52,7 +53,7 @@ def build_end_message(job: Job) -> tuple[str, dict[str, Any]]:
 
 
 async def test_a_client_receives_a_status_and_then_its_prompts_messages_in_order(rig: Rig) -> None:
-    job = await rig.job()
+    job = await rig.job(begun=True)
     async with rig.client() as client:
         assert await receive(client) == status_message(1, sid=CLIENT)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
@@ -60,6 +61,30 @@ async def test_a_client_receives_a_status_and_then_its_prompts_messages_in_order
         for kind in ("execution_start", "executed"):
             rig.frames.coming.put_nowait(text_frame(job, kind))
         assert [(await receive(client))[0] for _ in range(2)] == ["execution_start", "executed"]
+
+
+async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(rig: Rig) -> None:
+    job, other = await rig.job(), await rig.job(begun=True)
+    async with rig.client() as client:
+        await receive(client)
+        rig.frames.coming.put_nowait(text_frame(other, "execution_start"))
+        assert (await receive(client))[0] == "execution_start"
+        rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
+        await asyncio.sleep(0.1)
+        assert client.is_idle()
+        await rig.jobs.start(job.id, 1)
+        assert (await receive(client))[0] == "execution_start"
+
+
+async def test_a_prompts_start_is_sent_at_last_though_its_row_is_not_written(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier, "_START_WAIT_SECONDS", 0.1)
+    job = await rig.job()
+    async with rig.client() as client:
+        await receive(client)
+        rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
+        assert (await receive(client))[0] == "execution_start"
 
 
 async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
