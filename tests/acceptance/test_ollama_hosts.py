@@ -220,5 +220,12 @@ async def _open_two(
         await response.content.readline()
         return response
 
-    first, second = await asyncio.gather(open_stream(), open_stream())
+    opened = await asyncio.gather(open_stream(), open_stream(), return_exceptions=True)
+    errors = [answer for answer in opened if isinstance(answer, BaseException)]
+    streams = [answer for answer in opened if not isinstance(answer, BaseException)]
+    if errors:
+        for stream in streams:
+            stream.close()
+        raise errors[0]
+    first, second = streams
     return first, second
