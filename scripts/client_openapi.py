@@ -127,8 +127,18 @@ def _shorten(name: str) -> str:
 
 
 def _rename(value: Any) -> Any:
+    """Return a part of a document with short names, and without the titles that repeat names."""
     text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten(match[1]), json.dumps(value))
-    return json.loads(text)
+    return json.loads(text, object_hook=_drop_titles)
+
+
+def _drop_titles(members: dict[str, Any]) -> dict[str, Any]:
+    # A property with the name `title` has a schema, which is no text.
+    return {
+        name: value
+        for name, value in members.items()
+        if name not in ("title", "operationId") or not isinstance(value, str)
+    }
 
 
 def _list_references(value: Any) -> Iterator[str]:
