@@ -16,6 +16,7 @@ import pytest
 
 from tests.acceptance.typescript_client import FOLDER, build_typescript_client
 from tests.chaos import victims
+from tests.chaos.client import StackClient
 from tests.stack import ROOT, RunningStack
 
 SCENARIO = Path(__file__).parent / "client_scenario"
@@ -32,7 +33,7 @@ def kill_gateways(stack: RunningStack) -> int:
 def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], list[int]]:
     """Return the results of one client, and the gateways that were killed meanwhile."""
     # ComfyUI keeps results, so that only another duration makes the render take its time again.
-    seconds = 5 + secrets.randbelow(1_000_000) / 1e6
+    seconds = 10 + secrets.randbelow(1_000_000) / 1e6
     variables = {
         "run": f"run-{secrets.token_hex(6)}",
         "seconds": seconds,
@@ -57,6 +58,9 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
         for line in runner.stdout:
             message = json.loads(line)
             if "kill" in message:
+                # Otherwise the client might have all events already.
+                job = StackClient(stack.url, stack.api_key).job(message["kill"])
+                assert job["status"] == "running", "the render ended before the gateway was killed"
                 killed.append(kill_gateways(stack))
                 runner.stdin.write("\n")
                 runner.stdin.flush()

@@ -3,7 +3,7 @@
  * prints with the Python client's.
  *
  * The first line of its input is JSON with the scenario and how to reach the stack. It prints JSON lines:
- * `{"kill": true}`, after which it waits for a line, and at the end `{"results": [...]}`.
+ * `{"kill": "ID OF THE JOB"}`, after which it waits for a line, and at the end `{"results": [...]}`.
  */
 
 import { createHash } from "node:crypto";
@@ -65,7 +65,7 @@ class Runner {
       events.push(event);
       if (event.type === killAt) {
         killAt = undefined;
-        print({ kill: true });
+        print({ kill: job.id });
         await lines.next();
       }
     }

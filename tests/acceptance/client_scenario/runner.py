@@ -1,7 +1,7 @@
 """Runs the scenario with the Python client; the test compares what it prints with the other client's.
 
 The first line of its input is JSON with the scenario and how to reach the stack. It prints JSON lines:
-``{"kill": true}``, after which it waits for a line, and at the end ``{"results": [...]}``.
+``{"kill": "ID OF THE JOB"}``, after which it waits for a line, and at the end ``{"results": [...]}``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Runner:
             events.append(event)
             if event.type == kill_at:
                 kill_at = None
-                print(json.dumps({"kill": True}), flush=True)
+                print(json.dumps({"kill": job.id}), flush=True)
                 sys.stdin.readline()
         ids = [event.id for event in events]
         everything = [event.id for event in self._client.events(job)]
