@@ -86,7 +86,8 @@ def test_a_page_uploads_submits_follows_and_downloads(
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
     gateway.script(
         "GET", "/jobs/j1/events",
-        stream(event("running", {"id": "j1", "status": "running"}, "1-0"), breaks=True),
+        # It ends early but in order: after a reset, Chromium drops what it has not read.
+        stream(event("running", {"id": "j1", "status": "running"}, "1-0")),
         stream(event("succeeded", ended, "2-0")),
     )  # fmt: skip
     picture = Reply(headers={"content-type": "image/webp"}, body=b"picture")
