@@ -5,6 +5,8 @@ from moyin_client.client import Client
 from moyin_client.errors import MoyinError
 from moyin_client.models import (
     Artifact,
+    Budget,
+    BulkResult,
     Canceller,
     Child,
     Event,
@@ -16,6 +18,9 @@ from moyin_client.models import (
     Progress,
     Submission,
     SubmittedStep,
+    Usage,
+    UsageGroup,
+    UsageReport,
     Webhook,
 )
 from moyin_client.requests import Batch, Chat, Http, Pipeline, Render
@@ -26,6 +31,8 @@ __all__ = [
     "Artifact",
     "AsyncClient",
     "Batch",
+    "Budget",
+    "BulkResult",
     "Canceller",
     "Chat",
     "Child",
@@ -44,6 +51,9 @@ __all__ = [
     "RetryPolicy",
     "Submission",
     "SubmittedStep",
+    "Usage",
+    "UsageGroup",
+    "UsageReport",
     "Webhook",
     "verify_webhook",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import sleep
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
@@ -16,8 +16,15 @@ from moyin_client.calls import Call, Tries
 from moyin_client.errors import MoyinError, build_error, translate_errors
 from moyin_client.files import Download, Upload
 from moyin_client.following import Following, OnProgress, report_progress
-from moyin_client.models import Artifact, Event, Job, Link, Page
-from moyin_client.requests import ArtifactFilter, JobFilter, JobOptions, Work
+from moyin_client.models import Artifact, BulkResult, Event, Job, Link, Page, UsageReport
+from moyin_client.requests import (
+    ArtifactFilter,
+    JobConditions,
+    JobFilter,
+    JobOptions,
+    UsageQuery,
+    Work,
+)
 from moyin_client.retry import RetryPolicy
 
 T = TypeVar("T")
@@ -85,6 +92,22 @@ class AsyncClient:
     async def delete(self, job: Job | str) -> None:
         """Delete a job that has ended, with its events and files."""
         await self._send(calls.delete_job(job))
+
+    async def cancel_jobs(
+        self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
+    ) -> BulkResult:
+        """Cancel all queued and running jobs that meet the conditions, or with ``dry_run`` count them."""
+        return await self._change_jobs("cancel", conditions, dry_run)
+
+    async def delete_jobs(
+        self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
+    ) -> BulkResult:
+        """Delete all ended jobs that meet the conditions, or with ``dry_run`` count them."""
+        return await self._change_jobs("delete", conditions, dry_run)
+
+    async def graph(self, job: Job | str, *, step: int = 0) -> Mapping[str, Any]:
+        """Return the graph of a render: of a pipeline's step, or of a batch's child."""
+        return await self._send(calls.get_graph(job, step))
 
     async def events(
         self, job: Job | str, *, last_event_id: str | None = None
@@ -176,9 +199,21 @@ class AsyncClient:
         """Return a link that returns a file without a key for ``expires_in`` seconds, a day at most."""
         return await self._send(calls.link(artifact, expires_in, self._url))
 
+    async def usage(self, **query: Unpack[UsageQuery]) -> UsageReport:
+        """Return the sums of calls, tokens and costs of text and renders."""
+        return await self._send(calls.get_usage(query))
+
     async def webhook_secret(self) -> str:
         """Return the secret of your webhooks, for `verify_webhook`."""
         return await self._send(calls.get_webhook_secret())
+
+    async def _change_jobs(
+        self, action: Literal["cancel", "delete"], conditions: JobConditions, dry_run: bool
+    ) -> BulkResult:
+        pages = self._read_pages(
+            lambda cursor: calls.change_jobs(action, conditions, dry_run, cursor)
+        )
+        return calls.sum_results([result async for result in pages])
 
     async def _send(self, call: Call[T]) -> T:
         tries = Tries(self._policy)

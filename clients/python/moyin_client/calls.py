@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import httpx
 
 from moyin_client.errors import MoyinError
 from moyin_client.files import Upload
-from moyin_client.models import Artifact, Job, Link, Page
+from moyin_client.models import Artifact, BulkResult, Job, Link, Page, UsageReport
 from moyin_client.parsing import parse, parse_json
 from moyin_client.requests import (
     ArtifactFilter,
+    JobConditions,
     JobFilter,
     JobOptions,
+    UsageQuery,
     Work,
+    build_bulk,
     build_job,
     build_query,
+    build_usage_query,
 )
 from moyin_client.retry import RetryPolicy
 
@@ -42,7 +46,7 @@ class Call(Generic[T]):
     method: str
     path: str
     parse: Callable[[bytes], T]
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | list[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
     pieces: Callable[[], Iterator[bytes]] | None = None
@@ -139,6 +143,57 @@ def follow(job: Job | str, last_event_id: str | None) -> Call[None]:
     if last_event_id is not None:
         headers["last-event-id"] = last_event_id
     return Call(method="GET", path=f"/jobs/{_get_id(job)}/events", headers=headers, parse=_ignore)
+
+
+def change_jobs(
+    action: Literal["cancel", "delete"],
+    conditions: JobConditions,
+    dry_run: bool,
+    cursor: str | None,
+) -> Call[Page[BulkResult]]:
+    """Cancel or delete many jobs; the page has one item, and a cursor if jobs are left."""
+
+    def read(body: bytes) -> Page[BulkResult]:
+        content = parse_json(body)
+        return Page(items=(parse(BulkResult, content),), next_cursor=content.get("next_cursor"))
+
+    return Call(
+        method="POST", path=f"/jobs/{action}", json=build_bulk(conditions, dry_run, cursor),
+        parse=read,
+    )  # fmt: skip
+
+
+def get_graph(job: Job | str, step: int) -> Call[Mapping[str, Any]]:
+    def read(body: bytes) -> Mapping[str, Any]:
+        graph = parse_json(body)
+        if not isinstance(graph, dict):
+            raise MoyinError("the response is not a graph", code="malformed_response")
+        return graph
+
+    return Call(
+        method="GET", path=f"/jobs/{_get_id(job)}/graph", params={"step": str(step)}, parse=read
+    )
+
+
+def get_usage(query: UsageQuery) -> Call[UsageReport]:
+    def read(body: bytes) -> UsageReport:
+        report = parse_json(body)
+        if isinstance(report, dict):
+            # `from` is a keyword of Python.
+            report = {**report, "since": report.get("from"), "until": report.get("to")}
+        return parse(UsageReport, report)
+
+    return Call(method="GET", path="/v1/usage", params=build_usage_query(query), parse=read)
+
+
+def sum_results(pages: Iterable[BulkResult]) -> BulkResult:
+    """Return the sums of the results of several requests."""
+    results = list(pages)
+    return BulkResult(
+        matched=sum(result.matched for result in results),
+        done=sum(result.done for result in results),
+        skipped=sum(result.skipped for result in results),
+    )
 
 
 def upload(file: Upload, key: str | None) -> Call[Artifact]:

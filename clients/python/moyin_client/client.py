@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
@@ -15,8 +15,15 @@ from moyin_client.calls import Call, Tries
 from moyin_client.errors import MoyinError, build_error, translate_errors
 from moyin_client.files import Download, Upload
 from moyin_client.following import Following, OnProgress, report_progress
-from moyin_client.models import Artifact, Event, Job, Link, Page
-from moyin_client.requests import ArtifactFilter, JobFilter, JobOptions, Work
+from moyin_client.models import Artifact, BulkResult, Event, Job, Link, Page, UsageReport
+from moyin_client.requests import (
+    ArtifactFilter,
+    JobConditions,
+    JobFilter,
+    JobOptions,
+    UsageQuery,
+    Work,
+)
 from moyin_client.retry import RetryPolicy
 
 T = TypeVar("T")
@@ -84,6 +91,22 @@ class Client:
     def delete(self, job: Job | str) -> None:
         """Delete a job that has ended, with its events and files."""
         self._send(calls.delete_job(job))
+
+    def cancel_jobs(
+        self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
+    ) -> BulkResult:
+        """Cancel all queued and running jobs that meet the conditions, or with ``dry_run`` count them."""
+        return self._change_jobs("cancel", conditions, dry_run)
+
+    def delete_jobs(
+        self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
+    ) -> BulkResult:
+        """Delete all ended jobs that meet the conditions, or with ``dry_run`` count them."""
+        return self._change_jobs("delete", conditions, dry_run)
+
+    def graph(self, job: Job | str, *, step: int = 0) -> Mapping[str, Any]:
+        """Return the graph of a render: of a pipeline's step, or of a batch's child."""
+        return self._send(calls.get_graph(job, step))
 
     def events(
         self, job: Job | str, *, last_event_id: str | None = None
@@ -172,9 +195,21 @@ class Client:
         """Return a link that returns a file without a key for ``expires_in`` seconds, a day at most."""
         return self._send(calls.link(artifact, expires_in, self._url))
 
+    def usage(self, **query: Unpack[UsageQuery]) -> UsageReport:
+        """Return the sums of calls, tokens and costs of text and renders."""
+        return self._send(calls.get_usage(query))
+
     def webhook_secret(self) -> str:
         """Return the secret of your webhooks, for `verify_webhook`."""
         return self._send(calls.get_webhook_secret())
+
+    def _change_jobs(
+        self, action: Literal["cancel", "delete"], conditions: JobConditions, dry_run: bool
+    ) -> BulkResult:
+        pages = self._read_pages(
+            lambda cursor: calls.change_jobs(action, conditions, dry_run, cursor)
+        )
+        return calls.sum_results(pages)
 
     def _send(self, call: Call[T]) -> T:
         tries = Tries(self._policy)

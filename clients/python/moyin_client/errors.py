@@ -14,8 +14,11 @@ import httpx
 CONNECTION_FAILED = "connection_failed"
 # Members of problem details that are attributes of the error, or only repeat the request.
 _KNOWN = frozenset(
-    {"type", "title", "status", "detail", "instance", "code", "field", "request_id", "message"}
-)
+    {
+        "type", "title", "status", "detail", "instance", "code", "field", "param", "request_id",
+        "message",
+    }
+)  # fmt: skip
 
 
 class MoyinError(Exception):
@@ -54,14 +57,17 @@ class MoyinError(Exception):
 
 
 def build_error(status: int, headers: Mapping[str, str], body: bytes) -> MoyinError:
-    """Return the error of an HTTP response; ``headers`` must ignore case."""
+    """Return the error of an HTTP response, in problem details or in OpenAI's format.
+
+    ``headers`` must ignore case.
+    """
     problem = _parse_problem(body)
     retry_after = headers.get("retry-after")
     return MoyinError(
-        _get_text(problem, "detail") or _get_text(problem, "title") or f"HTTP status {status}",
+        _get_text(problem, "detail", "message", "title") or f"HTTP status {status}",
         status=status,
         code=_get_text(problem, "code") or "http_error",
-        field=_get_text(problem, "field"),
+        field=_get_text(problem, "field", "param"),
         request_id=_get_text(problem, "request_id") or headers.get("x-request-id"),
         retry_after=None if retry_after is None else parse_retry_after(retry_after),
         details={name: value for name, value in problem.items() if name not in _KNOWN},
@@ -109,9 +115,12 @@ def _parse_problem(body: bytes) -> dict[str, Any]:
         problem = json.loads(body)
     except ValueError:
         return {}
-    return problem if isinstance(problem, dict) else {}
+    if isinstance(problem, dict):
+        error = problem.get("error")
+        return error if isinstance(error, dict) else problem
+    return {}
 
 
-def _get_text(members: Mapping[str, Any], name: str) -> str | None:
-    value = members.get(name)
-    return value if isinstance(value, str) and value else None
+def _get_text(members: Mapping[str, Any], *names: str) -> str | None:
+    values = (members.get(name) for name in names)
+    return next((value for value in values if isinstance(value, str) and value), None)

@@ -183,6 +183,70 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BulkResult:
+    """The numbers of jobs that a request for many matched, changed, and left as they were."""
+
+    matched: int
+    done: int
+    skipped: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """The usage of several calls; costs are exact decimal numbers as text."""
+
+    calls: int
+    incomplete_calls: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    units: Mapping[str, int]
+    cost_usd: str
+    dearest_cost_usd: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsageGroup(Usage):
+    """The usage of a group; only the properties by which calls were grouped are set."""
+
+    day: str | None = None
+    model: str | None = None
+    backend: str | None = None
+    owner: str | None = None
+    key: str | None = None
+    operation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """A budget of the caller's key, user or tenant (``of``) in its current period."""
+
+    limit: str
+    of: str
+    limit_usd: str
+    spent_usd: str
+    reserved_usd: str
+    left_usd: str
+    resets_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsageReport:
+    """The usage of a period by groups; ``budgets`` is None while they cannot be read.
+
+    ``dearest`` names the models with which ``dearest_cost_usd`` is computed.
+    """
+
+    since: datetime
+    until: datetime
+    group_by: tuple[str, ...]
+    total: Usage
+    groups: tuple[UsageGroup, ...]
+    dearest: Mapping[str, Any]
+    budgets: tuple[Budget, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Webhook:
     """A verified webhook; ``id`` is the same for each delivery of it, ``type`` is `job.succeeded` etc."""
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Kind = Literal["chat", "render", "http", "pipeline"]
+Grouping = Literal["day", "model", "backend", "owner", "key", "operation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +78,8 @@ class JobOptions(TypedDict, total=False):
     webhook: str
 
 
-class JobFilter(TypedDict, total=False):
-    """Conditions on jobs, which must all be met; ``page_size`` is the size of the pages, 1 to 200."""
+class JobConditions(TypedDict, total=False):
+    """Conditions on jobs, which must all be met."""
 
     status: Status | Sequence[Status]
     kind: Kind
@@ -87,6 +88,11 @@ class JobFilter(TypedDict, total=False):
     metadata: Mapping[str, str]
     created_after: datetime
     created_before: datetime
+
+
+class JobFilter(JobConditions, total=False):
+    """Conditions on the jobs of a list; ``page_size`` is the size of the pages, 1 to 200."""
+
     page_size: int
 
 
@@ -98,6 +104,19 @@ class ArtifactFilter(TypedDict, total=False):
     created_after: datetime
     created_before: datetime
     page_size: int
+
+
+class UsageQuery(TypedDict, total=False):
+    """Says what `usage` sums: from ``since`` (included) to ``until`` (excluded), and of which calls."""
+
+    group_by: Grouping | Sequence[Grouping]
+    since: datetime
+    until: datetime
+    key: str
+    model: str
+    backend: str
+    requested_model: str
+    owner: str
 
 
 def build_job(work: Work, options: JobOptions) -> dict[str, Any]:
@@ -125,6 +144,31 @@ def build_query(conditions: JobFilter | ArtifactFilter, cursor: str | None) -> d
         else:
             raise TypeError(f"{name} cannot be {type(value).__name__}")
     return query
+
+
+def build_bulk(conditions: JobConditions, dry_run: bool, cursor: str | None) -> dict[str, Any]:
+    """Return the body of ``POST /jobs/cancel`` and ``POST /jobs/delete``."""
+    members = {
+        name: format_time(value) if isinstance(value, datetime) else value
+        for name, value in conditions.items()
+    }
+    return {"filter": _drop_missing(members), "dry_run": dry_run, "cursor": cursor}
+
+
+def build_usage_query(query: UsageQuery) -> dict[str, str | list[str]]:
+    """Return the query of ``GET /v1/usage``."""
+    names = {"since": "from", "until": "to"}
+    built: dict[str, str | list[str]] = {}
+    for name, value in query.items():
+        if isinstance(value, datetime):
+            built[names[name]] = format_time(value)
+        elif isinstance(value, str):
+            built[name] = value
+        elif isinstance(value, Sequence):
+            built[name] = list(value)
+        elif value is not None:
+            raise TypeError(f"{name} cannot be {type(value).__name__}")
+    return built
 
 
 def format_time(value: datetime) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
-from fastapi import FastAPI
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from deployments.accounts import app as accounts
 from deployments.gateway import app as gateway
 from deployments.models import app as models
+from scripts.client_openapi import describe_app
 
 APPS: dict[str, Any] = {"gateway": gateway, "models": models, "accounts": accounts}
 PUBLIC = {
@@ -34,18 +33,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def described(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def described(name: str) -> Any:
     """Return the OpenAPI document of an app that is built from mocks."""
-    created: list[FastAPI] = []
-    new_fastapi = APPS[name].new_fastapi
-
-    def capture(*arguments: Any, **options: Any) -> FastAPI:
-        created.append(new_fastapi(*arguments, **options))
-        return created[0]
-
-    monkeypatch.setattr(APPS[name], "new_fastapi", capture)
-    APPS[name].new_app(MagicMock())
-    return created[0].openapi()
+    return describe_app(APPS[name])
 
 
 def _operations(described: Any) -> Iterator[tuple[str, Any]]:

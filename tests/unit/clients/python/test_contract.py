@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -18,17 +19,26 @@ import moyin_client as client
 from moyin.domain.job import EventType, JobStatus
 from moyin.errors import MoyinError
 from moyin.jobs.protocol import event_bodies, wire
-from moyin.jobs.protocol.filters import parse_artifacts_query, parse_jobs_query
+from moyin.jobs.protocol.filters import (
+    parse_artifacts_query,
+    parse_bulk_request,
+    parse_jobs_query,
+)
 from moyin.jobs.protocol.wire import JOB_REQUEST
+from moyin.text.protocol import usage
 from moyin_client import retry
 from moyin_client.models import FINAL_STATUSES
 from moyin_client.requests import (
     ArtifactFilter,
+    JobConditions,
     JobFilter,
     JobOptions,
+    UsageQuery,
     Work,
+    build_bulk,
     build_job,
     build_query,
+    build_usage_query,
 )
 from scripts.api_pages import list_error_types
 
@@ -51,6 +61,10 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
         (client.Submission, wire.SubmittedJob, set()),
         (client.SubmittedStep, wire.SubmittedStep, set()),
         (client.Link, wire.LinkBody, set()),
+        (client.Usage, usage.UsageBody, set()),
+        (client.UsageGroup, usage.GroupBody, set()),
+        (client.UsageReport, usage.UsageReport, set()),
+        (client.Budget, usage.BudgetBody, set()),
     ],
 )
 def test_a_dataclass_has_the_members_of_its_body(
@@ -109,6 +123,24 @@ def test_the_gateway_takes_the_filters() -> None:
     )
     assert files.keys() == ArtifactFilter.__annotations__.keys()
     assert parse_artifacts_query(build_query(files, None).items()).media_type == "image/*"
+
+
+def test_the_gateway_takes_requests_for_many_jobs() -> None:
+    conditions = JobConditions(status="failed", metadata={"a": "b"}, created_after=NOON)
+    body = json.dumps(build_bulk(conditions, True, "c1")).encode()
+    parsed = parse_bulk_request(body)
+    assert (parsed.filter.status, parsed.filter.created_after) == ([JobStatus.FAILED], NOON)
+    assert (parsed.dry_run, parsed.cursor) == (True, "c1")
+
+
+def test_the_gateway_takes_queries_of_usage() -> None:
+    query = UsageQuery(
+        group_by=["day", "key"], since=NOON, until=NOON, key="k", model="m", backend="b",
+        requested_model="auto", owner="*",
+    )  # fmt: skip
+    assert query.keys() == UsageQuery.__annotations__.keys()
+    parsed = usage.UsageQuery.model_validate(build_usage_query(query))
+    assert (parsed.group_by, parsed.since, parsed.until) == (["day", "key"], NOON, NOON)
 
 
 def test_it_imports_only_what_it_declares() -> None:

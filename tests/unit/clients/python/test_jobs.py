@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from moyin_client import AsyncClient, Batch, Chat, Client, Http, MoyinError, Pipeline, Render
+from moyin_client import (
+    AsyncClient,
+    Batch,
+    BulkResult,
+    Chat,
+    Client,
+    Http,
+    MoyinError,
+    Pipeline,
+    Render,
+)
 from tests.unit.clients.python.conftest import Either, Pauses
 from tests.unit.clients.python.scripted_gateway import LOST, Reply, ScriptedGateway, answer, problem
 
@@ -276,3 +286,71 @@ async def test_a_repeated_deletion_of_what_is_gone_succeeds(
     with pytest.raises(MoyinError) as caught:
         await client.call("delete", "j1")
     assert caught.value.code == "job_not_found"
+
+
+async def test_many_jobs_are_changed_until_no_cursor_is_left(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script(
+        "POST", "/jobs/delete",
+        answer({"matched": 10_000, "done": 9_000, "skipped": 1_000, "next_cursor": "c1"}),
+        answer({"matched": 5, "done": 5, "skipped": 0, "next_cursor": None}),
+    )  # fmt: skip
+    gateway.script("POST", "/jobs/cancel", answer({"matched": 3, "done": 0, "skipped": 0}))
+    conditions = {
+        "status": ["failed"], "metadata": {"project": "aurora"},
+        "created_before": datetime(2026, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    result = await client.call("delete_jobs", **conditions)
+    assert result == BulkResult(matched=10_005, done=9_005, skipped=1_000)
+    assert (await client.call("cancel_jobs", dry_run=True, kind="render")).matched == 3
+    sent = conditions | {"created_before": "2026-01-01T00:00:00+00:00"}
+    assert [seen.json for seen in gateway.seen] == [
+        {"filter": sent, "dry_run": False, "cursor": None},
+        {"filter": sent, "dry_run": False, "cursor": "c1"},
+        {"filter": {"kind": "render"}, "dry_run": True, "cursor": None},
+    ]
+
+
+async def test_a_graph_is_read(client: Either, gateway: ScriptedGateway) -> None:
+    gateway.script("GET", "/jobs/j1/graph", answer({"1": {}}), answer([]))
+    assert await client.call("graph", "j1", step=2) == {"1": {}}
+    assert gateway.seen[0].query == {"step": "2"}
+    with pytest.raises(MoyinError, match="not a graph"):
+        await client.call("graph", "j1")
+
+
+async def test_usage_is_parsed(client: Either, gateway: ScriptedGateway) -> None:
+    total = {
+        "calls": 2, "incomplete_calls": 0, "input_tokens": 5, "cached_tokens": 0,
+        "output_tokens": 7, "units": {"seconds": 90}, "cost_usd": "0.10", "dearest_cost_usd": None,
+    }  # fmt: skip
+    report = {
+        "from": "2026-11-01T00:00:00Z", "to": "2026-11-28T00:00:00Z", "group_by": ["day", "model"],
+        "total": total, "groups": [total | {"day": "2026-11-02", "model": "m"}],
+        "dearest": {"chat": None, "embeddings": None}, "budgets": None,
+    }  # fmt: skip
+    gateway.script("GET", "/v1/usage", answer(report))
+    start = datetime(2026, 11, 1, tzinfo=UTC)
+    usage = await client.call("usage", group_by=["day", "model"], since=start, backend="b")
+    assert (usage.since, usage.total.cost_usd, usage.budgets) == (start, "0.10", None)
+    assert (usage.groups[0].day, usage.groups[0].model, usage.groups[0].key) == (
+        "2026-11-02", "m", None,
+    )  # fmt: skip
+    [seen] = gateway.seen
+    # The scripted gateway keeps the last of repeated parameters.
+    assert seen.query == {
+        "group_by": "model", "from": "2026-11-01T00:00:00+00:00", "backend": "b",
+    }  # fmt: skip
+
+
+async def test_an_error_in_the_format_of_openai_has_the_same_members(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    error = {"message": "no", "type": "x", "code": "invalid_request", "param": "group_by"}
+    gateway.script("GET", "/v1/usage", answer({"error": error}, 400))
+    with pytest.raises(MoyinError, match=r"^no$") as caught:
+        await client.call("usage", group_by="day")
+    assert (caught.value.code, caught.value.field, caught.value.details) == (
+        "invalid_request", "group_by", {},
+    )  # fmt: skip

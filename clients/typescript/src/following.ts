@@ -1,0 +1,59 @@
+/** Follows the events of a job over broken connections. */
+
+import { buildEventError, CONNECTION_FAILED, MoyinError, parseObject } from "./errors.js";
+import { type Call, type Connection, Exchange } from "./exchange.js";
+import { pauseAfter, type RetryPolicy, sleep } from "./retry.js";
+import { SseParser } from "./sse.js";
+import { hasEnded, type JobEvent } from "./types.js";
+
+/**
+ * Yield the events of a job to its end.
+ *
+ * A job that is retried has several last events, so the job has ended only when the gateway closes the
+ * stream after one.
+ */
+export async function* follow(
+  connection: Connection,
+  policy: RetryPolicy,
+  path: string,
+  lastEventId: string | undefined,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<JobEvent, void, undefined> {
+  let failures = 0;
+  let retry = 0;
+  let isLastFinal = false;
+  while (true) {
+    const parser = new SseParser();
+    let pause: number;
+    try {
+      const headers = {
+        accept: "text/event-stream",
+        ...(lastEventId ? { "last-event-id": lastEventId } : {}),
+      };
+      const call: Call = { method: "GET", path, headers };
+      const exchange = await Exchange.open(connection, call, signal);
+      try {
+        for await (const piece of exchange.pieces())
+          for (const { type, data, id } of parser.feed(piece)) {
+            const members = parseObject(data);
+            if (type === "error") throw buildEventError(members);
+            const event = { type, data: members, id: id || null } as unknown as JobEvent;
+            failures = 0;
+            lastEventId = id || lastEventId;
+            isLastFinal = hasEnded({ status: type });
+            yield event;
+          }
+      } finally {
+        exchange.close();
+      }
+      // 204 says that there is nothing after the last event.
+      if (isLastFinal || exchange.response.status === 204) return;
+      throw new MoyinError("the stream ended before the job", { code: CONNECTION_FAILED });
+    } catch (error) {
+      failures += 1;
+      pause = pauseAfter(policy, error, failures);
+      retry = parser.retry || retry;
+    }
+    await sleep(Math.max(pause, Math.min(retry, policy.longestPause)), signal);
+  }
+}

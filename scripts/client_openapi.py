@@ -1,0 +1,149 @@
+"""Writes the part of the OpenAPI documents that the TypeScript client uses; its types come from it.
+
+`scripts/typescript_client.sh generate` runs this, generates the types, and notes in them from which document
+they come. A test fails if either file is stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, patch
+
+from fastapi import FastAPI
+from pydantic import BaseModel, create_model
+
+from deployments.gateway import app as gateway
+from deployments.models import app as models
+from moyin.jobs.protocol.event_bodies import EVENT_BODIES
+
+_CLIENT = Path(__file__).parents[1] / "clients" / "typescript"
+FILE = _CLIENT / "openapi.json"
+GENERATED = _CLIENT / "src" / "openapi.ts"
+ROUTES: Mapping[str, tuple[str, ...]] = {
+    "/jobs": ("get", "post"),
+    "/jobs/cancel": ("post",),
+    "/jobs/delete": ("post",),
+    "/jobs/webhook-secret": ("get",),
+    "/jobs/{job_id}": ("get", "delete"),
+    "/jobs/{job_id}/graph": ("get",),
+    "/jobs/{job_id}/cancel": ("post",),
+    "/jobs/{job_id}/retry": ("post",),
+    "/jobs/{job_id}/events": ("get",),
+    "/artifacts": ("get", "post"),
+    "/artifacts/{artifact_id}": ("get", "delete"),
+    "/artifacts/{artifact_id}/link": ("post",),
+}
+USAGE = "/usage"
+_REFERENCE = "#/components/schemas/"
+_REFERENCES = re.compile(re.escape(_REFERENCE) + r"(\w+)")
+
+
+def describe_app(app: Any) -> dict[str, Any]:
+    """Return the OpenAPI document of an app's module, which is built from mocks."""
+    created: list[FastAPI] = []
+    new_fastapi = app.new_fastapi
+
+    def capture(*arguments: Any, **options: Any) -> FastAPI:
+        created.append(new_fastapi(*arguments, **options))
+        return created[0]
+
+    with patch.object(app, "new_fastapi", capture):
+        app.new_app(MagicMock())
+    return created[0].openapi()
+
+
+def build_document() -> dict[str, Any]:
+    """Return the routes of the client with their schemas, and the schema of each type of event."""
+    jobs, usage = describe_app(gateway), describe_app(models)
+    paths = {
+        path: {method: jobs["paths"][path][method] for method in methods}
+        for path, methods in ROUTES.items()
+    }
+    paths[f"/v1{USAGE}"] = {"get": usage["paths"][USAGE]["get"]}
+    for operation in (operation for methods in paths.values() for operation in methods.values()):
+        # Errors have one shape, which the client reads without types.
+        responses = operation["responses"].items()
+        operation["responses"] = {
+            status: body for status, body in responses if status.startswith("2")
+        }
+    schemas = _collect(
+        jobs["components"]["schemas"], usage["components"]["schemas"], _describe_events()
+    )
+    paths = _rename(paths)
+    names = ["JobEvents", *_list_references(paths)]
+    used: dict[str, Any] = {}
+    while names:
+        name = names.pop()
+        if name not in used:
+            used[name] = schemas[name]
+            names += _list_references(schemas[name])
+    return {
+        "openapi": jobs["openapi"],
+        "info": {"title": "The part of Moyin's API that moyin-client uses", "version": "1"},
+        "paths": paths,
+        "components": {"schemas": dict(sorted(used.items()))},
+    }
+
+
+def render() -> str:
+    """Return the text of the file."""
+    return json.dumps(build_document(), indent=2, ensure_ascii=False) + "\n"
+
+
+def digest() -> str:
+    """Return the digest of the file, which the generated types name."""
+    return hashlib.sha256(FILE.read_bytes()).hexdigest()
+
+
+def _describe_events() -> dict[str, Any]:
+    """Return the schemas of events; `JobEvents` has a member for each type with its data."""
+    members: dict[str, Any] = {kind.value: (body, ...) for kind, body in EVENT_BODIES.items()}
+    shape: type[BaseModel] = create_model(
+        "JobEvents", __doc__="The data of each type of event.", **members
+    )
+    schema = shape.model_json_schema(ref_template=_REFERENCE + "{model}", mode="serialization")
+    schemas: dict[str, Any] = schema.pop("$defs")
+    return {**schemas, "JobEvents": schema}
+
+
+def _collect(*documents: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all schemas by their short names; those of one name are the same or not used here."""
+    collected: dict[str, Any] = {}
+    for schemas in documents:
+        for name, schema in schemas.items():
+            # Of two models with one name, those of jobs are meant.
+            if "__" not in name or name.startswith("moyin__jobs__protocol__wire__"):
+                collected[_shorten(name)] = _rename(schema)
+    return collected
+
+
+def _shorten(name: str) -> str:
+    return name.rpartition("__")[2]
+
+
+def _rename(value: Any) -> Any:
+    """Return a part of a document with short names, and without the titles that repeat names."""
+    text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten(match[1]), json.dumps(value))
+    return json.loads(text, object_hook=_drop_titles)
+
+
+def _drop_titles(members: dict[str, Any]) -> dict[str, Any]:
+    # A property with the name `title` has a schema, which is no text.
+    return {
+        name: value
+        for name, value in members.items()
+        if name not in ("title", "operationId") or not isinstance(value, str)
+    }
+
+
+def _list_references(value: Any) -> Iterator[str]:
+    yield from _REFERENCES.findall(json.dumps(value))
+
+
+if __name__ == "__main__":
+    FILE.write_text(render())

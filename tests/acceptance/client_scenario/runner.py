@@ -1,0 +1,256 @@
+"""Runs the scenario with the Python client; the test compares what it prints with the other client's.
+
+The first line of its input is JSON with the scenario and how to reach the stack. It prints JSON lines:
+``{"kill": "ID OF THE JOB"}``, after which it waits for a line, and at the end ``{"results": [...]}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Queue
+from typing import Any
+
+from moyin_client import (
+    Batch,
+    Chat,
+    Client,
+    Http,
+    Job,
+    MoyinError,
+    Pipeline,
+    Render,
+    RetryPolicy,
+    verify_webhook,
+)
+
+# A busy machine takes minutes to start a replica anew.
+PATIENT = RetryPolicy(tries=60, longest_pause=5.0)
+_SECONDS = 180.0
+Step = Mapping[str, Any]
+
+
+class Runner:
+    """Does the steps of a scenario, each of which returns what the other client must return as well."""
+
+    def __init__(self, client: Client, webhooks: Queue[tuple[dict[str, str], bytes]]) -> None:
+        self._client = client
+        self._webhooks = webhooks
+        self._jobs: dict[str, Job] = {}
+
+    def run(self, step: Step) -> dict[str, Any]:
+        do: Callable[[Step], dict[str, Any]] = getattr(self, step["do"])
+        return {"do": step["do"], **do(step)}
+
+    def submit(self, step: Step) -> dict[str, Any]:
+        work, options = build_work(step["job"])
+        key = f"{options['metadata']['scenario']}-{step['as']}"
+        job = self._client.submit(work, idempotency_key=key, **options)
+        self._jobs[step["as"]] = job
+        if not step.get("twice"):
+            return {"status": job.status}
+        again = self._client.submit(work, idempotency_key=key, **options)
+        return {"status": job.status, "again": "the same job" if again.id == job.id else again.id}
+
+    def follow(self, step: Step) -> dict[str, Any]:
+        job, kill_at = self._jobs[step["job"]], step["kill_at"]
+        events = []
+        for event in self._client.events(job):
+            events.append(event)
+            if event.type == kill_at:
+                kill_at = None
+                print(json.dumps({"kill": job.id}), flush=True)
+                sys.stdin.readline()
+        ids = [event.id for event in events]
+        everything = [event.id for event in self._client.events(job)]
+        half = len(ids) // 2
+        rest = [event.id for event in self._client.events(job, last_event_id=ids[half])]
+        return {
+            "types": [event.type for event in events if event.type != "progress"],
+            "repeated": len(ids) - len(set(ids)),
+            "lost": len(set(everything) - set(ids)),
+            "resumed": "the rest" if rest == ids[half + 1 :] else [ids, rest],
+        }
+
+    def fetch(self, step: Step) -> dict[str, Any]:
+        [artifact] = self._client.wait(self._jobs[step["job"]]).artifacts
+        content = self._client.download(artifact)
+        return {
+            "media_type": artifact.media_type,
+            "begins": content[:8].hex(),
+            "thumbnail": _sniff(self._client.download(artifact, width=step["width"])),
+        }
+
+    def graph(self, step: Step) -> dict[str, Any]:
+        graph = self._client.graph(self._jobs[step["job"]])
+        return {"inputs": graph[step["node"]]["inputs"]}
+
+    def webhook(self, step: Step) -> dict[str, Any]:
+        secret = self._client.webhook_secret()
+        headers, body = self._webhooks.get(timeout=_SECONDS)
+        webhook = verify_webhook(secret, headers, body)
+        assert webhook.job.id == self._jobs[step["job"]].id
+        changed = _get_code(lambda: verify_webhook(secret, headers, body + b" "))
+        return {"type": webhook.type, "status": webhook.job.status, "changed": changed}
+
+    def cancel(self, step: Step) -> dict[str, Any]:
+        job = self._jobs[step["job"]]
+        for event in self._client.events(job):
+            if event.type == step["at"]:
+                break
+        self._client.cancel(job)
+        job = self._client.wait(job)
+        again = _get_code(lambda: self._client.cancel(job))
+        by = job.cancelled_by.kind if job.cancelled_by else None
+        return {"status": job.status, "by": by, "again": again}
+
+    def children(self, step: Step) -> dict[str, Any]:
+        job = self._client.wait(self._jobs[step["job"]])
+        children = job.children or ()
+        width = step["width"]
+        pictures = {
+            hashlib.sha256(self._client.download(artifact, width=width)).hexdigest()
+            for child in children
+            for artifact in child.artifacts
+        }
+        statuses = [child.status for child in children]
+        return {"status": job.status, "children": statuses, "pictures": len(pictures)}
+
+    def outputs(self, step: Step) -> dict[str, Any]:
+        job = self._client.wait(self._jobs[step["job"]])
+        outputs = [
+            "text" if output.text else "artifacts" if output.artifacts else "body"
+            for output in job.outputs
+        ]
+        return {"status": job.status, "outputs": outputs}
+
+    def refused(self, step: Step) -> dict[str, Any]:
+        work, options = build_work(step["job"])
+        try:
+            job = self._client.submit(work, **options)
+        except MoyinError as error:
+            return {"status": error.status, "code": error.code, "field": error.field}
+        return {"status": job.status}
+
+    def missing(self, _: Step) -> dict[str, Any]:
+        try:
+            job = self._client.job("no-such-job")
+        except MoyinError as error:
+            has_id = bool(error.request_id)
+            return {"status": error.status, "code": error.code, "request_id": has_id}
+        return {"status": job.status}
+
+    def file(self, step: Step) -> dict[str, Any]:
+        file = self._client.upload(
+            step["text"].encode(), name=step["name"], media_type=step["media_type"]
+        )
+        listed = list(self._client.artifacts(media_type=step["media_type"]))
+        link = self._client.link(file, expires_in=60)
+        with urllib.request.urlopen(link.url, timeout=60) as response:
+            linked = response.read().decode()
+        read = self._client.download(file).decode()
+        self._client.delete_artifact(file)
+        deleted = _get_code(lambda: self._client.download(file))
+        return {"listed": len(listed), "read": read, "linked": linked, "deleted": deleted}
+
+    def list(self, step: Step) -> dict[str, Any]:
+        jobs = self._client.jobs(**step["filter"], page_size=2)
+        return {"parts": [job.metadata["part"] for job in jobs]}
+
+    def usage(self, step: Step) -> dict[str, Any]:
+        report = self._client.usage(group_by=step["group_by"])
+        groups = report.total.calls == sum(group.calls for group in report.groups)
+        return {"group_by": [*report.group_by], "groups": groups}
+
+    def delete(self, step: Step) -> dict[str, Any]:
+        self._client.delete(self._jobs[step["job"]])
+        left = len([*self._client.jobs(**step["filter"])])
+        counted = self._client.delete_jobs(dry_run=True, **step["filter"])
+        deleted = self._client.delete_jobs(**step["filter"])
+        listed = len([*self._client.jobs(**step["filter"])])
+        return {"left": left, "counted": counted.matched, "done": deleted.done, "listed": listed}
+
+
+def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the client's work and options of a body of ``POST /jobs``."""
+    options = {
+        name: job[name] for name in ("priority", "metadata", "webhook", "deadline") if name in job
+    }
+    members = {name: value for name, value in job.items() if name not in options}
+    kind = members.pop("kind")
+    if kind == "chat":
+        return Chat(**members), options
+    if kind == "http":
+        return Http(**members["request"]), options
+    if kind == "pipeline":
+        return Pipeline(steps=[build_work(step)[0] for step in members["steps"]]), options
+    if "batch" in members:
+        members["batch"] = Batch(**members["batch"])
+    return Render(**members), options
+
+
+def substitute(value: Any, variables: Mapping[str, Any]) -> Any:
+    """Return the scenario with its variables' values."""
+    if isinstance(value, str) and value.startswith("$") and not value.startswith("${"):
+        return variables[value[1:]]
+    if isinstance(value, list):
+        return [substitute(item, variables) for item in value]
+    if isinstance(value, dict):
+        return {name: substitute(item, variables) for name, item in value.items()}
+    return value
+
+
+@contextmanager
+def receiving(webhooks: Queue[tuple[dict[str, str], bytes]]) -> Iterator[str]:
+    """Receive webhooks into the queue; yield the address."""
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            webhooks.put((dict(self.headers.items()), body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing, since the test reads what is printed."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _sniff(picture: bytes) -> str:
+    return "image/webp" if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP" else "another type"
+
+
+def _get_code(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except MoyinError as error:
+        return error.code
+    return "no error"
+
+
+def main() -> None:
+    given = json.loads(sys.stdin.readline())
+    webhooks: Queue[tuple[dict[str, str], bytes]] = Queue(maxsize=10)
+    with receiving(webhooks) as url, Client(given["url"], given["key"], retry=PATIENT) as client:
+        runner = Runner(client, webhooks)
+        steps = substitute(given["steps"], given["variables"] | {"webhook": url})
+        print(json.dumps({"results": [runner.run(step) for step in steps]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The Python and the TypeScript client do the same scenario on a real stack, whose gateway is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.typescript_client import FOLDER, build_typescript_client
+from tests.chaos import victims
+from tests.chaos.client import StackClient
+from tests.stack import ROOT, RunningStack
+
+SCENARIO = Path(__file__).parent / "client_scenario"
+GATEWAY = victims.replica("Gateway")
+_SECONDS = 420
+
+
+def kill_gateways(stack: RunningStack) -> int:
+    """Kill every replica of the gateway, so that no stream outlives it; return the pid of the last."""
+    pids = [victims.kill_one(stack.data, GATEWAY) for _ in victims.processes(stack.data, GATEWAY)]
+    return pids[-1]
+
+
+def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], list[int]]:
+    """Return the results of one client, and the gateways that were killed meanwhile."""
+    # ComfyUI keeps results, so that only another duration makes the render take its time again.
+    seconds = 10 + secrets.randbelow(1_000_000) / 1e6
+    variables = {
+        "run": f"run-{secrets.token_hex(6)}",
+        "seconds": seconds,
+        "media_type": f"text/x-{secrets.token_hex(6)}",
+    }
+    steps = json.loads((SCENARIO / "scenario.json").read_text())["steps"]
+    given = {"url": stack.url, "key": stack.api_key, "steps": steps, "variables": variables}
+    runner = subprocess.Popen(
+        command,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "clients" / "python")},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert runner.stdin is not None and runner.stdout is not None
+    # Reading would wait for a runner that hangs, so a timer ends it.
+    timer = threading.Timer(_SECONDS, runner.kill)
+    timer.start()
+    killed: list[int] = []
+    results: list[Any] = []
+    try:
+        runner.stdin.write(json.dumps(given) + "\n")
+        runner.stdin.flush()
+        for line in runner.stdout:
+            message = json.loads(line)
+            if "kill" in message:
+                # Otherwise the client might have all events already.
+                job = StackClient(stack.url, stack.api_key).job(message["kill"])
+                assert job["status"] == "running", "the render ended before the gateway was killed"
+                killed.append(kill_gateways(stack))
+                runner.stdin.write("\n")
+                runner.stdin.flush()
+            else:
+                results = message["results"]
+        assert runner.wait(60) == 0, "the runner failed; its error is above"
+    finally:
+        timer.cancel()
+        runner.kill()
+        runner.wait()
+        runner.stdin.close()
+        runner.stdout.close()
+    return results, killed
+
+
+@pytest.mark.timeout(1500)
+def test_both_clients_do_the_scenario_alike(gateway: RunningStack) -> None:
+    build_typescript_client()
+    commands = {
+        "python": [sys.executable, str(SCENARIO / "runner.py")],
+        "typescript": ["node", str(FOLDER / "build" / "test" / "scenario.js")],
+    }
+    count = len(victims.processes(gateway.data, GATEWAY))
+    expected = json.loads((SCENARIO / "expected.json").read_text())
+    results = {}
+    for name, command in commands.items():
+        results[name], killed = run_scenario(command, gateway)
+        assert len(killed) == 1, f"{name}: the stream was not followed over a kill"
+        # The farm is left as it was found.
+        victims.wait_for_another(gateway.data, GATEWAY, killed[0], count, 180)
+    wrong = [
+        (name, *steps)
+        for name, result in results.items()
+        for steps in zip_longest(result, expected)
+        if steps[0] != steps[1]
+    ]
+    assert wrong == []
+    assert results["typescript"] == results["python"]

@@ -1,0 +1,87 @@
+"""The TypeScript client's own tests and its example in docs/jobs.md, against scripted servers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.clients_page import list_snippets
+from tests.acceptance.typescript_client import FOLDER, build_typescript_client
+from tests.stack import ROOT
+from tests.unit.clients.python.scripted_gateway import (
+    Reply,
+    ScriptedGateway,
+    answer,
+    event,
+    problem,
+    stream,
+)
+
+
+@pytest.fixture
+def gateway_of_page() -> Iterator[ScriptedGateway]:
+    gateway = ScriptedGateway()
+    gateway.script("POST", "/artifacts", answer({"id": "art_1"}, 201))
+    yield gateway
+    gateway.stop()
+
+
+def test_its_own_tests_pass() -> None:
+    printed = build_typescript_client("test")
+    counts = dict(re.findall(r"^# (\w+) (\d+)$", printed, re.MULTILINE))
+    assert counts["fail"] == "0"
+    assert int(counts["pass"]) > 50, "not all tests were run"
+
+
+def run_example(gateway: ScriptedGateway, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the example as JavaScript, which it is as well, inside the package that it imports."""
+    build_typescript_client()
+    kind, text = list_snippets(ROOT / "docs" / "jobs.md")["client-typescript"]
+    assert kind == "ts"
+    (folder / "photo.png").write_bytes(b"photo")
+    script = FOLDER / "build" / f"page-{os.getpid()}.mjs"
+    script.write_text(text)
+    try:
+        return subprocess.run(
+            ["node", str(script)],
+            env={"PATH": os.environ["PATH"], "GATEWAY": gateway.url, "KEY": "key-1"},
+            cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        script.unlink()
+
+
+def test_the_example_renders_a_photo(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
+    gateway = gateway_of_page
+    ended = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
+    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
+    gateway.script(
+        "GET", "/jobs/j1/events",
+        stream(
+            event("progress", {"value": 3, "max": 20, "step": 0}, "1-0"),
+            event("succeeded", ended, "2-0"),
+        ),
+    )  # fmt: skip
+    gateway.script("GET", "/jobs/j1", answer(ended))
+    gateway.script("GET", "/artifacts/art_2", Reply(body=b"picture"))
+    done = run_example(gateway, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "3 of 20\n"), done.stderr
+    assert (tmp_path / "art_2.png").read_bytes() == b"picture"
+    assert gateway.seen[0].body == b"photo"
+    assert gateway.seen[1].json == {
+        "kind": "render", "template": "restyle",
+        "inputs": {"image": "artifact:art_1", "seed": 7}, "metadata": {"project": "dawn"},
+    }  # fmt: skip
+
+
+def test_the_example_shows_what_is_wrong(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
+    gateway_of_page.script("POST", "/jobs", problem(400, "invalid_request", field="inputs.seed"))
+    done = run_example(gateway_of_page, tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"MoyinError.*invalid_request", done.stderr)
+    assert "field: 'inputs.seed'" in done.stderr

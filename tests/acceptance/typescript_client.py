@@ -1,0 +1,29 @@
+"""Builds the TypeScript client with `scripts/typescript_client.sh`, or skips the test where Node.js is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.stack import ROOT
+
+FOLDER = ROOT / "clients" / "typescript"
+_SECONDS = 580
+# Exit statuses of the script.
+_NO_NODE, _NOT_INSTALLED = 3, 4
+
+
+def build_typescript_client(*arguments: str) -> str:
+    """Build the client and its tests, and return what the script printed."""
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "typescript_client.sh"), *arguments],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False,
+    )  # fmt: skip
+    if done.returncode in (_NO_NODE, _NOT_INSTALLED):
+        pytest.skip(f"the TypeScript client is not built: {done.stderr[-300:]}")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    return done.stdout

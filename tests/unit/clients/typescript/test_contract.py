@@ -1,0 +1,65 @@
+"""The TypeScript client has types of what the apps describe now, and the methods of the Python client."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moyin_client import Client, retry
+from moyin_client.models import FINAL_STATUSES
+from scripts.client_openapi import FILE, GENERATED, ROUTES, digest, render
+
+SOURCES = Path(__file__).parents[4] / "clients" / "typescript" / "src"
+STALE = "run `scripts/typescript_client.sh generate`"
+
+
+def test_the_document_is_what_the_apps_describe() -> None:
+    assert FILE.read_text() == render(), STALE
+
+
+def test_the_types_are_made_from_the_document() -> None:
+    assert GENERATED.read_text().startswith(f"// openapi.json: {digest()}\n"), STALE
+
+
+def test_the_client_calls_the_routes_of_the_document() -> None:
+    source = (SOURCES / "client.ts").read_text()
+    # Paths of one job or file are made by two functions, and two actions have a path in common.
+    source = source.replace("${jobPath(job)}", "/jobs/{job_id}")
+    source = source.replace("${artifactPath(artifact)}", "/artifacts/{artifact_id}")
+    called = set(re.findall(r'["`](/(?:jobs|artifacts)(?:/[\w{}-]+)*)["`]', source))
+    called |= {"/jobs/{job_id}", "/artifacts/{artifact_id}"}
+    called |= {
+        f"/jobs/{{job_id}}/{action}" for action in re.findall(r'#change\(job, "(\w+)"', source)
+    }
+    assert called == set(ROUTES)
+
+
+def test_it_has_the_methods_of_the_python_client() -> None:
+    source = (SOURCES / "client.ts").read_text()
+    methods = set(re.findall(r"^  (?:async )?([a-z]\w+)\(", source, re.MULTILINE)) - {"constructor"}
+    python = {name for name in vars(Client) if not name.startswith("_")}
+    # `fetch` owns the connections.
+    assert methods == {_to_camel_case(name) for name in python} - {"close"}
+
+
+def test_it_sends_the_same_errors_again() -> None:
+    source = (SOURCES / "retry.ts").read_text()
+    statuses, codes = (
+        re.search(rf"{name} = new Set\(\[(.*?)\]\)", source, re.DOTALL)
+        for name in ("STATUSES", "CODES")
+    )
+    assert statuses is not None and codes is not None
+    assert {int(status) for status in statuses[1].split(",")} == retry._STATUSES
+    assert {"connection_failed", *re.findall(r'"(\w+)"', codes[1])} == retry._CODES
+
+
+def test_final_statuses_are_the_same() -> None:
+    source = (SOURCES / "types.ts").read_text()
+    final = re.search(r"FINAL.* = new Set\(\[(.*?)\]\)", source)
+    assert final is not None
+    assert set(re.findall(r'"(\w+)"', final[1])) == FINAL_STATUSES
+
+
+def _to_camel_case(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.title() for word in others)
