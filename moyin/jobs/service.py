@@ -31,6 +31,8 @@ from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher, NamedFiles
 from moyin.jobs.protocol.renders import Templates
 from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job_body, to_job_spec
 from moyin.jobs.protocol.response import build_status_event
+from moyin.jobs.search_text import collect_text
+from moyin.jobs.spec_cache import SpecCache
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -187,6 +189,7 @@ class JobService:
             comfyui=prompt is not None,
             templates=tuple(dict.fromkeys(step.template for step in spec.steps if step.template)),
             has_chosen_id=job_id is not None,
+            text=collect_text(spec),
         )
         job, is_new = await self._jobs.create(new)
         if is_new:

@@ -37,9 +37,10 @@ from moyin.store.job_rows import (
     parse_launch,
 )
 from moyin.store.job_steps import compute_retry_progress, write_progress, write_step
+from moyin.store.job_words import join_words
 from moyin.store.limits import enforce_open_job_limits
-from moyin.store.pages import Page, count_rows, fetch_page
-from moyin.store.schema import jobs
+from moyin.store.pages import Page, count_rows
+from moyin.store.schema import job_texts, jobs
 from moyin.store.sql import Database, now
 
 __all__ = ["JobStore", "Launch", "NewJob"]
@@ -49,6 +50,7 @@ _ANY_JOB = JobFilter()
 _ATTEMPT = (jobs.c.id == sa.bindparam("job_id"), jobs.c.attempts == sa.bindparam("attempt"))
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id"))
 _INSERT = jobs.insert()
+_INSERT_WORDS = job_texts.insert().inline()
 _START = (
     jobs.update()
     .where(*_ATTEMPT, jobs.c.status == JobStatus.QUEUED.value)
@@ -92,10 +94,12 @@ class JobStore:
             PromptIdTaken: the id belongs to another job of any owner, or belonged to a deleted one.
             TooManyJobs: a limit on open jobs is exceeded.
         """
-        row = build_row(new)
+        row, words = build_row(new), join_words(new.owner, new.text)
 
         def create(connection: sa.Connection) -> None:
             connection.execute(_INSERT, row)
+            if words:
+                connection.execute(_INSERT_WORDS, {"job_id": new.id, "words": words})
             # After the insertion, which waits for a deletion of the same id.
             if new.has_chosen_id and is_deleted(connection, new.id):
                 raise PromptIdTaken(
@@ -146,7 +150,7 @@ class JobStore:
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's jobs, newest first, and the cursor of the next page.
 
-        A page for a pool, a template or metadata may have fewer jobs than ``limit``, or none,
+        A page for a pool, a template, metadata or a search may have fewer jobs than ``limit``, or none,
         although another page follows.
 
         Args:
@@ -154,8 +158,7 @@ class JobStore:
         """
 
         def fetch(connection: sa.Connection) -> tuple[Sequence[Row], str | None]:
-            query = where.build_query(owner, connection.dialect.name)
-            page = fetch_page(connection, query, limit=limit, cursor=cursor)
+            page = where.fetch_page(connection, owner, limit=limit, cursor=cursor)
             listed = (
                 sa.select(jobs)
                 .where(jobs.c.id.in_(page.ids))
@@ -171,12 +174,7 @@ class JobStore:
     ) -> Page:
         """Return a page of the ids of the owner's jobs, as `list_page` does of the jobs."""
         return await self._database.read(
-            lambda connection: fetch_page(
-                connection,
-                where.build_query(owner, connection.dialect.name),
-                limit=limit,
-                cursor=cursor,
-            )
+            lambda connection: where.fetch_page(connection, owner, limit=limit, cursor=cursor)
         )
 
     async def count(self, owner: str, where: JobFilter) -> int:

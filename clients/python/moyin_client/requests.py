@@ -87,6 +87,7 @@ class JobFilter(TypedDict, total=False):
     metadata: Mapping[str, str]
     created_after: datetime
     created_before: datetime
+    search: str
     page_size: int
 
 
