@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 _MAX_LEVELS = 190
 # The largest spec that a job's response shows, in bytes.
 _MAX_SHOWN_SPEC = 1024 * 1024
+_CACHED_SPEC_BYTES = 16 * 1024 * 1024
 
 
 class JobService:
@@ -76,6 +77,7 @@ class JobService:
         )
         self._names = FileNames(files)
         self._networks = networks
+        self._specs = SpecCache(_CACHED_SPEC_BYTES)
 
     async def submit_request(
         self,
@@ -238,9 +240,10 @@ class JobService:
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
         """Delete those of the jobs that are the owner's and have ended, with their events.
 
-        Their files can no longer be read, and are deleted by `moyin.store.pruning`.
+        Their files can no longer be read, and are deleted by `moyin.store.deletion_pruning`.
         """
         deletion = await self._jobs.delete(owner, job_ids)
+        self._specs.discard(deletion.deleted)
         await self._events.delete(deletion.deleted)
         await self._frames.delete_files(deletion.deleted)
         return deletion
@@ -257,7 +260,12 @@ class JobService:
             return None
 
     async def load_small_spec(self, job: Job) -> JobSpec | None:
-        """Return the job's spec; None if it is large, was deleted, or the store is unavailable."""
+        """Return the job's spec; None if it is large, was deleted, or the store is unavailable.
+
+        Clients poll for jobs, so specs are cached.
+        """
+        if (cached := self._specs.get(job.id)) is not None:
+            return decode(JobSpec, cached)
         encoded = bytearray()
         try:
             async with aclosing(self._blobs.read_chunks(job.spec)) as chunks:
@@ -266,8 +274,9 @@ class JobService:
                     if len(encoded) > _MAX_SHOWN_SPEC:
                         return None
         except (FileNotFoundError, ServiceUnavailable):
-            # Clients poll for the job's status, which does not depend on the store.
+            # The job's status does not depend on the store.
             return None
+        self._specs.put(job.id, bytes(encoded))
         return decode(JobSpec, bytes(encoded))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:
