@@ -211,8 +211,16 @@ class JobService:
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
             raise _new_finished_error(job)
-        await self._jobs.record_canceller(job_id, job.attempts, Canceller.from_identity(caller))
-        if not await self._launcher.cancel(job_id, job.attempts):
+        # Before the workflow knows of it, since the job may end at once.
+        canceller = Canceller.from_identity(caller)
+        is_first = await self._jobs.record_canceller(job_id, job.attempts, canceller)
+        try:
+            has_workflow = await self._launcher.cancel(job_id, job.attempts)
+        except ServiceUnavailable:
+            if is_first:
+                await self._jobs.clear_canceller(job_id, job.attempts)
+            raise
+        if not has_workflow:
             return await self._cancel_without_workflow(job)
         return await self._jobs.get(caller.owner, job_id)
 

@@ -71,6 +71,9 @@ _SUCCEED = _FINISH.values(
 _RECORD_CANCELLER = jobs.update().where(
     *_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES), jobs.c.cancelled_by.is_(None)
 )
+_CLEAR_CANCELLER = (
+    jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES)).values(cancelled_by=None)
+)
 _IS_OPEN = sa.select(jobs.c.id).where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES))
 
 
@@ -290,11 +293,19 @@ class JobStore:
         row = await self._database.write(finish)
         return None if row is None else parse_job(row)
 
-    async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> None:
-        """Record who is about to cancel an attempt, unless another canceller is recorded."""
+    async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> bool:
+        """Record who is about to cancel an attempt, and return True.
+
+        If another canceller is recorded, or the attempt has ended, change nothing and return False.
+        """
         change = _RECORD_CANCELLER.values(cancelled_by=to_plain(canceller))
         values = {"job_id": job_id, "attempt": attempt}
-        await self._database.write(lambda c: c.execute(change, values))
+        return await self._database.write(lambda c: c.execute(change, values).rowcount > 0)
+
+    async def clear_canceller(self, job_id: str, attempt: int) -> None:
+        """Forget the canceller of an open attempt, whose cancellation has failed."""
+        values = {"job_id": job_id, "attempt": attempt}
+        await self._database.write(lambda c: c.execute(_CLEAR_CANCELLER, values))
 
     async def reopen(self, owner: str, job_id: str, limits: Sequence[Limit] = ()) -> Job:
         """Queue a new attempt of a failed or cancelled job, which skips the finished steps.
