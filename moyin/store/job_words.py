@@ -37,10 +37,9 @@ _MATCHING = {
 
 
 def join_words(owner: str, text: str) -> str:
-    """Return the words of a job's text for `job_texts`, between spaces; empty if it has none."""
+    """Return the words of a job's text, as `job_texts` has them; empty if there are none."""
     head = text.encode(errors="ignore")[:MAX_TEXT_BYTES].decode(errors="ignore")
-    words = " ".join(_add_owner(owner, _split(head, for_search=False)))
-    return f" {words} " if words else ""
+    return " ".join(_add_owner(owner, _split(head, for_search=False)))
 
 
 def find_words(search: str) -> list[str]:
@@ -50,12 +49,10 @@ def find_words(search: str) -> list[str]:
 
 def build_word_condition(job_id: Any, owner: str, search: str, dialect: str) -> Any:
     """Return the SQL condition that the text of the job with the id matches a search."""
+    position = sa.func.instr if dialect == "sqlite" else sa.func.strpos
+    text = sa.literal(" ").concat(job_texts.c.words).concat(" ")
     words = _add_owner(owner, find_words(search))
-    column = job_texts.c.words
-    if dialect == "sqlite":
-        matches = [sa.func.instr(column, f" {word} ") > 0 for word in words]
-    else:
-        matches = [sa.func.strpos(column, f" {word} ") > 0 for word in words]
+    matches = [position(text, f" {word} ") > 0 for word in words]
     return sa.exists().where(job_texts.c.job_id == job_id, *matches)
 
 

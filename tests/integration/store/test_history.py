@@ -150,15 +150,17 @@ async def test_a_page_and_its_cursor_are_read_in_one_statement(
         await other.close()
 
     def interfere(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if "row_number" in statement and threading.current_thread() is not deleting:
-            sa.event.remove(sa.Engine, "after_cursor_execute", interfere)
+        if "row_number" in statement and deleting.ident is None:
             deleting.start()
             deleting.join()
 
     deleting = threading.Thread(target=lambda: asyncio.run(delete_newest()))
-    sa.event.listen(sa.Engine, "after_cursor_execute", interfere)
     where = JobFilter(pool="rare")
-    page, cursor = await jobs.list_page("ann", where)
+    sa.event.listen(sa.Engine, "after_cursor_execute", interfere)
+    try:
+        page, cursor = await jobs.list_page("ann", where)
+    finally:
+        sa.event.remove(sa.Engine, "after_cursor_execute", interfere)
     assert page == [] and cursor is not None and not deleting.is_alive()
     assert len((await jobs.list_page("ann"))[0]) == 9, "the deletion came between the statements"
     page, _ = await jobs.list_page("ann", where, cursor=cursor)
