@@ -66,7 +66,7 @@ async def read_jobs(
     cursor = None
     while True:
         size = min(limit - len(jobs), _MAX_PAGE)
-        position = {} if cursor is None else {"cursor": cursor}
+        position: dict[str, str] = {} if cursor is None else {"cursor": cursor}
         path = f"/jobs?{urlencode({**query, **position, 'limit': size})}"
         page = await gateway.call("GET", path)
         jobs += page["jobs"]
@@ -82,7 +82,7 @@ async def change_jobs(
     total: dict[str, Any] = {"matched": 0, "done": 0, "skipped": 0, "dry_run": dry_run}
     cursor = None
     while True:
-        position = {} if cursor is None else {"cursor": cursor}
+        position: dict[str, str] = {} if cursor is None else {"cursor": cursor}
         body = {"filter": where, "dry_run": dry_run, **position}
         counts = await gateway.call("POST", path, body)
         for name in ("matched", "done", "skipped"):

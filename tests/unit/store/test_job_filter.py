@@ -240,9 +240,9 @@ async def test_searches_are_paged_and_combined(
         assert await jobs.find(search="rare", limit=limit) == ["9", "2", "0"]
         assert await jobs.find(search="rare", kind="render", limit=limit) == ["2", "0"]
         assert await jobs.find(search="rare", metadata={"n": "9"}, limit=limit) == ["9"]
-        both = {"search": "word", "statuses": (JobStatus.FAILED,), "limit": limit}
+        both: dict[str, Any] = {"search": "word", "statuses": (JobStatus.FAILED,), "limit": limit}
         assert await jobs.find(**both) == ["3", "2"]
-        early = {"created_before": START + timedelta(minutes=9)}
+        early: dict[str, Any] = {"created_before": START + timedelta(minutes=9)}
         assert await jobs.find(search="rare", **early, limit=limit) == ["2", "0"]
         assert await jobs.find("bob", search="rare", limit=limit) == ["12"]
         assert await jobs.find("eve", search="rare", limit=limit) == []
