@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import random
 import statistics
 import sys
@@ -26,8 +27,9 @@ import sqlalchemy as sa
 from moyin.domain.job import JobStatus, StepKind
 from moyin.store.job_filter import JobFilter
 from moyin.store.job_rows import NewJob, build_row
+from moyin.store.job_words import join_words
 from moyin.store.jobs import JobStore
-from moyin.store.schema import jobs
+from moyin.store.schema import job_texts, jobs
 from moyin.store.sql import Database, migrate, now
 from tests.integration.access.fixtures import Postgres
 
@@ -45,7 +47,20 @@ _FILTERS = {
     "template": JobFilter(template="portrait"),
     "metadata": JobFilter(metadata={"project": "p7"}),
     "time": JobFilter(created_before=now() - timedelta(hours=6)),
+    "search, in most jobs": JobFilter(search="masterpiece"),
+    "search, in 1 %": JobFilter(search="word90"),
+    "search, in 0.1 %": JobFilter(search="word900"),
+    "search, in 10 jobs": JobFilter(search="needle"),
+    "search, in none": JobFilter(search="nothing"),
+    "search, two words": JobFilter(search="word30 word40"),
+    "search, Japanese": JobFilter(search="夕焼けの海"),
+    "search and status": JobFilter(search="word90", statuses=(JobStatus.FAILED,)),
+    "search and metadata": JobFilter(search="word900", metadata={"project": "p7"}),
 }
+# The words of prompts are as frequent as those of languages: the n-th has a share of 1 / n.
+_WORDS = [f"word{number}" for number in range(1, 20_001)]
+_WEIGHTS = list(itertools.accumulate(1 / number for number in range(1, 20_001)))
+_WORDS_PER_PROMPT = 30
 
 
 def main() -> int:
@@ -83,6 +98,7 @@ async def _measure(url: str, count: int) -> None:
         await _fill(database, count)
         for name, where in _FILTERS.items():
             _show(f"page of 50, filter {name}", await _time_pages(store, where))
+        _show("submission without text", await _time_submissions(store, asyncio.sleep(5), words=0))
         _show("submission alone", await _time_submissions(store, asyncio.sleep(5)))
         deletion = _delete(store, count // 10)
         _show(
@@ -96,14 +112,25 @@ async def _fill(database: Database, count: int) -> None:
     """Insert jobs of two owners that were submitted within a day."""
     numbers, began = random.Random(7), now() - timedelta(days=1)
     for start in range(0, count, _ROWS_PER_INSERT):
+        ordinals = range(start, min(start + _ROWS_PER_INSERT, count))
         rows = [
-            _make_row(numbers, began + timedelta(days=1) * (number / count))
-            for number in range(start, min(start + _ROWS_PER_INSERT, count))
+            _make_row(numbers, began + timedelta(days=1) * (number / count)) for number in ordinals
         ]
-        await database.write(lambda connection, rows=rows: connection.execute(jobs.insert(), rows))  # type: ignore[misc]
+        texts = [
+            {"job_id": row["id"], "words": join_words(row["owner"], _make_text(numbers, ordinal))}
+            for ordinal, row in zip(ordinals, rows, strict=True)
+        ]
+
+        def insert(connection: sa.Connection, rows: Any = rows, texts: Any = texts) -> None:
+            connection.execute(jobs.insert(), rows)
+            connection.execute(job_texts.insert().inline(), texts)
+
+        await database.write(insert)
         print(f"\r{start + len(rows):,} jobs", end="", file=sys.stderr)
     print(file=sys.stderr)
-    await database.write(lambda connection: connection.execute(sa.text("ANALYZE jobs")))
+    for table in (jobs, job_texts):
+        analyze = sa.text(f"ANALYZE {table.name}")
+        await database.write(lambda connection, analyze=analyze: connection.execute(analyze))  # type: ignore[misc]
 
 
 def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
@@ -117,7 +144,19 @@ def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
     return {**build_row(new), **changes, "dispatched": True}
 
 
-def _make_job(owner: str, kind: str, pool: str, project: str) -> NewJob:
+def _make_text(numbers: random.Random, ordinal: int) -> str:
+    """Return a prompt; a few have a rare word or are in Japanese."""
+    words = numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=_WORDS_PER_PROMPT)
+    if numbers.random() < 0.8:
+        words.append("masterpiece")
+    if ordinal % 100_000 == 1:
+        words.append("needle")
+    if ordinal % 500 == 2:
+        words.append("夕焼けの海と少女")
+    return " ".join(words)
+
+
+def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") -> NewJob:
     step = StepKind.CHAT if kind == "chat" else StepKind.RENDER
     return NewJob(
         id=str(uuid.uuid4()),
@@ -126,6 +165,7 @@ def _make_job(owner: str, kind: str, pool: str, project: str) -> NewJob:
         spec=uuid.uuid4().hex * 2,
         heads=((step, pool),),
         metadata={"project": project, "artist": "somebody"},
+        text=text,
     )
 
 
@@ -139,12 +179,15 @@ async def _time_pages(store: JobStore, where: JobFilter) -> list[float]:
     return seconds
 
 
-async def _time_submissions(store: JobStore, beside: Awaitable[Any]) -> list[float]:
+async def _time_submissions(
+    store: JobStore, beside: Awaitable[Any], words: int = _WORDS_PER_PROMPT
+) -> list[float]:
     """Return the seconds of submissions, one every 20 ms, for as long as ``beside`` takes."""
-    task, seconds = asyncio.ensure_future(beside), []
+    task, seconds, numbers = asyncio.ensure_future(beside), [], random.Random(8)
     while not task.done():
+        text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))
         began = time.perf_counter()
-        await store.create(_make_job("ada", "render", "default", "new"))
+        await store.create(_make_job("ada", "render", "default", "new", text))
         seconds.append(time.perf_counter() - began)
         await asyncio.sleep(0.02)
     await task

@@ -37,8 +37,8 @@ def cli_page() -> str:
     lines = ["# Command line", "", _WRITTEN]
     lines += [
         "Piped output is plain: tab-separated columns, no colours. Exit status: 0 done, 1 an error",
-        "or not running, 2 wrong usage, 3 the job did not succeed. `MOYIN_DEBUG=1` shows where an",
-        "error came from.",
+        "or not running, 2 wrong usage, 3 the job did not succeed, or some jobs were skipped.",
+        "`MOYIN_DEBUG=1` shows where an error came from.",
         "",
     ]
     for name, command in _commands("moyin", typer.main.get_command(app)):

@@ -15,7 +15,6 @@ from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
 from deployments.render.telemetry import ActorCounts
-from moyin.domain.renderer import has_runs, list_runs
 from moyin.errors import MoyinError
 from moyin.render.scheduling.rules import ScalingPolicy
 
@@ -189,7 +188,7 @@ class ActorSupervisor:
 
     def _has_unsettled_runs(self, name: str) -> bool:
         status = self.statuses.get(name)
-        return status is not None and bool(list_runs(status.renderer))
+        return status is not None and bool(status.renderer.runs)
 
     async def _supervise_actor(self, name: str) -> None:
         """Start or adopt the actor, and restart it whenever it is lost."""
@@ -225,7 +224,7 @@ class ActorSupervisor:
             status = await renderer.actor_status()
             self.statuses[name] = status
             self._mark_placed(name)
-            if run_ids := await self._bookkeeper.settle(name, list_runs(status.renderer)):
+            if run_ids := await self._bookkeeper.settle(name, status.renderer.runs):
                 await renderer.settle(run_ids)
             if self._is_outdated(name, status):
                 self._pool.drain_renderer(name, renderer)
@@ -244,9 +243,7 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _is_outdated(self, name: str, status: ActorStatus) -> bool:
-        # An actor of a version that measured no runs would render without being paid.
-        is_current = status.spec == self._spec and has_runs(status.renderer)
-        return not is_current or name not in self._names
+        return status.spec != self._spec or name not in self._names
 
     async def _retire_if_idle(self, name: str, renderer: RayRenderer, *, is_placed: bool) -> None:
         try:
@@ -258,7 +255,7 @@ class ActorSupervisor:
         except (MoyinError, RayError) as error:
             _log.info("removing an actor that has died already: %s", error)
         else:
-            runs = list_runs(status)
+            runs = status.runs
             settled = await self._bookkeeper.settle(name, runs)
             if status.running or len(settled) < len(runs):
                 return

@@ -33,6 +33,9 @@ class RunBookkeeper:
         self._reported: dict[str, dict[str, RenderRun]] = {}
         # Runs of lost actors that could not be booked yet.
         self._lost: dict[str, RenderRun] = {}
+        # Transactions that did not end in time. SQLite ends one that waits for the writer of another
+        # process only after half a minute, whoever cancels it. Others wait for these.
+        self._late: set[asyncio.Task[None]] = set()
 
     async def book(self, runs: Sequence[RenderRun]) -> set[str]:
         """Book ended runs and return the ids of those for which the database answered in time.
@@ -44,11 +47,29 @@ class RunBookkeeper:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 for start in range(0, len(runs), _RUNS_PER_TRANSACTION):
                     some = runs[start : start + _RUNS_PER_TRANSACTION]
-                    await self._ledger.book(some)
+                    await self._book_in_time(some)
                     booked.update(run.id for run in some)
         except (SQLAlchemyError, OSError) as error:
             _log.warning("%d runs of renders are booked later: %s", len(runs) - len(booked), error)
         return booked
+
+    async def _book_in_time(self, runs: Sequence[RenderRun]) -> None:
+        """Book runs; a cancellation by the caller's timeout does not wait for the database."""
+        if self._late:
+            await asyncio.wait(self._late)
+        task = asyncio.create_task(self._ledger.book(runs))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            self._late.add(task)
+            task.add_done_callback(self._end_late)
+            raise
+
+    def _end_late(self, task: asyncio.Task[None]) -> None:
+        self._late.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("runs of renders are booked later: %s", error)
 
     async def settle(self, actor: str, runs: Sequence[RenderRun]) -> list[str]:
         """Book what an actor reports, and the runs that it no longer reports.

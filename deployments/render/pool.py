@@ -21,7 +21,6 @@ from moyin.domain.renderer import (
     RenderRequest,
     RenderResult,
     RenderSucceeded,
-    list_runs,
 )
 from moyin.errors import MoyinError, OutOfMemory, ServiceUnavailable, WorkerLost
 from moyin.render.scheduling.rules import PendingRender
@@ -223,7 +222,7 @@ class Pool:
                     name, result = self._inherited[prompt_id]
                     if result.record is not None:
                         on_record(result.record)
-                    for run in list_runs(result):
+                    for run in result.runs:
                         on_run(run)
                     return name, result.done
             state.is_executed = False
@@ -266,7 +265,7 @@ class Pool:
         renderer = None if state is None else self._renderers.get(state.sent_to or "")
         if renderer is None:
             return []
-        runs = list_runs(await renderer.status())
+        runs = (await renderer.status()).runs
         return [run for run in runs if run.prompt_id == prompt_id and run.is_ended]
 
     async def get(self, path: str) -> bytes | None:

@@ -1,56 +1,155 @@
-"""Implements ``moyin jobs``, which lists, shows, cancels, retries and watches jobs."""
+"""Implements ``moyin jobs``, which lists, shows, cancels, deletes, retries and watches jobs."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from moyin.cli.following import follow
+from moyin.cli.job_filters import (
+    After,
+    Before,
+    Kind,
+    Metadata,
+    Pool,
+    Search,
+    Status,
+    Template,
+    build_filter,
+    change_jobs,
+    read_jobs,
+)
 from moyin.cli.screen import errors, out, print_json, print_table
 from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 
-app = typer.Typer(help="Jobs: list, show, cancel, retry, watch.", no_args_is_help=True)
+app = typer.Typer(help="Jobs: list, show, cancel, delete, retry, watch.", no_args_is_help=True)
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (Task ID).")]
+MaybeJobId = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="The job's id (Task ID); or use filters.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the number of matching jobs and change nothing.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+# The exit status if some of the jobs that match were not changed.
+SOME_SKIPPED = 3
 
 
 @app.command("list")
 def list_jobs(
-    status: Annotated[
-        str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs, newest first.")] = 20,
+    status: Status = None,
+    kind: Kind = None,
+    pool: Pool = None,
+    template: Template = None,
+    metadata: Metadata = None,
+    after: After = None,
+    before: Before = None,
+    search: Search = None,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of jobs, newest first.")
+    ] = 20,
+    as_json: AsJson = False,
 ) -> None:
-    """List your jobs; piped output has id, kind, status, progress and creation time, by tabs."""
-    query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
-    page = with_gateway(lambda gateway: gateway.call("GET", query))
+    """List your jobs, or those that match all filters.
+
+    Piped output has id, kind, status, progress and creation time, by tabs.
+    """
+    where = build_filter(
+        status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
+        before=before, search=search,
+    )  # fmt: skip
+    jobs = with_gateway(lambda gateway: read_jobs(gateway, where, limit))
+    if as_json:
+        print_json(jobs)
+        return
     print_table(
         ("id", "kind", "status", "progress", "created"),
-        (
-            (j["id"], j["kind"], j["status"], _format_percent(j), j["created_at"])
-            for j in page["jobs"]
-        ),
+        ((j["id"], j["kind"], j["status"], _format_percent(j), j["created_at"]) for j in jobs),
     )
 
 
 @app.command()
 def show(job_id: JobId) -> None:
     """Print a job as JSON, with the outputs of its finished steps."""
-    print_json(with_gateway(lambda gateway: gateway.call("GET", f"/jobs/{job_id}")))
+    print_json(with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id))))
 
 
 @app.command()
-def cancel(job_id: JobId) -> None:
-    """Cancel a job."""
-    job = with_gateway(lambda gateway: gateway.call("POST", f"/jobs/{job_id}/cancel"))
-    out.print(f"{job['id']} {job['status']}")
+def cancel(
+    job_id: MaybeJobId = None,
+    status: Status = None,
+    kind: Kind = None,
+    pool: Pool = None,
+    template: Template = None,
+    metadata: Metadata = None,
+    after: After = None,
+    before: Before = None,
+    search: Search = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job, or the queued and running jobs that match all filters.
+
+    Exit 3 if some of the matching jobs had ended before.
+    """
+    where = build_filter(
+        status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
+        before=before, search=search,
+    )  # fmt: skip
+    if _names_one_job(job_id, where, dry_run):
+        job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/cancel"))
+        if as_json:
+            print_json(job)
+        else:
+            out.print(f"{job['id']} {job['status']}")
+        return
+    counts = _change("cancel", where, dry_run=dry_run, is_confirmed=yes)
+    _print_counts(counts, as_json, "cancelled", "had ended")
+
+
+@app.command()
+def delete(
+    job_id: MaybeJobId = None,
+    status: Status = None,
+    kind: Kind = None,
+    pool: Pool = None,
+    template: Template = None,
+    metadata: Metadata = None,
+    after: After = None,
+    before: Before = None,
+    search: Search = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete an ended job, or those that match all filters, with their files.
+
+    Exit 3 if some of the matching jobs were open and stay.
+    """
+    where = build_filter(
+        status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
+        before=before, search=search,
+    )  # fmt: skip
+    if _names_one_job(job_id, where, dry_run):
+        with_gateway(lambda gateway: _delete_one(gateway, job_id))
+        if as_json:
+            print_json({"id": job_id, "deleted": True})
+        else:
+            out.print(f"{job_id} deleted")
+        return
+    counts = _change("delete", where, dry_run=dry_run, is_confirmed=yes)
+    _print_counts(counts, as_json, "deleted", "were open")
 
 
 @app.command()
 def retry(job_id: JobId) -> None:
     """Resume a failed or cancelled job after its last finished step."""
-    job = with_gateway(lambda gateway: gateway.call("POST", f"/jobs/{job_id}/retry"))
+    job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/retry"))
     out.print(f"{job['id']} {job['status']}")
 
 
@@ -66,6 +165,49 @@ def watch(job_id: JobId) -> None:
         exit_unless_succeeded(job)
 
     with_gateway(work)
+
+
+def _names_one_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> bool:
+    """Return whether the arguments name a job instead of filters."""
+    if job_id is None and not where:
+        raise typer.BadParameter("name a job's id, or at least one filter")
+    if job_id is not None and (where or dry_run):
+        raise typer.BadParameter("a job's id cannot be combined with filters or --dry-run")
+    return job_id is not None
+
+
+def _change(
+    action: str, where: dict[str, Any], *, dry_run: bool, is_confirmed: bool
+) -> dict[str, Any]:
+    async def work(gateway: GatewayClient, *, counts_only: bool) -> dict[str, Any]:
+        return await change_jobs(gateway, f"/jobs/{action}", where, dry_run=counts_only)
+
+    if not dry_run and not is_confirmed:
+        matched = with_gateway(lambda gateway: work(gateway, counts_only=True))["matched"]
+        question = f"{matched:,} jobs match. {action.capitalize()} them?"
+        typer.confirm(question, abort=True, err=True)
+    return with_gateway(lambda gateway: work(gateway, counts_only=dry_run))
+
+
+def _print_counts(counts: dict[str, Any], as_json: bool, done: str, skipped: str) -> None:
+    if as_json:
+        print_json(counts)
+    elif counts["dry_run"]:
+        out.print(f"{counts['matched']:,} jobs match")
+    else:
+        rest = f"; {counts['skipped']:,} {skipped}" if counts["skipped"] else ""
+        out.print(f"{done} {counts['done']:,} of {counts['matched']:,} jobs{rest}")
+    if counts["skipped"]:
+        raise typer.Exit(SOME_SKIPPED)
+
+
+async def _delete_one(gateway: GatewayClient, job_id: str | None) -> None:
+    async with gateway.open("DELETE", _build_path(job_id), expected=204):
+        return
+
+
+def _build_path(job_id: str | None) -> str:
+    return f"/jobs/{quote(job_id or '', safe='')}"
 
 
 def _format_percent(job: dict[str, Any]) -> str:

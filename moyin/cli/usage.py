@@ -242,9 +242,11 @@ def _describe_total(report: dict[str, Any]) -> str:
     text = f"{total['calls']:,} calls, [bold]{format_cost(total['cost_usd'])}[/]"
     if total["dearest_cost_usd"] is None:
         return text
-    cost, dearest = Decimal(total["cost_usd"]), Decimal(total["dearest_cost_usd"])
+    # Routing neither saves nor causes the cost of renders, which count the same in both sums.
+    renders = Decimal(total.get("render_cost_usd", "0"))
+    cost, dearest = (Decimal(total[f"{name}cost_usd"]) - renders for name in ("", "dearest_"))
     models = dict.fromkeys(m["model"] for m in report["dearest"].values() if m is not None)
-    text += f"; on {escape(' and '.join(models))} {format_cost(str(dearest))}"
+    text += f"; on {escape(' and '.join(models))} {format_cost(total['dearest_cost_usd'])}"
     return f"{text}: [bold]{1 - cost / dearest:.0%}[/] saved" if cost < dearest else text
 
 

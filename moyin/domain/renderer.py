@@ -134,16 +134,6 @@ class RendererStatus:
     runs: tuple[RenderRun, ...] = ()
 
 
-def has_runs(state: RendererStatus | RenderResult) -> bool:
-    """Return whether the sender measures runs. An actor may be of a version that did not."""
-    return hasattr(state, "runs")
-
-
-def list_runs(state: RendererStatus | RenderResult) -> tuple[RenderRun, ...]:
-    """Return the runs of ``state``, or none if its sender does not measure them."""
-    return state.runs if has_runs(state) else ()
-
-
 class Renderer(Protocol):
     """The interface of a renderer, which renders one prompt at a time."""
 

@@ -31,6 +31,8 @@ from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher, NamedFiles
 from moyin.jobs.protocol.renders import Templates
 from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job_body, to_job_spec
 from moyin.jobs.protocol.response import build_status_event
+from moyin.jobs.search_text import collect_text
+from moyin.jobs.spec_cache import SpecCache
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -44,6 +46,7 @@ _log = logging.getLogger(__name__)
 _MAX_LEVELS = 190
 # The largest spec that a job's response shows, in bytes.
 _MAX_SHOWN_SPEC = 1024 * 1024
+_CACHED_SPEC_BYTES = 16 * 1024 * 1024
 
 
 class JobService:
@@ -74,6 +77,7 @@ class JobService:
         )
         self._names = FileNames(files)
         self._networks = networks
+        self._specs = SpecCache(_CACHED_SPEC_BYTES)
 
     async def submit_request(
         self,
@@ -187,6 +191,7 @@ class JobService:
             comfyui=prompt is not None,
             templates=tuple(dict.fromkeys(step.template for step in spec.steps if step.template)),
             has_chosen_id=job_id is not None,
+            text=collect_text(spec),
         )
         job, is_new = await self._jobs.create(new)
         if is_new:
@@ -206,8 +211,16 @@ class JobService:
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
             raise _new_finished_error(job)
-        await self._jobs.record_canceller(job_id, job.attempts, Canceller.from_identity(caller))
-        if not await self._launcher.cancel(job_id, job.attempts):
+        # Before the workflow knows of it, since the job may end at once.
+        canceller = Canceller.from_identity(caller)
+        is_first = await self._jobs.record_canceller(job_id, job.attempts, canceller)
+        try:
+            has_workflow = await self._launcher.cancel(job_id, job.attempts)
+        except ServiceUnavailable:
+            if is_first:
+                await self._jobs.clear_canceller(job_id, job.attempts)
+            raise
+        if not has_workflow:
             return await self._cancel_without_workflow(job)
         return await self._jobs.get(caller.owner, job_id)
 
@@ -235,9 +248,10 @@ class JobService:
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
         """Delete those of the jobs that are the owner's and have ended, with their events.
 
-        Their files can no longer be read, and are deleted by `moyin.store.pruning`.
+        Their files can no longer be read, and are deleted by `moyin.store.deletion_pruning`.
         """
         deletion = await self._jobs.delete(owner, job_ids)
+        self._specs.discard(deletion.deleted)
         await self._events.delete(deletion.deleted)
         await self._frames.delete_files(deletion.deleted)
         return deletion
@@ -254,7 +268,12 @@ class JobService:
             return None
 
     async def load_small_spec(self, job: Job) -> JobSpec | None:
-        """Return the job's spec; None if it is large, was deleted, or the store is unavailable."""
+        """Return the job's spec; None if it is large, was deleted, or the store is unavailable.
+
+        Clients poll for jobs, so specs are cached.
+        """
+        if (cached := self._specs.get(job.id)) is not None:
+            return decode(JobSpec, cached)
         encoded = bytearray()
         try:
             async with aclosing(self._blobs.read_chunks(job.spec)) as chunks:
@@ -263,8 +282,9 @@ class JobService:
                     if len(encoded) > _MAX_SHOWN_SPEC:
                         return None
         except (FileNotFoundError, ServiceUnavailable):
-            # Clients poll for the job's status, which does not depend on the store.
+            # The job's status does not depend on the store.
             return None
+        self._specs.put(job.id, bytes(encoded))
         return decode(JobSpec, bytes(encoded))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:

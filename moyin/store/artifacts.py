@@ -88,12 +88,21 @@ class ArtifactStore:
         )
 
     async def add_or_restore(self, artifact: Artifact, *, owner: str) -> None:
-        """Store the metadata of an upload; if the owner has deleted this id, show it again."""
+        """Store the metadata of an upload; if the owner has deleted it, store it as a new one.
+
+        An artifact with this id that has other content or another owner does not change.
+        """
 
         def add(connection: sa.Connection) -> None:
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)
-            is_same = sa.and_(artifacts.c.id == artifact.id, artifacts.c.owner == owner)
-            connection.execute(artifacts.update().where(is_same).values(deleted_at=None))
+            change = artifacts.update().where(
+                artifacts.c.id == artifact.id,
+                artifacts.c.owner == owner,
+                artifacts.c.sha256 == artifact.sha256,
+                artifacts.c.deleted_at.is_not(None),
+            )
+            values = {"name": artifact.name[:255], "media_type": artifact.media_type}
+            connection.execute(change.values(deleted_at=None, created_at=now(), **values))
 
         await self._database.write(add)
 
@@ -156,7 +165,7 @@ class ArtifactStore:
     async def delete(self, owner: str, artifact_id: str) -> None:
         """Hide an upload, and free the names that ComfyUI's clients gave it.
 
-        Open jobs that use it still read it. `moyin.store.pruning` deletes its blob later, unless
+        Open jobs that use it still read it. `moyin.store.deletion_pruning` deletes its blob later, unless
         something else refers to the blob.
 
         Raises:

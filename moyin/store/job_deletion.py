@@ -1,6 +1,6 @@
 """Deletes the rows of ended jobs at the request of their owners, in the caller's transaction.
 
-What a job leaves in `deleted_jobs` is all that `moyin.store.pruning` needs to delete its files.
+What a job leaves in `deleted_jobs` is all that `moyin.store.deletion_pruning` needs to delete its files.
 """
 
 from __future__ import annotations

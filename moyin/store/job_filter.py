@@ -10,7 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from moyin.domain.job import JobStatus, StepKind
-from moyin.store.pages import Condition, PageQuery
+from moyin.store.job_words import build_word_condition, find_job_ids
+from moyin.store.pages import MAX_SCANNED, Condition, Page, PageQuery, fetch_page
 from moyin.store.schema import jobs
 
 _KINDS = (*(kind.value for kind in StepKind), "pipeline")
@@ -27,6 +28,7 @@ class JobFilter:
         metadata: members that the job's metadata contain.
         created_after: the earliest time of the submission.
         created_before: the time before which the job was submitted.
+        search: words that the texts of the job's request and its metadata contain.
     """
 
     statuses: tuple[JobStatus, ...] = ()
@@ -36,6 +38,7 @@ class JobFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
     created_before: datetime | None = None
+    search: str | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -44,13 +47,43 @@ class JobFilter:
     @property
     def is_indexed(self) -> bool:
         """Whether indexes find all matching jobs, so that none is read in vain."""
-        return self.pool is None and self.template is None and not self.metadata
+        return (
+            self.pool is None
+            and self.template is None
+            and not self.metadata
+            and self.search is None
+        )
+
+    def fetch_page(
+        self, connection: sa.Connection, owner: str, *, limit: int, cursor: str | None
+    ) -> Page:
+        """Return a page of the owner's jobs, as `moyin.store.pages.fetch_page` does.
+
+        A search for frequent words finds enough jobs among the newest rows. For others the index of
+        words has all matching jobs, unless there are too many to sort them by time.
+        """
+        dialect = connection.dialect.name
+        page = fetch_page(connection, self.build_query(owner, dialect), limit=limit, cursor=cursor)
+        if self.search is None or page.next_cursor is None or len(page.ids) == limit:
+            return page
+        ids = find_job_ids(connection, owner, self.search, MAX_SCANNED + 1)
+        if len(ids) > MAX_SCANNED:
+            return page
+        conditions = [
+            jobs.c.id.in_(ids),
+            # Not the column itself, for which SQLite would read the index of all the owner's jobs.
+            jobs.c.owner.concat("") == owner,
+            *self._build_time_conditions(),
+            *self._build_row_conditions(jobs.c, dialect),
+        ]
+        query = PageQuery(table=jobs, ranges=[conditions])
+        return fetch_page(connection, query, limit=limit, cursor=cursor)
 
     def build_query(self, owner: str, dialect: str) -> PageQuery:
         """Return the query for the owner's jobs.
 
-        Indexes find the jobs with a status or kind. Pools, templates and metadata are compared in
-        the rows.
+        Indexes find the jobs with a status or kind. Pools, templates, metadata and words are
+        compared in the rows.
         """
         common = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
@@ -58,7 +91,7 @@ class JobFilter:
         return PageQuery(
             table=jobs,
             ranges=[common],
-            scanned=lambda columns: self._build_scanned_conditions(columns, dialect),
+            scanned=lambda columns: self._build_scanned_conditions(columns, owner, dialect),
         )
 
     def _build_time_conditions(self) -> list[Condition]:
@@ -79,7 +112,13 @@ class JobFilter:
             for kind in (_KINDS if self.kind is None else (self.kind,))
         ]
 
-    def _build_scanned_conditions(self, columns: Any, dialect: str) -> list[Condition]:
+    def _build_scanned_conditions(self, columns: Any, owner: str, dialect: str) -> list[Condition]:
+        conditions = self._build_row_conditions(columns, dialect)
+        if self.search is not None:
+            conditions.append(build_word_condition(columns.id, owner, self.search, dialect))
+        return conditions
+
+    def _build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
         conditions: list[Condition] = []
         if self.statuses:
             conditions.append(columns.status.in_([status.value for status in self.statuses]))

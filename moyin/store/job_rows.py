@@ -61,6 +61,7 @@ class NewJob:
         comfyui: whether the job was submitted through ComfyUI's own API.
         templates: the names of the templates of the steps.
         has_chosen_id: whether the client, or another system, chose the id.
+        text: the text by whose words the job is found.
     """
 
     id: str
@@ -83,6 +84,7 @@ class NewJob:
     comfyui: bool = False
     templates: tuple[str, ...] = ()
     has_chosen_id: bool = False
+    text: str = ""
 
     @property
     def launch(self) -> Launch:

@@ -37,9 +37,10 @@ from moyin.store.job_rows import (
     parse_launch,
 )
 from moyin.store.job_steps import compute_retry_progress, write_progress, write_step
+from moyin.store.job_words import join_words
 from moyin.store.limits import enforce_open_job_limits
-from moyin.store.pages import Page, count_rows, fetch_page
-from moyin.store.schema import jobs
+from moyin.store.pages import Page, count_rows
+from moyin.store.schema import job_texts, jobs
 from moyin.store.sql import Database, now
 
 __all__ = ["JobStore", "Launch", "NewJob"]
@@ -49,6 +50,7 @@ _ANY_JOB = JobFilter()
 _ATTEMPT = (jobs.c.id == sa.bindparam("job_id"), jobs.c.attempts == sa.bindparam("attempt"))
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id"))
 _INSERT = jobs.insert()
+_INSERT_WORDS = job_texts.insert().inline()
 _START = (
     jobs.update()
     .where(*_ATTEMPT, jobs.c.status == JobStatus.QUEUED.value)
@@ -68,6 +70,9 @@ _SUCCEED = _FINISH.values(
 )
 _RECORD_CANCELLER = jobs.update().where(
     *_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES), jobs.c.cancelled_by.is_(None)
+)
+_CLEAR_CANCELLER = (
+    jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES)).values(cancelled_by=None)
 )
 _IS_OPEN = sa.select(jobs.c.id).where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES))
 
@@ -92,10 +97,12 @@ class JobStore:
             PromptIdTaken: the id belongs to another job of any owner, or belonged to a deleted one.
             TooManyJobs: a limit on open jobs is exceeded.
         """
-        row = build_row(new)
+        row, words = build_row(new), join_words(new.owner, new.text)
 
         def create(connection: sa.Connection) -> None:
             connection.execute(_INSERT, row)
+            if words:
+                connection.execute(_INSERT_WORDS, {"job_id": new.id, "words": words})
             # After the insertion, which waits for a deletion of the same id.
             if new.has_chosen_id and is_deleted(connection, new.id):
                 raise PromptIdTaken(
@@ -146,7 +153,7 @@ class JobStore:
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's jobs, newest first, and the cursor of the next page.
 
-        A page for a pool, a template or metadata may have fewer jobs than ``limit``, or none,
+        A page for a pool, a template, metadata or a search may have fewer jobs than ``limit``, or none,
         although another page follows.
 
         Args:
@@ -154,8 +161,7 @@ class JobStore:
         """
 
         def fetch(connection: sa.Connection) -> tuple[Sequence[Row], str | None]:
-            query = where.build_query(owner, connection.dialect.name)
-            page = fetch_page(connection, query, limit=limit, cursor=cursor)
+            page = where.fetch_page(connection, owner, limit=limit, cursor=cursor)
             listed = (
                 sa.select(jobs)
                 .where(jobs.c.id.in_(page.ids))
@@ -171,12 +177,7 @@ class JobStore:
     ) -> Page:
         """Return a page of the ids of the owner's jobs, as `list_page` does of the jobs."""
         return await self._database.read(
-            lambda connection: fetch_page(
-                connection,
-                where.build_query(owner, connection.dialect.name),
-                limit=limit,
-                cursor=cursor,
-            )
+            lambda connection: where.fetch_page(connection, owner, limit=limit, cursor=cursor)
         )
 
     async def count(self, owner: str, where: JobFilter) -> int:
@@ -292,11 +293,19 @@ class JobStore:
         row = await self._database.write(finish)
         return None if row is None else parse_job(row)
 
-    async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> None:
-        """Record who is about to cancel an attempt, unless another canceller is recorded."""
+    async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> bool:
+        """Record who is about to cancel an attempt, and return True.
+
+        If another canceller is recorded, or the attempt has ended, change nothing and return False.
+        """
         change = _RECORD_CANCELLER.values(cancelled_by=to_plain(canceller))
         values = {"job_id": job_id, "attempt": attempt}
-        await self._database.write(lambda c: c.execute(change, values))
+        return await self._database.write(lambda c: c.execute(change, values).rowcount > 0)
+
+    async def clear_canceller(self, job_id: str, attempt: int) -> None:
+        """Forget the canceller of an open attempt, whose cancellation has failed."""
+        values = {"job_id": job_id, "attempt": attempt}
+        await self._database.write(lambda c: c.execute(_CLEAR_CANCELLER, values))
 
     async def reopen(self, owner: str, job_id: str, limits: Sequence[Limit] = ()) -> Job:
         """Queue a new attempt of a failed or cancelled job, which skips the finished steps.

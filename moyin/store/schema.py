@@ -67,8 +67,29 @@ jobs = sa.Table(
     sa.Index("ix_jobs_dispatched", "dispatched", "created_at"),
 )
 
+# The words of jobs' texts (`moyin.store.job_words`). Migrations add an index of FTS5 (the virtual table
+# `job_words`) or GIN (`ix_job_texts_words`).
+job_texts = sa.Table(
+    "job_texts",
+    metadata,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column(
+        "job_id", sa.String(36), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("words", sa.Text, nullable=False),
+    sa.UniqueConstraint("job_id"),
+)
+
+
+def is_in_metadata(_item: object, name: str | None, kind: str, *_rest: object) -> bool:
+    """Return whether ``metadata`` describes a table or an index, for Alembic's ``include_object``."""
+    return not (kind in ("table", "index") and "job_words" in (name or "")) and name != (
+        "ix_job_texts_words"
+    )
+
+
 # Jobs that their owners deleted. Their ids stay taken, since renderers remember results by id; their
-# digests stay until the files are deleted (`moyin.store.pruning`).
+# digests stay until the files are deleted (`moyin.store.deletion_pruning`).
 deleted_jobs = sa.Table(
     "deleted_jobs",
     metadata,

@@ -88,6 +88,7 @@ class JobConditions(TypedDict, total=False):
     metadata: Mapping[str, str]
     created_after: datetime
     created_before: datetime
+    search: str
 
 
 class JobFilter(JobConditions, total=False):

@@ -91,7 +91,7 @@ def artifact_routes(
             artifact = stored
             response.headers["idempotent-replayed"] = "true"
         else:
-            await artifacts.add(artifact, owner=owner)
+            await artifacts.add_or_restore(artifact, owner=owner)
             if key is not None:
                 # If requests with the same key were concurrent, the first stored artifact counts.
                 artifact = await _find_stored(artifacts, owner, artifact) or artifact
@@ -194,20 +194,20 @@ async def _build_thumbnail_response(
 
 
 async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> Artifact | None:
-    """Return the artifact that an earlier request stored with the same Idempotency-Key, if any.
+    """Return the artifact that an earlier request stored with the same Idempotency-Key.
+
+    None if there is none, or if it was deleted, so that the file is stored again.
 
     Raises:
-        IdempotencyMismatch: the earlier request stored another file.
+        IdempotencyMismatch: the earlier request stored another file, which open jobs may still read
+            if it was deleted.
     """
-    if not await artifacts.is_id_used(artifact.id):
-        return None
-    stored: Artifact | None
     try:
-        stored = await artifacts.get(owner, artifact.id)
+        stored = await artifacts.get_even_if_deleted(owner, artifact.id)
+        if stored.sha256 == artifact.sha256:
+            return await artifacts.get(owner, artifact.id)
     except ArtifactNotFound:
-        stored = None  # The artifact has been deleted.
-    if stored is None or stored.sha256 != artifact.sha256:
-        raise IdempotencyMismatch(
-            "this Idempotency-Key was used for another file: use a new key", field="Idempotency-Key"
-        )
-    return stored
+        return None
+    raise IdempotencyMismatch(
+        "this Idempotency-Key was used for another file: use a new key", field="Idempotency-Key"
+    )

@@ -15,6 +15,7 @@ from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.domain.identity import OPERATOR, Identity
 from moyin.domain.money import format_usd
+from moyin.domain.operation import Unit
 from moyin.errors import InsufficientScope, InvalidRequest, RequestNotFound, ServiceUnavailable
 from moyin.store.sql import now
 from moyin.store.usage import UsageLedger
@@ -199,6 +200,7 @@ def _add_up(
 ) -> dict[str, Any]:
     sums = list(sums)
     pico = dearest.compute_pico_cost(sums, models)
+    renders = [item for item in sums if item.unit == Unit.GPU_MILLISECONDS]
     return {
         "calls": sum(item.calls for item in sums),
         "incomplete_calls": sum(item.calls for item in sums if not item.is_complete),
@@ -207,6 +209,7 @@ def _add_up(
         "output_tokens": sum(item.output_tokens for item in sums),
         "units": dict(_add_units(sums)),
         "cost_usd": f"{sum(item.cost_usd for item in sums):f}",
+        "render_cost_usd": f"{sum(item.cost_usd for item in renders):f}",
         "dearest_cost_usd": None if pico is None else format_usd(pico),
     }
 

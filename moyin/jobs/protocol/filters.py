@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
 from moyin.http.validation import UtcDatetime, parse_object, validate
 from moyin.jobs.protocol.wire import MetadataKey, MetadataValue, PoolName
 from moyin.store.job_filter import JobFilter
+from moyin.store.job_words import find_words
 
 MAX_PAGE = 200
 _METADATA_PREFIX = "metadata."
@@ -40,6 +41,13 @@ def _require_rfc3339(value: Any) -> Any:
     return value
 
 
+def _require_word(value: str) -> str:
+    if not find_words(value):
+        raise ValueError("must have at least one letter or digit")
+    return value
+
+
+_Search = Annotated[str, AfterValidator(_require_word)]
 _Time = Annotated[UtcDatetime, BeforeValidator(_require_rfc3339)]
 _Statuses = Annotated[
     list[JobStatus], BeforeValidator(_parse_statuses), Field(min_length=1, max_length=20)
@@ -68,6 +76,12 @@ class JobFilterBody(_Query):
     )
     created_after: _Time | None = Field(None, description=_AFTER)
     created_before: _Time | None = Field(None, description=_BEFORE)
+    search: _Search | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="Words that the texts of the request and the metadata contain.",
+    )
 
     def to_domain(self, aliases: Mapping[str, str]) -> JobFilter:
         """Return the filter; ``aliases`` maps the aliases of templates to their names."""
@@ -80,6 +94,7 @@ class JobFilterBody(_Query):
             metadata=self.metadata,
             created_after=self.created_after,
             created_before=self.created_before,
+            search=self.search,
         )
 
 

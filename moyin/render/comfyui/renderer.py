@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from pydantic_core import from_json
 
 from moyin.domain.prompt import PromptFile, PromptRecord
-from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
     RendererStatus,
@@ -116,14 +115,6 @@ class ComfyRenderer:
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """Render a prompt, or attach to it if it is known, and yield its events."""
-        # A pool of the version without runs would take a run for the result.
-        knows_runs = hasattr(request, "account")
-        async with aclosing(self._follow(request)) as events:
-            async for event in events:
-                if knows_runs or not isinstance(event, RenderRun):
-                    yield event
-
-    async def _follow(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         result = self._finished_results.get(request.prompt_id)
         if result is not None:
             yield ExecutionFinished()

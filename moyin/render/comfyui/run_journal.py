@@ -42,9 +42,7 @@ class RunJournal:
     @contextmanager
     def measure(self, request: RenderRequest) -> Iterator[None]:
         """Measure the time of the block as a run of the prompt."""
-        # A pool of the version without runs sends requests without an account.
-        account = getattr(request, "account", None)
-        run = _Measurement(secrets.token_hex(16), account, self._clock())
+        run = _Measurement(secrets.token_hex(16), request.account, self._clock())
         self._open.setdefault(request.prompt_id, []).append(run)
         try:
             yield

@@ -192,6 +192,7 @@ class UsageBody(BaseModel):
         examples=[{"seconds": 90}],
     )
     cost_usd: str
+    render_cost_usd: str = Field(description="The part of `cost_usd` that renders cost.")
     dearest_cost_usd: str | None = Field(
         description="What the complete calls would have cost on the dearest model that the tenant "
         "may use, at the prices of today; null if no model has a price."

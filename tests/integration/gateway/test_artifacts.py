@@ -115,6 +115,21 @@ async def test_an_idempotency_key_keeps_one_file(farm: Farm) -> None:
         assert (await response.json())["id"] != first["id"]
 
 
+async def test_a_deleted_upload_can_be_uploaded_again_with_its_key(farm: Farm) -> None:
+    headers = {"Idempotency-Key": "again"}
+    first = await upload(farm, PNG, headers=headers)
+    async with farm.client.delete(first["url"]) as response:
+        assert response.status == 204
+    async with farm.client.post("/artifacts", data=b"other", headers=headers) as response:
+        assert response.status == 422, "open jobs may still read the first content"
+    async with farm.client.post("/artifacts?name=b.png", data=PNG, headers=headers) as response:
+        assert response.status == 201 and "idempotent-replayed" not in response.headers
+        again = await response.json()
+    assert (again["id"], again["name"]) == (first["id"], "b.png")
+    async with farm.client.get(again["url"]) as response:
+        assert await response.read() == PNG
+
+
 async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Farm) -> None:
     async def put(number: int) -> tuple[int, bytes, str]:
         data, headers = b"file %d" % number, {"Idempotency-Key": "race"}

@@ -86,6 +86,8 @@ async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) 
         "template=swatch": [swatch],
         "metadata.c=1": [fast, chat],
         "metadata.c=1&metadata.a%22b=x%20y": [chat],
+        "search=X": [swatch, chat],
+        "search=y%20x&kind=chat": [chat],
         f"created_after={created}": [swatch, fast],
         f"created_before={created}": [chat],
     }.items():
@@ -97,6 +99,8 @@ async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) 
         "metadata=x": "metadata",
         "created_after=yesterday": "created_after",
         "kind=chat&kind=http": "kind",
+        "search=": "search",
+        "search=%20-": "search",
     }.items():
         status, problem = await call(farm.client, "GET", f"/jobs?{query}")
         assert (status, problem["code"], problem["field"]) == (400, "invalid_request", field)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -9,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.serialization import encode
 from moyin.errors import PromptIdTaken
+from moyin.store import job_filter, pages
 from moyin.store.artifacts import ArtifactFilter, ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
+from moyin.store.job_deletion import delete_ended_jobs
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.pruning import Pruner
-from moyin.store.sql import Database, now
+from moyin.store.sql import Database, migrate, now
+from tests.integration.access.fixtures import Postgres
 
 LABELS = {'a"b': "c\\d", "e": "🎈"}
 
@@ -43,6 +49,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
             heads=((StepKind.RENDER, "big" if number == 1 else "default"),),
             metadata=LABELS if number == 2 else {"e": "x"},
             templates=("swatch",) if number == 3 else (),
+            text="赤い狐 red fox" if number in (0, 2) else "car",
             has_chosen_id=True,
         )  # fmt: skip
         await jobs.create(new)
@@ -71,6 +78,9 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     assert await find(template="swatch") == [3]
     assert await find(metadata=LABELS) == [2]
     assert await find(metadata={"e": "x"}, statuses=both[:1]) == [3, 1]
+    assert await find(search="fox RED") == await find(search="赤い") == [2, 0]
+    assert await find(search="狐", metadata=LABELS) == [2]
+    assert await find(search="fox car") == []
     assert await find(created_after=now()) == []
     assert await jobs.count("ann", JobFilter(statuses=both[1:])) == 1
     for where in (ArtifactFilter(job_id=ids[0]), ArtifactFilter(media_type="image/*")):
@@ -81,6 +91,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     assert list(deletion.deleted) == [ids[0]]
     assert set(deletion.still_open) == set(ids[1:])
     assert await find() == [3, 2, 1]
+    assert await find(search="fox") == [2]
     assert await artifacts.list_page("ann", ArtifactFilter(), limit=9) == ([], None)
     with pytest.raises(PromptIdTaken):
         await jobs.create(
@@ -89,3 +100,92 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     pruned = await Pruner(database, blobs).run_deleted(now() + timedelta(hours=1))
     assert pruned.files == 2, "the output and the picture; other jobs have the spec"
     assert await blobs.exists(spec) and not await blobs.exists(picture.sha256)
+
+
+async def test_a_rare_word_is_found_among_many_jobs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MAX_SCANNED", 5)
+    jobs = JobStore(database)
+    texts = ["needle", *("hay" for _ in range(30))]
+    ids = []
+    for text in texts:
+        new = NewJob(
+            id=str(uuid.uuid4()), owner="ann", kind="chat", spec="0" * 64, heads=(), text=text
+        )
+        await jobs.create(new)
+        ids.append(new.id)
+    page, cursor = await jobs.list_page("ann", JobFilter(search="needle"))
+    assert ([job.id for job in page], cursor) == ([ids[0]], None)
+    # More matches than are sorted: the pages compare rows.
+    monkeypatch.setattr(job_filter, "MAX_SCANNED", 10)
+    found, cursor = [], None
+    while True:
+        page, cursor = await jobs.list_page("ann", JobFilter(search="hay"), limit=7, cursor=cursor)
+        found += [job.id for job in page]
+        if cursor is None:
+            break
+    assert found == ids[:0:-1]
+
+
+async def test_a_page_and_its_cursor_are_read_in_one_statement(
+    database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that are deleted while a page is read do not make the next page skip others."""
+    monkeypatch.setattr(pages, "MAX_SCANNED", 4)
+    jobs, ids = JobStore(database), []
+    for number in range(12):
+        pool = "rare" if number == 7 else "default"
+        new = NewJob(
+            id=str(uuid.uuid4()), owner="ann", kind="render", spec="0" * 64,
+            heads=((StepKind.RENDER, pool),),
+        )  # fmt: skip
+        await jobs.create(new)
+        await jobs.finish(new.id, 1, JobStatus.SUCCEEDED, None)
+        ids.append(new.id)
+
+    async def delete_newest() -> None:
+        other = Database(database_url)
+        assert len((await JobStore(other).delete("ann", ids[-3:])).deleted) == 3
+        await other.close()
+
+    def interfere(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "row_number" in statement and deleting.ident is None:
+            deleting.start()
+            deleting.join()
+
+    deleting = threading.Thread(target=lambda: asyncio.run(delete_newest()))
+    where = JobFilter(pool="rare")
+    sa.event.listen(sa.Engine, "after_cursor_execute", interfere)
+    try:
+        page, cursor = await jobs.list_page("ann", where)
+    finally:
+        sa.event.remove(sa.Engine, "after_cursor_execute", interfere)
+    assert page == [] and cursor is not None and not deleting.is_alive()
+    assert len((await jobs.list_page("ann"))[0]) == 9, "the deletion came between the statements"
+    page, _ = await jobs.list_page("ann", where, cursor=cursor)
+    assert [job.id for job in page] == [ids[7]]
+
+
+async def test_an_id_that_is_being_deleted_stays_taken(postgres: Postgres) -> None:
+    url = postgres.url(postgres.new())
+    await asyncio.to_thread(migrate, url)
+    database, other = Database(url), Database(url)
+    jobs = JobStore(database)
+    new = NewJob(
+        id=str(uuid.uuid4()), owner="ann", kind="chat", spec="0" * 64, heads=(), has_chosen_id=True
+    )
+    await jobs.create(new)
+    await jobs.finish(new.id, 1, JobStatus.SUCCEEDED, None)
+    async with other.writing() as transaction:
+        deletion = await transaction.run_sync(lambda c: delete_ended_jobs(c, "ann", [new.id]))
+        assert list(deletion.deleted) == [new.id]
+        creation = asyncio.create_task(jobs.create(new))
+        waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        while not (await transaction.execute(waiting)).scalar_one():
+            assert not creation.done()
+            await asyncio.sleep(0.05)
+    with pytest.raises(PromptIdTaken):
+        await creation
+    await database.close()
+    await other.close()

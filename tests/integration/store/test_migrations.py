@@ -21,7 +21,7 @@ from moyin.errors import RateLimited, StackError
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.keys import KeyStore
-from moyin.store.schema import metadata, usage
+from moyin.store.schema import is_in_metadata, metadata, usage
 from moyin.store.sql import Database, migrate, now
 from moyin.store.tokens import compute_digest
 from tests.integration.access.fixtures import Postgres
@@ -226,7 +226,9 @@ async def _set_revision(database: Database) -> None:
 async def _differences(database: Database) -> Any:
     async with database.reading() as connection:
         return await connection.run_sync(
-            lambda c: compare_metadata(MigrationContext.configure(c), metadata)
+            lambda c: compare_metadata(
+                MigrationContext.configure(c, opts={"include_object": is_in_metadata}), metadata
+            )
         )
 
 

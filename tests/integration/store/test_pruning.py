@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moyin.errors import JobNotFound
-from moyin.store import pruning
+from moyin.store import blob_references
 from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
 from tests.unit.store.test_pruning import BEFORE, PastJobs
@@ -21,7 +21,7 @@ async def test_many_prune_at_once(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As every replica of the workers does, once an hour."""
-    monkeypatch.setattr(pruning, "_CHUNK", 3)
+    monkeypatch.setattr(blob_references, "CHUNK", 3)
     databases = [Database(database_url) for _ in range(3)]
     await databases[0].ensure_schema()
     past = PastJobs(databases[0], tmp_path / "blobs")

@@ -67,6 +67,17 @@ def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
     ]
 
 
+def test_renders_are_not_part_of_the_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = {**TOTAL, "cost_usd": "101", "render_cost_usd": "100", "dearest_cost_usd": "104"}
+    assert "3 calls, $101.00; on opus $104.00: 75% saved" in show(
+        monkeypatch, {**REPORT, "total": total}
+    )
+    only_renders = {**total, "cost_usd": "100", "dearest_cost_usd": "100"}
+    assert "3 calls, $100.00; on opus $100.00" in show(
+        monkeypatch, {**REPORT, "total": only_renders}
+    )
+
+
 def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {**TOTAL, "cost_usd": "0", "dearest_cost_usd": None}
     report = {**REPORT, "total": free, "groups": [{"key": None, **free}], "group_by": ["key"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -280,3 +281,29 @@ async def test_a_large_request_is_left_out(rig: Rig) -> None:
     messages = [{"role": "user", "content": "x" * 1_100_000}]
     job = await rig.submit({"kind": "chat", "request": {"model": "m", "messages": messages}})
     assert await rig.service.load_small_spec(await rig.jobs.find(job)) is None
+
+
+async def test_the_spec_of_a_polled_job_is_read_once_and_goes_with_the_job(
+    rig: Rig, tmp_path: Path
+) -> None:
+    job_id = await rig.submit(ends=True)
+    job = await rig.jobs.find(job_id)
+    spec = await rig.service.load_small_spec(job)
+    assert spec is not None
+    shutil.rmtree(tmp_path / "blobs")
+    assert await rig.service.load_small_spec(job) == spec
+    await rig.history.delete("ann", job_id)
+    assert await rig.service.load_small_spec(job) is None
+
+
+async def test_a_submitted_text_is_found_and_deleted_by_a_search(rig: Rig) -> None:
+    message = {"role": "user", "content": "夕焼けの海 at dusk"}
+    chat = {"kind": "chat", "request": {"model": "m", "messages": [message]}}
+    found = await rig.submit(chat, ends=True)
+    other = await rig.submit(metadata={"note": "dusk"}, ends=True)
+    where = JobFilter(search="Dusk 夕焼け")
+    counted = await rig.history.delete_matching(ANN, where, dry_run=True, cursor=None)
+    assert (counted.matched, counted.done) == (1, 0)
+    deleted = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
+    assert (deleted.matched, deleted.done, deleted.next_cursor) == (1, 1, None)
+    assert await rig.list_ids() == {other} and found != other

@@ -22,6 +22,7 @@ from moyin.errors import (
     JobNotFinished,
     JobNotFound,
     NodeNotAllowed,
+    ServiceUnavailable,
 )
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.protocol.renders import refuse_templates
@@ -126,6 +127,27 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
     colleague = replace(ANN, key_id="k2")
     cancelled = await jobs.service.cancel(colleague, job.id)
     assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
+
+
+async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: Jobs) -> None:
+    job, _ = await jobs.submit(SWATCH)
+    launcher: Any = jobs.service._launcher
+
+    async def fail(*_: Any) -> bool:
+        raise ServiceUnavailable("Temporal is down")
+
+    cancel, launcher.cancel = launcher.cancel, fail
+    with pytest.raises(ServiceUnavailable):
+        await jobs.service.cancel(ANN, job.id)
+    assert (await jobs.store.find(job.id)).cancel_requested_by is None
+    # Another caller's request, which Temporal has accepted, stays.
+    first = Canceller(kind=CancellerKind.KEY, id="k2")
+    assert await jobs.store.record_canceller(job.id, 1, first)
+    with pytest.raises(ServiceUnavailable):
+        await jobs.service.cancel(ANN, job.id)
+    assert (await jobs.store.find(job.id)).cancel_requested_by == first
+    launcher.cancel = cancel
+    assert (await jobs.service.cancel(ANN, job.id)).cancelled_by == first
 
 
 async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(

@@ -7,11 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from moyin.domain.job import JobStatus, StepKind
-from moyin.store import pages
+from moyin.store import job_filter, pages
 from moyin.store.job_filter import JobFilter
+from moyin.store.job_words import find_job_ids, find_words, join_words
 from moyin.store.jobs import JobStore, NewJob
+from moyin.store.schema import job_texts
 from moyin.store.schema import jobs as rows
 from moyin.store.sql import Database
 
@@ -35,6 +38,7 @@ class Jobs:
         metadata: dict[str, str] | None = None,
         heads: tuple[tuple[StepKind, str], ...] = ((StepKind.RENDER, "default"),),
         templates: tuple[str, ...] = (),
+        text: str = "",
     ) -> str:
         number = str(self._count)
         new = NewJob(
@@ -45,6 +49,7 @@ class Jobs:
             heads=heads,
             metadata={"n": number, **(metadata or {})},
             templates=templates,
+            text=text,
         )
         await self.store.create(new)
         created_at = START + timedelta(minutes=self._count)
@@ -130,13 +135,14 @@ async def test_times_include_the_first_and_exclude_the_last(jobs: Jobs) -> None:
 
 
 async def test_other_owners_see_nothing(jobs: Jobs) -> None:
-    await jobs.add(templates=("swatch",))
+    await jobs.add(templates=("swatch",), text="fox")
     alternatives: tuple[dict[str, Any], ...] = (
         {},
         {"kind": "render"},
         {"pool": "default"},
         {"template": "swatch"},
         {"metadata": {"n": "0"}},
+        {"search": "fox"},
     )
     for conditions in alternatives:
         assert await jobs.find("bob", **conditions) == []
@@ -144,14 +150,19 @@ async def test_other_owners_see_nothing(jobs: Jobs) -> None:
 
 
 @pytest.mark.parametrize(
-    "conditions", [{"statuses": (JobStatus.SUCCEEDED, JobStatus.FAILED)}, {"pool": "default"}]
+    "conditions",
+    [
+        {"statuses": (JobStatus.SUCCEEDED, JobStatus.FAILED)},
+        {"pool": "default"},
+        {"search": "fox"},
+    ],
 )
 async def test_new_jobs_do_not_change_later_pages(jobs: Jobs, conditions: Any) -> None:
     for _ in range(5):
-        await jobs.add()
+        await jobs.add(text="fox")
     where = JobFilter(**conditions)
     first, cursor = await jobs.store.list_page("ada", where, limit=2)
-    await jobs.add()
+    await jobs.add(text="fox")
     rest, _ = await jobs.store.list_page("ada", where, limit=9, cursor=cursor)
     assert [job.metadata["n"] for job in (*first, *rest)] == ["4", "3", "2", "1", "0"]
 
@@ -180,3 +191,94 @@ async def test_ids_and_counts_are_those_of_the_pages(jobs: Jobs) -> None:
     assert list(page.ids) == [job.id for job in listed]
     assert await jobs.store.count("ada", where) == 2
     assert await jobs.store.count("bob", where) == 0
+
+
+async def test_all_words_of_a_search_must_occur(jobs: Jobs) -> None:
+    await jobs.add(text="A RED fox, long_hair; \uff26\uff35\uff2c\uff2c")
+    await jobs.add(text="a red car")
+    await jobs.add(text="redder")
+    await jobs.add()
+    assert await jobs.find(search="red") == ["1", "0"]
+    assert await jobs.find(search="Fox rEd") == await jobs.find(search="hair") == ["0"]
+    assert await jobs.find(search="full") == ["0"], "wide letters are letters"
+    assert await jobs.find(search="red blue") == await jobs.find(search="re") == []
+
+
+async def test_japanese_is_found_at_any_place(jobs: Jobs) -> None:
+    await jobs.add(text="夕焼けの海と少女、桜")
+    await jobs.add(text="海の少年")
+    assert await jobs.find(search="海") == ["1", "0"]
+    assert await jobs.find(search="少女") == await jobs.find(search="夕焼けの海") == ["0"]
+    assert await jobs.find(search="桜 海") == ["0"]
+    assert await jobs.find(search="女海") == []
+
+
+@pytest.mark.parametrize(
+    "search",
+    ["fox OR car", "fox NOT car", "fo*", 'a" OR "b', "words: fox", "%", "_o_", "fox') --", "a\0"],
+)
+async def test_a_search_has_no_operators(jobs: Jobs, search: str) -> None:
+    await jobs.add(text="car")
+    await jobs.add(text=search)
+    expected = [] if search in ("%",) else ["1"]
+    assert (await jobs.find(search=search) if find_words(search) else []) == expected
+
+
+@pytest.mark.parametrize("indexed", [0, 3, 2_000])
+async def test_searches_are_paged_and_combined(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, indexed: int
+) -> None:
+    """The index returns all matches or, if there are more than ``indexed``, rows are compared."""
+    monkeypatch.setattr(job_filter, "MAX_SCANNED", indexed)
+    monkeypatch.setattr(pages, "MAX_SCANNED", 3)
+    for number in range(12):
+        status = JobStatus.FAILED if number in (2, 3) else JobStatus.SUCCEEDED
+        text = "rare word" if number in (0, 2, 9) else "other word"
+        await jobs.add(status, text=text, kind="chat" if number == 9 else "render")
+    await jobs.add(owner="bob", text="rare word")
+    for limit in (1, 2, 50):
+        assert await jobs.find(search="rare", limit=limit) == ["9", "2", "0"]
+        assert await jobs.find(search="rare", kind="render", limit=limit) == ["2", "0"]
+        assert await jobs.find(search="rare", metadata={"n": "9"}, limit=limit) == ["9"]
+        both: dict[str, Any] = {"search": "word", "statuses": (JobStatus.FAILED,), "limit": limit}
+        assert await jobs.find(**both) == ["3", "2"]
+        early: dict[str, Any] = {"created_before": START + timedelta(minutes=9)}
+        assert await jobs.find(search="rare", **early, limit=limit) == ["2", "0"]
+        assert await jobs.find("bob", search="rare", limit=limit) == ["12"]
+        assert await jobs.find("eve", search="rare", limit=limit) == []
+
+
+async def test_a_rare_word_is_found_on_the_first_page(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MAX_SCANNED", 3)
+    await jobs.add(text="needle")
+    for _ in range(9):
+        await jobs.add(text="hay")
+    page, cursor = await jobs.store.list_page("ada", JobFilter(search="needle"))
+    assert ([job.metadata["n"] for job in page], cursor) == (["0"], None)
+
+
+async def test_words_are_deleted_with_their_job(jobs: Jobs, database: Database) -> None:
+    for _ in range(2):
+        await jobs.add(text="secret")
+    [job, kept], _ = await jobs.store.list_page("ada")
+    await jobs.store.delete("ada", [job.id])
+
+    def read(connection: sa.Connection) -> tuple[Any, ...]:
+        words = connection.execute(sa.select(job_texts.c.job_id)).scalars().all()
+        # Raises an error if the index and the table do not agree.
+        check = "INSERT INTO job_words(job_words, rank) VALUES ('integrity-check', 1)"
+        connection.execute(sa.text(check))
+        return tuple(words), find_job_ids(connection, "ada", "secret", 9)
+
+    assert await database.write(read) == ((kept.id,), [kept.id])
+
+
+def test_a_text_is_bounded_and_words_of_owners_differ() -> None:
+    words = join_words("ada", "海" * 2_000 + " end")
+    assert "end" not in words and len(words.split()) == 2
+    long = join_words("ada", "x" * 5_000)
+    assert len(long.strip()) == 6 + 64
+    assert not set(join_words("ada", "a b").split()) & set(join_words("bob", "a b").split())
+    assert join_words("ada", "--- \0 \ud800") == ""

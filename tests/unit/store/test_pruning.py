@@ -19,7 +19,7 @@ from moyin.domain.serialization import encode
 from moyin.domain.stored_file import BATCH_INPUT, StoredFile
 from moyin.domain.text_batch import BatchDialect, TextBatch
 from moyin.errors import ArtifactNotFound, JobNotFound
-from moyin.store import pruning
+from moyin.store import blob_references, pruning
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.files import FileStore
@@ -225,14 +225,14 @@ async def test_a_job_retried_during_pruning_keeps_its_files(
 ) -> None:
     await past.job(graph="same")
     retried = await past.job(graph="same", status=JobStatus.FAILED)
-    spare = past.pruner._find_unreferenced_files
+    spare = past.pruner._references.find_unreferenced_files
 
     async def slowly(*arguments: Any) -> set[str]:
         found = await spare(*arguments)
         await past.jobs.reopen("ada", retried)
         return found
 
-    monkeypatch.setattr(past.pruner, "_find_unreferenced_files", slowly)
+    monkeypatch.setattr(past.pruner._references, "find_unreferenced_files", slowly)
     gone = await past.prune()
     # The output of the other job; both share the graph and the picture.
     assert (gone.jobs, gone.files) == (1, 1)
@@ -244,13 +244,13 @@ async def test_a_job_retried_during_pruning_keeps_its_files(
 async def test_concurrent_pruners_leave_no_files(
     past: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning, "_CHUNK", 1)
+    monkeypatch.setattr(blob_references, "CHUNK", 1)
     for _ in range(4):
         await past.job(graph="same", picture=b"same")
     past.age()
     other = Pruner(past.database, past.blobs)
     first, second = other.run(BEFORE), past.pruner.run(BEFORE)
-    spare, gone = past.pruner._find_unreferenced_files, []
+    spare, gone = past.pruner._references.find_unreferenced_files, []
 
     async def late(*arguments: Any) -> set[str]:
         found = await spare(*arguments)
@@ -258,7 +258,7 @@ async def test_concurrent_pruners_leave_no_files(
         return found
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
-    monkeypatch.setattr(past.pruner, "_find_unreferenced_files", late)
+    monkeypatch.setattr(past.pruner._references, "find_unreferenced_files", late)
     gone += [await anext(second), await anext(second)]
     for run in (first, second):
         gone += [part async for part in run]
@@ -270,8 +270,9 @@ async def test_concurrent_pruners_leave_no_files(
 async def test_many_jobs_are_deleted_in_chunks(
     past: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("_JOBS_PER_SCAN", 5), ("_CHUNK", 2), ("_PAGE", 3)):
-        monkeypatch.setattr(pruning, name, value)
+    monkeypatch.setattr(pruning, "JOBS_PER_SCAN", 5)
+    monkeypatch.setattr(blob_references, "CHUNK", 2)
+    monkeypatch.setattr(blob_references, "PAGE", 3)
     for index in range(8):
         await past.job(graph=str(index % 2), picture=str(index % 3).encode())
     young = await past.job(days=1, graph="0", picture=b"1")

@@ -111,13 +111,15 @@ def test_the_gateway_takes_what_the_client_sends(work: Work) -> None:
 def test_the_gateway_takes_the_filters() -> None:
     conditions = JobFilter(
         status=["failed", "cancelled"], kind="render", pool="fast", template="dawn",
-        metadata={"project": "aurora"}, created_after=NOON, created_before=NOON, page_size=7,
+        metadata={"project": "aurora"}, created_after=NOON, created_before=NOON, search="fox",
+        page_size=7,
     )  # fmt: skip
     assert conditions.keys() == JobFilter.__annotations__.keys()
     query = parse_jobs_query(build_query(conditions, "c1").items())
     assert query.status == [JobStatus.FAILED, JobStatus.CANCELLED]
     assert (query.metadata, query.limit, query.cursor) == ({"project": "aurora"}, 7, "c1")
     assert (query.created_after, query.pool, query.template) == (NOON, "fast", "dawn")
+    assert query.search == "fox"
     files = ArtifactFilter(
         job="j1", media_type="image/*", created_after=NOON, created_before=NOON, page_size=7
     )

@@ -18,7 +18,7 @@ from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.pool import Pool
 from deployments.render.telemetry import ActorCounts
 from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
-from moyin.domain.renderer import RendererStatus, RenderRequest, RenderResult
+from moyin.domain.renderer import RenderRequest
 from moyin.errors import ServiceUnavailable, StackError, WorkerLost
 from moyin.render.scheduling.rules import PendingRender, ScalingPolicy
 from moyin.testing.renderer import FakeRenderer
@@ -380,51 +380,6 @@ async def test_run_of_a_lost_actor_is_booked_as_it_was_last_seen(cluster: Cluste
     run = ledger.booked[OPEN_RUN.id]
     assert (run.seconds, run.error, run.is_ended) == (4.0, "worker_lost", True)
     await supervisor.remove_idle_actors()
-
-
-class OldActor(FakeActor):
-    """Stands for an actor of the version that had no runs in its statuses and results."""
-
-    async def status(self) -> RendererStatus:
-        status = await super().status()
-        object.__delattr__(status, "runs")
-        return status
-
-    async def results(self) -> dict[str, RenderResult]:
-        results = await super().results()
-        for result in results.values():
-            object.__delattr__(result, "runs")
-        return results
-
-
-async def test_actor_of_a_version_without_runs_ends_its_render_and_is_replaced(
-    cluster: Cluster,
-) -> None:
-    pool, prompt_id = Pool("p"), str(uuid.uuid4())
-    old = OldActor(SPEC, lambda: cluster.actors.pop("comfyui-p-0"))
-    cluster.actors["comfyui-p-0"] = old
-    old.held.clear()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(anext(old.render(RenderRequest(prompt_id=prompt_id, graph={}))))
-        await old.busy.wait()
-        supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
-        supervisor.start()
-        await eventually(lambda: pool.is_draining("comfyui-p-0"))
-        assert await pool.find_ended_runs(prompt_id) == []
-        attempt = render(pool, prompt_id)
-        await eventually(lambda: pool.is_followed("comfyui-p-0"))
-        supervisor.check_running()
-        await supervisor.remove_idle_actors()
-        assert cluster.actors == {"comfyui-p-0": old}, "it is busy"
-        supervisor.start()
-        old.held.set()
-    assert (await attempt)[0] == "comfyui-p-0"
-    await eventually(lambda: cluster.actors.get("comfyui-p-0", old) is not old)
-    assert (await render(pool, prompt_id))[0] == "comfyui-p-0"
-    assert cluster.actors["comfyui-p-0"].started == [], "the result was inherited"
-    supervisor.check_running()
-    await supervisor.remove_idle_actors()
-    assert cluster.actors == {}
 
 
 async def test_ended_run_of_a_lost_actor_is_booked_after_an_outage(cluster: Cluster) -> None:

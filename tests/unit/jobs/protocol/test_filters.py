@@ -28,6 +28,7 @@ def test_all_parameters_become_conditions() -> None:
             ("metadata.a.b", ""),
             ("created_after", "2026-01-01T01:00:00+01:00"),
             ("created_before", "2026-02-01T00:00:00Z"),
+            ("search", "red fox"),
             ("limit", "7"),
         ]
     )
@@ -35,6 +36,7 @@ def test_all_parameters_become_conditions() -> None:
     assert where.statuses == (JobStatus.QUEUED, JobStatus.FAILED, JobStatus.RUNNING)
     assert (where.kind, where.pool, where.template) == ("render", "big", "swatch")
     assert where.metadata == {"shot": "12", "a.b": ""}
+    assert where.search == "red fox"
     assert where.created_after == datetime(2026, 1, 1, tzinfo=UTC)
     assert where.created_before == datetime(2026, 2, 1, tzinfo=UTC)
     assert (query.limit, query.cursor) == (7, None)
@@ -59,6 +61,10 @@ def test_all_parameters_become_conditions() -> None:
         ([("created_after", "1700000000")], "created_after"),
         ([("created_after", "2026-01-01")], "created_after"),
         ([("created_before", "2026-01-01T00:00:00")], "created_before"),
+        ([("search", "")], "search"),
+        ([("search", " -_* ")], "search"),
+        ([("search", "x" * 257)], "search"),
+        ([("search", "a"), ("search", "b")], "search"),
         ([("limit", "0")], "limit"),
         ([("limit", "201")], "limit"),
         ([("cursor", "x" * 257)], "cursor"),
@@ -107,6 +113,7 @@ def test_a_bulk_request_has_the_same_filter() -> None:
         (b'{"filter": {"status": []}}', "filter.status"),
         (b'{"filter": {"created_before": 1}}', "filter.created_before"),
         (b'{"filter": {"metadata": {"a": 1}}}', "filter.metadata.a"),
+        (b'{"filter": {"search": ["a"]}}', "filter.search"),
         (b'{"filter": {"kind": "chat"}, "dry_run": "no"}', "dry_run"),
         (b'{"filter": {"kind": "chat"}, "limit": 1}', "limit"),
     ],

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
-from moyin.domain.renderer import RenderRequest, RenderSucceeded
+from moyin.domain.renderer import RenderRequest
 from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable, StackError, WorkerLost
 from moyin.render.comfyui import client, session
 from moyin.render.comfyui import renderer as renderer_module
@@ -263,22 +263,4 @@ async def test_refused_graph_has_no_run(accepting: tuple[Bench, AcceptingComfyUI
     bench, comfyui = accepting
     comfyui.refusal = InvalidGraph("no such node")
     assert isinstance(await bench.error(account=PRICED.account), InvalidGraph)
-    assert (await bench.renderer.status()).runs == ()
-
-
-async def test_pool_of_the_version_without_runs_gets_none(
-    accepting: tuple[Bench, AcceptingComfyUI],
-) -> None:
-    bench, comfyui = accepting
-    old = replace(PRICED)
-    object.__delattr__(old, "account")
-    status = HistoryStatus(
-        status_str="success", completed=True, messages=[("execution_success", {})]
-    )
-    comfyui.state = PromptState(queued=False, entry=HistoryEntry(status=status))
-    comfyui.is_over.set()
-    for _ in range(2):
-        events = [event async for event in bench.renderer.render(old)]
-        assert not any(isinstance(event, RenderRun) for event in events)
-        assert isinstance(events[-1], RenderSucceeded)
     assert (await bench.renderer.status()).runs == ()

@@ -1,0 +1,104 @@
+"""Defines the options by which ``moyin jobs`` selects jobs, and sends them to the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from moyin.client.gateway import GatewayClient
+
+_MAX_PAGE = 200
+Status = Annotated[
+    str | None,
+    typer.Option(help="queued, running, succeeded, failed or cancelled; several with commas."),
+]
+Kind = Annotated[str | None, typer.Option(help="chat, render, http or pipeline.")]
+Pool = Annotated[str | None, typer.Option(help="The render pool of one of the steps.")]
+Template = Annotated[str | None, typer.Option(help="The template of one of the steps.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A member of the metadata; repeat for several."),
+]
+After = Annotated[
+    str | None, typer.Option(help="First time of submission, such as 2026-01-31T12:00:00Z.")
+]
+Before = Annotated[str | None, typer.Option(help="Time before which jobs were submitted.")]
+Search = Annotated[
+    str | None, typer.Option(help="Words in the texts of the request and in the metadata.")
+]
+
+
+def build_filter(
+    *,
+    status: str | None,
+    kind: str | None,
+    pool: str | None,
+    template: str | None,
+    metadata: Sequence[str] | None,
+    after: str | None,
+    before: str | None,
+    search: str | None,
+) -> dict[str, Any]:
+    """Return the member ``filter`` of a bulk request; empty if there is no option."""
+    members: dict[str, Any] = {
+        "status": status,
+        "kind": kind,
+        "pool": pool,
+        "template": template,
+        "metadata": _parse_metadata(metadata or ()) or None,
+        "created_after": after,
+        "created_before": before,
+        "search": search,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+async def read_jobs(
+    gateway: GatewayClient, where: dict[str, Any], limit: int
+) -> list[dict[str, Any]]:
+    """Read as many pages as needed for ``limit`` jobs; some pages may be empty."""
+    labels = {f"metadata.{key}": value for key, value in where.get("metadata", {}).items()}
+    query = {**{name: value for name, value in where.items() if name != "metadata"}, **labels}
+    jobs: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        size = min(limit - len(jobs), _MAX_PAGE)
+        position: dict[str, str] = {} if cursor is None else {"cursor": cursor}
+        path = f"/jobs?{urlencode({**query, **position, 'limit': size})}"
+        page = await gateway.call("GET", path)
+        jobs += page["jobs"]
+        cursor = page["next_cursor"]
+        if cursor is None or len(jobs) >= limit:
+            return jobs
+
+
+async def change_jobs(
+    gateway: GatewayClient, path: str, where: dict[str, Any], *, dry_run: bool
+) -> dict[str, Any]:
+    """Cancel or delete all jobs that match, by as many requests as needed, and add up the counts."""
+    total: dict[str, Any] = {"matched": 0, "done": 0, "skipped": 0, "dry_run": dry_run}
+    cursor = None
+    while True:
+        position: dict[str, str] = {} if cursor is None else {"cursor": cursor}
+        body = {"filter": where, "dry_run": dry_run, **position}
+        counts = await gateway.call("POST", path, body)
+        for name in ("matched", "done", "skipped"):
+            total[name] += counts[name]
+        cursor = counts["next_cursor"]
+        if cursor is None:
+            return total
+
+
+def _parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
+    metadata: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter("must be KEY=VALUE", param_hint="--metadata")
+        if key in metadata:
+            raise typer.BadParameter(f"{key} must be given once", param_hint="--metadata")
+        metadata[key] = value
+    return metadata

@@ -1,0 +1,82 @@
+"""Collects the text of a job's request by which the job is found (`moyin.store.job_words`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.store.job_words import MAX_TEXT_BYTES
+
+# Members of the requests of all chat protocols that have text, or messages and parts with text.
+_TEXT_MEMBERS = ("system", "instructions", "prompt", "messages", "input", "content", "text")
+_MAX_DEPTH = 8
+# The most inputs of a graph that are looked at: most inputs are numbers and links.
+_MAX_INPUTS = 20_000
+
+
+def collect_text(spec: JobSpec) -> str:
+    """Return the metadata's values, the texts of chats, and the texts among the inputs of graphs.
+
+    Requests of http steps are left out, because they may contain credentials. The text ends soon
+    after the bytes that can be found.
+    """
+    texts, size = list[str](), 0
+    for text in _iterate_texts(spec):
+        texts.append(text[:MAX_TEXT_BYTES])
+        size += len(texts[-1]) + 1
+        if size >= MAX_TEXT_BYTES:
+            break
+    return "\n".join(texts)
+
+
+def _iterate_texts(spec: JobSpec) -> Iterator[str]:
+    yield from spec.metadata.values()
+    is_patch = spec.base is not None
+    # The children of a batch first: their inputs distinguish the batch from others of the template.
+    for step in spec.steps:
+        yield from _iterate_step(step, is_patch)
+    if spec.base is not None:
+        yield from _iterate_graph(spec.base.values())
+
+
+def _iterate_step(step: Step, is_patch: bool) -> Iterator[str]:
+    if step.kind is StepKind.CHAT:
+        yield from _iterate_members(step.payload, 0)
+    elif step.kind is StepKind.RENDER:
+        yield from _iterate_strings(step.inputs.values())
+        nodes = step.payload.values()
+        yield from _iterate_graph(({"inputs": node} for node in nodes) if is_patch else nodes)
+
+
+def _iterate_members(value: Any, depth: int) -> Iterator[str]:
+    """Yield the texts of a chat request, but not of its files and tools."""
+    if isinstance(value, str):
+        yield value
+    elif depth > _MAX_DEPTH:
+        return
+    elif isinstance(value, Mapping):
+        for name in _TEXT_MEMBERS:
+            if name in value:
+                yield from _iterate_members(value[name], depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _iterate_members(item, depth + 1)
+
+
+def _iterate_graph(nodes: Iterable[Any]) -> Iterator[str]:
+    seen = 0
+    for node in nodes:
+        inputs = node.get("inputs") if isinstance(node, Mapping) else None
+        if isinstance(inputs, Mapping):
+            yield from _iterate_strings(inputs.values())
+            seen += len(inputs)
+        if seen > _MAX_INPUTS:
+            return
+
+
+def _iterate_strings(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        # Ids of files say nothing.
+        if isinstance(value, str) and not value.startswith("artifact:"):
+            yield value

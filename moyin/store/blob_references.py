@@ -1,0 +1,207 @@
+"""Finds the blobs to which jobs and artifacts refer, so that others can be deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from pydantic_core import from_json
+
+from moyin.domain.job import JobSpec, StepKind
+from moyin.domain.serialization import decode
+from moyin.store.blobs import BlobStore
+from moyin.store.job_rows import OPEN_STATUSES
+from moyin.store.schema import artifacts, jobs
+from moyin.store.sql import Database
+from moyin.store.text_pruning import find_file_blobs
+
+# The number of jobs whose digests are held in memory, and for which all other rows are read once.
+JOBS_PER_SCAN = 10_000
+# Rows per statement, and jobs per transaction: if the process dies or S3 fails after one, their blobs
+# are never deleted.
+CHUNK = 100
+PAGE = 2_000
+_CONCURRENCY = 8
+# The longest time between storing a job's blobs and its row.
+_STORE_MARGIN = timedelta(hours=1)
+_ARTIFACT_ID = re.compile(rb"art_[0-9a-f]{32}")
+T = TypeVar("T")
+R = TypeVar("R")
+# The columns of a job that contain, or decide about, the digests of its blobs.
+REFERENCE_COLUMNS = (jobs.c.kind, jobs.c.spec, jobs.c.record, jobs.c.results)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneResult:
+    """Counts what was deleted; ``size`` is that of the blobs, ``files``, in bytes."""
+
+    jobs: int = 0
+    batches: int = 0
+    files: int = 0
+    size: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.batches or self.files)
+
+    def __add__(self, other: PruneResult) -> PruneResult:
+        return PruneResult(
+            jobs=self.jobs + other.jobs,
+            batches=self.batches + other.batches,
+            files=self.files + other.files,
+            size=self.size + other.size,
+        )
+
+
+class BlobReferences:
+    """Reads which blobs jobs and artifacts refer to, and deletes blobs."""
+
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        self._database = database
+        self._blobs = blobs
+
+    async def collect_files(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
+        """Return the digests of all blobs that the jobs in ``rows`` refer to, by job id."""
+        nested = await self.gather(self.read_nested_files, rows)
+        files = {
+            row["id"]: {*iterate_direct_files(row), *more}
+            for row, more in zip(rows, nested, strict=True)
+        }
+        for chunk in split_into_chunks(list(files)):
+            query = sa.select(artifacts.c.job_id, artifacts.c.sha256).where(
+                artifacts.c.job_id.in_(chunk)
+            )
+            for row in await self._database.fetch_all(query):
+                files[row["job_id"]].add(row["sha256"])
+        return files
+
+    async def read_nested_files(self, row: Mapping[Any, Any]) -> list[str]:
+        """Return the digests of the blobs that a job refers to in its other blobs.
+
+        These are bodies of deferred HTTP requests (`moyin.domain.job.Step`), and files of renders
+        that are not outputs, such as previews.
+        """
+        kind, files = row["kind"], []
+        if kind != StepKind.RENDER.value and (spec := await self._read_blob(row["spec"])):
+            steps = decode(JobSpec, spec).steps
+            files += [step.payload.get("blob") for step in steps if step.kind is StepKind.HTTP]
+        if kind not in (StepKind.CHAT.value, StepKind.HTTP.value):
+            for output in list(iterate_direct_files(row))[1:]:
+                files += _list_recorded_files(await self._read_blob(output))
+        return [file for file in files if isinstance(file, str)]
+
+    async def _read_blob(self, sha256: str) -> bytes | None:
+        try:
+            return await self._blobs.get(sha256)
+        except FileNotFoundError:
+            return None
+
+    async def collect_open_inputs(self) -> set[str]:
+        """Return the ids of the artifacts in the specs of open jobs, such as outputs of other jobs."""
+        query = sa.select(jobs.c.spec).where(jobs.c.status.in_(OPEN_STATUSES)).distinct()
+        specs = await self._database.fetch_values(query)
+        contents = await self.gather(self._read_blob, specs)
+        return {i.decode() for spec in contents for i in _ARTIFACT_ID.findall(spec or b"")}
+
+    async def find_unreferenced_files(
+        self,
+        files: Mapping[str, set[str]],
+        inputs: Collection[str],
+        before: datetime,
+        *,
+        keeps_jobs: bool = False,
+        hidden: Collection[str] = (),
+    ) -> set[str]:
+        """Return those blobs of ``files`` (digests by job id) that nothing but these jobs refers to.
+
+        Args:
+            keeps_jobs: True if jobs that ended before ``before`` are not deleted.
+            hidden: the ids of artifacts that are deleted, too.
+        """
+        deletable = set().union(*files.values())
+        async for row in self._iterate_rows(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
+            if row["id"] not in hidden and (row["job_id"] not in files or row["id"] in inputs):
+                deletable.discard(row["sha256"])
+        is_read = (_was_created_by if keeps_jobs else _was_open_at)(before).label("is_read")
+        async for row in self._iterate_rows(jobs.c.id, *REFERENCE_COLUMNS, is_read):
+            if row["id"] not in files:
+                deletable.difference_update(iterate_direct_files(row))
+                if row["is_read"]:
+                    deletable.difference_update(await self.read_nested_files(row))
+        return deletable - await find_file_blobs(self._database, deletable)
+
+    async def _iterate_rows(
+        self, key: sa.Column[Any], *columns: Any
+    ) -> AsyncIterator[Mapping[Any, Any]]:
+        """Yield all rows of a table, which are read in pages, so that other queries need not wait."""
+        after = ""
+        while True:
+            query = sa.select(key, *columns).where(key > after).order_by(key).limit(PAGE)
+            page = await self._database.fetch_all(query)
+            for row in page:
+                yield row
+            if len(page) < PAGE:
+                return
+            after = page[-1][key.name]
+
+    async def delete_files(self, files: Collection[str], before: datetime) -> PruneResult:
+        results = await self.gather(lambda file: self._blobs.delete(file, before), list(files))
+        sizes = [size for size in results if size is not None]
+        return PruneResult(files=len(sizes), size=sum(sizes))
+
+    async def gather(self, call: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
+        """Return the results of ``call`` for all items; a few calls run concurrently."""
+        limit = asyncio.Semaphore(_CONCURRENCY)
+
+        async def limited(item: T) -> R:
+            async with limit:
+                return await call(item)
+
+        return await asyncio.gather(*map(limited, items))
+
+
+def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
+    """Yield the digests of the blobs in a job's row: first the spec."""
+    yield row["spec"]
+    if row["record"] is not None:
+        yield row["record"]
+    for result in row["results"]:
+        yield result["output"]
+
+
+def _list_recorded_files(output: bytes | None) -> list[str]:
+    """Return the digests of the files in ComfyUI's history entry, which a step's output contains."""
+    record = (from_json(output) if output else {}).get("record") or {}
+    return [file["sha256"] for file in record.get("files", ())]
+
+
+def split_into_chunks(items: list[str]) -> Iterator[list[str]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+
+def _was_created_by(before: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were submitted before ``before``, or soon after.
+
+    Blobs of jobs that were submitted later are too new to be deleted.
+    """
+    return jobs.c.created_at < before + _STORE_MARGIN
+
+
+def _was_open_at(before: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were open at ``before``."""
+    return sa.and_(
+        _was_created_by(before),
+        sa.or_(jobs.c.status.in_(OPEN_STATUSES), jobs.c.finished_at >= before),
+    )

@@ -1,0 +1,114 @@
+"""Deletes the files of jobs and artifacts that their owners deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.store.blob_references import (
+    JOBS_PER_SCAN,
+    PAGE,
+    REFERENCE_COLUMNS,
+    BlobReferences,
+    PruneResult,
+    iterate_direct_files,
+    split_into_chunks,
+)
+from moyin.store.schema import artifacts, deleted_jobs
+from moyin.store.sql import Database
+
+
+class DeletionPruner:
+    """Deletes what the deletions of jobs and artifacts have left (`moyin.store.job_deletion`)."""
+
+    def __init__(self, database: Database, references: BlobReferences) -> None:
+        self._database = database
+        self._references = references
+
+    async def run(self, before: datetime) -> PruneResult:
+        """Delete the files of jobs and artifacts that their owners deleted before ``before``.
+
+        Files to which something else refers stay. If this is interrupted, the next run repeats it.
+        """
+        result = PruneResult()
+        while True:
+            deleted = await self._database.fetch_all(_select_deleted_jobs(before))
+            inputs = await self._references.collect_open_inputs()
+            hidden = await self._fetch_hidden_artifacts(before, inputs)
+            if not deleted and not hidden:
+                return result
+            nested = await self._references.gather(self._references.read_nested_files, deleted)
+            digests = {*hidden.values(), *(file for files in nested for file in files)}
+            for row in deleted:
+                digests.update(iterate_direct_files(row))
+            unused = await self._references.find_unreferenced_files(
+                {"": digests}, inputs, before, keeps_jobs=True, hidden=hidden
+            )
+            result += await self._references.delete_files(unused, before)
+            ids = [row["id"] for row in deleted]
+            await self._database.write(partial(_forget_deleted, ids, list(hidden)))
+
+    async def _fetch_hidden_artifacts(
+        self, before: datetime, inputs: Collection[str]
+    ) -> dict[str, str]:
+        """Return the digests of artifacts that were deleted before ``before``, by id.
+
+        Those that open jobs use are left out.
+        """
+        hidden: dict[str, str] = {}
+        after = ""
+        while len(hidden) < JOBS_PER_SCAN:
+            query = (
+                sa.select(artifacts.c.id, artifacts.c.sha256)
+                .where(artifacts.c.deleted_at < before, artifacts.c.id > after)
+                .order_by(artifacts.c.id)
+                .limit(PAGE)
+            )
+            page = await self._database.fetch_all(query)
+            hidden.update((row["id"], row["sha256"]) for row in page if row["id"] not in inputs)
+            if len(page) < PAGE:
+                break
+            after = page[-1]["id"]
+        return hidden
+
+    async def free_ids(self, before: datetime) -> None:
+        """Forget jobs that were deleted before ``before`` and whose files are gone."""
+        while await self._database.execute(_free_ids(before)):
+            continue
+
+
+def _select_deleted_jobs(before: datetime) -> sa.Select[Any]:
+    columns = (deleted_jobs.c[column.name] for column in REFERENCE_COLUMNS)
+    return (
+        sa.select(deleted_jobs.c.id, *columns)
+        .where(deleted_jobs.c.cleaned.is_(False), deleted_jobs.c.deleted_at < before)
+        .order_by(deleted_jobs.c.deleted_at)
+        .limit(JOBS_PER_SCAN)
+    )
+
+
+def _free_ids(before: datetime) -> sa.Delete:
+    """Return the statement that forgets some deleted jobs, whose ids can be used again."""
+    oldest = (
+        sa.select(deleted_jobs.c.id)
+        .where(deleted_jobs.c.cleaned, deleted_jobs.c.deleted_at < before)
+        .limit(PAGE)
+    )
+    return deleted_jobs.delete().where(deleted_jobs.c.id.in_(oldest))
+
+
+def _forget_deleted(
+    job_ids: Sequence[str], artifact_ids: list[str], connection: sa.Connection
+) -> None:
+    """Record that the files of deleted jobs are gone, and delete the rows of hidden artifacts."""
+    for chunk in split_into_chunks(list(job_ids)):
+        cleaned = deleted_jobs.update().where(deleted_jobs.c.id.in_(chunk))
+        connection.execute(cleaned.values(cleaned=True, results=[], spec="", record=None))
+    for chunk in split_into_chunks(artifact_ids):
+        # Unless it was restored meanwhile.
+        is_hidden = artifacts.c.deleted_at.is_not(None)
+        connection.execute(artifacts.delete().where(artifacts.c.id.in_(chunk), is_hidden))

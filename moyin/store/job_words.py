@@ -1,0 +1,96 @@
+"""Splits texts of jobs into words, and finds jobs by these words.
+
+The words of a job are in one row of `job_texts`, which is indexed by FTS5 in SQLite and by GIN in
+PostgreSQL. Each word begins with a digest of the job's owner, so that a search reads only entries
+of its owner's jobs, whatever other tenants store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from moyin.store.schema import job_texts
+
+# The most bytes of a job's text that can be found, and the most characters of a word.
+MAX_TEXT_BYTES = 4_096
+_MAX_WORD = 64
+# Scripts without spaces between words: kana, Chinese characters, Hangul.
+_UNSPACED = "\u3005\u3007\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+_RUN = re.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|[^\W_{_UNSPACED}]+")
+_OWNER_DIGITS = 6
+_MATCHING = {
+    "sqlite": sa.text(
+        "SELECT job_id FROM job_texts WHERE number IN "
+        "(SELECT rowid FROM job_words WHERE job_words MATCH :query LIMIT :limit)"
+    ),
+    "postgresql": sa.text(
+        "SELECT job_id FROM job_texts WHERE string_to_array(words, ' ') @> :query LIMIT :limit"
+    ).bindparams(sa.bindparam("query", type_=ARRAY(sa.Text))),
+}
+
+
+def join_words(owner: str, text: str) -> str:
+    """Return the words of a job's text, as `job_texts` has them; empty if there are none."""
+    head = text.encode(errors="ignore")[:MAX_TEXT_BYTES].decode(errors="ignore")
+    return " ".join(_add_owner(owner, _split(head, for_search=False)))
+
+
+def find_words(search: str) -> list[str]:
+    """Return the words that a job's text must have to match a search."""
+    return list(dict.fromkeys(_split(search, for_search=True)))
+
+
+def build_word_condition(job_id: Any, owner: str, search: str, dialect: str) -> Any:
+    """Return the SQL condition that the text of the job with the id matches a search."""
+    position = sa.func.instr if dialect == "sqlite" else sa.func.strpos
+    text = sa.literal(" ").concat(job_texts.c.words).concat(" ")
+    words = _add_owner(owner, find_words(search))
+    matches = [position(text, f" {word} ") > 0 for word in words]
+    return sa.exists().where(job_texts.c.job_id == job_id, *matches)
+
+
+def find_job_ids(connection: sa.Connection, owner: str, search: str, limit: int) -> Sequence[str]:
+    """Return the ids of jobs whose texts match a search, in any order; ``limit`` at most.
+
+    A few may be those of other owners, whose digests are equal.
+    """
+    words, dialect = _add_owner(owner, find_words(search)), connection.dialect.name
+    query: str | list[str] = words
+    if dialect == "sqlite":
+        query = " AND ".join(f'"{word}"' for word in words)
+    else:
+        # The planner may expect so many matches that it would read the whole table for a few.
+        connection.execute(sa.text("SET LOCAL enable_seqscan = off"))
+        connection.execute(sa.text("SET LOCAL enable_indexscan = off"))
+    result = connection.execute(_MATCHING[dialect], {"query": query, "limit": limit})
+    ids = result.scalars().all()
+    if dialect != "sqlite":
+        connection.execute(sa.text("SET LOCAL enable_indexscan = on"))
+    return ids
+
+
+def _split(text: str, *, for_search: bool) -> Iterator[str]:
+    """Yield words in lower case; pairs of characters in scripts that do not separate words.
+
+    A stored text has each such character also by itself, for searches for a single one.
+    """
+    for match in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
+        run = match[0]
+        if match["unspaced"] is None:
+            yield run[:_MAX_WORD]
+            continue
+        if len(run) == 1 or not for_search:
+            yield from run
+        yield from (run[start : start + 2] for start in range(len(run) - 1))
+
+
+def _add_owner(owner: str, words: Iterator[str] | Sequence[str]) -> list[str]:
+    prefix = hashlib.sha256(owner.encode()).hexdigest()[:_OWNER_DIGITS]
+    return [prefix + word for word in dict.fromkeys(words)]
