@@ -78,7 +78,7 @@ def events_page(written: str) -> str:
     lines += [
         "",
         "A job that is retried goes on with `queued` after a last event, in the same stream. The event `error`",
-        "with `{code, message}` says that the stream ends and not the job: connect again, if the code's row in",
+        "with `{code, message, request_id}` says that the stream ends and not the job: connect again, if the code's row in",
         "[errors](errors.md) says so. An event without `id` was made from the job's row, because the store of",
         "events was away; it is the last of its stream.",
     ]

@@ -56,7 +56,8 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         if await feed.is_complete(job, after):
             # Status 204 tells an EventSource not to reconnect.
             return Response(status_code=204)
-        return EventStreamResponse(_format_events(events))
+        request_id = context(request.scope).request_id
+        return EventStreamResponse(_format_events(events, request_id))
 
     @router.websocket("/jobs/{job_id}/ws")
     async def follow_by_websocket(
@@ -84,7 +85,9 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
     return router
 
 
-async def _format_events(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:
+async def _format_events(
+    feed: AsyncGenerator[list[JobEvent], None], request_id: str
+) -> AsyncGenerator[str, None]:
     # Sent together with the first event, because each chunk costs time in each layer.
     prefix = f"retry: {_RETRY_MS}\n\n"
     async with aclosing(feed):
@@ -93,7 +96,7 @@ async def _format_events(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGen
                 yield prefix + ("".join(map(_format_event, events)) or ": still here\n\n")
                 prefix = ""
         except MoyinError as error:
-            body = StreamError(code=error.code, message=error.message)
+            body = StreamError(code=error.code, message=error.message, request_id=request_id)
             yield f"{prefix}event: error\ndata: {_ascii_json(body)}\n\n"
 
 

@@ -47,6 +47,7 @@ class StreamError(BaseModel):
 
     code: str = Field(description="A stable code of docs/reference/errors.md.")
     message: str
+    request_id: str
 
 
 EventBody = StatusEvent | ProgressEvent | StepEvent

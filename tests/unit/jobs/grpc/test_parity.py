@@ -17,7 +17,7 @@ from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.event_bodies import EVENT_BODIES, ProgressEvent, StatusEvent, StepEvent
 from moyin.jobs.protocol.filters import JobsQuery
 
-MESSAGES = {
+MESSAGES: dict[type[BaseModel], Any] = {
     wire.JobDetail: pb.Job,
     wire.ProgressBody: pb.Progress,
     wire.ArtifactBody: pb.Artifact,
@@ -76,7 +76,8 @@ def test_every_status_is_there() -> None:
 def test_every_event_is_typed() -> None:
     assert EVENT_FIELDS.keys() == {kind.value for kind in EventType}
     oneof = pb.JobEvent.DESCRIPTOR.oneofs_by_name["data"]
-    names = {field.name: field.message_type.name for field in oneof.fields}
+    fields: list[Any] = list(oneof.fields)
+    names = {field.name: field.message_type.name for field in fields}
     assert {*EVENT_FIELDS.values()} == names.keys()
     for kind, body in EVENT_BODIES.items():
         assert names[EVENT_FIELDS[kind.value]] == body.__name__

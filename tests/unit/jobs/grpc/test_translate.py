@@ -121,12 +121,13 @@ def test_a_batch_has_its_children_and_what_was_submitted() -> None:
 
 
 def test_a_list_request_becomes_a_query() -> None:
+    unknown: Any = 99
     request = pb.ListJobsRequest(
         status=[pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED, pb.JOB_STATUS_UNSPECIFIED],
         kind="", metadata={"shot": "a&b=7", "": "x"}, limit=0, cursor="c/1",
         created_after=Timestamp(seconds=1, nanos=5000),
     )  # fmt: skip
-    request.MergeFromString(pb.ListJobsRequest(status=[99]).SerializeToString())
+    request.MergeFromString(pb.ListJobsRequest(status=[unknown]).SerializeToString())
     assert to_jobs_query(request) == [
         ("status", "failed"), ("status", "cancelled"), ("status", "unspecified"), ("status", "99"),
         ("kind", ""), ("metadata.", "x"), ("metadata.shot", "a&b=7"),
