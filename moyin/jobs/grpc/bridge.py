@@ -40,6 +40,8 @@ _PASSED = frozenset({"authorization", "x-api-key", "x-request-id"})
 # The gateway's own time limits are shorter, but some streams have none.
 _SILENCE_SECONDS = 900.0
 _COST = b": x-moyin-cost-usd="
+# HAProxy refuses a request whose head is longer than 16 KiB, without one of our codes.
+_MAX_QUERY = 12_000
 # The gateway checks each service for up to two seconds.
 _READY_SECONDS = 5.0
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -105,8 +107,10 @@ class GrpcBridge:
         self, request: pb.ListJobsRequest, metadata: Metadata
     ) -> pb.ListJobsResponse:
         """Return a page of the caller's jobs, newest first."""
-        path = f"/jobs?{urlencode(to_jobs_query(request))}"
-        async with self._open("GET", path, metadata) as response:
+        query = urlencode(to_jobs_query(request))
+        if len(query) > _MAX_QUERY:
+            raise new_field_fault("request", f"has filters of more than {_MAX_QUERY} bytes")
+        async with self._open("GET", f"/jobs?{query}", metadata) as response:
             page = await response.json()
         return pb.ListJobsResponse(
             jobs=map(to_job_message, page["jobs"]), next_cursor=page["next_cursor"]

@@ -118,3 +118,10 @@ async def test_a_gateway_that_does_not_respond_is_not_ready(bridge: GrpcBridge) 
     await away.close()
     with pytest.raises(Fault):
         await RefusingBridge().is_ready()
+
+
+async def test_filters_that_do_not_fit_into_a_request_are_refused(bridge: GrpcBridge) -> None:
+    with pytest.raises(Fault) as caught:
+        await bridge.list_jobs(pb.ListJobsRequest(metadata={"a": "x" * 12_000}), ())
+    fault = (caught.value.status, caught.value.code, caught.value.field)
+    assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", "request")
