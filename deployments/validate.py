@@ -94,8 +94,9 @@ def _check_grpc(functions: Sequence[str]) -> Iterator[str]:
             getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             yield (
-                f"grpc_options.grpc_servicer_functions.{number}: {error}; Moyin's function is "
-                "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
+                f"grpc_options.grpc_servicer_functions.{number}: {error}; Moyin's functions are "
+                "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server and "
+                "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server"
             )
 
 

@@ -15,7 +15,7 @@ from moyin.http.problems import get_http_status
 from moyin.jobs.protocol import event_bodies
 from scripts.error_advice import ADVICE
 
-_EVENT_MEANINGS: Mapping[EventType, str] = {
+EVENT_MEANINGS: Mapping[EventType, str] = {
     EventType.QUEUED: "The job was accepted, or a retry began.",
     EventType.RUNNING: "The job runs.",
     EventType.PROGRESS: "A render went on. At most ten a second, of a batch one a second.",
@@ -64,6 +64,9 @@ def events_page(written: str) -> str:
         "data as JSON in `data`, the cursor as `id`; messages of the WebSocket are `{id, type, data}`. A webhook",
         "has the type `job.` and that of the last event, and the same data. New members may be added.",
         "",
+        "[asyncapi.json](asyncapi.json) describes the same as AsyncAPI 3. The gateway's OpenAPI document has the types",
+        "as `JobEvent`, and `moyin/jobs/grpc/moyin.proto` as messages ([gRPC](../grpc.md)).",
+        "",
         "| type | last | data | meaning |",
         "|---|---|---|---|",
     ]
@@ -71,11 +74,11 @@ def events_page(written: str) -> str:
         body = event_bodies.EVENT_BODIES[kind].__name__
         last = "yes" if kind.is_final else ""
         link = f"[{body}](#{body.lower()})"
-        lines.append(f"| `{kind.value}` | {last} | {link} | {_EVENT_MEANINGS[kind]} |")
+        lines.append(f"| `{kind.value}` | {last} | {link} | {EVENT_MEANINGS[kind]} |")
     lines += [
         "",
         "A job that is retried goes on with `queued` after a last event, in the same stream. The event `error`",
-        "with `{code, message}` says that the stream ends and not the job: connect again, if the code's row in",
+        "with `{code, message, request_id}` says that the stream ends and not the job: connect again, if the code's row in",
         "[errors](errors.md) says so. An event without `id` was made from the job's row, because the store of",
         "events was away; it is the last of its stream.",
     ]

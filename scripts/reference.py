@@ -19,6 +19,7 @@ from moyin.settings import Settings
 from moyin.stack.options import VARIABLE_DESCRIPTIONS
 from moyin.stack.ports import Ports
 from scripts.api_pages import errors_page, events_page
+from scripts.asyncapi import asyncapi_document
 
 # Typer holds click inside itself, under a private name.
 Command: TypeAlias = Any
@@ -56,6 +57,7 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "settings.md", settings_page()
     yield "errors.md", errors_page(_WRITTEN)
     yield "events.md", events_page(_WRITTEN)
+    yield "asyncapi.json", asyncapi_document()
 
 
 def _read(path: Path) -> str:

@@ -27,6 +27,7 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
+from moyin.jobs.grpc.health import HealthMonitor
 from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import TemporalConnection
@@ -87,6 +88,7 @@ class Gateway(MoyinCalls):
             )
         )
         self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
+        self.grpc_health = HealthMonitor(self.grpc_bridge.is_ready)
         pool_client = ServePoolClient(pools)
         positions = close_at_shutdown(QueuePositions(pool_client.list_positions, pools))
         node_info = close_at_shutdown(

@@ -14,13 +14,14 @@ from fastapi.openapi.utils import get_openapi
 from deployments.openapi import QUERY_KEY_SCHEME, document_problems, document_security
 from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.event_bodies import JOB_EVENT, StreamError
 from moyin.jobs.protocol.filters import BulkRequest
 
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
 
 def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]:
-    """Return the app's OpenAPI document, with the schema of the jobs that `POST /jobs` accepts."""
+    """Return the app's OpenAPI document, with the schemas of jobs that it accepts and of events."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -28,8 +29,11 @@ def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, 
         request = wire.JOB_REQUEST.json_schema(ref_template=_SCHEMA_REFERENCE)
         bulk = BulkRequest.model_json_schema(ref_template=_SCHEMA_REFERENCE)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(request.pop("$defs") | bulk.pop("$defs"))
+        event = JOB_EVENT.json_schema(ref_template=_SCHEMA_REFERENCE, mode="serialization")
+        error = StreamError.model_json_schema(mode="serialization")
+        schemas.update(request.pop("$defs") | bulk.pop("$defs") | event.pop("$defs"))
         schemas |= {"JobRequest": request, "BulkRequest": bulk}
+        schemas |= {"JobEvent": event, "StreamError": error}
         document_problems(document, _has_comfyui_errors)
         document_security(
             document, is_public, lambda path: QUERY_KEY_SCHEME if is_comfyui_path(path) else {}

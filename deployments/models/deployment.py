@@ -27,6 +27,7 @@ from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
+from moyin.jobs.grpc.health import HealthMonitor
 from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.batch_lines import BatchLineStore
@@ -61,6 +62,7 @@ class Models(MoyinCalls):
     """
 
     grpc_bridge = RefusingBridge()
+    grpc_health = HealthMonitor(grpc_bridge.is_ready)
 
     def __init__(self) -> None:
         settings = Settings()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from moyin.domain.job import EventType, Progress
+from moyin.domain.job import Progress
 from moyin.domain.renderer import RenderProgress
+from moyin.jobs.protocol.response import build_progress_event
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 
@@ -123,11 +124,9 @@ class ProgressReporter:
         while await self._wait_for_progress(self._to_publish, _EVENT_INTERVAL_SECONDS):
             progress = self._latest
             assert progress is not None
-            data: dict[str, Any]
-            data = {"value": progress.value, "max": progress.max, "step": self._step}
-            if progress.node is not None:
-                data["node"] = progress.node
-            await self._events.publish(self._job_id, EventType.PROGRESS, data)
+            row = Progress(value=progress.value, max=progress.max, step=self._step)
+            event = build_progress_event(row, progress.node)
+            await self._events.publish(self._job_id, *event)
 
     async def _write_rows(self) -> None:
         while await self._wait_for_progress(self._to_record, _ROW_INTERVAL_SECONDS):
@@ -146,8 +145,7 @@ class ProgressReporter:
                 self._to_record.set()
                 continue
             if self._is_batch and overall is not None:
-                data = {"value": overall.value, "max": overall.max, "step": self._step}
-                await self._events.publish(self._job_id, EventType.PROGRESS, data)
+                await self._events.publish(self._job_id, *build_progress_event(overall))
 
     async def _wait_for_progress(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for progress and then for ``seconds``; return False if the render ends meanwhile."""

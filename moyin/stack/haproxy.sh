@@ -9,6 +9,8 @@
 # - Without a route HAProxy responds with 404, which clients read as "no such job", and without a
 #   replica with Serve's page for status 500. haproxy.lua writes both as the apps do, and gRPC
 #   clients get UNAVAILABLE (docs/adr/0005-errors-of-haproxy.md).
+# - gRPC calls without the metadata `application` go to the gateway: standard clients of health checks
+#   and server reflection do not send it.
 # - For gRPC, Serve's own proxy is the backup of an app without replicas. It responds with NOT_FOUND
 #   for a route that it does not know yet. HAProxy cannot change a status in trailers, so it responds
 #   itself instead.
@@ -46,6 +48,7 @@ http_frontend() {
 
 grpc_frontend() {
     printf '%s\\n' \
+        '    http-request set-header application gateway unless { req.hdr(application) -m found }' \
         '    http-request set-var(txn.moyin_shape) str(grpc)' \
         '    http-request set-var(txn.moyin_id) req.hdr(x-request-id)' \
         '    acl moyin_own var(txn.moyin_code) -m found' \
@@ -63,8 +66,6 @@ if [ "$2" = -f ]; then
     : "${MOYIN_HAPROXY_ERRORS:?must be the path of haproxy.lua}"
     errors=$(printf '%s' "$MOYIN_HAPROXY_ERRORS" | sed 's/[&|\\]/\\&/g')
     ports="${RAY_SERVE_HAPROXY_STATS_PORT:-8404}|${RAY_SERVE_HAPROXY_METRICS_PORT:-9101}"
-    # Without any app every gRPC call gets UNAVAILABLE; otherwise one without an app gets NOT_FOUND.
-    grep -q '^backend grpc-' "$3" || none='/grpc-status 5 /d'
     sed -i -E \
         -e "s/bind [*]?:($ports)\$/bind 127.0.0.1:\\1/" \
         -e "/^ *option splice-(request|response)\$/d" \
@@ -74,10 +75,9 @@ if [ "$2" = -f ]; then
         -e "s|^ *errorfile 503 .*\$|$(http_errors)|" \
         -e '/^ *http-request return status 404 .*\/-\/routes /d' \
         -e "s|^frontend http_frontend\$|&\\n$(http_frontend)|" \
-        -e '/^frontend grpc_frontend$/,/^backend /s/^ *default_backend /    use_backend default_backend if { req.hdr(application) -m found }\n&/' \
+        -e '/^frontend grpc_frontend$/,/^backend /s/^( *)default_backend .*/\1default_backend default_backend/' \
         -e "s|^frontend grpc_frontend\$|&\\n$(grpc_frontend)|" \
         -e '/ proto h2 check backup$/d' \
-        -e "${none:-}" \
         -e "s#^( *)http-request return .* if routes\$#\\1http-request set-path /-/routes/ if routes#" \
         -e "s#^( *)(use_backend|http-request return) .* if is_list_applications\$#\\1$unlisted#" \
         "$3"

@@ -16,9 +16,18 @@ from moyin.access.gatekeeper import context, get_http_status
 from moyin.domain.job import JobEvent
 from moyin.errors import MoyinError
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.protocol.event_bodies import StreamError
 from moyin.store.jobs import JobStore
 
 _RETRY_MS = 2_000
+_EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events with the members of `JobEvent`: `type` as the event's name, `data` as "
+        "JSON, `id`. An event `error` with the data `StreamError` ends the stream, not the job.",
+        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/JobEvent"}}},
+    },
+    204: {"description": "No event follows that of `Last-Event-ID`."},
+}
 
 
 def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
@@ -28,7 +37,7 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
     @router.get(
         "/jobs/{job_id}/events",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {}}}, 204: {}},
+        responses=_EVENT_RESPONSES,
     )
     async def follow(
         request: Request,
@@ -47,7 +56,8 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         if await feed.is_complete(job, after):
             # Status 204 tells an EventSource not to reconnect.
             return Response(status_code=204)
-        return EventStreamResponse(_format_events(events))
+        request_id = context(request.scope).request_id
+        return EventStreamResponse(_format_events(events, request_id))
 
     @router.websocket("/jobs/{job_id}/ws")
     async def follow_by_websocket(
@@ -75,7 +85,9 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
     return router
 
 
-async def _format_events(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:
+async def _format_events(
+    feed: AsyncGenerator[list[JobEvent], None], request_id: str
+) -> AsyncGenerator[str, None]:
     # Sent together with the first event, because each chunk costs time in each layer.
     prefix = f"retry: {_RETRY_MS}\n\n"
     async with aclosing(feed):
@@ -84,8 +96,8 @@ async def _format_events(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGen
                 yield prefix + ("".join(map(_format_event, events)) or ": still here\n\n")
                 prefix = ""
         except MoyinError as error:
-            data = _ascii_json({"code": error.code, "message": error.message})
-            yield f"{prefix}event: error\ndata: {data}\n\n"
+            body = StreamError(code=error.code, message=error.message, request_id=request_id)
+            yield f"{prefix}event: error\ndata: {_ascii_json(body)}\n\n"
 
 
 def _format_event(event: JobEvent) -> str:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import grpc
+from google.protobuf.empty_pb2 import Empty
 
 from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.client.gateway import GatewayClient, read_events, read_frames
 from moyin.errors import StreamInterrupted
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault, new_field_fault, set_call_error, to_fault, to_stream_fault
-from moyin.jobs.grpc.translate import to_chat_body, to_chat_event, to_job_message
+from moyin.jobs.grpc.faults import (
+    Fault,
+    Metadata,
+    answer_call,
+    new_field_fault,
+    stream_call,
+    to_fault,
+    to_stream_fault,
+)
+from moyin.jobs.grpc.health import HealthCalls
+from moyin.jobs.grpc.translate import (
+    to_chat_body,
+    to_chat_event,
+    to_job_event,
+    to_job_message,
+    to_jobs_query,
+)
 
-Metadata = Iterable[tuple[str, Any]]
 # The only metadata of a call that becomes headers of the HTTP request.
 _PASSED = frozenset({"authorization", "x-api-key", "x-request-id"})
 # The gateway's own time limits are shorter, but some streams have none.
 _SILENCE_SECONDS = 900.0
 _COST = b": x-moyin-cost-usd="
+# HAProxy refuses a request whose head is longer than 16 KiB, without one of our codes.
+_MAX_QUERY = 12_000
+# The gateway checks each service for up to two seconds.
+_READY_SECONDS = 5.0
+_NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class GrpcBridge:
@@ -73,6 +94,40 @@ class GrpcBridge:
         """Request the cancellation of a job and return the job, which may still be running."""
         return await self._request_job("POST", f"/jobs/{_encode_id(request.id)}/cancel", metadata)
 
+    async def retry_job(self, request: pb.RetryJobRequest, metadata: Metadata) -> pb.Job:
+        """Continue a failed or cancelled job after its last finished step."""
+        return await self._request_job("POST", f"/jobs/{_encode_id(request.id)}/retry", metadata)
+
+    async def delete_job(self, request: pb.DeleteJobRequest, metadata: Metadata) -> Empty:
+        """Delete an ended job with its events and files."""
+        async with self._open("DELETE", f"/jobs/{_encode_id(request.id)}", metadata):
+            return Empty()
+
+    async def list_jobs(
+        self, request: pb.ListJobsRequest, metadata: Metadata
+    ) -> pb.ListJobsResponse:
+        """Return a page of the caller's jobs, newest first."""
+        query = urlencode(to_jobs_query(request))
+        if len(query) > _MAX_QUERY:
+            raise new_field_fault("request", f"has filters of more than {_MAX_QUERY} bytes")
+        async with self._open("GET", f"/jobs?{query}", metadata) as response:
+            page = await response.json()
+        return pb.ListJobsResponse(
+            jobs=map(to_job_message, page["jobs"]), next_cursor=page["next_cursor"]
+        )
+
+    async def is_ready(self) -> bool:
+        """Return True if the gateway and the services that jobs need respond."""
+        try:
+            async with asyncio.timeout(_READY_SECONDS), self._open("GET", "/readyz", ()):
+                return True
+        except TimeoutError:
+            return False
+        except Fault as fault:
+            if fault.status in _NOT_READY:
+                return False
+            raise
+
     async def watch_job(
         self, request: pb.WatchJobRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.JobEvent, None]:
@@ -86,7 +141,7 @@ class GrpcBridge:
                     continue
                 if event.type == "error":
                     raise to_stream_fault(503, response.headers, event.text.encode())
-                yield pb.JobEvent(id=event.id or "", type=event.type, data_json=event.text)
+                yield to_job_event(event.id or "", event.type, event.text)
 
     async def _request_job(
         self,
@@ -112,7 +167,9 @@ class GrpcBridge:
         all_headers = dict(headers or {})
         all_headers.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
         try:
-            async with self._gateway.open(method, path, body, headers=all_headers) as response:
+            async with self._gateway.open(
+                method, path, body, headers=all_headers, is_encoded=True
+            ) as response:
                 yield response
         except RequestRefused as error:
             raise to_fault(error) from None
@@ -121,7 +178,7 @@ class GrpcBridge:
             raise Fault(
                 grpc.StatusCode.DEADLINE_EXCEEDED if has_timed_out else grpc.StatusCode.UNAVAILABLE,
                 "backend_timeout" if has_timed_out else "service_unavailable",
-                f"the gateway did not respond to {method} {path}; try again later",
+                f"the gateway did not respond to {method} {path.partition('?')[0]}; try again later",
                 retry_after=1,
             ) from error
 
@@ -139,51 +196,45 @@ class RefusingBridge(GrpcBridge):
         yield
 
 
-class MoyinCalls:
-    """The servicer of moyin.v1; gRPC and Ray Serve prescribe the names of methods and parameters."""
+class MoyinCalls(HealthCalls):
+    """The servicer of moyin.v1 and of health checks; gRPC and Ray Serve prescribe the names of methods and parameters."""
 
     grpc_bridge: GrpcBridge
 
     async def Chat(
         self, request: pb.ChatRequest, grpc_context: Any
     ) -> AsyncGenerator[pb.ChatEvent, None]:
-        async with aclosing(_stream(self.grpc_bridge.chat, request, grpc_context)) as events:
+        async with aclosing(stream_call(self.grpc_bridge.chat, request, grpc_context)) as events:
             async for event in events:
                 yield event
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, grpc_context: Any) -> pb.Job:
-        return await _await_job(self.grpc_bridge.submit_job, request, grpc_context)
+        return await answer_call(self.grpc_bridge.submit_job, request, grpc_context, pb.Job())
 
     async def GetJob(self, request: pb.GetJobRequest, grpc_context: Any) -> pb.Job:
-        return await _await_job(self.grpc_bridge.get_job, request, grpc_context)
+        return await answer_call(self.grpc_bridge.get_job, request, grpc_context, pb.Job())
 
     async def CancelJob(self, request: pb.CancelJobRequest, grpc_context: Any) -> pb.Job:
-        return await _await_job(self.grpc_bridge.cancel_job, request, grpc_context)
+        return await answer_call(self.grpc_bridge.cancel_job, request, grpc_context, pb.Job())
+
+    async def RetryJob(self, request: pb.RetryJobRequest, grpc_context: Any) -> pb.Job:
+        return await answer_call(self.grpc_bridge.retry_job, request, grpc_context, pb.Job())
+
+    async def DeleteJob(self, request: pb.DeleteJobRequest, grpc_context: Any) -> Empty:
+        return await answer_call(self.grpc_bridge.delete_job, request, grpc_context, Empty())
+
+    async def ListJobs(self, request: pb.ListJobsRequest, grpc_context: Any) -> pb.ListJobsResponse:
+        empty = pb.ListJobsResponse()
+        return await answer_call(self.grpc_bridge.list_jobs, request, grpc_context, empty)
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, grpc_context: Any
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        async with aclosing(_stream(self.grpc_bridge.watch_job, request, grpc_context)) as events:
+        async with aclosing(
+            stream_call(self.grpc_bridge.watch_job, request, grpc_context)
+        ) as events:
             async for event in events:
                 yield event
-
-
-async def _stream(call: Any, request: Any, grpc_context: Any) -> AsyncGenerator[Any, None]:
-    try:
-        async with aclosing(call(request, grpc_context.invocation_metadata())) as events:
-            async for event in events:
-                yield event
-    except Fault as fault:
-        set_call_error(grpc_context, fault)
-
-
-async def _await_job(call: Any, request: Any, grpc_context: Any) -> pb.Job:
-    try:
-        job: pb.Job = await call(request, grpc_context.invocation_metadata())
-    except Fault as fault:
-        set_call_error(grpc_context, fault)
-        return pb.Job()
-    return job
 
 
 def _to_header_value(value: str, field: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as Packed
@@ -34,12 +35,15 @@ _STATUS = {
 _STATUS_OF_CODE = {"invalid_api_key": 401, "insufficient_scope": 403, "rate_limit_exceeded": 429}
 _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_MESSAGE = 1_024
+Metadata = Iterable[tuple[str, Any]]
+Q = TypeVar("Q")
+M = TypeVar("M")
 
 
 class StatusContext(Protocol):
     """The methods of a servicer's context that set an error; Ray Serve's context has them, too."""
 
-    def invocation_metadata(self) -> Iterable[tuple[str, Any]]: ...
+    def invocation_metadata(self) -> Metadata: ...
     def set_code(self, code: grpc.StatusCode) -> None: ...
     def set_details(self, details: str) -> None: ...
     def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str | bytes]]) -> None: ...
@@ -141,6 +145,29 @@ def set_call_error(context: StatusContext, fault: Fault) -> None:
     if fault.request_id:
         trailers.append(("x-request-id", fault.request_id))
     context.set_trailing_metadata(trailers)
+
+
+async def answer_call(
+    call: Callable[[Q, Metadata], Awaitable[M]], request: Q, context: StatusContext, empty: M
+) -> M:
+    """Return the result of a call; if the call raises `Fault`, set its error and return ``empty``."""
+    try:
+        return await call(request, context.invocation_metadata())
+    except Fault as fault:
+        set_call_error(context, fault)
+        return empty
+
+
+async def stream_call(
+    call: Callable[[Q, Metadata], AsyncGenerator[M, None]], request: Q, context: StatusContext
+) -> AsyncGenerator[M, None]:
+    """Yield the messages of a call; if the call raises `Fault`, set its error and stop."""
+    try:
+        async with aclosing(call(request, context.invocation_metadata())) as messages:
+            async for message in messages:
+                yield message
+    except Fault as fault:
+        set_call_error(context, fault)
 
 
 def _pack_any(message: Message) -> Packed:

@@ -22,50 +22,75 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmoyin/jobs/grpc/moyin.proto\x12\x08moyin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.moyin.v1.ChatMessage\x12\x17\n\nmax_tokens\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nextra_json\x18\x07 \x01(\tB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_p\"o\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x12\n\nparts_json\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x17\n\x0ftool_calls_json\x18\x05 \x01(\t\"\xad\x01\n\tChatEvent\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0ftool_calls_json\x18\x02 \x01(\t\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x1e\n\x05usage\x18\x06 \x01(\x0b\x32\x0f.moyin.v1.Usage\x12\x15\n\x08\x63ost_usd\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_cost_usd\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\"=\n\x10SubmitJobRequest\x12\x10\n\x08job_json\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\",\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"\x99\x04\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.moyin.v1.JobStatus\x12\r\n\x05steps\x18\x04 \x01(\x05\x12$\n\x08progress\x18\x05 \x01(\x0b\x32\x12.moyin.v1.Progress\x12%\n\tartifacts\x18\x06 \x03(\x0b\x32\x12.moyin.v1.Artifact\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.moyin.v1.JobError\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\x05\x12\x10\n\x08\x63ost_usd\x18\t \x01(\x01\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08metadata\x18\r \x03(\x0b\x32\x1b.moyin.v1.Job.MetadataEntry\x12\x14\n\x0coutputs_json\x18\x0e \x01(\t\x12)\n\x0c\x63\x61ncelled_by\x18\x0f \x01(\x0b\x32\x13.moyin.v1.Canceller\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\tCanceller\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"4\n\x08Progress\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03max\x18\x02 \x01(\x01\x12\x0c\n\x04step\x18\x03 \x01(\x05\"S\n\x08\x41rtifact\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\")\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"7\n\x08JobEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t*\xa1\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATUS_QUEUED\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x03\x12\x15\n\x11JOB_STATUS_FAILED\x10\x04\x12\x18\n\x14JOB_STATUS_CANCELLED\x10\x05\x32\x9c\x02\n\x05Moyin\x12\x34\n\x04\x43hat\x12\x15.moyin.v1.ChatRequest\x1a\x13.moyin.v1.ChatEvent0\x01\x12\x36\n\tSubmitJob\x12\x1a.moyin.v1.SubmitJobRequest\x1a\r.moyin.v1.Job\x12\x30\n\x06GetJob\x12\x17.moyin.v1.GetJobRequest\x1a\r.moyin.v1.Job\x12;\n\x08WatchJob\x12\x19.moyin.v1.WatchJobRequest\x1a\x12.moyin.v1.JobEvent0\x01\x12\x36\n\tCancelJob\x12\x1a.moyin.v1.CancelJobRequest\x1a\r.moyin.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmoyin/jobs/grpc/moyin.proto\x12\x08moyin.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.moyin.v1.ChatMessage\x12\x17\n\nmax_tokens\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nextra_json\x18\x07 \x01(\tB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_p\"o\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x12\n\nparts_json\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x17\n\x0ftool_calls_json\x18\x05 \x01(\t\"\xad\x01\n\tChatEvent\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0ftool_calls_json\x18\x02 \x01(\t\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x1e\n\x05usage\x18\x06 \x01(\x0b\x32\x0f.moyin.v1.Usage\x12\x15\n\x08\x63ost_usd\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_cost_usd\"j\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_tokens\x18\x03 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x03\"=\n\x10SubmitJobRequest\x12\x10\n\x08job_json\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1d\n\x0fRetryJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1e\n\x10\x44\x65leteJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xa3\x03\n\x0fListJobsRequest\x12#\n\x06status\x18\x01 \x03(\x0e\x32\x13.moyin.v1.JobStatus\x12\x11\n\x04kind\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04pool\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08template\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x39\n\x08metadata\x18\x05 \x03(\x0b\x32\'.moyin.v1.ListJobsRequest.MetadataEntry\x12\x31\n\rcreated_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\x05limit\x18\x08 \x01(\x05H\x03\x88\x01\x01\x12\x13\n\x06\x63ursor\x18\t \x01(\tH\x04\x88\x01\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_kindB\x07\n\x05_poolB\x0b\n\t_templateB\x08\n\x06_limitB\t\n\x07_cursor\"D\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.moyin.v1.Job\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\",\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"\x87\x06\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.moyin.v1.JobStatus\x12\r\n\x05steps\x18\x04 \x01(\x05\x12$\n\x08progress\x18\x05 \x01(\x0b\x32\x12.moyin.v1.Progress\x12%\n\tartifacts\x18\x06 \x03(\x0b\x32\x12.moyin.v1.Artifact\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.moyin.v1.JobError\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\x05\x12\x10\n\x08\x63ost_usd\x18\t \x01(\x01\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08metadata\x18\r \x03(\x0b\x32\x1b.moyin.v1.Job.MetadataEntry\x12\x14\n\x0coutputs_json\x18\x0e \x01(\t\x12)\n\x0c\x63\x61ncelled_by\x18\x0f \x01(\x0b\x32\x13.moyin.v1.Canceller\x12\x30\n\x13\x63\x61ncel_requested_by\x18\x10 \x01(\x0b\x32\x13.moyin.v1.Canceller\x12\x10\n\x08priority\x18\x11 \x01(\x05\x12\x0e\n\x06\x63\x61\x63hed\x18\x12 \x01(\x08\x12\x17\n\nqueued_for\x18\x13 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08position\x18\x14 \x01(\x03H\x01\x88\x01\x01\x12!\n\x08\x63hildren\x18\x15 \x03(\x0b\x32\x0f.moyin.v1.Child\x12)\n\tsubmitted\x18\x16 \x01(\x0b\x32\x16.moyin.v1.SubmittedJob\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_queued_forB\x0b\n\t_position\"%\n\tCanceller\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"4\n\x08Progress\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03max\x18\x02 \x01(\x01\x12\x0c\n\x04step\x18\x03 \x01(\x05\"S\n\x08\x41rtifact\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\"?\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65tails_json\x18\x03 \x01(\t\"\xbc\x01\n\x05\x43hild\x12\r\n\x05index\x18\x01 \x01(\x05\x12#\n\x06status\x18\x02 \x01(\x0e\x32\x13.moyin.v1.JobStatus\x12\x13\n\x0binputs_json\x18\x03 \x01(\t\x12\x10\n\x08progress\x18\x04 \x01(\x01\x12%\n\tartifacts\x18\x05 \x03(\x0b\x32\x12.moyin.v1.Artifact\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.moyin.v1.JobError\x12\x0e\n\x06\x63\x61\x63hed\x18\x07 \x01(\x08\"u\n\x0cSubmittedJob\x12&\n\x05steps\x18\x01 \x03(\x0b\x32\x17.moyin.v1.SubmittedStep\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07webhook\x18\x03 \x01(\t\"\xa7\x01\n\rSubmittedStep\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08template\x18\x02 \x01(\t\x12\x13\n\x0binputs_json\x18\x03 \x01(\t\x12\r\n\x05graph\x18\x04 \x01(\t\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x12\n\x05\x63\x61\x63he\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x10\n\x08protocol\x18\x07 \x01(\t\x12\x14\n\x0crequest_json\x18\x08 \x01(\tB\x08\n\x06_cache\"\xba\x01\n\x08JobEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t\x12\'\n\x06status\x18\x04 \x01(\x0b\x32\x15.moyin.v1.StatusEventH\x00\x12+\n\x08progress\x18\x05 \x01(\x0b\x32\x17.moyin.v1.ProgressEventH\x00\x12#\n\x04step\x18\x06 \x01(\x0b\x32\x13.moyin.v1.StepEventH\x00\x42\x06\n\x04\x64\x61ta\":\n\x0bStatusEvent\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.moyin.v1.Job\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"G\n\rProgressEvent\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03max\x18\x02 \x01(\x01\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x0c\n\x04node\x18\x04 \x01(\t\"\x89\x01\n\tStepEvent\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12%\n\tartifacts\x18\x02 \x03(\x0b\x32\x12.moyin.v1.Artifact\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x42\x08\n\x06_valueB\x06\n\x04_max*\xa1\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATUS_QUEUED\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x03\x12\x15\n\x11JOB_STATUS_FAILED\x10\x04\x12\x18\n\x14JOB_STATUS_CANCELLED\x10\x05\x32\xd6\x03\n\x05Moyin\x12\x34\n\x04\x43hat\x12\x15.moyin.v1.ChatRequest\x1a\x13.moyin.v1.ChatEvent0\x01\x12\x36\n\tSubmitJob\x12\x1a.moyin.v1.SubmitJobRequest\x1a\r.moyin.v1.Job\x12\x30\n\x06GetJob\x12\x17.moyin.v1.GetJobRequest\x1a\r.moyin.v1.Job\x12\x41\n\x08ListJobs\x12\x19.moyin.v1.ListJobsRequest\x1a\x1a.moyin.v1.ListJobsResponse\x12;\n\x08WatchJob\x12\x19.moyin.v1.WatchJobRequest\x1a\x12.moyin.v1.JobEvent0\x01\x12\x36\n\tCancelJob\x12\x1a.moyin.v1.CancelJobRequest\x1a\r.moyin.v1.Job\x12\x34\n\x08RetryJob\x12\x19.moyin.v1.RetryJobRequest\x1a\r.moyin.v1.Job\x12?\n\tDeleteJob\x12\x1a.moyin.v1.DeleteJobRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moyin.jobs.grpc.moyin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LISTJOBSREQUEST_METADATAENTRY']._loaded_options = None
+  _globals['_LISTJOBSREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_JOB_METADATAENTRY']._loaded_options = None
   _globals['_JOB_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATUS']._serialized_start=1629
-  _globals['_JOBSTATUS']._serialized_end=1790
-  _globals['_CHATREQUEST']._serialized_start=75
-  _globals['_CHATREQUEST']._serialized_end=290
-  _globals['_CHATMESSAGE']._serialized_start=292
-  _globals['_CHATMESSAGE']._serialized_end=403
-  _globals['_CHATEVENT']._serialized_start=406
-  _globals['_CHATEVENT']._serialized_end=579
-  _globals['_USAGE']._serialized_start=581
-  _globals['_USAGE']._serialized_end=638
-  _globals['_SUBMITJOBREQUEST']._serialized_start=640
-  _globals['_SUBMITJOBREQUEST']._serialized_end=701
-  _globals['_GETJOBREQUEST']._serialized_start=703
-  _globals['_GETJOBREQUEST']._serialized_end=730
-  _globals['_CANCELJOBREQUEST']._serialized_start=732
-  _globals['_CANCELJOBREQUEST']._serialized_end=762
-  _globals['_WATCHJOBREQUEST']._serialized_start=764
-  _globals['_WATCHJOBREQUEST']._serialized_end=808
-  _globals['_JOB']._serialized_start=811
-  _globals['_JOB']._serialized_end=1348
-  _globals['_JOB_METADATAENTRY']._serialized_start=1301
-  _globals['_JOB_METADATAENTRY']._serialized_end=1348
-  _globals['_CANCELLER']._serialized_start=1350
-  _globals['_CANCELLER']._serialized_end=1387
-  _globals['_PROGRESS']._serialized_start=1389
-  _globals['_PROGRESS']._serialized_end=1441
-  _globals['_ARTIFACT']._serialized_start=1443
-  _globals['_ARTIFACT']._serialized_end=1526
-  _globals['_JOBERROR']._serialized_start=1528
-  _globals['_JOBERROR']._serialized_end=1569
-  _globals['_JOBEVENT']._serialized_start=1571
-  _globals['_JOBEVENT']._serialized_end=1626
-  _globals['_MOYIN']._serialized_start=1793
-  _globals['_MOYIN']._serialized_end=2077
+  _globals['_JOBSTATUS']._serialized_start=3407
+  _globals['_JOBSTATUS']._serialized_end=3568
+  _globals['_CHATREQUEST']._serialized_start=104
+  _globals['_CHATREQUEST']._serialized_end=319
+  _globals['_CHATMESSAGE']._serialized_start=321
+  _globals['_CHATMESSAGE']._serialized_end=432
+  _globals['_CHATEVENT']._serialized_start=435
+  _globals['_CHATEVENT']._serialized_end=608
+  _globals['_USAGE']._serialized_start=610
+  _globals['_USAGE']._serialized_end=716
+  _globals['_SUBMITJOBREQUEST']._serialized_start=718
+  _globals['_SUBMITJOBREQUEST']._serialized_end=779
+  _globals['_GETJOBREQUEST']._serialized_start=781
+  _globals['_GETJOBREQUEST']._serialized_end=808
+  _globals['_CANCELJOBREQUEST']._serialized_start=810
+  _globals['_CANCELJOBREQUEST']._serialized_end=840
+  _globals['_RETRYJOBREQUEST']._serialized_start=842
+  _globals['_RETRYJOBREQUEST']._serialized_end=871
+  _globals['_DELETEJOBREQUEST']._serialized_start=873
+  _globals['_DELETEJOBREQUEST']._serialized_end=903
+  _globals['_LISTJOBSREQUEST']._serialized_start=906
+  _globals['_LISTJOBSREQUEST']._serialized_end=1325
+  _globals['_LISTJOBSREQUEST_METADATAENTRY']._serialized_start=1226
+  _globals['_LISTJOBSREQUEST_METADATAENTRY']._serialized_end=1273
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1327
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1395
+  _globals['_WATCHJOBREQUEST']._serialized_start=1397
+  _globals['_WATCHJOBREQUEST']._serialized_end=1441
+  _globals['_JOB']._serialized_start=1444
+  _globals['_JOB']._serialized_end=2219
+  _globals['_JOB_METADATAENTRY']._serialized_start=1226
+  _globals['_JOB_METADATAENTRY']._serialized_end=1273
+  _globals['_CANCELLER']._serialized_start=2221
+  _globals['_CANCELLER']._serialized_end=2258
+  _globals['_PROGRESS']._serialized_start=2260
+  _globals['_PROGRESS']._serialized_end=2312
+  _globals['_ARTIFACT']._serialized_start=2314
+  _globals['_ARTIFACT']._serialized_end=2397
+  _globals['_JOBERROR']._serialized_start=2399
+  _globals['_JOBERROR']._serialized_end=2462
+  _globals['_CHILD']._serialized_start=2465
+  _globals['_CHILD']._serialized_end=2653
+  _globals['_SUBMITTEDJOB']._serialized_start=2655
+  _globals['_SUBMITTEDJOB']._serialized_end=2772
+  _globals['_SUBMITTEDSTEP']._serialized_start=2775
+  _globals['_SUBMITTEDSTEP']._serialized_end=2942
+  _globals['_JOBEVENT']._serialized_start=2945
+  _globals['_JOBEVENT']._serialized_end=3131
+  _globals['_STATUSEVENT']._serialized_start=3133
+  _globals['_STATUSEVENT']._serialized_end=3191
+  _globals['_PROGRESSEVENT']._serialized_start=3193
+  _globals['_PROGRESSEVENT']._serialized_end=3264
+  _globals['_STEPEVENT']._serialized_start=3267
+  _globals['_STEPEVENT']._serialized_end=3404
+  _globals['_MOYIN']._serialized_start=3571
+  _globals['_MOYIN']._serialized_end=4041
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from moyin.jobs.grpc import moyin_pb2 as moyin_dot_jobs_dot_grpc_dot_moyin__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -49,6 +50,11 @@ class MoyinStub:
                 request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/moyin.v1.Moyin/ListJobs',
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/moyin.v1.Moyin/WatchJob',
                 request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.WatchJobRequest.SerializeToString,
@@ -58,6 +64,16 @@ class MoyinStub:
                 '/moyin.v1.Moyin/CancelJob',
                 request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
+                _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/moyin.v1.Moyin/RetryJob',
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/moyin.v1.Moyin/DeleteJob',
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
 
 
@@ -84,6 +100,13 @@ class MoyinServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJobs(self, request, context):
+        """Lists your jobs, newest first, by the filters of GET /jobs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Streams the events of a job until it has ended. Resume with the id of the last event.
         """
@@ -93,6 +116,20 @@ class MoyinServicer:
 
     def CancelJob(self, request, context):
         """Cancels a job, which may still run for a moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """Continues a failed or cancelled job after its last finished step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Deletes an ended job with its events and files.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +153,11 @@ def add_MoyinServicer_to_server(servicer, server):
                     request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.GetJobRequest.FromString,
                     response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
             ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ListJobsRequest.FromString,
+                    response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ListJobsResponse.SerializeToString,
+            ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
                     request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.WatchJobRequest.FromString,
@@ -125,6 +167,16 @@ def add_MoyinServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.CancelJobRequest.FromString,
                     response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.RetryJobRequest.FromString,
+                    response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.DeleteJobRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +271,33 @@ class Moyin:
             _registered_method=True)
 
     @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moyin.v1.Moyin/ListJobs',
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ListJobsRequest.SerializeToString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchJob(request,
             target,
             options=(),
@@ -262,6 +341,60 @@ class Moyin:
             '/moyin.v1.Moyin/CancelJob',
             moyin_dot_jobs_dot_grpc_dot_moyin__pb2.CancelJobRequest.SerializeToString,
             moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moyin.v1.Moyin/RetryJob',
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.RetryJobRequest.SerializeToString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moyin.v1.Moyin/DeleteJob',
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.DeleteJobRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import new_field_fault
+from moyin.jobs.protocol.event_bodies import EVENT_BODIES, ProgressEvent, StatusEvent, StepEvent
+
+_JSON = "_json"
+_STATUS = "JOB_STATUS_"
+_FIELDS = {StatusEvent: "status", ProgressEvent: "progress", StepEvent: "step"}
+# The field of a JobEvent that has the typed data of each type of event.
+EVENT_FIELDS: Mapping[str, str] = {
+    kind.value: _FIELDS[body] for kind, body in EVENT_BODIES.items() if body in _FIELDS
+}
 
 
 def to_chat_body(request: pb.ChatRequest) -> dict[str, Any]:
@@ -43,37 +53,95 @@ def to_chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
     if usage:
         event.usage.prompt_tokens = usage.get("prompt_tokens") or 0
         event.usage.completion_tokens = usage.get("completion_tokens") or 0
+        prompt = usage.get("prompt_tokens_details") or {}
+        completion = usage.get("completion_tokens_details") or {}
+        event.usage.cached_tokens = prompt.get("cached_tokens") or 0
+        event.usage.reasoning_tokens = completion.get("reasoning_tokens") or 0
     return event
+
+
+def to_jobs_query(request: pb.ListJobsRequest) -> list[tuple[str, str]]:
+    """Return the parameters of ``GET /jobs``, which checks their values.
+
+    Raises:
+        Fault: a time is out of range, or the request has fields that this version does not know.
+    """
+    if len(UnknownFieldSet(request)):
+        raise new_field_fault("request", "has fields that this server does not know")
+    parameters: list[tuple[str, str]] = []
+    for field, value in request.ListFields():
+        if field.enum_type is not None:
+            parameters += [(field.name, _to_status_name(number)) for number in value]
+        elif field.is_repeated:
+            parameters += [(f"{field.name}.{key}", text) for key, text in sorted(value.items())]
+        elif field.message_type is not None:
+            parameters.append((field.name, _format_time(value, field.name)))
+        else:
+            parameters.append((field.name, str(value)))
+    return parameters
 
 
 def to_job_message(body: Mapping[str, Any]) -> pb.Job:
     """Convert the JSON of a job, with or without outputs, to a message."""
-    job = pb.Job(
-        id=body["id"],
-        kind=body["kind"],
-        status=f"JOB_STATUS_{body['status'].upper()}",
-        steps=body["steps"],
-        progress=pb.Progress(**body["progress"]),
-        artifacts=[
-            pb.Artifact(**{name: artifact[name] for name in pb.Artifact.DESCRIPTOR.fields_by_name})
-            for artifact in body["artifacts"]
-        ],
-        attempts=body["attempts"],
-        cost_usd=body["cost_usd"],
-        metadata=body["metadata"],
-        outputs_json=json.dumps(body["outputs"]) if "outputs" in body else "",
-    )
-    if body["error"] is not None:
-        job.error.code = body["error"]["code"]
-        job.error.message = body["error"]["message"]
-    canceller = body["cancelled_by"]
-    if canceller is not None:
-        job.cancelled_by.kind = canceller["kind"]
-        job.cancelled_by.id = canceller["id"] or ""
-    for name in ("created_at", "started_at", "finished_at"):
-        if body[name] is not None:
-            getattr(job, name).CopyFrom(_to_timestamp(body[name]))
+    job = pb.Job()
+    fill_message(job, body)
     return job
+
+
+def to_job_event(event_id: str, kind: str, text: str) -> pb.JobEvent:
+    """Convert an event to a message; of an unknown type it has the data only as JSON."""
+    event = pb.JobEvent(id=event_id, type=kind, data_json=text)
+    name = EVENT_FIELDS.get(kind)
+    if name is not None:
+        data, typed = json.loads(text), getattr(event, name)
+        fill_message(typed, data)
+        if isinstance(typed, pb.StatusEvent):
+            fill_message(typed.job, data)
+    return event
+
+
+def fill_message(message: Message, body: Mapping[str, Any]) -> None:
+    """Set the fields of a message from the members of the same names.
+
+    A field ``<member>_json`` gets the member as JSON. Members that are null or missing leave their
+    field unset.
+    """
+    for field in message.DESCRIPTOR.fields:
+        value = body.get(field.name.removesuffix(_JSON))
+        if value is None:
+            continue
+        kind = field.message_type
+        if field.name.endswith(_JSON):
+            setattr(message, field.name, json.dumps(value))
+        elif field.enum_type is not None:
+            number = field.enum_type.values_by_name[_STATUS + value.upper()].number
+            setattr(message, field.name, number)
+        elif kind is None:
+            setattr(message, field.name, value)
+        elif kind.GetOptions().map_entry:
+            getattr(message, field.name).update(value)
+        elif field.is_repeated:
+            for item in value:
+                fill_message(getattr(message, field.name).add(), item)
+        elif kind is Timestamp.DESCRIPTOR:
+            getattr(message, field.name).FromJsonString(value)
+        else:
+            child = getattr(message, field.name)
+            child.SetInParent()
+            fill_message(child, value)
+
+
+def _to_status_name(number: int) -> str:
+    """Return the status as the HTTP API names it; a number that it does not have is refused there."""
+    value = pb.JobStatus.DESCRIPTOR.values_by_number.get(number)
+    return str(number) if value is None else value.name.removeprefix(_STATUS).lower()
+
+
+def _format_time(stamp: Timestamp, field: str) -> str:
+    try:
+        return str(stamp.ToJsonString())
+    except ValueError:
+        raise new_field_fault(field, "must be a time between the years 1 and 9999") from None
 
 
 def _to_chat_message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
@@ -102,9 +170,3 @@ def _parse_json_field(text: str, field: str, kind: type[Any]) -> Any:
         expected = "object" if kind is dict else "list"
         raise new_field_fault(field, f"must be a JSON {expected}", "invalid_json")
     return value
-
-
-def _to_timestamp(text: str) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(datetime.fromisoformat(text))
-    return stamp

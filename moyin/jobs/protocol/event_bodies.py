@@ -1,10 +1,15 @@
-"""Defines the JSON data of a job's events, for documents and clients; `EventType` names the types."""
+"""Defines the JSON of a job's events: publishers, documents and gRPC use these types.
+
+`EventType` names the types of events.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from moyin.domain.job import EventType
 from moyin.jobs.protocol import wire
@@ -37,7 +42,16 @@ class StepEvent(BaseModel):
     attempt: int = Field(description="The attempt that the event belongs to, from 1.")
 
 
-EVENT_BODIES: Mapping[EventType, type[BaseModel]] = {
+class StreamError(BaseModel):
+    """The error that ends a stream of server-sent events; the job continues."""
+
+    code: str = Field(description="A stable code of docs/reference/errors.md.")
+    message: str
+    request_id: str
+
+
+EventBody = StatusEvent | ProgressEvent | StepEvent
+EVENT_BODIES: Mapping[EventType, type[EventBody]] = {
     EventType.QUEUED: StatusEvent,
     EventType.RUNNING: StatusEvent,
     EventType.PROGRESS: ProgressEvent,
@@ -46,3 +60,46 @@ EVENT_BODIES: Mapping[EventType, type[BaseModel]] = {
     EventType.FAILED: StatusEvent,
     EventType.CANCELLED: StatusEvent,
 }
+
+
+class _Message(BaseModel):
+    id: str | None = Field(
+        description="The cursor that resumes after this event; null or absent if the event was made "
+        "from the job's row."
+    )
+
+
+class StatusMessage(_Message):
+    """The job has a new status; `succeeded`, `failed` and `cancelled` end the stream."""
+
+    type: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    data: StatusEvent
+
+
+class ProgressMessage(_Message):
+    """A render went on."""
+
+    type: Literal["progress"]
+    data: ProgressEvent
+
+
+class StepMessage(_Message):
+    """A step has finished."""
+
+    type: Literal["step"]
+    data: StepEvent
+
+
+JobEvent = Annotated[
+    StatusMessage | ProgressMessage | StepMessage, Field(discriminator="type", title="JobEvent")
+]
+# A WebSocket sends events as such messages; server-sent events have the same three members.
+JOB_EVENT: TypeAdapter[StatusMessage | ProgressMessage | StepMessage] = TypeAdapter(JobEvent)
+
+
+class WebhookBody(BaseModel):
+    """The body of a webhook, which is sent when a job has ended."""
+
+    type: Literal["job.succeeded", "job.failed", "job.cancelled"]
+    timestamp: datetime = Field(description="The time at which the job ended.")
+    data: StatusEvent

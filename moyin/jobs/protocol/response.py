@@ -9,8 +9,24 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moyin.domain.artifact import Artifact, StoredArtifact
-from moyin.domain.job import Canceller, EventType, Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.job import (
+    Canceller,
+    EventType,
+    Job,
+    JobSpec,
+    JobStatus,
+    Progress,
+    Step,
+    StepKind,
+    StepResult,
+)
 from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.event_bodies import (
+    ProgressEvent,
+    StatusEvent,
+    StepEvent,
+    WebhookBody,
+)
 
 # Other keys of the tenant may read the job, but must not get its submitter's credentials.
 _SHOWN_HEADERS = frozenset({"accept", "accept-language", "content-type", "prefer", "user-agent"})
@@ -89,8 +105,49 @@ def render_job_detail(
 
 def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
     """Return the type and data of the event for the job's status, with the number of the attempt."""
-    data = render_job(job).model_dump(mode="json")
-    return EventType(job.status.value), {**data, "attempt": job.attempts}
+    return EventType(job.status.value), _build_status_body(job).model_dump(mode="json")
+
+
+def build_progress_event(
+    progress: Progress, node: str | None = None
+) -> tuple[EventType, dict[str, Any]]:
+    """Return the type and data of the event for a render's progress; ``node`` is the node at work."""
+    body = ProgressEvent(value=progress.value, max=progress.max, step=progress.step, node=node)
+    return EventType.PROGRESS, body.model_dump(mode="json", exclude_none=True)
+
+
+def build_step_event(
+    result: StepResult, attempt: int, overall: Progress | None = None
+) -> tuple[EventType, dict[str, Any]]:
+    """Return the type and data of the event for a finished step.
+
+    Args:
+        overall: the progress of the job; None for the last step.
+    """
+    body = StepEvent(
+        step=result.index,
+        artifacts=[render_artifact(artifact) for artifact in result.artifacts],
+        value=None if overall is None else overall.value,
+        max=None if overall is None else overall.max,
+        attempt=attempt,
+    )
+    return EventType.STEP, body.model_dump(mode="json", exclude_none=True)
+
+
+def build_webhook_body(job: Job) -> dict[str, Any]:
+    """Return the body of an ended job's webhook in the form that Standard Webhooks recommends."""
+    body = WebhookBody.model_validate(
+        {
+            "type": f"job.{job.status.value}",
+            "timestamp": job.finished_at or job.created_at,
+            "data": _build_status_body(job),
+        }
+    )
+    return body.model_dump(mode="json")
+
+
+def _build_status_body(job: Job) -> StatusEvent:
+    return StatusEvent(**_collect_members(job, None), attempt=job.attempts)
 
 
 def _collect_members(job: Job, queue: QueueView | None) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 from temporalio import activity
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.job import Job, StepKind, StepResult
+from moyin.domain.job import StepKind, StepResult
 from moyin.errors import MoyinError, StepFailed
-from moyin.jobs.protocol.response import build_status_event
+from moyin.jobs.protocol.response import build_webhook_body
 from moyin.jobs.protocol.step_requests import disable_streaming, extract_text, get_chat_path
 from moyin.jobs.step_client import StepClient, StepResponse
 from moyin.jobs.webhooks import WebhookSender
@@ -86,7 +86,7 @@ class JobActivities:
                 url,
                 owner=job.owner,
                 message_id=f"msg_{job.id}_{webhook.attempt}",
-                payload=_build_webhook_payload(job),
+                payload=build_webhook_body(job),
             )
         return True
 
@@ -154,13 +154,6 @@ async def _raise_application_errors() -> AsyncIterator[None]:
         yield
     except MoyinError as error:
         raise to_application_error(error) from error
-
-
-def _build_webhook_payload(job: Job) -> dict[str, Any]:
-    """Return the payload of a job's webhook in the form that Standard Webhooks recommends."""
-    kind, data = build_status_event(job)
-    ended = job.finished_at or job.created_at
-    return {"type": f"job.{kind.value}", "timestamp": ended.isoformat(), "data": data}
 
 
 def _get_idempotency_key(step: StepInput, kind: StepKind) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from moyin.domain.job import EventType, JobStatus, StepResult
+from moyin.domain.job import JobStatus, StepResult
 from moyin.errors import JobNotFound
-from moyin.jobs.protocol.response import build_status_event, render_artifact
+from moyin.jobs.protocol.response import build_status_event, build_step_event
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT, run_to_completion
 from moyin.jobs.workflows.types import JobOutcome, StepInput, StepOutcome, StepRecord
@@ -73,9 +72,8 @@ class JobStatusWriter:
         """Write the checkpoint of a step; return False if the attempt is over."""
         progress = await self._jobs.record_step(record.job_id, record.attempt, record.result)
         if progress is not None:
-            kind, data = _build_step_event(record.result, record.attempt)
-            overall = {"value": progress.value, "max": progress.max}
-            await self._events.publish(record.job_id, kind, {**data, **overall})
+            event = build_step_event(record.result, record.attempt, progress)
+            await self._events.publish(record.job_id, *event)
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
@@ -97,7 +95,7 @@ class JobStatusWriter:
             return False
         # The row of a job that was cancelled meanwhile has neither the result nor its artifacts.
         last_result = outcome.results[-1:] if job.status is outcome.status else ()
-        steps = [_build_step_event(result, outcome.attempt) for result in last_result]
+        steps = [build_step_event(result, outcome.attempt) for result in last_result]
         await self._events.publish_all(job.id, [*steps, build_status_event(job)])
         await self._frames.publish_end(job)
         return True
@@ -173,8 +171,3 @@ def _new_superseded_error() -> ApplicationError:
         type=SUPERSEDED,
         non_retryable=True,
     )
-
-
-def _build_step_event(result: StepResult, attempt: int) -> tuple[EventType, dict[str, Any]]:
-    artifacts = [render_artifact(a).model_dump(mode="json") for a in result.artifacts]
-    return EventType.STEP, {"step": result.index, "artifacts": artifacts, "attempt": attempt}

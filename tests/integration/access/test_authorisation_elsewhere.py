@@ -14,6 +14,7 @@ from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.chaos.client import StackClient
+from tests.chaos.graphs import sleepy
 from tests.integration.access.test_authorisation import (
     GATEWAY,
     GATEWAY_ROLES,
@@ -44,6 +45,9 @@ CALLS = {
     "GetJob": "-xx+x+h",
     "WatchJob": "-xx+x+h",
     "CancelJob": "-xxx++h",
+    "RetryJob": "-xxx++h",  # it has succeeded
+    "DeleteJob": "-xxx++h",  # it has not ended
+    "ListJobs": "-xx+x++",
 }
 SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 
@@ -100,6 +104,7 @@ async def test_grpc(gateway: RunningStack) -> None:
     client = StackClient(gateway.url, str(bearers["everything"]))
     job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
     client.wait(job, {"succeeded"}, 120)
+    unfinished = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
     requests = {
         "Chat": pb.ChatRequest(
             model="no-such", messages=[pb.ChatMessage(role="user", content="x")]
@@ -108,6 +113,9 @@ async def test_grpc(gateway: RunningStack) -> None:
         "GetJob": pb.GetJobRequest(id=job),
         "WatchJob": pb.WatchJobRequest(id=job),
         "CancelJob": pb.CancelJobRequest(id=job),
+        "RetryJob": pb.RetryJobRequest(id=job),
+        "DeleteJob": pb.DeleteJobRequest(id=unfinished),
+        "ListJobs": pb.ListJobsRequest(),
     }
     assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
     seen: dict[str, str] = dict.fromkeys(CALLS, "")
@@ -116,6 +124,8 @@ async def test_grpc(gateway: RunningStack) -> None:
         for role in GATEWAY_ROLES:
             for name, request in requests.items():
                 seen[name] += await _judged(getattr(stub, name), request, bearers[role])
+        metadata = [("authorization", f"Bearer {bearers['everything']}")]
+        await stub.CancelJob(pb.CancelJobRequest(id=unfinished), metadata=metadata)
     assert seen == CALLS
 
 

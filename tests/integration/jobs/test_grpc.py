@@ -6,20 +6,30 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
+import aiohttp
 import grpc
 import psutil
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
+from moyin.jobs.grpc.translate import to_job_message
 from moyin.system.processes import find_processes
 from tests.chaos.graphs import picture, sleepy
 from tests.stack import Measured, RunningStack
 
-# Serve has one gRPC port for all apps.
+# Serve has one gRPC port for all apps; calls without this are for the gateway.
 APP = ("application", "gateway")
+MOYIN = "moyin.v1.Moyin"
 
 
 @pytest.fixture
@@ -59,6 +69,9 @@ async def test_a_job_from_its_submission_to_its_end(
     assert dict(job.metadata) == {"a": "b"}
     events = [event async for event in stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)]
     assert events[-1].type == "succeeded"
+    assert {event.WhichOneof("data") for event in events} >= {"status", "step"}
+    last = events[-1].status
+    assert (last.job.id, last.job.status, last.attempt) == (job.id, pb.JOB_STATUS_SUCCEEDED, 1)
     rest = pb.WatchJobRequest(id=job.id, after=events[-2].id)
     assert [event.id async for event in stub.WatchJob(rest, metadata=key)] == [events[-1].id]
     done = await stub.GetJob(pb.GetJobRequest(id=job.id), metadata=key)
@@ -67,12 +80,119 @@ async def test_a_job_from_its_submission_to_its_end(
     assert json.loads(done.outputs_json)[0]["artifacts"][0]["id"] == done.artifacts[0].id
 
 
-async def test_a_job_is_cancelled(stub: MoyinStub, key: list[tuple[str, str]]) -> None:
-    job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6161)})
+async def test_a_job_is_cancelled_retried_and_deleted(
+    stub: MoyinStub, key: list[tuple[str, str]]
+) -> None:
+    job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6161), "priority": 4})
     job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
-    await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
-    watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)
-    assert [event.type async for event in watching][-1] == "cancelled"
+    assert (job.priority, job.HasField("queued_for")) == (4, True)
+    for attempt in (1, 2):
+        cancelled = await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
+        assert cancelled.cancel_requested_by.kind == "key"
+        watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)
+        last = [event async for event in watching][-1]
+        assert (last.type, last.status.attempt) == ("cancelled", attempt)
+        if attempt == 1:
+            again = await stub.RetryJob(pb.RetryJobRequest(id=job.id), metadata=key)
+            assert (again.id, again.status, again.attempts) == (job.id, pb.JOB_STATUS_QUEUED, 2)
+    await stub.DeleteJob(pb.DeleteJobRequest(id=job.id), metadata=key)
+    for request in (pb.GetJobRequest(id=job.id), pb.DeleteJobRequest(id=job.id)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(stub, request, key)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_jobs_are_listed_by_filters_and_pages(
+    gateway: RunningStack, stub: MoyinStub, key: list[tuple[str, str]]
+) -> None:
+    mark = uuid4().hex
+    job = {"kind": "http", "request": {"path": "/v1/models"}, "metadata": {"grpc list+&": mark}}
+    submit = pb.SubmitJobRequest(job_json=json.dumps(job))
+    made = [await stub.SubmitJob(submit, metadata=key) for _ in range(3)]
+    for one in made:
+        watching = stub.WatchJob(pb.WatchJobRequest(id=one.id), metadata=key)
+        assert [event.type async for event in watching][-1] == "succeeded"
+    request = pb.ListJobsRequest(
+        status=[pb.JOB_STATUS_SUCCEEDED, pb.JOB_STATUS_FAILED], kind="http", limit=2,
+        metadata={"grpc list+&": mark}, created_after=made[0].created_at,
+    )  # fmt: skip
+    listed: list[pb.Job] = []
+    while True:
+        page = await stub.ListJobs(request, metadata=key)
+        assert len(page.jobs) <= 2
+        listed += page.jobs
+        if not page.next_cursor:
+            break
+        request.cursor = page.next_cursor
+    assert [one.id for one in listed] == [one.id for one in reversed(made)]
+    # The same page over HTTP.
+    query = {"metadata.grpc list+&": mark, "status": "succeeded"}
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with (
+        aiohttp.ClientSession(gateway.url, headers=headers) as session,
+        session.get("/jobs", params=query) as response,
+    ):
+        page_body = await response.json()
+    assert [to_job_message(body) for body in page_body["jobs"]] == listed
+    none = pb.ListJobsRequest(metadata={"grpc list+&": mark}, created_before=made[0].created_at)
+    assert not (await stub.ListJobs(none, metadata=key)).jobs
+
+
+async def test_health_checks_need_no_key(gateway: RunningStack) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
+        health = HealthStub(channel)
+        for service in ("", MOYIN):
+            checked = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert checked.status == health_pb2.HealthCheckResponse.SERVING
+        every = await health.List(health_pb2.HealthListRequest())
+        assert {*every.statuses} == {"", MOYIN}
+        for service, status in (
+            (MOYIN, health_pb2.HealthCheckResponse.SERVING),
+            ("models", health_pb2.HealthCheckResponse.SERVICE_UNKNOWN),
+        ):
+            watching = health.Watch(health_pb2.HealthCheckRequest(service=service))
+            assert (await anext(aiter(watching))).status == status
+            watching.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health.Check(health_pb2.HealthCheckRequest(service="models"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health.Check(
+                health_pb2.HealthCheckRequest(), metadata=[("application", "models")]
+            )
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_channel_that_checks_health_sends_its_calls(
+    gateway: RunningStack, key: list[tuple[str, str]]
+) -> None:
+    """gRPC's own health checking, which the client's service configuration turns on."""
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": MOYIN},
+    }
+    options = [("grpc.service_config", json.dumps(config))]
+    address = f"127.0.0.1:{gateway.ports.grpc}"
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        page = await MoyinStub(channel).ListJobs(
+            pb.ListJobsRequest(limit=1), metadata=key, timeout=60
+        )
+    assert len(page.jobs) <= 1
+
+
+def test_reflection_describes_the_services(gateway: RunningStack) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
+        known = ProtoReflectionDescriptorDatabase(channel)
+        services = {*known.get_services()}
+        pool = DescriptorPool(known)
+        service = pool.FindServiceByName(MOYIN)
+        calls = {method.name for method in service.methods}
+        with pytest.raises(KeyError):
+            pool.FindServiceByName("moyin.v1.NoSuch")
+    assert services == {MOYIN, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert calls == {method.name for method in pb.DESCRIPTOR.services_by_name["Moyin"].methods}
+    fields = pool.FindMessageTypeByName("moyin.v1.Job").fields_by_name
+    assert {*fields} == {*pb.Job.DESCRIPTOR.fields_by_name}
 
 
 async def test_a_watch_ends_soon_after_its_key(
@@ -137,6 +257,25 @@ async def test_a_watch_ends_soon_after_its_key(
             "model_not_found",
         ),
         (None, pb.WatchJobRequest(id="none"), grpc.StatusCode.NOT_FOUND, "job_not_found"),
+        (None, pb.RetryJobRequest(id="none"), grpc.StatusCode.NOT_FOUND, "job_not_found"),
+        (None, pb.DeleteJobRequest(id="none"), grpc.StatusCode.NOT_FOUND, "job_not_found"),
+        (None, pb.DeleteJobRequest(), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+        *(
+            (None, request, grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+            for request in (
+                pb.ListJobsRequest(limit=0),
+                pb.ListJobsRequest(limit=201),
+                pb.ListJobsRequest(cursor="none"),
+                pb.ListJobsRequest(kind="dance"),
+                pb.ListJobsRequest(pool=""),
+                pb.ListJobsRequest(status=[pb.JOB_STATUS_UNSPECIFIED]),
+                pb.ListJobsRequest(metadata={"": "x"}),
+                pb.ListJobsRequest(metadata={"a": "\0"}),
+                pb.ListJobsRequest(metadata={"a": "x" * 11_900}),
+                pb.ListJobsRequest(metadata={"a": "x" * 200_000}),
+            )
+        ),
+        ([APP], pb.ListJobsRequest(limit=0), grpc.StatusCode.UNAUTHENTICATED, "missing_api_key"),
     ],
 )
 async def test_errors_keep_their_codes(

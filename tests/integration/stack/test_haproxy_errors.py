@@ -178,10 +178,30 @@ async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports
     "apps", [["accounts"], ["accounts", "models"], ["gateway"], ["gateway", "accounts"]]
 )
 async def test_grpc_while_the_app_is_not_there(apps: list[str], tmp_path: Path) -> None:
-    """Not known yet, or known without a replica."""
+    """Not known yet, or known without a replica; calls without an app are for the gateway."""
     known = {name: _app(f"/{name}") for name in apps}
     async with launched(tmp_path, known) as ports:
-        assert (await _call(ports, "gateway")).code() == grpc.StatusCode.UNAVAILABLE
+        for application in ("gateway", None):
+            assert (await _call(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> None:
+    servers, apps = [], {}
+    for name in ("accounts", "gateway"):
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers([_Replica(name)])
+        apps[name] = App(
+            prefix=f"/{name}", http=free_port(), grpc=server.add_insecure_port("127.0.0.1:0")
+        )
+        await server.start()
+        servers.append(server)
+    try:
+        async with launched(tmp_path, apps) as ports:
+            names = [(await _call(ports, app)).details() for app in (None, "accounts", "gateway")]
+    finally:
+        for server in servers:
+            await server.stop(None)
+    assert names == ["gateway", "accounts", "gateway"]
 
 
 async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
@@ -200,15 +220,31 @@ async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
     assert {failure.code() for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
 
 
+class _Replica(grpc.GenericRpcHandler):
+    """A healthy replica whose every call fails with its app's name."""
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        healthy = call.method.endswith("/Healthz")
+        return grpc.unary_unary_rpc_method_handler(_send_health if healthy else self._refuse)
+
+    async def _refuse(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await context.abort(grpc.StatusCode.NOT_FOUND, self._app)
+        raise AssertionError
+
+
+async def _send_health(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    return bytes(HealthzResponse(message=HEALTHY_MESSAGE).SerializeToString())
+
+
 class _Proxy(grpc.GenericRpcHandler):
     """Serve's proxy: healthy, and every call is NOT_FOUND."""
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         healthy = call.method.endswith("/Healthz")
-        return grpc.unary_unary_rpc_method_handler(self._health if healthy else self._refuse)
-
-    async def _health(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        return bytes(HealthzResponse(message=HEALTHY_MESSAGE).SerializeToString())
+        return grpc.unary_unary_rpc_method_handler(_send_health if healthy else self._refuse)
 
     async def _refuse(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         context.set_code(grpc.StatusCode.NOT_FOUND)

@@ -11,6 +11,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from deployments.accounts import app as accounts
 from deployments.gateway import app as gateway
 from deployments.models import app as models
+from moyin.domain.job import EventType
+from moyin.jobs.protocol.event_bodies import EVENT_BODIES
 from scripts.client_openapi import describe_app
 
 APPS: dict[str, Any] = {"gateway": gateway, "models": models, "accounts": accounts}
@@ -76,3 +78,24 @@ EMPTY = {
     "/queue", "/history", "/interrupt", "/free", "/internal/logs/subscribe", "/settings",
     "/settings/{id}",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gateway"])
+def test_events_of_jobs_have_types(described: Any) -> None:
+    [content] = described["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"][
+        "content"
+    ].items()
+    assert content == (
+        "text/event-stream",
+        {"schema": {"$ref": "#/components/schemas/JobEvent"}},
+    )
+    schemas = described["components"]["schemas"]
+    types = schemas["JobEvent"]["discriminator"]["mapping"]
+    assert types.keys() == {kind.value for kind in EventType}
+    for kind, reference in types.items():
+        message = schemas[reference.removeprefix("#/components/schemas/")]
+        body = EVENT_BODIES[EventType(kind)].__name__
+        assert message["properties"]["data"] == {"$ref": f"#/components/schemas/{body}"}
+        assert (
+            schemas[body]["properties"].keys() == EVENT_BODIES[EventType(kind)].model_fields.keys()
+        )

@@ -34,9 +34,17 @@ async def end_early(request: web.Request) -> web.StreamResponse:
     return web.Response(text=f"data: {json.dumps({'error': error})}\n\n")
 
 
+async def list_jobs(request: web.Request) -> web.StreamResponse:
+    """Return a page whose cursor is the query that was sent."""
+    query = [[name, value] for name, value in request.query.items()]
+    return web.json_response({"jobs": [], "next_cursor": json.dumps(query)})
+
+
 @pytest.fixture
 async def bridge() -> AsyncIterator[GrpcBridge]:
     app = web.Application()
+    app.router.add_get("/jobs", list_jobs)
+    app.router.add_get("/readyz", list_jobs)
     app.router.add_get("/jobs/{id}", refuse)
     app.router.add_get("/jobs/{id}/events", end_early)
     app.router.add_post("/v1/chat/completions", end_early)
@@ -93,3 +101,27 @@ async def test_a_stream_whose_key_was_revoked_ends_unauthenticated(bridge: GrpcB
                 continue
         fault = (caught.value.status, caught.value.code)
         assert fault == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
+
+
+async def test_filters_arrive_as_they_are(bridge: GrpcBridge) -> None:
+    metadata = {"a+b c%2F": "x&status=queued;日本\n", "": ""}
+    page = await bridge.list_jobs(pb.ListJobsRequest(metadata=metadata, cursor="a+/="), ())
+    assert json.loads(page.next_cursor) == [
+        ["metadata.", ""], ["metadata.a+b c%2F", "x&status=queued;日本\n"], ["cursor", "a+/="],
+    ]  # fmt: skip
+
+
+async def test_a_gateway_that_does_not_respond_is_not_ready(bridge: GrpcBridge) -> None:
+    assert await bridge.is_ready()
+    away = GrpcBridge("http://127.0.0.1:9")
+    assert not await away.is_ready()
+    await away.close()
+    with pytest.raises(Fault):
+        await RefusingBridge().is_ready()
+
+
+async def test_filters_that_do_not_fit_into_a_request_are_refused(bridge: GrpcBridge) -> None:
+    with pytest.raises(Fault) as caught:
+        await bridge.list_jobs(pb.ListJobsRequest(metadata={"a": "x" * 12_000}), ())
+    fault = (caught.value.status, caught.value.code, caught.value.field)
+    assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", "request")

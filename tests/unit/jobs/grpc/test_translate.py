@@ -5,12 +5,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
 from moyin.client.errors import RequestRefused
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import Fault, to_fault
-from moyin.jobs.grpc.translate import to_chat_body, to_chat_event, to_job_message
+from moyin.jobs.grpc.translate import (
+    to_chat_body,
+    to_chat_event,
+    to_job_event,
+    to_job_message,
+    to_jobs_query,
+)
 
 JOB = {
     "id": "j1", "kind": "render", "status": "failed", "steps": 1,
@@ -68,6 +75,12 @@ def test_chunks_become_events() -> None:
     event = to_chat_event({"choices": [{"delta": {"tool_calls": calls}}]})
     assert json.loads(event.tool_calls_json) == calls
     assert to_chat_event({"choices": [{"delta": {"role": "assistant"}}]}).ByteSize() == 0
+    details = {
+        "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }
+    usage = to_chat_event({"choices": [], "usage": {"prompt_tokens": 3, **details}})
+    assert (usage.usage.cached_tokens, usage.usage.reasoning_tokens) == (2, 1)
 
 
 def test_a_job() -> None:
@@ -77,6 +90,72 @@ def test_a_job() -> None:
     assert job.created_at.ToJsonString() == "2026-01-02T03:04:05.500Z"
     assert not job.HasField("started_at")
     assert json.loads(job.outputs_json) == [{"text": "x"}]
+    assert not job.HasField("position") and not job.HasField("queued_for")
+
+
+def test_a_queued_job_tells_its_place() -> None:
+    body = JOB | {"status": "queued", "error": None, "queued_for": 0.0, "position": 1}
+    job = to_job_message(body)
+    assert (job.HasField("queued_for"), job.queued_for, job.position) == (True, 0, 1)
+
+
+def test_a_batch_has_its_children_and_what_was_submitted() -> None:
+    seed = 2**63 + 1
+    child = {
+        "index": 1, "status": "failed", "inputs": {"seed": seed}, "progress": 0.5,
+        "artifacts": JOB["artifacts"], "cached": False,
+        "error": {"code": "render_failed", "message": "no", "details": {"node": "7"}},
+    }  # fmt: skip
+    step = {"kind": "render", "template": "dawn", "inputs": None, "graph": "/g", "cache": False}
+    submitted = {"steps": [step], "deadline": "2026-01-02T03:04:05Z", "webhook": None}
+    job = to_job_message(JOB | {"children": [child], "submitted": submitted})
+    [sent] = job.children
+    assert (sent.status, sent.progress) == (pb.JOB_STATUS_FAILED, 0.5)
+    assert json.loads(sent.inputs_json) == {"seed": seed}
+    assert json.loads(sent.error.details_json) == {"node": "7"}
+    assert (sent.artifacts[0].id, job.submitted.webhook) == ("a", "")
+    [sent_step] = job.submitted.steps
+    assert (sent_step.template, sent_step.inputs_json, sent_step.graph) == ("dawn", "", "/g")
+    assert sent_step.HasField("cache") and not sent_step.cache
+    assert job.submitted.deadline.seconds == 1767323045
+
+
+def test_a_list_request_becomes_a_query() -> None:
+    unknown: Any = 99
+    request = pb.ListJobsRequest(
+        status=[pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED, pb.JOB_STATUS_UNSPECIFIED],
+        kind="", metadata={"shot": "a&b=7", "": "x"}, limit=0, cursor="c/1",
+        created_after=Timestamp(seconds=1, nanos=5000),
+    )  # fmt: skip
+    request.MergeFromString(pb.ListJobsRequest(status=[unknown]).SerializeToString())
+    assert to_jobs_query(request) == [
+        ("status", "failed"), ("status", "cancelled"), ("status", "unspecified"), ("status", "99"),
+        ("kind", ""), ("metadata.", "x"), ("metadata.shot", "a&b=7"),
+        ("created_after", "1970-01-01T00:00:01.000005Z"), ("limit", "0"), ("cursor", "c/1"),
+    ]  # fmt: skip
+    assert to_jobs_query(pb.ListJobsRequest()) == []
+
+
+def test_a_list_request_that_cannot_be_sent_is_refused() -> None:
+    late = pb.ListJobsRequest(created_before=Timestamp(seconds=2**60))
+    unknown = pb.ListJobsRequest.FromString(b"\xfa\x07\x01x")
+    for request, field in ((late, "created_before"), (unknown, "request")):
+        with pytest.raises(Fault) as caught:
+            to_jobs_query(request)
+        fault = (caught.value.status, caught.value.field)
+        assert fault == (grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
+def test_events_are_typed() -> None:
+    event = to_job_event("1-0", "failed", json.dumps(JOB | {"attempt": 2}))
+    assert (event.id, event.WhichOneof("data")) == ("1-0", "status")
+    assert (event.status.job.error.code, event.status.attempt) == ("render_failed", 2)
+    event = to_job_event("1-0", "progress", '{"value": 1.0, "max": 2.0, "step": 0, "node": "7"}')
+    assert (event.progress.max, event.progress.node) == (2, "7")
+    event = to_job_event("", "step", '{"step": 1, "artifacts": [], "attempt": 3}')
+    assert (event.step.step, event.step.attempt, event.step.HasField("value")) == (1, 3, False)
+    event = to_job_event("1-0", "later", "[1]")
+    assert (event.WhichOneof("data"), event.data_json) == (None, "[1]")
 
 
 def test_a_cancelled_job_names_its_canceller() -> None:

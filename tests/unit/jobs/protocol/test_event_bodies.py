@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import AsyncMock
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from deployments.render.progress_reporter import ProgressReporter
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, Job, JobStatus, Progress, StepResult
 from moyin.domain.renderer import RenderProgress
-from moyin.jobs.protocol.event_bodies import EVENT_BODIES
-from moyin.jobs.protocol.response import build_status_event
+from moyin.jobs.protocol.event_bodies import (
+    EVENT_BODIES,
+    JOB_EVENT,
+    ProgressMessage,
+    StatusMessage,
+    StepMessage,
+    WebhookBody,
+)
+from moyin.jobs.protocol.response import build_status_event, build_webhook_body
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import JobOutcome, StepRecord
 from tests.waiting import eventually
@@ -44,6 +51,33 @@ def check(kind: EventType, data: Any, *, absent: frozenset[str] = frozenset()) -
 
 def test_every_type_of_event_is_described() -> None:
     assert EVENT_BODIES.keys() == set(EventType)
+
+
+@pytest.mark.parametrize("kind", list(EventType))
+def test_a_message_of_the_websocket_has_the_data_of_its_type(kind: EventType) -> None:
+    messages = {
+        name: model
+        for model in (StatusMessage, ProgressMessage, StepMessage)
+        for name in get_args(model.model_fields["type"].annotation)
+    }
+    assert messages[kind.value].model_fields["data"].annotation is EVENT_BODIES[kind]
+    assert messages.keys() == {*EventType}
+
+
+def test_a_message_is_parsed_by_its_type() -> None:
+    data = {"value": 1, "max": 2, "step": 0}
+    message = JOB_EVENT.validate_python({"id": "1-0", "type": "progress", "data": data})
+    assert isinstance(message, ProgressMessage)
+    with pytest.raises(ValidationError):
+        JOB_EVENT.validate_python({"id": "1-0", "type": "step", "data": data})
+
+
+def test_webhooks() -> None:
+    job = build_job(JobStatus.SUCCEEDED)
+    body = build_webhook_body(job)
+    WebhookBody.model_validate(body)
+    assert (body["type"], body["timestamp"]) == ("job.succeeded", "2026-01-01T00:00:00Z")
+    assert body["data"] == build_status_event(job)[1]
 
 
 @pytest.mark.parametrize("status", list(JobStatus))

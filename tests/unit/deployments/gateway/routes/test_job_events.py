@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 
-from deployments.gateway.routes.job_events import _format_event
+from deployments.gateway.routes.job_events import _format_event, _format_events
 from moyin.domain.job import EventType, JobEvent
+from moyin.errors import ServiceUnavailable
+from moyin.http.problems import render_error_event
+from moyin.jobs.protocol.event_bodies import StreamError
 
 
 def test_line_separators_in_data_are_escaped() -> None:
@@ -15,3 +19,19 @@ def test_line_separators_in_data_are_escaped() -> None:
     head, kind, data = _format_event(event).removesuffix("\n").splitlines()
     assert (head, kind) == ("id: 1-0", "event: failed")
     assert json.loads(data.removeprefix("data: ")) == event.data
+
+
+async def test_an_error_ends_the_stream_as_the_gatekeepers_errors_do() -> None:
+    error = ServiceUnavailable("the events are away")
+
+    async def fail() -> AsyncGenerator[list[JobEvent], None]:
+        raise error
+        yield
+
+    [text] = [text async for text in _format_events(fail(), "r1")]
+    expected = render_error_event(error, "r1", "/jobs/j/events", "text/event-stream")
+    assert expected is not None
+    sent, gatekeepers = (part.rpartition("data: ")[2] for part in (text, expected.decode()))
+    assert json.loads(sent) == json.loads(gatekeepers)
+    StreamError.model_validate_json(sent)
+    assert "event: error\n" in text

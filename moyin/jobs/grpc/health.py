@@ -1,0 +1,106 @@
+"""Implements grpc.health.v1 for load balancers and clients; it needs no key and names no service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+
+from moyin.jobs.grpc import moyin_pb2
+from moyin.jobs.grpc.faults import Fault, Metadata, answer_call, stream_call
+
+_SERVICES = ("", moyin_pb2.DESCRIPTOR.services_by_name["Moyin"].full_name)
+# The state is read this often at most, whatever the number of calls.
+_INTERVAL_SECONDS = 2.0
+# Watchers need no key, so they must not take all of the replica's requests.
+_MAX_WATCHERS = 64
+_Status = pb.HealthCheckResponse
+
+
+class HealthMonitor:
+    """Answers health checks from one state, which it reads again after some seconds.
+
+    Args:
+        is_ready: returns True if calls can be served; it may raise `Fault`.
+    """
+
+    def __init__(
+        self, is_ready: Callable[[], Awaitable[bool]], *, interval: float = _INTERVAL_SECONDS
+    ) -> None:
+        self._is_ready = is_ready
+        self._interval = interval
+        self._reading = asyncio.Lock()
+        self._read_at: float | None = None
+        self._status = _Status.UNKNOWN
+        self._watchers = 0
+
+    async def check(
+        self, request: pb.HealthCheckRequest, _: Metadata = ()
+    ) -> pb.HealthCheckResponse:
+        """Return the state of a service; raise `Fault` for a service that does not exist."""
+        if request.service not in _SERVICES:
+            raise Fault(grpc.StatusCode.NOT_FOUND, "not_found", "there is no such service")
+        return _Status(status=await self._read_status())
+
+    async def list_all(
+        self, request: pb.HealthListRequest, _: Metadata = ()
+    ) -> pb.HealthListResponse:
+        """Return the states of all services by name."""
+        status = _Status(status=await self._read_status())
+        return pb.HealthListResponse(statuses=dict.fromkeys(_SERVICES, status))
+
+    async def watch(
+        self, request: pb.HealthCheckRequest, _: Metadata = ()
+    ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
+        """Yield the state of a service and then every other state; a service may be unknown."""
+        if self._watchers >= _MAX_WATCHERS:
+            message = f"there are {_MAX_WATCHERS} watchers already; use Check"
+            raise Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", message, retry_after=30)
+        self._watchers += 1
+        try:
+            sent = None
+            while True:
+                is_known = request.service in _SERVICES
+                status = await self._read_status() if is_known else _Status.SERVICE_UNKNOWN
+                if status != sent:
+                    yield _Status(status=status)
+                    sent = status
+                await asyncio.sleep(self._interval)
+        finally:
+            self._watchers -= 1
+
+    async def _read_status(self) -> int:
+        async with self._reading:
+            now = asyncio.get_running_loop().time()
+            if self._read_at is None or now - self._read_at >= self._interval:
+                is_ready = await self._is_ready()
+                self._status = _Status.SERVING if is_ready else _Status.NOT_SERVING
+                self._read_at = asyncio.get_running_loop().time()
+            return int(self._status)
+
+
+class HealthCalls:
+    """The servicer of grpc.health.v1, whose names gRPC and Ray Serve prescribe."""
+
+    grpc_health: HealthMonitor
+
+    async def Check(
+        self, request: pb.HealthCheckRequest, grpc_context: Any
+    ) -> pb.HealthCheckResponse:
+        return await answer_call(self.grpc_health.check, request, grpc_context, _Status())
+
+    async def List(self, request: pb.HealthListRequest, grpc_context: Any) -> pb.HealthListResponse:
+        empty = pb.HealthListResponse()
+        return await answer_call(self.grpc_health.list_all, request, grpc_context, empty)
+
+    async def Watch(
+        self, request: pb.HealthCheckRequest, grpc_context: Any
+    ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
+        calls = stream_call(self.grpc_health.watch, request, grpc_context)
+        async with aclosing(calls) as statuses:
+            async for status in statuses:
+                yield status

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2 as pb
+
+from moyin.jobs.grpc import health
+from moyin.jobs.grpc.faults import Fault
+from moyin.jobs.grpc.health import HealthMonitor
+
+MOYIN = "moyin.v1.Moyin"
+SERVING = pb.HealthCheckResponse.SERVING
+NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
+
+
+class Gateway:
+    """A gateway that counts how often its state is read."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.reads = 0
+
+    async def is_ready(self) -> bool:
+        self.reads += 1
+        await asyncio.sleep(0)
+        return self.ready
+
+
+def ask(service: str = MOYIN) -> Any:
+    return pb.HealthCheckRequest(service=service)
+
+
+@pytest.mark.parametrize("service", ["", MOYIN])
+@pytest.mark.parametrize(("ready", "status"), [(True, SERVING), (False, NOT_SERVING)])
+async def test_a_check_tells_the_state(service: str, ready: bool, status: int) -> None:
+    gateway = Gateway()
+    gateway.ready = ready
+    assert (await HealthMonitor(gateway.is_ready).check(ask(service))).status == status
+
+
+@pytest.mark.parametrize("service", ["moyin.v1.moyin", "grpc.health.v1.Health", "x" * 10_000])
+async def test_an_unknown_service_is_not_found(service: str) -> None:
+    gateway = Gateway()
+    with pytest.raises(Fault) as caught:
+        await HealthMonitor(gateway.is_ready).check(ask(service))
+    assert (caught.value.status, gateway.reads) == (grpc.StatusCode.NOT_FOUND, 0)
+
+
+async def test_many_checks_read_the_state_once() -> None:
+    gateway = Gateway()
+    monitor = HealthMonitor(gateway.is_ready, interval=3600)
+    await asyncio.gather(*(monitor.check(ask()) for _ in range(100)))
+    assert {*(await monitor.list_all(pb.HealthListRequest())).statuses} == {"", MOYIN}
+    assert gateway.reads == 1
+
+
+async def test_a_watcher_gets_every_change() -> None:
+    gateway = Gateway()
+    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask())) as watching:
+        assert (await anext(watching)).status == SERVING
+        for ready, status in ((False, NOT_SERVING), (True, SERVING)):
+            gateway.ready = ready
+            assert (await anext(watching)).status == status
+
+
+async def test_a_watcher_of_an_unknown_service_stays() -> None:
+    gateway = Gateway()
+    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask("x"))) as watching:
+        assert (await anext(watching)).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await anext(watching)
+    assert gateway.reads == 0
+
+
+async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_MAX_WATCHERS", 1)
+    monitor = HealthMonitor(Gateway().is_ready)
+    async with aclosing(monitor.watch(ask())) as first:
+        await anext(first)
+        with pytest.raises(Fault) as caught:
+            await anext(monitor.watch(ask()))
+        assert caught.value.status is grpc.StatusCode.RESOURCE_EXHAUSTED
+    async with aclosing(monitor.watch(ask())) as second:
+        assert (await anext(second)).status == SERVING
