@@ -164,6 +164,10 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "No template has this name or alias.",
         "Choose one of `GET /templates`.",
     ),
+    "preview_not_found": (
+        "The job has no preview now: nobody asked before, it does not render, or it has ended.",
+        "Follow the job's events with `?previews=true` and fetch the address in a `preview` event.",
+    ),
     "artifact_not_found": (
         "The tenant has no artifact with this id, or it was deleted.",
         "Check the id, or render again.",
