@@ -12,8 +12,9 @@ from tests.acceptance.clients_page import list_snippets
 from tests.integration.gateway.fixtures import Farm
 
 PAGE = Path(__file__).parents[3] / "docs" / "jobs.md"
-# tests/unit/jobs/test_webhook_receivers.py and tests/unit/clients/python/test_page.py run these.
-RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client"}
+# tests/unit/jobs/test_webhook_receivers.py, tests/unit/clients/python/test_page.py and
+# tests/acceptance/test_page_with_token.py run these.
+RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client", "page"}
 
 
 async def run(farm: Farm, name: str, job: str = "") -> str:
