@@ -97,8 +97,8 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "Correct them, or reset the password.",
     ),
     "invalid_token": (
-        "The refresh or reset token, or the link to a file, is wrong or expired.",
-        "Sign in again, or request a new link.",
+        "The refresh, reset or event token, or the link to a file, is wrong or expired.",
+        "Sign in again, or request a new token or link.",
     ),
     "insufficient_scope": (
         "The key lacks the scope that `scope` names.",
