@@ -73,7 +73,7 @@ def test_a_page_follows_a_render_and_shows_it(gateway: RunningStack, page: Page)
     job = client.submit({"kind": "render", "workflow": _graph()})
     token = _post(gateway, f"/jobs/{job}/token", {"expires_in": 900})["token"]
     asked: list[Request] = []
-    page.on("request", asked.append)
+    page.on("request", lambda request: asked.append(request))
     _, snippet = list_snippets(_DOCS)["page"]
     page.evaluate(
         "values => Object.assign(window, values)",

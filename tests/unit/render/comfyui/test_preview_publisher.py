@@ -10,7 +10,6 @@ import pytest
 from pydantic_core import to_json
 
 from moyin.domain.renderer import RenderRequest
-from moyin.render.comfyui import preview_publisher
 from moyin.render.comfyui.preview_publisher import PreviewPublisher
 from moyin.render.protocol.binary import parse_preview
 from moyin.store.previews import Preview
@@ -37,8 +36,8 @@ class Store:
 
 
 def publisher(store: Store) -> PreviewPublisher:
-    parts: Any = (store,)
-    return PreviewPublisher(*parts, RenderRequest(prompt_id="p", graph={}, job_id="j", step=2))
+    fake: Any = store
+    return PreviewPublisher(fake, RenderRequest(prompt_id="p", graph={}, job_id="j", step=2))
 
 
 async def test_the_newest_frame_is_published_and_those_in_between_are_not(
@@ -49,7 +48,7 @@ async def test_the_newest_frame_is_published_and_those_in_between_are_not(
     async def sleep(_: float) -> None:
         await pause.wait()
 
-    monkeypatch.setattr(preview_publisher.asyncio, "sleep", sleep)
+    monkeypatch.setattr("moyin.render.comfyui.preview_publisher.asyncio.sleep", sleep)
     store = Store()
     previews = publisher(store)
     previews.offer(named(JPEG, node_id="3"))
