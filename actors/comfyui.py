@@ -30,6 +30,7 @@ from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
+from moyin.store.previews import PreviewStore
 from moyin.system.processes import freeze_startup_objects
 
 _LEASE_SECONDS = 120.0
@@ -250,7 +251,12 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         environment=spec.environment,
         uid=settings.comfyui_uid,
     )
-    return ComfyRenderer(options, BlobStore(settings.blobs_url), FrameStore(settings.redis_url))
+    return ComfyRenderer(
+        options,
+        BlobStore(settings.blobs_url),
+        FrameStore(settings.redis_url),
+        PreviewStore(settings.redis_url),
+    )
 
 
 def _list_hidden_folders(settings: Settings) -> tuple[Path, ...]:

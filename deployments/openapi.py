@@ -24,8 +24,15 @@ QUERY_KEY_SCHEME: Mapping[str, Mapping[str, str]] = {
         "type": "apiKey",
         "in": "query",
         "name": "api_key",
-        "description": "An API key, for clients of ComfyUI that can send no header; also `key` and "
-        "`token`.",
+        "description": "An API key, for clients of ComfyUI that can send no header.",
+    }
+}
+EVENT_TOKEN_SCHEME: Mapping[str, Mapping[str, str]] = {
+    "eventToken": {
+        "type": "apiKey",
+        "in": "query",
+        "name": "token",
+        "description": "A token of `POST /jobs/{id}/token`, which reads one job's events and files.",
     }
 }
 _PATH_PARAMETER = re.compile(r"\{[^}]+\}")
@@ -87,21 +94,21 @@ _ERROR_DESCRIPTIONS = {
 def document_security(
     document: dict[str, Any],
     is_public: Callable[[str], bool],
-    extra_schemes: Callable[[str], Mapping[str, Mapping[str, str]]] = lambda _: {},
+    extra_schemes: Callable[[str, str], Mapping[str, Mapping[str, str]]] = lambda _, __: {},
 ) -> None:
     """Add the accepted kinds of API keys to an OpenAPI document, for all routes but public ones.
 
     Args:
         is_public: returns whether the route of a path needs no key.
-        extra_schemes: returns the security schemes, by name, that only this path accepts.
+        extra_schemes: returns the security schemes, by name, that only this method and path accept.
     """
     schemes = dict(_KEY_SCHEMES)
     document["security"] = _require_any(_KEY_SCHEMES)
     for path, methods in document["paths"].items():
         example = _PATH_PARAMETER.sub("x", path)
-        extra = extra_schemes(example)
-        schemes |= extra
-        for operation in methods.values():
+        for method, operation in methods.items():
+            extra = extra_schemes(method.upper(), example)
+            schemes |= extra
             if is_public(example):
                 operation["security"] = []
             elif extra:

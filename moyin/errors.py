@@ -284,6 +284,10 @@ class ArtifactNotFound(NotFound):
     code = "artifact_not_found"
 
 
+class PreviewNotFound(NotFound):
+    code = "preview_not_found"
+
+
 class ContentNotFound(NotFound):
     code = "content_not_found"  # the caller has no file with this hash
 

@@ -97,8 +97,8 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "Correct them, or reset the password.",
     ),
     "invalid_token": (
-        "The refresh or reset token, or the link to a file, is wrong or expired.",
-        "Sign in again, or request a new link.",
+        "The refresh, reset or event token, or the link to a file, is wrong or expired.",
+        "Sign in again, or request a new token or link.",
     ),
     "insufficient_scope": (
         "The key lacks the scope that `scope` names.",
@@ -163,6 +163,10 @@ ADVICE: Mapping[str, tuple[str, str]] = {
     "template_not_found": (
         "No template has this name or alias.",
         "Choose one of `GET /templates`.",
+    ),
+    "preview_not_found": (
+        "The job has no preview now: nobody asked before, it does not render, or it has ended.",
+        "Follow the job's events with `?previews=true` and fetch the address in a `preview` event.",
     ),
     "artifact_not_found": (
         "The tenant has no artifact with this id, or it was deleted.",

@@ -12,8 +12,10 @@ import json
 import os
 import time
 
+import comfy.utils
 import folder_paths
 import torch
+from PIL import Image
 
 WEB_DIRECTORY = "./web"
 
@@ -87,6 +89,16 @@ class Reads(Stuck):
         with open(os.path.abspath(text)) as file:
             return {"ui": {"text": [file.read()]}}
 
+class Previews(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"count": ("INT", {"default": 1})}})
+    def run(self, count):
+        bar = comfy.utils.ProgressBar(count)
+        for number in range(count):
+            picture = Image.new("RGB", (64, 48), (250, number % 256, 0))
+            bar.update_absolute(number, count, ("JPEG", picture, None))
+            time.sleep(0.3)
+        return {"ui": {"text": ["done"]}}
+
 class Any(str):
     def __ne__(self, other):
         return False
@@ -121,6 +133,7 @@ NODE_CLASS_MAPPINGS = {
     node.__name__: node
     for node in (
         Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests, Latest, Reads, Links, Says, Expands,
+        Previews,
     )
 }
 """
@@ -135,7 +148,7 @@ def write_nodes(folder: Path) -> Path:
     its time and tells when the process started. ``Rests`` tells how many objects garbage collections leave out.
     ``Reads`` opens a file by its absolute path. ``Latest`` writes its text into a file of one name, and tells of it by one object. ``Links`` makes
     symbolic links in ComfyUI's folders to a path in hexadecimal digits. What ``Says`` says may go
-    into any input, and ``Expands`` becomes a node of any class with any values.
+    into any input, and ``Expands`` becomes a node of any class with any values. ``Previews`` shows red pictures, three a second.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

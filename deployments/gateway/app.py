@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_f
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
@@ -62,6 +64,8 @@ _PUBLIC = frozenset(
 )
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"))
+# Pages can read these paths with an event token; their handlers check the token's job.
+_EVENT_TOKEN_PATH = re.compile(r"/jobs/[^/]+/(?:events|ws|preview)|/artifacts/[^/]+")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # HAProxy's own errors have the same value.
 _RETRY_AFTER_SECONDS = 5
@@ -81,6 +85,7 @@ class GatewayServices:
     service: JobService
     jobs: JobStore
     feed: JobFeed
+    previews: PreviewFeed
     positions: QueuePositions
     artifacts: ArtifactStore
     blobs: BlobStore
@@ -114,7 +119,9 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     )
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     _add_routes(app, services)
-    app.openapi = lambda: build_document(app, _is_public)  # type: ignore[method-assign]
+    app.openapi = lambda: build_document(  # type: ignore[method-assign]
+        app, _is_public, _accepts_event_token
+    )
     proxy_or_app = ProxyOrApp(
         services.proxy,
         # The proxy itself checks the scopes that the route table requires.
@@ -132,19 +139,29 @@ def new_app(services: GatewayServices) -> Gatekeeper:
             return True
         return _is_public(path) and services.proxy.match(scope) is None
 
+    def is_proxied(scope: Scope) -> bool:
+        return services.proxy.match(scope) is not None
+
     def accepts_query_key(scope: Scope) -> bool:
-        return is_comfyui_path(scope["path"]) and services.proxy.match(scope) is None
+        return is_comfyui_path(scope["path"]) and not is_proxied(scope)
 
     def accepts_cookie(scope: Scope) -> bool:
-        return to_server_path(scope["path"]) is not None and services.proxy.match(scope) is None
+        return to_server_path(scope["path"]) is not None and not is_proxied(scope)
+
+    def accepts_event_token(scope: Scope) -> bool:
+        method, path = scope.get("method", "GET"), scope["path"]
+        return _accepts_event_token(method, path) and not is_proxied(scope)
 
     return Gatekeeper(
         proxy_or_app, service="gateway", authenticator=services.authenticator, errors=render_error,
         max_body_bytes=services.max_body_bytes, observer=services.observer, public=is_public,
-        credentials=CredentialFinder(query=accepts_query_key, cookie=accepts_cookie),
+        credentials=CredentialFinder(
+            query=accepts_query_key, proxied=is_proxied, cookie=accepts_cookie,
+            event_token=accepts_event_token,
+        ),
         stream_errors=render_stream_error,
         # The proxy forwards bodies as they are.
-        keeps_encoding=lambda scope: services.proxy.match(scope) is not None,
+        keeps_encoding=is_proxied,
     )  # fmt: skip
 
 
@@ -218,7 +235,9 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.signing_key,
             services.positions,
         ),
-        job_events.job_event_routes(services.jobs, services.feed),
+        job_events.job_event_routes(
+            services.jobs, services.feed, services.previews, services.signing_key
+        ),
         artifacts.signed_link_routes(*artifact_parts),
         artifacts.artifact_routes(*artifact_parts),
         jobs_v2.job_v2_routes(renders, retention),
@@ -241,6 +260,10 @@ def _required_scope(scope: Scope) -> str:
     if path == "/jobs/webhook-secret" or method not in _READING_METHODS:
         return JOBS_WRITE
     return JOBS_READ
+
+
+def _accepts_event_token(method: str, path: str) -> bool:
+    return method in _READING_METHODS and _EVENT_TOKEN_PATH.fullmatch(path) is not None
 
 
 def _is_public(path: str) -> bool:

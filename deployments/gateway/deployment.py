@@ -28,6 +28,7 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.grpc.health import HealthMonitor
+from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import TemporalConnection
@@ -43,6 +44,7 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
+from moyin.store.previews import PreviewHub, PreviewStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
@@ -94,7 +96,9 @@ class Gateway(MoyinCalls):
         node_info = close_at_shutdown(
             NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
         )
-        previews = close_at_shutdown(TenantCache(settings.redis_url, "moyin:pictures"))
+        pictures = close_at_shutdown(TenantCache(settings.redis_url, "moyin:pictures"))
+        previews = close_at_shutdown(PreviewStore(settings.redis_url))
+        preview_hub = close_at_shutdown(PreviewHub(settings.redis_url))
         processes = close_at_shutdown(PictureProcesses())
         artifacts = ArtifactStore(database)
         blobs = BlobStore(settings.blobs_url)
@@ -140,8 +144,9 @@ class Gateway(MoyinCalls):
                 yield
 
         self._services = GatewayServices(
-            service=service, jobs=jobs, feed=feed, positions=positions, artifacts=artifacts,
-            blobs=blobs, pictures=PictureConverter(blobs, processes, previews), prompts=farm_prompts,
+            service=service, jobs=jobs, feed=feed, previews=PreviewFeed(previews, preview_hub),
+            positions=positions, artifacts=artifacts,
+            blobs=blobs, pictures=PictureConverter(blobs, processes, pictures), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
             admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=create_catalog(settings), proxy=proxy,

@@ -11,7 +11,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from deployments.openapi import QUERY_KEY_SCHEME, document_problems, document_security
+from deployments.openapi import (
+    EVENT_TOKEN_SCHEME,
+    QUERY_KEY_SCHEME,
+    document_problems,
+    document_security,
+)
 from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.event_bodies import JOB_EVENT, StreamError
@@ -20,8 +25,23 @@ from moyin.jobs.protocol.filters import BulkRequest
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
 
-def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]:
-    """Return the app's OpenAPI document, with the schemas of jobs that it accepts and of events."""
+def build_document(
+    app: FastAPI,
+    is_public: Callable[[str], bool],
+    accepts_event_token: Callable[[str, str], bool],
+) -> dict[str, Any]:
+    """Return the app's OpenAPI document, with the schemas of jobs that it accepts and of events.
+
+    Args:
+        is_public: returns whether the route of a path needs no key.
+        accepts_event_token: returns whether a method and path may have an event token.
+    """
+
+    def get_query_schemes(method: str, path: str) -> Mapping[str, Mapping[str, str]]:
+        if accepts_event_token(method, path):
+            return EVENT_TOKEN_SCHEME
+        return QUERY_KEY_SCHEME if is_comfyui_path(path) else {}
+
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -35,9 +55,7 @@ def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, 
         schemas |= {"JobRequest": request, "BulkRequest": bulk}
         schemas |= {"JobEvent": event, "StreamError": error}
         document_problems(document, _has_comfyui_errors)
-        document_security(
-            document, is_public, lambda path: QUERY_KEY_SCHEME if is_comfyui_path(path) else {}
-        )
+        document_security(document, is_public, get_query_schemes)
         app.openapi_schema = document
     return app.openapi_schema
 

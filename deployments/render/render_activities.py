@@ -168,6 +168,8 @@ class RenderActivities:
             if prompt.client_id is None
             else build_channel_name(step.owner, prompt.client_id),
             account=self._build_account(step),
+            job_id=step.job_id,
+            step=step.index,
         )
 
     def _build_account(self, step: StepInput) -> RenderAccount | None:

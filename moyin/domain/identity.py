@@ -37,6 +37,8 @@ class Identity:
         user: the id of the user or service account; None for a key of the tenant itself.
         limits: the limits of the key, of the user and of the tenant.
         service: the name of the Moyin service that acts for the tenant, such as ``jobs``.
+        job: the only job that the caller may read, with its files, by an event token; None for all
+            other callers.
     """
 
     owner: str
@@ -45,11 +47,12 @@ class Identity:
     user: str | None = None
     limits: tuple[Limit, ...] = ()
     service: str | None = None
+    job: str | None = None
 
     @property
     def is_session(self) -> bool:
         """True if the caller is a signed-in user instead of an API key."""
-        return self.key_id.startswith("ses_")
+        return is_session_id(self.key_id)
 
     @property
     def best_priority(self) -> int:
@@ -62,6 +65,15 @@ class Identity:
 
     def has_scope(self, scope: str) -> bool:
         return scope in self.scopes or ALL in self.scopes
+
+    def may_read_job(self, job_id: str | None) -> bool:
+        """Return False if the caller has an event token of another job than ``job_id``."""
+        return self.job is None or self.job == job_id
+
+
+def is_session_id(key_id: str) -> bool:
+    """Return True if the public id is that of a session instead of an API key."""
+    return key_id.startswith("ses_")
 
 
 def is_internal_owner(owner: str) -> bool:

@@ -241,11 +241,15 @@ class Job:
 
 
 class EventType(StrEnum):
-    """The type of a job's event: a new status, progress, or a finished step."""
+    """The type of a job's event: a new status, progress, a preview, or a finished step.
+
+    Previews are not stored with a job's other events, and only sent to clients that ask for them.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     PROGRESS = "progress"
+    PREVIEW = "preview"
     STEP = "step"
     SUCCEEDED = "succeeded"
     FAILED = "failed"

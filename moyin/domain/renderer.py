@@ -26,6 +26,8 @@ class RenderRequest:
         targets: ids of the output nodes to execute; None means all.
         channel: the Valkey stream that receives ComfyUI's messages (`moyin.store.frames`).
         account: who pays for the render; None if the pool has no price.
+        job_id: the job whose followers may see previews; empty if nobody may.
+        step: the index of the job's step.
     """
 
     prompt_id: str
@@ -36,6 +38,8 @@ class RenderRequest:
     targets: tuple[str, ...] | None = None
     channel: str | None = None
     account: RenderAccount | None = None
+    job_id: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

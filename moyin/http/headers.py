@@ -11,9 +11,9 @@ from moyin.domain.artifact import UNKNOWN_MEDIA_TYPE, Artifact
 # Media types that browsers display without running content. All others are downloads.
 _INLINE_TYPES = frozenset(
     {
-        "application/json", "audio/flac", "audio/mpeg", "audio/ogg", "audio/wav", "image/avif",
-        "image/gif", "image/jpeg", "image/png", "image/webp", "text/plain", "video/mp4",
-        "video/webm",
+        "application/json", "audio/flac", "audio/mp4", "audio/mpeg", "audio/ogg", "audio/wav",
+        "image/avif", "image/gif", "image/jpeg", "image/png", "image/webp", "model/gltf-binary",
+        "text/plain", "video/mp4", "video/webm",
     }
 )  # fmt: skip
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")

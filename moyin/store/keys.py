@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -128,14 +128,22 @@ class KeyStore:
         ids = {text: key_id for text in presented if (key_id := _parse_id(text)) is not None}
         if not ids:
             return {}
-        query = _select_with_users().where(api_keys.c.id.in_(set(ids.values())))
-        rows = await self._database.fetch_all(query)
-        live = {row["id"]: row for row in rows if _is_active(row)}
+        live = await self._fetch_active(set(ids.values()))
         return {
             text: _parse_identity(live[key_id])
             for text, key_id in ids.items()
             if key_id in live and _matches(live[key_id], compute_digest(text))
         }
+
+    async def find_active(self, key_ids: Collection[str]) -> Mapping[str, Identity]:
+        """Return the identities of those keys that are valid, by key id."""
+        rows = await self._fetch_active(key_ids)
+        return {key_id: _parse_identity(row) for key_id, row in rows.items()}
+
+    async def _fetch_active(self, key_ids: Collection[str]) -> Mapping[str, Mapping[Any, Any]]:
+        query = _select_with_users().where(api_keys.c.id.in_(key_ids))
+        rows = await self._database.fetch_all(query)
+        return {row["id"]: row for row in rows if _is_active(row)}
 
     async def _record_use(self, key_id: str) -> None:
         moment = now()

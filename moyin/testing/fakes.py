@@ -7,7 +7,7 @@ from typing import Any
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
-from moyin.errors import InvalidKey
+from moyin.errors import InvalidKey, InvalidToken
 from moyin.http.breaker import BreakerState
 from moyin.store.render_cache import CachedRender, CacheRules
 from moyin.text.routing.telemetry import CallRecord
@@ -86,6 +86,12 @@ class StaticAuthenticator:
         if credential not in self.identities:
             raise InvalidKey("the API key is not valid")
         return self.identities[credential]
+
+    async def authenticate_event_token(self, token: str) -> Identity:
+        """Return the identity of a token, which must be restricted to a job."""
+        if token not in self.identities or self.identities[token].job is None:
+            raise InvalidToken("the event token is not valid")
+        return self.identities[token]
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
         return {key: self.identities[key] for key in credentials if key in self.identities}

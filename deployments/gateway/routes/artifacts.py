@@ -104,12 +104,22 @@ def artifact_routes(
         "/artifacts/{artifact_id}", response_class=StreamingResponse, responses=FILE_RESPONSES
     )
     async def download(request: Request, artifact_id: str, w: _Width = None) -> Response:
-        """Download a file, or a picture's thumbnail. `Range` and `If-None-Match` are supported."""
-        owner = context(request.scope).owner
-        artifact = await artifacts.get(owner, artifact_id)
-        if w is not None:
-            return await _build_thumbnail_response(request, owner, artifact, w, pictures)
-        return await build_artifact_response(request, artifact, blobs)
+        """Download a file, or a picture's thumbnail. `Range` and `If-None-Match` are supported.
+
+        Pages send an event token of the job that made the file as `?token=`.
+        """
+        reader = context(request.scope).reader
+        stored = await artifacts.get_with_origin(reader.owner, artifact_id)
+        if not reader.may_read_job(stored.job_id):
+            raise ArtifactNotFound(
+                f"artifact {artifact_id!r} does not exist, or you may not see it"
+            )
+        response = await _build_file_response(
+            request, reader.owner, stored.artifact, w, blobs, pictures
+        )
+        if reader.job is not None:
+            _protect_secret_url(response)
+        return response
 
     @router.delete("/artifacts/{artifact_id}", status_code=204, summary="Delete an upload")
     async def delete(request: Request, artifact_id: str) -> Response:
@@ -148,13 +158,8 @@ def signed_link_routes(
         """Download a file, or a picture's thumbnail, by a signed link until the link expires."""
         owner, artifact_id = verify_file_link(signing_key, token)
         artifact = await artifacts.get(owner, artifact_id)
-        if w is not None:
-            response = await _build_thumbnail_response(request, owner, artifact, w, pictures)
-        else:
-            response = await build_artifact_response(request, artifact, blobs)
-        # The URL grants access, so it must not leak to other sites or shared caches.
-        response.headers["referrer-policy"] = "no-referrer"
-        response.headers["cache-control"] = "private, max-age=3600"
+        response = await _build_file_response(request, owner, artifact, w, blobs, pictures)
+        _protect_secret_url(response)
         return response
 
     return router
@@ -166,6 +171,30 @@ def derive_artifact_id(owner: str, key: str | None) -> str:
         return generate_artifact_id()
     digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
     return f"art_{digest[:32]}"
+
+
+async def _build_file_response(
+    request: Request,
+    owner: str,
+    artifact: Artifact,
+    width: int | None,
+    blobs: BlobStore,
+    pictures: PictureConverter,
+) -> Response:
+    """Return the file, or a thumbnail of it if ``width`` is given."""
+    if width is not None:
+        return await _build_thumbnail_response(request, owner, artifact, width, pictures)
+    return await build_artifact_response(request, artifact, blobs)
+
+
+def _protect_secret_url(response: Response) -> None:
+    """Set the headers of a response to a URL that grants access, and that pages of any site use.
+
+    Such a URL must not leak to other sites or shared caches.
+    """
+    response.headers["referrer-policy"] = "no-referrer"
+    response.headers["cache-control"] = "private, max-age=3600"
+    response.headers["cross-origin-resource-policy"] = "cross-origin"
 
 
 async def _build_thumbnail_response(

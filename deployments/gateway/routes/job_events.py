@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Header, Query, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 
 from deployments.event_stream import EventStreamResponse
+from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context, get_http_status
-from moyin.domain.job import JobEvent
-from moyin.errors import MoyinError
+from moyin.access.gatekeeper.asgi import Scope
+from moyin.access.gatekeeper.tokens import create_event_token
+from moyin.domain.job import Job, JobEvent
+from moyin.errors import JobNotFound, MoyinError, PreviewNotFound
+from moyin.http.validation import parse_object, validate
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.protocol.event_bodies import StreamError
+from moyin.jobs.previews import PreviewFeed
+from moyin.jobs.protocol import wire
 from moyin.store.jobs import JobStore
+from moyin.store.sql import now
 
 _RETRY_MS = 2_000
 _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -28,11 +36,32 @@ _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     204: {"description": "No event follows that of `Last-Event-ID`."},
 }
+_Previews = Annotated[bool, Query(alias="previews", description="Also send `preview` events.")]
+_PREVIEW_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "sandbox; default-src 'none'",
+    "cross-origin-resource-policy": "cross-origin",
+}
 
 
-def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
+def job_event_routes(
+    jobs: JobStore, feed: JobFeed, previews: PreviewFeed, signing_key: bytes
+) -> APIRouter:
     """Return the routes by which clients follow a job."""
     router = APIRouter(tags=["jobs"])
+
+    async def get_readable_job(scope: Scope, job_id: str) -> Job:
+        """Return a job that the caller may read by a key or an event token."""
+        reader = context(scope).reader
+        if not reader.may_read_job(job_id):
+            raise JobNotFound(f"job {job_id!r} does not exist, or you may not see it")
+        return await jobs.get(reader.owner, job_id)
+
+    def open_feed(
+        job: Job, after: str | None, with_previews: bool
+    ) -> AsyncGenerator[list[JobEvent], None]:
+        events = feed.follow(job, after)
+        return previews.join(job, events) if with_previews and not job.status.is_final else events
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -44,15 +73,17 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         job_id: str,
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
         last_event_id: str | None = None,
+        with_previews: _Previews = False,
     ) -> Response:
         """Follow a job to its end by server-sent events.
 
-        The header `Last-Event-ID`, or else the query's `last_event_id`, resumes a stream.
+        The header `Last-Event-ID`, or else the query's `last_event_id`, resumes a stream. Pages
+        send an event token as `?token=`.
         """
-        job = await jobs.get(context(request.scope).owner, job_id)
+        job = await get_readable_job(request.scope, job_id)
         # The header counts first: an EventSource that reconnects repeats the query as it was.
         after = last or last_event_id or None
-        events = feed.follow(job, after)
+        events = open_feed(job, after, with_previews)
         if await feed.is_complete(job, after):
             # Status 204 tells an EventSource not to reconnect.
             return Response(status_code=204)
@@ -66,6 +97,7 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         after: str | None = None,
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
         last_event_id: str | None = None,
+        with_previews: _Previews = False,
     ) -> None:
         """Follow a job to its end by JSON messages `{"id", "type", "data"}`.
 
@@ -76,11 +108,59 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         """
         await websocket.accept()
         try:
-            job = await jobs.get(context(websocket.scope).owner, job_id)
-            sending = _send_all(websocket, feed.follow(job, last or last_event_id or after or None))
-            await run_until_disconnect(sending, _wait_for_disconnect(websocket))
+            job = await get_readable_job(websocket.scope, job_id)
+            events = open_feed(job, last or last_event_id or after or None, with_previews)
+            await run_until_disconnect(
+                _send_all(websocket, events), _wait_for_disconnect(websocket)
+            )
         except MoyinError as error:
             await websocket.close(4000 + get_http_status(error), error.code)
+
+    @router.get(
+        "/jobs/{job_id}/preview",
+        name="preview",
+        summary="Return the newest preview of a render",
+        response_class=Response,
+        responses={200: {"content": {kind: {} for kind in ("image/jpeg", "image/png")}}},
+    )
+    async def get_preview(
+        request: Request,
+        job_id: str,
+        number: Annotated[
+            str | None,
+            Query(max_length=32, description="Ignored: makes the address of each preview unique."),
+        ] = None,
+    ) -> Response:
+        """Return the newest preview picture of a running render, for a minute after it was made.
+
+        Previews are kept only while a client follows the job with `?previews=true`, or calls this
+        at least every fifteen seconds.
+        """
+        found = await previews.find(await get_readable_job(request.scope, job_id))
+        if found is None:
+            raise PreviewNotFound(f"job {job_id!r} has no preview now")
+        media_type, picture = found
+        return Response(picture, media_type=media_type, headers=_PREVIEW_HEADERS)
+
+    @router.post(
+        "/jobs/{job_id}/token",
+        name="token",
+        summary="Create a token for pages that follow a job",
+        openapi_extra=describe_body(wire.TokenRequest.model_json_schema(), required=False),
+    )
+    async def create_token(request: Request, response: Response, job_id: str) -> wire.TokenBody:
+        """Return a token with which a page can read the job's events, previews and files.
+
+        It is sent as `?token=`, such as by `EventSource`, `WebSocket` and `<img>`. It opens nothing
+        after `expires_at`, or after the key or session that created it has ended.
+        """
+        caller = context(request.scope).caller
+        options = validate(wire.TokenRequest, parse_object(await request.body() or b"{}"))
+        job = await jobs.get(caller.owner, job_id)
+        expires_at = now() + timedelta(seconds=options.expires_in)
+        token = create_event_token(signing_key, caller, job.id, options.expires_in)
+        response.headers["cache-control"] = "no-store"
+        return wire.TokenBody(token=token, expires_at=expires_at.replace(microsecond=0))
 
     return router
 

@@ -26,7 +26,22 @@ class RequestContext:
 
     @property
     def caller(self) -> Identity:
-        """The identity of the caller; raises `MissingKey` if a request on a public path has none."""
+        """The identity of the caller, who has a key or a session.
+
+        Raises:
+            MissingKey: a request on a public path has no key.
+            InsufficientScope: the caller has an event token, which only `reader` allows.
+        """
+        if self.reader.job is not None:
+            raise InsufficientScope("an event token can only read one job's events and files")
+        return self.reader
+
+    @property
+    def reader(self) -> Identity:
+        """The identity of the caller, who may have an event token instead of a key.
+
+        Routes that use it must check `Identity.may_read_job`.
+        """
         if self.identity is None:
             raise MissingKey(
                 "this operation requires an API key; send 'Authorization: Bearer <key>'"

@@ -1,8 +1,9 @@
 """Finds the credential of a request in a header, in the query or in a cookie.
 
-Queries appear in logs and browser histories. So a key in a query is accepted only on paths whose
-clients cannot set headers, and is removed before the app gets the query. Browsers send cookies with
-requests from any site's pages. So a request with a cookie must come from the gateway's own pages.
+Queries appear in logs and browser histories. So a key in a query is accepted only where clients of
+other protocols cannot set headers, and is removed before the app gets the query; browsers follow
+jobs with event tokens instead. Browsers send cookies with requests from any site's pages. So a
+request with a cookie must come from the gateway's own pages.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from moyin.access.gatekeeper.asgi import Scope, get_header
 from moyin.errors import CrossSiteRequest
 
 SESSION_COOKIE = "moyin_session"
-# The query parameters with a key, on paths that allow it; on other WebSockets only the first.
-_QUERY_NAMES = ("api_key", "key", "token")
+# The query parameters of an API key, and of an event token.
+_KEY_PARAMETER, _TOKEN_PARAMETER = "api_key", "token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 RequestPredicate = Callable[[Scope], bool]
@@ -26,18 +27,30 @@ class CredentialFinder:
     """Finds the API key or token of a request.
 
     Args:
-        query: returns whether a request may have its key in the query; if None, no request may.
-        cookie: returns whether a request may have its key in a cookie; if None, no request may.
+        query: returns whether a request may have its key in the query as ``api_key``.
+        proxied: returns whether the proxy forwards a request. A WebSocket that it forwards may have
+            its key in the query, too; the proxy removes it.
+        cookie: returns whether a request may have its key in a cookie.
+        event_token: returns whether a request may have an event token in the query as ``token``.
+
+    A predicate that is None allows no request.
     """
 
     def __init__(
-        self, *, query: RequestPredicate | None = None, cookie: RequestPredicate | None = None
+        self,
+        *,
+        query: RequestPredicate | None = None,
+        proxied: RequestPredicate | None = None,
+        cookie: RequestPredicate | None = None,
+        event_token: RequestPredicate | None = None,
     ) -> None:
         self._query = query
+        self._proxied = proxied
         self._cookie = cookie
+        self._event_token = event_token
 
     def extract(self, scope: Scope) -> str | None:
-        """Return the credential, or None, and remove keys from ``scope["query_string"]``.
+        """Return the key or access token, or None, and remove keys from ``scope["query_string"]``.
 
         Raises:
             CrossSiteRequest: the key is in a cookie, and the page of another site sent the request.
@@ -47,7 +60,9 @@ class CredentialFinder:
             secret: str | None = bearer[7:].strip()
         else:
             secret = get_header(scope, b"x-api-key")
-        in_query = self._extract_from_query(scope) if scope.get("query_string") else None
+        in_query = _extract_parameter(scope, _KEY_PARAMETER, self._query)
+        if scope["type"] == "websocket" and self._proxied is not None and self._proxied(scope):
+            in_query = _find_parameter(scope["query_string"].decode("latin-1"), _KEY_PARAMETER)
         if secret is None:
             secret = in_query
         if secret is not None or self._cookie is None or not self._cookie(scope):
@@ -59,18 +74,9 @@ class CredentialFinder:
             require_same_origin(scope)
         return secret
 
-    def _extract_from_query(self, scope: Scope) -> str | None:
-        query = scope["query_string"].decode("latin-1")
-        if self._query is not None and self._query(scope):
-            names: tuple[str, ...] = _QUERY_NAMES
-            scope["query_string"] = remove_query_keys(query, names).encode("latin-1")
-        elif scope["type"] == "websocket":
-            # Browsers cannot set headers of a WebSocket. The upstream of a proxied one gets the query.
-            names = _QUERY_NAMES[:1]
-        else:
-            return None
-        values = parse_qs(query)
-        return next((values[name][0] for name in names if name in values), None)
+    def extract_event_token(self, scope: Scope) -> str | None:
+        """Return the event token, or None, and remove it from ``scope["query_string"]``."""
+        return _extract_parameter(scope, _TOKEN_PARAMETER, self._event_token)
 
 
 def require_same_origin(scope: Scope, *, required: bool = True) -> None:
@@ -112,10 +118,22 @@ def remove_session_cookie(value: str) -> str:
     return "; ".join(others)
 
 
-def remove_query_keys(query: str, names: tuple[str, ...] = _QUERY_NAMES) -> str:
-    """Return a query string without the parameters ``names``, which contain keys."""
+def _extract_parameter(scope: Scope, name: str, is_allowed: RequestPredicate | None) -> str | None:
+    """Return the first value of a query parameter that is allowed, and remove it from the query."""
+    if not scope.get("query_string") or is_allowed is None or not is_allowed(scope):
+        return None
+    query = scope["query_string"].decode("latin-1")
+    scope["query_string"] = _remove_parameter(query, name).encode("latin-1")
+    return _find_parameter(query, name)
+
+
+def _find_parameter(query: str, name: str) -> str | None:
+    return next(iter(parse_qs(query).get(name, ())), None)
+
+
+def _remove_parameter(query: str, name: str) -> str:
     return "&".join(
-        part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names
+        part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != name
     )
 
 

@@ -16,8 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.access.gatekeeper.monitor import CredentialVerifier
 from moyin.access.gatekeeper.tokens import ALGORITHM as EDDSA
-from moyin.access.gatekeeper.tokens import TokenVerifier
-from moyin.domain.identity import ALL_SCOPES, Identity
+from moyin.access.gatekeeper.tokens import TokenVerifier, verify_event_token
+from moyin.domain.identity import ALL_SCOPES, JOBS_READ, Identity, is_session_id
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
 from moyin.store.keys import KeyStore
@@ -44,6 +44,9 @@ class Authenticator(CredentialVerifier, Protocol):
 
     async def authenticate(self, credential: str) -> Identity:
         """Return the identity of a valid credential; raise `InvalidKey` for others."""
+
+    async def authenticate_event_token(self, token: str) -> Identity:
+        """Return the identity of an event token; raise `InvalidToken` or `InvalidKey` for others."""
 
 
 @dataclass(slots=True)
@@ -111,26 +114,56 @@ class KeyAuthenticator:
             _log.warning("could not verify a credential in the database: %s", type(error).__name__)
             if entry is not None and entry.stale_until > now:
                 return entry.identity
-            raise ServiceUnavailable(
-                "credentials cannot be verified at the moment; try again", retry_after=1
-            ) from error
+            raise _cannot_verify() from error
         if self._cached:
             self._add_to_cache(credential, identity, now, expires_in)
         return identity
 
+    async def authenticate_event_token(self, token: str) -> Identity:
+        """Return the identity of an event token, whose key or session is verified without a cache.
+
+        Raises:
+            InvalidToken: the token has expired, or is not an event token.
+            InvalidKey: the key or session that created the token has ended.
+            ServiceUnavailable: the database is unavailable.
+        """
+        identity = verify_event_token(self._signing_key, token)
+        try:
+            valid = await self._add_limits(await self._filter_event_tokens({token: identity}))
+        except (SQLAlchemyError, OSError) as error:
+            raise _cannot_verify() from error
+        if token not in valid:
+            raise InvalidKey("the API key or session that created this event token has ended")
+        return valid[token]
+
+    async def _filter_event_tokens(self, tokens: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return those ``tokens`` whose creator's key or session is valid and may read jobs."""
+        creators = {identity.key_id for identity in tokens.values()}
+        sessions = {key_id for key_id in creators if is_session_id(key_id)}
+        keys = await self._keys.find_active(creators - sessions)
+        valid = {key_id for key_id, identity in keys.items() if identity.has_scope(JOBS_READ)}
+        if sessions and self._sessions is not None:
+            valid |= await self._sessions.filter_open(sessions)
+        return {token: identity for token, identity in tokens.items() if identity.key_id in valid}
+
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """Return the current identities of those ``credentials`` that are still valid.
 
-        This bypasses the cache and takes three queries for any number of credentials. An expired
+        This bypasses the cache and takes a few queries for any number of credentials. An expired
         access token counts as valid until its session ends, since only new requests need a new one.
+        An expired event token counts as valid until its creator's key or session ends.
 
         Raises:
             SQLAlchemyError, OSError: the database is unavailable.
         """
-        sessions = {text: identity for text, identity in credentials.items() if identity.is_session}
+        tokens = {text: identity for text, identity in credentials.items() if identity.job}
+        others = {text: identity for text, identity in credentials.items() if not identity.job}
+        sessions = {text: identity for text, identity in others.items() if identity.is_session}
         valid: dict[str, Identity] = dict(
-            await self._keys.verify_all(text for text in credentials if text not in sessions)
+            await self._keys.verify_all(text for text in others if text not in sessions)
         )
+        if tokens:
+            valid.update(await self._filter_event_tokens(tokens))
         if sessions and self._sessions is not None and self._tokens is not None:
             open_ids = await self._sessions.filter_open({i.key_id for i in sessions.values()})
             for credential, identity in sessions.items():
@@ -214,6 +247,12 @@ class KeyAuthenticator:
             service=claims["iss"],
         )
         return identity, claims["exp"]
+
+
+def _cannot_verify() -> ServiceUnavailable:
+    return ServiceUnavailable(
+        "credentials cannot be verified at the moment; try again", retry_after=1
+    )
 
 
 def _remove_request_limits(limit: Limit) -> Limit:

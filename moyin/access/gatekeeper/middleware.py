@@ -13,6 +13,7 @@ from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import Observation, Observer
 from moyin.access.gatekeeper.request import Request
+from moyin.domain.identity import Identity
 from moyin.errors import MissingKey, MoyinError
 from moyin.http.problems import (
     SECURITY_HEADERS,
@@ -86,13 +87,7 @@ class Gatekeeper:
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
         """Authenticate the request and call the app; raise the `MoyinError` of either."""
         if not self._is_public(scope):
-            credential = self._credentials.extract(scope)
-            if credential is None:
-                raise MissingKey(
-                    "the request has no API key; send one in the header Authorization, as "
-                    "'Bearer <key>', or in the header x-api-key"
-                )
-            request.set_caller(credential, await self._authenticator.authenticate(credential))
+            request.set_caller(*await self._authenticate(scope))
         scope["moyin"] = request.context
         if scope["type"] == "http":
             limit = self._body_limit_of(scope)
@@ -105,6 +100,19 @@ class Gatekeeper:
         else:
             request.monitor_credential(self.monitor)
         await self._app(scope, receive, request.send)
+
+    async def _authenticate(self, scope: Scope) -> tuple[str, Identity]:
+        """Return the credential of a request and its identity; a key counts before an event token."""
+        token = self._credentials.extract_event_token(scope)
+        credential = self._credentials.extract(scope)
+        if credential is not None:
+            return credential, await self._authenticator.authenticate(credential)
+        if token is not None:
+            return token, await self._authenticator.authenticate_event_token(token)
+        raise MissingKey(
+            "the request has no API key; send one in the header Authorization, as "
+            "'Bearer <key>', or in the header x-api-key"
+        )
 
     def observe(self, scope: Scope, request: Request) -> None:
         """Report an ended request to the observer, for the access log and metrics."""

@@ -1,4 +1,4 @@
-"""Verifies access tokens of users by public keys, and signs and verifies links to artifacts."""
+"""Verifies access tokens of users by public keys; signs and verifies links to files and event tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import jwt
 
+from moyin.domain.identity import JOBS_READ, Identity
 from moyin.errors import InvalidKey, InvalidToken
 from moyin.store.signing_keys import PublicKey, SigningKeyStore
 
@@ -17,9 +18,10 @@ ISSUER = AUDIENCE = "moyin"
 TYPE = "at+jwt"
 SIGNED_FILES_PREFIX = "/artifacts/signed/"
 _REQUIRED_CLAIMS = ["exp", "iat", "iss", "aud", "sub", "sid", "own", "scope"]
-_LINK_ALGORITHM = "HS256"
-# An audience of their own, so that other tokens open no files, and links grant nothing else.
+_SIGNING_ALGORITHM = "HS256"
+# Each kind of token has an audience of its own, so that it grants nothing else.
 _LINK_AUDIENCE = "moyin-file"
+_EVENT_AUDIENCE = "moyin-events"
 _KEYS_SECONDS = 60.0
 # Anybody can make tokens with unknown key ids, so each such token must not cost a query.
 _UNKNOWN_KEY_SECONDS = 1.0
@@ -71,28 +73,59 @@ def create_file_link(
     signing_key: bytes, owner: str, artifact_id: str, name: str, ttl_s: float
 ) -> str:
     """Return a URL path from which anybody may read an artifact for ``ttl_s`` seconds."""
-    claims = {
-        "aud": _LINK_AUDIENCE,
-        "own": owner,
-        "sub": artifact_id,
-        "exp": int(time.time() + ttl_s),
-    }
-    token = jwt.encode(claims, signing_key, algorithm=_LINK_ALGORITHM)
+    token = _sign(signing_key, _LINK_AUDIENCE, ttl_s, own=owner, sub=artifact_id)
     return f"{SIGNED_FILES_PREFIX}{token}/{quote(name, safe='')}"
 
 
 def verify_file_link(signing_key: bytes, token: str) -> tuple[str, str]:
     """Return the owner and the artifact id in a file link's token, or raise `InvalidToken`."""
+    claims = _verify(signing_key, token, _LINK_AUDIENCE, "link to the file", ("own", "sub"))
+    return claims["own"], claims["sub"]
+
+
+def create_event_token(signing_key: bytes, creator: Identity, job_id: str, ttl_s: float) -> str:
+    """Return a token with which anybody may open a job's event streams for ``ttl_s`` seconds."""
+    return _sign(
+        signing_key, _EVENT_AUDIENCE, ttl_s,
+        own=creator.owner, sub=job_id, key=creator.key_id, user=creator.user or "",
+    )  # fmt: skip
+
+
+def verify_event_token(signing_key: bytes, token: str) -> Identity:
+    """Return the identity of an event token, or raise `InvalidToken`.
+
+    The token ends with the key or session of its creator, which the caller must check.
+    """
+    names = ("own", "sub", "key", "user")
+    claims = _verify(signing_key, token, _EVENT_AUDIENCE, "event token", names)
+    return Identity(
+        owner=claims["own"],
+        key_id=claims["key"],
+        scopes=frozenset({JOBS_READ}),
+        user=claims["user"] or None,
+        job=claims["sub"],
+    )
+
+
+def _sign(signing_key: bytes, audience: str, ttl_s: float, **claims: str) -> str:
+    claims_with_expiry = {"aud": audience, **claims, "exp": int(time.time() + ttl_s)}
+    return jwt.encode(claims_with_expiry, signing_key, algorithm=_SIGNING_ALGORITHM)
+
+
+def _verify(
+    signing_key: bytes, token: str, audience: str, noun: str, names: tuple[str, ...]
+) -> Mapping[str, str]:
+    """Return the claims ``names`` of a token that `_sign` made, or raise `InvalidToken`."""
     try:
         claims = jwt.decode(
             token,
             signing_key,
-            algorithms=[_LINK_ALGORITHM],
-            audience=_LINK_AUDIENCE,
-            options={"require": ["exp", "sub", "own", "aud"]},
+            algorithms=[_SIGNING_ALGORITHM],
+            audience=audience,
+            options={"require": ["exp", "aud", *names]},
         )
     except jwt.ExpiredSignatureError:
-        raise InvalidToken("the link to the file has expired; request a new one") from None
+        raise InvalidToken(f"the {noun} has expired; request a new one") from None
     except jwt.InvalidTokenError:
-        raise InvalidToken("the link to the file is not valid; check that it is complete") from None
-    return str(claims["own"]), str(claims["sub"])
+        raise InvalidToken(f"the {noun} is not valid; check that it is complete") from None
+    return {name: str(claims[name]) for name in names}

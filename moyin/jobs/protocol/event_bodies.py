@@ -30,6 +30,17 @@ class ProgressEvent(BaseModel):
     node: str | None = Field(None, description="The node at work; absent if unknown.")
 
 
+class PreviewEvent(BaseModel):
+    """A new preview picture of a render; sent only for `?previews=true`, and has no id."""
+
+    step: int = Field(description="The step, from 0; in a batch, the child.")
+    node: str | None = Field(None, description="The node at work; absent if unknown.")
+    media_type: str = Field(description="`image/jpeg` or `image/png`.")
+    url: str = Field(
+        description="Where the job's newest preview is, relative to the gateway, for a minute."
+    )
+
+
 class StepEvent(BaseModel):
     """A finished step, whose result is recorded: a retry of the job does not repeat the step."""
 
@@ -55,6 +66,7 @@ EVENT_BODIES: Mapping[EventType, type[EventBody]] = {
     EventType.QUEUED: StatusEvent,
     EventType.RUNNING: StatusEvent,
     EventType.PROGRESS: ProgressEvent,
+    EventType.PREVIEW: PreviewEvent,
     EventType.STEP: StepEvent,
     EventType.SUCCEEDED: StatusEvent,
     EventType.FAILED: StatusEvent,

@@ -323,6 +323,21 @@ class LinkBody(BaseModel):
     expires_at: datetime
 
 
+class TokenRequest(_Request):
+    """The body of ``POST /jobs/{id}/token``, which may be missing."""
+
+    expires_in: int = Field(
+        300, ge=1, le=3600, strict=True, description="Seconds for which the token opens streams."
+    )
+
+
+class TokenBody(BaseModel):
+    """A token that opens the job's event streams and files, as the query parameter `token`."""
+
+    token: str
+    expires_at: datetime
+
+
 class BulkBody(BaseModel):
     """The jobs that matched a filter, and what was done with them."""
 

@@ -29,7 +29,16 @@ from moyin.system.bounded import BoundedDict
 
 _REMEMBERED = 4096
 _Version: TypeAlias = tuple[int, int, int]
-_MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "audio/flac"}
+# Types that Python does not know, or takes from the machine's files.
+_MEDIA_TYPES = {
+    ".avif": "image/avif", ".webp": "image/webp",
+    ".mkv": "video/x-matroska", ".mov": "video/quicktime", ".mp4": "video/mp4", ".webm": "video/webm",
+    ".aac": "audio/aac", ".flac": "audio/flac", ".m4a": "audio/mp4", ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg", ".opus": "audio/ogg", ".wav": "audio/wav",
+    ".glb": "model/gltf-binary", ".gltf": "model/gltf+json", ".obj": "model/obj", ".ply": "model/ply",
+    ".stl": "model/stl",
+    ".csv": "text/csv", ".json": "application/json", ".md": "text/markdown", ".txt": "text/plain",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from moyin.domain.renderer import (
     RenderSucceeded,
 )
 from moyin.errors import MoyinError
+from moyin.render.comfyui.preview_publisher import PreviewPublisher
 from moyin.render.comfyui.relay import Relay
 from moyin.render.protocol.response import ProgressMeter, is_last_event
 from moyin.render.protocol.wire import EventMessage
@@ -30,6 +31,7 @@ class RunningPrompt:
 
     Args:
         relay: publishes the events to the client that submitted the prompt, or None.
+        previews: publishes previews to clients that follow the job, or None.
 
     Attributes:
         record: ComfyUI's history entry, or None until the prompt has been executed.
@@ -40,9 +42,15 @@ class RunningPrompt:
         should_poll: set when the renderer should request the prompt's state from ComfyUI.
     """
 
-    def __init__(self, request: RenderRequest, relay: Relay | None = None) -> None:
+    def __init__(
+        self,
+        request: RenderRequest,
+        relay: Relay | None = None,
+        previews: PreviewPublisher | None = None,
+    ) -> None:
         self.request = request
         self.relay = relay
+        self.previews = previews
         self.record: PromptRecord | None = None
         self.runs: tuple[RenderRun, ...] = ()
         self.is_submitted = False

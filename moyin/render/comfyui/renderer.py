@@ -36,6 +36,7 @@ from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import OutputStore, StoredResult
+from moyin.render.comfyui.preview_publisher import PreviewPublisher
 from moyin.render.comfyui.process import Spawner
 from moyin.render.comfyui.prompt_lock import PromptLock
 from moyin.render.comfyui.prompts import RunningPrompt
@@ -49,6 +50,7 @@ from moyin.render.protocol.response import get_prompt_id, has_succeeded, raise_f
 from moyin.render.protocol.wire import EventMessage, HistoryEntry, PromptState
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
+from moyin.store.previews import PreviewStore
 from moyin.store.usage import CANCELLED
 from moyin.system.bounded import BoundedDict
 
@@ -69,14 +71,20 @@ class ComfyRenderer:
     Args:
         frames: the store of the streams on which clients follow their prompts, or None if events
             are not published.
+        previews: the store of the previews of jobs, or None if they are not published.
     """
 
     def __init__(
-        self, options: ComfyOptions, blobs: BlobStore, frames: FrameStore | None = None
+        self,
+        options: ComfyOptions,
+        blobs: BlobStore,
+        frames: FrameStore | None = None,
+        previews: PreviewStore | None = None,
     ) -> None:
         self._options = options
         self._blobs = blobs
         self._frames = frames
+        self._previews = previews
         self._folder = ProcessFolder(options)
         self._inputs = InputFiles(self._folder, options.input_bytes)
         self._outputs: OutputStore | None = None
@@ -194,7 +202,9 @@ class ComfyRenderer:
 
     def _get_or_start_prompt(self, request: RenderRequest) -> RunningPrompt:
         if request.prompt_id not in self._active_prompts:
-            prompt = RunningPrompt(request, self._create_relay(request))
+            prompt = RunningPrompt(
+                request, self._create_relay(request), self._create_previews(request)
+            )
             task = asyncio.create_task(self._run_prompt(prompt))
             self._active_prompts[request.prompt_id] = (prompt, task)
             # A callback also runs if the task is cancelled before it starts.
@@ -205,6 +215,11 @@ class ComfyRenderer:
         if self._frames is None or request.channel is None:
             return None
         return Relay(self._frames, self._blobs, request, request.channel, self._collect_node_output)
+
+    def _create_previews(self, request: RenderRequest) -> PreviewPublisher | None:
+        if self._previews is None or not request.job_id:
+            return None
+        return PreviewPublisher(self._previews, request)
 
     async def _run_prompt(self, prompt: RunningPrompt) -> None:
         prompt_id = prompt.request.prompt_id
@@ -261,6 +276,8 @@ class ComfyRenderer:
             self._journal.end_prompt(prompt_id, error=StepFailed.code)
             if prompt.relay is not None:
                 prompt.relay.stop()
+            if prompt.previews is not None:
+                prompt.previews.stop()
 
     async def _execute(self, prompt: RunningPrompt) -> StoredResult:
         try:
@@ -426,12 +443,21 @@ class ComfyRenderer:
         self._enqueue_for_relay(prompt_id, message)
 
     def _on_binary(self, frame: bytes) -> None:
-        self._enqueue_for_relay(parse_image_metadata(frame)[0].get("prompt_id"), frame)
+        prompt_id = parse_image_metadata(frame)[0].get("prompt_id")
+        self._enqueue_for_relay(prompt_id, frame)
+        prompt = self._find_active(prompt_id)
+        if prompt is not None and prompt.previews is not None:
+            prompt.previews.offer(frame)
 
     def _enqueue_for_relay(self, prompt_id: str | None, message: EventMessage | bytes) -> None:
+        prompt = self._find_active(prompt_id)
+        if prompt is not None and prompt.relay is not None:
+            prompt.relay.enqueue(message)
+
+    def _find_active(self, prompt_id: str | None) -> RunningPrompt | None:
+        """Return the active prompt with this id; without an id, the executing one."""
         active = self._active_prompts.get(prompt_id or self._executing or "")
-        if active is not None and active[0].relay is not None:
-            active[0].relay.enqueue(message)
+        return None if active is None else active[0]
 
     @asynccontextmanager
     async def _run_session(self) -> AsyncIterator[Session]:

@@ -17,6 +17,7 @@ TEXT_TYPE = 3
 PREVIEW_WITH_METADATA_TYPE = 4
 _U32 = struct.Struct(">I")
 _PNG = "image/png"
+_SIGNATURES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": _PNG}
 
 
 def read_frame_type(frame: bytes) -> int | None:
@@ -37,6 +38,23 @@ def parse_image_metadata(frame: bytes) -> tuple[dict[str, Any], int]:
     except ValueError:
         return {}, len(frame)
     return (metadata, start) if isinstance(metadata, dict) else ({}, len(frame))
+
+
+def parse_preview(frame: bytes) -> tuple[dict[str, Any], str, bytes] | None:
+    """Return the metadata, the media type and the picture of a preview, or None for other frames.
+
+    The picture decides the media type, because nodes may send anything.
+    """
+    if read_frame_type(frame) == PREVIEW_TYPE:
+        metadata: dict[str, Any] = {}
+        picture = frame[2 * _U32.size :]
+    else:
+        metadata, start = parse_image_metadata(frame)
+        picture = frame[start:]
+    for signature, media_type in _SIGNATURES.items():
+        if picture.startswith(signature):
+            return metadata, media_type, picture
+    return None
 
 
 def read_frame_text(frame: bytes) -> str | None:

@@ -89,6 +89,8 @@ GATEWAY = {
     "DELETE /jobs/{job_id}": "-xxx++h",  # it has not ended
     "GET /jobs/{job_id}/graph": "-xx+x+h",
     "GET /jobs/{job_id}/events": "-xx+x+h",
+    "GET /jobs/{job_id}/preview": "-xxhxhh",  # it does not render
+    "POST /jobs/{job_id}/token": "-xxx++h",
     "POST /jobs/{job_id}/cancel": "-xxx++h",
     "POST /jobs/{job_id}/retry": "-xxx++h",
     "POST /artifacts": "-xxx+++",
@@ -401,8 +403,8 @@ async def upload(farm: Farm) -> str:
 
 async def socket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
     """The same judgement of a WebSocket, whose refusal is the reason that it is closed with."""
-    query = f"?api_key={bearer}" if bearer else ""
-    async with session.ws_connect(path + query) as connection:
+    headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+    async with session.ws_connect(path, headers=headers) as connection:
         message = await connection.receive(10)
         if message.type is aiohttp.WSMsgType.TEXT:
             return "+"

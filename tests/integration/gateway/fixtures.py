@@ -35,6 +35,7 @@ from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_positions import QueuePositions
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
@@ -58,6 +59,7 @@ from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.keys import KeyStore
+from moyin.store.previews import PreviewHub, PreviewStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
@@ -277,7 +279,8 @@ class Farm:
         frame_hub = FrameHub(self._valkey.url)
         # Not those of `self` at the end: another gateway may have replaced them.
         pictures = self.pictures = PictureProcesses()
-        previews = TenantCache(self._valkey.url, "moyin:pictures")
+        thumbnails = TenantCache(self._valkey.url, "moyin:pictures")
+        previews, preview_hub = PreviewStore(self._valkey.url), PreviewHub(self._valkey.url)
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
@@ -286,7 +289,9 @@ class Farm:
             await positions.close()
             await proxy.close()
             await pictures.close()
+            await thumbnails.close()
             await previews.close()
+            await preview_hub.close()
             await hub.close()
             await frame_hub.close()
 
@@ -331,10 +336,11 @@ class Farm:
             service=service,
             jobs=self.jobs,
             feed=feed,
+            previews=PreviewFeed(previews, preview_hub),
             positions=positions,
             artifacts=artifacts,
             blobs=self.blobs,
-            pictures=PictureConverter(self.blobs, self.pictures, previews),
+            pictures=PictureConverter(self.blobs, self.pictures, thumbnails),
             prompts=ComfyPrompts(
                 service=service,
                 feed=feed,

@@ -89,8 +89,9 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
 
 async def _closes(client: Session, key: str) -> str:
     """The code that a WebSocket of no job is closed with."""
-    url = f"{client.stack.url}/jobs/none/ws{f'?api_key={key}' if key else ''}"
-    async with client.session.ws_connect(url) as socket:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    url = f"{client.stack.url}/jobs/none/ws"
+    async with client.session.ws_connect(url, headers=headers) as socket:
         message = await socket.receive(10)
         assert message.type is aiohttp.WSMsgType.CLOSE
         return (message.extra or "").partition(":")[0]

@@ -12,9 +12,9 @@ from tests.acceptance.clients_page import list_snippets
 from tests.integration.gateway.fixtures import Farm
 
 PAGE = Path(__file__).parents[3] / "docs" / "jobs.md"
-# Run by tests/unit/jobs/test_webhook_receivers.py, tests/unit/clients/python/test_page.py and
-# tests/acceptance/test_typescript_client.py.
-RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client", "client-typescript"}
+# Run by tests/unit/jobs/test_webhook_receivers.py, tests/unit/clients/python/test_page.py,
+# tests/acceptance/test_typescript_client.py and tests/acceptance/test_page_with_token.py.
+RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client", "client-typescript", "page"}
 
 
 async def run(farm: Farm, name: str, job: str = "") -> str:

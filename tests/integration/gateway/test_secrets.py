@@ -18,7 +18,8 @@ import pytest
 from aiohttp import web
 
 from moyin.access.gatekeeper import create_service_token
-from moyin.access.gatekeeper.tokens import create_file_link
+from moyin.access.gatekeeper.tokens import create_event_token, create_file_link
+from moyin.domain.identity import Identity
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.proxy.identity import derive_route_secret
@@ -136,8 +137,8 @@ async def _keys(client: Session) -> None:
         for name in ("api_key", "key", "token"):
             await call("GET", f"{path}?{name}={await key(f'{name} at {path}')}", 401)
     for path in ("/queue", "/api/queue", "/comfy/api/queue"):
+        await call("GET", f"{path}?a=1&api_key={await key(f'api_key at {path}')}")
         for name in ("api_key", "key", "token"):
-            await call("GET", f"{path}?a=1&{name}={await key(f'{name} at {path}')}")
             wrong = told.new(f"wrong {name} at {path}")
             await call("GET", f"{path}?{name}={wrong}", 401)
     bearer = await key("header of a path with a key")
@@ -163,8 +164,9 @@ async def _sockets(client: Session) -> None:
     paths = [
         f"/jobs/none/ws?api_key={good}",
         f"/jobs/none/ws?api_key={wrong}",
-        f"/ws?clientId=x&token={await client.key('ComfyUIs socket')}",
-        f"/comfy/ws?key={await client.key('the pages socket')}",
+        f"/jobs/none/ws?token={client.told.new('wrong event token of a socket')}",
+        f"/ws?clientId=x&api_key={await client.key('ComfyUIs socket')}",
+        f"/comfy/ws?api_key={await client.key('the pages socket')}",
     ]
     for path in paths:
         async with client.session.ws_connect(path) as socket:
@@ -179,7 +181,11 @@ async def _tokens(client: Session) -> None:
         access = told.note(f"access token {turn}", player["access_token"])
         refresh = told.note(f"refresh token {turn}", player["refresh_token"])
         await call("GET", "/accounts/me", headers={"authorization": f"Bearer {access}"})
-        await call("GET", f"/api/queue?token={access}", 403)
+        await call("GET", f"/api/queue?api_key={access}", 403)
+        creator = Identity(owner="studio", key_id="nobody")
+        signed = create_event_token(told.gateway.settings.signing_key(), creator, "none", 300)
+        token = told.note(f"event token {turn}", signed)
+        await call("GET", f"/jobs/none/events?token={token}", 401)
         await call("POST", "/comfy/session", json={"key": access})
         await call("GET", "/comfy/session", headers={"cookie": f"moyin_session={access}"})
         forged = told.note(f"forged token {turn}", f"{access[:-43]}{secrets.token_hex(16)}abc")

@@ -53,8 +53,8 @@ async def test_a_key_is_taken_there_from_a_header_alone(farm: Farm, wiki: Servic
     cookie = {"cookie": f"moyin_session={farm.key}"}
     async with aiohttp.ClientSession(farm.url) as stranger:
         for path, headers in (
-            (f"/view?filename=x&key={farm.key}", {}),
-            (f"/api/queue?token={farm.key}", {}),
+            (f"/view?filename=x&api_key={farm.key}", {}),
+            (f"/api/queue?api_key={farm.key}", {}),
             (f"/jobs?api_key={farm.key}", {}),
             ("/comfy/api/queue", cookie),
             ("/comfy/", cookie),

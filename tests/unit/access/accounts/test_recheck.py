@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from moyin.access.gatekeeper.tokens import TokenVerifier
+from moyin.access.gatekeeper.tokens import TokenVerifier, create_event_token, verify_event_token
 from moyin.domain.account import Role
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, Identity
 from moyin.domain.limits import Limit
@@ -16,6 +16,8 @@ from moyin.store.schema import api_keys, sessions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
 from tests.unit.access.accounts.studio import Studio, by
+
+_SIGNING_KEY = b"s" * 32
 
 
 class Scene:
@@ -30,13 +32,17 @@ class Scene:
         self.key = ""
 
     async def valid(self) -> set[str]:
-        """Return which of the two credentials are still valid."""
+        """Return which of the two credentials, and of their event tokens, are still valid."""
         held = {
             self.token: self.member,
             self.key: Identity(owner=self.member.owner, key_id=self.key_id),
         }
-        found = await self.studio.parts.authenticator.recheck(held)
         names = {self.token: "session", self.key: "key"}
+        for credential, creator in list(held.items()):
+            token = create_event_token(_SIGNING_KEY, creator, "j", 60)
+            held[token] = verify_event_token(_SIGNING_KEY, token)
+            names[token] = f"token of the {names[credential]}"
+        found = await self.studio.parts.authenticator.recheck(held)
         return {names[credential] for credential in found}
 
     async def execute(self, statement: sa.Executable) -> None:
@@ -111,9 +117,15 @@ async def _nothing(scene: Scene) -> None:
 async def test_a_credential_is_valid_until_its_key_or_session_ends(
     scene: Scene, change: Callable[[Scene], Awaitable[None]], valid: set[str]
 ) -> None:
-    assert await scene.valid() == {"session", "key"}
+    everything = {"session", "key", "token of the session", "token of the key"}
+    assert await scene.valid() == everything
     await change(scene)
-    assert await scene.valid() == valid
+    found = await scene.valid()
+    assert {name for name in found if not name.startswith("token")} == valid
+    # An event token ends with what created it, except that a rotated key is still the same key.
+    if change is not _rotate:
+        valid = valid | {f"token of the {name}" for name in valid}
+        assert found == valid
 
 
 async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> None:

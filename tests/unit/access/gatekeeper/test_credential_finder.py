@@ -7,7 +7,6 @@ import pytest
 from moyin.access.gatekeeper.asgi import Scope
 from moyin.access.gatekeeper.credential_finder import (
     CredentialFinder,
-    remove_query_keys,
     remove_session_cookie,
     require_same_origin,
 )
@@ -18,7 +17,15 @@ def is_comfy(scope: Scope) -> bool:
     return str(scope["path"]).startswith("/comfy/")
 
 
-TAKEN = CredentialFinder(query=is_comfy, cookie=is_comfy)
+def is_proxied(scope: Scope) -> bool:
+    return str(scope["path"]).startswith("/svc")
+
+
+def is_events(scope: Scope) -> bool:
+    return str(scope["path"]).endswith("/events")
+
+
+TAKEN = CredentialFinder(query=is_comfy, proxied=is_proxied, cookie=is_comfy, event_token=is_events)
 SAME = {"sec-fetch-site": "same-origin"}
 
 
@@ -48,18 +55,19 @@ def with_headers(headers: dict[str, str], **given: str) -> Scope:
 @pytest.mark.parametrize(
     ("headers", "query", "found"),
     [
-        ({"authorization": "Bearer a", "x-api-key": "b"}, "key=c", "a"),
-        ({"x-api-key": "b", "cookie": "moyin_session=d"}, "key=c", "b"),
-        ({"cookie": "moyin_session=d"}, "x=1&key=c", "c"),
-        ({}, "token=c", "c"),
+        ({"authorization": "Bearer a", "x-api-key": "b"}, "api_key=c", "a"),
+        ({"x-api-key": "b", "cookie": "moyin_session=d"}, "api_key=c", "b"),
+        ({"cookie": "moyin_session=d"}, "x=1&api_key=c", "c"),
+        ({}, "token=c", None),
+        ({}, "key=c", None),
         ({}, "api_key=c", "c"),
-        ({}, "%6Bey=c", "c"),
+        ({}, "api%5Fkey=c", "c"),
         ({"cookie": "a=1; moyin_session=d; b=2"}, "", "d"),
         ({"cookie": 'moyin_session="d"'}, "", "d"),
         ({"cookie": "xmoyin_session=d"}, "", None),
         ({"cookie": "moyin_session="}, "", None),
         ({"authorization": "Bearer "}, "", None),
-        ({}, "key=", None),
+        ({}, "api_key=", None),
     ],
 )
 def test_the_key_of_a_request_is_found(
@@ -68,7 +76,7 @@ def test_the_key_of_a_request_is_found(
     assert TAKEN.extract(with_headers(headers, query=query)) == found
 
 
-@pytest.mark.parametrize("name", ["key", "token", "api_key", "%74oken", "k%65y"])
+@pytest.mark.parametrize("name", ["api_key", "api%5Fkey"])
 def test_the_key_is_removed_from_the_query(name: str) -> None:
     asked = scope(query=f"filename=a%20b.png&{name}=secret&type=output")
     assert TAKEN.extract(asked) == "secret"
@@ -76,7 +84,7 @@ def test_the_key_is_removed_from_the_query(name: str) -> None:
 
 
 def test_the_query_key_is_removed_even_if_a_header_has_another() -> None:
-    asked = scope(query="key=secret", x_api_key="good")
+    asked = scope(query="api_key=secret", x_api_key="good")
     assert TAKEN.extract(asked) == "good"
     assert asked["query_string"] == b""
 
@@ -88,9 +96,23 @@ def test_a_query_key_is_ignored_on_other_paths(query: str) -> None:
     assert asked["query_string"] == query.encode()
 
 
-def test_a_websocket_may_have_only_an_api_key_in_its_query() -> None:
-    assert TAKEN.extract(scope("/svc", query="api_key=c", kind="websocket")) == "c"
+def test_a_websocket_of_a_proxied_service_may_have_a_key_in_its_query() -> None:
+    asked = scope("/svc", query="a=1&api_key=c", kind="websocket")
+    assert TAKEN.extract(asked) == "c"
+    assert asked["query_string"] == b"a=1&api_key=c", "the proxy removes it"
     assert TAKEN.extract(scope("/svc", query="token=c", kind="websocket")) is None
+    assert TAKEN.extract(scope("/svc", query="api_key=c")) is None
+    assert TAKEN.extract(scope("/jobs/j/ws", query="api_key=c", kind="websocket")) is None
+
+
+def test_an_event_token_is_found_and_removed_on_its_paths_only() -> None:
+    asked = scope("/jobs/j/events", query="after=1&%74oken=t&tokens=2")
+    assert TAKEN.extract_event_token(asked) == "t"
+    assert asked["query_string"] == b"after=1&tokens=2"
+    assert TAKEN.extract(asked) is None
+    other = scope("/jobs", query="token=t")
+    assert TAKEN.extract_event_token(other) is None
+    assert CredentialFinder().extract_event_token(scope("/jobs/j/events", query="token=t")) is None
 
 
 def test_a_cookie_is_ignored_on_other_paths() -> None:
@@ -178,7 +200,3 @@ def test_an_invalid_host_matches_no_origin(host: str) -> None:
 )
 def test_the_session_cookie_is_removed_for_upstreams(value: str, left: str) -> None:
     assert remove_session_cookie(value) == left
-
-
-def test_only_keys_are_removed_from_a_query() -> None:
-    assert remove_query_keys("a=1&key=x&b=key&tokens=2&token") == "a=1&b=key&tokens=2"

@@ -8,7 +8,13 @@ import pytest
 
 from moyin.access.gatekeeper import KeyAuthenticator, create_service_token
 from moyin.access.gatekeeper import identity as module
-from moyin.errors import InvalidKey
+from moyin.access.gatekeeper.tokens import (
+    SIGNED_FILES_PREFIX,
+    create_event_token,
+    create_file_link,
+)
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidKey, InvalidToken
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
@@ -67,3 +73,42 @@ async def test_an_internal_token_acts_for_an_owner(keys: KeyStore) -> None:
 async def test_a_forged_token_is_refused(keys: KeyStore, token: str) -> None:
     with pytest.raises(InvalidKey):
         await KeyAuthenticator(keys, SIGNING).authenticate(token)
+
+
+async def test_an_event_token_reads_one_job_until_its_key_is_revoked(keys: KeyStore) -> None:
+    key_id, key = await keys.create("ann", "k", scopes={"jobs:read", "jobs:write", "text"})
+    authenticator = KeyAuthenticator(keys, SIGNING)
+    token = create_event_token(SIGNING, await authenticator.authenticate(key), "j", 60)
+    identity = await authenticator.authenticate_event_token(token)
+    assert (identity.owner, identity.key_id, identity.job) == ("ann", key_id, "j")
+    assert identity.scopes == {"jobs:read"}
+    assert [identity.may_read_job(job) for job in ("j", "k", None)] == [True, False, False]
+    with pytest.raises(InvalidKey):
+        await authenticator.authenticate(token)
+    await keys.revoke(key_id)
+    with pytest.raises(InvalidKey):
+        await authenticator.authenticate_event_token(token)
+
+
+async def test_an_event_token_ends_with_its_key_s_right_to_read(keys: KeyStore) -> None:
+    _, key = await keys.create("ann", "k", scopes={"text"})
+    authenticator = KeyAuthenticator(keys, SIGNING)
+    token = create_event_token(SIGNING, await authenticator.authenticate(key), "j", 60)
+    with pytest.raises(InvalidKey):
+        await authenticator.authenticate_event_token(token)
+
+
+@pytest.mark.parametrize("kind", ["expired", "another secret", "a link", "a service's", "garbage"])
+async def test_other_tokens_are_no_event_tokens(keys: KeyStore, kind: str) -> None:
+    key_id, _ = await keys.create("ann", "k")
+    creator = Identity(owner="ann", key_id=key_id)
+    link = create_file_link(SIGNING, "ann", "art_1", "a", 60)
+    token = {
+        "expired": create_event_token(SIGNING, creator, "j", -1),
+        "another secret": create_event_token(b"t" * 32, creator, "j", 60),
+        "a link": link.removeprefix(SIGNED_FILES_PREFIX).partition("/")[0],
+        "a service's": create_service_token(SIGNING, "ann", "jobs"),
+        "garbage": "a.b.c",
+    }[kind]
+    with pytest.raises(InvalidToken):
+        await KeyAuthenticator(keys, SIGNING).authenticate_event_token(token)

@@ -21,14 +21,15 @@ from moyin.access.gatekeeper.credential_finder import CredentialFinder
 from moyin.access.gatekeeper.observation import Observation, format_access_line
 from moyin.access.gatekeeper.tokens import create_file_link
 from moyin.domain.identity import Identity
-from moyin.errors import InvalidRequest, MissingKey, MoyinError
+from moyin.errors import InsufficientScope, InvalidRequest, MissingKey, MoyinError
 from moyin.testing.fakes import StaticAuthenticator
 
 LIMIT = 10
 
 
 def one_key() -> StaticAuthenticator:
-    return StaticAuthenticator({"good": Identity(owner="ada", key_id="k1")})
+    token = Identity(owner="ada", key_id="k1", job="j")
+    return StaticAuthenticator({"good": Identity(owner="ada", key_id="k1"), "event": token})
 
 
 class Recorder:
@@ -82,6 +83,10 @@ class Client:
             max_body_bytes=LIMIT,
             observer=self.metrics,
             public=frozenset({"/open"}),
+            credentials=CredentialFinder(
+                proxied=lambda scope: scope["path"] == "/",
+                event_token=lambda scope: scope["path"] == "/job",
+            ),
         )
 
     async def call(
@@ -230,6 +235,21 @@ async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Clien
 async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
     status, *_ = await client.call(query=b"api_key=good")
     assert status == 401
+
+
+async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:
+    """The app must use `reader`; by `owner` it refuses such a caller."""
+    with pytest.raises(InsufficientScope):
+        await client.call("/job", query=b"token=event")
+    for path, query in (
+        ("/known", b"token=event"),
+        ("/job", b"api_key=event"),
+        ("/job", b"token=good"),
+    ):
+        status, *_ = await client.call(path, query=query)
+        assert status == 401, (path, query)
+    status, _, body, _ = await client.call("/job", headers=BEARER, query=b"token=other")
+    assert (status, body[-3:]) == (200, b"ada"), "a key counts before a token"
 
 
 async def test_the_access_log_has_caller_and_request_but_no_secret(client: Client) -> None:
@@ -398,14 +418,14 @@ async def test_the_app_does_not_see_a_query_key() -> None:
         observer=recorder,
         credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
-    status, _, _, sent = await client.call("/view", query=b"a=1&key=good")
+    status, _, _, sent = await client.call("/view", query=b"a=1&api_key=good")
     assert status == 200
     assert [scope["query_string"] for scope in seen] == [b"a=1"]
-    refused, _, body, _ = await client.call("/view", query=b"a=1&key=nogood")
+    refused, _, body, _ = await client.call("/view", query=b"a=1&api_key=nogood")
     assert refused == 401
     told = f"{sent} {body!r} {[format_access_line(one) for one in recorder.all]}"
     assert "good" not in told.replace("no", "")
-    assert (await client.call("/other", query=b"key=good"))[0] == 401
+    assert (await client.call("/other", query=b"api_key=good"))[0] == 401
 
 
 class HalfSentRequest:

@@ -119,3 +119,22 @@ async def test_files_larger_than_the_limit_fail_their_render(
     with pytest.raises(RenderFailed, match="more than the allowed 10 bytes"):
         await outputs.collect(SECOND, two)
     assert not list(folder.done.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("a.MP4", "video/mp4"), ("a.webm", "video/webm"), ("a.wav", "audio/wav"),
+        ("a.opus", "audio/ogg"), ("a.mp3", "audio/mpeg"), ("a.flac", "audio/flac"),
+        ("a.glb", "model/gltf-binary"), ("a.txt", "text/plain"), ("a.json", "application/json"),
+        ("a.latent", "application/octet-stream"), ("a", "application/octet-stream"),
+    ],
+)  # fmt: skip
+async def test_outputs_of_all_kinds_have_their_media_types(
+    folder: ProcessFolder, blobs: BlobStore, name: str, media_type: str
+) -> None:
+    outputs = new_outputs(folder, blobs)
+    write(folder, FIRST, name, b"content")
+    result = await outputs.collect(FIRST, entry(name))
+    assert result is not None
+    assert [file.media_type for file in result.done.files] == [media_type]

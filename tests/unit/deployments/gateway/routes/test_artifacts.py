@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ SIGNING_KEY = b"k" * 32
 
 
 def identify(app: ASGIApp) -> ASGIApp:
-    """Add the identity that the header ``x-owner`` names, as the gatekeeper does for a key."""
+    """Add the identity of the headers ``x-owner``, and ``x-job`` for event tokens, as the gatekeeper does."""
 
     async def identified(scope: Any, receive: Any, send: Any) -> None:
-        owner = dict(scope["headers"]).get(b"x-owner", b"").decode()
-        identity = Identity(owner=owner, key_id="k") if owner else None
+        headers = dict(scope["headers"])
+        owner = headers.get(b"x-owner", b"").decode()
+        job = headers[b"x-job"].decode() if b"x-job" in headers else None
+        identity = Identity(owner=owner, key_id="k", job=job) if owner else None
         await app(
             {**scope, "moyin": RequestContext(request_id="r", identity=identity)}, receive, send
         )
@@ -39,11 +42,17 @@ def identify(app: ASGIApp) -> ASGIApp:
 
 
 @pytest.fixture
-async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def store(tmp_path: Path) -> AsyncIterator[ArtifactStore]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ensure_schema()
+    yield ArtifactStore(database)
+    await database.close()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, store: ArtifactStore) -> AsyncIterator[httpx.AsyncClient]:
     blobs, processes = BlobStore(f"file://{tmp_path / 'blobs'}"), PictureProcesses()
-    parts = (ArtifactStore(database), blobs, PictureConverter(blobs, processes), SIGNING_KEY)
+    parts = (store, blobs, PictureConverter(blobs, processes), SIGNING_KEY)
     app = new_fastapi("test", errors=render_error, description="")
     app.include_router(signed_link_routes(*parts))
     app.include_router(artifact_routes(*parts))
@@ -53,7 +62,6 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     ) as client:
         yield client
     await processes.close()
-    await database.close()
 
 
 def png(width: int, height: int) -> bytes:
@@ -153,3 +161,30 @@ async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient
     assert (response.status_code, response.json()["field"]) == (400, "cursor")
     other = await client.get("/artifacts", headers={"x-owner": "bob"})
     assert other.json() == {"artifacts": [], "next_cursor": None}
+
+
+async def test_an_event_token_reads_files_of_its_job_and_nothing_else(
+    client: httpx.AsyncClient, store: ArtifactStore
+) -> None:
+    url = await upload(client, png(100, 80))
+    uploaded = await store.get("ann", url.rpartition("/")[2])
+    own = replace(uploaded, id="art_" + "1" * 32)
+    await store.add(own, owner="ann", job_id="j")
+    path, token = f"/artifacts/{own.id}", {"x-job": "j"}
+    for params in ({}, {"w": 64}):
+        response = await client.get(path, params=params, headers=token)
+        assert response.status_code == 200
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["cross-origin-resource-policy"] == "cross-origin"
+        assert response.headers["cache-control"] == "private, max-age=3600"
+    for other, headers in ((path, {"x-job": "k"}), (url, token), (path, {**token, "x-owner": "b"})):
+        response = await client.get(other, headers=headers)
+        assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
+    for response in (
+        await client.get("/artifacts", headers=token),
+        await client.delete(path, headers=token),
+        await client.post(f"{path}/link", headers=token),
+        await client.post("/artifacts", content=b"x", headers=token),
+    ):
+        assert (response.status_code, response.json()["code"]) == (403, "insufficient_scope")
+    assert (await client.get(path)).headers["cross-origin-resource-policy"] == "same-site"

@@ -1,0 +1,86 @@
+"""Adds events about new preview pictures to the event streams of clients that ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TypeVar
+
+from moyin.domain.job import EventType, Job, JobEvent
+from moyin.jobs.protocol.event_bodies import PreviewEvent
+from moyin.store.previews import Preview, PreviewHub, PreviewStore
+
+# The store forgets after fifteen seconds that a job is watched.
+_RENEWAL_SECONDS = 5.0
+T = TypeVar("T")
+
+
+class PreviewFeed:
+    """Joins the events of jobs with events about their newest previews."""
+
+    def __init__(self, store: PreviewStore, hub: PreviewHub) -> None:
+        self._store = store
+        self._hub = hub
+
+    async def find(self, job: Job) -> tuple[str, bytes] | None:
+        """Return the media type and bytes of the newest preview, or None; and ask for more previews."""
+        if not job.status.is_final:
+            await self._store.watch(job.id)
+        return await self._store.find(job.id)
+
+    async def join(
+        self, job: Job, events: AsyncGenerator[list[JobEvent], None]
+    ) -> AsyncGenerator[list[JobEvent], None]:
+        """Yield the batches of ``events`` until they end, and previews between them.
+
+        Events about previews have no id, since clients cannot resume from them.
+        """
+        async with aclosing(events), aclosing(self._follow(job.id)) as previews:
+            next_events = asyncio.create_task(_read_next(events))
+            next_preview = asyncio.create_task(_read_next(previews))
+            try:
+                while True:
+                    await asyncio.wait(
+                        [next_events, next_preview], return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if next_preview.done():
+                        if (preview := next_preview.result()) is not None:
+                            yield [preview]
+                        next_preview = asyncio.create_task(_read_next(previews))
+                    if next_events.done():
+                        if (batch := next_events.result()) is None:
+                            return
+                        yield batch
+                        next_events = asyncio.create_task(_read_next(events))
+            finally:
+                # The generators can be closed only when nothing reads them.
+                for task in (next_events, next_preview):
+                    task.cancel()
+                await asyncio.gather(next_events, next_preview, return_exceptions=True)
+
+    async def _follow(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
+        """Yield an event for each new preview, without end; skip those that came in between."""
+        async with self._hub.subscribe(job_id, None) as subscription:
+            while True:
+                await self._store.watch(job_id)
+                deadline = asyncio.get_running_loop().time() + _RENEWAL_SECONDS
+                while (left := deadline - asyncio.get_running_loop().time()) > 0:
+                    if previews := await subscription.next(left):
+                        yield _to_event(job_id, previews[-1])
+
+
+async def _read_next(source: AsyncGenerator[T, None]) -> T | None:
+    return await anext(source, None)
+
+
+def _to_event(job_id: str, preview: Preview) -> JobEvent:
+    # The address differs for each preview, because browsers load an address only once.
+    number = preview.id.partition("-")[0]
+    body = PreviewEvent(
+        step=preview.step,
+        node=preview.node or None,
+        media_type=preview.media_type,
+        url=f"/jobs/{job_id}/preview?number={number}",
+    )
+    return JobEvent(id="", type=EventType.PREVIEW, data=body.model_dump(exclude_none=True))

@@ -1,0 +1,226 @@
+"""Event tokens and previews over a real gateway, and the one rule for credentials in queries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.access.gatekeeper.tokens import create_event_token
+from moyin.domain.identity import Identity
+from moyin.store.keys import KeyStore
+from moyin.store.previews import Preview, PreviewStore
+from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
+from tests.integration.gateway.test_jobs import CHAT, frames
+from tests.integration.servers import ValkeyServer
+from tests.waiting import eventually
+
+RENDER = {"kind": "render", "workflow": {"1": {"class_type": "EmptyImage", "inputs": {}}}}
+PNG = b"\x89PNG\r\n\x1a\n a picture"
+
+
+@pytest.fixture
+async def page(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client without a key."""
+    async with aiohttp.ClientSession(farm.url) as client:
+        yield client
+
+
+async def new_token(client: aiohttp.ClientSession, job: str, **body: Any) -> str:
+    async with client.post(f"/jobs/{job}/token", json=body) as response:
+        assert response.status == 200, await response.text()
+        assert response.headers["cache-control"] == "no-store"
+        return str((await response.json())["token"])
+
+
+async def refusal(client: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+    async with client.get(path) as response:
+        return response.status, (await response.json())["code"]
+
+
+async def test_a_token_follows_its_job_and_no_other(
+    working_farm: Farm, page: aiohttp.ClientSession
+) -> None:
+    farm = working_farm
+    job, other = [(await farm.submit(CHAT))["id"] for _ in range(2)]
+    token = await new_token(farm.client, job)
+    story = await frames(farm.client, job)
+    async with page.get(f"/jobs/{job}/events?token={token}") as response:
+        text = await response.text()
+    assert re.findall(r"^id: (.*)$", text, re.M) == [frame["id"] for frame in story]
+    # An EventSource that reconnects repeats the query as it was, and adds the header.
+    known = {"Last-Event-ID": story[1]["id"]}
+    async with page.get(f"/jobs/{job}/events?token={token}", headers=known) as response:
+        text = await response.text()
+    assert re.findall(r"^id: (.*)$", text, re.M) == [frame["id"] for frame in story[2:]]
+    async with page.ws_connect(f"/jobs/{job}/ws?token={token}&after={story[1]['id']}") as socket:
+        told = [json.loads(message.data)["id"] async for message in socket]
+    assert (told, socket.close_code) == ([frame["id"] for frame in story[2:]], 1000)
+    for path in (f"/jobs/{other}/events", f"/jobs/{other}/preview", "/jobs/none/events"):
+        assert await refusal(page, f"{path}?token={token}") == (404, "job_not_found"), path
+    async with page.ws_connect(f"/jobs/{other}/ws?token={token}") as socket:
+        message = await socket.receive(10)
+        assert (message.data, message.extra) == (4404, "job_not_found")
+
+
+async def test_wrong_and_expired_tokens_are_refused(
+    farm: Farm, page: aiohttp.ClientSession
+) -> None:
+    job = (await farm.submit(CHAT))["id"]
+    creator = Identity(owner="ann", key_id="none")
+    wrong = {
+        "x": "invalid_token",
+        create_event_token(b"t" * 32, creator, job, 60): "invalid_token",
+        create_event_token(SIGNING_KEY, creator, job, -1): "invalid_token",
+        create_event_token(SIGNING_KEY, creator, job, 60): "invalid_api_key",
+    }
+    for token, code in wrong.items():
+        assert await refusal(page, f"/jobs/{job}/events?token={token}") == (401, code)
+        async with page.ws_connect(f"/jobs/{job}/ws?token={token}") as socket:
+            message = await socket.receive(10)
+            assert (message.data, (message.extra or "").partition(":")[0]) == (1008, code)
+    assert await refusal(page, f"/jobs/{job}/events") == (401, "missing_api_key")
+    for expires_in in (0, 3601, -1, "60", True, 1.5, None):
+        async with farm.client.post(
+            f"/jobs/{job}/token", json={"expires_in": expires_in}
+        ) as response:
+            told = await response.json()
+            assert (response.status, told["field"]) == (400, "expires_in"), expires_in
+    _, key = await KeyStore(farm.database).create("other tenant", "k")
+    async with farm.session(key) as stranger, stranger.post(f"/jobs/{job}/token") as response:
+        assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
+
+
+async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
+    farm: Farm, page: aiohttp.ClientSession
+) -> None:
+    job = (await farm.submit(CHAT))["id"]
+    keys = KeyStore(farm.database)
+    key_id, key = await keys.create("ann", "short-lived")
+    async with farm.session(key) as client:
+        token = await new_token(client, job)
+        brief = await new_token(client, job, expires_in=8)
+    async with (
+        page.get(f"/jobs/{job}/events?token={token}") as lasting,
+        page.get(f"/jobs/{job}/events?token={brief}") as outlasting,
+        page.ws_connect(f"/jobs/{job}/ws?token={token}") as socket,
+    ):
+        assert (lasting.status, outlasting.status) == (200, 200)
+        assert json.loads((await socket.receive(10)).data)["type"] == "queued"
+        path = f"/jobs/{job}/events?token={brief}"
+
+        async def has_expired() -> bool:
+            async with page.get(path) as response:
+                return response.status == 401
+
+        await eventually(has_expired, 60)
+        # Longer than the time between two checks: a stream outlives its token.
+        await asyncio.sleep(4)
+        assert not outlasting.content.at_eof()
+        await keys.revoke(key_id)
+        async with asyncio.timeout(20):
+            for response in (lasting, outlasting):
+                assert "invalid_api_key" in (await response.text()).rpartition("event: error")[2]
+            while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
+                continue
+        assert message.data == 1008
+    assert await refusal(page, f"/jobs/{job}/events?token={token}") == (401, "invalid_api_key")
+
+
+async def test_one_rule_says_which_routes_take_credentials_in_queries(
+    farm: Farm, page: aiohttp.ClientSession
+) -> None:
+    job = (await farm.submit(CHAT))["id"]
+    token = await new_token(farm.client, job)
+    async with page.get("/openapi.json") as response:
+        paths = (await response.json())["paths"]
+    taken: dict[str, set[str]] = {"api_key": set(), "token": set(), "key": set()}
+    described: dict[str, set[str]] = {"api_key": set(), "token": set(), "key": set()}
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            schemes = {name for way in operation.get("security", [{"x": []}]) for name in way}
+            if not schemes or path.startswith("/comfy/session"):
+                continue
+            route = f"{method.upper()} {path}"
+            described["api_key"] |= {route} if "queryKey" in schemes else set()
+            described["token"] |= {route} if "eventToken" in schemes else set()
+            for name, secret in (("api_key", farm.key), ("token", token), ("key", farm.key)):
+                url = f"{re.sub(r'{[^}]+}', 'x', path)}?{name}={secret}"
+                async with page.request(method, url, allow_redirects=False) as response:
+                    body = await response.read()
+                    assert secret.encode() not in body, route
+                    if response.status != 401:
+                        taken[name].add(route)
+    assert taken == described
+    assert taken["token"] == {
+        "GET /jobs/{job_id}/events", "GET /jobs/{job_id}/preview", "GET /artifacts/{artifact_id}",
+    }  # fmt: skip
+    own = re.compile(r"\w+ /(jobs|artifacts|templates|api/v2)\b")
+    assert len(taken["api_key"]) > 30
+    assert not [route for route in taken["api_key"] if own.match(route)]
+    for socket_path, name, secret, code in (
+        (f"/jobs/{job}/ws", "api_key", farm.key, "missing_api_key"),
+        (f"/jobs/{job}/ws", "key", farm.key, "missing_api_key"),
+        ("/ws", "token", farm.key, "missing_api_key"),
+        ("/ws", "token", token, "missing_api_key"),
+        ("/ws", "api_key", token, "invalid_api_key"),
+        (f"/jobs/{job}/ws", "token", farm.key, "invalid_token"),
+    ):
+        async with page.ws_connect(f"{socket_path}?{name}={secret}") as socket:
+            message = await socket.receive(10)
+            assert (message.extra or "").partition(":")[0] == code, (socket_path, name)
+    async with page.ws_connect(f"/ws?api_key={farm.key}") as socket:
+        assert (await socket.receive(10)).type is aiohttp.WSMsgType.TEXT
+    header = {"authorization": f"Bearer {token}"}
+    async with page.get(f"/jobs/{job}", headers=header) as response:
+        assert (response.status, (await response.json())["code"]) == (401, "invalid_api_key")
+
+
+async def test_previews_are_events_for_those_who_ask(
+    farm: Farm, page: aiohttp.ClientSession, valkey_server: ValkeyServer
+) -> None:
+    job = (await farm.submit(RENDER))["id"]
+    token = await new_token(farm.client, job)
+    store = PreviewStore(valkey_server.url)
+    preview = Preview(step=0, node="7", media_type="image/png")
+    await store.publish(job, preview, b"for nobody")
+    path = f"/jobs/{job}/preview?token={token}"
+    assert await refusal(page, path) == (404, "preview_not_found")
+
+    async def published(picture: bytes) -> bool:
+        await store.publish(job, preview, picture)
+        return await store.find(job) is not None
+
+    async with (
+        page.get(f"/jobs/{job}/events?token={token}&previews=true") as stream,
+        page.get(f"/jobs/{job}/events?token={token}") as plain,
+        page.ws_connect(f"/jobs/{job}/ws?token={token}&previews=true") as socket,
+        asyncio.timeout(30),
+    ):
+        await eventually(lambda: published(PNG), 20)
+        text = ""
+        while "event: preview" not in text or not text.endswith("\n\n"):
+            text += (await stream.content.readany()).decode()
+        block = next(one for one in text.split("\n\n") if "event: preview" in one)
+        assert "id:" not in block, "nobody can resume after a preview"
+        data = json.loads(block.partition("data: ")[2])
+        assert (data["step"], data["node"], data["media_type"]) == (0, "7", "image/png")
+        async with page.get(f"{data['url']}&token={token}") as response:
+            assert (response.status, response.content_type) == (200, "image/png")
+            assert response.headers["cache-control"] == "no-store"
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert await response.read() == PNG
+        messages = [json.loads((await socket.receive()).data)]
+        while messages[-1]["type"] != "preview":
+            messages.append(json.loads((await socket.receive()).data))
+        assert (messages[-1]["id"], messages[-1]["data"]["node"]) == (None, "7")
+        assert "preview" not in (await plain.content.readany()).decode()
+    await store.close()
+    assert await refusal(page, f"/jobs/{job}/events?previews=perhaps&token={token}") == (
+        400, "invalid_request",
+    )  # fmt: skip

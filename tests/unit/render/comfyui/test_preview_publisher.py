@@ -1,0 +1,104 @@
+"""Tests which frames are published as previews, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+from pydantic_core import to_json
+
+from moyin.domain.renderer import RenderRequest
+from moyin.render.comfyui.preview_publisher import PreviewPublisher
+from moyin.render.protocol.binary import parse_preview
+from moyin.store.previews import Preview
+from tests.waiting import eventually
+
+JPEG, PNG = b"\xff\xd8\xff rest", b"\x89PNG\r\n\x1a\n rest"
+
+
+def plain(picture: bytes) -> bytes:
+    return struct.pack(">II", 1, 1) + picture
+
+
+def named(picture: bytes, **metadata: Any) -> bytes:
+    head = to_json(metadata)
+    return struct.pack(">II", 4, len(head)) + head + picture
+
+
+class Store:
+    def __init__(self) -> None:
+        self.published: list[tuple[str, Preview, bytes]] = []
+
+    async def publish(self, job_id: str, preview: Preview, picture: bytes) -> None:
+        self.published.append((job_id, preview, picture))
+
+
+def publisher(store: Store) -> PreviewPublisher:
+    fake: Any = store
+    return PreviewPublisher(fake, RenderRequest(prompt_id="p", graph={}, job_id="j", step=2))
+
+
+async def test_the_newest_frame_is_published_and_those_in_between_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pause = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        await pause.wait()
+
+    monkeypatch.setattr("moyin.render.comfyui.preview_publisher.asyncio.sleep", sleep)
+    store = Store()
+    previews = publisher(store)
+    previews.offer(named(JPEG, node_id="3"))
+    for _ in range(5):
+        await _turn()
+    for number in range(9):
+        previews.offer(plain(PNG + b"%d" % number))
+        await _turn()
+    first = Preview(step=2, node="3", media_type="image/jpeg")
+    assert store.published == [("j", first, JPEG)]
+    pause.set()
+    for _ in range(5):
+        await _turn()
+    last = Preview(step=2, node="", media_type="image/png")
+    assert store.published[1:] == [("j", last, PNG + b"8")]
+
+
+async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:
+    store = Store()
+    for frame in (plain(JPEG + bytes(256 * 1024)), plain(b"<html>"), named(b"", node_id="1"), b""):
+        previews = publisher(store)
+        previews.offer(frame)
+        await _turn()
+        await _turn()
+        previews.stop()
+    previews = publisher(store)
+    previews.offer(plain(JPEG))
+    await eventually(lambda: len(store.published) == 1, 10)
+    previews.stop()
+
+
+@pytest.mark.parametrize(
+    ("frame", "parsed"),
+    [
+        (plain(JPEG), ({}, "image/jpeg", JPEG)),
+        (named(PNG, image_type="text/html"), ({"image_type": "text/html"}, "image/png", PNG)),
+        (plain(b"<svg>"), None),
+        (struct.pack(">I", 3) + JPEG, None),
+        (struct.pack(">II", 4, 2**31) + JPEG, None),
+        (b"\x00", None),
+        (b"", None),
+    ],
+)
+def test_only_pictures_are_previews(frame: bytes, parsed: Any) -> None:
+    assert parse_preview(frame) == parsed
+
+
+async def _turn() -> None:
+    """Let other tasks run once."""
+    loop = asyncio.get_running_loop()
+    waiting = loop.create_future()
+    loop.call_soon(waiting.set_result, None)
+    await waiting
