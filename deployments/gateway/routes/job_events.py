@@ -21,9 +21,9 @@ from moyin.domain.job import Job, JobEvent
 from moyin.errors import JobNotFound, MoyinError, PreviewNotFound
 from moyin.http.validation import parse_object, validate
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.protocol.event_bodies import StreamError
 from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.event_bodies import StreamError
 from moyin.store.jobs import JobStore
 from moyin.store.sql import now
 
