@@ -18,7 +18,7 @@ from moyin.domain.job import (
     StepKind,
     StepResult,
 )
-from moyin.domain.limits import Limit
+from moyin.domain.limits import JobReservation, Limit
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.sql import ensure_utc, now
 from moyin.store.usage import nano_to_usd
@@ -61,6 +61,7 @@ class NewJob:
         comfyui: whether the job was submitted through ComfyUI's own API.
         templates: the names of the templates of the steps.
         has_chosen_id: whether the client, or another system, chose the id.
+        reservation: what the submitter's budgets hold for the job's renders, if anything.
     """
 
     id: str
@@ -83,6 +84,7 @@ class NewJob:
     comfyui: bool = False
     templates: tuple[str, ...] = ()
     has_chosen_id: bool = False
+    reservation: JobReservation | None = None
 
     @property
     def launch(self) -> Launch:
@@ -138,6 +140,7 @@ def build_row(new: NewJob) -> dict[str, Any]:
         "templates": list(new.templates) or None,
         "dispatched": False,
         "render_nano_usd": 0,
+        "reserved": new.reservation is not None,
         "created_at": moment,
         "queued_at": moment,
         "user_id": new.user,

@@ -35,6 +35,7 @@ from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.run_times import RunTimes
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id, generate_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
@@ -97,6 +98,7 @@ class Bench:
         status_writer: Any = self.steps
         unused: Any = None
         limits = LimitStore(self.database)
+        self.run_times = RunTimes(60)
         self.activities = RenderActivities(
             pool=self.pool,
             services=JobServices(
@@ -115,6 +117,7 @@ class Bench:
             result_cache=RenderResultCache(self.cache, self.blobs, CacheRules(kind="k")),
             guard=RenderGuard("default", PoolRules(), limits),
             bookkeeper=RunBookkeeper(RenderLedger(self.database)),
+            run_times=self.run_times,
             price=RenderPrice(usd_per_gpu_hour=Decimal(36)),
         )
 
