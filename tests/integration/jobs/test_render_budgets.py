@@ -7,10 +7,11 @@ import json
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as redis
@@ -55,7 +56,7 @@ class Desk:
         assert (of_key.spent, of_key.reserved) == (of_owner.spent, of_owner.reserved)
         return of_owner.spent, of_owner.reserved
 
-    async def submit(self, *graphs: dict[str, object]) -> str:
+    async def submit(self, *graphs: Mapping[str, Any]) -> str:
         job, _ = await self.service.submit(self.caller, render(*graphs))
         return job.id
 
@@ -171,7 +172,7 @@ async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
     assert await desk.amounts() == (4, 0)
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
         money = f"moyin:limit:{{{desk.caller.owner}}}:owner:{desk.caller.owner}:money"
-        fields = await valkey.hkeys(money)
+        fields: list[Any] = await valkey.hkeys(money)
     assert not [field for field in fields if field.startswith(("lease:", "cost:"))]
 
 

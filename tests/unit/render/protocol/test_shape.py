@@ -50,7 +50,11 @@ def test_numbers_models_and_nodes_change_the_shape(graph: dict[str, Any]) -> Non
 
 
 def test_hostile_nodes_have_a_shape() -> None:
-    graph = {"1": None, "2": {"inputs": []}, "3": {"class_type": {}, "inputs": {"x": 10**400}}}
+    graph: dict[str, Any] = {
+        "1": None,
+        "2": {"inputs": []},
+        "3": {"class_type": {}, "inputs": {"x": 10**400}},
+    }
     assert len(compute_shape(graph)) == 16
     assert estimate_pictures(graph) == 1
 
