@@ -8,10 +8,6 @@ down_revision = "0018"
 
 
 def upgrade() -> None:
-    op.add_column("usage", sa.Column("load_milliseconds", sa.BigInteger(), nullable=True))
-    op.add_column(
-        "jobs", sa.Column("reserved", sa.Boolean(), nullable=False, server_default=sa.false())
-    )
     op.create_table(
         "render_reservations",
         sa.Column("id", sa.String(32), primary_key=True),
@@ -32,6 +28,11 @@ def upgrade() -> None:
     op.create_index("ix_render_reservations_job_id", table, ["job_id", "created_at"])
     op.create_index("ix_render_reservations_due_at", table, ["due_at"])
     op.create_index("ix_render_reservations_settled_at", table, ["settled_at"])
+    # Last, since both tables are locked until the end of the transaction.
+    op.add_column("usage", sa.Column("load_milliseconds", sa.BigInteger(), nullable=True))
+    op.add_column(
+        "jobs", sa.Column("reserved", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
 
 
 def downgrade() -> None:
