@@ -144,7 +144,8 @@ class BudgetSettler:
                 while await self.settle():
                     continue
                 if time.monotonic() - deleted_at >= _DELETION_SECONDS:
-                    await self._store.delete_settled()
+                    while await self._store.delete_settled():
+                        continue
                     deleted_at = time.monotonic()
             except ServiceUnavailable as error:
                 _log.info("budgets wait for the cost of renders: %s", error)

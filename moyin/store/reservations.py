@@ -131,14 +131,17 @@ class ReservationStore:
             change = change.values(settled_at=moment)
         return await self._database.execute(change) > 0
 
-    async def delete_settled(self) -> None:
-        """Delete old reservations to which no run will be booked any more."""
+    async def delete_settled(self) -> int:
+        """Delete old reservations to which no run will be booked any more; return how many.
+
+        One transaction deletes some of them, so repeat it until none is left.
+        """
         old = (
             sa.select(reservations.c.id)
             .where(reservations.c.settled_at < now() - _KEPT, reservations.c.due_at.is_(None))
             .limit(_MAX_DELETED)
         )
-        await self._database.execute(reservations.delete().where(reservations.c.id.in_(old)))
+        return await self._database.execute(reservations.delete().where(reservations.c.id.in_(old)))
 
 
 def _to_nano(reservation: JobReservation) -> int:

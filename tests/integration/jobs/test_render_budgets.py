@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from moyin.errors import BudgetExceeded, JobFinished, ServiceUnavailable
 from moyin.jobs.budgets import BudgetSettler
 from moyin.jobs.service import JobService
 from moyin.store import jobs as jobs_module
+from moyin.store import reservations
 from moyin.store.jobs import JobStore
 from moyin.store.render_ledger import RenderLedger
 from moyin.store.sql import Database
@@ -134,7 +136,7 @@ async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
         await desk.submit()
 
 
-async def test_cost_replaces_the_estimate_once(desk: Desk) -> None:
+async def test_cost_replaces_the_estimate_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = await desk.submit(USUAL)
     assert await desk.amounts() == (0, 5)
     # Cheaper than the estimate so far.
@@ -148,11 +150,14 @@ async def test_cost_replaces_the_estimate_once(desk: Desk) -> None:
     await desk.end(job_id, JobStatus.SUCCEEDED)
     await asyncio.gather(*(desk.settle() for _ in range(5)))
     assert await desk.amounts() == (7, 0)
+    assert await desk.settler._store.delete_settled() == 0, "a run may be booked yet"
     # A run that could not be booked before, and its repetition.
     for _ in range(2):
         await desk.book(job_id, 1, run_id="a" * 32)
         await desk.settle()
     assert await desk.amounts() == (8, 0)
+    monkeypatch.setattr(reservations, "_KEPT", timedelta(0))
+    assert [await desk.settler._store.delete_settled() for _ in range(2)] == [1, 0]
 
 
 async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
