@@ -2,9 +2,9 @@
 
 ``python -m tests.chaos.costs`` starts a stack with several ComfyUIs. Renders of various lengths succeed,
 fail, are cancelled and are retried, and every few seconds a ComfyUI, an actor, the pool or the worker of
-jobs dies. At the end the sum over the jobs, the sum of the ledger and the time for which the ComfyUIs
-were busy by their own logs are compared: the first two must be equal, and the third within 1 %, as far as
-actors were not lost. ``--seconds`` is the work in seconds of a GPU (3,600), ``--actors`` how many share it.
+jobs dies. At the end the sum over the jobs, the sum of the ledger, what the tenant's budget has spent and the
+time for which the ComfyUIs were busy by their own logs are compared: the first three must be equal, and the
+last within 1 %, as far as actors were not lost. ``--seconds`` is the work in seconds of a GPU (3,600), ``--actors`` how many share it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any
 import httpx
 import psutil
 
+from moyin.domain.limits import Limit
 from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry
 from moyin.store.usage_reports import CallFilter, UsageReports
@@ -68,6 +70,7 @@ class Report:
     rows: Sequence[UsageEntry] = ()
     executions: Sequence[Execution] = ()
     jobs_usd: Decimal = Decimal(0)
+    spent_usd: Decimal = Decimal(0)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -95,6 +98,8 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
     killing = asyncio.create_task(_kill(gateway, plan, report))
     try:
         _, key = await KeyStore(database).create(_OWNER, "costs")
+        limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
+        await LimitStore(database).set(limit)
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
             await _run_jobs(client, plan, dice)
@@ -102,6 +107,7 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
             await asyncio.gather(killing, return_exceptions=True)
             report.rows = await _wait_for_rows(database)
             jobs = await _list_jobs(client)
+            report.spent_usd = await _wait_for_budget(client)
         report.statuses.update(job["status"] for job in jobs)
         report.jobs_usd = sum((Decimal(str(job["cost_usd"])) for job in jobs), Decimal(0))
         report.executions = list_executions(gateway.data)
@@ -116,6 +122,8 @@ def _compare(report: Report) -> None:
     ledger = sum((row.cost_usd for row in report.rows), Decimal(0))
     if abs(ledger - report.jobs_usd) > Decimal("0.000001"):
         report.problems.append(f"the ledger has {ledger} USD, the jobs have {report.jobs_usd}")
+    if ledger != report.spent_usd:
+        report.problems.append(f"the ledger has {ledger} USD, the budget {report.spent_usd}")
     priced = Decimal(str(report.booked)) * _USD_PER_HOUR / 3600
     if abs(ledger - priced) > Decimal("0.001") * len(report.rows):
         report.problems.append(f"{report.booked} s cost {ledger} USD, and not {priced}")
@@ -215,6 +223,15 @@ async def _wait_for_rows(database: Database) -> list[UsageEntry]:
         before = rows
         await asyncio.sleep(20)
     return rows
+
+
+async def _wait_for_budget(client: httpx.AsyncClient) -> Decimal:
+    """What the budget has spent, once nothing is reserved any more."""
+    while True:
+        [budget] = (await _call(client, "GET", "/v1/usage"))["budgets"]
+        if Decimal(budget["reserved_usd"]) == 0:
+            return Decimal(budget["spent_usd"])
+        await asyncio.sleep(2)
 
 
 async def _list_rows(database: Database) -> list[UsageEntry]:
