@@ -12,6 +12,7 @@ import json
 import os
 import time
 
+import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
@@ -129,11 +130,28 @@ class Expands(Stuck):
         graph = {"x": {"class_type": kind, "inputs": json.loads(values)}}
         return {"result": (["x", 0],), "expand": graph}
 
+class Busy(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {
+        "image": ("IMAGE",), "seconds": ("FLOAT", {"default": 1.0}),
+        "fails": ("BOOLEAN", {"default": False}),
+    }})
+    RETURN_TYPES, OUTPUT_NODE = ("IMAGE",), False
+    def run(self, image, seconds, fails):
+        until = time.time() + seconds
+        while (now := time.time()) < until:
+            print(f"\\nbusy {now:.3f}", flush=True)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(min(0.1, until - now))
+        if fails:
+            raise ValueError("it had to fail")
+        return (image,)
+
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
     for node in (
         Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests, Latest, Reads, Links, Says, Expands,
         Previews,
+        Busy,
     )
 }
 """
@@ -149,6 +167,7 @@ def write_nodes(folder: Path) -> Path:
     ``Reads`` opens a file by its absolute path. ``Latest`` writes its text into a file of one name, and tells of it by one object. ``Links`` makes
     symbolic links in ComfyUI's folders to a path in hexadecimal digits. What ``Says`` says may go
     into any input, and ``Expands`` becomes a node of any class with any values. ``Previews`` shows red pictures, three a second.
+    ``Busy`` takes its time, and tells the log ten times a second that it does; see `tests.chaos.busy`.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

@@ -24,6 +24,7 @@ from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
@@ -111,7 +112,8 @@ class Gateway(MoyinCalls):
         )  # fmt: skip
         service = JobService(
             jobs=jobs, artifacts=artifacts, files=files, blobs=blobs, events=events, frames=frames,
-            launcher=launcher, validator=validator, guard=admission, pools=pools,
+            launcher=launcher, validator=validator, guard=admission,
+            budgets=RenderBudgets(meter, node_info), pools=pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )  # fmt: skip
         proxy = close_at_shutdown(

@@ -12,12 +12,14 @@ from deployments.gateway.pools import PoolValidator, ServePoolClient
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
 from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.streams import StreamBroker
@@ -85,6 +87,8 @@ async def open_workers(
         closing.push_async_callback(hub.close)
         launcher = JobLauncher(jobs=jobs, temporal=services.temporal)
         closing.push_async_callback(launcher.close)
+        meter = create_meter(settings)
+        closing.push_async_callback(meter.close)
         node_info = NodeInfoCache(pool_client)
         closing.push_async_callback(node_info.close)
         files = ComfyFiles(
@@ -104,6 +108,7 @@ async def open_workers(
             launcher=launcher,
             validator=validator,
             guard=GraphAdmission(node_info),
+            budgets=RenderBudgets(meter, node_info),
             pools=args.pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )

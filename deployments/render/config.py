@@ -144,6 +144,13 @@ class RenderArgs(StrictModel):
         decimal_places=6,
         description="Price of each picture of a successful render, instead of `usd_per_gpu_hour`.",
     )
+    expected_seconds: float = Field(
+        60,
+        gt=0,
+        le=86_400,
+        description="Seconds on the GPU that budgets reserve for a render before the pool has measured "
+        "any.",
+    )
     nodes: NodesArgs = NodesArgs()
     comfyui: ComfyArgs = ComfyArgs()
     cache: CacheArgs = CacheArgs()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic_core import to_json
+from sqlalchemy.exc import SQLAlchemyError
 
 from actors.comfyui import ComfySpec
 from deployments.job_services import open_job_services
@@ -41,7 +43,8 @@ from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
 from moyin.render.comfyui.install import read_comfyui_version
 from moyin.render.comfyui.model_sizes import ModelSizes
-from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
+from moyin.render.comfyui.pool_client import RULES_PATH, TARIFF_PATH, PoolResponse
+from moyin.render.run_times import RunTimes
 from moyin.render.scheduling.rules import OwnerFairShare, ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
@@ -52,6 +55,8 @@ from moyin.store.render_ledger import RenderLedger
 from moyin.system.processes import freeze_startup_objects
 
 _POSITIONS_SECONDS = 1.0
+_PRICE_ARGS = {"usd_per_gpu_hour", "usd_per_picture", "expected_seconds"}
+_log = logging.getLogger(__name__)
 
 
 class RenderPool:
@@ -76,7 +81,11 @@ class RenderPool:
         telemetry = PoolTelemetry(self._pool)
         cache_rules = await asyncio.to_thread(_new_cache_rules, args, settings)
         self._version = await asyncio.to_thread(_digest_configuration, args, settings)
-        bookkeeper = RunBookkeeper(RenderLedger(services.database))
+        ledger = RenderLedger(services.database)
+        bookkeeper = RunBookkeeper(ledger)
+        self._price = args.to_price()
+        recent = () if self._price is None else await _list_recent_seconds(ledger, args.pool)
+        self._run_times = RunTimes(args.expected_seconds, recent)
         self._supervisor = ActorSupervisor(
             self._pool, _new_comfy_spec(args), _new_scale(args), bookkeeper, telemetry.export
         )
@@ -90,7 +99,8 @@ class RenderPool:
                 result_cache=RenderResultCache(cache, services.blobs, cache_rules),
                 guard=RenderGuard(args.pool, self._rules, services.limits),
                 bookkeeper=bookkeeper,
-                price=args.to_price(),
+                run_times=self._run_times,
+                price=self._price,
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
@@ -108,13 +118,16 @@ class RenderPool:
     async def get(self, path: str) -> PoolResponse:
         """Return the response of one of the pool's ComfyUI processes to a GET request.
 
-        The response to the path `RULES` is the pool's rules, even when no ComfyUI is up.
+        The responses to `RULES_PATH` and `TARIFF_PATH` are the pool's own, even when no ComfyUI is up.
 
         Raises:
             WorkerLost: ComfyUI failed to respond.
         """
         if path == RULES_PATH:
             return PoolResponse(version=self._version, state="up", content=encode(self._rules))
+        if path == TARIFF_PATH:
+            tariff = encode(self._run_times.build_tariff(self._price))
+            return PoolResponse(version=self._version, state="up", content=tariff)
         try:
             content = await self._pool.get(path)
         except ServiceUnavailable:
@@ -181,6 +194,15 @@ class RenderPool:
         await self._resources.aclose()
 
 
+async def _list_recent_seconds(ledger: RenderLedger, pool: str) -> Sequence[float]:
+    try:
+        return await ledger.list_recent_seconds(pool)
+    except (SQLAlchemyError, OSError) as error:
+        # The pool must start during an outage of the database.
+        _log.warning("the last renders of pool %s are unknown to its estimates: %s", pool, error)
+        return ()
+
+
 def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
     warm_up = args.comfyui.warm_up
     return ComfySpec(
@@ -195,7 +217,7 @@ def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
 
 def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
     """Return a digest of the configuration, which determines the pool's nodes and models."""
-    relevant = args.model_dump(exclude={"usd_per_gpu_hour", "usd_per_picture"})
+    relevant = args.model_dump(exclude=_PRICE_ARGS)
     return hashlib.sha256(to_json([read_comfyui_version(settings), relevant])).hexdigest()
 
 

@@ -39,6 +39,8 @@ from moyin.render.protocol.graph import (
     make_input_name,
     replace_inputs,
 )
+from moyin.render.protocol.shape import compute_shape
+from moyin.render.run_times import RunTimes
 from moyin.render.scheduling.rules import PendingRender
 from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.prompts import PromptStore
@@ -64,6 +66,7 @@ class RenderActivities:
         result_cache: RenderResultCache,
         guard: RenderGuard,
         bookkeeper: RunBookkeeper,
+        run_times: RunTimes,
         price: RenderPrice | None = None,
     ) -> None:
         self._pool = pool
@@ -73,6 +76,7 @@ class RenderActivities:
         self._result_cache = result_cache
         self._guard = guard
         self._bookkeeper = bookkeeper
+        self._run_times = run_times
         self._price = price
 
     @activity.defn
@@ -140,6 +144,9 @@ class RenderActivities:
                 await self._store_record(step, spec, records[-1])
             raise
         await self._bookkeeper.book(runs)
+        if runs and self._price is not None:
+            last = runs[-1]
+            self._run_times.record(compute_shape(request.graph), last.seconds, last.pictures)
         record = records[-1] if records else None
         if key:
             result = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
@@ -240,6 +247,8 @@ class RenderActivities:
             cost_usd=sum((run.cost_usd for run in runs), Decimal(0)),
             backend=backend,
             gpu_seconds=round(sum((run.seconds for run in runs), 0.0), 3),
+            # Actors of earlier versions do not measure the loading of models.
+            load_seconds=round(sum((getattr(run, "load_seconds", 0.0) for run in runs), 0.0), 3),
         )
 
 

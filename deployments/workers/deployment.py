@@ -8,8 +8,10 @@ from contextlib import AsyncExitStack
 from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
 from moyin.access.gatekeeper import create_service_token_factory
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.budgets import BudgetSettler
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
@@ -48,6 +50,8 @@ class JobWorker:
             signing_key=signing_key, networks=AllowedNetworks(settings.webhook_networks)
         )
         gateway = await self._resources.enter_async_context(gateway)
+        meter = create_meter(settings)
+        self._resources.push_async_callback(meter.close)
         batches = TextBatchStore(services.database)
         batch_activities = TextBatchActivities(
             batches=batches,
@@ -70,7 +74,10 @@ class JobWorker:
             sweeper=Sweeper(jobs=jobs, launcher=JobLauncher(jobs=jobs, temporal=temporal)),
             concurrency=concurrency,
             more_workers=[lambda client: new_text_batch_worker(client, batch_activities)],
-            more_sweepers=[TextBatchSweeper(batches, temporal)],
+            more_sweepers=[
+                TextBatchSweeper(batches, temporal),
+                BudgetSettler(services.database, meter.job_reservations),
+            ],
         )
         self._running = asyncio.create_task(self._runner.run())
         self._pruning = asyncio.create_task(

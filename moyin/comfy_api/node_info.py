@@ -25,6 +25,7 @@ from moyin.comfy_api.protocol.node_info import (
     supports_node_classes,
 )
 from moyin.domain.limits import PoolRules
+from moyin.domain.render_run import RenderTariff
 from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.render.comfyui.bridge.input_rules import Rule, derive_rules
@@ -33,6 +34,7 @@ from moyin.render.comfyui.pool_client import (
     MAX_REFRESH_WAIT_SECONDS,
     NODES_PATH,
     RULES_PATH,
+    TARIFF_PATH,
     CachedResponse,
     PoolClient,
     PoolResponseCache,
@@ -82,6 +84,7 @@ class NodeInfoCache:
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
         self._inventories = BoundedDict(_MAX_ENTRIES)
         self._rules: BoundedDict[str, tuple[bytes, PoolRules]] = BoundedDict(_MAX_ENTRIES)
+        self._tariffs: BoundedDict[str, tuple[bytes, RenderTariff]] = BoundedDict(_MAX_ENTRIES)
         self._merged: BoundedDict[tuple[str, ...], tuple[Any, Any]] = BoundedDict(_MAX_ENTRIES)
 
     @property
@@ -125,6 +128,26 @@ class NodeInfoCache:
             return PoolRules() if known is None else known[1]
         self._rules[pool] = (content, rules)
         return rules
+
+    async def fetch_tariff(self, pool: str) -> RenderTariff:
+        """Return what renders of a pool cost and probably use.
+
+        Raises:
+            ServiceUnavailable: the pool has not reported it yet, so that no budget can cover it.
+        """
+        message = f"the prices of render pool {pool!r} are unknown while it is down; try again"
+        try:
+            async with asyncio.timeout(_INVENTORY_SECONDS):
+                content = (await self._answers.fetch(pool, TARIFF_PATH)).value
+        except TimeoutError as error:
+            raise ServiceUnavailable(message, retry_after=5) from error
+        if content is None:
+            raise ServiceUnavailable(message, retry_after=5)
+        known = self._tariffs.get(pool)
+        if known is None or known[0] != content:
+            known = (content, decode(RenderTariff, content))
+            self._tariffs[pool] = known
+        return known[1]
 
     async def fetch_input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
         """Return the rules for the inputs of a pool's nodes, or None if the nodes are unknown.

@@ -166,6 +166,7 @@ class StepResult:
         cached: True if the result comes from an earlier job.
         gpu_seconds: for a render, the time for which it occupied its renderer; None for other steps,
             and for renders of versions that did not measure it.
+        load_seconds: the part of ``gpu_seconds`` in which models were loaded; None as above.
     """
 
     index: int
@@ -175,6 +176,7 @@ class StepResult:
     backend: str | None = None
     cached: bool = False
     gpu_seconds: float | None = None
+    load_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

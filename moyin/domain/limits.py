@@ -85,6 +85,29 @@ def filter_permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> lis
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class JobReservation:
+    """Money that budgets hold for the renders of a job, until the job has ended.
+
+    It belongs to the day and the month of the submission, however long the job waits.
+
+    Attributes:
+        id: names the reservation in the budgets.
+        owner: the tenant.
+        subjects: the keys, users and tenants whose budgets hold it, as in `Limit`.
+        usd: the estimated cost in US dollars.
+        day: the UTC day, as ``2026-11-28``.
+        month: the UTC month, as ``2026-11``.
+    """
+
+    id: str
+    owner: str
+    subjects: tuple[str, ...]
+    usd: Decimal
+    day: str
+    month: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PoolRules:
     """The operator's restrictions of a render pool; patterns of node classes follow ``fnmatch``.
 

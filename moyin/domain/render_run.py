@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 # The ledger's precision, so that the cost of a job equals the sum of its rows exactly.
@@ -34,6 +35,40 @@ class RenderPrice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RenderEstimate:
+    """What a render probably uses: seconds of its renderer, and pictures."""
+
+    seconds: float
+    pictures: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderTariff:
+    """The price of a pool's renders, and what renders of it used lately.
+
+    Attributes:
+        price: None if renders cost nothing.
+        seconds: the estimate for graphs of other shapes.
+        shapes: estimates by the shape of the graph (`moyin.render.protocol.shape`).
+    """
+
+    price: RenderPrice | None = None
+    seconds: float = 0
+    shapes: Mapping[str, RenderEstimate] = field(default_factory=dict)
+
+    def estimate_cost(self, shape: str, pictures: int) -> Decimal:
+        """Return the probable cost of a render in US dollars.
+
+        Args:
+            pictures: the estimated number of pictures for a graph of another shape.
+        """
+        if self.price is None:
+            return Decimal(0)
+        usual = self.shapes.get(shape) or RenderEstimate(seconds=self.seconds, pictures=pictures)
+        return self.price.compute_cost(usual.seconds, usual.pictures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RenderAccount:
     """The tenant and the job that pay for a render, and the price when it was requested."""
 
@@ -52,6 +87,7 @@ class RenderRun:
         account: None if the pool has no price.
         seconds: the time from the prompt's submission to an idle ComfyUI until its end, or until now.
             It includes loading models.
+        load_seconds: the part of ``seconds`` in which nodes that load model files were executed.
         pictures: the stored pictures without previews, if the run was successful.
         error: the code of the error that ended the run, or None.
         is_ended: False while the prompt runs.
@@ -64,6 +100,7 @@ class RenderRun:
     pictures: int = 0
     error: str | None = None
     is_ended: bool = True
+    load_seconds: float = 0
 
     @property
     def cost_usd(self) -> Decimal:

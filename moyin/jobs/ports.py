@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
+from moyin.domain.job import JobSpec
+from moyin.domain.limits import JobReservation
 from moyin.store.job_rows import Launch
 
 
@@ -89,4 +91,31 @@ class NamedFiles(Protocol):
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
         """Return the owner's files that the texts name, by text; other texts are missing."""
+        ...
+
+
+class HeldMoney(Protocol):
+    """The interface of a reservation for a job that is not accepted yet."""
+
+    @property
+    def reservation(self) -> JobReservation | None:
+        """What the job's row keeps; None if budgets hold nothing for the job."""
+        ...
+
+    def release(self) -> None:
+        """Return the money, because the job was not accepted."""
+
+
+class JobBudgets(Protocol):
+    """The interface that reserves money for the renders of jobs."""
+
+    async def reserve(
+        self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
+    ) -> HeldMoney:
+        """Reserve the estimated cost of the job's renders, except those in ``done``.
+
+        Raises:
+            BudgetExceeded: a budget of the caller does not cover the estimate.
+            ServiceUnavailable: the estimate or the budgets are unavailable.
+        """
         ...

@@ -17,6 +17,7 @@ from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
 from moyin.domain.prompt import build_channel_name
 from moyin.domain.serialization import decode, encode
 from moyin.errors import (
+    BudgetExceeded,
     IdempotencyMismatch,
     InsufficientScope,
     InvalidRequest,
@@ -27,7 +28,7 @@ from moyin.errors import (
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.file_names import FileNames
 from moyin.jobs.graphs import GraphChecker
-from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher, NamedFiles
+from moyin.jobs.ports import GraphGuard, GraphValidator, JobBudgets, Launcher, NamedFiles
 from moyin.jobs.protocol.renders import Templates
 from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job_body, to_job_spec
 from moyin.jobs.protocol.response import build_status_event
@@ -64,6 +65,7 @@ class JobService:
         launcher: Launcher,
         validator: GraphValidator,
         guard: GraphGuard,
+        budgets: JobBudgets,
         pools: Sequence[str],
         networks: AllowedNetworks,
     ) -> None:
@@ -75,6 +77,7 @@ class JobService:
         self._graphs = GraphChecker(
             artifacts=artifacts, validator=validator, guard=guard, pools=pools
         )
+        self._budgets = budgets
         self._names = FileNames(files)
         self._networks = networks
         self._specs = SpecCache(_CACHED_SPEC_BYTES)
@@ -158,6 +161,8 @@ class JobService:
             InvalidGraph: ComfyUI's validation rejects a graph.
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
+            BudgetExceeded: a budget does not cover the estimated cost of the renders.
+            ServiceUnavailable: that cost, or what is left of the budgets, cannot be determined.
         """
         mark = mark or (None if idempotency_key is None else compute_fingerprint(spec))
         spec = _apply_allowed_priority(submitter, spec, priority_field)
@@ -193,9 +198,26 @@ class JobService:
             has_chosen_id=job_id is not None,
             text=collect_text(spec),
         )
-        job, is_new = await self._jobs.create(new)
+        job, is_new = await self._create(submitter, spec, new)
         if is_new:
             await self._publish_and_start(job, new.launch)
+        return job, is_new
+
+    async def _create(self, submitter: Identity, spec: JobSpec, new: NewJob) -> tuple[Job, bool]:
+        """Insert the job with its reservation, or find the job of an earlier identical request."""
+        try:
+            held = await self._budgets.reserve(submitter, spec)
+        except (BudgetExceeded, ServiceUnavailable):
+            # A repeated request needs no money.
+            if (repeated := await self._jobs.find_repeated(new)) is not None:
+                return repeated, False
+            raise
+        is_new = False
+        try:
+            job, is_new = await self._jobs.create(replace(new, reservation=held.reservation))
+        finally:
+            if not is_new:
+                held.release()
         return job, is_new
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
@@ -235,14 +257,31 @@ class JobService:
             PriorityNotAllowed: the caller must not use the job's priority.
             InvalidRequest: a pool no longer runs the caller's jobs.
             NodeNotAllowed: a graph has a node that the caller must no longer use.
+            BudgetExceeded: a budget does not cover the estimated cost of the remaining renders.
         """
         ended = await self._jobs.get(caller.owner, job_id)
         if ended.priority < caller.best_priority:
             raise _new_priority_error(ended.priority, caller.best_priority, None)
-        if ended.status.is_final and (spec := await self.load_spec(ended)) is not None:
+        spec = await self.load_spec(ended) if ended.status.is_final else None
+        if spec is None:
+            # Without a spec, the attempt will fail before it costs anything.
+            job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
+        else:
             await self._graphs.check_retried_job(caller, spec)
-        job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
+            job = await self._reopen(caller, ended, spec)
         await self._publish_and_start(job)
+        return job
+
+    async def _reopen(self, caller: Identity, ended: Job, spec: JobSpec) -> Job:
+        done = {result.index for result in ended.results}
+        held = await self._budgets.reserve(caller, spec, done)
+        is_reopened = False
+        try:
+            job = await self._jobs.reopen(caller.owner, ended.id, caller.limits, held.reservation)
+            is_reopened = True
+        finally:
+            if not is_reopened:
+                held.release()
         return job
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:

@@ -18,7 +18,7 @@ from moyin.domain.job import (
     StepKind,
     StepResult,
 )
-from moyin.domain.limits import Limit
+from moyin.domain.limits import JobReservation, Limit
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.sql import ensure_utc, now
 from moyin.store.usage import nano_to_usd
@@ -62,6 +62,7 @@ class NewJob:
         templates: the names of the templates of the steps.
         has_chosen_id: whether the client, or another system, chose the id.
         text: the text by whose words the job is found.
+        reservation: what the submitter's budgets hold for the job's renders, if anything.
     """
 
     id: str
@@ -85,6 +86,7 @@ class NewJob:
     templates: tuple[str, ...] = ()
     has_chosen_id: bool = False
     text: str = ""
+    reservation: JobReservation | None = None
 
     @property
     def launch(self) -> Launch:
@@ -140,6 +142,7 @@ def build_row(new: NewJob) -> dict[str, Any]:
         "templates": list(new.templates) or None,
         "dispatched": False,
         "render_nano_usd": 0,
+        "reserved": new.reservation is not None,
         "created_at": moment,
         "queued_at": moment,
         "user_id": new.user,

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Canceller, Job, JobError, JobStatus, Progress, StepResult
-from moyin.domain.limits import Limit
+from moyin.domain.limits import JobReservation, Limit
 from moyin.domain.serialization import to_plain
 from moyin.errors import (
     IdempotencyMismatch,
@@ -40,12 +40,16 @@ from moyin.store.job_steps import compute_retry_progress, write_progress, write_
 from moyin.store.job_words import join_words
 from moyin.store.limits import enforce_open_job_limits
 from moyin.store.pages import Page, count_rows
+from moyin.store.reservations import end_reservation, insert_reservation
 from moyin.store.schema import job_texts, jobs
 from moyin.store.sql import Database, now
 
 __all__ = ["JobStore", "Launch", "NewJob"]
 
 _ANY_JOB = JobFilter()
+# A job that is cancelled, or too late, ends before its runs are booked, usually by a second. Its
+# reservation covers them until then.
+_LATE_RUNS = timedelta(seconds=30)
 # These statements are built once, since building one takes longer than executing it.
 _ATTEMPT = (jobs.c.id == sa.bindparam("job_id"), jobs.c.attempts == sa.bindparam("attempt"))
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id"))
@@ -110,6 +114,7 @@ class JobStore:
                     field="prompt_id",
                 )
             enforce_open_job_limits(connection, new.limits)
+            insert_reservation(connection, new.id, new.reservation, row["created_at"])
 
         try:
             await self._database.write(create)
@@ -132,6 +137,17 @@ class JobStore:
         """Return the owner's job with this idempotency key, or None if there is none."""
         row = await self._fetch_row_by_idempotency_key(owner, idempotency_key)
         return None if row is None else parse_job(row)
+
+    async def find_repeated(self, new: NewJob) -> Job | None:
+        """Return the job that an earlier request, identical to ``new``, has created, if any.
+
+        Raises:
+            IdempotencyMismatch, PromptIdTaken: as `create`.
+        """
+        try:
+            return await self._get_repeated(new)
+        except JobNotFound:
+            return None
 
     async def get_submitter(self, job_id: str) -> Identity:
         """Return the identity that submitted a job, with whose rights its steps run."""
@@ -286,6 +302,10 @@ class JobStore:
             statement = _SUCCEED if status is JobStatus.SUCCEEDED else _FINISH
             row = connection.execute(statement, values).mappings().first()
             if row is not None:
+                if row["reserved"]:
+                    is_late = status is not JobStatus.SUCCEEDED and row["started_at"] is not None
+                    due_at = moment + _LATE_RUNS if is_late else moment
+                    end_reservation(connection, job_id, due_at)
                 outputs = [artifact for result in results for artifact in result.artifacts]
                 insert_artifacts(connection, outputs, owner=row["owner"], job_id=job_id)
             return row
@@ -307,11 +327,18 @@ class JobStore:
         values = {"job_id": job_id, "attempt": attempt}
         await self._database.write(lambda c: c.execute(_CLEAR_CANCELLER, values))
 
-    async def reopen(self, owner: str, job_id: str, limits: Sequence[Limit] = ()) -> Job:
+    async def reopen(
+        self,
+        owner: str,
+        job_id: str,
+        limits: Sequence[Limit] = (),
+        reservation: JobReservation | None = None,
+    ) -> Job:
         """Queue a new attempt of a failed or cancelled job, which skips the finished steps.
 
         Args:
             limits: the caller's limits on open jobs.
+            reservation: what the caller's budgets hold for the renders of the attempt.
 
         Raises:
             JobNotFound: the owner has no such job.
@@ -340,7 +367,8 @@ class JobStore:
                 "dispatched": False,
                 "error": None,
                 "finished_at": None,
-                "queued_at": now(),
+                "queued_at": moment,
+                "reserved": reservation is not None,
                 # These values belong to the last attempt.
                 "started_at": None,
                 "record": None,
@@ -349,7 +377,9 @@ class JobStore:
             }
             connection.execute(change.values(values))
             enforce_open_job_limits(connection, limits)
+            insert_reservation(connection, job_id, reservation, moment)
 
+        moment = now()
         await self._database.write(reopen)
         return await self.find(job_id)
 

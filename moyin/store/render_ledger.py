@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.domain.operation import RENDER, Unit
 from moyin.domain.render_run import RenderAccount, RenderRun
 from moyin.errors import WorkerLost
+from moyin.store.reservations import add_cost
 from moyin.store.schema import jobs, usage
 from moyin.store.sql import Database, now
 from moyin.store.usage import UsageEntry, build_usage_row
@@ -23,7 +24,9 @@ _INSERT = {
     "postgresql": postgresql.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
 }
 # Columns of a run that was booked before its end and has been measured again.
-_MEASURED = ("quantity", "cost_nano_usd", "complete", "error")
+_MEASURED = ("quantity", "load_milliseconds", "cost_nano_usd", "complete", "error")
+# The newest rows of the ledger among which the last runs of a pool are looked for.
+_SCANNED = 10_000
 
 
 class RenderLedger:
@@ -51,13 +54,26 @@ class RenderLedger:
 
         await self._database.write(book_all)
 
+    async def list_recent_seconds(self, pool: str, limit: int = 100) -> list[float]:
+        """Return how long the last successful runs of a pool took, the oldest first."""
+        newest = sa.select(usage).order_by(usage.c.created_at.desc()).limit(_SCANNED).subquery().c
+        query = (
+            sa.select(newest.quantity)
+            .where(newest.operation == RENDER, newest.backend == f"render-{pool}", newest.complete)
+            .order_by(newest.created_at.desc())
+            .limit(limit)
+        )
+        milliseconds = await self._database.fetch_values(query)
+        return [value / 1000 for value in reversed(milliseconds)]
+
 
 def _book(
     connection: sa.Connection, run: RenderRun, account: RenderAccount, booked_at: datetime
 ) -> None:
     # The job's row is locked first: it is what two runs of a job share. Pruning may have deleted it.
     job = jobs.c.id == account.job_id
-    key = connection.execute(sa.select(jobs.c.key_id).where(job).with_for_update()).scalar()
+    columns = sa.select(jobs.c.key_id, jobs.c.reserved).where(job).with_for_update()
+    key, is_reserved = connection.execute(columns).one_or_none() or (None, True)
     row = build_usage_row(_build_entry(run, account, key), booked_at, run.id)
     insert = _INSERT[connection.dialect.name].returning(usage.c.id)
     added = row["cost_nano_usd"]
@@ -66,6 +82,8 @@ def _book(
     if added:
         change = jobs.update().where(job)
         connection.execute(change.values(render_nano_usd=jobs.c.render_nano_usd + added))
+        if is_reserved:
+            add_cost(connection, account.job_id, added, booked_at)
 
 
 def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
@@ -99,4 +117,6 @@ def _build_entry(run: RenderRun, account: RenderAccount, key_id: str | None) -> 
         operation=RENDER,
         unit=Unit.GPU_MILLISECONDS.value,
         quantity=round(Decimal(run.seconds) * 1000),
+        # An actor of an earlier version does not measure it.
+        load_milliseconds=round(getattr(run, "load_seconds", 0) * 1000),
     )

@@ -60,6 +60,8 @@ jobs = sa.Table(
     sa.Column("templates", sa.JSON(none_as_null=True), nullable=True),
     # What the ledger's rows of the job's renders cost in all attempts, in billionths of a dollar.
     sa.Column("render_nano_usd", sa.BigInteger, nullable=False, server_default="0"),
+    # Whether the current attempt has a row in `render_reservations`.
+    sa.Column("reserved", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at_id", "owner", "created_at", "id"),
     sa.Index("ix_jobs_owner_status_kind", "owner", "status", "kind", "created_at", "id"),
@@ -194,6 +196,8 @@ usage = sa.Table(
     sa.Column("operation", sa.String(32), nullable=True),
     sa.Column("unit", sa.String(16), nullable=True),
     sa.Column("quantity", sa.BigInteger, nullable=True),
+    # For renders: the part of the quantity in which nodes that load model files were executed.
+    sa.Column("load_milliseconds", sa.BigInteger, nullable=True),
     sa.Index("ix_usage_owner_created_at_id", "owner", "created_at", "id"),
     sa.Index("ix_usage_created_at_id", "created_at", "id"),
     sa.Index("ix_usage_owner_key_id", "owner", "key_id", "created_at", "id"),
@@ -209,6 +213,31 @@ usage = sa.Table(
         postgresql_where=sa.text("NOT complete"),
     ),
     sa.Index("ix_usage_request_id", "request_id"),
+)
+
+# What budgets in Valkey hold for the renders of jobs; each attempt of a job may have a row.
+render_reservations = sa.Table(
+    "render_reservations",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("job_id", sa.String(36), nullable=False),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("subjects", sa.JSON, nullable=False),
+    sa.Column("day", sa.String(10), nullable=False),
+    sa.Column("month", sa.String(7), nullable=False),
+    # In billionths of a dollar: the estimate, what budgets count, and what runs have cost.
+    sa.Column("reserved_nano", sa.BigInteger, nullable=False),
+    sa.Column("counted_nano", sa.BigInteger, nullable=False),
+    sa.Column("booked_nano", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("ended", sa.Boolean, nullable=False),
+    # When budgets must count another amount; null if they count the right one.
+    sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
+    # When budgets first counted the cost instead of the estimate.
+    sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Index("ix_render_reservations_job_id", "job_id", "created_at"),
+    sa.Index("ix_render_reservations_due_at", "due_at"),
+    sa.Index("ix_render_reservations_settled_at", "settled_at"),
 )
 
 organisations = sa.Table(

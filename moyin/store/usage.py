@@ -68,6 +68,7 @@ class UsageEntry:
         operation: kind of the call; None for chats and embeddings.
         unit: unit in which calls of this kind are counted; None if only tokens are.
         quantity: number of units.
+        load_milliseconds: for a render, the part of ``quantity`` in which models were loaded.
         created_at: the time when the entry was written; None before.
     """
 
@@ -86,6 +87,7 @@ class UsageEntry:
     operation: str | None = None
     unit: str | None = None
     quantity: int | None = None
+    load_milliseconds: int | None = None
     created_at: datetime | None = field(default=None, compare=False)
 
     @property

@@ -93,6 +93,7 @@ class UsageSum:
     cached_tokens: int
     output_tokens: int
     quantity: int
+    load_milliseconds: int
     cost_usd: Decimal
 
 
@@ -173,6 +174,7 @@ def _build_summing(
                 sa.func.sum(usage.c.cached_tokens),
                 sa.func.sum(usage.c.output_tokens),
                 sa.func.coalesce(sa.func.sum(usage.c.quantity), 0),
+                sa.func.coalesce(sa.func.sum(usage.c.load_milliseconds), 0),
                 sa.func.sum(usage.c.cost_nano_usd),
             )
             .where(*_build_conditions(calls))
@@ -187,7 +189,7 @@ def _build_summing(
 
 def _parse_sum(row: Sequence[Any], groups: int) -> UsageSum:
     band, is_embedding, is_complete, unit, *sums = row[groups:]
-    calls, read, cached, written, quantity, nano = map(int, sums)
+    calls, read, cached, written, quantity, loading, nano = map(int, sums)
     return UsageSum(
         group=tuple(row[:groups]),
         band=band,
@@ -199,6 +201,7 @@ def _parse_sum(row: Sequence[Any], groups: int) -> UsageSum:
         cached_tokens=cached,
         output_tokens=written,
         quantity=quantity,
+        load_milliseconds=loading,
         cost_usd=nano_to_usd(nano),
     )
 

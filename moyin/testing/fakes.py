@@ -7,6 +7,8 @@ from typing import Any
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
+from moyin.domain.job import JobSpec
+from moyin.domain.limits import JobReservation
 from moyin.errors import InvalidKey, InvalidToken
 from moyin.http.breaker import BreakerState
 from moyin.store.render_cache import CachedRender, CacheRules
@@ -42,6 +44,23 @@ class PermissiveGraphGuard:
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         return True
+
+
+class NothingHeld:
+    """An implementation of `moyin.jobs.ports.HeldMoney` for a job that costs nothing."""
+
+    reservation: JobReservation | None = None
+
+    def release(self) -> None: ...
+
+
+class FreeBudgets:
+    """An implementation of `moyin.jobs.ports.JobBudgets` for renders that cost nothing."""
+
+    async def reserve(
+        self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
+    ) -> NothingHeld:
+        return NothingHeld()
 
 
 class InMemoryNamedFiles:

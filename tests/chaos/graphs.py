@@ -22,6 +22,15 @@ def sleepy(seconds: float, color: int) -> dict[str, Any]:
     return graph
 
 
+def busy(seconds: float, color: int, *, fails: bool = False) -> dict[str, Any]:
+    """A picture that `tests.chaos.busy` can measure; see `tests.nodes`."""
+    graph = picture(color)
+    inputs = {"image": ["1", 0], "seconds": seconds, "fails": fails}
+    graph["3"] = {"class_type": "Busy", "inputs": inputs}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    return graph
+
+
 def hungry(share: float, model: str) -> dict[str, Any]:
     """A node that runs out of memory with less than ``share`` of a card; see `tests.nodes`."""
     inputs = {"share": share, "model_name": model}

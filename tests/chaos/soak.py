@@ -86,9 +86,15 @@ class Report:
 
 
 @asynccontextmanager
-async def farm(comfyui: ComfyUI, folder: Path, actors: int) -> AsyncIterator[RunningStack]:
-    """A stack with as many ComfyUIs on one logical card; nothing of it is left at the end."""
-    env = farm_env(comfyui, folder)
+async def farm(
+    comfyui: ComfyUI, folder: Path, actors: int, **more: Any
+) -> AsyncIterator[RunningStack]:
+    """A stack with as many ComfyUIs on one logical card; nothing of it is left at the end.
+
+    Args:
+        more: more of the render pool's ``args``.
+    """
+    env = farm_env(comfyui, folder, **more)
     path = Path(env["MOYIN_SERVE_CONFIG"])
     config = yaml.safe_load(path.read_text())
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]

@@ -80,6 +80,7 @@ class Output:
     cost_usd: float = 0.0
     cached: bool = False
     gpu_seconds: float | None = None
+    load_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

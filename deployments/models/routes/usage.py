@@ -208,6 +208,7 @@ def _add_up(
         "cached_tokens": sum(item.cached_tokens for item in sums),
         "output_tokens": sum(item.output_tokens for item in sums),
         "units": dict(_add_units(sums)),
+        "load_milliseconds": sum(item.load_milliseconds for item in sums),
         "cost_usd": f"{sum(item.cost_usd for item in sums):f}",
         "render_cost_usd": f"{sum(item.cost_usd for item in renders):f}",
         "dearest_cost_usd": None if pico is None else format_usd(pico),

@@ -24,7 +24,8 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.access.gatekeeper.budgets import BudgetReader, build_budget_state, build_key
-from moyin.domain.limits import Limit
+from moyin.access.gatekeeper.job_reservations import JobReservationCounter
+from moyin.domain.limits import JobReservation, Limit
 from moyin.errors import BudgetExceeded, LimitExceeded, RateLimited, ServiceUnavailable
 from moyin.settings import Settings
 from moyin.store.valkey import ValkeyConnection
@@ -56,6 +57,7 @@ class RequestMeter:
 
     Attributes:
         budgets: reads what is spent and reserved.
+        job_reservations: changes what jobs have reserved.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class RequestMeter:
             )
         )
         self.budgets = BudgetReader(self._redis)
+        self.job_reservations = JobReservationCounter(self._redis)
         folder = files("moyin.access.gatekeeper") / "scripts"
         self._admit = self._redis.register_script((folder / "admit.lua").read_text())
         self._settle = self._redis.register_script((folder / "settle.lua").read_text())
@@ -178,6 +181,7 @@ class Admission:
 
     def __init__(self, meter: RequestMeter, limits: Sequence[Limit], owner: str) -> None:
         self._meter = meter
+        self._owner = owner
         self._limits = [limit for limit in limits if limit.limits_requests]
         # All keys have one hash tag, so that a cluster keeps them on one node.
         self._keys = [
@@ -244,6 +248,24 @@ class Admission:
             raise self._create_error(*rest)
         self.headers = _build_headers(*rest)
         self._hold(tokens)
+
+    def build_job_reservation(self, usd: Decimal) -> JobReservation | None:
+        """Describe what `reserve` reserved in budgets, for a job that keeps it.
+
+        Such an admission is not released unless the job is refused. The result is None if nothing
+        was reserved, because Valkey was unavailable and the settings allow requests then.
+        """
+        if not self._held:
+            return None
+        day, month = self._period
+        return JobReservation(
+            id=self.lease,
+            owner=self._owner,
+            subjects=tuple(limit.subject for limit in self._limits if limit.has_budget),
+            usd=usd,
+            day=day,
+            month=month,
+        )
 
     def record(self, usd: Decimal, tokens: int) -> None:
         """Add to the actual cost of the request, in US dollars and tokens."""

@@ -93,6 +93,7 @@ def render_job_detail(
             cost_usd=float(result.cost_usd),
             cached=result.cached,
             gpu_seconds=result.gpu_seconds,
+            load_seconds=result.load_seconds,
         )
         for result, output in zip(job.results, outputs, strict=True)
     ]

@@ -233,6 +233,10 @@ class OutputBody(BaseModel):
         description="For a render, the seconds for which it occupied its renderer, including loading "
         "models; null for other steps."
     )
+    load_seconds: float | None = Field(
+        description="The part of `gpu_seconds` in which nodes that load model files were executed; null "
+        "for other steps."
+    )
 
 
 class ChildBody(BaseModel):

@@ -21,11 +21,13 @@ from moyin.system.bounded import BoundedDict
 NODES_PATH = "/object_info"
 # The path at which a pool returns its rules for graphs; ComfyUI has no such path.
 RULES_PATH = "/moyin/rules"
+# The path at which a pool returns its `RenderTariff`.
+TARIFF_PATH = "/moyin/tariff"
 FRESH_RESPONSE_SECONDS = 10.0
 # How long a request waits for a new response before the cached one is returned.
 MAX_REFRESH_WAIT_SECONDS = 0.5
-# Paths whose responses are also written to disk.
-_PATHS_ON_DISK = (NODES_PATH, RULES_PATH)
+# Paths whose responses are also written to disk, and the endings of their files.
+_PATHS_ON_DISK = {NODES_PATH: "", RULES_PATH: ".rules", TARIFF_PATH: ".tariff"}
 _REMEMBERED = 128
 # Files of node packages, of which a page of the frontend loads many. Large files are not cached.
 _FILE_PATHS = "/extensions/"
@@ -197,7 +199,7 @@ class PoolResponseCache:
     def _find_file(self, pool: str, path: str) -> Path | None:
         if self._folder is None or path not in _PATHS_ON_DISK:
             return None
-        kind = "" if path == NODES_PATH else ".rules"
+        kind = _PATHS_ON_DISK[path]
         return self._folder / f"{hashlib.sha256(pool.encode()).hexdigest()[:16]}{kind}.json"
 
 

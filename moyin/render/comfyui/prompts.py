@@ -19,6 +19,7 @@ from moyin.domain.renderer import (
 from moyin.errors import MoyinError
 from moyin.render.comfyui.preview_publisher import PreviewPublisher
 from moyin.render.comfyui.relay import Relay
+from moyin.render.protocol.graph import find_model_files
 from moyin.render.protocol.response import ProgressMeter, is_last_event
 from moyin.render.protocol.wire import EventMessage
 
@@ -39,6 +40,7 @@ class RunningPrompt:
         is_submitted: whether the prompt has been submitted to ComfyUI.
         is_cancelled: whether a caller has cancelled the prompt.
         has_begun: whether ComfyUI has sent the event that the execution has begun.
+        loader_nodes: ids of the nodes that load model files.
         should_poll: set when the renderer should request the prompt's state from ComfyUI.
     """
 
@@ -56,6 +58,9 @@ class RunningPrompt:
         self.is_submitted = False
         self.is_cancelled = False
         self.has_begun = False
+        self.loader_nodes = frozenset(
+            node_id for node_id, node in request.graph.items() if find_model_files({node_id: node})
+        )
         self.should_poll = asyncio.Event()
         self._meter = ProgressMeter(request.graph)
         self._is_started = False

@@ -439,8 +439,18 @@ class ComfyRenderer:
         if prompt_id is not None:
             self._last_event = time.monotonic()
             if prompt_id in self._active_prompts:
-                self._active_prompts[prompt_id][0].process_event(message)
+                self._process_prompt_event(self._active_prompts[prompt_id][0], message)
         self._enqueue_for_relay(prompt_id, message)
+
+    def _process_prompt_event(self, prompt: RunningPrompt, message: EventMessage) -> None:
+        prompt.process_event(message)
+        if message.type == "executing":
+            # Null after the last node.
+            node = message.data.get("node")
+            self._journal.record_node(
+                prompt.request.prompt_id,
+                loads_models=isinstance(node, str) and node in prompt.loader_nodes,
+            )
 
     def _on_binary(self, frame: bytes) -> None:
         prompt_id = parse_image_metadata(frame)[0].get("prompt_id")

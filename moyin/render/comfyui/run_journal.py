@@ -24,6 +24,9 @@ class _Measurement:
     account: RenderAccount | None
     begun_at: float
     ended_at: float | None = None
+    # Since when a node that loads model files is executed, and how long others were.
+    loading_since: float | None = None
+    loaded_seconds: float = 0
 
 
 class RunJournal:
@@ -48,8 +51,14 @@ class RunJournal:
             yield
         finally:
             # The prompt may have been ended meanwhile, for example because the process was lost.
+            self._end(run)
+
+    def record_node(self, prompt_id: str, *, loads_models: bool) -> None:
+        """Record that the prompt's next node is executed, or that none is any more."""
+        for run in self._open.get(prompt_id, ())[-1:]:
             if run.ended_at is None:
-                run.ended_at = self._clock()
+                run.loaded_seconds = self._measure_loading(run)
+                run.loading_since = self._clock() if loads_models else None
 
     def end_prompt(
         self, prompt_id: str, *, pictures: int = 0, error: str | None = None
@@ -60,8 +69,7 @@ class RunJournal:
         """
         runs = self._open.pop(prompt_id, [])
         for run in runs:
-            if run.ended_at is None:
-                run.ended_at = self._clock()
+            self._end(run)
         last = len(runs) - 1
         ended = tuple(
             RenderRun(
@@ -69,6 +77,7 @@ class RunJournal:
                 prompt_id=prompt_id,
                 account=run.account,
                 seconds=self._measure_seconds(run),
+                load_seconds=self._measure_loading(run),
                 pictures=pictures if number == last else 0,
                 error=error if number == last else StepFailed.code,
             )
@@ -93,6 +102,7 @@ class RunJournal:
                 prompt_id=prompt_id,
                 account=run.account,
                 seconds=self._measure_seconds(run),
+                load_seconds=self._measure_loading(run),
                 is_ended=False,
             )
             for prompt_id, runs in self._open.items()
@@ -105,6 +115,16 @@ class RunJournal:
         """Forget runs that have been booked."""
         for run_id in run_ids:
             self._unsettled.pop(run_id, None)
+
+    def _end(self, run: _Measurement) -> None:
+        if run.ended_at is None:
+            run.ended_at = self._clock()
+
+    def _measure_loading(self, run: _Measurement) -> float:
+        if run.loading_since is None:
+            return run.loaded_seconds
+        until = self._clock() if run.ended_at is None else run.ended_at
+        return run.loaded_seconds + until - run.loading_since
 
     def _measure_seconds(self, run: _Measurement) -> float:
         return (self._clock() if run.ended_at is None else run.ended_at) - run.begun_at

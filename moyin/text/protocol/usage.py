@@ -144,6 +144,7 @@ class CallBody(BaseModel):
                 "operation": None,
                 "unit": None,
                 "quantity": None,
+                "load_milliseconds": None,
                 "cost_usd": "0.0008312",
                 "created_at": "2026-11-28T09:30:00.250000Z",
             }
@@ -168,6 +169,10 @@ class CallBody(BaseModel):
     )
     unit: Unit | None = Field(description="What such calls are counted by, besides tokens.")
     quantity: int | None = Field(description="The number of units.")
+    load_milliseconds: int | None = Field(
+        description="For renders, the part of the `quantity` in which nodes that load model files were "
+        "executed."
+    )
     cost_usd: str
     created_at: datetime | None
 
@@ -190,6 +195,10 @@ class UsageBody(BaseModel):
     units: dict[Unit, int] = Field(
         description="What calls besides chats and embeddings used, such as seconds of audio.",
         examples=[{"seconds": 90}],
+    )
+    load_milliseconds: int = Field(
+        description="The part of the `gpu_milliseconds` in which nodes that load model files were "
+        "executed."
     )
     cost_usd: str
     render_cost_usd: str = Field(description="The part of `cost_usd` that renders cost.")
@@ -231,7 +240,10 @@ class BudgetBody(BaseModel):
     of: str = Field(description="`key`, `user` or `owner`, which is the tenant.")
     limit_usd: str
     spent_usd: str
-    reserved_usd: str = Field(description="The maximum cost of calls that are running.")
+    reserved_usd: str = Field(
+        description="The maximum cost of calls that are running, and the estimated cost of the renders of jobs "
+        "that have not ended."
+    )
     left_usd: str
     resets_at: datetime
 
@@ -269,6 +281,7 @@ def build_call(entry: UsageEntry) -> CallBody:
         operation=_parse_operation(entry.operation),
         unit=None if entry.unit is None else Unit(entry.unit),
         quantity=entry.quantity,
+        load_milliseconds=entry.load_milliseconds,
         cost_usd=f"{entry.cost_usd:f}",
         created_at=entry.created_at,
     )

@@ -22,7 +22,10 @@ import redis.asyncio as redis
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.domain.job import JobStatus
 from moyin.domain.limits import Limit
+from moyin.domain.render_run import RenderPrice, RenderTariff
+from moyin.domain.serialization import encode
 from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
+from moyin.render.comfyui.pool_client import TARIFF_PATH
 from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
@@ -379,3 +382,37 @@ async def test_no_more_jobs_are_open_than_may_be(farm: Farm) -> None:
         assert response.status == 202
     assert await farm.jobs.finish(opened[0], 1, JobStatus.CANCELLED, None)
     await farm.submit(job)
+
+
+async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
+    # A render costs a dollar.
+    price = RenderPrice(usd_per_picture=Decimal(1))
+    farm.pools_say.said[TARIFF_PATH] = encode(RenderTariff(price=price))
+    graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
+    job = {"kind": "render", "workflow": graph}
+    await LimitStore(farm.database).set(Limit(subject="owner:ann", usd_per_day=Decimal(3)))
+    first = (await farm.submit(job))["id"]
+    async with farm.client.post("/prompt", json={"prompt": graph}) as response:
+        assert response.status == 200, await response.text()
+    sweep = {"sweep": {"inputs.seed": [1, 2]}}
+    batch = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}, "batch": sweep}
+    pipeline = {"kind": "pipeline", "steps": [job, job]}
+    for body in (pipeline, batch):
+        async with farm.client.post("/jobs", json=body) as response:
+            refused = await response.json()
+            assert (response.status, refused["code"]) == (402, "budget_exceeded")
+            amounts = (refused["of"], refused["reserved_usd"], refused["left_usd"])
+            assert amounts == ("owner", "2", "1")
+    await farm.submit(job)
+    async with farm.client.post("/prompt", json={"prompt": graph}) as response:
+        refused = await response.json()
+        assert (response.status, refused["error"]["type"]) == (402, "budget_exceeded")
+    async with farm.client.post("/api/v2/jobs", json={"workflow": graph}) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (
+            402, "insufficient_credits"
+        )  # fmt: skip
+    # What costs nothing is not bound, and neither are others.
+    await farm.submit({"kind": "http", "request": {"path": "/svc/x"}})
+    async with farm.other.post("/jobs", json=job) as response:
+        assert response.status == 202
+    assert (await farm.show(first))["status"] in ("queued", "running")

@@ -23,6 +23,7 @@ from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.frontend import FrontendFiles
 from moyin.access.gatekeeper import create_authenticator
 from moyin.access.gatekeeper.identity import create_service_token_factory
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
 from moyin.comfy_api.admission import GraphAdmission
@@ -33,6 +34,7 @@ from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.previews import PreviewFeed
@@ -294,8 +296,10 @@ class Farm:
             await preview_hub.close()
             await hub.close()
             await frame_hub.close()
+            await meter.close()
 
         artifacts = ArtifactStore(self.database)
+        meter = RequestMeter(self._valkey.url)
         node_info = NodeInfoCache(self.pools_say, fresh=0.0)
         admission = GraphAdmission(node_info)
         prompts = PromptStore(self.database)
@@ -316,6 +320,7 @@ class Farm:
             launcher=self.launcher,
             validator=self.validator,
             guard=admission,
+            budgets=RenderBudgets(meter, node_info),
             pools=self.pools,
             networks=AllowedNetworks(self.networks),
         )

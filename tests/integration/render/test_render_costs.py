@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import signal
 import time
@@ -16,8 +18,11 @@ from temporalio.client import WorkflowFailureError
 from moyin.render.comfyui.install import ComfyUI
 from moyin.store.usage import UsageEntry
 from moyin.store.usage_reports import CallFilter, GroupBy, PriceClasses, UsageReports
+from tests.chaos import victims
+from tests.chaos.busy import list_executions
+from tests.chaos.graphs import busy
 from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
-from tests.integration.render.fixtures import comfyui_processes, failing, sleepy
+from tests.integration.render.fixtures import comfyui_processes, upscaled, write_models
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 from tests.stack import Measured
@@ -27,6 +32,8 @@ pytestmark = pytest.mark.timeout(500)
 # A render occupies half of a GPU, an hour of which costs 1,000 US dollars.
 _PRICE: dict[str, Any] = {"gpus": 0.5, "usd_per_gpu_hour": Decimal(1000)}
 _USD_PER_SECOND = Decimal(500) / 3600
+_MODEL = "model.safetensors"
+_colors = itertools.count(0x300000)
 
 
 async def test_renders_cost_their_measured_time_once(
@@ -41,7 +48,9 @@ async def test_renders_cost_their_measured_time_once(
     async with render_farm(
         comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, nodes
     ) as (farm, _):
-        pool = await farm.deploy(actors=1, **_PRICE)
+        models = tmp_path / "models"
+        await asyncio.to_thread(write_models, farm.comfyui.python, models, _MODEL)
+        pool = await farm.deploy(models, actors=1, **_PRICE)
         await farm.ready(pool, 1)
         jobs = [
             await _cost_is_time_and_a_repeated_graph_is_free(farm, measured),
@@ -49,7 +58,10 @@ async def test_renders_cost_their_measured_time_once(
             await _cancelled_render_costs(farm),
             await _replica_is_killed(farm, pool),
             await _comfyui_is_killed(farm),
+            await _actor_is_killed(farm, pool),
         ]
+        loaded = await _loading_is_shown_apart(farm)
+        jobs.append(loaded)
         costs = [(await farm.jobs.find(job_id)).cost_usd for job_id in jobs]
         sums = await UsageReports(farm.database).sum_calls(
             CallFilter(owner=OWNER), [GroupBy.OPERATION], PriceClasses()
@@ -59,6 +71,16 @@ async def test_renders_cost_their_measured_time_once(
         seconds = Decimal(sum(item.quantity for item in sums)) / 1000
         assert abs(sum(costs) - seconds * _USD_PER_SECOND) < Decimal("0.01")
 
+        rows, _ = await UsageReports(farm.database).list_calls(CallFilter(owner=OWNER), limit=200)
+        executions = list_executions(farm.settings.data)
+        assert len([row for row in rows if row.request_id != loaded]) == len(executions)
+        assert [execution.ended for execution in executions].count(False) == 2
+        # By ComfyUI's own clock no second was forgotten, but for the actor that was lost.
+        slept = sum(execution.seconds for execution in executions)
+        assert float(seconds) > slept - 3
+        assert 0 < sum(item.load_milliseconds for item in sums) < 1000 * seconds
+        measured(f"renders of {slept:.2f} s by ComfyUI's clock were booked with {seconds:.2f} s")
+
 
 async def _rows(farm: RenderFarm, job_id: str) -> list[UsageEntry]:
     rows, _ = await UsageReports(farm.database).list_calls(CallFilter(owner=OWNER), limit=200)
@@ -66,7 +88,7 @@ async def _rows(farm: RenderFarm, job_id: str) -> list[UsageEntry]:
 
 
 async def _cost_is_time_and_a_repeated_graph_is_free(farm: RenderFarm, measured: Measured) -> str:
-    graph = sleepy(2)
+    graph = busy(2, next(_colors))
     began = time.monotonic()
     job_id = await farm.submit(graph)
     result = await farm.result(job_id)
@@ -80,6 +102,8 @@ async def _cost_is_time_and_a_repeated_graph_is_free(farm: RenderFarm, measured:
     assert (row.cost_usd, row.quantity) == (result.cost_usd, round(result.gpu_seconds * 1000))
     assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
 
+    assert (row.load_milliseconds, result.load_seconds) == (0, 0)
+
     again = await farm.submit(graph)
     cached = await farm.result(again)
     assert (cached.cached, cached.cost_usd, cached.gpu_seconds) == (True, 0, 0)
@@ -88,7 +112,7 @@ async def _cost_is_time_and_a_repeated_graph_is_free(farm: RenderFarm, measured:
 
 
 async def _failed_render_costs(farm: RenderFarm) -> str:
-    job_id = await farm.submit(failing())
+    job_id = await farm.submit(busy(1, next(_colors), fails=True))
     with pytest.raises(WorkflowFailureError):
         await farm.result(job_id)
     [row] = await _rows(farm, job_id)
@@ -105,7 +129,7 @@ async def _until_comfyui_has_it(farm: RenderFarm, job_id: str) -> None:
 
 
 async def _cancelled_render_costs(farm: RenderFarm) -> str:
-    job_id = await farm.submit(sleepy(30))
+    job_id = await farm.submit(busy(30, next(_colors)))
     await _until_comfyui_has_it(farm, job_id)
     await farm.cancel(job_id)
 
@@ -119,7 +143,7 @@ async def _cancelled_render_costs(farm: RenderFarm) -> str:
 
 
 async def _replica_is_killed(farm: RenderFarm, pool: Any) -> str:
-    job_id = await farm.submit(sleepy(8))
+    job_id = await farm.submit(busy(8, next(_colors)))
     await _until_comfyui_has_it(farm, job_id)
     replicas = with_lines(psutil.Process().children(recursive=True))
     [victim] = [p for p, line in replicas if "ray::ServeReplica" in line and "RenderPool" in line]
@@ -134,7 +158,7 @@ async def _replica_is_killed(farm: RenderFarm, pool: Any) -> str:
 
 
 async def _comfyui_is_killed(farm: RenderFarm) -> str:
-    job_id = await farm.submit(sleepy(6))
+    job_id = await farm.submit(busy(6, next(_colors)))
     await _until_comfyui_has_it(farm, job_id)
     for pid in comfyui_processes(farm.settings.data):
         os.kill(pid, signal.SIGKILL)
@@ -143,4 +167,36 @@ async def _comfyui_is_killed(farm: RenderFarm) -> str:
     assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]
     assert (await farm.jobs.find(job_id)).cost_usd == sum(row.cost_usd for row in rows)
     assert sum(row.cost_usd for row in rows) > result.cost_usd
+    return job_id
+
+
+async def _actor_is_killed(farm: RenderFarm, pool: Any) -> str:
+    job_id = await farm.submit(busy(6, next(_colors)))
+    await _until_comfyui_has_it(farm, job_id)
+
+    async def is_seen() -> bool:
+        # The pool books what it saw last of an actor that is lost.
+        actors = (await pool.status.remote())["actors"]
+        return any(job_id in actor["renderer"]["running"] for actor in actors.values())
+
+    await eventually(is_seen, 60)
+    workers = with_lines(psutil.Process().children(recursive=True))
+    [actor] = [process for process, line in workers if victims.actor(line)]
+    actor.kill()
+    result = await farm.result(job_id)
+    rows = await _rows(farm, job_id)
+    assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]
+    assert (await farm.jobs.find(job_id)).cost_usd == sum(row.cost_usd for row in rows)
+    assert sum(row.cost_usd for row in rows) > result.cost_usd
+    return job_id
+
+
+async def _loading_is_shown_apart(farm: RenderFarm) -> str:
+    job_id = await farm.submit(upscaled(_MODEL))
+    result = await farm.result(job_id)
+    assert result.gpu_seconds is not None
+    assert result.load_seconds is not None
+    assert 0 < result.load_seconds < result.gpu_seconds - 0.3
+    [row] = await _rows(farm, job_id)
+    assert row.load_milliseconds == round(result.load_seconds * 1000)
     return job_id

@@ -91,7 +91,7 @@ async def test_requests_are_listed_by_pages_and_filters(models_app: ModelsApp, e
         "backend": "at-cheap", "model": "cheap", "status": "failed", "complete": False,
         "error": "backend_timeout", "input_tokens": 1_000, "cached_tokens": 400,
         "output_tokens": 100, "cost_usd": "0.000000001", "operation": None, "unit": None,
-        "quantity": None,
+        "quantity": None, "load_milliseconds": None,
     }  # fmt: skip
     _, [one] = 0, (await get(models_app, "requests?key=k2&backend=at-dear", eve))[1]["requests"]
     assert one["request_id"] == "second"

@@ -245,3 +245,23 @@ async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
     known = await node_info.fetch_input_rules("a", {"Load", "New"})
     assert known is not None and known.keys() == {"Load", "New"}
     assert await node_info.fetch_input_rules("b", {"Load"}) is None
+
+
+TARIFF = {"price": {"usd_per_gpu_hour": "3600"}, "seconds": 2.0, "shapes": {}}
+
+
+async def test_tariff_of_a_pool_that_went_down_stays_known(tmp_path: Path) -> None:
+    pools = FakePools(a=TARIFF, b=None)
+    node_info = NodeInfoCache(pools, folder=tmp_path, fresh=0.0)
+    assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2
+    del pools.responses["a"]
+    assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2
+    restarted = NodeInfoCache(pools, folder=tmp_path)
+    assert (await restarted.fetch_tariff("a")).estimate_cost("x", 1) == 2
+
+
+async def test_unknown_tariff_is_an_error_and_not_free() -> None:
+    node_info = NodeInfoCache(FakePools(a=None))
+    for pool in ("a", "b"):
+        with pytest.raises(ServiceUnavailable):
+            await node_info.fetch_tariff(pool)

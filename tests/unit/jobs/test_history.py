@@ -26,7 +26,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.testing.fakes import InMemoryNamedFiles, PermissiveGraphGuard
+from moyin.testing.fakes import FreeBudgets, InMemoryNamedFiles, PermissiveGraphGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")
@@ -83,6 +83,7 @@ class Rig:
             launcher=idle,
             validator=idle,
             guard=PermissiveGraphGuard("default"),
+            budgets=FreeBudgets(),
             pools=["default"],
             networks=AllowedNetworks(),
         )

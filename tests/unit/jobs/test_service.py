@@ -32,7 +32,7 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.testing.fakes import InMemoryNamedFiles, PermissiveGraphGuard
+from moyin.testing.fakes import FreeBudgets, InMemoryNamedFiles, PermissiveGraphGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")
@@ -103,6 +103,7 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
         launcher=idle,
         validator=idle,
         guard=PermissiveGraphGuard("default"),
+        budgets=FreeBudgets(),
         pools=["default"],
         networks=AllowedNetworks(),
     )

@@ -9,7 +9,7 @@ from alembic import op
 from moyin.errors import StackError
 
 revision = "0021"
-down_revision = "0018"
+down_revision = "0020"
 
 _SQLITE = (
     # The words are in `job_texts` only, and their positions are not needed.

@@ -35,6 +35,8 @@ from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.protocol.shape import compute_shape
+from moyin.render.run_times import RunTimes
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id, generate_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
@@ -97,6 +99,7 @@ class Bench:
         status_writer: Any = self.steps
         unused: Any = None
         limits = LimitStore(self.database)
+        self.run_times = RunTimes(60)
         self.activities = RenderActivities(
             pool=self.pool,
             services=JobServices(
@@ -115,6 +118,7 @@ class Bench:
             result_cache=RenderResultCache(self.cache, self.blobs, CacheRules(kind="k")),
             guard=RenderGuard("default", PoolRules(), limits),
             bookkeeper=RunBookkeeper(RenderLedger(self.database)),
+            run_times=self.run_times,
             price=RenderPrice(usd_per_gpu_hour=Decimal(36)),
         )
 
@@ -452,6 +456,17 @@ async def test_render_costs_its_time_and_a_repeated_activity_costs_nothing(bench
     assert (row.cost_usd, row.complete) == (Decimal("0.025"), True)
     await bench.jobs.record_step(JOB, 1, results[0])
     assert (await bench.jobs.find(JOB)).cost_usd == Decimal("0.025")
+
+
+async def test_estimate_follows_the_last_renders_of_a_graph(bench: Bench) -> None:
+    await create_job(bench)
+    bench.renderer.seconds = 2.5
+    await bench.run(GRAPH)
+    tariff = bench.run_times.build_tariff(RenderPrice(usd_per_gpu_hour=Decimal(36)))
+    assert tariff.estimate_cost(compute_shape(GRAPH), 1) == Decimal("0.025")
+    # A restarted pool knows no shapes, but its last runs.
+    assert await RenderLedger(bench.database).list_recent_seconds("default") == [2.5]
+    assert await RenderLedger(bench.database).list_recent_seconds("other") == []
 
 
 async def test_failed_renders_cost_their_time(bench: Bench) -> None:

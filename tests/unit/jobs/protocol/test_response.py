@@ -54,7 +54,7 @@ def test_a_job_shows_its_outputs_but_not_its_owner_or_blobs() -> None:
                 "size": 1}  # fmt: skip
     assert shown["outputs"] == [
         {"step": 0, "text": "hi", "body": {"a": 1}, "artifacts": [artifact], "backend": "b",
-         "cost_usd": 0.25, "cached": False, "gpu_seconds": None},
+         "cost_usd": 0.25, "cached": False, "gpu_seconds": None, "load_seconds": None},
     ]  # fmt: skip
     assert shown["artifacts"] == [artifact]
     assert shown["cost_usd"] == 0.25

@@ -75,3 +75,20 @@ def test_run_without_a_price_is_not_kept_for_booking() -> None:
         assert journal.list_unsettled() == ()
     [run] = journal.end_prompt("q")
     assert (run.cost_usd, journal.list_unsettled()) == (0, ())
+
+
+def test_loading_is_the_time_of_nodes_that_load_models() -> None:
+    clock = Clock()
+    journal = RunJournal(clock)
+    with journal.measure(REQUEST):
+        for seconds, loads in ((1, False), (2, True), (4, True), (8, False), (16, True)):
+            journal.record_node("p", loads_models=loads)
+            clock.now += seconds
+        [run] = journal.list_unsettled()
+        assert (run.seconds, run.load_seconds) == (31, 22)
+    clock.now += 32
+    # An event that comes late changes nothing.
+    journal.record_node("p", loads_models=False)
+    journal.record_node("unknown", loads_models=True)
+    [ended] = journal.end_prompt("p")
+    assert (ended.seconds, ended.load_seconds) == (31, 22)

@@ -60,6 +60,7 @@ def usage_sum(
         cached_tokens=0,
         output_tokens=0,
         quantity=0 if unit is None else 1,
+        load_milliseconds=0,
         cost_usd=cost_usd,
     )
 

@@ -1,0 +1,180 @@
+"""Reserves the estimated cost of a job's renders in budgets, and replaces it by the actual cost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from decimal import Decimal
+from typing import Protocol
+
+from moyin.access.gatekeeper.job_reservations import JobReservationCounter
+from moyin.access.gatekeeper.limits import Admission, RequestMeter
+from moyin.domain.identity import Identity
+from moyin.domain.job import JobSpec, StepKind, apply_batch_patch
+from moyin.domain.limits import JobReservation, Limit
+from moyin.domain.render_run import RenderTariff
+from moyin.errors import ServiceUnavailable
+from moyin.render.protocol.shape import combine_hashes, estimate_pictures, hash_node
+from moyin.store.reservations import ReservationStore
+from moyin.store.sql import Database
+
+_log = logging.getLogger(__name__)
+_DELETION_SECONDS = 600.0
+
+
+class Tariffs(Protocol):
+    """The interface that knows what renders of a pool cost."""
+
+    async def fetch_tariff(self, pool: str) -> RenderTariff:
+        """Return the pool's prices and estimates; raise ServiceUnavailable if they are unknown."""
+        ...
+
+
+class HeldBudget:
+    """The reservation of a job that is not accepted yet.
+
+    Attributes:
+        reservation: what the job's row keeps; None if the budgets hold nothing for it.
+    """
+
+    def __init__(self, admission: Admission | None = None, usd: Decimal = Decimal(0)) -> None:
+        self._admission = admission
+        self.reservation: JobReservation | None = None
+        if admission is not None:
+            self.reservation = admission.build_job_reservation(usd)
+
+    def release(self) -> None:
+        """Return the money in the background, because the job was not accepted."""
+        if self._admission is not None:
+            self._admission.release()
+
+
+class RenderBudgets:
+    """Reserves money for the renders of jobs in the budgets that text uses as well."""
+
+    def __init__(self, meter: RequestMeter, tariffs: Tariffs) -> None:
+        self._meter = meter
+        self._tariffs = tariffs
+
+    async def reserve(
+        self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
+    ) -> HeldBudget:
+        """Reserve the estimated cost of the job's renders in all budgets of the caller.
+
+        Args:
+            done: the indexes of steps that do not run again.
+
+        Raises:
+            BudgetExceeded: the rest of a budget does not cover the estimate.
+            ServiceUnavailable: the pool's prices are unknown, or Valkey is unavailable and the
+                settings refuse requests then.
+        """
+        budgets = [
+            Limit(
+                subject=limit.subject,
+                usd_per_day=limit.usd_per_day,
+                usd_per_month=limit.usd_per_month,
+            )
+            for limit in caller.limits
+            if limit.has_budget
+        ]
+        usd = await self._estimate_cost(spec, done) if budgets else Decimal(0)
+        if not usd:
+            return HeldBudget()
+        return HeldBudget(await self._meter.admit(budgets, owner=caller.owner, usd=usd), usd)
+
+    async def _estimate_cost(self, spec: JobSpec, done: Collection[int]) -> Decimal:
+        pools = {step.pool for step in spec.steps if step.kind is StepKind.RENDER}
+        tariffs = {pool: await self._tariffs.fetch_tariff(pool) for pool in sorted(pools)}
+        if all(tariff.price is None for tariff in tariffs.values()):
+            return Decimal(0)
+        costs = (
+            tariffs[pool].estimate_cost(shape, pictures)
+            for index, pool, shape, pictures in _list_renders(spec)
+            if index not in done
+        )
+        return sum(costs, Decimal(0))
+
+
+def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
+    """Yield the index, the pool, the shape and the estimated pictures of each render."""
+    base = spec.base
+    hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
+    base_pictures = 0 if base is None else estimate_pictures(base)
+    for index, step in enumerate(spec.steps):
+        if step.kind is not StepKind.RENDER:
+            continue
+        if base is None:
+            shape = combine_hashes(map(hash_node, step.payload.values()))
+            yield index, step.pool, shape, estimate_pictures(step.payload)
+            continue
+        # The other nodes of a batch's child are those of all children.
+        changed = apply_batch_patch({name: base[name] for name in step.payload}, step.payload)
+        own = {name: hash_node(node) for name, node in changed.items()}
+        shape = combine_hashes({**hashes, **own}.values())
+        yield index, step.pool, shape, max(base_pictures, estimate_pictures(changed))
+
+
+class BudgetSettler:
+    """Makes budgets count what the renders of jobs have cost instead of what was reserved.
+
+    Of any number of processes, one works at a time. What one leaves undone, the next repeats.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        counter: JobReservationCounter,
+        *,
+        interval: timedelta = timedelta(seconds=2),
+    ) -> None:
+        self._database = database
+        self._store = ReservationStore(database)
+        self._counter = counter
+        self._interval = interval.total_seconds()
+
+    async def run(self) -> None:
+        """Settle repeatedly until cancelled, also after errors and outages."""
+        deleted_at = time.monotonic()
+        while True:
+            try:
+                while await self.settle():
+                    continue
+                if time.monotonic() - deleted_at >= _DELETION_SECONDS:
+                    while await self._store.delete_settled():
+                        continue
+                    deleted_at = time.monotonic()
+            except ServiceUnavailable as error:
+                _log.info("budgets wait for the cost of renders: %s", error)
+            except Exception:
+                _log.exception("counting the cost of renders in budgets failed and is repeated")
+            await asyncio.sleep(self._interval)
+
+    async def settle(self) -> int:
+        """Settle some of the reservations that are due, and return their number.
+
+        Raises:
+            ServiceUnavailable: Valkey is unavailable.
+        """
+        if not await self._store.list_due():
+            return 0
+        async with self._database.advisory_lock("render-budgets") as acquired:
+            if not acquired:
+                return 0
+            due = await self._store.list_due()
+            ended = []
+            for item in due:
+                await self._counter.recount(
+                    item.reservation,
+                    item.amount,
+                    counted=item.settled or 0,
+                    is_open=not item.ended,
+                )
+                # Otherwise another run was booked, and the next round counts it.
+                if await self._store.mark_counted(item) and item.ended:
+                    ended.append(item.reservation)
+            await self._counter.forget(ended)
+        return len(due)

@@ -1,0 +1,65 @@
+"""Summarises graphs whose renders take about the same time.
+
+The shape of a graph has its node classes, its model files and its numbers, such as sizes and steps,
+except seeds. It has neither texts, files nor the links between nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic_core import to_json
+
+from moyin.render.protocol.graph import find_model_files
+
+_BITS = 64
+# A graph may not claim more pictures than one can make.
+_MAX_PICTURES = 4096
+
+
+def compute_shape(graph: Mapping[str, Any]) -> str:
+    """Return the shape of a graph as 16 hexadecimal digits."""
+    return combine_hashes(hash_node(node) for node in graph.values())
+
+
+def combine_hashes(hashes: Iterable[int]) -> str:
+    """Return the shape of a graph from the hashes of its nodes, in any order."""
+    return f"{sum(hashes) % (1 << _BITS):016x}"
+
+
+def hash_node(node: Any) -> int:
+    """Return the contribution of a node to the shape of its graph."""
+    if not isinstance(node, Mapping):
+        return 0
+    inputs = node.get("inputs")
+    numbers = {
+        str(name): value
+        for name, value in (inputs.items() if isinstance(inputs, Mapping) else ())
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not str(name).endswith("seed")
+    }
+    models = sorted(find_model_files({"": node}))
+    summary = to_json([str(node.get("class_type")), sorted(numbers.items()), models])
+    return int.from_bytes(hashlib.blake2b(summary, digest_size=_BITS // 8).digest())
+
+
+def estimate_pictures(graph: Mapping[str, Any]) -> int:
+    """Estimate how many pictures a graph stores: its nodes that save, times its largest batch."""
+    saves, batch, repeats = 0, 1, 1
+    for node in graph.values():
+        if not isinstance(node, Mapping):
+            continue
+        saves += "Save" in str(node.get("class_type"))
+        inputs = node.get("inputs")
+        if isinstance(inputs, Mapping):
+            batch = max(batch, _read_count(inputs, "batch_size"))
+            repeats = max(repeats, _read_count(inputs, "amount"))
+    return min(max(1, saves) * batch * repeats, _MAX_PICTURES)
+
+
+def _read_count(inputs: Mapping[str, Any], name: str) -> int:
+    value = inputs.get(name)
+    return value if isinstance(value, int) else 1

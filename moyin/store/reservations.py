@@ -1,0 +1,164 @@
+"""Remembers what budgets hold for the renders of jobs, until it has been replaced by their cost.
+
+The reservation of a job is written in the transaction that adds the job, its end in the one that ends
+the job, and its cost in the one that books a run. So none is forgotten, whichever process dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import ROUND_CEILING
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.domain.limits import JobReservation
+from moyin.store.schema import render_reservations as reservations
+from moyin.store.sql import Database, now
+from moyin.store.usage import nano_to_usd
+
+_NANO = 10**9
+_MAX_DUE = 100
+_MAX_DELETED = 1000
+# A run may be booked so much later than its job ended, for example after an outage of the database.
+_KEPT = timedelta(days=2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DueReservation:
+    """A reservation of which budgets must count another amount.
+
+    Attributes:
+        booked: what the job's runs have cost, in billionths of a dollar.
+        ended: whether the job has ended.
+        settled: the amount that budgets counted when the job had ended; None if they have not yet.
+    """
+
+    reservation: JobReservation
+    booked: int
+    ended: bool
+    settled: int | None
+
+    @property
+    def amount(self) -> int:
+        """The billionths of a dollar that budgets must count."""
+        if self.ended:
+            return self.booked
+        return max(self.booked, _to_nano(self.reservation))
+
+
+def insert_reservation(
+    connection: sa.Connection, job_id: str, reservation: JobReservation | None, moment: datetime
+) -> None:
+    """Add the reservation of a job, unless it is None."""
+    if reservation is None:
+        return
+    nano = _to_nano(reservation)
+    row = {
+        "id": reservation.id,
+        "job_id": job_id,
+        "owner": reservation.owner,
+        "subjects": list(reservation.subjects),
+        "day": reservation.day,
+        "month": reservation.month,
+        "reserved_nano": nano,
+        "counted_nano": nano,
+        "booked_nano": 0,
+        "created_at": moment,
+        "ended": False,
+    }
+    connection.execute(reservations.insert(), row)
+
+
+def end_reservation(connection: sa.Connection, job_id: str, due_at: datetime) -> None:
+    """Let the cost of an ended job replace its reservation at a time."""
+    change = reservations.update().where(
+        reservations.c.job_id == job_id, reservations.c.ended.is_(False)
+    )
+    connection.execute(change.values(ended=True, due_at=due_at))
+
+
+def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: datetime) -> None:
+    """Add the cost of a run to the newest reservation of its job, if there is one."""
+    newest = (
+        sa.select(reservations.c.id)
+        .where(reservations.c.job_id == job_id)
+        .order_by(reservations.c.created_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    booked = reservations.c.booked_nano + nano_usd
+    matters = reservations.c.ended | (booked > reservations.c.counted_nano)
+    due_at = sa.case(
+        (matters, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
+        else_=reservations.c.due_at,
+    )
+    change = reservations.update().where(reservations.c.id == newest)
+    connection.execute(change.values(booked_nano=booked, due_at=due_at))
+
+
+class ReservationStore:
+    """Finds reservations of which budgets must count another amount."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list_due(self) -> list[DueReservation]:
+        """Return the reservations that are due, or some of them if they are many."""
+        query = (
+            sa.select(reservations)
+            .where(reservations.c.due_at <= now())
+            .order_by(reservations.c.due_at)
+            .limit(_MAX_DUE)
+        )
+        return [_parse(row) for row in await self._database.fetch_all(query)]
+
+    async def mark_counted(self, due: DueReservation) -> bool:
+        """Record that budgets count the amount; return False if another amount is due meanwhile."""
+        moment = now()
+        change = (
+            reservations.update()
+            .where(
+                reservations.c.id == due.reservation.id,
+                reservations.c.booked_nano == due.booked,
+                reservations.c.ended.is_(due.ended),
+            )
+            .values(counted_nano=due.amount, due_at=None)
+        )
+        if due.ended:
+            change = change.values(settled_at=moment)
+        return await self._database.execute(change) > 0
+
+    async def delete_settled(self) -> int:
+        """Delete old reservations to which no run will be booked any more; return how many.
+
+        One transaction deletes some of them, so repeat it until none is left.
+        """
+        old = (
+            sa.select(reservations.c.id)
+            .where(reservations.c.settled_at < now() - _KEPT, reservations.c.due_at.is_(None))
+            .limit(_MAX_DELETED)
+        )
+        return await self._database.execute(reservations.delete().where(reservations.c.id.in_(old)))
+
+
+def _to_nano(reservation: JobReservation) -> int:
+    return int((reservation.usd * _NANO).to_integral_value(ROUND_CEILING))
+
+
+def _parse(row: Mapping[Any, Any]) -> DueReservation:
+    return DueReservation(
+        reservation=JobReservation(
+            id=row["id"],
+            owner=row["owner"],
+            subjects=tuple(row["subjects"]),
+            usd=nano_to_usd(row["reserved_nano"]),
+            day=row["day"],
+            month=row["month"],
+        ),
+        booked=row["booked_nano"],
+        ended=row["ended"],
+        settled=None if row["settled_at"] is None else row["counted_nano"],
+    )

@@ -1,0 +1,48 @@
+"""How long ComfyUIs were busy by their own logs, which know nothing of Moyin's measurements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# ComfyUI's own lines, and those of the node ``Busy``.
+_LINE = re.compile(r"^(?:got prompt|busy (\d+\.\d+)|Prompt executed in (\d+\.\d+) seconds)", re.M)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """An execution of a graph with a node ``Busy``.
+
+    Attributes:
+        ended: False if the process was killed meanwhile; ``seconds`` are then those of the node.
+    """
+
+    seconds: float
+    ended: bool
+
+
+def list_executions(data: Path) -> list[Execution]:
+    """The executions of all ComfyUIs of the stack, or the farm, over ``data``."""
+    folders = sorted((data / "comfyui" / "run").iterdir())
+    return [execution for folder in folders for execution in _read(folder)]
+
+
+def _read(folder: Path) -> Iterator[Execution]:
+    # The log that was continued in ``comfyui.log`` is the older one.
+    files = sorted(folder.glob("comfyui.log*"), reverse=True)
+    text = "".join(file.read_text(errors="replace") for file in files)
+    ticks: list[float] = []
+    for line in _LINE.finditer(text):
+        tick, seconds = line.groups()
+        if tick is not None:
+            ticks.append(float(tick))
+        elif ticks:
+            if seconds is None:
+                yield Execution(ticks[-1] - ticks[0], ended=False)
+            else:
+                yield Execution(float(seconds), ended=True)
+            ticks = []
+    if ticks:
+        yield Execution(ticks[-1] - ticks[0], ended=False)

@@ -1,0 +1,287 @@
+"""An accelerated hour of renders with a price, while processes are killed, and what was booked.
+
+``python -m tests.chaos.costs`` starts a stack with several ComfyUIs. Renders of various lengths succeed,
+fail, are cancelled and are retried, and every few seconds a ComfyUI, an actor, the pool or the worker of
+jobs dies. At the end the sum over the jobs, the sum of the ledger, what the tenant's budget has spent and the
+time for which the ComfyUIs were busy by their own logs are compared: the first three must be equal, and the
+last within 1 %, as far as actors were not lost. ``--seconds`` is the work in seconds of a GPU (3,600), ``--actors`` how many share it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from moyin.domain.limits import Limit
+from moyin.render.comfyui.install import find_comfyui
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore
+from moyin.store.sql import Database
+from moyin.store.usage import UsageEntry
+from moyin.store.usage_reports import CallFilter, UsageReports
+from tests.chaos import victims
+from tests.chaos.busy import Execution, list_executions
+from tests.chaos.client import FINAL
+from tests.chaos.graphs import busy
+from tests.chaos.soak import farm
+from tests.stack import RunningStack
+
+KILLS = ("ComfyUI", "RenderPool", "JobWorker", "actor")
+_OWNER = "costs"
+_USD_PER_HOUR = Decimal(180)
+# The pool looks at its actors every second, so this much of a lost actor's run may be missing.
+_LOST_SECONDS = 2.0
+_MAX_ERROR = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much of everything; ``every``: seconds between kills."""
+
+    seconds: float = 3600.0
+    actors: int = 4
+    every: float = 20.0
+    lengths: tuple[float, float] = (2.0, 20.0)
+    failing: float = 0.1
+    cancelled: float = 0.1
+    seed: int = 1
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What was booked and what ComfyUI's logs say."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    rows: Sequence[UsageEntry] = ()
+    executions: Sequence[Execution] = ()
+    jobs_usd: Decimal = Decimal(0)
+    spent_usd: Decimal = Decimal(0)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def booked(self) -> float:
+        return sum(row.quantity or 0 for row in self.rows) / 1000
+
+    @property
+    def busy(self) -> float:
+        return sum(execution.seconds for execution in self.executions)
+
+    @property
+    def sentence(self) -> str:
+        error = self.booked / self.busy - 1
+        return (
+            f"{self.statuses.total()} jobs {dict(self.statuses)}, kills {dict(self.kills)}: "
+            f"{len(self.executions)} executions, {len(self.rows)} runs; ComfyUIs were busy for "
+            f"{self.busy:.2f} s, booked were {self.booked:.2f} s ({error:+.2%})"
+        )
+
+
+async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
+    """Run it; `Report.problems` says what is not as it should be."""
+    report, dice = Report(), random.Random(plan.seed)
+    database = Database(gateway.settings.sql_url)
+    killing = asyncio.create_task(_kill(gateway, plan, report))
+    try:
+        _, key = await KeyStore(database).create(_OWNER, "costs")
+        limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
+        await LimitStore(database).set(limit)
+        headers = {"authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
+            await _run_jobs(client, plan, dice)
+            killing.cancel()
+            await asyncio.gather(killing, return_exceptions=True)
+            report.rows = await _wait_for_rows(database)
+            jobs = await _list_jobs(client)
+            report.spent_usd = await _wait_for_budget(client)
+        report.statuses.update(job["status"] for job in jobs)
+        report.jobs_usd = sum((Decimal(str(job["cost_usd"])) for job in jobs), Decimal(0))
+        report.executions = list_executions(gateway.data)
+    finally:
+        killing.cancel()
+        await database.close()
+    _compare(report)
+    return report
+
+
+def _compare(report: Report) -> None:
+    ledger = sum((row.cost_usd for row in report.rows), Decimal(0))
+    if abs(ledger - report.jobs_usd) > Decimal("0.000001"):
+        report.problems.append(f"the ledger has {ledger} USD, the jobs have {report.jobs_usd}")
+    if ledger != report.spent_usd:
+        report.problems.append(f"the ledger has {ledger} USD, the budget {report.spent_usd}")
+    priced = Decimal(str(report.booked)) * _USD_PER_HOUR / 3600
+    if abs(ledger - priced) > Decimal("0.001") * len(report.rows):
+        report.problems.append(f"{report.booked} s cost {ledger} USD, and not {priced}")
+    if len(report.rows) > len(report.executions):
+        report.problems.append(
+            f"{len(report.executions)} executions were booked as {len(report.rows)} runs"
+        )
+    lost = len(report.executions) - len(report.rows)
+    # An actor may be lost before the pool has seen its run.
+    if lost > report.kills["actor"]:
+        report.problems.append(f"{lost} executions were not booked")
+    allowed = _MAX_ERROR * report.busy
+    difference = report.booked - report.busy
+    if not -allowed - _LOST_SECONDS * report.kills["actor"] <= difference <= allowed:
+        report.problems.append(f"booked and busy time differ by {difference:+.2f} s")
+
+
+async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) -> None:
+    left, number = plan.seconds, 0
+    async with asyncio.TaskGroup() as group:
+        # As many at once as the pool's window and actors hold.
+        slots = asyncio.Semaphore(4 * plan.actors)
+        while left > 0:
+            await slots.acquire()
+            seconds, kind = round(dice.uniform(*plan.lengths), 2), dice.random()
+            left -= seconds
+            number += 1
+            job = _run_job(client, plan, number, seconds, kind)
+            group.create_task(job).add_done_callback(lambda _: slots.release())
+
+
+async def _run_job(
+    client: httpx.AsyncClient, plan: Plan, number: int, seconds: float, kind: float
+) -> None:
+    """Run one job, which fails, is cancelled, or succeeds; jobs that failed are retried once."""
+    fails = kind < plan.failing
+    body = {"kind": "render", "workflow": busy(seconds, 0x400000 + number, fails=fails)}
+    headers = {"idempotency-key": f"costs-{number}"}
+    job = await _call(client, "POST", "/jobs", json=body, headers=headers)
+    path = f"/jobs/{job['id']}"
+    if plan.failing <= kind < plan.failing + plan.cancelled:
+        job = await _wait(client, path, FINAL | {"running"})
+        await asyncio.sleep(seconds / 3)
+        await _call(client, "POST", f"{path}/cancel", accepts=(202, 409))
+    job = await _wait(client, path, FINAL)
+    if job["status"] == "failed":
+        await _call(client, "POST", f"{path}/retry", accepts=(202, 409))
+        await _wait(client, path, FINAL)
+
+
+async def _wait(client: httpx.AsyncClient, path: str, statuses: set[str]) -> Any:
+    while True:
+        job = await _call(client, "GET", path)
+        if job["status"] in statuses:
+            return job
+        await asyncio.sleep(0.3)
+
+
+async def _call(
+    client: httpx.AsyncClient,
+    method: str,
+    path: str,
+    accepts: tuple[int, ...] = (200, 202),
+    **options: Any,
+) -> Any:
+    """Call until the gateway answers; the calls are safe to repeat."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            response = await client.request(method, path, **options)
+            if response.status_code in accepts:
+                return response.json()
+            # A farm that is being hurt says so with 5xx; anything else is a mistake.
+            assert response.status_code >= 500, (method, path, response.text)
+        except httpx.TransportError as error:
+            assert time.monotonic() < deadline, error
+        assert time.monotonic() < deadline, (method, path)
+        await asyncio.sleep(0.5)
+
+
+async def _list_jobs(client: httpx.AsyncClient) -> list[Any]:
+    jobs: list[Any] = []
+    cursor = None
+    while True:
+        query = f"/jobs?limit=200{'' if cursor is None else f'&cursor={cursor}'}"
+        page = await _call(client, "GET", query)
+        jobs += page["jobs"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return jobs
+
+
+async def _wait_for_rows(database: Database) -> list[UsageEntry]:
+    """All runs, once no more are booked; cancelled ones are booked after their jobs ended."""
+    before = None
+    while before != (rows := await _list_rows(database)):
+        before = rows
+        await asyncio.sleep(20)
+    return rows
+
+
+async def _wait_for_budget(client: httpx.AsyncClient) -> Decimal:
+    """What the budget has spent, once nothing is reserved any more."""
+    while True:
+        [budget] = (await _call(client, "GET", "/v1/usage"))["budgets"]
+        if Decimal(budget["reserved_usd"]) == 0:
+            return Decimal(budget["spent_usd"])
+        await asyncio.sleep(2)
+
+
+async def _list_rows(database: Database) -> list[UsageEntry]:
+    rows: list[UsageEntry] = []
+    cursor = None
+    while True:
+        page, cursor = await UsageReports(database).list_calls(
+            CallFilter(owner=_OWNER), limit=200, cursor=cursor
+        )
+        rows += page
+        if cursor is None:
+            return rows
+
+
+async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
+    dice = random.Random(plan.seed)
+    while True:
+        for name in KILLS:
+            await asyncio.sleep(plan.every)
+            found = await asyncio.to_thread(victims.processes, gateway.data, victims.KILLS[name])
+            if not found:
+                continue  # not back yet from its last death
+            try:
+                dice.choice(found).kill()
+            except psutil.NoSuchProcess:
+                continue
+            report.kills[name] += 1
+
+
+async def _main(plan: Plan) -> int:
+    with tempfile.TemporaryDirectory(prefix="moyin-costs-") as folder:
+        price = {"usd_per_gpu_hour": float(_USD_PER_HOUR * plan.actors)}
+        comfyui = find_comfyui(Settings())
+        async with farm(comfyui, Path(folder), plan.actors, **price) as gateway:
+            report = await check_costs(gateway, plan)
+    print(report.sentence)
+    print("\n".join(report.problems) or "nothing forgotten, nothing twice")
+    return 1 if report.problems else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    plan = Plan()
+    parser.add_argument("--seconds", type=float, default=plan.seconds)
+    parser.add_argument("--actors", type=int, default=plan.actors)
+    parser.add_argument("--every", type=float, default=plan.every)
+    parser.add_argument("--seed", type=int, default=plan.seed)
+    options = parser.parse_args()
+    sys.exit(asyncio.run(_main(Plan(**vars(options)))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""A gateway's job service: ``python -m tests.integration.jobs.budget_process '<json>'``.
+
+It submits jobs all at once when it may read a line, and prints what came of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.comfy_api.admission import GraphAdmission
+from moyin.comfy_api.files import ComfyFiles
+from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.domain.identity import Identity
+from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.domain.limits import Limit
+from moyin.domain.render_run import RenderEstimate, RenderPrice, RenderTariff
+from moyin.domain.serialization import encode
+from moyin.errors import MoyinError, ServiceUnavailable
+from moyin.http.public_addresses import AllowedNetworks
+from moyin.jobs.budgets import RenderBudgets
+from moyin.jobs.service import JobService
+from moyin.render.comfyui.pool_client import TARIFF_PATH, PoolResponse
+from moyin.render.protocol.shape import compute_shape
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.comfy_file_names import UploadStore
+from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
+from moyin.store.jobs import JobStore
+from moyin.store.prompts import PromptStore
+from moyin.store.sql import Database
+
+GRAPH = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "batch_size": 1}},
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}},
+}
+USUAL = {"1": {"class_type": "EmptyImage", "inputs": {"width": 512, "noise_seed": 7}}}
+# An hour costs 3,600 dollars: a render of an unknown shape 1, of `USUAL` 5.
+TARIFF = RenderTariff(
+    price=RenderPrice(usd_per_gpu_hour=Decimal(3600)),
+    seconds=1,
+    shapes={compute_shape(USUAL): RenderEstimate(seconds=5, pictures=1)},
+)
+
+
+class Pools:
+    """Render pools that are up without a ComfyUI."""
+
+    pools = ("default",)
+
+    async def get(self, pool: str, path: str) -> PoolResponse:
+        if path != TARIFF_PATH:
+            raise ServiceUnavailable("no renderer is up")
+        return PoolResponse(version="1", state="up", content=encode(TARIFF))
+
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        return {}
+
+    async def validate(self, *_: Any) -> Mapping[str, Any]:
+        return {}
+
+
+class NoTemporal:
+    """A Temporal that is down, so that accepted jobs stay queued."""
+
+    async def start(self, *_: Any) -> None:
+        raise ServiceUnavailable("Temporal is down")
+
+    async def notify(self, *_: Any) -> None:
+        raise ServiceUnavailable("Temporal is down")
+
+    async def cancel(self, *_: Any) -> bool:
+        return False
+
+    async def ping(self) -> None:
+        raise ServiceUnavailable("Temporal is down")
+
+
+@asynccontextmanager
+async def open_service(
+    database: Database, meter: RequestMeter, redis_url: str, blobs_url: str
+) -> AsyncIterator[JobService]:
+    async with AsyncExitStack() as closing:
+        events = EventStore(redis_url, retention=timedelta(hours=1))
+        closing.push_async_callback(events.close)
+        frames = FrameStore(redis_url)
+        closing.push_async_callback(frames.close)
+        artifacts, blobs = ArtifactStore(database), BlobStore(blobs_url)
+        node_info = NodeInfoCache(Pools(), start=0)
+        closing.push_async_callback(node_info.close)
+        files = ComfyFiles(
+            uploads=UploadStore(database),
+            artifacts=artifacts,
+            prompts=PromptStore(database),
+            blobs=blobs,
+            frames=frames,
+        )
+        yield JobService(
+            jobs=JobStore(database),
+            artifacts=artifacts,
+            files=files,
+            blobs=blobs,
+            events=events,
+            frames=frames,
+            launcher=NoTemporal(),
+            validator=Pools(),
+            guard=GraphAdmission(node_info),
+            budgets=RenderBudgets(meter, node_info),
+            pools=["default"],
+            networks=AllowedNetworks(),
+        )
+
+
+def new_caller(owner: str, usd: int) -> Identity:
+    limits = (
+        Limit(subject=f"key:{owner}", usd_per_month=Decimal(1000)),
+        Limit(subject=f"owner:{owner}", usd_per_day=Decimal(usd)),
+    )
+    return Identity(owner=owner, key_id=owner, limits=limits)
+
+
+def render(*graphs: Mapping[str, Any]) -> JobSpec:
+    steps = tuple(Step(kind=StepKind.RENDER, payload=graph) for graph in graphs or (GRAPH,))
+    return JobSpec(kind="render" if len(steps) == 1 else "pipeline", steps=steps)
+
+
+async def submit_all(service: JobService, caller: Identity, count: int) -> Sequence[str]:
+    async def submit() -> str:
+        try:
+            await service.submit(caller, render())
+        except MoyinError as error:
+            return error.code
+        return "accepted"
+
+    return await asyncio.gather(*(submit() for _ in range(count)))
+
+
+async def main() -> None:
+    options = json.loads(sys.argv[1])
+    database, meter = Database(options["database"]), RequestMeter(options["redis"])
+    async with open_service(database, meter, options["redis"], options["blobs"]) as service:
+        caller = new_caller(options["owner"], options["usd"])
+        print("up", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        print(json.dumps(await submit_all(service, caller, options["count"])), flush=True)
+    await meter.close()
+    await database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,265 @@
+"""Budgets that renders spend from, with a real Valkey, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as redis
+
+from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.domain.identity import Identity
+from moyin.domain.job import JobStatus
+from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
+from moyin.errors import BudgetExceeded, JobFinished, ServiceUnavailable
+from moyin.jobs.budgets import BudgetSettler
+from moyin.jobs.service import JobService
+from moyin.store import jobs as jobs_module
+from moyin.store import reservations
+from moyin.store.jobs import JobStore
+from moyin.store.render_ledger import RenderLedger
+from moyin.store.sql import Database
+from tests.integration.jobs.budget_process import USUAL, new_caller, open_service, render
+from tests.integration.servers import ValkeyServer
+from tests.stack import ROOT
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(300)
+PROCESSES, SUBMISSIONS = 4, 13
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A job service, and what settles its jobs."""
+
+    database: Database
+    url: str
+    blobs: str
+    meter: RequestMeter
+    service: JobService
+    settler: BudgetSettler
+    jobs: JobStore
+    caller: Identity
+
+    async def amounts(self) -> tuple[Decimal, Decimal]:
+        """What of the tenant's daily budget is spent, and what is reserved."""
+        states = await self.meter.budgets.list_states(self.caller.limits, self.caller.owner)
+        [of_key, of_owner] = states
+        assert (of_key.spent, of_key.reserved) == (of_owner.spent, of_owner.reserved)
+        return of_owner.spent, of_owner.reserved
+
+    async def submit(self, *graphs: Mapping[str, Any]) -> str:
+        job, _ = await self.service.submit(self.caller, render(*graphs))
+        return job.id
+
+    async def book(self, job_id: str, seconds: float, run_id: str | None = None) -> None:
+        price = RenderPrice(usd_per_gpu_hour=Decimal(3600))
+        account = RenderAccount(owner=self.caller.owner, job_id=job_id, pool="default", price=price)
+        run = RenderRun(
+            id=run_id or uuid.uuid4().hex, prompt_id=job_id, account=account, seconds=seconds
+        )
+        await RenderLedger(self.database).book([run])
+
+    async def end(self, job_id: str, status: JobStatus, attempt: int = 1) -> None:
+        assert await self.jobs.finish(job_id, attempt, status, None)
+
+    async def settle(self) -> None:
+        while await self.settler.settle():
+            continue
+
+
+@pytest.fixture
+async def desk(
+    database_url: str, valkey_server: ValkeyServer, tmp_path: Path
+) -> AsyncIterator[Desk]:
+    database, meter = Database(database_url), RequestMeter(valkey_server.url)
+    await database.ensure_schema()
+    blobs = f"file://{tmp_path / 'blobs'}"
+    async with open_service(database, meter, valkey_server.url, blobs) as service:
+        yield Desk(
+            database=database,
+            url=database_url,
+            blobs=blobs,
+            meter=meter,
+            service=service,
+            settler=BudgetSettler(database, meter.job_reservations),
+            jobs=JobStore(database),
+            caller=new_caller(f"tenant-{uuid.uuid4().hex[:8]}", 10),
+        )
+    await meter.close()
+    await database.close()
+
+
+async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
+    desk: Desk, valkey_server: ValkeyServer
+) -> None:
+    options = {
+        "database": desk.url,
+        "redis": valkey_server.url,
+        "blobs": desk.blobs,
+        "owner": desk.caller.owner,
+        "usd": 10,
+        "count": SUBMISSIONS,
+    }
+    command = (sys.executable, "-m", "tests.integration.jobs.budget_process", json.dumps(options))
+    pipe = asyncio.subprocess.PIPE
+    processes = [
+        await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
+        for _ in range(PROCESSES)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"up\n"
+    outputs = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+    seen = Counter(code for output, _ in outputs for code in json.loads(output))
+    refused = PROCESSES * SUBMISSIONS - 10
+    assert seen == {"accepted": 10, "budget_exceeded": refused}
+    assert await desk.amounts() == (0, 10)
+    page, _ = await desk.jobs.list_page(desk.caller.owner)
+    assert len(page) == 10
+
+    await desk.end(page[0].id, JobStatus.CANCELLED)
+    await desk.settle()
+    assert await desk.amounts() == (0, 9)
+    await desk.submit()
+    with pytest.raises(BudgetExceeded):
+        await desk.submit()
+
+
+async def test_cost_replaces_the_estimate_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = await desk.submit(USUAL)
+    assert await desk.amounts() == (0, 5)
+    # Cheaper than the estimate so far.
+    await desk.book(job_id, 2)
+    await desk.settle()
+    assert await desk.amounts() == (0, 5)
+    # Dearer: the rest of the budget is known at once, and not only when the job has ended.
+    await desk.book(job_id, 5)
+    await desk.settle()
+    assert await desk.amounts() == (0, 7)
+    await desk.end(job_id, JobStatus.SUCCEEDED)
+    await asyncio.gather(*(desk.settle() for _ in range(5)))
+    assert await desk.amounts() == (7, 0)
+    assert await desk.settler._store.delete_settled() == 0, "a run may be booked yet"
+    # A run that could not be booked before, and its repetition.
+    for _ in range(2):
+        await desk.book(job_id, 1, run_id="a" * 32)
+        await desk.settle()
+    assert await desk.amounts() == (8, 0)
+    monkeypatch.setattr(reservations, "_KEPT", timedelta(0))
+    assert [await desk.settler._store.delete_settled() for _ in range(2)] == [1, 0]
+
+
+async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
+    desk: Desk, valkey_server: ValkeyServer
+) -> None:
+    job_id = await desk.submit()
+    await desk.book(job_id, 3)
+    await desk.end(job_id, JobStatus.SUCCEEDED)
+    [due] = await desk.settler._store.list_due()
+    counter = desk.meter.job_reservations
+    # As a process does that dies before it writes to SQL; meanwhile another run is booked.
+    await counter.recount(due.reservation, due.amount, counted=0, is_open=False)
+    assert await desk.amounts() == (3, 0)
+    await desk.book(job_id, 1)
+    assert await desk.settler._store.mark_counted(due) is False
+    await desk.settle()
+    assert await desk.amounts() == (4, 0)
+    async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
+        money = f"moyin:limit:{{{desk.caller.owner}}}:owner:{desk.caller.owner}:money"
+        fields: list[Any] = await valkey.hkeys(money)
+    assert not [field for field in fields if field.startswith(("lease:", "cost:"))]
+
+
+async def test_cancelled_render_is_covered_until_its_run_is_booked(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await desk.submit(USUAL)
+    await desk.jobs.start(job_id, 1)
+    await desk.end(job_id, JobStatus.CANCELLED)
+    await desk.settle()
+    assert await desk.amounts() == (0, 5)
+    await desk.book(job_id, 2)
+    await desk.settle()
+    assert await desk.amounts() == (0, 5), "another run of the job may be booked yet"
+
+    monkeypatch.setattr(jobs_module, "_LATE_RUNS", jobs_module._LATE_RUNS * 0)
+    later = await desk.submit()
+    await desk.jobs.start(later, 1)
+    await desk.end(later, JobStatus.FAILED)
+    await desk.settle()
+    assert await desk.amounts() == (0, 5)
+    # A deleted job does not escape.
+    await desk.service.delete(desk.caller.owner, [later])
+    await desk.book(later, 2)
+    await desk.settle()
+    assert await desk.amounts() == (2, 5)
+
+
+async def test_retry_reserves_what_remains(desk: Desk) -> None:
+    job_id = await desk.submit()
+    await desk.end(job_id, JobStatus.FAILED)
+    await desk.settle()
+    full = await desk.submit(USUAL, USUAL)
+    with pytest.raises(BudgetExceeded) as refused:
+        await desk.service.retry(desk.caller, job_id)
+    assert refused.value.details["reserved_usd"] == "10"
+    assert (await desk.jobs.find(job_id)).status is JobStatus.FAILED
+    await desk.end(full, JobStatus.CANCELLED)
+    await desk.settle()
+    await desk.service.retry(desk.caller, job_id)
+    assert await desk.amounts() == (0, 1)
+    await desk.book(job_id, 4)
+    await desk.end(job_id, JobStatus.SUCCEEDED, attempt=2)
+    await desk.settle()
+    assert await desk.amounts() == (4, 0)
+    with pytest.raises(JobFinished):
+        await desk.service.retry(desk.caller, job_id)
+    await _until_amounts_are(desk, (4, 0))
+
+
+async def test_repeated_request_needs_no_money(desk: Desk) -> None:
+    spec = render(USUAL, USUAL)
+    first, _ = await desk.service.submit(desk.caller, spec, idempotency_key="k")
+    again, is_new = await desk.service.submit(desk.caller, spec, idempotency_key="k")
+    assert (again.id, is_new) == (first.id, False)
+    assert await desk.amounts() == (0, 10)
+
+
+async def test_refused_job_returns_its_reservation(desk: Desk) -> None:
+    chosen = str(uuid.uuid4())
+    await desk.service.submit(desk.caller, render(), job_id=chosen)
+    # The same job again, with money for a second one.
+    _, is_new = await desk.service.submit(desk.caller, render(), job_id=chosen)
+    assert not is_new
+    await _until_amounts_are(desk, (0, 1))
+
+
+async def test_callers_without_budgets_need_neither_estimates_nor_valkey(desk: Desk) -> None:
+    meter = RequestMeter("redis://127.0.0.1:1")
+    async with open_service(desk.database, meter, "redis://127.0.0.1:1", desk.blobs) as service:
+        free = replace(desk.caller, limits=())
+        with pytest.raises(ServiceUnavailable):
+            await service.submit(desk.caller, render())
+        held = await service._budgets.reserve(free, render())
+        assert held.reservation is None
+    await meter.close()
+
+
+async def _until_amounts_are(desk: Desk, expected: tuple[int, int]) -> None:
+    """Wait for releases, which are made in the background."""
+
+    async def are_as_expected() -> bool:
+        return await desk.amounts() == expected
+
+    await eventually(are_as_expected)

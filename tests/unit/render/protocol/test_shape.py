@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moyin.render.protocol.shape import compute_shape, estimate_pictures
+
+GRAPH: dict[str, Any] = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+    "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "batch_size": 2}},
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {"model": ["1", 0], "seed": 1, "noise_seed": 1, "steps": 20, "cfg": 7.5},
+    },
+    "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "p"}},
+}
+
+
+def changed(node: str, **inputs: Any) -> dict[str, Any]:
+    return {**GRAPH, node: {**GRAPH[node], "inputs": {**GRAPH[node]["inputs"], **inputs}}}
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        changed("3", seed=2, noise_seed=3),
+        changed("4", filename_prefix="q"),
+        changed("3", model=["9", 1]),
+        dict(reversed(GRAPH.items())),
+        {f"{name}0": node for name, node in GRAPH.items()},
+    ],
+)
+def test_seeds_texts_links_and_ids_do_not_change_the_shape(graph: dict[str, Any]) -> None:
+    assert compute_shape(graph) == compute_shape(GRAPH)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        changed("3", steps=21),
+        changed("2", width=1024),
+        changed("1", ckpt_name="b.safetensors"),
+        {**GRAPH, "5": GRAPH["4"]},
+        {**GRAPH, "4": {**GRAPH["4"], "class_type": "PreviewImage"}},
+    ],
+)
+def test_numbers_models_and_nodes_change_the_shape(graph: dict[str, Any]) -> None:
+    assert compute_shape(graph) != compute_shape(GRAPH)
+
+
+def test_hostile_nodes_have_a_shape() -> None:
+    graph: dict[str, Any] = {
+        "1": None,
+        "2": {"inputs": []},
+        "3": {"class_type": {}, "inputs": {"x": 10**400}},
+    }
+    assert len(compute_shape(graph)) == 16
+    assert estimate_pictures(graph) == 1
+
+
+def test_pictures_are_the_saved_batches_and_bounded() -> None:
+    assert estimate_pictures(GRAPH) == 2
+    assert estimate_pictures({**GRAPH, "5": GRAPH["4"]}) == 4
+    assert estimate_pictures(changed("2", batch_size=-5)) == 1
+    assert estimate_pictures(changed("2", batch_size=10**9)) == 4096
