@@ -117,7 +117,7 @@ def test_comfy_api_client(
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
     assert told["name"].startswith("client_")
-    assert told["devices"] == ["cpu"]
+    assert told["devices"]
     assert told["job"] in told["completed"]
     assert "execution_error" in told["error"]
     _made(farm, told["job"])
