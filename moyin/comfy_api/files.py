@@ -13,6 +13,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from moyin.domain.artifact import Artifact
+from moyin.domain.identity import Identity
 from moyin.domain.job import Job
 from moyin.domain.prompt import ComfyFileName, PromptFile, PromptRecord
 from moyin.domain.serialization import from_plain
@@ -22,7 +23,7 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.comfy_file_names import UploadStore
 from moyin.store.frames import FrameStore
-from moyin.store.prompts import PromptStore
+from moyin.store.prompts import PromptStore, build_submitter_condition
 
 _TYPES = ("input", "output", "temp")
 _ANNOTATED_NAME = re.compile(r"(.*?) ?\[(input|output|temp)\]")
@@ -73,16 +74,26 @@ class ComfyFiles:
     blobs: BlobStore
     frames: FrameStore
 
-    async def find_file(self, owner: str, name: ComfyFileName) -> Artifact:
-        """Return an upload of the owner, or an output of the owner's ended or running renders.
+    async def find_file(
+        self, caller: Identity, name: ComfyFileName, client_id: str | None = None
+    ) -> Artifact:
+        """Return an upload of the tenant, or an output of the tenant's ended or running renders.
+
+        An output without a subfolder is the newest of succeeded jobs with this name: first of the
+        prompts that the ComfyUI client ``client_id`` or else the caller submitted, then of others.
 
         Raises:
-            ArtifactNotFound: the owner has no file with this name.
+            ArtifactNotFound: the tenant has no file with this name.
         """
+        owner = caller.owner
         upload = (await self.uploads.find(owner, [name])).get(name)
         if upload is not None:
             return upload
-        output = await self._find_output(owner, name)
+        if not name.subfolder and name.type != "input":
+            preferred = build_submitter_condition(caller, client_id)
+            output = await self.artifacts.find_newest_output(owner, name.filename, preferred)
+        else:
+            output = await self._find_output(owner, name)
         if output is None:
             raise ArtifactNotFound(f"you have no upload or output with the name {name.path!r}")
         return output

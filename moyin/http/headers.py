@@ -16,6 +16,8 @@ _INLINE_TYPES = frozenset(
         "text/plain", "video/mp4", "video/webm",
     }
 )  # fmt: skip
+# File names that need no encoding in a quoted string. Clients of ComfyUI read only this form.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9 ._()-]+")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -38,13 +40,20 @@ def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
     return {
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=31536000, immutable",
-        "content-disposition": f"{disposition}; filename*=UTF-8''{quote(artifact.name, safe='')}",
+        "content-disposition": f"{disposition}; {_format_file_name(artifact.name)}",
         "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'",
         "content-type": f"{kind}{charset}",
         "cross-origin-resource-policy": "same-site",
         "etag": f'"{artifact.sha256}"',
         "x-content-type-options": "nosniff",
     }
+
+
+def _format_file_name(name: str) -> str:
+    """Return the parameter of Content-Disposition with a file's name (RFC 6266)."""
+    if _PLAIN_NAME.fullmatch(name):
+        return f'filename="{name}"'
+    return f"filename*=UTF-8''{quote(name, safe='')}"
 
 
 def parse_byte_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -14,9 +14,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArtifactInUse, ArtifactNotFound
 from moyin.store.pages import Condition, PageQuery, fetch_page
-from moyin.store.schema import artifacts, uploads
+from moyin.store.schema import artifacts, jobs, uploads
 from moyin.store.sql import Database, ensure_utc, now
 
+# Of so many of the newest outputs with a name, those of the preferred jobs come first. More would
+# make a request as expensive as the number of the owner's renders.
+_MAX_SAME_NAME = 200
 # Concurrent writers of an id write the same row, so the second write is ignored.
 _INSERT = {
     "sqlite": sqlite.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
@@ -140,6 +143,37 @@ class ArtifactStore:
         )
         row = await self._database.fetch_first(query)
         return None if row is None else _parse_stored_artifact(row)
+
+    async def find_newest_output(
+        self, owner: str, name: str, preferred: sa.ColumnElement[bool]
+    ) -> Artifact | None:
+        """Return the owner's newest output of a job with this name, or None if there is none.
+
+        Args:
+            preferred: an SQL condition on jobs; the outputs of jobs that meet it come first.
+        """
+        newest = (
+            sa.select(artifacts)
+            .where(
+                artifacts.c.owner == owner,
+                artifacts.c.name == name,
+                artifacts.c.job_id.is_not(None),
+                artifacts.c.deleted_at.is_(None),
+            )
+            .order_by(artifacts.c.created_at.desc(), artifacts.c.id.desc())
+            .limit(_MAX_SAME_NAME)
+            .subquery()
+        )
+        query = (
+            sa.select(newest)
+            .join(jobs, jobs.c.id == newest.c.job_id)
+            .order_by(
+                sa.case((preferred, 0), else_=1), newest.c.created_at.desc(), newest.c.id.desc()
+            )
+            .limit(1)
+        )
+        row = await self._database.fetch_first(query)
+        return None if row is None else parse_artifact(row)
 
     async def list_page(
         self, owner: str, where: ArtifactFilter, *, limit: int, cursor: str | None = None

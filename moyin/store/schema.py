@@ -131,6 +131,16 @@ artifacts = sa.Table(
         sqlite_where=sa.text("deleted_at IS NULL"),
         postgresql_where=sa.text("deleted_at IS NULL"),
     ),
+    # Files of jobs by name, as ComfyUI's clients request them.
+    sa.Index(
+        "ix_artifacts_outputs_by_name",
+        "owner",
+        "name",
+        "created_at",
+        "id",
+        sqlite_where=sa.text("job_id IS NOT NULL AND deleted_at IS NULL"),
+        postgresql_where=sa.text("job_id IS NOT NULL AND deleted_at IS NULL"),
+    ),
     sa.Index(
         "ix_artifacts_deleted_at",
         "deleted_at",

@@ -6,14 +6,16 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.stack import ROOT
+from tests.stack import ROOT, RunningStack
 
 _SCRIPTS = Path(__file__).parent / "clients"
 _SECONDS = 180
@@ -99,6 +101,28 @@ class Graphs:
         path = folder / f"{name}.json"
         path.write_text(json.dumps(self.all[name]))
         return str(path)
+
+
+@contextmanager
+def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
+    """Serve the farm as a ComfyUI of this machine, and yield its URL.
+
+    Args:
+        key: an API key instead of the profile's.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0"],
+        env={**gateway.env, **({"MOYIN_API_KEY": key, "MOYIN_URL": gateway.url} if key else {})},
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    try:
+        yield line.split(" at ")[1].split()[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, "")
 
 
 def installed(home: Path) -> Clients:

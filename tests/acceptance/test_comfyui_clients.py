@@ -6,9 +6,7 @@ Some can't send a key; they find the farm by `moyin comfyui connect`.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +15,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.acceptance.comfyui_clients import HEIGHT, WIDTH, Clients, Graphs, installed
+from tests.acceptance.comfyui_clients import (
+    HEIGHT,
+    WIDTH,
+    Clients,
+    Graphs,
+    connected,
+    installed,
+)
 from tests.chaos.client import StackClient
-from tests.stack import ROOT, RunningStack
+from tests.stack import RunningStack
 
 pytestmark = pytest.mark.timeout(400)
 _PATIENCE = 120
@@ -37,18 +42,8 @@ def farm(gateway: RunningStack) -> StackClient:
 @pytest.fixture(scope="module")
 def here(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
     """The farm as a ComfyUI of this machine: its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0"],
-        env=gateway.env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    try:
-        yield line.split(" at ")[1].split()[0]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (0, "")
+    with connected(gateway) as url:
+        yield url
 
 
 @pytest.fixture
@@ -112,6 +107,34 @@ def test_comfy_api_simplified(
     assert told["kept"].pop("artifact_id").startswith("art_")
     assert told["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
     _made(farm, told["job"])
+
+
+def test_comfy_api_client(
+    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+) -> None:
+    told = clients.python("api_client.py", here, str(tmp_path))
+    assert told["page"].startswith("<!doctype html>")
+    _is_picture(tmp_path / "picture.png", graphs.color)
+    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    assert told["name"].startswith("client_")
+    assert told["devices"]
+    assert told["job"] in told["completed"]
+    assert "execution_error" in told["error"]
+    _made(farm, told["job"])
+    farm.wait(told["long"], {"cancelled"}, _PATIENCE)
+
+
+def test_comfyapi_finds_the_newest_file_of_a_name(
+    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+) -> None:
+    told = clients.python("api_manager.py", here, str(tmp_path))
+    _is_picture(tmp_path / "older.png", graphs.color)
+    _is_inverted(tmp_path / "newer.png", graphs.color)
+    assert set(told["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
+    assert told["errors"] == []
+    assert "Execution failed" in told["error"]
+    for job in told["jobs"]:
+        _made(farm, job)
 
 
 def test_comfyui_xy(

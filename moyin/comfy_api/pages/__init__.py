@@ -10,7 +10,7 @@ from string import Template
 
 __all__ = [
     "HtmlPage", "render_plain_page", "render_sign_in_page", "render_signed_in_page",
-    "render_waiting_page",
+    "render_start_page", "render_waiting_page",
 ]  # fmt: skip
 
 _TEMPLATE = Template(files(__package__).joinpath("sign_in.html").read_text())
@@ -24,6 +24,9 @@ _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access 
 _SIGNED_IN = """<p>You are signed in as <code>{name}</code>.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
 <form method="post" action="/comfy/session/end"><button>Sign out</button></form>"""
+_START = """<p>Clients of ComfyUI's API can use this address with an API key.</p>
+<p><a href="/comfy/">Open ComfyUI</a></p>
+<p><a href="/docs">API documentation</a></p>"""
 # Browsers omit the SameSite cookie after a link from another site, so this script requests the
 # session again. A key after # in the link is filled into the form, and not sent to a server.
 _SCRIPT = """
@@ -62,6 +65,11 @@ def render_sign_in_page(error: str = "") -> HtmlPage:
 def render_signed_in_page(name: str) -> HtmlPage:
     """Return the page that shows the signed-in user and a sign-out button."""
     return HtmlPage("Signed in", _SIGNED_IN.format(name=escape(name)))
+
+
+def render_start_page() -> HtmlPage:
+    """Return the page at ``/`` for clients that are not browsers, such as those of ComfyUI's API."""
+    return HtmlPage("Render farm", _START)
 
 
 def render_waiting_page() -> HtmlPage:

@@ -106,6 +106,32 @@ async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
     assert [await pixel(comfy, file) for file in files] == [rgb(color) for color in colors]
 
 
+async def test_name_without_subfolder_is_the_tenants_newest_output(
+    comfy: Comfy, stranger: Comfy
+) -> None:
+    prefix, colors = uuid.uuid4().hex, [next(_colors), next(_colors)]
+    name = f"{prefix}_00001_.png"
+    for color in colors:
+        graph = picture(color)
+        graph["2"]["inputs"]["filename_prefix"] = f"deeper/{prefix}"
+        await comfy.finished(await comfy.queue(graph))
+        for more in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
+            assert await pixel(comfy, {"filename": name, **more}) == rgb(color)
+    asked = [
+        (stranger, {"filename": name}, 404),
+        (stranger, {"filename": name, "client_id": comfy.id}, 404),
+        (comfy, {"filename": name, "type": "input"}, 404),
+        (comfy, {"filename": name, "subfolder": "deeper"}, 404),
+        (comfy, {"filename": f"{prefix}%"}, 404),
+        (comfy, {"filename": f"%/{name}"}, 404),
+        (comfy, {"filename": f"../{name}"}, 400),
+        (comfy, {"filename": name, "client_id": "c" * 256}, 400),
+    ]
+    for who, query, status in asked:
+        async with who.session.get("/view", params=query) as response:
+            assert response.status == status, (query, await response.text())
+
+
 async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> None:
     color = next(_colors)
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:

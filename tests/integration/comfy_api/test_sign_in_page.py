@@ -127,12 +127,18 @@ async def test_a_revoked_key_does_not_sign_in(farm: Farm, browser: aiohttp.Clien
         assert response.status == 401
 
 
-async def test_the_root_is_the_page_for_browsers_and_a_sign_of_life_for_ollama(
-    browser: aiohttp.ClientSession,
+async def test_the_root_is_a_page_for_comfyuis_clients_and_a_sign_of_life_for_ollama(
+    farm: Farm, browser: aiohttp.ClientSession
 ) -> None:
-    for headers in ({"accept": "text/html"}, {"accept": "*/*"}):
-        async with browser.get("/?x=1", headers=headers, allow_redirects=False) as response:
-            assert (response.status, response.headers["location"]) == (307, "/comfy/?x=1")
+    async with browser.get("/?x=1", headers=FORM, allow_redirects=False) as response:
+        assert (response.status, response.headers["location"]) == (307, "/comfy/?x=1")
+    key = {"authorization": f"Bearer {farm.key}"}
+    for headers in ({}, {"accept": "*/*"}, {"accept": ""}, {"accept": "application/json"}, key):
+        async with browser.get("/?x=<b>", headers=headers, allow_redirects=False) as response:
+            page = await response.text()
+            assert (response.status, response.content_type) == (200, "text/html")
+            assert response.headers["content-security-policy"].startswith("default-src 'none'; ")
+            assert '<a href="/comfy/">' in page and "<b>" not in page
     program = {"user-agent": "ollama/0.17.4 (amd64 linux) Go/go1.24"}
     async with browser.get("/", headers=program) as response:
         assert (response.status, await response.text()) == (200, "Ollama is running")

@@ -7,14 +7,18 @@ import pytest
 
 from moyin.comfy_api.files import parse_file_name
 from moyin.domain.artifact import Artifact
-from moyin.domain.job import JobStatus
+from moyin.domain.identity import Identity
+from moyin.domain.job import Job, JobStatus
 from moyin.domain.prompt import ComfyFileName, PromptFile
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest
-from moyin.store.artifacts import generate_artifact_id
-from tests.unit.comfy_api.rig import OWNER, Rig, record, rig
+from moyin.store.artifacts import derive_step_artifact_id, generate_artifact_id
+from tests.unit.comfy_api.rig import CLIENT, OWNER, Rig, record, rig
 
 __all__ = ["rig"]
 
+# Prompts of the rig have the key `k`.
+ADA, BOB = Identity(owner=OWNER, key_id="k"), Identity(owner="bob", key_id="k")
+COLLEAGUE = Identity(owner=OWNER, key_id="other")
 CAT = ComfyFileName(filename="cat.png", subfolder="sub", type="input")
 
 
@@ -80,10 +84,10 @@ async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
     assert artifact == second
     bobs, _ = await put("bob", CAT, content("2"), overwrite=False)
     assert bobs == CAT, "names are per tenant"
-    assert await rig.files.find_file(OWNER, CAT) == first
+    assert await rig.files.find_file(ADA, CAT) == first
     third = content("3")
     assert await put(OWNER, CAT, third, overwrite=True) == (CAT, third)
-    assert await rig.files.find_file(OWNER, CAT) == third
+    assert await rig.files.find_file(ADA, CAT) == third
     # The names are those that graphs use.
     assert set(await rig.files.list_uploads(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}
     assert await rig.files.list_uploads(OWNER, "temp") == []
@@ -94,23 +98,84 @@ async def test_only_the_owner_finds_an_output(rig: Rig) -> None:
     file = output(job.id)
     result = await rig.result(record(files=(file,)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
-    found = await rig.files.find_file(OWNER, file.name)
+    found = await rig.files.find_file(ADA, file.name)
     assert (found.sha256, found.name) == (file.sha256, file.name.filename)
-    assert await rig.files.find_file(OWNER, file.name) == found, "under the same id"
+    assert await rig.files.find_file(ADA, file.name) == found, "under the same id"
     other = ComfyFileName(filename="q.png", subfolder=job.id)
     elsewhere = ComfyFileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
-    for owner, name in (("bob", file.name), (OWNER, other), (OWNER, elsewhere), (OWNER, CAT)):
+    for caller, name in ((BOB, file.name), (ADA, other), (ADA, elsewhere), (ADA, CAT)):
         with pytest.raises(ArtifactNotFound):
-            await rig.files.find_file(owner, name)
+            await rig.files.find_file(caller, name)
+
+
+async def finish(rig: Rig, job: Job, digit: str, name: str = "p_00001_.png") -> Artifact:
+    """End a job with one output, whose content is identified by a digit."""
+    artifact = replace(content(digit), id=derive_step_artifact_id(job.id, 0, 0), name=name)
+    result = replace(await rig.result(record()), artifacts=(artifact,))
+    await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
+    return artifact
+
+
+async def test_an_output_without_a_subfolder_is_the_newest_of_the_caller(rig: Rig) -> None:
+    plain = ComfyFileName(filename="p_00001_.png")
+    with pytest.raises(ArtifactNotFound):
+        await rig.files.find_file(ADA, plain)
+    jobs = [await rig.job(begun=True, key_id=key, client=key) for key in ("k", "k", "other")]
+    first, second, colleagues = [
+        await finish(rig, job, d) for job, d in zip(jobs, "123", strict=True)
+    ]
+    assert await rig.files.find_file(ADA, plain) == second
+    assert await rig.files.find_file(COLLEAGUE, plain) == colleagues
+    # A key without prompts of its own finds the newest of the tenant.
+    stranger = Identity(owner=OWNER, key_id="new")
+    assert await rig.files.find_file(stranger, plain) == colleagues
+    # A client's own come first, before those of the key.
+    assert await rig.files.find_file(ADA, plain, "other") == colleagues
+    assert await rig.files.find_file(COLLEAGUE, plain, "k") == second
+    assert await rig.files.find_file(ADA, plain, "unknown") == colleagues
+    # The name of the file must be equal, and nothing is searched for uploads.
+    for name in ("p_00001_.pn%", "P_00001_.png", "p_00002_.png", "*"):
+        with pytest.raises(ArtifactNotFound):
+            await rig.files.find_file(ADA, ComfyFileName(filename=name))
+    with pytest.raises(ArtifactNotFound):
+        await rig.files.find_file(ADA, replace(plain, type="input"))
+    assert first.sha256 != second.sha256
+
+
+async def test_a_person_finds_the_newest_output_of_all_own_keys(rig: Rig) -> None:
+    plain = ComfyFileName(filename="p_00001_.png")
+    jobs = [await rig.job(begun=True, key_id=key, user="u") for key in ("k1", "k2")]
+    jobs.append(await rig.job(begun=True, key_id="k3"))
+    for job, digit in zip(jobs, "123", strict=True):
+        await finish(rig, job, digit)
+    session = Identity(owner=OWNER, key_id="ses_1", user="u")
+    assert (await rig.files.find_file(session, plain)).sha256 == "2" * 64
+
+
+async def test_outputs_of_other_tenants_and_uploads_are_never_the_newest(rig: Rig) -> None:
+    plain = ComfyFileName(filename="p_00001_.png")
+    bobs = await rig.job(owner="bob", begun=True)
+    await finish(rig, bobs, "1")
+    with pytest.raises(ArtifactNotFound):
+        await rig.files.find_file(ADA, plain, CLIENT)
+    # An upload with the name is no output, whatever artifact row it has.
+    upload = replace(content("2"), name=plain.filename)
+    await rig.files.add_upload(OWNER, replace(plain, type="input"), upload, overwrite=False)
+    with pytest.raises(ArtifactNotFound):
+        await rig.files.find_file(ADA, plain)
+    assert (await rig.files.find_file(BOB, plain)).sha256 == "1" * 64
+    # An upload among the outputs has its exact name.
+    await rig.files.add_upload("bob", plain, content("3"), overwrite=False)
+    assert (await rig.files.find_file(BOB, plain)).sha256 == "3" * 64
 
 
 async def test_outputs_of_a_running_prompt_are_found(rig: Rig) -> None:
     job = await rig.job(begun=True)
     file = output(job.id)
     rig.frames.files[job.id, file.name.path] = file
-    assert (await rig.files.find_file(OWNER, file.name)).sha256 == file.sha256
+    assert (await rig.files.find_file(ADA, file.name)).sha256 == file.sha256
     with pytest.raises(ArtifactNotFound):
-        await rig.files.find_file("bob", file.name)
+        await rig.files.find_file(BOB, file.name)
 
 
 async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:

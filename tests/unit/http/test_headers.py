@@ -25,6 +25,23 @@ def test_only_safe_media_types_are_shown_inline() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("a b_00001_ (2).png", 'filename="a b_00001_ (2).png"'),
+        ("猫.png", "filename*=UTF-8''%E7%8C%AB.png"),
+        ('a".png', "filename*=UTF-8''a%22.png"),
+        ("a\\.png", "filename*=UTF-8''a%5C.png"),
+        ("a\r\nx: y", "filename*=UTF-8''a%0D%0Ax%3A%20y"),
+        ("a\n", "filename*=UTF-8''a%0A"),
+        ("a%22;b", "filename*=UTF-8''a%2522%3Bb"),
+    ],
+)
+def test_file_names_are_quoted_if_plain_and_encoded_otherwise(name: str, parameter: str) -> None:
+    artifact = Artifact(id="a", name=name, media_type="image/png", size=1, sha256="0")
+    assert build_file_headers(artifact)["content-disposition"] == f"inline; {parameter}"
+
+
+@pytest.mark.parametrize(
     ("values", "is_preferred"),
     [
         ([b"respond-async"], True),

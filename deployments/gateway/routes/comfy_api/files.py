@@ -40,21 +40,28 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
         type: _Part = "output",
         preview: _Part | None = None,
         channel: _Part = "",
+        client_id: _Part | None = None,
     ) -> Response:
-        """Return a file of yours, which is an output, a preview or an upload."""
+        """Return a file of yours, which is an output, a preview or an upload.
+
+        Without `subfolder`, it is your newest output of this name, first of your key or account,
+        or of the ComfyUI client `client_id`.
+        """
         if filename is None:
             raise ArtifactNotFound("the query parameter filename is missing: it must name a file")
         name = parse_file_name(filename, subfolder, type)
-        owner = context(request.scope).owner
-        artifact = await files.find_file(owner, name)
+        caller = context(request.scope).caller
+        artifact = await files.find_file(caller, name, client_id)
         if preview is None and channel not in ("rgb", "a"):
             response = await build_artifact_response(request, artifact, blobs)
             # Another upload with the same name may replace the file.
             response.headers["cache-control"] = "private, no-cache"
             return response
         if preview is not None:
-            return _picture_response(await pictures.preview(owner, artifact, preview, channel))
-        return _picture_response(await pictures.channel(owner, artifact, channel))
+            return _picture_response(
+                await pictures.preview(caller.owner, artifact, preview, channel)
+            )
+        return _picture_response(await pictures.channel(caller.owner, artifact, channel))
 
     @router.post("/upload/image", openapi_extra=describe_file_form("image", _FORM_FIELDS))
     async def upload_image(request: Request) -> dict[str, str]:
@@ -70,11 +77,11 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
     )
     async def upload_mask(request: Request) -> dict[str, str]:
         """Store a copy of the file `original_ref` with the alpha channel of the upload."""
-        owner = context(request.scope).owner
+        caller = context(request.scope).caller
         async with receive_upload(request, "image") as upload:
-            original = await files.find_file(owner, _parse_original_ref(upload.fields))
-            await pictures.apply_mask(owner, original, upload.path)
-            return await store_by_name(owner, replace(upload, declared="image/png"))
+            original = await files.find_file(caller, _parse_original_ref(upload.fields))
+            await pictures.apply_mask(caller.owner, original, upload.path)
+            return await store_by_name(caller.owner, replace(upload, declared="image/png"))
 
     async def store_by_name(owner: str, upload: Upload) -> dict[str, str]:
         fields = upload.fields

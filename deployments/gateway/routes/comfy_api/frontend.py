@@ -58,7 +58,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     async def get_session(request: Request) -> Response | SessionBody:
         """Return the tenant and user of this browser's session, as a page if it accepts HTML."""
         identity = await sessions.find_identity(request.scope)
-        wants_html = "text/html" in request.headers.get("accept", "")
+        wants_html = _accepts_html(request)
         if identity is not None:
             if wants_html:
                 return _html_response(pages.render_signed_in_page(identity.user or identity.owner))
@@ -112,12 +112,18 @@ def frontend_routes(
         """Respond to the first request of Ollama's command-line client."""
         return PlainTextResponse(_OLLAMA_GREETING)
 
-    # Version 1.32 of the frontend reloads itself at `/`.
     @router.get("/", include_in_schema=False)
+    async def get_root(request: Request) -> Response:
+        if _is_ollama_client(request):
+            return PlainTextResponse(_OLLAMA_GREETING)
+        # Version 1.32 of the frontend reloads itself at `/`.
+        if _accepts_html(request):
+            return await redirect_to_page(request)
+        # Clients such as comfy-api-client check that `/` has a page, and follow no redirect.
+        return _html_response(pages.render_start_page())
+
     @router.get(PAGE_PATH.rstrip("/"), include_in_schema=False)
     async def redirect_to_page(request: Request) -> Response:
-        if request.url.path == "/" and _is_ollama_client(request):
-            return PlainTextResponse(_OLLAMA_GREETING)
         query = request.url.query
         return RedirectResponse(f"{PAGE_PATH}?{query}" if query else PAGE_PATH, 307)
 
@@ -137,6 +143,11 @@ def frontend_routes(
         return await frontend.get_file(path, request.scope)
 
     return router
+
+
+def _accepts_html(request: Request) -> bool:
+    """Return True if the client names HTML in its header Accept, as browsers do for pages."""
+    return "text/html" in request.headers.get("accept", "")
 
 
 def _is_ollama_client(request: Request) -> bool:

@@ -1,0 +1,50 @@
+"""`comfy-api-client`: the page, render, load an upload, fail, interrupt. argv: url, folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from comfy_api_client import create_client
+from comfy_api_client.client import ComfyExecutionError
+
+url, folder = sys.argv[1], Path(sys.argv[2])
+graphs = json.loads((folder / "graphs.json").read_text())
+
+
+async def main() -> None:
+    # Entering it fetches the page at `/`. Its WebSocket tracker calls a method that it lacks.
+    async with create_client(url, start_state_tracker="http") as client:
+        made = await client.submit_workflow(graphs["picture"])
+        [picture] = (await made.future).output_images
+        picture.image.save(folder / "picture.png")
+        kept = await client.upload_image("picture.png", picture.image, subfolder="api-client")
+        graphs["inverted"]["1"]["inputs"]["image"] = f"{kept.subfolder}/{kept.name}"
+        [inverted] = (await (await client.submit_workflow(graphs["inverted"])).future).output_images
+        inverted.image.save(folder / "inverted.png")
+        broken = await client.submit_workflow(graphs["broken"])
+        try:
+            await broken.future
+            error = ""
+        except ComfyExecutionError as raised:
+            error = str(raised)
+        long = await client.submit_workflow(graphs["long"], return_future=False)
+        while long.prompt_id not in [row.prompt_id for row in (await client.get_queue()).running]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await client.interrupt_processing()
+        told = {
+            "page": await client.get_index(),
+            "job": made.prompt_id,
+            "name": picture.filename,
+            "error": error,
+            "long": long.prompt_id,
+            "devices": [device.type for device in (await client.get_system_stats()).devices],
+            "embeddings": list(await client.get_embeddings()),
+            "completed": list(await client.get_completed_prompts()),
+        }
+    print(json.dumps(told))
+
+
+asyncio.run(main())

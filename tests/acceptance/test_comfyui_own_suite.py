@@ -1,0 +1,86 @@
+"""ComfyUI's own tests of a server (``tests/execution``, which ComfyUI ships), through the gateway.
+
+The tests start servers by `python main.py --port …`. Here, `python` starts nothing, and at that
+port is the farm, by `moyin comfyui connect` with the key of a new tenant, whose history is empty as
+that of a new ComfyUI. The repetitions of ``TestExecution`` for other options of ComfyUI's cache are
+left out.
+
+Measured on one long-lived ComfyUI 0.3.75 on 2026-11-28, in the order of the files' names: 98 of these
+100 tests pass. ``test_lazy_input`` fails because earlier files' tests have left its picture in the
+cache, ``test_offset_beyond_history_length_returns_empty`` because the history has more than a hundred
+entries by then. So ``test_execution.py`` comes first here, and all 100 must pass.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from moyin.render.comfyui.install import ComfyUI
+from tests.acceptance.comfyui_clients import Clients, connected, installed
+from tests.stack import RunningStack
+
+_FOLDER = "tests/execution"
+_FILES = ("test_execution", "test_public_api", "test_progress_isolation", "test_async_nodes")
+_OTHER_SERVERS = "not (TestExecution and (server1 or server2 or server3))"
+_TESTS = 100
+_SECONDS = 900
+_PYTHON = """#!/bin/sh
+# The farm is the server. This ends with the tests that started it.
+exec tail --pid="$PPID" -f /dev/null
+"""
+# The tests use of PyTorch that it frees memory of a server, and wait seconds for its import.
+_TORCH = """class cuda:
+    @staticmethod
+    def empty_cache(): pass
+"""
+
+
+@pytest.mark.timeout(_SECONDS + 300)
+def test_comfyuis_own_tests_pass(gateway: RunningStack, comfyui: ComfyUI, tmp_path: Path) -> None:
+    clients = installed(tmp_path)
+    words = gateway.run("keys", "create", f"suite-{uuid.uuid4().hex[:8]}").stdout.split()
+    key = next(word for word in words if word.startswith("moyin_"))
+    with connected(gateway, key) as url:
+        outcomes, output = _run(clients, comfyui.home, url.rpartition(":")[2], tmp_path)
+    failed = [name for name, outcome in outcomes.items() if outcome != "passed"]
+    assert failed == [], output
+    assert len(outcomes) == _TESTS, output
+
+
+def _run(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[str, str], str]:
+    """Return the outcome of each test by its name, and what pytest printed."""
+    python, torch, report = folder / "bin" / "python", folder / "torch.py", folder / "report.xml"
+    python.parent.mkdir()
+    python.write_text(_PYTHON)
+    python.chmod(0o755)
+    torch.write_text(_TORCH)
+    done = subprocess.run(
+        [
+            str(clients.folder / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider",
+            "--port", port, "--output_dir", str(folder / "output"), "--skip-timing-checks",
+            "--junitxml", str(report), "-k", _OTHER_SERVERS,
+            *(f"{_FOLDER}/{name}.py" for name in _FILES),
+        ],
+        env={
+            **clients.env,
+            "PATH": f"{python.parent}:{clients.env['PATH']}",
+            "PYTHONPATH": str(folder),
+            # ComfyUI's folder is shared, and other processes read it.
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        cwd=home, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, timeout=_SECONDS, check=False,
+    )  # fmt: skip
+    assert report.exists(), done.stdout
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    outcomes = {f"{case.get('classname')}.{case.get('name')}": _outcome(case) for case in cases}
+    return outcomes, done.stdout
+
+
+def _outcome(case: ElementTree.Element) -> str:
+    return next((child.tag for child in case if child.tag != "system-out"), "passed")
