@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import socket
 import threading
@@ -61,38 +62,44 @@ class BreakableRelay:
     def __init__(self, gateway: str) -> None:
         self._address = (urlsplit(gateway).hostname or "", urlsplit(gateway).port or 0)
         self._server = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
+        self._open: set[socket.socket] = set()
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
 
     def cut(self) -> None:
         """Break all connections; new ones are forwarded as before."""
-        for one in self._open:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
+        for near in tuple(self._open):
+            with suppress(OSError):  # the browser may have closed it meanwhile
+                near.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
         self._server.close()
         self.cut()
+        for thread in self._threads[1:]:
+            thread.join()
 
     def _accept(self) -> None:
         with suppress(OSError):  # `close` ends the loop
             while True:
-                near, far = self._server.accept()[0], socket.create_connection(self._address)
-                self._open += [near, far]
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=_pump, args=pair, daemon=True).start()
+                near, _ = self._server.accept()
+                self._open.add(near)
+                self._threads.append(threading.Thread(target=self._forward, args=(near,)))
+                self._threads[-1].start()
 
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    """Copy bytes until either side ends, and end the other."""
-    with suppress(OSError):
-        while data := source.recv(65_536):
-            target.sendall(data)
-    for one in (source, target):
-        with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+    def _forward(self, near: socket.socket) -> None:
+        """Copy bytes both ways until either side ends."""
+        with near, socket.create_connection(self._address) as far, suppress(OSError):
+            other = {near: far, far: near}
+            while True:
+                for source in select.select([near, far], [], [])[0]:
+                    data = source.recv(65_536)
+                    if not data:
+                        self._open.discard(near)
+                        return
+                    other[source].sendall(data)
 
 
 @pytest.fixture
