@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit coverage pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients ollama grpc
+.PHONY: help demo test check unit coverage pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients ollama grpc site-environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 MOYIN := $(BIN)/moyin
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+# The generator of the documentation site, which users do not need.
+SITE_VENV := .venv-docs
+SITE_STAMP := $(SITE_VENV)/.installed
 # Notes how long the target took, for the table at the end of `make test`.
 TIMED = @scripts/timed.sh $@
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -31,7 +34,7 @@ test:  ## every check and test (half an hour or more on two cores), and how long
 	@export MOYIN_TIMES=$$(mktemp) && trap 'scripts/timed.sh; rm -f "$$MOYIN_TIMES"' EXIT && \
 	scripts/timed.sh install $(MAKE) --no-print-directory $(RUN_STAMP) && \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		ollama comfyui unit check rabbitmq chromium clients && \
+		ollama comfyui unit check rabbitmq chromium clients site-environment && \
 	$(MAKE) --no-print-directory servers
 
 check: $(DEV_STAMP)  ## ruff, mypy and the import contracts
@@ -44,7 +47,7 @@ unit: $(DEV_STAMP)  ## tests without servers
 	$(TIMED) $(BIN)/python -m pytest -q -n 2 tests/unit
 
 # A part whose tests fail is shown as well.
-coverage: $(DEV_STAMP) comfyui rabbitmq chromium ollama  ## share of lines that unit tests and tests on servers run, by wing
+coverage: $(DEV_STAMP) comfyui rabbitmq chromium ollama site-environment  ## share of lines that unit tests and tests on servers run, by wing
 	rm -rf build/coverage
 	-COVERAGE_FILE=build/coverage/unit $(BIN)/coverage run -m pytest -q -n 2 tests/unit
 	-COVERAGE_FILE=build/coverage/servers $(BIN)/coverage run -m pytest -q -n 2 --no-loadscope-reorder \
@@ -64,7 +67,7 @@ servers: $(DEV_STAMP)
 integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers
 	$(BIN)/python -m pytest -q tests/integration
 
-acceptance: $(DEV_STAMP) comfyui chromium clients ollama  ## tests through clients that others wrote
+acceptance: $(DEV_STAMP) comfyui chromium clients ollama site-environment  ## tests through clients that others wrote
 	$(BIN)/python -m pytest -q tests/acceptance
 
 chaos: $(DEV_STAMP) comfyui  ## tests that kill things
@@ -77,9 +80,10 @@ bench: $(DEV_STAMP) comfyui  ## throughput, as ratios over what stands without u
 	@scripts/bench.sh
 	$(BIN)/python -m benchmarks
 
-docs: $(DEV_STAMP)  ## write docs/reference from the code
+docs: $(DEV_STAMP) site-environment  ## write docs/reference from the code, build the documentation site in site/
 	$(BIN)/python -m scripts.reference
 	$(BIN)/python -m scripts.matrix
+	$(SITE_VENV)/bin/python scripts/docs_site.py
 
 grpc: $(DEV_STAMP)  ## write moyin/jobs/grpc/moyin_pb2* from moyin.proto
 	PYTHON=$(BIN)/python scripts/grpc.sh
@@ -89,7 +93,7 @@ lock:  ## resolve the dependencies anew
 
 clean:  ## stop the stack, remove the environment and caches (not the data in .moyin)
 	-@test ! -x $(MOYIN) || $(MOYIN) down
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SITE_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 comfyui: $(RUN_STAMP)
 	$(TIMED) $(MOYIN) comfyui install
@@ -111,6 +115,8 @@ clients: | chromium $(BIN)/python
 ollama:
 	$(TIMED) scripts/ollama_server.sh > /dev/null
 
+site-environment: $(SITE_STAMP)
+
 $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)
 
@@ -122,4 +128,9 @@ $(RUN_STAMP): requirements.lock pyproject.toml moyin/__init__.py | $(BIN)/python
 
 $(DEV_STAMP): requirements-dev.lock $(RUN_STAMP)
 	@scripts/timed.sh install $(UV) --no-deps -r requirements-dev.lock
+	@touch $@
+
+$(SITE_STAMP): requirements-docs.lock $(RUN_STAMP)
+	@scripts/make_venv.sh $(PYTHON) $(SITE_VENV)
+	@$(BIN)/python -P moyin/system/packages.py $(SITE_VENV)/bin/python --no-deps -r requirements-docs.lock
 	@touch $@

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from moyin.domain.job import EventType
 from moyin.jobs.protocol.event_bodies import (
     EVENT_BODIES,
+    PreviewMessage,
     ProgressMessage,
     StatusMessage,
     StepMessage,
@@ -22,7 +23,12 @@ from moyin.jobs.protocol.event_bodies import (
 from scripts.api_pages import EVENT_MEANINGS
 
 _SCHEMAS = "#/components/schemas/"
-_SOCKET_MESSAGES: tuple[type[BaseModel], ...] = (StatusMessage, ProgressMessage, StepMessage)
+_SOCKET_MESSAGES: tuple[type[BaseModel], ...] = (
+    StatusMessage,
+    ProgressMessage,
+    PreviewMessage,
+    StepMessage,
+)
 _HOST = "127.0.0.1:8000"
 _SIGNATURE: Mapping[str, str] = {
     "webhook-id": "The same at every try, so that receivers recognise repetitions.",

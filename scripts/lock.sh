@@ -1,6 +1,7 @@
 #!/bin/sh
-# Writes requirements.lock (for `make demo`) and requirements-dev.lock (for `make test`) with exact
-# versions that work on Python 3.11 to 3.13. Both are installed with --no-deps.
+# Writes requirements.lock (for `make demo`), requirements-dev.lock (for `make test`) and
+# requirements-docs.lock (for `make docs`) with exact versions that work on Python 3.11 to 3.13. All are
+# installed with --no-deps.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -22,12 +23,13 @@ END
 compile() {
     output=$1
     shift
-    "$tools/venv/bin/uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+    "$tools/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 \
         --override "$tools/overrides.txt" --no-header --no-annotate \
         --output-file "$output" "$@"
     sed -i "/sys_platform == 'never'/d" "$output"
 }
 
-compile requirements.lock --extra embedded --extra s3
-compile requirements-dev.lock --extra embedded --extra s3 --extra dev --extra acceptance \
+compile requirements.lock pyproject.toml --extra embedded --extra s3
+compile requirements-dev.lock pyproject.toml --extra embedded --extra s3 --extra dev --extra acceptance \
     --constraint requirements.lock
+compile requirements-docs.lock --group docs

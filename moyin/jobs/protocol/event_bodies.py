@@ -61,7 +61,7 @@ class StreamError(BaseModel):
     request_id: str
 
 
-EventBody = StatusEvent | ProgressEvent | StepEvent
+EventBody = StatusEvent | ProgressEvent | PreviewEvent | StepEvent
 EVENT_BODIES: Mapping[EventType, type[EventBody]] = {
     EventType.QUEUED: StatusEvent,
     EventType.RUNNING: StatusEvent,
@@ -95,6 +95,13 @@ class ProgressMessage(_Message):
     data: ProgressEvent
 
 
+class PreviewMessage(_Message):
+    """A render has a new preview picture."""
+
+    type: Literal["preview"]
+    data: PreviewEvent
+
+
 class StepMessage(_Message):
     """A step has finished."""
 
@@ -103,10 +110,13 @@ class StepMessage(_Message):
 
 
 JobEvent = Annotated[
-    StatusMessage | ProgressMessage | StepMessage, Field(discriminator="type", title="JobEvent")
+    StatusMessage | ProgressMessage | PreviewMessage | StepMessage,
+    Field(discriminator="type", title="JobEvent"),
 ]
 # A WebSocket sends events as such messages; server-sent events have the same three members.
-JOB_EVENT: TypeAdapter[StatusMessage | ProgressMessage | StepMessage] = TypeAdapter(JobEvent)
+JOB_EVENT: TypeAdapter[StatusMessage | ProgressMessage | PreviewMessage | StepMessage] = TypeAdapter(
+    JobEvent
+)
 
 
 class WebhookBody(BaseModel):

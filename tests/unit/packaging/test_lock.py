@@ -11,7 +11,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[3]
-_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_FILE = tomllib.loads((ROOT / "pyproject.toml").read_text())
+_PROJECT = _FILE["project"]
 _EXTRAS = _PROJECT["optional-dependencies"]
 
 
@@ -42,6 +43,7 @@ def _locked(name: str) -> dict[str, set[Version]]:
                 *_EXTRAS["acceptance"],
             ],
         ),
+        ("requirements-docs.lock", _FILE["dependency-groups"]["docs"]),
     ],
 )
 def test_every_dependency_is_locked_within_its_bounds(lock: str, declared: list[str]) -> None:

@@ -1,0 +1,93 @@
+"""Draws the plots of docs/performance.md from its own tables, into docs/performance.
+
+Run it with ``python -m benchmarks.page`` after a table has changed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from statistics import mean
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+FOLDER = ROOT / "docs" / "performance"
+# The bar's name and the beginning of the row that has Moyin's ratio over it.
+_OTHERS = {
+    "bare forwarder": "text through `/v1`",
+    "forwarder in Serve": "… over the same forwarder",
+    "Portkey": "… over Portkey",
+    "LiteLLM, two workers": "… over LiteLLM",
+}
+
+
+def throughput(page: str) -> dict[str, float]:
+    """Return requests per second through `/v1`, with Moyin's as 1."""
+    bars = {name: 1 / _row(page, start)[0][0] for name, start in _OTHERS.items()}
+    return {**bars, "Moyin, one replica": 1.0}
+
+
+def render_cost(page: str) -> dict[str, tuple[float, float]]:
+    """Return milliseconds of processor time for a render by process: at the start and now."""
+    _, _, rest = page.partition("| process | ms at the start | ms now |\n")
+    names = [line.split(" | ")[0].strip("| ") for line in rest.splitlines()[1:]]
+    table = names[: next(i for i, name in enumerate(names) if not name)]
+    cells = {name: _row(page, name) for name in table}
+    return {name: (mean(start), mean(now)) for name, (start, now) in cells.items()}
+
+
+def _row(page: str, start: str) -> list[list[float]]:
+    """Return the numbers in the cells after the first of the row that starts so."""
+    [line] = [line for line in page.splitlines() if line.startswith(f"| {start}")]
+    cells = line.strip("|").split(" | ")[1:]
+    return [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)] for cell in cells]
+
+
+def main() -> None:
+    """Write both plots."""
+    page = PAGE.read_text()
+    FOLDER.mkdir(exist_ok=True)
+    _, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
+    bars = throughput(page)
+    drawn = axes.barh(
+        list(bars), list(bars.values()), color=["#9aa5b1"] * len(_OTHERS) + ["#4051b5"]
+    )
+    axes.bar_label(drawn, fmt="%.2f", padding=4)
+    axes.set_xlabel("requests per second at 16 connections, Moyin = 1")
+    _finish(axes, FOLDER / "text.png")
+
+    _, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
+    costs = render_cost(page)
+    names = [re.split(r":| \(|, now|, with", name)[0] for name in costs]
+    places = range(len(names))
+    for shift, index, label, colour in (
+        (0.2, 0, "at the start", "#9aa5b1"),
+        (-0.2, 1, "now", "#4051b5"),
+    ):
+        drawn = axes.barh(
+            [place + shift for place in places],
+            [pair[index] for pair in costs.values()],
+            height=0.38, label=label, color=colour,
+        )  # fmt: skip
+        axes.bar_label(drawn, fmt="%.0f", padding=4)
+    axes.set_yticks(list(places), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds of processor time for a small render, without ComfyUI")
+    axes.legend(frameon=False)
+    _finish(axes, FOLDER / "render.png")
+
+
+def _finish(axes: Axes, path: Path) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Builds the documentation site from `docs/` and the pages at the top of the repository.
+
+The Markdown stays as GitHub shows it; this module makes the site's copy of it:
+
+- Pages outside `docs/` get a place on the site (`PAGES`), and links follow.
+- Links to other files of the repository lead to a page that shows the file.
+- Diagrams become pictures, because drawing them in the browser needs three megabytes of scripts.
+
+Run it with `make docs`, in the environment of requirements-docs.lock: only functions that draw
+import more than the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "docs" / "zensical.toml"
+# Pages outside docs/ and their paths on the site.
+PAGES = {
+    "ARCHITECTURE.md": "architecture/overview.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "reporting.md",
+    "clients/python/README.md": "python-client.md",
+}
+# Titles of the pages that list folders.
+FOLDERS = {"adr": "Decisions"}
+_FENCE = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+_INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
+_LINK = re.compile(r"(\]\()([^()\s]+)(\))")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_LANGUAGES = {".json": "json", ".py": "python", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
+_VIEW_BOX = re.compile(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+) [\d.]+"')
+_ARTICLE = '<article class="md-content__inner'
+Draw = Callable[[str, Path], None]
+
+
+class SitePages:
+    """Writes the site's copy of every page below one folder."""
+
+    def __init__(self, folder: Path, draw: Draw) -> None:
+        self._folder = folder
+        self._draw = draw
+
+    def write(self) -> None:
+        """Write all pages, the files that they link to, and pictures."""
+        for source in sorted((ROOT / "docs").rglob("*")):
+            if source.is_dir() or source == CONFIG:
+                continue
+            if source.suffix == ".md":
+                self._write_page(source)
+            else:
+                target = self._folder / source.relative_to(ROOT / "docs")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        for name in PAGES:
+            self._write_page(ROOT / name)
+
+    def _write_page(self, source: Path) -> None:
+        page = site_path(source)
+        assert page is not None, source
+        text = source.read_text()
+        parts: list[str] = []
+        end = 0
+        for match in _FENCE.finditer(text):
+            parts.append(self._rewrite_prose(text[end : match.start()], source, page))
+            if match[2] == "mermaid":
+                parts.append(self._diagram(match[3], text[: match.start()], page))
+            else:
+                parts.append(match[0])
+            end = match.end()
+        parts.append(self._rewrite_prose(text[end:], source, page))
+        self._write(page, "".join(parts))
+
+    def _write(self, page: str, text: str) -> None:
+        target = self._folder / page
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+    def _rewrite_prose(self, text: str, source: Path, page: str) -> str:
+        """Return Markdown without code blocks with its links as the site needs them."""
+        parts: list[str] = []
+        end = 0
+        for match in _INLINE_CODE.finditer(text):
+            # A code span may be the text of a link: what follows it starts with "](".
+            parts.append(self._rewrite_links(text[end : match.start()], source, page))
+            parts.append(match[0])
+            end = match.end()
+        parts.append(self._rewrite_links(text[end:], source, page))
+        return "".join(parts)
+
+    def _rewrite_links(self, text: str, source: Path, page: str) -> str:
+        return _LINK.sub(
+            lambda match: match[1] + self._target(match[2], source, page) + match[3], text
+        )
+
+    def _target(self, link: str, source: Path, page: str) -> str:
+        name, hash_sign, anchor = link.partition("#")
+        if not name or "://" in name or name.startswith("mailto:"):
+            return link
+        file = (source.parent / name).resolve()
+        if (file / "README.md").is_file():
+            file /= "README.md"
+        if not file.is_relative_to(ROOT):
+            raise SystemExit(f"{source}: {link} leads out of the repository")
+        target = site_path(file)
+        if target in FOLDERS:
+            target = self._list_folder(file, target)
+        elif target is None:
+            target = self._show_file(file)
+        return os.path.relpath(target, Path(page).parent) + hash_sign + anchor
+
+    def _list_folder(self, folder: Path, path: str) -> str:
+        """Write a page that lists the pages of a folder, and return its path."""
+        lines = [f"# {FOLDERS[path]}", ""]
+        for file in sorted(folder.glob("*.md")):
+            title = file.read_text().partition("\n")[0].removeprefix("# ")
+            lines.append(f"- [{title}]({file.name})")
+        page = f"{path}/index.md"
+        self._write(page, "\n".join(lines) + "\n")
+        return page
+
+    def _show_file(self, file: Path) -> str:
+        """Write a page that shows a file of the repository, and return its path."""
+        name = file.relative_to(ROOT).as_posix()
+        page = f"files/{name}.md"
+        language = _LANGUAGES.get(file.suffix, "text")
+        code = f"``````{language}\n{file.read_text().rstrip()}\n``````\n"
+        self._write(page, f"---\nsearch:\n  exclude: true\n---\n\n# {name}\n\n{code}")
+        return page
+
+    def _diagram(self, diagram: str, before: str, page: str) -> str:
+        """Draw a Mermaid diagram and return the Markdown that shows it."""
+        headings = _HEADING.findall(before)
+        title = headings[-1].replace("`", "") if headings else "Moyin"
+        name = hashlib.sha256(diagram.encode()).hexdigest()[:16]
+        picture = Path("diagrams") / f"{name}.svg"
+        target = self._folder / picture
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._draw(diagram, target)
+        path = os.path.relpath(picture, Path(page).parent)
+        # Its text has 16 pixels at full size, and stays readable at 0.6 of that.
+        smallest = round(0.6 * _svg_width(target))
+        return (
+            f'[![Diagram: {title}]({path}){{ .diagram style="min-width: {smallest}px" }}]({path})'
+        )
+
+
+def site_path(source: Path) -> str | None:
+    """Return a page's or picture's path on the site; None for a file that has none."""
+    name = source.relative_to(ROOT).as_posix()
+    if name in PAGES:
+        return PAGES[name]
+    if not name.startswith("docs/"):
+        return None
+    path = name.removeprefix("docs/")
+    return re.sub(r"(^|/)README\.md$", r"\1index.md", path)
+
+
+def _svg_width(picture: Path) -> float:
+    match = _VIEW_BOX.search(picture.read_text())
+    if match is None:
+        raise SystemExit(f"{picture}: a diagram without a size")
+    return float(match[1])
+
+
+def draw_with_mermaid(diagram: str, target: Path) -> None:
+    """Draw a diagram as SVG with Mermaid itself, which mermaidx runs without a browser."""
+    import mermaidx
+
+    if re.search(r"[\u2e80-\uffff]", diagram):
+        raise SystemExit(f"mermaidx has no font to measure East Asian text: {diagram[:80]}")
+    mermaidx.render(diagram, theme="neutral").save(str(target))
+
+
+def mark_language(site: Path, language: str) -> None:
+    """Name the language of the pages below the site's folder for that language."""
+    for page in (site / language).rglob("*.html"):
+        html = page.read_text()
+        if _ARTICLE not in html:
+            raise SystemExit(f"{page}: the theme has no article to mark as {language}")
+        page.write_text(html.replace(_ARTICLE, f'<article lang="{language}" ' + _ARTICLE[9:], 1))
+
+
+def build(work: Path, output: Path, draw: Draw = draw_with_mermaid) -> None:
+    """Build the site in `output`; a warning of the generator is an error."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    SitePages(work / "pages", draw).write()
+    config = work / CONFIG.name
+    shutil.copyfile(CONFIG, config)
+    subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "-f", str(config)],
+        check=True,
+    )
+    mark_language(work / "site", "ja")
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.move(work / "site", output)
+
+
+def main() -> None:
+    """Build the site where the arguments say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "docs-site")
+    parser.add_argument("--output", type=Path, default=ROOT / "site")
+    arguments = parser.parse_args()
+    build(arguments.work, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

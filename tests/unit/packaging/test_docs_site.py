@@ -1,0 +1,143 @@
+"""Links and anchors of all pages lead somewhere, on GitHub and in the site's copy; navigation is whole."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from scripts.docs_site import CONFIG, FOLDERS, PAGES, ROOT, SitePages, site_path
+
+_MARKDOWN = MarkdownIt("commonmark").enable("table")
+_PAGES = sorted(
+    [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT / name for name in PAGES)]
+)
+
+
+@cache
+def _tokens(page: Path) -> list[Token]:
+    flat: list[Token] = []
+    for token in _MARKDOWN.parse(page.read_text()):
+        flat += [token, *(token.children or [])]
+    return flat
+
+
+@cache
+def _anchors(page: Path) -> frozenset[str]:
+    """Return the anchors that GitHub gives the page's headings."""
+    found: Counter[str] = Counter()
+    anchors = set()
+    parsed = _MARKDOWN.parse(page.read_text())
+    for opening, inline in pairwise(parsed):
+        if opening.type != "heading_open":
+            continue
+        text = "".join(child.content for child in inline.children or [])
+        slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+        anchors.add(f"{slug}-{found[slug]}" if found[slug] else slug)
+        found[slug] += 1
+    return frozenset(anchors)
+
+
+def _broken_links(page: Path) -> Iterator[str]:
+    for token in _tokens(page):
+        link = str(token.attrs.get("href") or token.attrs.get("src") or "")
+        if not link or re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = unquote(link).partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists():
+            yield f"{link}: no such file"
+        elif anchor and anchor not in _anchors(target):
+            yield f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_anchors_lead_somewhere(page: Path) -> None:
+    assert list(_broken_links(page)) == []
+
+
+def _navigation(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        for value in entry.values():
+            if isinstance(value, str):
+                yield value
+            else:
+                yield from _navigation(value)
+
+
+def test_navigation_lists_every_page_once() -> None:
+    listed = list(_navigation(tomllib.loads(CONFIG.read_text())["project"]["nav"]))
+    paths = {site_path(page) or "" for page in _PAGES} - {""}
+    # A folder's own page lists its pages.
+    in_folders = {path for path in paths if Path(path).parent.as_posix() in FOLDERS}
+    assert sorted(listed) == sorted(
+        (paths - in_folders) | {f"{folder}/index.md" for folder in FOLDERS}
+    )
+
+
+@pytest.fixture(scope="module")
+def site_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the site's copy of the pages, with empty pictures as diagrams."""
+    folder = tmp_path_factory.mktemp("pages")
+    SitePages(folder, _draw_nothing).write()
+    return folder
+
+
+def _draw_nothing(diagram: str, target: Path) -> None:
+    target.write_text('<svg viewBox="0 0 100 50"></svg>')
+
+
+def test_every_link_of_the_sites_copy_leads_somewhere(site_pages: Path) -> None:
+    pages = sorted(site_pages.rglob("*.md"))
+    assert len(pages) > len(_PAGES)
+    broken = {
+        page.relative_to(site_pages).as_posix(): links
+        for page in pages
+        if (links := list(_broken_links(page)))
+    }
+    assert broken == {}
+
+
+def test_links_out_of_docs_lead_to_the_sites_pages(site_pages: Path) -> None:
+    assert "](architecture/overview.md#security)" in (site_pages / "security.md").read_text()
+    assert "](../adr/index.md)" in (site_pages / "architecture/overview.md").read_text()
+    assert "](files/examples/templates/sdxl.yaml.md)" in (site_pages / "templates.md").read_text()
+    shown = (site_pages / "files/examples/templates/sdxl.yaml.md").read_text()
+    assert (ROOT / "examples/templates/sdxl.yaml").read_text().strip() in shown
+
+
+def test_diagrams_become_pictures_and_other_code_stays(site_pages: Path) -> None:
+    written = (site_pages / "index.md").read_text()
+    assert "```mermaid" not in written
+    assert re.search(r"!\[Diagram: Moyin\]\(diagrams/\w+\.svg\)\{ \.diagram", written)
+    for page in _PAGES:
+        path = site_path(page)
+        if path is not None:
+            copied = _tokens(site_pages / path)
+            assert [token.content for token in copied if token.type == "fence"] == [
+                token.content
+                for token in _tokens(page)
+                if token.type == "fence" and token.info != "mermaid"
+            ], path
+
+
+def test_a_link_out_of_the_repository_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    (repository / "docs").mkdir(parents=True)
+    (repository / "docs" / "page.md").write_text("[secret](../../secret.txt)")
+    (tmp_path / "secret.txt").write_text("hidden")
+    monkeypatch.setattr("scripts.docs_site.ROOT", repository)
+    with pytest.raises(SystemExit, match="leads out of the repository"):
+        SitePages(tmp_path / "pages", _draw_nothing).write()
