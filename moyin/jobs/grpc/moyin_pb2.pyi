@@ -121,7 +121,7 @@ class DeleteJobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ("status", "kind", "pool", "template", "metadata", "created_after", "created_before", "limit", "cursor")
+    __slots__ = ("status", "kind", "pool", "template", "metadata", "created_after", "created_before", "limit", "cursor", "search")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,7 @@ class ListJobsRequest(_message.Message):
     CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
     status: _containers.RepeatedScalarFieldContainer[JobStatus]
     kind: str
     pool: str
@@ -147,7 +148,8 @@ class ListJobsRequest(_message.Message):
     created_before: _timestamp_pb2.Timestamp
     limit: int
     cursor: str
-    def __init__(self, status: _Optional[_Iterable[_Union[JobStatus, str]]] = ..., kind: _Optional[str] = ..., pool: _Optional[str] = ..., template: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ...) -> None: ...
+    search: str
+    def __init__(self, status: _Optional[_Iterable[_Union[JobStatus, str]]] = ..., kind: _Optional[str] = ..., pool: _Optional[str] = ..., template: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ..., search: _Optional[str] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs", "next_cursor")
