@@ -46,7 +46,7 @@ from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_f
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.queue_positions import QueuePositions
+from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
@@ -81,7 +81,7 @@ class GatewayServices:
     service: JobService
     jobs: JobStore
     feed: JobFeed
-    positions: QueuePositions
+    places: QueuePlaces
     artifacts: ArtifactStore
     blobs: BlobStore
     pictures: PictureConverter
@@ -216,7 +216,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.jobs,
             services.templates,
             services.signing_key,
-            services.positions,
+            services.places,
         ),
         job_events.job_event_routes(services.jobs, services.feed),
         artifacts.signed_link_routes(*artifact_parts),
