@@ -86,12 +86,12 @@ def _window(renderers: int, *renders: PendingRender) -> Window:
 
 def _times(made: Window, now: float = 0.0) -> list[tuple[float | None, float | None]]:
     return [
-        (
-            expected.starts_in and expected.starts_in.mean,
-            expected.ends_in and expected.ends_in.mean,
-        )
-        for expected in made.forecast(now, 99)
+        (_mean(expected.starts_in), _mean(expected.ends_in)) for expected in made.forecast(now, 99)
     ]
+
+
+def _mean(duration: Duration | None) -> float | None:
+    return None if duration is None else duration.mean
 
 
 def test_renders_wait_for_those_before_them() -> None:
