@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
 
-# A pool is called at most once in this time, and only while clients read queued jobs.
+# A pool is called at most once in this time, and only while clients read open renders.
 _INTERVAL_SECONDS = 1.0
 # Places that are older are not shown.
 _MAX_AGE_SECONDS = 3.0
