@@ -63,10 +63,11 @@ class Outcome:
 
     def p95(self, owner: str) -> float:
         """Return the 95th percentile of the owner's waits in seconds."""
-        return _quantile(self.waits[owner], 0.95)
+        return quantile(self.waits[owner], 0.95)
 
 
-def _quantile(values: Iterable[float], at: float) -> float:
+def quantile(values: Iterable[float], at: float) -> float:
+    """Return the smallest value that at least the share ``at`` of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(at * len(ordered)) - 1)]
 
@@ -218,7 +219,7 @@ def own_share(load: Load, farm: Farm) -> dict[str, float]:
             start = max(heapq.heappop(free), waiting.arrived)
             waits.append(start - waiting.arrived)
             heapq.heappush(free, start + load.seconds[waiting.id] * actors / share)
-        p95[owner] = _quantile(waits, 0.95)
+        p95[owner] = quantile(waits, 0.95)
     return p95
 
 
@@ -303,7 +304,7 @@ def _measure(load: Load, farm: Farm) -> dict[str, Any]:
         ),
         "longest_past_due": round(overdue, 1),
         "decision_us_mean": round(sum(ours.decisions) / len(ours.decisions) * 1e6),
-        "decision_us_p99": round(_quantile(ours.decisions, 0.99) * 1e6),
+        "decision_us_p99": round(quantile(ours.decisions, 0.99) * 1e6),
     }
 
 

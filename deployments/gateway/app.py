@@ -48,7 +48,7 @@ from moyin.domain.identity import JOBS_READ, JOBS_WRITE
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_positions import QueuePositions
+from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
@@ -86,7 +86,7 @@ class GatewayServices:
     jobs: JobStore
     feed: JobFeed
     previews: PreviewFeed
-    positions: QueuePositions
+    places: QueuePlaces
     artifacts: ArtifactStore
     blobs: BlobStore
     pictures: PictureConverter
@@ -233,7 +233,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.jobs,
             services.templates,
             services.signing_key,
-            services.positions,
+            services.places,
         ),
         job_events.job_event_routes(
             services.jobs, services.feed, services.previews, services.signing_key

@@ -30,7 +30,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.grpc.health import HealthMonitor
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_positions import QueuePositions
+from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
@@ -93,7 +93,7 @@ class Gateway(MoyinCalls):
         self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
         self.grpc_health = HealthMonitor(self.grpc_bridge.is_ready)
         pool_client = ServePoolClient(pools)
-        positions = close_at_shutdown(QueuePositions(pool_client.list_positions, pools))
+        places = close_at_shutdown(QueuePlaces(pool_client.list_places, pools))
         node_info = close_at_shutdown(
             NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
         )
@@ -133,7 +133,7 @@ class Gateway(MoyinCalls):
         )
         farm_prompts = ComfyPrompts(
             service=service, feed=feed, validator=validator, guard=admission, prompts=prompts,
-            files=files, blobs=blobs, find_executed=pool_client.find_executed,
+            files=files, blobs=blobs, find_executed=pool_client.find_executed, read_places=places.read,
             wait_until_notified=farm_events.wait_until_notified,
         )  # fmt: skip
 
@@ -147,7 +147,7 @@ class Gateway(MoyinCalls):
 
         self._services = GatewayServices(
             service=service, jobs=jobs, feed=feed, previews=PreviewFeed(previews, preview_hub),
-            positions=positions, artifacts=artifacts,
+            places=places, artifacts=artifacts,
             blobs=blobs, pictures=PictureConverter(blobs, processes, pictures), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
             admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),

@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 
 from actors.placement import NAMESPACE
 from moyin.comfy_api.validation_cache import ValidationCache
+from moyin.domain.queue_place import QueuePlace
 from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
 
@@ -29,7 +30,7 @@ _VALIDATION_ERRORS = (
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 _EXECUTED_SECONDS = 1.0
-_POSITIONS_SECONDS = 2.0
+_PLACES_SECONDS = 2.0
 # Seconds for which a pool's list of running renderers is cached.
 _RENDERERS_SECONDS = 5.0
 
@@ -96,19 +97,19 @@ class ServePoolClient:
             return ()
         return executed
 
-    async def list_positions(self, pool: str) -> Mapping[str, int]:
-        """Return the positions of jobs in the pool's queue, or raise ServiceUnavailable.
+    async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
+        """Return the places of the pool's jobs, by job, or raise ServiceUnavailable.
 
         Failures do not pause other calls of the pool, which matter more.
         """
         try:
-            async with asyncio.timeout(_POSITIONS_SECONDS):
+            async with asyncio.timeout(_PLACES_SECONDS):
                 handle = await self._handles.fetch(pool)
-                positions: Mapping[str, int] = await handle.list_positions.remote()
+                places: Mapping[str, QueuePlace] = await handle.list_places.remote()
         except _POOL_ERRORS as error:
-            _log.info("render pool %s told no positions: %s", pool, type(error).__name__)
+            _log.info("render pool %s sent no places: %s", pool, type(error).__name__)
             raise ServiceUnavailable(f"render pool {pool!r} does not respond; try again") from error
-        return positions
+        return places
 
     async def _call_pool(self, pool: str, method: str, argument: Any) -> Any:
         if time.monotonic() < self._paused_until.get(pool, 0.0):

@@ -33,12 +33,14 @@ from deployments.logs import configure_logs
 from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.config import RenderArgs
+from deployments.render.duration_history import load_durations
 from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
 from deployments.render.render_activities import RenderActivities
 from deployments.render.result_cache import RenderResultCache
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
+from moyin.domain.queue_place import QueuePlace
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
 from moyin.render.comfyui.install import read_comfyui_version
@@ -54,7 +56,7 @@ from moyin.store.render_cache import CacheRules, ValkeyRenderCache
 from moyin.store.render_ledger import RenderLedger
 from moyin.system.processes import freeze_startup_objects
 
-_POSITIONS_SECONDS = 1.0
+_PLACES_SECONDS = 1.0
 _PRICE_ARGS = {"usd_per_gpu_hour", "usd_per_picture", "expected_seconds"}
 _log = logging.getLogger(__name__)
 
@@ -76,8 +78,8 @@ class RenderPool:
             MemoryGuard(args.larger_pool),
         )
         self._rules = args.to_rules()
-        self._positions: dict[str, int] = {}
-        self._positions_at = -math.inf
+        self._places: dict[str, QueuePlace] = {}
+        self._places_at = -math.inf
         telemetry = PoolTelemetry(self._pool)
         cache_rules = await asyncio.to_thread(_new_cache_rules, args, settings)
         self._version = await asyncio.to_thread(_digest_configuration, args, settings)
@@ -109,6 +111,9 @@ class RenderPool:
         )
         self._supervisor.start()
         self._worker.start()
+        self._loading = asyncio.create_task(
+            load_durations(self._pool.durations, services.database, services.blobs, args.pool)
+        )
         freeze_startup_objects()
 
     async def list_renderers(self) -> list[str]:
@@ -145,16 +150,16 @@ class RenderPool:
         """Return the ids of executed prompts, whose files may not be stored yet."""
         return self._pool.find_executed(prompt_ids)
 
-    async def list_positions(self) -> dict[str, int]:
-        """Return the positions of jobs among the waiting renders, as `Pool.list_positions` does.
+    async def list_places(self) -> dict[str, QueuePlace]:
+        """Return the places of jobs in the pool, as `Pool.list_places` does.
 
         They are those of up to a second ago: to order thousands of renders takes 0.1 s, and each
         replica of the gateway asks.
         """
         now = time.monotonic()
-        if now - self._positions_at >= _POSITIONS_SECONDS:
-            self._positions, self._positions_at = self._pool.list_positions(), now
-        return self._positions
+        if now - self._places_at >= _PLACES_SECONDS:
+            self._places, self._places_at = self._pool.list_places(), now
+        return self._places
 
     async def status(self) -> dict[str, Any]:
         """Return the status of the pool and its actors.
@@ -189,6 +194,8 @@ class RenderPool:
     async def __del__(self) -> None:
         # Waiting renders would delay the shutdown. They return to the queue.
         self._pool.close()
+        self._loading.cancel()
+        await asyncio.gather(self._loading, return_exceptions=True)
         await self._worker.stop()
         await self._supervisor.remove_idle_actors()
         await self._resources.aclose()

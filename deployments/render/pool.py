@@ -7,10 +7,12 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 from deployments.render.guard import MemoryGuard
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.queue_place import QueuePlace
 from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
@@ -23,6 +25,7 @@ from moyin.domain.renderer import (
     RenderSucceeded,
 )
 from moyin.errors import MoyinError, OutOfMemory, ServiceUnavailable, WorkerLost
+from moyin.render.scheduling.durations import RenderDurations
 from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.system.bounded import BoundedDict
@@ -166,15 +169,25 @@ class Pool:
         for prompt_id, result in results.items():
             self._inherited[prompt_id] = (name, result)
 
-    def list_positions(self) -> dict[str, int]:
-        """Return the positions of the jobs with waiting renders, by job; the next render has 1.
+    @property
+    def durations(self) -> RenderDurations:
+        """The measured durations of the pool's renders."""
+        return self._scheduler.durations
 
-        A batch has the position of its first waiting render.
+    def list_places(self) -> dict[str, QueuePlace]:
+        """Return the places of the jobs with waiting or running renders, by job.
+
+        A batch has the place of its first waiting render.
         """
-        positions: dict[str, int] = {}
-        for position, pending in enumerate(self._scheduler.forecast(), start=1):
-            positions.setdefault(pending.job_id, position)
-        return positions
+        places: dict[str, QueuePlace] = {}
+        for position, expected in enumerate(self._scheduler.forecast(), start=1):
+            place = QueuePlace(
+                position=position, starts_in=expected.starts_in, ends_in=expected.ends_in
+            )
+            places.setdefault(expected.pending.job_id, place)
+        for expected in self._scheduler.list_running():
+            places.setdefault(expected.pending.job_id, QueuePlace(ends_in=expected.ends_in))
+        return places
 
     def find_executed(self, prompt_ids: Collection[str]) -> list[str]:
         """Return the ids from ``prompt_ids`` whose prompts a renderer has executed."""
@@ -236,7 +249,7 @@ class Pool:
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 state.is_unleased = False
-                leased = replace(callbacks, on_executed=lease.release)
+                leased = replace(callbacks, on_executed=partial(lease.release, is_executed=True))
                 return lease.name, await self._follow_prompt(lease.name, request, leased)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:

@@ -34,6 +34,7 @@ from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.protocol.graph import (
+    compute_shape,
     find_artifact_ids,
     find_model_files,
     make_input_name,
@@ -281,6 +282,7 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
         owner=step.owner,
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
         models=request.models,
+        shape=compute_shape(request.graph),
     )
 
 

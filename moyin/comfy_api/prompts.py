@@ -16,6 +16,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
+from moyin.domain.queue_place import QueuePlace
 from moyin.domain.serialization import decode
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
@@ -52,6 +53,7 @@ class ComfyPrompts:
 
     Args:
         find_executed: returns the prompts of which ComfyUI has executed every node.
+        read_places: returns the places of open jobs in their pools, by id.
         wait_until_notified: returns when every connected client has received the end of a job.
     """
 
@@ -63,6 +65,7 @@ class ComfyPrompts:
     files: ComfyFiles
     blobs: BlobStore
     find_executed: Callable[[Sequence[str]], Awaitable[Collection[str]]]
+    read_places: Callable[[], Awaitable[Mapping[str, QueuePlace]]]
     wait_until_notified: Callable[[Job], Awaitable[None]]
 
     def __post_init__(self) -> None:
@@ -120,9 +123,15 @@ class ComfyPrompts:
     async def list_queue(self, owner: str) -> dict[str, list[list[Any]]]:
         """Return the response body of ``/queue``."""
         jobs = await self.prompts.list_open(owner)
+        places = await self.read_places() if jobs else {}
         specs = await _read_within_limit(jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec)
         rows = [
-            (job, response.build_queue_row(job, specs[index] if index < len(specs) else None))
+            (
+                job,
+                response.build_queue_row(
+                    job, specs[index] if index < len(specs) else None, places.get(job.id)
+                ),
+            )
             for index, job in enumerate(jobs)
         ]
         return {

@@ -69,6 +69,22 @@ class Canceller:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Seconds:
+    """An estimate in seconds, which the fact exceeds in half and in a tenth of all cases."""
+
+    p50: float
+    p90: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Eta:
+    """In how many seconds a render will probably start and end; None if it is unknown."""
+
+    starts_in: Seconds | None = None
+    ends_in: Seconds | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """The output of a finished step."""
 
@@ -141,6 +157,7 @@ class Job:
     finished_at: datetime | None = None
     queued_for: float | None = None
     position: int | None = None
+    eta: Eta | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
     children: tuple[Child, ...] | None = None

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
-from moyin.domain.job import Job, JobStatus
+from moyin.domain.job import Job
 from moyin.errors import InvalidRequest
 from moyin.jobs.history import JobHistory
 from moyin.jobs.protocol import wire
@@ -27,7 +27,7 @@ from moyin.jobs.protocol.filters import (
     parse_jobs_query,
 )
 from moyin.jobs.protocol.response import QueueView, render_job, render_job_detail
-from moyin.jobs.queue_positions import QueuePositions
+from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
 from moyin.jobs.webhooks import derive_webhook_secret
 from moyin.render.templates import wire as template_wire
@@ -48,7 +48,7 @@ def job_routes(
     jobs: JobStore,
     templates: TemplateCatalog,
     signing_key: bytes,
-    positions: QueuePositions,
+    places: QueuePlaces,
 ) -> APIRouter:
     """Return the routes of jobs; `job_event_routes` has the routes of their events."""
     router = APIRouter(tags=["jobs"])
@@ -59,10 +59,10 @@ def job_routes(
         return body.to_domain({alias: template.name for alias, template in names.items()})
 
     async def view_queue(shown: Sequence[Job]) -> QueueView:
-        """Return the present time, and positions if any of the jobs is queued."""
-        has_queued = any(job.status is JobStatus.QUEUED for job in shown)
-        known = await positions.read() if has_queued else {}
-        return QueueView(now=datetime.now(UTC), positions=known)
+        """Return the present time, and places if any of the jobs is an open render."""
+        has_open = any(job.render_steps and not job.status.is_final for job in shown)
+        known = await places.read() if has_open else {}
+        return QueueView(now=datetime.now(UTC), places=known)
 
     @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
     async def submit(

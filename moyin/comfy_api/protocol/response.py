@@ -9,6 +9,8 @@ from typing import Any
 from moyin.domain import references
 from moyin.domain.job import Job, JobError, JobSpec, JobStatus
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
+from moyin.domain.queue_place import QueuePlace
+from moyin.jobs.protocol.response import QueueView, render_job
 
 # The states of prompts in ComfyUI's job list.
 JOB_LIST_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
@@ -33,13 +35,19 @@ def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
     return -number if prompt is not None and prompt.front else number
 
 
-def build_queue_row(job: Job, spec: JobSpec | None) -> list[Any]:
-    """Return a row of ``/queue``: ``[number, prompt_id, prompt, extra_data, outputs]``."""
+def build_queue_row(job: Job, spec: JobSpec | None, place: QueuePlace | None = None) -> list[Any]:
+    """Return a row of ``/queue``: ``[number, prompt_id, prompt, extra_data, outputs]``.
+
+    With a ``place``, ``extra_data`` has the member ``moyin`` with the job's position and estimates.
+    """
     prompt = spec.comfyui if spec is not None else None
     extra: dict[str, Any] = dict(prompt.extra_data) if prompt is not None else {}
     if prompt is not None and prompt.client_id is not None:
         extra["client_id"] = prompt.client_id
     extra["create_time"] = _to_milliseconds(job.created_at)
+    if place is not None:
+        shown = render_job(job, QueueView(now=job.created_at, places={job.id: place}))
+        extra["moyin"] = shown.model_dump(mode="json", include={"position", "eta"})
     outputs = list(prompt.outputs) if prompt is not None else []
     return [queue_number(job, prompt), job.id, _resolve_graph(spec), extra, outputs]
 

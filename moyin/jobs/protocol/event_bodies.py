@@ -114,8 +114,8 @@ JobEvent = Annotated[
     Field(discriminator="type", title="JobEvent"),
 ]
 # A WebSocket sends events as such messages; server-sent events have the same three members.
-JOB_EVENT: TypeAdapter[StatusMessage | ProgressMessage | PreviewMessage | StepMessage] = TypeAdapter(
-    JobEvent
+JOB_EVENT: TypeAdapter[StatusMessage | ProgressMessage | PreviewMessage | StepMessage] = (
+    TypeAdapter(JobEvent)
 )
 
 

@@ -20,6 +20,7 @@ from moyin.domain.job import (
     StepKind,
     StepResult,
 )
+from moyin.domain.queue_place import Duration, QueuePlace
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.event_bodies import (
     ProgressEvent,
@@ -55,14 +56,14 @@ def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueView:
-    """The view of the queue at one moment, from which responses have waiting times and positions.
+    """The view of the queue at one moment, from which responses have waiting times and places.
 
     Attributes:
-        positions: the positions of queued jobs, by id.
+        places: the places of queued and running jobs, by id.
     """
 
     now: datetime
-    positions: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[str, QueuePlace] = field(default_factory=dict)
 
 
 def render_job(job: Job, queue: QueueView | None = None) -> wire.JobBody:
@@ -153,8 +154,8 @@ def _build_status_body(job: Job) -> StatusEvent:
 
 def _collect_members(job: Job, queue: QueueView | None) -> dict[str, Any]:
     error = job.error
-    if job.status is not JobStatus.QUEUED:
-        queue = None
+    is_queued = job.status is JobStatus.QUEUED
+    place = None if queue is None or job.status.is_final else queue.places.get(job.id)
     return {
         "id": job.id,
         "kind": job.kind,
@@ -176,8 +177,9 @@ def _collect_members(job: Job, queue: QueueView | None) -> dict[str, Any]:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "queued_for": _get_queued_seconds(job, queue.now) if queue else None,
-        "position": queue.positions.get(job.id) if queue else None,
+        "queued_for": _get_queued_seconds(job, queue.now) if queue and is_queued else None,
+        "position": place.position if place and is_queued else None,
+        "eta": None if place is None else _render_eta(job, place),
         "metadata": dict(job.metadata),
     }
 
@@ -227,6 +229,19 @@ def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
             path, mark, _ = str(request["path"]).partition("?")
             request["path"] = path + (f"?{_HIDDEN}" if mark else "")
             return wire.SubmittedStep(kind=step.kind.value, request=request)
+
+
+def _render_eta(job: Job, place: QueuePlace) -> wire.EtaBody:
+    # The place may be older than the start, and only a single render's end is the job's.
+    starts_in = place.starts_in if job.status is JobStatus.QUEUED else None
+    ends_in = place.ends_in if job.steps == 1 else None
+    return wire.EtaBody(starts_in=_render_seconds(starts_in), ends_in=_render_seconds(ends_in))
+
+
+def _render_seconds(duration: Duration | None) -> wire.SecondsBody | None:
+    if duration is None:
+        return None
+    return wire.SecondsBody(p50=round(duration.p50, 1), p90=round(duration.p90, 1))
 
 
 def _render_canceller(canceller: Canceller | None) -> wire.CancellerBody | None:

@@ -181,6 +181,26 @@ class CancellerBody(BaseModel):
     id: str | None
 
 
+class SecondsBody(BaseModel):
+    """An estimate in seconds, which the fact exceeds in half and in a tenth of all cases."""
+
+    p50: float
+    p90: float
+
+
+class EtaBody(BaseModel):
+    """When a render will probably start and end."""
+
+    starts_in: SecondsBody | None = Field(
+        description="Seconds until the render starts; for a batch, its first waiting render. Null if "
+        "the pool has not measured any render or has no ComfyUI that is up, and once one is chosen."
+    )
+    ends_in: SecondsBody | None = Field(
+        description="Seconds until ComfyUI has executed the render; its files are stored afterwards. "
+        "Null for jobs of several steps, and if the pool has not measured a similar render."
+    )
+
+
 class JobBody(BaseModel):
     """A job without the outputs of its steps."""
 
@@ -215,6 +235,12 @@ class JobBody(BaseModel):
         "seconds old and may change, also to a later place. Null if the job is not queued, in events, "
         "if the pool does not respond, while the job is too far back for the pool to order it, and once "
         "a ComfyUI is chosen."
+    )
+    eta: EtaBody | None = Field(
+        description="When the waiting or running render will probably start and end, from measured "
+        "times. It is at most some seconds old, and renders that arrive later may change it. Null if "
+        "the job has ended, in events, and where `position` is null for a queued job, except once a "
+        "ComfyUI is chosen."
     )
     metadata: dict[str, str]
 

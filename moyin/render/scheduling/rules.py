@@ -27,6 +27,7 @@ class PendingRender:
         entered: time at which the render entered the window, and since which it ages.
         deadline: time by which the render must be finished, or None if it has no deadline.
         models: sizes of the model files that the render loads, by file name.
+        shape: digest of what determines how long the render takes (`compute_shape`).
         family: name of the largest model file, or "" without models. A renderer executes renders of
             the same family without loading models in between.
     """
@@ -39,6 +40,7 @@ class PendingRender:
     entered: float = 0.0
     deadline: float | None = None
     models: Mapping[str, int] = field(default_factory=dict)
+    shape: str = ""
     family: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class RendererSlot:
         models: names of the model files in the renderer's memory.
         family: name of the largest of these files, or "" if no model is loaded.
         began: time at which the renderer's latest render began.
+        latest: the render that the window assigned to the renderer and that has not ended, if any.
+        load_seconds: estimated time to load the models of that render.
         free_since: time at which the renderer became free.
     """
 
@@ -61,6 +65,8 @@ class RendererSlot:
     models: frozenset[str] = frozenset()
     family: str = ""
     began: float = 0.0
+    latest: PendingRender | None = None
+    load_seconds: float = 0.0
     free_since: float = 0.0
 
 

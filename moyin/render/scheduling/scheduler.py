@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import partial
 
 from moyin.errors import ServiceUnavailable
+from moyin.render.scheduling.durations import RenderDurations
 from moyin.render.scheduling.rules import PendingRender
-from moyin.render.scheduling.window import Window
+from moyin.render.scheduling.start_errors import StartErrors
+from moyin.render.scheduling.window import Expectation, Window
 
 # Retry-After of a closed scheduler; another replica of the pool replaces it within seconds.
 _RETRY_SECONDS = 1.0
@@ -24,16 +26,20 @@ _MAX_FORECAST = 256
 class Lease:
     """The exclusive right to use the renderer ``name``, which lasts until `release` is called."""
 
-    def __init__(self, name: str, release: Callable[[], None]) -> None:
+    def __init__(self, name: str, release: Callable[[bool], None]) -> None:
         self.name = name
         self._release = release
         self._is_held = True
 
-    def release(self) -> None:
-        """Release the renderer for the next render; a second call has no effect."""
+    def release(self, is_executed: bool = False) -> None:
+        """Release the renderer for the next render; a second call has no effect.
+
+        Args:
+            is_executed: True if the render was executed to its end, so that its duration is typical.
+        """
         if self._is_held:
             self._is_held = False
-            self._release()
+            self._release(is_executed)
 
 
 class RenderScheduler:
@@ -51,6 +57,7 @@ class RenderScheduler:
     ) -> None:
         self._window = window or Window()
         self._clock = clock
+        self._start_errors = StartErrors()
         self._renderers: set[str] = set()
         # The monotonic time of each lease, by renderer.
         self._leased: dict[str, float] = {}
@@ -130,14 +137,24 @@ class RenderScheduler:
         finally:
             self._pending_leases.pop(id(pending), None)
             self._window.remove(pending)
+            self._start_errors.forget(pending.id)
         try:
             yield lease
         finally:
             lease.release()
 
-    def forecast(self) -> list[PendingRender]:
+    @property
+    def durations(self) -> RenderDurations:
+        return self._window.durations
+
+    def forecast(self) -> list[Expectation]:
         """Return the next renders in the order in which they would probably begin now."""
-        return self._window.forecast(self._clock(), _MAX_FORECAST)
+        now = self._clock()
+        return self._start_errors.widen(self._window.forecast(now, _MAX_FORECAST), now)
+
+    def list_running(self) -> list[Expectation]:
+        """Return the renders that have a renderer."""
+        return self._window.list_running(self._clock())
 
     def peek_next(self, name: str) -> PendingRender | None:
         """Return the render that a busy renderer would probably get if it became free now."""
@@ -152,6 +169,7 @@ class RenderScheduler:
                 continue
             name = choice.slot.name
             self._window.begin_render(choice, now)
+            self._start_errors.record_start(choice.pending.id, now)
             self._leased[name] = time.monotonic()
             granted.set_result(Lease(name, partial(self._release, name)))
         if self._window.must_choose_again and self._next_check is None:
@@ -165,9 +183,10 @@ class RenderScheduler:
     def _is_executing(self, name: str) -> bool:
         return name in self._leased or bool(self._foreign_prompts.get(name))
 
-    def _release(self, name: str) -> None:
+    def _release(self, name: str, is_executed: bool) -> None:
         now = self._clock()
-        self._window.record_render_seconds(time.monotonic() - self._leased.pop(name))
+        seconds = time.monotonic() - self._leased.pop(name)
+        self._window.end_render(name, seconds, is_executed=is_executed)
         if name in self._renderers and not self._is_executing(name):
             self._window.mark_free(name, now)
         self._assign()

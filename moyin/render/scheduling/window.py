@@ -24,6 +24,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from moyin.domain.queue_place import Duration
+from moyin.render.scheduling.durations import RenderDurations
 from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender, RendererSlot
 
 # The mean duration before any render has ended, and the weight of a new duration in the mean.
@@ -37,6 +39,18 @@ class Assignment:
 
     pending: PendingRender
     slot: RendererSlot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expectation:
+    """A render with the times until it begins and until it has been executed; None if unknown.
+
+    ``starts_in`` is also None for a render that has been assigned to a renderer.
+    """
+
+    pending: PendingRender
+    starts_in: Duration | None
+    ends_in: Duration | None
 
 
 class _Queue:
@@ -74,6 +88,7 @@ class Window:
     named ``now``, so that a simulation can use the class.
 
     Attributes:
+        durations: measured durations of renders, which only forecasts use.
         mean_seconds: mean duration of a render.
         model_changes: number of times that a renderer had to load models.
     """
@@ -91,6 +106,7 @@ class Window:
         self._owners: Counter[str] = Counter()
         self._dues: list[tuple[float, float, int, PendingRender]] = []
         self._pending: dict[int, PendingRender] = {}
+        self.durations = RenderDurations()
         self.mean_seconds = _FIRST_MEAN_SECONDS
         self.model_changes = 0
 
@@ -155,14 +171,30 @@ class Window:
         self.remove(pending)
         self._fair_share.charge(pending.owner, self._owners)
         del self._free[slot.name]
-        slot.began = now
+        slot.began, slot.latest = now, pending
+        slot.load_seconds = self._rules.estimate_load_seconds(pending, slot)
         if pending.models:
             self.model_changes += not slot.models.issuperset(pending.models)
             self._uncount_renderer(slot.family)
             slot.models, slot.family = frozenset(pending.models), pending.family
             self._renderer_counts[slot.family] += 1
 
+    def end_render(self, name: str, seconds: float, *, is_executed: bool) -> None:
+        """Record how long the latest render occupied the renderer, which is not yet free.
+
+        Args:
+            is_executed: False if the render failed or was cancelled, so that its time says nothing
+                about renders of its shape.
+        """
+        self.record_render_seconds(seconds)
+        slot = self._slots.get(name)
+        if slot is not None and slot.latest is not None:
+            if is_executed:
+                self.durations.record(slot.latest.shape, seconds, slot.load_seconds)
+            slot.latest = None
+
     def record_render_seconds(self, seconds: float) -> None:
+        """Add a duration to the mean of all renders."""
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
@@ -172,11 +204,70 @@ class Window:
         firsts = [self._find_first(family, now) for family in families]
         return min(firsts, key=lambda first: self._make_sort_key(first, now), default=None)
 
-    def forecast(self, now: float, limit: int) -> list[PendingRender]:
+    def forecast(self, now: float, limit: int) -> list[Expectation]:
         """Return the next ``limit`` renders in the order in which they begin if no others arrive.
 
-        Each render is assumed to take the mean duration, and a pool without renderers to get one.
+        A render is assumed to take the mean duration of its shape, or of the pool if its shape has
+        not been measured. A pool without renderers is assumed to get one, at an unknown time.
         """
+        began, is_known = now, bool(self._slots)
+        trial = self._copy_for_trial(now)
+        # The variance of the time at which each renderer becomes free.
+        variances: dict[str, float] = {}
+        busy: list[tuple[float, str]] = []
+        for name, slot in trial._slots.items():
+            if name not in trial._free:
+                remaining = self._estimate_remaining(slot, now)
+                is_known = is_known and remaining is not None
+                rest = remaining or Duration(mean=max(0.0, slot.began + self.mean_seconds - now))
+                variances[name] = rest.variance
+                busy.append((now + rest.mean, name))
+        heapq.heapify(busy)
+        order: list[Expectation] = []
+        while trial._pending and len(order) < limit:
+            choice = trial.choose_assignment(now)
+            if choice is not None:
+                name = choice.slot.name
+                trial.begin_render(choice, now)
+                starts_in = Duration(mean=now - began, variance=variances.get(name, 0.0))
+                own = self.durations.estimate(choice.pending.shape, choice.slot.load_seconds)
+                taken = own or self.durations.estimate_any() or Duration(mean=self.mean_seconds)
+                order.append(
+                    Expectation(
+                        pending=choice.pending,
+                        starts_in=starts_in if is_known else None,
+                        ends_in=starts_in + own if is_known and own is not None else None,
+                    )
+                )
+                # Once a render of unknown duration has begun, only an idle renderer's time is known.
+                is_known = is_known and (
+                    own is not None or self.durations.estimate_any() is not None
+                )
+                variances[name] = starts_in.variance + taken.variance
+                heapq.heappush(busy, (now + taken.mean, name))
+            elif busy:
+                now, name = heapq.heappop(busy)
+                trial.mark_free(name, now)
+            else:
+                # The renderers wait for renders that use their models, at most until one is due.
+                now += self._rules.min_limit_seconds
+        return order
+
+    def list_running(self, now: float) -> list[Expectation]:
+        """Return the renders that the window has assigned to renderers and that have not ended."""
+        return [
+            Expectation(
+                pending=slot.latest,
+                starts_in=None,
+                ends_in=self.durations.estimate_remaining(
+                    slot.latest.shape, max(0.0, now - slot.began), slot.load_seconds
+                ),
+            )
+            for slot in self._slots.values()
+            if slot.latest is not None
+        ]
+
+    def _copy_for_trial(self, now: float) -> Window:
         trial = Window(self._rules, self._fair_share.copy())
         trial.mean_seconds = self.mean_seconds
         for slot in self._slots.values():
@@ -187,26 +278,17 @@ class Window:
             trial.add_renderer("", (), now)
         for pending in self._pending.values():
             trial.add(pending)
-        busy = [
-            (max(now, slot.began + self.mean_seconds), name)
-            for name, slot in trial._slots.items()
-            if name not in trial._free
-        ]
-        heapq.heapify(busy)
-        order: list[PendingRender] = []
-        while trial._pending and len(order) < limit:
-            choice = trial.choose_assignment(now)
-            if choice is not None:
-                order.append(choice.pending)
-                trial.begin_render(choice, now)
-                heapq.heappush(busy, (now + self.mean_seconds, choice.slot.name))
-            elif busy:
-                now, name = heapq.heappop(busy)
-                trial.mark_free(name, now)
-            else:
-                # The renderers wait for renders that use their models, at most until one is due.
-                now += self._rules.min_limit_seconds
-        return order
+        return trial
+
+    def _estimate_remaining(self, slot: RendererSlot, now: float) -> Duration | None:
+        """Return how much longer a busy renderer works; None if no render has been measured."""
+        elapsed = max(0.0, now - slot.began)
+        if slot.latest is None:
+            # A prompt of an earlier pool, of which neither the shape nor the start is known.
+            return self.durations.estimate_any()
+        return self.durations.estimate_remaining(
+            slot.latest.shape, elapsed, slot.load_seconds
+        ) or self.durations.estimate_any(elapsed)
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""

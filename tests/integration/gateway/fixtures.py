@@ -32,13 +32,14 @@ from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
+from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_positions import QueuePositions
+from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
@@ -120,7 +121,7 @@ class SaidByPools:
 
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
-        self.positions: dict[str, Mapping[str, int]] = {}
+        self.places: dict[str, Mapping[str, QueuePlace]] = {}
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if not self.said:
@@ -130,10 +131,10 @@ class SaidByPools:
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}
 
-    async def list_positions(self, pool: str) -> Mapping[str, int]:
+    async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
         if not self.said:
             raise ServiceUnavailable("no pool is up")
-        return self.positions.get(pool, {})
+        return self.places.get(pool, {})
 
     async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
         return set()
@@ -288,7 +289,7 @@ class Farm:
         async def lifespan() -> AsyncIterator[None]:
             await proxy.start()
             yield
-            await positions.close()
+            await places.close()
             await proxy.close()
             await pictures.close()
             await thumbnails.close()
@@ -327,7 +328,7 @@ class Farm:
         proxy = self.proxy = Proxy(
             signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs)
         )
-        positions = QueuePositions(self.pools_say.list_positions, self.pools_say.pools)
+        places = QueuePlaces(self.pools_say.list_places, self.pools_say.pools)
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         farm_events = PromptNotifiers(
             prompts=prompts,
@@ -342,7 +343,7 @@ class Farm:
             jobs=self.jobs,
             feed=feed,
             previews=PreviewFeed(previews, preview_hub),
-            positions=positions,
+            places=places,
             artifacts=artifacts,
             blobs=self.blobs,
             pictures=PictureConverter(self.blobs, self.pictures, thumbnails),
@@ -355,6 +356,7 @@ class Farm:
                 files=files,
                 blobs=self.blobs,
                 find_executed=self.pools_say.executed,
+                read_places=places.read,
                 wait_until_notified=farm_events.wait_until_notified,
             ),
             files=files,

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from moyin.domain.queue_place import Duration, QueuePlace
 from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.stack import Measured
@@ -79,7 +80,11 @@ async def test_pages_and_filters(farm: Farm) -> None:
 async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
     first, second, beyond = [(await farm.submit(render))["id"] for _ in range(3)]
-    farm.pools_say.positions["default"] = {second: 1, first: 2}
+    soon = Duration(mean=4.0, variance=1.0)
+    farm.pools_say.places["default"] = {
+        second: QueuePlace(position=1),
+        first: QueuePlace(position=2, starts_in=soon, ends_in=soon + soon),
+    }
 
     async def listed() -> dict[str, Any]:
         async with farm.client.get("/jobs") as response:
@@ -93,10 +98,15 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     await eventually(have_places, 30)
     shown = await farm.show(first)
     assert shown["queued_for"] >= 0 and shown["started_at"] is None
+    starts_in, ends_in = {"p50": 4.0, "p90": 5.3}, {"p50": 8.0, "p90": 9.8}
+    assert shown["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
+    assert (await farm.show(second))["eta"] == {"starts_in": None, "ends_in": None}
+    assert (await farm.show(beyond))["eta"] is None
     await farm.jobs.start(first, 1)
     shown = await farm.show(first)
     assert shown["started_at"] is not None
     assert (shown["status"], shown["position"], shown["queued_for"]) == ("running", None, None)
+    assert shown["eta"] == {"starts_in": None, "ends_in": ends_in}
 
 
 async def test_events_tell_the_whole_story(working_farm: Farm) -> None:

@@ -1,111 +1,330 @@
-"""Which of several renders runs, and the places of the others, by every door and by ComfyUI itself."""
+"""Fifty renders on two ComfyUIs: which run, and the places of the others, by every API and ComfyUI."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
+from moyin.render.comfyui.install import ComfyUI
 from tests.chaos.graphs import picture, sleepy
-from tests.stack import RunningStack
+from tests.stack import Measured, RunningStack, farm_env
 from tests.waiting import eventually
 
-FINAL = {"succeeded", "failed", "cancelled"}
-RENDERS = 6
+pytestmark = pytest.mark.timeout(1_200)
+RENDERS, URGENT, ACTORS = 45, 5, 2
+_STAGES = {"queued": 0, "running": 1, "succeeded": 2, "failed": 2, "cancelled": 2}
+_QUEUED, _RUNNING, _ENDED = 0, 1, 2
+# So far apart that no render moves up to the better class within the test's time limit.
+_NORMAL, _URGENT = 5, 1
+_INTERVAL_SECONDS = 0.1
 _colors = itertools.count(0x310000)
 
 
-@pytest.fixture
-async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {gateway.api_key}"}
-    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
-        # Until a ComfyUI is up.
-        first = await _submit(session, picture(next(_colors)))
-        await eventually(lambda: _has_ended(session, first), 120)
-        yield session
+@dataclass
+class Api:
+    """The doors of one gateway, and the stage of each job by the events that have come so far."""
+
+    stack: RunningStack
+    http: aiohttp.ClientSession
+    grpc: MoyinStub
+    metadata: list[tuple[str, str]]
+    events: dict[str, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)
+
+    def get_stage(self, job_id: str) -> int:
+        """Return the latest stage by events of the job; 0 before the first event."""
+        kinds = [kind for kind, _ in self.events[job_id]]
+        return max((_STAGES[kind] for kind in kinds if kind in _STAGES), default=_QUEUED)
+
+    async def submit(self, graph: Mapping[str, Any], priority: int) -> str:
+        body = {"kind": "render", "workflow": graph, "priority": priority}
+        async with self.http.post("/jobs", json=body) as response:
+            job = await response.json()
+            assert response.status == 202, job
+        return str(job["id"])
+
+    async def cancel(self, job_id: str) -> None:
+        async with self.http.post(f"/jobs/{job_id}/cancel") as response:
+            assert response.status == 202, await response.text()
+
+    async def list_jobs(self, **query: str) -> dict[str, dict[str, Any]]:
+        params = {"kind": "render", "limit": "200", **query}
+        async with self.http.get("/jobs", params=params) as response:
+            return {job["id"]: job for job in (await response.json())["jobs"]}
+
+    async def list_queue(self) -> dict[str, int]:
+        """Return the stages by `/queue`."""
+        async with self.http.get("/queue") as response:
+            queue = await response.json()
+        stages = {"queue_running": _RUNNING, "queue_pending": _QUEUED}
+        return {row[1]: stage for name, stage in stages.items() for row in queue[name]}
+
+    async def list_prompts(self) -> dict[str, int]:
+        """Return the stages by ComfyUI's list of jobs."""
+        stages = {"pending": _QUEUED, "in_progress": _RUNNING}
+        async with self.http.get("/api/jobs", params={"limit": "1000"}) as response:
+            listed = (await response.json())["jobs"]
+        return {job["id"]: stages.get(job["status"], _ENDED) for job in listed}
+
+    async def get_by_grpc(self, job_ids: Iterable[str]) -> dict[str, int]:
+        async def get(job_id: str) -> tuple[str, int]:
+            job = await self.grpc.GetJob(pb.GetJobRequest(id=job_id), metadata=self.metadata)
+            return job_id, _STAGES[pb.JobStatus.Name(job.status).rpartition("_")[2].lower()]
+
+        return dict(await asyncio.gather(*(get(job_id) for job_id in job_ids)))
+
+    async def follow_by_sse(self, job_id: str) -> None:
+        async with self.http.get(f"/jobs/{job_id}/events") as response:
+            kind = ""
+            async for line in response.content:
+                name, _, value = line.decode().rstrip("\n").partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data":
+                    self.events[job_id].append((kind, json.loads(value)))
+
+    async def follow_by_websocket(self, job_id: str) -> None:
+        async with self.http.ws_connect(f"/jobs/{job_id}/ws") as socket:
+            async for message in socket:
+                event = json.loads(message.data)
+                self.events[job_id].append((event["type"], event["data"]))
+
+    async def follow_by_grpc(self, job_id: str) -> None:
+        request = pb.WatchJobRequest(id=job_id)
+        async for event in self.grpc.WatchJob(request, metadata=self.metadata):
+            self.events[job_id].append((event.type, json.loads(event.data_json)))
+
+
+@asynccontextmanager
+async def _open_api(stack: RunningStack) -> AsyncIterator[Api]:
+    headers = {"authorization": f"Bearer {stack.api_key}"}
+    timeout = aiohttp.ClientTimeout(total=None)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with AsyncExitStack() as resources:
+        http = await resources.enter_async_context(
+            aiohttp.ClientSession(stack.url, headers=headers, timeout=timeout, connector=connector)
+        )
+        channel = await resources.enter_async_context(
+            grpc.aio.insecure_channel(f"127.0.0.1:{stack.ports.grpc}")
+        )
+        metadata = [("application", "gateway"), ("authorization", f"Bearer {stack.api_key}")]
+        yield Api(stack, http, MoyinStub(channel), metadata)
 
 
 @dataclass
 class Story:
-    """What a look at jobs and ComfyUIs showed so far.
+    """What the samples have shown so far.
 
     Attributes:
-        early: jobs that ran although no ComfyUI had them yet, or any more.
-        most_places: the most queued jobs whose places were all known at the same time.
-        alone: looks in which exactly one of the jobs ran and others waited.
+        stored: jobs that ran although no ComfyUI had them: it had executed them, and their files
+            were being stored.
+        order: the jobs with a place in the latest sample, the first to begin first.
+        samples: the number of samples.
+        full: samples in which every ComfyUI had a prompt.
+        rises: jobs that fell back, because of a better class.
+        guessed: jobs whose start was estimated.
     """
 
-    early: set[str] = field(default_factory=set)
-    most_places: int = 0
-    alone: int = 0
+    stored: set[str] = field(default_factory=set)
+    order: list[str] = field(default_factory=list)
+    positions: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+    full: int = 0
+    rises: int = 0
+    guessed: set[str] = field(default_factory=set)
 
 
-async def test_only_what_comfyui_has_runs_and_the_others_have_places(
-    gateway: RunningStack, session: aiohttp.ClientSession
+@pytest.fixture(scope="module")
+def stack(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    folder = tmp_path_factory.mktemp("two")
+    pool = {"actors": ACTORS, "gpus": 0.5, "cpus": 0.1, "window": RENDERS + URGENT}
+    with RunningStack(folder, farm_env(comfyui, folder, **pool)).living() as stack:
+        yield stack
+
+
+async def test_all_apis_and_comfyui_agree_on_fifty_renders(
+    stack: RunningStack, measured: Measured
 ) -> None:
-    made = [await _submit(session, sleepy(2, next(_colors))) for _ in range(RENDERS)]
+    async with _open_api(stack) as api:
+        await _wait_for_comfyuis(api)
+        story = await _render_all(api)
+    measured(
+        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {story.samples} samples, in {story.full} of "
+        f"which all ComfyUIs had a prompt, {len(story.stored)} renders seen while files were stored"
+    )
+
+
+async def _wait_for_comfyuis(api: Api) -> None:
+    """Wait until both ComfyUIs are up and one has measured a render."""
+    first = await api.submit(picture(next(_colors)), _NORMAL)
+
+    async def are_up() -> bool:
+        job = (await api.list_jobs())[first]
+        assert job["status"] not in {"failed", "cancelled"}, job
+        return job["status"] == "succeeded" and len(await _read_comfyuis(api.stack)) == ACTORS
+
+    await eventually(are_up, 300)
+
+
+async def _render_all(api: Api) -> Story:
+    following = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
+    priorities: dict[str, int] = {}
+    streams: list[asyncio.Task[None]] = []
+
+    async def submit(priority: int) -> None:
+        job_id = await api.submit(
+            sleepy(0.3 + 0.1 * (len(priorities) % 4), next(_colors)), priority
+        )
+        follow = following[len(priorities) % len(following)]
+        priorities[job_id] = priority
+        api.events[job_id] = []
+        streams.append(asyncio.create_task(follow(job_id)))
+
+    async def sample_while(condition: Callable[[], bool]) -> None:
+        while await _sample(api, priorities, story) and condition():
+            await _wait_for_tick()
+
     story = Story()
-    async with asyncio.timeout(180):
-        while True:
-            if not await _look(gateway, session, set(made), story):
-                break
-            await asyncio.sleep(0.1)
-    assert story.alone, "while one runs the others are queued"
-    assert story.most_places >= 2
-    for job_id in made:
-        async with session.get(f"/jobs/{job_id}") as answer:
-            job = await answer.json()
-        assert job["status"] == "succeeded"
+    # While these occupy the ComfyUIs, all others get their places.
+    occupying = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
+    await eventually(lambda: _have_begun(api, set(occupying)), 120)
+    for _ in range(RENDERS):
+        await submit(_NORMAL)
+    await sample_while(lambda: len(story.order) < RENDERS)
+    for _ in range(URGENT):
+        await submit(_URGENT)
+    await sample_while(lambda: len(story.order) < RENDERS + URGENT)
+    for job_id in occupying:
+        await api.cancel(job_id)
+    await sample_while(lambda: True)
+    await asyncio.gather(*streams)
+
+    jobs = await api.list_jobs()
+    for job_id in priorities:
+        job, events = jobs[job_id], api.events[job_id]
+        assert job["status"] == "succeeded", job
         assert job["created_at"] <= job["started_at"] <= job["finished_at"]
-        assert (job["position"], job["queued_for"]) == (None, None)
-        kinds = await _event_kinds(session, job_id)
-        assert kinds[:2] == ["queued", "running"]
-        assert kinds.count("running") == 1
-        assert kinds[-2:] == ["step", "succeeded"]
+        assert (job["position"], job["queued_for"], job["eta"]) == (None, None, None)
+        kinds = [kind for kind, _ in events if kind != "progress"]
+        assert kinds == ["queued", "running", "step", "succeeded"]
+        [running] = [data for kind, data in events if kind == "running"]
+        assert running["started_at"] == job["started_at"]
+    assert story.full, "both ComfyUIs had a prompt at the same time"
+    assert story.rises, "urgent renders overtook others"
+    assert story.guessed, "the first render was measured"
+    return story
 
 
-async def _look(
-    gateway: RunningStack, session: aiohttp.ClientSession, ours: set[str], story: Story
-) -> bool:
-    """Compare what the doors and ComfyUI say; return False once all jobs have ended."""
-    has = await _comfyui_prompts(gateway)
-    first = await _statuses(session, ours)
-    async with session.get("/queue") as answer:
-        queue_running = {row[1] for row in (await answer.json())["queue_running"]} & ours
-    async with session.get("/api/jobs", params={"status": "in_progress"}) as answer:
-        in_progress = {job["id"] for job in (await answer.json())["jobs"]} & ours
-    second = await _statuses(session, ours)
-    has |= await _comfyui_prompts(gateway)
-
-    # ComfyUI no longer has a prompt whose files are being stored. It must not get it afterwards.
-    assert not story.early & has, "a job ran before a ComfyUI had it"
-    ran = _with_status(first, "running")
-    story.early |= ran - has
-    # A job that is queued later was not running before, and one that runs throughout always was.
-    for running in (queue_running, in_progress):
-        assert not running & _with_status(second, "queued")
-        assert ran & _with_status(second, "running") <= running
-    waiting = [job for job in first.values() if job["status"] == "queued"]
-    assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting)
-    places = [job["position"] for job in waiting if job["position"] is not None]
-    assert len(set(places)) == len(places)
-    assert all(place >= 1 for place in places)
-    if len(places) == len(waiting):
-        story.most_places = max(story.most_places, len(places))
-    story.alone += len(ran) == 1 and bool(waiting)
-    return any(job["status"] not in FINAL for job in second.values())
+async def _wait_for_tick() -> None:
+    """Wait for the next tenth of a second, at which samples are taken where the machine can."""
+    await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
-async def _comfyui_prompts(gateway: RunningStack) -> set[str]:
-    """The ids that the `/queue` of every ComfyUI shows, itself asked."""
-    found: set[str] = set()
-    for path in gateway.data.rglob("comfyui.sock"):
+async def _sample(api: Api, priorities: Mapping[str, int], story: Story) -> bool:
+    """Compare all APIs and the ComfyUIs; return False once all jobs have ended.
+
+    Everything is read between two looks at the ComfyUIs and two at the rows of jobs. A job that
+    changes in between may be shown in either way.
+    """
+    ours = priorities.keys()
+    comfyuis = await _read_comfyuis(api.stack)
+    # A ComfyUI that has a prompt says so to the pool, which writes the row a moment later.
+    held = set().union(*comfyuis.values()) & ours
+    await eventually(lambda: _have_begun(api, held), 120)
+    first = await api.list_jobs()
+    stages = {job_id: _STAGES[first[job_id]["status"]] for job_id in ours}
+    asked = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
+    asked += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
+    running, queue, prompts, by_grpc = await asyncio.gather(
+        api.list_jobs(status="running"),
+        api.list_queue(),
+        api.list_prompts(),
+        api.get_by_grpc(asked),
+    )
+    # Events are published after the row is written, and a stream must not miss any.
+    await eventually(
+        lambda: all(api.get_stage(job_id) >= stage for job_id, stage in stages.items()), 120
+    )
+    by_events = {job_id: api.get_stage(job_id) for job_id in ours}
+    second = await api.list_jobs()
+    later = {job_id: _STAGES[second[job_id]["status"]] for job_id in ours}
+    held |= set().union(*(await _read_comfyuis(api.stack)).values()) & ours
+
+    by_filter = {job_id: _RUNNING if job_id in running else None for job_id in ours}
+    for job_id in ours:
+        possible = range(stages[job_id], later[job_id] + 1)
+        for name, stage in (
+            ("queue", queue.get(job_id, _ENDED)),
+            ("api/jobs", prompts[job_id]),
+            ("grpc", by_grpc.get(job_id, stages[job_id])),
+            ("events", by_events[job_id]),
+        ):
+            assert stage in possible, (name, job_id, stage, possible)
+        if by_filter[job_id] is None:
+            assert list(possible) != [_RUNNING], job_id
+        else:
+            assert _RUNNING in possible, job_id
+    ran = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
+    # ComfyUI has executed what it no longer has. It must not get it afterwards.
+    assert not story.stored & held, "a job ran before a ComfyUI had it"
+    story.stored |= ran - held
+    assert all(len(prompts) <= 1 for prompts in comfyuis.values())
+    story.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
+    story.samples += 1
+    _check_places({job_id: first[job_id] for job_id in ours}, priorities, story)
+    return any(stage is not _ENDED for stage in later.values())
+
+
+async def _have_begun(api: Api, held: set[str]) -> bool:
+    jobs = await api.list_jobs()
+    return all(jobs[job_id]["status"] != "queued" for job_id in held)
+
+
+def _check_places(
+    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Story
+) -> None:
+    """Check that places only change as the order of classes, then of arrival, makes them change."""
+    waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
+    assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting.values())
+    positions = {j: job["position"] for j, job in waiting.items() if job["position"] is not None}
+    assert len(set(positions.values())) == len(positions)
+    assert all(position >= 1 for position in positions.values())
+    order = sorted(positions, key=lambda job_id: positions[job_id])
+    classes = [priorities[job_id] for job_id in order]
+    assert classes == sorted(classes), "renders of a better class begin first"
+    known = [job_id for job_id in story.order if job_id in positions]
+    new = {job_id for job_id in order if job_id not in story.positions}
+    assert [job_id for job_id in order if job_id not in new] == known, "no render overtakes another"
+    for job_id in known:
+        fell_back = positions[job_id] - story.positions[job_id]
+        ahead = order[: order.index(job_id)]
+        assert fell_back <= len(new.intersection(ahead)), "only new renders push others back"
+        story.rises += fell_back > 0
+    for job_id, job in waiting.items():
+        starts_in = None if job["eta"] is None else job["eta"]["starts_in"]
+        if starts_in is not None:
+            assert 0 <= starts_in["p50"] <= starts_in["p90"]
+            story.guessed.add(job_id)
+    if positions:
+        story.order, story.positions = order, {**story.positions, **positions}
+
+
+async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:
+    """Return the ids that the `/queue` of each ComfyUI shows, by the path of its socket."""
+    found: dict[str, list[str]] = {}
+    for path in stack.data.rglob("comfyui.sock"):
         # The path of a socket may have 107 characters.
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
@@ -119,34 +338,5 @@ async def _comfyui_prompts(gateway: RunningStack) -> set[str]:
             continue  # the socket of a process that has ended
         finally:
             os.close(folder)
-        found |= {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
+        found[str(path)] = [row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]]
     return found
-
-
-async def _statuses(session: aiohttp.ClientSession, ours: set[str]) -> dict[str, dict[str, Any]]:
-    async with session.get("/jobs", params={"kind": "render", "limit": "200"}) as answer:
-        listed = {job["id"]: job for job in (await answer.json())["jobs"]}
-    return {job_id: listed[job_id] for job_id in ours}
-
-
-def _with_status(jobs: dict[str, dict[str, Any]], status: str) -> set[str]:
-    return {job_id for job_id, job in jobs.items() if job["status"] == status}
-
-
-async def _submit(session: aiohttp.ClientSession, graph: dict[str, Any]) -> str:
-    async with session.post("/jobs", json={"kind": "render", "workflow": graph}) as answer:
-        job = await answer.json()
-        assert answer.status == 202, job
-    return str(job["id"])
-
-
-async def _has_ended(session: aiohttp.ClientSession, job_id: str) -> bool:
-    async with session.get(f"/jobs/{job_id}") as answer:
-        return (await answer.json())["status"] in FINAL
-
-
-async def _event_kinds(session: aiohttp.ClientSession, job_id: str) -> list[str]:
-    async with session.get(f"/jobs/{job_id}/events") as answer:
-        text = await answer.text()
-    lines = [line for line in text.splitlines() if line.startswith("event: ")]
-    return [line.removeprefix("event: ") for line in lines]

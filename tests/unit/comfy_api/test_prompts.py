@@ -13,6 +13,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, JobStatus
 from moyin.domain.prompt import ComfyFileName, ComfyPrompt
+from moyin.domain.queue_place import Duration, QueuePlace
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -96,7 +97,22 @@ def executed() -> set[str]:
 
 
 @pytest.fixture
-def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]) -> ComfyPrompts:
+def places() -> dict[str, QueuePlace]:
+    """Return the places of jobs, by id; tests add to it."""
+    return {}
+
+
+@pytest.fixture
+def prompts(
+    rig: Rig,
+    service: Service,
+    validator: Validator,
+    executed: set[str],
+    places: dict[str, QueuePlace],
+) -> ComfyPrompts:
+    async def read_places() -> dict[str, QueuePlace]:
+        return places
+
     async def find_executed(ids: Sequence[str]) -> set[str]:
         return executed & set(ids)
 
@@ -109,6 +125,7 @@ def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]
         files=rig.files,
         blobs=rig.blobs,
         find_executed=find_executed,
+        read_places=read_places,
         wait_until_notified=rig.events().wait_until_notified,
     )
 
@@ -193,6 +210,23 @@ async def test_the_queue_lists_running_and_waiting_prompts(
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_ROWS_WITH_GRAPH", 1)
     queue = await prompts.list_queue(OWNER)
     assert [row[2] for rows in queue.values() for row in rows] == [GRAPH, {}]
+
+
+async def test_the_queue_shows_places_and_estimates(
+    prompts: ComfyPrompts, rig: Rig, places: dict[str, QueuePlace]
+) -> None:
+    running, waiting, unknown = await rig.job(begun=True), await rig.job(), await rig.job()
+    soon = Duration(mean=2.0)
+    places[running.id] = QueuePlace(ends_in=soon)
+    places[waiting.id] = QueuePlace(position=1, starts_in=soon, ends_in=soon + soon)
+    queue = await prompts.list_queue(OWNER)
+    extras = {row[1]: row[3].get("moyin") for rows in queue.values() for row in rows}
+    two, four = {"p50": 2.0, "p90": 2.0}, {"p50": 4.0, "p90": 4.0}
+    assert extras == {
+        running.id: {"position": None, "eta": {"starts_in": None, "ends_in": two}},
+        waiting.id: {"position": 1, "eta": {"starts_in": two, "ends_in": four}},
+        unknown.id: None,
+    }
 
 
 async def test_the_history_is_oldest_first_and_can_be_paged(

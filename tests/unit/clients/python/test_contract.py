@@ -56,6 +56,8 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
         (client.Artifact, wire.ArtifactDetail, set()),
         (client.JobError, wire.ErrorBody, set()),
         (client.Canceller, wire.CancellerBody, set()),
+        (client.Eta, wire.EtaBody, set()),
+        (client.Seconds, wire.SecondsBody, set()),
         (client.Output, wire.OutputBody, set()),
         (client.Child, wire.ChildBody, set()),
         (client.Submission, wire.SubmittedJob, set()),

@@ -11,6 +11,7 @@ import pytest
 
 from deployments.render.guard import MemoryGuard
 from deployments.render.pool import Pool
+from moyin.domain.queue_place import QueuePlace
 from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
@@ -94,10 +95,10 @@ async def test_start_is_reported_by_first_and_attached_attempts(pool: Pool) -> N
 
     first = attempt(pool, "first", is_retry=False)
     await settle()
-    assert (starts, pool.list_positions()) == ([], {"job": 1})
+    assert (starts, pool.list_places()) == ([], {"job": QueuePlace(position=1)})
     pool.add_renderer("a", renderer, status())
     await settle()
-    assert (starts, pool.list_positions()) == (["first"], {})
+    assert (starts, pool.list_places()) == (["first"], {"job": QueuePlace()})
     # A new replica may be the one that writes the start.
     successor = Pool("default")
     successor.add_renderer("a", renderer, status(wanted.prompt_id))
@@ -116,7 +117,10 @@ async def test_batch_has_the_position_of_its_first_waiting_render(pool: Pool) ->
         pending = PendingRender(id=wanted.prompt_id, job_id=job_id, priority=3, arrived=arrived)
         tasks.append(asyncio.create_task(pool.render(wanted, pending, lambda _: None)))
     await settle()
-    assert pool.list_positions() == {"batch": 1, "other": 3}
+    assert pool.list_places() == {
+        "batch": QueuePlace(position=1),
+        "other": QueuePlace(position=3),
+    }
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -169,11 +169,11 @@ async def test_job_runs_once_comfyui_has_its_prompt(bench: Bench) -> None:
     bench.renderer.held.clear()
     rendering = asyncio.create_task(bench.run(GRAPH))
     await eventually(lambda: bench.pool.waiting_renders)
-    assert bench.pool.list_positions() == {JOB: 1}
+    assert bench.pool.list_places()[JOB].position == 1
     assert not bench.steps.starts
     bench.pool.add_renderer("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
     await eventually(lambda: bench.steps.starts)
-    assert bench.pool.list_positions() == {}
+    assert bench.pool.list_places()[JOB].position is None
     assert not rendering.done()
     bench.renderer.held.set()
     await rendering

@@ -20,6 +20,7 @@ from moyin.domain.job import (
     Progress,
     StepResult,
 )
+from moyin.domain.queue_place import Duration, QueuePlace
 from moyin.jobs.protocol.request_to_domain import parse_job
 from moyin.jobs.protocol.response import (
     QueueView,
@@ -62,19 +63,29 @@ def test_a_job_shows_its_outputs_but_not_its_owner_or_blobs() -> None:
 
 
 def test_only_a_queued_job_has_a_place_in_the_queue() -> None:
-    queue = QueueView(now=NOW + timedelta(seconds=90), positions={"j": 4})
+    starts_in, taken = Duration(mean=7.04, variance=4.0), Duration(mean=3.0)
+    place = QueuePlace(position=4, starts_in=starts_in, ends_in=starts_in + taken)
+    queue = QueueView(now=NOW + timedelta(seconds=90), places={"j": place})
     waiting = job(status=JobStatus.QUEUED, queued_at=NOW + timedelta(seconds=30), results=())
     shown = render_job(waiting, queue)
     assert (shown.queued_for, shown.position) == (60.0, 4)
-    old = render_job(replace(waiting, queued_at=None), replace(queue, positions={}))
+    expected = {"starts_in": {"p50": 7.0, "p90": 9.6}, "ends_in": {"p50": 10.0, "p90": 12.6}}
+    assert shown.eta is not None and shown.eta.model_dump() == expected
+    batch = render_job(replace(waiting, steps=2), queue).eta
+    assert batch is not None and batch.model_dump() == {**expected, "ends_in": None}
+    old = render_job(replace(waiting, queued_at=None), replace(queue, places={}))
     assert (old.queued_for, old.position) == (None, None)
     ahead = render_job(waiting, replace(queue, now=NOW))
     assert ahead.queued_for == 0.0, "the clocks of two machines differ"
     for status in (JobStatus.RUNNING, JobStatus.SUCCEEDED):
         ran = render_job(replace(waiting, status=status), queue)
         assert (ran.queued_for, ran.position) == (None, None)
+        has_eta = status is JobStatus.RUNNING
+        assert (ran.eta and ran.eta.model_dump()) == (
+            {**expected, "starts_in": None} if has_eta else None
+        )
     _, event = build_status_event(waiting)
-    assert (event["queued_for"], event["position"]) == (None, None)
+    assert (event["queued_for"], event["position"], event["eta"]) == (None, None, None)
 
 
 def test_the_last_event_has_the_job_and_its_attempt() -> None:

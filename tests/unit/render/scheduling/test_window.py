@@ -239,14 +239,14 @@ def test_forecast_has_every_render_once_and_changes_nothing(
         for n, (model, owner, priority, deadline) in enumerate(renders)
     ]
     made = window(loaded, waiting)
-    first = [render.id for render in made.forecast(0.0, 99)]
+    first = _forecast(made)
     assert sorted(first) == sorted(render.id for render in waiting)
-    assert [render.id for render in made.forecast(0.0, 99)] == first
+    assert _forecast(made) == first
     choice = made.choose_assignment(0.0)
     if choice is not None:
         assert choice.pending.id == first[0]
         made.begin_render(choice, 0.0)
-        assert sorted(render.id for render in made.forecast(0.0, 99)) == sorted(first[1:])
+        assert sorted(_forecast(made)) == sorted(first[1:])
 
 
 def test_forecast_is_the_order_in_which_renders_begin() -> None:
@@ -256,13 +256,17 @@ def test_forecast_is_the_order_in_which_renders_begin() -> None:
         for owner, priority in (("ann", 3), ("bob", 3), ("eve", 1))
     ]
     made = window(["a"], waiting)
-    order = [render.id for render in made.forecast(0.0, 99)]
+    order = _forecast(made)
     assert order[:3] == ["eve0", "eve1", "eve2"]
-    assert [render.id for render in made.forecast(0.0, 2)] == order[:2]
+    assert _forecast(made, 2) == order[:2]
     assert order == served(made, 0.0, made.mean_seconds)
 
 
 def test_forecast_of_a_pool_without_renderers_is_that_of_one_that_gets_a_renderer() -> None:
     waiting = [pending("late", arrived=2.0), pending("first", priority=1), pending("early")]
     made = window([], waiting)
-    assert [render.id for render in made.forecast(0.0, 99)] == ["first", "early", "late"]
+    assert _forecast(made) == ["first", "early", "late"]
+
+
+def _forecast(made: Window, limit: int = 99) -> list[str]:
+    return [expected.pending.id for expected in made.forecast(0.0, limit)]

@@ -1,4 +1,4 @@
-"""Defines `QueuePositions`, which reads the positions of queued jobs from the render pools."""
+"""Defines `QueuePlaces`, which reads the places of queued and running jobs from the render pools."""
 
 from __future__ import annotations
 
@@ -7,56 +7,57 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
 
-# A pool is called at most once in this time, and only while clients read queued jobs.
+# A pool is called at most once in this time, and only while clients read open renders.
 _INTERVAL_SECONDS = 1.0
-# Positions that are older are not shown.
+# Places that are older are not shown.
 _MAX_AGE_SECONDS = 3.0
 # A client waits at most this long for the pools; the calls continue, for later clients.
 _WAIT_SECONDS = 0.5
-# Returns the positions of the jobs in the queue of a pool, from 1; raises ServiceUnavailable.
-ListPositions = Callable[[str], Awaitable[Mapping[str, int]]]
+# Returns the places of the jobs of a pool; raises ServiceUnavailable.
+ListPlaces = Callable[[str], Awaitable[Mapping[str, QueuePlace]]]
 
 
 @dataclass(slots=True)
 class _PoolQueue:
-    """The latest positions of a pool, and the times of the latest call and of its response.
+    """The latest places of a pool, and the times of the latest call and of its response.
 
     ``is_slow`` is True once a reader has waited in vain for the present call.
     """
 
-    positions: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[str, QueuePlace] = field(default_factory=dict)
     called_at: float = float("-inf")
     received_at: float = float("-inf")
     call: asyncio.Task[None] | None = None
     is_slow: bool = False
 
 
-class QueuePositions:
-    """Caches the positions of jobs in the queues of all render pools.
+class QueuePlaces:
+    """Caches the places of jobs in all render pools.
 
     Args:
-        list_positions: calls one pool.
+        list_places: calls one pool.
         pools: the names of the pools.
         clock: returns the present time in seconds.
     """
 
     def __init__(
         self,
-        list_positions: ListPositions,
+        list_places: ListPlaces,
         pools: Sequence[str],
         *,
         clock: Callable[[], float] = time.monotonic,
         wait: float = _WAIT_SECONDS,
     ) -> None:
-        self._list_positions = list_positions
+        self._list_places = list_places
         self._queues = {pool: _PoolQueue() for pool in pools}
         self._clock = clock
         self._wait = wait
 
-    async def read(self) -> Mapping[str, int]:
-        """Return the positions by job; jobs of pools that do not respond are missing."""
+    async def read(self) -> Mapping[str, QueuePlace]:
+        """Return the places by job; jobs of pools that do not respond are missing."""
         now = self._clock()
         for pool, queue in self._queues.items():
             if queue.call is None and now - queue.called_at >= _INTERVAL_SECONDS:
@@ -76,11 +77,11 @@ class QueuePositions:
             for queue in awaited:
                 queue.is_slow = queue.call is not None
         oldest = self._clock() - _MAX_AGE_SECONDS
-        positions: dict[str, int] = {}
+        places: dict[str, QueuePlace] = {}
         for queue in self._queues.values():
             if queue.received_at >= oldest:
-                positions.update(queue.positions)
-        return positions
+                places.update(queue.places)
+        return places
 
     async def close(self) -> None:
         """Cancel the calls in progress."""
@@ -91,10 +92,10 @@ class QueuePositions:
 
     async def _refresh(self, pool: str, queue: _PoolQueue) -> None:
         try:
-            queue.positions = await self._list_positions(pool)
+            queue.places = await self._list_places(pool)
             queue.received_at = self._clock()
         except ServiceUnavailable:
-            # The positions before the outage say nothing about those after it.
+            # The places before the outage say nothing about those after it.
             queue.received_at = float("-inf")
         finally:
             queue.call, queue.is_slow = None, False

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
+from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
-from moyin.jobs.queue_positions import QueuePositions
+from moyin.jobs.queue_places import QueuePlaces
 from tests.waiting import eventually
 
 
@@ -21,18 +22,22 @@ class Pools:
         self.hanging: set[str] = set()
         self.released = asyncio.Event()
         self.now = 0.0
-        self.queue = QueuePositions(self.list_positions, ("a", "b"), clock=self.clock, wait=0.1)
+        self.queue = QueuePlaces(self.list_places, ("a", "b"), clock=self.clock, wait=0.1)
 
     def clock(self) -> float:
         return self.now
 
-    async def list_positions(self, pool: str) -> Mapping[str, int]:
+    async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
         self.calls[pool] += 1
         if pool in self.hanging:
             await self.released.wait()
         if pool in self.down:
             raise ServiceUnavailable("down")
-        return self.positions[pool]
+        return {job: QueuePlace(position=n) for job, n in self.positions[pool].items()}
+
+    async def read(self) -> dict[str, int | None]:
+        """Return the positions that `QueuePlaces` knows."""
+        return {job: place.position for job, place in (await self.queue.read()).items()}
 
 
 @pytest.fixture
@@ -46,40 +51,40 @@ async def test_a_pool_is_called_once_a_second_for_all_clients(pools: Pools) -> N
     assert not pools.calls, "no client has asked"
     for now in (0.0, 0.3, 0.99):
         pools.now = now
-        read = await asyncio.gather(*(pools.queue.read() for _ in range(20)))
+        read = await asyncio.gather(*(pools.read() for _ in range(20)))
         assert all(positions == {"one": 1, "two": 2, "else": 1} for positions in read)
     assert pools.calls == {"a": 1, "b": 1}
     pools.now, pools.positions["a"] = 1.0, {"two": 1}
-    assert await pools.queue.read() == {"two": 1, "else": 1}
+    assert await pools.read() == {"two": 1, "else": 1}
     assert pools.calls == {"a": 2, "b": 2}
 
 
 async def test_positions_of_a_pool_that_is_down_are_unknown(pools: Pools) -> None:
-    await pools.queue.read()
+    await pools.read()
     pools.down, pools.now = {"a"}, 1.0
-    assert await pools.queue.read() == {"else": 1}
+    assert await pools.read() == {"else": 1}
     pools.down, pools.now = set(), 2.0
-    assert await pools.queue.read() == {"one": 1, "two": 2, "else": 1}
+    assert await pools.read() == {"one": 1, "two": 2, "else": 1}
 
 
 async def test_a_client_does_not_wait_for_a_pool_that_hangs(pools: Pools) -> None:
     pools.hanging = {"a"}
     async with asyncio.timeout(30):
-        assert await pools.queue.read() == {"else": 1}
+        assert await pools.read() == {"else": 1}
         pools.now = 5.0
-        assert await pools.queue.read() == {"else": 1}
+        assert await pools.read() == {"else": 1}
     assert pools.calls["a"] == 1, "the first call is still in progress"
     pools.released.set()
 
     async def knows_all() -> bool:
-        return len(await pools.queue.read()) == 3
+        return len(await pools.read()) == 3
 
     await eventually(knows_all)
 
 
 async def test_old_positions_are_not_shown(pools: Pools) -> None:
-    await pools.queue.read()
+    await pools.read()
     pools.hanging, pools.now = {"a"}, 2.0
-    assert (await pools.queue.read())["one"] == 1
+    assert (await pools.read())["one"] == 1
     pools.now = 4.0
-    assert await pools.queue.read() == {"else": 1}
+    assert await pools.read() == {"else": 1}

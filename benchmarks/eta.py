@@ -1,0 +1,190 @@
+"""Measures how well a pool guesses when renders start, over an hour in simulated time.
+
+Six actors serve graphs of seven shapes on four checkpoints, for twenty owners who submit singly and
+in bursts. The pool's own `Window` decides and forecasts. Run it with ``python -m benchmarks.eta``; it
+writes ``benchmarks/results/eta.json``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scheduling import quantile
+from moyin.render.scheduling.rules import PendingRender
+from moyin.render.scheduling.start_errors import StartErrors
+from moyin.render.scheduling.window import Window
+
+_HOUR = 3_600.0
+_TICK = 0.5
+_FORECAST = 256
+# How often clients read the queue, so that each render is guessed at several times while it waits.
+_READ_SECONDS = 10.0
+_SHAPES = (("portrait", 6), ("landscape", 8), ("upscale", 14), ("sketch", 3), ("detail", 20),
+           ("sheet", 30), ("icon", 2))  # fmt: skip
+_CHECKPOINTS = (("small", 2e9), ("medium", 6.5e9), ("large", 12e9), ("rare", 6.5e9))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """An hour of renders by arrival, the seconds that each takes, and the true speed of loading."""
+
+    renders: tuple[PendingRender, ...]
+    seconds: dict[str, float]
+    bytes_per_second: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Guesses:
+    """Guesses of waiting renders' starts with what happened, in seconds from the guess.
+
+    Attributes:
+        unknown: reads of a place without a guess.
+        forecast_seconds: processor time of each forecast of 256 waiting renders.
+    """
+
+    starts: list[tuple[float, float, float]] = field(default_factory=list)
+    first: list[tuple[float, float, float]] = field(default_factory=list)
+    unknown: int = 0
+    forecast_seconds: list[float] = field(default_factory=list)
+
+
+def record_hour(*, seed: int, actors: int, load: float) -> Recording:
+    """Generate an hour of renders that would keep ``load`` of the actors busy.
+
+    Durations vary by an eighth within a shape, and one render in forty takes three times as long.
+    """
+    rng = random.Random(seed)
+    weights = (6, 5, 2, 6, 2, 1, 4)
+    renders: list[PendingRender] = []
+    seconds: dict[str, float] = {}
+    work, at = 0.0, 0.0
+    while work < load * actors * _HOUR:
+        owner, at = f"owner-{rng.randrange(20):02}", rng.uniform(0, _HOUR)
+        shape, mean = rng.choices(_SHAPES, weights)[0]
+        checkpoint, size = rng.choices(_CHECKPOINTS, (5, 4, 2, 1))[0]
+        burst = rng.choice([1, 1, 1, 1, 2, 4, 8, 40])
+        priority = rng.choice([3, 3, 3, 3, 2, 4])
+        for _ in range(burst):
+            name = f"{len(renders):05}"
+            takes = mean * max(0.5, rng.gauss(1, 1 / 8)) * (3 if rng.random() < 1 / 40 else 1)
+            seconds[name] = takes
+            work += takes
+            at += rng.uniform(0, 0.2)
+            renders.append(
+                PendingRender(
+                    id=name, priority=priority, arrived=at, owner=owner,
+                    models={checkpoint: int(size)}, shape=f"{shape} {checkpoint}",
+                )
+            )  # fmt: skip
+    renders.sort(key=lambda render: render.arrived)
+    return Recording(renders=tuple(renders), seconds=seconds, bytes_per_second=8e8)
+
+
+def replay(recording: Recording, actors: int) -> Guesses:
+    """Let a window serve the recording, and compare its forecasts with the starts."""
+    guesses, window, errors = Guesses(), Window(), StartErrors()
+    for number in range(actors):
+        window.add_renderer(f"actor-{number}", (), 0.0)
+    arrivals = deque(recording.renders)
+    ends: list[tuple[float, str, float]] = []
+    read: dict[str, list[tuple[float, float, float]]] = {}
+    now, next_read = 0.0, 0.0
+    while arrivals or len(window) or ends:
+        while ends and ends[0][0] <= now:
+            _, name, seconds = heapq.heappop(ends)
+            window.end_render(name, seconds, is_executed=True)
+            window.mark_free(name, now)
+        has_arrived = False
+        while arrivals and arrivals[0].arrived <= now:
+            window.add(replace(arrivals.popleft(), entered=now))
+            has_arrived = True
+        while (choice := window.choose_assignment(now)) is not None:
+            missing = [n for n in choice.pending.models if n not in choice.slot.models]
+            loaded = sum(choice.pending.models[name] for name in missing)
+            window.begin_render(choice, now)
+            errors.record_start(choice.pending.id, now)
+            waited = read.pop(choice.pending.id, [])
+            actual = [(now - at, p50, p90) for at, p50, p90 in waited]
+            guesses.starts += actual
+            guesses.first += actual[:1]
+            seconds = recording.seconds[choice.pending.id] + loaded / recording.bytes_per_second
+            heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
+        if len(window) and (has_arrived or now >= next_read):
+            _read(window, errors, now, read, guesses)
+            next_read = now + _READ_SECONDS
+        times = [ends[0][0]] if ends else []
+        times += [arrivals[0].arrived] if arrivals else []
+        times += [now + _TICK] if len(window) else []
+        now = min(times, default=now)
+    return guesses
+
+
+def _read(
+    window: Window,
+    errors: StartErrors,
+    now: float,
+    read: dict[str, list[tuple[float, float, float]]],
+    guesses: Guesses,
+) -> None:
+    began = time.thread_time()
+    expected = errors.widen(window.forecast(now, _FORECAST), now)
+    if len(expected) == _FORECAST:
+        guesses.forecast_seconds.append(time.thread_time() - began)
+    for one in expected:
+        if one.starts_in is None:
+            guesses.unknown += 1
+            continue
+        mine = read.setdefault(one.pending.id, [])
+        if not mine or now - mine[-1][0] >= _READ_SECONDS:
+            mine.append((now, one.starts_in.p50, one.starts_in.p90))
+
+
+def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    errors = [abs(actual - p50) for actual, p50, _ in guesses]
+    return {
+        "guesses": len(guesses),
+        "within_p90": round(statistics.fmean(actual <= p90 for actual, _, p90 in guesses), 3),
+        "within_p50": round(statistics.fmean(actual <= p50 for actual, p50, _ in guesses), 3),
+        "median_wait": round(statistics.median(actual for actual, _, _ in guesses), 1),
+        "median_error": round(statistics.median(errors), 1),
+        "p90_error": round(quantile(errors, 0.9), 1),
+        "median_p90": round(statistics.median(p90 for _, _, p90 in guesses), 1),
+    }
+
+
+def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
+    """Replay, print and write ``eta.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in seeds:
+        for load in (0.7, 0.95):
+            guesses = replay(record_hour(seed=seed, actors=6, load=load), 6)
+            row = {
+                "seed": seed,
+                "load": load,
+                "at_submission": _measure(guesses.first),
+                "every_10_s": _measure(guesses.starts),
+                "unknown": guesses.unknown,
+            }
+            if guesses.forecast_seconds:
+                milliseconds = [seconds * 1e3 for seconds in guesses.forecast_seconds]
+                row["forecast_ms"] = {
+                    "p50": round(statistics.median(milliseconds), 1),
+                    "p99": round(quantile(milliseconds, 0.99), 1),
+                }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    folder.joinpath("eta.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    report(Path(__file__).parent / "results")
