@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.domain.job import JobSpec
 from moyin.domain.serialization import decode
-from moyin.render.protocol.graph import compute_shape
+from moyin.render.protocol.shape import compute_shape
 from moyin.render.scheduling.durations import RenderDurations
 from moyin.store.blobs import BlobStore
 from moyin.store.measured_renders import list_measured_renders

@@ -34,7 +34,6 @@ from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.protocol.graph import (
-    compute_shape,
     find_artifact_ids,
     find_model_files,
     make_input_name,

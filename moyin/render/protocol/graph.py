@@ -7,13 +7,10 @@ file in ComfyUI's input folder.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
-
-from pydantic_core import to_json
 
 from moyin.domain.artifact import Artifact
 from moyin.errors import InputNotFound
@@ -44,14 +41,6 @@ _MODEL_FOLDERS = {
 _CLASS_FOLDERS = {("CLIPVisionLoader", "clip_name"): "clip_vision"}
 # The number in ``clip_name1`` and ``lora_name_2``.
 _NUMBER = re.compile(r"_?\d+$")
-# The inputs whose numbers determine how long a node takes, unlike seeds.
-_SIZES = frozenset(
-    {
-        *("width", "height", "length", "depth", "batch_size", "amount", "steps"),
-        *("frames", "num_frames", "frame_count", "frame_rate", "seconds", "duration"),
-        *("megapixels", "scale_by", "upscale_by", "max_length", "max_new_tokens"),
-    }
-)
 
 
 class RefusedInput(NamedTuple):
@@ -189,27 +178,6 @@ def find_model_files(graph: Mapping[str, Any]) -> frozenset[str]:
             if folder is not None and isinstance(value, str) and value:
                 files.add(f"{folder}/{value}")
     return frozenset(files)
-
-
-def compute_shape(graph: Mapping[str, Any]) -> str:
-    """Return a digest that is equal for graphs which take about equally long.
-
-    Such graphs have the same node classes, model files, sizes and numbers of steps.
-    """
-    nodes = []
-    for node in graph.values():
-        if isinstance(node, Mapping):
-            inputs = node.get("inputs")
-            items = inputs.items() if isinstance(inputs, Mapping) else ()
-            sizes = sorted(
-                (name, value)
-                for name, value in items
-                if name in _SIZES and isinstance(value, (int, float))
-            )
-            nodes.append((str(node.get("class_type")), sizes))
-    return hashlib.sha256(to_json([sorted(nodes), sorted(find_model_files(graph))])).hexdigest()[
-        :32
-    ]
 
 
 def _find_model_folder(class_type: str, name: str) -> str | None:

@@ -1,7 +1,7 @@
 """Summarises graphs whose renders take about the same time.
 
-The shape of a graph has its node classes, its model files and its numbers, such as sizes and steps,
-except seeds. It has neither texts, files nor the links between nodes.
+The shape of a graph has its node classes, its model files, its sizes and numbers of steps. It has
+neither other numbers and texts nor the links between nodes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ from pydantic_core import to_json
 from moyin.render.protocol.graph import find_model_files
 
 _BITS = 64
+# The inputs whose numbers determine how long a node takes, unlike seeds.
+_SIZES = frozenset(
+    {
+        *("width", "height", "length", "depth", "batch_size", "amount", "steps"),
+        *("frames", "num_frames", "frame_count", "frame_rate", "seconds", "duration"),
+        *("megapixels", "scale_by", "upscale_by", "max_length", "max_new_tokens"),
+    }
+)
 # A graph may not claim more pictures than one can make.
 _MAX_PICTURES = 4096
 
@@ -34,15 +42,13 @@ def hash_node(node: Any) -> int:
     if not isinstance(node, Mapping):
         return 0
     inputs = node.get("inputs")
-    numbers = {
-        str(name): value
+    sizes = {
+        name: value
         for name, value in (inputs.items() if isinstance(inputs, Mapping) else ())
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and not str(name).endswith("seed")
+        if name in _SIZES and isinstance(value, int | float)
     }
     models = sorted(find_model_files({"": node}))
-    summary = to_json([str(node.get("class_type")), sorted(numbers.items()), models])
+    summary = to_json([str(node.get("class_type")), sorted(sizes.items()), models])
     return int.from_bytes(hashlib.blake2b(summary, digest_size=_BITS // 8).digest())
 
 

@@ -14,7 +14,7 @@ import pytest
 from deployments.render.duration_history import load_durations
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.serialization import encode
-from moyin.render.protocol.graph import compute_shape
+from moyin.render.protocol.shape import compute_shape
 from moyin.render.scheduling.durations import RenderDurations
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob

@@ -3,12 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain.artifact import Artifact
 from moyin.render.protocol.graph import (
-    compute_shape,
     find_artifact_ids,
     find_model_files,
     is_input_name,
@@ -123,41 +122,3 @@ def test_node_without_a_model_name_loads_no_model(node: Any) -> None:
 
 def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
-
-
-def _sampled(**changes: Any) -> dict[str, Any]:
-    inputs = {"seed": 1, "steps": 20, "ckpt_name": "a.safetensors", "text": "x", **changes}
-    return {
-        "1": {"class_type": "Sampler", "inputs": {"model": ["2", 0], **inputs}},
-        "2": {"class_type": "Loader", "inputs": {}},
-    }
-
-
-def test_shape_is_that_of_classes_models_and_sizes() -> None:
-    shape = compute_shape(_sampled())
-    assert compute_shape(_sampled(seed=2, text="y", cfg=8)) == shape
-    renamed = {"9": _sampled()["2"], "8": _sampled()["1"]}
-    assert compute_shape(renamed) == shape
-    others = [
-        _sampled(steps=21),
-        _sampled(width=512),
-        _sampled(ckpt_name="b.safetensors"),
-        {**_sampled(), "3": {"class_type": "Loader", "inputs": {}}},
-    ]
-    assert len({shape, *map(compute_shape, others)}) == 5
-
-
-@given(
-    st.dictionaries(
-        st.text(max_size=3),
-        st.recursive(
-            st.none() | st.integers() | st.floats() | st.text(),
-            lambda inner: st.dictionaries(
-                st.sampled_from(["class_type", "inputs", "steps"]), inner
-            ),
-        ),
-    )
-)
-@example({"1": {"class_type": "A", "inputs": {"steps": 10**400}}})
-def test_any_graph_has_a_shape(graph: dict[str, Any]) -> None:
-    assert len(compute_shape(graph)) == 32

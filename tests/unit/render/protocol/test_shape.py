@@ -3,6 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from moyin.render.protocol.shape import compute_shape, estimate_pictures
 
@@ -24,14 +26,16 @@ def changed(node: str, **inputs: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "graph",
     [
-        changed("3", seed=2, noise_seed=3),
+        changed("3", seed=2, noise_seed=3, cfg=8),
         changed("4", filename_prefix="q"),
         changed("3", model=["9", 1]),
         dict(reversed(GRAPH.items())),
         {f"{name}0": node for name, node in GRAPH.items()},
     ],
 )
-def test_seeds_texts_links_and_ids_do_not_change_the_shape(graph: dict[str, Any]) -> None:
+def test_seeds_other_numbers_texts_links_and_ids_do_not_change_the_shape(
+    graph: dict[str, Any],
+) -> None:
     assert compute_shape(graph) == compute_shape(GRAPH)
 
 
@@ -45,7 +49,7 @@ def test_seeds_texts_links_and_ids_do_not_change_the_shape(graph: dict[str, Any]
         {**GRAPH, "4": {**GRAPH["4"], "class_type": "PreviewImage"}},
     ],
 )
-def test_numbers_models_and_nodes_change_the_shape(graph: dict[str, Any]) -> None:
+def test_sizes_models_and_nodes_change_the_shape(graph: dict[str, Any]) -> None:
     assert compute_shape(graph) != compute_shape(GRAPH)
 
 
@@ -64,3 +68,19 @@ def test_pictures_are_the_saved_batches_and_bounded() -> None:
     assert estimate_pictures({**GRAPH, "5": GRAPH["4"]}) == 4
     assert estimate_pictures(changed("2", batch_size=-5)) == 1
     assert estimate_pictures(changed("2", batch_size=10**9)) == 4096
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=3),
+        st.recursive(
+            st.none() | st.integers() | st.floats() | st.text(),
+            lambda inner: st.dictionaries(
+                st.sampled_from(["class_type", "inputs", "steps"]), inner
+            ),
+        ),
+    )
+)
+@example({"1": {"class_type": "A", "inputs": {"steps": 10**400}}})
+def test_any_graph_has_a_shape(graph: dict[str, Any]) -> None:
+    assert len(compute_shape(graph)) == 16
