@@ -219,7 +219,9 @@ class Usage:
     cached_tokens: int
     output_tokens: int
     units: Mapping[str, int]
+    load_milliseconds: int
     cost_usd: str
+    render_cost_usd: str
     dearest_cost_usd: str | None = None
 
 

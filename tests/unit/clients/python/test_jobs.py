@@ -323,7 +323,8 @@ async def test_a_graph_is_read(client: Either, gateway: ScriptedGateway) -> None
 async def test_usage_is_parsed(client: Either, gateway: ScriptedGateway) -> None:
     total = {
         "calls": 2, "incomplete_calls": 0, "input_tokens": 5, "cached_tokens": 0,
-        "output_tokens": 7, "units": {"seconds": 90}, "cost_usd": "0.10", "dearest_cost_usd": None,
+        "output_tokens": 7, "units": {"seconds": 90}, "load_milliseconds": 5, "cost_usd": "0.10",
+        "render_cost_usd": "0.04", "dearest_cost_usd": None,
     }  # fmt: skip
     report = {
         "from": "2026-11-01T00:00:00Z", "to": "2026-11-28T00:00:00Z", "group_by": ["day", "model"],

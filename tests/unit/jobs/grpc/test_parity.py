@@ -24,6 +24,8 @@ MESSAGES: dict[type[BaseModel], Any] = {
     wire.ErrorBody: pb.JobError,
     wire.CancellerBody: pb.Canceller,
     wire.ChildBody: pb.Child,
+    wire.EtaBody: pb.Eta,
+    wire.SecondsBody: pb.Seconds,
     wire.SubmittedJob: pb.SubmittedJob,
     wire.SubmittedStep: pb.SubmittedStep,
     wire.JobPage: pb.ListJobsResponse,

@@ -16,6 +16,7 @@ from moyin.domain.renderer import RenderProgress
 from moyin.jobs.protocol.event_bodies import (
     EVENT_BODIES,
     JOB_EVENT,
+    PreviewMessage,
     ProgressMessage,
     StatusMessage,
     StepMessage,
@@ -57,7 +58,7 @@ def test_every_type_of_event_is_described() -> None:
 def test_a_message_of_the_websocket_has_the_data_of_its_type(kind: EventType) -> None:
     messages = {
         name: model
-        for model in (StatusMessage, ProgressMessage, StepMessage)
+        for model in (StatusMessage, ProgressMessage, PreviewMessage, StepMessage)
         for name in get_args(model.model_fields["type"].annotation)
     }
     assert messages[kind.value].model_fields["data"].annotation is EVENT_BODIES[kind]
