@@ -10,11 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 import pytest
+import yaml
 
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
@@ -150,7 +152,15 @@ class Story:
 def stack(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     folder = tmp_path_factory.mktemp("two")
     pool = {"actors": ACTORS, "gpus": 0.5, "cpus": 0.1, "window": RENDERS + URGENT}
-    with RunningStack(folder, farm_env(comfyui, folder, **pool)).living() as stack:
+    env = farm_env(comfyui, folder, **pool)
+    config = Path(env["MOYIN_SERVE_CONFIG"])
+    apps = yaml.safe_load(config.read_text())
+    # No render needs these, and a model takes long to load.
+    apps["applications"] = [
+        app for app in apps["applications"] if app["name"] not in {"accounts", "models"}
+    ]
+    config.write_text(yaml.safe_dump(apps))
+    with RunningStack(folder, env).living() as stack:
         yield stack
 
 
@@ -324,7 +334,7 @@ def _check_places(
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:
     """Return the ids that the `/queue` of each ComfyUI shows, by the path of its socket."""
     found: dict[str, list[str]] = {}
-    for path in stack.data.rglob("comfyui.sock"):
+    for path in stack.data.glob("comfyui/run/*/comfyui.sock"):
         # The path of a socket may have 107 characters.
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
