@@ -5,7 +5,7 @@ Handlers parse a body themselves if it is a stream, or if clients do not declare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,7 +19,7 @@ from deployments.openapi import (
 )
 from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.event_bodies import JOB_EVENT, StreamError
+from moyin.jobs.protocol.event_bodies import EVENT_BODIES, JOB_EVENT, StreamError
 from moyin.jobs.protocol.filters import BulkRequest
 
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
@@ -54,10 +54,31 @@ def build_document(
         schemas.update(request.pop("$defs") | bulk.pop("$defs") | event.pop("$defs"))
         schemas |= {"JobRequest": request, "BulkRequest": bulk}
         schemas |= {"JobEvent": event, "StreamError": error}
+        schemas["ServerSentEvent"] = {"oneOf": list(_list_server_sent_events())}
         document_problems(document, _has_comfyui_errors)
         document_security(document, is_public, get_query_schemes)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _list_server_sent_events() -> Iterator[dict[str, Any]]:
+    """Yield the schema of each server-sent event, whose data is JSON within a text."""
+    bodies = {kind.value: body for kind, body in EVENT_BODIES.items()}
+    for kind, body in {**bodies, "error": StreamError}.items():
+        data = {"$ref": _SCHEMA_REFERENCE.format(model=body.__name__)}
+        yield {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"const": kind},
+                "id": {"type": "string"},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": data,
+                },
+            },
+        }
 
 
 def describe_body(

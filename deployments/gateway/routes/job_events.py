@@ -30,9 +30,11 @@ from moyin.store.sql import now
 _RETRY_MS = 2_000
 _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events with the members of `JobEvent`: `type` as the event's name, `data` as "
-        "JSON, `id`. An event `error` with the data `StreamError` ends the stream, not the job.",
-        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/JobEvent"}}},
+        "description": "The events of `JobEvent`: `type` is the event's name, `data` is JSON. An event "
+        "`error` ends the stream, not the job.",
+        "content": {
+            "text/event-stream": {"schema": {"$ref": "#/components/schemas/ServerSentEvent"}}
+        },
     },
     204: {"description": "No event follows that of `Last-Event-ID`."},
 }

@@ -54,6 +54,7 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
         "progress": {"value": 0.0, "max": 1.0, "step": 0}, "attempts": 1, "priority": 3,
         "cost_usd": 0.0, "started_at": None, "finished_at": None, "metadata": {"a": "b"},
         "cached": False, "cancelled_by": None, "cancel_requested_by": None, "position": None,
+        "eta": None,
     }  # fmt: skip
 
 

@@ -87,9 +87,17 @@ def test_events_of_jobs_have_types(described: Any) -> None:
     ].items()
     assert content == (
         "text/event-stream",
-        {"schema": {"$ref": "#/components/schemas/JobEvent"}},
+        {"schema": {"$ref": "#/components/schemas/ServerSentEvent"}},
     )
     schemas = described["components"]["schemas"]
+    sent = {
+        event["properties"]["event"]["const"]: event["properties"]["data"]["contentSchema"]["$ref"]
+        for event in schemas["ServerSentEvent"]["oneOf"]
+    }
+    assert sent.pop("error") == "#/components/schemas/StreamError"
+    assert sent == {
+        kind.value: f"#/components/schemas/{body.__name__}" for kind, body in EVENT_BODIES.items()
+    }
     types = schemas["JobEvent"]["discriminator"]["mapping"]
     assert types.keys() == {kind.value for kind in EventType}
     for kind, reference in types.items():
