@@ -131,7 +131,11 @@ class Recorder:
 
     async def _queue(self) -> dict[str, Any]:
         queue = (await self._call("GET", "/queue"))["body"]
-        return {name: [_columns(row) for row in rows] for name, rows in queue.items()}
+        told = {name: [_columns(row) for row in rows] for name, rows in queue.items()}
+        for row in (row for rows in told.values() for row in rows):
+            # The farm says where the prompt stands.
+            row["extra_data"].pop("moyin", None)
+        return told
 
     async def _flags(self, socket: aiohttp.ClientWebSocketResponse) -> Any:
         while True:
