@@ -19,7 +19,8 @@ EVENT_MEANINGS: Mapping[EventType, str] = {
     EventType.QUEUED: "The job was accepted, or a retry began.",
     EventType.RUNNING: "The job runs.",
     EventType.PROGRESS: "A render went on. At most ten a second, of a batch one a second.",
-    EventType.PREVIEW: "A render has a new preview picture. Only for `?previews=true`, at most two a second.",
+    EventType.PREVIEW: "A render has a new preview picture. Only for `?previews=true`, at most two a "
+    "second for each running render.",
     EventType.STEP: "A step has finished and is recorded.",
     EventType.SUCCEEDED: "All steps have succeeded.",
     EventType.FAILED: "A step has failed for good, or the deadline has passed: see `error`.",

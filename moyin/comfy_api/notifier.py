@@ -176,7 +176,7 @@ class PromptNotifier:
         while True:
             for frame in await watch.next():
                 try:
-                    await self._process_frame(frame)
+                    await self._process_frame(frame, watch)
                 except _STORE_ERRORS as error:
                     # If the frame announced an end, `_send_missed_ends` sends that end later.
                     _log.warning(_STORE_WARNING, error)
@@ -214,7 +214,7 @@ class PromptNotifier:
                     async with self._send_lock:
                         await self._send_raw(latest[kind].decode())
 
-    async def _process_frame(self, frame: Frame) -> None:
+    async def _process_frame(self, frame: Frame, watch: Subscription[Frame]) -> None:
         if frame.kind is FrameKind.STATUS:
             await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
@@ -226,20 +226,21 @@ class PromptNotifier:
             return
         elif frame.kind is FrameKind.TEXT:
             if frame.body.startswith(_START):
-                await self._wait_until_running(frame.prompt)
+                await self._wait_until_running(frame.prompt, watch)
             await self._send_text(frame)
         else:
             await self._send_preview(frame)
 
-    async def _wait_until_running(self, prompt_id: str) -> None:
+    async def _wait_until_running(self, prompt_id: str, watch: Subscription[Frame]) -> None:
         """Wait until the queue shows the prompt as running, so that a client finds it there.
 
         Frames take a shorter way than the status, which the pool's worker writes to the row. If the
-        row is not written within three seconds, the client gets the message anyway.
+        row is not written within three seconds, or before many frames wait, too, the client gets the
+        message anyway.
         """
         with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
             async with asyncio.timeout(_START_WAIT_SECONDS):
-                while True:
+                while not watch.is_half_full:
                     jobs = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
                     if all(job.status is not JobStatus.QUEUED for job in jobs):
                         return

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 from moyin.domain.job import EventType, Job, JobEvent
 from moyin.jobs.protocol.event_bodies import PreviewEvent
+from moyin.store.hub import SlowConsumer
 from moyin.store.previews import Preview, PreviewHub, PreviewStore
 
 # The store forgets after fifteen seconds that a job is watched.
@@ -61,13 +62,16 @@ class PreviewFeed:
 
     async def _follow(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
         """Yield an event for each new preview, without end; skip those that came in between."""
-        async with self._hub.subscribe(job_id, None) as subscription:
-            while True:
-                await self._store.watch(job_id)
-                deadline = asyncio.get_running_loop().time() + _RENEWAL_SECONDS
-                while (left := deadline - asyncio.get_running_loop().time()) > 0:
-                    if previews := await subscription.next(left):
-                        yield _to_event(job_id, previews[-1])
+        while True:
+            # A client that reads slowly misses previews, but the job's events continue.
+            with suppress(SlowConsumer):
+                async with self._hub.subscribe(job_id, None) as subscription:
+                    while True:
+                        await self._store.watch(job_id)
+                        deadline = asyncio.get_running_loop().time() + _RENEWAL_SECONDS
+                        while (left := deadline - asyncio.get_running_loop().time()) > 0:
+                            if previews := await subscription.next(left):
+                                yield _to_event(job_id, previews[-1])
 
 
 async def _read_next(source: AsyncGenerator[T, None]) -> T | None:

@@ -57,6 +57,11 @@ class Subscription(Generic[E]):
         self._is_closed = False
         self._capacity: int | None = None
 
+    @property
+    def is_half_full(self) -> bool:
+        """True if the subscriber should read soon, since a full queue ends the subscription."""
+        return self._capacity is not None and 2 * len(self._queue) >= self._capacity
+
     async def next(self, seconds: float | None = None) -> list[E]:
         """Return all queued entries; if there are none, wait for one for at most ``seconds``.
 

@@ -126,8 +126,6 @@ class KeyStore:
     async def verify_all(self, presented: Iterable[str]) -> Mapping[str, Identity]:
         """Return the identities of the valid keys among the texts ``presented``, by text."""
         ids = {text: key_id for text in presented if (key_id := _parse_id(text)) is not None}
-        if not ids:
-            return {}
         live = await self._fetch_active(set(ids.values()))
         return {
             text: _parse_identity(live[key_id])
@@ -141,6 +139,8 @@ class KeyStore:
         return {key_id: _parse_identity(row) for key_id, row in rows.items()}
 
     async def _fetch_active(self, key_ids: Collection[str]) -> Mapping[str, Mapping[Any, Any]]:
+        if not key_ids:
+            return {}
         query = _select_with_users().where(api_keys.c.id.in_(key_ids))
         rows = await self._database.fetch_all(query)
         return {row["id"]: row for row in rows if _is_active(row)}

@@ -33,6 +33,8 @@ GRAPH = {"1": {"class_type": "SaveImage", "inputs": {}}}
 class Frames:
     """Fakes the `FrameStore` and `FrameHub` of one client."""
 
+    is_half_full = False
+
     def __init__(self) -> None:
         self.earlier: list[Frame] = []
         self.files: dict[tuple[str, str], PromptFile] = {}

@@ -3,6 +3,9 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +18,7 @@ from moyin.domain.job import Job, JobStatus
 from moyin.domain.prompt import PromptRecord
 from moyin.errors import ServiceUnavailable
 from moyin.store.frames import Frame, FrameKind
-from moyin.store.hub import SlowConsumer
+from moyin.store.hub import SlowConsumer, Subscription
 from tests.unit.comfy_api.rig import CLIENT, OWNER, Client, Rig, record, rig
 
 __all__ = ["rig"]
@@ -85,6 +88,32 @@ async def test_a_prompts_start_is_sent_at_last_though_its_row_is_not_written(
         await receive(client)
         rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
         assert (await receive(client))[0] == "execution_start"
+
+
+async def test_frames_that_wait_for_a_start_do_not_end_the_connection(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fast sampler sends hundreds of frames while the row waits for the database's writer."""
+    subscription: Subscription[Frame] = Subscription("0-0")
+
+    @asynccontextmanager
+    async def subscribe(name: str, after: str | None) -> AsyncIterator[Subscription[Frame]]:
+        yield subscription
+
+    monkeypatch.setattr(rig.frames, "subscribe", subscribe)
+    monkeypatch.setattr(notifier, "_START_WAIT_SECONDS", 60.0)
+    job = await rig.job()
+    async with rig.client() as client:
+        await receive(client)
+        start = text_frame(job, "execution_start")
+        assert subscription.offer([replace(start, id="1-0")])
+        for number in range(2, 400):
+            progress = replace(text_frame(job, "progress"), id=f"{number}-0")
+            assert subscription.offer([progress]), f"frame {number} is refused"
+            # The notifier reads the row between two frames.
+            await rig.prompts.count_open(OWNER)
+        received = [(await receive(client))[0] for _ in range(399)]
+        assert received == ["execution_start", *["progress"] * 398]
 
 
 async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(

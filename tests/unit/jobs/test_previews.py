@@ -87,6 +87,25 @@ async def test_the_newest_preview_is_sent_between_the_job_s_events() -> None:
     assert (store.watched, hub.open, source.is_closed) == (["j"], 0, True)
 
 
+async def test_a_client_that_reads_slowly_misses_previews_and_no_events() -> None:
+    store, hub, source = Store(), Hub(), Source()
+    async with (
+        asyncio.timeout(10),
+        aclosing(feed(store, hub).join(JOB, source.follow())) as joined,
+    ):
+        hub.offer(1)
+        await anext(joined)
+        for number in range(2, 300):
+            hub.offer(number)
+        hub.subscription = Subscription("0-0")
+        assert [preview.type for preview in await anext(joined)] == [EventType.PREVIEW]
+        source.queue.put_nowait([event(1, EventType.RUNNING)])
+        assert await anext(joined) == [event(1, EventType.RUNNING)]
+        hub.offer(300)
+        [preview] = await anext(joined)
+        assert preview.data["url"] == "/jobs/j/preview?number=300"
+
+
 async def test_both_sources_are_closed_with_the_stream() -> None:
     hub, source = Hub(), Source()
     async with (

@@ -90,6 +90,19 @@ async def test_an_event_token_reads_one_job_until_its_key_is_revoked(keys: KeySt
         await authenticator.authenticate_event_token(token)
 
 
+async def test_no_keys_are_queried_for_the_tokens_of_sessions(
+    keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise AssertionError("keys were queried")
+
+    monkeypatch.setattr("moyin.store.sql.Database.fetch_all", fail)
+    session = Identity(owner="ann", key_id="ses_1", user="ann")
+    token = create_event_token(SIGNING, session, "j", 60)
+    with pytest.raises(InvalidKey):
+        await KeyAuthenticator(keys, SIGNING).authenticate_event_token(token)
+
+
 async def test_an_event_token_ends_with_its_key_s_right_to_read(keys: KeyStore) -> None:
     _, key = await keys.create("ann", "k", scopes={"text"})
     authenticator = KeyAuthenticator(keys, SIGNING)
