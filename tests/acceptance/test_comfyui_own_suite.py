@@ -70,6 +70,8 @@ def _run(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[st
             **clients.env,
             "PATH": f"{python.parent}:{clients.env['PATH']}",
             "PYTHONPATH": str(folder),
+            # Ours may name plugins that this environment has not.
+            "PYTEST_ADDOPTS": "",
             # ComfyUI's folder is shared, and other processes read it.
             "PYTHONDONTWRITEBYTECODE": "1",
         },
