@@ -145,7 +145,10 @@ class NodeInfoCache:
             raise ServiceUnavailable(message, retry_after=5)
         known = self._tariffs.get(pool)
         if known is None or known[0] != content:
-            known = (content, decode(RenderTariff, content))
+            try:
+                known = (content, decode(RenderTariff, content))
+            except ValueError as error:
+                raise ServiceUnavailable(message, retry_after=5) from error
             self._tariffs[pool] = known
         return known[1]
 

@@ -24,6 +24,11 @@ class RenderPrice:
     gpu_share: Decimal = Decimal(1)
     usd_per_picture: Decimal | None = None
 
+    @property
+    def is_free(self) -> bool:
+        per_hour = (self.usd_per_gpu_hour or Decimal(0)) * self.gpu_share
+        return not (per_hour if self.usd_per_picture is None else self.usd_per_picture)
+
     def compute_cost(self, seconds: float, pictures: int) -> Decimal:
         """Return the cost in US dollars, rounded to billionths."""
         cost = Decimal(0)
@@ -59,13 +64,16 @@ class RenderTariff:
     def estimate_cost(self, shape: str, pictures: int) -> Decimal:
         """Return the probable cost of a render in US dollars.
 
+        It is more than 0 if renders cost anything: one that lately stored no picture may store one
+        now, and budgets count only what has a reservation.
+
         Args:
             pictures: the estimated number of pictures for a graph of another shape.
         """
-        if self.price is None:
+        if self.price is None or self.price.is_free:
             return Decimal(0)
         usual = self.shapes.get(shape) or RenderEstimate(seconds=self.seconds, pictures=pictures)
-        return self.price.compute_cost(usual.seconds, usual.pictures)
+        return max(self.price.compute_cost(usual.seconds, usual.pictures), _NANO_USD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

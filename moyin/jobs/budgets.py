@@ -17,7 +17,13 @@ from moyin.domain.job import JobSpec, StepKind, apply_batch_patch
 from moyin.domain.limits import JobReservation, Limit
 from moyin.domain.render_run import RenderTariff
 from moyin.errors import ServiceUnavailable
-from moyin.render.protocol.shape import combine_hashes, estimate_pictures, hash_node
+from moyin.render.protocol.shape import (
+    PictureCounts,
+    combine_hashes,
+    compute_shape,
+    estimate_pictures,
+    hash_node,
+)
 from moyin.store.reservations import ReservationStore
 from moyin.store.sql import Database
 
@@ -103,19 +109,20 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
     """Yield the index, the pool, the shape and the estimated pictures of each render."""
     base = spec.base
     hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
-    base_pictures = 0 if base is None else estimate_pictures(base)
+    total = sum(hashes.values())
+    counts = PictureCounts.from_graph(base or {})
     for index, step in enumerate(spec.steps):
         if step.kind is not StepKind.RENDER:
             continue
         if base is None:
-            shape = combine_hashes(map(hash_node, step.payload.values()))
-            yield index, step.pool, shape, estimate_pictures(step.payload)
+            yield index, step.pool, compute_shape(step.payload), estimate_pictures(step.payload)
             continue
-        # The other nodes of a batch's child are those of all children.
+        # The other nodes of a batch's child are those of all children, of which there may be many.
         changed = apply_batch_patch({name: base[name] for name in step.payload}, step.payload)
-        own = {name: hash_node(node) for name, node in changed.items()}
-        shape = combine_hashes({**hashes, **own}.values())
-        yield index, step.pool, shape, max(base_pictures, estimate_pictures(changed))
+        others = total - sum(hashes[name] for name in changed)
+        shape = combine_hashes([others, *map(hash_node, changed.values())])
+        own = PictureCounts.from_graph(changed)
+        yield index, step.pool, shape, PictureCounts(*map(max, counts, own)).estimate()
 
 
 class BudgetSettler:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
@@ -43,9 +43,9 @@ def hash_node(node: Any) -> int:
         return 0
     inputs = node.get("inputs")
     sizes = {
-        name: value
+        name: size
         for name, value in (inputs.items() if isinstance(inputs, Mapping) else ())
-        if name in _SIZES and isinstance(value, int | float)
+        if name in _SIZES and (size := _read_number(value)) is not None
     }
     models = sorted(find_model_files({"": node}))
     summary = to_json([str(node.get("class_type")), sorted(sizes.items()), models])
@@ -54,18 +54,47 @@ def hash_node(node: Any) -> int:
 
 def estimate_pictures(graph: Mapping[str, Any]) -> int:
     """Estimate how many pictures a graph stores: its nodes that save, times its largest batch."""
-    saves, batch, repeats = 0, 1, 1
-    for node in graph.values():
-        if not isinstance(node, Mapping):
-            continue
-        saves += "Save" in str(node.get("class_type"))
-        inputs = node.get("inputs")
-        if isinstance(inputs, Mapping):
-            batch = max(batch, _read_count(inputs, "batch_size"))
-            repeats = max(repeats, _read_count(inputs, "amount"))
-    return min(max(1, saves) * batch * repeats, _MAX_PICTURES)
+    return PictureCounts.from_graph(graph).estimate()
+
+
+class PictureCounts(NamedTuple):
+    """The nodes of a graph that save, its largest batch, and the most repetitions of one."""
+
+    saves: int = 0
+    batch: int = 1
+    repeats: int = 1
+
+    @classmethod
+    def from_graph(cls, graph: Mapping[str, Any]) -> PictureCounts:
+        counts = cls()
+        for node in graph.values():
+            if not isinstance(node, Mapping):
+                continue
+            found = node.get("inputs")
+            inputs = found if isinstance(found, Mapping) else {}
+            counts = cls(
+                saves=counts.saves + ("Save" in str(node.get("class_type"))),
+                batch=max(counts.batch, _read_count(inputs, "batch_size")),
+                repeats=max(counts.repeats, _read_count(inputs, "amount")),
+            )
+        return counts
+
+    def estimate(self) -> int:
+        return min(max(1, self.saves) * self.batch * self.repeats, _MAX_PICTURES)
 
 
 def _read_count(inputs: Mapping[str, Any], name: str) -> int:
-    value = inputs.get(name)
-    return value if isinstance(value, int) else 1
+    value = _read_number(inputs.get(name))
+    return int(min(value, _MAX_PICTURES)) if value is not None and value >= 1 else 1
+
+
+def _read_number(value: Any) -> int | float | None:
+    """Return the number that ComfyUI takes an input for, which may be text; None if it is none."""
+    if isinstance(value, Mapping):
+        value = value.get("__value__")
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) else None

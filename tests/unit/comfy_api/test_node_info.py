@@ -261,7 +261,8 @@ async def test_tariff_of_a_pool_that_went_down_stays_known(tmp_path: Path) -> No
 
 
 async def test_unknown_tariff_is_an_error_and_not_free() -> None:
-    node_info = NodeInfoCache(FakePools(a=None))
-    for pool in ("a", "b"):
+    # "c" has another version, which describes its prices differently.
+    node_info = NodeInfoCache(FakePools(a=None, c={"price": "dear"}))
+    for pool in ("a", "b", "c"):
         with pytest.raises(ServiceUnavailable):
             await node_info.fetch_tariff(pool)

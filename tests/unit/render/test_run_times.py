@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 from moyin.domain.render_run import RenderEstimate, RenderPrice
@@ -50,3 +51,13 @@ def test_shapes_are_bounded_and_the_last_used_stay() -> None:
 
 def test_free_pool_costs_nothing() -> None:
     assert RunTimes(60).build_tariff(None).estimate_cost("a", 1) == 0
+
+
+def test_a_render_that_lately_stored_no_picture_is_not_free() -> None:
+    times = RunTimes(60)
+    # Only the previews of such a graph were requested.
+    times.record("a", 5, 0)
+    per_picture = RenderPrice(usd_per_picture=Decimal(1))
+    assert times.build_tariff(per_picture).estimate_cost("a", 4) > 0
+    free = [RenderPrice(usd_per_picture=Decimal(0)), replace(PRICE, gpu_share=Decimal(0))]
+    assert [times.build_tariff(price).estimate_cost("b", 1) for price in free] == [0, 0]

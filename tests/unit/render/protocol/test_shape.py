@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,6 +70,15 @@ def test_pictures_are_the_saved_batches_and_bounded() -> None:
     assert estimate_pictures({**GRAPH, "5": GRAPH["4"]}) == 4
     assert estimate_pictures(changed("2", batch_size=-5)) == 1
     assert estimate_pictures(changed("2", batch_size=10**9)) == 4096
+    assert estimate_pictures(changed("2", batch_size=math.nan)) == 1
+    assert estimate_pictures(changed("2", batch_size=math.inf)) == 4096
+
+
+@pytest.mark.parametrize("wrap", [str, float, lambda number: {"__value__": number}])
+def test_sizes_count_as_comfyui_reads_them(wrap: Callable[[int], Any]) -> None:
+    assert estimate_pictures(changed("2", batch_size=wrap(64))) == 64
+    short, long = (compute_shape(changed("3", steps=wrap(steps))) for steps in (1, 10_000))
+    assert short != long
 
 
 @given(
