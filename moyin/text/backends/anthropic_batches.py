@@ -85,8 +85,11 @@ class AnthropicBatches:
         # Commas replace the line breaks between the requests.
         size = len(start) + payload.size - 1 + len(end)
         headers = {**_HEADERS, "content-length": str(size)}
-        body = _join_requests(payload, start, end)
-        return _parse_batch(parse_object(await self._http.upload(_PATH, body, deadline, headers)))
+        # Opened here, because nobody closes the generator if the back end answers before its end.
+        async with await anyio.open_file(payload.file, "rb") as file:
+            body = _join_requests(file, payload.size, start, end)
+            answer = await self._http.upload(_PATH, body, deadline, headers)
+        return _parse_batch(parse_object(answer))
 
     async def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
@@ -129,14 +132,15 @@ class AnthropicBatches:
         await self._http.delete(f"{_PATH}/{quote(batch.id)}", deadline, _HEADERS)
 
 
-async def _join_requests(payload: Payload, start: bytes, end: bytes) -> AsyncIterator[bytes]:
+async def _join_requests(
+    file: anyio.AsyncFile[bytes], size: int, start: bytes, end: bytes
+) -> AsyncIterator[bytes]:
     yield start
-    async with await anyio.open_file(payload.file, "rb") as file:
-        left = payload.size
-        while chunk := await file.read(_CHUNK):
-            left -= len(chunk)
-            # JSON has no line breaks within strings.
-            yield (chunk if left else chunk[:-1]).replace(b"\n", b",")
+    left = size
+    while chunk := await file.read(_CHUNK):
+        left -= len(chunk)
+        # JSON has no line breaks within strings.
+        yield (chunk if left else chunk[:-1]).replace(b"\n", b",")
     yield end
 
 

@@ -155,14 +155,18 @@ class OpenAIBatches:
             "content-type": f"multipart/form-data; boundary={boundary}",
             "content-length": str(len(start) + payload.size + len(end)),
         }
-        return await self._http.upload("/files", _wrap_file(payload, start, end), deadline, headers)
+        # Opened here, because nobody closes the generator if the back end answers before its end.
+        async with await anyio.open_file(payload.file, "rb") as file:
+            body = _wrap_file(file, start, end)
+            return await self._http.upload("/files", body, deadline, headers)
 
 
-async def _wrap_file(payload: Payload, start: bytes, end: bytes) -> AsyncIterator[bytes]:
+async def _wrap_file(
+    file: anyio.AsyncFile[bytes], start: bytes, end: bytes
+) -> AsyncIterator[bytes]:
     yield start
-    async with await anyio.open_file(payload.file, "rb") as file:
-        while chunk := await file.read(_CHUNK):
-            yield chunk
+    while chunk := await file.read(_CHUNK):
+        yield chunk
     yield end
 
 
