@@ -290,7 +290,6 @@ class JobService:
         Their files can no longer be read, and are deleted by `moyin.store.deletion_pruning`.
         """
         deletion = await self._jobs.delete(owner, job_ids)
-        self._specs.discard(deletion.deleted)
         await self._events.delete(deletion.deleted)
         await self._frames.delete_files(deletion.deleted)
         return deletion
@@ -311,7 +310,7 @@ class JobService:
 
         Clients poll for jobs, so specs are cached.
         """
-        if (cached := self._specs.get(job.id)) is not None:
+        if (cached := self._specs.get(job.spec)) is not None:
             return decode(JobSpec, cached)
         encoded = bytearray()
         try:
@@ -323,7 +322,7 @@ class JobService:
         except (FileNotFoundError, ServiceUnavailable):
             # The job's status does not depend on the store.
             return None
-        self._specs.put(job.id, bytes(encoded))
+        self._specs.put(job.spec, bytes(encoded))
         return decode(JobSpec, bytes(encoded))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:

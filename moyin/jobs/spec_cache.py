@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 
 
 class SpecCache:
     """Keeps the encoded specs of the jobs that were read last, up to a number of bytes.
 
-    A job's spec never changes. The entry of a job that another process deleted is not read any more,
-    since the job is looked up first.
+    Their keys are the SHA-256 of the specs. Ids of jobs would not do: another process may delete a
+    job, and another tenant may submit a job with its id.
     """
 
     def __init__(self, limit: int) -> None:
@@ -18,19 +17,14 @@ class SpecCache:
         self._specs: OrderedDict[str, bytes] = OrderedDict()
         self._size = 0
 
-    def get(self, job_id: str) -> bytes | None:
-        spec = self._specs.get(job_id)
+    def get(self, sha256: str) -> bytes | None:
+        spec = self._specs.get(sha256)
         if spec is not None:
-            self._specs.move_to_end(job_id)
+            self._specs.move_to_end(sha256)
         return spec
 
-    def put(self, job_id: str, spec: bytes) -> None:
-        self.discard([job_id])
-        self._specs[job_id] = spec
-        self._size += len(spec)
+    def put(self, sha256: str, spec: bytes) -> None:
+        self._size += len(spec) - len(self._specs.pop(sha256, b""))
+        self._specs[sha256] = spec
         while self._size > self._limit:
             self._size -= len(self._specs.popitem(last=False)[1])
-
-    def discard(self, job_ids: Iterable[str]) -> None:
-        for job_id in job_ids:
-            self._size -= len(self._specs.pop(job_id, b""))

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from moyin.store.cursors import build_older_condition, encode_cursor
 from moyin.store.sql import ensure_utc
 
-# The most rows whose values are compared for one page, if no index finds the matching ones.
+# The most values that are compared for one page, if no index finds the matching rows.
 MAX_SCANNED = 2_000
 _NUMBER, _IS_MATCH = "scanned_number", "is_match"
 Condition: TypeAlias = sa.ColumnElement[bool]
@@ -27,12 +27,14 @@ class PageQuery:
         ranges: alternatives that exclude each other; each is a list of conditions for whose rows an
             index has the order of the list.
         scanned: returns the conditions that no index covers, from the table's columns. Such a page
-            ends after `MAX_SCANNED` rows, however few of them match.
+            ends when `MAX_SCANNED` values have been compared, however few of the rows match.
+        values_per_row: the number of values that ``scanned`` compares in a row, at least 1.
     """
 
     table: sa.Table
     ranges: Sequence[Sequence[Condition]]
     scanned: Callable[[Any], list[Condition]] | None = None
+    values_per_row: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,7 @@ def fetch_page(
         return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else None)
     [indexed] = query.ranges
     columns = query.table.c
+    most = max(1, MAX_SCANNED // query.values_per_row)
     window = (
         sa.select(
             *columns,
@@ -64,7 +67,7 @@ def fetch_page(
         )
         .where(*indexed, *older)
         .order_by(*_newest_first(columns))
-        .limit(MAX_SCANNED)
+        .limit(most)
         .subquery()
     )
     is_match = sa.case((sa.and_(sa.true(), *query.scanned(window.c)), 1), else_=0)
@@ -75,7 +78,7 @@ def fetch_page(
     # deleted meanwhile would move it.
     found = (
         sa.select(judged)
-        .where(sa.or_(judged.c[_IS_MATCH] == 1, judged.c[_NUMBER] == MAX_SCANNED))
+        .where(sa.or_(judged.c[_IS_MATCH] == 1, judged.c[_NUMBER] == most))
         .order_by(*_newest_first(judged.c))
         .limit(limit + 2)
     )
@@ -84,7 +87,7 @@ def fetch_page(
         position = ensure_utc(created_at), row_id
         if is_matching:
             rows.append(position)
-        if number == MAX_SCANNED:
+        if number == most:
             last = position
     return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else last)
 

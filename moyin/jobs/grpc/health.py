@@ -59,7 +59,9 @@ class HealthMonitor:
         """Yield the state of a service and then every other state; a service may be unknown."""
         if self._watchers >= _MAX_WATCHERS:
             message = f"there are {_MAX_WATCHERS} watchers already; use Check"
-            raise Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", message, retry_after=30)
+            # With this status alone, gRPC's clients go on to send calls without watching. Otherwise
+            # watchers without a key could keep those with one from calling.
+            raise Fault(grpc.StatusCode.UNIMPLEMENTED, "overloaded", message)
         self._watchers += 1
         try:
             sent = None

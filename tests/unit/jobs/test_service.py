@@ -31,6 +31,7 @@ from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
+from moyin.store.schema import jobs as rows
 from moyin.store.sql import Database
 from moyin.testing.fakes import FreeBudgets, InMemoryNamedFiles, PermissiveGraphGuard
 
@@ -128,6 +129,21 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
     colleague = replace(ANN, key_id="k2")
     cancelled = await jobs.service.cancel(colleague, job.id)
     assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
+
+
+async def test_a_job_with_a_pruned_jobs_id_shows_its_own_spec(jobs: Jobs) -> None:
+    """Another process prunes the first job, and another tenant submits a job with its id."""
+    job, _ = await jobs.submit(SWATCH)
+    spec = await jobs.service.load_small_spec(job)
+    assert spec is not None and spec.metadata == {}
+    await jobs.database.execute(rows.delete().where(rows.c.id == job.id))
+    bob = replace(ANN, owner="bob")
+    other, is_new = await jobs.service.submit(
+        bob, replace(spec, metadata={"by": "bob"}), job_id=job.id, validated=True
+    )
+    assert (other.id, is_new) == (job.id, True)
+    shown = await jobs.service.load_small_spec(other)
+    assert shown is not None and shown.metadata == {"by": "bob"}
 
 
 async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: Jobs) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc
 
 from moyin.jobs.grpc import health
 from moyin.jobs.grpc.faults import Fault
@@ -77,6 +79,31 @@ async def test_a_watcher_of_an_unknown_service_stays() -> None:
     assert gateway.reads == 0
 
 
+async def test_clients_that_watch_work_while_others_take_all_watchers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Watchers need no key: with any other status, gRPC's clients would send no more calls."""
+    monkeypatch.setattr(health, "_MAX_WATCHERS", 0)
+    calls = health.HealthCalls()
+    calls.grpc_health = HealthMonitor(Gateway().is_ready)
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(calls, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": MOYIN},
+    }
+    options = [("grpc.service_config", json.dumps(config))]
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            response = await stub.Check(ask(), timeout=60, wait_for_ready=False)
+    finally:
+        await server.stop(None)
+    assert response.status == SERVING
+
+
 async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_MAX_WATCHERS", 1)
     monitor = HealthMonitor(Gateway().is_ready)
@@ -84,6 +111,6 @@ async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         await anext(first)
         with pytest.raises(Fault) as caught:
             await anext(monitor.watch(ask()))
-        assert caught.value.status is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED
     async with aclosing(monitor.watch(ask())) as second:
         assert (await anext(second)).status == SERVING
