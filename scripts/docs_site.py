@@ -31,6 +31,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "reporting.md",
     "clients/python/README.md": "python-client.md",
+    "clients/typescript/README.md": "typescript-client.md",
 }
 # Titles of the pages that list folders.
 FOLDERS = {"adr": "Decisions"}

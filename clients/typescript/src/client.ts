@@ -3,7 +3,7 @@
 import { MoyinError, newMalformed, parseObject } from "./errors.js";
 import { type Call, type Connection, Exchange } from "./exchange.js";
 import { follow } from "./following.js";
-import { DEFAULT_POLICY, pauseAfter, type RetryPolicy, sleep } from "./retry.js";
+import { fillPolicy, pauseAfter, type RetryPolicy, sleep } from "./retry.js";
 import {
   type Artifact, type ArtifactFilter, type BulkResult, hasEnded, type Job, type JobDetail, type JobEvent,
   type JobFilter, type JobRequest, type Link, type ListedArtifact, type ProgressEvent, type UsageQuery,
@@ -48,14 +48,16 @@ export class Client {
 
   constructor({ url, apiKey, timeout = 60, retry = {}, fetch }: ClientOptions) {
     // A base with a path is kept, a query is not.
-    const { origin, pathname } = new URL(url);
+    const { protocol, origin, pathname } = new URL(url);
+    if (!/^https?:$/.test(protocol))
+      throw new TypeError(`the url must begin with http:// or https://, not with ${protocol}`);
     this.#connection = {
       url: origin + pathname.replace(/\/+$/, ""),
       apiKey,
       timeout,
       fetch: fetch ?? globalThis.fetch.bind(globalThis),
     };
-    this.#policy = { ...DEFAULT_POLICY, ...retry };
+    this.#policy = fillPolicy(retry);
   }
 
   /**
@@ -253,7 +255,10 @@ export class Client {
       const page = parseObject(await this.#send({ method: "GET", path, query }, signal));
       const items = page[name];
       if (!Array.isArray(items)) throw newMalformed(`${name} is not a list`);
-      yield* items as T[];
+      for (const item of items as T[]) {
+        signal?.throwIfAborted();
+        yield item;
+      }
       cursor = page["next_cursor"];
     } while (typeof cursor === "string");
   }

@@ -1,6 +1,7 @@
 /** Sends one request and reads its response, with a limit on silence. */
 
 import { buildError, CONNECTION_FAILED, MoyinError } from "./errors.js";
+import { startTimer } from "./retry.js";
 
 /** A request. Errors with a code of `settledBy` say, after a lost response, that it was done before. */
 export interface Call {
@@ -108,10 +109,10 @@ export class Exchange {
 
   #restartTimer(): void {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
+    this.#timer = startTimer(() => {
       this.#timedOut = true;
       this.#abort.abort();
-    }, this.#connection.timeout * 1000);
+    }, this.#connection.timeout);
   }
 
   /** Wait for a part of the exchange; throw the errors of `fetch` as MoyinError. */

@@ -41,6 +41,8 @@ export async function* follow(
             failures = 0;
             lastEventId = id || lastEventId;
             isLastFinal = hasEnded({ status: type });
+            // One piece may have many events, so the signal may abort between them.
+            signal?.throwIfAborted();
             yield event;
           }
       } finally {

@@ -27,6 +27,12 @@ export const DEFAULT_POLICY: Readonly<RetryPolicy> = {
   longestRetryAfter: 120,
 };
 
+/** Return the policy with the defaults for options that are missing or undefined. */
+export function fillPolicy(policy: Partial<RetryPolicy>): RetryPolicy {
+  const given = Object.entries(policy).filter(([, value]) => value !== undefined);
+  return { ...DEFAULT_POLICY, ...Object.fromEntries(given) };
+}
+
 /** Return the seconds before the next try, after so many failures; throw the error if there is none. */
 export function pauseAfter(policy: RetryPolicy, error: unknown, failures: number): number {
   if (!(error instanceof MoyinError) || !isRetryable(error)) throw error;
@@ -34,6 +40,11 @@ export function pauseAfter(policy: RetryPolicy, error: unknown, failures: number
   if (failures >= policy.tries || requested > policy.longestRetryAfter) throw error;
   const backoff = Math.min(policy.firstPause * 2 ** (failures - 1), policy.longestPause);
   return Math.max(requested, backoff * (0.5 + Math.random() / 2));
+}
+
+/** Call `action` after so many seconds, 24.8 days at most: a longer timer would end at once. */
+export function startTimer(action: () => void, seconds: number): ReturnType<typeof setTimeout> {
+  return setTimeout(action, Math.min(seconds * 1000, 2 ** 31 - 1));
 }
 
 /** Resolve after so many seconds; reject with the reason of the signal if it aborts before. */
@@ -46,7 +57,7 @@ export function sleep(seconds: number, signal?: AbortSignal): Promise<void> {
       if (signal?.aborted) reject(signal.reason);
       else resolve();
     };
-    const timer = setTimeout(end, seconds * 1000);
+    const timer = startTimer(end, seconds);
     signal?.addEventListener("abort", end);
   });
 }

@@ -143,3 +143,12 @@ test("waiting reports progress and returns the job, also after a retry meanwhile
     undefined, "2-0", "4-0",
   ]);
 });
+
+test("a signal ends a stream between the events of a piece", async () => {
+  gateway.script("GET", EVENTS, stream([status("queued", "1-0") + RUNNING], { hangs: true }));
+  const controller = new AbortController();
+  const events = client.events("j1", { signal: controller.signal });
+  assert.equal((await events.next()).value?.id, "1-0");
+  controller.abort(new Error("enough"));
+  await assert.rejects(events.next(), { message: "enough" });
+});

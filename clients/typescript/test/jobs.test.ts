@@ -216,3 +216,36 @@ test("a signal ends a call, also during a pause", async () => {
   await assert.rejects(call, reason);
   await assert.rejects(client.job("j1", { signal: controller.signal }), reason);
 });
+
+test("a signal ends a list between the items of a page", async () => {
+  gateway.script("GET", "/jobs", answer({ jobs: [QUEUED, { ...QUEUED, id: "j2" }], next_cursor: null }));
+  const controller = new AbortController();
+  const jobs = client.jobs({}, { signal: controller.signal });
+  assert.equal((await jobs.next()).value?.id, "j1");
+  controller.abort(new Error("enough"));
+  await assert.rejects(jobs.next(), { message: "enough" });
+});
+
+test("options that are undefined have their defaults", async () => {
+  const retry = { tries: undefined, firstPause: 0.001, longestPause: 0.001, longestRetryAfter: undefined };
+  const client = gateway.newClient({ timeout: undefined, retry });
+  gateway.script("GET", "/jobs/j1", ...Array(20).fill(problem(503, "service_unavailable")));
+  await assert.rejects(client.job("j1"), { status: 503 });
+  assert.equal(gateway.seen.length, 10);
+});
+
+test("a timeout or a pause may be longer than a timer of JavaScript", async () => {
+  const patient = gateway.newClient({ timeout: Infinity, retry: { tries: 1 } });
+  gateway.script("GET", "/jobs/j1", answer(QUEUED));
+  assert.equal((await patient.job("j1")).id, "j1");
+  const signal = AbortSignal.timeout(200);
+  const waiting = gateway.newClient({ retry: { longestRetryAfter: Infinity } });
+  gateway.script("GET", "/jobs/j2", problem(503, "service_unavailable", {}, { "retry-after": "3000000" }));
+  await assert.rejects(waiting.job("j2", { signal }), { name: "TimeoutError" });
+  assert.equal(gateway.seen.filter((seen) => seen.path === "/jobs/j2").length, 1);
+});
+
+test("an address without http is refused at once", () => {
+  for (const url of ["localhost:8000", "ftp://127.0.0.1", "127.0.0.1:8000", ""])
+    assert.throws(() => gateway.newClient({ url }), TypeError);
+});
