@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scheduling import quantile
+from moyin.domain.render_run import MeasuredRender
 from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.start_errors import StartErrors
 from moyin.render.scheduling.window import Window
@@ -96,12 +97,14 @@ def replay(recording: Recording, actors: int) -> Guesses:
         window.add_renderer(f"actor-{number}", (), 0.0)
     arrivals = deque(recording.renders)
     ends: list[tuple[float, str, float]] = []
+    measurements: dict[str, tuple[MeasuredRender, float]] = {}
     read: dict[str, list[tuple[float, float, float]]] = {}
     now, next_read = 0.0, 0.0
     while arrivals or len(window) or ends:
         while ends and ends[0][0] <= now:
             _, name, seconds = heapq.heappop(ends)
-            window.end_render(name, seconds, is_executed=True)
+            window.measured.record(*measurements.pop(name))
+            window.end_render(name, seconds)
             window.mark_free(name, now)
         has_arrived = False
         while arrivals and arrivals[0].arrived <= now:
@@ -117,6 +120,11 @@ def replay(recording: Recording, actors: int) -> Guesses:
             guesses.starts += actual
             guesses.first += actual[:1]
             seconds = recording.seconds[choice.pending.id] + loaded / recording.bytes_per_second
+            load = loaded / recording.bytes_per_second
+            measured = MeasuredRender(
+                shape=choice.pending.shape, seconds=seconds, load_seconds=load
+            )
+            measurements[choice.slot.name] = (measured, choice.slot.load_seconds)
             heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
         if len(window) and (has_arrived or now >= next_read):
             _read(window, errors, now, read, guesses)

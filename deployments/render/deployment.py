@@ -33,7 +33,6 @@ from deployments.logs import configure_logs
 from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.bookkeeper import RunBookkeeper
 from deployments.render.config import RenderArgs
-from deployments.render.duration_history import load_durations
 from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
 from deployments.render.render_activities import RenderActivities
@@ -46,14 +45,16 @@ from moyin.errors import ServiceUnavailable
 from moyin.render.comfyui.install import read_comfyui_version
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.pool_client import RULES_PATH, TARIFF_PATH, PoolResponse
-from moyin.render.run_times import RunTimes
+from moyin.render.measurements import RenderMeasurements
 from moyin.render.scheduling.rules import OwnerFairShare, ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
+from moyin.store.measured_renders import list_measured_renders
 from moyin.store.prompts import PromptStore
 from moyin.store.render_cache import CacheRules, ValkeyRenderCache
 from moyin.store.render_ledger import RenderLedger
+from moyin.store.sql import Database
 from moyin.system.processes import freeze_startup_objects
 
 _PLACES_SECONDS = 1.0
@@ -72,22 +73,18 @@ class RenderPool:
         services = await self._resources.enter_async_context(open_job_services(settings))
         cache = ValkeyRenderCache(settings.redis_url)
         self._resources.push_async_callback(cache.close)
-        self._pool = Pool(
-            args.pool,
-            RenderScheduler(Window(fair_share=OwnerFairShare(args.weights))),
-            MemoryGuard(args.larger_pool),
-        )
+        self._measured = await load_measurements(services.database, args.pool)
+        window = Window(fair_share=OwnerFairShare(args.weights), measured=self._measured)
+        self._pool = Pool(args.pool, RenderScheduler(window), MemoryGuard(args.larger_pool))
         self._rules = args.to_rules()
         self._places: dict[str, QueuePlace] = {}
         self._places_at = -math.inf
         telemetry = PoolTelemetry(self._pool)
         cache_rules = await asyncio.to_thread(_new_cache_rules, args, settings)
         self._version = await asyncio.to_thread(_digest_configuration, args, settings)
-        ledger = RenderLedger(services.database)
-        bookkeeper = RunBookkeeper(ledger)
+        bookkeeper = RunBookkeeper(RenderLedger(services.database))
         self._price = args.to_price()
-        recent = () if self._price is None else await _list_recent_seconds(ledger, args.pool)
-        self._run_times = RunTimes(args.expected_seconds, recent)
+        self._expected_seconds = args.expected_seconds
         self._supervisor = ActorSupervisor(
             self._pool, _new_comfy_spec(args), _new_scale(args), bookkeeper, telemetry.export
         )
@@ -101,7 +98,6 @@ class RenderPool:
                 result_cache=RenderResultCache(cache, services.blobs, cache_rules),
                 guard=RenderGuard(args.pool, self._rules, services.limits),
                 bookkeeper=bookkeeper,
-                run_times=self._run_times,
                 price=self._price,
             ),
             pool=args.pool,
@@ -111,9 +107,6 @@ class RenderPool:
         )
         self._supervisor.start()
         self._worker.start()
-        self._loading = asyncio.create_task(
-            load_durations(self._pool.durations, services.database, services.blobs, args.pool)
-        )
         freeze_startup_objects()
 
     async def list_renderers(self) -> list[str]:
@@ -131,8 +124,8 @@ class RenderPool:
         if path == RULES_PATH:
             return PoolResponse(version=self._version, state="up", content=encode(self._rules))
         if path == TARIFF_PATH:
-            tariff = encode(self._run_times.build_tariff(self._price))
-            return PoolResponse(version=self._version, state="up", content=tariff)
+            tariff = self._measured.build_tariff(self._price, self._expected_seconds)
+            return PoolResponse(version=self._version, state="up", content=encode(tariff))
         try:
             content = await self._pool.get(path)
         except ServiceUnavailable:
@@ -194,20 +187,19 @@ class RenderPool:
     async def __del__(self) -> None:
         # Waiting renders would delay the shutdown. They return to the queue.
         self._pool.close()
-        self._loading.cancel()
-        await asyncio.gather(self._loading, return_exceptions=True)
         await self._worker.stop()
         await self._supervisor.remove_idle_actors()
         await self._resources.aclose()
 
 
-async def _list_recent_seconds(ledger: RenderLedger, pool: str) -> Sequence[float]:
+async def load_measurements(database: Database, pool: str) -> RenderMeasurements:
+    """Return the measurements of the pool's latest renders; none if the database fails."""
     try:
-        return await ledger.list_recent_seconds(pool)
+        return RenderMeasurements(await list_measured_renders(database, pool))
     except (SQLAlchemyError, OSError) as error:
         # The pool must start during an outage of the database.
-        _log.warning("the last renders of pool %s are unknown to its estimates: %s", pool, error)
-        return ()
+        _log.warning("pool %s starts without measured renders: %s", pool, error)
+        return RenderMeasurements()
 
 
 def _new_comfy_spec(args: RenderArgs) -> ComfySpec:

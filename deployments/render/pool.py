@@ -13,7 +13,7 @@ from itertools import chain
 from deployments.render.guard import MemoryGuard
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.queue_place import QueuePlace
-from moyin.domain.render_run import RenderRun
+from moyin.domain.render_run import MeasuredRender, RenderRun
 from moyin.domain.renderer import (
     ExecutionFinished,
     ExecutionStarted,
@@ -25,7 +25,6 @@ from moyin.domain.renderer import (
     RenderSucceeded,
 )
 from moyin.errors import MoyinError, OutOfMemory, ServiceUnavailable, WorkerLost
-from moyin.render.scheduling.durations import RenderDurations
 from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.system.bounded import BoundedDict
@@ -45,6 +44,8 @@ class _AttemptCallbacks:
     on_run: Callable[[RenderRun], None]
     on_start: Callable[[], None]
     on_executed: Callable[[], None]
+    # Called with the last run of a successful prompt.
+    on_measured: Callable[[RenderRun], None]
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class _PromptState:
         is_unleased: whether the prompt may run without a lease. Its renderer is then busy although
             the scheduler did not assign the prompt.
         is_executed: whether ComfyUI has executed the prompt. Its files may not be stored yet.
+        measured_run: id of the run that was measured last, which each attempt sees again.
     """
 
     attempts: int = 0
@@ -69,6 +71,7 @@ class _PromptState:
     abandoned_on: str | None = None
     is_unleased: bool = False
     is_executed: bool = False
+    measured_run: str | None = None
 
 
 class Pool:
@@ -169,11 +172,6 @@ class Pool:
         for prompt_id, result in results.items():
             self._inherited[prompt_id] = (name, result)
 
-    @property
-    def durations(self) -> RenderDurations:
-        """The measured durations of the pool's renders."""
-        return self._scheduler.durations
-
     def list_places(self) -> dict[str, QueuePlace]:
         """Return the places of the jobs with waiting or running renders, by job.
 
@@ -225,8 +223,11 @@ class Pool:
             ServiceUnavailable: the pool was closed before the render began.
         """
         prompt_id = request.prompt_id
-        callbacks = _AttemptCallbacks(on_progress, on_record, on_run, on_start, lambda: None)
         with self._track_attempt(request) as state:
+            measure = partial(self._measure, state, pending.shape)
+            callbacks = _AttemptCallbacks(
+                on_progress, on_record, on_run, on_start, lambda: None, measure
+            )
             if is_retry or state.sent_to is not None:
                 holder = await self._find_renderer(prompt_id)
                 if holder is not None:
@@ -237,6 +238,8 @@ class Pool:
                         on_record(result.record)
                     for run in result.runs:
                         on_run(run)
+                    if result.runs:
+                        measure(result.runs[-1])
                     return name, result.done
             state.is_executed = False
             self._memory.check_memory(request)
@@ -249,7 +252,11 @@ class Pool:
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 state.is_unleased = False
-                leased = replace(callbacks, on_executed=partial(lease.release, is_executed=True))
+                leased = replace(
+                    callbacks,
+                    on_executed=lease.release,
+                    on_measured=partial(measure, load_seconds=lease.load_seconds),
+                )
                 return lease.name, await self._follow_prompt(lease.name, request, leased)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
@@ -351,6 +358,20 @@ class Pool:
         except (MoyinError, TimeoutError):
             return False
 
+    def _measure(
+        self, state: _PromptState, shape: str, run: RenderRun, load_seconds: float = 0.0
+    ) -> None:
+        """Record a successful run, once for all attempts."""
+        if state.measured_run == run.id:
+            return
+        state.measured_run = run.id
+        # Actors of earlier versions do not measure the loading of models.
+        loaded = getattr(run, "load_seconds", 0.0)
+        measured = MeasuredRender(
+            shape=shape, seconds=run.seconds, load_seconds=loaded, pictures=run.pictures
+        )
+        self._scheduler.measured.record(measured, load_seconds)
+
     def _prepare_next(self, name: str) -> None:
         """Make the renderer fetch the input files of its probable next render in advance."""
         pending, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
@@ -384,6 +405,7 @@ class Pool:
         state.is_executed = False
         state.followed_on = state.followed_on or name
         is_cancelled = False
+        last_run: RenderRun | None = None
         try:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
@@ -392,6 +414,7 @@ class Pool:
                     elif isinstance(event, PromptRecord):
                         callbacks.on_record(event)
                     elif isinstance(event, RenderRun):
+                        last_run = event
                         callbacks.on_run(event)
                     elif isinstance(event, ExecutionStarted):
                         callbacks.on_start()
@@ -399,6 +422,8 @@ class Pool:
                         state.is_executed = True
                         callbacks.on_executed()
                     elif isinstance(event, RenderSucceeded):
+                        if last_run is not None:
+                            callbacks.on_measured(last_run)
                         return event
                     # An actor of a later version may send events that this one does not know.
         except asyncio.CancelledError:

@@ -40,7 +40,6 @@ from moyin.render.protocol.graph import (
     replace_inputs,
 )
 from moyin.render.protocol.shape import compute_shape
-from moyin.render.run_times import RunTimes
 from moyin.render.scheduling.rules import PendingRender
 from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.prompts import PromptStore
@@ -66,7 +65,6 @@ class RenderActivities:
         result_cache: RenderResultCache,
         guard: RenderGuard,
         bookkeeper: RunBookkeeper,
-        run_times: RunTimes,
         price: RenderPrice | None = None,
     ) -> None:
         self._pool = pool
@@ -76,7 +74,6 @@ class RenderActivities:
         self._result_cache = result_cache
         self._guard = guard
         self._bookkeeper = bookkeeper
-        self._run_times = run_times
         self._price = price
 
     @activity.defn
@@ -120,11 +117,12 @@ class RenderActivities:
             heartbeat.quicken()
             reporter.report(progress)
 
+        pending = _to_pending_render(step, spec, request)
         try:
             async with reporter:
                 backend, done = await self._pool.render(
                     request,
-                    _to_pending_render(step, spec, request),
+                    pending,
                     on_progress,
                     on_record=records.append,
                     on_run=runs.append,
@@ -144,15 +142,12 @@ class RenderActivities:
                 await self._store_record(step, spec, records[-1])
             raise
         await self._bookkeeper.book(runs)
-        if runs and self._price is not None:
-            last = runs[-1]
-            self._run_times.record(compute_shape(request.graph), last.seconds, last.pictures)
         record = records[-1] if records else None
         if key:
             result = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
             await self._result_cache.store(step.owner, key, result)
         done = _select_files(done, step_spec.outputs)
-        return await self._save_result(step, backend, done, record, runs)
+        return await self._save_result(step, backend, done, record, runs, pending.shape)
 
     async def _build_request(
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
@@ -223,6 +218,7 @@ class RenderActivities:
         done: RenderSucceeded,
         record: PromptRecord | None,
         runs: Sequence[RenderRun],
+        shape: str | None = None,
     ) -> StepResult:
         artifacts = tuple(
             Artifact(
@@ -249,6 +245,8 @@ class RenderActivities:
             gpu_seconds=round(sum((run.seconds for run in runs), 0.0), 3),
             # Actors of earlier versions do not measure the loading of models.
             load_seconds=round(sum((getattr(run, "load_seconds", 0.0) for run in runs), 0.0), 3),
+            shape=shape if runs else None,
+            pictures=runs[-1].pictures if runs else None,
         )
 
 

@@ -167,6 +167,9 @@ class StepResult:
         gpu_seconds: for a render, the time for which it occupied its renderer; None for other steps,
             and for renders of versions that did not measure it.
         load_seconds: the part of ``gpu_seconds`` in which models were loaded; None as above.
+        shape: for a render that was executed, the shape of its graph (`moyin.render.protocol.shape`),
+            for estimates of later renders; None otherwise.
+        pictures: the pictures that such a render stored, without previews; None otherwise.
     """
 
     index: int
@@ -177,6 +180,8 @@ class StepResult:
     cached: bool = False
     gpu_seconds: float | None = None
     load_seconds: float | None = None
+    shape: str | None = None
+    pictures: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

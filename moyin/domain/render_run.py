@@ -48,6 +48,21 @@ class RenderEstimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredRender:
+    """A successful render, from which others are estimated.
+
+    Attributes:
+        shape: the shape of its graph (`moyin.render.protocol.shape`).
+        seconds: as in `RenderRun`, like ``load_seconds`` and ``pictures``.
+    """
+
+    shape: str
+    seconds: float
+    load_seconds: float = 0
+    pictures: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RenderTariff:
     """The price of a pool's renders, and what renders of it used lately.
 

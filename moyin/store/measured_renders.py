@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import sqlalchemy as sa
 
 from moyin.domain.job import JobStatus, StepKind
+from moyin.domain.render_run import MeasuredRender
 from moyin.store.schema import jobs
 from moyin.store.sql import Database
 
 # The newest jobs among which renders are searched; the index of these columns orders them.
 _SEARCHED_JOBS = 4_000
 _MAX_RENDERS = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeasuredRender:
-    """A finished render: the SHA-256 of its job's spec, and the seconds that it took."""
-
-    spec: str
-    seconds: float
+# Larger batches are left out, because the results of all their renders would be read.
+_MAX_CHILDREN = 64
 
 
 async def list_measured_renders(database: Database, pool: str) -> list[MeasuredRender]:
-    """Return the latest renders of the pool that succeeded, the oldest first.
+    """Return the latest renders of the pool in jobs that succeeded, the oldest first.
 
-    Only jobs of one step are searched, and only the newest jobs.
+    Only the newest jobs are searched.
     """
-    names = ("kind", "status", "children", "heads", "results", "spec", "created_at", "id")
+    names = ("status", "children", "heads", "results", "created_at", "id")
     newest = (
         sa.select(*(jobs.c[name] for name in names))
         .where(jobs.c.dispatched == sa.true())
@@ -36,21 +29,28 @@ async def list_measured_renders(database: Database, pool: str) -> list[MeasuredR
         .limit(_SEARCHED_JOBS)
         .subquery()
     )
+    # Names of pools have no characters that JSON escapes.
+    head = f'["{StepKind.RENDER.value}","{pool}"]'
     query = (
-        sa.select(newest.c.heads, newest.c.results, newest.c.spec)
+        sa.select(newest.c.results)
         .where(
-            newest.c.kind == StepKind.RENDER.value,
             newest.c.status == JobStatus.SUCCEEDED.value,
-            newest.c.children.is_(None),
+            sa.func.coalesce(newest.c.children, 0) <= _MAX_CHILDREN,
+            sa.cast(newest.c.heads, sa.Text).contains(head, autoescape=True),
         )
         .order_by(newest.c.created_at.desc(), newest.c.id)
+        .limit(_MAX_RENDERS)
     )
-    measured: list[MeasuredRender] = []
-    for row in await database.fetch_all(query):
-        result = row["results"][-1]
-        # Renders of earlier versions were not measured, and results from the cache took no time.
-        if row["heads"] == [[StepKind.RENDER.value, pool]] and result.get("gpu_seconds"):
-            measured.append(MeasuredRender(spec=row["spec"], seconds=result["gpu_seconds"]))
-            if len(measured) == _MAX_RENDERS:
-                break
-    return measured[::-1]
+    measured = [
+        MeasuredRender(
+            shape=result["shape"],
+            seconds=result["gpu_seconds"],
+            load_seconds=result["load_seconds"],
+            pictures=result["pictures"],
+        )
+        for results in await database.fetch_values(query)
+        for result in reversed(results)
+        # Results from the cache have no shape. A render may have needed another pool's memory.
+        if result.get("shape") and (result["backend"] or "").rpartition("-")[0] == f"comfyui-{pool}"
+    ]
+    return measured[:_MAX_RENDERS][::-1]

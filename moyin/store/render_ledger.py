@@ -25,8 +25,6 @@ _INSERT = {
 }
 # Columns of a run that was booked before its end and has been measured again.
 _MEASURED = ("quantity", "load_milliseconds", "cost_nano_usd", "complete", "error")
-# The newest rows of the ledger among which the last runs of a pool are looked for.
-_SCANNED = 10_000
 
 
 class RenderLedger:
@@ -53,18 +51,6 @@ class RenderLedger:
                 _book(connection, run, account, booked_at)
 
         await self._database.write(book_all)
-
-    async def list_recent_seconds(self, pool: str, limit: int = 100) -> list[float]:
-        """Return how long the last successful runs of a pool took, the oldest first."""
-        newest = sa.select(usage).order_by(usage.c.created_at.desc()).limit(_SCANNED).subquery().c
-        query = (
-            sa.select(newest.quantity)
-            .where(newest.operation == RENDER, newest.backend == f"render-{pool}", newest.complete)
-            .order_by(newest.created_at.desc())
-            .limit(limit)
-        )
-        milliseconds = await self._database.fetch_values(query)
-        return [value / 1000 for value in reversed(milliseconds)]
 
 
 def _book(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.scheduling.durations import RenderDurations
+from moyin.render.measurements import RenderMeasurements
 from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.start_errors import StartErrors
 from moyin.render.scheduling.window import Expectation, Window
@@ -19,27 +19,31 @@ from moyin.render.scheduling.window import Expectation, Window
 _RETRY_SECONDS = 1.0
 # The interval at which a free renderer checks again whether it should switch to other models.
 _CHECK_SECONDS = 0.5
-# The forecast of a large window would delay the assignment of renders.
+# The forecast of a large window would delay the assignment of renders, and the work to choose one grows
+# with the owners who wait. So the products of renders and flows are bounded as well.
 _MAX_FORECAST = 256
+_MIN_FORECAST = 8
+_MAX_FORECAST_WORK = 51_200
 
 
 class Lease:
-    """The exclusive right to use the renderer ``name``, which lasts until `release` is called."""
+    """The exclusive right to use the renderer ``name``, which lasts until `release` is called.
 
-    def __init__(self, name: str, release: Callable[[bool], None]) -> None:
+    Attributes:
+        load_seconds: estimated time to load the models of the render.
+    """
+
+    def __init__(self, name: str, load_seconds: float, release: Callable[[], None]) -> None:
         self.name = name
+        self.load_seconds = load_seconds
         self._release = release
         self._is_held = True
 
-    def release(self, is_executed: bool = False) -> None:
-        """Release the renderer for the next render; a second call has no effect.
-
-        Args:
-            is_executed: True if the render was executed to its end, so that its duration is typical.
-        """
+    def release(self) -> None:
+        """Release the renderer for the next render; a second call has no effect."""
         if self._is_held:
             self._is_held = False
-            self._release(is_executed)
+            self._release()
 
 
 class RenderScheduler:
@@ -55,7 +59,8 @@ class RenderScheduler:
     def __init__(
         self, window: Window | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self._window = window or Window()
+        # A window without renders is falsy.
+        self._window = Window() if window is None else window
         self._clock = clock
         self._start_errors = StartErrors()
         self._renderers: set[str] = set()
@@ -144,13 +149,15 @@ class RenderScheduler:
             lease.release()
 
     @property
-    def durations(self) -> RenderDurations:
-        return self._window.durations
+    def measured(self) -> RenderMeasurements:
+        return self._window.measured
 
     def forecast(self) -> list[Expectation]:
         """Return the next renders in the order in which they would probably begin now."""
         now = self._clock()
-        return self._start_errors.widen(self._window.forecast(now, _MAX_FORECAST), now)
+        limit = _MAX_FORECAST_WORK // max(1, self._window.flows)
+        limit = max(_MIN_FORECAST, min(_MAX_FORECAST, limit))
+        return self._start_errors.widen(self._window.forecast(now, limit), now)
 
     def list_running(self) -> list[Expectation]:
         """Return the renders that have a renderer."""
@@ -171,7 +178,8 @@ class RenderScheduler:
             self._window.begin_render(choice, now)
             self._start_errors.record_start(choice.pending.id, now)
             self._leased[name] = time.monotonic()
-            granted.set_result(Lease(name, partial(self._release, name)))
+            load_seconds = choice.slot.load_seconds
+            granted.set_result(Lease(name, load_seconds, partial(self._release, name)))
         if self._window.must_choose_again and self._next_check is None:
             loop = asyncio.get_running_loop()
             self._next_check = loop.call_later(_CHECK_SECONDS, self._check)
@@ -183,10 +191,10 @@ class RenderScheduler:
     def _is_executing(self, name: str) -> bool:
         return name in self._leased or bool(self._foreign_prompts.get(name))
 
-    def _release(self, name: str, is_executed: bool) -> None:
+    def _release(self, name: str) -> None:
         now = self._clock()
         seconds = time.monotonic() - self._leased.pop(name)
-        self._window.end_render(name, seconds, is_executed=is_executed)
+        self._window.end_render(name, seconds)
         if name in self._renderers and not self._is_executing(name):
             self._window.mark_free(name, now)
         self._assign()

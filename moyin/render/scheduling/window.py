@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from moyin.domain.queue_place import Duration
-from moyin.render.scheduling.durations import RenderDurations
+from moyin.render.measurements import RenderMeasurements
 from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender, RendererSlot
 
 # The mean duration before any render has ended, and the weight of a new duration in the mean.
@@ -88,13 +88,16 @@ class Window:
     named ``now``, so that a simulation can use the class.
 
     Attributes:
-        durations: measured durations of renders, which only forecasts use.
+        measured: the measured renders of the pool, which only forecasts use.
         mean_seconds: mean duration of a render.
         model_changes: number of times that a renderer had to load models.
     """
 
     def __init__(
-        self, rules: OrderingRules | None = None, fair_share: OwnerFairShare | None = None
+        self,
+        rules: OrderingRules | None = None,
+        fair_share: OwnerFairShare | None = None,
+        measured: RenderMeasurements | None = None,
     ) -> None:
         self._rules = rules or OrderingRules()
         self._fair_share = fair_share or OwnerFairShare()
@@ -106,7 +109,7 @@ class Window:
         self._owners: Counter[str] = Counter()
         self._dues: list[tuple[float, float, int, PendingRender]] = []
         self._pending: dict[int, PendingRender] = {}
-        self.durations = RenderDurations()
+        self.measured = measured or RenderMeasurements()
         self.mean_seconds = _FIRST_MEAN_SECONDS
         self.model_changes = 0
 
@@ -133,6 +136,11 @@ class Window:
         self._owners[pending.owner] -= 1
         if not self._owners[pending.owner]:
             del self._owners[pending.owner]
+
+    @property
+    def flows(self) -> int:
+        """The number of combinations of models, owner and class that wait; each choice costs as much."""
+        return sum(len(queue.flows) for queue in self._queues.values())
 
     @property
     def must_choose_again(self) -> bool:
@@ -179,18 +187,11 @@ class Window:
             slot.models, slot.family = frozenset(pending.models), pending.family
             self._renderer_counts[slot.family] += 1
 
-    def end_render(self, name: str, seconds: float, *, is_executed: bool) -> None:
-        """Record how long the latest render occupied the renderer, which is not yet free.
-
-        Args:
-            is_executed: False if the render failed or was cancelled, so that its time says nothing
-                about renders of its shape.
-        """
+    def end_render(self, name: str, seconds: float) -> None:
+        """Record how long the latest render occupied the renderer, which is not yet free."""
         self.record_render_seconds(seconds)
         slot = self._slots.get(name)
-        if slot is not None and slot.latest is not None:
-            if is_executed:
-                self.durations.record(slot.latest.shape, seconds, slot.load_seconds)
+        if slot is not None:
             slot.latest = None
 
     def record_render_seconds(self, seconds: float) -> None:
@@ -211,6 +212,7 @@ class Window:
         not been measured. A pool without renderers is assumed to get one, at an unknown time.
         """
         began, is_known = now, bool(self._slots)
+        usual = self.measured.estimate_any()
         trial = self._copy_for_trial(now)
         # The variance of the time at which each renderer becomes free.
         variances: dict[str, float] = {}
@@ -230,8 +232,8 @@ class Window:
                 name = choice.slot.name
                 trial.begin_render(choice, now)
                 starts_in = Duration(mean=now - began, variance=variances.get(name, 0.0))
-                own = self.durations.estimate(choice.pending.shape, choice.slot.load_seconds)
-                taken = own or self.durations.estimate_any() or Duration(mean=self.mean_seconds)
+                own = self.measured.estimate(choice.pending.shape, choice.slot.load_seconds)
+                taken = own or usual or Duration(mean=self.mean_seconds)
                 order.append(
                     Expectation(
                         pending=choice.pending,
@@ -240,9 +242,7 @@ class Window:
                     )
                 )
                 # Once a render of unknown duration has begun, only an idle renderer's time is known.
-                is_known = is_known and (
-                    own is not None or self.durations.estimate_any() is not None
-                )
+                is_known = is_known and (own is not None or usual is not None)
                 variances[name] = starts_in.variance + taken.variance
                 heapq.heappush(busy, (now + taken.mean, name))
             elif busy:
@@ -259,7 +259,7 @@ class Window:
             Expectation(
                 pending=slot.latest,
                 starts_in=None,
-                ends_in=self.durations.estimate_remaining(
+                ends_in=self.measured.estimate_remaining(
                     slot.latest.shape, max(0.0, now - slot.began), slot.load_seconds
                 ),
             )
@@ -285,10 +285,10 @@ class Window:
         elapsed = max(0.0, now - slot.began)
         if slot.latest is None:
             # A prompt of an earlier pool, of which neither the shape nor the start is known.
-            return self.durations.estimate_any()
-        return self.durations.estimate_remaining(
+            return self.measured.estimate_any()
+        return self.measured.estimate_remaining(
             slot.latest.shape, elapsed, slot.load_seconds
-        ) or self.durations.estimate_any(elapsed)
+        ) or self.measured.estimate_any(elapsed)
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""

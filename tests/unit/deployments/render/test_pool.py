@@ -28,6 +28,8 @@ from moyin.errors import (
     WorkerLost,
 )
 from moyin.render.scheduling.rules import PendingRender
+from moyin.render.scheduling.scheduler import RenderScheduler
+from moyin.render.scheduling.window import Window
 from moyin.testing.renderer import FakeRenderer
 
 ACCOUNT = RenderAccount(
@@ -491,3 +493,48 @@ async def test_unknown_event_of_a_later_version_is_not_the_result(pool: Pool) ->
     a = LaterRenderer()
     pool.add_renderer("a", a, status())
     assert (await render(pool, request()))[1].files == (a.file,)
+
+
+async def test_successful_renders_are_measured_once() -> None:
+    window = Window()
+    pool, renderer = Pool("default", RenderScheduler(window)), FakeRenderer()
+    renderer.seconds = 4.0
+    pool.add_renderer("a", renderer, status())
+    wanted = request({"m": 5_000_000_000})
+    await render(pool, wanted)
+    first = window.measured.estimate("")
+    assert first is not None and first.mean == 4.0
+    await render(pool, wanted, is_retry=True)
+    assert window.measured.estimate("") == first, "the second attempt found the same run"
+    renderer.seconds = 8.0
+    await render(pool, request())
+    both = window.measured.estimate("")
+    assert both is not None and both.mean == 6.0
+
+
+async def test_results_of_removed_renderers_are_measured() -> None:
+    window = Window()
+    pool, renderer, wanted = Pool("default", RenderScheduler(window)), FakeRenderer(), request()
+    renderer.seconds = 4.0
+    async for _ in renderer.render(wanted):
+        pass
+    pool.inherit_results("a", await renderer.results())
+    await render(pool, wanted, is_retry=True)
+    measured = window.measured.estimate_any()
+    assert measured is not None and measured.mean == 4.0
+
+
+async def test_failed_and_cancelled_renders_are_not_measured() -> None:
+    window = Window()
+    pool, renderer = Pool("default", RenderScheduler(window)), FakeRenderer()
+    renderer.seconds, renderer.failure = 4.0, RenderFailed("refused")
+    pool.add_renderer("a", renderer, status())
+    with pytest.raises(RenderFailed):
+        await render(pool, request())
+    renderer.failure = None
+    renderer.held.clear()
+    task = render(pool, request())
+    await settle()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert window.measured.estimate_any() is None

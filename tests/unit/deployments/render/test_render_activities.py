@@ -32,11 +32,12 @@ from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.render_run import RenderPrice, RenderRun
 from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain
-from moyin.errors import InvalidGraph, WorkerLost
+from moyin.errors import InvalidGraph, RenderFailed, WorkerLost
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.protocol.shape import compute_shape
-from moyin.render.run_times import RunTimes
+from moyin.render.scheduling.scheduler import RenderScheduler
+from moyin.render.scheduling.window import Window
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id, generate_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
@@ -90,7 +91,9 @@ class Bench:
         self.artifacts = ArtifactStore(self.database)
         self.jobs = JobStore(self.database)
         self.renderer = FakeRenderer()
-        self.pool = Pool("default")
+        window = Window()
+        self.measured = window.measured
+        self.pool = Pool("default", RenderScheduler(window))
         self.pool.add_renderer("comfyui-default-0", self.renderer, RendererStatus(ready=True))
         self.cache = InMemoryRenderCache()
         self.environment = ActivityEnvironment()
@@ -99,7 +102,6 @@ class Bench:
         status_writer: Any = self.steps
         unused: Any = None
         limits = LimitStore(self.database)
-        self.run_times = RunTimes(60)
         self.activities = RenderActivities(
             pool=self.pool,
             services=JobServices(
@@ -118,7 +120,6 @@ class Bench:
             result_cache=RenderResultCache(self.cache, self.blobs, CacheRules(kind="k")),
             guard=RenderGuard("default", PoolRules(), limits),
             bookkeeper=RunBookkeeper(RenderLedger(self.database)),
-            run_times=self.run_times,
             price=RenderPrice(usd_per_gpu_hour=Decimal(36)),
         )
 
@@ -458,15 +459,33 @@ async def test_render_costs_its_time_and_a_repeated_activity_costs_nothing(bench
     assert (await bench.jobs.find(JOB)).cost_usd == Decimal("0.025")
 
 
-async def test_estimate_follows_the_last_renders_of_a_graph(bench: Bench) -> None:
+async def test_estimates_follow_the_last_renders_of_a_graph(bench: Bench) -> None:
     await create_job(bench)
     bench.renderer.seconds = 2.5
+    result = await bench.run(GRAPH)
+    shape, price = compute_shape(GRAPH), RenderPrice(usd_per_gpu_hour=Decimal(36))
+    assert bench.measured.build_tariff(price, 60).estimate_cost(shape, 1) == Decimal("0.025")
+    once = bench.measured.estimate(shape)
+    assert once is not None and once.mean == 2.5
+    # A restarted pool reads these from the job.
+    assert (result.shape, result.pictures) == (shape, 1)
+    # A repeated attempt sees the same run again.
     await bench.run(GRAPH)
-    tariff = bench.run_times.build_tariff(RenderPrice(usd_per_gpu_hour=Decimal(36)))
-    assert tariff.estimate_cost(compute_shape(GRAPH), 1) == Decimal("0.025")
-    # A restarted pool knows no shapes, but its last runs.
-    assert await RenderLedger(bench.database).list_recent_seconds("default") == [2.5]
-    assert await RenderLedger(bench.database).list_recent_seconds("other") == []
+    assert bench.measured.estimate(shape) == once
+
+
+async def test_cached_and_failed_renders_are_not_measured(bench: Bench) -> None:
+    await store_file(bench)
+    bench.renderer.failure = RenderFailed("refused")
+    with pytest.raises(ApplicationError):
+        await bench.run(GRAPH)
+    assert bench.measured.estimate_any() is None
+    bench.renderer.failure, bench.renderer.seconds = None, 2.5
+    await bench.run(GRAPH, job_id=OTHER)
+    once = bench.measured.estimate_any()
+    cached = await bench.run(GRAPH)
+    assert (cached.cached, cached.shape, cached.pictures) == (True, None, None)
+    assert bench.measured.estimate_any() == once is not None
 
 
 async def test_failed_renders_cost_their_time(bench: Bench) -> None:

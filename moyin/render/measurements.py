@@ -1,0 +1,130 @@
+"""Remembers the last successful renders of a pool, to estimate what others will take and cost."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from moyin.domain.queue_place import Duration
+from moyin.domain.render_run import MeasuredRender, RenderEstimate, RenderPrice, RenderTariff
+from moyin.system.bounded import BoundedDict
+
+_MAX_SHAPES = 1024
+_RENDERS_PER_SHAPE = 32
+_RENDERS_OF_POOL = 256
+# A render loaded models if that took this share of its time. Changing the strength of a LoRA takes less.
+_LOADING_SHARE = 0.1
+# Of ten renders about one costs more than its estimate.
+_QUANTILE = 0.9
+# One measurement more is assumed, with this error relative to the mean: few measurements say little.
+_PRIOR_ERROR = 0.5
+# A render that takes longer than all measured ones is assumed to take this share of its time more.
+_OVERTIME = 0.25
+
+
+class RenderMeasurements:
+    """Holds the latest renders of a pool, by the shape of their graphs.
+
+    Times to the end of a render are estimated apart for renders that load models; for them, the
+    argument ``load_seconds`` is the scheduler's own estimate of the time to load models, 0 if the
+    renderer has them loaded. Costs are estimated from all renders of a shape.
+
+    Args:
+        earlier: renders of the pool before its start, the oldest first.
+    """
+
+    def __init__(self, earlier: Iterable[MeasuredRender] = ()) -> None:
+        self._shapes: BoundedDict[str, deque[MeasuredRender]] = BoundedDict(_MAX_SHAPES)
+        self._seconds: deque[float] = deque(maxlen=_RENDERS_OF_POOL)
+        # Measured times to load models, with the scheduler's estimates.
+        self._loads: deque[tuple[float, float]] = deque(maxlen=_RENDERS_PER_SHAPE)
+        for render in earlier:
+            self.record(render)
+
+    def record(self, render: MeasuredRender, load_seconds: float = 0.0) -> None:
+        """Add a successful render."""
+        _, others = self._split_seconds(render.shape)
+        if load_seconds > 0 and others:
+            measured = max(0.0, render.seconds - sum(others) / len(others))
+            self._loads.append((measured, load_seconds))
+        renders = self._shapes.get(render.shape) or deque(maxlen=_RENDERS_PER_SHAPE)
+        renders.append(render)
+        # Set again, so that the shapes that were not rendered for the longest time are dropped.
+        self._shapes[render.shape] = renders
+        self._seconds.append(render.seconds)
+
+    def build_tariff(self, price: RenderPrice | None, default_seconds: float) -> RenderTariff:
+        """Return the price with the present estimates.
+
+        Args:
+            default_seconds: the estimate while no render has been measured.
+        """
+        if price is None:
+            return RenderTariff()
+        return RenderTariff(
+            price=price,
+            seconds=_choose_high(list(self._seconds)) if self._seconds else default_seconds,
+            shapes={
+                shape: RenderEstimate(
+                    seconds=_choose_high([render.seconds for render in renders]),
+                    pictures=max(render.pictures for render in renders),
+                )
+                for shape, renders in self._shapes.items()
+            },
+        )
+
+    def estimate(self, shape: str, load_seconds: float = 0.0) -> Duration | None:
+        """Return how long a render takes; None if its shape has not been measured."""
+        return _summarise(self._list_seconds(shape, load_seconds))
+
+    def estimate_remaining(
+        self, shape: str | None, elapsed: float, load_seconds: float = 0.0
+    ) -> Duration | None:
+        """Return how much longer a render takes that has taken ``elapsed`` seconds."""
+        samples = self._list_seconds(shape, load_seconds)
+        if not samples:
+            return None
+        return _summarise([s - elapsed for s in samples if s > elapsed] or [elapsed * _OVERTIME])
+
+    def estimate_any(self, elapsed: float = 0.0) -> Duration | None:
+        """Return how much longer a render of unknown shape takes; None before the first render."""
+        return self.estimate_remaining(None, elapsed)
+
+    def _list_seconds(self, shape: str | None, load_seconds: float) -> list[float]:
+        if shape is None:
+            return list(self._seconds)
+        loaded, others = self._split_seconds(shape)
+        if load_seconds > 0 and not loaded:
+            load = load_seconds * self._compute_load_factor()
+            return [seconds + load for seconds in others]
+        return loaded if load_seconds > 0 else others or loaded
+
+    def _split_seconds(self, shape: str) -> tuple[list[float], list[float]]:
+        """Return the times of the shape's renders that loaded models, and of the others."""
+        loaded: list[float] = []
+        others: list[float] = []
+        for render in self._shapes.get(shape, ()):
+            has_loaded = render.load_seconds > _LOADING_SHARE * render.seconds
+            (loaded if has_loaded else others).append(render.seconds)
+        return loaded, others
+
+    def _compute_load_factor(self) -> float:
+        """Return by what the scheduler's estimates of loading must be multiplied.
+
+        It is a ratio of sums, since one of a tiny file, as of any render, may be off by seconds.
+        """
+        estimated = sum(estimate for _, estimate in self._loads)
+        return sum(measured for measured, _ in self._loads) / estimated if estimated else 1.0
+
+
+def _choose_high(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]
+
+
+def _summarise(samples: Sequence[float]) -> Duration | None:
+    if not samples:
+        return None
+    mean = sum(samples) / len(samples)
+    squares = sum((value - mean) ** 2 for value in samples) + (_PRIOR_ERROR * mean) ** 2
+    return Duration(mean=mean, variance=squares / len(samples))

@@ -1,0 +1,127 @@
+"""Tests of the times in the forecasts of windows and schedulers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from moyin.domain.queue_place import Duration
+from moyin.domain.render_run import MeasuredRender
+from moyin.render.measurements import RenderMeasurements
+from moyin.render.scheduling.rules import OrderingRules, PendingRender
+from moyin.render.scheduling.scheduler import RenderScheduler
+from moyin.render.scheduling.window import Window
+
+GB = 1_000_000_000
+RULES = OrderingRules(bytes_per_second=GB)
+
+
+def _measured(seconds: float, shape: str = "s") -> RenderMeasurements:
+    return RenderMeasurements([MeasuredRender(shape=shape, seconds=seconds)])
+
+
+def _render(name: str, shape: str, model: str = "") -> PendingRender:
+    models = {model: GB} if model else {}
+    return PendingRender(id=name, priority=3, arrived=float(name), shape=shape, models=models)
+
+
+def _window(renderers: int, *renders: PendingRender) -> Window:
+    made = Window(RULES)
+    for number in range(renderers):
+        made.add_renderer(str(number), ["m"], 0.0)
+    for render in renders:
+        made.add(render)
+    return made
+
+
+def _times(made: Window, now: float = 0.0) -> list[tuple[float | None, float | None]]:
+    return [
+        (_mean(expected.starts_in), _mean(expected.ends_in)) for expected in made.forecast(now, 99)
+    ]
+
+
+def _mean(duration: Duration | None) -> float | None:
+    return None if duration is None else duration.mean
+
+
+def test_renders_wait_for_those_before_them() -> None:
+    made = _window(1, *(_render(str(number), "s") for number in range(3)))
+    made.measured = _measured(3.0)
+    assert _times(made) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
+    spread = [
+        expected.starts_in.variance for expected in made.forecast(0.0, 9) if expected.starts_in
+    ]
+    assert spread[0] == 0.0 < spread[1] < spread[2]
+
+
+def test_several_renderers_share_the_queue() -> None:
+    made = _window(2, *(_render(str(number), "s") for number in range(4)))
+    made.measured = _measured(3.0)
+    assert [starts for starts, _ in _times(made)] == [0.0, 0.0, 3.0, 3.0]
+
+
+def test_first_render_waits_for_the_rest_of_the_running_one() -> None:
+    made = _window(1, _render("1", "s", "m"), _render("2", "s", "m"))
+    made.measured = _measured(10.0)
+    choice = made.choose_assignment(0.0)
+    assert choice is not None
+    made.begin_render(choice, 0.0)
+    assert _times(made, 4.0) == [(6.0, 16.0)]
+    [running] = made.list_running(4.0)
+    assert running.pending.id == "1" and running.starts_in is None
+    assert running.ends_in is not None and running.ends_in.mean == 6.0
+    made.end_render("0", 8.0)
+    assert made.list_running(8.0) == []
+
+
+def test_loading_other_models_is_part_of_a_render() -> None:
+    made = _window(1, _render("1", "s", "other"), _render("2", "s", "other"))
+    made.measured = _measured(3.0)
+    assert _times(made) == [(0.0, 4.0), (4.0, 7.0)]
+
+
+def test_times_are_unknown_without_measurements() -> None:
+    made = _window(1, _render("1", "s"), _render("2", "s"))
+    assert _times(made) == [(0.0, None), (None, None)], "only an idle renderer's time is known"
+    made.measured = _measured(3.0, shape="other")
+    assert _times(made) == [(0.0, None), (3.0, None)], "from the pool's other renders"
+
+
+def test_times_are_unknown_without_renderers() -> None:
+    made = _window(0, _render("1", "s"))
+    made.measured = _measured(3.0)
+    assert _times(made) == [(None, None)]
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_busy_renderer_of_an_earlier_pool_is_taken_to_have_just_begun(busy: bool) -> None:
+    made = _window(1, _render("1", "s"))
+    made.measured = _measured(3.0)
+    if busy:
+        made.mark_busy("0")
+    assert _times(made) == [(3.0, 6.0) if busy else (0.0, 3.0)]
+
+
+def test_scheduler_uses_its_window_although_that_is_empty() -> None:
+    made = Window(measured=_measured(3.0))
+    assert RenderScheduler(made).measured is made.measured
+
+
+@pytest.mark.parametrize(("owners", "expected"), [(20, 256), (300, 170), (4000, 12)])
+async def test_forecast_is_shorter_if_many_owners_wait(owners: int, expected: int) -> None:
+    scheduler = RenderScheduler()
+
+    async def wait_for_lease(number: int) -> None:
+        pending = PendingRender(
+            id=str(number), priority=3, arrived=number, owner=str(number % owners)
+        )
+        async with scheduler.lease(pending):
+            pass
+
+    tasks = [asyncio.create_task(wait_for_lease(number)) for number in range(max(owners, 400))]
+    await asyncio.sleep(0)
+    assert len(scheduler.forecast()) == expected
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
