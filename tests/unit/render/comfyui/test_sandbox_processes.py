@@ -28,9 +28,10 @@ def prompt(*_):
             os.execvp("sleep", ["sleep", "2000"])
         os._exit(0)
     subprocess.Popen(["sleep", "3000"])
-    print("left", flush=True)
+    os.write(1, b"left\\n")
 signal.signal(signal.SIGUSR1, prompt)
-print("up", flush=True)
+# In one piece, since a signal may come before the end of the line.
+os.write(1, b"up\\n")
 while True:
     time.sleep(1)
 """
