@@ -34,6 +34,8 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
     "/jobs/{job_id}/cancel": ("post",),
     "/jobs/{job_id}/retry": ("post",),
     "/jobs/{job_id}/events": ("get",),
+    "/jobs/{job_id}/preview": ("get",),
+    "/jobs/{job_id}/token": ("post",),
     "/artifacts": ("get", "post"),
     "/artifacts/{artifact_id}": ("get", "delete"),
     "/artifacts/{artifact_id}/link": ("post",),

@@ -12,7 +12,16 @@ import httpx
 
 from moyin_client.errors import MoyinError
 from moyin_client.files import Upload
-from moyin_client.models import Artifact, BulkResult, Job, Link, Page, UsageReport
+from moyin_client.models import (
+    Artifact,
+    BulkResult,
+    EventToken,
+    Job,
+    Link,
+    Page,
+    Picture,
+    UsageReport,
+)
 from moyin_client.parsing import parse, parse_json
 from moyin_client.requests import (
     ArtifactFilter,
@@ -37,6 +46,7 @@ class Call(Generic[T]):
     """A request, and how its response is parsed.
 
     Attributes:
+        parse: a function that returns the result of a response, whose body is read.
         pieces: a function that returns the content, which every try sends from its beginning.
         settled_by: codes of errors that mean, after a try whose response was lost, that this try has
             done its work.
@@ -45,7 +55,7 @@ class Call(Generic[T]):
 
     method: str
     path: str
-    parse: Callable[[bytes], T]
+    parse: Callable[[httpx.Response], T]
     params: Mapping[str, str | list[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
@@ -138,11 +148,29 @@ def delete_job(job: Job | str) -> Call[None]:
     )  # fmt: skip
 
 
-def follow(job: Job | str, last_event_id: str | None) -> Call[None]:
+def follow(job: Job | str, last_event_id: str | None, previews: bool) -> Call[None]:
     headers = {"accept": "text/event-stream"}
     if last_event_id is not None:
         headers["last-event-id"] = last_event_id
-    return Call(method="GET", path=f"/jobs/{_get_id(job)}/events", headers=headers, parse=_ignore)
+    return Call(
+        method="GET", path=f"/jobs/{_get_id(job)}/events", headers=headers, parse=_ignore,
+        params={"previews": "true"} if previews else {},
+    )  # fmt: skip
+
+
+def create_token(job: Job | str, expires_in: int) -> Call[EventToken]:
+    return Call(
+        method="POST", path=f"/jobs/{_get_id(job)}/token", json={"expires_in": expires_in},
+        parse=_parse_as(EventToken),
+    )  # fmt: skip
+
+
+def get_preview(job: Job | str) -> Call[Picture]:
+    def read(response: httpx.Response) -> Picture:
+        media_type = response.headers.get("content-type", "")
+        return Picture(content=response.content, media_type=media_type)
+
+    return Call(method="GET", path=f"/jobs/{_get_id(job)}/preview", parse=read)
 
 
 def change_jobs(
@@ -153,8 +181,8 @@ def change_jobs(
 ) -> Call[Page[BulkResult]]:
     """Cancel or delete many jobs; the page has one item, and a cursor if jobs are left."""
 
-    def read(body: bytes) -> Page[BulkResult]:
-        content = parse_json(body)
+    def read(response: httpx.Response) -> Page[BulkResult]:
+        content = parse_json(response.content)
         return Page(items=(parse(BulkResult, content),), next_cursor=content.get("next_cursor"))
 
     return Call(
@@ -164,8 +192,8 @@ def change_jobs(
 
 
 def get_graph(job: Job | str, step: int) -> Call[Mapping[str, Any]]:
-    def read(body: bytes) -> Mapping[str, Any]:
-        graph = parse_json(body)
+    def read(response: httpx.Response) -> Mapping[str, Any]:
+        graph = parse_json(response.content)
         if not isinstance(graph, dict):
             raise MoyinError("the response is not a graph", code="malformed_response")
         return graph
@@ -176,8 +204,8 @@ def get_graph(job: Job | str, step: int) -> Call[Mapping[str, Any]]:
 
 
 def get_usage(query: UsageQuery) -> Call[UsageReport]:
-    def read(body: bytes) -> UsageReport:
-        report = parse_json(body)
+    def read(response: httpx.Response) -> UsageReport:
+        report = parse_json(response.content)
         if isinstance(report, dict):
             # `from` is a keyword of Python.
             report = {**report, "since": report.get("from"), "until": report.get("to")}
@@ -234,8 +262,8 @@ def delete_artifact(artifact: Artifact | str) -> Call[None]:
 
 
 def link(artifact: Artifact | str, expires_in: int, base_url: str) -> Call[Link]:
-    def read(body: bytes) -> Link:
-        relative = parse(Link, parse_json(body))
+    def read(response: httpx.Response) -> Link:
+        relative = parse(Link, parse_json(response.content))
         return Link(url=base_url + relative.url, expires_at=relative.expires_at)
 
     return Call(
@@ -245,8 +273,8 @@ def link(artifact: Artifact | str, expires_in: int, base_url: str) -> Call[Link]
 
 
 def get_webhook_secret() -> Call[str]:
-    def read(body: bytes) -> str:
-        return parse(_Secret, parse_json(body)).secret
+    def read(response: httpx.Response) -> str:
+        return parse(_Secret, parse_json(response.content)).secret
 
     return Call(method="GET", path="/jobs/webhook-secret", parse=read)
 
@@ -264,13 +292,13 @@ def _get_id(item: Job | Artifact | str) -> str:
     return name
 
 
-def _parse_as(shape: type[T]) -> Callable[[bytes], T]:
-    return lambda body: parse(shape, parse_json(body))
+def _parse_as(shape: type[T]) -> Callable[[httpx.Response], T]:
+    return lambda response: parse(shape, parse_json(response.content))
 
 
-def _parse_page(shape: type[T], name: str) -> Callable[[bytes], Page[T]]:
-    def read(body: bytes) -> Page[T]:
-        page = parse_json(body)
+def _parse_page(shape: type[T], name: str) -> Callable[[httpx.Response], Page[T]]:
+    def read(response: httpx.Response) -> Page[T]:
+        page = parse_json(response.content)
         items = page.get(name) if isinstance(page, dict) else None
         if not isinstance(items, list):
             raise MoyinError("the response is not a page", code="malformed_response")
@@ -280,5 +308,5 @@ def _parse_page(shape: type[T], name: str) -> Callable[[bytes], Page[T]]:
     return read
 
 
-def _ignore(_: bytes) -> None:
+def _ignore(_: httpx.Response) -> None:
     return None

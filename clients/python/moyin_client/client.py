@@ -15,7 +15,17 @@ from moyin_client.calls import Call, Tries
 from moyin_client.errors import MoyinError, build_error, translate_errors
 from moyin_client.files import Download, Upload
 from moyin_client.following import Following, OnProgress, report_progress
-from moyin_client.models import Artifact, BulkResult, Event, Job, Link, Page, UsageReport
+from moyin_client.models import (
+    Artifact,
+    BulkResult,
+    Event,
+    EventToken,
+    Job,
+    Link,
+    Page,
+    Picture,
+    UsageReport,
+)
 from moyin_client.requests import (
     ArtifactFilter,
     JobConditions,
@@ -109,14 +119,15 @@ class Client:
         return self._send(calls.get_graph(job, step))
 
     def events(
-        self, job: Job | str, *, last_event_id: str | None = None
+        self, job: Job | str, *, last_event_id: str | None = None, previews: bool = False
     ) -> Generator[Event, None, None]:
         """Yield the events of a job to its end, over broken connections and restarts of the gateway.
 
         Args:
             last_event_id: the id of the last event that you have; default: begin with the first.
+            previews: also yield `preview` events while a render shows pictures of its work.
         """
-        following = Following(job, last_event_id, self._policy)
+        following = Following(job, last_event_id, previews, self._policy)
         while not following.has_ended:
             try:
                 with self._open(following.connect()) as response:
@@ -140,6 +151,27 @@ class Client:
                 return found
             # It was retried after the last event.
             sleep(self._policy.first_pause)
+
+    def preview(self, job: Job | str) -> Picture | None:
+        """Return the newest preview of a render; None if there is none now.
+
+        The gateway keeps previews only while a client follows the job with ``previews``, or calls
+        this at least every fifteen seconds.
+        """
+        try:
+            return self._send(calls.get_preview(job))
+        except MoyinError as error:
+            if error.code == "preview_not_found":
+                return None
+            raise
+
+    def create_token(self, job: Job | str, *, expires_in: int = 300) -> EventToken:
+        """Return a token for a page, which opens the job's events, previews and files.
+
+        Args:
+            expires_in: the seconds for which it opens them, 1 to 3600.
+        """
+        return self._send(calls.create_token(job, expires_in))
 
     def upload(
         self,
@@ -216,10 +248,15 @@ class Client:
         while True:
             try:
                 with self._open(call) as response:
-                    return call.parse(response.read())
+                    response.read()
+                    return call.parse(response)
             except MoyinError as error:
                 if tries.has_settled(call, error):
-                    return self._send(call.read_back) if call.read_back else call.parse(b"")
+                    return (
+                        self._send(call.read_back)
+                        if call.read_back
+                        else call.parse(httpx.Response(204))
+                    )
                 pause = tries.pause_after(error)
             sleep(pause)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from moyin_client import calls
 from moyin_client.errors import CONNECTION_FAILED, MoyinError, build_event_error
-from moyin_client.models import FINAL_STATUSES, Event, FinishedStep, Job, Progress
+from moyin_client.models import FINAL_STATUSES, Event, FinishedStep, Job, Preview, Progress
 from moyin_client.parsing import parse
 from moyin_client.retry import RetryPolicy
 from moyin_client.sse import ServerSentEvent, SseParser
@@ -27,10 +27,13 @@ class Following:
         has_ended: True if there are no more events.
     """
 
-    def __init__(self, job: Job | str, last_event_id: str | None, policy: RetryPolicy) -> None:
+    def __init__(
+        self, job: Job | str, last_event_id: str | None, previews: bool, policy: RetryPolicy
+    ) -> None:
         self.has_ended = False
         self._job = job
         self._last_event_id = last_event_id
+        self._previews = previews
         self._policy = policy
         self._failures = 0
         self._parser = SseParser()
@@ -40,7 +43,7 @@ class Following:
     def connect(self) -> calls.Call[None]:
         """Return the call that continues after the last event."""
         self._parser = SseParser()
-        return calls.follow(self._job, self._last_event_id)
+        return calls.follow(self._job, self._last_event_id, self._previews)
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         """Yield the events that the piece completes; raise MoyinError for the event `error`."""
@@ -51,7 +54,9 @@ class Following:
             event = _build_event(message, data)
             self._failures = 0
             self._last_event_id = event.id or self._last_event_id
-            self._is_last_final = event.type in FINAL_STATUSES
+            # A preview may come after the last event.
+            if event.type != "preview":
+                self._is_last_final = event.type in FINAL_STATUSES
             yield event
 
     def close(self, status: int) -> None:
@@ -91,11 +96,13 @@ def _parse_data(message: ServerSentEvent) -> dict[str, Any]:
 
 
 def _build_event(message: ServerSentEvent, raw: dict[str, Any]) -> Event:
-    data: Job | Progress | FinishedStep | None = None
+    data: Job | Progress | Preview | FinishedStep | None = None
     if message.type in _STATUS_EVENTS:
         data = parse(Job, raw)
     elif message.type == "progress":
         data = parse(Progress, raw)
+    elif message.type == "preview":
+        data = parse(Preview, raw)
     elif message.type == "step":
         data = parse(FinishedStep, raw)
     return Event(type=message.type, data=data, raw=raw, id=message.id or None)

@@ -52,6 +52,35 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Preview:
+    """A new preview of a render; ``url`` is relative to the gateway and serves the newest for a minute.
+
+    ``step`` counts from 0 and is the child in a batch; ``node`` is the node at work, if it is known.
+    """
+
+    step: int
+    media_type: str
+    url: str
+    node: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A picture with its media type, such as `image/jpeg`."""
+
+    content: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventToken:
+    """A token with which a page reads one job's events, previews and files, as `?token=`."""
+
+    token: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobError:
     """The error of a failed job."""
 
@@ -185,17 +214,17 @@ class Event:
     """An event of a job.
 
     Attributes:
-        type: `queued`, `running`, `progress`, `step`, `succeeded`, `failed` or `cancelled`; later
-            versions of Moyin may have more.
-        data: a `Progress` for `progress`, a `FinishedStep` for `step`, None for unknown types, else
-            the `Job` when it got this status.
+        type: `queued`, `running`, `progress`, `preview`, `step`, `succeeded`, `failed` or
+            `cancelled`; later versions of Moyin may have more.
+        data: a `Progress` for `progress`, a `Preview` for `preview`, a `FinishedStep` for `step`,
+            None for unknown types, else the `Job` when it got this status.
         raw: the data as JSON, with the members that this version does not know.
-        id: the cursor, with which `events` resumes; None for an event that was made from the job's
-            row.
+        id: the cursor, with which `events` resumes; None for a preview, and for an event that was
+            made from the job's row.
     """
 
     type: str
-    data: Job | Progress | FinishedStep | None
+    data: Job | Progress | Preview | FinishedStep | None
     raw: Mapping[str, Any]
     id: str | None
 

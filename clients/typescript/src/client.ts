@@ -1,37 +1,25 @@
 /** Defines `Client`: the jobs and files of a gateway. */
 
-import { MoyinError, newMalformed, parseObject } from "./errors.js";
-import { type Call, type Connection, Exchange } from "./exchange.js";
-import { follow } from "./following.js";
-import { fillPolicy, pauseAfter, type RetryPolicy, sleep } from "./retry.js";
 import {
-  type Artifact, type ArtifactFilter, type BulkResult, hasEnded, type Job, type JobDetail, type JobEvent,
-  type JobFilter, type JobRequest, type Link, type ListedArtifact, type ProgressEvent, type UsageQuery,
-  type UsageReport,
+  type ArtifactId, artifactPath, buildQuery, type CallOptions, download, getPreview, type JobId, jobPath, post,
+  send,
+} from "./calls.js";
+import { newMalformed, parseObject } from "./errors.js";
+import { type Call, type Connection, type ConnectionOptions, newConnection } from "./exchange.js";
+import { follow, type FollowOptions } from "./following.js";
+import { fillPolicy, type RetryPolicy, sleep } from "./retry.js";
+import {
+  type Artifact, type ArtifactFilter, type BulkResult, type EventToken, hasEnded, type Job, type JobDetail,
+  type JobEvent, type JobFilter, type JobRequest, type Link, type ListedArtifact, type ProgressEvent,
+  type UsageQuery, type UsageReport,
 } from "./types.js";
 
-export interface ClientOptions {
-  /** The gateway's address, such as `http://127.0.0.1:8000`. */
-  url: string;
-  /** The key for every request. */
+export interface ClientOptions extends ConnectionOptions {
+  /** The key for every request, which is never sent in a URL. */
   apiKey: string;
-  /** The longest time in seconds without a byte from the gateway. Default: 60. */
-  timeout?: number;
   /** How often and how patiently requests are sent again. */
   retry?: Partial<RetryPolicy>;
-  /** What sends requests; default: the global `fetch`. */
-  fetch?: typeof fetch;
 }
-
-export interface CallOptions {
-  /** Ends the call, which then throws the signal's reason. */
-  signal?: AbortSignal | undefined;
-}
-
-/** A job, or its id. */
-export type JobId = string | { id: string };
-/** A file, or its id. */
-export type ArtifactId = string | { id: string };
 
 interface PageOptions extends CallOptions {
   /** The size of the pages, 1 to 200. Default: 50. */
@@ -46,17 +34,8 @@ export class Client {
   readonly #connection: Connection;
   readonly #policy: RetryPolicy;
 
-  constructor({ url, apiKey, timeout = 60, retry = {}, fetch }: ClientOptions) {
-    // A base with a path is kept, a query is not.
-    const { protocol, origin, pathname } = new URL(url);
-    if (!/^https?:$/.test(protocol))
-      throw new TypeError(`the url must begin with http:// or https://, not with ${protocol}`);
-    this.#connection = {
-      url: origin + pathname.replace(/\/+$/, ""),
-      apiKey,
-      timeout,
-      fetch: fetch ?? globalThis.fetch.bind(globalThis),
-    };
+  constructor({ apiKey, retry = {}, ...options }: ClientOptions) {
+    this.#connection = newConnection(options, { headers: { authorization: `Bearer ${apiKey}` } });
     this.#policy = fillPolicy(retry);
   }
 
@@ -122,14 +101,9 @@ export class Client {
     return parseObject(await this.#send(call, signal));
   }
 
-  /**
-   * Yield the events of a job to its end, over broken connections and restarts of the gateway.
-   * `lastEventId` is the id of the last event that you have; the default is to begin with the first.
-   */
-  events(
-    job: JobId, { lastEventId, signal }: CallOptions & { lastEventId?: string | undefined } = {},
-  ): AsyncGenerator<JobEvent, void, undefined> {
-    return follow(this.#connection, this.#policy, `${jobPath(job)}/events`, lastEventId, signal);
+  /** Yield the events of a job to its end, over broken connections and restarts of the gateway. */
+  events(job: JobId, options: FollowOptions = {}): AsyncGenerator<JobEvent, void, undefined> {
+    return follow(this.#connection, this.#policy, `${jobPath(job)}/events`, options);
   }
 
   /** Wait until a job has ended, and return it with its outputs; look at its `status`. */
@@ -150,6 +124,25 @@ export class Client {
       // It was retried after the last event.
       await sleep(this.#policy.firstPause, signal);
     }
+  }
+
+  /**
+   * Return the newest preview of a render; null if there is none now. The gateway keeps previews only while
+   * a client follows the job with `previews`, or calls this at least every fifteen seconds.
+   */
+  async preview(job: JobId, options: CallOptions = {}): Promise<Blob | null> {
+    return getPreview(this.#connection, this.#policy, `${jobPath(job)}/preview`, options);
+  }
+
+  /**
+   * Return a token for a page (`PageClient`), which opens the job's events, previews and files for
+   * `expiresIn` seconds (300), an hour at most.
+   */
+  async createToken(
+    job: JobId, { expiresIn = 300, signal }: CallOptions & { expiresIn?: number } = {},
+  ): Promise<EventToken> {
+    const call = post(`${jobPath(job)}/token`, { expires_in: expiresIn });
+    return parseObject(await this.#send(call, signal), "token", "expires_at") as unknown as EventToken;
   }
 
   /**
@@ -180,11 +173,9 @@ export class Client {
 
   /** Return the content of a file, or with `width` a WebP of the picture that is at most so wide. */
   async download(
-    artifact: ArtifactId, { width, signal }: CallOptions & { width?: number } = {},
+    artifact: ArtifactId, options: CallOptions & { width?: number } = {},
   ): Promise<Blob> {
-    const query: Record<string, string> = width === undefined ? {} : { w: `${width}` };
-    const call: Call = { method: "GET", path: artifactPath(artifact), query };
-    return this.#try(call, signal, (exchange) => exchange.blob());
+    return download(this.#connection, this.#policy, artifact, options);
   }
 
   /** Yield the files that meet all conditions, newest first; pages are read as needed. */
@@ -267,64 +258,8 @@ export class Client {
   #send(call: Call & { settledBy: string[] }, signal?: AbortSignal): Promise<string | undefined>;
   #send(call: Call, signal?: AbortSignal): Promise<string>;
   #send(call: Call, signal?: AbortSignal): Promise<string | undefined> {
-    return this.#try(call, signal, (exchange) => exchange.text());
+    return send(this.#connection, this.#policy, call, signal, (exchange) => exchange.text());
   }
-
-  async #try<T>(
-    call: Call, signal: AbortSignal | undefined, read: (exchange: Exchange) => Promise<T>,
-  ): Promise<T> {
-    let mayBeDone = false;
-    for (let failures = 1; ; failures++) {
-      let pause: number;
-      try {
-        const exchange = await Exchange.open(this.#connection, call, signal);
-        try {
-          return await read(exchange);
-        } finally {
-          exchange.close();
-        }
-      } catch (error) {
-        if (mayBeDone && error instanceof MoyinError && call.settledBy?.includes(error.code))
-          return undefined as T;
-        // A limit is checked before anything is done.
-        mayBeDone ||= !(error instanceof MoyinError && error.status === 429);
-        pause = pauseAfter(this.#policy, error, failures);
-      }
-      await sleep(pause, signal);
-    }
-  }
-}
-
-function post(path: string, body: unknown, headers: Record<string, string> = {}): Call {
-  return {
-    method: "POST",
-    path,
-    headers: { "content-type": "application/json", ...headers },
-    body: JSON.stringify(body),
-  };
-}
-
-function buildQuery(members: object): Record<string, string | string[]> {
-  const query: Record<string, string | string[]> = {};
-  for (const [name, value] of Object.entries(members))
-    if (value !== undefined && value !== null)
-      query[name] = Array.isArray(value) ? value.map(String) : String(value);
-  return query;
-}
-
-function jobPath(job: JobId): string {
-  return `/jobs/${getId(job)}`;
-}
-
-function artifactPath(artifact: ArtifactId): string {
-  return `/artifacts/${getId(artifact)}`;
-}
-
-/** Return an id that is safe in a path; throw TypeError if it could lead to another route. */
-function getId(item: string | { id: string }): string {
-  const id = typeof item === "string" ? item : item.id;
-  if (!/^[\w~-][\w.~-]*$/.test(id)) throw new TypeError(`${JSON.stringify(id)} is not an id`);
-  return id;
 }
 
 function parseJob<T extends Job>(text: string): T {

@@ -13,11 +13,40 @@ export interface Call {
   settledBy?: string[];
 }
 
+/** How requests reach the gateway; `headers` and `query` have the credential of every request. */
 export interface Connection {
   url: string;
-  apiKey: string;
+  headers: Record<string, string>;
+  query: Record<string, string>;
   timeout: number;
   fetch: typeof fetch;
+}
+
+export interface ConnectionOptions {
+  /** The gateway's address, such as `http://127.0.0.1:8000`. */
+  url: string;
+  /** The longest time in seconds without a byte from the gateway. Default: 60. */
+  timeout?: number | undefined;
+  /** What sends requests; default: the global `fetch`. */
+  fetch?: typeof fetch | undefined;
+}
+
+/** Return the connection that sends a credential in headers or in the query. */
+export function newConnection(
+  { url, timeout = 60, fetch }: ConnectionOptions,
+  { headers = {}, query = {} }: Partial<Pick<Connection, "headers" | "query">>,
+): Connection {
+  // A base with a path is kept, a query is not.
+  const { protocol, origin, pathname } = new URL(url);
+  if (!/^https?:$/.test(protocol))
+    throw new TypeError(`the url must begin with http:// or https://, not with ${protocol}`);
+  return {
+    url: origin + pathname.replace(/\/+$/, ""),
+    headers,
+    query,
+    timeout,
+    fetch: fetch ?? globalThis.fetch.bind(globalThis),
+  };
 }
 
 /** A response whose body is read piece by piece. It must be closed. */
@@ -83,13 +112,14 @@ export class Exchange {
   }
 
   async #send(call: Call): Promise<void> {
-    const { url, apiKey, fetch } = this.#connection;
-    const query = new URLSearchParams();
+    const { url, fetch } = this.#connection;
+    const query = new URLSearchParams(this.#connection.query);
     for (const [name, value] of Object.entries(call.query ?? {}))
       for (const item of Array.isArray(value) ? value : [value]) query.append(name, item);
     // Outside of `translate`: a key that no header can hold is a mistake of the caller.
-    const headers = new Headers({ authorization: `Bearer ${apiKey}`, ...call.headers });
-    const address = `${url}${call.path}${call.query ? `?${query}` : ""}`;
+    const headers = new Headers({ ...this.#connection.headers, ...call.headers });
+    const parameters = query.toString();
+    const address = url + call.path + (parameters && `?${parameters}`);
     // `fetch` does not report the progress of an upload; the gateway ends those that stall.
     if (!(call.body instanceof Blob)) this.#restartTimer();
     this.response = await this.#translate(() =>

@@ -6,6 +6,15 @@ import { pauseAfter, type RetryPolicy, sleep } from "./retry.js";
 import { SseParser } from "./sse.js";
 import { hasEnded, type JobEvent } from "./types.js";
 
+export interface FollowOptions {
+  /** The id of the last event that you have; the default is to begin with the first. */
+  lastEventId?: string | undefined;
+  /** Also yield `preview` events while a render shows pictures of its work. */
+  previews?: boolean | undefined;
+  /** Ends the call, which then throws the signal's reason. */
+  signal?: AbortSignal | undefined;
+}
+
 /**
  * Yield the events of a job to its end.
  *
@@ -16,8 +25,7 @@ export async function* follow(
   connection: Connection,
   policy: RetryPolicy,
   path: string,
-  lastEventId: string | undefined,
-  signal: AbortSignal | undefined,
+  { lastEventId, previews = false, signal }: FollowOptions,
 ): AsyncGenerator<JobEvent, void, undefined> {
   let failures = 0;
   let retry = 0;
@@ -30,7 +38,7 @@ export async function* follow(
         accept: "text/event-stream",
         ...(lastEventId ? { "last-event-id": lastEventId } : {}),
       };
-      const call: Call = { method: "GET", path, headers };
+      const call: Call = { method: "GET", path, headers, query: previews ? { previews: "true" } : {} };
       const exchange = await Exchange.open(connection, call, signal);
       try {
         for await (const piece of exchange.pieces())
@@ -40,7 +48,8 @@ export async function* follow(
             const event = { type, data: members, id: id || null } as unknown as JobEvent;
             failures = 0;
             lastEventId = id || lastEventId;
-            isLastFinal = hasEnded({ status: type });
+            // A preview may come after the last event.
+            if (type !== "preview") isLastFinal = hasEnded({ status: type });
             // One piece may have many events, so the signal may abort between them.
             signal?.throwIfAborted();
             yield event;

@@ -23,16 +23,21 @@ export type ListedArtifact = Schemas["ArtifactDetail"];
 /** Conditions on files, which must all be met. */
 export type ArtifactFilter = Omit<Query<"/artifacts">, "cursor" | "limit">;
 export type Link = Schemas["LinkBody"];
+/** A token with which a page reads one job's events, previews and files; see `PageClient`. */
+export type EventToken = Schemas["TokenBody"];
 export type UsageQuery = Query<"/v1/usage">;
 export type UsageReport = Schemas["UsageReport"];
 export type ProgressEvent = Schemas["ProgressEvent"];
+/** A new preview picture; `url` is relative to the gateway and serves the job's newest for a minute. */
+export type PreviewEvent = Schemas["PreviewEvent"];
 export type StepEvent = Schemas["StepEvent"];
 export type StatusEvent = Schemas["StatusEvent"];
 
 /**
  * An event of a job. Later versions of Moyin may send types that are not in this union.
  *
- * `id` is the cursor with which `events` resumes; it is null for an event without one.
+ * `id` is the cursor with which `events` resumes; it is null for an event without one, such
+ * as a preview.
  */
 export type JobEvent = {
   [Type in keyof Schemas["JobEvents"]]: {

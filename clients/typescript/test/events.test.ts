@@ -1,12 +1,13 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, test } from "node:test";
-import type { Client, JobEvent, ProgressEvent } from "moyin-client";
+import type { Client, FollowOptions, JobEvent, ProgressEvent } from "moyin-client";
 import { answer, event, LOST, problem, ScriptedGateway, stream } from "./scripted_gateway.js";
 
 const EVENTS = "/jobs/j1/events";
 const status = (name: string, id = "") => event(name, { id: "j1", status: name, attempt: 1 }, id);
 const RUNNING = status("running", "2-0");
 const SUCCEEDED = status("succeeded", "9-0");
+const PREVIEW = event("preview", { step: 0, media_type: "image/jpeg", url: "/jobs/j1/preview?number=5" });
 let gateway: ScriptedGateway;
 let client: Client;
 
@@ -16,7 +17,7 @@ beforeEach(async () => {
 });
 afterEach(() => gateway.stop());
 
-async function collect(options?: { lastEventId?: string }): Promise<JobEvent[]> {
+async function collect(options?: FollowOptions): Promise<JobEvent[]> {
   const events: JobEvent[] = [];
   for await (const one of client.events("j1", options)) events.push(one);
   return events;
@@ -65,6 +66,27 @@ test("an event without an id does not move the cursor", async () => {
   gateway.script("GET", EVENTS, stream([RUNNING, last], { breaks: true }), stream([last]));
   assert.deepEqual(ids(await collect()), ["2-0", null, null]);
   assert.equal(cursors()[1], "2-0");
+});
+
+test("previews are typed and never cursors", async () => {
+  gateway.script(
+    "GET", EVENTS, stream([RUNNING, PREVIEW], { breaks: true }), stream([PREVIEW], { breaks: true }), stream([SUCCEEDED]),
+  );
+  const events = await collect({ previews: true });
+  assert.deepEqual(
+    events.map((one) => [one.type, one.id]),
+    [["running", "2-0"], ["preview", null], ["preview", null], ["succeeded", "9-0"]],
+  );
+  const urls = events.map((one) => (one.type === "preview" ? one.data.url : undefined));
+  assert.equal(urls[1], "/jobs/j1/preview?number=5");
+  assert.deepEqual(cursors(), [undefined, "2-0", "2-0"]);
+  assert.deepEqual(gateway.seen.map((seen) => seen.query), Array(3).fill({ previews: "true" }));
+});
+
+test("a preview after the last event does not reopen the stream", async () => {
+  gateway.script("GET", EVENTS, stream([SUCCEEDED, PREVIEW]));
+  assert.deepEqual((await collect({ previews: true })).map((one) => one.type), ["succeeded", "preview"]);
+  assert.equal(gateway.seen.length, 1);
 });
 
 for (const reply of [problem(404, "job_not_found"), stream([event("error", { code: "job_not_found", message: "no" })])])

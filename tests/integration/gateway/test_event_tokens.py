@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,7 @@ from moyin.access.gatekeeper.tokens import create_event_token
 from moyin.domain.identity import Identity
 from moyin.store.keys import KeyStore
 from moyin.store.previews import Preview, PreviewStore
+from moyin_client import AsyncClient, Picture
 from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
 from tests.integration.gateway.test_jobs import CHAT, frames
 from tests.integration.servers import ValkeyServer
@@ -224,3 +226,34 @@ async def test_previews_are_events_for_those_who_ask(
     assert await refusal(page, f"/jobs/{job}/events?previews=perhaps&token={token}") == (
         400, "invalid_request",
     )  # fmt: skip
+
+
+async def test_the_python_client_creates_tokens_and_reads_previews(
+    farm: Farm, page: aiohttp.ClientSession, valkey_server: ValkeyServer
+) -> None:
+    job = (await farm.submit(RENDER))["id"]
+    store = PreviewStore(valkey_server.url)
+
+    async def publish() -> None:
+        while True:
+            await store.publish(job, Preview(step=0, node="7", media_type="image/png"), PNG)
+            await asyncio.sleep(0.2)
+
+    async with AsyncClient(farm.url, farm.key) as client, asyncio.timeout(60):
+        token = await client.create_token(job, expires_in=60)
+        async with page.get(f"/jobs/{job}/events?token={token.token}") as response:
+            assert response.status == 200
+        # The first call asks the renderer for previews.
+        assert await client.preview(job) is None
+        publishing = asyncio.create_task(publish())
+        try:
+            async with aclosing(client.events(job, previews=True)) as events:
+                seen = [await anext(events)]
+                while seen[-1].type != "preview":
+                    seen.append(await anext(events))
+            assert await client.preview(job) == Picture(content=PNG, media_type="image/png")
+        finally:
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+    assert (seen[0].type, seen[-1].id, seen[-1].raw["node"]) == ("queued", None, "7")
+    await store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import sys
@@ -52,6 +53,8 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
         (client.Job, wire.JobDetail, set()),
         (client.Progress, wire.ProgressBody, {"node"}),
         (client.Progress, event_bodies.ProgressEvent, set()),
+        (client.Preview, event_bodies.PreviewEvent, set()),
+        (client.EventToken, wire.TokenBody, set()),
         (client.FinishedStep, event_bodies.StepEvent, set()),
         (client.Artifact, wire.ArtifactDetail, set()),
         (client.JobError, wire.ErrorBody, set()),
@@ -78,6 +81,11 @@ def test_a_dataclass_has_the_members_of_its_body(
 def test_final_statuses_are_those_of_the_gateway() -> None:
     assert {status.value for status in JobStatus if status.is_final} == FINAL_STATUSES
     assert {kind.value for kind in EventType if kind.is_final} == FINAL_STATUSES
+
+
+def test_the_default_life_of_a_token_is_that_of_the_gateway() -> None:
+    parameters = inspect.signature(client.Client.create_token).parameters
+    assert parameters["expires_in"].default == wire.TokenRequest().expires_in
 
 
 def test_codes_that_are_sent_again_are_retryable() -> None:

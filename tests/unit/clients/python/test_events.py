@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from moyin_client import FinishedStep, Job, MoyinError, Progress
+from moyin_client import EventToken, FinishedStep, Job, MoyinError, Picture, Preview, Progress
 from tests.unit.clients.python.conftest import Either, Pauses
 from tests.unit.clients.python.scripted_gateway import (
     LOST,
@@ -25,6 +26,12 @@ def status(name: str, event_id: str | None, **more: Any) -> bytes:
 
 RUNNING = status("running", "2-0")
 SUCCEEDED = status("succeeded", "9-0")
+SEEN = {
+    "step": 0,
+    "node": "KSampler",
+    "media_type": "image/jpeg",
+    "url": "/jobs/j1/preview?number=5",
+}
 
 
 async def test_events_are_typed_by_their_kind(client: Either, gateway: ScriptedGateway) -> None:
@@ -193,3 +200,67 @@ async def test_waiting_follows_a_job_that_was_retried_meanwhile(
     )  # fmt: skip
     assert (await client.call("wait", "j1")).status == "succeeded"
     assert gateway.seen[2].headers["last-event-id"] == "3-0"
+
+
+async def test_previews_are_typed_and_never_cursors(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script(
+        "GET", EVENTS,
+        stream(RUNNING, event("preview", SEEN), breaks=True),
+        stream(event("preview", SEEN), breaks=True),
+        stream(SUCCEEDED),
+    )  # fmt: skip
+    events = await client.collect("events", "j1", previews=True)
+    assert [(one.type, one.id) for one in events] == [
+        ("running", "2-0"), ("preview", None), ("preview", None), ("succeeded", "9-0"),
+    ]  # fmt: skip
+    assert events[1].data == Preview(
+        step=0, node="KSampler", media_type="image/jpeg", url="/jobs/j1/preview?number=5"
+    )
+    assert [seen.headers.get("last-event-id") for seen in gateway.seen] == [None, "2-0", "2-0"]
+    assert [seen.query for seen in gateway.seen] == [{"previews": "true"}] * 3
+
+
+async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
+    client: Either, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    gateway.script("GET", EVENTS, stream(SUCCEEDED, event("preview", SEEN)))
+    events = await client.collect("events", "j1", previews=True)
+    assert [one.type for one in events] == ["succeeded", "preview"]
+    assert (len(gateway.seen), pauses.seconds) == (1, [])
+
+
+async def test_previews_come_only_when_asked_for(client: Either, gateway: ScriptedGateway) -> None:
+    gateway.script("GET", EVENTS, stream(SUCCEEDED))
+    await client.collect("events", "j1")
+    assert gateway.seen[0].query == {}
+
+
+async def test_the_newest_preview_is_a_picture_or_none(
+    client: Either, gateway: ScriptedGateway
+) -> None:
+    gateway.script(
+        "GET", "/jobs/j1/preview",
+        problem(404, "preview_not_found"), problem(503, "service_unavailable"),
+        Reply(headers={"content-type": "image/jpeg"}, body=b"picture"),
+        problem(404, "job_not_found"),
+    )  # fmt: skip
+    assert await client.call("preview", "j1") is None
+    picture = await client.call("preview", "j1")
+    assert picture == Picture(content=b"picture", media_type="image/jpeg")
+    with pytest.raises(MoyinError) as caught:
+        await client.call("preview", "j1")
+    assert caught.value.code == "job_not_found"
+
+
+async def test_a_token_for_a_page_is_created(client: Either, gateway: ScriptedGateway) -> None:
+    token = {"token": "e.y.J", "expires_at": "2026-11-28T12:05:00Z"}
+    gateway.script("POST", "/jobs/j1/token", LOST, answer(token), answer(token))
+    assert await client.call("create_token", "j1") == EventToken(
+        token="e.y.J", expires_at=datetime(2026, 11, 28, 12, 5, tzinfo=UTC)
+    )
+    await client.call("create_token", "j1", expires_in=60)
+    assert [seen.json for seen in gateway.seen] == [
+        {"expires_in": 300}, {"expires_in": 300}, {"expires_in": 60},
+    ]  # fmt: skip

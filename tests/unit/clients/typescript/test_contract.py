@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from deployments.gateway.app import _accepts_event_token
 from moyin_client import Client, retry
 from moyin_client.models import FINAL_STATUSES
 from scripts.client_openapi import FILE, GENERATED, ROUTES, digest, render
@@ -40,6 +41,16 @@ def test_it_has_the_methods_of_the_python_client() -> None:
     python = {name for name in vars(Client) if not name.startswith("_")}
     # `fetch` owns the connections.
     assert methods == {_to_camel_case(name) for name in python} - {"close"}
+
+
+def test_a_page_has_methods_of_the_client_and_calls_only_what_tokens_open() -> None:
+    names = r"^  (?:async )?([a-z]\w+)\("
+    page = (SOURCES / "page.ts").read_text()
+    methods = set(re.findall(names, page, re.MULTILINE)) - {"constructor", "url"}
+    assert methods == {"events", "preview", "download"}
+    assert methods <= set(re.findall(names, (SOURCES / "client.ts").read_text(), re.MULTILINE))
+    for path in re.findall(r"`\$\{jobPath\(job\)\}(/\w+)`", page):
+        assert _accepts_event_token("GET", f"/jobs/j1{path}"), path
 
 
 def test_it_sends_the_same_errors_again() -> None:
