@@ -104,7 +104,7 @@ def artifact_routes(
         "/artifacts/{artifact_id}", response_class=StreamingResponse, responses=FILE_RESPONSES
     )
     async def download(request: Request, artifact_id: str, w: _Width = None) -> Response:
-        """Download a file, or a picture's thumbnail. `Range` and `If-None-Match` are supported.
+        """Download a file, or the thumbnail of a picture or video. `Range` and `If-None-Match` are supported.
 
         Pages send an event token of the job that made the file as `?token=`.
         """
@@ -155,7 +155,7 @@ def signed_link_routes(
     @router.head(_LINK_PATH, include_in_schema=False)
     @router.get(_LINK_PATH, response_class=StreamingResponse, responses=FILE_RESPONSES)
     async def download(request: Request, token: str, name: str, w: _Width = None) -> Response:
-        """Download a file, or a picture's thumbnail, by a signed link until the link expires."""
+        """Download a file, or the thumbnail of a picture or video, by a signed link until the link expires."""
         owner, artifact_id = verify_file_link(signing_key, token)
         artifact = await artifacts.get(owner, artifact_id)
         response = await _build_file_response(request, owner, artifact, w, blobs, pictures)
@@ -209,10 +209,6 @@ async def _build_thumbnail_response(
     }
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    if not artifact.media_type.startswith("image/"):
-        raise InvalidRequest(
-            f"only pictures have thumbnails, and this file is {artifact.media_type}", field="w"
-        )
     try:
         picture = await pictures.thumbnail(owner, artifact, width)
     except (InvalidRequest, PictureTooLarge) as error:

@@ -1,4 +1,4 @@
-"""Converts pictures of tenants in processes with limited memory and time."""
+"""Converts pictures and videos of tenants in processes with limited memory and time."""
 
 from __future__ import annotations
 

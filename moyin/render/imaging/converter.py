@@ -1,4 +1,4 @@
-"""Converts stored pictures for ComfyUI's ``/view`` and its mask editor, and caches the results."""
+"""Converts stored pictures and videos for thumbnails and ComfyUI's routes, and caches the results."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from moyin.store.tenant_cache import TenantCache
 _PREVIEW = re.compile(r"(webp|jpeg)?[^;]{0,16}(?:;(\d{1,3}))?")
 _QUALITY = 90
 _THUMBNAIL_QUALITY = 80
+_VIDEO_TYPES = frozenset({"video/mp4", "video/quicktime", "video/webm", "video/x-matroska"})
 _MIB = 2**20
 _CHUNK = 256 * 1024
 # Limits of the cache: entries per tenant, size of an entry, lifetime.
@@ -104,12 +105,18 @@ class PictureConverter:
         return await self._convert(owner, source, task, f"image/{image_format}")
 
     async def thumbnail(self, owner: str, source: Artifact, width: int) -> ConvertedPicture:
-        """Return a WebP of a picture that is at most ``width`` pixels wide.
+        """Return a WebP of a picture, or of a video's first frame, at most ``width`` pixels wide.
 
-        Raises the same errors as `preview`.
+        Raises the same errors as `preview`, and `InvalidRequest` if the file is of another kind.
         """
+        is_video = source.media_type in _VIDEO_TYPES
+        if not is_video and not source.media_type.startswith("image/"):
+            raise InvalidRequest(
+                f"only pictures and videos have thumbnails, and this file is {source.media_type}",
+                field="filename",
+            )
         task = {
-            "action": "preview",
+            "action": "poster" if is_video else "preview",
             "format": "webp",
             "quality": _THUMBNAIL_QUALITY,
             "channels": "",

@@ -28,7 +28,7 @@ _MAX_RESPONSE_BYTES = 64 * 1024
 _MAX_WAIT_SECONDS = 30.0
 # Time limit between the end of a process's output and its exit.
 _EXIT_SECONDS = 2.0
-_UNREADABLE = "this file is not a readable picture"
+_UNREADABLE = "this file is not a readable picture or video"
 # Signals that end a process whose decoder crashes on a picture.
 _CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 

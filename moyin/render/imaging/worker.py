@@ -1,6 +1,7 @@
-"""Converts pictures in a process with limited memory and time.
+"""Converts pictures and videos in a process with limited memory and time.
 
-`PictureProcess` runs this file as a script, which imports only the standard library and Pillow::
+`PictureProcess` runs this file as a script, which imports only the standard library, Pillow and, for
+a video, PyAV::
 
     python worker.py PARENT_PID '{"pixels": …, "memory_mib": …, …}'
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import math
 import os
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import av
     from PIL import Image
 
 _PR_SET_PDEATHSIG = 1
@@ -32,9 +35,20 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _NICENESS = 5
 _MIB = 2**20
 _UNREADABLE = "this file is not a readable picture"
+_UNREADABLE_VIDEO = "this file is not a readable video"
 _MAX_OPEN_FILES = 64
 # The messages of libwebp when memory is exhausted.
 _WEBP_MEMORY_ERRORS = ("encoding error 1", "encoding error 2")
+# The first boxes of an MP4 or QuickTime file.
+_MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_MATROSKA_SIGNATURE = b"\x1aE\xdf\xa3"
+# Decoders of videos that ComfyUI and cameras write. FFmpeg has hundreds more, which run less often
+# and so may hide more errors.
+_DECODERS = (
+    "h264", "hevc", "libdav1d", "vp9", "vp8", "mpeg4", "prores", "ffv1", "mjpeg",
+)  # fmt: skip
+# Largest number of packets, of all streams, before the first readable frame.
+_MAX_PACKETS = 1000
 
 
 class ConversionError(Exception):
@@ -60,7 +74,8 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
     Args:
         task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality``,
-            ``channels`` and perhaps the largest ``width``), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
+            ``channels`` and perhaps the largest ``width``), ``poster`` (of a video, as ``preview``),
+            ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
         limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
 
     Raises:
@@ -70,6 +85,8 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     match task["action"]:
         case "preview":
             _write_preview(task, limits)
+        case "poster":
+            _write_poster(task, limits)
         case "channel":
             _write_channel(task, limits)
         case "mask":
@@ -79,11 +96,9 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """Write a lossy copy of the picture, scaled down if the picture is large."""
     with _open_picture(task["source"], limits) as picture:
-        scale = math.sqrt(limits["preview_pixels"] / (picture.width * picture.height))
-        if "width" in task:
-            scale = min(scale, task["width"] / picture.width)
-        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-        if scale < 1:
+        size = _fit(picture.width, picture.height, task, limits)
+        is_large = size != picture.size
+        if is_large:
             # Pillow can decode a JPEG at a fraction of its size that is still large enough.
             picture.draft(None, size)
         _load_pixels(picture)
@@ -93,9 +108,103 @@ def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
         mode = "RGBA"
     if picture.mode != mode:
         picture = picture.convert(mode)
-    if scale < 1:
+    if is_large:
         picture.thumbnail(size, reducing_gap=2.0)
     _write_picture(picture, task["target"], image_format.upper(), quality=task["quality"])
+
+
+def _fit(
+    width: int, height: int, task: Mapping[str, Any], limits: Mapping[str, int]
+) -> tuple[int, int]:
+    """Return the size of a preview: that of the source, or a smaller one of the same shape."""
+    scale = min(
+        1.0,
+        math.sqrt(limits["preview_pixels"] / (width * height)),
+        task.get("width", width) / width,
+    )
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
+def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Write the first readable frame of a video, scaled down if it is large."""
+    try:
+        import av
+    except ImportError as error:
+        raise ConversionError(
+            "unfit", "only pictures have thumbnails here, because this server has no video decoder"
+        ) from error
+    from PIL import Image
+
+    try:
+        with Path(task["source"]).open("rb") as file:
+            container_format = _detect_container(file.read(8))
+            file.seek(0)
+            with av.open(
+                file,
+                "r",
+                format=container_format,
+                options={"codec_whitelist": ",".join(_DECODERS), "protocol_whitelist": "none"},
+                metadata_errors="replace",
+                io_open=_refuse_to_open,
+            ) as container:
+                frame = _decode_first_frame(container, limits)
+                width, height = _fit(frame.width, frame.height, task, limits)
+                plane = frame.reformat(width, height, "rgb24", threads=1).planes[0]
+    except MemoryError:
+        # PyAV's MemoryError is an FFmpegError as well.
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ConversionError("unreadable", _UNREADABLE_VIDEO) from error
+    picture = Image.frombytes(
+        "RGB", (width, height), bytes(plane), "raw", "RGB", plane.line_size, 1
+    )
+    _write_picture(picture, task["target"], task["format"].upper(), quality=task["quality"])
+
+
+def _detect_container(head: bytes) -> str:
+    """Return FFmpeg's name of a container that holds its streams in the file itself.
+
+    FFmpeg's own detection also finds playlists, which name other files and URLs.
+    """
+    if head.startswith(_MATROSKA_SIGNATURE):
+        return "matroska"
+    if head[4:8] in _MOV_BOXES:
+        return "mov"
+    raise ConversionError("unreadable", _UNREADABLE_VIDEO)
+
+
+def _refuse_to_open(url: str, _flags: int, _options: Mapping[str, str]) -> None:
+    raise PermissionError(errno.EPERM, "a video must not name other files")
+
+
+def _decode_first_frame(
+    container: av.container.InputContainer, limits: Mapping[str, int]
+) -> av.VideoFrame:
+    from av.error import InvalidDataError
+    from av.stream import Disposition
+
+    # A cover picture is a video stream of its own.
+    videos = (
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    )
+    video = next(videos, None)
+    # The context is None if FFmpeg has no decoder.
+    decoder: av.VideoCodecContext | None = None if video is None else video.codec_context
+    if video is None or decoder is None or decoder.codec.name not in _DECODERS:
+        raise ConversionError("unreadable", _UNREADABLE_VIDEO)
+    _check_size(decoder.width, decoder.height, limits, "video")
+    decoder.thread_count = 1
+    # Frames may be larger than the container says. Decoders pad them, which also counts.
+    decoder.options = {"max_pixels": str(2 * limits["pixels"])}
+    for packet in itertools.islice(container.demux(), _MAX_PACKETS):
+        # A damaged packet may precede readable ones.
+        with contextlib.suppress(InvalidDataError):
+            if packet.stream.index == video.index and (frames := decoder.decode(packet)):
+                _check_size(frames[0].width, frames[0].height, limits, "video")
+                return frames[0]
+    raise ConversionError("unreadable", _UNREADABLE_VIDEO)
 
 
 def _write_channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
@@ -162,18 +271,18 @@ def _open_picture(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]
             picture = Image.open(file, formats=_FORMATS)
         except (OSError, ValueError, SyntaxError) as error:
             raise ConversionError("unreadable", _UNREADABLE) from error
-        _check_size(picture, limits)
+        _check_size(picture.width, picture.height, limits)
         yield picture
 
 
-def _check_size(picture: Image.Image, limits: Mapping[str, int]) -> None:
-    if picture.width * picture.height > limits["pixels"]:
+def _check_size(width: int, height: int, limits: Mapping[str, int], kind: str = "picture") -> None:
+    if width * height > limits["pixels"]:
         raise ConversionError(
             "large",
-            f"the picture is {picture.width} x {picture.height} pixels; only pictures of at most "
+            f"the {kind} is {width} x {height} pixels; only {kind}s of at most "
             f"{limits['pixels']:,} pixels are converted",
-            width=picture.width,
-            height=picture.height,
+            width=width,
+            height=height,
             max_pixels=limits["pixels"],
         )
 

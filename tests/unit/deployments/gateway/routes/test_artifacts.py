@@ -22,6 +22,7 @@ from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.sql import Database
+from tests.videos import make_lying_video, make_video
 
 SIGNING_KEY = b"k" * 32
 
@@ -91,12 +92,42 @@ async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.Asyn
 
 
 @pytest.mark.parametrize(
+    ("container", "codec", "kind"),
+    [
+        ("mp4", "h264", "video/mp4"),
+        ("mov", "mpeg4", "video/quicktime"),
+        ("webm", "libvpx-vp9", "video/webm"),
+        ("matroska", "ffv1", "video/x-matroska"),
+    ],
+)
+async def test_the_thumbnail_of_a_video_is_its_poster(
+    client: httpx.AsyncClient, container: str, codec: str, kind: str
+) -> None:
+    url = await upload(client, make_video(container, codec, size=(320, 160)), kind)
+    response = await client.get(url, params={"w": 64})
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
+    assert "immutable" in response.headers["cache-control"]
+    assert Image.open(BytesIO(response.content)).size == (64, 32)
+
+
+async def test_a_video_with_too_many_pixels_has_no_poster(client: httpx.AsyncClient) -> None:
+    url = await upload(client, make_lying_video(16_000), "video/quicktime")
+    response = await client.get(url, params={"w": 64})
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (413, "picture_too_large")
+    assert (problem["field"], problem["width"], problem["height"]) == ("w", 16_000, 16_000)
+
+
+@pytest.mark.parametrize(
     ("content", "kind", "width"),
     [
         (png(8, 8), "image/png", 63),
         (png(8, 8), "image/png", 1025),
         (b"text", "text/plain", 64),
         (b"\x89PNG\r\n\x1a\n", "image/png", 64),
+        (b"\x89PNG\r\n\x1a\n", "video/mp4", 64),
+        (b"#EXTM3U\nfile:///etc/passwd\n", "video/mp4", 64),
+        (b"RIFF", "video/x-msvideo", 64),
     ],
 )
 async def test_an_impossible_thumbnail_is_refused(

@@ -1,0 +1,58 @@
+"""Makes small videos, with the FFmpeg that the gateway decodes them with."""
+
+from __future__ import annotations
+
+import io
+from typing import cast
+
+import av
+from PIL import Image
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+def make_video(
+    container: str = "mp4",
+    codec: str = "h264",
+    *,
+    size: tuple[int, int] = (320, 160),
+    pixels: str = "yuv420p",
+    colors: tuple[tuple[int, int, int], ...] = (RED, BLUE, BLUE),
+) -> bytes:
+    """Return a video with a frame of each colour."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = cast(av.VideoStream, output.add_stream(codec, rate=10))
+        stream.width, stream.height = size
+        stream.pix_fmt = pixels
+        stream.thread_count = 1
+        for color in colors:
+            frame = av.VideoFrame.from_image(Image.new("RGB", size, color))
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def make_sound() -> bytes:
+    """Return an MP4 without a video stream."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=48_000)
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.rate = 48_000
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def make_lying_video(side: int) -> bytes:
+    """Return a QuickTime file whose header has a square size and whose frames are empty."""
+    video = bytearray(make_video("mov", "mjpeg", pixels="yuvj420p"))
+    # The size lies 28 bytes behind the name of the codec in the description of the samples.
+    entry = video.index(b"jpeg", video.index(b"stsd"))
+    video[entry + 28 : entry + 32] = side.to_bytes(2, "big") * 2
+    start, end = video.index(b"mdat") + 4, video.index(b"moov") - 4
+    video[start:end] = bytes(end - start)
+    return bytes(video)
