@@ -88,9 +88,9 @@ async def test_a_template_is_listed_and_submitted(farm: Farm) -> None:
     listed, end = decoder.raw_decode(printed)
     assert "swatch" in {template["name"] for template in listed["templates"]}
     job = json.loads(printed[end:])
-    shown = await farm.show(job["id"])
-    assert (shown["kind"], shown["request"]["template"]) == ("render", "swatch")
-    assert shown["request"]["inputs"] == {"prompt": "sea", "seed": 2003199}
+    [step] = (await farm.show(job["id"]))["submitted"]["steps"]
+    assert (step["kind"], step["template"]) == ("render", "swatch")
+    assert step["inputs"] == {"prompt": "sea", "seed": 2003199}
 
 
 async def test_a_batch_has_a_render_for_each_combination(farm_with_sdxl: Farm) -> None:
