@@ -64,6 +64,7 @@ def run_shell_example(
     url: str,
     folder: Path = ROOT,
     replaced: Mapping[str, str] | None = None,
+    then: str = "",
     **variables: str,
 ) -> str:
     """Run an example in bash against the gateway at ``url`` and return what it prints.
@@ -73,6 +74,7 @@ def run_shell_example(
     Args:
         folder: the working directory.
         replaced: texts of the example that stand for something of the reader's.
+        then: lines to run after the example.
         variables: what the page says that the shell has.
     """
     text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
@@ -80,7 +82,7 @@ def run_shell_example(
         assert old in text
         text = text.replace(old, new)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text],
+        ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + then],
         env=os.environ | {"GATEWAY": url} | variables,
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

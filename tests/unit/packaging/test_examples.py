@@ -29,7 +29,7 @@ RUN_BY = {
     "docs/quickstart.md": dict.fromkeys(("chat", "variables"), TEXT_PAGES)
     | {"pipeline": GATEWAY_PAGES},
     "docs/routing.md": {"route": TEXT_PAGES},
-    "docs/templates.md": dict.fromkeys(("batch", "edit", "generate", "submit"), GATEWAY_PAGES),
+    "docs/templates.md": dict.fromkeys(("batch", "submit"), GATEWAY_PAGES),
     "docs/usage.md": dict.fromkeys(("requests", "usage"), TEXT_PAGES),
 }
 # Their tests have lists of their own, and fail when a page has another example.
