@@ -96,7 +96,11 @@ def test_the_example_of_the_readme_asks_for_a_colour(
     gateway_of_page: ScriptedGateway, tmp_path: Path
 ) -> None:
     gateway = gateway_of_page
-    ended = {"id": "j1", "status": "succeeded", "outputs": [{"step": 0, "kind": "chat", "text": "teal"}]}
+    ended = {
+        "id": "j1",
+        "status": "succeeded",
+        "outputs": [{"step": 0, "kind": "chat", "text": "teal"}],
+    }
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
     gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended, "2-0")))
     gateway.script("GET", "/jobs/j1", answer(ended))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stdout
 from pathlib import Path
@@ -61,14 +62,15 @@ async def execute(text: str, **variables: Any) -> str:
 async def answer(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     assert body["stream"] is True
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     text = f"re: {body['messages'][-1]['content']}"
-    chunk = '{"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [%s]}'
-    choices = (
-        '{"index": 0, "delta": {"content": "%s"}, "finish_reason": null}' % text,
-        '{"index": 0, "delta": {}, "finish_reason": "stop"}',
-    )
-    lines = "".join(f"data: {chunk % choice}\n\n" for choice in choices)
-    return web.Response(text=f"{lines}data: [DONE]\n\n", content_type="text/event-stream")
+    choices: list[dict[str, Any]] = [
+        {"index": 0, "delta": {"content": text}, "finish_reason": None},
+        {"index": 0, "delta": {}, "finish_reason": "stop"},
+    ]
+    events = [json.dumps(chunk | {"choices": [choice]}) for choice in choices]
+    content = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+    return web.Response(text=content, content_type="text/event-stream")
 
 
 async def test_an_answer_is_streamed(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) 
     job = await working_farm.submit(CHAT | {"metadata": {"project": "aurora"}})
     await working_farm.until(job["id"], "succeeded")
     page, name, moment = HISTORY, "delete", "2026-01-01T00:00:00Z"
-    assert json.loads(await run(working_farm, page, name))["matched"] == 0
+    earlier = {moment: "2001-01-01T00:00:00Z"}
+    assert json.loads(await run(working_farm, page, name, replaced=earlier))["matched"] == 0
     later = {moment: "2099-01-01T00:00:00Z"}
     assert json.loads(await run(working_farm, page, name, replaced=later))["matched"] == 1
     assert (await working_farm.show(job["id"]))["status"] == "succeeded"

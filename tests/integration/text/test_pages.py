@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import openai
 import pytest
 from aiohttp import web
@@ -19,6 +18,7 @@ from aiohttp import web
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, write_profile
+from moyin.store.sql import now
 from tests.acceptance.scripted import new_scripted_app
 from tests.examples import DEFAULT_GATEWAY, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
@@ -83,9 +83,7 @@ async def test_the_first_curl_streams_an_answer(models_app: ModelsApp, tmp_path:
 
 
 @pytest.mark.parametrize("page", QUICKSTARTS)
-async def test_the_variables_of_the_shell(
-    models_app: ModelsApp, tmp_path: Path, page: str
-) -> None:
+async def test_the_variables_of_the_shell(models_app: ModelsApp, tmp_path: Path, page: str) -> None:
     save_profile(tmp_path, models_app)
     printed = await run(
         models_app, page, "variables", folder=tmp_path, KEY="", then='echo "$GATEWAY $KEY"'
@@ -114,22 +112,25 @@ async def test_usage_is_summed_and_calls_are_listed(models_app: ModelsApp) -> No
     ) as client:
         messages: Any = [{"role": "user", "content": "Hello"}]
         await client.chat.completions.create(model="m", messages=messages)
-    sums: Any = await eventually(lambda: read_usage(models_app))
-    assert [row["model"] for row in sums] == ["m"]
-    assert json.loads(await run(models_app, USAGE, "requests"))["data"] == []
-    every_status = {"status=failed&": ""}
-    calls = json.loads(await run(models_app, USAGE, "requests", replaced=every_status))["data"]
-    assert [call["model"] for call in calls] == ["m"]
+    # A report has 400 days at most.
+    day = {"2026-11-01": f"{now() - timedelta(days=1):%Y-%m-%d}"}
+
+    async def read(name: str, replaced: dict[str, str]) -> Any:
+        return json.loads(await run(models_app, USAGE, name, replaced=replaced))
+
+    [group] = await eventually(lambda: read_groups(read("usage", day)))
+    assert (group["model"], group["calls"]) == ("m", 1)
+    assert (await read("requests", day))["requests"] == []
+    [call] = (await read("requests", day | {"status=failed&": ""}))["requests"]
+    assert call["model"] == "m"
 
 
-async def read_usage(models_app: ModelsApp) -> Any:
-    return json.loads(await run(models_app, USAGE, "usage"))["data"]
+async def read_groups(report: Awaitable[Any]) -> Any:
+    return (await report)["groups"]
 
 
 @pytest.fixture
-async def farm(
-    models_app: ModelsApp, temporal_server: TemporalServer
-) -> AsyncIterator[Farm]:
+async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncIterator[Farm]:
     """The models app with a worker of batches."""
     temporal = TemporalConnection(temporal_server.address, NAMESPACE, retention=timedelta(days=1))
     async with AsyncExitStack() as stack:
@@ -145,23 +146,21 @@ async def test_a_batch_of_openai(
     (tmp_path / "requests.jsonl").write_text(json.dumps(line(1)))
     monkeypatch.chdir(tmp_path)
     first, later, second = read_example(BATCHES, "openai", "python").partition("# later")
-    variables = {"OpenAI": openai.OpenAI, "gateway": farm.app.url, "key": farm.app.api_key}
+    variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
     await asyncio.to_thread(execute, first, variables)
-    batch: Any = variables["batch"]
+    batch = variables["batch"]
     assert (await farm.until(batch)).status == "completed"
-    [answer] = (await asyncio.to_thread(execute, later + second, variables)).split("\n")[:-1]
-    assert json.loads(answer)["custom_id"] == "line-1"
+    answer = json.loads(await asyncio.to_thread(execute, later + second, variables))
+    assert answer["custom_id"] == "line-1"
+    assert answer["response"]["body"]["choices"][0]["message"]["content"] == TEXT
     variables["client"].close()
 
 
 async def test_a_batch_of_anthropic(farm: Farm) -> None:
     first, later, second = read_example(BATCHES, "anthropic", "python").partition("# later")
-    variables = {
-        "Anthropic": anthropic.Anthropic, "gateway": farm.app.url, "key": farm.app.api_key,
-    }  # fmt: skip
+    variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
     await asyncio.to_thread(execute, first, variables)
-    client: Any = variables["client"]
-    batch: Any = variables["batch"]
+    client, batch = variables["client"], variables["batch"]
 
     async def has_ended() -> bool:
         found = await asyncio.to_thread(client.messages.batches.retrieve, batch.id)
