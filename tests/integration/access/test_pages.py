@@ -14,7 +14,7 @@ from tests.integration.access.fixtures import AccountsApp
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def run(accounts: AccountsApp, name: str, **variables: str) -> list[Any]:
+async def run(accounts: AccountsApp, name: str, **variables: Any) -> list[Any]:
     """Run an example and return the bodies that it prints."""
     printed = await asyncio.to_thread(
         run_shell_example, "docs/accounts.md", name, url=accounts.url, **variables
