@@ -18,7 +18,7 @@ from tests.acceptance.text_gateway import SCRIPTED, TextGateway
 TEXT = "Hello! It is sunny, and the answer is 3."
 # Where the other snippets of the page are run.
 ELSEWHERE = {
-    "aisdk", "claude-code", "codex", "continue", "haystack", "langchain-js", "litellm",
+    "aisdk", "claude-code", "codex", "continue", "files", "haystack", "langchain-js", "litellm",
     "litellm-in-front", "llama-index", "node-sdks", "openai-agents",
 }  # fmt: skip
 HERE = {"langchain", "litellm-behind", "omit", "sdks"}

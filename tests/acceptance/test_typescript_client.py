@@ -1,4 +1,4 @@
-"""The TypeScript client's own tests and its example in docs/jobs.md, against scripted servers."""
+"""The TypeScript client's own tests and the examples of docs/jobs.md and of its README, against scripted servers."""
 
 from __future__ import annotations
 
@@ -38,14 +38,19 @@ def test_its_own_tests_pass() -> None:
     assert int(counts["pass"]) > 50, "not all tests were run"
 
 
-def run_example(gateway: ScriptedGateway, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_example(
+    gateway: ScriptedGateway,
+    folder: Path,
+    page: Path = ROOT / "docs" / "jobs.md",
+    name: str = "client-typescript",
+) -> subprocess.CompletedProcess[str]:
     """Run the example as JavaScript, which it is as well, inside the package that it imports."""
     build_typescript_client()
-    kind, text = list_snippets(ROOT / "docs" / "jobs.md")["client-typescript"]
+    kind, text = list_snippets(page)[name]
     assert kind == "ts"
     (folder / "photo.png").write_bytes(b"photo")
     script = FOLDER / "build" / f"page-{os.getpid()}.mjs"
-    script.write_text(text)
+    script.write_text(text.replace("http://127.0.0.1:8000", gateway.url))
     try:
         return subprocess.run(
             ["node", str(script)],
@@ -85,3 +90,20 @@ def test_the_example_shows_what_is_wrong(gateway_of_page: ScriptedGateway, tmp_p
     assert done.returncode == 1
     assert re.search(r"MoyinError.*invalid_request", done.stderr)
     assert "field: 'inputs.seed'" in done.stderr
+
+
+def test_the_example_of_the_readme_asks_for_a_colour(
+    gateway_of_page: ScriptedGateway, tmp_path: Path
+) -> None:
+    gateway = gateway_of_page
+    ended = {
+        "id": "j1",
+        "status": "succeeded",
+        "outputs": [{"step": 0, "kind": "chat", "text": "teal"}],
+    }
+    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
+    gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended, "2-0")))
+    gateway.script("GET", "/jobs/j1", answer(ended))
+    done = run_example(gateway, tmp_path, FOLDER / "README.md", "example")
+    assert (done.returncode, done.stdout) == (0, "teal\n"), done.stderr
+    assert gateway.seen[0].json["kind"] == "chat"

@@ -14,6 +14,7 @@ from tests.integration.gateway.fixtures import Farm
 PAGE = Path(__file__).parents[3] / "docs" / "jobs.md"
 # Run by tests/unit/jobs/test_webhook_receivers.py, tests/unit/clients/python/test_page.py,
 # tests/acceptance/test_typescript_client.py and tests/acceptance/test_page_with_token.py.
+RUN_HERE = {"submit", "poll", "follow", "token", "pipeline"}
 RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client", "client-typescript", "page"}
 
 
@@ -37,7 +38,7 @@ async def submit(farm: Farm) -> str:
 
 
 def test_every_snippet_is_run() -> None:
-    assert list_snippets(PAGE).keys() == {"submit", "poll", "follow", "pipeline"} | RUN_ELSEWHERE
+    assert list_snippets(PAGE).keys() == RUN_HERE | RUN_ELSEWHERE
 
 
 async def test_a_job_is_submitted_once(working_farm: Farm) -> None:
@@ -64,6 +65,15 @@ async def test_a_job_is_followed_to_its_end(working_farm: Farm) -> None:
     story = await run(working_farm, "follow", job_id)
     events = [line.removeprefix("event: ") for line in story.splitlines() if "event: " in line]
     assert (events[0], events[-1]) == ("queued", "succeeded")
+
+
+async def test_a_page_follows_a_job_by_a_token(working_farm: Farm) -> None:
+    job_id = await submit(working_farm)
+    printed = json.loads((await run(working_farm, "token", job_id)).rpartition("\n")[0])
+    url = f"/jobs/{job_id}/events?token={printed['token']}"
+    async with working_farm.client.get(url, headers={"authorization": ""}) as response:
+        assert response.status == 200
+        assert "event: succeeded" in await response.text()
 
 
 async def test_a_pipeline_uses_an_earlier_output(working_farm: Farm) -> None:

@@ -20,6 +20,7 @@ from moyin.store.schema import files
 from moyin.store.sql import Database, now
 from tests.acceptance.openai_models import check_response_async
 from tests.acceptance.text_gateway import PNG
+from tests.examples import read_example
 from tests.integration.text.batch_providers import AnthropicProvider, OpenAIProvider
 from tests.integration.text.fixtures import ModelsApp, serving
 
@@ -291,6 +292,21 @@ async def test_a_job_may_have_files_that_need_translation(studio: Studio) -> Non
         )
     # The call is good. The jobs API, to which it is then submitted, does not exist here.
     assert answer.status_code == 503, answer.text
+
+
+async def test_the_example_of_the_page_is_read_by_claude(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.pdf").write_bytes(PDF)
+    monkeypatch.chdir(tmp_path)
+    example = read_example("docs/clients.md", "files", "python")
+    text = example.replace("claude-haiku-5-5", "claude")
+    url, key = f"{studio.models_app.url}/v1", studio.models_app.api_key
+    with openai.OpenAI(base_url=url, api_key=key) as client:
+        await asyncio.to_thread(exec, text, {"client": client})
+    document, question = studio.claude.calls[-1]["messages"][0]["content"]
+    assert base64.b64decode(document["source"]["data"]) == PDF
+    assert question["text"] == "What does it say?"
 
 
 async def test_what_no_model_reads_is_refused_by_name(studio: Studio) -> None:

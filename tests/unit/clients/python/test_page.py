@@ -1,4 +1,4 @@
-"""The example of docs/jobs.md, run against a scripted gateway."""
+"""The examples of docs/jobs.md and of the client's README, run against a scripted gateway."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tests.unit.clients.python.scripted_gateway import (
     stream,
 )
 
-PAGE = Path(__file__).parents[4] / "docs" / "jobs.md"
+ROOT = Path(__file__).parents[4]
+PAGE = ROOT / "docs" / "jobs.md"
+README = ROOT / "clients" / "python" / "README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,21 @@ def test_the_example_shows_why_a_job_failed(gateway: ScriptedGateway) -> None:
     gateway.script("GET", "/jobs/j1", answer(failed))
     with pytest.raises(SystemExit, match=r"failed: .*render_failed"):
         run_example()
+
+
+def test_the_example_of_the_readme_asks_for_a_colour(
+    gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = {
+        "id": "j1",
+        "status": "succeeded",
+        "outputs": [{"step": 0, "kind": "chat", "text": "teal"}],
+    }
+    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
+    gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended, "2-0")))
+    gateway.script("GET", "/jobs/j1", answer(ended))
+    kind, text = list_snippets(README)["example"]
+    assert kind == "python"
+    exec(text.replace("http://127.0.0.1:8000", gateway.url).replace("moyin_…", "key-1"), {})
+    assert capsys.readouterr().out == "teal\n"
+    assert gateway.seen[0].json["kind"] == "chat"

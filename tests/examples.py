@@ -1,0 +1,90 @@
+"""The examples of the documents: every fenced block, and a shell that runs those for a shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.acceptance.clients_page import list_snippets
+
+ROOT = Path(__file__).parents[1]
+DEFAULT_GATEWAY = "http://127.0.0.1:8000"
+# Diagrams and output; everything else is an example.
+PLAIN = ("mermaid", "text")
+_BLOCK = re.compile(
+    r"(?:^ *<!-- (?P<mark>tested|not tested): (?P<name>[^\n]+) -->\n\n)?"
+    r"^(?P<indent> *)```(?P<language>[a-z]*)\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block. ``name`` is that of the mark, or the reason why no test runs it."""
+
+    page: str
+    language: str
+    text: str
+    mark: str | None
+    name: str | None
+
+
+def list_pages() -> list[Path]:
+    folders = ("*.md", "docs/**/*.md", "clients/*/*.md", "examples/**/*.md")
+    return sorted(path for pattern in folders for path in ROOT.glob(pattern))
+
+
+def list_blocks(page: Path) -> list[Block]:
+    return [
+        Block(
+            page=str(page.relative_to(ROOT)),
+            language=match["language"],
+            text=match["text"],
+            mark=match["mark"],
+            name=match["name"],
+        )
+        for match in _BLOCK.finditer(page.read_text())
+    ]
+
+
+def read_example(page: str, name: str, language: str) -> str:
+    found, text = list_snippets(ROOT / page)[name]
+    assert found == language, f"{page}: {name} is in {found}"
+    return text
+
+
+def run_shell_example(
+    page: str,
+    name: str,
+    *,
+    url: str,
+    folder: Path = ROOT,
+    replaced: Mapping[str, str] | None = None,
+    then: str = "",
+    **variables: str,
+) -> str:
+    """Run an example in bash against the gateway at ``url`` and return what it prints.
+
+    Errors of HTTP fail it, also where the example does not say ``--fail``.
+
+    Args:
+        folder: the working directory.
+        replaced: texts of the example that stand for something of the reader's.
+        then: lines to run after the example.
+        variables: what the page says that the shell has.
+    """
+    text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
+    for old, new in (replaced or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + then],
+        env=os.environ | {"GATEWAY": url} | variables,
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{page}: {name}: {done.stdout}{done.stderr}"
+    return done.stdout

@@ -1,0 +1,49 @@
+"""The shell examples of docs/accounts.md, run by a shell against the real accounts app."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.examples import run_shell_example
+from tests.integration.access.fixtures import AccountsApp
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def run(accounts: AccountsApp, name: str, **variables: Any) -> list[Any]:
+    """Run an example and return the bodies that it prints."""
+    printed = await asyncio.to_thread(
+        run_shell_example, "docs/accounts.md", name, url=accounts.url, **variables
+    )
+    decoder, bodies, position = json.JSONDecoder(), [], 0
+    while position < len(printed.rstrip()):
+        body, position = decoder.raw_decode(printed, position)
+        bodies.append(body)
+    return bodies
+
+
+async def test_a_player_registers_and_sees_who_it_is(accounts: AccountsApp) -> None:
+    token = (await accounts.player())["access_token"]
+    session, me = await run(accounts, "player", ACCESS_TOKEN=token)
+    assert session["access_token"]
+    assert me == await accounts.ok("GET", "/me", token)
+
+
+async def test_a_member_makes_a_key_and_rotates_another(accounts: AccountsApp) -> None:
+    token = (await accounts.member(await accounts.organisation()))["access_token"]
+    old = await accounts.ok("POST", "/keys", token, {"name": "old", "scopes": ["text"]})
+    made, rotated = await run(accounts, "keys", ACCESS_TOKEN=token, ID=old["id"])
+    assert (made["name"], made["scopes"]) == ("ci", ["text"])
+    assert rotated["key"] != old["key"]
+
+
+async def test_an_operator_sets_limits(accounts: AccountsApp) -> None:
+    organisation = await accounts.organisation()
+    [limits] = await run(accounts, "limits", OPERATOR_KEY=accounts.operator, ORG=organisation)
+    shown = await accounts.ok("GET", f"/limits/owner:{organisation}", accounts.operator)
+    assert shown == limits
+    assert shown["requests_per_minute"] == 600

@@ -1,0 +1,126 @@
+"""The shell examples about jobs and files in several pages, run by a shell against a real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
+from tests.examples import ROOT, read_example, run_shell_example
+from tests.integration.gateway.fixtures import Farm, Services
+from tests.integration.gateway.test_history import png, upload
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.waiting import eventually
+
+CHAT: dict[str, Any] = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},
+}
+HISTORY, QUICKSTART, TEMPLATES = "docs/history.md", "docs/quickstart.md", "docs/templates.md"
+
+
+async def run(farm: Farm, page: str, name: str, **more: Any) -> str:
+    return await asyncio.to_thread(
+        run_shell_example, page, name, url=farm.url, KEY=farm.key, **more
+    )
+
+
+@pytest.fixture
+async def farm_with_sdxl(
+    tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
+) -> AsyncIterator[Farm]:
+    farm = Farm(tmp_path, temporal_server, valkey_server, Services())
+    farm.templates = TemplateCatalog((SHIPPED_FOLDER, ROOT / "examples" / "templates"))
+    await farm.open()
+    yield farm
+    await farm.close()
+
+
+async def test_jobs_are_listed_by_filters(working_farm: Farm) -> None:
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "no"}}, status=400)
+
+    working_farm.services.answers["/v1/chat/completions"] = refuse
+    aurora, other = [
+        (await working_farm.submit(CHAT | {"metadata": {"project": project}}))["id"]
+        for project in ("aurora", "dawn")
+    ]
+    for job_id in (aurora, other):
+        await working_farm.until(job_id, "failed")
+    page = json.loads(await run(working_farm, HISTORY, "list"))
+    assert [job["id"] for job in page["jobs"]] == [aurora]
+
+
+async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) -> None:
+    job = await working_farm.submit(CHAT | {"metadata": {"project": "aurora"}})
+    await working_farm.until(job["id"], "succeeded")
+    page, name, moment = HISTORY, "delete", "2026-01-01T00:00:00Z"
+    earlier = {moment: "2001-01-01T00:00:00Z"}
+    assert json.loads(await run(working_farm, page, name, replaced=earlier))["matched"] == 0
+    later = {moment: "2099-01-01T00:00:00Z"}
+    assert json.loads(await run(working_farm, page, name, replaced=later))["matched"] == 1
+    assert (await working_farm.show(job["id"]))["status"] == "succeeded"
+    for_good = later | {'"dry_run": true': '"dry_run": false'}
+    assert json.loads(await run(working_farm, page, name, replaced=for_good))["matched"] == 1
+
+    async def is_gone() -> bool:
+        async with working_farm.client.get(f"/jobs/{job['id']}") as response:
+            return response.status == 404
+
+    await eventually(is_gone)
+
+
+async def test_a_link_opens_a_file_without_a_key(farm: Farm) -> None:
+    content = png()
+    artifact = await upload(farm.client, content)
+    link = json.loads(await run(farm, HISTORY, "link", ID=artifact))
+    async with farm.client.get(link["url"], headers={"authorization": ""}) as response:
+        assert (response.status, await response.read()) == (200, content)
+
+
+async def test_a_template_is_listed_and_submitted(farm: Farm) -> None:
+    decoder, printed = json.JSONDecoder(), await run(farm, TEMPLATES, "submit")
+    listed, end = decoder.raw_decode(printed)
+    assert "swatch" in {template["name"] for template in listed["templates"]}
+    job = json.loads(printed[end:])
+    [step] = (await farm.show(job["id"]))["submitted"]["steps"]
+    assert (step["kind"], step["template"]) == ("render", "swatch")
+    assert step["inputs"] == {"prompt": "sea", "seed": 2003199}
+
+
+async def test_a_batch_has_a_render_for_each_combination(farm_with_sdxl: Farm) -> None:
+    body = json.loads(read_example(TEMPLATES, "batch", "json"))
+    job = await farm_with_sdxl.submit(body)
+    assert job["steps"] == 6
+
+
+async def test_a_graph_is_rendered_and_followed(farm: Farm) -> None:
+    running = asyncio.create_task(run(farm, "README.md", "render"))
+
+    async def find() -> Any:
+        async with farm.client.get("/jobs") as response:
+            return (await response.json())["jobs"]
+
+    [job] = await eventually(find)
+    dawn = json.loads((ROOT / "examples" / "dawn.json").read_text())
+    async with farm.client.get(f"/jobs/{job['id']}/graph") as response:
+        assert await response.json() == dawn
+    await farm.start_worker()
+    async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
+        assert response.status == 202
+    assert "event: cancelled" in await running
+
+
+async def test_a_pipeline_calls_its_webhook(working_farm: Farm) -> None:
+    webhook = {"https://example.com/done": f"{working_farm.services_url}/done"}
+    job = json.loads(await run(working_farm, QUICKSTART, "pipeline", replaced=webhook))
+    done = await working_farm.until(job["id"])
+    first, second = (output["text"] for output in done["outputs"])
+    assert second == f"re: A poem on {first}"
+    await eventually(lambda: working_farm.services.count("/done") == 1)

@@ -1,0 +1,171 @@
+"""The examples about text in several pages, run as they stand against the real models app."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from aiohttp import web
+
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.stack.layout import Layout
+from moyin.stack.profile import Profile, write_profile
+from moyin.store.sql import now
+from tests.acceptance.scripted import new_scripted_app
+from tests.examples import DEFAULT_GATEWAY, read_example, run_shell_example
+from tests.integration.servers import TemporalServer
+from tests.integration.text.fixtures import ModelsApp, serving, settled
+from tests.integration.text.test_batches import NAMESPACE, Farm, Model, line
+from tests.waiting import eventually
+
+TEXT = "Hello! It is sunny, and the answer is 3."
+BATCHES, USAGE = "docs/batches.md", "docs/usage.md"
+# The scripted model reads OpenAI's document with what jsonschema has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
+QUICKSTARTS = ["docs/quickstart.md", "docs/ja/quickstart.md"]
+
+
+@pytest.fixture
+async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    """The models app over the model that does as it is told."""
+    runner = web.AppRunner(new_scripted_app())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    backend = {
+        "name": "scripted",
+        "type": "openai",
+        "base_url": f"http://127.0.0.1:{runner.addresses[0][1]}/v1",
+        "models": [{"name": "m", "context": 8_000, "price": {"input": 1, "output": 1}}],
+    }
+    async with serving(tmp_path, backend) as models_app:
+        await settled(models_app)
+        yield models_app
+    await runner.cleanup()
+
+
+async def run(models_app: ModelsApp, page: str, name: str, **more: Any) -> str:
+    return await asyncio.to_thread(
+        run_shell_example, page, name, url=models_app.url, **({"KEY": models_app.api_key} | more)
+    )
+
+
+def execute(text: str, variables: dict[str, Any]) -> str:
+    """Run Python and return what it prints."""
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(text, variables)
+    return printed.getvalue()
+
+
+def save_profile(folder: Path, models_app: ModelsApp) -> None:
+    """Write what `moyin up` writes, where the examples read the key."""
+    layout = Layout(folder / ".moyin")
+    layout.data.mkdir()
+    write_profile(layout.profile, Profile(url=models_app.url, api_key=models_app.api_key))
+
+
+async def test_the_first_curl_streams_an_answer(models_app: ModelsApp, tmp_path: Path) -> None:
+    save_profile(tmp_path, models_app)
+    printed = await run(models_app, "README.md", "chat", folder=tmp_path, KEY="")
+    *chunks, last = [
+        text.removeprefix("data: ") for text in printed.splitlines() if text.startswith("data: ")
+    ]
+    assert last == "[DONE]"
+    deltas = [choice["delta"] for chunk in chunks for choice in json.loads(chunk)["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == TEXT
+
+
+@pytest.mark.parametrize("page", QUICKSTARTS)
+async def test_the_variables_of_the_shell(models_app: ModelsApp, tmp_path: Path, page: str) -> None:
+    save_profile(tmp_path, models_app)
+    printed = await run(
+        models_app, page, "variables", folder=tmp_path, KEY="", then='echo "$GATEWAY $KEY"'
+    )
+    assert printed.split() == [models_app.url, models_app.api_key]
+
+
+@pytest.mark.parametrize("page", QUICKSTARTS)
+async def test_the_sdk_streams_an_answer(models_app: ModelsApp, page: str) -> None:
+    text = read_example(page, "chat", "python").replace(DEFAULT_GATEWAY, models_app.url)
+    variables: dict[str, Any] = {}
+    text = text.replace("moyin_…", models_app.api_key)
+    assert await asyncio.to_thread(execute, text, variables) == TEXT
+    variables["client"].close()
+
+
+async def test_a_route_is_shown(models_app: ModelsApp) -> None:
+    route = json.loads(await run(models_app, "docs/routing.md", "route"))
+    assert route["chosen"] == {"backend": "scripted", "model": "m"}
+    assert [candidate["backend"] for candidate in route["candidates"]] == ["scripted"]
+
+
+async def test_usage_is_summed_and_calls_are_listed(models_app: ModelsApp) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key, max_retries=0
+    ) as client:
+        messages: Any = [{"role": "user", "content": "Hello"}]
+        await client.chat.completions.create(model="m", messages=messages)
+    # A report has 400 days at most.
+    day = {"2026-11-01": f"{now() - timedelta(days=1):%Y-%m-%d}"}
+
+    async def read(name: str, replaced: dict[str, str]) -> Any:
+        return json.loads(await run(models_app, USAGE, name, replaced=replaced))
+
+    [group] = await eventually(lambda: read_groups(read("usage", day)))
+    assert (group["model"], group["calls"]) == ("m", 1)
+    assert (await read("requests", day))["requests"] == []
+    [call] = (await read("requests", day | {"status=failed&": ""}))["requests"]
+    assert call["model"] == "m"
+
+
+async def read_groups(report: Awaitable[Any]) -> Any:
+    return (await report)["groups"]
+
+
+@pytest.fixture
+async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncIterator[Farm]:
+    """The models app with a worker of batches."""
+    temporal = TemporalConnection(temporal_server.address, NAMESPACE, retention=timedelta(days=1))
+    async with AsyncExitStack() as stack:
+        farm = Farm(models_app, Model(), temporal)
+        stack.push_async_callback(farm.client.close)
+        await stack.enter_async_context(farm.worker())
+        yield farm
+
+
+async def test_a_batch_of_openai(
+    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "requests.jsonl").write_text(json.dumps(line(1)))
+    monkeypatch.chdir(tmp_path)
+    first, later, second = read_example(BATCHES, "openai", "python").partition("# later")
+    variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
+    await asyncio.to_thread(execute, first, variables)
+    batch = variables["batch"]
+    assert (await farm.until(batch)).status == "completed"
+    answer = json.loads(await asyncio.to_thread(execute, later + second, variables))
+    assert answer["custom_id"] == "line-1"
+    assert answer["response"]["body"]["choices"][0]["message"]["content"] == TEXT
+    variables["client"].close()
+
+
+async def test_a_batch_of_anthropic(farm: Farm) -> None:
+    first, later, second = read_example(BATCHES, "anthropic", "python").partition("# later")
+    variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
+    await asyncio.to_thread(execute, first, variables)
+    client, batch = variables["client"], variables["batch"]
+
+    async def has_ended() -> bool:
+        found = await asyncio.to_thread(client.messages.batches.retrieve, batch.id)
+        return bool(found.processing_status == "ended")
+
+    await eventually(has_ended, 180)
+    assert await asyncio.to_thread(execute, later + second, variables) == "first succeeded\n"
+    client.close()

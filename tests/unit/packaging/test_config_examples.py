@@ -1,0 +1,129 @@
+"""The settings that the documents show are valid: the validator of `moyin deploy` accepts them."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.validate import find_problems
+from tests.examples import ROOT, list_blocks, list_pages, read_example
+
+# docs/providers.md has tests of its own, in test_provider_docs.py.
+ELSEWHERE = "docs/providers.md"
+
+
+def read(page: str, name: str) -> Any:
+    return yaml.safe_load(textwrap.dedent(read_example(page, name, "yaml")))
+
+
+@pytest.fixture
+def apps() -> dict[str, Any]:
+    """The apps of the shipped serve_config.yaml, to be changed by a test."""
+    return {app["name"]: app for app in shipped()["applications"]}
+
+
+def shipped() -> Any:
+    return yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+
+
+def check(apps: dict[str, Any]) -> None:
+    assert list(find_problems(shipped() | {"applications": list(apps.values())})) == []
+
+
+def update_user_config(app: Any, changes: dict[str, Any]) -> None:
+    app["deployments"][0].setdefault("user_config", {}).update(changes)
+
+
+def test_every_example_is_checked() -> None:
+    found = {
+        (block.page, block.name)
+        for page in list_pages()
+        for block in list_blocks(page)
+        if block.mark == "tested" and (block.name or "").startswith("config-")
+    }
+    checked = {(page, name) for page, names in CHECKED.items() for name in names}
+    assert {(page, name) for page, name in found if page != ELSEWHERE} == checked
+
+
+CHECKED = {
+    "docs/accounts.md": {"config-provider"},
+    "docs/batches.md": {"config-native"},
+    "docs/farm.md": {"config-pool"},
+    "docs/isolation.md": {"config-isolation"},
+    "docs/ollama.md": {"config-hosts", "config-models"},
+    "docs/proxy.md": {"config-routes"},
+    "docs/routing.md": {"config-alias"},
+    "docs/templates.md": {"config-cache", "config-template"},
+}
+
+
+def test_an_unknown_key_would_be_found(apps: dict[str, Any]) -> None:
+    apps["render-default"]["args"]["actor"] = 8
+    with pytest.raises(AssertionError, match="actor"):
+        check(apps)
+
+
+def test_a_pool(apps: dict[str, Any]) -> None:
+    [pool] = read("docs/farm.md", "config-pool")
+    big = apps["render-default"] | {"name": "render-big", "args": {"pool": "big"}}
+    apps |= {"render-default": pool, "render-big": big}
+    apps["gateway"]["args"]["pools"] = ["default", "big"]
+    check(apps)
+
+
+def test_the_isolation_of_a_pool(apps: dict[str, Any]) -> None:
+    [pool] = read("docs/isolation.md", "config-isolation")
+    apps["render-default"]["args"].update(pool["args"])
+    check(apps)
+
+
+def test_the_cache_of_a_pool(apps: dict[str, Any]) -> None:
+    apps["render-default"]["args"].update(read("docs/templates.md", "config-cache")["args"])
+    check(apps)
+
+
+@pytest.mark.parametrize(
+    ("app", "page", "name"),
+    [
+        ("accounts", "docs/accounts.md", "config-provider"),
+        ("gateway", "docs/proxy.md", "config-routes"),
+    ],
+)
+def test_a_user_config(apps: dict[str, Any], app: str, page: str, name: str) -> None:
+    update_user_config(apps[app], read(page, name)["user_config"])
+    check(apps)
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [("docs/batches.md", "config-native"), ("docs/ollama.md", "config-hosts")]
+)
+def test_back_ends(apps: dict[str, Any], page: str, name: str) -> None:
+    update_user_config(apps["models"], read(page, name) | {"aliases": {}})
+    check(apps)
+
+
+def test_the_models_of_an_ollama(apps: dict[str, Any]) -> None:
+    [ollama] = read("docs/ollama.md", "config-hosts")["backends"]
+    ollama |= read("docs/ollama.md", "config-models")
+    update_user_config(apps["models"], {"backends": [ollama], "aliases": {}})
+    check(apps)
+
+
+def test_an_alias(apps: dict[str, Any]) -> None:
+    update_user_config(apps["models"], read("docs/routing.md", "config-alias"))
+    check(apps)
+
+
+def test_the_template_is_a_part_of_the_one_to_begin_with() -> None:
+    shown = read("docs/templates.md", "config-template")
+    whole = yaml.safe_load((ROOT / "examples/templates/sdxl.yaml").read_text())
+    for part in ("inputs", "graph"):
+        assert_part(shown.pop(part), whole[part])
+    assert_part(shown, whole)
+
+
+def assert_part(shown: dict[str, Any], whole: dict[str, Any]) -> None:
+    assert shown == {key: whole[key] for key in shown}
