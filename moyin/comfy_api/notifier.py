@@ -332,7 +332,8 @@ class PromptNotifier:
 
     async def _send_missed_ends(self) -> None:
         """Send the ends of jobs that ended at least one interval ago and were not sent."""
-        checked_until = now() - _WRITE_DELAY
+        # What ended before the client connected, an earlier connection has told it.
+        checked_until = max(self._connected_at, now() - _WRITE_DELAY)
         overdue = now() - timedelta(seconds=self._events.tick)
         for job in await self._events.prompts.list_ended_since(
             self._channel, self._ends_checked_until

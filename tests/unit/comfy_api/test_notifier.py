@@ -275,6 +275,19 @@ async def test_an_end_that_the_stream_lost_is_sent_by_a_tick(rig: Rig) -> None:
         ]
 
 
+async def test_an_end_before_the_connection_is_not_repeated(rig: Rig) -> None:
+    before, job = await rig.job(begun=True), await rig.job(begun=True)
+    await rig.jobs.finish(before.id, 1, JobStatus.CANCELLED, None)
+    async with rig.client(rig.events(tick=0.05)) as client:
+        # The first tick looks back to the connection, later ones further if nothing bounds them.
+        await asyncio.sleep(0.3)
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        told = await receive(client)
+        while told != build_end_message(job):
+            assert told[1].get("prompt_id") != before.id
+            told = await receive(client)
+
+
 @pytest.mark.parametrize("error", [OSError("gone"), ServiceUnavailable("S3 is away")])
 async def test_an_end_is_sent_once_the_artifact_store_is_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
