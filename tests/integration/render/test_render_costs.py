@@ -197,11 +197,13 @@ async def _loading_is_shown_apart(farm: RenderFarm) -> str:
     slow = {"value": ["1", 0], "seconds": 1.0, "model_name": _MODEL}
     graph["6"] = {"class_type": "TestSleep", "inputs": slow}
     graph["4"]["inputs"]["image"] = ["6", 0]
+    graph["5"]["inputs"]["seconds"] = 1.0
     job_id = await farm.submit(graph)
     result = await farm.result(job_id)
     assert result.gpu_seconds is not None
     assert result.load_seconds is not None
-    assert 0 < result.load_seconds < result.gpu_seconds - 0.3
+    # Messages of ComfyUI that are read late move the time by less than half a second.
+    assert 0.5 < result.load_seconds < result.gpu_seconds - 0.5
     [row] = await _rows(farm, job_id)
     assert row.load_milliseconds == round(result.load_seconds * 1000)
     return job_id
