@@ -71,7 +71,7 @@ def test_only_the_workflows_import_temporal() -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    optional = (extras[name] for name in ("embedded", "intake", "s3", "embedder"))
+    optional = (extras[name] for name in ("embedded", "intake", "s3", "embedder", "video"))
     texts = [*project["dependencies"], *chain.from_iterable(optional)]
     declared = {canonicalize_name(Requirement(text).name) for text in texts}
     distributions = packages_distributions()
