@@ -148,10 +148,15 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
     queue has the calls for which it must load a model first, here once more since they want
     another context, and it waits with that until the call that has the model ends.
     """
-    async with aiohttp.ClientSession(host.url) as http, asyncio.TaskGroup() as tasks:
+    async with (
+        aiohttp.ClientSession(host.url) as http,
+        AsyncExitStack() as opened,
+        asyncio.TaskGroup() as tasks,
+    ):
 
         async def call(**more: Any) -> aiohttp.ClientResponse:
             response = await http.post("/api/generate", json=_ask(**more))
+            opened.callback(response.close)
             await response.content.readline()
             return response
 
@@ -217,7 +222,11 @@ async def _open_two(
     async def open_stream() -> aiohttp.ClientResponse:
         response = await http.post("/v1/ollama/api/generate", json=_ask(stream=True, **options))
         response.raise_for_status()
-        await response.content.readline()
+        try:
+            await response.content.readline()
+        except BaseException:
+            response.close()
+            raise
         return response
 
     opened = await asyncio.gather(open_stream(), open_stream(), return_exceptions=True)
