@@ -23,6 +23,7 @@ from moyin.jobs.protocol.event_bodies import EVENT_BODIES, JOB_EVENT, StreamErro
 from moyin.jobs.protocol.filters import BulkRequest
 
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
+_DEFINITIONS = "#/$defs/"
 
 
 def build_document(
@@ -85,6 +86,7 @@ def describe_body(
     schema: Mapping[str, Any], *media_types: str, required: bool = True
 ) -> dict[str, Any]:
     """Return the `openapi_extra` of a route whose body, by default JSON, has the schema."""
+    schema = _inline_definitions(schema, schema.get("$defs", {}))
     content = {kind: {"schema": schema} for kind in media_types or ("application/json",)}
     body: dict[str, Any] = {"content": content}
     return {"requestBody": {"required": True, **body} if required else body}
@@ -99,6 +101,25 @@ def describe_file_form(file: str, texts: Mapping[str, Any], *required: str) -> d
     members = {**texts, file: {"type": "string", "format": "binary"}}
     schema = {"type": "object", "required": [file, *required], "properties": members}
     return describe_body(schema, "multipart/form-data")
+
+
+def _inline_definitions(value: Any, definitions: Mapping[str, Any]) -> Any:
+    """Return a part of a schema without references to ``$defs``, which mean the whole document.
+
+    The definitions must not refer to themselves.
+    """
+    if isinstance(value, list):
+        return [_inline_definitions(item, definitions) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    reference = value.get("$ref", "")
+    if isinstance(reference, str) and reference.startswith(_DEFINITIONS):
+        return _inline_definitions(definitions[reference.removeprefix(_DEFINITIONS)], definitions)
+    return {
+        name: _inline_definitions(item, definitions)
+        for name, item in value.items()
+        if name != "$defs"
+    }
 
 
 def _has_comfyui_errors(path: str) -> bool:

@@ -1,0 +1,97 @@
+/** Signs in and out; cookies that scripts cannot read carry the session. */
+
+import type { components } from "#api/accounts";
+import { useQuery } from "@tanstack/react-query";
+
+import { readError } from "./errors";
+
+const SESSION = "/accounts/session";
+// Well before an access token ends, which is good for ten minutes.
+const RENEW_MILLISECONDS = 4 * 60_000;
+
+export interface SignIn {
+  email?: string;
+  password?: string;
+  api_key?: string;
+  refresh_token?: string;
+}
+
+export async function signIn(form: SignIn): Promise<void> {
+  const response = await post(SESSION, form);
+  if (!response.ok) throw await readError(response);
+}
+
+export async function signOut(): Promise<void> {
+  const response = await post(`${SESSION}/end`);
+  if (!response.ok) throw await readError(response);
+}
+
+let renewing: Promise<boolean> | undefined;
+
+/** Return whether the session goes on. Requests that ask at the same time share one renewal. */
+export function renewSession(): Promise<boolean> {
+  renewing ??= post(`${SESSION}/renew`)
+    .then((response) => response.ok, () => false)
+    .finally(() => {
+      renewing = undefined;
+    });
+  return renewing;
+}
+
+/** Who is signed in: a person (`account`), or a key. */
+export interface Caller {
+  name: string;
+  owner: string;
+  scopes: string[];
+  keyId: string;
+  account: components["schemas"]["UserBody"] | null;
+}
+
+/** Return whether a caller has a scope, by which pages show or leave out what it may not do. */
+export function hasScope(caller: Caller, scope: string): boolean {
+  return caller.scopes.includes("*") || caller.scopes.includes(scope);
+}
+
+/** Return who is signed in: `null` if nobody is. */
+export function useCaller() {
+  return useQuery({
+    queryKey: ["caller"],
+    staleTime: 60_000,
+    refetchInterval: RENEW_MILLISECONDS,
+    queryFn: readCaller,
+  });
+}
+
+async function readCaller(): Promise<Caller | null> {
+  let response = await fetch("/accounts/whoami");
+  if (response.status === 401 && (await renewSession())) response = await fetch("/accounts/whoami");
+  if (response.status === 401) return null;
+  if (!response.ok) throw await readError(response);
+  const identity = (await response.json()) as components["schemas"]["WhoAmI"];
+  let account: Caller["account"] = null;
+  if (identity.user !== null) {
+    const found = await fetch("/accounts/me");
+    if (found.ok) account = (await found.json()) as components["schemas"]["UserBody"];
+  }
+  return {
+    name: account?.name || account?.email || identity.owner,
+    owner: identity.owner,
+    scopes: identity.scopes,
+    keyId: identity.key_id,
+    account,
+  };
+}
+
+/** Renew the session while a page is open. */
+export function keepSession(): () => void {
+  const timer = setInterval(() => void renewSession(), RENEW_MILLISECONDS);
+  return () => clearInterval(timer);
+}
+
+function post(path: string, body?: unknown): Promise<Response> {
+  return fetch(path, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body ?? {}),
+  });
+}

@@ -1,0 +1,92 @@
+/** Shows the sign-in page, or the frame with the page of the address. */
+
+import { AppShell, Burger, Center, Group, Loader, NavLink, ScrollArea, Text, Title } from "@mantine/core";
+import { useDisclosure } from "@mantine/hooks";
+import { Component, type ReactNode, Suspense, useEffect } from "react";
+import { Link, Redirect, Route, Switch, useLocation } from "wouter";
+
+import { hasScope, type Caller, useCaller } from "#/api/session";
+import { AccountMenu } from "#/components/account-menu";
+import { ErrorAlert } from "#/components/error-alert";
+import { useLanguage, useStrings } from "#/language";
+import { PAGES, type Page } from "#/pages";
+import { SignIn } from "#/pages/sign-in";
+import { strings } from "#/strings";
+
+export function App() {
+  const caller = useCaller();
+  if (caller.isPending) return <Center mih="100vh"><Loader /></Center>;
+  if (caller.isError) return <Center mih="100vh" p="md"><ErrorAlert error={caller.error} /></Center>;
+  return caller.data === null ? <SignIn /> : <Frame caller={caller.data} />;
+}
+
+function Frame({ caller }: { caller: Caller }) {
+  const t = useStrings(strings);
+  const { language } = useLanguage();
+  const [opened, { toggle, close }] = useDisclosure();
+  const [location] = useLocation();
+  const pages = PAGES.filter((page) => page.scopes.some((scope) => hasScope(caller, scope)));
+  const current = pages.find((page) => location === page.path || location.startsWith(`${page.path}/`));
+  useEffect(() => {
+    document.title = current ? `${current.title[language]} · Moyin` : "Moyin";
+    close();
+  }, [current, language, location, close]);
+  return (
+    <AppShell
+      header={{ height: 52 }}
+      navbar={{ width: 210, breakpoint: "sm", collapsed: { mobile: !opened } }}
+      padding="md"
+    >
+      <a href="#content" className="skip-link">{t.skip}</a>
+      <AppShell.Header>
+        <Group h="100%" px="md" justify="space-between" wrap="nowrap">
+          <Group gap="xs" wrap="nowrap">
+            <Burger opened={opened} onClick={toggle} hiddenFrom="sm" size="sm" aria-label={t.menu} />
+            <Title order={1} size="h4">Moyin</Title>
+          </Group>
+          <AccountMenu caller={caller} />
+        </Group>
+      </AppShell.Header>
+      <AppShell.Navbar p="xs" aria-label={t.pages}>
+        <ScrollArea>
+          {pages.map((page) => (
+            <NavLink
+              key={page.path} component={Link} href={page.path} label={page.title[language]}
+              leftSection={<page.icon size={18} stroke={1.6} aria-hidden />}
+              active={page === current} aria-current={page === current ? "page" : undefined}
+            />
+          ))}
+          <NavLink component="a" href="/comfy/" label={t.comfyui} target="_blank" rel="noopener" />
+        </ScrollArea>
+      </AppShell.Navbar>
+      <AppShell.Main id="content" tabIndex={-1}>
+        <Boundary key={location}>
+          <Suspense fallback={<Center h={200}><Loader /></Center>}>
+            <Switch>
+              <Route path="/"><Redirect to={pages[0]?.path ?? "/account"} replace /></Route>
+              {pages.map((page) => <PageRoute key={page.path} page={page} />)}
+              <Route><Text>{t.notFound}</Text></Route>
+            </Switch>
+          </Suspense>
+        </Boundary>
+      </AppShell.Main>
+    </AppShell>
+  );
+}
+
+function PageRoute({ page }: { page: Page }) {
+  return page.nested
+    ? <Route path={page.path} nest><page.component /></Route>
+    : <Route path={page.path}><page.component /></Route>;
+}
+
+/** Shows a defect of a page in its place, so that the rest stays usable. */
+class Boundary extends Component<{ children: ReactNode }, { error: Error | null }> {
+  override state: { error: Error | null } = { error: null };
+  static getDerivedStateFromError(error: Error) {
+    return { error };
+  }
+  override render() {
+    return this.state.error ? <ErrorAlert error={this.state.error} /> : this.props.children;
+  }
+}

@@ -1,0 +1,64 @@
+import { ActionIcon, Button, Group, Menu, useMantineColorScheme } from "@mantine/core";
+import { IconLanguage, IconSunMoon } from "@tabler/icons-react";
+import { useQueryClient } from "@tanstack/react-query";
+
+import { type Caller, signOut } from "#/api/session";
+import { type Language, LANGUAGES, useLanguage, useStrings } from "#/language";
+import { strings } from "#/strings";
+
+const NEXT = { auto: "light", light: "dark", dark: "auto" } as const;
+
+/** Shows who is signed in; chooses language and colours; signs out. */
+export function AccountMenu({ caller }: { caller: Caller }) {
+  const t = useStrings(strings);
+  const queries = useQueryClient();
+  const end = async () => {
+    await signOut();
+    queries.clear();
+    queries.setQueryData(["caller"], null);
+  };
+  return (
+    <Group gap={4} wrap="nowrap">
+      <LanguageMenu />
+      <ThemeButton />
+      <Menu position="bottom-end">
+        <Menu.Target>
+          <Button variant="subtle" size="compact-sm">{caller.name}</Button>
+        </Menu.Target>
+        <Menu.Dropdown>
+          <Menu.Item component="a" href="/docs" target="_blank">{t.documentation}</Menu.Item>
+          <Menu.Item onClick={() => void end()}>{t.signOut}</Menu.Item>
+        </Menu.Dropdown>
+      </Menu>
+    </Group>
+  );
+}
+
+export function LanguageMenu() {
+  const t = useStrings(strings);
+  const { language, choose } = useLanguage();
+  return (
+    <Menu position="bottom-end">
+      <Menu.Target>
+        <ActionIcon variant="subtle" aria-label={t.language}><IconLanguage size={18} /></ActionIcon>
+      </Menu.Target>
+      <Menu.Dropdown>
+        {Object.entries(LANGUAGES).map(([key, name]) => (
+          <Menu.Item key={key} lang={key} disabled={key === language} onClick={() => choose(key as Language)}>
+            {name}
+          </Menu.Item>
+        ))}
+      </Menu.Dropdown>
+    </Menu>
+  );
+}
+
+function ThemeButton() {
+  const t = useStrings(strings);
+  const { colorScheme, setColorScheme } = useMantineColorScheme();
+  return (
+    <ActionIcon variant="subtle" aria-label={t.theme} onClick={() => setColorScheme(NEXT[colorScheme])}>
+      <IconSunMoon size={18} />
+    </ActionIcon>
+  );
+}

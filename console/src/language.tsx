@@ -1,0 +1,82 @@
+/** Chooses the language of all pages: the one that the person chose, else the browser's. */
+
+import { createContext, type ReactNode, useContext, useEffect, useMemo, useState } from "react";
+
+export const LANGUAGES = { en: "English", ja: "日本語" } as const;
+export type Language = keyof typeof LANGUAGES;
+
+/** The strings of one page in all languages; the compiler finds strings that a language lacks. */
+export type Catalogue<S> = Record<Language, S>;
+
+const STORED = "moyin.language";
+const Context = createContext<{ language: Language; choose: (language: Language) => void } | null>(null);
+
+function findLanguage(): Language {
+  const stored = localStorage.getItem(STORED);
+  if (stored === "en" || stored === "ja") return stored;
+  return navigator.languages.some((name) => name.startsWith("ja")) ? "ja" : "en";
+}
+
+export function LanguageProvider({ children }: { children: ReactNode }) {
+  const [language, setLanguage] = useState(findLanguage);
+  useEffect(() => {
+    document.documentElement.lang = language;
+  }, [language]);
+  const value = useMemo(() => ({
+    language,
+    choose: (chosen: Language) => {
+      localStorage.setItem(STORED, chosen);
+      setLanguage(chosen);
+    },
+  }), [language]);
+  return <Context.Provider value={value}>{children}</Context.Provider>;
+}
+
+export function useLanguage() {
+  const value = useContext(Context);
+  if (value === null) throw new Error("there is no LanguageProvider above");
+  return value;
+}
+
+/** Return the strings of a catalogue in the chosen language. */
+export function useStrings<S>(catalogue: Catalogue<S>): S {
+  return catalogue[useLanguage().language];
+}
+
+/** Return functions that write numbers, money and times as the chosen language does. */
+export function useFormat() {
+  const { language } = useLanguage();
+  return useMemo(() => newFormat(language), [language]);
+}
+
+function newFormat(language: Language) {
+  const number = new Intl.NumberFormat(language, { maximumFractionDigits: 1 });
+  const money = new Intl.NumberFormat(language, {
+    style: "currency", currency: "USD", minimumFractionDigits: 2, maximumFractionDigits: 4,
+  });
+  const bytes = new Intl.NumberFormat(language, { maximumFractionDigits: 1, notation: "compact" });
+  const moment = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" });
+  const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
+  return {
+    number: (value: number) => number.format(value),
+    usd: (value: number) => money.format(value),
+    bytes: (value: number) => `${bytes.format(value)}B`,
+    /** A date with its time; `value` is an ISO 8601 text. */
+    time: (value: string) => moment.format(new Date(value)),
+    /** How long ago, or in how long, from now. */
+    ago: (value: string) => {
+      const seconds = (Date.parse(value) - Date.now()) / 1000;
+      for (const [unit, size] of [["day", 86_400], ["hour", 3_600], ["minute", 60]] as const) {
+        if (Math.abs(seconds) >= size) return relative.format(Math.round(seconds / size), unit);
+      }
+      return relative.format(Math.round(seconds), "second");
+    },
+    seconds: (value: number) => {
+      if (value < 60) return `${number.format(value)} s`;
+      const minutes = Math.floor(value / 60);
+      return minutes < 60
+        ? `${minutes} min ${Math.round(value % 60)} s`
+        : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+    },
+  };
+}

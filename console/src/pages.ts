@@ -1,0 +1,25 @@
+/** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
+
+import { type Icon, IconUserCircle } from "@tabler/icons-react";
+import { type ComponentType, lazy, type LazyExoticComponent } from "react";
+
+import type { Catalogue } from "#/language";
+
+export interface Page {
+  path: string;
+  /** The page has paths of its own below `path`. */
+  nested?: boolean;
+  title: Catalogue<string>;
+  icon: Icon;
+  /** Shown to callers who have any of these scopes. */
+  scopes: readonly string[];
+  component: LazyExoticComponent<ComponentType>;
+}
+
+export const PAGES: readonly Page[] = [
+  {
+    path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,
+    scopes: ["jobs:read", "text", "player", "operator", "org:read", "keys"],
+    component: lazy(() => import("#/pages/account")),
+  },
+];

@@ -1,0 +1,137 @@
+"""Drives the console in Chromium, and collects what no page may do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
+
+ROOT = Path(__file__).parents[3]
+# Pictures of the documents; a run with `--screenshots` writes them anew.
+SCREENSHOTS = ROOT / "docs" / "assets" / "console"
+_AXE = ROOT / "console" / "node_modules" / "axe-core" / "axe.min.js"
+_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)  # fmt: skip
+_SERIOUS = ("serious", "critical")
+
+
+class ConsoleBrowser:
+    """A browser with one page of the console.
+
+    Attributes:
+        page: Playwright's page.
+        mistakes: messages of the browser's log that are errors, and requests to other hosts.
+    """
+
+    def __init__(self, page: Page, url: str, folder: Path, *, writes_screenshots: bool) -> None:
+        self.page = page
+        self.url = url
+        self.mistakes: list[str] = []
+        self._folder = SCREENSHOTS if writes_screenshots else folder
+        page.on("console", self._note_message)
+        page.on("pageerror", lambda error: self.mistakes.append(f"error: {error}"))
+        page.on("request", self._note_request)
+
+    def open(self, path: str = "/") -> Self:
+        """Open a page by its path below ``/console``."""
+        self.page.goto(f"{self.url}/console{path}")
+        return self
+
+    def sign_in_with_key(self, api_key: str) -> Self:
+        """Sign in on the page that everybody sees first."""
+        self.open()
+        self.page.get_by_role("tab", name="API key").click()
+        self.page.get_by_label("API key", exact=True).last.fill(api_key)
+        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("navigation").wait_for()
+        return self
+
+    def sign_in(self, email: str, password: str) -> Self:
+        """Sign in as a person."""
+        self.open()
+        self.page.get_by_label("Email").fill(email)
+        self.page.get_by_label("Password").first.fill(password)
+        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("navigation").wait_for()
+        return self
+
+    def choose_language(self, language: str) -> Self:
+        """Show all pages in ``en`` or ``ja``, by what the language menu stores."""
+        self.page.evaluate("(name) => localStorage.setItem('moyin.language', name)", language)
+        self.page.reload()
+        return self
+
+    def check_accessibility(self) -> None:
+        """Assert that axe finds nothing serious on the page as it is now."""
+        # Evaluated by the browser's debugger, which the page's policy does not bind.
+        self.page.evaluate(_AXE.read_text())
+        found: dict[str, Any] = self.page.evaluate("async () => await axe.run()")
+        serious = [
+            (item["id"], [node["html"][:200] for node in item["nodes"]])
+            for item in found["violations"]
+            if item["impact"] in _SERIOUS
+        ]
+        assert serious == [], json.dumps(serious, indent=1)
+
+    def screenshot(self, name: str) -> Path:
+        """Keep a picture of the window for the documents."""
+        path = self._folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
+        return path
+
+    def check_clean(self, *expected: str) -> None:
+        """Assert that nothing went wrong, but for messages that contain an ``expected`` text."""
+        left = [text for text in self.mistakes if not any(known in text for known in expected)]
+        assert left == []
+        self.mistakes.clear()
+
+    def _note_message(self, message: ConsoleMessage) -> None:
+        # Who is not signed in yet is asked for nothing else.
+        is_question = "/accounts/whoami" in message.location.get("url", "") or (
+            "/accounts/session/renew" in message.location.get("url", "")
+        )
+        if message.type == "error" and not is_question:
+            self.mistakes.append(f"log: {message.text} {message.location.get('url')}")
+
+    def _note_request(self, request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme in ("data", "blob"):
+            return
+        if f"{parts.scheme}://{parts.netloc}" != self.url:
+            self.mistakes.append(f"request to another host: {request.url}")
+
+
+@contextmanager
+def open_browser(
+    url: str,
+    folder: Path,
+    *,
+    width: int = 1280,
+    height: int = 800,
+    writes_screenshots: bool = False,
+) -> Iterator[ConsoleBrowser]:
+    """Start Chromium with an empty profile in ``folder``."""
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            folder / "browser", executable_path=chromium, args=[*_FLAGS], timeout=120_000,
+            viewport={"width": width, "height": height}, locale="en-US", reduced_motion="reduce",
+        )  # fmt: skip
+        try:
+            context.set_default_timeout(60_000)
+            yield ConsoleBrowser(
+                context.pages[0], url, folder, writes_screenshots=writes_screenshots
+            )
+        finally:
+            context.close()

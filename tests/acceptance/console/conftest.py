@@ -1,0 +1,29 @@
+"""A browser with the console of the shared farm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.console.browser import ROOT, ConsoleBrowser, open_browser
+from tests.stack import RunningStack
+
+
+@pytest.fixture(scope="session")
+def console_tools() -> None:
+    """What `scripts/console.sh` installs; axe-core is used by the tests."""
+    if not (ROOT / "console" / "node_modules" / ".complete").exists():
+        subprocess.run([ROOT / "scripts" / "console.sh", "install"], check=True)
+
+
+@pytest.fixture
+def console(gateway: RunningStack, console_tools: None, tmp_path: Path) -> Iterator[ConsoleBrowser]:
+    """A browser that nobody has signed in; at the end no page has made a mistake."""
+    writes = os.environ.get("MOYIN_SCREENSHOTS") == "1"
+    with open_browser(gateway.url, tmp_path, writes_screenshots=writes) as browser:
+        yield browser
+        browser.check_clean()

@@ -1,0 +1,28 @@
+"""People and keys sign in to the console, and out again."""
+
+from __future__ import annotations
+
+from tests.acceptance.console.browser import ConsoleBrowser
+from tests.stack import RunningStack
+
+
+def test_a_key_signs_in_and_out(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    page = console.open().page
+    page.get_by_role("heading", name="Sign in to Moyin").wait_for()
+    console.check_accessibility()
+    console.screenshot("sign-in")
+    console.sign_in_with_key(gateway.api_key)
+    console.check_accessibility()
+    page.get_by_role("banner").get_by_role("button").last.click()
+    page.get_by_role("menuitem", name="Sign out").click()
+    page.get_by_role("heading", name="Sign in to Moyin").wait_for()
+
+
+def test_a_wrong_key_is_told_in_the_servers_words(console: ConsoleBrowser) -> None:
+    page = console.open().page
+    page.get_by_role("tab", name="API key").click()
+    page.get_by_label("API key", exact=True).last.fill("moyin_wrong")
+    page.get_by_role("button", name="Sign in").click()
+    alert = page.get_by_role("alert")
+    alert.get_by_text("invalid_api_key").wait_for()
+    console.check_clean("401")
