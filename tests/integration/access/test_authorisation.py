@@ -44,6 +44,7 @@ ACCOUNTS = {
     "POST /password/forgot": "++++++++",
     "POST /password/reset": "++++++++",
     "GET /oidc": "++++++++",
+    "GET /sign-in": "++++++++",
     "POST /oidc/begin": "hhhhhhhh",  # no provider is configured
     "POST /oidc/finish": "++++++++",
     "POST /logout": "-++++x+x",
@@ -72,6 +73,7 @@ ACCOUNTS = {
     "DELETE /signing-keys/{kid}": "-xxxx+xx",
     "GET /limits": "-+++++++",
     "GET /limits/{subject}": "-xxx++hx",
+    "GET /limits/{subject}/budgets": "-xxx++hx",
     "PUT /limits/{subject}": "-xxx++hx",
     "DELETE /limits/{subject}": "-xxx++hx",
 }
