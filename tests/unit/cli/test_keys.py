@@ -6,7 +6,7 @@ import pytest
 
 from moyin.cli.main import run
 from moyin.settings import Settings
-from moyin.store.audit import AuditEvent, AuditLog
+from moyin.store.audit import AuditEvent, AuditFilter, AuditLog
 from moyin.store.keys import ApiKey, KeyStore
 from moyin.store.sql import Database
 
