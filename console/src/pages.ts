@@ -1,6 +1,6 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
-import { type Icon, IconUserCircle } from "@tabler/icons-react";
+import { type Icon, IconReportMoney, IconUserCircle, IconUsers } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
 import type { Catalogue } from "#/language";
@@ -17,6 +17,16 @@ export interface Page {
 }
 
 export const PAGES: readonly Page[] = [
+  {
+    path: "/people", nested: true, title: { en: "People", ja: "メンバー管理" }, icon: IconUsers,
+    scopes: ["org:read", "org:admin", "operator"],
+    component: lazy(() => import("#/pages/people")),
+  },
+  {
+    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney,
+    scopes: ["text"],
+    component: lazy(() => import("#/pages/usage")),
+  },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,
     scopes: ["jobs:read", "text", "player", "operator", "org:read", "keys"],
