@@ -66,12 +66,16 @@ class ReloadableConfig(Generic[ConfigT]):
 
     Args:
         apply: applies a valid configuration completely, or raises ValueError and changes nothing.
+
+    Attributes:
+        is_rejected: whether the latest configuration was invalid and is ignored.
     """
 
     def __init__(self, model: type[ConfigT], apply: Callable[[ConfigT], None]) -> None:
         self._model = model
         self._apply = apply
         self._is_loaded = False
+        self.is_rejected = False
 
     def load(self, user_config: dict[str, Any]) -> None:
         """Validate and apply a configuration; raise ValueError if the first one is invalid."""
@@ -80,12 +84,14 @@ class ReloadableConfig(Generic[ConfigT]):
         except ValueError as error:
             if not self._is_loaded:
                 raise
+            self.is_rejected = True
             _log.error(
                 "ignored an invalid user_config and kept the previous one: %s",
                 _describe_invalid_fields(error),
             )
         else:
             self._is_loaded = True
+            self.is_rejected = False
 
 
 def _describe_invalid_fields(error: ValueError) -> str:
