@@ -1,0 +1,108 @@
+"""Defines the JSON bodies of the routes below ``/cluster``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moyin.domain.cluster import RendererState
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ShareBody(_Body):
+    """The share of a GPU that one actor has."""
+
+    actor: str = Field(description="The Ray actor: a renderer, or a llama.cpp server.")
+    pool: str | None = Field(description="The render pool; null for a llama.cpp server.")
+    fraction: float = Field(description="The part of the GPU that Ray reserves, above 0 to 1.")
+    state: RendererState
+    models: list[str] = Field(description="The model files in memory, the largest first.")
+
+
+class GpuBody(_Body):
+    """A GPU as Ray counts it; without a card, the measurements are null."""
+
+    index: int = Field(description="The GPU's number on its node.")
+    name: str | None = None
+    free: float = Field(description="The part of the GPU that no actor has reserved.")
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    temperature_celsius: int | None = None
+    shares: list[ShareBody]
+
+
+class NodeBody(_Body):
+    """A node of the Ray cluster."""
+
+    id: str
+    host: str
+    is_alive: bool
+    cpus: float = Field(description="The CPUs that Ray may reserve.")
+    memory_bytes: int = Field(description="The memory that Ray may reserve.")
+    labels: dict[str, str]
+    gpus: list[GpuBody]
+
+
+class RendererBody(_Body):
+    """One actor of a render pool, which runs one ComfyUI."""
+
+    name: str
+    state: RendererState
+    node: str | None = Field(description="The id of its node; null until Ray has placed the actor.")
+    gpu_indexes: list[int]
+    gpus: float
+    cpus: float
+    models: list[str]
+    error: str | None = Field(description="Why ComfyUI is not ready.")
+    started_at: datetime | None
+    losses: int = Field(
+        description="How often the actor or its ComfyUI died or failed to start in ten minutes."
+    )
+
+
+class PoolBody(_Body):
+    """A render pool."""
+
+    name: str
+    is_responding: bool = Field(description="If false, all other members but `name` are unknown.")
+    queued: int | None = Field(None, description="Renders that have no renderer yet.")
+    running: int | None = None
+    oldest_waiting_since: datetime | None = None
+    wait_p50_seconds: float | None = Field(
+        None, description="Half of the last hour's renders waited less; null without any."
+    )
+    wait_p90_seconds: float | None = None
+    ready: int | None = Field(None, description="Renderers that are ready or busy.")
+    minimum: int | None = None
+    maximum: int | None = None
+    renderers: list[RendererBody] | None = Field(None, description="For operators only.")
+
+
+class ProblemBody(_Body):
+    """Something that is wrong now."""
+
+    code: str = Field(description="A stable name of the kind of problem; docs/operations.md.")
+    subject: str = Field(description="What has the problem, such as a pool or a back end.")
+    since: datetime = Field(description="When it began, or was first noticed by this replica.")
+    message: str
+    advice: str = Field(description="What an operator can do.")
+
+
+class ProblemsBody(_Body):
+    """What is wrong now, the oldest first."""
+
+    problems: list[ProblemBody]
+
+
+class ClusterBody(_Body):
+    """What runs on the cluster."""
+
+    pools: list[PoolBody]
+    nodes: list[NodeBody] | None = Field(
+        None, description="For operators only; null while Ray does not respond."
+    )
+    problems: list[ProblemBody] | None = Field(None, description="For operators only.")
