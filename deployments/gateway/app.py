@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from deployments.errors import find_app_prefix, render_error, render_stream_error
 from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
 from deployments.gateway.routes import artifacts, cluster, job_events, jobs
@@ -29,6 +30,7 @@ from deployments.gateway.routes.comfy_api import (
 )  # fmt: skip
 from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
+from deployments.replicas import ReloadableConfig
 from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
@@ -63,7 +65,7 @@ from moyin.store.userdata import UserdataStore
 _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
-_OPERATOR_PATHS = frozenset({"/cluster/problems"})
+_OPERATOR_PATHS = frozenset({"/cluster/problems", "/cluster/routes"})
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"))
 # Pages can read these paths with an event token; their handlers check the token's job.
@@ -101,6 +103,7 @@ class GatewayServices:
     frontend: FrontendFiles
     templates: TemplateCatalog
     proxy: Proxy
+    config: ReloadableConfig[GatewayConfig]
     cluster: ClusterMonitor
     authenticator: Authenticator
     observer: Observer
@@ -241,7 +244,9 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         job_events.job_event_routes(
             services.jobs, services.feed, services.previews, services.signing_key
         ),
-        cluster.cluster_routes(services.cluster, services.admission),
+        cluster.cluster_routes(
+            services.cluster, services.admission, services.proxy, services.config
+        ),
         artifacts.signed_link_routes(*artifact_parts),
         artifacts.artifact_routes(*artifact_parts),
         jobs_v2.job_v2_routes(renders, retention),

@@ -170,7 +170,7 @@ class Gateway(MoyinCalls):
             blobs=blobs, pictures=PictureConverter(blobs, processes, pictures), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
             admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
-            templates=create_catalog(settings), proxy=proxy, cluster=cluster,
+            templates=create_catalog(settings), proxy=proxy, config=self._config, cluster=cluster,
             authenticator=create_authenticator(database, signing_key), meter=meter,
             observer=RequestObserver(settings.log_level),
             checks=checks,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from moyin.domain.cluster import RendererState
+from moyin.http.breaker import BreakerState
 
 
 class _Body(BaseModel):
@@ -79,6 +81,7 @@ class PoolBody(_Body):
     ready: int | None = Field(None, description="Renderers that are ready or busy.")
     minimum: int | None = None
     maximum: int | None = None
+    comfyui_version: str | None = Field(None, description="For operators only.")
     renderers: list[RendererBody] | None = Field(None, description="For operators only.")
 
 
@@ -106,3 +109,47 @@ class ClusterBody(_Body):
         None, description="For operators only; null while Ray does not respond."
     )
     problems: list[ProblemBody] | None = Field(None, description="For operators only.")
+    applications: dict[str, str] | None = Field(
+        None, description="The status of each app of Ray Serve. For operators only."
+    )
+
+
+class UpstreamBody(_Body):
+    """One server of a route, as the gateway's replica that responds sees it."""
+
+    url: str
+    weight: int
+    is_up: bool = Field(description="The result of the health checks; true without any.")
+    breaker: BreakerState
+    open_requests: int
+
+
+class RouteBody(_Body):
+    """A route of the proxy."""
+
+    name: str
+    hosts: list[str]
+    paths: list[str]
+    prefix: str | None
+    open_requests: int
+    max_open_requests: int | None
+    upstreams: list[UpstreamBody]
+
+
+class ConfigBody(_Body):
+    """The gateway's reloadable configuration in force."""
+
+    values: dict[str, Any]
+    applied_at: datetime | None = Field(description="When this replica applied it.")
+    is_newest_rejected: bool = Field(description="Whether a newer one is invalid and ignored.")
+
+
+class RoutesBody(_Body):
+    """The proxy's routes, the apps, the versions and the configuration in force."""
+
+    routes: list[RouteBody]
+    applications: dict[str, str] = Field(
+        description="The status of each app of Ray Serve, such as that of `intake`."
+    )
+    versions: dict[str, str] = Field(description="The versions of packages in this replica.")
+    config: ConfigBody

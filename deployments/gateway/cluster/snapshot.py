@@ -31,14 +31,16 @@ def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
         _build_pool(name, reading.pools.get(name), reading.backlogs.get(name), now)
         for name in names
     ]
-    return ClusterBody(pools=pools, nodes=_build_nodes(reading))
+    return ClusterBody(
+        pools=pools, nodes=_build_nodes(reading), applications=dict(reading.applications)
+    )
 
 
 def restrict_cluster(cluster: ClusterBody, pools: Collection[str]) -> ClusterBody:
     """Return what a tenant may see: the load of the pools that it may use."""
     return ClusterBody(
         pools=[
-            pool.model_copy(update={"renderers": None})
+            pool.model_copy(update={"renderers": None, "comfyui_version": None})
             for pool in cluster.pools
             if pool.name in pools
         ]
@@ -64,6 +66,7 @@ def _build_pool(
         ready=sum(renderer.state in _READY for renderer in summary.renderers),
         minimum=summary.minimum,
         maximum=summary.maximum,
+        comfyui_version=summary.comfyui_version or None,
         renderers=[_build_renderer(renderer) for renderer in summary.renderers],
     )
 

@@ -10,12 +10,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.event_stream import EventStreamResponse
-from deployments.gateway.cluster.bodies import ClusterBody, ProblemsBody
+from deployments.gateway.cluster.bodies import ClusterBody, ProblemsBody, RoutesBody
 from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import restrict_cluster
+from deployments.gateway.config import GatewayConfig
+from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.domain.identity import OPERATOR, Identity
+from moyin.proxy import Proxy
 
 _RETRY = "retry: 2000\n\n"
 _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -26,7 +30,12 @@ _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def cluster_routes(monitor: ClusterMonitor, admission: GraphAdmission) -> APIRouter:
+def cluster_routes(
+    monitor: ClusterMonitor,
+    admission: GraphAdmission,
+    proxy: Proxy,
+    config: ReloadableConfig[GatewayConfig],
+) -> APIRouter:
     """Return the routes that show the state of the cluster."""
     router = APIRouter(tags=["cluster"])
 
@@ -47,6 +56,14 @@ def cluster_routes(monitor: ClusterMonitor, admission: GraphAdmission) -> APIRou
     async def show_problems() -> ProblemsBody:
         """Return the present problems in words, the oldest first, for operators."""
         return ProblemsBody(problems=(await monitor.get()).problems or [])
+
+    @router.get("/cluster/routes", name="routes", summary="Show the proxy's routes and versions")
+    async def show_routes() -> RoutesBody:
+        """Return the proxy's routes, the apps, versions and the configuration, for operators.
+
+        Health, breakers and load are as the replica of the gateway that responds sees them.
+        """
+        return build_routes(proxy.pools, config, (await monitor.get()).applications or {})
 
     @router.get(
         "/cluster/events",

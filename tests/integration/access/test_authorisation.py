@@ -96,6 +96,7 @@ GATEWAY = {
     "GET /cluster": "-xx+x++",
     "GET /cluster/events": "-xx+x++",
     "GET /cluster/problems": "-xxxx++",
+    "GET /cluster/routes": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",

@@ -24,7 +24,9 @@ from deployments.gateway.cluster.bodies import ClusterBody
 from deployments.gateway.cluster.monitor import ClusterMonitor
 from deployments.gateway.cluster.snapshot import build_cluster
 from deployments.gateway.cluster.sources import ClusterReading
+from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
+from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import create_authenticator
 from moyin.access.gatekeeper.identity import create_service_token_factory
 from moyin.access.gatekeeper.limits import RequestMeter
@@ -383,6 +385,7 @@ class Farm:
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
             cluster=cluster,
+            config=ReloadableConfig(GatewayConfig, lambda _: None),
             authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
             checks={
