@@ -98,6 +98,10 @@ GATEWAY = {
     "POST /jobs/{job_id}/token": "-xxx++h",
     "POST /jobs/{job_id}/cancel": "-xxx++h",
     "POST /jobs/{job_id}/retry": "-xxx++h",
+    "GET /cluster": "-xx+x++",
+    "GET /cluster/events": "-xx+x++",
+    "GET /cluster/problems": "-xxxx++",
+    "GET /cluster/routes": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",
@@ -189,6 +193,7 @@ GATEWAY = {
 
 MODELS_ROLES = ("nobody", "player", "reader", "text", "everything", "other tenant")
 MODELS = {
+    "GET /backends": "-xxx++",  # operators' and administrators'
     "GET /requests": "-xx+++",
     "GET /usage": "-xx+++",
     "POST /images/generations": "-xxx++",  # pictures are jobs
