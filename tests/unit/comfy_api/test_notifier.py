@@ -85,7 +85,7 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
         assert (await receive(client))[0] == "execution_start"
         monkeypatch.setattr(rig.prompts, "get", count_read)
         rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             for _ in range(3):
                 await reads.acquire()
         assert client.is_idle()
@@ -304,7 +304,7 @@ async def test_an_end_before_the_connection_is_not_repeated(
     monkeypatch.setattr(rig.prompts, "list_ended_since", count_tick)
     async with rig.client(rig.events(tick=0.05)) as client:
         # The first tick looks back to the connection, later ones further if nothing bounds them.
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             for _ in range(4):
                 await ticks.acquire()
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)

@@ -108,9 +108,10 @@ def test_the_installation_of_the_readme_brings_the_whole_package(
     )
     kind, text = list_snippets(README)["install"]
     assert kind == "sh"
-    # Without the Internet, and beside the environment of the tests.
+    # Without the Internet, and beside the environment of the tests. Of the last variable, pip takes
+    # the value for that of build isolation.
     target = tmp_path / "target"
-    options = {"TARGET": str(target), "NO_INDEX": "1", "NO_DEPS": "1", "NO_BUILD_ISOLATION": "1"}
+    options = {"TARGET": str(target), "NO_INDEX": "1", "NO_DEPS": "1", "NO_BUILD_ISOLATION": "0"}
     for name, value in options.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
