@@ -56,8 +56,6 @@ class ScriptedGateway:
                 else:
                     self._send(200, json.dumps(answer).encode(), "application/json")
 
-            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
-
             def _read_body(self) -> bytes:
                 if "chunked" not in self.headers.get("transfer-encoding", ""):
                     return self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -81,4 +79,6 @@ class ScriptedGateway:
             def log_message(self, *_: object) -> None:
                 """Print nothing: the requests are recorded."""
 
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
+            setattr(Handler, f"do_{method}", Handler._answer)
         return Handler

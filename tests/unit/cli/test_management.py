@@ -231,7 +231,5 @@ def test_usage_is_exported_as_csv(
         (["audit", "export", "--format", "xml"], 2),
     ],
 )
-def test_exit_status_of_errors(
-    gateway: ScriptedGateway, arguments: list[str], status: int
-) -> None:
+def test_exit_status_of_errors(gateway: ScriptedGateway, arguments: list[str], status: int) -> None:
     assert run(arguments) == status
