@@ -56,7 +56,7 @@ _PUBLIC = frozenset(
     f"{_PREFIX}/{name}"
     for name in (
         *DOCS_PATHS, "healthz", "readyz", "openapi.json", ".well-known/jwks.json", "register", "login",
-        "refresh", "session", "session/renew", "session/end", "password/forgot", "password/reset",
+        "refresh", "sign-in", "session", "session/renew", "session/end", "password/forgot", "password/reset",
         "oidc", "oidc/begin", "oidc/finish",
     )
 )  # fmt: skip
@@ -140,6 +140,7 @@ def new_services(
             limits=limits,
             audit=audit,
             signing_keys=signing_keys,
+            budgets=meter.budgets,
             transactions=transactions,
         ),
         token_issuer=token_issuer,

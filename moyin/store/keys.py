@@ -19,11 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import ALL, ALL_SCOPES, Identity, is_internal_owner
 from moyin.errors import InvalidKey, InvalidRequest, NotFound
+from moyin.store.cursors import PageQuery, build_search_condition, fetch_page
 from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import compute_digest
 
 _log = logging.getLogger(__name__)
+_ALL_KEYS = PageQuery()
 _PREFIX = "moyin"
 # The accuracy of the column `last_used_at`.
 _USE_RECORD_INTERVAL = timedelta(minutes=1)
@@ -175,9 +177,32 @@ class KeyStore:
             raise _not_found(key_id)
         return keys[0]
 
-    async def list_by_owner(self, owner: str) -> list[ApiKey]:
-        """Return the keys of a tenant and of its users, oldest first."""
-        return await self._select(api_keys.c.owner == owner)
+    async def list_by_owner(
+        self,
+        owner: str,
+        *,
+        user: str | None = None,
+        valid: bool = False,
+        search: str = "",
+        page: PageQuery = _ALL_KEYS,
+    ) -> tuple[list[ApiKey], str | None]:
+        """Return keys of a tenant and its users, newest first, and the cursor of the next page.
+
+        Args:
+            user: the id of the user whose keys are returned, or None for all keys.
+            valid: whether keys that were revoked or have expired are left out.
+            search: a part of the key's name.
+        """
+        condition = api_keys.c.owner == owner
+        if user is not None:
+            condition &= api_keys.c.user_id == user
+        if valid:
+            expiry = api_keys.c.expires_at
+            condition &= api_keys.c.revoked_at.is_(None) & (expiry.is_(None) | (expiry > now()))
+        if search:
+            condition &= build_search_condition(search, api_keys.c.name)
+        rows, cursor = await fetch_page(self._database, api_keys, condition, page)
+        return [_parse_key(row) for row in rows], cursor
 
     async def list_all(self) -> list[ApiKey]:
         """Return the keys of all tenants, oldest first."""
@@ -195,20 +220,7 @@ class KeyStore:
 
     async def _select(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:
         query = sa.select(api_keys).where(condition).order_by(api_keys.c.created_at, api_keys.c.id)
-        return [
-            ApiKey(
-                id=row["id"],
-                owner=row["owner"],
-                name=row["name"],
-                scopes=frozenset(row["scopes"].split()),
-                user=row["user_id"],
-                created_at=ensure_utc(row["created_at"]),
-                expires_at=ensure_utc(row["expires_at"]),
-                revoked_at=ensure_utc(row["revoked_at"]),
-                last_used_at=ensure_utc(row["last_used_at"]),
-            )
-            for row in await self._database.fetch_all(query)
-        ]
+        return [_parse_key(row) for row in await self._database.fetch_all(query)]
 
 
 async def is_key_valid(connection: Transaction, key_id: str, scopes: frozenset[str]) -> bool:
@@ -224,6 +236,20 @@ async def get_key_expiry(connection: Transaction, key_id: str) -> datetime | Non
     """Return the time at which a key expires, or None if it never does."""
     query = sa.select(api_keys.c.expires_at).where(api_keys.c.id == key_id)
     return ensure_utc((await connection.execute(query)).scalar())
+
+
+def _parse_key(row: Mapping[Any, Any]) -> ApiKey:
+    return ApiKey(
+        id=row["id"],
+        owner=row["owner"],
+        name=row["name"],
+        scopes=frozenset(row["scopes"].split()),
+        user=row["user_id"],
+        created_at=ensure_utc(row["created_at"]),
+        expires_at=ensure_utc(row["expires_at"]),
+        revoked_at=ensure_utc(row["revoked_at"]),
+        last_used_at=ensure_utc(row["last_used_at"]),
+    )
 
 
 def _parse_id(presented: str) -> str | None:

@@ -49,6 +49,7 @@ ACCOUNTS = {
     "POST /password/forgot": "++++++++",
     "POST /password/reset": "++++++++",
     "GET /oidc": "++++++++",
+    "GET /sign-in": "++++++++",
     "POST /oidc/begin": "hhhhhhhh",  # no provider is configured
     "POST /oidc/finish": "++++++++",
     "POST /logout": "-++++x+x",
@@ -77,6 +78,7 @@ ACCOUNTS = {
     "DELETE /signing-keys/{kid}": "-xxxx+xx",
     "GET /limits": "-+++++++",
     "GET /limits/{subject}": "-xxx++hx",
+    "GET /limits/{subject}/budgets": "-xxx++hx",
     "PUT /limits/{subject}": "-xxx++hx",
     "DELETE /limits/{subject}": "-xxx++hx",
 }
