@@ -1,6 +1,6 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
-import { type Icon, IconUserCircle } from "@tabler/icons-react";
+import { type Icon, IconBrush, IconPhoto, IconUserCircle } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
 import type { Catalogue } from "#/language";
@@ -17,6 +17,14 @@ export interface Page {
 }
 
 export const PAGES: readonly Page[] = [
+  {
+    path: "/render", title: { en: "Render", ja: "レンダー" }, icon: IconBrush, scopes: ["jobs:write"],
+    component: lazy(() => import("#/pages/render")),
+  },
+  {
+    path: "/gallery", title: { en: "Gallery", ja: "ギャラリー" }, icon: IconPhoto, scopes: ["jobs:read"],
+    component: lazy(() => import("#/pages/gallery")),
+  },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,
     scopes: ["jobs:read", "text", "player", "operator", "org:read", "keys"],
