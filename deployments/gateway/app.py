@@ -253,7 +253,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.cluster, services.admission, services.proxy, services.config
         ),
         artifacts.signed_link_routes(*artifact_parts),
-        artifacts.artifact_routes(*artifact_parts),
+        artifacts.artifact_routes(*artifact_parts, services.templates),
         jobs_v2.job_v2_routes(renders, retention),
         assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):

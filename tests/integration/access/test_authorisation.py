@@ -109,6 +109,8 @@ GATEWAY = {
     "GET /artifacts/{artifact_id}": "-xx+x+h",
     "DELETE /artifacts/{artifact_id}": "-xxx++h",
     "POST /artifacts/{artifact_id}/link": "-xxx++h",
+    "PUT /artifacts/{artifact_id}/favourite": "-xxx++h",
+    "DELETE /artifacts/{artifact_id}/favourite": "-xxx++h",
     **dict.fromkeys(
         (
             "GET /system_stats",
