@@ -1,6 +1,6 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
-import { type Icon, IconUserCircle } from "@tabler/icons-react";
+import { type Icon, IconMessages, IconUserCircle } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
 import type { Catalogue } from "#/language";
@@ -17,6 +17,10 @@ export interface Page {
 }
 
 export const PAGES: readonly Page[] = [
+  {
+    path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
+    component: lazy(() => import("#/pages/chat")),
+  },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,
     scopes: ["jobs:read", "text", "player", "operator", "org:read", "keys"],
