@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from sqlalchemy.exc import SQLAlchemyError
 
+from deployments.accounts.routes.browser_sessions import browser_session_routes
 from deployments.accounts.routes.callers import CallerResolver
 from deployments.accounts.routes.keys import key_routes, limit_routes, signing_key_routes
 from deployments.accounts.routes.organisations import organisation_routes
@@ -34,6 +35,7 @@ from moyin.access.accounts.throttle import Throttle
 from moyin.access.gatekeeper import Authenticator, Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
+from moyin.access.gatekeeper.credential_finder import CredentialFinder
 from moyin.access.gatekeeper.identity import create_authenticator
 from moyin.access.gatekeeper.limits import RequestMeter, create_meter
 from moyin.access.gatekeeper.observation import Observer
@@ -54,7 +56,7 @@ _PUBLIC = frozenset(
     f"{_PREFIX}/{name}"
     for name in (
         *DOCS_PATHS, "healthz", "readyz", "openapi.json", ".well-known/jwks.json", "register", "login",
-        "refresh", "password/forgot", "password/reset", "oidc", "oidc/begin", "oidc/finish",
+        "refresh", "session", "session/renew", "session/end", "password/forgot", "password/reset", "oidc", "oidc/begin", "oidc/finish",
     )
 )  # fmt: skip
 _MAX_BODY_BYTES = 64 * 1024
@@ -75,6 +77,7 @@ class AccountsServices:
     api_keys: ApiKeyService
     token_issuer: AccessTokenIssuer
     users: UserStore
+    sessions: SessionStore
     authenticator: Authenticator
     observer: Observer
     proxies: TrustedProxies
@@ -140,6 +143,7 @@ def new_services(
         ),
         token_issuer=token_issuer,
         users=users,
+        sessions=sessions,
         authenticator=create_authenticator(database, signing_key, cached=False),
         observer=observer,
         proxies=TrustedProxies(settings.trusted_proxies),
@@ -177,7 +181,12 @@ def new_app(services: AccountsServices) -> Gatekeeper:
     callers = CallerResolver(services.proxies)
     app.include_router(new_health_routes(services.checks))
     app.include_router(_jwks_routes(services.token_issuer))
-    app.include_router(sign_in_routes(services.sign_in, services.open_id, callers))
+    app.include_router(
+        sign_in_routes(services.sign_in, services.open_id, services.sessions, callers)
+    )
+    app.include_router(
+        browser_session_routes(services.sign_in, services.sessions, services.authenticator, callers)
+    )
     app.include_router(own_account_routes(services.users, services.sign_in, callers))
     app.include_router(organisation_routes(services.organisations, callers))
     app.include_router(key_routes(services.api_keys, callers))
@@ -191,6 +200,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
         AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
         service="accounts", authenticator=services.authenticator, errors=render_problem_details,
         max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
+        credentials=CredentialFinder(cookie=lambda _: True),
     )  # fmt: skip
 
 

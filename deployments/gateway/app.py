@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from fastapi import FastAPI, Request, Response
@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from deployments.errors import find_app_prefix, render_error, render_stream_error
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
-from deployments.gateway.routes import artifacts, job_events, jobs
+from deployments.gateway.routes import artifacts, console, job_events, jobs
 from deployments.gateway.routes.comfy_api import (
     assets_v2,
     files,
@@ -44,6 +44,7 @@ from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_file, to_server_path
+from moyin.console import CONSOLE_PATH, ConsoleFiles
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
@@ -57,13 +58,14 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
+from moyin.store.sessions import SessionStore
 from moyin.store.userdata import UserdataStore
 
 _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
 # All other public paths begin with one of these, so most requests need only one comparison.
-_PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"))
+_PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"), CONSOLE_PATH.rstrip("/"))
 # Pages can read these paths with an event token; their handlers check the token's job.
 _EVENT_TOKEN_PATH = re.compile(r"/jobs/[^/]+/(?:events|ws|preview)|/artifacts/[^/]+")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -94,6 +96,7 @@ class GatewayServices:
     files: ComfyFiles
     events: PromptNotifiers
     userdata: UserdataStore
+    sessions: SessionStore
     node_info: NodeInfoCache
     admission: GraphAdmission
     frontend: FrontendFiles
@@ -107,6 +110,7 @@ class GatewayServices:
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     retention: timedelta
     meter: RequestMeter | None = None
+    console: ConsoleFiles = field(default_factory=ConsoleFiles)
 
 
 def new_app(services: GatewayServices) -> Gatekeeper:
@@ -146,7 +150,8 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         return is_comfyui_path(scope["path"]) and not is_proxied(scope)
 
     def accepts_cookie(scope: Scope) -> bool:
-        return to_server_path(scope["path"]) is not None and not is_proxied(scope)
+        # Services behind the proxy get no cookie, so they must not be opened by one either.
+        return not is_proxied(scope)
 
     def accepts_event_token(scope: Scope) -> bool:
         method, path = scope.get("method", "GET"), scope["path"]
@@ -225,7 +230,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     renders = ComfyJobs(
         service=services.service, jobs=services.jobs, feed=services.feed, blobs=blobs
     )
-    sessions = BrowserSessions(services.authenticator, PAGE_PATH)
+    sessions = BrowserSessions(services.authenticator, services.sessions.revoke)
     for router in (
         new_health_routes(services.checks),
         jobs.job_routes(
@@ -249,6 +254,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(prompts.job_list_routes(services.prompts))
     app.include_router(jobs.template_routes(services.templates))
+    app.include_router(console.console_routes(services.console))
     app.include_router(frontend.session_routes(sessions))
     app.include_router(frontend.frontend_routes(sessions, services.frontend, node_info))
 
@@ -269,7 +275,12 @@ def _accepts_event_token(method: str, path: str) -> bool:
 def _is_public(path: str) -> bool:
     if path not in _PUBLIC and not path.startswith(_PUBLIC_PREFIXES):
         return False
-    return path in _PUBLIC or path.startswith(SIGNED_FILES_PREFIX) or is_page_file(path)
+    return (
+        path in _PUBLIC
+        or path.startswith((SIGNED_FILES_PREFIX, CONSOLE_PATH))
+        or path == CONSOLE_PATH.rstrip("/")
+        or is_page_file(path)
+    )
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:

@@ -47,6 +47,7 @@ from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.previews import PreviewHub, PreviewStore
 from moyin.store.prompts import PromptStore
+from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
 from moyin.store.userdata import UserdataStore
@@ -150,7 +151,7 @@ class Gateway(MoyinCalls):
             places=places, artifacts=artifacts,
             blobs=blobs, pictures=PictureConverter(blobs, processes, pictures), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
-            admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
+            sessions=SessionStore(database), admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=create_catalog(settings), proxy=proxy,
             authenticator=create_authenticator(database, signing_key), meter=meter,
             observer=RequestObserver(settings.log_level),

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from moyin.comfy_api.frontend import (
     FrontendFolders,
+    add_renewal,
     build_security_policy,
     rebase_picture_urls,
     set_base_path,
@@ -44,8 +45,12 @@ class FrontendFiles:
         self._index = ""
         self._policy = ""
 
-    async def get_page(self) -> Response:
-        """Return ComfyUI's page, or a page that explains how to install the frontend."""
+    async def get_page(self, *, renews: bool) -> Response:
+        """Return ComfyUI's page, or a page that explains how to install the frontend.
+
+        Args:
+            renews: whether the page keeps its session, which expires in minutes, renewed.
+        """
         if await self._load_folders() is None:
             missing = render_plain_page(
                 "ComfyUI's frontend is not installed",
@@ -54,7 +59,8 @@ class FrontendFiles:
             )
             return HTMLResponse(missing.html, 503, missing.headers)
         headers = {"content-security-policy": self._policy, "cache-control": "no-store"}
-        return HTMLResponse(self._index, headers=headers)
+        page = add_renewal(self._index) if renews else self._index
+        return HTMLResponse(page, headers=headers)
 
     async def get_file(self, path: str, scope: Scope) -> Response:
         """Return a file of the frontend.

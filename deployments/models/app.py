@@ -40,6 +40,7 @@ from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
+from moyin.access.gatekeeper.credential_finder import CredentialFinder
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.client.gateway import GatewayClient
@@ -240,6 +241,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         body_limit_of=body_limit_of,
         observer=services.observer,
         public=_PUBLIC_PATHS,
+        credentials=CredentialFinder(cookie=lambda _: True),
         stream_errors=render_stream_error,
         errors_of=choose_renderer,
     )

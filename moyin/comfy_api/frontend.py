@@ -15,6 +15,7 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
 
+RENEWAL_PATH = "/comfy/session/renew.js"
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"
@@ -95,6 +96,11 @@ def set_base_path(index: str, path: str) -> str:
     """Return the page ``index`` with ``path`` as the base of its relative URLs."""
     head, tag, rest = index.partition("<head>")
     return f'{head}{tag}<base href="{path}">{_START_VIEW_SCRIPT}{rest}'
+
+
+def add_renewal(page: str) -> str:
+    """Return ``page`` with the script that renews the session of a person who is signed in."""
+    return page.replace("<head>", f'<head><script src="{RENEWAL_PATH}" type="module"></script>', 1)
 
 
 def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:

@@ -86,3 +86,20 @@ class Session:
     id: str
     user_id: str
     expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenSession:
+    """Describes an open session to its user.
+
+    Attributes:
+        last_used_at: the time of the last sign-in or renewal, not of the last request.
+        address, user_agent: the client that signed in or renewed then; empty if unknown.
+    """
+
+    id: str
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+    address: str
+    user_agent: str

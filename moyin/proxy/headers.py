@@ -126,7 +126,7 @@ def build_response_headers(
             continue
         if plain.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
-        # Only the gateway itself may set its session cookie.
+        # Only the gateway itself may set its cookies.
         if plain == "set-cookie" and not remove_session_cookie(
             value.decode("latin-1").partition(";")[0]
         ):

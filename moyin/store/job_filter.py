@@ -83,7 +83,8 @@ class JobFilter:
         """Return the query for the owner's jobs.
 
         Indexes find the jobs with a status or kind. Pools, templates, metadata and words are
-        compared in the rows.
+        compared in the rows. For a search, a job's text is read from another row, and each word is
+        looked for in all of it, so that a page of a long search looks at fewer jobs.
         """
         common = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
@@ -92,8 +93,7 @@ class JobFilter:
             table=jobs,
             ranges=[common],
             scanned=lambda columns: self._build_scanned_conditions(columns, owner, dialect),
-            # Each word is looked for in the whole text: a long search reads fewer rows.
-            values_per_row=1 if self.search is None else max(1, len(find_words(self.search))),
+            values_per_row=1 if self.search is None else 1 + len(find_words(self.search)),
         )
 
     def _build_time_conditions(self) -> list[Condition]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from moyin.domain.account import Session
-from moyin.errors import InvalidToken
+from moyin.domain.account import OpenSession, Session
+from moyin.errors import InvalidToken, NotFound
 from moyin.store.schema import password_resets, refresh_tokens, sessions, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import compute_digest, generate_id, generate_secret
 
+# The open sessions of one user that are listed; a person has a few.
+_MAX_LISTED = 200
 # How long expired sessions and reset tokens are stored.
 _RETENTION = timedelta(days=1)
 
@@ -81,9 +83,75 @@ class SessionStore:
             field="refresh_token",
         )
 
+    async def renew(self, presented: str) -> Session:
+        """Extend the session of a refresh token that stays valid, and return it.
+
+        Browsers keep this token in a cookie that no script can read, and all their tabs share it.
+        If renewal replaced it, one of two tabs that renew at once would present the former token
+        and so end the session. A token that was rotated has left the cookie, so its use here ends
+        the session as in `rotate_refresh_token`, and raises `InvalidToken`.
+        """
+        digest = compute_digest(presented)
+        expires_at = now() + self._idle
+        async with self._database.writing() as connection:
+            row = await _find_session(connection, digest)
+            if row is not None and row.used_at is None:
+                extended = sessions.update().where(sessions.c.id == row.id)
+                await connection.execute(extended.values(expires_at=expires_at))
+                return Session(id=row.id, user_id=row.user_id, expires_at=expires_at)
+            if row is not None:
+                await connection.execute(_build_revocation(sessions.c.id == row.id))
+        raise InvalidToken("the browser's session has ended or expired; sign in again")
+
+    async def record_client(self, session_id: str, address: str, user_agent: str) -> None:
+        """Record that a client has just signed in or renewed its session."""
+        statement = sessions.update().where(
+            sessions.c.id == session_id, sessions.c.revoked_at.is_(None)
+        )
+        await self._database.execute(
+            statement.values(last_used_at=now(), address=address[:64], user_agent=user_agent[:256])
+        )
+
+    async def list_open(self, user_id: str) -> list[OpenSession]:
+        """Return the user's open sessions, the last used first."""
+        used_at = sa.func.coalesce(sessions.c.last_used_at, sessions.c.created_at)
+        query = (
+            sa.select(sessions)
+            .where(_is_open_of(user_id))
+            .order_by(used_at.desc(), sessions.c.id)
+            .limit(_MAX_LISTED)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            OpenSession(
+                id=row.id,
+                created_at=ensure_utc(row.created_at),
+                last_used_at=ensure_utc(row.last_used_at or row.created_at),
+                expires_at=ensure_utc(row.expires_at),
+                address=row.address or "",
+                user_agent=row.user_agent or "",
+            )
+            for row in rows
+        ]
+
     async def revoke(self, session_id: str) -> None:
         """End a session."""
         await self._database.execute(_build_revocation(sessions.c.id == session_id))
+
+    async def revoke_of_user(self, user_id: str, session_id: str) -> None:
+        """End an open session of the user; raise `NotFound` for all other ids."""
+        statement = _build_revocation(sa.and_(sessions.c.id == session_id, _is_open_of(user_id)))
+        async with self._database.writing() as connection:
+            if (await connection.execute(statement)).rowcount == 0:
+                raise NotFound(f"you have no open session {session_id}")
+
+    async def revoke_by_refresh_token(self, presented: str) -> None:
+        """End the session of a refresh token, if there is one."""
+        holder = sa.select(refresh_tokens.c.session_id).where(
+            refresh_tokens.c.digest == compute_digest(presented)
+        )
+        await self._database.execute(_build_revocation(sessions.c.id.in_(holder)))
 
     async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
         """End all sessions of a user."""
@@ -240,7 +308,9 @@ def _select_open(session_id: str) -> sa.Select[Any]:
 async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | None:
     """Return the session of a refresh token's digest, or None if it has ended."""
     query = (
-        sa.select(sessions.c.id, sessions.c.user_id, sessions.c.expires_at)
+        sa.select(
+            sessions.c.id, sessions.c.user_id, sessions.c.expires_at, refresh_tokens.c.used_at
+        )
         .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
         .join(users, users.c.id == sessions.c.user_id)
         .where(
@@ -283,6 +353,15 @@ async def _issue_refresh_token(connection: Transaction, session_id: str) -> str:
     return text
 
 
+def _is_open_of(user_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        sessions.c.user_id == user_id,
+        sessions.c.revoked_at.is_(None),
+        sessions.c.expires_at > now(),
+    )
+
+
 def _build_revocation(condition: sa.ColumnElement[bool]) -> sa.Update:
+    """Return the statement that ends sessions, and forgets where they were used."""
     changed = sessions.update().where(condition, sessions.c.revoked_at.is_(None))
-    return changed.values(revoked_at=now())
+    return changed.values(revoked_at=now(), address=None, user_agent=None)

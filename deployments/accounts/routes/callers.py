@@ -5,9 +5,11 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from moyin.access.accounts.caller import Caller
+from moyin.access.accounts.signin import SignInResult
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
+from moyin.store.sessions import SessionStore
 
 # Responses that contain a secret have these headers, so that no cache stores them.
 NO_STORE_HEADERS = {"cache-control": "no-store"}
@@ -22,6 +24,17 @@ class CallerResolver:
     def client_address(self, request: Request) -> str:
         """Return the client's IP address, or an empty string if it is unknown."""
         return self._proxies.get_client_address(request.scope)
+
+    async def record_client(
+        self, sessions: SessionStore, result: SignInResult, request: Request
+    ) -> None:
+        """Record who has just opened or renewed a session, for the list of the user's sessions."""
+        agent = request.headers.get("user-agent", "")
+        await sessions.record_client(
+            result.session.id,
+            self.client_address(request),
+            "".join(character for character in agent if character.isprintable()),
+        )
 
     def resolve_caller(self, request: Request) -> Caller:
         """Return the caller whom the gatekeeper has authenticated.

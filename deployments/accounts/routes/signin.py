@@ -6,44 +6,54 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
 from moyin.access.accounts.oidc import OpenIdSignIn
-from moyin.access.accounts.signin import SignInService
+from moyin.access.accounts.signin import SignInResult, SignInService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import build_identity, build_session, build_user
+from moyin.store.sessions import SessionStore
 from moyin.store.users import UserStore
 
 
 def sign_in_routes(
-    sign_in: SignInService, open_id: OpenIdSignIn, callers: CallerResolver
+    sign_in: SignInService,
+    open_id: OpenIdSignIn,
+    sessions: SessionStore,
+    callers: CallerResolver,
 ) -> APIRouter:
     """Return the routes that register users, sign them in and out, and set their passwords."""
     router = APIRouter(tags=["sign-in"])
+
+    async def respond(
+        result: SignInResult, request: Request, response: Response
+    ) -> wire.SessionBody:
+        response.headers.update(NO_STORE_HEADERS)
+        await callers.record_client(sessions, result, request)
+        return build_session(result)
 
     @router.post("/register", status_code=201)
     async def register(
         body: wire.Register, request: Request, response: Response
     ) -> wire.SessionBody:
         """Register as a player, and sign in."""
-        response.headers.update(NO_STORE_HEADERS)
         address = callers.client_address(request)
-        return build_session(await sign_in.register(body.email, body.password, body.name, address))
+        result = await sign_in.register(body.email, body.password, body.name, address)
+        return await respond(result, request, response)
 
     @router.post("/login")
     async def login(body: wire.Login, request: Request, response: Response) -> wire.SessionBody:
         """Sign in with an email and a password."""
-        response.headers.update(NO_STORE_HEADERS)
         address = callers.client_address(request)
-        return build_session(
-            await sign_in.sign_in(body.email, body.password, address, body.device_token)
-        )
+        result = await sign_in.sign_in(body.email, body.password, address, body.device_token)
+        return await respond(result, request, response)
 
     @router.post("/refresh")
-    async def refresh(body: wire.RefreshSession, response: Response) -> wire.SessionBody:
+    async def refresh(
+        body: wire.RefreshSession, request: Request, response: Response
+    ) -> wire.SessionBody:
         """Return new tokens. The refresh token in the request becomes invalid.
 
         The session ends if a refresh token is used twice.
         """
-        response.headers.update(NO_STORE_HEADERS)
-        return build_session(await sign_in.refresh_session(body.refresh_token))
+        return await respond(await sign_in.refresh_session(body.refresh_token), request, response)
 
     @router.post("/logout", status_code=204)
     async def logout(request: Request, body: wire.Logout | None = None) -> None:
@@ -95,11 +105,10 @@ def sign_in_routes(
         body: wire.FinishSignIn, request: Request, response: Response
     ) -> wire.SessionBody:
         """Sign in with the `code` and the `state` that the provider sent to the redirect URI."""
-        response.headers.update(NO_STORE_HEADERS)
         verified = await open_id.finish_sign_in(
             state=body.state, code=body.code, address=callers.client_address(request)
         )
-        return build_session(await sign_in.sign_in_verified(verified))
+        return await respond(await sign_in.sign_in_verified(verified), request, response)
 
     return router
 

@@ -58,11 +58,13 @@ class SignInResult:
     """Holds the tokens of a new or refreshed session.
 
     Attributes:
+        session: the session, which expires later than ``access_token``.
         expires_in: the seconds until ``access_token`` expires.
         device_token: the token that identifies the user's device, or None after a refresh.
     """
 
     user: User
+    session: Session
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
     expires_in: int
@@ -186,6 +188,14 @@ class SignInService:
         """Return new tokens for a refresh token, or raise `InvalidToken` if it is not valid."""
         session, next_token = await self._sessions.rotate_refresh_token(refresh_token)
         return await self._issue_tokens(session, next_token, refreshed=True)
+
+    async def renew_session(self, refresh_token: str) -> SignInResult:
+        """Return a new access token for a browser's refresh token, which stays valid.
+
+        Raises `InvalidToken` if the session has ended.
+        """
+        session = await self._sessions.renew(refresh_token)
+        return await self._issue_tokens(session, refresh_token, refreshed=True)
 
     async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
         """End a session, or all sessions of the user if ``everywhere`` is True."""
@@ -334,6 +344,7 @@ class SignInService:
         user = await self._users.get(session.user_id)
         return SignInResult(
             user=user,
+            session=session,
             access_token=await self._token_issuer.issue(user, session, self._get_scopes(user)),
             refresh_token=refresh_token,
             expires_in=int(self._token_issuer.lifetime.total_seconds()),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable, Callable
 
 import jwt
 
 from moyin.access.gatekeeper.asgi import Scope, get_header
 from moyin.access.gatekeeper.credential_finder import (
+    REFRESH_COOKIE,
     SESSION_COOKIE,
-    get_session_cookie,
+    get_cookie,
     require_same_origin,
 )
 from moyin.access.gatekeeper.identity import Authenticator
@@ -20,24 +22,29 @@ from moyin.errors import InvalidKey
 # A long lifetime is safe, since the key in the cookie is verified on each request.
 _LIFETIME_SECONDS = 30 * 86_400
 _SECRET = re.compile(r"[\w.~+/=-]{1,4096}", re.ASCII)
+_REFRESH_PATH = "/accounts/session"
+# Earlier versions set the session cookie for this path, where it would hide the newer one.
+_FORMER_PATH = "/comfy/"
 
 
 class BrowserSessions:
     """Issues session cookies and reads the identity from them.
 
     Args:
-        path: the path prefix to which browsers send the cookie, so that no other service gets it.
+        end_session: ends the session with an id, after which its tokens are refused.
     """
 
-    def __init__(self, authenticator: Authenticator, path: str) -> None:
+    def __init__(
+        self, authenticator: Authenticator, end_session: Callable[[str], Awaitable[None]]
+    ) -> None:
         self._authenticator = authenticator
-        self._path = path
+        self._end_session = end_session
 
-    async def sign_in(self, scope: Scope, secret: str) -> tuple[Identity, str]:
+    async def sign_in(self, scope: Scope, secret: str) -> tuple[Identity, list[str]]:
         """Verify an API key or access token for a browser.
 
         Returns:
-            The identity, and the Set-Cookie header that signs the browser in.
+            The identity, and the Set-Cookie headers that sign the browser in.
 
         Raises:
             CrossSiteRequest: the page of another site sent the request.
@@ -51,11 +58,11 @@ class BrowserSessions:
         identity = await self._authenticator.authenticate(secret)
         if identity.service is not None:
             raise InvalidKey("tokens of Moyin's services cannot sign browsers in; use an API key")
-        return identity, self._build_set_cookie(scope, secret, _get_lifetime(secret))
+        return identity, build_cookies(scope, secret)
 
     async def find_identity(self, scope: Scope) -> Identity | None:
         """Return the identity of the session cookie, or None if there is no valid cookie."""
-        secret = get_session_cookie(scope)
+        secret = get_cookie(scope, SESSION_COOKIE)
         if not secret:
             return None
         try:
@@ -63,23 +70,46 @@ class BrowserSessions:
         except InvalidKey:
             return None
 
-    def sign_out(self, scope: Scope) -> str:
-        """Return the Set-Cookie header that signs the browser out, or raise `CrossSiteRequest`."""
+    async def sign_out(self, scope: Scope) -> list[str]:
+        """End the session of the cookie, and return the Set-Cookie headers that delete all cookies.
+
+        Raises `CrossSiteRequest` if the page of another site sent the request. An API key in the
+        cookie stays valid.
+        """
         require_same_origin(scope, required=False)
-        return self._build_set_cookie(scope, "", 0)
-
-    def _build_set_cookie(self, scope: Scope, value: str, max_age: int) -> str:
-        secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
-        parts = [
-            f"{SESSION_COOKIE}={value}", f"Path={self._path}", f"Max-Age={max_age}", "HttpOnly",
-            "SameSite=Strict",
-        ]  # fmt: skip
-        return "; ".join([*parts, "Secure"] if secure else parts)
+        identity = await self.find_identity(scope)
+        if identity is not None and identity.is_session:
+            await self._end_session(identity.key_id)
+        return build_cookies(scope, "")
 
 
-def _get_lifetime(secret: str) -> int:
+def build_cookies(
+    scope: Scope, secret: str, refresh_secret: str = "", refresh_seconds: int = 0
+) -> list[str]:
+    """Return the Set-Cookie headers of an API key or access token; an empty one deletes the cookie.
+
+    Without a refresh secret, that of an earlier session is deleted: renewal would sign the browser
+    in as the former user.
+    """
+    lifetime = get_cookie_lifetime(secret) if secret else 0
+    return [
+        _build_cookie(scope, SESSION_COOKIE, "/", secret, lifetime),
+        _build_cookie(scope, SESSION_COOKIE, _FORMER_PATH, "", 0),
+        _build_cookie(scope, REFRESH_COOKIE, _REFRESH_PATH, refresh_secret, refresh_seconds),
+    ]
+
+
+def get_cookie_lifetime(secret: str) -> int:
     """Return how many seconds a cookie lasts: for an access token, until the token expires."""
     if secret.count(".") != 2:
         return _LIFETIME_SECONDS
     claims = jwt.decode(secret, options={"verify_signature": False})
     return max(0, int(claims["exp"] - time.time()))
+
+
+def _build_cookie(scope: Scope, name: str, path: str, value: str, max_age: int) -> str:
+    secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
+    parts = [
+        f"{name}={value}", f"Path={path}", f"Max-Age={max_age}", "HttpOnly", "SameSite=Strict",
+    ]  # fmt: skip
+    return "; ".join([*parts, "Secure"] if secure else parts)

@@ -16,6 +16,9 @@ from moyin.access.gatekeeper.asgi import Scope, get_header
 from moyin.errors import CrossSiteRequest
 
 SESSION_COOKIE = "moyin_session"
+# The refresh token of a browser's session, which browsers send only to renew or end it.
+REFRESH_COOKIE = "moyin_refresh"
+_OWN_COOKIES = frozenset({SESSION_COOKIE, REFRESH_COOKIE})
 # The query parameters of an API key, and of an event token.
 _KEY_PARAMETER, _TOKEN_PARAMETER = "api_key", "token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -67,7 +70,7 @@ class CredentialFinder:
             secret = in_query
         if secret is not None or self._cookie is None or not self._cookie(scope):
             return secret or None
-        secret = get_session_cookie(scope)
+        secret = get_cookie(scope, SESSION_COOKIE)
         if not secret:
             return None
         if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
@@ -100,21 +103,21 @@ def require_same_origin(scope: Scope, *, required: bool = True) -> None:
         )
 
 
-def get_session_cookie(scope: Scope) -> str | None:
-    """Return the value of the session cookie, or None if the request has none."""
+def get_cookie(scope: Scope, cookie: str) -> str | None:
+    """Return the value of a cookie, or None if the request has none of this name."""
     for name, value in scope["headers"]:
         if name == b"cookie":
             for pair in value.decode("latin-1").split(";"):
                 key, _, value_text = pair.strip().partition("=")
-                if key == SESSION_COOKIE:
+                if key == cookie:
                     return str(value_text.strip('"'))
     return None
 
 
 def remove_session_cookie(value: str) -> str:
-    """Return the value of a Cookie header without the session cookie, or "" if no other is left."""
+    """Return the value of a Cookie header without Moyin's own, or "" if no other is left."""
     pairs = (pair.strip() for pair in value.split(";"))
-    others = (p for p in pairs if p and p.partition("=")[0].strip() != SESSION_COOKIE)
+    others = (p for p in pairs if p and p.partition("=")[0].strip() not in _OWN_COOKIES)
     return "; ".join(others)
 
 

@@ -13,7 +13,7 @@ _SECRETS = re.compile(
     r"|(?P<jwt>eyJ[\w-]{5,}\.)[\w-]+\.[\w-]*"
     r"|(?P<vendor>\bsk-(?:ant-)?)[\w-]{8,}"
     r"|(?P<query>[?&](?:api_key|key|token|code|state)=)[^&\s\"']+"
-    r"|(?P<cookie>\bmoyin_session=)[^;\s\"']+"
+    r"|(?P<cookie>\bmoyin_(?:session|refresh)=)[^;\s\"']+"
     r"|(?P<header>(?i:\b(?:bearer|basic)\s+))[\w.~+/=-]{8,}"
     r"|(?P<url>\w://[^\s:/@]*:)[^\s@/]+(?=@)"  # a password in a URL
 )

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from moyin.access.accounts.signin import SignInResult
 from moyin.access.protocol import wire
-from moyin.domain.account import Organisation, User
+from moyin.domain.account import OpenSession, Organisation, User
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.store.audit import AuditEntry
@@ -55,6 +55,10 @@ def build_limit(limit: Limit) -> wire.SubjectLimit:
 
 def build_audit_entry(entry: AuditEntry) -> wire.AuditEntry:
     return wire.AuditEntry(id=entry.id, at=entry.at, **asdict(entry.event))
+
+
+def build_open_session(session: OpenSession, current: str) -> wire.OpenSession:
+    return wire.OpenSession(**asdict(session), current=session.id == current)
 
 
 def build_identity(identity: Identity) -> wire.WhoAmI:

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    model_validator,
 )
 
 from moyin.domain.account import Role, UserKind
@@ -115,6 +116,28 @@ class Login(_Request):
         description="Token of an earlier sign-in on this device, so that attempts of others at the "
         "account do not delay this one.",
     )
+
+
+class SignInBrowser(_Request):
+    """Holds one way to sign in: a password, an API key, or the refresh token of a new session."""
+
+    email: ClaimedEmail | None = None
+    password: Secret | None = None
+    device_token: Annotated[str, StringConstraints(max_length=2048)] | None = Field(
+        None, description="As in `POST /login`, with `email` and `password`."
+    )
+    api_key: Secret | None = None
+    refresh_token: Secret | None = Field(
+        None, description="As `POST /oidc/finish` returns it; becomes invalid."
+    )
+
+    @model_validator(mode="after")
+    def _require_one_way(self) -> SignInBrowser:
+        given = self.model_fields_set & {"email", "password", "api_key", "refresh_token"}
+        ways = ({"email", "password"}, {"api_key"}, {"refresh_token"})
+        if given not in ways or any(getattr(self, name) is None for name in given):
+            raise ValueError("send email and password, or api_key, or refresh_token")
+        return self
 
 
 class RefreshSession(_Request):
@@ -266,6 +289,39 @@ class PasswordResetResult(_Response):
     )
 
 
+class WhoAmI(_Response):
+    """Holds the identity of the API key or access token that the caller sent."""
+
+    owner: str
+    key_id: str
+    user: str | None
+    scopes: list[str]
+
+
+class BrowserSession(WhoAmI):
+    """Holds the identity of a browser, which has its key or token in a cookie."""
+
+    expires_in: int = Field(description="Seconds until the browser's cookie expires.")
+    renewable: bool = Field(
+        description="Whether `POST /session/renew` gives a new cookie. An API key's cookie is not "
+        "renewed: the browser signs in again."
+    )
+
+
+class OpenSession(_Response):
+    id: str
+    created_at: UtcDatetime
+    last_used_at: UtcDatetime = Field(description="The last sign-in or renewal.")
+    expires_at: UtcDatetime
+    address: str = Field(description="Where the session was last used; empty if unknown.")
+    user_agent: str = Field(description="The browser or program, as it calls itself.")
+    current: bool = Field(description="Whether this request belongs to the session.")
+
+
+class SessionList(_Response):
+    sessions: list[OpenSession]
+
+
 class ProviderBody(_Response):
     name: str
     issuer: str
@@ -345,12 +401,3 @@ class AuditEntry(_Response):
 
 class AuditPage(_Response):
     entries: list[AuditEntry]
-
-
-class WhoAmI(_Response):
-    """Holds the identity of the API key or access token that the caller sent."""
-
-    owner: str
-    key_id: str
-    user: str | None
-    scopes: list[str]

@@ -9,7 +9,7 @@ from importlib.resources import files
 from string import Template
 
 __all__ = [
-    "HtmlPage", "render_plain_page", "render_sign_in_page", "render_signed_in_page",
+    "RENEWAL_SCRIPT", "HtmlPage", "render_plain_page", "render_sign_in_page", "render_signed_in_page",
     "render_start_page", "render_waiting_page",
 ]  # fmt: skip
 
@@ -20,15 +20,19 @@ _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access 
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  spellcheck="false" placeholder="moyin_…">
 <button>Sign in</button>
-</form>"""
+</form>
+<p>You have an account with a password? <a href="/console/">Open the console</a> and sign in there.</p>"""
 _SIGNED_IN = """<p>You are signed in as <code>{name}</code>.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
+<p><a href="/console/">Open the console</a></p>
 <form method="post" action="/comfy/session/end"><button>Sign out</button></form>"""
 _START = """<p>Clients of ComfyUI's API can use this address with an API key.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
+<p><a href="/console/">Open the console</a></p>
 <p><a href="/docs">API documentation</a></p>"""
 # Browsers omit the SameSite cookie after a link from another site, so this script requests the
-# session again. A key after # in the link is filled into the form, and not sent to a server.
+# session again. If only the cookie has expired, as while a laptop sleeps, it renews the session. A
+# key after # in the link is filled into the form, and not sent to a server.
 _SCRIPT = """
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 if (key) {
@@ -36,10 +40,32 @@ if (key) {
   history.replaceState(null, "", location.pathname);
 } else if (!document.querySelector("[role=alert]")) {
   fetch("/comfy/session", {headers: {accept: "application/json"}})
+    .then((answer) => answer.ok ? answer : fetch("/accounts/session/renew", {method: "POST"}))
     .then((answer) => { if (answer.ok) location.replace("/comfy/"); });
 }
 """
 _RELOAD_SCRIPT = "setTimeout(() => location.reload(), 3000);"
+# Part of ComfyUI's page for people with a session, whose access token expires in minutes. A sleeping
+# computer's timers are late, so the page also renews when it is shown again. It stops when the
+# session has ended; after a failure of the network or the server it tries again.
+RENEWAL_SCRIPT = """
+let timer = 0;
+async function renew() {
+  clearTimeout(timer);
+  let seconds = 15;
+  try {
+    const answer = await fetch("/accounts/session/renew", {method: "POST"});
+    if (answer.status === 401) return;
+    if (answer.ok) seconds = Math.max(15, (await answer.json()).expires_in / 2);
+  } catch (error) {
+    console.info("the session could not be renewed; trying again:", error);
+  }
+  clearTimeout(timer);
+  timer = setTimeout(renew, seconds * 1000);
+}
+document.addEventListener("visibilitychange", () => { if (!document.hidden) renew(); });
+renew();
+"""
 
 
 class HtmlPage:
@@ -75,7 +101,8 @@ def render_start_page() -> HtmlPage:
 def render_waiting_page() -> HtmlPage:
     """Return the page that reloads itself until a ComfyUI has started."""
     text = "No ComfyUI of the farm has started yet. This page reloads every few seconds."
-    return HtmlPage("The farm is starting", f"<p>{text}</p>", _RELOAD_SCRIPT)
+    link = '<p><a href="/console/">Open the console</a></p>'
+    return HtmlPage("The farm is starting", f"<p>{text}</p>{link}", _RELOAD_SCRIPT)
 
 
 def render_plain_page(title: str, text: str) -> HtmlPage:

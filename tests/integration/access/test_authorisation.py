@@ -41,6 +41,11 @@ ACCOUNTS = {
     "POST /register": "++++++++",
     "POST /login": "++++++++",
     "POST /refresh": "++++++++",
+    "POST /session": "++++++++",
+    "POST /session/renew": "++++++++",  # by its own cookie
+    "POST /session/end": "++++++++",
+    "GET /sessions": "-++++x+x",
+    "DELETE /sessions/{session}": "-hhhhxhx",
     "POST /password/forgot": "++++++++",
     "POST /password/reset": "++++++++",
     "GET /oidc": "++++++++",
@@ -260,6 +265,7 @@ class Cast:
             accounts = f"/organisations/{self.studio}/service-accounts"
             service = (await call("POST", accounts, self.boss, {"name": "bot"}))["id"]
             values |= {"user": service, "subject": f"user:{service}"}
+        values["session"] = "ses_unknown"
         if "{key}" in template:
             values["key"] = (await call("POST", "/keys", self.boss, {"scopes": ["text"]}))["id"]
         if "{kid}" in template:
@@ -275,6 +281,7 @@ def body_of(route: str) -> Any:
         "POST /register": {"email": email, "password": PASSWORD},
         "POST /login": {"email": email, "password": PASSWORD},
         "POST /refresh": {"refresh_token": "x"},
+        "POST /session": {"email": email, "password": PASSWORD},
         "POST /password/forgot": {"email": email},
         "POST /password/reset": {"token": "x", "password": PASSWORD},
         "POST /password": {"current_password": "x", "new_password": PASSWORD},

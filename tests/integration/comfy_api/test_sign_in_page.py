@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from moyin.proxy.route import Route, RouteTable, Upstream
 from moyin.store.keys import KeyStore
 from tests.integration.gateway.fixtures import Farm
 
@@ -38,8 +39,10 @@ async def test_a_form_signs_in_and_out(farm: Farm, browser: aiohttp.ClientSessio
     form = {"key": f" {farm.key} "}
     async with browser.post("/comfy/session", data=form, allow_redirects=False) as response:
         assert (response.status, response.headers["location"]) == (303, "/comfy/")
-        cookie = response.headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Path=/comfy/" in cookie
+        cookie, former, refresh = response.headers.getall("set-cookie")
+    assert "HttpOnly; SameSite=Strict" in cookie and "; Path=/; " in cookie
+    assert former.startswith("moyin_session=; Path=/comfy/; Max-Age=0; ")
+    assert refresh.startswith("moyin_refresh=; Path=/accounts/session; Max-Age=0; ")
     async with browser.get("/comfy/session") as response:
         assert await response.json() == {"owner": "ann", "user": None}
     async with browser.get("/comfy/session", headers=FORM) as response:
@@ -66,7 +69,7 @@ async def test_the_page_shows_that_a_key_is_wrong(
         assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
 
 
-async def test_the_cookie_opens_what_the_page_asks_for_and_nothing_else(
+async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
     farm: Farm, browser: aiohttp.ClientSession
 ) -> None:
     async with browser.get("/comfy/api/queue") as response:
@@ -75,12 +78,15 @@ async def test_the_cookie_opens_what_the_page_asks_for_and_nothing_else(
     async with browser.get("/comfy/api/nothing-there") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
     [cookie] = [f"moyin_session={one.value}" for one in browser.cookie_jar]
-    for path in ("/jobs", "/api/queue", "/queue", "/docs/x", "/comfyx"):
+    service = Route(name="svc", prefix="/svc", upstreams=(Upstream(farm.services_url),))
+    farm.proxy.configure(RouteTable([service]))
+    for path, status in (("/jobs", 200), ("/api/queue", 200), ("/svc/x", 401), ("/comfyx", 404)):
         async with (
             aiohttp.ClientSession(farm.url) as other,
             other.get(path, headers={"cookie": cookie}) as response,
         ):
-            assert response.status == 401, path
+            assert response.status == status, path
+    assert farm.services.calls == []
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
+from moyin.console import ConsoleFiles
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
@@ -64,6 +65,7 @@ from moyin.store.jobs import JobStore
 from moyin.store.keys import KeyStore
 from moyin.store.previews import PreviewHub, PreviewStore
 from moyin.store.prompts import PromptStore
+from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
 from moyin.store.userdata import UserdataStore
@@ -155,6 +157,8 @@ class Farm:
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
+        # Empty, unless a test writes the console's files before its first request.
+        self.console_folder = folder / "console"
         self.artifacts_url = f"file://{folder / 'artifacts'}"
         self._temporal_server = temporal
         self._valkey = valkey
@@ -364,10 +368,12 @@ class Farm:
             userdata=UserdataStore(
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
+            sessions=SessionStore(self.database),
             templates=self.templates,
             node_info=node_info,
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
+            console=ConsoleFiles(self.console_folder),
             proxy=self.proxy,
             authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),

@@ -14,6 +14,7 @@ from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import get_http_status
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.comfy_api import pages
+from moyin.comfy_api.frontend import RENEWAL_PATH
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
@@ -74,10 +75,10 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         openapi_extra=describe_body(_SIGN_IN_SCHEMA, "application/json", _FORM),
     )
     async def sign_in(request: Request, response: Response) -> Response | SessionBody:
-        """Sign a browser in by storing an API key or access token in a cookie for `/comfy/`."""
+        """Sign a browser in by storing an API key or access token in a cookie."""
         is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
-            identity, cookie = await sessions.sign_in(
+            identity, cookies = await sessions.sign_in(
                 request.scope, await _read_key(request, is_form)
             )
         except (InvalidKey, InvalidRequest) as error:
@@ -87,16 +88,15 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
                 )
             raise
         if is_form:
-            return RedirectResponse(
-                PAGE_PATH, 303, {"set-cookie": cookie, "cache-control": "no-store"}
-            )
-        response.headers.update({"set-cookie": cookie, "cache-control": "no-store"})
+            return _add_cookies(RedirectResponse(PAGE_PATH, 303), cookies)
+        _add_cookies(response, cookies)
         return SessionBody(owner=identity.owner, user=identity.user)
 
     @router.post("/comfy/session/end", status_code=303, response_class=RedirectResponse)
     async def sign_out(request: Request) -> Response:
-        """Delete the cookie and redirect to the sign-in page."""
-        return RedirectResponse(PAGE_PATH, 303, {"set-cookie": sessions.sign_out(request.scope)})
+        """End the browser's session, delete its cookies and redirect to the sign-in page."""
+        cookies = await sessions.sign_out(request.scope)
+        return _add_cookies(RedirectResponse(PAGE_PATH, 303), cookies)
 
     return router
 
@@ -129,14 +129,20 @@ def frontend_routes(
 
     @router.get(PAGE_PATH, include_in_schema=False)
     async def get_page(request: Request) -> Response:
-        if await sessions.find_identity(request.scope) is None:
+        identity = await sessions.find_identity(request.scope)
+        if identity is None:
             return _html_response(pages.render_sign_in_page(), 401)
         try:
             # The page requests the nodes only once, and cannot show a graph without them.
             await node_info.fetch_nodes()
         except ServiceUnavailable:
             return _html_response(pages.render_waiting_page(), 503)
-        return await frontend.get_page()
+        return await frontend.get_page(renews=identity.is_session)
+
+    @router.get(RENEWAL_PATH, include_in_schema=False)
+    async def get_renewal_script() -> Response:
+        headers = {"cache-control": "no-cache", "cross-origin-resource-policy": "same-origin"}
+        return Response(pages.RENEWAL_SCRIPT, headers=headers, media_type="text/javascript")
 
     @router.api_route("/comfy/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
     async def get_file(request: Request, path: str) -> Response:
@@ -178,6 +184,13 @@ async def _read_key(request: Request, is_form: bool) -> str:
         raise InvalidRequest(
             "the body's member key must be an API key or access token", field="key"
         ) from None
+
+
+def _add_cookies(response: Response, cookies: list[str]) -> Response:
+    response.headers["cache-control"] = "no-store"
+    for cookie in cookies:
+        response.headers.append("set-cookie", cookie)
+    return response
 
 
 def _html_response(page: pages.HtmlPage, status: int = 200) -> Response:

@@ -9,7 +9,7 @@ from typing import Any
 import jwt
 import pytest
 
-from moyin.access.gatekeeper.browser import BrowserSessions
+from moyin.access.gatekeeper.browser import BrowserSessions, build_cookies
 from moyin.domain.identity import Identity
 from moyin.errors import CrossSiteRequest, InvalidKey
 from moyin.testing.fakes import StaticAuthenticator
@@ -20,8 +20,35 @@ INTERNAL = jwt.encode({"exp": EXPIRES, "iss": "jobs"}, b"0" * 32, "HS256")
 
 
 ADA = Identity(owner="ada", key_id="k")
-KNOWN = StaticAuthenticator({"good": ADA, TOKEN: ADA, INTERNAL: replace(ADA, service="jobs")})
-SESSIONS = BrowserSessions(KNOWN, "/comfy/")
+KNOWN = StaticAuthenticator(
+    {
+        "good": ADA,
+        TOKEN: replace(ADA, key_id="ses_1", user="usr_1"),
+        INTERNAL: replace(ADA, service="jobs"),
+    }
+)
+NO_REFRESH = "moyin_refresh=; Path=/accounts/session; Max-Age=0; HttpOnly; SameSite=Strict"
+NO_FORMER = "moyin_session=; Path=/comfy/; Max-Age=0; HttpOnly; SameSite=Strict"
+
+
+class Ended:
+    """Records the ids of ended sessions."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    async def end(self, session: str) -> None:
+        self.ids.append(session)
+
+
+@pytest.fixture
+def ended() -> Ended:
+    return Ended()
+
+
+@pytest.fixture
+def sessions(ended: Ended) -> BrowserSessions:
+    return BrowserSessions(KNOWN, ended.end)
 
 
 def scope(**headers: str) -> dict[str, Any]:
@@ -29,45 +56,66 @@ def scope(**headers: str) -> dict[str, Any]:
     return {"type": "http", "method": "POST", "scheme": "http", "headers": pairs}
 
 
-async def test_the_key_cookie_is_hidden_from_scripts_and_other_paths() -> None:
-    identity, cookie = await SESSIONS.sign_in(scope(), "good")
+async def test_the_key_cookie_is_hidden_from_scripts(sessions: BrowserSessions) -> None:
+    identity, cookies = await sessions.sign_in(scope(), "good")
     assert identity.owner == "ada"
-    assert cookie.split("; ") == [
-        "moyin_session=good", "Path=/comfy/", "Max-Age=2592000", "HttpOnly", "SameSite=Strict",
-    ]  # fmt: skip
-    _, behind_tls = await SESSIONS.sign_in(scope(x_forwarded_proto="https"), "good")
-    assert behind_tls.endswith("; Secure")
+    assert cookies == [
+        "moyin_session=good; Path=/; Max-Age=2592000; HttpOnly; SameSite=Strict",
+        NO_FORMER,
+        NO_REFRESH,
+    ]
+    _, behind_tls = await sessions.sign_in(scope(x_forwarded_proto="https"), "good")
+    assert all(cookie.endswith("; Secure") for cookie in behind_tls)
 
 
-async def test_a_token_cookie_expires_with_the_token() -> None:
+async def test_a_token_cookie_expires_with_the_token(sessions: BrowserSessions) -> None:
     before = time.time()
-    _, cookie = await SESSIONS.sign_in(scope(), TOKEN)
+    _, [cookie, *_] = await sessions.sign_in(scope(), TOKEN)
     age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
     assert EXPIRES - time.time() - 1 <= age <= EXPIRES - before
+
+
+def test_only_renewal_gets_the_refresh_secret() -> None:
+    refresh = build_cookies(scope(), TOKEN, "moyinr_x", 60)[-1]
+    assert refresh == (
+        "moyin_refresh=moyinr_x; Path=/accounts/session; Max-Age=60; HttpOnly; SameSite=Strict"
+    )
 
 
 @pytest.mark.parametrize(
     "secret", ["bad", "", "good\r\nset-cookie: x=1", "good; a=1", "ü", INTERNAL]
 )
-async def test_invalid_keys_get_no_cookie(secret: str) -> None:
+async def test_invalid_keys_get_no_cookie(sessions: BrowserSessions, secret: str) -> None:
     with pytest.raises(InvalidKey):
-        await SESSIONS.sign_in(scope(), secret)
+        await sessions.sign_in(scope(), secret)
 
 
-async def test_pages_of_other_sites_cannot_sign_in_or_out() -> None:
-    foreign = scope(host="gateway.example", origin="http://evil.example")
+async def test_pages_of_other_sites_cannot_sign_in_or_out(
+    sessions: BrowserSessions, ended: Ended
+) -> None:
+    foreign = {"host": "gateway.example", "origin": "http://evil.example"}
     with pytest.raises(CrossSiteRequest):
-        await SESSIONS.sign_in(foreign, "good")
+        await sessions.sign_in(scope(**foreign), "good")
     with pytest.raises(CrossSiteRequest):
-        SESSIONS.sign_out(foreign)
+        await sessions.sign_out(scope(**foreign, cookie=f"moyin_session={TOKEN}"))
+    assert ended.ids == []
 
 
-async def test_signing_out_deletes_the_cookie() -> None:
-    assert "moyin_session=; Path=/comfy/; Max-Age=0;" in SESSIONS.sign_out(scope())
+async def test_signing_out_deletes_the_cookies_and_ends_the_session(
+    sessions: BrowserSessions, ended: Ended
+) -> None:
+    deleted = [
+        "moyin_session=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict", NO_FORMER, NO_REFRESH
+    ]  # fmt: skip
+    for cookie in ("", "moyin_session=bad", "moyin_session=good"):
+        assert await sessions.sign_out(scope(cookie=cookie)) == deleted
+    assert ended.ids == []
+    assert await sessions.sign_out(scope(cookie=f"moyin_session={TOKEN}")) == deleted
+    assert ended.ids == ["ses_1"]
 
 
-async def test_a_cookie_has_an_identity_while_its_key_is_valid() -> None:
-    known = await SESSIONS.find_identity(scope(cookie="moyin_session=good"))
+async def test_a_cookie_has_an_identity_while_its_key_is_valid(sessions: BrowserSessions) -> None:
+    known = await sessions.find_identity(scope(cookie="moyin_session=good"))
     assert known is not None and known.owner == "ada"
-    assert await SESSIONS.find_identity(scope(cookie="moyin_session=bad")) is None
-    assert await SESSIONS.find_identity(scope()) is None
+    assert await sessions.find_identity(scope(cookie="moyin_session=bad")) is None
+    assert await sessions.find_identity(scope()) is None

@@ -1,0 +1,112 @@
+"""Defines the routes that sign browsers in by cookies, and those that list and end sessions."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
+from moyin.access.accounts.signin import SignInResult, SignInService
+from moyin.access.gatekeeper import Authenticator
+from moyin.access.gatekeeper.browser import BrowserSessions, build_cookies, get_cookie_lifetime
+from moyin.access.gatekeeper.credential_finder import (
+    REFRESH_COOKIE,
+    get_cookie,
+    require_same_origin,
+)
+from moyin.access.protocol import wire
+from moyin.access.protocol.response import build_identity, build_open_session
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidToken
+from moyin.store.sessions import SessionStore
+
+
+def browser_session_routes(
+    sign_in: SignInService,
+    sessions: SessionStore,
+    authenticator: Authenticator,
+    callers: CallerResolver,
+) -> APIRouter:
+    """Return the routes that sign a browser in and out; no body contains a token."""
+    router = APIRouter(tags=["browser sessions"])
+    browsers = BrowserSessions(authenticator, sessions.revoke)
+
+    async def respond(
+        result: SignInResult, request: Request, response: Response
+    ) -> wire.BrowserSession:
+        """Set the cookies of a person's session."""
+        await callers.record_client(sessions, result, request)
+        seconds = int(result.session.expires_at.timestamp() - time.time())
+        token = result.access_token
+        _set_cookies(
+            response, build_cookies(request.scope, token, result.refresh_token, max(0, seconds))
+        )
+        return _build_body(await authenticator.authenticate(token), token, renewable=True)
+
+    @router.post("/session", name="sign_in")
+    async def sign_browser_in(
+        body: wire.SignInBrowser, request: Request, response: Response
+    ) -> wire.BrowserSession:
+        """Sign this browser in, on all pages of this host, by cookies that no script can read."""
+        require_same_origin(request.scope, required=False)
+        if body.api_key is not None:
+            identity, cookies = await browsers.sign_in(request.scope, body.api_key.strip())
+            _set_cookies(response, cookies)
+            return _build_body(identity, body.api_key, renewable=False)
+        if body.refresh_token is not None:
+            result = await sign_in.refresh_session(body.refresh_token)
+        else:
+            assert body.email is not None and body.password is not None
+            address = callers.client_address(request)
+            result = await sign_in.sign_in(body.email, body.password, address, body.device_token)
+        return await respond(result, request, response)
+
+    @router.post("/session/renew", name="renew")
+    async def renew(request: Request, response: Response) -> wire.BrowserSession:
+        """Give this browser a new cookie for as long as its session lasts; tabs may do so at once."""
+        require_same_origin(request.scope)
+        secret = get_cookie(request.scope, REFRESH_COOKIE)
+        if not secret:
+            raise InvalidToken(
+                "this browser has no session to renew; sign in", field=REFRESH_COOKIE
+            )
+        return await respond(await sign_in.renew_session(secret), request, response)
+
+    @router.post("/session/end", status_code=204, name="end")
+    async def sign_out(request: Request, response: Response) -> None:
+        """End this browser's session and delete its cookies. An API key stays valid."""
+        cookies = await browsers.sign_out(request.scope)
+        # The access token may have expired, while the browser could still renew.
+        if secret := get_cookie(request.scope, REFRESH_COOKIE):
+            await sessions.revoke_by_refresh_token(secret)
+        _set_cookies(response, cookies)
+
+    @router.get("/sessions", name="list")
+    async def list_sessions(request: Request) -> wire.SessionList:
+        """List where you are signed in, the last used first."""
+        user, current = callers.require_session(request)
+        opened = await sessions.list_open(user)
+        return wire.SessionList(sessions=[build_open_session(one, current) for one in opened])
+
+    @router.delete("/sessions/{session}", status_code=204, name="end_other")
+    async def end_session(session: str, request: Request) -> None:
+        """End one of your sessions. Within seconds, every replica rejects its tokens."""
+        user, _ = callers.require_session(request)
+        await sessions.revoke_of_user(user, session)
+
+    return router
+
+
+def _set_cookies(response: Response, cookies: list[str]) -> None:
+    response.headers.update(NO_STORE_HEADERS)
+    for cookie in cookies:
+        response.headers.append("set-cookie", cookie)
+
+
+def _build_body(identity: Identity, secret: str, *, renewable: bool) -> wire.BrowserSession:
+    return wire.BrowserSession(
+        **build_identity(identity).model_dump(),
+        expires_in=get_cookie_lifetime(secret),
+        renewable=renewable,
+    )

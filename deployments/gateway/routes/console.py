@@ -1,0 +1,72 @@
+"""Defines the routes of the web console at ``/console/``, whose page and files are public."""
+
+from __future__ import annotations
+
+import secrets
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from moyin.comfy_api.pages import render_plain_page
+from moyin.console import CONSOLE_PATH, ConsoleFile, ConsoleFiles, build_security_policy
+from moyin.errors import RouteNotFound
+
+_CACHE_FOREVER = "public, max-age=31536000, immutable"
+_REVALIDATE = "no-cache"
+
+
+def console_routes(console: ConsoleFiles) -> APIRouter:
+    """Return the routes of the console's page, its files, and the views that the page draws."""
+    router = APIRouter(tags=["console"])
+
+    @router.get(CONSOLE_PATH.rstrip("/"), include_in_schema=False)
+    async def redirect_to_console() -> Response:
+        return RedirectResponse(CONSOLE_PATH, 307)
+
+    @router.api_route(
+        CONSOLE_PATH + "{path:path}", methods=["GET", "HEAD"], include_in_schema=False
+    )
+    async def get_console(request: Request, path: str) -> Response:
+        """Return a file, or the page, which draws the view of any path that names no file."""
+        file = await console.find(path)
+        if file is not None:
+            return _file_response(file, request)
+        if "." in path and path != "index.html":
+            raise RouteNotFound(f"the console has no file {path}")
+        return await _page_response(console)
+
+    return router
+
+
+async def _page_response(console: ConsoleFiles) -> Response:
+    nonce = secrets.token_urlsafe(16)
+    page = await console.render_page(nonce)
+    if page is None:
+        missing = render_plain_page(
+            "The console is not built",
+            "This installation has no built files of the console; install a released package.",
+        )
+        return HTMLResponse(missing.html, 503, missing.headers)
+    headers = {"content-security-policy": build_security_policy(nonce), "cache-control": "no-store"}
+    return HTMLResponse(page, headers=headers)
+
+
+def _file_response(file: ConsoleFile, request: Request) -> Response:
+    headers = {
+        "etag": file.etag,
+        "cache-control": _CACHE_FOREVER if file.is_immutable else _REVALIDATE,
+        "cross-origin-resource-policy": "same-origin",
+    }
+    if file.gzipped is not None:
+        headers["vary"] = "accept-encoding"
+    known = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}
+    if file.etag in known:
+        return Response(status_code=304, headers=headers)
+    content = file.content
+    if file.gzipped is not None and _accepts_gzip(request):
+        content, headers["content-encoding"] = file.gzipped, "gzip"
+    return Response(content, headers=headers, media_type=file.media_type)
+
+
+def _accepts_gzip(request: Request) -> bool:
+    return "gzip" in request.headers.get("accept-encoding", "")

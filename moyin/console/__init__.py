@@ -1,0 +1,17 @@
+"""Provides the built files of the web console, which the gateway serves at ``/console/``."""
+
+from moyin.console.files import (
+    BUILT_FOLDER,
+    CONSOLE_PATH,
+    ConsoleFile,
+    ConsoleFiles,
+    build_security_policy,
+)
+
+__all__ = [
+    "BUILT_FOLDER",
+    "CONSOLE_PATH",
+    "ConsoleFile",
+    "ConsoleFiles",
+    "build_security_policy",
+]
