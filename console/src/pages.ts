@@ -1,7 +1,7 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
 import {
-  type Icon, IconBrush, IconListDetails, IconPhoto, IconUserCircle,
+  type Icon, IconBrush, IconListDetails, IconMessages, IconPhoto, IconUserCircle,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
@@ -30,6 +30,10 @@ export const PAGES: readonly Page[] = [
   {
     path: "/gallery", title: { en: "Gallery", ja: "ギャラリー" }, icon: IconPhoto, scopes: ["jobs:read"],
     component: lazy(() => import("#/pages/gallery")),
+  },
+  {
+    path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
+    component: lazy(() => import("#/pages/chat")),
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,

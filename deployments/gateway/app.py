@@ -229,7 +229,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             node_info, services.admission, services.files, services.max_body_bytes
         ),
         server_info.package_routes(node_info),
-        server_info.model_routes(node_info),
+        server_info.model_routes(node_info, services.admission),
         userdata.userdata_routes(services.userdata),
         settings.settings_routes(services.userdata),
     )
