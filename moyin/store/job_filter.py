@@ -74,7 +74,7 @@ class JobFilter:
             # Not the column itself, for which SQLite would read the index of all the owner's jobs.
             jobs.c.owner.concat("") == owner,
             *self._build_time_conditions(),
-            *self._build_row_conditions(jobs.c, dialect),
+            *self.build_row_conditions(jobs.c, dialect),
         ]
         query = PageQuery(table=jobs, ranges=[conditions])
         return fetch_page(connection, query, limit=limit, cursor=cursor)
@@ -83,7 +83,8 @@ class JobFilter:
         """Return the query for the owner's jobs.
 
         Indexes find the jobs with a status or kind. Pools, templates, metadata and words are
-        compared in the rows.
+        compared in the rows. For a search, a job's text is read from another row, and each word is
+        looked for in all of it, so that a page of a long search looks at fewer jobs.
         """
         common = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
@@ -92,8 +93,7 @@ class JobFilter:
             table=jobs,
             ranges=[common],
             scanned=lambda columns: self._build_scanned_conditions(columns, owner, dialect),
-            # Each word is looked for in the whole text: a long search reads fewer rows.
-            values_per_row=1 if self.search is None else max(1, len(find_words(self.search))),
+            values_per_row=1 if self.search is None else 1 + len(find_words(self.search)),
         )
 
     def _build_time_conditions(self) -> list[Condition]:
@@ -115,12 +115,13 @@ class JobFilter:
         ]
 
     def _build_scanned_conditions(self, columns: Any, owner: str, dialect: str) -> list[Condition]:
-        conditions = self._build_row_conditions(columns, dialect)
+        conditions = self.build_row_conditions(columns, dialect)
         if self.search is not None:
             conditions.append(build_word_condition(columns.id, owner, self.search, dialect))
         return conditions
 
-    def _build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
+    def build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
+        """Return the conditions on the columns of a job's row, but for its times and words."""
         conditions: list[Condition] = []
         if self.statuses:
             conditions.append(columns.status.in_([status.value for status in self.statuses]))

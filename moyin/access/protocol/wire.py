@@ -310,9 +310,9 @@ class BrowserSession(WhoAmI):
 
 class OpenSession(_Response):
     id: str
-    created_at: UtcDatetime
-    last_used_at: UtcDatetime = Field(description="The last sign-in or renewal.")
-    expires_at: UtcDatetime
+    created_at: datetime
+    last_used_at: datetime = Field(description="The last sign-in or renewal.")
+    expires_at: datetime
     address: str = Field(description="Where the session was last used; empty if unknown.")
     user_agent: str = Field(description="The browser or program, as it calls itself.")
     current: bool = Field(description="Whether this request belongs to the session.")

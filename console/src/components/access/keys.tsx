@@ -1,6 +1,6 @@
 /** Lists API keys; creates, rotates and revokes them. */
 
-import { ActionIcon, Badge, Button, Code, Group, Menu, Skeleton, Stack, Switch, Table, Text, TextInput } from "@mantine/core";
+import { ActionIcon, Badge, Button, Code, Group, Menu, Skeleton, Stack, Switch, Table, Text, TextInput, VisuallyHidden } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
 import { IconDots, IconKey, IconSearch } from "@tabler/icons-react";
 import { useInfiniteQuery, useQueryClient } from "@tanstack/react-query";
@@ -88,7 +88,7 @@ export function Keys({ caller, owner, user }: Props) {
                 <Table.Th>{t.state}</Table.Th>
                 <Table.Th>{t.expires}</Table.Th>
                 <Table.Th>{t.lastUsed}</Table.Th>
-                <Table.Th><span className="visually-hidden">{t.actions}</span></Table.Th>
+                <Table.Th><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>

@@ -1,6 +1,6 @@
 /** Lists members and service accounts, with what an administrator may do to each. */
 
-import { ActionIcon, Badge, Button, Group, Menu, Skeleton, Stack, Table, Text, TextInput } from "@mantine/core";
+import { ActionIcon, Badge, Button, Group, Menu, Skeleton, Stack, Table, Text, TextInput, VisuallyHidden } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
 import { notifications } from "@mantine/notifications";
 import { IconDots, IconRobot, IconSearch, IconUserPlus } from "@tabler/icons-react";
@@ -105,7 +105,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
               <Table.Tr>
                 <Table.Th>{t.name}</Table.Th><Table.Th>{t.role}</Table.Th><Table.Th>{t.state}</Table.Th>
                 <Table.Th>{t.joined}</Table.Th>
-                <Table.Th><span className="visually-hidden">{t.actions}</span></Table.Th>
+                <Table.Th><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
