@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0024"
-down_revision = "0021"
+down_revision = "0022"
 
 _NAME = "ix_artifacts_favourites"
 _CONDITION = sa.text("favourite AND deleted_at IS NULL")
