@@ -1,6 +1,6 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
-import { type Icon, IconMessages, IconUserCircle } from "@tabler/icons-react";
+import { type Icon, IconBrain, IconMessages, IconUserCircle } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
 import type { Catalogue } from "#/language";
@@ -20,6 +20,10 @@ export const PAGES: readonly Page[] = [
   {
     path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
     component: lazy(() => import("#/pages/chat")),
+  },
+  {
+    path: "/models", title: { en: "Models", ja: "モデル" }, icon: IconBrain, scopes: ["text", "jobs:read"],
+    component: lazy(() => import("#/pages/models")),
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,

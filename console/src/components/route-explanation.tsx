@@ -136,7 +136,7 @@ function Excluded({ explanation: { refused } }: { explanation: Explanation }) {
                 </Table.Td>
                 <Table.Td>
                   <Text size="sm">{one.reason}</Text>
-                  {one.retry_after !== null && <Text size="xs" c="dimmed">{t.retryAfter(seconds(one.retry_after))}</Text>}
+                  {(one.retry_after ?? 0) > 0 && <Text size="xs" c="dimmed">{t.retryAfter(seconds(one.retry_after ?? 0))}</Text>}
                 </Table.Td>
               </Table.Tr>
             ))}
