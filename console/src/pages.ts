@@ -1,6 +1,8 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
-import { type Icon, IconBrain, IconMessages, IconUserCircle } from "@tabler/icons-react";
+import {
+  type Icon, IconBrain, IconBrush, IconListDetails, IconMessages, IconPhoto, IconUserCircle,
+} from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
 import type { Catalogue } from "#/language";
@@ -17,6 +19,18 @@ export interface Page {
 }
 
 export const PAGES: readonly Page[] = [
+  {
+    path: "/jobs", nested: true, title: { en: "Jobs", ja: "ジョブ" }, icon: IconListDetails, scopes: ["jobs:read"],
+    component: lazy(() => import("#/pages/jobs")),
+  },
+  {
+    path: "/render", title: { en: "Render", ja: "レンダー" }, icon: IconBrush, scopes: ["jobs:write"],
+    component: lazy(() => import("#/pages/render")),
+  },
+  {
+    path: "/gallery", title: { en: "Gallery", ja: "ギャラリー" }, icon: IconPhoto, scopes: ["jobs:read"],
+    component: lazy(() => import("#/pages/gallery")),
+  },
   {
     path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
     component: lazy(() => import("#/pages/chat")),

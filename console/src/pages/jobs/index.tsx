@@ -1,0 +1,15 @@
+/** Lists jobs, and shows one. */
+
+import { Route, Switch } from "wouter";
+
+import { JobPage } from "./job";
+import { JobList } from "./list";
+
+export default function JobsPage() {
+  return (
+    <Switch>
+      <Route path="/"><JobList /></Route>
+      <Route path="/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
+    </Switch>
+  );
+}

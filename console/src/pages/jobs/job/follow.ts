@@ -1,0 +1,153 @@
+/** Follows a job by its server-sent events while its page is open. */
+
+import { type QueryClient, useQueryClient } from "@tanstack/react-query";
+import { useEffect, useState } from "react";
+
+import { renewSession } from "#/api/session";
+
+import {
+  isOpen, type JobDetail, type PreviewEvent, type ProgressEvent, STATUSES, type StatusEvent, type StepEvent,
+} from "../types";
+
+// Ten a second can come, and a thousand when a stream begins: paint fewer.
+const PAINT_MILLISECONDS = 100;
+const REFRESH_MILLISECONDS = 500;
+const REOPEN_MILLISECONDS = 3_000;
+
+/** One attempt of a job: what its events say of it. */
+export interface Attempt {
+  number: number;
+  startedAt: string | null;
+  steps: StepEvent[];
+  /** Its last status event. */
+  last: StatusEvent | null;
+}
+
+export interface JobEvents {
+  attempts: Attempt[];
+  progress: ProgressEvent | null;
+  preview: PreviewEvent | null;
+  isReconnecting: boolean;
+}
+
+const NOTHING: JobEvents = { attempts: [], progress: null, preview: null, isReconnecting: false };
+
+/** Return what the events of a job say; a new attempt opens the stream again. */
+export function useJobEvents(job: JobDetail | undefined): JobEvents {
+  const queries = useQueryClient();
+  const [events, setEvents] = useState(NOTHING);
+  const id = job?.id;
+  const attempt = job?.attempts;
+  useEffect(() => {
+    if (id === undefined || attempt === undefined) return undefined;
+    const stream = new JobStream(id, attempt, queries, setEvents);
+    return () => stream.close();
+  }, [id, attempt, queries]);
+  return events;
+}
+
+class JobStream {
+  private state = NOTHING;
+  private source: EventSource | undefined;
+  private lastId = "";
+  private isClosed = false;
+  private readonly timers = new Map<string, ReturnType<typeof setTimeout>>();
+
+  constructor(
+    private readonly id: string,
+    private readonly attempt: number,
+    private readonly queries: QueryClient,
+    private readonly paint: (state: JobEvents) => void,
+  ) {
+    this.open();
+  }
+
+  close() {
+    this.isClosed = true;
+    this.source?.close();
+    for (const timer of this.timers.values()) clearTimeout(timer);
+  }
+
+  private open() {
+    const after = this.lastId ? `&last_event_id=${encodeURIComponent(this.lastId)}` : "";
+    const source = new EventSource(`/jobs/${encodeURIComponent(this.id)}/events?previews=true${after}`);
+    this.source = source;
+    source.onopen = () => this.update({ isReconnecting: false });
+    for (const status of STATUSES) this.listen<StatusEvent>(status, (event) => this.addStatus(event));
+    this.listen<StepEvent>("step", (event) => this.addStep(event));
+    this.listen<ProgressEvent>("progress", (progress) => this.update({ progress }));
+    this.listen<PreviewEvent>("preview", (preview) => this.update({ preview }));
+    // An event `error` of the server and a broken connection both arrive here.
+    source.onerror = () => this.fail(source);
+  }
+
+  private listen<E>(type: string, use: (event: E) => void) {
+    this.source?.addEventListener(type, (message: MessageEvent<string>) => {
+      if (message.lastEventId) this.lastId = message.lastEventId;
+      use(JSON.parse(message.data) as E);
+    });
+  }
+
+  private fail(source: EventSource) {
+    const last = this.state.attempts.at(-1);
+    if (this.isClosed || (last?.number === this.attempt && last.last !== null && !isOpen(last.last))) return;
+    const known = this.queries.getQueryData<JobDetail>(["job", this.id]);
+    // Status 204: nothing is kept of a job that has ended.
+    if (known && !isOpen(known) && source.readyState === EventSource.CLOSED) return;
+    this.update({ isReconnecting: true });
+    if (source.readyState !== EventSource.CLOSED) return;
+    // A browser does not connect again after a refusal, such as of a session that is too old.
+    this.later("reopen", REOPEN_MILLISECONDS, () => {
+      void renewSession().then(() => {
+        if (!this.isClosed) this.open();
+      });
+    });
+  }
+
+  private addStatus(event: StatusEvent) {
+    this.change(event.attempt, (attempt) => ({
+      ...attempt, last: event, startedAt: event.started_at ?? attempt.startedAt,
+    }));
+    if (!isOpen(event)) {
+      this.update({ progress: null, preview: null });
+      // Without this the browser would connect once more, only to learn that nothing follows.
+      if (event.attempt >= this.attempt) this.source?.close();
+    }
+    this.refresh(event.attempt);
+  }
+
+  private addStep(event: StepEvent) {
+    this.change(event.attempt, (attempt) => ({ ...attempt, steps: [...attempt.steps, event] }));
+    this.refresh(event.attempt);
+  }
+
+  private change(number: number, update: (attempt: Attempt) => Attempt) {
+    const attempts = [...this.state.attempts];
+    let index = attempts.findIndex((attempt) => attempt.number === number);
+    if (index < 0) index = attempts.push({ number, startedAt: null, steps: [], last: null }) - 1;
+    attempts[index] = update(attempts[index]!);
+    this.update({ attempts });
+  }
+
+  private update(change: Partial<JobEvents>) {
+    this.state = { ...this.state, ...change };
+    this.later("paint", PAINT_MILLISECONDS, () => this.paint(this.state));
+  }
+
+  /** Read the job again, unless the event is older than what is shown. */
+  private refresh(attempt: number) {
+    const known = this.queries.getQueryData<JobDetail>(["job", this.id]);
+    if (known && !isOpen(known) && attempt <= known.attempts) return;
+    this.later("refresh", REFRESH_MILLISECONDS, () => {
+      void this.queries.invalidateQueries({ queryKey: ["job", this.id] });
+    });
+  }
+
+  private later(name: string, milliseconds: number, act: () => void) {
+    if (this.isClosed || this.timers.has(name)) return;
+    this.timers.set(name, setTimeout(() => {
+      this.timers.delete(name);
+      act();
+    }, milliseconds));
+  }
+}
