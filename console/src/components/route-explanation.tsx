@@ -84,7 +84,7 @@ function CandidateRow({ candidate, isBest }: { candidate: Candidate; isBest: boo
         <Text size="sm" fw={isBest ? 700 : 500}>{candidate.backend}</Text>
         <Group gap={4}>
           <Text size="xs" c="dimmed">{candidate.model}</Text>
-          <Badge size="xs" variant="default">{candidate.state}</Badge>
+          {candidate.state !== "unknown" && <Badge size="xs" variant="default" tt="none">{candidate.state}</Badge>}
         </Group>
       </Table.Td>
       <Table.Td>{exact(candidate.score_usd)}</Table.Td>
