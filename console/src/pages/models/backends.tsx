@@ -1,14 +1,17 @@
 import { Badge, Center, Group, Loader, Paper, Stack, Table, Text, Title } from "@mantine/core";
+import type { components } from "#api/models";
 import { useQuery } from "@tanstack/react-query";
 
-import { call } from "#/api/client";
+import { body, models as modelsApi } from "#/api/client";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { useFormat, useStrings } from "#/language";
 
-import type { Backend, BackendModel } from "./backend-types";
 import { StatusBadge } from "./status-badge";
 import { strings } from "./strings";
+
+type Backend = components["schemas"]["BackendBody"];
+type BackendModel = components["schemas"]["BackendModelBody"];
 
 const REFRESH_MILLISECONDS = 10_000;
 const BREAKER_COLORS = { closed: "teal", half_open: "yellow", open: "red" } as const;
@@ -19,10 +22,7 @@ export function Backends() {
   const { data, error, refetch } = useQuery({
     queryKey: ["backends"],
     refetchInterval: REFRESH_MILLISECONDS,
-    queryFn: async () => {
-      const response = await call("/v1/backends");
-      return ((await response.json()) as { backends: Backend[] }).backends;
-    },
+    queryFn: async () => (await body(modelsApi.GET("/backends"))).backends,
   });
   if (data === undefined) {
     return error ? <ErrorAlert error={error} onRetry={() => void refetch()} /> : <Center h={200}><Loader /></Center>;
@@ -67,7 +67,7 @@ function BackendCard({ backend }: { backend: Backend }) {
       )}
       {recent && (
         <Text size="sm">
-          {t.recent(number(recent.seconds / 60))}: {[
+          {t.recent(number((recent.seconds ?? 300) / 60))}: {[
             t.recentText(number(recent.calls), number(recent.errors)),
             recent.output_tokens_per_second !== null && t.speed(number(recent.output_tokens_per_second)),
             recent.p50_seconds !== null && recent.p90_seconds !== null

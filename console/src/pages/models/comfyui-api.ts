@@ -2,7 +2,7 @@
 
 import { useQuery } from "@tanstack/react-query";
 
-import { body, call, gateway } from "#/api/client";
+import { body, gateway } from "#/api/client";
 
 /** What a list of nodes shows of one; the rest of ComfyUI's description is fetched when it is opened. */
 export interface NodeSummary {
@@ -31,11 +31,7 @@ export function usePools() {
   return useQuery({
     queryKey: ["pools"],
     staleTime: MINUTES,
-    queryFn: async () => {
-      const response = await call("/cluster");
-      const { pools } = (await response.json()) as { pools: { name: string }[] };
-      return pools.map(({ name }) => name);
-    },
+    queryFn: async () => (await body(gateway.GET("/cluster"))).pools.map(({ name }) => name),
   });
 }
 
