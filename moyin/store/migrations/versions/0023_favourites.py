@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0024"
-down_revision = "0021"
+revision = "0023"
+down_revision = "0022"
 
 _NAME = "ix_artifacts_favourites"
 _CONDITION = sa.text("favourite AND deleted_at IS NULL")
