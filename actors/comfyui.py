@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import ray
 
 from actors.placement import NAMESPACE, find_or_start_actor, terminate_actor
+from moyin.domain.cluster import GpuReading
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
@@ -31,6 +32,7 @@ from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.store.previews import PreviewStore
+from moyin.system.gpus import read_gpus
 from moyin.system.processes import freeze_startup_objects
 
 _LEASE_SECONDS = 120.0
@@ -168,6 +170,10 @@ class ComfyUIActor:
             devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
             started=self._started,
         )
+
+    async def read_gpus(self) -> tuple[GpuReading, ...]:
+        """Return the measurements of the actor's graphics cards; empty without cards."""
+        return await read_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     async def check_health(self) -> None:
         """Raise RuntimeError if ComfyUI is no longer supervised, so that Ray restarts the actor."""

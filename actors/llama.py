@@ -23,8 +23,12 @@ from typing import Any
 import ray.util
 
 from actors.placement import NON_RENDER_NODES, find_or_start_actor, terminate_actor
+from moyin.domain.cluster import ModelServerSummary
+from moyin.system.gpus import parse_devices
 
 _log = logging.getLogger(__name__)
+# The names of all llama.cpp servers begin with this.
+NAME_PREFIX = "llama-"
 
 # Every request, even a queued one, occupies a thread of the server until its response ends.
 _HTTP_THREADS = 64
@@ -102,6 +106,18 @@ class LlamaServer:
                 "seconds; send the request to another back end"
             )
         return str(self._server.listening_address), self._key
+
+    async def describe(self) -> ModelServerSummary:
+        """Return the server's model and its share of a GPU, without renewing the lease."""
+        context = ray.get_runtime_context()
+        has_gpu = self._spec.gpus > 0
+        return ModelServerSummary(
+            name=context.get_actor_name() or self._spec.alias,
+            model=self._spec.alias,
+            node_id=context.get_node_id(),
+            gpu_indexes=parse_devices(os.environ.get("CUDA_VISIBLE_DEVICES")) if has_gpu else (),
+            gpus=self._spec.gpus,
+        )
 
     async def _terminate_when_unused(self) -> None:
         while True:

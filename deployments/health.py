@@ -29,15 +29,19 @@ def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
     @router.get("/readyz", responses={503: {}})
     async def readyz(response: Response) -> dict[str, str | dict[str, str]]:
         """Return 200 if every service that jobs need responds, else 503 and the state of each."""
-        results = await asyncio.gather(
-            *(_is_responding(name, check) for name, check in checks.items())
-        )
-        ready = all(results)
+        results = await run_checks(checks)
+        ready = all(results.values())
         response.status_code = 200 if ready else 503
-        states = {name: "ok" if up else "down" for name, up in zip(checks, results, strict=True)}
+        states = {name: "ok" if up else "down" for name, up in results.items()}
         return {"status": "ready" if ready else "not ready", "checks": states}
 
     return router
+
+
+async def run_checks(checks: Mapping[str, ServiceCheck]) -> dict[str, bool]:
+    """Run all checks at once, and return by service whether it responds within two seconds."""
+    results = await asyncio.gather(*(_is_responding(name, check) for name, check in checks.items()))
+    return dict(zip(checks, results, strict=True))
 
 
 async def _is_responding(name: str, check: ServiceCheck) -> bool:
@@ -46,6 +50,6 @@ async def _is_responding(name: str, check: ServiceCheck) -> bool:
             await check()
     except Exception as error:
         # Drivers raise exceptions of many types.
-        _log.warning("/readyz: the service %s does not respond: %r", name, error)
+        _log.warning("the service %s does not respond: %r", name, error)
         return False
     return True

@@ -54,8 +54,8 @@ def middlewares() -> list[Middleware]:
 def new_cors_middleware(origins: str) -> list[Middleware]:
     """Return the middleware that lets pages of ``origins`` (separated by commas) call the API.
 
-    Credentials are not allowed, because such pages send keys and tokens in headers. The only
-    session cookie is for ComfyUI's page, which the gateway itself serves.
+    Credentials are not allowed, because such pages send keys and tokens in headers. Session cookies
+    are for the console and ComfyUI's page, which the gateway itself serves.
     """
     allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
     if not allowed:

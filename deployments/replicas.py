@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Generic, TypedDict, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -66,26 +67,36 @@ class ReloadableConfig(Generic[ConfigT]):
 
     Args:
         apply: applies a valid configuration completely, or raises ValueError and changes nothing.
+
+    Attributes:
+        current: the configuration in force; None before the first.
+        applied_at: the time at which it was applied.
+        is_rejected: whether the latest configuration was invalid and is ignored.
     """
 
     def __init__(self, model: type[ConfigT], apply: Callable[[ConfigT], None]) -> None:
         self._model = model
         self._apply = apply
-        self._is_loaded = False
+        self.current: ConfigT | None = None
+        self.applied_at: datetime | None = None
+        self.is_rejected = False
 
     def load(self, user_config: dict[str, Any]) -> None:
         """Validate and apply a configuration; raise ValueError if the first one is invalid."""
         try:
-            self._apply(self._model.model_validate(user_config))
+            config = self._model.model_validate(user_config)
+            self._apply(config)
         except ValueError as error:
-            if not self._is_loaded:
+            if self.current is None:
                 raise
+            self.is_rejected = True
             _log.error(
                 "ignored an invalid user_config and kept the previous one: %s",
                 _describe_invalid_fields(error),
             )
         else:
-            self._is_loaded = True
+            self.current, self.applied_at = config, datetime.now(UTC)
+            self.is_rejected = False
 
 
 def _describe_invalid_fields(error: ValueError) -> str:

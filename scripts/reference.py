@@ -37,8 +37,17 @@ def cli_page() -> str:
     """Return the page of all commands with their arguments and options."""
     lines = ["# Command line", "", _WRITTEN]
     lines += [
-        "Piped output is plain: tab-separated columns, no colours. Exit status: 0 done, 1 an error",
-        "or not running, 2 wrong usage, 3 the job did not succeed, or some jobs were skipped.",
+        "Piped output is plain: tab-separated columns, no colours, no pictures; `--json` prints what",
+        "the API returned. `moyin --profile NAME COMMAND` calls another gateway (`moyin profiles add`).",
+        "",
+        "| exit status | meaning |",
+        "|---|---|",
+        "| 0 | done |",
+        "| 1 | an error, or not running; the reason is on standard error |",
+        "| 2 | wrong usage |",
+        "| 3 | the job or batch did not succeed, or some of the matching jobs were skipped |",
+        "| 130 | interrupted by Ctrl+C |",
+        "",
         "`MOYIN_DEBUG=1` shows where an error came from.",
         "",
     ]

@@ -1,6 +1,8 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
-import { type Icon, IconListDetails, IconUserCircle } from "@tabler/icons-react";
+import {
+  type Icon, IconBrush, IconListDetails, IconMessages, IconPhoto, IconReportMoney, IconUserCircle, IconUsers,
+} from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
 import type { Catalogue } from "#/language";
@@ -20,6 +22,28 @@ export const PAGES: readonly Page[] = [
   {
     path: "/jobs", nested: true, title: { en: "Jobs", ja: "ジョブ" }, icon: IconListDetails, scopes: ["jobs:read"],
     component: lazy(() => import("#/pages/jobs")),
+  },
+  {
+    path: "/render", title: { en: "Render", ja: "レンダー" }, icon: IconBrush, scopes: ["jobs:write"],
+    component: lazy(() => import("#/pages/render")),
+  },
+  {
+    path: "/gallery", title: { en: "Gallery", ja: "ギャラリー" }, icon: IconPhoto, scopes: ["jobs:read"],
+    component: lazy(() => import("#/pages/gallery")),
+  },
+  {
+    path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
+    component: lazy(() => import("#/pages/chat")),
+  },
+  {
+    path: "/people", nested: true, title: { en: "People", ja: "メンバー管理" }, icon: IconUsers,
+    scopes: ["org:read", "org:admin", "operator"],
+    component: lazy(() => import("#/pages/people")),
+  },
+  {
+    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney,
+    scopes: ["text"],
+    component: lazy(() => import("#/pages/usage")),
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,

@@ -56,7 +56,8 @@ _PUBLIC = frozenset(
     f"{_PREFIX}/{name}"
     for name in (
         *DOCS_PATHS, "healthz", "readyz", "openapi.json", ".well-known/jwks.json", "register", "login",
-        "refresh", "session", "session/renew", "session/end", "password/forgot", "password/reset", "oidc", "oidc/begin", "oidc/finish",
+        "refresh", "sign-in", "session", "session/renew", "session/end", "password/forgot", "password/reset",
+        "oidc", "oidc/begin", "oidc/finish",
     )
 )  # fmt: skip
 _MAX_BODY_BYTES = 64 * 1024
@@ -139,6 +140,7 @@ def new_services(
             limits=limits,
             audit=audit,
             signing_keys=signing_keys,
+            budgets=meter.budgets,
             transactions=transactions,
         ),
         token_issuer=token_issuer,

@@ -12,9 +12,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from deployments.errors import find_app_prefix, render_error, render_stream_error
+from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
-from deployments.gateway.routes import artifacts, console, job_events, jobs
+from deployments.gateway.routes import artifacts, cluster, console, job_events, jobs
 from deployments.gateway.routes.comfy_api import (
     assets_v2,
     files,
@@ -28,6 +30,7 @@ from deployments.gateway.routes.comfy_api import (
 )  # fmt: skip
 from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
+from deployments.replicas import ReloadableConfig
 from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
@@ -45,7 +48,7 @@ from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_file, to_server_path
 from moyin.console import CONSOLE_PATH, ConsoleFiles
-from moyin.domain.identity import JOBS_READ, JOBS_WRITE
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, OPERATOR
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.previews import PreviewFeed
@@ -64,6 +67,7 @@ from moyin.store.userdata import UserdataStore
 _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
+_OPERATOR_PATHS = frozenset({"/cluster/problems", "/cluster/routes"})
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"), CONSOLE_PATH.rstrip("/"))
 # Pages can read these paths with an event token; their handlers check the token's job.
@@ -102,6 +106,8 @@ class GatewayServices:
     frontend: FrontendFiles
     templates: TemplateCatalog
     proxy: Proxy
+    config: ReloadableConfig[GatewayConfig]
+    cluster: ClusterMonitor
     authenticator: Authenticator
     observer: Observer
     checks: Mapping[str, ServiceCheck]
@@ -223,7 +229,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             node_info, services.admission, services.files, services.max_body_bytes
         ),
         server_info.package_routes(node_info),
-        server_info.model_routes(node_info),
+        server_info.model_routes(node_info, services.admission),
         userdata.userdata_routes(services.userdata),
         settings.settings_routes(services.userdata),
     )
@@ -243,8 +249,11 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         job_events.job_event_routes(
             services.jobs, services.feed, services.previews, services.signing_key
         ),
+        cluster.cluster_routes(
+            services.cluster, services.admission, services.proxy, services.config
+        ),
         artifacts.signed_link_routes(*artifact_parts),
-        artifacts.artifact_routes(*artifact_parts),
+        artifacts.artifact_routes(*artifact_parts, services.templates),
         jobs_v2.job_v2_routes(renders, retention),
         assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
@@ -262,6 +271,8 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
 def _required_scope(scope: Scope) -> str:
     """Return the scope that a request to the gateway's own routes needs."""
     method, path = scope.get("method", "GET"), scope["path"]
+    if path in _OPERATOR_PATHS:
+        return OPERATOR
     # With the webhook secret, a caller can sign webhooks as the studio.
     if path == "/jobs/webhook-secret" or method not in _READING_METHODS:
         return JOBS_WRITE

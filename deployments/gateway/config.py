@@ -34,7 +34,7 @@ _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
 # may use them, except for exact paths below /api, which every route may use.
 _RESERVED_SEGMENTS = frozenset(
     {
-        "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
+        "accounts", "api", "artifacts", "cluster", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
         "readyz", "templates", "v1", *API_FIRST_SEGMENTS,
     }
 )  # fmt: skip

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from deployments.gateway.app import GatewayServices, new_app
+from deployments.gateway.cluster.bodies import ClusterBody
+from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.problems import ProblemFinder
+from deployments.gateway.cluster.snapshot import build_cluster
+from deployments.gateway.cluster.sources import ClusterSources
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.pools import PoolValidator, ServePoolClient
@@ -32,6 +38,7 @@ from moyin.jobs.grpc.health import HealthMonitor
 from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
+from moyin.jobs.workflows.backlog import read_backlog
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.proxy import Proxy
@@ -83,14 +90,10 @@ class Gateway(MoyinCalls):
         frame_hub = close_at_shutdown(FrameHub(settings.redis_url))
         hub = close_at_shutdown(EventHub(settings.redis_url))
         jobs = JobStore(database)
-        launcher = close_at_shutdown(
-            JobLauncher(
-                jobs=jobs,
-                temporal=TemporalConnection(
-                    settings.temporal_address, settings.temporal_namespace, retention=retention
-                ),
-            )
+        temporal = TemporalConnection(
+            settings.temporal_address, settings.temporal_namespace, retention=retention
         )
+        launcher = close_at_shutdown(JobLauncher(jobs=jobs, temporal=temporal))
         self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
         self.grpc_health = HealthMonitor(self.grpc_bridge.is_ready)
         pool_client = ServePoolClient(pools)
@@ -138,6 +141,22 @@ class Gateway(MoyinCalls):
             wait_until_notified=farm_events.wait_until_notified,
         )  # fmt: skip
 
+        checks = {"database": database.ping, "temporal": launcher.ping, "valkey": events.ping}
+        sources = ClusterSources(
+            pools, pool_client.read_summary, partial(read_backlog, temporal),
+            checks={**checks, "artifacts": blobs.ping}, data=settings.data,
+            is_config_rejected=lambda: self._config.is_rejected,
+        )  # fmt: skip
+        problems = ProblemFinder()
+
+        async def read_cluster() -> ClusterBody:
+            reading = await sources.read()
+            cluster = build_cluster(pools, reading)
+            found = problems.find(cluster, reading, proxy.pools)
+            return cluster.model_copy(update={"problems": found})
+
+        cluster = close_at_shutdown(ClusterMonitor(read_cluster))
+
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             async with resources:
@@ -151,11 +170,12 @@ class Gateway(MoyinCalls):
             places=places, artifacts=artifacts,
             blobs=blobs, pictures=PictureConverter(blobs, processes, pictures), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
-            sessions=SessionStore(database), admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
-            templates=create_catalog(settings), proxy=proxy,
+            sessions=SessionStore(database), admission=admission,
+            frontend=FrontendFiles(lambda: find_frontend(settings)),
+            templates=create_catalog(settings), proxy=proxy, config=self._config, cluster=cluster,
             authenticator=create_authenticator(database, signing_key), meter=meter,
             observer=RequestObserver(settings.log_level),
-            checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
+            checks=checks,
             signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,
             lifespan=lifespan,
         )  # fmt: skip

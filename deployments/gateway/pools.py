@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 
 from actors.placement import NAMESPACE
 from moyin.comfy_api.validation_cache import ValidationCache
+from moyin.domain.cluster import PoolSummary
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
@@ -31,6 +32,7 @@ _VALIDATION_ERRORS = (
 _log = logging.getLogger(__name__)
 _EXECUTED_SECONDS = 1.0
 _PLACES_SECONDS = 2.0
+_SUMMARY_SECONDS = 2.5
 # Seconds for which a pool's list of running renderers is cached.
 _RENDERERS_SECONDS = 5.0
 
@@ -110,6 +112,22 @@ class ServePoolClient:
             _log.info("render pool %s sent no places: %s", pool, type(error).__name__)
             raise ServiceUnavailable(f"render pool {pool!r} does not respond; try again") from error
         return places
+
+    async def read_summary(self, pool: str) -> PoolSummary:
+        """Return the state of the pool and its renderers, or raise ServiceUnavailable.
+
+        Failures do not pause other calls of the pool, which matter more.
+        """
+        try:
+            async with asyncio.timeout(_SUMMARY_SECONDS):
+                handle = await self._handles.fetch(pool)
+                summary: PoolSummary = await handle.read_summary.remote()
+        except _POOL_ERRORS as error:
+            _log.info("render pool %s sent no summary: %s", pool, type(error).__name__)
+            # The pool may have been deployed again under another handle.
+            self._handles.pop(pool, None)
+            raise ServiceUnavailable(f"render pool {pool!r} does not respond; try again") from error
+        return summary
 
     async def _call_pool(self, pool: str, method: str, argument: Any) -> Any:
         if time.monotonic() < self._paused_until.get(pool, 0.0):

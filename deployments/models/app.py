@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 
@@ -14,6 +14,8 @@ from deployments.models.backend_checks import check_backends_forever, new_health
 from deployments.models.batch_calls import BatchLineCaller
 from deployments.models.errors import choose_renderer, render_error
 from deployments.models.openapi import complete_openapi
+from deployments.models.recent_calls import RecentCalls
+from deployments.models.routes.backends import new_backend_routes
 from deployments.models.routes.background_responses import BackgroundResponses
 from deployments.models.routes.batches import new_batch_routes
 from deployments.models.routes.calls import CallRoute, OllamaRoute
@@ -125,6 +127,7 @@ class ModelsServices:
         on_models_changed: called when a server's models changed, to serve them.
         lifespan: starts the services before the first request and closes them at shutdown.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
+        recent_calls: the calls of the last minutes.
     """
 
     text_router: Router
@@ -153,6 +156,7 @@ class ModelsServices:
     meter: RequestMeter | None = None
     judge: JudgeStatus | None = None
     on_models_changed: Callable[[], None] | None = None
+    recent_calls: RecentCalls = field(default_factory=RecentCalls)
 
 
 def new_app(services: ModelsServices) -> Gatekeeper:
@@ -189,6 +193,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_health_routes(text_router),
         new_count_tokens_routes(text_router),
         new_model_routes(text_router),
+        new_backend_routes(text_router, services.recent_calls),
         new_ollama_routes(text_router),
         new_ollama_host_routes(text_router, services.on_models_changed),
         new_usage_routes(

@@ -25,6 +25,7 @@ from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import Gatekeeper, create_authenticator, create_service_token_factory
 from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
+from moyin.domain.cluster import BackendSummary, ModelsSummary
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
 from moyin.jobs.grpc.health import HealthMonitor
@@ -168,9 +169,23 @@ class Models(MoyinCalls):
             max_file_bytes=settings.max_file_bytes,
             lifespan=lifespan,
             on_models_changed=self._build_fleet,
+            recent_calls=telemetry.recent,
         )
         self._models_config = ModelsConfig()
         self._config = ReloadableConfig(ModelsConfig, self._apply)
+
+    async def read_summary(self) -> ModelsSummary:
+        """Return the availability of the back ends, and whether the configuration was rejected."""
+        runtimes = self._text_router.fleet.runtimes.values()
+        return ModelsSummary(
+            backends=tuple(
+                BackendSummary(
+                    name=runtime.name, is_up=runtime.is_up, breaker=runtime.breaker.state.value
+                )
+                for runtime in runtimes
+            ),
+            is_config_rejected=self._config.is_rejected,
+        )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new ``user_config`` to later requests, but not to requests in progress."""

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.llama import LlamaSpec, find_or_start
+from actors.llama import NAME_PREFIX, LlamaSpec, find_or_start
 from moyin.domain import serialization
 from moyin.errors import BackendUnavailable
 from moyin.text.backends.http import Endpoint
@@ -38,7 +38,7 @@ class LlamaEndpoints:
         # The actor's name includes the configuration, so that replicas with another configuration
         # use another actor.
         digest = hashlib.sha256(serialization.encode(spec)).hexdigest()[:8]
-        self._name = f"llama-{name}-{digest}"
+        self._name = f"{NAME_PREFIX}{name}-{digest}"
         self._spec = spec
         self._restart_after = restart_after
         # Until the first response since its start, the actor may be loading the model.

@@ -17,6 +17,7 @@ from opentelemetry.trace import ProxyTracerProvider, SpanKind, Status, StatusCod
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from ray.util import metrics
 
+from deployments.models.recent_calls import RecentCalls
 from deployments.observer import BatchHistogram
 from moyin.domain.text_batch import LineResult, LineStatus
 from moyin.http.breaker import BreakerState
@@ -47,9 +48,14 @@ _PER_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 
 
 class CallTelemetry:
-    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica. A thread calls `export`."""
+    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica. A thread calls `export`.
+
+    Attributes:
+        recent: the sums of the last minutes' calls.
+    """
 
     def __init__(self) -> None:
+        self.recent = RecentCalls()
         self._calls: deque[CallRecord] = deque(maxlen=_CALL_CAPACITY)
         self._breaker_changes: deque[tuple[str, BreakerState | None]] = deque(maxlen=_CALL_CAPACITY)
         self._states: dict[str, BreakerState] = {}
@@ -90,6 +96,7 @@ class CallTelemetry:
 
     def record_call(self, call: CallRecord) -> None:
         self._calls.append(call)
+        self.recent.record(call)
 
     def record_breaker_state(self, backend: str, state: BreakerState) -> None:
         self._breaker_changes.append((backend, state))

@@ -12,9 +12,11 @@ from ray.exceptions import RayError
 
 from actors.comfyui import ActorStatus, ComfySpec, find_or_start, list_actors
 from deployments.render.bookkeeper import RunBookkeeper
+from deployments.render.loss_log import LossLog
 from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
 from deployments.render.telemetry import ActorCounts
+from moyin.domain.cluster import GpuReading
 from moyin.errors import MoyinError
 from moyin.render.scheduling.rules import ScalingPolicy
 
@@ -37,6 +39,10 @@ class ActorSupervisor:
     Args:
         bookkeeper: books the runs that the actors report.
         on_counts: called with the current counts every second.
+
+    Attributes:
+        losses: how often each actor was lost.
+        unready_since: the time since which no actor is ready, since the epoch; None if one is.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class ActorSupervisor:
         # Actors that failed to start or were lost, until they are ready again.
         self._failed: set[str] = set()
         self._has_scaled = False
+        self.losses = LossLog()
+        self.unready_since: float | None = time.time()
 
     @property
     def is_starting(self) -> bool:
@@ -84,6 +92,16 @@ class ActorSupervisor:
         if name in self._failed or (status is not None and status.renderer.error is not None):
             return False
         return self.placing_seconds.get(name, 0.0) <= _PLACEMENT_SECONDS
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all actors that are supervised."""
+        return sorted(self._tasks)
+
+    async def read_gpus(self, name: str) -> tuple[GpuReading, ...]:
+        """Return the measurements of an actor's graphics cards; empty if it is unknown."""
+        renderer = self._renderers.get(name)
+        return () if renderer is None else await renderer.read_gpus()
 
     @property
     def placing_seconds(self) -> dict[str, float]:
@@ -156,6 +174,10 @@ class ActorSupervisor:
                 self._logged_waits.add(name)
                 _log.info("actor %s is waiting for a node with %s", name, self._spec.resources)
         ready = sum(self._pool.has_renderer(name) for name in self._tasks)
+        if ready:
+            self.unready_since = None
+        elif self.unready_since is None:
+            self.unready_since = time.time()
         return ActorCounts(
             ready=ready, starting=len(self._tasks) - ready - len(placing), placing=len(placing)
         )
@@ -169,6 +191,7 @@ class ActorSupervisor:
         _log.info("removing actor %s, which is idle and not needed", name)
         self._tasks.pop(name).cancel()
         self.statuses.pop(name, None)
+        self.losses.forget(name)
         self._mark_placed(name)
         self._pool.remove_renderer(name)
         task = asyncio.create_task(self._renderers.pop(name).retire())
@@ -204,6 +227,7 @@ class ActorSupervisor:
                     _log.warning("actor %s failed and is started again: %s", name, reason)
                 logged_reason = reason
                 self._failed.add(name)
+                self.losses.record(name)
             self._mark_status_known(name)
             self._mark_placed(name)
             self.statuses.pop(name, None)
@@ -213,6 +237,7 @@ class ActorSupervisor:
             if name not in self._names:
                 self._renderers.pop(name, None)
                 self._failed.discard(name)
+                self.losses.forget(name)
                 del self._tasks[name]
                 return
             await asyncio.sleep(_WATCH_SECONDS)
@@ -223,6 +248,7 @@ class ActorSupervisor:
         while True:
             status = await renderer.actor_status()
             self.statuses[name] = status
+            self.losses.observe_pid(name, status.renderer.pid)
             self._mark_placed(name)
             if run_ids := await self._bookkeeper.settle(name, status.renderer.runs):
                 await renderer.settle(run_ids)

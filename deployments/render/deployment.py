@@ -37,8 +37,10 @@ from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
 from deployments.render.render_activities import RenderActivities
 from deployments.render.result_cache import RenderResultCache
+from deployments.render.summary import build_summary
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
+from moyin.domain.cluster import PoolSummary
 from moyin.domain.queue_place import QueuePlace
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
@@ -85,8 +87,10 @@ class RenderPool:
         bookkeeper = RunBookkeeper(RenderLedger(services.database))
         self._price = args.to_price()
         self._expected_seconds = args.expected_seconds
+        self._scale = _new_scale(args)
+        self._comfyui_version = await asyncio.to_thread(read_comfyui_version, settings)
         self._supervisor = ActorSupervisor(
-            self._pool, _new_comfy_spec(args), _new_scale(args), bookkeeper, telemetry.export
+            self._pool, _new_comfy_spec(args), self._scale, bookkeeper, telemetry.export
         )
         self._worker = RenderWorker(
             temporal=services.temporal,
@@ -174,6 +178,10 @@ class RenderPool:
             "actors": actors,
             "placing": self._supervisor.placing_seconds,
         }
+
+    async def read_summary(self) -> PoolSummary:
+        """Return the state of the pool and its actors for operators."""
+        return await build_summary(self._pool, self._supervisor, self._scale, self._comfyui_version)
 
     async def check_health(self) -> None:
         """Raise RuntimeError if the worker or the supervisor does not run.

@@ -110,6 +110,24 @@ class Pool:
         return self._scheduler.waiting
 
     @property
+    def running_renders(self) -> int:
+        """The number of renders that have a renderer."""
+        return self._scheduler.running
+
+    @property
+    def oldest_wait(self) -> float | None:
+        """The seconds since the step of the oldest waiting render was queued; None without."""
+        return self._scheduler.oldest_wait
+
+    def wait_quantile(self, share: float) -> float | None:
+        """Return the seconds that this share of the last renders did not wait longer than."""
+        return self._scheduler.wait_quantile(share)
+
+    def is_busy(self, name: str) -> bool:
+        """Return whether the renderer executes a render."""
+        return self._scheduler.is_busy(name)
+
+    @property
     def renderers(self) -> list[str]:
         """The names of the renderers that accept new renders."""
         return [name for name in self._renderers if name not in self._draining]

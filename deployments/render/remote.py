@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.comfyui import ActorStatus, EventBatch, RenderFailure
+from moyin.domain.cluster import GpuReading
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError, WorkerLost
@@ -65,6 +66,11 @@ class RayRenderer:
         status: ActorStatus = await _await_result(self._handle.status.remote())
         self._is_placed = True
         return status
+
+    async def read_gpus(self) -> tuple[GpuReading, ...]:
+        """Return the measurements of the actor's graphics cards; empty without cards."""
+        readings: tuple[GpuReading, ...] = await _await_result(self._handle.read_gpus.remote())
+        return readings
 
     async def retire(self) -> None:
         """Stop ComfyUI, then terminate the actor without a restart."""

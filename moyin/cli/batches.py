@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import errors, out, print_json, print_table
+from moyin.cli.screen import AlwaysJson, AsJson, errors, out, print_json, print_table
 from moyin.cli.session import JOB_DID_NOT_SUCCEED, with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -29,9 +29,13 @@ _CHUNK = 256 * 1024
 @app.command("list")
 def list_batches(
     limit: Annotated[int, typer.Option(min=1, max=100, help="Number, newest first.")] = 20,
+    as_json: AsJson = False,
 ) -> None:
     """List your batches; piped output has id, status, lines, answered, failed and time, by tabs."""
     page = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}?limit={limit}"))
+    if as_json:
+        print_json(page)
+        return
     print_table(
         ("id", "status", "lines", "answered", "failed", "created (UTC)"),
         map(_build_row, page["data"]),
@@ -73,7 +77,7 @@ def submit(
 
 
 @app.command()
-def show(batch_id: BatchId) -> None:
+def show(batch_id: BatchId, _: AlwaysJson = True) -> None:
     """Print a batch as JSON."""
     print_json(with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}")))
 
@@ -85,10 +89,13 @@ def watch(batch_id: BatchId) -> None:
 
 
 @app.command()
-def cancel(batch_id: BatchId) -> None:
+def cancel(batch_id: BatchId, as_json: AsJson = False) -> None:
     """Cancel a batch; answers so far are kept."""
     batch = with_gateway(lambda gateway: gateway.call("POST", f"{_BATCHES}/{batch_id}/cancel"))
-    out.print(f"{batch['id']} {batch['status']}")
+    if as_json:
+        print_json(batch)
+    else:
+        out.print(f"{batch['id']} {batch['status']}")
 
 
 @app.command()

@@ -50,9 +50,7 @@ async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Pa
     await asyncio.to_thread(create_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
-        target = _find_free_path(
-            folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact"
-        )
+        target = choose_target(folder, artifact["name"])
         await gateway.download(artifact["url"], target)
         saved.append(target)
     return saved
@@ -80,7 +78,9 @@ def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
     return {"description": kind}
 
 
-def _find_free_path(folder: Path, name: str) -> Path:
+def choose_target(folder: Path, name: str) -> Path:
+    """Return the path for a file of this name, which comes from others, that overwrites no file."""
+    name = _UNSAFE.sub("_", name).lstrip(".") or "artifact"
     path = folder / name
     number = 1
     while path.exists():

@@ -21,8 +21,8 @@ from moyin.cli.job_filters import (
     change_jobs,
     read_jobs,
 )
-from moyin.cli.screen import errors, out, print_json, print_table
-from moyin.cli.session import exit_unless_succeeded, with_gateway
+from moyin.cli.screen import AlwaysJson, AsJson, errors, out, print_json, print_table
+from moyin.cli.session import exit_unless_succeeded, send, with_gateway
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(help="Jobs: list, show, cancel, delete, retry, watch.", no_args_is_help=True)
@@ -30,7 +30,6 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (Task ID)
 MaybeJobId = Annotated[
     str | None, typer.Argument(metavar="[ID]", help="The job's id (Task ID); or use filters.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the number of matching jobs and change nothing.")
 ]
@@ -73,7 +72,7 @@ def list_jobs(
 
 
 @app.command()
-def show(job_id: JobId) -> None:
+def show(job_id: JobId, _: AlwaysJson = True) -> None:
     """Print a job as JSON, with the outputs of its finished steps."""
     print_json(with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id))))
 
@@ -136,7 +135,7 @@ def delete(
         before=before, search=search,
     )  # fmt: skip
     if _names_one_job(job_id, where, dry_run):
-        with_gateway(lambda gateway: _delete_one(gateway, job_id))
+        send("DELETE", _build_path(job_id))
         if as_json:
             print_json({"id": job_id, "deleted": True})
         else:
@@ -147,19 +146,25 @@ def delete(
 
 
 @app.command()
-def retry(job_id: JobId) -> None:
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
     """Resume a failed or cancelled job after its last finished step."""
     job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/retry"))
-    out.print(f"{job['id']} {job['status']}")
+    if as_json:
+        print_json(job)
+    else:
+        out.print(f"{job['id']} {job['status']}")
 
 
 @app.command()
-def watch(job_id: JobId) -> None:
+def watch(job_id: JobId, as_json: AsJson = False) -> None:
     """Follow a job until it ends; exit 3 if it does not succeed."""
 
     async def work(gateway: GatewayClient) -> None:
         job = await follow(gateway, job_id)
-        out.print(job["status"])
+        if as_json:
+            print_json(job)
+        else:
+            out.print(job["status"])
         if job["error"]:
             errors.print(f"{job['error']['code']}: {job['error']['message']}")
         exit_unless_succeeded(job)
@@ -199,11 +204,6 @@ def _print_counts(counts: dict[str, Any], as_json: bool, done: str, skipped: str
         out.print(f"{done} {counts['done']:,} of {counts['matched']:,} jobs{rest}")
     if counts["skipped"]:
         raise typer.Exit(SOME_SKIPPED)
-
-
-async def _delete_one(gateway: GatewayClient, job_id: str | None) -> None:
-    async with gateway.open("DELETE", _build_path(job_id), expected=204):
-        return
 
 
 def _build_path(job_id: str | None) -> str:

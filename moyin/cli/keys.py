@@ -1,6 +1,7 @@
-"""Implements ``moyin keys``, which manages API keys directly in the database.
+"""Implements ``moyin keys``, which manages API keys, of this machine's stack or of a profile's.
 
-The command needs no API key: anyone who can read the data folder may manage keys.
+On this machine it works in the database and needs no API key: anyone who can read the data folder
+may manage keys. With a profile it calls the gateway.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from moyin.cli.screen import errors, out, print_table
+from moyin.cli import remote_keys
+from moyin.cli.screen import AsJson, errors, out, print_json, print_records
+from moyin.cli.session import is_remote
 from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
@@ -22,7 +25,7 @@ from moyin.settings import Settings
 # The SQL libraries take as long to import as most commands to run, so they are imported on use.
 if TYPE_CHECKING:
     from moyin.store.audit import AuditEvent
-    from moyin.store.keys import ApiKey, KeyStore
+    from moyin.store.keys import KeyStore
     from moyin.store.sql import Database, Transaction
 
 T = TypeVar("T")
@@ -31,7 +34,13 @@ app = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_hel
 
 @app.command()
 def create(
-    owner: Annotated[str, typer.Argument(help="Tenant that owns what the key creates.")],
+    owner: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="OWNER",
+            help="Tenant that owns what the key creates; left out with a profile, where it is yours.",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     scope: Annotated[
         list[str] | None,
@@ -40,23 +49,28 @@ def create(
             "Operator scopes must be named: `org:admin`, `operator`, `*` for everything."
         ),
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="Days until it expires.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Id of the service account that gets it, with a profile.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create a key and print its secret, which is shown only once: the database has a digest."""
-    if not owner.strip():
-        raise StackError("OWNER is empty: name the tenant that owns everything the key creates")
-    scopes = scope or sorted(DEFAULT_SCOPES)
-    _warn_of_unknown_scopes(scopes)
+    _warn_of_unknown_scopes(scope or [])
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
-
-    async def create_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
-        key_id, text = await keys.create(
-            owner, name, scopes=scopes, expires_at=expires_at, within=transaction
-        )
-        details = {"name": name, "scopes": sorted(scopes)}
-        return _audit_event("create", owner, key_id, details), text
-
-    _print_secret(_run_audited(create_key))
+    if is_remote():
+        if owner is not None:
+            raise StackError("a profile's keys are for your own tenant: leave out OWNER")
+        created = remote_keys.create_key(name=name, scopes=scope, expires_at=expires_at, user=user)
+        _print_secret(created, as_json)
+        return
+    if owner is None or not owner.strip():
+        raise StackError("OWNER is empty: name the tenant that owns everything the key creates")
+    if user is not None:
+        raise StackError("--user needs a profile: `moyin profiles add`")
+    _print_secret(_create_stored_key(owner, name, scope, expires_at), as_json)
 
 
 @app.command()
@@ -65,32 +79,37 @@ def rotate(
     overlap: Annotated[
         int, typer.Option(min=0, help="Seconds for which the previous secret stays valid.")
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Replace the secret of a key and print the new one; id, scopes and limits stay the same."""
+    if is_remote():
+        _print_secret(remote_keys.rotate_key(key_id, overlap), as_json)
+        return
 
     async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
         text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
         return _audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
 
-    _print_secret(_run_audited(rotate_key))
+    _print_secret({"id": key_id, "key": _run_audited(rotate_key)}, as_json)
 
 
 @app.command("list")
-def list_keys() -> None:
+def list_keys(as_json: AsJson = False) -> None:
     """List keys; piped output has id, owner, name, creation time, scopes and state, by tabs."""
-    from moyin.store.keys import KeyStore
-
-    keys = _with_database(lambda database: KeyStore(database).list_all())
-    print_table(
+    keys = remote_keys.list_keys() if is_remote() else _list_stored_keys()
+    if as_json:
+        print_json({"keys": keys})
+        return
+    print_records(
         ("id", "owner", "name", "created", "scopes", "state"),
         (
             (
-                key.id,
-                key.owner,
-                key.name,
-                key.created_at.isoformat(timespec="seconds"),
-                " ".join(sorted(key.scopes)),
+                key["id"],
+                key["owner"],
+                key["name"],
+                key["created_at"],
+                " ".join(key["scopes"]),
                 _describe_state(key),
             )
             for key in keys
@@ -107,8 +126,41 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's i
         await keys.revoke(key_id, within=transaction)
         return _audit_event("revoke", key.owner, key_id), None
 
-    _run_audited(revoke_key)
-    out.print(f"{key_id} revoked")
+    if is_remote():
+        remote_keys.revoke_key(key_id)
+    else:
+        _run_audited(revoke_key)
+    out.print(f"{key_id} revoked", markup=False)
+
+
+def _create_stored_key(
+    owner: str, name: str, scope: list[str] | None, expires_at: datetime | None
+) -> dict[str, Any]:
+    from moyin.access.protocol.response import build_key
+    from moyin.store.keys import KeyStore
+
+    scopes = scope or sorted(DEFAULT_SCOPES)
+
+    async def create_key(
+        keys: KeyStore, transaction: Transaction
+    ) -> tuple[AuditEvent, tuple[str, str]]:
+        key_id, text = await keys.create(
+            owner, name, scopes=scopes, expires_at=expires_at, within=transaction
+        )
+        details = {"name": name, "scopes": sorted(scopes)}
+        return _audit_event("create", owner, key_id, details), (key_id, text)
+
+    key_id, text = _run_audited(create_key)
+    key = _with_database(lambda database: KeyStore(database).get(key_id))
+    return {**build_key(key).model_dump(mode="json"), "key": text}
+
+
+def _list_stored_keys() -> list[dict[str, Any]]:
+    from moyin.access.protocol.response import build_key
+    from moyin.store.keys import KeyStore
+
+    keys = _with_database(lambda database: KeyStore(database).list_all())
+    return [build_key(key).model_dump(mode="json") for key in keys]
 
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
@@ -123,17 +175,24 @@ def _warn_of_unknown_scopes(scopes: list[str]) -> None:
         )
 
 
-def _print_secret(text: str) -> None:
-    out.print(text)
+def _print_secret(key: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(key)
+    else:
+        out.print(key["key"], markup=False)
     if out.is_terminal:
         errors.print("[dim]shown only once: store it now[/]")
 
 
-def _describe_state(key: ApiKey) -> str:
-    if key.revoked_at is not None:
+def _describe_state(key: Mapping[str, Any]) -> str:
+    if key["revoked_at"] is not None:
         return "revoked"
-    is_expired = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
-    return "expired" if is_expired else "active"
+    if key["expires_at"] is None:
+        return "active"
+    expires_at = datetime.fromisoformat(key["expires_at"])
+    return (
+        f"{'expired' if expires_at <= datetime.now(UTC) else 'active until'} {expires_at:%Y-%m-%d}"
+    )
 
 
 def _audit_event(

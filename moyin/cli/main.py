@@ -11,22 +11,32 @@ import typer
 from pydantic import ValidationError
 
 from moyin.cli import (
+    artifacts,
+    audit,
     batches,
     chat,
     comfyui,
+    completion,
     connect,
     database,
     demo,
     jobs,
     keys,
+    limits,
+    members,
+    models,
+    organisations,
+    profiles,
     quality,
     render,
     route,
     routes,
     stack,
+    templates,
     usage,
 )
 from moyin.cli.screen import errors, out
+from moyin.cli.session import select_profile
 from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.errors import MoyinError, StackError
 from moyin.settings import Settings
@@ -45,7 +55,12 @@ def _handle_global_options(
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Profile of the gateway (`moyin profiles`); also MOYIN_PROFILE."),
+    ] = None,
 ) -> None:
+    select_profile(profile)
     if show_version:
         out.print(f"moyin {version('moyin')}")
         raise typer.Exit
@@ -53,25 +68,35 @@ def _handle_global_options(
 
 stack.register(app)
 app.command("chat")(chat.chat)
+app.add_typer(models.app, name="models")
 app.command("route")(route.route)
 app.command("feedback")(quality.feedback)
 app.command("usage")(usage.show_usage)
 app.command("requests")(usage.list_requests)
 app.add_typer(quality.app, name="quality")
 app.command("render")(render.render)
+app.add_typer(templates.app, name="templates")
+app.add_typer(artifacts.app, name="artifacts")
 app.command("demo")(demo.demo)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(batches.app, name="batches")
 app.add_typer(keys.app, name="keys")
+app.add_typer(organisations.app, name="organisations")
+app.add_typer(members.app, name="members")
+app.add_typer(limits.app, name="limits")
+app.add_typer(audit.app, name="audit")
+app.add_typer(profiles.app, name="profiles")
 app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")
 app.add_typer(connect.app, name="connect")
 app.command("migrate")(database.migrate)
 app.command("prune")(database.prune)
+app.command("completion")(completion.completion)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command that the arguments name, and return its exit status."""
+    completion.prepare_completion()
     try:
         app(arguments)
     except SystemExit as end:

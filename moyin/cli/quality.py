@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import out, print_json, print_pairs, print_table
-from moyin.cli.session import with_gateway
-from moyin.client.gateway import GatewayClient
+from moyin.cli.screen import AlwaysJson, AsJson, out, print_json, print_pairs, print_table
+from moyin.cli.session import send, with_gateway
 
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
@@ -17,13 +16,16 @@ _BAR_WIDTH = 20
 
 
 @app.command()
-def show() -> None:
+def show(as_json: AsJson = False) -> None:
     """Show what the router learned about models, and how accurate its estimates were.
 
     Shows the abilities of models, the signals by kind of request, this month's results of the judge,
     and what the last thirty days would have cost under other prices of a bad answer.
     """
     report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
+    if as_json:
+        print_json(report)
+        return
     if out.is_terminal:
         state = "frozen" if report["frozen"] else "learning"
         pairs = [("tenant", f"{report['owner']}, {state}"), ("table", report["table_date"])]
@@ -49,7 +51,7 @@ def show() -> None:
 
 
 @app.command()
-def export() -> None:
+def export(_: AlwaysJson = True) -> None:
     """Print all stored signals of your tenant as JSON."""
     print_json(with_gateway(lambda gateway: gateway.call("GET", "/v1/quality/export")))
 
@@ -57,21 +59,21 @@ def export() -> None:
 @app.command()
 def reset() -> None:
     """Delete all signals of your tenant."""
-    _send_post("/v1/quality/reset", None)
+    send("POST", "/v1/quality/reset")
     out.print("signals deleted")
 
 
 @app.command()
 def freeze() -> None:
     """Stop learning for your tenant; the router still uses what it learned before."""
-    _send_post("/v1/quality/freeze", {"frozen": True})
+    send("POST", "/v1/quality/freeze", {"frozen": True})
     out.print("frozen")
 
 
 @app.command()
 def thaw() -> None:
     """Resume learning for your tenant."""
-    _send_post("/v1/quality/freeze", {"frozen": False})
+    send("POST", "/v1/quality/freeze", {"frozen": False})
     out.print("learning")
 
 
@@ -86,6 +88,7 @@ def feedback(
     comment: Annotated[
         str | None, typer.Option(help="Comment for people; the router does not read it.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Rate an answer, so that the router learns from it."""
     given = {"score": score, "better_request_id": better, "comment": comment}
@@ -93,20 +96,14 @@ def feedback(
     result = with_gateway(
         lambda gateway: gateway.call("POST", "/v1/feedback", {"request_id": request_id, **body})
     )
-    if result["learned"]:
+    if as_json:
+        print_json(result)
+    elif result["learned"]:
         out.print("learned")
     elif result["scores"]:
         out.print("stored; your tenant is frozen, so nothing was learned (`moyin quality thaw`)")
     else:
         out.print("stored; nothing was learned, because the request named its model")
-
-
-def _send_post(path: str, body: Any) -> None:
-    async def post(gateway: GatewayClient) -> None:
-        async with gateway.open("POST", path, body):
-            pass
-
-    with_gateway(post)
 
 
 def _print_caption(text: str) -> None:

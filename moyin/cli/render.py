@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from moyin.cli.artifacts import ShowPictures, print_files
 from moyin.cli.following import create_folder, follow, save_artifacts
-from moyin.cli.screen import errors, out
+from moyin.cli.screen import AsJson, errors, out, print_json
 from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
@@ -35,8 +36,13 @@ def render(
     priority: Annotated[
         int | None, typer.Option(min=1, max=5, help="1 goes first, 5 last; 3 is normal.")
     ] = None,
+    show: ShowPictures = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Render a graph or a template: print the Task ID at once, then the path of each picture."""
+    """Render a graph or a template: print the Task ID at once, then the path of each picture.
+
+    Exit 3 if the job does not succeed. With --json only the ended job is printed.
+    """
     body: dict[str, Any] = {"kind": "render", **_build_job_source(graph, template)}
     if priority is not None:
         body["priority"] = priority
@@ -47,20 +53,23 @@ def render(
     if pool is not None:
         body["pool"] = pool
 
-    async def work(gateway: GatewayClient) -> None:
-        job = await submit_and_follow(gateway, body)
-        for path in await save_artifacts(gateway, job, output):
-            out.print(f"  [bold]{path}[/]" if out.is_terminal else str(path))
-        exit_unless_succeeded(job)
+    async def work(gateway: GatewayClient) -> tuple[dict[str, Any], list[Path]]:
+        job = await submit_and_follow(gateway, body, prints_id=not as_json)
+        return job, await save_artifacts(gateway, job, output)
 
-    with_gateway(work)
+    job, paths = with_gateway(work)
+    if as_json:
+        print_json(job)
+    else:
+        print_files(paths, show=show, indent="  " if out.is_terminal else "")
+    exit_unless_succeeded(job)
 
 
 def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
     """Return the job's member with the graph or with the name of the template."""
     if (graph is None) == (template is None):
         raise StackError(
-            "name either the file of a graph or --template NAME (`GET /templates` lists templates)"
+            "name either the file of a graph or --template NAME (`moyin templates list`)"
         )
     return {"workflow": load_graph(graph)} if graph is not None else {"template": template}
 
@@ -99,10 +108,13 @@ def load_graph(path: Path) -> dict[str, Any]:
     return graph
 
 
-async def submit_and_follow(gateway: GatewayClient, body: dict[str, Any]) -> dict[str, Any]:
+async def submit_and_follow(
+    gateway: GatewayClient, body: dict[str, Any], *, prints_id: bool = True
+) -> dict[str, Any]:
     """Submit a job, print its id, wait until it ends, print an error, and return the job."""
     job = await gateway.call("POST", "/jobs", body)
-    out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
+    if prints_id:
+        out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
     done = await follow(gateway, job["id"])
     if done["error"]:
         errors.print(f"[red]{done['error']['code']}: {done['error']['message']}[/]", markup=True)

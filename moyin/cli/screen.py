@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON.")]
+AlwaysJson = Annotated[bool, typer.Option("--json", help="The output is always JSON.")]
 
 
 def print_table(
@@ -34,6 +40,46 @@ def print_table(
     for line in lines:
         table.add_row(*line)
     out.print(table)
+
+
+def print_records(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = ()
+) -> None:
+    """Print a table of values from the gateway, whose texts may contain anything.
+
+    Control characters are replaced, since they could command the terminal or add a line. None is
+    printed as nothing, and a list as its items with commas.
+    """
+    quote = escape if out.is_terminal else str
+    print_table(columns, ([quote(clean_text(v)) for v in row] for row in rows), right=right)
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print records as CSV, as RFC 4180 has it, with a heading unless there are no columns."""
+    writer = csv.writer(sys.stdout)
+    if columns:
+        writer.writerow(columns)
+    writer.writerows([_protect_cell(value) for value in row] for row in rows)
+
+
+def clean_text(value: object) -> str:
+    """Return a value as text on one line, with control characters replaced."""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(clean_text, value))
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _protect_cell(value: object) -> object:
+    """Return the value of a cell that no spreadsheet takes for a formula."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if value is None or isinstance(value, int | float):
+        return value
+    text = clean_text(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:

@@ -4,24 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import typer
 
 from moyin.client.gateway import GatewayClient
+from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
+from moyin.stack.named_profiles import LOCAL, find_profiles_file, read_named_profiles
 from moyin.stack.profile import Profile, read_profile
 
 T = TypeVar("T")
 # The other exit statuses are 0 (success), 1 (an error) and 2 (wrong usage).
 JOB_DID_NOT_SUCCEED = 3
+_PROFILE = "MOYIN_PROFILE"
+# The option --profile of the command that runs; the callback of all commands sets it.
+_selected_name: ContextVar[str | None] = ContextVar("profile", default=None)
+
+
+def select_profile(name: str | None) -> None:
+    """Select the profile for the command that runs; None selects by the environment or the file."""
+    _selected_name.set(name)
+
+
+def find_profile_name() -> str:
+    """Return the name of the selected profile: by --profile, by MOYIN_PROFILE, or the default."""
+    name = _selected_name.get() or os.environ.get(_PROFILE)
+    return name or read_named_profiles(find_profiles_file(os.environ)).default
+
+
+def is_remote() -> bool:
+    """Return whether a named profile is selected, so that the database is not on this machine."""
+    return find_profile_name() != LOCAL
 
 
 def load_profile() -> Profile:
-    """Load the gateway's URL and key from the environment or the profile's file."""
-    return read_profile(Layout(Settings().data).profile, os.environ)
+    """Load the gateway's URL and key from the environment or the selected profile.
+
+    The variables MOYIN_URL and MOYIN_API_KEY win, but a named profile's key is sent to its own URL
+    only, and --profile must not name another gateway than MOYIN_URL.
+    """
+    url, key = os.environ.get("MOYIN_URL"), os.environ.get("MOYIN_API_KEY")
+    by_variables = bool(url and key) and _selected_name.get() is None
+    if by_variables or (name := find_profile_name()) == LOCAL:
+        return read_profile(Layout(Settings().data).profile, os.environ)
+    profile = read_named_profiles(find_profiles_file(os.environ)).get(name)
+    if url and url.rstrip("/") != profile.url:
+        raise StackError(
+            f"MOYIN_URL is not the URL of the profile {name!r}, whose key is for that URL only: "
+            "unset MOYIN_URL, or set MOYIN_API_KEY too and leave out --profile"
+        )
+    return Profile(url=profile.url, api_key=key or profile.api_key)
 
 
 def open_gateway(profile: Profile) -> GatewayClient:
@@ -33,12 +70,33 @@ def open_gateway(profile: Profile) -> GatewayClient:
 
 def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
     """Run a coroutine with a client of the profile's gateway, and return its result."""
+    return run_with(load_profile(), work)
+
+
+def run_with(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+    """Run a coroutine with a client of a profile's gateway, and return its result."""
 
     async def session() -> T:
-        async with open_gateway(load_profile()) as gateway:
+        async with open_gateway(profile) as gateway:
             return await work(gateway)
 
     return asyncio.run(session())
+
+
+def build_path(path: str, parameters: Mapping[str, Any]) -> str:
+    """Return a path with the query parameters that are not None; lists repeat their parameter."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return f"{path}?{urlencode(given, doseq=True)}" if given else path
+
+
+def send(method: str, path: str, body: Any = None) -> None:
+    """Send a request whose response has no body."""
+
+    async def work(gateway: GatewayClient) -> None:
+        async with gateway.open(method, path, body):
+            return
+
+    with_gateway(work)
 
 
 def exit_unless_succeeded(job: dict[str, Any]) -> None:

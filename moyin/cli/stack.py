@@ -135,10 +135,12 @@ def status(
         raise typer.Exit(1)
 
 
-def doctor() -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Check this machine for problems; exit 1 if any are found."""
     checks = list(run_checks(Options.read()))
-    if out.is_terminal:
+    if as_json:
+        print_json([to_plain(check) for check in checks])
+    elif out.is_terminal:
         print_table(
             ("", "check", "found", "what to do"),
             [

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 from rich.markup import escape
 
-from moyin.cli.screen import out, print_json, print_table
-from moyin.cli.session import with_gateway
+from moyin.cli.screen import AsJson, out, print_csv, print_json, print_table
+from moyin.cli.session import build_path, with_gateway
 from moyin.client.gateway import GatewayClient
 
 _MAX_PAGE = 200
@@ -24,6 +23,10 @@ _HEADINGS = {"backend": "back end", "owner": "tenant"}
 _UNNAMED = {"operation": "chat, embeddings"}
 _NUMBERS = ("calls", "not complete", "input", "cached", "output", "cost", "dearest", "in", "out")
 _AMOUNTS = ("limit", "spent", "reserved", "left")
+_CSV_NUMBERS = (
+    "calls", "incomplete_calls", "input_tokens", "cached_tokens", "output_tokens",
+    "gpu_milliseconds", "load_milliseconds", "cost_usd", "render_cost_usd", "dearest_cost_usd",
+)  # fmt: skip
 _EMPTY = {
     "calls": 0, "incomplete_calls": 0, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0,
     "units": {}, "cost_usd": "0", "dearest_cost_usd": None,
@@ -40,7 +43,6 @@ Backend = Annotated[
 RequestedModel = Annotated[
     str | None, typer.Option(help="Only requests that named this model or alias.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON.")]
 
 
 def show_usage(
@@ -62,9 +64,12 @@ def show_usage(
     backend: Backend = None,
     requested_model: RequestedModel = None,
     as_json: AsJson = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV with a heading and exact numbers.")
+    ] = False,
 ) -> None:
     """Show calls, tokens and costs with a bar chart, the cost on the dearest model, and budgets."""
-    path = _build_path(
+    path = build_path(
         "/v1/usage",
         {
             "group_by": by,
@@ -80,6 +85,8 @@ def show_usage(
     report = with_gateway(lambda gateway: gateway.call("GET", path))
     if as_json:
         print_json(report)
+    elif as_csv:
+        _print_csv(report)
     else:
         _print_report(report)
 
@@ -134,17 +141,12 @@ async def _read_calls(
     cursor = None
     while True:
         size = min(limit - len(calls), _MAX_PAGE)
-        path = _build_path("/v1/requests", {**filters, "limit": size, "cursor": cursor})
+        path = build_path("/v1/requests", {**filters, "limit": size, "cursor": cursor})
         page = await gateway.call("GET", path)
         calls += page["requests"]
         cursor = page["next_cursor"]
         if cursor is None or len(calls) >= limit:
             return calls
-
-
-def _build_path(path: str, parameters: dict[str, Any]) -> str:
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return f"{path}?{urlencode(given, doseq=True)}" if given else path
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -177,6 +179,17 @@ def _print_report(report: dict[str, Any]) -> None:
         print_table((*columns, captions[measure]), rows, right=_NUMBERS)
         out.print(f"\n{_describe_total(report)}")
     _print_budgets(report["budgets"])
+
+
+def _print_csv(report: dict[str, Any]) -> None:
+    """Print the groups with the members of the gateway's JSON as columns."""
+    names = [*report["group_by"], *(name for name in _CSV_NUMBERS if name in report["total"])]
+    print_csv(names, ([_parse_number(n, group[n]) for n in names] for group in report["groups"]))
+
+
+def _parse_number(name: str, value: Any) -> Any:
+    # Amounts are strings in the JSON, but numbers in a sheet.
+    return Decimal(value) if name.endswith("_usd") and value is not None else value
 
 
 def _choose_measure(total: dict[str, Any]) -> str:

@@ -44,13 +44,34 @@ class GraphAdmission:
             )
         return await self._node_info.choose_pool(graph, pools)
 
-    async def list_nodes(self, caller: Identity) -> Mapping[str, Any]:
-        """Return the ``/object_info`` of the nodes that the caller may use, which is read-only.
+    async def require_pool(self, caller: Identity, pool: str) -> str:
+        """Return ``pool`` if it runs the caller's jobs.
 
         Raises:
-            ServiceUnavailable: no pool has reported its nodes yet.
+            InvalidRequest: there is no such pool, or it does not run the caller's jobs.
         """
         pools = await self.list_pools(caller)
+        if pool not in pools:
+            raise InvalidRequest(
+                f"there is no render pool {pool!r}; available pools: {', '.join(pools) or 'none'}",
+                field="pool",
+            )
+        return pool
+
+    async def list_nodes(self, caller: Identity, pool: str | None = None) -> Mapping[str, Any]:
+        """Return the ``/object_info`` of the nodes that the caller may use, which is read-only.
+
+        Args:
+            pool: only the nodes of this pool; None for all pools.
+
+        Raises:
+            InvalidRequest: there is no such pool, or it does not run the caller's jobs.
+            ServiceUnavailable: no pool has reported its nodes yet.
+        """
+        if pool is None:
+            pools = await self.list_pools(caller)
+        else:
+            pools = [await self.require_pool(caller, pool)]
         nodes: Mapping[str, Any] = await self._node_info.fetch_nodes(pools) if pools else {}
         bounds = [(limit.allowed_nodes, limit.denied_nodes) for limit in caller.limits]
         if all(bound == (None, None) for bound in bounds):

@@ -163,16 +163,19 @@ class NodeInfoCache:
             known = await self._cached_inventory(pool)
         return None if known is None else known[1]
 
-    async def fetch_merged(self, path: str, merge: Callable[[list[Any]], T]) -> T:
-        """Return the merged JSON responses of all pools to ``path``. Do not modify the result.
+    async def fetch_merged(
+        self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
+    ) -> T:
+        """Return the merged JSON responses of ``pools`` (default: all). Do not modify the result.
 
         Raises:
             ServiceUnavailable: no pool has responded yet.
             NotFound: no pool has a response for this path.
         """
-        responses = list((await self._fetch_responses(path, self.pools)).values())
+        found = await self._fetch_responses(path, self.pools if pools is None else pools)
+        responses = list(found.values())
         return await self._merge_once(
-            (path,), responses, lambda: merge([from_json(content) for content in responses])
+            (path, *found), responses, lambda: merge([from_json(content) for content in responses])
         )
 
     async def fetch_first(self, path: str) -> bytes:

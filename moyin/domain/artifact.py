@@ -54,11 +54,16 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredArtifact:
-    """An artifact, and the id of the job that made it, which is None for uploads."""
+    """An artifact, and the id of the job that made it, which is None for uploads.
+
+    Attributes:
+        favourite: whether a member of the tenant has marked it.
+    """
 
     artifact: Artifact
     job_id: str | None
     created_at: datetime
+    favourite: bool = False
 
 
 def detect_media_type(declared: str | None, head: bytes) -> str:

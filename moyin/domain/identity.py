@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from moyin.domain.limits import Limit
@@ -39,6 +39,8 @@ class Identity:
         service: the name of the Moyin service that acts for the tenant, such as ``jobs``.
         job: the only job that the caller may read, with its files, by an event token; None for all
             other callers.
+        secret_id: identifies the secret of the API key that the caller presented, which a rotation
+            replaces; empty for other callers.
     """
 
     owner: str
@@ -48,6 +50,7 @@ class Identity:
     limits: tuple[Limit, ...] = ()
     service: str | None = None
     job: str | None = None
+    secret_id: str = field(default="", compare=False)
 
     @property
     def is_session(self) -> bool:

@@ -49,3 +49,15 @@ class QueuePlace:
     position: int | None = None
     starts_in: Duration | None = None
     ends_in: Duration | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backlog:
+    """The renders that wait before a pool, for room in its window.
+
+    Attributes:
+        oldest_wait: the seconds that the oldest has waited; None without any.
+    """
+
+    count: int = 0
+    oldest_wait: float | None = None

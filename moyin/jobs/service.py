@@ -223,7 +223,7 @@ class JobService:
     async def cancel(self, caller: Identity, job_id: str) -> Job:
         """Request the cancellation of a job, which may still be running afterwards.
 
-        The first caller that cancels the job is recorded as its canceller.
+        The first caller whose request does not fail is recorded as the job's canceller.
 
         Raises:
             JobNotFound: the caller has no job with this id.
@@ -235,12 +235,12 @@ class JobService:
             raise _new_finished_error(job)
         # Before the workflow knows of it, since the job may end at once.
         canceller = Canceller.from_identity(caller)
-        is_first = await self._jobs.record_canceller(job_id, job.attempts, canceller)
+        record_id = await self._jobs.record_canceller(job_id, job.attempts, canceller)
         try:
             has_workflow = await self._launcher.cancel(job_id, job.attempts)
         except ServiceUnavailable:
-            if is_first:
-                await self._jobs.clear_canceller(job_id, job.attempts)
+            if record_id is not None:
+                await self._jobs.clear_canceller(job_id, job.attempts, record_id)
             raise
         if not has_workflow:
             return await self._cancel_without_workflow(job)

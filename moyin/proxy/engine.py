@@ -73,6 +73,11 @@ class Proxy:
         """The route table in use."""
         return self._table
 
+    @property
+    def pools(self) -> list[UpstreamPool]:
+        """The upstreams of each route, with this replica's view of their health and load."""
+        return [runtime.pool for runtime in self._runtimes.values()]
+
     async def start(self) -> None:
         """Open the HTTP session, and start the health checks of the current route table."""
         self._session = aiohttp.ClientSession(

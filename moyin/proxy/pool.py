@@ -101,6 +101,11 @@ class UpstreamPool:
             members.append(member)
         return cls(route, members, in_flight)
 
+    @property
+    def open_requests(self) -> int:
+        """The number of open requests of this replica."""
+        return self._in_flight.count
+
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Count a request as open while the context is active.

@@ -76,6 +76,22 @@ def find_isolated_pools(path: Path) -> list[str]:
         return []
 
 
+def find_text_backends(path: Path) -> list[dict[str, Any]]:
+    """Return the back ends in the ``user_config`` of all apps, as they stand in the file.
+
+    Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
+    """
+    try:
+        return [
+            {"name": "unnamed", **backend}
+            for app in yaml.safe_load(path.read_text())["applications"]
+            for deployment in app.get("deployments") or ()
+            for backend in (deployment.get("user_config") or {}).get("backends") or ()
+        ]
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return []
+
+
 def find_config_problems(path: Path) -> list[str]:
     """Validate the app configuration and return its problems, each with its field.
 

@@ -18,8 +18,9 @@ from moyin.stack.ports import Ports
 
 # The environment variables that are not in `Settings` or `Ports`, for the reference.
 VARIABLE_DESCRIPTIONS = {
-    "MOYIN_URL": "URL of the gateway for the command line; overrides `profile.toml`.",
-    "MOYIN_API_KEY": "API key for the command line; overrides `profile.toml`.",
+    "MOYIN_URL": "URL of the gateway for the command line; overrides the profile.",
+    "MOYIN_API_KEY": "API key for the command line; overrides the profile.",
+    "MOYIN_PROFILE": "Profile of the command line (`moyin profiles`); also `--profile`. `local`: this machine.",
     "MOYIN_SERVE_CONFIG": "App configuration to deploy instead of `serve_config.yaml`; also `--config`.",
     "MOYIN_PORT_BASE": "First port of the stack; also `--port-base`.",
     "MOYIN_DEBUG": "If set, errors of the command line show a traceback.",

@@ -140,7 +140,11 @@ def _describe_owner(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                process = psutil.Process(connection.pid)
+                # Another stack's processes have the path of its data folder in their environment.
+                data = process.environ().get("MOYIN_DATA")
+                stack = f" of the stack in {data}" if data else ""
+                return f"{process.name()} (pid {connection.pid}{stack})"
     except psutil.Error:
         return "another process"  # the processes of other users cannot be inspected
     return "another process"

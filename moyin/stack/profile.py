@@ -31,12 +31,17 @@ def read_profile(path: Path, environ: Mapping[str, str]) -> Profile:
         raise StackError(
             f"neither {path} nor MOYIN_URL has the gateway's URL: start Moyin with `moyin up`"
         )
+    api_key = environ.get("MOYIN_API_KEY") or stored.get("api_key", "")
+    return Profile(url=require_http_url(url, "MOYIN_URL"), api_key=api_key)
+
+
+def require_http_url(url: str, name: str) -> str:
+    """Return the gateway's URL without a final slash, or raise `StackError` if it is not valid."""
     if not url.startswith(("http://", "https://")):
         raise StackError(
-            f"the gateway's URL {url!r} is not valid: MOYIN_URL must begin with http:// or https://"
+            f"the gateway's URL {url!r} is not valid: {name} must begin with http:// or https://"
         )
-    api_key = environ.get("MOYIN_API_KEY") or stored.get("api_key", "")
-    return Profile(url=url.rstrip("/"), api_key=api_key)
+    return url.rstrip("/")
 
 
 def write_profile(path: Path, profile: Profile) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArtifactInUse, ArtifactNotFound
+from moyin.store.job_filter import JobFilter
 from moyin.store.pages import Condition, PageQuery, fetch_page
 from moyin.store.schema import artifacts, jobs, uploads
 from moyin.store.sql import Database, ensure_utc, now
@@ -36,15 +37,27 @@ class ArtifactFilter:
         media_type: a media type, or all of a kind, such as ``image/*``.
         created_after: the earliest time at which the artifact was stored.
         created_before: the time before which the artifact was stored.
+        favourite: only favourites, or only others.
+        template: the template of one of the steps of the job that made the artifact.
+        user_id: the person who submitted that job.
+        metadata: members that the metadata of that job contain.
     """
 
     job_id: str | None = None
     media_type: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    favourite: bool | None = None
+    template: str | None = None
+    user_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def build_query(self, owner: str) -> PageQuery:
-        """Return the query for the owner's artifacts, of which an index finds those of a job."""
+    def build_query(self, owner: str, dialect: str) -> PageQuery:
+        """Return the query for the owner's artifacts.
+
+        Indexes find those of a job, and favourites. What the job must have is compared for each
+        artifact.
+        """
         conditions: list[Condition] = [artifacts.c.deleted_at.is_(None)]
         if self.job_id is None:
             conditions.append(artifacts.c.owner == owner)
@@ -56,16 +69,47 @@ class ArtifactFilter:
             conditions.append(artifacts.c.created_at >= self.created_after)
         if self.created_before is not None:
             conditions.append(artifacts.c.created_at < self.created_before)
-        if self.job_id is None and self.media_type is None:
+        if self.favourite is True:
+            # As the index has it, whose condition is no comparison.
+            conditions.append(artifacts.c.favourite)
+        if self.job_id is None and not self._has_scanned_conditions:
             return PageQuery(table=artifacts, ranges=[conditions])
-        return PageQuery(table=artifacts, ranges=[conditions], scanned=self._match_media_type)
+        return PageQuery(
+            table=artifacts,
+            ranges=[conditions],
+            scanned=lambda columns: self._build_scanned_conditions(columns, owner, dialect),
+        )
 
-    def _match_media_type(self, columns: Any) -> list[Condition]:
-        if self.media_type is None:
-            return []
-        if self.media_type.endswith("/*"):
-            return [columns.media_type.startswith(self.media_type[:-1], autoescape=True)]
-        return [columns.media_type == self.media_type]
+    @property
+    def _has_scanned_conditions(self) -> bool:
+        return (
+            self.media_type is not None
+            or self.favourite is False
+            or self._job_filter != JobFilter()
+            or self.user_id is not None
+        )
+
+    @property
+    def _job_filter(self) -> JobFilter:
+        return JobFilter(template=self.template, metadata=self.metadata)
+
+    def _build_scanned_conditions(self, columns: Any, owner: str, dialect: str) -> list[Condition]:
+        conditions: list[Condition] = []
+        if self.media_type is not None and self.media_type.endswith("/*"):
+            prefix = self.media_type[:-1]
+            conditions.append(columns.media_type.startswith(prefix, autoescape=True))
+        elif self.media_type is not None:
+            conditions.append(columns.media_type == self.media_type)
+        if self.favourite is False:
+            conditions.append(sa.not_(columns.favourite))
+        of_job = self._job_filter.build_row_conditions(jobs.c, dialect)
+        if self.user_id is not None:
+            of_job.append(jobs.c.user_id == self.user_id)
+        if of_job:
+            # Not the owner's column itself, for which SQLite would read the index of its jobs.
+            made_by = (jobs.c.id == columns.job_id, jobs.c.owner.concat("") == owner)
+            conditions.append(sa.exists().where(*made_by, *of_job))
+        return conditions
 
 
 def generate_artifact_id() -> str:
@@ -104,8 +148,10 @@ class ArtifactStore:
                 artifacts.c.sha256 == artifact.sha256,
                 artifacts.c.deleted_at.is_not(None),
             )
+            values: dict[str, Any]
             values = {"name": artifact.name[:255], "media_type": artifact.media_type}
-            connection.execute(change.values(deleted_at=None, created_at=now(), **values))
+            values |= {"deleted_at": None, "created_at": now(), "favourite": False}
+            connection.execute(change.values(**values))
 
         await self._database.write(add)
 
@@ -180,12 +226,13 @@ class ArtifactStore:
     ) -> tuple[list[StoredArtifact], str | None]:
         """Return a page of the owner's artifacts, newest first, and the cursor of the next page.
 
-        A page for a media type may have fewer artifacts than ``limit``, or none, although another
-        page follows.
+        A page for conditions that no index covers may have fewer artifacts than ``limit``, or none,
+        although another page follows.
         """
 
         def fetch(connection: sa.Connection) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
-            page = fetch_page(connection, where.build_query(owner), limit=limit, cursor=cursor)
+            query = where.build_query(owner, connection.dialect.name)
+            page = fetch_page(connection, query, limit=limit, cursor=cursor)
             listed = (
                 sa.select(artifacts)
                 .where(artifacts.c.id.in_(page.ids))
@@ -195,6 +242,17 @@ class ArtifactStore:
 
         rows, next_cursor = await self._database.read(fetch)
         return [_parse_stored_artifact(row) for row in rows], next_cursor
+
+    async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
+        """Mark an artifact as a favourite of its owner, or as none; raise `ArtifactNotFound`."""
+        change = artifacts.update().where(
+            artifacts.c.id == artifact_id,
+            artifacts.c.owner == owner,
+            artifacts.c.deleted_at.is_(None),
+        )
+        change = change.values(favourite=favourite)
+        if await self._database.write(lambda connection: connection.execute(change).rowcount) == 0:
+            raise _not_found(artifact_id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
         """Hide an upload, and free the names that ComfyUI's clients gave it.
@@ -258,8 +316,12 @@ def _not_found(artifact_id: str) -> ArtifactNotFound:
 
 
 def _parse_stored_artifact(row: Mapping[Any, Any]) -> StoredArtifact:
-    created_at = ensure_utc(row["created_at"])
-    return StoredArtifact(artifact=parse_artifact(row), job_id=row["job_id"], created_at=created_at)
+    return StoredArtifact(
+        artifact=parse_artifact(row),
+        job_id=row["job_id"],
+        created_at=ensure_utc(row["created_at"]),
+        favourite=row["favourite"],
+    )
 
 
 def parse_artifact(row: Mapping[Any, Any]) -> Artifact:

@@ -47,6 +47,25 @@ class AuditEntry:
     event: AuditEvent
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditFilter:
+    """Conditions on entries; None stands for no condition.
+
+    Attributes:
+        owner: the tenant whose objects changed.
+        action: an operation, such as ``key.create``, or its noun, such as ``key``.
+        since: the earliest time of the entries.
+        until: the time before which the entries were written.
+    """
+
+    owner: str | None = None
+    actor: str | None = None
+    action: str | None = None
+    target: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 class AuditLog:
     """Appends entries to the audit log and reads them; nothing changes or deletes entries."""
 
@@ -59,25 +78,44 @@ class AuditLog:
         await self._database.execute(entry, within=within)
 
     async def list_entries(
-        self, owner: str | None, *, limit: int, before: str | None = None
+        self, entries: AuditFilter, *, limit: int, before: str | None = None
     ) -> list[AuditEntry]:
         """Return entries, newest first.
 
         Args:
-            owner: the tenant whose entries are returned, or None for those of all tenants.
             before: the id of an entry; only older entries are returned.
 
         Raises:
             InvalidRequest: ``before`` is not the id of such an entry.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
-        if owner is not None:
-            query = query.where(audit.c.owner == owner)
+        query = query.where(*_build_conditions(entries))
         async with self._database.reading() as connection:
             if before is not None:
-                query = query.where(await _build_older_condition(connection, before, owner))
+                query = query.where(await _build_older_condition(connection, before, entries.owner))
             rows = (await connection.execute(query)).mappings().all()
         return [_to_entry(row) for row in rows]
+
+
+def _build_conditions(entries: AuditFilter) -> list[sa.ColumnElement[bool]]:
+    columns = {
+        audit.c.owner: entries.owner,
+        audit.c.actor: entries.actor,
+        audit.c.target: entries.target,
+    }
+    conditions = [column == value for column, value in columns.items() if value is not None]
+    if entries.action is not None:
+        is_noun = "." not in entries.action
+        conditions.append(
+            audit.c.action.startswith(f"{entries.action}.", autoescape=True)
+            if is_noun
+            else audit.c.action == entries.action
+        )
+    if entries.since is not None:
+        conditions.append(audit.c.at >= entries.since)
+    if entries.until is not None:
+        conditions.append(audit.c.at < entries.until)
+    return conditions
 
 
 async def _build_older_condition(

@@ -127,6 +127,10 @@ class BlobStore:
         finally:
             temporary.unlink(missing_ok=True)
 
+    async def ping(self) -> None:
+        """Raise an exception if the store does not respond."""
+        await self.exists("0" * 64)
+
     async def exists(self, sha256: str) -> bool:
         """Return whether the blob exists."""
         try:

@@ -3,11 +3,54 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from moyin.errors import InvalidRequest
+from moyin.store.sql import Database, ensure_utc
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageQuery:
+    """Describes a page of a list.
+
+    Attributes:
+        limit: the most rows of the page; None for all rows.
+        cursor: the cursor that the previous page returned, or None for the first page.
+    """
+
+    limit: int | None = None
+    cursor: str | None = None
+
+
+async def fetch_page(
+    database: Database, table: sa.Table, condition: sa.ColumnElement[bool], page: PageQuery
+) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
+    """Return rows of ``table``, newest first, and the cursor of the next page.
+
+    Raises:
+        InvalidRequest: no page returned the cursor of ``page``.
+    """
+    query = sa.select(table).where(condition)
+    query = query.order_by(table.c.created_at.desc(), table.c.id.desc())
+    if page.cursor is not None:
+        query = query.where(build_older_condition(table, page.cursor))
+    if page.limit is None:
+        return await database.fetch_all(query), None
+    rows = await database.fetch_all(query.limit(page.limit + 1))
+    if len(rows) <= page.limit:
+        return rows, None
+    last = rows[page.limit - 1]
+    return rows[: page.limit], encode_cursor(ensure_utc(last["created_at"]), last["id"])
+
+
+def build_search_condition(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """Return the condition that one of ``columns`` contains ``text``, in any case."""
+    return sa.or_(*(column.icontains(text, autoescape=True) for column in columns))
 
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:

@@ -74,7 +74,7 @@ class JobFilter:
             # Not the column itself, for which SQLite would read the index of all the owner's jobs.
             jobs.c.owner.concat("") == owner,
             *self._build_time_conditions(),
-            *self._build_row_conditions(jobs.c, dialect),
+            *self.build_row_conditions(jobs.c, dialect),
         ]
         query = PageQuery(table=jobs, ranges=[conditions])
         return fetch_page(connection, query, limit=limit, cursor=cursor)
@@ -115,12 +115,13 @@ class JobFilter:
         ]
 
     def _build_scanned_conditions(self, columns: Any, owner: str, dialect: str) -> list[Condition]:
-        conditions = self._build_row_conditions(columns, dialect)
+        conditions = self.build_row_conditions(columns, dialect)
         if self.search is not None:
             conditions.append(build_word_condition(columns.id, owner, self.search, dialect))
         return conditions
 
-    def _build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
+    def build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
+        """Return the conditions on the columns of a job's row, but for its times and words."""
         conditions: list[Condition] = []
         if self.statuses:
             conditions.append(columns.status.in_([status.value for status in self.statuses]))

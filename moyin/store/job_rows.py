@@ -195,7 +195,17 @@ def _parse_canceller(row: Row) -> Canceller | None:
 
 def _parse_requester(row: Row) -> Canceller | None:
     """Return who requested the cancellation through the gateway, whatever came of it."""
-    return None if row["cancelled_by"] is None else from_plain(Canceller, row["cancelled_by"])
+    entries = get_canceller_entries(row)
+    return from_plain(Canceller, entries[0]["by"]) if entries else None
+
+
+def get_canceller_entries(row: Row) -> list[dict[str, Any]]:
+    """Return the entries of `moyin.store.cancellers` in a row, oldest first."""
+    value = row["cancelled_by"]
+    if isinstance(value, dict):
+        # Earlier versions wrote one canceller instead of a list.
+        value = [{"id": "", "by": value}]
+    return list(value or [])
 
 
 def _parse_results(row: Row) -> tuple[StepResult, ...]:

@@ -25,6 +25,7 @@ from moyin.errors import (
     PromptIdTaken,
 )
 from moyin.store.artifacts import insert_artifacts
+from moyin.store.cancellers import add_canceller, remove_canceller
 from moyin.store.job_deletion import Deletion, delete_ended_jobs, is_deleted
 from moyin.store.job_filter import JobFilter
 from moyin.store.job_rows import (
@@ -71,12 +72,6 @@ _SUCCEED = _FINISH.values(
     started_at=sa.func.coalesce(
         jobs.c.started_at, sa.bindparam("moment", type_=jobs.c.started_at.type)
     )
-)
-_RECORD_CANCELLER = jobs.update().where(
-    *_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES), jobs.c.cancelled_by.is_(None)
-)
-_CLEAR_CANCELLER = (
-    jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES)).values(cancelled_by=None)
 )
 _IS_OPEN = sa.select(jobs.c.id).where(*_ATTEMPT, jobs.c.status.in_(OPEN_STATUSES))
 
@@ -313,19 +308,17 @@ class JobStore:
         row = await self._database.write(finish)
         return None if row is None else parse_job(row)
 
-    async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> bool:
-        """Record who is about to cancel an attempt, and return True.
+    async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> str | None:
+        """Record who is about to cancel an attempt; return the id of the record.
 
-        If another canceller is recorded, or the attempt has ended, change nothing and return False.
+        The first of all recorded cancellers is the job's. If the attempt has ended, or many are
+        recorded already, change nothing and return None.
         """
-        change = _RECORD_CANCELLER.values(cancelled_by=to_plain(canceller))
-        values = {"job_id": job_id, "attempt": attempt}
-        return await self._database.write(lambda c: c.execute(change, values).rowcount > 0)
+        return await self._database.write(lambda c: add_canceller(c, job_id, attempt, canceller))
 
-    async def clear_canceller(self, job_id: str, attempt: int) -> None:
-        """Forget the canceller of an open attempt, whose cancellation has failed."""
-        values = {"job_id": job_id, "attempt": attempt}
-        await self._database.write(lambda c: c.execute(_CLEAR_CANCELLER, values))
+    async def clear_canceller(self, job_id: str, attempt: int, record_id: str) -> None:
+        """Forget a canceller of an open attempt, whose request has failed."""
+        await self._database.write(lambda c: remove_canceller(c, job_id, attempt, record_id))
 
     async def reopen(
         self,

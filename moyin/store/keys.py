@@ -19,11 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import ALL, ALL_SCOPES, Identity, is_internal_owner
 from moyin.errors import InvalidKey, InvalidRequest, NotFound
+from moyin.store.cursors import PageQuery, build_search_condition, fetch_page
 from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import compute_digest
 
 _log = logging.getLogger(__name__)
+_ALL_KEYS = PageQuery()
 _PREFIX = "moyin"
 # The accuracy of the column `last_used_at`.
 _USE_RECORD_INTERVAL = timedelta(minutes=1)
@@ -117,26 +119,34 @@ class KeyStore:
         if key_id is not None:
             query = _select_with_user(key_id)
             row = await self._database.fetch_first(query)
-            if row is not None and _is_active(row) and _matches(row, compute_digest(presented)):
+            digest = compute_digest(presented)
+            if row is not None and _is_active(row) and _matches(row, digest):
                 if (ensure_utc(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
                     await self._record_use(row["id"])
-                return _parse_identity(row)
+                return _parse_identity(row, _compute_secret_id(digest))
         raise InvalidKey("the API key is unknown, expired or revoked; create a new key")
 
     async def verify_all(self, presented: Iterable[str]) -> Mapping[str, Identity]:
         """Return the identities of the valid keys among the texts ``presented``, by text."""
         ids = {text: key_id for text in presented if (key_id := _parse_id(text)) is not None}
         live = await self._fetch_active(set(ids.values()))
+        digests = {text: compute_digest(text) for text in ids}
         return {
-            text: _parse_identity(live[key_id])
+            text: _parse_identity(live[key_id], _compute_secret_id(digests[text]))
             for text, key_id in ids.items()
-            if key_id in live and _matches(live[key_id], compute_digest(text))
+            if key_id in live and _matches(live[key_id], digests[text])
         }
 
-    async def find_active(self, key_ids: Collection[str]) -> Mapping[str, Identity]:
-        """Return the identities of those keys that are valid, by key id."""
-        rows = await self._fetch_active(key_ids)
-        return {key_id: _parse_identity(row) for key_id, row in rows.items()}
+    async def find_active(
+        self, secret_ids: Collection[tuple[str, str]]
+    ) -> Mapping[tuple[str, str], Identity]:
+        """Return the identities of those keys that are valid, by key id and `Identity.secret_id`."""
+        rows = await self._fetch_active({key_id for key_id, _ in secret_ids})
+        return {
+            (key_id, secret_id): _parse_identity(rows[key_id], secret_id)
+            for key_id, secret_id in secret_ids
+            if key_id in rows and secret_id in map(_compute_secret_id, _list_digests(rows[key_id]))
+        }
 
     async def _fetch_active(self, key_ids: Collection[str]) -> Mapping[str, Mapping[Any, Any]]:
         if not key_ids:
@@ -167,9 +177,32 @@ class KeyStore:
             raise _not_found(key_id)
         return keys[0]
 
-    async def list_by_owner(self, owner: str) -> list[ApiKey]:
-        """Return the keys of a tenant and of its users, oldest first."""
-        return await self._select(api_keys.c.owner == owner)
+    async def list_by_owner(
+        self,
+        owner: str,
+        *,
+        user: str | None = None,
+        valid: bool = False,
+        search: str = "",
+        page: PageQuery = _ALL_KEYS,
+    ) -> tuple[list[ApiKey], str | None]:
+        """Return keys of a tenant and its users, newest first, and the cursor of the next page.
+
+        Args:
+            user: the id of the user whose keys are returned, or None for all keys.
+            valid: whether keys that were revoked or have expired are left out.
+            search: a part of the key's name.
+        """
+        condition = api_keys.c.owner == owner
+        if user is not None:
+            condition &= api_keys.c.user_id == user
+        if valid:
+            expiry = api_keys.c.expires_at
+            condition &= api_keys.c.revoked_at.is_(None) & (expiry.is_(None) | (expiry > now()))
+        if search:
+            condition &= build_search_condition(search, api_keys.c.name)
+        rows, cursor = await fetch_page(self._database, api_keys, condition, page)
+        return [_parse_key(row) for row in rows], cursor
 
     async def list_all(self) -> list[ApiKey]:
         """Return the keys of all tenants, oldest first."""
@@ -187,20 +220,7 @@ class KeyStore:
 
     async def _select(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:
         query = sa.select(api_keys).where(condition).order_by(api_keys.c.created_at, api_keys.c.id)
-        return [
-            ApiKey(
-                id=row["id"],
-                owner=row["owner"],
-                name=row["name"],
-                scopes=frozenset(row["scopes"].split()),
-                user=row["user_id"],
-                created_at=ensure_utc(row["created_at"]),
-                expires_at=ensure_utc(row["expires_at"]),
-                revoked_at=ensure_utc(row["revoked_at"]),
-                last_used_at=ensure_utc(row["last_used_at"]),
-            )
-            for row in await self._database.fetch_all(query)
-        ]
+        return [_parse_key(row) for row in await self._database.fetch_all(query)]
 
 
 async def is_key_valid(connection: Transaction, key_id: str, scopes: frozenset[str]) -> bool:
@@ -218,6 +238,20 @@ async def get_key_expiry(connection: Transaction, key_id: str) -> datetime | Non
     return ensure_utc((await connection.execute(query)).scalar())
 
 
+def _parse_key(row: Mapping[Any, Any]) -> ApiKey:
+    return ApiKey(
+        id=row["id"],
+        owner=row["owner"],
+        name=row["name"],
+        scopes=frozenset(row["scopes"].split()),
+        user=row["user_id"],
+        created_at=ensure_utc(row["created_at"]),
+        expires_at=ensure_utc(row["expires_at"]),
+        revoked_at=ensure_utc(row["revoked_at"]),
+        last_used_at=ensure_utc(row["last_used_at"]),
+    )
+
+
 def _parse_id(presented: str) -> str | None:
     """Return the id in a key's text, or None if the text has another format."""
     parts = presented.split("_", 2)
@@ -226,9 +260,13 @@ def _parse_id(presented: str) -> str | None:
     return parts[1] if is_key else None
 
 
-def _parse_identity(row: Mapping[Any, Any]) -> Identity:
+def _parse_identity(row: Mapping[Any, Any], secret_id: str) -> Identity:
     return Identity(
-        owner=row["owner"], key_id=row["id"], scopes=_get_effective_scopes(row), user=row["user_id"]
+        owner=row["owner"],
+        key_id=row["id"],
+        scopes=_get_effective_scopes(row),
+        user=row["user_id"],
+        secret_id=secret_id,
     )
 
 
@@ -260,12 +298,19 @@ def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
 
 
 def _matches(row: Mapping[Any, Any], presented: str) -> bool:
-    if hmac.compare_digest(row["digest"], presented):
-        return True
+    return any(hmac.compare_digest(digest, presented) for digest in _list_digests(row))
+
+
+def _list_digests(row: Mapping[Any, Any]) -> list[str]:
+    """Return the digests of the secrets that are valid: the present one and maybe the former one."""
     until = ensure_utc(row["former_until"])
-    return (
-        until is not None and until > now() and hmac.compare_digest(row["former_digest"], presented)
-    )
+    is_former_valid = until is not None and until > now()
+    return [row["digest"], row["former_digest"]] if is_former_valid else [row["digest"]]
+
+
+def _compute_secret_id(digest: str) -> str:
+    """Return an id of a secret, which tokens may show: the stored digest cannot be derived from it."""
+    return compute_digest(digest)[:16]
 
 
 def _get_effective_scopes(row: Mapping[Any, Any]) -> frozenset[str]:

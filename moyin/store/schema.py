@@ -121,6 +121,8 @@ artifacts = sa.Table(
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     # Since when the artifact is hidden from its owner; jobs that use it may still read it.
     sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+    # Whether a member of the tenant has marked it as one to find again.
+    sa.Column("favourite", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("ix_artifacts_job_id", "job_id"),
     sa.Index("ix_artifacts_owner_blake3", "owner", "blake3"),
     sa.Index(
@@ -130,6 +132,14 @@ artifacts = sa.Table(
         "id",
         sqlite_where=sa.text("deleted_at IS NULL"),
         postgresql_where=sa.text("deleted_at IS NULL"),
+    ),
+    sa.Index(
+        "ix_artifacts_favourites",
+        "owner",
+        "created_at",
+        "id",
+        sqlite_where=sa.text("favourite AND deleted_at IS NULL"),
+        postgresql_where=sa.text("favourite AND deleted_at IS NULL"),
     ),
     # Files of jobs by name, as ComfyUI's clients request them.
     sa.Index(

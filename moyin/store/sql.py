@@ -182,6 +182,27 @@ def get_newest_revision() -> str:
     return max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
+async def read_revision(url: str) -> str | None:
+    """Return the revision of a database's schema, or None if it has none or its file is missing.
+
+    This changes nothing. If the database cannot be read, the driver's error is raised.
+    """
+    file = _get_file(url)
+    if file is not None and not file.exists():
+        return None
+
+    def read(connection: sa.Connection) -> str | None:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+    database = Database(url)
+    try:
+        return await database.read(read)
+    finally:
+        await database.close()
+
+
 def _is_migrated(url: str) -> bool:
     file = _get_file(url)
     if file is None or not file.exists():

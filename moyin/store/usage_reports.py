@@ -13,9 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from moyin.domain.operation import RENDER
 from moyin.errors import InvalidRequest, Overloaded
 from moyin.store.cursors import build_older_condition, encode_cursor
-from moyin.store.schema import usage
+from moyin.store.schema import api_keys, jobs, sessions, usage
 from moyin.store.sql import Database
 from moyin.store.usage import CANCELLED, CallStatus, UsageEntry, nano_to_usd, parse_entry
 
@@ -28,7 +29,13 @@ _MAX_WAITING_PER_OWNER = 2
 
 
 class GroupBy(StrEnum):
-    """Property of calls by which their usage is summed."""
+    """Property of calls by which their usage is summed.
+
+    Attributes:
+        USER: the user who owns the key or had the session; None for keys of the tenant itself, and
+            for sessions that have been deleted since.
+        TEMPLATE: the first template of the job of a render; None for all other calls.
+    """
 
     DAY = "day"
     MODEL = "model"
@@ -36,6 +43,8 @@ class GroupBy(StrEnum):
     OWNER = "owner"
     KEY = "key"
     OPERATION = "operation"
+    USER = "user"
+    TEMPLATE = "template"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,8 +253,24 @@ def _build_group(group: GroupBy, dialect: str) -> sa.ColumnElement[Any]:
             return sa.func.to_char(sa.func.timezone("UTC", usage.c.created_at), "YYYY-MM-DD")
         case GroupBy.KEY:
             return usage.c.key_id
+        case GroupBy.USER:
+            return sa.func.coalesce(
+                _look_up(api_keys.c.user_id, api_keys.c.id == usage.c.key_id),
+                _look_up(sessions.c.user_id, sessions.c.id == usage.c.key_id),
+            )
+        case GroupBy.TEMPLATE:
+            job = sa.and_(jobs.c.id == usage.c.request_id, jobs.c.owner == usage.c.owner)
+            template = _look_up(jobs.c.templates[0].as_string(), job)
+            return sa.case((usage.c.operation == RENDER, template))
         case _:
             return usage.c[group.value]
+
+
+def _look_up(
+    column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
+) -> sa.ScalarSelect[Any]:
+    """Return the value of another table's row for each call."""
+    return sa.select(column).where(condition).correlate(usage).scalar_subquery()
 
 
 def _build_band(bounds: Sequence[int]) -> sa.ColumnElement[int]:

@@ -12,9 +12,12 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.account import Organisation, Role, User, UserKind
 from moyin.errors import NameTaken, NotFound
+from moyin.store.cursors import PageQuery, build_search_condition, fetch_page
 from moyin.store.schema import api_keys, organisations, password_resets, sessions, sign_ins, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import generate_id
+
+_ALL = PageQuery()
 
 
 class UserStore:
@@ -40,14 +43,23 @@ class UserStore:
 
     async def get_organisation(self, organisation_id: str) -> Organisation:
         """Return an organisation, or raise `NotFound`."""
-        rows = await self._fetch_organisations(organisations.c.id == organisation_id)
-        if not rows:
+        query = sa.select(organisations).where(organisations.c.id == organisation_id)
+        row = await self._database.fetch_first(query)
+        if row is None:
             raise _no_organisation(organisation_id)
-        return rows[0]
+        return _parse_organisation(row)
 
-    async def list_organisations(self) -> list[Organisation]:
-        """Return all organisations, oldest first."""
-        return await self._fetch_organisations(sa.true())
+    async def list_organisations(
+        self, *, search: str = "", page: PageQuery = _ALL
+    ) -> tuple[list[Organisation], str | None]:
+        """Return organisations, newest first, and the cursor of the next page.
+
+        Args:
+            search: a part of the name.
+        """
+        condition = build_search_condition(search, organisations.c.name) if search else sa.true()
+        rows, cursor = await fetch_page(self._database, organisations, condition, page)
+        return [_parse_organisation(row) for row in rows], cursor
 
     async def create(
         self,
@@ -159,14 +171,19 @@ class UserStore:
                 )
             await connection.execute(_insert_sign_in(issuer, subject, user_id))
 
-    async def list_members(self, organisation: str) -> list[User]:
-        """Return the members and service accounts of an organisation, oldest first."""
-        query = (
-            sa.select(users)
-            .where(users.c.organisation_id == organisation)
-            .order_by(users.c.created_at, users.c.id)
-        )
-        return [_parse_user(row) for row in await self._database.fetch_all(query)]
+    async def list_members(
+        self, organisation: str, *, search: str = "", page: PageQuery = _ALL
+    ) -> tuple[list[User], str | None]:
+        """Return members and service accounts, newest first, and the cursor of the next page.
+
+        Args:
+            search: a part of the name or the email.
+        """
+        condition = users.c.organisation_id == organisation
+        if search:
+            condition &= build_search_condition(search, users.c.name, users.c.email)
+        rows, cursor = await fetch_page(self._database, users, condition, page)
+        return [_parse_user(row) for row in rows], cursor
 
     async def change(
         self, user_id: str, values: Mapping[str, Any], *, within: Transaction | None = None
@@ -206,18 +223,15 @@ class UserStore:
             row = rows.mappings().first()
         return None if row is None else _parse_user(row)
 
-    async def _fetch_organisations(self, condition: sa.ColumnElement[bool]) -> list[Organisation]:
-        query = sa.select(organisations).where(condition).order_by(organisations.c.created_at)
-        return [
-            Organisation(id=row["id"], name=row["name"], created_at=ensure_utc(row["created_at"]))
-            for row in await self._database.fetch_all(query)
-        ]
-
 
 async def _require_organisation(connection: Transaction, organisation: str) -> None:
     query = sa.select(organisations.c.id).where(organisations.c.id == organisation)
     if (await connection.execute(query)).first() is None:
         raise _no_organisation(organisation)
+
+
+def _parse_organisation(row: Mapping[Any, Any]) -> Organisation:
+    return Organisation(id=row["id"], name=row["name"], created_at=ensure_utc(row["created_at"]))
 
 
 def _no_organisation(organisation: str) -> NotFound:

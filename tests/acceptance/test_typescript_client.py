@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,3 +108,20 @@ def test_the_example_of_the_readme_asks_for_a_colour(
     done = run_example(gateway, tmp_path, FOLDER / "README.md", "example")
     assert (done.returncode, done.stdout) == (0, "teal\n"), done.stderr
     assert gateway.seen[0].json["kind"] == "chat"
+
+
+def test_the_installation_of_the_readme_links_the_package(tmp_path: Path) -> None:
+    build_typescript_client()
+    kind, text = list_snippets(FOLDER / "README.md")["install"]
+    assert (kind, text) == ("sh", "npm install /path/to/moyin/clients/typescript\n")
+    (tmp_path / "package.json").write_text('{"name": "app", "private": true}')
+    install = text.replace("/path/to/moyin/clients/typescript", str(FOLDER))
+    # Needs no registry, as the package has no dependencies.
+    environment = os.environ | {"npm_config_offline": "true", "npm_config_audit": "false"}
+    script = "import('moyin-client').then((m) => console.log(typeof m.Client))"
+    done = subprocess.run(
+        ["bash", "-euc", f"{install}node -e {shlex.quote(script)}"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "function"

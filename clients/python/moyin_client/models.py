@@ -18,7 +18,8 @@ FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 class Artifact:
     """A stored file; ``url`` is relative to the gateway, ``size`` is in bytes.
 
-    ``job`` (the id of the job that made the file) and ``created_at`` are only known in lists.
+    ``job`` (the id of the job that made the file), ``created_at`` and ``favourite`` are only known
+    in lists.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Artifact:
     size: int = 0
     job: str | None = None
     created_at: datetime | None = None
+    favourite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,6 +104,10 @@ class ArtifactFilter(TypedDict, total=False):
     media_type: str
     created_after: datetime
     created_before: datetime
+    favourite: bool
+    template: str
+    user: str
+    metadata: Mapping[str, str]
     page_size: int
 
 
@@ -138,6 +142,8 @@ def build_query(conditions: JobFilter | ArtifactFilter, cursor: str | None) -> d
             query |= {f"metadata.{key}": item for key, item in value.items()}
         elif isinstance(value, datetime):
             query[name] = format_time(value)
+        elif isinstance(value, bool):
+            query[name] = "true" if value else "false"
         elif isinstance(value, str | int):
             query["limit" if name == "page_size" else name] = str(value)
         elif isinstance(value, Sequence):

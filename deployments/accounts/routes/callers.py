@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Depends, Query
 from starlette.requests import Request
 
 from moyin.access.accounts.caller import Caller
@@ -9,10 +12,30 @@ from moyin.access.accounts.signin import SignInResult
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
+from moyin.store.cursors import PageQuery
 from moyin.store.sessions import SessionStore
 
 # Responses that contain a secret have these headers, so that no cache stores them.
 NO_STORE_HEADERS = {"cache-control": "no-store"}
+
+SearchText = Annotated[
+    str,
+    Query(max_length=128, pattern=r"^[^\x00]*$", description="A part of the name, in any case."),
+]
+
+
+def _parse_page(
+    limit: Annotated[
+        int | None, Query(ge=1, le=200, description="The most of a page; left out: all.")
+    ] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=256, description="`next_cursor` of the previous page.")
+    ] = None,
+) -> PageQuery:
+    return PageQuery(limit=limit, cursor=cursor)
+
+
+RequestedPage = Annotated[PageQuery, Depends(_parse_page)]
 
 
 class CallerResolver:

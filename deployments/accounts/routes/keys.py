@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import StringConstraints
 
-from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
+from deployments.accounts.routes.callers import (
+    NO_STORE_HEADERS,
+    CallerResolver,
+    RequestedPage,
+    SearchText,
+)
 from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import build_key, build_limit, parse_limit
+
+_Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
 
 
 def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
@@ -17,10 +26,26 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     router = APIRouter(tags=["keys"])
 
     @router.get("/keys", name="page")
-    async def list_keys(request: Request) -> wire.KeyList:
-        """List your API keys. Administrators get all keys of the organisation."""
-        keys = await api_keys.list_keys(callers.resolve_caller(request))
-        return wire.KeyList(keys=[build_key(key) for key in keys])
+    async def list_keys(
+        request: Request,
+        page: RequestedPage,
+        owner: Annotated[_Id | None, Query(description="The tenant; for operators.")] = None,
+        user: Annotated[_Id | None, Query(description="The user who owns the keys.")] = None,
+        valid: Annotated[
+            bool, Query(description="Leave out keys that were revoked or have expired.")
+        ] = False,
+        search: SearchText = "",
+    ) -> wire.KeyList:
+        """List your API keys, newest first. Administrators get all keys of the organisation."""
+        keys, cursor = await api_keys.list_keys(
+            callers.resolve_caller(request),
+            owner=owner,
+            user=user,
+            valid=valid,
+            search=search,
+            page=page,
+        )
+        return wire.KeyList(keys=[build_key(key) for key in keys], next_cursor=cursor)
 
     @router.post("/keys", status_code=201, name="create")
     async def create_key(
@@ -86,6 +111,14 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     async def get_limits(subject: str, request: Request) -> wire.SubjectLimit:
         """Return the limits of `key:<id>`, `user:<id>` or `owner:<tenant>`."""
         return build_limit(await api_keys.get_limit(callers.resolve_caller(request), subject))
+
+    @router.get("/limits/{subject}/budgets", name="budgets")
+    async def list_budgets(subject: str, request: Request) -> wire.SubjectBudgetList:
+        """List the budgets of a subject, with what is spent, reserved and left of them."""
+        states = await api_keys.list_budgets(callers.resolve_caller(request), subject)
+        return wire.SubjectBudgetList(
+            budgets=[wire.SubjectBudget.model_validate(state.to_details()) for state in states]
+        )
 
     @router.put("/limits/{subject}", name="put")
     async def set_limits(subject: str, body: wire.LimitBody, request: Request) -> wire.SubjectLimit:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import StringConstraints
 
-from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
+from deployments.accounts.routes.callers import (
+    NO_STORE_HEADERS,
+    CallerResolver,
+    RequestedPage,
+    SearchText,
+)
 from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import build_audit_entry, build_organisation, build_user
+from moyin.http.validation import UtcDatetime
+from moyin.store.audit import AuditFilter
+
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=160, pattern=r"^[^\x00]*$")]
 
 
 def organisation_routes(organisations: OrganisationService, callers: CallerResolver) -> APIRouter:
@@ -26,10 +36,16 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         )
 
     @router.get("/organisations", name="page")
-    async def list_organisations(request: Request) -> wire.OrganisationList:
-        """List your organisation. Operators get all organisations."""
-        listed = await organisations.list_organisations(callers.resolve_caller(request))
-        return wire.OrganisationList(organisations=[build_organisation(o) for o in listed])
+    async def list_organisations(
+        request: Request, page: RequestedPage, search: SearchText = ""
+    ) -> wire.OrganisationList:
+        """List your organisation. Operators get all organisations, newest first."""
+        listed, cursor = await organisations.list_organisations(
+            callers.resolve_caller(request), search=search, page=page
+        )
+        return wire.OrganisationList(
+            organisations=[build_organisation(o) for o in listed], next_cursor=cursor
+        )
 
     @router.get("/organisations/{organisation}", name="show")
     async def get_organisation(organisation: str, request: Request) -> wire.OrganisationBody:
@@ -39,10 +55,17 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         )
 
     @router.get("/organisations/{organisation}/members", name="members")
-    async def list_members(organisation: str, request: Request) -> wire.MemberList:
-        """List the members and service accounts of an organisation."""
-        users = await organisations.list_members(callers.resolve_caller(request), organisation)
-        return wire.MemberList(members=[build_user(user) for user in users])
+    async def list_members(
+        organisation: str, request: Request, page: RequestedPage, search: SearchText = ""
+    ) -> wire.MemberList:
+        """List the members and service accounts of an organisation, newest first.
+
+        `search` is a part of their name or email.
+        """
+        users, cursor = await organisations.list_members(
+            callers.resolve_caller(request), organisation, search=search, page=page
+        )
+        return wire.MemberList(members=[build_user(user) for user in users], next_cursor=cursor)
 
     @router.post("/organisations/{organisation}/members", status_code=201, name="add")
     async def add_member(
@@ -127,10 +150,30 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         request: Request,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         before: Annotated[str | None, Query(max_length=36)] = None,
+        owner: Annotated[_Text | None, Query(description="The tenant; for operators.")] = None,
+        actor: Annotated[
+            _Text | None, Query(description="The id of the user or of the key.")
+        ] = None,
+        action: Annotated[
+            _Text | None,
+            Query(description="An operation, such as `key.create`, or all of a kind: `key`."),
+        ] = None,
+        target: Annotated[_Text | None, Query(description="The id of what changed.")] = None,
+        since: Annotated[
+            UtcDatetime | None, Query(alias="from", description="The earliest time.")
+        ] = None,
+        until: Annotated[
+            UtcDatetime | None, Query(alias="to", description="The time before which it was.")
+        ] = None,
     ) -> wire.AuditPage:
         """List audit entries, newest first. `before` is the last id of the previous page."""
         entries = await organisations.list_audit_entries(
-            callers.resolve_caller(request), limit=limit, before=before
+            callers.resolve_caller(request),
+            AuditFilter(
+                owner=owner, actor=actor, action=action, target=target, since=since, until=until
+            ),
+            limit=limit,
+            before=before,
         )
         return wire.AuditPage(entries=[build_audit_entry(entry) for entry in entries])
 

@@ -87,9 +87,15 @@ def sign_in_routes(
     @router.get("/oidc", name="providers")
     async def list_providers() -> wire.ProviderList:
         """List the OpenID providers through which users can sign in."""
-        providers = open_id.providers.values()
-        return wire.ProviderList(
-            providers=[wire.ProviderBody(name=p.name, issuer=p.issuer) for p in providers]
+        return wire.ProviderList(providers=_build_providers(open_id))
+
+    @router.get("/sign-in", name="ways")
+    async def list_sign_in_ways() -> wire.SignInWays:
+        """Return the ways in which people can sign in here, for a page that signs them in."""
+        return wire.SignInWays(
+            providers=_build_providers(open_id),
+            registration=sign_in.policy.allows_registration,
+            password_reset=sign_in.mails_tokens,
         )
 
     @router.post("/oidc/begin", name="begin")
@@ -111,6 +117,17 @@ def sign_in_routes(
         return await respond(await sign_in.sign_in_verified(verified), request, response)
 
     return router
+
+
+def _build_providers(open_id: OpenIdSignIn) -> list[wire.ProviderBody]:
+    return [
+        wire.ProviderBody(
+            name=provider.name,
+            issuer=provider.issuer,
+            redirect_uris=list(provider.redirect_uris),
+        )
+        for provider in open_id.providers.values()
+    ]
 
 
 def own_account_routes(

@@ -26,7 +26,8 @@ from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.filters import ArtifactsQuery, describe_query, parse_artifacts_query
 from moyin.jobs.protocol.response import render_artifact, render_stored_artifact
 from moyin.render.imaging import PictureConverter
-from moyin.store.artifacts import ArtifactFilter, ArtifactStore, generate_artifact_id
+from moyin.render.templates.catalog import TemplateCatalog
+from moyin.store.artifacts import ArtifactStore, generate_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.sql import now
 
@@ -43,8 +44,9 @@ _UPLOAD["requestBody"]["content"] |= describe_body(
 
 
 def artifact_routes(
-    artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes
-) -> APIRouter:
+    artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes,
+    templates: TemplateCatalog,
+) -> APIRouter:  # fmt: skip
     """Return the routes that store, list, return and delete the caller's files."""
     router = APIRouter(tags=["artifacts"])
 
@@ -54,18 +56,14 @@ def artifact_routes(
     async def list_artifacts(request: Request) -> wire.ArtifactPage:
         """List your files, newest first.
 
-        Pages for a media type may have fewer files than `limit`, or none, although `next_cursor` is
-        not null.
+        Pages for a media type, a template, a person or metadata may have fewer files than `limit`,
+        or none, although `next_cursor` is not null.
         """
         query = parse_artifacts_query(request.query_params.multi_items())
+        aliases = {} if query.template is None else (await templates.snapshot()).aliases
         listed, next_cursor = await artifacts.list_page(
             context(request.scope).owner,
-            ArtifactFilter(
-                job_id=query.job,
-                media_type=query.media_type,
-                created_after=query.created_after,
-                created_before=query.created_before,
-            ),
+            query.to_domain(aliases),
             limit=query.limit,
             cursor=query.cursor,
         )
@@ -125,6 +123,28 @@ def artifact_routes(
     async def delete(request: Request, artifact_id: str) -> Response:
         """Delete an upload. A file that a job made is deleted with the job."""
         await artifacts.delete(context(request.scope).owner, artifact_id)
+        return Response(status_code=204)
+
+    @router.put(
+        "/artifacts/{artifact_id}/favourite",
+        status_code=204,
+        name="favourite",
+        summary="Mark a file as a favourite",
+    )
+    async def add_favourite(request: Request, artifact_id: str) -> Response:
+        """Mark a file as a favourite of your tenant, by which lists can be filtered."""
+        await artifacts.set_favourite(context(request.scope).owner, artifact_id, True)
+        return Response(status_code=204)
+
+    @router.delete(
+        "/artifacts/{artifact_id}/favourite",
+        status_code=204,
+        name="unfavourite",
+        summary="Remove the mark of a favourite",
+    )
+    async def remove_favourite(request: Request, artifact_id: str) -> Response:
+        """Remove the mark of a favourite. The file stays."""
+        await artifacts.set_favourite(context(request.scope).owner, artifact_id, False)
         return Response(status_code=204)
 
     @router.post(

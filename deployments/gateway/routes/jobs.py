@@ -55,8 +55,8 @@ def job_routes(
     history = JobHistory(service, jobs)
 
     async def to_filter(body: JobFilterBody) -> JobFilter:
-        names = (await templates.snapshot()).names if body.template is not None else {}
-        return body.to_domain({alias: template.name for alias, template in names.items()})
+        aliases = {} if body.template is None else (await templates.snapshot()).aliases
+        return body.to_domain(aliases)
 
     async def view_queue(shown: Sequence[Job]) -> QueueView:
         """Return the present time, and places if any of the jobs is an open render."""

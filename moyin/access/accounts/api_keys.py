@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from moyin.access.accounts.caller import Caller, require_grantable, require_scope
+from moyin.access.gatekeeper.budgets import BudgetReader, BudgetState
 from moyin.domain.account import ROLE_SCOPES, UserKind
 from moyin.domain.identity import (
     ALL,
@@ -22,6 +23,7 @@ from moyin.domain.identity import (
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
+from moyin.store.cursors import PageQuery
 from moyin.store.keys import ApiKey, KeyStore, get_key_expiry
 from moyin.store.limits import LimitStore, list_limit_subjects
 from moyin.store.reauthorization import ReauthorizedTransactions
@@ -29,6 +31,7 @@ from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
+_ALL = PageQuery()
 # In characters.
 _MAX_OWNER_LENGTH = 128
 
@@ -50,6 +53,7 @@ class ApiKeyService:
         limits: LimitStore,
         audit: AuditLog,
         signing_keys: SigningKeyStore,
+        budgets: BudgetReader,
         transactions: ReauthorizedTransactions,
     ) -> None:
         self._users = users
@@ -57,13 +61,40 @@ class ApiKeyService:
         self._limits = limits
         self._audit = audit
         self._signing_keys = signing_keys
+        self._budgets = budgets
         self._transactions = transactions
 
-    async def list_keys(self, caller: Caller) -> list[ApiKey]:
-        """Return the caller's own keys, or all keys of the tenant if the caller is an administrator."""
-        require_scope(caller.identity, KEYS)
-        keys = await self._keys.list_by_owner(caller.identity.owner)
-        return [key for key in keys if _is_visible(key, caller.identity)]
+    async def list_keys(
+        self,
+        caller: Caller,
+        *,
+        owner: str | None = None,
+        user: str | None = None,
+        valid: bool = False,
+        search: str = "",
+        page: PageQuery = _ALL,
+    ) -> tuple[list[ApiKey], str | None]:
+        """Return a page of keys that the caller may see, and the cursor of the next page.
+
+        Callers see their own keys, administrators all keys of their tenant, operators those of any.
+
+        Args:
+            owner: the tenant; None for the caller's.
+
+        Raises:
+            InsufficientScope: the caller is no operator, and names another tenant.
+        """
+        identity = caller.identity
+        require_scope(identity, KEYS)
+        if owner not in (None, identity.owner):
+            require_scope(identity, OPERATOR)
+        elif not identity.has_scope(ORG_ADMIN):
+            if identity.user is None or user not in (None, identity.user):
+                return [], None
+            user = identity.user
+        return await self._keys.list_by_owner(
+            owner or identity.owner, user=user, valid=valid, search=search, page=page
+        )
 
     async def create_key(
         self,
@@ -165,9 +196,18 @@ class ApiKeyService:
         Args:
             subject: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
         """
-        await self._authorize_subject(caller, subject)
+        await self._authorize_subject(caller, subject, changes=False)
         limits = await self._limits.list_for([subject])
         return limits[0] if limits else Limit(subject=subject)
+
+    async def list_budgets(self, caller: Caller, subject: str) -> list[BudgetState]:
+        """Return the states of the budgets of a subject, such as ``key:<id>``.
+
+        Raises:
+            ServiceUnavailable: Valkey, which counts them, is unavailable.
+        """
+        owner = await self._authorize_subject(caller, subject, changes=False)
+        return await self._budgets.list_states(await self._limits.list_for([subject]), owner)
 
     async def set_limit(self, caller: Caller, limit: Limit) -> None:
         """Store the limits of ``limit.subject`` and replace earlier ones."""
@@ -226,17 +266,20 @@ class ApiKeyService:
             raise NotFound(f"API key {key_id!r} does not exist, or you may not see it")
         return key
 
-    async def _authorize_subject(self, caller: Caller, subject: str) -> str:
-        """Check that the caller may administer the limits of ``subject`` and return its tenant.
+    async def _authorize_subject(
+        self, caller: Caller, subject: str, *, changes: bool = True
+    ) -> str:
+        """Check that the caller may see or change the limits of ``subject``; return its tenant.
 
-        Administrators may not change the limits of their whole tenant, which operators set.
+        Administrators see the limits of their whole tenant, which only operators change.
         """
         identity = caller.identity
         kind, _, name = subject.partition(":")
         if identity.has_scope(OPERATOR):
             return await self._find_tenant(kind, name)
         require_scope(identity, ORG_ADMIN)
-        if kind not in ("key", "user") or await self._find_tenant(kind, name) != identity.owner:
+        kinds = ("key", "user") if changes else ("key", "user", "owner")
+        if kind not in kinds or await self._find_tenant(kind, name) != identity.owner:
             raise NotFound(
                 f"subject {subject!r} must be key:<id> or user:<id> of your own organisation"
             )

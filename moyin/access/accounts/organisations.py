@@ -6,6 +6,7 @@ One transaction verifies the caller again, changes the data and writes the audit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from moyin.access.accounts.caller import Caller, require_grantable, require_scope
@@ -13,11 +14,14 @@ from moyin.access.accounts.signin import SignInService
 from moyin.domain.account import ROLE_SCOPES, Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
 from moyin.errors import InvalidRequest, NotFound
-from moyin.store.audit import AuditEntry, AuditEvent, AuditLog
+from moyin.store.audit import AuditEntry, AuditEvent, AuditFilter, AuditLog
+from moyin.store.cursors import PageQuery
 from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
 from moyin.store.users import UserStore
+
+_ALL = PageQuery()
 
 
 class OrganisationService:
@@ -54,23 +58,27 @@ class OrganisationService:
             await self._audit.write(event, within=transaction)
         return created
 
-    async def list_organisations(self, caller: Caller) -> list[Organisation]:
-        """Return all organisations if the caller is an operator, otherwise the caller's own."""
+    async def list_organisations(
+        self, caller: Caller, *, search: str = "", page: PageQuery = _ALL
+    ) -> tuple[list[Organisation], str | None]:
+        """Return a page of all organisations, for operators, or the caller's own organisation."""
         if caller.identity.has_scope(OPERATOR):
-            return await self._users.list_organisations()
+            return await self._users.list_organisations(search=search, page=page)
         require_scope(caller.identity, ORG_READ)
-        return [await self._users.get_organisation(caller.identity.owner)]
+        return [await self._users.get_organisation(caller.identity.owner)], None
 
     async def get_organisation(self, caller: Caller, organisation: str) -> Organisation:
         """Return an organisation; raise `NotFound` if the caller may not see it."""
         self._require_access(caller, organisation, ORG_READ)
         return await self._users.get_organisation(organisation)
 
-    async def list_members(self, caller: Caller, organisation: str) -> list[User]:
-        """Return the members and service accounts of an organisation."""
+    async def list_members(
+        self, caller: Caller, organisation: str, *, search: str = "", page: PageQuery = _ALL
+    ) -> tuple[list[User], str | None]:
+        """Return a page of the members and service accounts of an organisation, and its cursor."""
         self._require_access(caller, organisation, ORG_READ)
         await self._users.get_organisation(organisation)
-        return await self._users.list_members(organisation)
+        return await self._users.list_members(organisation, search=search, page=page)
 
     async def add_member(
         self, caller: Caller, organisation: str, *, email: str, name: str, role: Role
@@ -201,7 +209,7 @@ class OrganisationService:
         return await self._change_user(caller, event, user_id, {"disabled_at": at})
 
     async def list_audit_entries(
-        self, caller: Caller, *, limit: int, before: str | None
+        self, caller: Caller, entries: AuditFilter, *, limit: int, before: str | None
     ) -> list[AuditEntry]:
         """Return entries of the audit log, newest first.
 
@@ -209,11 +217,17 @@ class OrganisationService:
 
         Args:
             before: the id of an entry; only older entries are returned.
+
+        Raises:
+            InsufficientScope: the caller is no operator, and names another tenant.
         """
-        if caller.identity.has_scope(OPERATOR):
-            return await self._audit.list_entries(None, limit=limit, before=before)
-        require_scope(caller.identity, ORG_ADMIN)
-        return await self._audit.list_entries(caller.identity.owner, limit=limit, before=before)
+        identity = caller.identity
+        if not identity.has_scope(OPERATOR):
+            require_scope(identity, ORG_ADMIN)
+            if entries.owner not in (None, identity.owner):
+                require_scope(identity, OPERATOR)
+            entries = replace(entries, owner=identity.owner)
+        return await self._audit.list_entries(entries, limit=limit, before=before)
 
     def _require_access(self, caller: Caller, organisation: str, scope: str) -> None:
         identity = caller.identity

@@ -109,6 +109,11 @@ class SignInService:
         """Wait until all pending mails are sent."""
         await asyncio.gather(*self._pending_mails, return_exceptions=True)
 
+    @property
+    def mails_tokens(self) -> bool:
+        """True if tokens that reset passwords can be mailed."""
+        return self._mailer.can_deliver
+
     async def register(self, email: str, password: str, name: str, address: str) -> SignInResult:
         """Create a player and begin a session.
 

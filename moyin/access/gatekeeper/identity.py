@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.access.gatekeeper.monitor import CredentialVerifier
 from moyin.access.gatekeeper.tokens import ALGORITHM as EDDSA
 from moyin.access.gatekeeper.tokens import TokenVerifier, verify_event_token
-from moyin.domain.identity import ALL_SCOPES, JOBS_READ, Identity, is_session_id
+from moyin.domain.identity import ALL_SCOPES, JOBS_READ, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
 from moyin.store.keys import KeyStore
@@ -133,25 +133,35 @@ class KeyAuthenticator:
         except (SQLAlchemyError, OSError) as error:
             raise _cannot_verify() from error
         if token not in valid:
-            raise InvalidKey("the API key or session that created this event token has ended")
+            raise InvalidKey(
+                "the API key or session that created this event token has ended, or the key was rotated"
+            )
         return valid[token]
 
     async def _filter_event_tokens(self, tokens: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return those ``tokens`` whose creator's key or session is valid and may read jobs."""
-        creators = {identity.key_id for identity in tokens.values()}
-        sessions = {key_id for key_id in creators if is_session_id(key_id)}
-        keys = await self._keys.find_active(creators - sessions)
-        valid = {key_id for key_id, identity in keys.items() if identity.has_scope(JOBS_READ)}
+        """Return those ``tokens`` whose creator's secret or session is valid and may read jobs.
+
+        A token ends with the secret that made it, also when a rotation replaces only the secret.
+        Otherwise a key that was rotated because it had leaked would still show a job.
+        """
+        sessions = {i.key_id for i in tokens.values() if i.is_session}
+        secrets = {(i.key_id, i.secret_id) for i in tokens.values() if not i.is_session}
+        keys = await self._keys.find_active(secrets)
+        valid = {secret for secret, identity in keys.items() if identity.has_scope(JOBS_READ)}
         if sessions and self._sessions is not None:
-            valid |= await self._sessions.filter_open(sessions)
-        return {token: identity for token, identity in tokens.items() if identity.key_id in valid}
+            valid |= {(key_id, "") for key_id in await self._sessions.filter_open(sessions)}
+        return {
+            token: identity
+            for token, identity in tokens.items()
+            if (identity.key_id, identity.secret_id) in valid
+        }
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """Return the current identities of those ``credentials`` that are still valid.
 
         This bypasses the cache and takes a few queries for any number of credentials. An expired
         access token counts as valid until its session ends, since only new requests need a new one.
-        An expired event token counts as valid until its creator's key or session ends.
+        An expired event token counts as valid until its creator's secret or session ends.
 
         Raises:
             SQLAlchemyError, OSError: the database is unavailable.

@@ -88,15 +88,17 @@ def create_event_token(signing_key: bytes, creator: Identity, job_id: str, ttl_s
     return _sign(
         signing_key, _EVENT_AUDIENCE, ttl_s,
         own=creator.owner, sub=job_id, key=creator.key_id, user=creator.user or "",
+        sec=creator.secret_id,
     )  # fmt: skip
 
 
 def verify_event_token(signing_key: bytes, token: str) -> Identity:
     """Return the identity of an event token, or raise `InvalidToken`.
 
-    The token ends with the key or session of its creator, which the caller must check.
+    The token ends with the session, or the secret of the key, of its creator, which the caller must
+    check.
     """
-    names = ("own", "sub", "key", "user")
+    names = ("own", "sub", "key", "user", "sec")
     claims = _verify(signing_key, token, _EVENT_AUDIENCE, "event token", names)
     return Identity(
         owner=claims["own"],
@@ -104,6 +106,7 @@ def verify_event_token(signing_key: bytes, token: str) -> Identity:
         scopes=frozenset({JOBS_READ}),
         user=claims["user"] or None,
         job=claims["sub"],
+        secret_id=claims["sec"],
     )
 
 

@@ -310,9 +310,9 @@ class BrowserSession(WhoAmI):
 
 class OpenSession(_Response):
     id: str
-    created_at: UtcDatetime
-    last_used_at: UtcDatetime = Field(description="The last sign-in or renewal.")
-    expires_at: UtcDatetime
+    created_at: datetime
+    last_used_at: datetime = Field(description="The last sign-in or renewal.")
+    expires_at: datetime
     address: str = Field(description="Where the session was last used; empty if unknown.")
     user_agent: str = Field(description="The browser or program, as it calls itself.")
     current: bool = Field(description="Whether this request belongs to the session.")
@@ -325,10 +325,21 @@ class SessionList(_Response):
 class ProviderBody(_Response):
     name: str
     issuer: str
+    redirect_uris: list[str] = Field(description="Where the provider may send people back to.")
 
 
 class ProviderList(_Response):
     providers: list[ProviderBody]
+
+
+class SignInWays(ProviderList):
+    """Holds the ways in which people can sign in here."""
+
+    registration: bool = Field(description="Whether anybody can register as a player.")
+    password_reset: bool = Field(
+        description="Whether tokens that reset passwords are mailed; otherwise an administrator of "
+        "the organisation creates one."
+    )
 
 
 class StartedSignIn(_Response):
@@ -344,6 +355,7 @@ class OrganisationBody(_Response):
 
 class OrganisationList(_Response):
     organisations: list[OrganisationBody]
+    next_cursor: str | None = None
 
 
 class UserList(_Response):
@@ -352,6 +364,7 @@ class UserList(_Response):
 
 class MemberList(_Response):
     members: list[UserBody]
+    next_cursor: str | None = None
 
 
 class KeyBody(_Response):
@@ -377,6 +390,7 @@ class RotatedKey(_Response):
 
 class KeyList(_Response):
     keys: list[KeyBody]
+    next_cursor: str | None = None
 
 
 class SigningKeyBody(_Response):
@@ -385,6 +399,23 @@ class SigningKeyBody(_Response):
 
 class LimitList(_Response):
     limits: list[SubjectLimit]
+
+
+class SubjectBudget(_Response):
+    """Holds what is left of a budget in its current period."""
+
+    limit: str = Field(description="`usd_per_day` or `usd_per_month`.", examples=["usd_per_day"])
+    limit_usd: str
+    spent_usd: str
+    reserved_usd: str = Field(
+        description="The most that running calls and the jobs that have not ended may cost."
+    )
+    left_usd: str
+    resets_at: datetime
+
+
+class SubjectBudgetList(_Response):
+    budgets: list[SubjectBudget]
 
 
 class AuditEntry(_Response):

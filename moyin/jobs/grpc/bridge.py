@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -42,6 +43,8 @@ _SILENCE_SECONDS = 900.0
 _COST = b": x-moyin-cost-usd="
 # HAProxy refuses a request whose head is longer than 16 KiB, without one of our codes.
 _MAX_QUERY = 12_000
+# Clients of gRPC refuse messages of more than 4 MiB unless they say otherwise.
+_MAX_PAGE_BYTES = 3_500_000
 # The gateway checks each service for up to two seconds.
 _READY_SECONDS = 5.0
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -106,7 +109,21 @@ class GrpcBridge:
     async def list_jobs(
         self, request: pb.ListJobsRequest, metadata: Metadata
     ) -> pb.ListJobsResponse:
-        """Return a page of the caller's jobs, newest first."""
+        """Return a page of the caller's jobs, newest first.
+
+        It has fewer jobs than the limit if they would not fit into a message that clients accept.
+        """
+        page = await self._list_page(request, metadata)
+        while (fitting := _count_fitting_jobs(page)) < len(page.jobs):
+            smaller = pb.ListJobsRequest()
+            smaller.CopyFrom(request)
+            smaller.limit = fitting
+            page = await self._list_page(smaller, metadata)
+        return page
+
+    async def _list_page(
+        self, request: pb.ListJobsRequest, metadata: Metadata
+    ) -> pb.ListJobsResponse:
         query = urlencode(to_jobs_query(request))
         if len(query) > _MAX_QUERY:
             raise new_field_fault("request", f"has filters of more than {_MAX_QUERY} bytes")
@@ -235,6 +252,12 @@ class MoyinCalls(HealthCalls):
         ) as events:
             async for event in events:
                 yield event
+
+
+def _count_fitting_jobs(page: pb.ListJobsResponse) -> int:
+    """Return how many of a page's first jobs fit into a message; one counts in any case."""
+    ends = accumulate(job.ByteSize() for job in page.jobs)
+    return max(sum(end <= _MAX_PAGE_BYTES for end in ends), min(len(page.jobs), 1))
 
 
 def _to_header_value(value: str, field: str) -> str:

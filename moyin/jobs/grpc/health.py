@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2 as pb
 from moyin.jobs.grpc import moyin_pb2
 from moyin.jobs.grpc.faults import Fault, Metadata, answer_call, stream_call
 
+_log = logging.getLogger(__name__)
 _SERVICES = ("", moyin_pb2.DESCRIPTOR.services_by_name["Moyin"].full_name)
 # The state is read this often at most, whatever the number of calls.
 _INTERVAL_SECONDS = 2.0
@@ -25,7 +27,7 @@ class HealthMonitor:
     """Answers health checks from one state, which it reads again after some seconds.
 
     Args:
-        is_ready: returns True if calls can be served; it may raise `Fault`.
+        is_ready: returns True if calls can be served. A `Fault` that it raises counts as False.
     """
 
     def __init__(
@@ -79,7 +81,12 @@ class HealthMonitor:
         async with self._reading:
             now = asyncio.get_running_loop().time()
             if self._read_at is None or now - self._read_at >= self._interval:
-                is_ready = await self._is_ready()
+                try:
+                    is_ready = await self._is_ready()
+                except Fault as fault:
+                    # Without this, each anonymous call would send another request to the gateway.
+                    _log.warning("cannot read whether the gateway is ready: %s", fault)
+                    is_ready = False
                 self._status = _Status.SERVING if is_ready else _Status.NOT_SERVING
                 self._read_at = asyncio.get_running_loop().time()
             return int(self._status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -12,6 +12,7 @@ from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
 from moyin.http.validation import UtcDatetime, parse_object, validate
 from moyin.jobs.protocol.wire import MetadataKey, MetadataValue, PoolName
+from moyin.store.artifacts import ArtifactFilter
 from moyin.store.job_filter import JobFilter
 from moyin.store.job_words import find_words
 
@@ -49,6 +50,8 @@ def _require_word(value: str) -> str:
 
 _Search = Annotated[str, AfterValidator(_require_word)]
 _Time = Annotated[UtcDatetime, BeforeValidator(_require_rfc3339)]
+_TemplateName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+_Metadata: TypeAlias = dict[MetadataKey, MetadataValue]
 _Statuses = Annotated[
     list[JobStatus], BeforeValidator(_parse_statuses), Field(min_length=1, max_length=20)
 ]
@@ -66,12 +69,10 @@ class JobFilterBody(_Query):
     )
     kind: Literal["chat", "render", "http", "pipeline"] | None = None
     pool: PoolName | None = Field(None, description="The render pool of one of the steps.")
-    template: str | None = Field(
-        None,
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
-        description="The template of one of the steps, or its alias.",
+    template: _TemplateName | None = Field(
+        None, description="The template of one of the steps, or its alias."
     )
-    metadata: dict[MetadataKey, MetadataValue] = Field(
+    metadata: _Metadata = Field(
         default_factory=dict, max_length=16, description="Members that the metadata contain."
     )
     created_after: _Time | None = Field(None, description=_AFTER)
@@ -120,6 +121,29 @@ class ArtifactsQuery(_PageQuery):
     )
     created_after: _Time | None = Field(None, description=_AFTER)
     created_before: _Time | None = Field(None, description=_BEFORE)
+    favourite: bool | None = Field(None, description="Only favourites, or only others.")
+    template: _TemplateName | None = Field(
+        None, description="The template, or its alias, of a step of the job that made it."
+    )
+    user: str | None = Field(
+        None, max_length=64, description="The id of the person who submitted that job."
+    )
+    metadata: _Metadata = Field(
+        default_factory=dict, max_length=16, description="Members that that job's metadata contain."
+    )
+
+    def to_domain(self, aliases: Mapping[str, str]) -> ArtifactFilter:
+        """Return the filter; ``aliases`` maps the aliases of templates to their names."""
+        return ArtifactFilter(
+            job_id=self.job,
+            media_type=self.media_type,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            favourite=self.favourite,
+            template=None if self.template is None else aliases.get(self.template, self.template),
+            user_id=self.user,
+            metadata=self.metadata,
+        )
 
 
 class BulkRequest(_Query):
@@ -138,11 +162,23 @@ def parse_jobs_query(parameters: Iterable[tuple[str, str]]) -> JobsQuery:
     Raises:
         InvalidRequest: a parameter is unknown, repeated or invalid.
     """
-    members: dict[str, Any] = {}
+    parameters = list(parameters)
+    members = _collect_members((name, value) for name, value in parameters if name != "status")
     for name, value in parameters:
         if name == "status":
             members.setdefault("status", []).extend(value.split(","))
-        elif name.startswith(_METADATA_PREFIX):
+    return _validate_query(JobsQuery, members)
+
+
+def parse_artifacts_query(parameters: Iterable[tuple[str, str]]) -> ArtifactsQuery:
+    """Parse the query of ``GET /artifacts``; raise the errors of `parse_jobs_query`."""
+    return _validate_query(ArtifactsQuery, _collect_members(parameters))
+
+
+def _collect_members(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in parameters:
+        if name.startswith(_METADATA_PREFIX):
             metadata = members.setdefault("metadata", {})
             _add_once(metadata, name.removeprefix(_METADATA_PREFIX), value, name)
         elif name == "metadata":
@@ -152,15 +188,7 @@ def parse_jobs_query(parameters: Iterable[tuple[str, str]]) -> JobsQuery:
             )
         else:
             _add_once(members, name, value, name)
-    return _validate_query(JobsQuery, members)
-
-
-def parse_artifacts_query(parameters: Iterable[tuple[str, str]]) -> ArtifactsQuery:
-    """Parse the query of ``GET /artifacts``; raise the errors of `parse_jobs_query`."""
-    members: dict[str, Any] = {}
-    for name, value in parameters:
-        _add_once(members, name, value, name)
-    return _validate_query(ArtifactsQuery, members)
+    return members
 
 
 def parse_bulk_request(body: bytes) -> BulkRequest:

@@ -51,6 +51,7 @@ def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
         **render_artifact(stored.artifact).model_dump(),
         job=stored.job_id,
         created_at=stored.created_at,
+        favourite=stored.favourite,
     )
 
 

@@ -329,6 +329,7 @@ class ArtifactDetail(ArtifactBody):
 
     job: str | None
     created_at: datetime
+    favourite: bool
 
 
 class ArtifactPage(BaseModel):

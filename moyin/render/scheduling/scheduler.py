@@ -13,6 +13,7 @@ from moyin.errors import ServiceUnavailable
 from moyin.render.measurements import RenderMeasurements
 from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.start_errors import StartErrors
+from moyin.render.scheduling.waits import WaitTimes
 from moyin.render.scheduling.window import Expectation, Window
 
 # Retry-After of a closed scheduler; another replica of the pool replaces it within seconds.
@@ -63,6 +64,7 @@ class RenderScheduler:
         self._window = Window() if window is None else window
         self._clock = clock
         self._start_errors = StartErrors()
+        self._waits = WaitTimes()
         self._renderers: set[str] = set()
         # The monotonic time of each lease, by renderer.
         self._leased: dict[str, float] = {}
@@ -83,6 +85,25 @@ class RenderScheduler:
     @property
     def model_changes(self) -> int:
         return self._window.model_changes
+
+    @property
+    def running(self) -> int:
+        """The number of renderers that execute a render, also one of an earlier scheduler."""
+        return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
+
+    @property
+    def oldest_wait(self) -> float | None:
+        """The seconds since the oldest waiting render arrived, or None if none is waiting."""
+        arrived = self._window.oldest_arrival
+        return None if arrived is None else max(0.0, self._clock() - arrived)
+
+    def wait_quantile(self, share: float) -> float | None:
+        """Return the wait that this share of the last renders did not exceed; None without any."""
+        return self._waits.quantile(share, self._clock())
+
+    def is_busy(self, name: str) -> bool:
+        """Return whether the renderer executes a render."""
+        return self._is_executing(name)
 
     def idle_seconds(self, name: str) -> float | None:
         """Return the seconds for which the renderer has been free, or None if it is busy."""
@@ -177,6 +198,7 @@ class RenderScheduler:
             name = choice.slot.name
             self._window.begin_render(choice, now)
             self._start_errors.record_start(choice.pending.id, now)
+            self._waits.record(now - choice.pending.arrived, now)
             self._leased[name] = time.monotonic()
             load_seconds = choice.slot.load_seconds
             granted.set_result(Lease(name, load_seconds, partial(self._release, name)))

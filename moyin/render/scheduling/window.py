@@ -116,6 +116,11 @@ class Window:
     def __len__(self) -> int:
         return len(self._pending)
 
+    @property
+    def oldest_arrival(self) -> float | None:
+        """The time at which the oldest waiting render arrived, or None if none is waiting."""
+        return min((pending.arrived for pending in self._pending.values()), default=None)
+
     def add(self, pending: PendingRender) -> None:
         """Add a render whose ``entered`` is the present time."""
         key = id(pending)

@@ -41,6 +41,11 @@ class TemplateSnapshot:
     names: Mapping[str, Template] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The names of the templates by their aliases and names."""
+        return {alias: template.name for alias, template in self.names.items()}
+
     def find(self, name: str, field: str) -> Template:
         """Return the template that a request names in ``field``, or raise `InvalidRequest`."""
         template = self.names.get(name)

@@ -217,6 +217,14 @@ class GroupBody(UsageBody):
     owner: str | None = None
     key: str | None = None
     operation: str | None = None
+    user: str | None = Field(
+        None,
+        description="The user who owns the key or was signed in; null for keys of the tenant, and "
+        "for sessions that have been deleted since.",
+    )
+    template: str | None = Field(
+        None, description="The first template of the job; null for calls that are no renders."
+    )
 
 
 class DearestModel(BaseModel):

@@ -49,6 +49,7 @@ ACCOUNTS = {
     "POST /password/forgot": "++++++++",
     "POST /password/reset": "++++++++",
     "GET /oidc": "++++++++",
+    "GET /sign-in": "++++++++",
     "POST /oidc/begin": "hhhhhhhh",  # no provider is configured
     "POST /oidc/finish": "++++++++",
     "POST /logout": "-++++x+x",
@@ -77,6 +78,7 @@ ACCOUNTS = {
     "DELETE /signing-keys/{kid}": "-xxxx+xx",
     "GET /limits": "-+++++++",
     "GET /limits/{subject}": "-xxx++hx",
+    "GET /limits/{subject}/budgets": "-xxx++hx",
     "PUT /limits/{subject}": "-xxx++hx",
     "DELETE /limits/{subject}": "-xxx++hx",
 }
@@ -98,11 +100,17 @@ GATEWAY = {
     "POST /jobs/{job_id}/token": "-xxx++h",
     "POST /jobs/{job_id}/cancel": "-xxx++h",
     "POST /jobs/{job_id}/retry": "-xxx++h",
+    "GET /cluster": "-xx+x++",
+    "GET /cluster/events": "-xx+x++",
+    "GET /cluster/problems": "-xxxx++",
+    "GET /cluster/routes": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",
     "DELETE /artifacts/{artifact_id}": "-xxx++h",
     "POST /artifacts/{artifact_id}/link": "-xxx++h",
+    "PUT /artifacts/{artifact_id}/favourite": "-xxx++h",
+    "DELETE /artifacts/{artifact_id}/favourite": "-xxx++h",
     **dict.fromkeys(
         (
             "GET /system_stats",
@@ -189,6 +197,7 @@ GATEWAY = {
 
 MODELS_ROLES = ("nobody", "player", "reader", "text", "everything", "other tenant")
 MODELS = {
+    "GET /backends": "-xxx++",  # operators' and administrators'
     "GET /requests": "-xx+++",
     "GET /usage": "-xx+++",
     "POST /images/generations": "-xxx++",  # pictures are jobs

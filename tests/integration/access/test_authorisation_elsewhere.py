@@ -34,6 +34,8 @@ UNLISTED = {
     "GET /docs/swagger-ui.css": "+++++++",
     "GET /openapi.json": "+++++++",
     "GET /comfy": "+++++++",
+    "GET /console": "+++++++",
+    "GET /console/none.js": "hhhhhhh",
     "GET /comfy/": "-------",  # of a browser's cookie alone: it asks for a key, without a code
     "HEAD /artifacts/{artifact_id}": "-xx+x+h",
     "HEAD /api/v2/assets/by-hash/{digest}": "-xx+x+h",

@@ -124,6 +124,14 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
     listed = await comfy.get("/models/diffusion_models")
     assert sorted(choices) == sorted(listed) == sorted(_MODELS.values())
     assert any("bad-nodes" in path for path in await comfy.get("/extensions"))
+    special = await comfy.get("/models/diffusion_models?pool=special")
+    assert special == [_MODELS["special"]]
+    assert "Where" not in await comfy.get("/object_info?pool=default")
+    async with comfy.session.get("/models?pool=none") as response:
+        assert (response.status, (await response.json())["error"]["type"]) == (
+            400,
+            "invalid_request",
+        )
 
 
 async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:

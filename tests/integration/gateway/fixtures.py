@@ -20,7 +20,13 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayServices, new_app
+from deployments.gateway.cluster.bodies import ClusterBody
+from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.snapshot import build_cluster
+from deployments.gateway.cluster.sources import ClusterReading
+from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
+from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import create_authenticator
 from moyin.access.gatekeeper.identity import create_service_token_factory
 from moyin.access.gatekeeper.limits import RequestMeter
@@ -33,6 +39,7 @@ from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.console import ConsoleFiles
+from moyin.domain.cluster import PoolSummary
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
@@ -124,6 +131,8 @@ class SaidByPools:
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
         self.places: dict[str, Mapping[str, QueuePlace]] = {}
+        self.summaries: dict[str, PoolSummary] = {}
+        self.nodes: list[dict[str, Any]] = []
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if not self.said:
@@ -137,6 +146,10 @@ class SaidByPools:
         if not self.said:
             raise ServiceUnavailable("no pool is up")
         return self.places.get(pool, {})
+
+    async def read_cluster(self) -> ClusterBody:
+        reading = ClusterReading(pools=dict(self.summaries), nodes=self.nodes)
+        return build_cluster(self.pools, reading)
 
     async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
         return set()
@@ -294,6 +307,7 @@ class Farm:
             await proxy.start()
             yield
             await places.close()
+            await cluster.close()
             await proxy.close()
             await pictures.close()
             await thumbnails.close()
@@ -332,6 +346,7 @@ class Farm:
         proxy = self.proxy = Proxy(
             signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs)
         )
+        cluster = ClusterMonitor(self.pools_say.read_cluster, interval=0.1)
         places = QueuePlaces(self.pools_say.list_places, self.pools_say.pools)
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         farm_events = PromptNotifiers(
@@ -375,6 +390,8 @@ class Farm:
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             console=ConsoleFiles(self.console_folder),
             proxy=self.proxy,
+            cluster=cluster,
+            config=ReloadableConfig(GatewayConfig, lambda _: None),
             authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
             checks={

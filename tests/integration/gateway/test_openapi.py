@@ -258,7 +258,7 @@ def _new_player(description: str) -> Iterable[str]:
     yield answer.json()["access_token"]
 
 
-STREAMS = ("/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/events")
+STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/events")
 
 
 def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:

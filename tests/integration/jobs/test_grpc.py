@@ -25,6 +25,7 @@ from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.jobs.grpc.translate import to_job_message
 from moyin.system.processes import find_processes
 from tests.chaos.graphs import picture, sleepy
+from tests.examples import read_example
 from tests.stack import Measured, RunningStack
 
 # Serve has one gRPC port for all apps; calls without this are for the gateway.
@@ -319,3 +320,14 @@ async def _call(stub: MoyinStub, request: Any, metadata: list[tuple[str, str]]) 
                 continue
         else:
             await call
+
+
+def test_the_example_of_the_page_reads_the_state_and_the_calls(
+    gateway: RunningStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = read_example("docs/grpc.md", "reflection", "python")
+    exec(example.replace("127.0.0.1:9000", f"127.0.0.1:{gateway.ports.grpc}"), {})
+    state, *calls = capsys.readouterr().out.splitlines()
+    assert state == "SERVING"
+    assert "ListJobs ListJobsRequest ListJobsResponse" in calls
+    assert len(calls) == len(pb.DESCRIPTOR.services_by_name["Moyin"].methods)

@@ -19,6 +19,7 @@ import pytest
 
 from tests.acceptance.openai_models import check_response
 from tests.chaos.graphs import picture, sleepy
+from tests.examples import read_example
 from tests.stack import Measured, RunningStack
 from tests.waiting import eventually_blocking
 
@@ -384,7 +385,7 @@ def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> Non
         shutil.rmtree(folder)
 
 
-EDIT_TEMPLATE = {
+EDIT_TEMPLATE: dict[str, Any] = {
     "name": "shrink",
     "title": "Shrink with a caption",
     "inputs": {
@@ -443,5 +444,36 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
         with pytest.raises(openai.NotFoundError) as missing:
             sdk.images.edit(model="gpt-image-9", prompt="x", image=picture)
         assert missing.value.code == "operation_not_configured"
+    finally:
+        shutil.rmtree(file.parent)
+
+
+def test_the_examples_of_the_page_make_and_edit_pictures(
+    gateway: RunningStack, http: httpx.Client, sdk: openai.OpenAI, tmp_path: Path
+) -> None:
+    variables: dict[str, Any] = {"client": sdk}
+    exec(read_example("docs/templates.md", "images", "python"), variables)
+    pictures = [httpx.get(one.url).content for one in variables["made"].data]
+    assert [size(picture) for picture in pictures] == [(512, 512)] * 2
+
+    # Scales the picture instead of painting in it, which needs a model.
+    seed = {"class_type": "PreviewAny", "inputs": {"source": "${inputs.seed}"}}
+    inpaint = EDIT_TEMPLATE | {
+        "name": "inpaint",
+        "inputs": EDIT_TEMPLATE["inputs"] | {"seed": {"type": "integer", "default": 0}},
+        "graph": EDIT_TEMPLATE["graph"] | {"seed": seed},
+    }
+    house = tmp_path / "house.png"
+    house.write_bytes(pictures[0])
+    file = gateway.data / "templates" / "inpaint.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(inpaint))
+    try:
+        eventually_blocking(lambda: http.get("/templates/inpaint").status_code == 200, 180)
+        example = read_example("docs/templates.md", "edits", "python")
+        assert '"house.png"' in example
+        exec(example.replace('"house.png"', repr(str(house))), variables)
+        edited = [httpx.get(one.url).content for one in variables["made"].data]
+        assert [size(picture) for picture in edited] == [(4, 4)] * 2
     finally:
         shutil.rmtree(file.parent)

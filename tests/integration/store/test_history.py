@@ -6,6 +6,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import sqlalchemy as sa
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.serialization import encode
-from moyin.errors import PromptIdTaken
-from moyin.store import job_filter, pages
+from moyin.errors import ArtifactNotFound, PromptIdTaken
+from moyin.store import job_filter, pages, schema
 from moyin.store.artifacts import ArtifactFilter, ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.job_deletion import delete_ended_jobs
@@ -48,7 +49,8 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
             id=str(uuid.uuid4()), owner="ann", kind="render", spec=spec,
             heads=((StepKind.RENDER, "big" if number == 1 else "default"),),
             metadata=LABELS if number == 2 else {"e": "x"},
-            templates=("swatch",) if number == 3 else (),
+            templates=("swatch",) if number in (2, 3) else (),
+            user="user_1" if number == 2 else None,
             text="赤い狐 red fox" if number in (0, 2) else "car",
             has_chosen_id=True,
         )  # fmt: skip
@@ -75,7 +77,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     both = (JobStatus.QUEUED, JobStatus.SUCCEEDED)
     assert await find() == await find(statuses=both) == await find(kind="render") == [3, 2, 1, 0]
     assert await find(pool="big") == [1]
-    assert await find(template="swatch") == [3]
+    assert await find(template="swatch") == [3, 2]
     assert await find(metadata=LABELS) == [2]
     assert await find(metadata={"e": "x"}, statuses=both[:1]) == [3, 1]
     assert await find(search="fox RED") == await find(search="赤い") == [2, 0]
@@ -86,6 +88,35 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     for where in (ArtifactFilter(job_id=ids[0]), ArtifactFilter(media_type="image/*")):
         [listed], _ = await artifacts.list_page("ann", where, limit=9)
         assert (listed.artifact.id, listed.job_id) == (picture.id, ids[0])
+
+    painting = Artifact(
+        id=derive_step_artifact_id(ids[2], 0, 0), name="b.png", media_type="image/png", size=3,
+        sha256=picture.sha256,
+    )  # fmt: skip
+    await artifacts.add(painting, owner="ann", job_id=ids[2])
+    await artifacts.set_favourite("ann", painting.id, True)
+    for where in (
+        ArtifactFilter(metadata=LABELS, media_type="image/*"),
+        ArtifactFilter(user_id="user_1"),
+        ArtifactFilter(favourite=True),
+        ArtifactFilter(favourite=True, user_id="user_1", template="swatch"),
+    ):
+        [listed], _ = await artifacts.list_page("ann", where, limit=9)
+        assert (listed.artifact.id, listed.favourite) == (painting.id, True)
+    for where in (ArtifactFilter(metadata={"e": "y"}), ArtifactFilter(user_id="user_2")):
+        assert await artifacts.list_page("ann", where, limit=9) == ([], None)
+    [listed], _ = await artifacts.list_page("ann", ArtifactFilter(favourite=False), limit=9)
+    assert listed.artifact.id == picture.id
+    # The table says that it is another's job: what it has counts for its owner alone.
+    await artifacts.add(replace(painting, id="art_x"), owner="eve", job_id=ids[2])
+    assert await artifacts.list_page("eve", ArtifactFilter(user_id="user_1"), limit=9) == ([], None)
+    with pytest.raises(ArtifactNotFound):
+        await artifacts.set_favourite("bob", painting.id, False)
+    await database.write(
+        lambda connection: connection.execute(
+            schema.artifacts.delete().where(schema.artifacts.c.id.in_([painting.id, "art_x"]))
+        )
+    )
 
     deletion = await jobs.delete("ann", ids)
     assert list(deletion.deleted) == [ids[0]]

@@ -10,6 +10,7 @@ from aiohttp.test_utils import TestServer
 
 from moyin.client.gateway import GatewayClient
 from moyin.stack.layout import Layout
+from tests.unit.cli.scripted_gateway import ScriptedGateway
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -17,7 +18,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @pytest.fixture(autouse=True)
 def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
-    for name in ("MOYIN_URL", "MOYIN_API_KEY", "MOYIN_DEBUG"):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("MOYIN_URL", "MOYIN_API_KEY", "MOYIN_PROFILE", "MOYIN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     yield
     shutil.rmtree(Layout(tmp_path / "data").sockets, ignore_errors=True)
@@ -39,3 +41,12 @@ async def stub() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
     url = str(server.make_url(""))
     async with server, GatewayClient(url, api_key="key", reconnect_seconds=0) as gateway:
         yield gateway, handlers
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
+    """A scripted gateway to which the command line is connected by variables."""
+    with ScriptedGateway() as scripted:
+        monkeypatch.setenv("MOYIN_URL", scripted.url)
+        monkeypatch.setenv("MOYIN_API_KEY", "key")
+        yield scripted

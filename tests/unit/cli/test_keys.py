@@ -6,7 +6,7 @@ import pytest
 
 from moyin.cli.main import run
 from moyin.settings import Settings
-from moyin.store.audit import AuditEvent, AuditLog
+from moyin.store.audit import AuditEvent, AuditFilter, AuditLog
 from moyin.store.keys import ApiKey, KeyStore
 from moyin.store.sql import Database
 
@@ -17,7 +17,7 @@ def _stored() -> tuple[list[AuditEvent], list[ApiKey]]:
     async def read() -> tuple[list[AuditEvent], list[ApiKey]]:
         database = Database(Settings().sql_url)
         await database.ensure_schema()
-        entries = await AuditLog(database).list_entries(None, limit=10)
+        entries = await AuditLog(database).list_entries(AuditFilter(), limit=10)
         keys = await KeyStore(database).list_all()
         await database.close()
         return [entry.event for entry in reversed(entries)], keys

@@ -98,6 +98,16 @@ async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
     assert await everything.check_graph(caller(), "a", graph("SaveLoRA"), ())
 
 
+async def test_the_nodes_of_one_pool_are_listed_for_its_tenants_only() -> None:
+    guard = admission(a=PoolRules(tenants=("ann",), deny=("Load",)), b=PoolRules())
+    assert "Load" not in await guard.list_nodes(caller("ann"), "a")
+    assert "Load" in await guard.list_nodes(caller("ann"), "b")
+    for pool in ("a", "other"):
+        with pytest.raises(InvalidRequest, match=f"no render pool '{pool}'.* pools: b") as refused:
+            await guard.list_nodes(caller("bob"), pool)
+        assert refused.value.field == "pool"
+
+
 async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
     nodes = await admission(a=PoolRules()).list_nodes(caller())
     assert nodes["Folder"]["input"]["required"]["kind"][1]["options"] == ["x"]

@@ -68,6 +68,13 @@ async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
     assert json.loads(await node_info.fetch_first("/models/x")) == ["1"]
 
 
+async def test_the_lists_of_one_pool_leave_the_merged_ones_as_they_are() -> None:
+    node_info = NodeInfoCache(FakePools(a=["1"], b=["2"]))
+    assert await node_info.fetch_merged("/models/x", merge_lists, ["b"]) == ["2"]
+    assert await merged_list(node_info) == ["1", "2"]
+    assert await node_info.fetch_merged("/models/x", merge_lists, ["b"]) == ["2"]
+
+
 async def test_an_old_response_is_served_while_a_new_one_is_fetched() -> None:
     pools = FakePools(a=["1"], b=None)
     node_info = NodeInfoCache(pools, fresh=0.0, patience=0.01)

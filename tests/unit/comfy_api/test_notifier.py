@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -66,14 +66,28 @@ async def test_a_client_receives_a_status_and_then_its_prompts_messages_in_order
         assert [(await receive(client))[0] for _ in range(2)] == ["execution_start", "executed"]
 
 
-async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(rig: Rig) -> None:
+async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The test ends the wait, however slow it is.
+    monkeypatch.setattr(notifier, "_START_WAIT_SECONDS", 60.0)
     job, other = await rig.job(), await rig.job(begun=True)
+    get, reads = rig.prompts.get, asyncio.Semaphore(0)
+
+    async def count_read(owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
+        jobs = await get(owner, ids, hidden=hidden)
+        reads.release()
+        return jobs
+
     async with rig.client() as client:
         await receive(client)
         rig.frames.coming.put_nowait(text_frame(other, "execution_start"))
         assert (await receive(client))[0] == "execution_start"
+        monkeypatch.setattr(rig.prompts, "get", count_read)
         rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(60):
+            for _ in range(3):
+                await reads.acquire()
         assert client.is_idle()
         await rig.jobs.start(job.id, 1)
         assert (await receive(client))[0] == "execution_start"
@@ -275,12 +289,24 @@ async def test_an_end_that_the_stream_lost_is_sent_by_a_tick(rig: Rig) -> None:
         ]
 
 
-async def test_an_end_before_the_connection_is_not_repeated(rig: Rig) -> None:
+async def test_an_end_before_the_connection_is_not_repeated(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, job = await rig.job(begun=True), await rig.job(begun=True)
     await rig.jobs.finish(before.id, 1, JobStatus.CANCELLED, None)
+    list_ended_since, ticks = rig.prompts.list_ended_since, asyncio.Semaphore(0)
+
+    async def count_tick(channel: str, moment: datetime) -> list[Job]:
+        jobs = await list_ended_since(channel, moment)
+        ticks.release()
+        return jobs
+
+    monkeypatch.setattr(rig.prompts, "list_ended_since", count_tick)
     async with rig.client(rig.events(tick=0.05)) as client:
         # The first tick looks back to the connection, later ones further if nothing bounds them.
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(60):
+            for _ in range(4):
+                await ticks.acquire()
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
         told = await receive(client)
         while told != build_end_message(job):

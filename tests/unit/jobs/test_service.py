@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -165,6 +166,36 @@ async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: Jobs) -> Non
     assert (await jobs.store.find(job.id)).cancel_requested_by == first
     launcher.cancel = cancel
     assert (await jobs.service.cancel(ANN, job.id)).cancelled_by == first
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another key", "the same key"])
+async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
+    jobs: Jobs, same: bool
+) -> None:
+    job, _ = await jobs.submit(SWATCH)
+    launcher: Any = jobs.service._launcher
+    is_sent, may_fail = asyncio.Event(), asyncio.Event()
+
+    async def fail_late(*_: Any) -> bool:
+        is_sent.set()
+        await may_fail.wait()
+        raise ServiceUnavailable("Temporal is down")
+
+    async def accept(*_: Any) -> bool:
+        return True
+
+    launcher.cancel = fail_late
+    failing = asyncio.create_task(jobs.service.cancel(ANN, job.id))
+    async with asyncio.timeout(10):
+        await is_sent.wait()
+    launcher.cancel = accept
+    colleague = ANN if same else replace(ANN, key_id="k2")
+    await jobs.service.cancel(colleague, job.id)
+    may_fail.set()
+    with pytest.raises(ServiceUnavailable):
+        await failing
+    requested = (await jobs.store.find(job.id)).cancel_requested_by
+    assert requested == Canceller.from_identity(colleague)
 
 
 async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(

@@ -17,19 +17,25 @@ GATEWAY_PAGES = "tests/integration/gateway/test_pages.py"
 TEXT_PAGES = "tests/integration/text/test_pages.py"
 RUN_BY = {
     "README.md": {"chat": TEXT_PAGES, "render": GATEWAY_PAGES},
-    "clients/python/README.md": {"example": "tests/unit/clients/python/test_page.py"},
-    "clients/typescript/README.md": {"example": "tests/acceptance/test_typescript_client.py"},
+    "clients/python/README.md": dict.fromkeys(
+        ("example", "install"), "tests/unit/clients/python/test_page.py"
+    ),
+    "clients/typescript/README.md": dict.fromkeys(
+        ("example", "install"), "tests/acceptance/test_typescript_client.py"
+    ),
     "docs/accounts.md": dict.fromkeys(
         ("keys", "limits", "player"), "tests/integration/access/test_pages.py"
     ),
     "docs/batches.md": dict.fromkeys(("anthropic", "openai"), TEXT_PAGES),
-    "docs/grpc.md": dict.fromkeys(("chat", "list"), "tests/integration/gateway/test_grpc_page.py"),
+    "docs/grpc.md": dict.fromkeys(("chat", "list"), "tests/integration/gateway/test_grpc_page.py")
+    | {"reflection": "tests/integration/jobs/test_grpc.py"},
     "docs/history.md": dict.fromkeys(("delete", "link", "list"), GATEWAY_PAGES),
     "docs/ja/quickstart.md": dict.fromkeys(("chat", "variables"), TEXT_PAGES),
     "docs/quickstart.md": dict.fromkeys(("chat", "variables"), TEXT_PAGES)
     | {"pipeline": GATEWAY_PAGES},
     "docs/routing.md": {"route": TEXT_PAGES},
-    "docs/templates.md": dict.fromkeys(("batch", "submit"), GATEWAY_PAGES),
+    "docs/templates.md": dict.fromkeys(("batch", "submit"), GATEWAY_PAGES)
+    | dict.fromkeys(("edits", "images"), "tests/integration/render/test_templates.py"),
     "docs/usage.md": dict.fromkeys(("requests", "usage"), TEXT_PAGES),
 }
 # Their tests have lists of their own, and fail when a page has another example.

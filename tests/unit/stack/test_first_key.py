@@ -6,7 +6,7 @@ from moyin.settings import Settings
 from moyin.stack.first_key import create_first_key
 from moyin.stack.layout import Layout
 from moyin.stack.profile import read_profile
-from moyin.store.audit import AuditLog
+from moyin.store.audit import AuditFilter, AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
@@ -18,7 +18,7 @@ async def test_first_key_is_an_operator_key_in_the_audit_log(tmp_path: Path) -> 
     database = Database(settings.sql_url)
     text = read_profile(Layout(tmp_path).profile, {}).api_key
     identity = await KeyStore(database).verify(text)
-    [entry] = await AuditLog(database).list_entries(None, limit=10)
+    [entry] = await AuditLog(database).list_entries(AuditFilter(), limit=10)
     await database.close()
     assert (identity.owner, identity.scopes) == ("admin", {"*"})
     assert (entry.event.action, entry.event.target) == ("key.create", identity.key_id)

@@ -34,6 +34,7 @@ from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.prompts import PromptStore
+from moyin.store.schema import jobs as rows
 from moyin.store.sql import Database
 
 
@@ -87,6 +88,30 @@ async def test_a_cancelled_job_names_its_first_canceller(store: JobStore) -> Non
     await store.record_canceller(job.id, 2, BOB)
     again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
     assert again is not None and again.cancelled_by == BOB
+
+
+async def test_cancellers_are_bounded_and_end_with_their_attempt(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    records = [await store.record_canceller(job.id, 1, ADA) for _ in range(9)]
+    assert records.pop() is None and None not in records
+    assert len(set(records)) == 8
+    for record in records:
+        await store.clear_canceller(job.id, 1, str(record))
+    assert (await store.find(job.id)).cancel_requested_by is None
+    record = await store.record_canceller(job.id, 1, BOB)
+    await store.clear_canceller(job.id, 2, str(record))
+    await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    await store.clear_canceller(job.id, 1, str(record))
+    assert (await store.find(job.id)).cancelled_by == BOB
+
+
+async def test_cancellers_that_earlier_versions_wrote_are_read(
+    store: JobStore, database: Database
+) -> None:
+    job, _ = await store.create(new_job())
+    await database.execute(rows.update().values(cancelled_by={"kind": "user", "id": "usr_ada"}))
+    assert await store.record_canceller(job.id, 1, BOB) is not None
+    assert (await store.find(job.id)).cancel_requested_by == ADA
 
 
 async def test_a_job_without_canceller_was_cancelled_by_the_operator(

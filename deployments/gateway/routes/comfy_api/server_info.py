@@ -7,7 +7,7 @@ import hashlib
 import mimetypes
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -30,6 +30,9 @@ from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
 
 T = TypeVar("T")
 _Name = Annotated[str, Query(max_length=512)]
+_Pool = Annotated[
+    str | None, Query(max_length=128, description="Only this render pool; by default all.")
+]
 
 
 def server_info_routes(
@@ -39,11 +42,11 @@ def server_info_routes(
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/object_info", name="object_info")
-    async def list_nodes(request: Request) -> Response:
+    async def list_nodes(request: Request, pool: _Pool = None) -> Response:
         """Return all node classes that your graphs may use, with your uploads as file choices."""
         caller = context(request.scope)
         uploads = await files.list_uploads(caller.owner)
-        nodes = set_upload_choices(await admission.list_nodes(caller.caller), uploads)
+        nodes = set_upload_choices(await admission.list_nodes(caller.caller, pool), uploads)
         return Response(to_json(nodes), media_type="application/json")
 
     @router.get("/object_info/{node}", name="one_object_info")
@@ -169,19 +172,28 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     return router
 
 
-def model_routes(node_info: NodeInfoCache) -> APIRouter:
+def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRouter:
     """Return the routes that list the model files on the pools' machines."""
     router = APIRouter(tags=["comfyui"])
 
+    async def select_pools(request: Request, pool: str | None) -> Sequence[str] | None:
+        return (
+            None
+            if pool is None
+            else [await admission.require_pool(context(request.scope).caller, pool)]
+        )
+
     @router.get("/models", name="model_folders")
-    async def list_model_folders() -> list[str]:
+    async def list_model_folders(request: Request, pool: _Pool = None) -> list[str]:
         """List the model folders."""
-        return await _fetch_merged_or(node_info, "/models", merge_lists, [])
+        pools = await select_pools(request, pool)
+        return await _fetch_merged_or(node_info, "/models", merge_lists, [], pools)
 
     @router.get("/models/{folder}", name="model_files")
-    async def list_model_files(folder: str) -> list[str]:
+    async def list_model_files(request: Request, folder: str, pool: _Pool = None) -> list[str]:
         """List the model files that any pool has in a folder."""
-        return await node_info.fetch_merged(f"/models/{quote(folder, safe='')}", merge_lists)
+        pools = await select_pools(request, pool)
+        return await node_info.fetch_merged(f"/models/{quote(folder, safe='')}", merge_lists, pools)
 
     @router.get("/embeddings", name="embeddings")
     async def list_embeddings() -> list[str]:
@@ -223,11 +235,15 @@ def model_routes(node_info: NodeInfoCache) -> APIRouter:
 
 
 async def _fetch_merged_or(
-    node_info: NodeInfoCache, path: str, merge: Callable[[list[Any]], T], default: T
+    node_info: NodeInfoCache,
+    path: str,
+    merge: Callable[[list[Any]], T],
+    default: T,
+    pools: Sequence[str] | None = None,
 ) -> T:
     """Return the pools' merged responses, or ``default``, with which the frontend can start."""
     try:
-        return await node_info.fetch_merged(path, merge)
+        return await node_info.fetch_merged(path, merge, pools)
     except (ServiceUnavailable, NotFound):
         return default
 

@@ -18,7 +18,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.account import Role
 from moyin.domain.identity import Identity
 from moyin.settings import Settings
-from moyin.store.audit import AuditLog
+from moyin.store.audit import AuditFilter, AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.unit.access.accounts.test_passwords import QUICK
@@ -57,7 +57,10 @@ class Studio:
 
     async def audited_actions(self) -> list[str]:
         """Return the actions in the audit log."""
-        return [e.event.action for e in await AuditLog(self.database).list_entries(None, limit=200)]
+        return [
+            e.event.action
+            for e in await AuditLog(self.database).list_entries(AuditFilter(), limit=200)
+        ]
 
     async def count_keys(self) -> int:
         """Return the number of API keys."""

@@ -196,6 +196,7 @@ def test_an_invalid_host_matches_no_origin(host: str) -> None:
         ("moyin_session=x;moyin_session=y", ""),
         (" moyin_session = x; a=1", "a=1"),
         ("a=moyin_session", "a=moyin_session"),
+        ("moyin_refresh=x; a=1; moyin_session=y", "a=1"),
     ],
 )
 def test_the_session_cookie_is_removed_for_upstreams(value: str, left: str) -> None:

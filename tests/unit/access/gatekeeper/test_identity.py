@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import jwt
@@ -88,6 +89,32 @@ async def test_an_event_token_reads_one_job_until_its_key_is_revoked(keys: KeySt
     await keys.revoke(key_id)
     with pytest.raises(InvalidKey):
         await authenticator.authenticate_event_token(token)
+
+
+async def test_an_event_token_ends_with_the_secret_that_made_it(keys: KeyStore) -> None:
+    key_id, old = await keys.create("ann", "k")
+    authenticator = KeyAuthenticator(keys, SIGNING, cached=False)
+
+    async def make(key: str) -> str:
+        return create_event_token(SIGNING, await authenticator.authenticate(key), "j", 60)
+
+    async def is_valid(token: str) -> bool:
+        try:
+            identity = await authenticator.authenticate_event_token(token)
+        except InvalidKey:
+            return False
+        assert token in await authenticator.recheck({token: identity})
+        return True
+
+    before = await make(old)
+    new = await keys.rotate(key_id, overlap=timedelta(hours=1))
+    within, after = await make(old), await make(new)
+    assert [await is_valid(token) for token in (before, within, after)] == [True] * 3
+    # The next rotation ends the first secret, whatever the overlap of the second.
+    await keys.rotate(key_id, overlap=timedelta(hours=1))
+    assert [await is_valid(token) for token in (before, within, after)] == [False, False, True]
+    await keys.rotate(key_id)
+    assert not await is_valid(after)
 
 
 async def test_no_keys_are_queried_for_the_tokens_of_sessions(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +95,29 @@ def test_the_example_of_the_readme_asks_for_a_colour(
     exec(text.replace("http://127.0.0.1:8000", gateway.url).replace("moyin_…", "key-1"), {})
     assert capsys.readouterr().out == "teal\n"
     assert gateway.seen[0].json["kind"] == "chat"
+
+
+def test_the_installation_of_the_readme_brings_the_whole_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The build writes into the folder.
+    package = shutil.copytree(
+        README.parent,
+        tmp_path / "clients" / "python",
+        ignore=shutil.ignore_patterns("build", "*.egg-info"),
+    )
+    kind, text = list_snippets(README)["install"]
+    assert kind == "sh"
+    # Without the Internet, and beside the environment of the tests. Of the last variable, pip takes
+    # the value for that of build isolation.
+    target = tmp_path / "target"
+    options = {"TARGET": str(target), "NO_INDEX": "1", "NO_DEPS": "1", "NO_BUILD_ISOLATION": "0"}
+    for name, value in options.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    subprocess.run(["bash", "-euc", text], cwd=tmp_path, check=True, capture_output=True)
+    modules = {path.name for path in (package / "moyin_client").iterdir() if path.is_file()}
+    assert {path.name for path in (target / "moyin_client").iterdir() if path.is_file()} == modules
+    [metadata] = target.glob("moyin_client-*.dist-info/METADATA")
+    requires = re.findall("^Requires-Dist: (\\w+)", metadata.read_text(), re.MULTILINE)
+    assert requires == ["httpx"]

@@ -35,7 +35,19 @@ async def end_early(request: web.Request) -> web.StreamResponse:
 
 
 async def list_jobs(request: web.Request) -> web.StreamResponse:
-    """Return a page whose cursor is the query that was sent."""
+    """Return a page whose cursor is the query that was sent.
+
+    The metadata `sizes` are the bytes of all jobs; then the cursor is the number of the next job.
+    """
+    if "metadata.sizes" in request.query:
+        sizes = json.loads(request.query["metadata.sizes"])
+        start = int(request.query.get("cursor", "0"))
+        end = start + int(request.query.get("limit", "50"))
+        jobs = [{"id": str(start + i), "metadata": {"x": "x" * size}}
+                for i, size in enumerate(sizes[start:end])]  # fmt: skip
+        return web.json_response(
+            {"jobs": jobs, "next_cursor": str(end) if end < len(sizes) else None}
+        )
     query = [[name, value] for name, value in request.query.items()]
     return web.json_response({"jobs": [], "next_cursor": json.dumps(query)})
 
@@ -109,6 +121,28 @@ async def test_filters_arrive_as_they_are(bridge: GrpcBridge) -> None:
     assert json.loads(page.next_cursor) == [
         ["metadata.", ""], ["metadata.a+b c%2F", "x&status=queued;日本\n"], ["cursor", "a+/="],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pages"),
+    [
+        ([40_000] * 200, [87, 87, 26]),
+        ([1_000_000] * 7, [3, 3, 1]),
+        ([5_000_000, 10, 5_000_000, 10, 10], [1, 1, 1, 2]),
+        ([10] * 200, [200]),
+    ],
+)
+async def test_a_page_of_large_jobs_fits_into_a_message(
+    bridge: GrpcBridge, sizes: list[int], pages: list[int]
+) -> None:
+    request = pb.ListJobsRequest(metadata={"sizes": json.dumps(sizes)}, limit=200)
+    listed = [await bridge.list_jobs(request, ())]
+    while listed[-1].next_cursor:
+        request.cursor = listed[-1].next_cursor
+        listed.append(await bridge.list_jobs(request, ()))
+    assert [len(page.jobs) for page in listed] == pages
+    assert [job.id for page in listed for job in page.jobs] == [str(i) for i in range(len(sizes))]
+    assert all(page.ByteSize() <= 4_194_304 for page in listed if len(page.jobs) > 1)
 
 
 async def test_a_gateway_that_does_not_respond_is_not_ready(bridge: GrpcBridge) -> None:

@@ -60,6 +60,22 @@ async def test_many_checks_read_the_state_once() -> None:
     assert gateway.reads == 1
 
 
+async def test_a_failure_is_read_once_per_interval_and_counts_as_not_serving() -> None:
+    reads = 0
+
+    async def fail() -> bool:
+        nonlocal reads
+        reads += 1
+        raise Fault(grpc.StatusCode.INTERNAL, "internal_error", "a bug")
+
+    monitor = HealthMonitor(fail, interval=3600)
+    checks = await asyncio.gather(*(monitor.check(ask()) for _ in range(100)))
+    assert {check.status for check in checks} == {NOT_SERVING}
+    async with aclosing(monitor.watch(ask())) as watching:
+        assert (await anext(watching)).status == NOT_SERVING
+    assert reads == 1
+
+
 async def test_a_watcher_gets_every_change() -> None:
     gateway = Gateway()
     async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask())) as watching:

@@ -19,6 +19,7 @@ from moyin.access.gatekeeper.asgi import ASGIApp
 from moyin.access.gatekeeper.context import RequestContext
 from moyin.domain.identity import Identity
 from moyin.render.imaging import PictureConverter, PictureProcesses
+from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.sql import Database
@@ -56,7 +57,7 @@ async def client(tmp_path: Path, store: ArtifactStore) -> AsyncIterator[httpx.As
     parts = (store, blobs, PictureConverter(blobs, processes), SIGNING_KEY)
     app = new_fastapi("test", errors=render_error, description="")
     app.include_router(signed_link_routes(*parts))
-    app.include_router(artifact_routes(*parts))
+    app.include_router(artifact_routes(*parts, TemplateCatalog([SHIPPED_FOLDER])))
     transport = httpx.ASGITransport(app=identify(app))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers={"x-owner": "ann"}
@@ -219,3 +220,31 @@ async def test_an_event_token_reads_files_of_its_job_and_nothing_else(
     ):
         assert (response.status_code, response.json()["code"]) == (403, "insufficient_scope")
     assert (await client.get(path)).headers["cross-origin-resource-policy"] == "same-site"
+
+
+async def test_favourites_are_marked_and_listed(client: httpx.AsyncClient) -> None:
+    marked, other = [await upload(client, png(64 + number, 64)) for number in range(2)]
+    for _ in range(2):
+        assert (await client.put(f"{marked}/favourite")).status_code == 204
+
+    async def find(**query: str) -> list[tuple[str, bool]]:
+        response = await client.get("/artifacts", params=query)
+        return [(item["url"], item["favourite"]) for item in response.json()["artifacts"]]
+
+    assert await find(favourite="true") == [(marked, True)]
+    assert await find(favourite="false") == [(other, False)]
+    assert await find() == [(other, False), (marked, True)]
+    assert (await client.delete(f"{marked}/favourite")).status_code == 204
+    assert await find(favourite="true") == []
+    assert await find(template="swatch") == await find(user="u") == []
+    assert await find(**{"metadata.project": "dawn"}) == []
+
+
+async def test_a_favourite_of_another_tenant_is_not_found(client: httpx.AsyncClient) -> None:
+    url = await upload(client, png(64, 64))
+    stranger = {"x-owner": "bob"}
+    for method in ("PUT", "DELETE"):
+        response = await client.request(method, f"{url}/favourite", headers=stranger)
+        assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
+    listed = (await client.get("/artifacts")).json()["artifacts"]
+    assert [item["favourite"] for item in listed] == [False]

@@ -1,0 +1,63 @@
+import type { Catalogue } from "#/language";
+
+const en = {
+  chosen: "Would answer",
+  nobody: "Nobody would answer",
+  why: "Why",
+  needs: "The request needs",
+  promptTokens: (count: string) => `about ${count} prompt tokens`,
+  maxTokens: (count: string) => `at most ${count} output tokens`,
+  kind: (kind: string, language: string) => `looks like: ${kind}, language ${language}`,
+  badAnswer: (usd: string) => `a useless answer costs ${usd}`,
+  second: (usd: string) => `a second of waiting costs ${usd}`,
+  omitted: "left out",
+  candidates: "Candidates, best first",
+  backend: "Back end",
+  model: "Model",
+  score: "Score",
+  scoreHelp: "Expected cost + waiting + risk of a useless answer, in US dollars. The lowest wins.",
+  losesBy: "Behind",
+  cost: "Cost",
+  time: "Time",
+  timeParts: (waiting: string, loading: string, first: string, writing: string) =>
+    `waiting ${waiting}, loading ${loading}, first token ${first}, writing ${writing}`,
+  good: "Good answer",
+  goodRange: (low: string, high: string) => `${low} to ${high}`,
+  basis: (basis: string, signals: string) => `from: ${basis}, ${signals} signals`,
+  reason: "Reason",
+  excluded: "Excluded",
+  retryAfter: (seconds: string) => `may be back in ${seconds}`,
+};
+
+/** The strings of an explained choice of a back end. */
+export const strings: Catalogue<typeof en> = {
+  en,
+  ja: {
+    chosen: "応答するバックエンド",
+    nobody: "応答できるバックエンドがありません",
+    why: "理由",
+    needs: "リクエストの要件",
+    promptTokens: (count) => `プロンプト約 ${count} トークン`,
+    maxTokens: (count) => `出力は最大 ${count} トークン`,
+    kind: (kind, language) => `推定される種類: ${kind}、言語: ${language}`,
+    badAnswer: (usd) => `役に立たない回答の損失: ${usd}`,
+    second: (usd) => `待ち時間 1 秒の損失: ${usd}`,
+    omitted: "除外した機能",
+    candidates: "候補(良い順)",
+    backend: "バックエンド",
+    model: "モデル",
+    score: "スコア",
+    scoreHelp: "予想費用+待ち時間+役に立たない回答のリスク(米ドル)。最も低いものが選ばれます。",
+    losesBy: "差",
+    cost: "費用",
+    time: "時間",
+    timeParts: (waiting, loading, first, writing) =>
+      `待ち ${waiting}、読み込み ${loading}、最初のトークン ${first}、生成 ${writing}`,
+    good: "良い回答の確率",
+    goodRange: (low, high) => `${low}〜${high}`,
+    basis: (basis, signals) => `根拠: ${basis}、評価 ${signals} 件`,
+    reason: "理由",
+    excluded: "対象外",
+    retryAfter: (seconds) => `${seconds} 後に復帰の見込み`,
+  },
+};

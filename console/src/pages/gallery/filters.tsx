@@ -1,0 +1,95 @@
+/** What the gallery shows: kind, project, template, person, days, favourites. */
+
+import { Button, Group, Select, Switch, TextInput } from "@mantine/core";
+import { useDebouncedCallback } from "@mantine/hooks";
+import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
+
+import { accounts, body, gateway } from "#/api/client";
+import { type Caller, hasScope } from "#/api/session";
+import { useStrings } from "#/language";
+
+import { type GalleryFilter, isFiltered } from "./data";
+import { strings } from "./strings";
+
+interface Props {
+  filter: GalleryFilter;
+  caller: Caller;
+  onChange: (change: Partial<Record<keyof GalleryFilter, string>>) => void;
+  onClear: () => void;
+}
+
+export function Filters({ filter, caller, onChange, onClear }: Props) {
+  const t = useStrings(strings);
+  const templates = useQuery({
+    queryKey: ["templates"], queryFn: async () => (await body(gateway.GET("/templates"))).templates,
+  });
+  const people = usePeople(caller, t.me);
+  const names = templates.data?.map(({ name, title }) => ({ value: name, label: title })) ?? [];
+  return (
+    <Group gap="sm" align="flex-end" mb="md" role="search" aria-label={t.filters}>
+      <Select
+        label={t.kind} w={150} allowDeselect={false} value={filter.kind}
+        data={Object.entries(t.kinds).map(([value, label]) => ({ value, label }))}
+        onChange={(kind) => onChange({ kind: kind === "image" ? "" : kind ?? "" })}
+      />
+      <ProjectInput key={filter.project} value={filter.project} onChange={(project) => onChange({ project })} />
+      <Select
+        label={t.template} placeholder={t.anyTemplate} w={190} clearable searchable data={names}
+        value={filter.template || null} onChange={(template) => onChange({ template: template ?? "" })}
+      />
+      {people.length > 0 && (
+        <Select
+          label={t.person} placeholder={t.anyone} w={170} clearable searchable data={people}
+          value={filter.user || null} onChange={(user) => onChange({ user: user ?? "" })}
+        />
+      )}
+      <TextInput
+        label={t.after} type="date" w={150} value={filter.after}
+        onChange={(event) => onChange({ after: event.currentTarget.value })}
+      />
+      <TextInput
+        label={t.before} type="date" w={150} value={filter.before}
+        onChange={(event) => onChange({ before: event.currentTarget.value })}
+      />
+      <Switch
+        label={t.favourites} checked={filter.favourite} mb={8}
+        onChange={(event) => onChange({ favourite: event.currentTarget.checked ? "true" : "" })}
+      />
+      {isFiltered(filter) && <Button variant="subtle" size="sm" onClick={onClear}>{t.clear}</Button>}
+    </Group>
+  );
+}
+
+/** Waits for a pause in typing before it asks the server. */
+function ProjectInput({ value, onChange }: { value: string; onChange: (value: string) => void }) {
+  const t = useStrings(strings);
+  const [text, setText] = useState(value);
+  const change = useDebouncedCallback(onChange, 500);
+  return (
+    <TextInput
+      label={t.project} w={150} maxLength={1024} value={text}
+      onChange={(event) => {
+        setText(event.currentTarget.value);
+        change(event.currentTarget.value);
+      }}
+    />
+  );
+}
+
+/** The people whose work can be looked for: the members, for those who may list them; else only oneself. */
+function usePeople(caller: Caller, me: string) {
+  const organisation = caller.account?.organisation ?? null;
+  const mayList = organisation !== null && hasScope(caller, "org:read");
+  const { data } = useQuery({
+    queryKey: ["gallery", "members", organisation],
+    enabled: mayList,
+    queryFn: async () => body(accounts.GET("/organisations/{organisation}/members", {
+      params: { path: { organisation: organisation! } },
+    })),
+  });
+  if (caller.account === null) return [];
+  const own = caller.account.id;
+  const others = (data?.members ?? []).filter(({ id }) => id !== own);
+  return [{ value: own, label: me }, ...others.map(({ id, name, email }) => ({ value: id, label: name || email || id }))];
+}

@@ -1,0 +1,120 @@
+/** Shows the files of the tenant, and what can be done with them. */
+
+import { Alert, Button, Card, Checkbox, Group, Paper, SimpleGrid, Skeleton, Text } from "@mantine/core";
+import { useState } from "react";
+import { Link, useSearchParams } from "wouter";
+
+import { hasScope, useCaller } from "#/api/session";
+import { EmptyState } from "#/components/empty-state";
+import { ErrorAlert } from "#/components/error-alert";
+import { PageHeader } from "#/components/page-header";
+import { useFormat, useStrings } from "#/language";
+
+import { Compare } from "./compare";
+import { isFiltered, readFilter, useGallery } from "./data";
+import { FavouriteButton } from "./favourite-button";
+import { Filters } from "./filters";
+import { SelectionBar } from "./selection-bar";
+import { strings } from "./strings";
+import { type PictureFile, Thumbnail } from "./thumbnail";
+import { Viewer } from "./viewer";
+
+export default function GalleryPage() {
+  const t = useStrings(strings);
+  const [search, setSearch] = useSearchParams();
+  const { data: caller } = useCaller();
+  const filter = readFilter(search);
+  const gallery = useGallery(filter);
+  const [opened, setOpened] = useState<PictureFile | null>(null);
+  const [selected, setSelected] = useState<Record<string, PictureFile>>({});
+  const [compares, setCompares] = useState(false);
+  if (!caller) return null;
+  const files = gallery.data?.pages.flatMap((page) => page.artifacts) ?? [];
+  const chosen = Object.values(selected);
+  const change = (values: Record<string, string>) => {
+    setSelected({});
+    setSearch((old) => {
+      for (const [name, value] of Object.entries(values)) {
+        if (value) old.set(name, value);
+        else old.delete(name);
+      }
+      return old;
+    }, { replace: true });
+  };
+  const toggle = (file: PictureFile) => setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
+  return (
+    <>
+      <PageHeader title={t.title} />
+      <Filters
+        filter={filter} caller={caller} onChange={change}
+        onClear={() => {
+          setSelected({});
+          setSearch({}, { replace: true });
+        }}
+      />
+      {chosen.length > 0 && (
+        <SelectionBar
+          files={chosen} mayWrite={hasScope(caller, "jobs:write")} onCompare={() => setCompares(true)}
+          onNone={() => setSelected({})}
+        />
+      )}
+      {gallery.error && <ErrorAlert error={gallery.error} onRetry={() => void gallery.refetch()} />}
+      {gallery.isPending && <SimpleGrid cols={{ base: 2, xs: 3, md: 4, lg: 6 }}>{Array.from({ length: 12 }, (_, index) => <Skeleton key={index} h={170} />)}</SimpleGrid>}
+      {gallery.isSuccess && files.length === 0 && (
+        <Paper withBorder><Nothing filtered={isFiltered(filter)} hasMore={gallery.hasNextPage} mayWrite={hasScope(caller, "jobs:write")} /></Paper>
+      )}
+      <SimpleGrid cols={{ base: 2, xs: 3, md: 4, lg: 6 }} spacing="sm" role="list" aria-label={t.list}>
+        {files.map((file) => (
+          <PictureCard
+            key={file.id} file={file} isSelected={file.id in selected} mayWrite={hasScope(caller, "jobs:write")}
+            onSelect={() => toggle(file)} onOpen={() => setOpened(file)}
+          />
+        ))}
+      </SimpleGrid>
+      {gallery.hasNextPage && (
+        <Group justify="center" mt="md">
+          <Button variant="default" loading={gallery.isFetchingNextPage} onClick={() => void gallery.fetchNextPage()}>{t.more}</Button>
+        </Group>
+      )}
+      {opened && <Viewer files={files} file={opened} onShow={setOpened} onClose={() => setOpened(null)} />}
+      {compares && chosen.length === 2 && <Compare files={chosen} onClose={() => setCompares(false)} />}
+    </>
+  );
+}
+
+function Nothing({ filtered, hasMore, mayWrite }: { filtered: boolean; hasMore: boolean; mayWrite: boolean }) {
+  const t = useStrings(strings);
+  if (hasMore) return <Alert color="gray">{t.noMatchYet}</Alert>;
+  if (filtered) return <EmptyState title={t.noMatch}>{t.noMatchHint}</EmptyState>;
+  return (
+    <EmptyState title={t.empty}>
+      {t.emptyHint}
+      {mayWrite && <Button component={Link} href="/render" size="xs" mt="sm" display="block" mx="auto" w="fit-content">{t.startRender}</Button>}
+    </EmptyState>
+  );
+}
+
+interface CardProps {
+  file: PictureFile;
+  isSelected: boolean;
+  mayWrite: boolean;
+  onSelect: () => void;
+  onOpen: () => void;
+}
+
+function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps) {
+  const t = useStrings(strings);
+  const format = useFormat();
+  return (
+    <Card withBorder padding="xs" role="listitem" bg={isSelected ? "var(--mantine-primary-color-light)" : undefined}>
+      <Card.Section><Thumbnail file={file} onOpen={onOpen} /></Card.Section>
+      <Group justify="space-between" wrap="nowrap" gap={6} mt={8}>
+        <Checkbox size="xs" checked={isSelected} onChange={onSelect} aria-label={t.select(file.name)} />
+        <Text size="xs" c="dimmed" truncate flex={1} title={file.name}>
+          {file.created_at ? format.ago(file.created_at) : file.name}
+        </Text>
+        {mayWrite && <FavouriteButton file={file} />}
+      </Group>
+    </Card>
+  );
+}

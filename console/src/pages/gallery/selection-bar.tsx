@@ -1,0 +1,55 @@
+import { Button, Group, Paper, Text } from "@mantine/core";
+import { IconColumns2, IconDownload, IconTrash } from "@tabler/icons-react";
+import { useState } from "react";
+
+import { useFormat, useStrings } from "#/language";
+
+import { downloadFiles } from "./data";
+import { DeleteFiles } from "./delete-files";
+import { strings } from "./strings";
+import type { PictureFile } from "./thumbnail";
+
+interface Props {
+  files: PictureFile[];
+  mayWrite: boolean;
+  onCompare: () => void;
+  onNone: () => void;
+}
+
+/** What can be done with the selected files. */
+export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
+  const t = useStrings(strings);
+  const format = useFormat();
+  const [isSaving, setIsSaving] = useState(false);
+  const [asks, setAsks] = useState(false);
+  const save = async () => {
+    setIsSaving(true);
+    await downloadFiles(files);
+    setIsSaving(false);
+  };
+  return (
+    <Paper withBorder p="xs" mb="sm" pos="sticky" top={60} shadow="xs" style={{ zIndex: 5 }}>
+      <Group gap="xs">
+        <Text size="sm" fw={500} aria-live="polite">{t.selected(files.length, format.number(files.length))}</Text>
+        <Button variant="subtle" size="xs" onClick={onNone}>{t.selectNone}</Button>
+        <Group gap="xs" ml="auto">
+          <Button
+            variant="default" size="xs" disabled={files.length !== 2} title={t.compareHint} onClick={onCompare}
+            leftSection={<IconColumns2 size={15} aria-hidden />}
+          >
+            {t.compare}
+          </Button>
+          <Button variant="default" size="xs" loading={isSaving} onClick={() => void save()} leftSection={<IconDownload size={15} aria-hidden />}>
+            {t.download}
+          </Button>
+          {mayWrite && (
+            <Button variant="default" size="xs" c="red" onClick={() => setAsks(true)} leftSection={<IconTrash size={15} aria-hidden />}>
+              {t.delete}
+            </Button>
+          )}
+        </Group>
+      </Group>
+      {asks && <DeleteFiles files={files} onClose={() => setAsks(false)} onDeleted={onNone} />}
+    </Paper>
+  );
+}

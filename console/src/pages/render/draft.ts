@@ -1,0 +1,39 @@
+/** Reads what an earlier job was submitted with, to fill in the form. */
+
+import { call } from "#/api/client";
+
+import { parseExact } from "./exact-json";
+import { type GraphFile, toGraphFile } from "./graph";
+import type { Options } from "./request";
+
+export type Draft = { options: Partial<Options> } & (
+  | { kind: "template"; template: string; inputs: Record<string, unknown> }
+  | { kind: "graph"; file: GraphFile }
+  | { kind: "none" }
+);
+
+interface Job {
+  priority: number;
+  metadata: Record<string, string>;
+  submitted: {
+    steps: { kind: string; template?: string | null; inputs?: Record<string, unknown> | null; pool?: string | null; cache?: boolean | null; graph?: string | null }[];
+  } | null;
+}
+
+export async function readDraft(id: string): Promise<Draft> {
+  const job = (await readExact(`/jobs/${encodeURIComponent(id)}`)) as Job;
+  const index = job.submitted?.steps.findIndex((step) => step.kind === "render") ?? -1;
+  const step = job.submitted?.steps[index];
+  if (step === undefined) return { kind: "none", options: {} };
+  const options = {
+    priority: job.priority, project: job.metadata.project ?? "", pool: step.pool ?? "", cache: step.cache !== false,
+  };
+  if (step.template && step.inputs) return { kind: "template", template: step.template, inputs: step.inputs, options };
+  const file = toGraphFile(id, await readExact(step.graph ?? `/jobs/${encodeURIComponent(id)}/graph?step=${index}`));
+  return typeof file === "string" ? { kind: "none", options } : { kind: "graph", file, options };
+}
+
+/** Read a body whose integers may be beyond 2^53. */
+async function readExact(path: string): Promise<unknown> {
+  return parseExact(await (await call(path)).text());
+}

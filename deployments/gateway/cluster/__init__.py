@@ -1,0 +1,5 @@
+"""Shows operators what runs on the cluster, and tenants the load of the pools that they may use.
+
+`sources.py` asks Ray, the pools and Temporal, `snapshot.py` joins their answers, `monitor.py` shares
+one snapshot among all viewers, and `bodies.py` has the JSON.
+"""

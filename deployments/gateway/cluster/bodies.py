@@ -1,0 +1,155 @@
+"""Defines the JSON bodies of the routes below ``/cluster``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moyin.domain.cluster import RendererState
+from moyin.http.breaker import BreakerState
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ShareBody(_Body):
+    """The share of a GPU that one actor has."""
+
+    actor: str = Field(description="The Ray actor: a renderer, or a llama.cpp server.")
+    pool: str | None = Field(description="The render pool; null for a llama.cpp server.")
+    fraction: float = Field(description="The part of the GPU that Ray reserves, above 0 to 1.")
+    state: RendererState
+    models: list[str] = Field(description="The model files in memory, the largest first.")
+
+
+class GpuBody(_Body):
+    """A GPU as Ray counts it; without a card, the measurements are null."""
+
+    index: int = Field(description="The GPU's number on its node.")
+    name: str | None = None
+    free: float = Field(description="The part of the GPU that no actor has reserved.")
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    temperature_celsius: int | None = None
+    shares: list[ShareBody]
+
+
+class NodeBody(_Body):
+    """A node of the Ray cluster."""
+
+    id: str
+    host: str
+    is_alive: bool
+    cpus: float = Field(description="The CPUs that Ray may reserve.")
+    memory_bytes: int = Field(description="The memory that Ray may reserve.")
+    labels: dict[str, str]
+    gpus: list[GpuBody]
+
+
+class RendererBody(_Body):
+    """One actor of a render pool, which runs one ComfyUI."""
+
+    name: str
+    state: RendererState
+    node: str | None = Field(description="The id of its node; null until Ray has placed the actor.")
+    gpu_indexes: list[int]
+    gpus: float
+    cpus: float
+    models: list[str]
+    error: str | None = Field(description="Why ComfyUI is not ready.")
+    started_at: datetime | None
+    losses: int = Field(
+        description="How often the actor or its ComfyUI died or failed to start in ten minutes."
+    )
+
+
+class PoolBody(_Body):
+    """A render pool."""
+
+    name: str
+    is_responding: bool = Field(description="If false, all other members but `name` are unknown.")
+    queued: int | None = Field(None, description="Renders that have no renderer yet.")
+    running: int | None = None
+    oldest_waiting_since: datetime | None = None
+    wait_p50_seconds: float | None = Field(
+        None, description="Half of the last hour's renders waited less; null without any."
+    )
+    wait_p90_seconds: float | None = None
+    ready: int | None = Field(None, description="Renderers that are ready or busy.")
+    minimum: int | None = None
+    maximum: int | None = None
+    comfyui_version: str | None = Field(None, description="For operators only.")
+    renderers: list[RendererBody] | None = Field(None, description="For operators only.")
+
+
+class ProblemBody(_Body):
+    """Something that is wrong now."""
+
+    code: str = Field(description="A stable name of the kind of problem; docs/operations.md.")
+    subject: str = Field(description="What has the problem, such as a pool or a back end.")
+    since: datetime = Field(description="When it began, or was first noticed by this replica.")
+    message: str
+    advice: str = Field(description="What an operator can do.")
+
+
+class ProblemsBody(_Body):
+    """What is wrong now, the oldest first."""
+
+    problems: list[ProblemBody]
+
+
+class ClusterBody(_Body):
+    """What runs on the cluster."""
+
+    pools: list[PoolBody]
+    nodes: list[NodeBody] | None = Field(
+        None, description="For operators only; null while Ray does not respond."
+    )
+    problems: list[ProblemBody] | None = Field(None, description="For operators only.")
+    applications: dict[str, str] | None = Field(
+        None, description="The status of each app of Ray Serve. For operators only."
+    )
+
+
+class UpstreamBody(_Body):
+    """One server of a route, as the gateway's replica that responds sees it."""
+
+    url: str
+    weight: int
+    is_up: bool = Field(description="The result of the health checks; true without any.")
+    breaker: BreakerState
+    open_requests: int
+
+
+class RouteBody(_Body):
+    """A route of the proxy."""
+
+    name: str
+    hosts: list[str]
+    paths: list[str]
+    prefix: str | None
+    open_requests: int
+    max_open_requests: int | None
+    upstreams: list[UpstreamBody]
+
+
+class ConfigBody(_Body):
+    """The gateway's reloadable configuration in force."""
+
+    values: dict[str, Any]
+    applied_at: datetime | None = Field(description="When this replica applied it.")
+    is_newest_rejected: bool = Field(description="Whether a newer one is invalid and ignored.")
+
+
+class RoutesBody(_Body):
+    """The proxy's routes, the apps, the versions and the configuration in force."""
+
+    routes: list[RouteBody]
+    applications: dict[str, str] = Field(
+        description="The status of each app of Ray Serve, such as that of `intake`."
+    )
+    versions: dict[str, str] = Field(description="The versions of packages in this replica.")
+    config: ConfigBody

@@ -1,0 +1,226 @@
+"""Names what is wrong on the cluster now, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from deployments.gateway.cluster.bodies import ClusterBody, PoolBody, ProblemBody
+from deployments.gateway.cluster.sources import ClusterReading
+from moyin.domain.cluster import BackendSummary, RendererState
+from moyin.proxy.pool import UpstreamPool
+
+_LONG_WAIT = timedelta(minutes=10)
+# The time in which a node is added and ComfyUI starts.
+_START_PATIENCE = timedelta(minutes=3)
+_MANY_LOSSES = 3
+_MIN_FREE_BYTES = 2 * 1024**3
+_GIB = 1024**3
+_HEALTHY_APPS = ("RUNNING", "DEPLOYING", "NOT_STARTED", "DELETING")
+_CHECK_ADVICE = {
+    "database": "Start the database, or check MOYIN_DATABASE_URL; jobs cannot be accepted meanwhile.",
+    "temporal": "Start Temporal, or check MOYIN_TEMPORAL_ADDRESS; accepted jobs wait meanwhile.",
+    "valkey": "Start Valkey, or check MOYIN_REDIS_URL; progress and limits are missing meanwhile.",
+    "artifacts": "Check MOYIN_ARTIFACTS_URL and that its folder or bucket can be read.",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Finding:
+    """A problem without its time, unless a source knows it."""
+
+    code: str
+    subject: str
+    message: str
+    advice: str
+    since: datetime | None = None
+
+
+class ProblemFinder:
+    """Finds problems in each reading, and remembers when each of the present ones was first seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], datetime] = {}
+
+    def find(
+        self, cluster: ClusterBody, reading: ClusterReading, routes: Sequence[UpstreamPool]
+    ) -> list[ProblemBody]:
+        """Return the present problems, the oldest first."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        findings = [
+            *_check_services(reading),
+            *_check_pools(cluster, reading, now),
+            *_check_backends(reading.backends),
+            *_check_routes(routes),
+        ]
+        seen, self._seen = self._seen, {}
+        problems = []
+        for finding in findings:
+            key = (finding.code, finding.subject)
+            since = self._seen[key] = finding.since or seen.get(key, now)
+            problems.append(
+                ProblemBody(
+                    code=finding.code,
+                    subject=finding.subject,
+                    since=since,
+                    message=finding.message,
+                    advice=finding.advice,
+                )
+            )
+        return sorted(problems, key=lambda problem: (problem.since, problem.code, problem.subject))
+
+
+def _check_services(reading: ClusterReading) -> Iterator[_Finding]:
+    for name, is_up in reading.checks.items():
+        if not is_up:
+            yield _Finding(
+                code="service_down",
+                subject=name,
+                message=f"The service {name} does not respond.",
+                advice=_CHECK_ADVICE.get(name, "Start the service again."),
+            )
+    if reading.nodes is None:
+        yield _Finding(
+            code="ray_not_responding",
+            subject="ray",
+            message="Ray does not say which nodes it has.",
+            advice="Look at the logs of Ray's head node.",
+        )
+    if reading.disk_free is not None and reading.disk_free < _MIN_FREE_BYTES:
+        yield _Finding(
+            code="disk_nearly_full",
+            subject="data",
+            message=f"The disk of the gateway's data folder has "
+            f"{reading.disk_free / _GIB:.1f} GiB left.",
+            advice="Delete old files, with `moyin prune` for instance, or add space.",
+        )
+    for name, status in reading.applications.items():
+        if status not in _HEALTHY_APPS:
+            yield _Finding(
+                code="app_unhealthy",
+                subject=name,
+                message=f"Ray Serve reports the app {name} as {status}.",
+                advice="`serve status` shows the cause; `moyin deploy` deploys a repaired "
+                "configuration.",
+            )
+    for name in reading.rejected_configs:
+        yield _Finding(
+            code="config_rejected",
+            subject=name,
+            message=f"The app {name} ignored its newest configuration, which is invalid, and runs "
+            "with an earlier one.",
+            advice="`moyin doctor` names the mistake; correct it and run `moyin deploy`.",
+        )
+
+
+def _check_pools(
+    cluster: ClusterBody, reading: ClusterReading, now: datetime
+) -> Iterator[_Finding]:
+    for pool in cluster.pools:
+        if not pool.is_responding:
+            yield _Finding(
+                code="pool_not_responding",
+                subject=pool.name,
+                message=f"The render pool {pool.name} does not respond.",
+                advice=f"Look at the app render-{pool.name} in `serve status`; its jobs wait "
+                "meanwhile.",
+            )
+            continue
+        yield from _check_renderers(pool, reading, now)
+        oldest = pool.oldest_waiting_since
+        if oldest is not None and now - oldest > _LONG_WAIT:
+            yield _Finding(
+                code="long_wait",
+                subject=pool.name,
+                message=f"A render has waited in the pool {pool.name} since {oldest:%H:%M} UTC; "
+                f"{pool.queued} wait.",
+                advice="Add renderers to the pool, or send renders to another one.",
+                since=oldest + _LONG_WAIT,
+            )
+
+
+def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> Iterator[_Finding]:
+    renderers = pool.renderers or []
+    summary = reading.pools[pool.name]
+    errors = [renderer.error for renderer in renderers if renderer.error is not None]
+    if not pool.ready and _needs_renderer(pool, has_errors=bool(errors), now=now):
+        is_placing = any(renderer.state is RendererState.PLACING for renderer in renderers)
+        reason = f": {errors[0]}" if errors else ""
+        yield _Finding(
+            code="pool_without_renderer",
+            subject=pool.name,
+            message=f"The render pool {pool.name} has no renderer that is ready{reason}",
+            advice="Ray has no node with enough free resources for a renderer: add one, or lower "
+            "`gpus` or `cpus` of the pool."
+            if is_placing
+            else "Its ComfyUI is started again by itself; if that does not help, read the log of "
+            "the actor.",
+            since=_find_start(pool, summary.unready_since),
+        )
+    for renderer in renderers:
+        if renderer.losses >= _MANY_LOSSES:
+            yield _Finding(
+                code="renderer_restarts",
+                subject=renderer.name,
+                message=f"The renderer {renderer.name} was lost {renderer.losses} times in ten "
+                "minutes.",
+                advice="Read its log: a custom node, a lack of memory or the graphics card may be "
+                "the cause.",
+            )
+        elif renderer.state is RendererState.FAILED and pool.ready:
+            yield _Finding(
+                code="renderer_failed",
+                subject=renderer.name,
+                message=f"The renderer {renderer.name} is not ready: {renderer.error}",
+                advice="It is started again by itself; if that does not help, read its log.",
+            )
+
+
+def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
+    """Return whether a pool without a ready renderer has a problem.
+
+    A pool that may have none starts them for its queue, which is no problem while it works.
+    """
+    oldest = pool.oldest_waiting_since
+    return bool(
+        pool.minimum or (oldest is not None and (has_errors or now - oldest > _START_PATIENCE))
+    )
+
+
+def _find_start(pool: PoolBody, unready_since: float | None) -> datetime | None:
+    if not pool.minimum:
+        return pool.oldest_waiting_since
+    return None if unready_since is None else datetime.fromtimestamp(int(unready_since), UTC)
+
+
+def _check_backends(backends: Sequence[BackendSummary] | None) -> Iterator[_Finding]:
+    for backend in backends or ():
+        if backend.is_up is False:
+            yield _Finding(
+                code="backend_down",
+                subject=backend.name,
+                message=f"The back end {backend.name} does not pass its health check.",
+                advice="Start the server, or correct its address or key in the configuration; "
+                "other back ends answer meanwhile if they have the model.",
+            )
+        elif backend.breaker != "closed":
+            yield _Finding(
+                code="backend_breaker_open",
+                subject=backend.name,
+                message=f"Calls to the back end {backend.name} failed repeatedly, so it gets only "
+                "probes.",
+                advice="`GET /v1/requests?status=failed` names the errors; calls resume by "
+                "themselves once a probe succeeds.",
+            )
+
+
+def _check_routes(routes: Sequence[UpstreamPool]) -> Iterator[_Finding]:
+    for pool in routes:
+        if not any(member.is_usable for member in pool.members):
+            yield _Finding(
+                code="route_without_upstream",
+                subject=pool.route.name,
+                message=f"The proxy's route {pool.route.name} has no healthy upstream.",
+                advice="Start the service, or correct `upstreams` of the route.",
+            )

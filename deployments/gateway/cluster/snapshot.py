@@ -1,0 +1,168 @@
+"""Joins the answers of Ray, the pools and Temporal to the body of ``GET /cluster``."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from deployments.gateway.cluster.bodies import (
+    ClusterBody,
+    GpuBody,
+    NodeBody,
+    PoolBody,
+    RendererBody,
+    ShareBody,
+)
+from deployments.gateway.cluster.sources import ClusterReading
+from moyin.domain.cluster import GpuReading, PoolSummary, RendererState, RendererSummary
+from moyin.domain.queue_place import Backlog
+
+_READY = (RendererState.READY, RendererState.BUSY)
+_GpuKey = tuple[str, int]
+
+
+def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
+    """Return the body with these pools, for operators."""
+    now = time.time()
+    pools = [
+        _build_pool(name, reading.pools.get(name), reading.backlogs.get(name), now)
+        for name in names
+    ]
+    return ClusterBody(
+        pools=pools, nodes=_build_nodes(reading), applications=dict(reading.applications)
+    )
+
+
+def restrict_cluster(cluster: ClusterBody, pools: Collection[str]) -> ClusterBody:
+    """Return what a tenant may see: the load of the pools that it may use."""
+    return ClusterBody(
+        pools=[
+            pool.model_copy(update={"renderers": None, "comfyui_version": None})
+            for pool in cluster.pools
+            if pool.name in pools
+        ]
+    )
+
+
+def _build_pool(
+    name: str, summary: PoolSummary | None, backlog: Backlog | None, now: float
+) -> PoolBody:
+    if summary is None:
+        return PoolBody(name=name, is_responding=False)
+    backlog = backlog or Backlog()
+    waits = [wait for wait in (summary.oldest_wait, backlog.oldest_wait) if wait is not None]
+    return PoolBody(
+        name=name,
+        is_responding=True,
+        queued=summary.waiting + backlog.count,
+        running=summary.running,
+        # Whole seconds, so that a snapshot in which nothing has happened equals the one before.
+        oldest_waiting_since=_to_time(now - max(waits)) if waits else None,
+        wait_p50_seconds=summary.wait_p50,
+        wait_p90_seconds=summary.wait_p90,
+        ready=sum(renderer.state in _READY for renderer in summary.renderers),
+        minimum=summary.minimum,
+        maximum=summary.maximum,
+        comfyui_version=summary.comfyui_version or None,
+        renderers=[_build_renderer(renderer) for renderer in summary.renderers],
+    )
+
+
+def _build_renderer(renderer: RendererSummary) -> RendererBody:
+    return RendererBody(
+        name=renderer.name,
+        state=renderer.state,
+        node=renderer.node_id,
+        gpu_indexes=list(renderer.gpu_indexes),
+        gpus=renderer.gpus,
+        cpus=renderer.cpus,
+        models=list(renderer.models),
+        error=renderer.error,
+        started_at=None if renderer.started is None else _to_time(renderer.started),
+        losses=renderer.losses,
+    )
+
+
+def _build_nodes(reading: ClusterReading) -> list[NodeBody] | None:
+    if reading.nodes is None:
+        return None
+    shares, cards = _collect_shares(reading), _collect_cards(reading)
+    return [_build_node(node, shares, cards) for node in reading.nodes if node["Alive"]]
+
+
+def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]]:
+    shares = defaultdict[_GpuKey, list[ShareBody]](list)
+    for pool in reading.pools.values():
+        for renderer in pool.renderers:
+            for index in renderer.gpu_indexes:
+                share = ShareBody(
+                    actor=renderer.name,
+                    pool=pool.name,
+                    fraction=_to_fraction(renderer.gpus, len(renderer.gpu_indexes)),
+                    state=renderer.state,
+                    models=list(renderer.models),
+                )
+                shares[renderer.node_id or "", index].append(share)
+    for server in reading.servers:
+        for index in server.gpu_indexes:
+            share = ShareBody(
+                actor=server.name,
+                pool=None,
+                fraction=_to_fraction(server.gpus, len(server.gpu_indexes)),
+                state=RendererState.READY,
+                models=[server.model],
+            )
+            shares[server.node_id, index].append(share)
+    return shares
+
+
+def _to_fraction(gpus: float, count: int) -> float:
+    """Return the part of each of ``count`` GPUs; an actor with several has them whole."""
+    return min(1.0, gpus / count)
+
+
+def _collect_cards(reading: ClusterReading) -> Mapping[_GpuKey, GpuReading]:
+    return {
+        (renderer.node_id or "", card.index): card
+        for pool in reading.pools.values()
+        for renderer in pool.renderers
+        for card in renderer.cards
+    }
+
+
+def _build_node(
+    node: Mapping[str, Any],
+    shares: Mapping[_GpuKey, list[ShareBody]],
+    cards: Mapping[_GpuKey, GpuReading],
+) -> NodeBody:
+    resources, node_id = node["Resources"], node["NodeID"]
+    gpus = []
+    for index in range(int(resources.get("GPU", 0))):
+        taken, card = shares.get((node_id, index), []), cards.get((node_id, index))
+        gpus.append(
+            GpuBody(
+                index=index,
+                name=None if card is None else card.name,
+                free=round(max(0.0, 1.0 - sum(share.fraction for share in taken)), 4),
+                memory_used_bytes=None if card is None else card.memory_used,
+                memory_total_bytes=None if card is None else card.memory_total,
+                temperature_celsius=None if card is None else card.temperature,
+                shares=taken,
+            )
+        )
+    return NodeBody(
+        id=node_id,
+        host=node["NodeManagerHostname"],
+        is_alive=node["Alive"],
+        cpus=resources.get("CPU", 0.0),
+        memory_bytes=int(resources.get("memory", 0)),
+        labels=node.get("Labels") or {},
+        gpus=gpus,
+    )
+
+
+def _to_time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(round(seconds), UTC)

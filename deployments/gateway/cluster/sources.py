@@ -1,0 +1,166 @@
+"""Contains `ClusterSources`, which asks Ray, the render pools and Temporal for their state."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.util import list_named_actors
+
+from actors.llama import NAME_PREFIX
+from actors.placement import NAMESPACE
+from deployments.health import ServiceCheck, run_checks
+from moyin.domain.cluster import BackendSummary, ModelServerSummary, ModelsSummary, PoolSummary
+from moyin.domain.queue_place import Backlog
+from moyin.errors import ServiceUnavailable
+
+_log = logging.getLogger(__name__)
+_CALL_SECONDS = 3.0
+# Serve raises KeyError for an app that is not deployed.
+_SOURCE_ERRORS = (
+    RayError, RayServeException, KeyError, RuntimeError, ServiceUnavailable, TimeoutError, OSError
+)  # fmt: skip
+# More model servers than a cluster has; each is asked at every reading.
+_MAX_SERVERS = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterReading:
+    """The answers of one reading; what did not respond in time is missing.
+
+    Attributes:
+        nodes: the nodes as ``ray.nodes`` describes them; None if Ray does not respond.
+        pools: the pools that responded, by name.
+        backlogs: the renders that wait in Temporal, by pool.
+        servers: the llama.cpp servers.
+        backends: the back ends for text; None if the models app does not respond.
+        checks: by service, whether it responds.
+        applications: the status of each app of Ray Serve.
+        disk_free: the free bytes of the disk of the data folder.
+        rejected_configs: the apps that ignored their newest configuration.
+    """
+
+    nodes: Sequence[Mapping[str, Any]] | None = None
+    pools: Mapping[str, PoolSummary] = field(default_factory=dict)
+    backlogs: Mapping[str, Backlog] = field(default_factory=dict)
+    servers: Sequence[ModelServerSummary] = ()
+    backends: Sequence[BackendSummary] | None = None
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    applications: Mapping[str, str] = field(default_factory=dict)
+    disk_free: int | None = None
+    rejected_configs: Sequence[str] = ()
+
+
+class ClusterSources:
+    """Reads the state of everything that runs on the cluster.
+
+    Args:
+        pools: the names of the render pools.
+        read_pool: returns the summary of one pool; raises ServiceUnavailable.
+        read_backlog: returns what waits in Temporal for one pool; raises ServiceUnavailable.
+        checks: call the services that jobs need.
+        data: the folder whose disk is watched.
+        is_config_rejected: returns whether the gateway ignored its newest configuration.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[str],
+        read_pool: Callable[[str], Awaitable[PoolSummary]],
+        read_backlog: Callable[[str], Awaitable[Backlog]],
+        *,
+        checks: Mapping[str, ServiceCheck],
+        data: Path,
+        is_config_rejected: Callable[[], bool],
+    ) -> None:
+        self._pools = tuple(pools)
+        self._read_pool = read_pool
+        self._read_backlog = read_backlog
+        self._checks = checks
+        self._data = data
+        self._is_config_rejected = is_config_rejected
+
+    async def read(self) -> ClusterReading:
+        """Ask all sources at once, each for at most three seconds."""
+        nodes, servers, pools, backlogs, checks, applications, models, disk = await asyncio.gather(
+            self._read_nodes(),
+            self._read_servers(),
+            asyncio.gather(*(_read(self._read_pool(name)) for name in self._pools)),
+            asyncio.gather(*(_read(self._read_backlog(name)) for name in self._pools)),
+            run_checks(self._checks),
+            _read(asyncio.to_thread(_read_applications)),
+            _read(_read_models()),
+            _read(asyncio.to_thread(shutil.disk_usage, self._data)),
+        )
+        rejected = ["gateway"] if self._is_config_rejected() else []
+        if models is not None and models.is_config_rejected:
+            rejected.append("models")
+        return ClusterReading(
+            nodes=nodes,
+            servers=servers,
+            backends=None if models is None else models.backends,
+            checks=checks,
+            applications=applications or {},
+            disk_free=None if disk is None else disk.free,
+            rejected_configs=rejected,
+            pools={summary.name: summary for summary in pools if summary is not None},
+            backlogs={
+                name: backlog
+                for name, backlog in zip(self._pools, backlogs, strict=True)
+                if backlog is not None
+            },
+        )
+
+    async def _read_nodes(self) -> Sequence[Mapping[str, Any]] | None:
+        nodes: Sequence[Mapping[str, Any]] | None = await _read(asyncio.to_thread(ray.nodes))
+        return nodes
+
+    async def _read_servers(self) -> Sequence[ModelServerSummary]:
+        handles = await _read(asyncio.to_thread(_find_servers)) or ()
+        summaries = await asyncio.gather(*(_read(handle.describe.remote()) for handle in handles))
+        return [summary for summary in summaries if summary is not None]
+
+
+def _read_applications() -> Mapping[str, str]:
+    applications = serve.status().applications
+    return {name: application.status.value for name, application in applications.items()}
+
+
+async def _read_models() -> ModelsSummary:
+    handle = await asyncio.to_thread(serve.get_deployment_handle, "Models", app_name="models")
+    summary: ModelsSummary = await handle.read_summary.remote()
+    return summary
+
+
+def _find_servers() -> list[Any]:
+    names = sorted(
+        actor["name"]
+        for actor in list_named_actors(all_namespaces=True)
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(NAME_PREFIX)
+    )
+    handles = []
+    for name in names[:_MAX_SERVERS]:
+        try:
+            handles.append(ray.get_actor(name, NAMESPACE))
+        except ValueError:
+            continue  # The actor has ended since it was listed.
+    return handles
+
+
+async def _read(answer: Awaitable[Any]) -> Any:
+    """Return the answer, or None if it fails or does not come in time."""
+    try:
+        async with asyncio.timeout(_CALL_SECONDS):
+            return await answer
+    except _SOURCE_ERRORS as error:
+        _log.info("a part of the cluster did not report its state: %r", error)
+        return None

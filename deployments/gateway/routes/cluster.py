@@ -1,0 +1,94 @@
+"""Defines the routes below ``/cluster``, which show what runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from deployments.event_stream import EventStreamResponse
+from deployments.gateway.cluster.bodies import ClusterBody, ProblemsBody, RoutesBody
+from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.routes_view import build_routes
+from deployments.gateway.cluster.snapshot import restrict_cluster
+from deployments.gateway.config import GatewayConfig
+from deployments.replicas import ReloadableConfig
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.admission import GraphAdmission
+from moyin.domain.identity import OPERATOR, Identity
+from moyin.proxy import Proxy
+
+_RETRY = "retry: 2000\n\n"
+_EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events `cluster`, whose data is the body of `GET /cluster`.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def cluster_routes(
+    monitor: ClusterMonitor,
+    admission: GraphAdmission,
+    proxy: Proxy,
+    config: ReloadableConfig[GatewayConfig],
+) -> APIRouter:
+    """Return the routes that show the state of the cluster."""
+    router = APIRouter(tags=["cluster"])
+
+    async def view(cluster: ClusterBody, caller: Identity) -> ClusterBody:
+        if caller.has_scope(OPERATOR):
+            return cluster
+        return restrict_cluster(cluster, await admission.list_pools(caller))
+
+    @router.get("/cluster", name="cluster", summary="Show what runs on the cluster")
+    async def show(request: Request) -> ClusterBody:
+        """Return the render pools that you may use with their load, at most two seconds old.
+
+        Operators see all pools with their renderers, and the nodes with the shares of each GPU.
+        """
+        return await view(await monitor.get(), context(request.scope).caller)
+
+    @router.get("/cluster/problems", name="problems", summary="Show what is wrong now")
+    async def show_problems() -> ProblemsBody:
+        """Return the present problems in words, the oldest first, for operators."""
+        return ProblemsBody(problems=(await monitor.get()).problems or [])
+
+    @router.get("/cluster/routes", name="routes", summary="Show the proxy's routes and versions")
+    async def show_routes() -> RoutesBody:
+        """Return the proxy's routes, the apps, versions and the configuration, for operators.
+
+        Health, breakers and load are as the replica of the gateway that responds sees them.
+        """
+        return build_routes(proxy.pools, config, (await monitor.get()).applications or {})
+
+    @router.get(
+        "/cluster/events",
+        name="cluster_events",
+        summary="Follow what runs on the cluster",
+        response_class=StreamingResponse,
+        responses=_EVENT_RESPONSES,
+    )
+    async def follow(request: Request) -> Response:
+        """Send the body of `GET /cluster` now and whenever it has changed, every two seconds at most."""
+        caller = context(request.scope).caller
+
+        async def format_events() -> AsyncGenerator[str, None]:
+            prefix, previous = _RETRY, None
+            async with aclosing(monitor.follow()) as snapshots:
+                async for snapshot in snapshots:
+                    body = None if snapshot is None else await view(snapshot, caller)
+                    if body is None:
+                        yield ": still here\n\n"
+                    elif body != previous:
+                        previous = body
+                        data = body.model_dump_json(ensure_ascii=True)
+                        yield f"{prefix}event: cluster\ndata: {data}\n\n"
+                        prefix = ""
+
+        return EventStreamResponse(format_events())
+
+    return router

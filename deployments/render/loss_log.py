@@ -1,0 +1,46 @@
+"""Contains `LossLog`, which counts how often the actors of a pool were lost lately."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+_SECONDS = 600.0
+_MAX_LOSSES = 100
+
+
+class LossLog:
+    """Remembers for ten minutes when actors, or their ComfyUI, died or failed to start.
+
+    Args:
+        clock: returns the present monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._losses: dict[str, deque[float]] = {}
+        self._pids: dict[str, int] = {}
+
+    def record(self, name: str) -> None:
+        """Record that the actor was lost."""
+        self._losses.setdefault(name, deque(maxlen=_MAX_LOSSES)).append(self._clock())
+        self._pids.pop(name, None)
+
+    def observe_pid(self, name: str, pid: int | None) -> None:
+        """Record a loss if the actor's ComfyUI is another process than before."""
+        if pid is None:
+            return
+        if self._pids.get(name, pid) != pid:
+            self.record(name)
+        self._pids[name] = pid
+
+    def forget(self, name: str) -> None:
+        """Forget an actor that was removed."""
+        self._losses.pop(name, None)
+        self._pids.pop(name, None)
+
+    def count(self, name: str) -> int:
+        """Return how often the actor was lost in the last ten minutes."""
+        since = self._clock() - _SECONDS
+        return sum(at >= since for at in self._losses.get(name, ()))

@@ -1,0 +1,180 @@
+"""Implements ``moyin artifacts``, which lists, downloads, stores, links and deletes files."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from moyin.cli.following import choose_target, create_folder
+from moyin.cli.pictures import PictureProtocol, detect_protocol, show_picture
+from moyin.cli.screen import AsJson, out, print_json, print_records
+from moyin.cli.session import build_path, send, with_gateway
+from moyin.client.gateway import GatewayClient
+
+app = typer.Typer(help="Stored files: list, get, put, link, delete.", no_args_is_help=True)
+ArtifactId = Annotated[str, typer.Argument(metavar="ID", help="The artifact's id.")]
+ShowPictures = Annotated[
+    bool,
+    typer.Option(
+        "--show/--no-show", help="Show pictures in terminals that can (kitty, iTerm2, sixels)."
+    ),
+]
+_MAX_PAGE = 200
+_CHUNK = 256 * 1024
+
+
+@app.command("list")
+def list_artifacts(
+    job: Annotated[str | None, typer.Option(help="Only files of this job.")] = None,
+    media_type: Annotated[
+        str | None, typer.Option("--type", help="Such as image/png, or `image/*`.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="First time, such as 2026-01-31T12:00:00Z.")
+    ] = None,
+    before: Annotated[str | None, typer.Option(help="Time before which files were stored.")] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of files, newest first.")
+    ] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List your files; piped output has id, name, type, size in bytes, job and time, by tabs."""
+    filters = {
+        "job": job,
+        "media_type": media_type,
+        "created_after": after,
+        "created_before": before,
+    }
+    artifacts = with_gateway(lambda gateway: _read_artifacts(gateway, filters, limit))
+    if as_json:
+        print_json(artifacts)
+        return
+    names = ("id", "name", "media_type", "size", "job", "created_at")
+    print_records(
+        ("id", "name", "type", "size", "job", "created"),
+        ([artifact[name] for name in names] for artifact in artifacts),
+        right=("size",),
+    )
+
+
+@app.command()
+def get(
+    artifact_id: ArtifactId,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder, or the path of the new file.")
+    ] = Path(),
+    show: ShowPictures = True,
+) -> None:
+    """Download a file and print its path; in a folder it gets its own name, and replaces no file."""
+
+    async def work(gateway: GatewayClient) -> Path:
+        path = _build_path(artifact_id)
+        target = output
+        if output.is_dir():
+            await asyncio.to_thread(create_folder, output)
+            async with gateway.open("HEAD", path) as response:
+                disposition = response.content_disposition
+            name = disposition.filename if disposition is not None else None
+            target = choose_target(output, name or artifact_id)
+        await gateway.download(path, target)
+        return target
+
+    print_files([with_gateway(work)], show=show)
+
+
+@app.command()
+def put(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The file.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Its name; left out: that of FILE.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store a file, and print its id, which inputs of templates and `LoadImage` nodes take."""
+    media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+
+    async def work(gateway: GatewayClient) -> Any:
+        async with gateway.open(
+            "POST",
+            build_path("/artifacts", {"name": name or file.name}),
+            _read_pieces(file),
+            headers={"content-type": media_type},
+            is_encoded=True,
+            is_stream=True,
+        ) as response:
+            return await response.json()
+
+    artifact = with_gateway(work)
+    if as_json:
+        print_json(artifact)
+    else:
+        out.print(artifact["id"], markup=False)
+
+
+@app.command()
+def link(
+    artifact_id: ArtifactId,
+    seconds: Annotated[
+        int, typer.Option("--seconds", min=1, max=86_400, help="Seconds for which it works.")
+    ] = 3600,
+    as_json: AsJson = False,
+) -> None:
+    """Print a link that works without a key until it expires."""
+
+    async def work(gateway: GatewayClient) -> tuple[str, Any]:
+        body = {"expires_in": seconds}
+        return gateway.url, await gateway.call("POST", f"{_build_path(artifact_id)}/link", body)
+
+    url, created = with_gateway(work)
+    if as_json:
+        print_json(created)
+    else:
+        out.print(f"{url}{created['url']}", markup=False)
+
+
+@app.command()
+def delete(artifact_id: ArtifactId) -> None:
+    """Delete an upload. A file that a job made is deleted with the job: `moyin jobs delete`."""
+    send("DELETE", _build_path(artifact_id))
+    out.print(f"{artifact_id} deleted", markup=False)
+
+
+def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:
+    """Print the paths of files, below their pictures if the terminal can show them."""
+    protocol: PictureProtocol | None = detect_protocol() if show and paths else None
+    for path in paths:
+        if protocol is not None:
+            show_picture(path, protocol)
+        out.print(f"{indent}{path}", markup=False, style="bold" if out.is_terminal else None)
+
+
+async def _read_artifacts(
+    gateway: GatewayClient, filters: dict[str, Any], limit: int
+) -> list[dict[str, Any]]:
+    """Read as many pages as needed for ``limit`` files; some pages may be empty."""
+    artifacts: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        size = min(limit - len(artifacts), _MAX_PAGE)
+        path = build_path("/artifacts", {**filters, "limit": size, "cursor": cursor})
+        page = await gateway.call("GET", path)
+        artifacts += page["artifacts"]
+        cursor = page["next_cursor"]
+        if cursor is None or len(artifacts) >= limit:
+            return artifacts
+
+
+async def _read_pieces(file: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(file.open, "rb") as content:
+        while piece := await asyncio.to_thread(content.read, _CHUNK):
+            yield piece
+
+
+def _build_path(artifact_id: str) -> str:
+    return f"/artifacts/{quote(artifact_id, safe='')}"

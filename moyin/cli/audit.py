@@ -1,0 +1,124 @@
+"""Implements ``moyin audit``, which lists, searches and exports the audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.screen import AsJson, print_csv, print_json, print_records
+from moyin.cli.session import build_path, with_gateway
+from moyin.client.gateway import GatewayClient
+
+app = typer.Typer(help="The audit log: list, search, export.", no_args_is_help=True)
+Search = Annotated[
+    str | None, typer.Option(help="Only entries that contain this text, in any of their members.")
+]
+After = Annotated[
+    datetime | None,
+    typer.Option("--from", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="First time (UTC)."),
+]
+Before = Annotated[
+    datetime | None,
+    typer.Option(
+        "--to", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Time (UTC) before which."
+    ),
+]
+_MAX_PAGE = 200
+_COLUMNS = (
+    "id", "at", "owner", "actor", "action", "target", "details", "request_id", "address"
+)  # fmt: skip
+_SHOWN = ("at", "actor", "action", "target", "details")
+
+
+class ExportFormat(StrEnum):
+    """The format of exported entries."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+@app.command("list")
+def list_entries(
+    search: Search = None,
+    after: After = None,
+    before: Before = None,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of entries, newest first.")
+    ] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List audit entries, newest first; piped output has time, actor, action, target and details."""
+
+    async def work(gateway: GatewayClient) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        async with aclosing(_read_entries(gateway, search, after, before)) as found:
+            async for entry in found:
+                entries.append(entry)
+                if len(entries) == limit:
+                    break
+        return entries
+
+    entries = with_gateway(work)
+    if as_json:
+        print_json({"entries": entries})
+        return
+    print_records(_SHOWN, ([entry[name] for name in _SHOWN] for entry in entries))
+
+
+@app.command()
+def export(
+    search: Search = None,
+    after: After = None,
+    before: Before = None,
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="csv, or jsonl: a JSON object per line.")
+    ] = ExportFormat.CSV,
+) -> None:
+    """Write all entries with all of their members to standard output, newest first."""
+
+    async def work(gateway: GatewayClient) -> None:
+        if form is ExportFormat.CSV:
+            print_csv(_COLUMNS, ())
+        async with aclosing(_read_entries(gateway, search, after, before)) as found:
+            async for entry in found:
+                await asyncio.to_thread(_write_entry, entry, form)
+
+    with_gateway(work)
+
+
+def _write_entry(entry: dict[str, Any], form: ExportFormat) -> None:
+    if form is ExportFormat.CSV:
+        print_csv((), [[entry[name] for name in _COLUMNS]])
+    else:
+        sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+async def _read_entries(
+    gateway: GatewayClient, search: str | None, after: datetime | None, before: datetime | None
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the matching entries, newest first; the gateway pages them, but does not filter."""
+    words = None if search is None else search.casefold()
+    first, end = (None if time is None else time.replace(tzinfo=UTC) for time in (after, before))
+    last_id = None
+    while True:
+        path = build_path("/accounts/audit", {"limit": _MAX_PAGE, "before": last_id})
+        entries = (await gateway.call("GET", path))["entries"]
+        for entry in entries:
+            at = datetime.fromisoformat(entry["at"])
+            if first is not None and at < first:
+                return
+            is_in_time = end is None or at < end
+            text = json.dumps(list(entry.values()), ensure_ascii=False).casefold()
+            if is_in_time and (words is None or words in text):
+                yield entry
+        if len(entries) < _MAX_PAGE:
+            return
+        last_id = entries[-1]["id"]

@@ -1,0 +1,108 @@
+"""Implements ``moyin limits``, which shows and sets limits and budgets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from moyin.cli.screen import AsJson, out, print_json, print_records
+from moyin.cli.session import send, with_gateway
+from moyin.client.gateway import GatewayClient
+
+app = typer.Typer(help="Limits and budgets: list, show, set, clear.", no_args_is_help=True)
+Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="key:ID, user:ID or owner:TENANT.")]
+_LISTS = frozenset({"pools", "allowed_nodes", "denied_nodes"})
+_COUNT = re.compile(r"\d{1,12}")
+_UNLIMITED = "none"
+
+
+@app.command("list")
+def list_limits(as_json: AsJson = False) -> None:
+    """List the limits that apply to you."""
+    page = with_gateway(lambda gateway: gateway.call("GET", "/accounts/limits"))
+    if as_json:
+        print_json(page)
+    else:
+        _print_limits(page["limits"])
+
+
+@app.command()
+def show(subject: Subject, as_json: AsJson = False) -> None:
+    """Show the limits of a key, a user or a tenant."""
+    limit = with_gateway(lambda gateway: gateway.call("GET", _build_path(subject)))
+    if as_json:
+        print_json(limit)
+    else:
+        _print_limits([limit])
+
+
+@app.command("set")
+def set_limits(
+    subject: Subject,
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=VALUE…",
+            help="usd_per_day, usd_per_month, requests_per_minute, tokens_per_minute, "
+            "concurrent_requests, open_jobs, best_priority, pools, allowed_nodes or denied_nodes. "
+            "Lists have commas; `none` removes the limit.",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Set limits of a key, a user or a tenant; those that are not named stay as they are."""
+    changes = dict(map(_parse_limit, values))
+
+    async def work(gateway: GatewayClient) -> Any:
+        # The route replaces all limits of the subject.
+        present = await gateway.call("GET", _build_path(subject))
+        merged = {name: value for name, value in present.items() if name != "subject"} | changes
+        body = {name: value for name, value in merged.items() if value is not None}
+        return await gateway.call("PUT", _build_path(subject), body)
+
+    limit = with_gateway(work)
+    if as_json:
+        print_json(limit)
+    else:
+        _print_limits([limit])
+
+
+@app.command()
+def clear(subject: Subject) -> None:
+    """Remove all limits of a key, a user or a tenant."""
+    send("DELETE", _build_path(subject))
+    out.print(f"{subject} has no limits", markup=False)
+
+
+def _parse_limit(text: str) -> tuple[str, Any]:
+    """Split NAME=VALUE; the gateway checks the name and the value."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise typer.BadParameter(
+            f"{text}: must be NAME=VALUE, such as usd_per_day=5", param_hint="NAME=VALUE"
+        )
+    if value == _UNLIMITED:
+        return name, None
+    if name in _LISTS:
+        return name, [item for item in value.split(",") if item]
+    return name, int(value) if _COUNT.fullmatch(value) else value
+
+
+def _print_limits(limits: Iterable[Mapping[str, Any]]) -> None:
+    print_records(
+        ("subject", "limit", "value"),
+        (
+            (limit["subject"], name, value)
+            for limit in limits
+            for name, value in limit.items()
+            if name != "subject" and value is not None
+        ),
+    )
+
+
+def _build_path(subject: str) -> str:
+    return f"/accounts/limits/{quote(subject, safe='')}"

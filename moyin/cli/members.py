@@ -1,0 +1,153 @@
+"""Implements ``moyin members``, which manages the members and service accounts of organisations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from moyin.cli.organisations import OrganisationOption, resolve_path
+from moyin.cli.screen import AsJson, errors, out, print_json, print_records
+from moyin.cli.session import with_gateway
+from moyin.client.gateway import GatewayClient
+from moyin.domain.account import Role
+
+app = typer.Typer(
+    help="Members and service accounts: list, invite, change roles, disable.",
+    no_args_is_help=True,
+)
+User = Annotated[str, typer.Argument(metavar="USER", help="Id or email of the member.")]
+RoleOption = Annotated[Role, typer.Option(help="What the member may do.")]
+
+
+@app.command("list")
+def list_members(organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
+    """List members and service accounts."""
+
+    async def work(gateway: GatewayClient) -> Any:
+        return await gateway.call("GET", f"{await resolve_path(gateway, organisation)}/members")
+
+    page = with_gateway(work)
+    if as_json:
+        print_json(page)
+        return
+    print_records(
+        ("id", "email", "name", "kind", "role", "state"), map(_build_row, page["members"])
+    )
+
+
+@app.command()
+def invite(
+    email: Annotated[str, typer.Argument(metavar="EMAIL", help="Email of the new member.")],
+    name: Annotated[str, typer.Option(help="Name of the member.")] = "",
+    role: RoleOption = Role.MEMBER,
+    organisation: OrganisationOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a member and mail an invitation; if no mail is sent, print its token to pass on."""
+
+    async def work(gateway: GatewayClient) -> Any:
+        path = f"{await resolve_path(gateway, organisation)}/members"
+        return await gateway.call("POST", path, {"email": email, "name": name, "role": role})
+
+    _print_invitation(with_gateway(work), as_json)
+
+
+@app.command("invite-again")
+def invite_again(
+    user: User, organisation: OrganisationOption = None, as_json: AsJson = False
+) -> None:
+    """Mail a member a new invitation; earlier ones become invalid."""
+
+    async def work(gateway: GatewayClient) -> Any:
+        path = await _find_member(gateway, organisation, user)
+        return await gateway.call("POST", f"{path}/invitation")
+
+    _print_invitation(with_gateway(work), as_json)
+
+
+@app.command("add-service")
+def add_service_account(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the service account.")],
+    role: RoleOption = Role.MEMBER,
+    organisation: OrganisationOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a service account and print its id; `moyin keys create --user ID` makes its key."""
+
+    async def work(gateway: GatewayClient) -> Any:
+        path = f"{await resolve_path(gateway, organisation)}/service-accounts"
+        return await gateway.call("POST", path, {"name": name, "role": role})
+
+    user = with_gateway(work)
+    if as_json:
+        print_json(user)
+    else:
+        out.print(user["id"])
+
+
+@app.command("role")
+def set_role(
+    user: User,
+    role: Annotated[Role, typer.Argument(metavar="ROLE", help="viewer, member or admin.")],
+    organisation: OrganisationOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the role of a member, whose sessions end."""
+    _change(user, {"role": role}, organisation, as_json)
+
+
+@app.command()
+def disable(user: User, organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
+    """Lock a member out: sessions end and keys stop working. What the member made stays."""
+    _change(user, {"disabled": True}, organisation, as_json)
+
+
+@app.command()
+def enable(user: User, organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
+    """Let a disabled member in again."""
+    _change(user, {"disabled": False}, organisation, as_json)
+
+
+def _change(user: str, body: dict[str, Any], organisation: str | None, as_json: bool) -> None:
+    async def work(gateway: GatewayClient) -> Any:
+        path = await _find_member(gateway, organisation, user)
+        return await gateway.call("PATCH", path, body)
+
+    changed = with_gateway(work)
+    if as_json:
+        print_json(changed)
+    else:
+        print_records((), [_build_row(changed)])
+
+
+async def _find_member(gateway: GatewayClient, organisation: str | None, user: str) -> str:
+    """Return the path of a member, who is named by an id or an email."""
+    path = f"{await resolve_path(gateway, organisation)}/members"
+    if "@" in user:
+        members = (await gateway.call("GET", path))["members"]
+        matching = (m["id"] for m in members if (m["email"] or "").lower() == user.lower())
+        if (found := next(matching, None)) is None:
+            raise typer.BadParameter(f"no member has the email {user}", param_hint="USER")
+        user = str(found)
+    return f"{path}/{quote(user, safe='')}"
+
+
+def _print_invitation(member: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(member)
+        return
+    print_records((), [_build_row(member)])
+    if member["invitation"] is None:
+        errors.print("the invitation was mailed")
+    else:
+        errors.print(
+            "no mail is sent here: pass this token on, for `POST /accounts/password/reset`"
+        )
+        out.print(member["invitation"], markup=False)
+
+
+def _build_row(user: dict[str, Any]) -> tuple[object, ...]:
+    state = "disabled" if user["disabled"] else "active"
+    return user["id"], user["email"], user["name"], user["kind"], user["role"], state

@@ -1,0 +1,81 @@
+"""Implements ``moyin organisations``, and finds the organisation that other commands act on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from moyin.cli.screen import AsJson, out, print_json, print_records
+from moyin.cli.session import with_gateway
+from moyin.client.gateway import GatewayClient
+from moyin.errors import StackError
+
+app = typer.Typer(help="Organisations: list, show, create.", no_args_is_help=True)
+_COLUMNS = ("id", "name", "created")
+_PATH = "/accounts/organisations"
+OrganisationOption = Annotated[
+    str | None,
+    typer.Option("--organisation", help="Id of an organisation; left out: your only one."),
+]
+
+
+@app.command("list")
+def list_organisations(as_json: AsJson = False) -> None:
+    """List your organisation, or as an operator all of them."""
+    page = with_gateway(lambda gateway: gateway.call("GET", _PATH))
+    if as_json:
+        print_json(page)
+    else:
+        print_records(_COLUMNS, map(_build_row, page["organisations"]))
+
+
+@app.command()
+def show(
+    organisation: Annotated[str, typer.Argument(metavar="ID", help="The organisation's id.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show an organisation."""
+    body = with_gateway(lambda gateway: gateway.call("GET", get_path(organisation)))
+    if as_json:
+        print_json(body)
+    else:
+        print_records(_COLUMNS, [_build_row(body)])
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The organisation's name.")],
+    as_json: AsJson = False,
+) -> None:
+    """Create an organisation, as an operator, and print its id."""
+    body = with_gateway(lambda gateway: gateway.call("POST", _PATH, {"name": name}))
+    if as_json:
+        print_json(body)
+    else:
+        out.print(body["id"])
+
+
+async def resolve_path(gateway: GatewayClient, organisation: str | None) -> str:
+    """Return the path of an organisation, or of the caller's only one if ``organisation`` is None.
+
+    Raises:
+        StackError: the caller has none, or has several and names none.
+    """
+    if organisation is not None:
+        return get_path(organisation)
+    page = await gateway.call("GET", _PATH)
+    ids = [str(body["id"]) for body in page["organisations"]]
+    if len(ids) != 1:
+        problem = "there are several organisations" if ids else "there is no organisation"
+        raise StackError(f"{problem}: name one with --organisation (`moyin organisations list`)")
+    return get_path(ids[0])
+
+
+def get_path(organisation: str) -> str:
+    return f"{_PATH}/{quote(organisation, safe='')}"
+
+
+def _build_row(body: dict[str, Any]) -> tuple[object, ...]:
+    return body["id"], body["name"], body["created_at"]

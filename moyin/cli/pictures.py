@@ -1,0 +1,137 @@
+"""Shows pictures in terminals that can: by kitty's protocol, iTerm2's, or sixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import select
+import sys
+import termios
+import time
+import tty
+import warnings
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moyin.cli.sixels import encode_sixels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_MAX_SIZE = (640, 480)
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+_KITTY_CHUNK = 4096
+# Asks whether the terminal shows kitty's pictures; then for its attributes (DA1), which every
+# terminal answers, so that one without pictures does not make us wait for the timeout.
+_QUERY = b"\x1b_Gi=1,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
+_ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")
+_SIXEL_ATTRIBUTE = b"4"
+_REPLY_SECONDS = 1.0
+_MAX_REPLY = 1024
+
+
+class PictureProtocol(StrEnum):
+    """The protocol by which a terminal takes pictures."""
+
+    KITTY = "kitty"
+    ITERM = "iterm"
+    SIXEL = "sixel"
+
+
+def detect_protocol(environ: Mapping[str, str] = os.environ) -> PictureProtocol | None:
+    """Return the terminal's protocol for pictures; None without one, or if output is piped."""
+    if not sys.stdout.isatty() or environ.get("TERM", "dumb") == "dumb":
+        return None
+    # tmux and screen pass on the variables of the outer terminal, but not its pictures.
+    if not environ.get("TMUX") and not environ.get("STY"):
+        if environ["TERM"] in ("xterm-kitty", "xterm-ghostty") or environ.get("KITTY_WINDOW_ID"):
+            return PictureProtocol.KITTY
+        program = environ.get("TERM_PROGRAM")
+        if program in ("iTerm.app", "WezTerm") or environ.get("LC_TERMINAL") == "iTerm2":
+            return PictureProtocol.ITERM
+    return _parse_reply(_ask_terminal())
+
+
+def show_picture(path: Path, protocol: PictureProtocol) -> bool:
+    """Show a picture file in the terminal; return False if the file is no picture that is known."""
+    picture = _load_thumbnail(path)
+    if picture is None:
+        return False
+    sys.stdout.flush()
+    for piece in encode_picture(picture, protocol):
+        sys.stdout.write(piece)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return True
+
+
+def encode_picture(picture: Image, protocol: PictureProtocol) -> Iterator[str]:
+    """Yield the control sequences that show a picture at the cursor."""
+    if protocol is PictureProtocol.SIXEL:
+        yield from encode_sixels(picture)
+        return
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    if protocol is PictureProtocol.ITERM:
+        yield f"\x1b]1337;File=inline=1;size={buffer.tell()}:{data}\x07"
+        return
+    for start in range(0, len(data), _KITTY_CHUNK):
+        # q=2: without replies, which nobody would read. m=1: more chunks follow.
+        control = "a=T,f=100,q=2," if start == 0 else ""
+        more = int(start + _KITTY_CHUNK < len(data))
+        yield f"\x1b_G{control}m={more};{data[start : start + _KITTY_CHUNK]}\x1b\\"
+
+
+def _load_thumbnail(path: Path) -> Image | None:
+    """Return the picture of a file, scaled down to fit; None if it cannot be decoded."""
+    # Imported here, because it takes as long to import as most commands to run.
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path, formats=_FORMATS) as source:
+                picture = source.convert("RGBA")
+        except (OSError, SyntaxError, ValueError):
+            return None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return None
+    picture.thumbnail(_MAX_SIZE)
+    return picture
+
+
+def _ask_terminal() -> bytes:
+    """Return the terminal's reply to the query; empty if this process may not ask it."""
+    reader, writer = sys.stdin.fileno(), sys.stdout.fileno()
+    # A process in the background would be stopped for changing the terminal's settings.
+    if not os.isatty(reader) or os.tcgetpgrp(reader) != os.getpgrp():
+        return b""
+    saved = termios.tcgetattr(reader)
+    reply = b""
+    try:
+        tty.setcbreak(reader, termios.TCSADRAIN)
+        os.write(writer, _QUERY)
+        end = time.monotonic() + _REPLY_SECONDS
+        while not _ATTRIBUTES.search(reply) and len(reply) < _MAX_REPLY:
+            if not select.select([reader], [], [], max(0, end - time.monotonic()))[0]:
+                break
+            if not (piece := os.read(reader, _MAX_REPLY)):
+                break
+            reply += piece
+    finally:
+        termios.tcsetattr(reader, termios.TCSADRAIN, saved)
+    return reply
+
+
+def _parse_reply(reply: bytes) -> PictureProtocol | None:
+    if b"\x1b_Gi=1;OK" in reply:
+        return PictureProtocol.KITTY
+    attributes = _ATTRIBUTES.search(reply)
+    if attributes is not None and _SIXEL_ATTRIBUTE in attributes[1].split(b";")[1:]:
+        return PictureProtocol.SIXEL
+    return None

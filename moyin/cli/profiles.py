@@ -1,0 +1,123 @@
+"""Implements ``moyin profiles``, which stores the addresses and keys of remote gateways."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from moyin.cli.screen import errors, out, print_json, print_table
+from moyin.cli.session import find_profile_name, run_with
+from moyin.errors import StackError
+from moyin.stack.named_profiles import (
+    LOCAL,
+    NamedProfiles,
+    find_profiles_file,
+    read_named_profiles,
+    require_profile_name,
+    write_named_profiles,
+)
+from moyin.stack.profile import Profile, require_http_url
+
+app = typer.Typer(
+    help="Remote gateways by name, for --profile: add, list, use, remove.", no_args_is_help=True
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The profile's name.")]
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@app.command()
+def add(
+    name: Name,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The gateway's URL, with https://.")],
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Ask the gateway whether the key is valid.")
+    ] = True,
+) -> None:
+    """Store the URL and the API key of a gateway; a profile of that name is replaced.
+
+    The key is asked for, or read from standard input, because other users can read arguments. The
+    file is ~/.config/moyin/profiles.toml, which only you can read.
+    """
+    path = find_profiles_file(os.environ)
+    named = read_named_profiles(path)
+    profile = Profile(url=require_http_url(url, "URL"), api_key="")
+    _warn_of_plain_http(profile.url)
+    profile = replace(profile, api_key=_read_key())
+    if check:
+        run_with(profile, lambda gateway: gateway.call("GET", "/accounts/whoami"))
+    profiles = {**named.profiles, require_profile_name(name): profile}
+    write_named_profiles(path, replace(named, profiles=profiles))
+    out.print(f"{name} is stored; use it with `moyin --profile {name}`, or always: "
+              f"`moyin profiles use {name}`")  # fmt: skip
+
+
+@app.command("list")
+def list_profiles(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the profiles without their keys; `*` marks the one that is used."""
+    named = read_named_profiles(find_profiles_file(os.environ))
+    used = find_profile_name()
+    urls = {LOCAL: "", **{name: profile.url for name, profile in sorted(named.profiles.items())}}
+    if as_json:
+        print_json([{"name": n, "url": url, "used": n == used} for n, url in urls.items()])
+        return
+    print_table(
+        ("name", "url", "used"),
+        ((n, url or "the stack on this machine", "*" * (n == used)) for n, url in urls.items()),
+    )
+
+
+@app.command()
+def use(name: Name) -> None:
+    """Use a profile where neither --profile nor MOYIN_PROFILE names one; `local` is this machine."""
+
+    def choose(named: NamedProfiles) -> NamedProfiles:
+        if name != LOCAL:
+            named.get(name)
+        return replace(named, default=name)
+
+    _change(choose)
+    out.print(f"{name} is used from now on")
+
+
+@app.command()
+def remove(name: Name) -> None:
+    """Remove a profile with its key. The key stays valid: `moyin keys revoke`."""
+
+    def drop(named: NamedProfiles) -> NamedProfiles:
+        named.get(name)
+        return NamedProfiles(
+            default=LOCAL if named.default == name else named.default,
+            profiles={n: profile for n, profile in named.profiles.items() if n != name},
+        )
+
+    _change(drop)
+    out.print(f"{name} removed")
+
+
+def _change(change: Callable[[NamedProfiles], NamedProfiles]) -> None:
+    path = find_profiles_file(os.environ)
+    write_named_profiles(path, change(read_named_profiles(path)))
+
+
+def _read_key() -> str:
+    if sys.stdin.isatty():
+        key = typer.prompt("API key", hide_input=True, err=True).strip()
+    else:
+        key = sys.stdin.readline().strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise StackError("the API key is empty or not printable ASCII: pass it on standard input")
+    return str(key)
+
+
+def _warn_of_plain_http(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        errors.print("note: over http:// everybody on the way can read the key; use https://")

@@ -1,0 +1,46 @@
+"""Manages API keys by the gateway's API, for ``moyin keys`` with a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from moyin.cli.session import send, with_gateway
+
+_PATH = "/accounts/keys"
+
+
+def list_keys() -> list[dict[str, Any]]:
+    """Return the caller's keys, or as an administrator those of the organisation."""
+    page = with_gateway(lambda gateway: gateway.call("GET", _PATH))
+    return list(page["keys"])
+
+
+def create_key(
+    *, name: str, scopes: Sequence[str] | None, expires_at: datetime | None, user: str | None
+) -> dict[str, Any]:
+    """Create a key for the caller, or for a service account; the member ``key`` is its secret."""
+    given = {
+        "name": name,
+        "scopes": scopes or None,
+        "expires_at": None if expires_at is None else expires_at.isoformat(),
+        "user": user,
+    }
+    body = {name: value for name, value in given.items() if value is not None}
+    return dict(with_gateway(lambda gateway: gateway.call("POST", _PATH, body)))
+
+
+def rotate_key(key_id: str, overlap: int) -> dict[str, Any]:
+    """Replace a key's secret, and return its id and the new secret in the member ``key``."""
+    path, body = f"{_build_path(key_id)}/rotate", {"overlap_seconds": overlap}
+    return dict(with_gateway(lambda gateway: gateway.call("POST", path, body)))
+
+
+def revoke_key(key_id: str) -> None:
+    send("DELETE", _build_path(key_id))
+
+
+def _build_path(key_id: str) -> str:
+    return f"{_PATH}/{quote(key_id, safe='')}"

@@ -1,0 +1,59 @@
+"""Encodes pictures as sixels, the graphics of DEC's VT340 that xterm, foot and others show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COLOURS = 255
+_ROWS = 6
+
+
+def encode_sixels(picture: Image) -> Iterator[str]:
+    """Yield the control sequence of a picture in at most 255 colours; transparency becomes black."""
+    flat = picture.convert("RGBA")
+    # Where the picture is transparent, its colours mean nothing.
+    flat.paste((0, 0, 0, 255), mask=flat.getchannel("A").point(lambda alpha: 255 - alpha))
+    indexed = flat.convert("RGB").quantize(_COLOURS)
+    width, height = indexed.size
+    palette = indexed.getpalette() or []
+    yield f'\x1bPq"1;1;{width};{height}'
+    for index in range(len(palette) // 3):
+        red, green, blue = (round(value / 2.55) for value in palette[3 * index : 3 * index + 3])
+        yield f"#{index};2;{red};{green};{blue}"
+    pixels = indexed.tobytes()
+    for top in range(0, height, _ROWS):
+        yield from _encode_band(pixels, width, top, min(top + _ROWS, height))
+    yield "\x1b\\"
+
+
+def _encode_band(pixels: bytes, width: int, top: int, bottom: int) -> Iterator[str]:
+    """Yield six rows: for each colour in them its columns, whose bits are the rows."""
+    masks: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for row in range(top, bottom):
+        for x, colour in enumerate(pixels[row * width : (row + 1) * width]):
+            masks[colour][x] |= 1 << (row - top)
+    for colour, columns in masks.items():
+        yield f"#{colour}{_encode_columns(columns)}$"
+    yield "-"
+
+
+def _encode_columns(columns: Mapping[int, int]) -> str:
+    """Return the characters of a colour's columns, with counts of equal ones in a row."""
+    pieces, position = [], 0
+    # Neighbours of equal masks have the same difference of column and rank.
+    ranked = ((x - rank, columns[x], x) for rank, x in enumerate(sorted(columns)))
+    for (_, mask), run in groupby(ranked, key=lambda item: item[:2]):
+        xs = [x for *_, x in run]
+        pieces += [_repeat("?", xs[0] - position), _repeat(chr(63 + mask), len(xs))]
+        position = xs[-1] + 1
+    return "".join(pieces)
+
+
+def _repeat(character: str, count: int) -> str:
+    return f"!{count}{character}" if count > 3 else character * count

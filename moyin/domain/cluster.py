@@ -1,0 +1,124 @@
+"""Defines the state of render pools, renderers and graphics cards, as operators see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RendererState(StrEnum):
+    """State of a renderer's actor.
+
+    ``placing`` waits for a node with enough free resources, ``draining`` finishes renders of an
+    earlier configuration, and ``failed`` has a ComfyUI that did not start or has died.
+    """
+
+    PLACING = "placing"
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuReading:
+    """The measurements of one graphics card; a value is None if its driver does not report it.
+
+    Attributes:
+        index: the card's number on its node, as Ray counts.
+    """
+
+    index: int
+    name: str
+    memory_used: int | None = None
+    memory_total: int | None = None
+    temperature: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RendererSummary:
+    """The state of one renderer's actor.
+
+    Attributes:
+        node_id: the Ray node; None until the actor is placed.
+        gpu_indexes: the numbers of the node's GPUs of which the actor has a share.
+        gpus, cpus: what Ray reserves for the actor.
+        models: the model files in memory, the largest first.
+        error: why ComfyUI is not ready.
+        started: the time of the actor's start, in seconds since the epoch.
+        losses: how often the actor or its ComfyUI died or failed to start in ten minutes.
+        cards: the measurements of the actor's cards; empty without a card.
+    """
+
+    name: str
+    state: RendererState
+    node_id: str | None = None
+    gpu_indexes: tuple[int, ...] = ()
+    gpus: float = 0.0
+    cpus: float = 0.0
+    models: tuple[str, ...] = ()
+    error: str | None = None
+    started: float | None = None
+    losses: int = 0
+    cards: tuple[GpuReading, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelServerSummary:
+    """The state of one llama.cpp server's actor; the attributes are those of `RendererSummary`."""
+
+    name: str
+    model: str
+    node_id: str
+    gpu_indexes: tuple[int, ...] = ()
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolSummary:
+    """The state of a render pool, all times in seconds.
+
+    Attributes:
+        waiting: renders that wait within the pool; more may wait in Temporal.
+        running: renders that have a renderer.
+        oldest_wait: the time for which the oldest waiting render's step has waited; None without one.
+        wait_p50, wait_p90: quantiles of the waits of the last renders; None without any.
+        minimum, maximum: limits of the number of renderers.
+        unready_since: the time since which no renderer is ready, since the epoch; None if one is.
+        comfyui_version: the version of ComfyUI on the pool's node; None if it is unknown.
+    """
+
+    name: str
+    waiting: int
+    running: int
+    oldest_wait: float | None
+    wait_p50: float | None
+    wait_p90: float | None
+    minimum: int
+    maximum: int
+    unready_since: float | None = None
+    comfyui_version: str | None = None
+    renderers: tuple[RendererSummary, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendSummary:
+    """The availability of a back end for text, as one replica of the models app sees it.
+
+    Attributes:
+        is_up: the result of the last health check; None before the first.
+        breaker: the state of its circuit breaker.
+    """
+
+    name: str
+    is_up: bool | None
+    breaker: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelsSummary:
+    """The state of a replica of the models app."""
+
+    backends: tuple[BackendSummary, ...] = ()
+    is_config_rejected: bool = False

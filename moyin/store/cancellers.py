@@ -1,0 +1,59 @@
+"""Records who requests the cancellation of an attempt, in the column ``cancelled_by`` of its job.
+
+Requests may overlap, and each may fail. So each has an entry of its own, oldest first, and a failed
+request removes only that one. The canceller is that of the first entry.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.domain.job import Canceller
+from moyin.domain.serialization import to_plain
+from moyin.store.job_rows import OPEN_STATUSES, get_canceller_entries
+from moyin.store.schema import jobs
+
+# Further requests are sent on, too, but could only be the canceller if all of these failed.
+_MAX_ENTRIES = 8
+_ATTEMPT = (
+    jobs.c.id == sa.bindparam("job_id"),
+    jobs.c.attempts == sa.bindparam("attempt"),
+    jobs.c.status.in_(OPEN_STATUSES),
+)
+_LOCK = sa.select(jobs.c.cancelled_by).where(*_ATTEMPT).with_for_update()
+_UPDATE = jobs.update().where(*_ATTEMPT)
+
+
+def add_canceller(
+    connection: sa.Connection, job_id: str, attempt: int, canceller: Canceller
+) -> str | None:
+    """Add an entry to an open attempt and return its id; None if the attempt gets no more entries."""
+    entries = _lock_entries(connection, job_id, attempt)
+    if entries is None or len(entries) >= _MAX_ENTRIES:
+        return None
+    entry_id = secrets.token_hex(8)
+    entry = {"id": entry_id, "by": to_plain(canceller)}
+    _write(connection, job_id, attempt, [*entries, entry])
+    return entry_id
+
+
+def remove_canceller(connection: sa.Connection, job_id: str, attempt: int, entry_id: str) -> None:
+    """Remove the entry of a request that has failed, if the attempt is still open."""
+    entries = _lock_entries(connection, job_id, attempt)
+    if entries is not None:
+        rest = [entry for entry in entries if entry["id"] != entry_id]
+        _write(connection, job_id, attempt, rest)
+
+
+def _lock_entries(connection: sa.Connection, job_id: str, attempt: int) -> list[Any] | None:
+    values = {"job_id": job_id, "attempt": attempt}
+    row = connection.execute(_LOCK, values).mappings().first()
+    return None if row is None else get_canceller_entries(row)
+
+
+def _write(connection: sa.Connection, job_id: str, attempt: int, entries: list[Any]) -> None:
+    values = {"job_id": job_id, "attempt": attempt}
+    connection.execute(_UPDATE.values(cancelled_by=entries or None), values)

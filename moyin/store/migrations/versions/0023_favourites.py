@@ -1,0 +1,29 @@
+"""Add the favourites among files, with an index that lists them."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0023"
+down_revision = "0022"
+
+_NAME = "ix_artifacts_favourites"
+_CONDITION = sa.text("favourite AND deleted_at IS NULL")
+
+
+def upgrade() -> None:
+    op.add_column(
+        "artifacts", sa.Column("favourite", sa.Boolean, nullable=False, server_default=sa.false())
+    )
+    # No row meets the condition yet, so that the index is made at once.
+    op.create_index(
+        _NAME,
+        "artifacts",
+        ["owner", "created_at", "id"],
+        sqlite_where=_CONDITION,
+        postgresql_where=_CONDITION,
+    )
+
+
+def downgrade() -> None:
+    op.drop_index(_NAME, "artifacts")
+    op.drop_column("artifacts", "favourite")

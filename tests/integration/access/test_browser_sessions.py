@@ -1,0 +1,255 @@
+"""Browsers sign in by cookies at the accounts app, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.integration.access.fixtures import PASSWORD, AccountsApp, Answer
+
+# As in test_accounts.py: one app for each kind of database.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+ADDRESS = f"2001:db8::{secrets.randbelow(9000) + 1000}:1"
+OWN_PAGE = {
+    "sec-fetch-site": "same-origin",
+    "user-agent": "Firefox 140",
+    "x-forwarded-for": ADDRESS,
+}
+EVIL = ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"})
+
+
+class Browser:
+    """A browser on one of the gateway's own pages, with its cookies."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._session = session
+
+    async def call(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = OWN_PAGE
+    ) -> Answer:
+        url = f"{self._url}/accounts{path}"
+        async with self._session.request(method, url, json=body, headers=headers) as response:
+            text = await response.text()
+            told = await response.json(content_type=None) if text else {}
+            for cookie in self.cookies.values():
+                assert not cookie or cookie not in text, "a body contains a token"
+            return Answer(response.status, response.headers, told)
+
+    async def status(self, method: str, path: str, body: Any = None) -> int:
+        return (await self.call(method, path, body)).status
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        return {one.key: one.value for one in self._session.cookie_jar}
+
+    def forget(self, name: str) -> None:
+        self._session.cookie_jar.clear(lambda one: one.key == name)
+
+
+@asynccontextmanager
+async def browsing(accounts: AccountsApp) -> AsyncIterator[Browser]:
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=jar) as session:
+        yield Browser(accounts.url, session)
+
+
+def password_of(player: Mapping[str, Any]) -> dict[str, str]:
+    return {"email": player["user"]["email"], "password": PASSWORD}
+
+
+async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
+    member = await accounts.member(await accounts.organisation())
+    async with browsing(accounts) as browser:
+        begun = await browser.call("POST", "/session", password_of(member))
+        assert (begun.status, begun.headers["cache-control"]) == (200, "no-store")
+        assert (begun.body["user"], begun.body["renewable"]) == (member["user"]["id"], True)
+        assert 0 < begun.body["expires_in"] <= 300
+        assert set(browser.cookies) == {"moyin_session", "moyin_refresh"}
+        assert await browser.status("GET", "/me") == 200
+        assert await browser.status("PATCH", "/me", {"name": "Bo"}) == 200
+        browser.forget("moyin_session")
+        assert await browser.status("GET", "/me") == 401
+        assert await browser.status("POST", "/session/renew") == 200
+        assert await browser.status("GET", "/me") == 200
+        stolen = dict(browser.cookies)
+        assert await browser.status("POST", "/session/end") == 204
+        assert browser.cookies == {}
+    for path, name in (("/me", "moyin_session"), ("/session/renew", "moyin_refresh")):
+        method = "POST" if name == "moyin_refresh" else "GET"
+        cookie = f"{name}={stolen[name]}"
+        refused = await accounts.call(method, path, cookie=cookie, **OWN_PAGE)
+        assert refused.status == 401, path
+
+
+async def test_tabs_renew_at_once_and_stay_signed_in(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    async with browsing(accounts) as browser:
+        await browser.call("POST", "/session", password_of(player))
+        statuses = [browser.status("POST", "/session/renew") for _ in range(5)]
+        assert await asyncio.gather(*statuses) == [200] * 5
+        assert await browser.status("POST", "/session/renew") == 200
+        assert await browser.status("GET", "/me") == 200
+
+
+async def test_a_refresh_secret_that_was_taken_out_ends_the_session(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    async with browsing(accounts) as browser:
+        await browser.call("POST", "/session", password_of(player))
+        secret = browser.cookies["moyin_refresh"]
+        thief = await accounts.ok("POST", "/refresh", None, {"refresh_token": secret})
+        assert await browser.status("POST", "/session/renew") == 401
+    assert (await accounts.call("GET", "/me", thief["access_token"])).status == 401
+
+
+async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
+    accounts: AccountsApp,
+) -> None:
+    player = await accounts.player()
+    body = {"refresh_token": player["refresh_token"]}
+    async with browsing(accounts) as browser:
+        begun = await browser.call("POST", "/session", body)
+        assert (begun.status, begun.body["user"]) == (200, player["user"]["id"])
+        assert browser.cookies["moyin_refresh"] != player["refresh_token"]
+        assert await browser.status("POST", "/session/renew") == 200
+    async with browsing(accounts) as other:
+        refused = await other.call("POST", "/session", body)
+        assert (refused.status, refused.body["field"]) == (401, "refresh_token")
+
+
+async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    async with browsing(accounts) as browser:
+        await browser.call("POST", "/session", password_of(player))
+        begun = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
+        assert (begun.status, begun.body["owner"], begun.body["renewable"]) == (200, "admin", False)
+        assert begun.body["expires_in"] == 30 * 86_400
+        # The secret of the player's session is gone, with which the browser would become the player.
+        assert set(browser.cookies) == {"moyin_session"}
+        assert (await browser.call("POST", "/session/renew")).code == "invalid_token"
+        assert (await browser.call("GET", "/whoami")).body["owner"] == "admin"
+        assert await browser.status("GET", "/sessions") == 403
+        # A header counts before the cookie.
+        bearer = {"authorization": f"Bearer {player['access_token']}"}
+        shown = await browser.call("GET", "/whoami", headers=bearer)
+        assert shown.body["user"] == player["user"]["id"]
+        assert await browser.status("POST", "/session/end") == 204
+    assert (await accounts.call("GET", "/whoami", accounts.operator)).status == 200
+
+
+async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    async with browsing(accounts) as browser:
+        await browser.call("POST", "/session", password_of(player))
+        before = browser.cookies
+        calls: list[tuple[str, str, Any]] = [
+            ("POST", "/session", password_of(player)),
+            ("POST", "/session/renew", None),
+            ("POST", "/session/end", None),
+            ("PATCH", "/me", {"name": "Eve"}),
+            ("DELETE", "/sessions/x", None),
+            ("POST", "/logout", None),
+        ]
+        for method, path, body in calls:
+            for headers in EVIL:
+                refused = await browser.call(method, path, body, headers)
+                assert (refused.status, refused.code) == (403, "cross_site_request"), path
+        for method, path in (("PATCH", "/me"), ("POST", "/session/renew")):
+            silent = await browser.call(method, path, {}, headers={})
+            assert (silent.status, silent.code) == (403, "cross_site_request"), path
+        assert browser.cookies == before
+        assert (await browser.call("GET", "/me")).body["name"] == "Ann"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"email": "a@example.com"},
+        {"email": "a@example.com", "password": None},
+        {"api_key": "k", "refresh_token": "r"},
+        {"email": "a@example.com", "password": "x", "api_key": "k"},
+        {"api_key": ["k"]},
+        {"api_key": "k", "scopes": ["*"]},
+    ],
+    ids=str,
+)
+async def test_a_browser_signs_in_in_one_way(accounts: AccountsApp, body: Any) -> None:
+    refused = await accounts.call("POST", "/session", None, body)
+    assert (refused.status, refused.code) == (400, "invalid_request")
+    assert refused.body["field"] and "set-cookie" not in refused.headers
+
+
+async def test_wrong_secrets_get_no_cookie(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    wrong: list[tuple[Any, str]] = [
+        ({**password_of(player), "password": "wrong"}, "invalid_credentials"),
+        ({"api_key": "moyin_x_y"}, "invalid_api_key"),
+        ({"refresh_token": "moyinr_x"}, "invalid_token"),
+    ]
+    for body, code in wrong:
+        refused = await accounts.call("POST", "/session", None, body)
+        assert (refused.status, refused.code) == (401, code)
+        assert "set-cookie" not in refused.headers
+
+
+async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    wrong = {**password_of(player), "password": "wrong"}
+    here = {"x-forwarded-for": f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"}
+    paths = ["/session", "/login"] * 5
+    # Ten are verified at once; of further ones, two may wait for their turn.
+    for path in paths:
+        guess = await accounts.call("POST", path, None, wrong, **here)
+        assert (guess.status, guess.code) == (401, "invalid_credentials")
+    tasks = [
+        asyncio.create_task(accounts.call("POST", path, None, wrong, **here)) for path in paths
+    ]
+    refused = 0
+    for task in asyncio.as_completed(tasks):
+        refused += (await task).code == "too_many_attempts"
+        if refused > len(paths) // 2:
+            break
+    assert refused > len(paths) // 2
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -> None:
+    player, stranger = await accounts.player(), await accounts.player()
+    async with browsing(accounts) as here, browsing(accounts) as there:
+        for browser in (there, here):
+            await browser.call("POST", "/session", password_of(player))
+        listed = (await here.call("GET", "/sessions")).body["sessions"]
+        assert [one["current"] for one in listed] == [True, False, False]
+        assert listed[0]["user_agent"] == "Firefox 140" and listed[0]["address"] == ADDRESS
+        assert listed[0]["created_at"] <= listed[0]["last_used_at"] < listed[0]["expires_at"]
+        ids = [one["id"] for one in listed]
+        hidden = await accounts.call("DELETE", f"/sessions/{ids[1]}", stranger["access_token"])
+        assert (hidden.status, hidden.code) == (404, "not_found")
+        assert await here.status("DELETE", f"/sessions/{ids[1]}") == 204
+        assert await here.status("DELETE", f"/sessions/{ids[1]}") == 404
+        assert await there.status("GET", "/me") == 401
+        assert await there.status("POST", "/session/renew") == 401
+        assert await here.status("GET", "/me") == 200
+        left = (await here.call("GET", "/sessions")).body["sessions"]
+        assert [one["id"] for one in left] == [ids[0], ids[2]]
+
+
+async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    async with browsing(accounts) as browser:
+        await browser.call("POST", "/session", password_of(player))
+        path = f"/users/{player['user']['id']}"
+        await accounts.ok("PATCH", path, accounts.operator, {"disabled": True})
+        assert await browser.status("GET", "/me") == 401
+        assert await browser.status("POST", "/session/renew") == 401
+        refused = await browser.call("POST", "/session", password_of(player))
+        assert (refused.status, refused.code) == (401, "invalid_credentials")

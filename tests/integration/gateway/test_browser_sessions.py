@@ -1,0 +1,98 @@
+"""One session of a browser for the accounts app and the gateway, on the same host."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from moyin.settings import Settings
+from tests.integration.access.fixtures import PASSWORD, AccountsApp, accounts_serving
+from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
+from tests.integration.servers import ValkeyServer
+from tests.waiting import eventually
+
+OWN_PAGE = {"sec-fetch-site": "same-origin"}
+
+
+@pytest.fixture
+async def accounts_beside(farm: Farm, valkey_server: ValkeyServer) -> AsyncIterator[AccountsApp]:
+    settings = Settings(
+        data=farm.settings.data,
+        redis_url=valkey_server.url,
+        secret=SIGNING_KEY.decode(),
+    )
+    async with accounts_serving(settings) as app:
+        yield app
+
+
+@pytest.fixture
+async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
+    """A browser, whose cookies are sent to every port of the host."""
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=jar, headers=OWN_PAGE) as session:
+        yield session
+
+
+async def sign_in(browser: aiohttp.ClientSession, app: AccountsApp, email: str) -> None:
+    body = {"email": email, "password": PASSWORD}
+    async with browser.post(f"{app.url}/accounts/session", json=body) as response:
+        assert response.status == 200, await response.text()
+
+
+async def status(browser: aiohttp.ClientSession, path: str, method: str = "GET") -> int:
+    async with browser.request(method, path, allow_redirects=False) as response:
+        return response.status
+
+
+async def test_a_member_who_signed_in_is_known_to_the_gateway_and_its_page(
+    farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
+) -> None:
+    member = await accounts_beside.member(await accounts_beside.organisation())
+    assert await status(browser, "/jobs") == 401
+    await sign_in(browser, accounts_beside, member["user"]["email"])
+    assert await status(browser, "/jobs") == 200
+    assert await status(browser, "/comfy/api/queue") == 200
+    async with browser.get("/comfy/session") as response:
+        assert (await response.json())["user"] == member["user"]["id"]
+    async with browser.post("/jobs", json={}, headers={"sec-fetch-site": "cross-site"}) as response:
+        assert (response.status, (await response.json())["code"]) == (403, "cross_site_request")
+    async with browser.ws_connect("/jobs/x/ws", headers={"sec-fetch-site": "same-site"}) as socket:
+        message = await socket.receive(10)
+        assert (message.data, (message.extra or "")[:18]) == (1008, "cross_site_request")
+    # ComfyUI's page signs out everywhere on this device: the session itself ends.
+    renewal = f"{accounts_beside.url}/accounts/session/renew"
+    assert await status(browser, renewal, "POST") == 200
+    assert await status(browser, "/comfy/session/end", "POST") == 303
+    assert [one.key for one in browser.cookie_jar] == []
+    assert await status(browser, "/jobs") == 401
+
+
+async def test_a_player_has_a_players_rights_and_an_ended_session_none(
+    farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
+) -> None:
+    player = await accounts_beside.player()
+    await sign_in(browser, accounts_beside, player["user"]["email"])
+    assert await status(browser, "/jobs") == 403
+    everywhere = {"everywhere": True}
+    await accounts_beside.ok("POST", "/logout", player["access_token"], everywhere)
+
+    async def is_signed_out() -> bool:
+        return await status(browser, "/jobs") == 401
+
+    await eventually(is_signed_out)
+    assert await status(browser, "/comfy/") == 401
+
+
+async def test_pages_link_to_the_console(farm: Farm, browser: aiohttp.ClientSession) -> None:
+    for path in ("/comfy/", "/comfy/session", "/"):
+        async with browser.get(path, headers={"accept": "text/html"}) as response:
+            assert '<a href="/console/">Open the console</a>' in await response.text(), path
+    async with browser.post("/comfy/session", json={"key": farm.key}) as response:
+        assert response.status == 200
+    async with browser.get("/comfy/session", headers={"accept": "text/html"}) as response:
+        assert '<a href="/console/">Open the console</a>' in await response.text()
+    async with browser.get("/comfy/session/renew.js") as response:
+        assert (response.status, response.content_type) == (200, "text/javascript")
+        assert "/accounts/session/renew" in await response.text()

@@ -1,0 +1,69 @@
+"""The routes below ``/cluster``, whose pools are those that a test names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+from pydantic_core import from_json
+
+from moyin.domain.cluster import PoolSummary, RendererState, RendererSummary
+from moyin.store.keys import KeyStore
+from tests.integration.gateway.fixtures import Farm
+
+POOL = PoolSummary(
+    name="fast", waiting=2, running=1, oldest_wait=None, wait_p50=1.5, wait_p90=4.0, minimum=1,
+    maximum=2, renderers=(RendererSummary(name="comfyui-fast-0", state=RendererState.BUSY),),
+)  # fmt: skip
+
+
+async def get(session: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
+    async with session.get(path) as response:
+        return response.status, await response.json()
+
+
+async def member(farm: Farm) -> aiohttp.ClientSession:
+    key = (await KeyStore(farm.database).create("ann", "m", scopes=frozenset({"jobs:read"})))[1]
+    return farm.session(key)
+
+
+async def test_members_see_load_and_operators_everything(farm: Farm) -> None:
+    farm.pools_say.summaries = {"fast": POOL}
+    status, cluster = await get(farm.client, "/cluster")
+    assert status == 200
+    default, fast = cluster["pools"]
+    assert (default["name"], default["is_responding"], default["queued"]) == (
+        "default", False, None,
+    )  # fmt: skip
+    assert (fast["queued"], fast["running"], fast["ready"]) == (2, 1, 1)
+    assert [renderer["name"] for renderer in fast["renderers"]] == ["comfyui-fast-0"]
+    assert cluster["nodes"] == []
+    async with await member(farm) as session:
+        status, seen = await get(session, "/cluster")
+        assert (status, seen["nodes"], seen["problems"]) == (200, None, None)
+        assert seen["pools"][1] == {**fast, "renderers": None}
+        status, error = await get(session, "/cluster/problems")
+        assert (status, error["code"]) == (403, "insufficient_scope")
+    assert (await get(farm.client, "/cluster/problems"))[0] == 200
+
+
+async def test_events_follow_changes(farm: Farm) -> None:
+    farm.pools_say.summaries = {"fast": POOL}
+    async with await member(farm) as session, session.get("/cluster/events") as response:
+        assert response.content_type == "text/event-stream"
+        assert await read_queued(response) == 2
+        # Members do not see renderers, so this is no change for them.
+        farm.pools_say.summaries = {"fast": replace(POOL, renderers=())}
+        farm.pools_say.summaries = {"fast": replace(POOL, waiting=5)}
+        assert await read_queued(response) == 5
+
+
+async def read_queued(response: aiohttp.ClientResponse) -> int:
+    """The queue of the pool ``fast`` in the next event."""
+    while True:
+        line = await response.content.readline()
+        assert line, "the stream ended"
+        if line.startswith(b"data: "):
+            queued: int = from_json(line[6:])["pools"][1]["queued"]
+            return queued

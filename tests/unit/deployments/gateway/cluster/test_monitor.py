@@ -1,0 +1,96 @@
+"""Tests that all viewers of the cluster share one reading."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from deployments.gateway.cluster.bodies import ClusterBody, PoolBody
+from deployments.gateway.cluster.monitor import ClusterMonitor
+from tests.waiting import eventually
+
+
+class Source:
+    """Counts the readings of a cluster with one pool."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+        self.queued = 0
+        self.failure: Exception | None = None
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def read(self) -> ClusterBody:
+        self.readings += 1
+        await self.may_answer.wait()
+        if self.failure is not None:
+            raise self.failure
+        return ClusterBody(pools=[PoolBody(name="p", is_responding=True, queued=self.queued)])
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_concurrent_viewers_share_one_reading() -> None:
+    source, clock = Source(), Clock()
+    monitor = ClusterMonitor(source.read, interval=2, clock=clock)
+    source.may_answer.clear()
+    viewers = [asyncio.create_task(monitor.get()) for _ in range(20)]
+    await eventually(lambda: source.readings == 1)
+    viewers[0].cancel()
+    source.may_answer.set()
+    snapshots = await asyncio.gather(*viewers[1:])
+    assert all(snapshot is snapshots[0] for snapshot in snapshots)
+    await monitor.get()
+    assert source.readings == 1
+    clock.now += 2
+    await monitor.get()
+    assert source.readings == 2
+
+
+async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
+    source = Source()
+    monitor = ClusterMonitor(source.read, interval=2)
+    source.failure = RuntimeError("no")
+    try:
+        await monitor.get()
+    except RuntimeError as error:
+        assert error is source.failure
+    else:
+        raise AssertionError("the failure was hidden")
+    source.failure = None
+    assert (await monitor.get()).pools[0].name == "p"
+
+
+async def test_viewers_receive_only_changes_and_heartbeats() -> None:
+    source, clock = Source(), Clock()
+    monitor = ClusterMonitor(source.read, interval=0.01, clock=clock)
+    seen: list[int | None] = []
+
+    async def view(snapshots: AsyncGenerator[ClusterBody | None, None]) -> None:
+        async with aclosing(snapshots):
+            async for snapshot in snapshots:
+                seen.append(None if snapshot is None else snapshot.pools[0].queued)
+
+    viewer = asyncio.create_task(view(monitor.follow()))
+    await eventually(lambda: seen == [0])
+    clock.now += 1
+    await eventually(lambda: source.readings == 2)
+    assert seen == [0]
+    source.queued = 3
+    clock.now += 1
+    await eventually(lambda: seen == [0, 3])
+    clock.now += 15
+    await eventually(lambda: seen == [0, 3, None])
+    viewer.cancel()
+    await asyncio.gather(viewer, return_exceptions=True)
+    readings = source.readings
+    clock.now += 10
+    await asyncio.sleep(0.05)
+    assert source.readings == readings, "nothing is read while nobody looks"

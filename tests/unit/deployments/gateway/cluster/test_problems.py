@@ -1,0 +1,136 @@
+"""Tests that problems are named in words, with the time since when."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from deployments.gateway.cluster import problems as module
+from deployments.gateway.cluster.bodies import ProblemBody
+from deployments.gateway.cluster.problems import ProblemFinder
+from deployments.gateway.cluster.snapshot import build_cluster
+from deployments.gateway.cluster.sources import ClusterReading
+from moyin.domain.cluster import BackendSummary, PoolSummary, RendererState, RendererSummary
+from moyin.proxy.pool import PoolMember, UpstreamPool
+from moyin.proxy.route import Route, Upstream
+
+RENDERER = RendererSummary(name="comfyui-p-0", state=RendererState.READY, node_id="n")
+POOL = PoolSummary(
+    name="p", waiting=0, running=0, oldest_wait=None, wait_p50=None, wait_p90=None, minimum=1,
+    maximum=2, renderers=(RENDERER,),
+)  # fmt: skip
+HEALTHY = ClusterReading(
+    nodes=[],
+    pools={"p": POOL},
+    backends=[BackendSummary(name="claude", is_up=True, breaker="closed")],
+    checks={"database": True},
+    applications={"gateway": "RUNNING"},
+    disk_free=10 * 1024**3,
+)
+
+
+def find(reading: ClusterReading, finder: ProblemFinder | None = None) -> list[ProblemBody]:
+    return (finder or ProblemFinder()).find(build_cluster(["p"], reading), reading, ())
+
+
+def with_pool(renderer: RendererSummary = RENDERER, **values: Any) -> ClusterReading:
+    pool = replace(POOL, renderers=(renderer,), **values)
+    return replace(HEALTHY, pools={"p": pool})
+
+
+def test_nothing_is_wrong_with_a_healthy_cluster() -> None:
+    assert find(HEALTHY) == []
+
+
+@pytest.mark.parametrize(
+    ("reading", "code", "subject"),
+    [
+        (replace(HEALTHY, checks={"temporal": False}), "service_down", "temporal"),
+        (replace(HEALTHY, nodes=None), "ray_not_responding", "ray"),
+        (replace(HEALTHY, disk_free=1024**3), "disk_nearly_full", "data"),
+        (replace(HEALTHY, applications={"intake": "UNHEALTHY"}), "app_unhealthy", "intake"),
+        (replace(HEALTHY, rejected_configs=["models"]), "config_rejected", "models"),
+        (replace(HEALTHY, pools={}), "pool_not_responding", "p"),
+        (
+            replace(HEALTHY, backends=[BackendSummary(name="b", is_up=False, breaker="closed")]),
+            "backend_down",
+            "b",
+        ),
+        (
+            replace(HEALTHY, backends=[BackendSummary(name="b", is_up=True, breaker="open")]),
+            "backend_breaker_open",
+            "b",
+        ),
+        (
+            with_pool(replace(RENDERER, state=RendererState.PLACING)),
+            "pool_without_renderer",
+            "p",
+        ),
+        (with_pool(replace(RENDERER, losses=3)), "renderer_restarts", "comfyui-p-0"),
+        (with_pool(oldest_wait=700.0, waiting=4), "long_wait", "p"),
+    ],
+)
+def test_each_problem_has_words_and_advice(
+    reading: ClusterReading, code: str, subject: str
+) -> None:
+    [problem] = find(reading)
+    assert (problem.code, problem.subject) == (code, subject)
+    assert problem.message.rstrip(".")
+    assert problem.advice.endswith(".")
+
+
+def test_pool_names_the_error_of_its_renderer_and_since_when() -> None:
+    since = time.time() - 90
+    failed = replace(RENDERER, state=RendererState.FAILED, error="ComfyUI ended with status -9")
+    [problem] = find(with_pool(failed, unready_since=since))
+    assert "status -9" in problem.message
+    assert problem.since == datetime.fromtimestamp(int(since), UTC)
+
+
+def test_pool_that_needs_no_renderer_is_no_problem() -> None:
+    idle = replace(POOL, minimum=0, renderers=(), unready_since=1.0)
+    assert find(replace(HEALTHY, pools={"p": idle})) == []
+    starting = replace(idle, waiting=1, oldest_wait=20.0)
+    assert find(replace(HEALTHY, pools={"p": starting})) == []
+    stuck = replace(idle, waiting=1, oldest_wait=300.0)
+    [problem] = find(replace(HEALTHY, pools={"p": stuck}))
+    assert problem.code == "pool_without_renderer"
+    assert datetime.now(UTC) - problem.since < timedelta(minutes=6)
+
+
+def test_other_renderers_of_the_pool_continue() -> None:
+    failed = replace(RENDERER, name="comfyui-p-1", state=RendererState.FAILED, error="no memory")
+    reading = replace(HEALTHY, pools={"p": replace(POOL, renderers=(RENDERER, failed))})
+    [problem] = find(reading)
+    assert (problem.code, problem.subject) == ("renderer_failed", "comfyui-p-1")
+
+
+def test_time_of_a_problem_stays_until_it_is_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        present = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls.present
+
+    monkeypatch.setattr(module, "datetime", Clock)
+    finder, down = ProblemFinder(), replace(HEALTHY, checks={"valkey": False})
+    [first] = find(down, finder)
+    Clock.present += timedelta(minutes=5)
+    assert find(down, finder)[0].since == first.since
+    assert find(HEALTHY, finder) == []
+    assert find(down, finder)[0].since == Clock.present
+
+
+def test_route_without_a_healthy_upstream() -> None:
+    route = Route(name="assets", upstreams=(Upstream(url="http://a"),), prefix="/assets")
+    members = [PoolMember(upstream) for upstream in route.upstreams]
+    pool, cluster = UpstreamPool(route, members), build_cluster(["p"], HEALTHY)
+    assert ProblemFinder().find(cluster, HEALTHY, [pool]) == []
+    members[0].is_up = False
+    [problem] = ProblemFinder().find(cluster, HEALTHY, [pool])
+    assert (problem.code, problem.subject) == ("route_without_upstream", "assets")

@@ -1,0 +1,35 @@
+"""Tests of the body of ``GET /cluster/routes``."""
+
+from __future__ import annotations
+
+from deployments.gateway.cluster.routes_view import build_routes
+from deployments.gateway.config import GatewayConfig
+from deployments.replicas import ReloadableConfig
+from moyin.proxy.pool import PoolMember, UpstreamPool
+
+
+def test_routes_have_the_health_and_load_of_their_upstreams() -> None:
+    config = ReloadableConfig(GatewayConfig, lambda _: None)
+    values = {"routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://one", "http://two"]}]}
+    config.load(values)
+    config.load({"routes": "none"})
+    assert config.current is not None
+    [route] = config.current.to_route_table("http://door").routes
+    one, two = members = [PoolMember(upstream) for upstream in route.upstreams]
+    one.is_up, two.active = False, 3
+    for _ in range(3):
+        two.breaker.fail()
+    pool = UpstreamPool(route, members)
+    with pool.admit():
+        body = build_routes([pool], config, {"intake": "RUNNING"})
+    [shown] = body.routes
+    assert (shown.name, shown.prefix, shown.open_requests) == ("a", "/a", 1)
+    assert [(u.url, u.is_up, u.breaker, u.open_requests) for u in shown.upstreams] == [
+        ("http://one", False, "closed", 0),
+        ("http://two", True, "open", 3),
+    ]
+    assert body.applications == {"intake": "RUNNING"}
+    assert set(body.versions) == {"moyin", "ray", "temporalio"}
+    assert body.config.values["routes"][0]["name"] == "a"
+    assert body.config.is_newest_rejected
+    assert body.config.applied_at is not None

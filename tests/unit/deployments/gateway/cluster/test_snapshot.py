@@ -1,0 +1,101 @@
+"""Tests of the body of ``GET /cluster``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deployments.gateway.cluster.snapshot import build_cluster, restrict_cluster
+from deployments.gateway.cluster.sources import ClusterReading
+from moyin.domain.cluster import (
+    GpuReading,
+    ModelServerSummary,
+    PoolSummary,
+    RendererState,
+    RendererSummary,
+)
+from moyin.domain.queue_place import Backlog
+
+
+def node(name: str, *, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
+    return {
+        "NodeID": name,
+        "Alive": alive,
+        "NodeManagerHostname": f"host-{name}",
+        "Resources": {"CPU": 4.0, "memory": 1024.0, **({"GPU": gpus} if gpus else {})},
+        "Labels": {"moyin-use": "render"},
+    }
+
+
+def renderer(name: str, gpu: int, share: float, **values: Any) -> RendererSummary:
+    return RendererSummary(
+        name=name, state=RendererState.READY, node_id="a", gpu_indexes=(gpu,), gpus=share, cpus=0.5,
+        **values,
+    )  # fmt: skip
+
+
+def pool(name: str, *renderers: RendererSummary, **values: Any) -> PoolSummary:
+    defaults: dict[str, Any] = {
+        "waiting": 0, "running": 0, "oldest_wait": None, "wait_p50": None, "wait_p90": None,
+        "minimum": 1, "maximum": 2,
+    }  # fmt: skip
+    return PoolSummary(name=name, renderers=renderers, **(defaults | values))
+
+
+def test_actors_of_pools_and_model_servers_share_a_gpu() -> None:
+    card = GpuReading(index=0, name="H100", memory_used=7, memory_total=80, temperature=41)
+    reading = ClusterReading(
+        nodes=[node("a", gpus=2), node("b"), node("dead", gpus=1, alive=False)],
+        pools={
+            "slow": pool("slow", renderer("r-slow", 0, 0.5, models=("flux",), cards=(card,))),
+            "fast": pool("fast", renderer("r-fast", 0, 0.25)),
+        },
+        servers=[
+            ModelServerSummary(name="llama-x", model="x", node_id="a", gpu_indexes=(0,), gpus=0.25)
+        ],
+    )
+    cluster = build_cluster(["slow", "fast"], reading)
+    assert cluster.nodes is not None
+    assert [item.id for item in cluster.nodes] == ["a", "b"]
+    first, second = cluster.nodes[0].gpus
+    assert [(s.actor, s.pool, s.fraction, s.models) for s in first.shares] == [
+        ("r-slow", "slow", 0.5, ["flux"]),
+        ("r-fast", "fast", 0.25, []),
+        ("llama-x", None, 0.25, ["x"]),
+    ]
+    assert (first.free, first.name, first.memory_used_bytes) == (0, "H100", 7)
+    assert (first.memory_total_bytes, first.temperature_celsius) == (80, 41)
+    assert (second.free, second.shares, second.temperature_celsius) == (1, [], None)
+    assert cluster.nodes[1].gpus == []
+
+
+def test_queue_includes_what_waits_in_temporal() -> None:
+    reading = ClusterReading(
+        pools={"p": pool("p", waiting=2, running=1, oldest_wait=5.0)},
+        backlogs={"p": Backlog(count=7, oldest_wait=60.0)},
+    )
+    [state] = build_cluster(["p"], reading).pools
+    assert (state.queued, state.running, state.ready) == (9, 1, 0)
+    [alone] = build_cluster(["p"], ClusterReading(pools=reading.pools)).pools
+    assert state.oldest_waiting_since is not None
+    assert alone.oldest_waiting_since is not None
+    waited = alone.oldest_waiting_since - state.oldest_waiting_since
+    assert waited.total_seconds() == pytest.approx(55, abs=2)
+
+
+def test_tenants_see_only_the_load_of_their_pools() -> None:
+    reading = ClusterReading(
+        nodes=[node("a", gpus=1)],
+        pools={"mine": pool("mine", renderer("r", 0, 1.0), waiting=3), "theirs": pool("theirs")},
+    )
+    seen = restrict_cluster(build_cluster(["mine", "theirs", "down"], reading), ["mine"])
+    assert [state.name for state in seen.pools] == ["mine"]
+    assert (seen.pools[0].queued, seen.pools[0].ready, seen.pools[0].renderers) == (3, 1, None)
+    assert seen.nodes is None
+
+
+def test_pool_that_does_not_respond_has_no_numbers() -> None:
+    [state] = build_cluster(["p"], ClusterReading()).pools
+    assert not state.is_responding
+    assert state.queued is None
