@@ -65,14 +65,14 @@ def test_kitty_chunks_carry_the_picture() -> None:
     assert [part[1][-3:] for part in parts if part] == ["m=1"] * (len(parts) - 1) + ["m=0"]
     assert all(len(part[2]) <= 4096 for part in parts if part)
     data = base64.b64decode("".join(part[2] for part in parts if part))
-    assert list(Image.open(io.BytesIO(data)).getdata()) == list(noise.getdata())
+    assert Image.open(io.BytesIO(data)).tobytes() == noise.tobytes()
 
 
 def test_sixels_carry_the_picture() -> None:
     picture = Image.new("RGB", (20, 13), (255, 0, 0))
     picture.paste((0, 0, 255), (5, 3, 9, 8))
     decoded = decode_sixels("".join(encode_picture(picture, PictureProtocol.SIXEL)))
-    assert list(decoded.getdata()) == list(picture.getdata())
+    assert decoded.tobytes() == picture.tobytes()
 
 
 def decode_sixels(text: str) -> Image.Image:
