@@ -1,7 +1,8 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
 import {
-  type Icon, IconBrush, IconListDetails, IconMessages, IconPhoto, IconReportMoney, IconUserCircle, IconUsers,
+  type Icon, IconBrain, IconBrush, IconListDetails, IconMessages, IconPhoto, IconReportMoney, IconUserCircle,
+  IconUsers,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
@@ -36,13 +37,16 @@ export const PAGES: readonly Page[] = [
     component: lazy(() => import("#/pages/chat")),
   },
   {
+    path: "/models", title: { en: "Models", ja: "モデル" }, icon: IconBrain, scopes: ["text", "jobs:read"],
+    component: lazy(() => import("#/pages/models")),
+  },
+  {
     path: "/people", nested: true, title: { en: "People", ja: "メンバー管理" }, icon: IconUsers,
     scopes: ["org:read", "org:admin", "operator"],
     component: lazy(() => import("#/pages/people")),
   },
   {
-    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney,
-    scopes: ["text"],
+    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney, scopes: ["text"],
     component: lazy(() => import("#/pages/usage")),
   },
   {
