@@ -38,7 +38,7 @@ export function Confirm({ opened, onClose, title, children, action, onConfirm }:
     }
   };
   return (
-    <Modal opened={opened} onClose={close} title={title} centered>
+    <Modal opened={opened} onClose={close} title={title} centered closeButtonProps={{ "aria-label": t.cancel }}>
       <Stack>
         <Text size="sm" component="div">{children}</Text>
         {error && <ErrorAlert error={error} />}

@@ -67,7 +67,7 @@ def test_a_member_looks_after_the_account(console: ConsoleBrowser, gateway: Runn
     page.get_by_text("The password is changed").wait_for()
     assert api.answer("POST", "/login", {"email": email, "password": PASSWORD}).status_code == 401
 
-    page.get_by_role("radio", name="Dark").check(force=True)
+    page.get_by_text("Dark", exact=True).click()
     console.check_accessibility()
     console.screenshot("account-dark")
     page.get_by_role("button", name="Sign out everywhere").click()

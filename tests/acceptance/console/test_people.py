@@ -30,7 +30,7 @@ def test_an_operator_makes_an_organisation(console: ConsoleBrowser, gateway: Run
     console.check_accessibility()
 
     page.get_by_role("button", name="Invite").click()
-    page.get_by_role("textbox", name="Email").fill(email)
+    page.get_by_role("dialog").get_by_role("textbox", name="Email").fill(email)
     page.get_by_role("textbox", name="Name", exact=True).fill("Mika")
     console.check_accessibility()
     page.get_by_role("dialog").get_by_role("button", name="Invite").click()
@@ -128,7 +128,7 @@ def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStac
     page = console.sign_in(email, PASSWORD).open("/people").page
     choose(page, "farm", "New key")
     page.get_by_label("Name of the key").fill("nightly")
-    page.get_by_role("combobox", name="Scopes").click()
+    page.get_by_role("combobox", name="Scopes").press("ArrowDown")
     page.get_by_role("option", name="jobs:read").click()
     page.get_by_label("Name of the key").click()
     page.get_by_role("button", name="Create", exact=True).click()

@@ -88,7 +88,7 @@ export function Keys({ caller, owner, user }: Props) {
                 <Table.Th>{t.state}</Table.Th>
                 <Table.Th>{t.expires}</Table.Th>
                 <Table.Th>{t.lastUsed}</Table.Th>
-                <Table.Th><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
+                <Table.Th pos="relative"><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>

@@ -105,7 +105,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
               <Table.Tr>
                 <Table.Th>{t.name}</Table.Th><Table.Th>{t.role}</Table.Th><Table.Th>{t.state}</Table.Th>
                 <Table.Th>{t.joined}</Table.Th>
-                <Table.Th><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
+                <Table.Th pos="relative"><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
