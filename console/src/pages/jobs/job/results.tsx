@@ -7,7 +7,7 @@ import { useStrings } from "#/language";
 
 import { StatusBadge } from "../status-badge";
 import { strings } from "../strings";
-import { type Child, isOpen, type JobDetail, type Output } from "../types";
+import { type Child, ERROR_TEXT, isOpen, type JobDetail, type Output } from "../types";
 import { ArtifactTile } from "./artifact-tile";
 import { JsonBlock } from "./json-block";
 import { Panel } from "./panel";
@@ -81,7 +81,7 @@ function ChildView({ child }: { child: Child }) {
           <Text span c="dimmed" size="xs">{name}</Text> {typeof value === "object" ? JSON.stringify(value) : String(value)}
         </Text>
       ))}
-      {child.error && <Text size="xs" c="red" lineClamp={3}>{child.error.message}</Text>}
+      {child.error && <Text size="xs" c={ERROR_TEXT} lineClamp={3}>{child.error.message}</Text>}
       <Stack gap="xs" mt={6}>
         {child.artifacts.map((artifact) => <ArtifactTile key={artifact.id} artifact={artifact} />)}
       </Stack>

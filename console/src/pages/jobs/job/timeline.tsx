@@ -5,7 +5,7 @@ import type { ReactElement } from "react";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
-import { isOpen, type JobDetail, STATUS_COLOURS } from "../types";
+import { ERROR_TEXT, isOpen, type JobDetail, STATUS_COLOURS } from "../types";
 import type { Attempt } from "./follow";
 import { Panel } from "./panel";
 
@@ -79,7 +79,7 @@ function Entry({ icon: Icon, title, note, error, colour, ...timeline }: EntryPro
   return (
     <Timeline.Item {...timeline} bullet={<Icon size={12} aria-hidden />} color={colour} title={<Text size="sm">{title}</Text>}>
       {note && <Text size="xs" c="dimmed">{note}</Text>}
-      {error && <Text size="xs" c="red" lineClamp={3}>{error}</Text>}
+      {error && <Text size="xs" c={ERROR_TEXT} lineClamp={3}>{error}</Text>}
     </Timeline.Item>
   );
 }
