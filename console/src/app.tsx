@@ -11,9 +11,21 @@ import { ErrorAlert } from "#/components/error-alert";
 import { useLanguage, useStrings } from "#/language";
 import { PAGES } from "#/pages";
 import { SignIn } from "#/pages/sign-in";
+import { OpenIdReturn } from "#/pages/sign-in/openid";
+import { ResetPassword } from "#/pages/sign-in/reset";
 import { strings } from "#/strings";
 
 export function App() {
+  return (
+    <Switch>
+      <Route path="/oidc"><OpenIdReturn /></Route>
+      <Route path="/reset"><ResetPassword /></Route>
+      <Route><Console /></Route>
+    </Switch>
+  );
+}
+
+function Console() {
   const caller = useCaller();
   if (caller.isPending) return <Center mih="100vh"><Loader /></Center>;
   if (caller.isError) return <Center mih="100vh" p="md"><ErrorAlert error={caller.error} /></Center>;

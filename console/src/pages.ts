@@ -1,7 +1,8 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
 import {
-  type Icon, IconBrain, IconBrush, IconListDetails, IconMessages, IconPhoto, IconUserCircle,
+  type Icon, IconBrain, IconBrush, IconListDetails, IconMessages, IconPhoto, IconReportMoney, IconUserCircle,
+  IconUsers,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
@@ -38,6 +39,15 @@ export const PAGES: readonly Page[] = [
   {
     path: "/models", title: { en: "Models", ja: "モデル" }, icon: IconBrain, scopes: ["text", "jobs:read"],
     component: lazy(() => import("#/pages/models")),
+  },
+  {
+    path: "/people", nested: true, title: { en: "People", ja: "メンバー管理" }, icon: IconUsers,
+    scopes: ["org:read", "org:admin", "operator"],
+    component: lazy(() => import("#/pages/people")),
+  },
+  {
+    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney, scopes: ["text"],
+    component: lazy(() => import("#/pages/usage")),
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,
