@@ -6,7 +6,7 @@ import json
 import urllib.request
 from typing import Any
 
-from playwright.sync_api import Locator, Page, Route
+from playwright.sync_api import FilePayload, Locator, Page, Route
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.text_gateway import LLAMA, PNG, SCRIPTED, TextGateway
@@ -136,8 +136,8 @@ def test_tools_schemas_and_pictures(
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Insert an example: Tools (JSON)").click()
     page.get_by_role("button", name="Settings").click()
-    picture = {"name": "dot.png", "mimeType": "image/png", "buffer": PNG}
-    page.locator("input[type=file]").set_input_files([picture])  # type: ignore[list-item]
+    picture = FilePayload(name="dot.png", mimeType="image/png", buffer=PNG)
+    page.locator("input[type=file]").set_input_files(picture)
     page.get_by_role("button", name="Remove the picture").wait_for()
     _send(page, "How is the weather in this picture?")
     page.get_by_label("Result of get_weather").fill('{"sky": "clear"}')
@@ -182,7 +182,7 @@ def _wait_for_answer(page: Page) -> Locator:
 
 
 def _read_request_id(answer: Locator) -> str:
-    return answer.get_by_text("Request:").locator("code").inner_text()
+    return str(answer.get_by_text("Request:").locator("code").inner_text())
 
 
 def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ const en = {
   loadText: (running: string, waiting: string) => `${running} running, ${waiting} waiting`,
   loadLimit: (running: string, limit: string, waiting: string) => `${running} of ${limit} running, ${waiting} waiting`,
   recent: (minutes: string) => `Last ${minutes} minutes`,
-  recentText: (calls: string, errors: string) => `${calls} calls, ${errors} errors`,
+  recentText: (calls: string, errors: string) => `calls: ${calls}, errors: ${errors}`,
   quantiles: (half: string, most: string) => `half within ${half}, nine of ten within ${most}`,
   speed: (tokens: string) => `${tokens} tokens/s`,
   model: "Model",
