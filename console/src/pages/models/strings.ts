@@ -88,6 +88,7 @@ const en = {
   type: "Type",
   choices: (count: string) => `${count} choices`,
   none: "none",
+  close: "Close",
 };
 export type Strings = typeof en;
 
@@ -176,5 +177,6 @@ export const strings: Catalogue<Strings> = {
     type: "型",
     choices: (count) => `選択肢 ${count} 件`,
     none: "なし",
+    close: "閉じる",
   },
 };
