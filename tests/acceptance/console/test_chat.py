@@ -32,7 +32,7 @@ def test_an_answer_is_streamed_explained_rated_and_asked_again(
     page.get_by_role("button", name="Settings").click()
     _send(page, "Name a colour of the sea.")
     answer = _wait_for_answer(page)
-    answer.get_by_text("Why: only").wait_for()
+    answer.get_by_text("Why: free").wait_for()
     call = _get_call(gateway, _read_request_id(answer))
     assert (call["model"], call["backend"]) == (_LOCAL, "local")
     tokens = f"{call['input_tokens']} + {call['output_tokens']} tokens"
@@ -69,11 +69,11 @@ def test_an_answer_is_stopped_and_an_error_is_in_the_servers_words(
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped").wait_for()
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Tools (JSON)").fill("{")
+    page.get_by_role("textbox", name="Tools (JSON)").fill("{")
     page.get_by_text("must be a JSON list of tools").wait_for()
     page.get_by_label("Prompt", exact=True).last.fill("Hello")
     assert page.get_by_role("button", name="Send", exact=True).is_disabled()
-    page.get_by_label("Tools (JSON)").fill("")
+    page.get_by_role("textbox", name="Tools (JSON)").fill("")
     page.get_by_role("button", name="Insert an example: Tools (JSON)").click()
     page.get_by_role("button", name="Settings").click()
     _send(page, "How is the weather?")
@@ -154,7 +154,7 @@ def test_tools_schemas_and_pictures(
     }  # fmt: skip
 
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Tools (JSON)").fill("")
+    page.get_by_role("textbox", name="Tools (JSON)").fill("")
     page.get_by_role("button", name="Insert an example: Schema of the answer (JSON)").click()
     page.get_by_role("button", name="Settings").click()
     _send(page, "Describe the sky.")

@@ -23,7 +23,7 @@ def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningS
     page.get_by_role("tab", name="Back ends").click()
     local = page.get_by_role("region", name="local")
     local.get_by_text("Breaker: closed").wait_for()
-    local.get_by_role("cell", name="smollm2-135m").wait_for()
+    local.get_by_role("cell", name="smollm2-135m", exact=True).wait_for()
     console.check_accessibility()
     console.screenshot("models-backends")
 
