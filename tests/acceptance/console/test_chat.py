@@ -50,7 +50,7 @@ def test_an_answer_is_streamed_explained_rated_and_asked_again(
     eventually_blocking(lambda: _read_request_id(_wait_for_answer(page)) != call["request_id"])
     page.get_by_role("button", name="Edit and send again").click()
     page.get_by_label("Prompt", exact=True).first.fill("Name a colour of grass.")
-    page.get_by_role("button", name="Send again").click()
+    page.get_by_role("button", name="Send again", exact=True).click()
     page.get_by_role("article", name="You").get_by_text("colour of grass").wait_for()
     _wait_for_answer(page)
     assert page.get_by_text("colour of the sea").count() == 0
