@@ -1,7 +1,7 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
 import {
-  type Icon, IconBrush, IconListDetails, IconMessages, IconPhoto, IconUserCircle,
+  type Icon, IconBrush, IconLayoutDashboard, IconListDetails, IconMessages, IconPhoto, IconServerCog, IconUserCircle,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
@@ -20,6 +20,10 @@ export interface Page {
 
 export const PAGES: readonly Page[] = [
   {
+    path: "/overview", title: { en: "Overview", ja: "概要" }, icon: IconLayoutDashboard, scopes: ["jobs:read"],
+    component: lazy(() => import("#/pages/overview")),
+  },
+  {
     path: "/jobs", nested: true, title: { en: "Jobs", ja: "ジョブ" }, icon: IconListDetails, scopes: ["jobs:read"],
     component: lazy(() => import("#/pages/jobs")),
   },
@@ -34,6 +38,10 @@ export const PAGES: readonly Page[] = [
   {
     path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
     component: lazy(() => import("#/pages/chat")),
+  },
+  {
+    path: "/operate", title: { en: "Operate", ja: "運用" }, icon: IconServerCog, scopes: ["operator"],
+    component: lazy(() => import("#/pages/operate")),
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,

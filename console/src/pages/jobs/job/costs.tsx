@@ -4,7 +4,7 @@ import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
 import type { JobDetail, Output } from "../types";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
 // Of more, as in a batch, only the sums are shown.
 const MAX_ROWS = 20;

@@ -7,7 +7,7 @@ import { useFormat, useStrings } from "#/language";
 import { strings } from "../strings";
 import { isOpen, type JobDetail, STATUS_COLOURS } from "../types";
 import type { Attempt } from "./follow";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
 // Of a batch's many renders, those that finished last.
 const MAX_STEPS = 8;
