@@ -1,7 +1,8 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
 import {
-  type Icon, IconBrush, IconLayoutDashboard, IconListDetails, IconMessages, IconPhoto, IconServerCog, IconUserCircle,
+  type Icon, IconBrain, IconBrush, IconLayoutDashboard, IconListDetails, IconMessages, IconPhoto, IconReportMoney,
+  IconServerCog, IconUserCircle, IconUsers,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
@@ -38,6 +39,19 @@ export const PAGES: readonly Page[] = [
   {
     path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
     component: lazy(() => import("#/pages/chat")),
+  },
+  {
+    path: "/models", title: { en: "Models", ja: "モデル" }, icon: IconBrain, scopes: ["text", "jobs:read"],
+    component: lazy(() => import("#/pages/models")),
+  },
+  {
+    path: "/people", nested: true, title: { en: "People", ja: "メンバー管理" }, icon: IconUsers,
+    scopes: ["org:read", "org:admin", "operator"],
+    component: lazy(() => import("#/pages/people")),
+  },
+  {
+    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney, scopes: ["text"],
+    component: lazy(() => import("#/pages/usage")),
   },
   {
     path: "/operate", title: { en: "Operate", ja: "運用" }, icon: IconServerCog, scopes: ["operator"],

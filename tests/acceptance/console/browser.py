@@ -50,7 +50,7 @@ class ConsoleBrowser:
         """Sign in on the page that everybody sees first."""
         self.open()
         self.page.get_by_role("tab", name="API key").click()
-        self.page.get_by_label("API key", exact=True).last.fill(api_key)
+        self.page.get_by_placeholder("moyin_").fill(api_key)
         self.page.get_by_role("button", name="Sign in").click()
         self.page.get_by_role("navigation").wait_for()
         return self

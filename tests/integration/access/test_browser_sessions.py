@@ -203,19 +203,20 @@ async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> Non
     player = await accounts.player()
     wrong = {**password_of(player), "password": "wrong"}
     here = {"x-forwarded-for": f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"}
-    paths = ["/session", "/login"] * 10
+    paths = ["/session", "/login"] * 5
+    # Ten are verified at once; of further ones, two may wait for their turn.
+    for path in paths:
+        guess = await accounts.call("POST", path, None, wrong, **here)
+        assert (guess.status, guess.code) == (401, "invalid_credentials")
     tasks = [
         asyncio.create_task(accounts.call("POST", path, None, wrong, **here)) for path in paths
     ]
-    # Ten are verified at once, and two more would have to wait for as long as any may.
     refused = 0
     for task in asyncio.as_completed(tasks):
-        answer = await task
-        assert answer.code in ("invalid_credentials", "too_many_attempts")
-        refused += answer.status == 429
-        if refused > len(paths) // 4:
+        refused += (await task).code == "too_many_attempts"
+        if refused > len(paths) // 2:
             break
-    assert refused > len(paths) // 4
+    assert refused > len(paths) // 2
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

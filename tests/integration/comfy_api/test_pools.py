@@ -128,7 +128,10 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
     assert special == [_MODELS["special"]]
     assert "Where" not in await comfy.get("/object_info?pool=default")
     async with comfy.session.get("/models?pool=none") as response:
-        assert (response.status, (await response.json())["error"]["type"]) == (400, "invalid_request")
+        assert (response.status, (await response.json())["error"]["type"]) == (
+            400,
+            "invalid_request",
+        )
 
 
 async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:

@@ -50,7 +50,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
             heads=((StepKind.RENDER, "big" if number == 1 else "default"),),
             metadata=LABELS if number == 2 else {"e": "x"},
             templates=("swatch",) if number in (2, 3) else (),
-            user_id="user_1" if number == 2 else None,
+            user="user_1" if number == 2 else None,
             text="赤い狐 red fox" if number in (0, 2) else "car",
             has_chosen_id=True,
         )  # fmt: skip

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -51,7 +52,7 @@ def test_bash_completes_commands(tmp_path: Path) -> None:
     assert sorted(done.stdout.split()) == ["link", "list"]
 
 
-def _list_commands(name: str, command: object) -> list[tuple[str, object]]:
+def _list_commands(name: str, command: Any) -> list[tuple[str, Any]]:
     children = getattr(command, "commands", None)
     if not children:
         return [(name, command)]

@@ -52,6 +52,8 @@ function Period({ title, usage, report }: { title: string; usage: Usage; report:
   const t = useStrings(strings).money;
   const format = useFormat();
   const percent = usePercent();
+  // Of sums above a dollar nobody reads the hundredths of a cent.
+  const usd = (value: number) => format.usd(value >= 1 ? Math.round(value * 100) / 100 : value);
   const total = Number(usage.cost_usd);
   const renders = Number(usage.render_cost_usd);
   const dearest = usage.dearest_cost_usd === null ? null : Number(usage.dearest_cost_usd);
@@ -63,22 +65,22 @@ function Period({ title, usage, report }: { title: string; usage: Usage; report:
           <Text fw={600}>{title}</Text>
           <Text size="xs" c="dimmed">{t.calls(format.number(usage.calls))}</Text>
         </Group>
-        <Text fz={28} fw={700} lh={1.3}>{format.usd(total)}</Text>
+        <Text fz={28} fw={700} lh={1.3}>{usd(total)}</Text>
         <Progress.Root size="lg" my="xs" role="img" aria-label={t.split}>
           {total > 0 && <Progress.Section value={100 * (total - renders) / total} color="indigo" withAria={false} />}
           {total > 0 && <Progress.Section value={100 * renders / total} color="teal" withAria={false} />}
         </Progress.Root>
         <Group gap="md">
           {total === 0 && <Text size="sm" c="dimmed">{t.nothing}</Text>}
-          {total > 0 && <Legend color="indigo" name={t.text} value={format.usd(total - renders)} />}
-          {total > 0 && <Legend color="teal" name={t.renders} value={format.usd(renders)} />}
+          {total > 0 && <Legend color="indigo" name={t.text} value={usd(total - renders)} />}
+          {total > 0 && <Legend color="teal" name={t.renders} value={usd(renders)} />}
         </Group>
         {dearest !== null && model !== undefined && usage.calls > 0 && (
           <Stack gap={0} mt="xs">
-            <Text size="sm" c="dimmed">{t.dearest(format.usd(dearest), model)}</Text>
+            <Text size="sm" c="dimmed">{t.dearest(usd(dearest), model)}</Text>
             <Text size="sm" fw={600}>
               {dearest >= total
-                ? t.saved(format.usd(dearest - total), percent(dearest === renders ? 0 : (dearest - total) / (dearest - renders)))
+                ? t.saved(usd(dearest - total), percent(dearest === renders ? 0 : (dearest - total) / (dearest - renders)))
                 : t.failed}
             </Text>
           </Stack>

@@ -76,7 +76,7 @@ function GpuBar({ gpu }: { gpu: Gpu }) {
             key={share.actor} value={100 * share.fraction} withAria={false} color={getColour(index)}
             style={{ borderInlineEnd: "2px solid var(--mantine-color-body)" }}
           >
-            <Progress.Label>{share.pool ?? t.llama}</Progress.Label>
+            <Progress.Label fz="xs">{share.pool ?? t.llama}</Progress.Label>
           </Progress.Section>
         ))}
       </Progress.Root>

@@ -74,8 +74,8 @@ function SheetHeader({ job }: { job: Job }) {
   const [asks, setAsks] = useState(false);
   const isOpen = job.status === "queued" || job.status === "running";
   const { value, max } = job.progress;
-  const starts = job.eta?.starts_in?.likely;
-  const ends = job.eta?.ends_in?.likely;
+  const starts = job.eta?.starts_in?.p50;
+  const ends = job.eta?.ends_in?.p50;
   const facts = [
     job.children !== null ? t.progress(format.number(job.children.filter((child) => child.status === "succeeded").length), format.number(job.steps)) : null,
     isOpen && job.status === "queued" && starts !== undefined ? t.startsIn(format.seconds(starts)) : null,

@@ -35,6 +35,7 @@ export default function RenderPage() {
   const [search, setSearch] = useSearchParams();
   const [from, result] = [search.get("job"), search.get("result")];
   const [opened, setOpened] = useState<PictureFile | null>(null);
+  const results = useRef<HTMLHeadingElement>(null);
   const { data: caller } = useCaller();
   const templates = useQuery({
     queryKey: ["templates"], queryFn: async () => (await body(gateway.GET("/templates"))).templates,
@@ -57,16 +58,20 @@ export default function RenderPage() {
             {!error && isReady && (
               <RenderForm
                 key={from} templates={templates.data} draft={draft.data ?? null}
-                onSubmitted={(id) => setSearch((old) => {
-                  old.set("result", id);
-                  return old;
-                })}
+                onSubmitted={(id) => {
+                  setSearch((old) => {
+                    old.set("result", id);
+                    return old;
+                  });
+                  // On a small window they are below the form.
+                  results.current?.focus();
+                }}
               />
             )}
           </Grid.Col>
         )}
-        <Grid.Col span={{ base: 12, lg: 7 }}>
-          <Title order={3} size="h4" mb="sm">{t.results}</Title>
+        <Grid.Col span={{ base: 12, lg: 7 }} className="beside-form">
+          <Title order={3} size="h4" mb="sm" ref={results} tabIndex={-1} className="below-header">{t.results}</Title>
           {result === null
             ? <Paper withBorder><EmptyState title={t.noResults}>{t.noResultsHint}</EmptyState></Paper>
             : <ContactSheet key={result} id={result} onOpen={setOpened} />}

@@ -84,8 +84,10 @@ function buildInputs(template: Template, values: Values, varied: string[], probl
     const text = values[name] ?? "";
     // The sweep has the values of an input that it varies.
     if (text === "" && varied.includes(`inputs.${name}`)) continue;
-    if (text === "" && (schema.type !== "string" || schema.format === "image" || (schema.minLength ?? 0) > 0)) {
+    if (text === "") {
       if (isRequired(template.inputs, name)) problems[name] = { kind: "required" };
+      // Left out, it would have its default.
+      else if (schema.type === "string" && schema.default && !schema.enum) inputs[name] = "";
       continue;
     }
     const parsed = parseValue(schema, text);

@@ -177,7 +177,11 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     router = APIRouter(tags=["comfyui"])
 
     async def select_pools(request: Request, pool: str | None) -> Sequence[str] | None:
-        return None if pool is None else [await admission.require_pool(context(request.scope).caller, pool)]
+        return (
+            None
+            if pool is None
+            else [await admission.require_pool(context(request.scope).caller, pool)]
+        )
 
     @router.get("/models", name="model_folders")
     async def list_model_folders(request: Request, pool: _Pool = None) -> list[str]:

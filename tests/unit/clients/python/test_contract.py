@@ -131,10 +131,13 @@ def test_the_gateway_takes_the_filters() -> None:
     assert (query.created_after, query.pool, query.template) == (NOON, "fast", "dawn")
     assert query.search == "fox"
     files = ArtifactFilter(
-        job="j1", media_type="image/*", created_after=NOON, created_before=NOON, page_size=7
-    )
+        job="j1", media_type="image/*", created_after=NOON, created_before=NOON, favourite=False,
+        template="dawn", user="u1", metadata={"project": "aurora"}, page_size=7,
+    )  # fmt: skip
     assert files.keys() == ArtifactFilter.__annotations__.keys()
-    assert parse_artifacts_query(build_query(files, None).items()).media_type == "image/*"
+    wanted = parse_artifacts_query(build_query(files, None).items())
+    assert (wanted.media_type, wanted.favourite, wanted.user) == ("image/*", False, "u1")
+    assert (wanted.template, wanted.metadata) == ("dawn", {"project": "aurora"})
 
 
 def test_the_gateway_takes_requests_for_many_jobs() -> None:

@@ -1,0 +1,53 @@
+/** Manages the members, keys and limits of an organisation, and shows its audit log. */
+
+import { Stack, Tabs } from "@mantine/core";
+import { useState } from "react";
+import { useLocation } from "wouter";
+
+import { hasScope, useCaller } from "#/api/session";
+import { Keys } from "#/components/access/keys";
+import { PageHeader } from "#/components/page-header";
+import { useStrings } from "#/language";
+import { Audit } from "#/pages/people/audit";
+import { Members } from "#/pages/people/members";
+import { OrganisationChoice, type Tenant } from "#/pages/people/organisation-choice";
+import { strings } from "#/pages/people/strings";
+import { TenantLimits } from "#/pages/people/tenant-limits";
+
+export default function PeoplePage() {
+  const t = useStrings(strings);
+  const { data: caller } = useCaller();
+  const [location, navigate] = useLocation();
+  const [chosen, setChosen] = useState<Tenant | null>(null);
+  if (!caller) return null;
+  const isOperator = hasScope(caller, "operator");
+  const administers = isOperator || hasScope(caller, "org:admin");
+  const tenant = chosen ?? { id: caller.owner, name: caller.account === null ? caller.owner : t.organisation };
+  const tabs = [
+    ["members", hasScope(caller, "org:read") || isOperator],
+    ["keys", hasScope(caller, "keys")],
+    ["limits", administers],
+    ["audit", administers],
+  ] as const;
+  const shown = tabs.filter(([, allowed]) => allowed).map(([name]) => name);
+  const current = shown.find((name) => location === `/${name}`) ?? shown[0] ?? "members";
+  return (
+    <Stack gap={0}>
+      <PageHeader title={t.title}>
+        {isOperator && <OrganisationChoice caller={caller} tenant={tenant} onChoose={setChosen} />}
+      </PageHeader>
+      <Tabs
+        value={current} keepMounted={false}
+        onChange={(name) => navigate(`/${name}`)}
+      >
+        <Tabs.List mb="md" aria-label={t.sections}>
+          {shown.map((name) => <Tabs.Tab key={name} value={name}>{t[name]}</Tabs.Tab>)}
+        </Tabs.List>
+        <Tabs.Panel value="members"><Members key={tenant.id} caller={caller} tenant={tenant} /></Tabs.Panel>
+        <Tabs.Panel value="keys"><Keys key={tenant.id} caller={caller} owner={tenant.id} /></Tabs.Panel>
+        <Tabs.Panel value="limits"><TenantLimits key={tenant.id} caller={caller} tenant={tenant} /></Tabs.Panel>
+        <Tabs.Panel value="audit"><Audit key={tenant.id} caller={caller} tenant={tenant} chosen={chosen !== null} /></Tabs.Panel>
+      </Tabs>
+    </Stack>
+  );
+}

@@ -1,0 +1,50 @@
+/** Sets a password with the token of a mailed link or of an invitation. */
+
+import { Anchor, PasswordInput, Stack, Text } from "@mantine/core";
+import { useEffect, useState } from "react";
+import { Link } from "wouter";
+
+import { accounts } from "#/api/client";
+import { EmptyState } from "#/components/empty-state";
+import { useStrings } from "#/language";
+import { Form, Frame } from "#/pages/sign-in/frame";
+import { strings } from "#/pages/sign-in/strings";
+
+function readToken(): string {
+  // After `#` it is sent to no server; links of earlier settings have it after `?`.
+  return new URLSearchParams(location.hash.slice(1)).get("token")
+    ?? new URLSearchParams(location.search).get("token") ?? "";
+}
+
+export function ResetPassword() {
+  const t = useStrings(strings);
+  const [token] = useState(readToken);
+  const [done, setDone] = useState(false);
+  useEffect(() => {
+    // The token is not to stay in the browser's history.
+    history.replaceState(null, "", location.pathname);
+  }, []);
+  const set = async (form: FormData) => {
+    await accounts.POST("/password/reset", { body: { token, password: `${form.get("password")}` } });
+    setDone(true);
+  };
+  const back = <Anchor component={Link} href="/" size="sm">{t.back}</Anchor>;
+  return (
+    <Frame title={t.resetTitle}>
+      <Stack>
+        {done && <Text size="sm" role="status">{t.done}</Text>}
+        {!done && token === "" && <EmptyState title={t.noToken}>{t.noTokenHint}</EmptyState>}
+        {!done && token !== "" && (
+          <Form action={t.set} onSubmit={set}>
+            <Text size="sm">{t.resetHint}</Text>
+            <PasswordInput
+              name="password" label={t.newPassword} description={t.passwordHint} required minLength={10} maxLength={256}
+              autoComplete="new-password"
+            />
+          </Form>
+        )}
+        {back}
+      </Stack>
+    </Frame>
+  );
+}

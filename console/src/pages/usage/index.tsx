@@ -1,0 +1,150 @@
+/** Shows what text and renders cost, by day, person, key, model and template. */
+
+import { Group, Paper, SegmentedControl, Select, SimpleGrid, Skeleton, Stack, Text, TextInput, Title } from "@mantine/core";
+import { keepPreviousData, useQuery } from "@tanstack/react-query";
+import { lazy, Suspense, useState } from "react";
+
+import type { components } from "#api/models";
+import { body, models } from "#/api/client";
+import { hasScope, useCaller } from "#/api/session";
+import { Budgets } from "#/components/access/budgets";
+import { EmptyState } from "#/components/empty-state";
+import { ErrorAlert } from "#/components/error-alert";
+import { PageHeader } from "#/components/page-header";
+import { useFormat, useStrings } from "#/language";
+import { strings } from "#/pages/usage/strings";
+import { UsageTable } from "#/pages/usage/usage-table";
+
+export type GroupBy = components["schemas"]["GroupBy"];
+type Report = components["schemas"]["UsageReport"];
+const UsageChart = lazy(() => import("#/pages/usage/usage-chart"));
+const RANGES = ["7", "30", "90"];
+export const MEASURES = ["cost", "calls", "tokens"] as const;
+
+/** Return a date in UTC, in which the ledger counts days. */
+function date(daysFromToday: number): string {
+  return new Date(Date.now() + daysFromToday * 86_400_000).toISOString().slice(0, 10);
+}
+
+export default function UsagePage() {
+  const t = useStrings(strings);
+  const { data: caller } = useCaller();
+  const [from, setFrom] = useState(date(-29));
+  // Included, unlike the parameter of the API.
+  const [last, setLast] = useState(date(0));
+  const [owner, setOwner] = useState("");
+  const [group, setGroup] = useState<GroupBy>("model");
+  const [measure, setMeasure] = useState<(typeof MEASURES)[number]>("cost");
+  const to = new Date(Date.parse(`${last}T00:00:00Z`) + 86_400_000);
+  const isRange = from !== "" && last !== "" && from <= last;
+  const useReport = (by: GroupBy) => useQuery({
+    queryKey: ["usage", from, last, owner, by],
+    enabled: isRange && caller !== undefined,
+    staleTime: 30_000,
+    placeholderData: keepPreviousData,
+    queryFn: ({ signal }) => body(models.GET("/usage", {
+      params: { query: { group_by: [by], from, to: to.toISOString().slice(0, 10), ...(owner && { owner }) } }, signal,
+    })),
+  });
+  const daily = useReport("day");
+  const grouped = useReport(group);
+  if (!caller) return null;
+  const chosen = RANGES.find((days) => last === date(0) && from === date(1 - Number(days))) ?? "";
+  const isOperator = hasScope(caller, "operator");
+  const report = daily.data;
+  const names = Object.keys(t.groups) as GroupBy[];
+  return (
+    <Stack>
+      <PageHeader title={t.title} />
+      <Group align="end" gap="sm">
+        <SegmentedControl
+          aria-label={t.range} value={chosen} data={RANGES.map((days) => ({ value: days, label: t.days(Number(days)) }))}
+          onChange={(days) => {
+            setFrom(date(1 - Number(days)));
+            setLast(date(0));
+          }}
+        />
+        <TextInput type="date" label={t.from} value={from} max={last} onChange={(event) => setFrom(event.currentTarget.value)} />
+        <TextInput type="date" label={t.to} value={last} min={from} onChange={(event) => setLast(event.currentTarget.value)} />
+        {isOperator && (
+          <Select
+            label={t.tenant} value={owner} onChange={(value) => setOwner(value ?? "")} allowDeselect={false} w={160}
+            data={[{ value: "", label: t.ownTenant }, { value: "*", label: t.allTenants }]}
+          />
+        )}
+      </Group>
+      {daily.error && <ErrorAlert error={daily.error} onRetry={() => void daily.refetch()} />}
+      {daily.isPending && !daily.error && <Skeleton height={360} />}
+      {report && (
+        <>
+          <Totals report={report} />
+          {report.budgets && report.budgets.length > 0 && (
+            <Paper withBorder p="md">
+              <Title order={3} size="h5" mb="sm">{t.budgets}</Title>
+              <Budgets budgets={report.budgets} />
+            </Paper>
+          )}
+          {report.total.calls === 0 ? <EmptyState title={t.empty}>{t.emptyHint}</EmptyState> : (
+            <>
+              <Paper withBorder p="md">
+                <Group justify="space-between" mb="md">
+                  <Title order={3} size="h5">{t.chart}</Title>
+                  <SegmentedControl
+                    size="xs" aria-label={t.measure} value={measure} onChange={setMeasure}
+                    data={MEASURES.map((value) => ({ value, label: t[value] }))}
+                  />
+                </Group>
+                <Suspense fallback={<Skeleton height={260} />}>
+                  <UsageChart groups={report.groups} measure={measure} from={from} last={last} />
+                </Suspense>
+              </Paper>
+              <Paper withBorder p="md">
+                <Group justify="space-between" mb="sm" align="end">
+                  <Title order={3} size="h5">{t.table}</Title>
+                  <Select
+                    aria-label={t.by} value={group} allowDeselect={false} w={180}
+                    onChange={(value) => setGroup((value ?? "model") as GroupBy)}
+                    data={names.filter((name) => name !== "owner" || isOperator).map((value) => ({ value, label: t.groups[value] }))}
+                  />
+                </Group>
+                {grouped.error && <ErrorAlert error={grouped.error} onRetry={() => void grouped.refetch()} />}
+                {grouped.isPending && !grouped.error && <Skeleton height={160} />}
+                {grouped.data && grouped.data.group_by[0] === group && (
+                  <UsageTable report={grouped.data} group={group} caller={caller} owner={owner} name={`${from}_${last}`} />
+                )}
+              </Paper>
+            </>
+          )}
+        </>
+      )}
+    </Stack>
+  );
+}
+
+function Totals({ report }: { report: Report }) {
+  const t = useStrings(strings);
+  const format = useFormat();
+  const { total } = report;
+  const text = Number(total.cost_usd) - Number(total.render_cost_usd);
+  const saved = total.dearest_cost_usd === null ? null : Number(total.dearest_cost_usd) - Number(total.cost_usd);
+  const dearest = report.dearest.chat?.model;
+  const seconds = (total.units.gpu_milliseconds ?? 0) / 1000;
+  const cards = [
+    [t.cost, format.usd(Number(total.cost_usd)), ""],
+    [t.textCost, format.usd(text), `${format.number(total.input_tokens)} + ${format.number(total.output_tokens)} ${t.tokens}`],
+    [t.renderCost, format.usd(Number(total.render_cost_usd)), seconds ? `${t.gpuTime}: ${format.seconds(seconds)}` : ""],
+    [t.calls, format.number(total.calls), total.incomplete_calls ? `${t.incomplete}: ${format.number(total.incomplete_calls)}` : ""],
+    ...(saved !== null && saved > 0 && dearest ? [[t.saved, format.usd(saved), t.savedHint(dearest)]] : []),
+  ] as [string, string, string][];
+  return (
+    <SimpleGrid cols={{ base: 2, md: cards.length }}>
+      {cards.map(([label, value, hint]) => (
+        <Paper key={label} withBorder p="sm">
+          <Text size="xs" c="dimmed">{label}</Text>
+          <Text size="lg" fw={600}>{value}</Text>
+          {hint && <Text size="xs" c="dimmed">{hint}</Text>}
+        </Paper>
+      ))}
+    </SimpleGrid>
+  );
+}

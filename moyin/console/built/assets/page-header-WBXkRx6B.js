@@ -1,0 +1,1 @@
+import{j as e,G as s,T as a}from"./index-hfNFFgcr.js";function n({title:r,children:t}){return e.jsxs(s,{justify:"space-between",mb:"md",children:[e.jsx(a,{order:2,size:"h3",children:r}),e.jsx(s,{gap:"xs",children:t})]})}export{n as P};

@@ -1,0 +1,58 @@
+"""Calls the API beside the browser, to see what its acts have done."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import httpx
+
+from tests.stack import RunningStack
+from tests.waiting import eventually_blocking
+
+
+class Api:
+    """The API of a stack, called with a key.
+
+    Attributes:
+        project: a value of the metadata that only this test uses.
+    """
+
+    def __init__(self, stack: RunningStack) -> None:
+        self.project = f"console-{uuid.uuid4().hex[:8]}"
+        self._client = httpx.Client(
+            base_url=stack.url, headers={"authorization": f"Bearer {stack.api_key}"}, timeout=60
+        )
+
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._client.request(method, path, **options)
+
+    def get(self, path: str, **query: Any) -> Any:
+        response = self._client.get(path, params=query)
+        response.raise_for_status()
+        return response.json()
+
+    def list_files(self) -> list[dict[str, Any]]:
+        """Return the files of this test's project."""
+        files: list[dict[str, Any]] = self.get(
+            "/artifacts", **{"metadata.project": self.project, "limit": 200}
+        )["artifacts"]
+        return files
+
+    def list_jobs(self) -> list[dict[str, Any]]:
+        """Return the jobs of this test's project."""
+        jobs: list[dict[str, Any]] = self.get("/jobs", **{"metadata.project": self.project})["jobs"]
+        return jobs
+
+    def render(self, **body: Any) -> dict[str, Any]:
+        """Render a job of this test's project, and return it when it has succeeded."""
+        response = self.send(
+            "POST", "/jobs", json={"kind": "render", "metadata": {"project": self.project}, **body}
+        )
+        response.raise_for_status()
+        path = f"/jobs/{response.json()['id']}"
+        job: dict[str, Any] = eventually_blocking(
+            lambda: job if (job := self.get(path))["finished_at"] else None, 300
+        )
+        assert job["status"] == "succeeded", job["error"]
+        return job

@@ -1,0 +1,108 @@
+"""People find, look at, compare, share, download and delete pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import Page
+
+from tests.acceptance.console.browser import ConsoleBrowser
+from tests.acceptance.console.calls import Api
+from tests.stack import RunningStack
+
+
+def make_pictures(api: Api, count: int) -> None:
+    api.render(
+        template="swatch", inputs={"prompt": "gallery", "width": 96, "height": 64},
+        batch={"seeds": [2003199 + 60000 * number for number in range(count)]},
+    )  # fmt: skip
+
+
+def open_gallery(console: ConsoleBrowser, gateway: RunningStack, api: Api, count: int) -> Page:
+    page = console.sign_in_with_key(gateway.api_key).open("/gallery").page
+    page.get_by_label("Project").fill(api.project)
+    cards = page.get_by_role("list", name="Pictures").get_by_role("listitem")
+    page.wait_for_url(f"**project={api.project}*")
+    cards.nth(count - 1).wait_for()
+    assert cards.count() == count
+    return page
+
+
+def test_pictures_are_found_looked_at_and_compared(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api = Api(gateway)
+    make_pictures(api, 3)
+    page = open_gallery(console, gateway, api, 3)
+    page.wait_for_load_state("networkidle")
+    console.check_accessibility()
+    console.screenshot("gallery-grid")
+    page.get_by_role("button", name="Open").first.click()
+    viewer = page.get_by_role("dialog")
+    viewer.get_by_role("cell", name="gallery").wait_for()
+    first = viewer.get_by_role("img").get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    viewer.locator(f"img:not([src='{first}'])").wait_for()
+    viewer.get_by_role("button", name="Show the graph").click()
+    viewer.get_by_text("SaveImage").wait_for()
+    console.check_accessibility()
+    console.screenshot("gallery-viewer")
+    page.keyboard.press("Escape")
+    viewer.wait_for(state="detached")
+    for number in range(2):
+        page.get_by_role("checkbox", name="Select").nth(number).check()
+    page.get_by_role("button", name="Compare").click()
+    assert page.get_by_role("dialog", name="Compare").get_by_role("img").count() == 2
+    console.check_accessibility()
+    console.screenshot("gallery-compare")
+
+
+def test_favourites_are_kept_for_the_tenant(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    api = Api(gateway)
+    make_pictures(api, 2)
+    page = open_gallery(console, gateway, api, 2)
+    page.get_by_role("button", name="as a favourite").first.click()
+    page.get_by_role("button", name="from the favourites").wait_for()
+    assert sorted(file["favourite"] for file in api.list_files()) == [False, True]
+    page.get_by_role("switch", name="Favourites").check()
+    page.wait_for_url("**favourite=true*")
+    page.get_by_role("button", name="as a favourite").wait_for(state="detached")
+    assert page.get_by_role("list", name="Pictures").get_by_role("listitem").count() == 1
+
+
+def test_a_link_works_without_an_account(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    api = Api(gateway)
+    make_pictures(api, 1)
+    page = open_gallery(console, gateway, api, 1)
+    page.get_by_role("button", name="Open").click()
+    page.get_by_role("button", name="Share").click()
+    page.get_by_role("button", name="Make the link").click()
+    url = page.get_by_label("Link", exact=True).input_value()
+    page.get_by_text("Works until").wait_for()
+    console.check_accessibility()
+    console.screenshot("gallery-share")
+    response = httpx.get(url)
+    assert (response.status_code, response.content[:4]) == (200, b"\x89PNG")
+
+
+def test_many_are_downloaded_and_deleted(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    api = Api(gateway)
+    make_pictures(api, 2)
+    page = open_gallery(console, gateway, api, 2)
+    for box in page.get_by_role("checkbox", name="Select").all():
+        box.check()
+    saved: list[Path] = []
+    page.on("download", lambda download: saved.append(download.path()))
+    button = page.get_by_role("button", name="Download")
+    with page.expect_event("download", lambda _: len(saved) == 1):
+        button.click()
+    page.get_by_role("button", name="Delete").click()
+    dialog = page.get_by_role("dialog", name="Delete for good?")
+    dialog.get_by_text("1 job is deleted, with all the files that it made").wait_for()
+    console.check_accessibility()
+    console.screenshot("gallery-delete")
+    assert len(api.list_files()) == 2
+    dialog.get_by_role("button", name="Delete").click()
+    page.get_by_text("No picture matches").wait_for()
+    assert api.list_files() == api.list_jobs() == []

@@ -1,0 +1,45 @@
+"""Usage is shown as a chart and as tables, and saved."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import httpx
+
+from tests.acceptance.console.browser import ConsoleBrowser
+from tests.stack import RunningStack
+
+
+def test_usage_by_day_person_and_model(
+    console: ConsoleBrowser, gateway: RunningStack, tmp_path: Path
+) -> None:
+    bearer = {"authorization": f"Bearer {gateway.api_key}"}
+    url = f"{gateway.url}/v1/usage"
+    known = httpx.get(url, params={"group_by": "model"}, headers=bearer, timeout=60).json()
+    page = console.sign_in_with_key(gateway.api_key).open("/usage").page
+    page.get_by_role("heading", name="Usage").wait_for()
+    if not known["groups"]:
+        page.get_by_text("Nothing was used in this time").wait_for()
+        console.check_accessibility()
+        return
+    page.get_by_role("img", name="Cost by day").wait_for()
+    page.get_by_role("rowheader").or_(
+        page.get_by_role("cell", name=known["groups"][0]["model"])
+    ).first.wait_for()
+    console.check_accessibility()
+    console.screenshot("usage")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    download.value.save_as(tmp_path / "usage.csv")
+    with (tmp_path / "usage.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} >= {group["model"] for group in known["groups"]}
+    for group in ("Day", "Person", "Key", "Template"):
+        page.get_by_role("combobox", name="By").click()
+        page.get_by_role("option", name=group, exact=True).click()
+        page.get_by_role("columnheader", name=group, exact=True).wait_for()
+    page.get_by_role("radio", name="Tokens").check(force=True)
+    page.get_by_role("img", name="Tokens by day").wait_for()
+    page.get_by_role("radio", name="7 days").check(force=True)
+    console.check_accessibility()
