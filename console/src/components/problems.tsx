@@ -7,6 +7,7 @@ import type { Problem } from "#/api/cluster";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "./problems-strings";
+import { Words } from "./words";
 
 export function Problems({ problems }: { problems: readonly Problem[] }) {
   const t = useStrings(strings);
@@ -44,7 +45,9 @@ export function ProblemWords({ problem }: { problem: Problem }) {
   return (
     <Stack gap={4}>
       <Text size="sm" lang="en">{problem.message}</Text>
-      <Text size="sm" fw={600} lang={advice === undefined ? "en" : undefined}>{advice ?? problem.advice}</Text>
+      <Text size="sm" fw={600} lang={advice === undefined ? "en" : undefined}>
+        <Words>{advice ?? problem.advice}</Words>
+      </Text>
       <Group gap="sm">
         <Text size="xs" title={format.time(problem.since)}>{t.since(format.ago(problem.since))}</Text>
         <Text size="xs" ff="monospace">{problem.code}</Text>

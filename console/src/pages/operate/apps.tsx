@@ -4,6 +4,7 @@ import { Badge, Group, Stack, Text } from "@mantine/core";
 
 import type { Pool } from "#/api/cluster";
 import { type Fact, Facts, Panel } from "#/components/panel";
+import { Words } from "#/components/words";
 import { useStrings } from "#/language";
 
 import { strings } from "./strings";
@@ -27,13 +28,13 @@ export function Apps({ applications }: { applications: Readonly<Record<string, s
                 {name.startsWith(RENDER) ? t.render(name.slice(RENDER.length)) : t.about[name]}
               </Text>
             </div>
-            <Badge color={STATUS_COLOURS[applications[name]!] ?? "red"} size="sm" autoContrast style={{ flexShrink: 0 }}>
+            <Badge variant="light" tt="none" color={STATUS_COLOURS[applications[name]!] ?? "red"} size="sm" style={{ flexShrink: 0 }}>
               {applications[name]}
             </Badge>
           </Group>
         ))}
       </Stack>
-      {!names.includes("intake") && <Text size="sm" c="dimmed" mt="sm">{t.noIntake}</Text>}
+      {!names.includes("intake") && <Text size="sm" c="dimmed" mt="sm"><Words>{t.noIntake}</Words></Text>}
     </Panel>
   );
 }

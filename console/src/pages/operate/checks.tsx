@@ -6,6 +6,7 @@ import { IconCheck, IconX } from "@tabler/icons-react";
 import type { Problem } from "#/api/cluster";
 import { Panel } from "#/components/panel";
 import { ProblemWords } from "#/components/problems";
+import { Words } from "#/components/words";
 import { useStrings } from "#/language";
 
 import { strings, type Strings } from "./strings";
@@ -31,6 +32,9 @@ const CHECKS: Record<Check, readonly string[]> = {
 export function Checks({ problems }: { problems: readonly Problem[] }) {
   const t = useStrings(strings).checks;
   const checks = Object.keys(CHECKS) as Check[];
+  // What is wrong comes first; the order of the others does not change.
+  const isBad = (check: Check) => problems.some((problem) => belongs(problem, check));
+  const sorted = [...checks.filter(isBad), ...checks.filter((check) => !isBad(check))];
   // A problem that this console does not know yet is shown nevertheless.
   const others = problems.filter((problem) => !checks.some((check) => belongs(problem, check)));
   return (
@@ -39,14 +43,14 @@ export function Checks({ problems }: { problems: readonly Problem[] }) {
         component="ul" m={0} p={0}
         style={{ listStyle: "none", display: "grid", gap: 10, gridTemplateColumns: "repeat(auto-fill, minmax(min(300px, 100%), 1fr))" }}
       >
-        {checks.map((check) => (
+        {others.map((problem) => <CheckRow key={problem.code} name={problem.code} problems={[problem]} />)}
+        {sorted.map((check) => (
           <CheckRow
             key={check} name={t.names[check]} problems={problems.filter((problem) => belongs(problem, check))}
           />
         ))}
-        {others.map((problem) => <CheckRow key={problem.code} name={problem.code} problems={[problem]} />)}
       </Box>
-      <Text size="sm" c="dimmed" mt="md">{t.more}</Text>
+      <Text size="sm" c="dimmed" mt="md"><Words>{t.more}</Words></Text>
     </Panel>
   );
 }

@@ -6,6 +6,7 @@ import type { components } from "#api/gateway";
 import { useId } from "react";
 
 import { Panel } from "#/components/panel";
+import { Words } from "#/components/words";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "./strings";
@@ -22,8 +23,8 @@ export function Configuration({ config }: { config: components["schemas"]["Confi
         <Text size="xs" c="dimmed" title={format.time(config.applied_at)}>{t.applied(format.ago(config.applied_at))}</Text>
       )}
     >
-      {config.is_newest_rejected && <Alert color="red" role="alert" mb="sm">{t.rejected}</Alert>}
-      <Text size="sm" mb="sm">{t.about}</Text>
+      {config.is_newest_rejected && <Alert color="red" role="alert" mb="sm"><Words>{t.rejected}</Words></Alert>}
+      <Text size="sm" mb="sm"><Words>{t.about}</Words></Text>
       <Button variant="default" size="xs" onClick={toggle} aria-expanded={isShown} aria-controls={id}>
         {isShown ? t.hide : t.show}
       </Button>

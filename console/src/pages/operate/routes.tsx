@@ -5,6 +5,7 @@ import type { components } from "#api/gateway";
 
 import { EmptyState } from "#/components/empty-state";
 import { Panel } from "#/components/panel";
+import { Words } from "#/components/words";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "./strings";
@@ -16,7 +17,7 @@ export function Routes({ routes }: { routes: readonly Route[] }) {
   const t = useStrings(strings).routes;
   return (
     <Panel title={t.title} aside={<Text size="xs" c="dimmed">{t.view}</Text>}>
-      {routes.length === 0 && <EmptyState title={t.none}>{t.noneMore}</EmptyState>}
+      {routes.length === 0 && <EmptyState title={t.none}><Words>{t.noneMore}</Words></EmptyState>}
       <Stack>{routes.map((route) => <RouteCard key={route.name} route={route} />)}</Stack>
     </Panel>
   );
@@ -38,7 +39,7 @@ function RouteCard({ route }: { route: Route }) {
           {t.open(format.number(route.open_requests), limit === null ? null : format.number(limit))}
         </Text>
       </Group>
-      <Table.ScrollContainer minWidth={420} scrollAreaProps={{ tabIndex: 0, "aria-label": route.name }}>
+      <Table.ScrollContainer minWidth={420} type="native" tabIndex={0}>
         <Table aria-label={route.name}>
           <Table.Thead>
             <Table.Tr>
@@ -63,9 +64,9 @@ function Row({ upstream }: { upstream: Upstream }) {
       <Table.Td style={{ overflowWrap: "anywhere" }}>{upstream.url}</Table.Td>
       <Table.Td>
         <Group gap={4}>
-          <Badge color={upstream.is_up ? "green" : "red"} size="sm" autoContrast>{upstream.is_up ? t.up : t.down}</Badge>
+          <Badge variant="light" tt="none" color={upstream.is_up ? "green" : "red"} size="sm">{upstream.is_up ? t.up : t.down}</Badge>
           {upstream.breaker !== "closed" && (
-            <Badge color="orange" size="sm" autoContrast>{t.breaker[upstream.breaker]}</Badge>
+            <Badge variant="light" tt="none" color="orange" size="sm">{t.breaker[upstream.breaker]}</Badge>
           )}
         </Group>
       </Table.Td>

@@ -8,6 +8,7 @@ import { body, models } from "#/api/client";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { Panel } from "#/components/panel";
+import { Words } from "#/components/words";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "./strings";
@@ -29,9 +30,9 @@ export function Backends({ isOperator }: { isOperator: boolean }) {
     <Panel title={t.title} aside={isOperator && <Text size="xs" c="dimmed">{t.window}</Text>}>
       {list.isError && <ErrorAlert error={list.error} onRetry={() => void list.refetch()} />}
       {list.isPending && <Skeleton h={120} />}
-      {backends?.length === 0 && <EmptyState title={t.none}>{t.noneMore}</EmptyState>}
+      {backends?.length === 0 && <EmptyState title={t.none}><Words>{t.noneMore}</Words></EmptyState>}
       {backends !== undefined && backends.length > 0 && (
-        <Table.ScrollContainer minWidth={isOperator ? 760 : 420} scrollAreaProps={{ tabIndex: 0, "aria-label": t.title }}>
+        <Table.ScrollContainer minWidth={isOperator ? 760 : 420} type="native" tabIndex={0} role="region" aria-label={t.title}>
           <Table verticalSpacing="xs" aria-label={t.title}>
             <Table.Thead>
               <Table.Tr>
@@ -62,9 +63,9 @@ function Row({ backend, isOperator }: { backend: Backend; isOperator: boolean })
       <Table.Th scope="row" fw={600}>{backend.name}</Table.Th>
       <Table.Td>
         <Group gap={4}>
-          <Badge color={STATUS_COLOURS[backend.status]} size="sm" autoContrast>{t.status[backend.status]}</Badge>
+          <Badge variant="light" tt="none" color={STATUS_COLOURS[backend.status]} size="sm">{t.status[backend.status]}</Badge>
           {backend.breaker !== null && backend.breaker !== "closed" && (
-            <Badge color="orange" size="sm" autoContrast>{t.breaker[backend.breaker]}</Badge>
+            <Badge variant="light" tt="none" color="orange" size="sm">{t.breaker[backend.breaker]}</Badge>
           )}
         </Group>
         {backend.retry_after_seconds > 0 && (
@@ -75,7 +76,7 @@ function Row({ backend, isOperator }: { backend: Backend; isOperator: boolean })
         <>
           <Table.Td ta="right">{format.number(recent?.calls ?? 0)}</Table.Td>
           <Table.Td ta="right">
-            <Text span size="sm" c={recent?.errors ? "red" : undefined}>{format.number(recent?.errors ?? 0)}</Text>
+            <Text span size="sm" fw={recent?.errors ? 700 : undefined}>{format.number(recent?.errors ?? 0)}</Text>
           </Table.Td>
           <Table.Td ta="right"><Load load={backend.load} /></Table.Td>
           <Table.Td ta="right">{recent?.p50_seconds == null ? "–" : format.seconds(recent.p50_seconds)}</Table.Td>
@@ -107,7 +108,7 @@ function Models({ backend }: { backend: Backend }) {
     <Group gap={4}>
       {backend.models.map((model) => (
         <Badge
-          key={model.name} size="sm" tt="none" fw={400} autoContrast
+          key={model.name} size="sm" tt="none" fw={400}
           variant={model.state === "resident" ? "light" : "default"}
           title={model.state === "resident" ? t.resident(model.name) : undefined}
         >

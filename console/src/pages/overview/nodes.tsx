@@ -6,20 +6,21 @@ import type { ClusterNode, Gpu } from "#/api/cluster";
 import { EmptyState } from "#/components/empty-state";
 import { Panel } from "#/components/panel";
 import { usePercent } from "#/components/small-numbers";
+import { Words } from "#/components/words";
 import { useFormat, useStrings } from "#/language";
 
 import { STATE_COLOURS } from "./states";
 import { strings } from "./strings";
 
-// Neighbours on a bar differ; their states are told by badges.
-const SHARE_COLOURS = ["indigo", "teal", "grape", "orange", "cyan", "pink"];
+// Neighbours on a bar differ, and white text is readable on all; badges tell the states.
+const SHARE_COLOURS = ["indigo-8", "teal-9", "grape-8", "cyan-9", "pink-8", "gray-7"];
 
 export function Nodes({ nodes }: { nodes: readonly ClusterNode[] | null }) {
   const t = useStrings(strings).nodes;
   return (
     <Panel title={t.title}>
       {nodes === null && <Alert color="yellow" role="status">{t.unknown}</Alert>}
-      {nodes?.length === 0 && <EmptyState title={t.none}>{t.noneMore}</EmptyState>}
+      {nodes?.length === 0 && <EmptyState title={t.none}><Words>{t.noneMore}</Words></EmptyState>}
       <Stack>{nodes?.map((node) => <NodeCard key={node.id} node={node} />)}</Stack>
     </Panel>
   );
@@ -73,10 +74,10 @@ function GpuBar({ gpu }: { gpu: Gpu }) {
       >
         {gpu.shares.map((share, index) => (
           <Progress.Section
-            key={share.actor} value={100 * share.fraction} withAria={false} color={getColour(index)}
+            key={share.actor} value={100 * share.fraction} withAria={false} color={getColour(index).replace("-", ".")}
             style={{ borderInlineEnd: "2px solid var(--mantine-color-body)" }}
           >
-            <Progress.Label fz="xs">{share.pool ?? t.llama}</Progress.Label>
+            <Progress.Label fz="xs" c="white">{share.pool ?? t.llama}</Progress.Label>
           </Progress.Section>
         ))}
       </Progress.Root>
@@ -96,10 +97,10 @@ function Shares({ gpu }: { gpu: Gpu }) {
           <Group gap="xs" wrap="wrap">
             <span
               aria-hidden
-              style={{ width: 10, height: 10, borderRadius: 3, background: `var(--mantine-color-${getColour(index)}-filled)` }}
+              style={{ width: 10, height: 10, borderRadius: 3, background: `var(--mantine-color-${getColour(index)})` }}
             />
             <Text size="sm" style={{ overflowWrap: "anywhere" }}>{share.actor}</Text>
-            <Badge color={STATE_COLOURS[share.state]} size="sm" autoContrast>{states[share.state]}</Badge>
+            <Badge variant="light" tt="none" color={STATE_COLOURS[share.state]} size="sm">{states[share.state]}</Badge>
             <Text size="xs" c="dimmed" style={{ overflowWrap: "anywhere" }}>
               {t.share(percent(share.fraction))} · {share.models.length > 0 ? share.models.join(", ") : t.noModels}
             </Text>

@@ -6,6 +6,7 @@ import { Fragment } from "react";
 import type { ClusterNode, Pool, Renderer } from "#/api/cluster";
 import { EmptyState } from "#/components/empty-state";
 import { type Fact, Facts, Panel } from "#/components/panel";
+import { Words } from "#/components/words";
 import { useFormat, useStrings } from "#/language";
 
 import { STATE_COLOURS } from "./states";
@@ -16,7 +17,7 @@ export function Pools({ pools, nodes }: { pools: readonly Pool[]; nodes: readonl
   const hosts = new Map(nodes.map((node) => [node.id, node.host]));
   return (
     <Panel title={t.title}>
-      {pools.length === 0 && <EmptyState title={t.none}>{t.noneMore}</EmptyState>}
+      {pools.length === 0 && <EmptyState title={t.none}><Words>{t.noneMore}</Words></EmptyState>}
       <SimpleGrid cols={{ base: 1, lg: pools.length > 1 ? 2 : 1 }}>
         {pools.map((pool) => <PoolCard key={pool.name} pool={pool} hosts={hosts} />)}
       </SimpleGrid>
@@ -28,10 +29,10 @@ function PoolCard({ pool, hosts }: { pool: Pool; hosts: ReadonlyMap<string, stri
   const t = useStrings(strings).pools;
   const format = useFormat();
   const count = (value: number | null | undefined) => format.number(value ?? 0);
-  const scale = pool.minimum === pool.maximum
-    ? t.fixed(count(pool.ready), count(pool.maximum))
-    : t.scale(count(pool.ready), count(pool.minimum), count(pool.maximum));
   const facts: Fact[] = [
+    [t.scale, pool.minimum === pool.maximum
+      ? t.always(count(pool.maximum))
+      : t.between(count(pool.minimum), count(pool.maximum))],
     [t.oldest, pool.oldest_waiting_since && format.ago(pool.oldest_waiting_since)],
     [t.wait, pool.wait_p50_seconds == null || pool.wait_p90_seconds == null
       ? t.noWait
@@ -42,14 +43,14 @@ function PoolCard({ pool, hosts }: { pool: Pool; hosts: ReadonlyMap<string, stri
     <Paper withBorder p="sm" component="section" aria-label={pool.name}>
       <Group justify="space-between" mb="xs">
         <Title order={4} size="h6">{pool.name}</Title>
-        {!pool.is_responding && <Badge color="red" autoContrast>{t.down}</Badge>}
+        {!pool.is_responding && <Badge variant="light" tt="none" color="red">{t.down}</Badge>}
       </Group>
       {pool.is_responding && (
         <Stack gap="sm">
           <SimpleGrid cols={3}>
             <Figure name={t.queued} value={count(pool.queued)} />
             <Figure name={t.running} value={count(pool.running)} />
-            <Figure name={t.ready} value={scale} />
+            <Figure name={t.ready} value={count(pool.ready)} />
           </SimpleGrid>
           <Facts facts={facts} />
           {pool.renderers && <Renderers renderers={pool.renderers} hosts={hosts} />}
@@ -92,13 +93,13 @@ function RendererRow({ renderer, host }: { renderer: Renderer; host: string | un
   return (
     <li>
       <Group gap="xs">
-        <Badge color={STATE_COLOURS[renderer.state]} size="sm" autoContrast>{t.state[renderer.state]}</Badge>
+        <Badge variant="light" tt="none" color={STATE_COLOURS[renderer.state]} size="sm">{t.state[renderer.state]}</Badge>
         <Text size="sm" style={{ overflowWrap: "anywhere" }}>{renderer.name}</Text>
       </Group>
       <Text size="xs" c="dimmed" style={{ overflowWrap: "anywhere" }}>
         {place.map((word, index) => <Fragment key={word}>{index > 0 && " · "}{word}</Fragment>)}
       </Text>
-      {renderer.error !== null && <Text size="xs" c="red" lang="en">{renderer.error}</Text>}
+      {renderer.error !== null && <Text size="xs" className="error-text" lang="en">{renderer.error}</Text>}
     </li>
   );
 }
