@@ -44,7 +44,7 @@ export function Confirm({ opened, onClose, title, children, action, onConfirm }:
         {error && <ErrorAlert error={error} />}
         <Group justify="flex-end">
           <Button variant="default" onClick={close} data-autofocus>{t.cancel}</Button>
-          <Button color="red" loading={busy} onClick={() => void confirm()}>{action}</Button>
+          <Button color="red.9" loading={busy} onClick={() => void confirm()}>{action}</Button>
         </Group>
       </Stack>
     </Modal>

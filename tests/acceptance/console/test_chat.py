@@ -6,7 +6,7 @@ import json
 import urllib.request
 from typing import Any
 
-from playwright.sync_api import Locator, Page, Route
+from playwright.sync_api import FilePayload, Locator, Page, Route
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.text_gateway import LLAMA, PNG, SCRIPTED, TextGateway
@@ -32,7 +32,7 @@ def test_an_answer_is_streamed_explained_rated_and_asked_again(
     page.get_by_role("button", name="Settings").click()
     _send(page, "Name a colour of the sea.")
     answer = _wait_for_answer(page)
-    answer.get_by_text("Why: only").wait_for()
+    answer.get_by_text("Why: free").wait_for()
     call = _get_call(gateway, _read_request_id(answer))
     assert (call["model"], call["backend"]) == (_LOCAL, "local")
     tokens = f"{call['input_tokens']} + {call['output_tokens']} tokens"
@@ -49,8 +49,8 @@ def test_an_answer_is_streamed_explained_rated_and_asked_again(
     page.get_by_role("button", name="Ask again").click()
     eventually_blocking(lambda: _read_request_id(_wait_for_answer(page)) != call["request_id"])
     page.get_by_role("button", name="Edit and send again").click()
-    page.get_by_label("Prompt").first.fill("Name a colour of grass.")
-    page.get_by_role("button", name="Send again").click()
+    page.get_by_label("Prompt", exact=True).first.fill("Name a colour of grass.")
+    page.get_by_role("button", name="Send again", exact=True).click()
     page.get_by_role("article", name="You").get_by_text("colour of grass").wait_for()
     _wait_for_answer(page)
     assert page.get_by_text("colour of the sea").count() == 0
@@ -69,11 +69,11 @@ def test_an_answer_is_stopped_and_an_error_is_in_the_servers_words(
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped").wait_for()
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Tools (JSON)").fill("{")
+    page.get_by_role("textbox", name="Tools (JSON)").fill("{")
     page.get_by_text("must be a JSON list of tools").wait_for()
-    page.get_by_label("Prompt").last.fill("Hello")
-    assert page.get_by_role("button", name="Send").is_disabled()
-    page.get_by_label("Tools (JSON)").fill("")
+    page.get_by_label("Prompt", exact=True).last.fill("Hello")
+    assert page.get_by_role("button", name="Send", exact=True).is_disabled()
+    page.get_by_role("textbox", name="Tools (JSON)").fill("")
     page.get_by_role("button", name="Insert an example: Tools (JSON)").click()
     page.get_by_role("button", name="Settings").click()
     _send(page, "How is the weather?")
@@ -91,14 +91,14 @@ def test_two_models_answer_one_prompt_side_by_side(
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Most tokens of an answer").fill("32")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Prompt").fill("What is a render farm?")
+    page.get_by_label("Prompt", exact=True).fill("What is a render farm?")
     page.get_by_role("button", name="Who would answer?").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text(f"Would answer: local · {_LOCAL}").nth(1).wait_for()
     assert dialog.get_by_role("table", name="Candidates").count() == 2
     console.check_accessibility()
     page.keyboard.press("Escape")
-    page.get_by_label("Prompt").press("Enter")
+    page.get_by_label("Prompt", exact=True).press("Enter")
     for model in ("auto", _LOCAL):
         pane = page.get_by_role("region", name=f"Conversation with {model}")
         pane.get_by_text("Request:").wait_for()
@@ -136,8 +136,8 @@ def test_tools_schemas_and_pictures(
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Insert an example: Tools (JSON)").click()
     page.get_by_role("button", name="Settings").click()
-    picture = {"name": "dot.png", "mimeType": "image/png", "buffer": PNG}
-    page.locator("input[type=file]").set_input_files([picture])  # type: ignore[list-item]
+    picture = FilePayload(name="dot.png", mimeType="image/png", buffer=PNG)
+    page.locator("input[type=file]").set_input_files(picture)
     page.get_by_role("button", name="Remove the picture").wait_for()
     _send(page, "How is the weather in this picture?")
     page.get_by_label("Result of get_weather").fill('{"sky": "clear"}')
@@ -154,7 +154,7 @@ def test_tools_schemas_and_pictures(
     }  # fmt: skip
 
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Tools (JSON)").fill("")
+    page.get_by_role("textbox", name="Tools (JSON)").fill("")
     page.get_by_role("button", name="Insert an example: Schema of the answer (JSON)").click()
     page.get_by_role("button", name="Settings").click()
     _send(page, "Describe the sky.")
@@ -169,7 +169,7 @@ def _choose(page: Page, label: str, option: str) -> None:
 
 
 def _send(page: Page, prompt: str) -> None:
-    page.get_by_label("Prompt").last.fill(prompt)
+    page.get_by_label("Prompt", exact=True).last.fill(prompt)
     page.get_by_role("button", name="Send", exact=True).click()
 
 
@@ -182,7 +182,7 @@ def _wait_for_answer(page: Page) -> Locator:
 
 
 def _read_request_id(answer: Locator) -> str:
-    return answer.get_by_text("Request:").locator("code").inner_text()
+    return str(answer.get_by_text("Request:").locator("code").inner_text())
 
 
 def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningS
     page.get_by_role("tab", name="Back ends").click()
     local = page.get_by_role("region", name="local")
     local.get_by_text("Breaker: closed").wait_for()
-    local.get_by_role("cell", name="smollm2-135m").wait_for()
+    local.get_by_role("cell", name="smollm2-135m", exact=True).wait_for()
     console.check_accessibility()
     console.screenshot("models-backends")
 
@@ -43,7 +43,7 @@ def test_a_dry_run_explains_every_candidate(console: ConsoleBrowser, gateway: Ru
     excluded.filter(has_text="claude-opus-5-5").wait_for()
     console.check_accessibility()
     console.screenshot("models-dry-run")
-    page.get_by_label("Lowest accepted quality").fill("0.999")
+    page.get_by_label("Lowest quality").fill("0.999")
     page.get_by_role("button", name="Explain").click()
     page.get_by_text("Nobody would answer").wait_for()
     console.check_accessibility()

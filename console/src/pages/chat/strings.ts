@@ -2,6 +2,7 @@ import type { Catalogue } from "#/language";
 
 const en = {
   title: "Chat",
+  close: "Close",
   compare: "Compare two models",
   settings: "Settings",
   clear: "Clear",
@@ -77,6 +78,7 @@ export const strings: Catalogue<Strings> = {
   en,
   ja: {
     title: "チャット",
+    close: "閉じる",
     compare: "2 つのモデルを比較",
     settings: "設定",
     clear: "消去",

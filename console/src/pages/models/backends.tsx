@@ -13,6 +13,7 @@ import { strings } from "./strings";
 type Backend = components["schemas"]["BackendBody"];
 type BackendModel = components["schemas"]["BackendModelBody"];
 
+const NO_WRAP = { whiteSpace: "nowrap" } as const;
 const REFRESH_MILLISECONDS = 10_000;
 const BREAKER_COLORS = { closed: "teal", half_open: "yellow", open: "red" } as const;
 
@@ -85,7 +86,7 @@ function Models({ models, name }: { models: BackendModel[]; name: string }) {
   const { number, seconds } = useFormat();
   const hasPrices = models.some((model) => model.usd_per_million_tokens !== null);
   return (
-    <Table.ScrollContainer minWidth={640} type="native" mah={420} mt="xs" tabIndex={0}>
+    <Table.ScrollContainer minWidth={800} type="native" mah={420} mt="xs" tabIndex={0}>
       <Table aria-label={`${t.title}: ${name}`} fz="sm">
         <Table.Thead>
           <Table.Tr>
@@ -100,10 +101,10 @@ function Models({ models, name }: { models: BackendModel[]; name: string }) {
         <Table.Tbody>
           {models.map((model) => (
             <Table.Tr key={model.name}>
-              <Table.Td>{model.name}</Table.Td>
-              <Table.Td>{t.memoryState[model.state]}</Table.Td>
-              <Table.Td>{model.first_token_seconds !== null && seconds(model.first_token_seconds)}</Table.Td>
-              <Table.Td>
+              <Table.Td miw={160} style={{ overflowWrap: "anywhere" }}>{model.name}</Table.Td>
+              <Table.Td style={NO_WRAP}>{t.memoryState[model.state]}</Table.Td>
+              <Table.Td style={NO_WRAP}>{model.first_token_seconds !== null && seconds(model.first_token_seconds)}</Table.Td>
+              <Table.Td style={NO_WRAP}>
                 {model.output_tokens_per_second !== null && t.speed(number(model.output_tokens_per_second))}
               </Table.Td>
               {hasPrices && (

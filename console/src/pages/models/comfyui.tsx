@@ -49,7 +49,7 @@ function Files({ pool }: { pool: string | undefined }) {
             hiddenFrom="sm" onChange={setChosen}
           />
           <SimpleGrid cols={{ base: 1, sm: 2 }}>
-            <ScrollArea.Autosize mah={300} visibleFrom="sm" type="auto" component="nav" aria-label={t.folder}>
+            <ScrollArea.Autosize mah={300} visibleFrom="sm" type="auto" offsetScrollbars component="nav" aria-label={t.folder}>
               {folders.data.map((name) => (
                 <NavLink
                   key={name} component="button" label={name} active={name === folder} py={4}

@@ -5,7 +5,6 @@ import { Link } from "wouter";
 import { ABILITIES, answersChats, type ModelBackend, type TextModel, useTextModels } from "#/api/text-models";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
-import { useExactUsd } from "#/components/small-numbers";
 import { useFormat, useStrings } from "#/language";
 
 import { StatusBadge } from "./status-badge";
@@ -64,7 +63,7 @@ function ModelRow({ model, hasBackends }: { model: TextModel; hasBackends: boole
   const operations = model.abilities.filter((call) => call !== "chat" && call !== "embeddings");
   return (
     <Table.Tr>
-      <Table.Td><Text size="sm" fw={600}>{model.id}</Text></Table.Td>
+      <Table.Td><Text size="sm" fw={600} miw={130} style={{ overflowWrap: "anywhere" }}>{model.id}</Text></Table.Td>
       <Table.Td><StatusBadge status={model.status} /></Table.Td>
       <Table.Td>
         <Group gap={4}>
@@ -98,14 +97,14 @@ function ModelRow({ model, hasBackends }: { model: TextModel; hasBackends: boole
 
 function BackendLine({ backend: { name, model, status, usd_per_million_tokens: price } }: { backend: ModelBackend }) {
   const t = useStrings(strings);
-  const exact = useExactUsd();
+  const { usd } = useFormat();
   const [input, output] = [Number(price.input), Number(price.output)];
   return (
     <Text size="xs">
       {name} · {model}
       <Text span inherit c="dimmed">
         {" – "}
-        {input === 0 && output === 0 ? t.free : t.price(exact(input), exact(output))}
+        {input === 0 && output === 0 ? t.free : t.price(usd(input), usd(output))}
         {status !== "up" && ` (${t.status[status]})`}
       </Text>
     </Text>

@@ -64,7 +64,10 @@ export function Nodes({ pool }: { pool: string | undefined }) {
           )}
         </Stack>
       )}
-      <Drawer opened={opened !== null} onClose={() => setOpened(null)} position="right" size="lg" title={opened?.title}>
+      <Drawer
+        opened={opened !== null} onClose={() => setOpened(null)} position="right" size="lg" title={opened?.title}
+        closeButtonProps={{ "aria-label": t.close }}
+      >
         {opened !== null && <Details name={opened.name} />}
       </Drawer>
     </section>

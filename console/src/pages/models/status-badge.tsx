@@ -9,5 +9,5 @@ const COLORS = { up: "teal", down: "red", not_configured: "gray" } as const;
 
 export function StatusBadge({ status }: { status: ModelStatus }) {
   const t = useStrings(strings);
-  return <Badge variant="light" color={COLORS[status]} tt="none">{t.status[status]}</Badge>;
+  return <Badge variant="light" color={COLORS[status]} tt="none" miw="max-content">{t.status[status]}</Badge>;
 }
