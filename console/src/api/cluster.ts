@@ -26,7 +26,11 @@ export function useCluster() {
   const [isReconnecting, setReconnecting] = useState(false);
   const query = useQuery({ queryKey: KEY, queryFn: () => body(gateway.GET("/cluster")) });
   useEffect(() => {
-    const stream = new ClusterStream((cluster) => queries.setQueryData(KEY, cluster), setReconnecting);
+    const stream = new ClusterStream((cluster) => {
+      // An answer that is still on its way is older.
+      void queries.cancelQueries({ queryKey: KEY });
+      queries.setQueryData(KEY, cluster);
+    }, setReconnecting);
     return () => stream.close();
   }, [queries]);
   return { ...query, isReconnecting };

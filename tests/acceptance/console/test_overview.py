@@ -52,7 +52,6 @@ def test_the_events_change_what_is_shown(console: ConsoleBrowser, gateway: Runni
     page.get_by_text("No render pools").wait_for()
     page.get_by_text("connecting again").wait_for()
     console.check_accessibility()
-    page.goto("about:blank")
 
 
 def test_an_operator_sees_routes_versions_and_configuration(
@@ -80,7 +79,7 @@ def test_a_member_sees_the_pools_only(console: ConsoleBrowser, gateway: RunningS
     answer = httpx.post(
         f"{gateway.url}/accounts/keys",
         headers={"Authorization": f"Bearer {gateway.api_key}"},
-        json={"owner": "overview-reader", "scopes": ["jobs:read"]},
+        json={"name": "overview-reader", "scopes": ["jobs:read"]},
         timeout=60,
     )
     answer.raise_for_status()

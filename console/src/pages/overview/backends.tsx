@@ -32,7 +32,7 @@ export function Backends({ isOperator }: { isOperator: boolean }) {
       {list.isPending && <Skeleton h={120} />}
       {backends?.length === 0 && <EmptyState title={t.none}><Words>{t.noneMore}</Words></EmptyState>}
       {backends !== undefined && backends.length > 0 && (
-        <Table.ScrollContainer minWidth={isOperator ? 760 : 420} type="native" tabIndex={0} role="region" aria-label={t.title}>
+        <Table.ScrollContainer minWidth={isOperator ? 760 : 420} type="native" tabIndex={0}>
           <Table verticalSpacing="xs" aria-label={t.title}>
             <Table.Thead>
               <Table.Tr>
@@ -63,7 +63,9 @@ function Row({ backend, isOperator }: { backend: Backend; isOperator: boolean })
       <Table.Th scope="row" fw={600}>{backend.name}</Table.Th>
       <Table.Td>
         <Group gap={4}>
-          <Badge variant="light" tt="none" color={STATUS_COLOURS[backend.status]} size="sm">{t.status[backend.status]}</Badge>
+          <Badge variant="light" tt="none" color={STATUS_COLOURS[backend.status]} size="sm" miw="max-content">
+            {t.status[backend.status]}
+          </Badge>
           {backend.breaker !== null && backend.breaker !== "closed" && (
             <Badge variant="light" tt="none" color="orange" size="sm">{t.breaker[backend.breaker]}</Badge>
           )}
