@@ -41,7 +41,7 @@ export function Sessions() {
           <div>
             <Group gap="xs">
               <Text size="sm" fw={500} title={session.user_agent}>{name(session)}</Text>
-              {session.current && <Badge size="sm" variant="light">{t.thisSession}</Badge>}
+              {session.current && <Badge size="sm" variant="outline">{t.thisSession}</Badge>}
             </Group>
             <Text size="xs" c="dimmed">
               {[session.address, t.lastUsed(format.ago(session.last_used_at))].filter(Boolean).join(" · ")}

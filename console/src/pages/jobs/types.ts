@@ -25,6 +25,9 @@ export const STATUS_COLOURS: Record<JobStatus, string> = {
   queued: "gray", running: "blue", succeeded: "green", failed: "red", cancelled: "orange",
 };
 
+/** Red text with enough contrast on the page's ground, which Mantine's own red has not. */
+export const ERROR_TEXT = "light-dark(var(--mantine-color-red-9), var(--mantine-color-red-4))";
+
 export const isOpen = (job: { status: JobStatus }) => job.status === "queued" || job.status === "running";
 /** The first characters of an id, which tell jobs apart for a reader. */
 export const shortId = (id: string) => id.slice(0, 8);

@@ -169,7 +169,7 @@ function Row({ member, isSelf, children }: { member: Member; isSelf: boolean; ch
       </Table.Td>
       <Table.Td><Text size="sm">{member.role && t.roles[member.role]}</Text></Table.Td>
       <Table.Td>
-        <Badge variant="light" color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</Badge>
+        <Badge variant="dot" color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</Badge>
       </Table.Td>
       <Table.Td><Text size="sm">{format.ago(member.created_at)}</Text></Table.Td>
       <Table.Td ta="right">

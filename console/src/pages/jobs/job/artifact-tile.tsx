@@ -13,7 +13,7 @@ export function ArtifactTile({ artifact }: { artifact: Artifact }) {
   const t = useStrings(strings);
   const format = useFormat();
   return (
-    <Box w={SIZE} component="figure" m={0}>
+    <Box w={SIZE} maw="100%" component="figure" m={0}>
       <Media artifact={artifact} />
       <Group component="figcaption" gap={4} wrap="nowrap" justify="space-between" mt={4}>
         <Box style={{ minWidth: 0 }}>
@@ -35,7 +35,7 @@ function Media({ artifact }: { artifact: Artifact }) {
   const t = useStrings(strings);
   const [kind] = artifact.media_type.split("/");
   const box = {
-    display: "grid", placeItems: "center", width: SIZE, height: SIZE, overflow: "hidden",
+    display: "grid", placeItems: "center", width: "100%", aspectRatio: 1, overflow: "hidden",
     borderRadius: "var(--mantine-radius-sm)", background: "var(--mantine-color-default-hover)",
   } as const;
   if (kind === "image") {
@@ -57,7 +57,7 @@ function Media({ artifact }: { artifact: Artifact }) {
     );
   }
   if (kind === "audio") {
-    return <Box style={box}><audio controls preload="none" src={artifact.url} aria-label={artifact.name} style={{ width: SIZE - 8 }} /></Box>;
+    return <Box style={box}><audio controls preload="none" src={artifact.url} aria-label={artifact.name} style={{ width: "95%" }} /></Box>;
   }
   return <Box style={box}><IconFile size={48} stroke={1.2} aria-hidden /></Box>;
 }

@@ -4,12 +4,9 @@ import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
 import type { JobDetail, Output } from "../types";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
-// Of more, as in a batch, only the sums are shown.
-const MAX_ROWS = 20;
-
-/** What the job has cost, and where: by back end, and in seconds of a GPU. */
+/** What the job has cost, and where: by back end, and in seconds of a GPU. Of a batch, the sums. */
 export function Costs({ job }: { job: JobDetail }) {
   const t = useStrings(strings);
   const format = useFormat();
@@ -21,7 +18,7 @@ export function Costs({ job }: { job: JobDetail }) {
     <Panel title={t.cost}>
       <Table fz="sm" withRowBorders={false} verticalSpacing={4} horizontalSpacing={0}>
         <Table.Tbody>
-          {outputs.length <= MAX_ROWS && outputs.length > 1 && outputs.map((output) => (
+          {job.children === null && outputs.length > 1 && outputs.map((output) => (
             <Table.Tr key={output.step}>
               <Table.Th fw={400} c="dimmed">{t.step(output.step + 1)} {output.backend}</Table.Th>
               <Table.Td ta="right">{format.usd(output.cost_usd)}</Table.Td>

@@ -28,9 +28,11 @@ export interface JobEvents {
   progress: ProgressEvent | null;
   preview: PreviewEvent | null;
   isReconnecting: boolean;
+  /** The stream has ended with the job. */
+  isComplete: boolean;
 }
 
-const NOTHING: JobEvents = { attempts: [], progress: null, preview: null, isReconnecting: false };
+const NOTHING: JobEvents = { attempts: [], progress: null, preview: null, isReconnecting: false, isComplete: false };
 
 /** Return what the events of a job say; a new attempt opens the stream again. */
 export function useJobEvents(job: JobDetail | undefined): JobEvents {
@@ -93,7 +95,10 @@ class JobStream {
     if (this.isClosed || (last?.number === this.attempt && last.last !== null && !isOpen(last.last))) return;
     const known = this.queries.getQueryData<JobDetail>(["job", this.id]);
     // Status 204: nothing is kept of a job that has ended.
-    if (known && !isOpen(known) && source.readyState === EventSource.CLOSED) return;
+    if (known && !isOpen(known) && source.readyState === EventSource.CLOSED) {
+      this.update({ isReconnecting: false, isComplete: true });
+      return;
+    }
     this.update({ isReconnecting: true });
     if (source.readyState !== EventSource.CLOSED) return;
     // A browser does not connect again after a refusal, such as of a session that is too old.

@@ -83,7 +83,7 @@ function JobView({ job }: { job: JobDetail }) {
           <Stack gap="md">
             <Summary job={job} />
             <Costs job={job} />
-            <JobTimeline job={job} attempts={events.attempts} />
+            <JobTimeline job={job} events={events} />
           </Stack>
         </Grid.Col>
       </Grid>

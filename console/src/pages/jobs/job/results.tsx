@@ -1,16 +1,16 @@
 /** Shows what a job has made: of each finished step, or of each render of a batch. */
 
-import { Button, Group, Paper, Stack, Text, Title } from "@mantine/core";
+import { Box, Button, Group, Paper, Stack, Text, Title } from "@mantine/core";
 import { useState } from "react";
 
 import { useStrings } from "#/language";
 
 import { StatusBadge } from "../status-badge";
 import { strings } from "../strings";
-import { type Child, isOpen, type JobDetail, type Output } from "../types";
+import { type Child, ERROR_TEXT, isOpen, type JobDetail, type Output } from "../types";
 import { ArtifactTile } from "./artifact-tile";
 import { JsonBlock } from "./json-block";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
 const CHILDREN_AT_ONCE = 24;
 
@@ -44,10 +44,10 @@ function OutputView({ output, isOnly }: { output: Output; isOnly: boolean }) {
         <Text size="sm" style={{ whiteSpace: "pre-wrap", overflowWrap: "anywhere" }}>{output.text}</Text>
       )}
       {output.body !== null && output.body !== undefined && (
-        <details>
+        <Box component="details" fz="sm">
           <summary>{t.response}</summary>
           <JsonBlock value={output.body} label={t.response} />
-        </details>
+        </Box>
       )}
     </Stack>
   );
@@ -58,9 +58,9 @@ function Children({ items }: { items: readonly Child[] }) {
   const [count, setCount] = useState(CHILDREN_AT_ONCE);
   return (
     <Panel title={t.children}>
-      <Group align="stretch" gap="sm">
+      <Box style={{ display: "grid", gap: 12, gridTemplateColumns: "repeat(auto-fill, minmax(136px, 1fr))" }}>
         {items.slice(0, count).map((child) => <ChildView key={child.index} child={child} />)}
-      </Group>
+      </Box>
       {items.length > count && (
         <Button mt="md" variant="default" onClick={() => setCount(count + CHILDREN_AT_ONCE)}>{t.more}</Button>
       )}
@@ -71,7 +71,7 @@ function Children({ items }: { items: readonly Child[] }) {
 function ChildView({ child }: { child: Child }) {
   const t = useStrings(strings);
   return (
-    <Paper withBorder p="xs" w={196} component="article" aria-label={t.child(child.index + 1)}>
+    <Paper withBorder p="xs" maw={220} component="article" aria-label={t.child(child.index + 1)}>
       <Group justify="space-between" mb={6} wrap="nowrap">
         <Text size="sm" fw={600}>{child.index + 1}</Text>
         <StatusBadge status={child.status} />
@@ -81,7 +81,7 @@ function ChildView({ child }: { child: Child }) {
           <Text span c="dimmed" size="xs">{name}</Text> {typeof value === "object" ? JSON.stringify(value) : String(value)}
         </Text>
       ))}
-      {child.error && <Text size="xs" c="red" lineClamp={3}>{child.error.message}</Text>}
+      {child.error && <Text size="xs" c={ERROR_TEXT} lineClamp={3}>{child.error.message}</Text>}
       <Stack gap="xs" mt={6}>
         {child.artifacts.map((artifact) => <ArtifactTile key={artifact.id} artifact={artifact} />)}
       </Stack>

@@ -1,24 +1,26 @@
-import { Text, Timeline } from "@mantine/core";
+import { Skeleton, Text, Timeline } from "@mantine/core";
 import { IconCheck, IconClock, IconPlayerPlay, IconStack2, IconX } from "@tabler/icons-react";
 import type { ReactElement } from "react";
 
+import { Panel } from "#/components/panel";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
-import { isOpen, type JobDetail, STATUS_COLOURS } from "../types";
-import type { Attempt } from "./follow";
-import { Panel } from "./panel";
+import { ERROR_TEXT, isOpen, type JobDetail, STATUS_COLOURS } from "../types";
+import type { Attempt, JobEvents } from "./follow";
 
 // Of a batch's many renders, those that finished last.
 const MAX_STEPS = 8;
 
 /** The job's attempts with their steps, as the events of the job tell them. */
-export function JobTimeline({ job, attempts }: { job: JobDetail; attempts: readonly Attempt[] }) {
+export function JobTimeline({ job, events }: { job: JobDetail; events: JobEvents }) {
   const t = useStrings(strings);
   return (
     <Panel title={t.timeline}>
-      {attempts.length === 0 && !isOpen(job) && <Text size="sm" c="dimmed">{t.eventsGone}</Text>}
-      {attempts.map((attempt) => (
+      {events.attempts.length === 0 && (
+        events.isComplete ? <Text size="sm" c="dimmed">{t.eventsGone}</Text> : <Skeleton h={80} />
+      )}
+      {events.attempts.map((attempt) => (
         <div key={attempt.number}>
           {job.attempts > 1 && <Text size="sm" fw={600} mb={6} mt="xs">{t.attempt(attempt.number)}</Text>}
           <AttemptView job={job} attempt={attempt} />
@@ -79,7 +81,7 @@ function Entry({ icon: Icon, title, note, error, colour, ...timeline }: EntryPro
   return (
     <Timeline.Item {...timeline} bullet={<Icon size={12} aria-hidden />} color={colour} title={<Text size="sm">{title}</Text>}>
       {note && <Text size="xs" c="dimmed">{note}</Text>}
-      {error && <Text size="xs" c="red" lineClamp={3}>{error}</Text>}
+      {error && <Text size="xs" c={ERROR_TEXT} lineClamp={3}>{error}</Text>}
     </Timeline.Item>
   );
 }

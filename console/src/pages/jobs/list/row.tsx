@@ -1,11 +1,12 @@
 import { Anchor, Badge, Box, Checkbox, Group, Progress, Stack, Table, Text } from "@mantine/core";
+import { IconApi, IconMessage, IconPhoto, IconRoute } from "@tabler/icons-react";
 import { Link } from "wouter";
 
 import { useFormat, useStrings } from "#/language";
 
 import { StatusBadge } from "../status-badge";
 import { strings } from "../strings";
-import { type Job, type Kind, runSeconds, shortId } from "../types";
+import { ERROR_TEXT, type Job, type Kind, runSeconds, shortId } from "../types";
 
 interface Props {
   job: Job;
@@ -40,9 +41,11 @@ export function JobRow({ job, selected, onSelect }: Props) {
             {Object.entries(job.metadata).slice(0, 4).map(([key, value]) => (
               <Badge key={key} size="sm" variant="default" tt="none" maw={220}>{key}: {value}</Badge>
             ))}
-            {job.steps > 1 && <Text size="xs" c="dimmed">{t.shared(job.steps)}</Text>}
+            {job.steps > 1 && (
+              <Text size="xs" c="dimmed">{job.kind === "render" ? t.renders(job.steps) : t.steps(job.steps)}</Text>
+            )}
           </Group>
-          {job.error && <Text size="xs" c="red" lineClamp={1}>{job.error.message}</Text>}
+          {job.error && <Text size="xs" c={ERROR_TEXT} lineClamp={1}>{job.error.message}</Text>}
           <Text size="xs" c="dimmed" hiddenFrom="sm">{format.ago(job.created_at)} · <Duration job={job} /></Text>
           {job.status === "running" && (
             <Progress
@@ -52,7 +55,7 @@ export function JobRow({ job, selected, onSelect }: Props) {
           )}
         </Stack>
       </Table.Td>
-      <Table.Td visibleFrom="sm" w={190}><Text size="sm" title={format.ago(job.created_at)}>{format.time(job.created_at)}</Text></Table.Td>
+      <Table.Td visibleFrom="sm" w={215}><Text size="sm" style={{ whiteSpace: "nowrap" }} title={format.ago(job.created_at)}>{format.time(job.created_at)}</Text></Table.Td>
       <Table.Td visibleFrom="sm" w={130}><Text size="sm"><Duration job={job} /></Text></Table.Td>
       <Table.Td visibleFrom="sm" w={100} ta="right">
         <Text size="sm">{job.cost_usd > 0 ? format.usd(job.cost_usd) : "–"}</Text>
@@ -73,18 +76,21 @@ function Duration({ job }: { job: Job }) {
   return seconds === null ? "–" : format.seconds(seconds);
 }
 
+const ICONS = { chat: IconMessage, render: IconPhoto, http: IconApi, pipeline: IconRoute };
+
 function Thumbnail({ job }: { job: Job }) {
+  const Icon = ICONS[job.kind as Kind];
   const picture = job.artifacts.find((file) => /^(image|video)\//.test(file.media_type));
   return (
     <Box
       w={48} h={48} bg="var(--mantine-color-default-hover)"
-      style={{ borderRadius: "var(--mantine-radius-sm)", overflow: "hidden" }}
+      style={{ display: "grid", placeItems: "center", borderRadius: "var(--mantine-radius-sm)", overflow: "hidden" }}
     >
-      {picture && (
-        <img
-          src={`${picture.url}?w=96`} alt="" width={48} height={48} loading="lazy" style={{ objectFit: "cover" }}
-        />
-      )}
+      {picture
+        ? <img
+            src={`${picture.url}?w=96`} alt="" width={48} height={48} loading="lazy" style={{ objectFit: "cover" }}
+          />
+        : <Icon size={22} stroke={1.4} color="var(--mantine-color-dimmed)" aria-hidden />}
     </Box>
   );
 }
