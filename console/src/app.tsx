@@ -27,8 +27,12 @@ export function App() {
 
 function Console() {
   const caller = useCaller();
-  if (caller.isPending) return <Center mih="100vh"><Loader /></Center>;
-  if (caller.isError) return <Center mih="100vh" p="md"><ErrorAlert error={caller.error} /></Center>;
+  // A caller who is known stays so while the gateway cannot be asked again.
+  if (caller.data === undefined) {
+    return (
+      <Center mih="100vh" p="md">{caller.error ? <ErrorAlert error={caller.error} /> : <Loader />}</Center>
+    );
+  }
   return caller.data === null ? <SignIn /> : <Frame caller={caller.data} />;
 }
 

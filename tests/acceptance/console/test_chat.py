@@ -127,7 +127,7 @@ def test_tools_schemas_and_pictures(
             "content-type": "application/json", "authorization": f"Bearer {text_gateway.api_key}"
         }  # fmt: skip
         url = route.request.url.replace(gateway.url, text_gateway.url)
-        route.fulfill(response=route.fetch(url=url, headers=headers))
+        route.fulfill(response=route.fetch(url=url, headers=headers, timeout=120_000))
 
     page.route("**/v1/**", forward)
     console.open(f"/chat?model={LLAMA}")
@@ -161,6 +161,7 @@ def test_tools_schemas_and_pictures(
     answer = _wait_for_answer(page)
     assert bodies[-1]["response_format"]["json_schema"]["schema"]["required"] == ["title", "tags"]
     assert '"title"' in answer.inner_text()
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def _choose(page: Page, label: str, option: str) -> None:

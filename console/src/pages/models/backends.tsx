@@ -21,7 +21,7 @@ const BREAKER_COLORS = { closed: "teal", half_open: "yellow", open: "red" } as c
 export function Backends() {
   const t = useStrings(strings);
   const { data, error, refetch } = useQuery({
-    queryKey: ["backends"],
+    queryKey: ["models", "backends"],
     refetchInterval: REFRESH_MILLISECONDS,
     queryFn: async () => (await body(modelsApi.GET("/backends"))).backends,
   });

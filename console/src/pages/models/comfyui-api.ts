@@ -29,7 +29,7 @@ const MINUTES = 60_000;
 /** Return the names of the pools that the caller may use. */
 export function usePools() {
   return useQuery({
-    queryKey: ["pools"],
+    queryKey: ["models", "pools"],
     staleTime: MINUTES,
     queryFn: async () => (await body(gateway.GET("/cluster"))).pools.map(({ name }) => name),
   });
@@ -37,7 +37,7 @@ export function usePools() {
 
 export function useFolders(pool: string | undefined) {
   return useQuery({
-    queryKey: ["model-folders", pool],
+    queryKey: ["models", "model-folders", pool],
     staleTime: MINUTES,
     queryFn: async () => [...(await body(gateway.GET("/models", { params: { query: { pool } } })))].sort(),
   });
@@ -45,7 +45,7 @@ export function useFolders(pool: string | undefined) {
 
 export function useFiles(folder: string | null, pool: string | undefined) {
   return useQuery({
-    queryKey: ["model-files", folder, pool],
+    queryKey: ["models", "model-files", folder, pool],
     staleTime: MINUTES,
     enabled: folder !== null,
     queryFn: async () => {
@@ -57,7 +57,7 @@ export function useFiles(folder: string | null, pool: string | undefined) {
 
 export function useNodes(pool: string | undefined) {
   return useQuery({
-    queryKey: ["nodes", pool],
+    queryKey: ["models", "nodes", pool],
     staleTime: 5 * MINUTES,
     queryFn: async () => {
       const nodes = await body(gateway.GET("/object_info", { params: { query: { pool } } }));
@@ -70,7 +70,7 @@ export function useNodes(pool: string | undefined) {
 
 export function useNode(name: string) {
   return useQuery({
-    queryKey: ["node", name],
+    queryKey: ["models", "node", name],
     staleTime: MINUTES,
     queryFn: async () => {
       const nodes = await body(gateway.GET("/object_info/{node}", { params: { path: { node: name } } }));

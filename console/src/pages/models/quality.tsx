@@ -28,7 +28,7 @@ interface QualityReport {
 export function Quality() {
   const t = useStrings(strings);
   const { data, error, refetch } = useQuery({
-    queryKey: ["quality"],
+    queryKey: ["models", "quality"],
     queryFn: async () => (await body(models.GET("/quality"))) as unknown as QualityReport,
   });
   if (data === undefined) {
