@@ -65,17 +65,19 @@ const en = {
     count === 1
       ? "1 job that has ended will be deleted, with its results, events and files. This cannot be undone."
       : `${count} jobs that have ended will be deleted, with their results, events and files. This cannot be undone.`,
-  openSkipped: (count: number) => `${count} open jobs will be left: cancel them first.`,
-  endedSkipped: (count: number) => `${count} jobs have ended and stay as they are.`,
+  openSkipped: (count: number) =>
+    count === 1 ? "1 open job will be left: cancel it first." : `${count} open jobs will be left: cancel them first.`,
+  endedSkipped: (count: number) =>
+    count === 1 ? "1 job has ended and stays as it is." : `${count} jobs have ended and stay as they are.`,
   counting: "Counting the jobs that match…",
-  matchCount: (count: number) => `${count} jobs match the filters.`,
+  matchCount: (count: number) => count === 1 ? "1 job matches the filters." : `${count} jobs match the filters.`,
   matchDelete: "Those that have ended will be deleted, with their results, events and files; open ones are left. This cannot be undone.",
   matchCancel: "All of them are open, and will be cancelled.",
   nothing: "There is nothing to do.",
   didCancel: (done: number, skipped: number) =>
-    `Cancelling ${done} jobs.${skipped ? ` ${skipped} were skipped.` : ""}`,
+    `Jobs being cancelled: ${done}.${skipped ? ` Skipped: ${skipped}.` : ""}`,
   didDelete: (done: number, skipped: number) =>
-    `Deleted ${done} jobs.${skipped ? ` ${skipped} were skipped.` : ""}`,
+    `Jobs deleted: ${done}.${skipped ? ` Skipped: ${skipped}.` : ""}`,
   cancelJobs: "Cancel jobs",
   deleteJobs: "Delete jobs",
   // A job
@@ -160,7 +162,7 @@ const en = {
   graph: "Graph",
   drawing: "Drawing",
   json: "JSON",
-  graphLabel: (nodes: number) => `Drawing of a graph of ${nodes} nodes`,
+  graphLabel: (nodes: number) => `Drawing of a graph with ${nodes} ${nodes === 1 ? "node" : "nodes"}`,
   graphTooLarge: "The graph has too many nodes for a drawing. See it as JSON.",
   graphOfChild: "Render of the batch",
 };

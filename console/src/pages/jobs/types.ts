@@ -17,6 +17,9 @@ export type StepEvent = Schemas["StepEvent"];
 export type ProgressEvent = Schemas["ProgressEvent"];
 export type PreviewEvent = Schemas["PreviewEvent"];
 
+/** The address of the list. A relative one would end in a slash, and count as another page. */
+export const LIST = "~/console/jobs";
+
 export const STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"] as const satisfies JobStatus[];
 export const KINDS = ["chat", "render", "http", "pipeline"] as const;
 export type Kind = (typeof KINDS)[number];

@@ -14,7 +14,7 @@ import { ErrorAlert } from "#/components/error-alert";
 import { useStrings } from "#/language";
 
 import { strings } from "../strings";
-import { isOpen, type JobDetail } from "../types";
+import { isOpen, type JobDetail, LIST } from "../types";
 
 export function JobActs({ job }: { job: JobDetail }) {
   const t = useStrings(strings);
@@ -45,7 +45,7 @@ export function JobActs({ job }: { job: JobDetail }) {
     await gateway.DELETE("/jobs/{job_id}", params);
     notifications.show({ message: t.deleted });
     void queries.invalidateQueries({ queryKey: ["jobs"] });
-    navigate("/");
+    navigate(LIST);
   };
   const open = isOpen(job);
   return (

@@ -13,7 +13,7 @@ import { useStrings } from "#/language";
 
 import { StatusBadge } from "../status-badge";
 import { strings } from "../strings";
-import { isOpen, type JobDetail, type Kind, shortId } from "../types";
+import { isOpen, type JobDetail, type Kind, LIST, shortId } from "../types";
 import { JobActs } from "./acts";
 import { Costs } from "./costs";
 import { useJobEvents } from "./follow";
@@ -36,7 +36,7 @@ export function JobPage({ id }: { id: string }) {
   });
   return (
     <>
-      <Anchor component={Link} href="/" size="sm" mb="xs" display="inline-block">
+      <Anchor component={Link} href={LIST} size="sm" mb="xs" display="inline-block">
         <Group component="span" gap={4}><IconArrowLeft size={14} aria-hidden />{t.back}</Group>
       </Anchor>
       {job.isPending && <Skeleton h={400} />}

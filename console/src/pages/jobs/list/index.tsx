@@ -3,7 +3,7 @@
 import { ActionIcon, Button, Checkbox, Group, Skeleton, Table } from "@mantine/core";
 import { IconChevronLeft, IconChevronRight, IconRefresh } from "@tabler/icons-react";
 import { useState } from "react";
-import { useSearchParams } from "wouter";
+import { useLocation, useSearchParams } from "wouter";
 import { useHistoryState } from "wouter/use-browser-location";
 
 import { hasScope, useCaller } from "#/api/session";
@@ -13,6 +13,7 @@ import { PageHeader } from "#/components/page-header";
 import { useStrings } from "#/language";
 
 import { strings } from "../strings";
+import { LIST } from "../types";
 import { toFilter, toQuery } from "./address";
 import { MatchingActs, SelectionActs } from "./bulk";
 import { Filters } from "./filters";
@@ -25,7 +26,8 @@ type HistoryState = { depth: number } | null;
 export function JobList() {
   const t = useStrings(strings);
   const { data: caller } = useCaller();
-  const [address, setAddress] = useSearchParams();
+  const [address] = useSearchParams();
+  const [, navigate] = useLocation();
   const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
   const depth = useHistoryState<HistoryState>()?.depth ?? 0;
   const page = useJobPage(toQuery(address));
@@ -37,7 +39,7 @@ export function JobList() {
 
   const show = (changed: URLSearchParams, state: HistoryState = null) => {
     setSelected(new Set());
-    setAddress(changed, { state });
+    navigate(changed.size > 0 ? `${LIST}?${changed}` : LIST, { state });
   };
   const turn = (cursor: string | null) => {
     const changed = new URLSearchParams(address);
