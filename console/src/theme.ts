@@ -2,6 +2,8 @@ import { createTheme } from "@mantine/core";
 
 /** The look of all pages; colours have enough contrast for text in light and dark. */
 export const theme = createTheme({
+  // People who asked their system for less motion get none.
+  respectReducedMotion: true,
   primaryColor: "indigo",
   primaryShade: { light: 7, dark: 8 },
   autoContrast: true,

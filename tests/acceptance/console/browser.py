@@ -21,6 +21,13 @@ _FLAGS = (
     "--disable-component-update", "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
+_ANIMATIONS_END = """
+() => Promise.allSettled(
+  document.getAnimations()
+    .filter((animation) => animation.effect.getComputedTiming().endTime < Infinity)
+    .map((animation) => animation.finished)
+)
+"""
 _SERIOUS = ("serious", "critical")
 
 
@@ -72,6 +79,8 @@ class ConsoleBrowser:
 
     def check_accessibility(self) -> None:
         """Assert that axe finds nothing serious on the page as it is now."""
+        # Colours have no contrast yet while a dialog fades in.
+        self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
         self.page.evaluate(_AXE.read_text())
         found: dict[str, Any] = self.page.evaluate("async () => await axe.run()")

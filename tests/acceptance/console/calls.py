@@ -20,15 +20,16 @@ class Api:
 
     def __init__(self, stack: RunningStack) -> None:
         self.project = f"console-{uuid.uuid4().hex[:8]}"
-        self._client = httpx.Client(
-            base_url=stack.url, headers={"authorization": f"Bearer {stack.api_key}"}, timeout=60
-        )
+        self._url = stack.url
+        self._headers = {"authorization": f"Bearer {stack.api_key}"}
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return self._client.request(method, path, **options)
+        return httpx.request(
+            method, f"{self._url}{path}", headers=self._headers, timeout=60, **options
+        )
 
     def get(self, path: str, **query: Any) -> Any:
-        response = self._client.get(path, params=query)
+        response = self.send("GET", path, params=query)
         response.raise_for_status()
         return response.json()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
@@ -13,6 +13,7 @@ from tests.stack import RunningStack
 
 
 def make_pictures(api: Api, count: int) -> None:
+    """Render pictures in one job, a batch."""
     api.render(
         template="swatch", inputs={"prompt": "gallery", "width": 96, "height": 64},
         batch={"seeds": [2003199 + 60000 * number for number in range(count)]},
@@ -25,7 +26,7 @@ def open_gallery(console: ConsoleBrowser, gateway: RunningStack, api: Api, count
     cards = page.get_by_role("list", name="Pictures").get_by_role("listitem")
     page.wait_for_url(f"**project={api.project}*")
     cards.nth(count - 1).wait_for()
-    assert cards.count() == count
+    expect(cards).to_have_count(count)
     return page
 
 
@@ -33,7 +34,9 @@ def test_pictures_are_found_looked_at_and_compared(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     api = Api(gateway)
-    make_pictures(api, 3)
+    for number in range(3):
+        inputs = {"prompt": "gallery", "seed": number, "width": 96, "height": 64}
+        api.render(template="swatch", inputs=inputs)
     page = open_gallery(console, gateway, api, 3)
     page.wait_for_load_state("networkidle")
     console.check_accessibility()
@@ -68,7 +71,7 @@ def test_favourites_are_kept_for_the_tenant(console: ConsoleBrowser, gateway: Ru
     page.get_by_role("switch", name="Favourites").check()
     page.wait_for_url("**favourite=true*")
     page.get_by_role("button", name="as a favourite").wait_for(state="detached")
-    assert page.get_by_role("list", name="Pictures").get_by_role("listitem").count() == 1
+    expect(page.get_by_role("list", name="Pictures").get_by_role("listitem")).to_have_count(1)
 
 
 def test_a_link_works_without_an_account(console: ConsoleBrowser, gateway: RunningStack) -> None:
