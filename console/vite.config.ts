@@ -17,7 +17,7 @@ export default defineConfig({
   // `npx vite --config console/vite.config.ts` with a running stack: pages change as they are edited.
   server: {
     proxy: Object.fromEntries(
-      ["/jobs", "/artifacts", "/templates", "/cluster", "/v1", "/accounts", "/comfy", "/object_info"].map((path) => [
+      ["/jobs", "/artifacts", "/templates", "/cluster", "/v1", "/accounts", "/comfy", "/models", "/object_info"].map((path) => [
         path, process.env.MOYIN_URL ?? "http://127.0.0.1:8000",
       ]),
     ),

@@ -9,7 +9,7 @@ import { hasScope, type Caller, useCaller } from "#/api/session";
 import { AccountMenu } from "#/components/account-menu";
 import { ErrorAlert } from "#/components/error-alert";
 import { useLanguage, useStrings } from "#/language";
-import { PAGES, type Page } from "#/pages";
+import { PAGES } from "#/pages";
 import { SignIn } from "#/pages/sign-in";
 import { OpenIdReturn } from "#/pages/sign-in/openid";
 import { ResetPassword } from "#/pages/sign-in/reset";
@@ -27,8 +27,12 @@ export function App() {
 
 function Console() {
   const caller = useCaller();
-  if (caller.isPending) return <Center mih="100vh"><Loader /></Center>;
-  if (caller.isError) return <Center mih="100vh" p="md"><ErrorAlert error={caller.error} /></Center>;
+  // A caller who is known stays so while the gateway cannot be asked again.
+  if (caller.data === undefined) {
+    return (
+      <Center mih="100vh" p="md">{caller.error ? <ErrorAlert error={caller.error} /> : <Loader />}</Center>
+    );
+  }
   return caller.data === null ? <SignIn /> : <Frame caller={caller.data} />;
 }
 
@@ -76,7 +80,10 @@ function Frame({ caller }: { caller: Caller }) {
           <Suspense fallback={<Center h={200}><Loader /></Center>}>
             <Switch>
               <Route path="/"><Redirect to={pages[0]?.path ?? "/account"} replace /></Route>
-              {pages.map((page) => <PageRoute key={page.path} page={page} />)}
+              {pages.map((page) => (
+                // Switch reads the paths of its own children only.
+                <Route key={page.path} path={page.path} nest={page.nested}><page.component /></Route>
+              ))}
               <Route><Text>{t.notFound}</Text></Route>
             </Switch>
           </Suspense>
@@ -84,12 +91,6 @@ function Frame({ caller }: { caller: Caller }) {
       </AppShell.Main>
     </AppShell>
   );
-}
-
-function PageRoute({ page }: { page: Page }) {
-  return page.nested
-    ? <Route path={page.path} nest><page.component /></Route>
-    : <Route path={page.path}><page.component /></Route>;
 }
 
 /** Shows a defect of a page in its place, so that the rest stays usable. */

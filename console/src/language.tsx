@@ -54,13 +54,18 @@ function newFormat(language: Language) {
   const money = new Intl.NumberFormat(language, {
     style: "currency", currency: "USD", minimumFractionDigits: 2, maximumFractionDigits: 4,
   });
-  const bytes = new Intl.NumberFormat(language, { maximumFractionDigits: 1, notation: "compact" });
+  const bytes = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"].map((unit) => (
+    new Intl.NumberFormat(language, { maximumFractionDigits: 1, style: "unit", unit })
+  ));
   const moment = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" });
   const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
   return {
     number: (value: number) => number.format(value),
     usd: (value: number) => money.format(value),
-    bytes: (value: number) => `${bytes.format(value)}B`,
+    bytes: (value: number) => {
+      const power = Math.min(bytes.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, value)) / 3)));
+      return bytes[power]!.format(value / 1000 ** power);
+    },
     /** A date with its time; `value` is an ISO 8601 text. */
     time: (value: string) => moment.format(new Date(value)),
     /** How long ago, or in how long, from now. */

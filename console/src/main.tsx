@@ -15,6 +15,8 @@ import { LanguageProvider } from "#/language";
 import { theme } from "#/theme";
 
 const nonce = document.querySelector<HTMLMetaElement>("meta[name=csp-nonce]")?.content ?? "";
+// The library that stops the page behind a dialog from scrolling reads the nonce of its style here.
+Object.assign(window, { __webpack_nonce__: nonce });
 
 const queries = new QueryClient({
   defaultOptions: {

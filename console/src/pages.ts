@@ -1,7 +1,8 @@
 /** Lists the pages: their paths, names and scopes, and how each is loaded when it is first opened. */
 
 import {
-  type Icon, IconBrush, IconListDetails, IconMessages, IconPhoto, IconReportMoney, IconUserCircle, IconUsers,
+  type Icon, IconBrain, IconBrush, IconLayoutDashboard, IconListDetails, IconMessages, IconPhoto, IconReportMoney,
+  IconServerCog, IconUserCircle, IconUsers,
 } from "@tabler/icons-react";
 import { type ComponentType, lazy, type LazyExoticComponent } from "react";
 
@@ -20,6 +21,10 @@ export interface Page {
 
 export const PAGES: readonly Page[] = [
   {
+    path: "/overview", title: { en: "Overview", ja: "概要" }, icon: IconLayoutDashboard, scopes: ["jobs:read"],
+    component: lazy(() => import("#/pages/overview")),
+  },
+  {
     path: "/jobs", nested: true, title: { en: "Jobs", ja: "ジョブ" }, icon: IconListDetails, scopes: ["jobs:read"],
     component: lazy(() => import("#/pages/jobs")),
   },
@@ -36,14 +41,21 @@ export const PAGES: readonly Page[] = [
     component: lazy(() => import("#/pages/chat")),
   },
   {
+    path: "/models", title: { en: "Models", ja: "モデル" }, icon: IconBrain, scopes: ["text", "jobs:read"],
+    component: lazy(() => import("#/pages/models")),
+  },
+  {
     path: "/people", nested: true, title: { en: "People", ja: "メンバー管理" }, icon: IconUsers,
     scopes: ["org:read", "org:admin", "operator"],
     component: lazy(() => import("#/pages/people")),
   },
   {
-    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney,
-    scopes: ["text"],
+    path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney, scopes: ["text"],
     component: lazy(() => import("#/pages/usage")),
+  },
+  {
+    path: "/operate", title: { en: "Operate", ja: "運用" }, icon: IconServerCog, scopes: ["operator"],
+    component: lazy(() => import("#/pages/operate")),
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,

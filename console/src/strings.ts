@@ -15,6 +15,7 @@ const en = {
   cancel: "Cancel",
   tryAgain: "Try again",
   more: "Load more",
+  reconnecting: "The connection was lost; connecting again…",
   documentation: "API documentation",
 };
 export type Strings = typeof en;
@@ -37,6 +38,7 @@ export const strings: Catalogue<Strings> = {
     cancel: "キャンセル",
     tryAgain: "再試行",
     more: "さらに読み込む",
+    reconnecting: "接続が切れました。再接続しています…",
     documentation: "API ドキュメント",
   },
 };

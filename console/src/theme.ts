@@ -8,4 +8,6 @@ export const theme = createTheme({
   defaultRadius: "md",
   fontFamily: 'system-ui, -apple-system, "Segoe UI", "Hiragino Sans", "Noto Sans CJK JP", sans-serif',
   cursorType: "pointer",
+  // Notices go by themselves; their button would have no name for screen readers.
+  components: { Notification: { defaultProps: { withCloseButton: false } } },
 });

@@ -70,7 +70,7 @@ class ArtifactFilter:
         if self.created_before is not None:
             conditions.append(artifacts.c.created_at < self.created_before)
         if self.favourite is True:
-            # As the index has it, whose condition is no comparison.
+            # Not `is_(True)`: the index of favourites has the plain column in its condition.
             conditions.append(artifacts.c.favourite)
         if self.job_id is None and not self._has_scanned_conditions:
             return PageQuery(table=artifacts, ranges=[conditions])

@@ -265,7 +265,9 @@ class UsageGroup(Usage):
     backend: str | None = None
     owner: str | None = None
     key: str | None = None
+    user: str | None = None
     operation: str | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 /** Signs in and out; cookies that scripts cannot read carry the session. */
 
 import type { components } from "#api/accounts";
-import { useQuery } from "@tanstack/react-query";
+import { type QueryClient, useQuery } from "@tanstack/react-query";
 
 import { readError } from "./errors";
 
@@ -80,6 +80,12 @@ async function readCaller(): Promise<Caller | null> {
     keyId: identity.key_id,
     account,
   };
+}
+
+/** Show the sign-in page, and keep nothing of what the last person saw. */
+export function forgetCaller(queries: QueryClient): void {
+  queries.setQueryData(["caller"], null);
+  queries.removeQueries({ predicate: (query) => query.queryKey[0] !== "caller" });
 }
 
 /** Renew the session while a page is open. */

@@ -2,7 +2,7 @@ import { ActionIcon, Button, Group, Menu, useMantineColorScheme } from "@mantine
 import { IconLanguage, IconSunMoon } from "@tabler/icons-react";
 import { useQueryClient } from "@tanstack/react-query";
 
-import { type Caller, signOut } from "#/api/session";
+import { type Caller, forgetCaller, signOut } from "#/api/session";
 import { type Language, LANGUAGES, useLanguage, useStrings } from "#/language";
 import { strings } from "#/strings";
 
@@ -14,8 +14,7 @@ export function AccountMenu({ caller }: { caller: Caller }) {
   const queries = useQueryClient();
   const end = async () => {
     await signOut();
-    queries.clear();
-    queries.setQueryData(["caller"], null);
+    forgetCaller(queries);
   };
   return (
     <Group gap={4} wrap="nowrap">

@@ -38,13 +38,13 @@ export function Confirm({ opened, onClose, title, children, action, onConfirm }:
     }
   };
   return (
-    <Modal opened={opened} onClose={close} title={title} centered>
+    <Modal opened={opened} onClose={close} title={title} centered closeButtonProps={{ "aria-label": t.cancel }}>
       <Stack>
         <Text size="sm" component="div">{children}</Text>
         {error && <ErrorAlert error={error} />}
         <Group justify="flex-end">
           <Button variant="default" onClick={close} data-autofocus>{t.cancel}</Button>
-          <Button color="red" loading={busy} onClick={() => void confirm()}>{action}</Button>
+          <Button color="red.9" loading={busy} onClick={() => void confirm()}>{action}</Button>
         </Group>
       </Stack>
     </Modal>

@@ -84,7 +84,7 @@ function CandidateRow({ candidate, isBest }: { candidate: Candidate; isBest: boo
         <Text size="sm" fw={isBest ? 700 : 500}>{candidate.backend}</Text>
         <Group gap={4}>
           <Text size="xs" c="dimmed">{candidate.model}</Text>
-          <Badge size="xs" variant="default">{candidate.state}</Badge>
+          {candidate.state !== "unknown" && <Badge size="xs" variant="default" tt="none">{candidate.state}</Badge>}
         </Group>
       </Table.Td>
       <Table.Td>{exact(candidate.score_usd)}</Table.Td>
@@ -136,7 +136,7 @@ function Excluded({ explanation: { refused } }: { explanation: Explanation }) {
                 </Table.Td>
                 <Table.Td>
                   <Text size="sm">{one.reason}</Text>
-                  {one.retry_after !== null && <Text size="xs" c="dimmed">{t.retryAfter(seconds(one.retry_after))}</Text>}
+                  {(one.retry_after ?? 0) > 0 && <Text size="xs" c="dimmed">{t.retryAfter(seconds(one.retry_after ?? 0))}</Text>}
                 </Table.Td>
               </Table.Tr>
             ))}

@@ -51,9 +51,10 @@ def browser_session_routes(
         """Sign this browser in, on all pages of this host, by cookies that no script can read."""
         require_same_origin(request.scope, required=False)
         if body.api_key is not None:
-            identity, cookies = await browsers.sign_in(request.scope, body.api_key.strip())
+            secret = body.api_key.strip()
+            identity, cookies = await browsers.sign_in(request.scope, secret)
             _set_cookies(response, cookies)
-            return _build_body(identity, body.api_key, renewable=False)
+            return _build_body(identity, secret, renewable=False)
         if body.refresh_token is not None:
             result = await sign_in.refresh_session(body.refresh_token)
         else:

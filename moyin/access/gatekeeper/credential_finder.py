@@ -52,8 +52,11 @@ class CredentialFinder:
         self._cookie = cookie
         self._event_token = event_token
 
-    def extract(self, scope: Scope) -> str | None:
+    def extract(self, scope: Scope, *, reads_cookie: bool = True) -> str | None:
         """Return the key or access token, or None, and remove keys from ``scope["query_string"]``.
+
+        Args:
+            reads_cookie: whether a key in a cookie counts if there is no other.
 
         Raises:
             CrossSiteRequest: the key is in a cookie, and the page of another site sent the request.
@@ -68,8 +71,10 @@ class CredentialFinder:
             in_query = _find_parameter(scope["query_string"].decode("latin-1"), _KEY_PARAMETER)
         if secret is None:
             secret = in_query
-        if secret is not None or self._cookie is None or not self._cookie(scope):
+        if secret is not None or not reads_cookie:
             return secret or None
+        if self._cookie is None or not self._cookie(scope):
+            return None
         secret = get_cookie(scope, SESSION_COOKIE)
         if not secret:
             return None

@@ -102,9 +102,13 @@ class Gatekeeper:
         await self._app(scope, receive, request.send)
 
     async def _authenticate(self, scope: Scope) -> tuple[str, Identity]:
-        """Return the credential of a request and its identity; a key counts before an event token."""
+        """Return the credential of a request and its identity.
+
+        A key counts before an event token, and the token before a cookie: browsers send the cookie
+        also for pages of other hosts of the same site, which follow a job of another tenant.
+        """
         token = self._credentials.extract_event_token(scope)
-        credential = self._credentials.extract(scope)
+        credential = self._credentials.extract(scope, reads_cookie=token is None)
         if credential is not None:
             return credential, await self._authenticator.authenticate(credential)
         if token is not None:

@@ -44,7 +44,7 @@ def test_a_member_looks_after_the_account(console: ConsoleBrowser, gateway: Runn
     console.check_accessibility()
     console.screenshot("account")
 
-    page.get_by_label("Name", exact=True).fill("Mika S.")
+    page.get_by_role("textbox", name="Name", exact=True).fill("Mika S.")
     page.get_by_role("button", name="Save").click()
     page.get_by_role("banner").get_by_role("button", name="Mika S.").wait_for()
 
@@ -53,7 +53,7 @@ def test_a_member_looks_after_the_account(console: ConsoleBrowser, gateway: Runn
     page.get_by_role("button", name="Create", exact=True).click()
     secret = page.get_by_test_id("secret").inner_text()
     page.get_by_role("button", name="Done").click()
-    page.get_by_role("cell", name="laptop").wait_for()
+    page.get_by_role("cell", name="laptop").first.wait_for()
     assert api.call("GET", "/whoami", key=secret)["owner"] == organisation
 
     page.get_by_role("button", name="End the session of").click()
@@ -67,7 +67,7 @@ def test_a_member_looks_after_the_account(console: ConsoleBrowser, gateway: Runn
     page.get_by_text("The password is changed").wait_for()
     assert api.answer("POST", "/login", {"email": email, "password": PASSWORD}).status_code == 401
 
-    page.get_by_role("radio", name="Dark").check(force=True)
+    page.get_by_text("Dark", exact=True).click()
     console.check_accessibility()
     console.screenshot("account-dark")
     page.get_by_role("button", name="Sign out everywhere").click()
@@ -84,8 +84,8 @@ def test_a_player_registers_and_closes_the_account(
     email = f"{secrets.token_hex(6)}@example.com"
     page = console.open().page
     page.get_by_role("button", name="Register").click()
-    page.get_by_label("Name", exact=True).fill("Ann")
-    page.get_by_label("Email").fill(email)
+    page.get_by_role("textbox", name="Name", exact=True).fill("Ann")
+    page.get_by_role("textbox", name="Email").fill(email)
     page.get_by_label("New password").fill(PASSWORD)
     console.check_accessibility()
     page.get_by_role("button", name="Register").click()

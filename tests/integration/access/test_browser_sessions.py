@@ -143,6 +143,16 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
     assert (await accounts.call("GET", "/whoami", accounts.operator)).status == 200
 
 
+async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) -> None:
+    player = await accounts.player()
+    async with browsing(accounts) as browser:
+        token = f" {player['access_token']}\n"
+        begun = await browser.call("POST", "/session", {"api_key": token})
+        assert (begun.status, begun.body["user"]) == (200, player["user"]["id"])
+        assert 0 < begun.body["expires_in"] <= 300
+        assert await browser.status("GET", "/me") == 200
+
+
 async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> None:
     player = await accounts.player()
     async with browsing(accounts) as browser:

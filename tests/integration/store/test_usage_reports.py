@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytest
 
+from moyin.domain.account import Role, UserKind
 from moyin.errors import InvalidRequest
 from moyin.store import usage, usage_reports
+from moyin.store.keys import KeyStore
+from moyin.store.schema import jobs
+from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database
 from moyin.store.usage import CANCELLED, CallStatus, UsageEntry, UsageLedger
 from moyin.store.usage_reports import CallFilter, GroupBy, PriceClasses, UsageReports
+from moyin.store.users import UserStore
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 ENTRY = UsageEntry(
@@ -153,3 +159,54 @@ async def test_sums_by_groups_and_price_classes(
     with pytest.raises(InvalidRequest) as refused:
         await recorded.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.DAY], classes)
     assert refused.value.field == "group_by"
+
+
+async def test_calls_are_summed_by_user_and_renders_by_template(
+    recorded: RecordedCalls, database_url: str
+) -> None:
+    database = Database(database_url)
+    users, keys = UserStore(database), KeyStore(database)
+    organisation = (await users.create_organisation("studio")).id
+    user = await users.create(
+        UserKind.SERVICE, email=None, name="bot", organisation=organisation, role=Role.MEMBER
+    )
+    key, _ = await keys.create(organisation, "bot's", user=user.id)
+    session, _ = await SessionStore(database, idle=timedelta(days=1)).open(user.id)
+    tenants, _ = await keys.create(organisation, "tenant's")
+    row = {
+        "owner": organisation, "kind": "render", "status": "succeeded", "spec": "", "heads": [],
+        "results": [], "progress": {}, "attempts": 1, "priority": 3, "metadata": {},
+        "dispatched": True, "created_at": NOON,
+    }  # fmt: skip
+    await database.execute(
+        jobs.insert().values([
+            {**row, "id": "job_1", "templates": ["poster", "card"]},
+            {**row, "id": "job_2", "templates": None},
+            {**row, "id": "job_3", "owner": "bob", "templates": ["secret"]},
+        ])
+    )  # fmt: skip
+    call = replace(ENTRY, owner=organisation)
+    render = replace(call, operation="render", unit="gpu_milliseconds", quantity=5, key_id=tenants)
+    await recorded.add(
+        NOON,
+        replace(call, key_id=key),
+        replace(call, key_id=session.id),
+        replace(call, key_id="ses_deleted"),
+        # A client may choose the id of a request.
+        replace(call, request_id="job_1", key_id=tenants),
+        replace(render, request_id="job_1"),
+        replace(render, request_id="job_2"),
+        replace(render, request_id="job_3"),
+    )
+
+    async def count(group: GroupBy) -> dict[tuple[str | None, ...], int]:
+        counts = Counter[tuple[str | None, ...]]()
+        for item in await recorded.reports.sum_calls(
+            CallFilter(owner=organisation), [group], PriceClasses()
+        ):
+            counts[item.group] += item.calls
+        return dict(counts)
+
+    assert await count(GroupBy.USER) == {(user.id,): 2, (None,): 5}
+    assert await count(GroupBy.TEMPLATE) == {("poster",): 1, (None,): 6}
+    await database.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from moyin.cli import jobs
+from moyin.cli import jobs, session
 from moyin.cli.main import run
 
 FILTERS = [
@@ -45,8 +45,8 @@ class FakeGateway:
         self.requests.append((method, path, body))
         return self.answers.pop(0)
 
-    def open(self, method: str, path: str, *, expected: int) -> FakeGateway:
-        self.requests.append((method, path, expected))
+    def open(self, method: str, path: str, body: Any) -> FakeGateway:
+        self.requests.append((method, path, body))
         return self
 
     async def __aenter__(self) -> None: ...
@@ -60,7 +60,8 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
     def run_with_fake(work: Callable[[Any], Any]) -> Any:
         return asyncio.run(work(fake))
 
-    monkeypatch.setattr(jobs, "with_gateway", run_with_fake)
+    for module in (jobs, session):
+        monkeypatch.setattr(module, "with_gateway", run_with_fake)
     yield fake
     assert not fake.answers, "all prepared answers were requested"
 
@@ -142,7 +143,7 @@ def test_one_job_is_cancelled_or_deleted_by_its_id(
     assert run(["jobs", "delete", "a/b"]) == 0
     assert gateway.requests == [
         ("POST", "/jobs/j1/cancel", None),
-        ("DELETE", "/jobs/a%2Fb", 204),
+        ("DELETE", "/jobs/a%2Fb", None),
     ]
     assert capsys.readouterr().out == "j1 running\na/b deleted\n"
 

@@ -100,7 +100,7 @@ def test_files_are_listed_without_their_control_characters(
     assert run(["artifacts", "list", "--type", "image/*", "--limit", "5"]) == 0
     [row] = read_rows(capsys)
     assert row[:4] == ["art_1", "d\ufffd[31mawn\ufffd.png", "image/png", "10"]
-    assert gateway.requests[0][1] == "/artifacts?media_type=image%2F%2A&limit=5"
+    assert gateway.requests[0][1] == "/artifacts?media_type=image/*&limit=5"
 
 
 def test_file_is_stored_linked_and_deleted(
@@ -178,9 +178,9 @@ def test_limits_that_are_not_named_stay(
 ) -> None:
     stored = {"subject": "key:k", "usd_per_day": "5", "open_jobs": 3, "pools": None}
     gateway.routes = {
-        "GET /accounts/limits/key%3Ak": stored,
-        "PUT /accounts/limits/key%3Ak": {**stored, "usd_per_day": None, "pools": ["a", "b"]},
-        "DELETE /accounts/limits/key%3Ak": None,
+        "GET /accounts/limits/key:k": stored,
+        "PUT /accounts/limits/key:k": {**stored, "usd_per_day": None, "pools": ["a", "b"]},
+        "DELETE /accounts/limits/key:k": None,
     }
     assert run(["limits", "set", "key:k", "usd_per_day=none", "pools=a,b"]) == 0
     assert read_rows(capsys) == [["key:k", "open_jobs", "3"], ["key:k", "pools", "a, b"]]

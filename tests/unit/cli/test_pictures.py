@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from moyin.cli.pictures import PictureProtocol, detect_protocol, encode_picture
+from tests.unit.cli.terminal import run_in_terminal
 
 _PROGRAM = (
     "import sys; from pathlib import Path; from moyin.cli.artifacts import print_files; "
@@ -30,37 +27,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def show_in_terminal(path: Path, reply: bytes, **variables: str) -> bytes:
-    """Run the program in a pseudo-terminal that answers queries with ``reply``, and return its output."""
-    controller, terminal = pty.openpty()
-    environ = {**os.environ, "TERM": "xterm-256color", **variables}
-    for name in ("TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL"):
-        if name not in variables:
-            environ.pop(name, None)
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(path)],
-        stdin=terminal, stdout=terminal, stderr=terminal, env=environ, start_new_session=True,
-        preexec_fn=_take_terminal,
-    )  # fmt: skip
-    os.close(terminal)
-    output = b""
-    has_replied = False
-    while True:
-        try:
-            piece = os.read(controller, 65536)
-        except OSError:  # Linux reports so that the other side is closed.
-            break
-        output += piece
-        if b"\x1b[c" in output and not has_replied:
-            os.write(controller, reply)
-            has_replied = True
-    os.close(controller)
-    assert process.wait() == 0
-    return output
-
-
-def _take_terminal() -> None:
-    """Make the pseudo-terminal the controlling one, as a terminal's shell has it."""
-    os.close(os.open(os.ttyname(0), os.O_RDWR))
+    return run_in_terminal(_PROGRAM, str(path), reply=reply, **variables)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +65,14 @@ def test_kitty_chunks_carry_the_picture() -> None:
     assert [part[1][-3:] for part in parts if part] == ["m=1"] * (len(parts) - 1) + ["m=0"]
     assert all(len(part[2]) <= 4096 for part in parts if part)
     data = base64.b64decode("".join(part[2] for part in parts if part))
-    assert list(Image.open(io.BytesIO(data)).getdata()) == list(noise.getdata())
+    assert Image.open(io.BytesIO(data)).tobytes() == noise.tobytes()
 
 
 def test_sixels_carry_the_picture() -> None:
     picture = Image.new("RGB", (20, 13), (255, 0, 0))
     picture.paste((0, 0, 255), (5, 3, 9, 8))
     decoded = decode_sixels("".join(encode_picture(picture, PictureProtocol.SIXEL)))
-    assert list(decoded.getdata()) == list(picture.getdata())
+    assert decoded.tobytes() == picture.tobytes()
 
 
 def decode_sixels(text: str) -> Image.Image:

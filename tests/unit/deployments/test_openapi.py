@@ -24,7 +24,8 @@ PUBLIC = {
     "models": {"/healthz", "/readyz"},
     "accounts": {
         "/healthz", "/readyz", "/.well-known/jwks.json", "/register", "/login", "/refresh",
-        "/password/forgot", "/password/reset", "/oidc", "/oidc/begin", "/oidc/finish",
+        "/password/forgot", "/password/reset", "/oidc", "/oidc/begin", "/oidc/finish", "/sign-in",
+        "/session", "/session/renew", "/session/end",
     },
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ import pytest
 
 from moyin.cli.main import run
 from moyin.errors import StackError
-from moyin.stack import doctor
+from moyin.stack import apps, doctor
 from moyin.stack.doctor import CheckResult, CheckVerdict
 from moyin.stack.layout import Layout
 from moyin.stack.options import Options
@@ -187,6 +187,8 @@ def test_command_prints_the_advice_and_fails(
         raise StackError("allow user namespaces")
 
     monkeypatch.setattr(doctor, "require_confinement", refuse)
+    # Another test checks the configuration in a process of its own, which imports Ray.
+    monkeypatch.setattr(apps, "find_config_problems", lambda _: [])
     assert run(["doctor"]) == 1
     rows = {line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()}
     assert rows["model files"][0] == "fail"

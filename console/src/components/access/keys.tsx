@@ -88,7 +88,7 @@ export function Keys({ caller, owner, user }: Props) {
                 <Table.Th>{t.state}</Table.Th>
                 <Table.Th>{t.expires}</Table.Th>
                 <Table.Th>{t.lastUsed}</Table.Th>
-                <Table.Th><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
+                <Table.Th pos="relative"><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
@@ -139,7 +139,7 @@ function KeyRow({ value, holder, onRotate, onRevoke, onLimits }: RowProps) {
       </Table.Td>
       {holder !== null && <Table.Td><Text size="sm" truncate maw={180} title={holder}>{holder}</Text></Table.Td>}
       <Table.Td><Group gap={4} maw={280}>{value.scopes.map((scope) => <Code key={scope}>{scope}</Code>)}</Group></Table.Td>
-      <Table.Td><Badge variant="light" color={state === "valid" ? "teal" : "gray"} autoContrast>{t[state]}</Badge></Table.Td>
+      <Table.Td><Badge variant="dot" color={state === "valid" ? "teal" : "gray"}>{t[state]}</Badge></Table.Td>
       <Table.Td><Text size="sm">{value.expires_at === null ? t.never : format.ago(value.expires_at)}</Text></Table.Td>
       <Table.Td><Text size="sm">{value.last_used_at === null ? t.unused : format.ago(value.last_used_at)}</Text></Table.Td>
       <Table.Td ta="right">

@@ -3,6 +3,7 @@ import { useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 
 import { accounts } from "#/api/client";
+import { forgetCaller } from "#/api/session";
 import { Confirm } from "#/components/confirm";
 import { useStrings } from "#/language";
 import { strings } from "#/pages/account/strings";
@@ -14,8 +15,7 @@ export function CloseAccount() {
   const [asking, setAsking] = useState(false);
   const close = async () => {
     await accounts.DELETE("/me");
-    queries.clear();
-    queries.setQueryData(["caller"], null);
+    forgetCaller(queries);
   };
   return (
     <Group>

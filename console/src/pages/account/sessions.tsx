@@ -4,6 +4,7 @@ import { useState } from "react";
 
 import type { components } from "#api/accounts";
 import { accounts, body } from "#/api/client";
+import { forgetCaller } from "#/api/session";
 import { Confirm } from "#/components/confirm";
 import { ErrorAlert } from "#/components/error-alert";
 import { useFormat, useStrings } from "#/language";
@@ -28,8 +29,7 @@ export function Sessions() {
   };
   const endAll = async () => {
     await accounts.POST("/logout", { body: { everywhere: true } });
-    queries.clear();
-    queries.setQueryData(["caller"], null);
+    forgetCaller(queries);
   };
   const name = (session: Session) => describeAgent(session.user_agent) || t.unknownAgent;
   return (
@@ -41,7 +41,7 @@ export function Sessions() {
           <div>
             <Group gap="xs">
               <Text size="sm" fw={500} title={session.user_agent}>{name(session)}</Text>
-              {session.current && <Badge size="sm" variant="light">{t.thisSession}</Badge>}
+              {session.current && <Badge size="sm" variant="outline">{t.thisSession}</Badge>}
             </Group>
             <Text size="xs" c="dimmed">
               {[session.address, t.lastUsed(format.ago(session.last_used_at))].filter(Boolean).join(" · ")}

@@ -25,7 +25,7 @@ export function ExplainDialog({ requests, onClose }: Props) {
     })),
   });
   return (
-    <Modal opened={requests !== null} onClose={onClose} title={t.explainTitle} size="xl">
+    <Modal opened={requests !== null} onClose={onClose} title={t.explainTitle} size={1000} closeButtonProps={{ "aria-label": t.close }}>
       <Stack gap="xl">
         {explanations.map(({ data, error }, place) => (
           <section key={place}>

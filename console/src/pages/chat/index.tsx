@@ -20,7 +20,9 @@ import { buildRequest } from "./request";
 import { findMistakes, SettingsPanel } from "./settings";
 import { strings } from "./strings";
 import { NO_SETTINGS } from "./types";
-import { useChat } from "./use-chat";
+import { type Chat, useChat } from "./use-chat";
+
+const NEAR_PIXELS = 80;
 
 export default function ChatPage() {
   const t = useStrings(strings);
@@ -43,15 +45,11 @@ function Playground({ models }: { models: readonly TextModel[] }) {
   const [areSettingsOpen, { toggle: toggleSettings }] = useDisclosure();
   const [isClearing, { open: askToClear, close: closeClearing }] = useDisclosure();
   const [explained, setExplained] = useState<Record<string, unknown>[] | null>(null);
-  const end = useRef<HTMLDivElement>(null);
 
   const mistakes = findMistakes(settings);
   const isEmpty = chat.panes.every((pane) => pane.turns.length === 0);
   const takesPictures = chat.panes.every((pane) => models.find(({ id }) => id === pane.model)?.vision);
-  const length = chat.panes.reduce((sum, pane) => sum + pane.turns.length, 0);
-  useEffect(() => {
-    if (length > 0) end.current?.scrollIntoView({ block: "end" });
-  }, [length]);
+  const end = useFollowing(chat);
 
   const explain = ({ text, pictures }: Draft) => {
     setExplained(chat.panes.map((pane) =>
@@ -107,6 +105,28 @@ function Playground({ models }: { models: readonly TextModel[] }) {
       </Confirm>
     </>
   );
+}
+
+/** Keep the end of the page in view while answers grow, unless the person has scrolled up. */
+function useFollowing({ panes, isBusy }: Chat) {
+  const end = useRef<HTMLDivElement>(null);
+  const follows = useRef(true);
+  const length = panes.reduce((sum, pane) => sum + pane.turns.length, 0);
+  useEffect(() => {
+    const note = () => {
+      const { scrollHeight } = document.documentElement;
+      follows.current = window.innerHeight + window.scrollY > scrollHeight - NEAR_PIXELS;
+    };
+    window.addEventListener("scroll", note, { passive: true });
+    return () => window.removeEventListener("scroll", note);
+  }, []);
+  useEffect(() => {
+    follows.current = true;
+  }, [length]);
+  useEffect(() => {
+    if (length > 0 && follows.current) end.current?.scrollIntoView({ block: "end" });
+  }, [panes, length, isBusy]);
+  return end;
 }
 
 function chooseFirst(models: readonly TextModel[], wanted: string | null): string {

@@ -1,4 +1,4 @@
-import { Anchor, Group, JsonInput, NumberInput, Paper, SimpleGrid, Textarea, VisuallyHidden } from "@mantine/core";
+import { Anchor, Group, JsonInput, NumberInput, Paper, SimpleGrid, Textarea } from "@mantine/core";
 import type { ReactNode } from "react";
 
 import { useStrings } from "#/language";
@@ -87,8 +87,11 @@ function JsonField({ label, hint, error, example, value, onChange }: JsonFieldPr
         spellCheck={false} value={value} onChange={onChange}
       />
       {value === "" && (
-        <Anchor component="button" type="button" size="xs" onClick={() => onChange(JSON.stringify(example, null, 2))}>
-          {t.example}<VisuallyHidden>: {label}</VisuallyHidden>
+        <Anchor
+          component="button" type="button" size="xs" aria-label={`${t.example}: ${label}`}
+          onClick={() => onChange(JSON.stringify(example, null, 2))}
+        >
+          {t.example}
         </Anchor>
       )}
     </div>

@@ -2,6 +2,7 @@ import type { Catalogue } from "#/language";
 
 const en = {
   title: "Chat",
+  close: "Close",
   compare: "Compare two models",
   settings: "Settings",
   clear: "Clear",
@@ -13,7 +14,7 @@ const en = {
   removeModel: "Remove this model",
   notUp: { down: "down", not_configured: "not configured" },
   noModels: "There is no model to chat with",
-  noModelsText: "An operator adds back ends and models under `models` in serve_config.yaml; then `moyin deploy`.",
+  noModelsText: "An operator adds back ends and models under “models” in serve_config.yaml, and runs moyin deploy.",
   emptyTitle: "Ask a model",
   emptyText: "The conversation is kept in the memory of this page only: it is gone when you leave or reload it. Calls are in the ledger, with tokens and cost, but without their text.",
   prompt: "Prompt",
@@ -77,6 +78,7 @@ export const strings: Catalogue<Strings> = {
   en,
   ja: {
     title: "チャット",
+    close: "閉じる",
     compare: "2 つのモデルを比較",
     settings: "設定",
     clear: "消去",
@@ -88,7 +90,7 @@ export const strings: Catalogue<Strings> = {
     removeModel: "このモデルを外す",
     notUp: { down: "停止中", not_configured: "未設定" },
     noModels: "チャットできるモデルがありません",
-    noModelsText: "オペレーターが serve_config.yaml の `models` にバックエンドとモデルを追加し、`moyin deploy` を実行すると使えるようになります。",
+    noModelsText: "オペレーターが serve_config.yaml の models にバックエンドとモデルを追加し、moyin deploy を実行すると使えるようになります。",
     emptyTitle: "モデルに質問してみましょう",
     emptyText: "会話はこのページのメモリ上にのみ保持され、ページを離れるか再読み込みすると消えます。呼び出しのトークン数と費用は台帳に残りますが、本文は記録されません。",
     prompt: "プロンプト",

@@ -43,7 +43,7 @@ export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
             {t.download}
           </Button>
           {mayWrite && (
-            <Button variant="default" size="xs" c="red" onClick={() => setAsks(true)} leftSection={<IconTrash size={15} aria-hidden />}>
+            <Button variant="default" size="xs" onClick={() => setAsks(true)} leftSection={<IconTrash size={15} aria-hidden />}>
               {t.delete}
             </Button>
           )}

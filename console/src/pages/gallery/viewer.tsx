@@ -77,7 +77,7 @@ export function Viewer({ files, file, onShow, onClose }: Props) {
                       {t.share}
                     </Button>
                     <Button
-                      variant="default" size="xs" c="red" leftSection={<IconTrash size={15} aria-hidden />}
+                      variant="default" size="xs" leftSection={<IconTrash size={15} aria-hidden />}
                       onClick={() => setAsked("delete")}
                     >
                       {t.delete}

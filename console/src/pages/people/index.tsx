@@ -1,16 +1,17 @@
 /** Manages the members, keys and limits of an organisation, and shows its audit log. */
 
 import { Stack, Tabs } from "@mantine/core";
-import { useState } from "react";
-import { useLocation } from "wouter";
+import { useQuery } from "@tanstack/react-query";
+import { useLocation, useSearch } from "wouter";
 
+import { accounts, body } from "#/api/client";
 import { hasScope, useCaller } from "#/api/session";
 import { Keys } from "#/components/access/keys";
 import { PageHeader } from "#/components/page-header";
 import { useStrings } from "#/language";
 import { Audit } from "#/pages/people/audit";
 import { Members } from "#/pages/people/members";
-import { OrganisationChoice, type Tenant } from "#/pages/people/organisation-choice";
+import { OrganisationChoice } from "#/pages/people/organisation-choice";
 import { strings } from "#/pages/people/strings";
 import { TenantLimits } from "#/pages/people/tenant-limits";
 
@@ -18,11 +19,21 @@ export default function PeoplePage() {
   const t = useStrings(strings);
   const { data: caller } = useCaller();
   const [location, navigate] = useLocation();
-  const [chosen, setChosen] = useState<Tenant | null>(null);
+  const chosen = new URLSearchParams(useSearch()).get("organisation");
+  const isOperator = caller ? hasScope(caller, "operator") : false;
+  const organisation = isOperator ? chosen : caller?.account?.organisation ?? null;
+  const { data: found } = useQuery({
+    queryKey: ["organisation", organisation],
+    enabled: caller?.owner !== undefined && organisation !== null && organisation.startsWith("org_"),
+    staleTime: 60_000,
+    queryFn: ({ signal }) => body(accounts.GET("/organisations/{organisation}", {
+      params: { path: { organisation: organisation ?? "" } }, signal,
+    })),
+  });
   if (!caller) return null;
-  const isOperator = hasScope(caller, "operator");
   const administers = isOperator || hasScope(caller, "org:admin");
-  const tenant = chosen ?? { id: caller.owner, name: caller.account === null ? caller.owner : t.organisation };
+  const id = organisation ?? caller.owner;
+  const tenant = { id, name: found?.name ?? id };
   const tabs = [
     ["members", hasScope(caller, "org:read") || isOperator],
     ["keys", hasScope(caller, "keys")],
@@ -31,14 +42,15 @@ export default function PeoplePage() {
   ] as const;
   const shown = tabs.filter(([, allowed]) => allowed).map(([name]) => name);
   const current = shown.find((name) => location === `/${name}`) ?? shown[0] ?? "members";
+  const choose = (tenantId: string) => navigate(`/${current}?organisation=${encodeURIComponent(tenantId)}`);
   return (
     <Stack gap={0}>
       <PageHeader title={t.title}>
-        {isOperator && <OrganisationChoice caller={caller} tenant={tenant} onChoose={setChosen} />}
+        {isOperator && <OrganisationChoice caller={caller} tenant={tenant} onChoose={choose} />}
       </PageHeader>
       <Tabs
         value={current} keepMounted={false}
-        onChange={(name) => navigate(`/${name}`)}
+        onChange={(name) => navigate(`/${name}${chosen === null ? "" : `?organisation=${chosen}`}`)}
       >
         <Tabs.List mb="md" aria-label={t.sections}>
           {shown.map((name) => <Tabs.Tab key={name} value={name}>{t[name]}</Tabs.Tab>)}

@@ -105,7 +105,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
               <Table.Tr>
                 <Table.Th>{t.name}</Table.Th><Table.Th>{t.role}</Table.Th><Table.Th>{t.state}</Table.Th>
                 <Table.Th>{t.joined}</Table.Th>
-                <Table.Th><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
+                <Table.Th pos="relative"><VisuallyHidden>{t.actions}</VisuallyHidden></Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
@@ -169,7 +169,7 @@ function Row({ member, isSelf, children }: { member: Member; isSelf: boolean; ch
       </Table.Td>
       <Table.Td><Text size="sm">{member.role && t.roles[member.role]}</Text></Table.Td>
       <Table.Td>
-        <Badge variant="light" color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</Badge>
+        <Badge variant="dot" color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</Badge>
       </Table.Td>
       <Table.Td><Text size="sm">{format.ago(member.created_at)}</Text></Table.Td>
       <Table.Td ta="right">

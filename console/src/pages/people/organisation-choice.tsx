@@ -20,7 +20,7 @@ export interface Tenant {
 interface Props {
   caller: Caller;
   tenant: Tenant;
-  onChoose: (tenant: Tenant) => void;
+  onChoose: (id: string) => void;
 }
 
 export function OrganisationChoice({ caller, tenant, onChoose }: Props) {
@@ -43,7 +43,7 @@ export function OrganisationChoice({ caller, tenant, onChoose }: Props) {
   const create = async (form: FormData) => {
     const made = await body(accounts.POST("/organisations", { body: { name: `${form.get("name")}` } }));
     await queries.invalidateQueries({ queryKey: ["organisations"] });
-    onChoose({ id: made.id, name: made.name });
+    onChoose(made.id);
   };
   return (
     <>
@@ -52,7 +52,7 @@ export function OrganisationChoice({ caller, tenant, onChoose }: Props) {
         onSearchChange={setSearch} allowDeselect={false} w={260} maxDropdownHeight={320}
         // The server has searched.
         filter={({ options: all }) => all}
-        onChange={(_, option) => option && onChoose({ id: option.value, name: option.value === own.value ? caller.owner : option.label })}
+        onChange={(value) => value && onChoose(value)}
       />
       <Button variant="default" leftSection={<IconPlus size={16} aria-hidden />} onClick={() => setCreating(true)}>
         {t.newOrganisation}

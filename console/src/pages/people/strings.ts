@@ -73,7 +73,7 @@ const en = {
   anyAction: "Everything",
   kinds: {
     key: "Keys", member: "Members", organisation: "Organisations", limit: "Limits", user: "Users",
-    signing_key: "Signing keys",
+    service_account: "Service accounts", signing_key: "Signing keys",
   },
   kind: "Kind",
   actorHint: "Id of a user or key",
@@ -162,7 +162,7 @@ export const strings: Catalogue<typeof en> = {
     anyAction: "すべて",
     kinds: {
       key: "キー", member: "メンバー", organisation: "組織", limit: "制限", user: "ユーザー",
-      signing_key: "署名鍵",
+      service_account: "サービスアカウント", signing_key: "署名鍵",
     },
     kind: "種類",
     actorHint: "ユーザーまたはキーの ID",

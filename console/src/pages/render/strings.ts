@@ -66,7 +66,7 @@ const en = {
   estimate: (count: number, shown: string) => (count === 1 ? "1 render" : `${shown} renders`),
   estimateTime: (time: string) => `about ${time} each, without waiting`,
   estimateCost: (cost: string) => `about ${cost} in all`,
-  estimateBasis: (count: string) => `by the last ${count} jobs of this template`,
+  estimateBasis: (count: string) => `by this template’s latest jobs (${count})`,
   noEstimate: "no earlier job of this template to estimate by",
   noGraphEstimate: "time and cost are unknown until it has been rendered",
   required: "Fill this in.",

@@ -7,7 +7,9 @@ revision = "0023"
 down_revision = "0022"
 
 _NAME = "ix_artifacts_favourites"
-_CONDITION = sa.text("favourite AND deleted_at IS NULL")
+# As SQLAlchemy writes a condition on a boolean for each database: SQLite compares the texts.
+_SQLITE_CONDITION = sa.text("favourite = 1 AND deleted_at IS NULL")
+_POSTGRESQL_CONDITION = sa.text("favourite AND deleted_at IS NULL")
 
 
 def upgrade() -> None:
@@ -18,9 +20,9 @@ def upgrade() -> None:
     op.create_index(
         _NAME,
         "artifacts",
-        ["owner", "created_at", "id"],
-        sqlite_where=_CONDITION,
-        postgresql_where=_CONDITION,
+        ["owner", "favourite", "created_at", "id"],
+        sqlite_where=_SQLITE_CONDITION,
+        postgresql_where=_POSTGRESQL_CONDITION,
     )
 
 

@@ -29,7 +29,10 @@ LIMIT = 10
 
 def one_key() -> StaticAuthenticator:
     token = Identity(owner="ada", key_id="k1", job="j")
-    return StaticAuthenticator({"good": Identity(owner="ada", key_id="k1"), "event": token})
+    other = Identity(owner="bob", key_id="k2")
+    return StaticAuthenticator(
+        {"good": Identity(owner="ada", key_id="k1"), "other": other, "event": token}
+    )
 
 
 class Recorder:
@@ -46,12 +49,17 @@ class Recorder:
         self.all.append(seen)
 
 
+def find_owner(scope: Scope) -> str:
+    request = context(scope)
+    return request.reader.owner if scope["path"] == "/job/read" else request.owner
+
+
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     """Return the owner and the size of the body; some paths fail."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
-        await send({"type": "websocket.send", "text": context(scope).owner})
+        await send({"type": "websocket.send", "text": find_owner(scope)})
         return
     if scope["path"] == "/known":
         raise InvalidRequest("size must be positive", field="size", details={"hint": 1})
@@ -66,7 +74,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"%d" % size, "more_body": True})
     if scope["path"] == "/late":
         raise MoyinError("too late")
-    who = context(scope).owner if scope["path"] != "/open" else "nobody"
+    who = find_owner(scope) if scope["path"] != "/open" else "nobody"
     await send({"type": "http.response.body", "body": who.encode()})
 
 
@@ -85,7 +93,8 @@ class Client:
             public=frozenset({"/open"}),
             credentials=CredentialFinder(
                 proxied=lambda scope: scope["path"] == "/",
-                event_token=lambda scope: scope["path"] == "/job",
+                cookie=lambda scope: scope["path"] == "/job/read",
+                event_token=lambda scope: scope["path"] in ("/job", "/job/read"),
             ),
         )
 
@@ -235,6 +244,28 @@ async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Clien
 async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
     status, *_ = await client.call(query=b"api_key=good")
     assert status == 401
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("cookie", ["other", "bad"])
+async def test_an_event_token_counts_before_the_cookie(cookie: str, kind: str) -> None:
+    """Browsers send the cookie of the console also for a studio's pages on the same site."""
+    client = Client()
+    headers = {
+        "cookie": f"moyin_session={cookie}",
+        "origin": "https://studio.example",
+        "sec-fetch-site": "same-site",
+    }
+    status, _, body, sent = await client.call(
+        "/job/read", kind=kind, headers=headers, query=b"token=event"
+    )
+    if kind == "http":
+        assert (status, body) == (200, b"0ada")
+    else:
+        assert sent[-1] == {"type": "websocket.send", "text": "ada"}
+    # Without a token, the cookie counts, and only for the gateway's own pages.
+    status, _, body, _ = await client.call("/job/read", headers=headers)
+    assert (status, json.loads(body)["code"]) == (403, "cross_site_request")
 
 
 async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:

@@ -4,7 +4,7 @@ import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
 import type { JobDetail, Output } from "../types";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
 /** What the job has cost, and where: by back end, and in seconds of a GPU. Of a batch, the sums. */
 export function Costs({ job }: { job: JobDetail }) {

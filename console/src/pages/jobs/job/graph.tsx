@@ -12,7 +12,7 @@ import { strings } from "../strings";
 import type { JobDetail } from "../types";
 import { GraphDrawing } from "./graph-drawing";
 import { JsonBlock } from "./json-block";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
 const MAX_NODES = 400;
 

@@ -7,7 +7,7 @@ import { useFormat, useStrings } from "#/language";
 import { strings } from "../strings";
 import { isOpen, type JobDetail } from "../types";
 import type { JobEvents } from "./follow";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
 export function Live({ job, events }: { job: JobDetail; events: JobEvents }) {
   const t = useStrings(strings);

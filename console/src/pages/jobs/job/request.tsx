@@ -7,7 +7,7 @@ import { useStrings } from "#/language";
 import { strings } from "../strings";
 import type { JobDetail, Kind, SubmittedStep } from "../types";
 import { JsonBlock } from "./json-block";
-import { type Fact, Facts, Panel } from "./panel";
+import { type Fact, Facts, Panel } from "#/components/panel";
 
 const ARTIFACT = /^artifact:([A-Za-z0-9_-]+)$/;
 

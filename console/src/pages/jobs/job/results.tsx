@@ -10,7 +10,7 @@ import { strings } from "../strings";
 import { type Child, ERROR_TEXT, isOpen, type JobDetail, type Output } from "../types";
 import { ArtifactTile } from "./artifact-tile";
 import { JsonBlock } from "./json-block";
-import { Panel } from "./panel";
+import { Panel } from "#/components/panel";
 
 const CHILDREN_AT_ONCE = 24;
 

@@ -6,7 +6,7 @@ import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
 import { isOpen, type JobDetail, runSeconds } from "../types";
-import { type Fact, Facts, Panel } from "./panel";
+import { type Fact, Facts, Panel } from "#/components/panel";
 
 type Canceller = NonNullable<JobDetail["cancelled_by"]>;
 type Seconds = NonNullable<NonNullable<JobDetail["eta"]>["starts_in"]>;

@@ -2,12 +2,12 @@ import { Skeleton, Text, Timeline } from "@mantine/core";
 import { IconCheck, IconClock, IconPlayerPlay, IconStack2, IconX } from "@tabler/icons-react";
 import type { ReactElement } from "react";
 
+import { Panel } from "#/components/panel";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
 import { ERROR_TEXT, isOpen, type JobDetail, STATUS_COLOURS } from "../types";
 import type { Attempt, JobEvents } from "./follow";
-import { Panel } from "./panel";
 
 // Of a batch's many renders, those that finished last.
 const MAX_STEPS = 8;

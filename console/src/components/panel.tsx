@@ -1,7 +1,7 @@
 import { Box, Group, Paper, Title } from "@mantine/core";
 import { Fragment, type ReactNode, useId } from "react";
 
-/** A part of a job's page, with a heading that names it. */
+/** A part of a page, with a heading that names it. */
 export function Panel({ title, aside, children }: { title: string; aside?: ReactNode; children: ReactNode }) {
   const id = useId();
   return (

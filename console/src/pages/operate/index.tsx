@@ -1,0 +1,50 @@
+/** Shows operators what the gateway checks, its routes, the apps, versions and configuration. */
+
+import { SimpleGrid, Skeleton, Stack } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
+
+import { body, gateway } from "#/api/client";
+import { useCluster } from "#/api/cluster";
+import { ErrorAlert } from "#/components/error-alert";
+import { PageHeader } from "#/components/page-header";
+import { Reconnecting } from "#/components/reconnecting";
+import { useStrings } from "#/language";
+
+import { Apps, Versions } from "./apps";
+import { Checks } from "./checks";
+import { Configuration } from "./configuration";
+import { Routes } from "./routes";
+import { strings } from "./strings";
+
+const REFRESH_MILLISECONDS = 5_000;
+
+export default function OperatePage() {
+  const t = useStrings(strings);
+  const cluster = useCluster();
+  const routes = useQuery({
+    queryKey: ["cluster-routes"],
+    refetchInterval: REFRESH_MILLISECONDS,
+    queryFn: () => body(gateway.GET("/cluster/routes")),
+  });
+  return (
+    <>
+      <PageHeader title={t.title}>{cluster.isReconnecting && <Reconnecting />}</PageHeader>
+      <Stack>
+        {cluster.isError && <ErrorAlert error={cluster.error} onRetry={() => void cluster.refetch()} />}
+        {cluster.data?.problems && <Checks problems={cluster.data.problems} />}
+        {routes.isError && <ErrorAlert error={routes.error} onRetry={() => void routes.refetch()} />}
+        {routes.isPending && <Skeleton h={240} />}
+        {routes.data && (
+          <>
+            <Routes routes={routes.data.routes} />
+            <SimpleGrid cols={{ base: 1, md: 2 }}>
+              <Apps applications={routes.data.applications} />
+              <Versions versions={routes.data.versions} pools={cluster.data?.pools ?? []} />
+            </SimpleGrid>
+            <Configuration config={routes.data.config} />
+          </>
+        )}
+      </Stack>
+    </>
+  );
+}

@@ -1,0 +1,124 @@
+"""Lists of the accounts app by pages and filters, and budgets of others."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import pytest
+
+from tests.integration.access.fixtures import AccountsApp
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def read_pages(accounts: AccountsApp, path: str, name: str, bearer: str) -> list[Any]:
+    """All members of a list that is read by pages of two."""
+    items: list[Any] = []
+    cursor = ""
+    while True:
+        page = await accounts.ok("GET", f"{path}limit=2{cursor}", bearer)
+        assert len(page[name]) <= 2
+        items += page[name]
+        if page["next_cursor"] is None:
+            return items
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+async def test_members_are_listed_by_pages_and_found(accounts: AccountsApp) -> None:
+    organisation = await accounts.organisation()
+    path = f"/organisations/{organisation}"
+    for name in ("Aki", "Mika", "100%", "Mikado", "Ren"):
+        body = {"name": name}
+        await accounts.ok("POST", f"{path}/service-accounts", accounts.operator, body)
+    members = await read_pages(accounts, f"{path}/members?", "members", accounts.operator)
+    assert [m["name"] for m in members] == ["Ren", "Mikado", "100%", "Mika", "Aki"]
+    whole = await accounts.ok("GET", f"{path}/members", accounts.operator)
+    assert (whole["members"], whole["next_cursor"]) == (members, None)
+    found = await read_pages(accounts, f"{path}/members?search=mika&", "members", accounts.operator)
+    assert [m["name"] for m in found] == ["Mikado", "Mika"]
+    # `%` and `_` stand for themselves.
+    found = await read_pages(accounts, f"{path}/members?search=%25&", "members", accounts.operator)
+    assert [m["name"] for m in found] == ["100%"]
+    refused = await accounts.call("GET", f"{path}/members?cursor=x", accounts.operator)
+    assert (refused.status, refused.body["field"]) == (400, "cursor")
+
+
+async def test_operators_find_organisations_and_keys_of_others(accounts: AccountsApp) -> None:
+    organisation = await accounts.organisation()
+    admin = (await accounts.member(organisation, "admin"))["access_token"]
+    member = (await accounts.member(organisation))["access_token"]
+    name = (await accounts.ok("GET", f"/organisations/{organisation}", admin))["name"]
+    [found] = (
+        await accounts.ok("GET", f"/organisations?search={name[-8:].upper()}", accounts.operator)
+    )["organisations"]
+    assert found["id"] == organisation
+    made = [
+        (await accounts.ok("POST", "/keys", bearer, {"name": f"key {number}"}))["id"]
+        for number, bearer in enumerate((admin, admin, member))
+    ]
+    await accounts.ok("DELETE", f"/keys/{made[0]}", admin)
+    for bearer, expected in ((admin, made), (member, made[2:])):
+        keys = await read_pages(accounts, "/keys?", "keys", bearer)
+        assert [key["id"] for key in keys] == expected[::-1]
+    path = f"/keys?owner={organisation}&valid=true&"
+    keys = await read_pages(accounts, path, "keys", accounts.operator)
+    assert [key["id"] for key in keys] == made[:0:-1]
+    user = keys[0]["user"]
+    assert await read_pages(accounts, f"/keys?user={user}&", "keys", admin) == keys[:1]
+    own = (await accounts.ok("GET", "/me", admin))["id"]
+    assert await read_pages(accounts, f"/keys?user={own}&", "keys", member) == []
+    assert (await accounts.call("GET", path, admin)).status == 200
+    elsewhere = f"/keys?owner={await accounts.organisation()}"
+    assert (await accounts.call("GET", elsewhere, admin)).code == "insufficient_scope"
+
+
+async def test_the_audit_log_is_filtered(accounts: AccountsApp) -> None:
+    organisation = await accounts.organisation()
+    session = await accounts.member(organisation, "admin")
+    admin, user = session["access_token"], session["user"]["id"]
+    key = (await accounts.ok("POST", "/keys", admin, {"name": "ci"}))["id"]
+    await accounts.ok("DELETE", f"/keys/{key}", admin)
+
+    async def actions(query: str, bearer: str = admin) -> list[str]:
+        page = await accounts.ok("GET", f"/audit?{query}", bearer)
+        assert {entry["owner"] for entry in page["entries"]} <= {organisation}
+        return [entry["action"] for entry in page["entries"]]
+
+    assert await actions("action=key") == ["key.revoke", "key.create"]
+    assert await actions("action=key.create") == ["key.create"]
+    assert await actions("action=ke") == []
+    assert await actions(f"target={user}") == ["member.create"]
+    assert await actions(f"target={key}&actor={user}") == ["key.revoke", "key.create"]
+    assert await actions("to=2020-01-01T00:00:00Z") == []
+    assert len(await actions("from=2020-01-01T00:00:00Z")) == 4
+    everything = await actions(f"owner={organisation}", accounts.operator)
+    assert everything[-1] == "organisation.create"
+    other = await accounts.call("GET", f"/audit?owner={secrets.token_hex(4)}", admin)
+    assert other.code == "insufficient_scope"
+
+
+async def test_an_admin_sees_budgets_of_the_tenant_and_its_members(accounts: AccountsApp) -> None:
+    organisation = await accounts.organisation()
+    session = await accounts.member(organisation, "admin")
+    admin, user = session["access_token"], session["user"]["id"]
+    tenant = f"/limits/owner:{organisation}"
+    await accounts.ok("PUT", tenant, accounts.operator, {"usd_per_month": "300"})
+    await accounts.ok("PUT", f"/limits/user:{user}", admin, {"usd_per_day": "2.5"})
+    assert (await accounts.ok("GET", tenant, admin))["usd_per_month"] == "300"
+    [budget] = (await accounts.ok("GET", f"{tenant}/budgets", admin))["budgets"]
+    assert (budget["limit"], budget["limit_usd"], budget["left_usd"]) == (
+        "usd_per_month", "300", "300",
+    )  # fmt: skip
+    [budget] = (await accounts.ok("GET", f"/limits/user:{user}/budgets", admin))["budgets"]
+    assert (budget["limit"], budget["spent_usd"]) == ("usd_per_day", "0")
+    # Only operators change those of the tenant, and nobody sees those of another.
+    assert (await accounts.call("PUT", tenant, admin, {})).status == 404
+    assert (await accounts.call("DELETE", tenant, admin)).status == 404
+    elsewhere = f"/limits/owner:{await accounts.organisation()}/budgets"
+    assert (await accounts.call("GET", elsewhere, admin)).status == 404
+
+
+async def test_pages_that_sign_people_in_learn_the_ways(accounts: AccountsApp) -> None:
+    ways = await accounts.ok("GET", "/sign-in")
+    assert ways == {"providers": [], "registration": True, "password_reset": True}

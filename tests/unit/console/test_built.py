@@ -1,0 +1,26 @@
+"""The committed files of the console are those of its sources."""
+
+from __future__ import annotations
+
+import re
+
+from moyin.console import BUILT_FOLDER
+from scripts.console_sources import DIGEST, compute_digest
+
+
+def test_the_built_files_are_those_of_the_sources() -> None:
+    assert DIGEST.read_text().strip() == compute_digest(), "run scripts/console.sh"
+
+
+def test_the_page_has_a_place_for_its_nonce_and_names_no_other_host() -> None:
+    page = (BUILT_FOLDER / "index.html").read_text()
+    assert '<meta name="csp-nonce" content="__CSP_NONCE__">' in page
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(addresses) >= 2
+    assert all(address.startswith("/console/") for address in addresses)
+
+
+def test_the_files_that_the_page_names_are_built() -> None:
+    page = (BUILT_FOLDER / "index.html").read_text()
+    names = re.findall(r'(?:src|href)="/console/([^"]*)"', page)
+    assert [name for name in names if not (BUILT_FOLDER / name).is_file()] == []

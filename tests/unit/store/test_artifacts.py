@@ -1,0 +1,38 @@
+"""Tests which indexes find artifacts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.store.artifacts import ArtifactFilter
+from moyin.store.pages import fetch_page
+from moyin.store.sql import Database
+
+
+async def test_an_index_finds_favourites_among_many_files(database: Database) -> None:
+    """Otherwise each page would read all the owner's files, and search for few favourites."""
+
+    def plan(connection: sa.Connection, where: ArtifactFilter) -> str:
+        asked: list[Any] = []
+
+        def record(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+            asked.append((statement, parameters))
+
+        sa.event.listen(connection, "before_cursor_execute", record)
+        fetch_page(connection, where.build_query("ann", "sqlite"), limit=9, cursor=None)
+        sa.event.remove(connection, "before_cursor_execute", record)
+        statement, parameters = next(one for one in asked if "FROM artifacts" in one[0])
+        steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        return "\n".join(step.detail for step in steps)
+
+    for where in (
+        ArtifactFilter(favourite=True),
+        ArtifactFilter(favourite=True, media_type="image/*"),
+    ):
+        shown = await database.read(partial(plan, where=where))
+        assert "USING INDEX ix_artifacts_favourites (owner=? AND favourite=?)" in shown, shown
+    every = await database.read(partial(plan, where=ArtifactFilter()))
+    assert "USING INDEX ix_artifacts_visible (owner=?)" in every
