@@ -37,7 +37,7 @@ def test_a_running_render_is_followed_cancelled_retried_and_deleted(
     page.get_by_role("link", name=job[:8]).click()
     preview = page.get_by_alt_text("The newest preview of the render")
     expect(preview).to_be_visible()
-    page.wait_for_function("document.querySelector('img[src*=preview]').naturalWidth === 64")
+    expect(preview).to_have_js_property("naturalWidth", 64)
     # Node 1 is at work, and its box is marked.
     expect(page.locator("[data-active-node='1']")).to_be_visible()
     console.check_accessibility()
@@ -71,7 +71,8 @@ def test_a_finished_render_shows_its_files_graph_and_request(
     job = _submit(api, {"kind": "render", "workflow": _picture(), "metadata": {"shot": "010"}})
     _wait_for_end(api, job)
     page = console.sign_in_with_key(gateway.api_key).open(f"/jobs/{job}").page
-    page.wait_for_function("document.querySelector('img[src*=\"?w=256\"]')?.naturalWidth === 256")
+    thumbnail = page.locator("img[src*='?w=256']")
+    expect(thumbnail).to_have_js_property("naturalWidth", 256)
     expect(page.get_by_role("img", name="Drawing of a graph with 2 nodes")).to_be_visible()
     expect(
         page.get_by_role("region", name="Timeline").get_by_text("Step 1 finished")

@@ -53,7 +53,7 @@ export function JobActs({ job }: { job: JobDetail }) {
       <Group gap="xs">
         {open && job.cancel_requested_by === null && (
           <Button
-            variant="light" color="red" leftSection={<IconPlayerStop size={16} aria-hidden />}
+            variant="default" leftSection={<IconPlayerStop size={16} color="var(--mantine-color-red-6)" aria-hidden />}
             onClick={() => setAsked("cancel")}
           >
             {t.cancel}
@@ -77,7 +77,7 @@ export function JobActs({ job }: { job: JobDetail }) {
         )}
         {!open && (
           <Button
-            variant="subtle" color="red" leftSection={<IconTrash size={16} aria-hidden />}
+            variant="default" leftSection={<IconTrash size={16} color="var(--mantine-color-red-6)" aria-hidden />}
             onClick={() => setAsked("delete")}
           >
             {t.delete}

@@ -38,7 +38,7 @@ export function SelectionActs({ jobs, onDone }: { jobs: Job[]; onDone: () => voi
           {t.cancelSelected}
         </Button>
         <Button
-          size="xs" variant="light" color="red" disabled={ended.length === 0} onClick={() => setAct("delete")}
+          size="xs" variant="default" disabled={ended.length === 0} onClick={() => setAct("delete")}
         >
           {t.deleteSelected}
         </Button>

@@ -52,7 +52,7 @@ export function Filters({ address, onChange }: Props) {
         </Button>
         {Object.keys(toFilter(address)).length > 0 && (
           <Button
-            variant="subtle" leftSection={<IconX size={16} aria-hidden />}
+            variant="default" leftSection={<IconX size={16} aria-hidden />}
             onClick={() => onChange(new URLSearchParams())}
           >
             {t.clear}

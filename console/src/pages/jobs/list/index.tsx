@@ -103,7 +103,7 @@ export function JobList() {
       )}
       {(next !== null || address.has("cursor")) && (
         <Group component="nav" aria-label={t.pagesOfJobs} justify="flex-end" mt="md" gap="xs">
-          {address.has("cursor") && <Button variant="subtle" onClick={() => turn(null)}>{t.newest}</Button>}
+          {address.has("cursor") && <Button variant="default" onClick={() => turn(null)}>{t.newest}</Button>}
           {depth > 0 && (
             <Button
               variant="default" leftSection={<IconChevronLeft size={16} aria-hidden />} onClick={() => history.back()}
