@@ -44,7 +44,7 @@ def test_pictures_are_found_looked_at_and_compared(
     page.get_by_role("button", name="Open").first.click()
     viewer = page.get_by_role("dialog")
     viewer.get_by_role("cell", name="gallery").wait_for()
-    first = viewer.get_by_role("img").get_attribute("src")
+    first = viewer.locator("img").get_attribute("src")
     page.keyboard.press("ArrowRight")
     viewer.locator(f"img:not([src='{first}'])").wait_for()
     viewer.get_by_role("button", name="Show the graph").click()
@@ -56,7 +56,7 @@ def test_pictures_are_found_looked_at_and_compared(
     for number in range(2):
         page.get_by_role("checkbox", name="Select").nth(number).check()
     page.get_by_role("button", name="Compare").click()
-    assert page.get_by_role("dialog", name="Compare").get_by_role("img").count() == 2
+    expect(page.get_by_role("dialog", name="Compare").locator("img")).to_have_count(2)
     console.check_accessibility()
     console.screenshot("gallery-compare")
 

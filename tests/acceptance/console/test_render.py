@@ -74,7 +74,7 @@ def test_a_sweep_is_rendered_to_a_contact_sheet(
     page.get_by_role("button", name="Vary another input").click()
     page.get_by_role("combobox", name="Input", exact=True).last.click()
     page.get_by_role("option", name="width").click()
-    values.last.fill("64,96,")
+    values.last.press_sequentially("64,96,")
     console.check_accessibility()
     console.screenshot("render-sweep")
     page.get_by_role("button", name="Render 4 variants").click()
@@ -113,7 +113,7 @@ def test_an_earlier_job_fills_the_form(console: ConsoleBrowser, gateway: Running
     page = console.sign_in_with_key(gateway.api_key).open(f"/render?job={job['id']}").page
     page.get_by_text("Filled in from an earlier job.").wait_for()
     assert page.get_by_label("Caption").input_value() == "again"
-    assert page.get_by_label("Seed").input_value() == "7"
+    assert page.get_by_role("textbox", name="Seed").input_value() == "7"
     assert page.get_by_label("Project").input_value() == api.project
 
 
