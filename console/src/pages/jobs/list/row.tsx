@@ -19,7 +19,7 @@ export function JobRow({ job, selected, onSelect }: Props) {
   const t = useStrings(strings);
   const format = useFormat();
   return (
-    <Table.Tr bg={selected ? "var(--mantine-primary-color-light)" : undefined}>
+    <Table.Tr bg={selected ? "var(--mantine-color-default-hover)" : undefined}>
       {selected !== undefined && (
         <Table.Td w={40}>
           <Checkbox
