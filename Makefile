@@ -110,6 +110,7 @@ clients: | chromium $(BIN)/python
 	-@PYTHON=$(BIN)/python scripts/timed.sh $@ scripts/comfyui_clients.sh > /dev/null
 	-@PYTHON=$(BIN)/python scripts/timed.sh text-$@ scripts/text_clients.sh > /dev/null
 	-@PYTHON=$(BIN)/python scripts/timed.sh typescript-client scripts/typescript_client.sh > /dev/null
+	-@PYTHON=$(BIN)/python scripts/timed.sh console scripts/console.sh install > /dev/null
 
 # What it lacks is said by the tests that need it, too.
 ollama:
