@@ -18,7 +18,8 @@ export default defineConfig({
   server: {
     proxy: Object.fromEntries(
       ["/jobs", "/artifacts", "/templates", "/cluster", "/v1", "/accounts", "/comfy", "/models", "/object_info"].map((path) => [
-        path, process.env.MOYIN_URL ?? "http://127.0.0.1:8000",
+        // The gateway compares the origin of requests that carry cookies with the host that they name.
+        path, { target: process.env.MOYIN_URL ?? "http://127.0.0.1:8000", changeOrigin: false },
       ]),
     ),
   },
