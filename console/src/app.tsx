@@ -5,7 +5,7 @@ import { useDisclosure } from "@mantine/hooks";
 import { Component, type ReactNode, Suspense, useEffect } from "react";
 import { Link, Redirect, Route, Switch, useLocation } from "wouter";
 
-import { hasScope, type Caller, useCaller } from "#/api/session";
+import { type Caller, hasScope, keepSession, useCaller } from "#/api/session";
 import { AccountMenu } from "#/components/account-menu";
 import { ErrorAlert } from "#/components/error-alert";
 import { useLanguage, useStrings } from "#/language";
@@ -33,13 +33,16 @@ function Console() {
       <Center mih="100vh" p="md">{caller.error ? <ErrorAlert error={caller.error} /> : <Loader />}</Center>
     );
   }
-  return caller.data === null ? <SignIn /> : <Frame caller={caller.data} />;
+  return caller.data === null ? <SignIn /> : <Frame key={caller.data.keyId} caller={caller.data} />;
 }
 
 function Frame({ caller }: { caller: Caller }) {
   const t = useStrings(strings);
   const { language } = useLanguage();
   const [opened, { toggle, close }] = useDisclosure();
+  // Pictures, downloads and event streams cannot renew a session; a key's cookie is not renewed.
+  const isPerson = caller.account !== null;
+  useEffect(() => (isPerson ? keepSession() : undefined), [isPerson]);
   const [location] = useLocation();
   const pages = PAGES.filter((page) => page.scopes.some((scope) => hasScope(caller, scope)));
   const current = pages.find((page) => location === page.path || location.startsWith(`${page.path}/`));

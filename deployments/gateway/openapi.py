@@ -56,6 +56,7 @@ def build_document(
         schemas |= {"JobRequest": request, "BulkRequest": bulk}
         schemas |= {"JobEvent": event, "StreamError": error}
         schemas["ServerSentEvent"] = {"oneOf": list(_list_server_sent_events())}
+        schemas["ClusterEvent"] = _describe_event("cluster", "ClusterBody")
         document_problems(document, _has_comfyui_errors)
         document_security(document, is_public, get_query_schemes)
         app.openapi_schema = document
@@ -66,20 +67,23 @@ def _list_server_sent_events() -> Iterator[dict[str, Any]]:
     """Yield the schema of each server-sent event, whose data is JSON within a text."""
     bodies = {kind.value: body for kind, body in EVENT_BODIES.items()}
     for kind, body in {**bodies, "error": StreamError}.items():
-        data = {"$ref": _SCHEMA_REFERENCE.format(model=body.__name__)}
-        yield {
-            "type": "object",
-            "required": ["event", "data"],
-            "properties": {
-                "event": {"const": kind},
-                "id": {"type": "string"},
-                "data": {
-                    "type": "string",
-                    "contentMediaType": "application/json",
-                    "contentSchema": data,
-                },
+        yield _describe_event(kind, body.__name__)
+
+
+def _describe_event(kind: str, body: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"const": kind},
+            "id": {"type": "string"},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"$ref": _SCHEMA_REFERENCE.format(model=body)},
             },
-        }
+        },
+    }
 
 
 def describe_body(

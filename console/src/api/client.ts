@@ -14,7 +14,11 @@ async function send(request: Request): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(request);
-    if (response.status === 401 && (await renewSession())) response = await fetch(copy);
+    // A wrong password is refused with 401, too; it must not count twice.
+    if (
+      response.status === 401 && (await readError(response.clone())).code !== "invalid_credentials" &&
+      (await renewSession())
+    ) response = await fetch(copy);
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new ApiError("The gateway cannot be reached.", 0, "connection_failed", undefined, undefined);

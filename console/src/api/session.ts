@@ -1,7 +1,7 @@
 /** Signs in and out; cookies that scripts cannot read carry the session. */
 
 import type { components } from "#api/accounts";
-import { type QueryClient, useQuery } from "@tanstack/react-query";
+import { type QueryClient, useQuery, useQueryClient } from "@tanstack/react-query";
 
 import { readError } from "./errors";
 
@@ -54,11 +54,17 @@ export function hasScope(caller: Caller, scope: string): boolean {
 
 /** Return who is signed in: `null` if nobody is. */
 export function useCaller() {
+  const queries = useQueryClient();
   return useQuery({
     queryKey: ["caller"],
     staleTime: 60_000,
     refetchInterval: RENEW_MILLISECONDS,
-    queryFn: readCaller,
+    queryFn: async () => {
+      const caller = await readCaller();
+      const last = queries.getQueryData<Caller | null>(["caller"]);
+      if (last !== undefined && last?.keyId !== caller?.keyId) forgetAnswers(queries);
+      return caller;
+    },
   });
 }
 
@@ -71,7 +77,9 @@ async function readCaller(): Promise<Caller | null> {
   let account: Caller["account"] = null;
   if (identity.user !== null) {
     const found = await fetch("/accounts/me");
+    // A service account and a key whose user is gone have no account to show.
     if (found.ok) account = (await found.json()) as components["schemas"]["UserBody"];
+    else if (found.status >= 500) throw await readError(found);
   }
   return {
     name: account?.name || account?.email || identity.owner,
@@ -85,6 +93,10 @@ async function readCaller(): Promise<Caller | null> {
 /** Show the sign-in page, and keep nothing of what the last person saw. */
 export function forgetCaller(queries: QueryClient): void {
   queries.setQueryData(["caller"], null);
+  forgetAnswers(queries);
+}
+
+function forgetAnswers(queries: QueryClient): void {
   queries.removeQueries({ predicate: (query) => query.queryKey[0] !== "caller" });
 }
 

@@ -1,4 +1,5 @@
 import { ActionIcon, Button, Group, Menu, useMantineColorScheme } from "@mantine/core";
+import { notifications } from "@mantine/notifications";
 import { IconLanguage, IconSunMoon } from "@tabler/icons-react";
 import { useQueryClient } from "@tanstack/react-query";
 
@@ -13,8 +14,12 @@ export function AccountMenu({ caller }: { caller: Caller }) {
   const t = useStrings(strings);
   const queries = useQueryClient();
   const end = async () => {
-    await signOut();
-    forgetCaller(queries);
+    try {
+      await signOut();
+      forgetCaller(queries);
+    } catch (error) {
+      notifications.show({ color: "red", title: t.somethingFailed, message: (error as Error).message });
+    }
   };
   return (
     <Group gap={4} wrap="nowrap">

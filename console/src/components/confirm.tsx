@@ -12,12 +12,14 @@ interface Props {
   /** Says what will happen. */
   children: ReactNode;
   action: string;
+  /** Nothing can be confirmed yet. */
+  disabled?: boolean;
   /** Does it; the dialog stays open with the error if it fails. */
   onConfirm: () => Promise<unknown>;
 }
 
 /** Asks once before something is destroyed. */
-export function Confirm({ opened, onClose, title, children, action, onConfirm }: Props) {
+export function Confirm({ opened, onClose, title, children, action, disabled = false, onConfirm }: Props) {
   const t = useStrings(strings);
   const [error, setError] = useState<Error | null>(null);
   const [busy, setBusy] = useState(false);
@@ -44,7 +46,7 @@ export function Confirm({ opened, onClose, title, children, action, onConfirm }:
         {error && <ErrorAlert error={error} />}
         <Group justify="flex-end">
           <Button variant="default" onClick={close} data-autofocus>{t.cancel}</Button>
-          <Button color="red.9" loading={busy} onClick={() => void confirm()}>{action}</Button>
+          <Button color="red.9" loading={busy} disabled={disabled} onClick={() => void confirm()}>{action}</Button>
         </Group>
       </Stack>
     </Modal>

@@ -24,6 +24,6 @@ function download(name: string, type: string, text: string): void {
 function writeCell(value: unknown): string {
   let text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : `${value}`;
   // Spreadsheets run cells that begin so as formulas; names come from other people.
-  if (/^[=+@\t\r]|^-(?!\d)/.test(text)) text = `'${text}`;
+  if (/^[=+@\t\r-]/.test(text) && !/^-\d+(\.\d+)?(e-?\d+)?$/i.test(text)) text = `'${text}`;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -24,6 +26,9 @@ from moyin.domain.queue_place import Backlog
 from moyin.errors import ServiceUnavailable
 
 _log = logging.getLogger(__name__)
+_ResultT = TypeVar("_ResultT")
+# Threads of its own: calls to a Ray that hangs must not take the threads that requests need.
+_THREADS = ThreadPoolExecutor(max_workers=5, thread_name_prefix="cluster")
 _CALL_SECONDS = 3.0
 # Serve raises KeyError for an app that is not deployed.
 _SOURCE_ERRORS = (
@@ -97,9 +102,9 @@ class ClusterSources:
             asyncio.gather(*(_read(self._read_pool(name)) for name in self._pools)),
             asyncio.gather(*(_read(self._read_backlog(name)) for name in self._pools)),
             run_checks(self._checks),
-            _read(asyncio.to_thread(_read_applications)),
+            _read(_run(_read_applications)),
             _read(_read_models()),
-            _read(asyncio.to_thread(shutil.disk_usage, self._data)),
+            _read(_run(partial(shutil.disk_usage, self._data))),
         )
         rejected = ["gateway"] if self._is_config_rejected() else []
         if models is not None and models.is_config_rejected:
@@ -121,13 +126,18 @@ class ClusterSources:
         )
 
     async def _read_nodes(self) -> Sequence[Mapping[str, Any]] | None:
-        nodes: Sequence[Mapping[str, Any]] | None = await _read(asyncio.to_thread(ray.nodes))
+        nodes: Sequence[Mapping[str, Any]] | None = await _read(_run(ray.nodes))
         return nodes
 
     async def _read_servers(self) -> Sequence[ModelServerSummary]:
-        handles = await _read(asyncio.to_thread(_find_servers)) or ()
+        handles = await _read(_run(_find_servers)) or ()
         summaries = await asyncio.gather(*(_read(handle.describe.remote()) for handle in handles))
         return [summary for summary in summaries if summary is not None]
+
+
+def _run(call: Callable[[], _ResultT]) -> asyncio.Future[_ResultT]:
+    """Run a blocking call in a thread; one that is cancelled before it begins never runs."""
+    return asyncio.get_running_loop().run_in_executor(_THREADS, call)
 
 
 def _read_applications() -> Mapping[str, str]:
@@ -136,7 +146,7 @@ def _read_applications() -> Mapping[str, str]:
 
 
 async def _read_models() -> ModelsSummary:
-    handle = await asyncio.to_thread(serve.get_deployment_handle, "Models", app_name="models")
+    handle = await _run(partial(serve.get_deployment_handle, "Models", app_name="models"))
     summary: ModelsSummary = await handle.read_summary.remote()
     return summary
 

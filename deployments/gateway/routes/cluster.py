@@ -25,7 +25,7 @@ _RETRY = "retry: 2000\n\n"
 _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `cluster`, whose data is the body of `GET /cluster`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ClusterEvent"}}},
     }
 }
 

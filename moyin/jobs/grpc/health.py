@@ -27,7 +27,8 @@ class HealthMonitor:
     """Answers health checks from one state, which it reads again after some seconds.
 
     Args:
-        is_ready: returns True if calls can be served. A `Fault` that it raises counts as False.
+        is_ready: returns True if calls can be served. A `Fault` that it raises counts as False,
+            but for UNIMPLEMENTED, with which every check ends.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class HealthMonitor:
                 try:
                     is_ready = await self._is_ready()
                 except Fault as fault:
+                    if fault.status is grpc.StatusCode.UNIMPLEMENTED:
+                        raise
                     # Without this, each anonymous call would send another request to the gateway.
                     _log.warning("cannot read whether the gateway is ready: %s", fault)
                     is_ready = False

@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.acceptance.console.browser import ROOT, ConsoleBrowser, open_browser
 from tests.stack import RunningStack
+
+# Playwright's own 5 s are too short on a busy machine.
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="session")

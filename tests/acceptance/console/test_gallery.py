@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Download, Page, expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
@@ -85,7 +85,7 @@ def test_a_link_works_without_an_account(console: ConsoleBrowser, gateway: Runni
     page.get_by_text("Works until").wait_for()
     console.check_accessibility()
     console.screenshot("gallery-share")
-    response = httpx.get(url)
+    response = httpx.get(url, timeout=60)
     assert (response.status_code, response.content[:4]) == (200, b"\x89PNG")
 
 
@@ -95,11 +95,12 @@ def test_many_are_downloaded_and_deleted(console: ConsoleBrowser, gateway: Runni
     page = open_gallery(console, gateway, api, 2)
     for box in page.get_by_role("checkbox", name="Select").all():
         box.check()
-    saved: list[Path] = []
-    page.on("download", lambda download: saved.append(download.path()))
+    saved: list[Download] = []
+    page.on("download", saved.append)
     button = page.get_by_role("button", name="Download")
-    with page.expect_event("download", lambda _: len(saved) == 1):
+    with page.expect_event("download", lambda _: len(saved) == 2):
         button.click()
+    assert all(Path(download.path()).read_bytes() for download in saved)
     page.get_by_role("button", name="Delete").click()
     dialog = page.get_by_role("dialog", name="Delete for good?")
     dialog.get_by_text("1 job is deleted, with all the files that it made").wait_for()

@@ -17,7 +17,6 @@ from tests.waiting import eventually_blocking
 # More than a page of the list.
 _MANY = 52
 _SLOW = {"suite": "console-jobs"}
-expect.set_options(timeout=60_000)
 
 
 @pytest.fixture

@@ -156,7 +156,8 @@ async def _cookies(client: Session) -> None:
     await client.call("GET", "/comfy/api/queue", headers=cookie)
     await client.call("GET", "/comfy/session", headers=cookie)
     await client.call("POST", "/comfy/api/free", 403, headers=cookie, json={})
-    await client.call("GET", "/jobs", 401, headers=cookie)
+    await client.call("GET", "/jobs", headers=cookie)
+    await client.call("POST", "/jobs/cancel", 403, headers=cookie, json={})
 
 
 async def _sockets(client: Session) -> None:

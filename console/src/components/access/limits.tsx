@@ -41,6 +41,8 @@ export function LimitsPanel({ subject, onSaved }: { subject: Subject; onSaved?: 
     queryKey: ["limits", subject.id],
     // Read again only after a change, so that nothing that was typed is lost.
     staleTime: Infinity,
+    // Each opening reads them anew, since saving replaces all of them.
+    gcTime: 0,
     queryFn: ({ signal }) => body(accounts.GET("/limits/{subject}", { params: { path }, signal })),
   });
   const hasBudget = Boolean(limits.data && (limits.data.usd_per_day ?? limits.data.usd_per_month));

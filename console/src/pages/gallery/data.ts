@@ -4,6 +4,7 @@ import { type InfiniteData, useInfiniteQuery, useMutation, useQueryClient } from
 
 import type { components } from "#api/gateway";
 import { body, gateway } from "#/api/client";
+import { ApiError } from "#/api/errors";
 
 import type { PictureFile } from "./thumbnail";
 
@@ -111,8 +112,13 @@ export function countDeletion(files: PictureFile[]) {
 /** Delete uploads one by one, and jobs with all their files. */
 export async function deleteFiles(files: PictureFile[]): Promise<void> {
   const { uploads, jobs } = countDeletion(files);
-  for (const id of uploads) await gateway.DELETE("/artifacts/{artifact_id}", { params: { path: { artifact_id: id } } });
-  for (const id of jobs) await gateway.DELETE("/jobs/{job_id}", { params: { path: { job_id: id } } });
+  for (const id of uploads) await gateway.DELETE("/artifacts/{artifact_id}", { params: { path: { artifact_id: id } } }).catch(ignoreGone);
+  for (const id of jobs) await gateway.DELETE("/jobs/{job_id}", { params: { path: { job_id: id } } }).catch(ignoreGone);
+}
+
+/** What an earlier try has deleted is gone. */
+function ignoreGone(error: unknown): void {
+  if (!(error instanceof ApiError && error.status === 404)) throw error;
 }
 
 /** Save files one after the other, as the browser does with links that are clicked. */

@@ -100,13 +100,17 @@ function RenderForm({ templates, draft, onSubmitted }: FormProps) {
   const [options, setOptions] = useState<Options>({ ...NO_OPTIONS, ...draft?.options });
   const [problems, setProblems] = useState<Problems>({});
   const form = useRef<HTMLFormElement>(null);
+  const sent = useRef({ text: "", key: "" });
   const submit = useMutation({
     mutationFn: async ({ text, key }: { text: string; key: string }) => {
       // The key makes a request that is sent twice one job.
       const headers = { "content-type": "application/json", "idempotency-key": key };
       return (await (await call("/jobs", { method: "POST", body: text, headers })).json()) as { id: string };
     },
-    onSuccess: ({ id }) => onSubmitted(id),
+    onSuccess: ({ id }) => {
+      sent.current = { text: "", key: "" };
+      onSubmitted(id);
+    },
   });
   // A person who is told that a field is wrong is led to it.
   useEffect(() => {
@@ -126,7 +130,13 @@ function RenderForm({ templates, draft, onSubmitted }: FormProps) {
     if (work === null) return;
     const built = buildJob(work, variants, options);
     setProblems("problems" in built ? built.problems : {});
-    if ("body" in built) submit.mutate({ text: JSON.stringify(built.body), key: crypto.randomUUID() });
+    if (!("body" in built)) return;
+    const text = JSON.stringify(built.body);
+    // A request whose answer was lost is sent again with its key. `randomUUID` would need HTTPS.
+    if (sent.current.text !== text) {
+      sent.current = { text, key: [...crypto.getRandomValues(new Uint32Array(4))].join("-") };
+    }
+    submit.mutate(sent.current);
   };
   return (
     <form

@@ -24,7 +24,12 @@ function readJob(id: string) {
 
 export function useLiveJob(id: string): LiveJob {
   const queries = useQueryClient();
-  const { data: job, error } = useQuery({ queryKey: ["job", id], queryFn: () => readJob(id) });
+  const { data: job, error } = useQuery({
+    queryKey: ["job", id],
+    queryFn: () => readJob(id),
+    // A stream that was refused does not come back, and places have no events.
+    refetchInterval: ({ state }) => (state.data && !ENDS.includes(state.data.status) ? 5_000 : false),
+  });
   const [previews, setPreviews] = useState<Record<number, string>>({});
   const [isReconnecting, setIsReconnecting] = useState(false);
   const isKnown = job !== undefined;

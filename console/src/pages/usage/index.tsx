@@ -22,6 +22,8 @@ const RANGES = ["7", "30", "90"];
 export const MEASURES = ["cost", "calls", "tokens"] as const;
 
 /** Return a date in UTC, in which the ledger counts days. */
+const MAX_DAYS = 400;
+
 function date(daysFromToday: number): string {
   return new Date(Date.now() + daysFromToday * 86_400_000).toISOString().slice(0, 10);
 }
@@ -36,7 +38,9 @@ export default function UsagePage() {
   const [group, setGroup] = useState<GroupBy>("model");
   const [measure, setMeasure] = useState<(typeof MEASURES)[number]>("cost");
   const to = new Date(Date.parse(`${last}T00:00:00Z`) + 86_400_000);
-  const isRange = from !== "" && last !== "" && from <= last;
+  // While a year is typed, the field has the years 2, 20 and 202; the API takes 400 days.
+  const days = (to.getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
+  const isRange = days >= 1 && days <= MAX_DAYS;
   const useReport = (by: GroupBy) => useQuery({
     queryKey: ["usage", from, last, owner, by],
     enabled: isRange && caller !== undefined,
@@ -75,7 +79,7 @@ export default function UsagePage() {
       </Group>
       {daily.error && <ErrorAlert error={daily.error} onRetry={() => void daily.refetch()} />}
       {daily.isPending && !daily.error && <Skeleton height={360} />}
-      {report && (
+      {report && isRange && (
         <>
           <Totals report={report} />
           {report.budgets && report.budgets.length > 0 && (

@@ -115,7 +115,7 @@ function ConfirmMatching({ act, filter, onClose }: { act: Act; filter: JobFilter
   return (
     <Confirm
       opened onClose={onClose} title={act === "cancel" ? t.cancelTitle : t.deleteTitle}
-      action={act === "cancel" ? t.cancelJobs : t.deleteJobs}
+      action={act === "cancel" ? t.cancelJobs : t.deleteJobs} disabled={!matched}
       onConfirm={async () => {
         // Nothing is changed that was not counted first.
         if (matched) finish(act, await changeMatching(act, filter, false));
