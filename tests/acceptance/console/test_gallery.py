@@ -96,7 +96,7 @@ def test_many_are_downloaded_and_deleted(console: ConsoleBrowser, gateway: Runni
     for box in page.get_by_role("checkbox", name="Select").all():
         box.check()
     saved: list[Download] = []
-    page.on("download", saved.append)
+    page.on("download", lambda download: saved.append(download))
     button = page.get_by_role("button", name="Download")
     with page.expect_event("download", lambda _: len(saved) == 2):
         button.click()

@@ -121,16 +121,22 @@ async def _failed_render_costs(farm: RenderFarm) -> str:
     return job_id
 
 
-async def _until_comfyui_has_it(farm: RenderFarm, job_id: str) -> None:
-    async def has_started() -> bool:
-        return (await farm.jobs.find(job_id)).started_at is not None
+async def _submit_and_wait_until_it_runs(farm: RenderFarm, graph: dict[str, Any]) -> str:
+    """Return the id of a job of which ComfyUI executes the node that takes long."""
+    known = len(list_executions(farm.settings.data))
+    job_id = await farm.submit(graph)
 
-    await eventually(has_started, 180)
+    async def is_running() -> bool:
+        # What is killed between its start and the node's start is booked, but the node knows nothing.
+        has_started = (await farm.jobs.find(job_id)).started_at is not None
+        return has_started and len(list_executions(farm.settings.data)) > known
+
+    await eventually(is_running, 180)
+    return job_id
 
 
 async def _cancelled_render_costs(farm: RenderFarm) -> str:
-    job_id = await farm.submit(busy(30, next(_colors)))
-    await _until_comfyui_has_it(farm, job_id)
+    job_id = await _submit_and_wait_until_it_runs(farm, busy(30, next(_colors)))
     await farm.cancel(job_id)
 
     async def find_row() -> UsageEntry | None:
@@ -143,8 +149,7 @@ async def _cancelled_render_costs(farm: RenderFarm) -> str:
 
 
 async def _replica_is_killed(farm: RenderFarm, pool: Any) -> str:
-    job_id = await farm.submit(busy(8, next(_colors)))
-    await _until_comfyui_has_it(farm, job_id)
+    job_id = await _submit_and_wait_until_it_runs(farm, busy(8, next(_colors)))
     replicas = with_lines(psutil.Process().children(recursive=True))
     [victim] = [p for p, line in replicas if "ray::ServeReplica" in line and "RenderPool" in line]
     os.kill(victim.pid, signal.SIGKILL)
@@ -158,8 +163,7 @@ async def _replica_is_killed(farm: RenderFarm, pool: Any) -> str:
 
 
 async def _comfyui_is_killed(farm: RenderFarm) -> str:
-    job_id = await farm.submit(busy(6, next(_colors)))
-    await _until_comfyui_has_it(farm, job_id)
+    job_id = await _submit_and_wait_until_it_runs(farm, busy(6, next(_colors)))
     for pid in comfyui_processes(farm.settings.data):
         os.kill(pid, signal.SIGKILL)
     result = await farm.result(job_id)
@@ -171,8 +175,7 @@ async def _comfyui_is_killed(farm: RenderFarm) -> str:
 
 
 async def _actor_is_killed(farm: RenderFarm, pool: Any) -> str:
-    job_id = await farm.submit(busy(6, next(_colors)))
-    await _until_comfyui_has_it(farm, job_id)
+    job_id = await _submit_and_wait_until_it_runs(farm, busy(6, next(_colors)))
 
     async def is_seen() -> bool:
         # The pool books what it saw last of an actor that is lost.
