@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 import ray
@@ -28,7 +29,9 @@ from moyin.errors import ServiceUnavailable
 _log = logging.getLogger(__name__)
 _ResultT = TypeVar("_ResultT")
 # Threads of its own: calls to a Ray that hangs must not take the threads that requests need.
-_THREADS = ThreadPoolExecutor(max_workers=5, thread_name_prefix="cluster")
+_MAX_CALLS = 8
+_THREADS = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="cluster")
+_FREE = BoundedSemaphore(_MAX_CALLS)
 _CALL_SECONDS = 3.0
 # Serve raises KeyError for an app that is not deployed.
 _SOURCE_ERRORS = (
@@ -135,9 +138,16 @@ class ClusterSources:
         return [summary for summary in summaries if summary is not None]
 
 
-def _run(call: Callable[[], _ResultT]) -> asyncio.Future[_ResultT]:
-    """Run a blocking call in a thread; one that is cancelled before it begins never runs."""
-    return asyncio.get_running_loop().run_in_executor(_THREADS, call)
+async def _run(call: Callable[[], _ResultT]) -> _ResultT:
+    """Run a blocking call in a thread; raise TimeoutError if earlier calls occupy all threads.
+
+    Without this limit, the queue would grow for as long as Ray hangs.
+    """
+    if not _FREE.acquire(blocking=False):
+        raise TimeoutError("earlier calls have not returned")
+    future = _THREADS.submit(call)
+    future.add_done_callback(lambda _: _FREE.release())
+    return await asyncio.wrap_future(future)
 
 
 def _read_applications() -> Mapping[str, str]:

@@ -1,0 +1,40 @@
+"""Calls to a Ray that hangs occupy a few threads of their own, and no queue grows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from deployments.gateway.cluster import sources
+from tests.waiting import eventually
+
+
+async def test_calls_that_hang_are_bounded() -> None:
+    release, started = threading.Event(), threading.Semaphore(0)
+
+    def hang() -> None:
+        started.release()
+        release.wait(60)
+
+    try:
+        hanging = [asyncio.ensure_future(sources._run(hang)) for _ in range(sources._MAX_CALLS)]
+        for _ in hanging:
+            assert await asyncio.to_thread(started.acquire, timeout=60)
+        # Whoever waited has given up, but the threads are taken.
+        hanging[0].cancel()
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await sources._run(hang)
+    finally:
+        release.set()
+    await asyncio.wait(hanging)
+
+    async def answers() -> bool:
+        try:
+            return await sources._run(lambda: True)
+        except TimeoutError:
+            return False
+
+    assert await eventually(answers)
