@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from moyin.domain.job import JobStatus, StepKind
 from moyin.store.job_filter import JobFilter
@@ -96,6 +97,7 @@ async def _measure(url: str, count: int) -> None:
     try:
         store = JobStore(database)
         await _fill(database, count)
+        await _analyze(database, url)
         for name, where in _FILTERS.items():
             _show(f"page of 50, filter {name}", await _time_pages(store, where))
         _show("submission without text", await _time_submissions(store, asyncio.sleep(5), words=0))
@@ -128,9 +130,19 @@ async def _fill(database: Database, count: int) -> None:
         await database.write(insert)
         print(f"\r{start + len(rows):,} jobs", end="", file=sys.stderr)
     print(file=sys.stderr)
-    for table in (jobs, job_texts):
-        analyze = sa.text(f"ANALYZE {table.name}")
-        await database.write(lambda connection, analyze=analyze: connection.execute(analyze))  # type: ignore[misc]
+
+
+async def _analyze(database: Database, url: str) -> None:
+    """Update the planner's statistics, and vacuum, as PostgreSQL itself does over months."""
+    if url.startswith("sqlite"):
+        await database.write(lambda connection: connection.execute(sa.text("ANALYZE")))
+        return
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(sa.text("VACUUM ANALYZE"))
+    finally:
+        await engine.dispose()
 
 
 def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from moyin.domain.job import JobStatus, StepKind
 from moyin.store.job_words import build_word_condition, find_job_ids, find_words
@@ -70,7 +72,7 @@ class JobFilter:
         if len(ids) > MAX_SCANNED:
             return page
         conditions = [
-            jobs.c.id.in_(ids),
+            _build_id_condition(ids, dialect),
             # Not the column itself, for which SQLite would read the index of all the owner's jobs.
             jobs.c.owner.concat("") == owner,
             *self._build_time_conditions(),
@@ -137,6 +139,17 @@ class JobFilter:
         for label, value in self.metadata.items():
             conditions.append(_build_label_condition(columns.metadata, label, value, dialect))
         return conditions
+
+
+def _build_id_condition(ids: Sequence[str], dialect: str) -> Condition:
+    """Return the condition that a job has one of the ids, which are sent as one value.
+
+    A parameter for each of 2,000 ids takes longer to prepare than the whole page.
+    """
+    if dialect != "sqlite":
+        return jobs.c.id == sa.any_(sa.literal(list(ids), ARRAY(sa.Text)))
+    members = sa.func.json_each(json.dumps(list(ids))).table_valued("value")
+    return jobs.c.id.in_(sa.select(members.c.value))
 
 
 def _build_label_condition(column: Any, label: str, value: str, dialect: str) -> Condition:
