@@ -58,7 +58,7 @@ _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 3.0
 _CHAT_PATH = "/api/chat"
 _EMBED_PATH = "/api/embed"
-# For models whose context length neither the configuration nor the host states.
+# The context length in tokens of models for which neither the configuration nor the host has one.
 DEFAULT_CONTEXT = 4096
 
 
@@ -102,8 +102,8 @@ class OllamaBackend:
     Args:
         host: base URL of the server.
         contexts: context length in tokens of models whose length is configured, by Ollama's name.
-        models: the models on the host's disk, which supply the other lengths.
-        limit: learns how many calls the host runs at a time; None if it is configured.
+        models: the models on the host's disk, which have the context lengths of other models.
+        limit: learns how many calls the host runs concurrently; None if the number is configured.
         connections: maximum number of concurrent connections to the server.
     """
 
@@ -233,18 +233,18 @@ class OllamaBackend:
         return resident
 
     async def refresh_models(self) -> bool:
-        """Bring the models on the host's disk up to date; return True if they changed."""
+        """Reload the list of models on the host's disk; return True if it changed."""
         return await self._models.refresh(self._http)
 
     def pass_on(
         self, method: str, path: str, data: bytes | AsyncIterable[bytes] | None
     ) -> AbstractAsyncContextManager[RawResponse]:
-        """Send a request that is no model call; see `HttpClient.pass_on`."""
+        """Forward a request that does not call a model; see `HttpClient.pass_on`."""
         return self._http.pass_on(method, path, data)
 
     @contextmanager
     def _track(self, kind: str, size: int) -> Iterator[TrackedCall]:
-        """Let the limit of concurrent calls learn from a call of about ``size`` bytes."""
+        """Let the learned limit observe a call of about ``size`` bytes."""
         if self._limit is None:
             yield TrackedCall()
             return
@@ -282,7 +282,7 @@ class OllamaBackend:
 
 
 def _measure(request: ChatRequest) -> int:
-    """Return the size of the prompt in characters, about as large as the request in bytes."""
+    """Return the size of the prompt in characters, an estimate of the request's size in bytes."""
     texts = [len(part.text) for part in request.system]
     texts += [
         len(part.text)

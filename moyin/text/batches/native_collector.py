@@ -33,16 +33,16 @@ from moyin.text.batches.native_work import (
 )
 
 _log = logging.getLogger(__name__)
-# Results that are written in one transaction.
+# Number of results that are written in one transaction.
 _GROUP = 50
 
 
 class NativeCollector:
-    """Asks back ends whether native batches have ended, and writes their results.
+    """Polls back ends for ended native batches, and stores their results.
 
     Args:
-        get_poll_seconds: returns the pause between two questions whether a batch has ended.
-        on_result: called with each result that was written.
+        get_poll_seconds: returns the seconds between two polls of a batch's state.
+        on_result: called with each stored result.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class NativeCollector:
     async def poll(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, *, is_open: bool
     ) -> None:
-        """Collect the results if the batch has ended; cancel it if ours is over."""
+        """Collect the results if the back end's batch has ended; cancel it if our batch is over."""
         assert native.remote_id is not None, "a running native batch must have an id"
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         try:
@@ -87,7 +87,7 @@ class NativeCollector:
     async def _collect(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, remote: RemoteBatch
     ) -> None:
-        """Write the results of a native batch, and give the lines without one back."""
+        """Store the results of a native batch, and release the lines without a result."""
         deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
         group: dict[int, RemoteResult] = {}
         async with aclosing(api.read_results(remote, deadline)) as results:
@@ -110,7 +110,7 @@ class NativeCollector:
     async def _write(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, group: dict[int, RemoteResult]
     ) -> None:
-        """Write the results of lines that still belong to the native batch."""
+        """Store the results of those lines that are still assigned to the native batch."""
         if not group:
             return
         lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)
@@ -135,7 +135,7 @@ class NativeCollector:
     ) -> list[FinishedLine]:
         deployment = self._native_lines.find_deployment(native.backend, native.model)
         if deployment is None:
-            raise ServiceUnavailable(f"the model {native.model!r} is not configured any more")
+            raise ServiceUnavailable(f"the model {native.model!r} is no longer configured")
         finished = []
         for line, content in lines:
             body = work.format.read_body(content)

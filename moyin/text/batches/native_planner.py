@@ -1,4 +1,4 @@
-"""Divides a batch: chooses the lines that back ends run, and creates their native batches."""
+"""Chooses the lines of a batch that back ends run natively, and creates their native batches."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from moyin.text.batches.native_work import (
     split_lines,
 )
 
-# The most lines of a native batch.
+# Maximum number of lines in a native batch.
 _MAX_LINES = 10_000
 
 
 @dataclass(slots=True)
 class _Group:
-    """A native batch while lines are assigned to it."""
+    """A native batch that is still being filled with lines."""
 
     native: NativeBatch
     count: int = 0
@@ -63,7 +63,7 @@ class NativePlanner:
     def _choose(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Return the number and the size of the lines for each back end and model."""
+        """Return the number and the size in bytes of the chosen lines, by back end and model."""
         chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(page, contents, strict=True):
             found = self._native_lines.choose(work.batch, work.format.read_body(content))
@@ -105,7 +105,8 @@ class NativePlanner:
         native = NativeBatch(
             id=new_native_id(), batch_id=batch.id, backend=backend, model=model,
             status=NativeStatus.ASSIGNED, created_at=moment,
-            # Nobody sends it before all of its lines are assigned, unless this replica dies.
+            # No replica sends the batch before all of its lines are assigned, unless this replica
+            # dies.
             due_at=moment + timedelta(seconds=2 * LEASE_SECONDS),
         )  # fmt: skip
         await self._store.add(native)

@@ -19,8 +19,8 @@ from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.validation import NO_MEMBERS, merge_defaults
 
-Turn = tuple[str, str]  # the role and the text of one message
-MAX_TURNS = 6  # three messages of the user with the answers between them
+Turn = tuple[str, str]  # A turn: role and text of one message.
+MAX_TURNS = 6  # The user's last three messages with the answers between them.
 
 
 class StreamWriter(Protocol):
@@ -39,8 +39,8 @@ class StreamTap(Protocol):
         is_finished: True once the protocol's last event was forwarded.
         tokens: the number of output tokens forwarded so far, estimated from the events.
         transcript: if set, it records what the model writes.
-        prompt_tokens: the estimated tokens of the prompt, for a client that asks for a usage which
-            the back end does not report.
+        prompt_tokens: the estimated tokens of the prompt, for clients that request the usage from a
+            back end that does not report it.
     """
 
     usage: Usage | None

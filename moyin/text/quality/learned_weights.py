@@ -136,7 +136,7 @@ class WeightReader:
         self._shape = itemgetter(*features[:SHAPE_FEATURES])
 
     def compute_residual(self, mean: list[float]) -> float:
-        """Return the logits by which signals moved the estimate of the question.
+        """Return by how many logits signals moved the estimate of the question.
 
         Args:
             mean: the weights of a model, as in `LearnedWeights`.
@@ -254,7 +254,7 @@ class LearnedWeights:
     def merge_with(
         self, other: LearnedWeights, base: LearnedWeights | None = None
     ) -> LearnedWeights:
-        """Return what this and another replica's weights learned together.
+        """Return the combination of these weights and another replica's weights.
 
         Args:
             base: the weights from which both started, so that they are counted only once.

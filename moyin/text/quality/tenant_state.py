@@ -17,7 +17,7 @@ from moyin.text.quality.learned_weights import LearnedWeights
 from moyin.text.quality.question import KIND_NUMBER
 
 _VERSION = 1
-_MAX_MODELS = 24  # beyond it, the model without signals for the longest time is dropped
+_MAX_MODELS = 24  # above this, the model whose last signal is oldest is dropped
 _MAX_KEYS = 512
 _DAY = 86_400.0
 MIN_TENANTS = 5  # a median of fewer would reveal too much about each
@@ -95,7 +95,7 @@ class TenantState:
         return use
 
     def merge_with(self, other: TenantState, base: TenantState | None = None) -> TenantState:
-        """Return what this and another replica's state learned together.
+        """Return the combination of this state and another replica's state.
 
         Args:
             base: the state from which both started; None if it was empty.

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from moyin.text.routing.answer import Answer
 
-# Limit on the second calls that can be saved up for a burst of slow answers.
+# Maximum number of credits, so that a burst of slow answers causes at most so many second calls.
 _MAX_CREDIT = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Holds the codec of the Responses API."""
+"""Implements the codec of ``POST /v1/responses``."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from moyin.text.protocol.responses.tools import list_tools
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """Holds the whole answers to a request, so that the one which its client gets can be stored.
+    """Collects the whole answers to a request, so that the one sent to the client can be stored.
 
-    There are several if the first one failed a check, or if calls were hedged.
+    A request has several answers if the first one failed a check, or if calls were hedged.
 
     Attributes:
-        responses: the response objects that were encoded to their end, by id.
-        proofs: ``encrypted_content`` of their reasoning items by item id.
-        writers: the encoders of the streams that back ends began.
+        responses: the completely encoded response objects, by id.
+        proofs: the ``encrypted_content`` of the responses' reasoning items, by item id.
+        writers: the encoders of the streams that were started.
     """
 
     responses: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class AnswerRecord:
     writers: list[StreamWriter] = field(default_factory=list)
 
     def add(self, response: dict[str, Any], proofs: Mapping[str, str]) -> None:
-        """Record an answer."""
+        """Add a completely encoded response and the proofs of its reasoning."""
         self.responses[response["id"]] = response
         self.proofs.update(proofs)
 
@@ -69,10 +69,10 @@ class ParsedResponseRequest:
     """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
 
     Attributes:
-        chat: the request in the domain's types.
-        record: receives the answer.
+        chat: the request as a `ChatRequest`.
+        record: collects the answers to the request.
         own_items: the client's own input, without the earlier conversation.
-        files: the files to which the request refers, by id.
+        files: the files that the request references, by id.
     """
 
     raw: bytes
@@ -148,7 +148,7 @@ class ParsedResponseRequest:
         return to_json(encoded)
 
     def render_queued(self, response_id: str) -> dict[str, Any]:
-        """Encode the response that a job will answer."""
+        """Return the queued response object of a background request, before its job answers."""
         template = ResponseTemplate(response_id, int(time.time()), self.body)
         return template.in_progress(self.model) | {"status": "queued"}
 
@@ -157,11 +157,11 @@ class ParsedResponseRequest:
 
 
 class ResponsesCodec:
-    """Reads requests of the Responses API and writes responses.
+    """The codec of ``POST /v1/responses``.
 
     Args:
-        record: that of the request whose stream may break, so that the event that says so has the
-            next number.
+        record: the answers of the request, which number the error event of a broken stream; None
+            for requests that are not streamed.
     """
 
     api_format = ApiFormat.RESPONSES
@@ -188,14 +188,14 @@ class ResponsesCodec:
         earlier: Sequence[Mapping[str, Any]],
         files: Mapping[str, PromptFile] = NO_FILES,
     ) -> ParsedResponseRequest:
-        """Parse a request that is preceded by the items of an ``earlier`` conversation.
+        """Parse a request that continues a conversation, whose items are ``earlier``.
 
         Args:
             body: the client's bytes; ``data`` is the same as JSON.
-            files: the files to which both refer, by id.
+            files: the files that the request and the earlier items reference, by id.
 
         Raises:
-            InvalidRequest: the body is invalid; names the field.
+            InvalidRequest: the body is invalid; the error names the field.
         """
         own = validate(wire.ResponseBody, data)
         if not earlier:
@@ -209,7 +209,7 @@ class ResponsesCodec:
     def replace_body(
         self, request: ParsedRequest, data: Mapping[str, Any]
     ) -> ParsedResponseRequest:
-        """Return the request with another body, whose answer is recorded with the first one's."""
+        """Return the request with another body; the answers to both go to one `AnswerRecord`."""
         assert isinstance(request, ParsedResponseRequest)
         body = validate(wire.ResponseBody, data)
         parsed = _parsed(to_json(data), data, body, request.files)
@@ -236,7 +236,8 @@ class ResponsesCodec:
     def render_error_event(self, error: MoyinError, request_id: str) -> bytes:
         """Render the event that ends a broken stream.
 
-        Its number is the next, or without a record the greatest, since clients only sort by it.
+        The event gets the next sequence number. Without a record it gets the greatest one, which
+        suffices because clients only sort by it.
         """
         writers = () if self._record is None else self._record.writers
         number = max((writer.next_number for writer in writers), default=_LAST)
@@ -244,13 +245,13 @@ class ResponsesCodec:
 
 
 def find_response_id(start: bytes) -> str | None:
-    """Return the id of a response in the first bytes of its JSON, or of its stream."""
+    """Return the response id in the first bytes of a response or of its stream; None if missing."""
     found = _ID.search(start)
     return None if found is None else found[1].decode()
 
 
 _ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
-# More events than any answer has.
+# A sequence number greater than that of any answer's event.
 _LAST = 2**31 - 1
 
 
@@ -266,7 +267,7 @@ def _parsed(
 
 
 def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the items of a valid ``input``; text is one message of the user."""
+    """Return the items of a valid ``input``; a string becomes one message of the user."""
     if isinstance(value, str):
         content = [{"type": "input_text", "text": value}]
         return [{"type": "message", "role": "user", "content": content}]
@@ -274,7 +275,7 @@ def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _images(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the images by URL in the input, those in tool results included."""
+    """Yield the images by URL in the input, including those in tool results."""
     for part in value if isinstance(value, list) else ():
         if part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
             yield part

@@ -1,4 +1,4 @@
-"""Translates requests of the Responses API to the domain."""
+"""Translates requests of the Responses API to `moyin.domain.chat`, and derives their needs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from moyin.text.protocol.logprobs import read_requested_logprobs
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.tools import join_name, list_tools
 
-# Members that do not change the answer, or are only hints: translation drops them. `id` and `status`
-# belong to items that the client sends back.
+# Members that translation drops, because they are hints or do not change the answer. `id` and
+# `status` belong to items that the client sends back.
 _HARMLESS = frozenset(
     {
         "annotations", "client_metadata", "detail", "generate_summary", "id", "include_obfuscation", "logprobs",
@@ -45,7 +45,7 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 _INCLUDABLE = frozenset({wire.PROOF_OF_REASONING, wire.LOGPROBS_OF_TEXT})
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
-# The only argument of the function that stands for a custom tool.
+# A custom tool is sent as a function with only this argument.
 _CUSTOM_ARGUMENT = "input"
 _CUSTOM_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -58,17 +58,20 @@ _CUSTOM_SCHEMA: Mapping[str, Any] = {
 def chat_request_to_domain(
     body: wire.ResponseBody, files: Mapping[str, PromptFile] = NO_FILES
 ) -> ChatRequest:
-    """Translate a request to the domain.
+    """Translate a Responses request to a `ChatRequest`.
 
     Args:
-        files: the files to which the request refers, by id.
+        files: the files that the request references, by id.
 
     Raises:
-        InvalidRequest: members contradict each other; names one.
-        UnsupportedFeature: the domain has no place for a member; names that member.
+        InvalidRequest: members contradict each other; the error names one.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
     """
     if (field := _first_untranslatable_field(body)) is not None:
-        raise UnsupportedFeature(f"this back end does not support {field}", field=field)
+        raise UnsupportedFeature(
+            f"{field} is not supported by the chosen back end: omit it or choose another model",
+            field=field,
+        )
     items = _items(body)
     form = body.text.format if body.text is not None else None
     return ChatRequest(
@@ -87,7 +90,7 @@ def chat_request_to_domain(
 
 
 def chat_needs(request: ChatRequest) -> Needs:
-    """Return the abilities and the context that a request needs."""
+    """Return the abilities and the context length that a model needs for a request."""
     parts = [part for message in request.messages for part in message.parts]
     images = sum(isinstance(part, Image) for part in _with_results(parts))
     tools = sum(
@@ -115,7 +118,7 @@ def chat_needs(request: ChatRequest) -> Needs:
 
 
 def turns_backwards(request: ChatRequest) -> Iterator[Turn]:
-    """Yield role and text, newest first, the system prompt last."""
+    """Yield the role and the text of each message, newest first, then the system prompt."""
     for message in reversed(request.messages):
         results = [part for part in message.parts if isinstance(part, ToolResult)]
         texts = [part.text for part in message.parts if isinstance(part, Text)]
@@ -127,7 +130,7 @@ def turns_backwards(request: ChatRequest) -> Iterator[Turn]:
 
 
 def custom_tool_input(arguments: str) -> str:
-    """Return the free text in the arguments with which a model called a custom tool."""
+    """Return the free text in the arguments of a model's call of a custom tool."""
     try:
         value = from_json(arguments)
         text = value[_CUSTOM_ARGUMENT]
@@ -137,14 +140,14 @@ def custom_tool_input(arguments: str) -> str:
 
 
 def custom_tool_arguments(text: str) -> str:
-    """Return the arguments with which a model calls a custom tool with this free text."""
+    """Return the arguments of a model's call of a custom tool with this free text."""
     return to_json({_CUSTOM_ARGUMENT: text}).decode()
 
 
 def pack_thinking(part: Thinking) -> str | None:
-    """Encode what proves the origin of reasoning as ``encrypted_content``; None if nothing does.
+    """Encode the provider's proof of reasoning as ``encrypted_content``; None if there is none.
 
-    It is encoded, not encrypted: the provider signed or encrypted its content already.
+    The result is encoded, not encrypted: the provider has signed or encrypted the proof already.
     """
     if part.signature is None and part.redacted is None:
         return None
@@ -153,7 +156,7 @@ def pack_thinking(part: Thinking) -> str | None:
 
 
 def image_of_url(url: str) -> Image:
-    """Return the image of a URL or of a ``data:`` URL."""
+    """Return the image that an HTTP URL references or a ``data:`` URL contains."""
     if not url.startswith("data:"):
         return Image(url=url)
     head, _, data = url.partition(",")
@@ -167,7 +170,7 @@ def _first_untranslatable_field(body: wire.ResponseBody) -> str | None:
     if body.truncation == "auto":
         return "truncation"
     if body.text is not None and body.text.verbosity not in (None, "medium"):
-        # Every model writes with medium verbosity by default.
+        # Medium verbosity is the default of every model.
         return "text.verbosity"
     return find_unsupported_field(body, _HARMLESS)
 
@@ -241,7 +244,7 @@ def _content(
                 picture = _find_file(file_id, f"{field}.{place}.file_id", files)
                 if not isinstance(picture, Image):
                     raise InvalidRequest(
-                        f"{field}.{place}.file_id: the file is no PNG, JPEG, GIF or WebP: send it "
+                        f"{field}.{place}.file_id must be a PNG, JPEG, GIF or WebP: send others "
                         "as input_file",
                         field=f"{field}.{place}.file_id",
                     )
@@ -290,7 +293,7 @@ def _thinking(item: wire.ReasoningItem, number: int) -> Thinking:
             )
         except (binascii.Error, ValueError, KeyError, TypeError):
             raise InvalidRequest(
-                f"input.{number}.encrypted_content: must be the one of an answer of this server",
+                f"input.{number}.encrypted_content must be copied from an answer of this server",
                 field=f"input.{number}.encrypted_content",
             ) from None
     texts = item.content or item.summary
@@ -336,7 +339,7 @@ def _tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
     return Tool(
         name=name,
         description=tool.description,
-        # A tool without parameters takes none. A strict tool needs a closed schema.
+        # A tool whose parameters are omitted has none. The schema is closed for strict tools.
         schema=tool.parameters
         or {"type": "object", "properties": {}, "additionalProperties": False},
         strict=tool.strict,

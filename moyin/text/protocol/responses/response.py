@@ -1,4 +1,4 @@
-"""Translates whole responses and usage between the Responses API and the domain."""
+"""Translates whole responses and usage between the Responses API and `moyin.domain`."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def new_id(prefix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ResponseTemplate:
-    """Holds the members of a response object that the request determines.
+    """The members of a response object that are known from the request.
 
     Attributes:
         id: the response's id.
         created: Unix seconds.
-        proofs: collects ``encrypted_content`` of reasoning items by item id, which the provider
-            wants back also where the client did not ask for it.
+        proofs: collects the ``encrypted_content`` of reasoning items by item id. The provider needs
+            it in the next request, even if the client did not request it.
     """
 
     id: str
@@ -64,24 +64,24 @@ class ResponseTemplate:
 
     @property
     def tools(self) -> Mapping[str, OfferedTool]:
-        """The tools by the names under which models know them."""
+        """The offered tools, by the names that models see."""
         return list_tools(self.body)
 
     def in_progress(self, model: str) -> dict[str, Any]:
-        """Encode the response while the model writes it."""
+        """Return the response object with the status ``in_progress``."""
         return self._object(model, "in_progress", [], None, StopReason.END)
 
     def ended(
         self, model: str, output: list[dict[str, Any]], usage: Usage, stop: StopReason
     ) -> dict[str, Any]:
-        """Encode the response that the model has finished."""
+        """Return the response object of an answer that has ended."""
         has_refusal = stop is StopReason.REFUSAL and any(map(_is_refusal, output))
         is_incomplete = stop in _INCOMPLETE and not has_refusal
         status = "incomplete" if is_incomplete else "completed"
         return self._object(model, status, output, usage_to_client(usage), stop)
 
     def items(self, response: ChatResponse) -> list[dict[str, Any]]:
-        """Encode the parts of a whole answer as output items; texts in a row are one message."""
+        """Encode the parts of a whole answer as output items; adjacent texts become one message."""
         items: list[dict[str, Any]] = []
         for part in response.parts:
             match part:
@@ -106,7 +106,7 @@ class ResponseTemplate:
         return items
 
     def new_item_id(self, prefix: str) -> str:
-        """Return a new id of an item; it contains the response's, so that the item can be found."""
+        """Return a new item id; it contains the response's id, by which the item is found."""
         return f"{prefix}_{self.id.removeprefix('resp_')}_{next(self._item_numbers)}"
 
     def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def message_item(
     item_id: str,
     logprobs: Iterable[TokenLogprob] = (),
 ) -> dict[str, Any]:
-    """Encode text as an item with a message of the assistant."""
+    """Encode text as a message item of the assistant."""
     return {
         "id": item_id,
         "type": "message",
@@ -209,7 +209,7 @@ def function_call_item(
 ) -> dict[str, Any]:
     """Encode a tool call as an item."""
     offered = tools.get(call.name)
-    # A model may call a tool that nobody offered.
+    # A model may call a tool that the client did not offer.
     name = call.name if offered is None else offered.tool.name
     place = {} if offered is None or offered.namespace is None else {"namespace": offered.namespace}
     if offered is not None and offered.is_custom:
@@ -234,7 +234,7 @@ def function_call_item(
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
-    """Encode ``usage``; input tokens include the cached ones."""
+    """Encode ``usage`` in OpenAI's format, whose input tokens include the cached tokens."""
     written = usage.cache_write_tokens + usage.cache_write_1h_tokens
     return {
         "input_tokens": usage.prompt_tokens,
@@ -249,7 +249,7 @@ def usage_to_client(usage: Usage) -> dict[str, Any]:
 
 
 def usage_to_domain(usage: Any) -> Usage:
-    """Read the ``usage`` member of a response; all zero if there is none."""
+    """Translate the ``usage`` member of a response; all counts are 0 if it is missing."""
     if not isinstance(usage, Mapping):
         return Usage()
     read, written = (usage.get(f"{side}_tokens_details") for side in ("input", "output"))
@@ -267,7 +267,7 @@ def usage_to_domain(usage: Any) -> Usage:
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
-    """Translate a response object to the domain.
+    """Translate a response object to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -314,7 +314,7 @@ def _text(part: Mapping[str, Any]) -> Text:
 
 
 def _continues(item: Mapping[str, Any], part: Text) -> bool:
-    """Return True if a text belongs to the message before it, as it does in a stream."""
+    """Return True if a text part continues the message item before it."""
     return item["type"] == "message" and _is_refusal(item) is part.refusal
 
 
@@ -335,6 +335,6 @@ def _dump(value: Any) -> Any:
 def _dump_tool(tool: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = _dump(tool)
     if dumped["type"] == "function":
-        # OpenAI's document requires both members.
+        # OpenAI's API reference requires both members.
         return {"parameters": None, "strict": None, **dumped}
     return dumped

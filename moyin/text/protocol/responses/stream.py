@@ -65,8 +65,8 @@ class StreamWriter:
     """Encodes the deltas of an answer as events, numbered from 0.
 
     Args:
-        on_end: receives the whole response object and the proofs of its reasoning before its last
-            event is encoded.
+        on_end: called before the last event with the whole response object and the proofs of its
+            reasoning.
     """
 
     def __init__(self, template: ResponseTemplate, on_end: OnEnd) -> None:
@@ -85,7 +85,7 @@ class StreamWriter:
         return self._sequence
 
     def write(self, delta: Delta) -> bytes:
-        """Encode ``delta`` as events; empty if there is none for it."""
+        """Encode ``delta`` as events, or as no bytes if the API has no event for it."""
         return b"".join(self._events(delta))
 
     def _events(self, delta: Delta) -> Iterator[bytes]:
@@ -217,7 +217,7 @@ class StreamWriter:
             members = {"arguments": arguments, "name": item["name"]}
             yield self._call_event("response.function_call_arguments.done", call, members)
         else:
-            # The text is known only when the JSON around it is complete.
+            # The free text can be read only once the JSON around it is complete.
             text = item["input"]
             kind = "response.custom_tool_call_input"
             yield self._call_event(f"{kind}.delta", call, {"delta": text})
