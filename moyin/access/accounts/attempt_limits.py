@@ -13,11 +13,11 @@ import jwt
 from moyin.access.accounts.throttle import Throttle, ThrottleKey
 
 _HOUR_SECONDS = 3600
-# In 15 minutes, by recipient.
+# Mails per recipient in 15 minutes.
 _MAILS_PER_EMAIL = 5
-# Requests for mails and password resets in 15 minutes, by the client's IP address.
+# Requests for mails and password resets per client IP address in 15 minutes.
 _RESETS_PER_ADDRESS = 100
-# New players in an hour, by the client's IP address.
+# New players per client IP address in an hour.
 _REGISTRATIONS_PER_ADDRESS = 30
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-device"
@@ -127,8 +127,8 @@ class AttemptLimits:
 
     @asynccontextmanager
     async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
-        """Count an attempt to enter the current password; uncount it unless the block raises."""
-        # Per user only, since others cannot try without the user's session.
+        """Count an attempt to enter the current password; undo that unless the block raises."""
+        # Counted per user only, because an attempt requires the user's session.
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)
         yield
@@ -146,7 +146,8 @@ class AttemptLimits:
         elif not address:
             keys, is_trusted = (account,), False
         else:
-            # First the address, so that one that guesses too fast does not use up the account's limit.
+            # The address is counted first, so that an address that guesses too fast does not use up
+            # the account's limit.
             keys = (
                 ThrottleKey(f"pair {_join_account_and_address(email, address)}", rates.pair),
                 ThrottleKey(f"address {address}", rates.address),

@@ -24,16 +24,16 @@ from moyin.http.client import BodyTooLong, read_up_to
 from moyin.store.valkey import connect
 
 _STATE_SECONDS = 600
-# Sign-ins that one IP address may begin and not finish in 15 minutes.
+# Unfinished sign-ins that one IP address may start in 15 minutes.
 _UNFINISHED_PER_ADDRESS = 100
 _METADATA_SECONDS = 3600.0
-# The minimum between two reads of the metadata for tokens with unknown keys.
+# The minimum time between two reads of the metadata because of tokens with unknown keys.
 _UNKNOWN_KEY_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 512 * 1024
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-# Only asymmetric ones, since whoever can verify with a shared secret can also sign.
+# Only asymmetric algorithms, because a shared secret that verifies tokens can also sign them.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
 
@@ -85,7 +85,7 @@ class _ProviderMetadata:
 
 
 class OpenIdSignIn:
-    """Begins and finishes sign-ins; Valkey stores their state, so that any replica can finish them.
+    """Starts and finishes sign-ins; Valkey stores their state, so that any replica can finish them.
 
     Attributes:
         providers: the providers by name; the accounts app replaces them when they are reconfigured.
