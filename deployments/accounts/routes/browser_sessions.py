@@ -28,7 +28,7 @@ def browser_session_routes(
     authenticator: Authenticator,
     callers: CallerResolver,
 ) -> APIRouter:
-    """Return the routes that sign a browser in and out; no body contains a token."""
+    """Return the routes that sign a browser in and out; no response body contains a token."""
     router = APIRouter(tags=["browser sessions"])
     browsers = BrowserSessions(authenticator, sessions.revoke)
 
@@ -78,7 +78,7 @@ def browser_session_routes(
     async def sign_out(request: Request, response: Response) -> None:
         """End this browser's session and delete its cookies. An API key stays valid."""
         cookies = await browsers.sign_out(request.scope)
-        # The access token may have expired, while the browser could still renew.
+        # The access token may have expired while the session can still be renewed.
         if secret := get_cookie(request.scope, REFRESH_COOKIE):
             await sessions.revoke_by_refresh_token(secret)
         _set_cookies(response, cookies)

@@ -59,7 +59,7 @@ def job_routes(
         return body.to_domain(aliases)
 
     async def view_queue(shown: Sequence[Job]) -> QueueView:
-        """Return the present time, and places if any of the jobs is an open render."""
+        """Return the current time, and the queue places if any of the jobs is an open render."""
         has_open = any(job.render_steps and not job.status.is_final for job in shown)
         known = await places.read() if has_open else {}
         return QueueView(now=datetime.now(UTC), places=known)

@@ -1,4 +1,4 @@
-"""Serves OpenAI's ``/v1/files``: the files of a tenant, for batches and for prompts."""
+"""Serves OpenAI's ``/v1/files``: a tenant's files for batches and prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passes Ollama's calls that change a host's models on to that host, for operators only."""
+"""Forwards operators' calls that change the models of an Ollama host to that host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moyin.text.protocol.ollama.stream import JSON_LINES
 from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.router import Router
 
-# Ollama's clients get the host that answered in a response header of the same name.
+# The request header that names the host; the response has it, too.
 HOST_HEADER = "x-moyin-backend"
 _BLOB_PATH = "/ollama/api/blobs/"
 _DESCRIPTION = (
@@ -30,7 +30,7 @@ _DESCRIPTION = (
     "beginning of the model's name (`gpu-1/llama3.2`) names; without either, to the only host."
 )
 
-# Their clients take the status for the end of the call.
+# Clients of these calls use the status to detect the end of the call.
 _CALLS_WITHOUT_BODY = frozenset({"/api/copy", "/api/delete"})
 _DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
 
@@ -121,7 +121,7 @@ def new_ollama_host_routes(
 
 
 def is_blob_upload(scope: Mapping[str, Any]) -> bool:
-    """Return True for an operator's upload of a blob, whose size is the host's matter."""
+    """Return True for an operator's upload of a blob, whose size only the host limits."""
     path = scope["path"].removeprefix("/v1")
     if not path.startswith(_BLOB_PATH):
         return False
@@ -130,24 +130,24 @@ def is_blob_upload(scope: Mapping[str, Any]) -> bool:
 
 
 class _Hosts:
-    """Finds the Ollama host of a call and passes the call on."""
+    """Finds the Ollama host of a call and forwards the call to it."""
 
     def __init__(self, text_router: Router, on_models_changed: Callable[[], None] | None) -> None:
         self._text_router = text_router
         self._on_models_changed = on_models_changed
 
     def split_name(self, name: str) -> tuple[str | None, str]:
-        """Return the host that a model's name begins with, or None, and the name on the host."""
+        """Split ``<host>/<model>`` into the host's name, None if missing, and the model's name."""
         host, slash, rest = name.partition("/")
         return (host, rest) if slash and rest and host in self._runtimes else (None, name)
 
     def pass_on(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
     ) -> Response:
-        """Return the response of the host, to which the call is passed on.
+        """Forward a call to the host that it names, and return the host's response.
 
         Args:
-            member: the member of the body whose name may begin with the host's.
+            member: the body's member with the model's name, which may begin with the host's name.
         """
         body = dict(data)
         # `name` is the older name of `model`.
@@ -171,7 +171,7 @@ class _Hosts:
         )
 
     def pass_blob(self, request: Request, digest: str) -> Response:
-        """Return the response of the host to a call about a blob."""
+        """Forward a call about a blob to its host, and return the host's response."""
         if _DIGEST.fullmatch(digest) is None:
             raise InvalidRequest(
                 "digest: must be 'sha256:' and 64 hexadecimal digits", field="digest"
@@ -205,7 +205,7 @@ class _Hosts:
 
 
 class _HostResponse(Response):
-    """Passes a request on to an Ollama host, and streams the host's response to the client."""
+    """Forwards a request to an Ollama host, and streams the host's response to the client."""
 
     def __init__(
         self,
@@ -245,14 +245,14 @@ class _HostResponse(Response):
         await send({"type": "http.response.body", "body": b""})
 
     async def _refresh(self) -> None:
-        """Serve the host's models as they are now, before the client learns that the call ended."""
+        """Update the host's list of models before the client sees the end of the call."""
         if self._on_models_changed is None or self._runtime.refresh_models is None:
             return
         try:
             if await self._runtime.refresh_models():
                 self._on_models_changed()
         except MoyinError:
-            # The periodic check finds the change.
+            # The periodic check will find the change.
             return
 
 
@@ -278,7 +278,7 @@ def _new_scope_error(call: str, reason: str) -> InsufficientScope:
 
 
 def _is_known(text_router: Router, request: Request, name: str) -> bool:
-    """Return whether the caller may use a model or alias of this name."""
+    """Return True if the caller may use a model or alias of this name."""
     try:
         return bool(text_router.fleet.find_allowed_deployments(name, context(request.scope).owner))
     except ModelNotFound:

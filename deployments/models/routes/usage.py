@@ -1,4 +1,4 @@
-"""Serves recorded calls at ``/v1/requests``, and their sums at ``GET /v1/usage``."""
+"""Serves recorded calls at ``/v1/requests``, and their total usage at ``GET /v1/usage``."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _resolve_owner(request: Request, owner: str | None) -> str | None:
         return caller.owner
     if not caller.has_scope(OPERATOR):
         raise InsufficientScope(
-            f"owner: the calls of other tenants need the scope {OPERATOR}",
+            f"owner: the calls of other tenants require the scope {OPERATOR}",
             field="owner",
             details={"scope": OPERATOR},
         )
@@ -141,7 +141,7 @@ async def _list_budgets(meter: RequestMeter | None, caller: Identity) -> list[Bu
     try:
         states = await meter.budgets.list_states(caller.limits, caller.owner)
     except ServiceUnavailable as error:
-        # The sums, which need no Valkey, are shown nevertheless.
+        # The sums are shown even without budgets, because they do not need Valkey.
         _log.warning("budgets are missing in a usage report: %s", error.__cause__)
         return None
     return [BudgetBody.model_validate(state.to_details()) for state in states]
