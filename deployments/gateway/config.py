@@ -159,7 +159,7 @@ class RouteConfig(_StrictModel):
     @model_validator(mode="after")
     def _require_reachable(self) -> RouteConfig:
         if self.prefix is None and not self.paths:
-            raise ValueError("the route needs a prefix or paths")
+            raise ValueError("the route must have prefix or paths")
         if self.prefix is not None:
             first = _first_segment(self.prefix)
             if first in _OTHER_APPS:

@@ -302,8 +302,8 @@ class _BackendSettings(StrictModel):
         if not self.uses_batch_api:
             if model.batch_price is not None:
                 raise ValueError(
-                    f"back end {self.name!r}: set 'batch: true' for the 'batch_price' of "
-                    f"{model.name!r}, or remove that"
+                    f"back end {self.name!r}: the 'batch_price' of {model.name!r} requires "
+                    "'batch: true'; set that or remove the 'batch_price'"
                 )
             return None
         match model.batch_price:

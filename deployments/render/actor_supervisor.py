@@ -244,7 +244,7 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
-        """Poll the actor's status until it is lost or, if outdated, has finished its prompts."""
+        """Poll an actor's status until it is lost, or is outdated and has no prompts left."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()

@@ -65,7 +65,7 @@ def browser_session_routes(
 
     @router.post("/session/renew", name="renew")
     async def renew(request: Request, response: Response) -> wire.BrowserSession:
-        """Give this browser a new cookie for as long as its session lasts; tabs may do so at once."""
+        """Renew this browser's cookie while its session lasts. Tabs may do so concurrently."""
         require_same_origin(request.scope)
         secret = get_cookie(request.scope, REFRESH_COOKIE)
         if not secret:

@@ -95,7 +95,7 @@ def sign_in_routes(
         return wire.SignInWays(
             providers=_build_providers(open_id),
             registration=sign_in.policy.allows_registration,
-            password_reset=sign_in.mails_tokens,
+            password_reset=sign_in.can_mail_tokens,
         )
 
     @router.post("/oidc/begin", name="begin")

@@ -145,7 +145,7 @@ async def _run(call: Callable[[], _ResultT]) -> _ResultT:
     Without this limit, the queue would grow for as long as Ray hangs.
     """
     if not _FREE.acquire(blocking=False):
-        raise TimeoutError("earlier calls have not returned")
+        raise TimeoutError("earlier calls to Ray occupy all threads")
     future = _THREADS.submit(call)
     future.add_done_callback(lambda _: _FREE.release())
     return await asyncio.wrap_future(future)

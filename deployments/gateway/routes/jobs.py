@@ -70,7 +70,7 @@ def job_routes(
         response: Response,
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
-        """Accept a job and return its id at once. The job survives the failure of any service."""
+        """Accept a job and return its id. The job survives the failure of any service."""
         caller = context(request.scope).caller
         snapshot = await templates.snapshot()
         job, created = await service.submit_request(
@@ -134,7 +134,7 @@ def job_routes(
 
     @router.get("/jobs/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobDetail:
-        """Return a job with what it was submitted with, and the outputs of its finished steps.
+        """Return a job with its submitted spec and the outputs of its finished steps.
 
         A batch lists its child jobs.
         """

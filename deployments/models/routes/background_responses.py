@@ -20,14 +20,14 @@ from moyin.errors import InvalidRequest, JobFinished, JobNotFound, MissingKey, M
 from moyin.http.sse import encode_event
 from moyin.store.stored_responses import StoredResponse, StoredResponses
 from moyin.text.protocol.responses.background import (
-    first_events,
+    build_first_events,
+    build_last_events,
+    build_start_event,
     has_ended,
     is_pending,
-    last_events,
     render_failure,
     render_job,
     require_storable,
-    start_event,
     to_job_request,
 )
 from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
@@ -60,7 +60,7 @@ class BackgroundResponses:
         """Submit a request as a job and store a queued response; raise `JobSubmitter`'s errors."""
         require_storable(call)
         _, body = await self._submitter.submit(
-            self._codec, replace(call, data=to_job_request(call)), scope, asked_by="background"
+            self._codec, replace(call, data=to_job_request(call)), scope, requested_by="background"
         )
         response_id = _ID_PREFIX + from_json(body)["id"]
         owner = context(scope).owner
@@ -131,7 +131,7 @@ class BackgroundResponses:
             return encode_event(numbered, name=name) if number - 1 > after else b""
 
         try:
-            yield b"".join(map(encode, first_events(stored.response)))
+            yield b"".join(map(encode, build_first_events(stored.response)))
             response = (await self.get(scope, stored.id)).response
             while not has_ended(response):
                 job_events = self._follow_job(stored, context(scope).identity)
@@ -140,11 +140,11 @@ class BackgroundResponses:
                         if event is None:
                             yield _KEEP_ALIVE
                         elif number == 2 and event.type in _STARTED:
-                            yield encode(start_event(stored.response))
+                            yield encode(build_start_event(stored.response))
                 response = (await self.get(scope, stored.id)).response
             if number == 2:
-                yield encode(start_event(stored.response))
-            yield b"".join(map(encode, last_events(response)))
+                yield encode(build_start_event(stored.response))
+            yield b"".join(map(encode, build_last_events(response)))
         except MoyinError as error:
             # The error event gets the number of the last event, so that a reader that resumes after
             # it misses nothing.
@@ -207,8 +207,8 @@ def require_ended(response: Mapping[str, Any]) -> None:
     status = response["status"]
     if status not in ("completed", "incomplete"):
         raise InvalidRequest(
-            f"previous_response_id: the response is {status}; only one that has an answer can be "
-            "continued",
+            f"previous_response_id: the response is {status}; only a response with an answer can "
+            "be continued",
             field="previous_response_id",
         )
 

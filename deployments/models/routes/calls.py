@@ -85,7 +85,11 @@ class CallRoute:
     async def fetch_answer(
         self, call: ParsedRequest, scope: Scope, codec: ProtocolCodec | None = None
     ) -> Answer:
-        """Return the answer of a model that the router chooses; ``codec`` replaces the route's."""
+        """Return the answer of a model that the router chooses.
+
+        Args:
+            codec: replaces the route's codec.
+        """
         request_context = context(scope)
         caller = request_context.caller
         record_usage = scope.get(_RECORD_USAGE)
@@ -104,10 +108,10 @@ class CallRoute:
 class OllamaRoute(CallRoute):
     """Handles Ollama's calls, whose answers name the model as the client did.
 
-    A request to load a model succeeds at once if servers other than Ollama also serve the model. A
-    request to unload a model goes to every host that has the model in memory. Only operators can
-    unload all models of an alias or of ``auto``; for others such a request succeeds without an
-    effect.
+    A request to load a model succeeds immediately if servers other than Ollama also serve the
+    model. A request to unload a model goes to every host that has the model in memory. Only
+    operators can unload all models of an alias or of ``auto``; for others such a request succeeds
+    without an effect.
     """
 
     async def answer_call(

@@ -44,14 +44,14 @@ class JobSubmitter:
         scope: Scope,
         *,
         completed: ParsedRequest | None = None,
-        asked_by: str = "`Prefer: respond-async`",
+        requested_by: str = "`Prefer: respond-async`",
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Submit the call as a job.
 
         Args:
             completed: the call with its stored files, for validation only, because the job reads
                 the files again; None if the call references no files.
-            asked_by: the part of the request that requests a job, named in error messages.
+            requested_by: the part of the request that requests a job, named in error messages.
 
         Returns:
             Headers and body of the response, which has the status 202 as for ``POST /jobs``.
@@ -63,12 +63,12 @@ class JobSubmitter:
         request_context = context(scope)
         identity = request_context.identity
         if identity is None:
-            raise MissingKey(f"{asked_by} requires an API key")
+            raise MissingKey(f"{requested_by} requires an API key")
         for name in _UNSUPPORTED_HEADERS:
             if get_header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
-                    f"the header {field} and {asked_by} exclude each other",
+                    f"the header {field} and {requested_by} exclude each other",
                     field=field,
                 )
         routing_context = RoutingContext(

@@ -212,11 +212,11 @@ def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
     capabilities = ["completion"] if any(model.chat for model in models) else []
     # Ollama computes embeddings with every model, but reports the capability only for embedding
     # models.
-    capabilities += ["embedding"] if any(_is_made_for_vectors(model) for model in models) else []
+    capabilities += ["embedding"] if any(_is_embedding_model(model) for model in models) else []
     capabilities += [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
     inserts = any(one.file and "insert" in one.file.capabilities for one in deployments)
     return [*capabilities, *(["insert"] if inserts else ())]
 
 
-def _is_made_for_vectors(model: Model) -> bool:
+def _is_embedding_model(model: Model) -> bool:
     return model.embeddings and not model.chat

@@ -62,15 +62,15 @@ def new_ollama_host_routes(
         if not is_named and _is_known(text_router, request, body.name_of_model):
             return _answer_pulled(body)
         if not _is_operator(request):
-            raise _new_scope_error("pull", f"the model {body.name_of_model!r} is not there, and ")
-        return hosts.pass_on(request, "POST", "pull", data, "model")
+            raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
+        return hosts.forward_request(request, "POST", "pull", data, "model")
 
     @router.post(
         "/push", summary="Push a model to a registry", description=_DESCRIPTION, response_model=None
     )
     async def push(request: Request) -> Response:
         _require_operator(request, "push")
-        return hosts.pass_on(request, "POST", "push", await _read(request), "model")
+        return hosts.forward_request(request, "POST", "push", await _read(request), "model")
 
     @router.post(
         "/create",
@@ -80,7 +80,7 @@ def new_ollama_host_routes(
     )
     async def create(request: Request) -> Response:
         _require_operator(request, "create")
-        return hosts.pass_on(request, "POST", "create", await _read(request), "model")
+        return hosts.forward_request(request, "POST", "create", await _read(request), "model")
 
     @router.post(
         "/copy",
@@ -90,7 +90,7 @@ def new_ollama_host_routes(
     )
     async def copy(request: Request) -> Response:
         _require_operator(request, "copy")
-        return hosts.pass_on(request, "POST", "copy", await _read(request), "source")
+        return hosts.forward_request(request, "POST", "copy", await _read(request), "source")
 
     @router.delete(
         "/delete",
@@ -100,12 +100,12 @@ def new_ollama_host_routes(
     )
     async def delete(request: Request) -> Response:
         _require_operator(request, "delete")
-        return hosts.pass_on(request, "DELETE", "delete", await _read(request), "model")
+        return hosts.forward_request(request, "DELETE", "delete", await _read(request), "model")
 
     @router.head("/blobs/{digest}", include_in_schema=False)
     async def has_blob(digest: str, request: Request) -> Response:
         _require_operator(request, "blobs")
-        return hosts.pass_blob(request, digest)
+        return hosts.forward_blob_request(request, digest)
 
     @router.post(
         "/blobs/{digest}",
@@ -115,7 +115,7 @@ def new_ollama_host_routes(
     )
     async def upload_blob(digest: str, request: Request) -> Response:
         _require_operator(request, "blobs")
-        return hosts.pass_blob(request, digest)
+        return hosts.forward_blob_request(request, digest)
 
     return router
 
@@ -141,7 +141,7 @@ class _Hosts:
         host, slash, rest = name.partition("/")
         return (host, rest) if slash and rest and host in self._runtimes else (None, name)
 
-    def pass_on(
+    def forward_request(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
     ) -> Response:
         """Forward a call to the host that it names, and return the host's response.
@@ -170,7 +170,7 @@ class _Hosts:
             runtime, method, f"/api/{call}", to_json(body), self._on_models_changed
         )
 
-    def pass_blob(self, request: Request, digest: str) -> Response:
+    def forward_blob_request(self, request: Request, digest: str) -> Response:
         """Forward a call about a blob to its host, and return the host's response."""
         if _DIGEST.fullmatch(digest) is None:
             raise InvalidRequest(
@@ -195,10 +195,10 @@ class _Hosts:
             return next(iter(runtimes.values()))
         if name is None or name not in runtimes:
             known = ", ".join(runtimes) or "none is configured"
-            problem = "name an Ollama host" if name is None else f"there is no Ollama host {name!r}"
+            problem = "is missing" if name is None else f"there is no Ollama host {name!r}"
             raise InvalidRequest(
-                f"{HOST_HEADER}: {problem}, in this header or before the model's name, as in "
-                f"'host/model'; the hosts: {known}",
+                f"{HOST_HEADER}: {problem}; name a host in this header or before the model's name, "
+                f"as in 'host/model'; the hosts: {known}",
                 field=HOST_HEADER,
             )
         return runtimes[name]
@@ -225,7 +225,7 @@ class _HostResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         backend = self._runtime.backend
         assert isinstance(backend, OllamaBackend), "only Ollama hosts have these calls"
-        async with backend.pass_on(self._method, self._path, self._data) as response:
+        async with backend.forward_request(self._method, self._path, self._data) as response:
             headers = [(HOST_HEADER.encode(), self._runtime.name.encode())]
             if response.content_type is not None:
                 headers.append((b"content-type", response.content_type.encode("latin-1")))

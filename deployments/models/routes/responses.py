@@ -342,7 +342,7 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
 
     @router.delete("/{response_id}", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Mapping[str, Any]:
-        """Delete a response. One that runs is cancelled. What continues it cannot be continued."""
+        """Delete a response, and cancel it if it runs. It can no longer be continued."""
         await background.delete(request.scope, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 

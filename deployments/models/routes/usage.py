@@ -36,7 +36,7 @@ from moyin.text.protocol.usage import (
     build_call,
 )
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.usage_comparison import DearestModels, PricedModel
+from moyin.text.routing.usage_comparison import PricedModel, UsageComparison
 
 _log = logging.getLogger(__name__)
 _MAX_GROUPS = 5_000
@@ -99,7 +99,7 @@ def new_usage_routes(
     async def show_usage(request: Request, query: Annotated[UsageQuery, Query()]) -> UsageReport:
         owner = _resolve_owner(request, query.owner)
         since, until = query.resolve_period(now())
-        dearest = DearestModels(get_fleet(), owner)
+        dearest = UsageComparison(get_fleet(), owner)
         calls = CallFilter(
             owner=owner,
             key_id=query.key,
@@ -151,7 +151,7 @@ def _build_report(
     query: UsageQuery,
     period: tuple[datetime, datetime],
     sums: Sequence[UsageSum],
-    dearest: DearestModels,
+    dearest: UsageComparison,
     budgets: list[BudgetBody] | None,
 ) -> UsageReport:
     since, until = period
@@ -173,7 +173,7 @@ def _build_report(
 def _build_groups(
     query: UsageQuery,
     sums: Sequence[UsageSum],
-    dearest: DearestModels,
+    dearest: UsageComparison,
     models: Mapping[bool, PricedModel],
 ) -> list[GroupBody]:
     members = defaultdict[tuple[str | None, ...], list[UsageSum]](list)
@@ -196,7 +196,7 @@ def _build_groups(
 
 
 def _add_up(
-    sums: Iterable[UsageSum], dearest: DearestModels, models: Mapping[bool, PricedModel]
+    sums: Iterable[UsageSum], dearest: UsageComparison, models: Mapping[bool, PricedModel]
 ) -> dict[str, Any]:
     sums = list(sums)
     pico = dearest.compute_pico_cost(sums, models)

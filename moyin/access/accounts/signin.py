@@ -111,7 +111,7 @@ class SignInService:
         await asyncio.gather(*self._pending_mails, return_exceptions=True)
 
     @property
-    def mails_tokens(self) -> bool:
+    def can_mail_tokens(self) -> bool:
         """True if tokens that reset passwords can be mailed."""
         return self._mailer.can_deliver
 

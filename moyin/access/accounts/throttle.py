@@ -140,11 +140,11 @@ class Throttle:
         if count > maximum:
             raise _too_many_attempts(max(remaining_s, 1))
 
-    async def uncount(self, *keys: ThrottleKey) -> None:
+    async def subtract(self, *keys: ThrottleKey) -> None:
         """Subtract a successful attempt from the counters of the keys."""
         await self._run_uncount([_valkey_key("count", key.name) for key in keys])
 
-    async def uncount_event(self, name: str) -> None:
+    async def subtract_event(self, name: str) -> None:
         """Subtract an event that `count_event` counted and that was successful."""
         await self._run_uncount([_valkey_key("limit", name)])
 

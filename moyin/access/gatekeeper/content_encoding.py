@@ -17,7 +17,7 @@ _WINDOW_BITS: Mapping[str, int] = {
     "x-gzip": zlib.MAX_WBITS + 16,
     "deflate": zlib.MAX_WBITS,
 }
-# The largest piece that is decoded at once, which takes less than a millisecond.
+# Maximum bytes decoded without a pause, which takes less than a millisecond.
 _PIECE_BYTES = 256 * 1024
 # A gzip body may consist of several members (RFC 1952); bgzip writes one per 64 KiB. Even an empty
 # member costs some microseconds. So a body may have twice as many members as bgzip writes for the
@@ -107,7 +107,7 @@ class _BodyDecoder:
         try:
             piece = decompressor.decompress(self._encoded, _PIECE_BYTES)
         except zlib.error:
-            raise _new_invalid_error("is not in this encoding") from None
+            raise _new_invalid_error("does not match this encoding") from None
         self._encoded = decompressor.unused_data or decompressor.unconsumed_tail
         is_full = len(piece) == _PIECE_BYTES and not decompressor.eof
         self._has_more_output = is_full or bool(decompressor.unused_data)

@@ -153,7 +153,7 @@ class Gatekeeper:
 
     def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
         """Return the event that ends a stream with an error, or None if none can be appended."""
-        media_type = request.progress.appendable_as
+        media_type = request.progress.appendable_media_type
         if media_type is None:
             return None
         return self._stream_errors(error, request.request_id, path, media_type)

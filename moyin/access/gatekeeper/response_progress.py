@@ -52,7 +52,7 @@ class ResponseProgress:
         return self._is_socket or (self.has_started and self._header(b"content-length") is None)
 
     @property
-    def appendable_as(self) -> str | None:
+    def appendable_media_type(self) -> str | None:
         """The media type of the stream if an event can be appended to it now, else None."""
         if self._header(b"content-encoding") is not None:
             return None

@@ -110,7 +110,7 @@ class BatchApi(Protocol):
 
         Raises:
             BackendRejected, BackendKeyRejected, ModelNotFound: the back end refused the batch.
-            BackendError, Overloaded: the back end may have received the batch nevertheless.
+            BackendError, Overloaded: the call failed, but the back end may have received the batch.
         """
 
     def find_submitted(

@@ -269,7 +269,7 @@ class HttpClient:
             raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
     @asynccontextmanager
-    async def pass_on(
+    async def forward_request(
         self, method: str, path: str, data: bytes | AsyncIterable[bytes] | None
     ) -> AsyncGenerator[RawResponse, None]:
         """Send a request and yield its response, whatever its status.

@@ -17,7 +17,7 @@ _NEWEST_WEIGHT = 0.2
 # A call counts as queued if its first token took more than twice the usual time plus these seconds.
 _MARGIN_SECONDS = 0.05
 # Number of queued calls that lower the limit; one late token alone is no evidence.
-_REFUTATIONS = 3
+_MAX_LATE_CALLS = 3
 
 
 @dataclass(slots=True)
@@ -69,8 +69,8 @@ class LearnedLimit:
         self._max_limit = max_limit
         self._clock = clock
         self._running = 0
-        self._proven = 1
-        self._refutations = 0
+        self._confirmed_limit = 1
+        self._late_calls = 0
         self._was_too_high = False
         self._pause = _MIN_PAUSE_SECONDS
         self._grows_after = 0.0
@@ -110,25 +110,25 @@ class LearnedLimit:
     def record_waiting(self, call: TrackedCall) -> None:
         """Record that a call waited in the server's queue, or was refused by a full queue."""
         running = call.running
-        self._refutations += 1
-        if running < 2 or (running <= self._proven and self._refutations < _REFUTATIONS):
+        self._late_calls += 1
+        if running < 2 or (running <= self._confirmed_limit and self._late_calls < _MAX_LATE_CALLS):
             return
         limit = self._slots.limit
         if limit is not None and running <= limit:
             self._slots.set_limit(running - 1)
             self._was_too_high = True
-            self._proven = min(self._proven, running - 1)
-            self._refutations = 0
+            self._confirmed_limit = min(self._confirmed_limit, running - 1)
+            self._late_calls = 0
             self._grows_after = self._clock() + self._pause
             self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
 
     def _confirm(self, running: int) -> None:
-        if running < self._proven:
+        if running < self._confirmed_limit:
             return
-        self._refutations = 0
-        if running == self._proven:
+        self._late_calls = 0
+        if running == self._confirmed_limit:
             return
-        self._proven = running
+        self._confirmed_limit = running
         self._pause = _MIN_PAUSE_SECONDS
         limit = self._slots.limit
         if limit is not None and limit < running:
@@ -145,7 +145,7 @@ class LearnedLimit:
         if (
             limit is not None
             and usable is not None
-            and usable <= self._proven
+            and usable <= self._confirmed_limit
             and limit < self._max_limit
             and self._clock() >= self._grows_after
         ):

@@ -228,7 +228,7 @@ class OllamaBackend:
         entries = await list_resident_models(self._http)
         resident: dict[str, Mapping[str, Any]] = {}
         for name, entry in entries.items():
-            for shared in (name, *self._models.find_sharing(frozenset({name}))):
+            for shared in (name, *self._models.find_names_sharing_weights(frozenset({name}))):
                 resident[shared] = resident[shared.removesuffix(DEFAULT_TAG)] = entry
         return resident
 
@@ -236,11 +236,11 @@ class OllamaBackend:
         """Reload the list of models on the host's disk; return True if it changed."""
         return await self._models.refresh(self._http)
 
-    def pass_on(
+    def forward_request(
         self, method: str, path: str, data: bytes | AsyncIterable[bytes] | None
     ) -> AbstractAsyncContextManager[RawResponse]:
-        """Forward a request that does not call a model; see `HttpClient.pass_on`."""
-        return self._http.pass_on(method, path, data)
+        """Forward a request that does not call a model; see `HttpClient.forward_request`."""
+        return self._http.forward_request(method, path, data)
 
     @contextmanager
     def _track(self, kind: str, size: int) -> Iterator[TrackedCall]:

@@ -25,7 +25,7 @@ _MAX_DESCRIPTION_BYTES = 64 * 1024
 _PARALLEL_REQUESTS = 4
 _CONTEXT_PARAMETER = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
 _WEIGHTS = re.compile(r"^FROM\s.*?(sha256-[0-9a-f]{64})\s*$", re.MULTILINE)
-# The member `modelfile` is left out, because it names paths of the host.
+# The member `modelfile` is omitted, because it contains paths on the host.
 _DESCRIPTION = ("license", "parameters", "template", "system", "model_info", "projector_info")
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 class HostModels:
     """The models on the disk of one Ollama host, which `refresh` brings up to date.
 
-    Models that the host forwards to another service are left out, because their data would leave
-    the host.
+    Models that the host forwards to another service are omitted, because their data would leave the
+    host.
 
     Attributes:
         files: the models by their name with its tag; None until the host has answered once.
@@ -49,7 +49,7 @@ class HostModels:
         """Return the model with this name, or None; a name without a tag means ``:latest``."""
         return (self.files or {}).get(add_default_tag(name))
 
-    def find_sharing(self, names: frozenset[str]) -> frozenset[str]:
+    def find_names_sharing_weights(self, names: frozenset[str]) -> frozenset[str]:
         """Return ``names`` plus the names of all models that share their weights."""
         files = (self.files or {}).values()
         weights = {file.weights for file in files if file.weights and file.name in names}

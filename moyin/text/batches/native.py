@@ -28,7 +28,7 @@ from moyin.text.batches.native_collector import NativeCollector
 from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_planner import NativePlanner
 from moyin.text.batches.native_sender import NativeSender
-from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, give_up
+from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, abandon
 
 _log = logging.getLogger(__name__)
 _RENEW_SECONDS = 15.0
@@ -94,7 +94,7 @@ class NativeBatches:
         """
         rows = await self._store.list_open(batch.id)
         is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()
-        if not rows and (limited or not is_open or not self._native_lines.is_possible):
+        if not rows and (limited or not is_open or not self._native_lines.has_batch_api):
             return True
         if not rows:
             rows = [await self._add_plan(batch)]
@@ -182,12 +182,12 @@ class NativeBatches:
         api = self._native_lines.get_api(native.backend)
         if api is None or self._native_lines.find_deployment(native.backend, native.model) is None:
             if not is_open:
-                await give_up(self._store, native, "its back end is not configured any more")
+                await abandon(self._store, native, "its back end is no longer configured")
                 return
             raise ServiceUnavailable(f"the batch API of {native.backend!r} is not configured")
         match native.status:
             case NativeStatus.ASSIGNED if not is_open:
-                await give_up(self._store, native, "the batch is over")
+                await abandon(self._store, native, "the batch is over")
             case NativeStatus.ASSIGNED:
                 await self._sender.send(work, native, api)
             case NativeStatus.SENDING:

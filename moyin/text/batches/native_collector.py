@@ -27,9 +27,9 @@ from moyin.text.batches.native_work import (
     CALL_SECONDS,
     TRANSFER_SECONDS,
     NativeWork,
+    abandon,
     finish,
-    give_up,
-    run_gently,
+    run_in_thread_with_pause,
 )
 
 _log = logging.getLogger(__name__)
@@ -71,11 +71,11 @@ class NativeCollector:
         try:
             remote = await api.poll(native.remote_id, deadline)
         except ModelNotFound:
-            await give_up(self._store, native, "its back end does not know it any more")
+            await abandon(self._store, native, "its back end no longer knows it")
             return
         match remote.state:
             case RemoteState.REJECTED:
-                await give_up(self._store, native, remote.reason or "its back end rejected it")
+                await abandon(self._store, native, remote.reason or "its back end rejected it")
             case RemoteState.ENDED:
                 await self._collect(work, native, api, remote)
             case RemoteState.RUNNING:
@@ -115,7 +115,7 @@ class NativeCollector:
             return
         lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)
         contents = await read_lines(self._blobs, work.input.sha256, lines)
-        finished = await run_gently(
+        finished = await run_in_thread_with_pause(
             self._decode, work, native, api, group, list(zip(lines, contents, strict=True))
         )
         refused = await self._lines.finish(finished) if finished else []

@@ -58,7 +58,7 @@ class NativeLines:
         self._render_error = render_error
 
     @property
-    def is_possible(self) -> bool:
+    def has_batch_api(self) -> bool:
         """True if a back end has a batch API."""
         runtimes = self._router.fleet.runtimes.values()
         return any(runtime.batch_api is not None for runtime in runtimes)

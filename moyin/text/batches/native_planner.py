@@ -18,7 +18,7 @@ from moyin.text.batches.native_work import (
     PAGE,
     NativeWork,
     encode_line,
-    run_gently,
+    run_in_thread_with_pause,
     split_lines,
 )
 
@@ -52,7 +52,7 @@ class NativePlanner:
         while page := await self._store.list_free_lines(work.batch.id, after, PAGE):
             for part in split_lines(page):
                 contents = await read_lines(self._blobs, work.input.sha256, part)
-                chosen = await run_gently(self._choose, work, part, contents)
+                chosen = await run_in_thread_with_pause(self._choose, work, part, contents)
                 for key, found in chosen.items():
                     await self._assign(work, groups, key, found)
             after = page[-1].number

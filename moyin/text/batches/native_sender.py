@@ -33,9 +33,9 @@ from moyin.text.batches.native_work import (
     PAGE,
     TRANSFER_SECONDS,
     NativeWork,
+    abandon,
     encode_line,
-    give_up,
-    run_gently,
+    run_in_thread_with_pause,
     split_lines,
 )
 
@@ -43,11 +43,11 @@ _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 15.0
 # Seconds for which a failed search is retried, and for which a batch that is over waits for a
 # running one.
-_SEARCH = timedelta(hours=6)
+_SEARCH_PERIOD = timedelta(hours=6)
 
 
 @dataclass(slots=True)
-class _Written:
+class _PayloadContent:
     """The requests written to a payload so far; ``path`` is the call that all of them make."""
 
     count: int = 0
@@ -84,7 +84,7 @@ class NativeSender:
         with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
             payload = await self._write_payload(work, native, api, Path(folder) / "requests")
             if payload is None:
-                await give_up(self._store, native, "it has no lines")
+                await abandon(self._store, native, "it has no lines")
                 return
             sending = replace(
                 native,
@@ -96,7 +96,7 @@ class NativeSender:
             try:
                 remote = await api.submit(payload, deadline)
             except (BackendRejected, BackendKeyRejected, ModelNotFound) as error:
-                await give_up(self._store, native, error.message)
+                await abandon(self._store, native, error.message)
                 return
             except (BackendError, Overloaded) as error:
                 # Overloaded is included, because a proxy may report it after the server accepted
@@ -108,7 +108,7 @@ class NativeSender:
                 pause = max(error.retry_after or 0.0, self._retry_seconds)
                 await self._store.save(sending, due_in=pause)
                 return
-        await self._adopt(sending, remote)
+        await self._record_remote_id(sending, remote)
 
     async def recover(self, native: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
         """Find a sent native batch whose id was lost; send it again if the back end has none.
@@ -119,7 +119,7 @@ class NativeSender:
         if "lost_at" not in native.state:
             native = replace(native, state={**native.state, "lost_at": now().isoformat()})
         lost_at = datetime.fromisoformat(native.state["lost_at"])
-        is_late = now() > lost_at + _SEARCH
+        is_late = now() > lost_at + _SEARCH_PERIOD
         await self._store.save(native, due_in=LEASE_SECONDS)
         known = await self._store.list_remote_ids(native.backend)
         try:
@@ -129,12 +129,12 @@ class NativeSender:
             if not is_late:
                 raise
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
-            await give_up(self._store, native, f"whether it was received is unknown: {reason}")
+            await abandon(self._store, native, f"unknown if its back end received it: {reason}")
             return
         if remote is not None:
-            await self._adopt(native, remote)
+            await self._record_remote_id(native, remote)
         elif may_run and is_late and not is_open:
-            await give_up(self._store, native, "whether its back end runs it is unknown")
+            await abandon(self._store, native, "unknown if its back end runs it")
         elif may_run or now() < lost_at + self._appearance:
             # Releasing the lines of a running batch would get them answered twice.
             await self._store.save(native, due_in=self._get_poll_seconds())
@@ -152,14 +152,14 @@ class NativeSender:
         async for remote in api.find_submitted(native.id, native.state["count"], since, deadline):
             if remote.id in known:
                 continue
-            match = api.identifies_by_key or await self._is_ours(native, api, remote)
+            match = api.identifies_by_key or await self._matches_native_batch(native, api, remote)
             if match:
                 return remote, False
             # Only the results show which batch this is.
             may_run |= match is None
         return None, may_run
 
-    async def _is_ours(
+    async def _matches_native_batch(
         self, native: NativeBatch, api: BatchApi, remote: RemoteBatch
     ) -> bool | None:
         """Return True if a back end's batch is this one; None if it has no results yet."""
@@ -171,7 +171,7 @@ class NativeSender:
                 return native.read_number(result.custom_id) is not None
         return False
 
-    async def _adopt(self, native: NativeBatch, remote: RemoteBatch) -> None:
+    async def _record_remote_id(self, native: NativeBatch, remote: RemoteBatch) -> None:
         """Record the id that the back end gave a native batch."""
         running = replace(native, status=NativeStatus.RUNNING, remote_id=remote.id)
         await self._store.save(running, due_in=self._get_poll_seconds())
@@ -181,13 +181,15 @@ class NativeSender:
         self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path
     ) -> Payload | None:
         """Write the requests of a native batch to a file; return None if it has no requests."""
-        written = _Written()
+        written = _PayloadContent()
         after = 0
         while page := await self._store.list_lines(native, after, PAGE):
             for part in split_lines(page):
                 contents = await read_lines(self._blobs, work.input.sha256, part)
                 lines = list(zip(part, contents, strict=True))
-                await run_gently(self._write_part, work, native, api, lines, path, written)
+                await run_in_thread_with_pause(
+                    self._write_part, work, native, api, lines, path, written
+                )
             after = page[-1].number
         if not written.count:
             return None
@@ -202,7 +204,7 @@ class NativeSender:
         api: BatchApi,
         lines: Sequence[tuple[BatchLine, bytes]],
         path: Path,
-        written: _Written,
+        written: _PayloadContent,
     ) -> None:
         """Append the requests of ``lines`` to the payload file."""
         with path.open("ab") as file:

@@ -39,7 +39,7 @@ class NativeWork:
     input: StoredFile
 
 
-async def give_up(store: NativeBatchStore, native: NativeBatch, reason: str) -> None:
+async def abandon(store: NativeBatchStore, native: NativeBatch, reason: str) -> None:
     """End a native batch and release all of its lines, which single calls then answer."""
     _log.warning("native batch %s at %s is not used: %s", native.id, native.backend, reason)
     await finish(store, native)
@@ -53,7 +53,7 @@ async def finish(store: NativeBatchStore, native: NativeBatch) -> None:
     await store.save(replace(native, status=NativeStatus.DONE))
 
 
-async def run_gently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_in_thread_with_pause(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run ``work`` in a thread, pause for as long as it took, and return its result.
 
     The pause leaves processor time for other requests.

@@ -162,7 +162,7 @@ class BatchRunner:
         until = loop.time() + seconds
         try:
             while True:
-                state = await self._run_some(batch_id, identity)
+                state = await self._fill_window(batch_id, identity)
                 remaining = until - loop.time()
                 if state is WorkState.DONE or remaining <= 0:
                     return state
@@ -212,7 +212,7 @@ class BatchRunner:
             with suppress(SQLAlchemyError, OSError):
                 await self._lines.remove_runner(self.id)
 
-    async def _run_some(self, batch_id: str, identity: Identity) -> WorkState:
+    async def _fill_window(self, batch_id: str, identity: Identity) -> WorkState:
         """Claim and start lines until the batch's window is full; return whether lines are left."""
         open_batch = await self._open_batch(batch_id, identity)
         batch = open_batch.batch

@@ -1,4 +1,4 @@
-"""Defines the interface of a protocol codec, so that the router serves every protocol alike.
+"""Defines the interface of a protocol codec, so that the router can serve any protocol.
 
 The clients' protocols are the API formats of OpenAI, Anthropic and Ollama.
 """
@@ -32,7 +32,7 @@ class StreamWriter(Protocol):
 class StreamTap(Protocol):
     """Forwards the bytes of a back end's stream and reads the usage from them.
 
-    It is used if client and back end use the same API format.
+    Used if client and back end use the same API format.
 
     Attributes:
         usage: the latest usage that the back end reported.
@@ -195,7 +195,7 @@ class ProtocolCodec(Protocol):
     def add_missing_members(
         self, raw: bytes, body: dict[str, Any], estimate: Usage | None
     ) -> bytes:
-        """Add the members that the vendor's API reference requires and the back end left out.
+        """Add the members that the vendor's API reference requires and the back end omitted.
 
         Clients that validate a response expect all of them.
 

@@ -77,8 +77,9 @@ class WeightSpreads:
         return [spread**-2 for spread in _expand_by_feature(steps)]
 
 
-# The uncertainty of an estimate starts at the spread of the questions of a kind. `WeightSpreads` has
-# a smaller ``kind``, because weights that few signals move far rank questions worse. Both shrink alike.
+# The uncertainty of an estimate starts at the spread of the questions of a kind. `WeightSpreads`
+# has a smaller ``kind``, because weights that few signals move far rank questions worse. Both
+# shrink in the same way.
 _UNCERTAINTY_SPREADS = ((16, 1.1), (48, 1.0), (FEATURE_COUNT, 1.0))
 # Half-lives in seconds. They are longer for words, because models change more often than topics.
 _HALF_LIVES = (

@@ -1,8 +1,8 @@
-"""Defines what one tenant's signals taught, and the part of it that other tenants share.
+"""Defines the state learned from one tenant's signals, and the part that other tenants share.
 
 Tenants share one number per model and kind of request, the shared level: the median over tenants of
-how much better the model is than the public scores say. A single tenant cannot move the median of
-at least `MIN_TENANTS` tenants beyond the others' values.
+how much better the model is than its public scores suggest. A single tenant cannot move the median
+of at least `MIN_TENANTS` tenants beyond the others' values.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class KeyUsage:
 
 @dataclass(slots=True)
 class TenantState:
-    """What one tenant's signals taught.
+    """The state learned from one tenant's signals.
 
     Attributes:
         models: the learned weights by model name.

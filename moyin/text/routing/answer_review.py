@@ -57,9 +57,9 @@ class AnswerReviewer:
         """Detect whether the request follows up an earlier answer, and set ``is_learned_from``.
 
         Returns:
-            True if the request shows that an earlier answer did not help. This is known at once
-            only if the route allows trials of little-known models. Otherwise the detection runs
-            in the background and the result is False.
+            True if the request shows that an earlier answer did not help. This is known immediately
+            only if the route allows trials of little-known models. Otherwise the detection runs in
+            the background and the result is False.
         """
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings or call.context.is_background:

@@ -26,7 +26,7 @@ def omit_unusable_members(
         return request, ()
     needs = request.derive_needs()
     abilities = tuple(ability for ability in sorted(route.omit) if getattr(needs, ability))
-    if "tools" in abilities and _insists_on_tools(request.data.get("tool_choice")):
+    if "tools" in abilities and _requires_tool_call(request.data.get("tool_choice")):
         abilities = tuple(ability for ability in abilities if ability != "tools")
     names = {name for ability in abilities for name in codec.ability_members.get(ability, ())}
     if not names:
@@ -51,7 +51,7 @@ def describe_omission(reason: str, omitted: Sequence[str]) -> str:
     return f"{reason}; without {' and '.join(omitted)}" if omitted else reason
 
 
-def _insists_on_tools(choice: object) -> bool:
+def _requires_tool_call(choice: object) -> bool:
     """Return True if the member ``tool_choice`` of any protocol requires a tool call."""
     if isinstance(choice, dict):
         mode = choice.get("mode") or choice.get("type")

@@ -125,8 +125,8 @@ class OperationAttempt:
         try:
             if not request.accepts(response.media_type):
                 raise BackendUnavailable(
-                    f"the back end answered {request.path} with the media type "
-                    f"{response.media_type[:64] or 'none'!r}, which is not one of an answer",
+                    f"the back end's response to {request.path} has the unexpected media type "
+                    f"{response.media_type[:64] or 'none'!r}",
                     may_be_billed=True,
                 )
             if response.media_type == JSON_TYPE:

@@ -22,7 +22,7 @@ class PricedModel:
     price: Price
 
 
-class DearestModels:
+class UsageComparison:
     """Finds the most expensive model that a tenant may call, for a given set of calls.
 
     Calls to chat models and to embedding models are compared separately. Other operations, such as

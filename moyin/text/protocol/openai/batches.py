@@ -30,7 +30,7 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/com
 # Members that request a streamed or a background answer instead of a whole one.
 _STREAMING = ("stream", "background")
 _MAX_METADATA = 16
-_UNRUN = {
+_UNRUN_MESSAGES = {
     EXPIRED_LINE: "the batch expired before this request was run",
     CANCELLED_LINE: "the batch was cancelled before this request was run",
 }
@@ -142,7 +142,7 @@ class OpenAIBatchFormat:
             if body.get(name):
                 raise InvalidLine(
                     "unsupported_parameter",
-                    f"body.{name} must be false: answers of a batch are files",
+                    f"body.{name} must be false: a batch's answers are files",
                     f"body.{name}",
                 )
         return custom_id
@@ -156,7 +156,7 @@ class OpenAIBatchFormat:
         if line.result is None:
             cancelled = batch.cancelling_at is not None
             code = CANCELLED_LINE if cancelled else EXPIRED_LINE
-            error = {"code": code, "message": _UNRUN[code]}
+            error = {"code": code, "message": _UNRUN_MESSAGES[code]}
             return to_json({**head, "response": None, "error": error})
         response = {"status_code": line.result.http_status, "request_id": request_id}
         return b'%b,"response":%b,"body":%b},"error":null}' % (

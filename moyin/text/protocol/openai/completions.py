@@ -224,7 +224,7 @@ def _find_untranslatable_field(body: wire.CompletionBody) -> str | None:
         "n": (body.n or 1) > 1,
         "best_of": (body.best_of or 1) > 1,
         "echo": bool(body.echo),
-        # 0 asks for the probabilities of the written tokens only.
+        # 0 requests the probabilities of the written tokens only.
         "logprobs": body.logprobs is not None and body.logprobs is not False,
         "suffix": bool(body.suffix),
         "max_tokens": body.max_tokens == 0,

@@ -64,7 +64,7 @@ class FilePart(Cacheable):
 
 
 class OtherPart(WireModel):
-    """An audio or refusal part, of which other API formats support only the refusal."""
+    """An audio or refusal part; other API formats support only refusals."""
 
     type: Literal["input_audio", "refusal"]
 

@@ -115,7 +115,7 @@ def _read_call_error(answer: Any) -> Mapping[str, Any]:
     return error if isinstance(error, dict) else {}
 
 
-def first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def build_first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield type and members of the events before the model starts, without sequence numbers."""
     queued = {**response, "status": "queued", "output": [], "usage": None}
     queued |= {"error": None, "incomplete_details": None}
@@ -123,13 +123,13 @@ def first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, A
     yield "response.queued", {"response": queued}
 
 
-def start_event(response: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def build_start_event(response: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the event that reports that the model has started to write the response."""
-    [(_, queued), _] = first_events(response)
+    [(_, queued), _] = build_first_events(response)
     return "response.in_progress", {"response": queued["response"] | {"status": "in_progress"}}
 
 
-def last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def build_last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the events of all items of an ended response, then the last event of its stream.
 
     OpenAI has no event for a cancelled response, so ``response.failed`` contains it.

@@ -28,9 +28,9 @@ from moyin.text.protocol.documents import NO_FILES, PromptFile
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.errors import encode_error_event, render_error
 from moyin.text.protocol.responses.request_to_domain import (
-    chat_needs,
     chat_request_to_domain,
-    turns_backwards,
+    derive_chat_needs,
+    iterate_turns_newest_first,
 )
 from moyin.text.protocol.responses.response import (
     ResponseTemplate,
@@ -92,7 +92,7 @@ class ParsedResponseRequest:
         return bool(self.body.stream)
 
     def derive_needs(self) -> Needs:
-        return chat_needs(self.chat)
+        return derive_chat_needs(self.chat)
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         for offered in list_tools(self.body).values():
@@ -111,16 +111,18 @@ class ParsedResponseRequest:
         )
 
     def select_recent_turns(self) -> tuple[Turn, ...]:
-        return select_newest_turns(turns_backwards(self.chat))
+        return select_newest_turns(iterate_turns_newest_first(self.chat))
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        urls = (image["image_url"] for image in _images(self.data.get("input")))
+        urls = (image["image_url"] for image in _iterate_url_images(self.data.get("input")))
         return tuple(dict.fromkeys(url for url in urls if not url.startswith("data:")))
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
         data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
-        parsed = _parsed(to_json(data), data, validate(wire.ResponseBody, data), self.files)
+        parsed = _build_parsed_request(
+            to_json(data), data, validate(wire.ResponseBody, data), self.files
+        )
         return replace(parsed, record=self.record, own_items=self.own_items)
 
     def to_domain(self, model: str) -> ChatRequest:
@@ -199,10 +201,12 @@ class ResponsesCodec:
         """
         own = validate(wire.ResponseBody, data)
         if not earlier:
-            return _parsed(body, data, own, files)
+            return _build_parsed_request(body, data, own, files)
         merged = {**data, "input": [*earlier, *_list_items(data["input"])]}
         return replace(
-            _parsed(to_json(merged), merged, validate(wire.ResponseBody, merged), files),
+            _build_parsed_request(
+                to_json(merged), merged, validate(wire.ResponseBody, merged), files
+            ),
             own_items=_list_items(data["input"]),
         )
 
@@ -212,7 +216,7 @@ class ResponsesCodec:
         """Return the request with another body; the answers to both go to one `AnswerRecord`."""
         assert isinstance(request, ParsedResponseRequest)
         body = validate(wire.ResponseBody, data)
-        parsed = _parsed(to_json(data), data, body, request.files)
+        parsed = _build_parsed_request(to_json(data), data, body, request.files)
         return replace(parsed, record=request.record, own_items=request.own_items)
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -240,7 +244,7 @@ class ResponsesCodec:
         suffices because clients only sort by it.
         """
         writers = () if self._record is None else self._record.writers
-        number = max((writer.next_number for writer in writers), default=_LAST)
+        number = max((writer.next_number for writer in writers), default=_MAX_SEQUENCE_NUMBER)
         return encode_error_event(error, request_id, number)
 
 
@@ -252,10 +256,10 @@ def find_response_id(start: bytes) -> str | None:
 
 _ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
 # A sequence number greater than that of any answer's event.
-_LAST = 2**31 - 1
+_MAX_SEQUENCE_NUMBER = 2**31 - 1
 
 
-def _parsed(
+def _build_parsed_request(
     raw: bytes,
     data: Mapping[str, Any],
     body: wire.ResponseBody,
@@ -274,14 +278,14 @@ def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "message", **item} for item in value]
 
 
-def _images(value: Any) -> Iterator[dict[str, Any]]:
+def _iterate_url_images(value: Any) -> Iterator[dict[str, Any]]:
     """Yield the images by URL in the input, including those in tool results."""
     for part in value if isinstance(value, list) else ():
         if part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
             yield part
         else:
-            yield from _images(part.get("content"))
-            yield from _images(part.get("output"))
+            yield from _iterate_url_images(part.get("content"))
+            yield from _iterate_url_images(part.get("output"))
 
 
 def _inline_pictures(value: Any, pictures: Mapping[str, Image]) -> Any:

@@ -22,9 +22,9 @@ from moyin.http.validation import new_malformed_response_error, parse_token_coun
 from moyin.text.protocol.logprobs import encode_logprobs
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.request_to_domain import (
-    custom_tool_arguments,
-    custom_tool_input,
-    pack_thinking,
+    decode_custom_tool_input,
+    encode_custom_tool_arguments,
+    encode_reasoning_proof,
 )
 from moyin.text.protocol.responses.tools import OfferedTool, join_name, list_tools
 
@@ -59,7 +59,7 @@ class ResponseTemplate:
 
     @property
     def includes_proof(self) -> bool:
-        """True if the client asked for ``reasoning.encrypted_content``."""
+        """True if the client requested ``reasoning.encrypted_content``."""
         return wire.PROOF_OF_REASONING in (self.body.include or ())
 
     @property
@@ -111,7 +111,7 @@ class ResponseTemplate:
 
     def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
         """Encode reasoning as an item, which the client may send back."""
-        proof = pack_thinking(part)
+        proof = encode_reasoning_proof(part)
         if proof is not None:
             self.proofs[item_id] = proof
         return {
@@ -220,7 +220,7 @@ def function_call_item(
             "call_id": call.id,
             "name": name,
             **place,
-            "input": custom_tool_input(call.arguments) if call.arguments else "",
+            "input": decode_custom_tool_input(call.arguments) if call.arguments else "",
         }
     return {
         "id": item_id,
@@ -299,7 +299,7 @@ def _parts(item: Mapping[str, Any]) -> list[Part]:
         case "function_call":
             return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["arguments"])]
         case "custom_tool_call":
-            arguments = custom_tool_arguments(item["input"])
+            arguments = encode_custom_tool_arguments(item["input"])
             return [ToolUse(id=item["call_id"], name=_name(item), arguments=arguments)]
         case "reasoning":
             return [Thinking(text="\n\n".join(part["text"] for part in item["summary"]))]

@@ -108,7 +108,7 @@ class Api:
 class Lines:
     """Has all lines whose model is ``native`` run by the API."""
 
-    is_possible = True
+    has_batch_api = True
 
     def __init__(self, api: Api) -> None:
         self.api: Api | None = api
