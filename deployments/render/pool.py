@@ -244,7 +244,7 @@ class Pool:
         """
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
-            measure = partial(self._measure, state, pending.shape)
+            measure = partial(self._record_duration, state, pending.shape)
             callbacks = _AttemptCallbacks(
                 on_progress, on_record, on_run, on_start, lambda: None, measure
             )
@@ -378,7 +378,7 @@ class Pool:
         except (MoyinError, TimeoutError):
             return False
 
-    def _measure(
+    def _record_duration(
         self, state: _PromptState, shape: str, run: RenderRun, load_seconds: float = 0.0
     ) -> None:
         """Record the duration of a successful run, once for all attempts."""

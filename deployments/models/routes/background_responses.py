@@ -84,7 +84,7 @@ class BackgroundResponses:
             ResponseNotFound: the tenant has no response with this id.
             MoyinError: the state of its job cannot be read.
         """
-        return await self._update(
+        return await self._update_from_job(
             await self._stored.get(context(scope).owner, response_id), context(scope).identity
         )
 
@@ -173,7 +173,9 @@ class BackgroundResponses:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
 
-    async def _update(self, stored: StoredResponse, identity: Identity | None) -> StoredResponse:
+    async def _update_from_job(
+        self, stored: StoredResponse, identity: Identity | None
+    ) -> StoredResponse:
         """Return a stored response with its job's state; store the answer of a successful job."""
         if not is_pending(stored.response):
             return stored

@@ -70,7 +70,9 @@ def new_ollama_host_routes(
     )
     async def push(request: Request) -> Response:
         _require_operator(request, "push")
-        return hosts.forward_request(request, "POST", "push", await _read(request), "model")
+        return hosts.forward_request(
+            request, "POST", "push", await _read_json_body(request), "model"
+        )
 
     @router.post(
         "/create",
@@ -80,7 +82,9 @@ def new_ollama_host_routes(
     )
     async def create(request: Request) -> Response:
         _require_operator(request, "create")
-        return hosts.forward_request(request, "POST", "create", await _read(request), "model")
+        return hosts.forward_request(
+            request, "POST", "create", await _read_json_body(request), "model"
+        )
 
     @router.post(
         "/copy",
@@ -90,7 +94,9 @@ def new_ollama_host_routes(
     )
     async def copy(request: Request) -> Response:
         _require_operator(request, "copy")
-        return hosts.forward_request(request, "POST", "copy", await _read(request), "source")
+        return hosts.forward_request(
+            request, "POST", "copy", await _read_json_body(request), "source"
+        )
 
     @router.delete(
         "/delete",
@@ -100,7 +106,9 @@ def new_ollama_host_routes(
     )
     async def delete(request: Request) -> Response:
         _require_operator(request, "delete")
-        return hosts.forward_request(request, "DELETE", "delete", await _read(request), "model")
+        return hosts.forward_request(
+            request, "DELETE", "delete", await _read_json_body(request), "model"
+        )
 
     @router.head("/blobs/{digest}", include_in_schema=False)
     async def has_blob(digest: str, request: Request) -> Response:
@@ -159,7 +167,7 @@ class _Hosts:
         host, body[member] = self.split_name(name)
         if "destination" in body:
             body["destination"] = self.split_name(str(body["destination"]))[1]
-        runtime = self._choose(request, host)
+        runtime = self._choose_host(request, host)
         caller = context(request.scope).caller
         _log.info(
             "%s of tenant %s calls %s for the model %r on %s",
@@ -176,7 +184,7 @@ class _Hosts:
             raise InvalidRequest(
                 "digest: must be 'sha256:' and 64 hexadecimal digits", field="digest"
             )
-        runtime = self._choose(request, None)
+        runtime = self._choose_host(request, None)
         data = request.stream() if request.method == "POST" else None
         return _HostResponse(runtime, request.method, f"/api/blobs/{digest}", data)
 
@@ -188,7 +196,7 @@ class _Hosts:
             if isinstance(runtime.backend, OllamaBackend)
         }
 
-    def _choose(self, request: Request, named: str | None) -> BackendRuntime:
+    def _choose_host(self, request: Request, named: str | None) -> BackendRuntime:
         runtimes = self._runtimes
         name = request.headers.get(HOST_HEADER) or named
         if name is None and len(runtimes) == 1:
@@ -230,7 +238,7 @@ class _HostResponse(Response):
             if response.content_type is not None:
                 headers.append((b"content-type", response.content_type.encode("latin-1")))
             if self._path in _CALLS_WITHOUT_BODY:
-                await self._refresh()
+                await self._refresh_models()
             await send(
                 {"type": "http.response.start", "status": response.status, "headers": headers}
             )
@@ -241,10 +249,10 @@ class _HostResponse(Response):
                 event = render_error_event(error, context(scope).request_id)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         if self._path not in _CALLS_WITHOUT_BODY:
-            await self._refresh()
+            await self._refresh_models()
         await send({"type": "http.response.body", "body": b""})
 
-    async def _refresh(self) -> None:
+    async def _refresh_models(self) -> None:
         """Update the host's list of models before the client sees the end of the call."""
         if self._on_models_changed is None or self._runtime.refresh_models is None:
             return
@@ -256,7 +264,7 @@ class _HostResponse(Response):
             return
 
 
-async def _read(request: Request) -> Mapping[str, Any]:
+async def _read_json_body(request: Request) -> Mapping[str, Any]:
     return parse_object(await request.body())
 
 

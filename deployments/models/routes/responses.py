@@ -159,9 +159,9 @@ class ResponsesRoute(CallRoute):
             return
         answer = await self.fetch_answer(call, scope, ResponsesCodec(call.record))
         if not call.record.responses and answer.stream is None:
-            answer = replace(answer, body=await self._renew(call, answer.body, scope))
+            answer = replace(answer, body=await self._renew_response_id(call, answer.body, scope))
         if call.body.store is not False:
-            save = partial(self._save, call, context(scope).owner)
+            save = partial(self._save_answer, call, context(scope).owner)
             if answer.stream is None:
                 try:
                     await save(find_response_id(answer.body))
@@ -178,7 +178,9 @@ class ResponsesRoute(CallRoute):
                 answer = replace(answer, stream=_SavedStream(answer.stream, save, render))
         await send_answer(answer, send)
 
-    async def _renew(self, call: ParsedResponseRequest, body: bytes, scope: Scope) -> bytes:
+    async def _renew_response_id(
+        self, call: ParsedResponseRequest, body: bytes, scope: Scope
+    ) -> bytes:
         """Return an answer from the answer cache with a new response id, under which it is stored.
 
         The response with the original id may have been deleted or never stored.
@@ -196,7 +198,9 @@ class ResponsesRoute(CallRoute):
         call.record.add(renewed, {name.replace(old, new): p for name, p in proofs.items()})
         return body.replace(old.encode(), new.encode())
 
-    async def _save(self, call: ParsedResponseRequest, owner: str, response_id: str | None) -> bool:
+    async def _save_answer(
+        self, call: ParsedResponseRequest, owner: str, response_id: str | None
+    ) -> bool:
         """Store the answer with this id if it is complete; return True if it is."""
         response = call.record.responses.get(response_id or "")
         if response is None:
@@ -240,7 +244,7 @@ class _SavedStream:
         render_error: Callable[[MoyinError], bytes],
     ) -> None:
         self._stream = stream
-        self._save = save
+        self._save_answer = save
         self._render_error = render_error
         self._has_failed = False
         self._response_id: str | None = None
@@ -257,7 +261,7 @@ class _SavedStream:
             self._response_id = find_response_id(piece)
         if not self._is_saved:
             try:
-                self._is_saved = await self._save(self._response_id)
+                self._is_saved = await self._save_answer(self._response_id)
             except ServiceUnavailable as error:
                 self._has_failed = True
                 return self._render_error(error)

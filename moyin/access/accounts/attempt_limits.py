@@ -68,7 +68,7 @@ class SignInAttempt:
     Attributes:
         address: the client's IP address, or an empty string if it is unknown.
         keys: the counters of the throttle that the attempt increments.
-        is_trusted: whether the account has signed in from this device or address before.
+        is_trusted: True if the account has signed in from this device or address before.
     """
 
     email: str

@@ -44,9 +44,9 @@ class OpenIdProvider:
     Attributes:
         issuer: the provider's URL, from which its endpoints are discovered.
         redirect_uris: the URIs that the provider may redirect browsers to.
-        registers: whether people without an account, who sign in through the provider, get one as
+        registers: True if people without an account, who sign in through the provider, get one as
             players.
-        links_emails: whether people whose email the provider has verified may sign in to the
+        links_emails: True if people whose email the provider has verified may sign in to the
             existing account with that email.
     """
 

@@ -96,8 +96,8 @@ class Throttle:
     Methods raise `TooManyAttempts` with the seconds to wait.
 
     Args:
-        fail_open: whether to admit attempts without counting them if Valkey is unavailable; if
-            False, methods raise `ServiceUnavailable`.
+        fail_open: True to admit attempts without counting them if Valkey is unavailable; if False,
+            methods raise `ServiceUnavailable`.
     """
 
     def __init__(

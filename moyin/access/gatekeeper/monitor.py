@@ -80,7 +80,7 @@ class CredentialMonitor:
             watched = self._credentials[credential] = _WatchedCredential(identity)
         watched.connections.add(connection)
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
+            self._running = asyncio.create_task(self._verify_periodically())
 
     def discard(self, credential: str, connection: Connection) -> None:
         """Stop monitoring a connection that has ended."""
@@ -126,7 +126,7 @@ class CredentialMonitor:
                 if error is not None and connection.can_end:
                     connection.end(error)
 
-    async def _run(self) -> None:
+    async def _verify_periodically(self) -> None:
         while self._credentials:
             await asyncio.sleep(self._interval)
             try:

@@ -94,7 +94,7 @@ class BatchApi(Protocol):
     max_bytes: int
 
     def supports(self, path: str) -> bool:
-        """Return whether batches may consist of calls of this path, such as ``/embeddings``."""
+        """Return True if batches may consist of calls of this path, such as ``/embeddings``."""
 
     def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
         """Encode a request as a line of a payload."""

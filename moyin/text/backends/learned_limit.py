@@ -77,7 +77,7 @@ class LearnedLimit:
         self._ends: deque[float] = deque(maxlen=_RECENT_ENDS)
         self._usual: dict[tuple[str, int], float] = {}
         slots.set_limit(1)
-        slots.on_full = self._grow
+        slots.on_full = self._raise_limit
 
     @contextmanager
     def track(self, kind: str, size: int) -> Iterator[TrackedCall]:
@@ -103,7 +103,7 @@ class LearnedLimit:
             self._usual[call.kind] = (
                 waited if usual is None else usual + (waited - usual) * _NEWEST_WEIGHT
             )
-            self._confirm(call.running)
+            self._confirm_concurrency(call.running)
         elif usual is not None and waited > 2 * usual + _MARGIN_SECONDS:
             self.record_waiting(call)
 
@@ -122,7 +122,7 @@ class LearnedLimit:
             self._grows_after = self._clock() + self._pause
             self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
 
-    def _confirm(self, running: int) -> None:
+    def _confirm_concurrency(self, running: int) -> None:
         if running < self._confirmed_limit:
             return
         self._late_calls = 0
@@ -134,9 +134,9 @@ class LearnedLimit:
         if limit is not None and limit < running:
             self._slots.set_limit(min(running, self._max_limit))
         if self._slots.is_awaited:
-            self._grow()
+            self._raise_limit()
 
-    def _grow(self) -> None:
+    def _raise_limit(self) -> None:
         """Raise the limit if the server has been seen running as many calls as the limit allows.
 
         Background calls may not use all slots, so with them alone fewer running calls suffice.

@@ -140,14 +140,14 @@ class OllamaBackend:
         return {"options": {"num_ctx": choose_context_window(tokens, limit, model.context)}}
 
     async def forward(self, request: RawRequest) -> bytes:
-        with self._track(request.path, len(request.body)) as call:
+        with self._track_call(request.path, len(request.body)) as call:
             body = await self._http.post(request.path, request.body, request.deadline)
             call.record_first_token(read_writing_seconds(body))
             return body
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         pieces = self._http.stream(request.path, request.body, request.deadline)
-        with self._track(request.path, len(request.body)) as call:
+        with self._track_call(request.path, len(request.body)) as call:
             async with aclosing(pieces):
                 async for piece in pieces:
                     call.record_first_token()
@@ -162,7 +162,7 @@ class OllamaBackend:
         body = chat_request_to_upstream(
             request, context=self._find_context(request.model), stream=False
         )
-        with self._track(_CHAT_PATH, _measure(request)) as call, _translate_errors():
+        with self._track_call(_CHAT_PATH, _measure_prompt(request)) as call, _translate_errors():
             async with asyncio.timeout_at(deadline):
                 response = await self._get_sdk().request_chat(body)
             call.record_first_token((response.eval_duration or 0) / 1e9)
@@ -170,7 +170,7 @@ class OllamaBackend:
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         deltas = self._stream(request, deadline)
-        with self._track(_CHAT_PATH, _measure(request)) as call:
+        with self._track_call(_CHAT_PATH, _measure_prompt(request)) as call:
             async with aclosing(deltas):
                 async for delta in deltas:
                     call.record_first_token()
@@ -214,7 +214,7 @@ class OllamaBackend:
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embedding_request_to_upstream(request, context=self._find_context(request.model))
         size = sum(map(len, request.inputs))
-        with self._track(_EMBED_PATH, size) as call, _translate_errors():
+        with self._track_call(_EMBED_PATH, size) as call, _translate_errors():
             async with asyncio.timeout_at(deadline):
                 response = await self._get_sdk().request_embeddings(body)
             call.record_first_token()
@@ -243,7 +243,7 @@ class OllamaBackend:
         return self._http.forward_request(method, path, data)
 
     @contextmanager
-    def _track(self, kind: str, size: int) -> Iterator[TrackedCall]:
+    def _track_call(self, kind: str, size: int) -> Iterator[TrackedCall]:
         """Let the learned limit observe a call of about ``size`` bytes."""
         if self._limit is None:
             yield TrackedCall()
@@ -281,7 +281,7 @@ class OllamaBackend:
         return self._sdk
 
 
-def _measure(request: ChatRequest) -> int:
+def _measure_prompt(request: ChatRequest) -> int:
     """Return the size of the prompt in characters, an estimate of the request's size in bytes."""
     texts = [len(part.text) for part in request.system]
     texts += [

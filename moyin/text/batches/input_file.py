@@ -80,7 +80,7 @@ async def read_lines(blobs: BlobStore, sha256: str, lines: Sequence[BatchLine]) 
         FileNotFoundError: the file's blob was deleted.
     """
     contents: list[bytes] = []
-    for span in _group(lines):
+    for span in _group_neighbours(lines):
         start, end = span[0].start, span[-1].start + span[-1].size
         pieces = [piece async for piece in blobs.read_chunks(sha256, start=start, end=end)]
         content = b"".join(pieces)
@@ -167,16 +167,16 @@ async def _read_raw_lines(
                 number += 1
                 if len(content) > bounds.max_line_bytes:
                     raise _LineTooLarge(number)
-                if (line := _strip(number, start, content)) is not None:
+                if (line := _strip_line(number, start, content)) is not None:
                     yield line
                 start += len(content) + 1
         if size > bounds.max_line_bytes:
             raise _LineTooLarge(number + 1)
-    if (line := _strip(number + 1, start, b"".join(pieces))) is not None:
+    if (line := _strip_line(number + 1, start, b"".join(pieces))) is not None:
         yield line
 
 
-def _strip(number: int, start: int, content: bytes) -> _RawLine | None:
+def _strip_line(number: int, start: int, content: bytes) -> _RawLine | None:
     """Return a line without white space at its ends, or None if nothing is left."""
     if number == 1 and content.startswith(_BOM):
         start, content = start + len(_BOM), content[len(_BOM) :]
@@ -186,7 +186,7 @@ def _strip(number: int, start: int, content: bytes) -> _RawLine | None:
     return _RawLine(number, start, stripped) if stripped else None
 
 
-def _group(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
+def _group_neighbours(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
     """Group lines that are close enough in the file to be read together."""
     groups: list[list[BatchLine]] = []
     for line in lines:

@@ -104,7 +104,7 @@ class NativeBatches:
             if row.is_plan and (row.status is NativeStatus.DONE or not is_open):
                 is_planned = True
             elif row.id not in self._steps and row.due_at <= now():
-                await self._begin(work, row, is_open=is_open)
+                await self._start_step(work, row, is_open=is_open)
         return is_planned
 
     @property
@@ -129,7 +129,7 @@ class NativeBatches:
         await self._store.add(plan)
         return plan
 
-    async def _begin(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
+    async def _start_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
         if not await self._store.take(row, LEASE_SECONDS):
             return
         task = asyncio.create_task(self._run_step(work, row, is_open=is_open))
@@ -138,7 +138,7 @@ class NativeBatches:
 
     async def _run_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
         try:
-            async with self._renewing(row.id):
+            async with self._renewing_lease(row.id):
                 if row.is_plan:
                     await self._planner.divide(work, row)
                 else:
@@ -147,22 +147,22 @@ class NativeBatches:
             # The error's text may contain prompts.
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
             _log.warning("native batch %s: a step failed and is tried again: %s", row.id, reason)
-            await self._postpone(row.id)
+            await self._postpone_step(row.id)
         except Exception:
             _log.exception("native batch %s: a step failed unexpectedly", row.id)
-            await self._postpone(row.id)
+            await self._postpone_step(row.id)
             if row.is_plan:
                 # A defect in the choice of lines must not block the batch: single calls run its
                 # lines instead.
                 with suppress(SQLAlchemyError, OSError):
                     await self._store.save(replace(row, status=NativeStatus.DONE))
 
-    async def _postpone(self, native_id: str) -> None:
+    async def _postpone_step(self, native_id: str) -> None:
         with suppress(SQLAlchemyError, OSError):
             await self._store.renew(native_id, self._retry_seconds)
 
     @asynccontextmanager
-    async def _renewing(self, native_id: str) -> AsyncIterator[None]:
+    async def _renewing_lease(self, native_id: str) -> AsyncIterator[None]:
         """Renew this replica's claim on a step for as long as the block runs."""
 
         async def renew() -> None:

@@ -77,14 +77,14 @@ class NativeCollector:
             case RemoteState.REJECTED:
                 await abandon(self._store, native, remote.reason or "its back end rejected it")
             case RemoteState.ENDED:
-                await self._collect(work, native, api, remote)
+                await self._collect_results(work, native, api, remote)
             case RemoteState.RUNNING:
                 if not is_open and not native.state.get("is_cancelled"):
                     await api.cancel(native.remote_id, deadline)
                     native = replace(native, state={**native.state, "is_cancelled": True})
                 await self._store.save(native, due_in=self._get_poll_seconds())
 
-    async def _collect(
+    async def _collect_results(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, remote: RemoteBatch
     ) -> None:
         """Store the results of a native batch, and release the lines without a result."""
@@ -98,16 +98,16 @@ class NativeCollector:
                 elif result.outcome is not RemoteOutcome.UNANSWERED:
                     group[number] = result
                 if len(group) >= _GROUP:
-                    await self._write(work, native, api, group)
+                    await self._store_results(work, native, api, group)
                     group = {}
-        await self._write(work, native, api, group)
+        await self._store_results(work, native, api, group)
         await finish(self._store, native)
         try:
             await api.discard(remote, asyncio.get_running_loop().time() + CALL_SECONDS)
         except MoyinError as error:
             _log.info("native batch %s stays at its back end: %s", native.id, error.message)
 
-    async def _write(
+    async def _store_results(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, group: dict[int, RemoteResult]
     ) -> None:
         """Store the results of those lines that are still assigned to the native batch."""
@@ -116,7 +116,7 @@ class NativeCollector:
         lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)
         contents = await read_lines(self._blobs, work.input.sha256, lines)
         finished = await run_in_thread_with_pause(
-            self._decode, work, native, api, group, list(zip(lines, contents, strict=True))
+            self._decode_results, work, native, api, group, list(zip(lines, contents, strict=True))
         )
         refused = await self._lines.finish(finished) if finished else []
         if self._on_result is not None:
@@ -125,7 +125,7 @@ class NativeCollector:
                 if item.result.number not in ignored:
                     self._on_result(item.result)
 
-    def _decode(
+    def _decode_results(
         self,
         work: NativeWork,
         native: NativeBatch,

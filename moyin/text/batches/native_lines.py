@@ -83,7 +83,7 @@ class NativeLines:
                 return None
             api = target.runtime.batch_api
             assert api is not None
-            return target, _encode(codec, request, target.deployment, api)
+            return target, _encode_line(codec, request, target.deployment, api)
         except MoyinError:
             # A single call reports the error, or another back end answers it.
             return None
@@ -95,7 +95,7 @@ class NativeLines:
             return None
         codec = _CODECS[batch.endpoint]
         try:
-            return _encode(codec, codec.parse(body), deployment, api)
+            return _encode_line(codec, codec.parse(body), deployment, api)
         except MoyinError:
             return None
 
@@ -127,7 +127,7 @@ class NativeLines:
             if found.status not in _REJECTED_STATUSES:
                 return None
             error = BackendRejected(f"the back end refused the request: {_read_message(found)}")
-            return self._fail(batch, number, error), ()
+            return self._build_failed_result(batch, number, error), ()
         request = codec.parse(body)
         usage: Usage | None = None
         try:
@@ -139,7 +139,7 @@ class NativeLines:
                 usage = response.usage
                 answer = request.encode_response(response)
         except MoyinError as malformed:
-            failed = self._fail(batch, number, malformed)
+            failed = self._build_failed_result(batch, number, malformed)
             if usage is None:
                 return failed, ()
             entry = _build_entry(batch, number, request.model, deployment, usage, malformed.code)
@@ -147,7 +147,7 @@ class NativeLines:
         entry = _build_entry(batch, number, request.model, deployment, usage)
         return LineResult(number=number, http_status=200, body=answer), (entry,)
 
-    def _fail(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
+    def _build_failed_result(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
         request_id = get_line_request_id(batch.id, number)
         rendered = self._render_error(error, request_id, batch.endpoint)
         return LineResult(
@@ -183,7 +183,7 @@ class NativeLines:
         return None
 
 
-def _encode(
+def _encode_line(
     codec: ProtocolCodec, request: ParsedRequest, deployment: ModelDeployment, api: BatchApi
 ) -> NativeLine:
     upstream = deployment.model.upstream

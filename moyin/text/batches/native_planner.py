@@ -52,15 +52,15 @@ class NativePlanner:
         while page := await self._store.list_free_lines(work.batch.id, after, PAGE):
             for part in split_lines(page):
                 contents = await read_lines(self._blobs, work.input.sha256, part)
-                chosen = await run_in_thread_with_pause(self._choose, work, part, contents)
+                chosen = await run_in_thread_with_pause(self._choose_lines, work, part, contents)
                 for key, found in chosen.items():
-                    await self._assign(work, groups, key, found)
+                    await self._assign_lines(work, groups, key, found)
             after = page[-1].number
         for group in groups.values():
             await self._store.make_due(group.native)
         await self._store.save(replace(plan, status=NativeStatus.DONE))
 
-    def _choose(
+    def _choose_lines(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
         """Return the number and the size in bytes of the chosen lines, by back end and model."""
@@ -76,7 +76,7 @@ class NativePlanner:
             chosen.setdefault(key, []).append((line.number, size))
         return chosen
 
-    async def _assign(
+    async def _assign_lines(
         self,
         work: NativeWork,
         groups: dict[tuple[str, str], _Group],
@@ -95,12 +95,12 @@ class NativePlanner:
                 await self._store.make_due(group.native)
                 numbers, group = [], None
             if group is None:
-                group = groups[key] = _Group(await self._add(work.batch, *key))
+                group = groups[key] = _Group(await self._add_native_batch(work.batch, *key))
             group.count, group.size = group.count + 1, group.size + size
             numbers.append(number)
         await self._store.assign(groups[key].native, numbers)
 
-    async def _add(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
+    async def _add_native_batch(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
         moment = now()
         native = NativeBatch(
             id=new_native_id(), batch_id=batch.id, backend=backend, model=model,

@@ -123,7 +123,7 @@ class NativeSender:
         await self._store.save(native, due_in=LEASE_SECONDS)
         known = await self._store.list_remote_ids(native.backend)
         try:
-            remote, may_run = await self._search(native, api, known)
+            remote, may_run = await self._find_remote_batch(native, api, known)
         except Exception as error:
             # The search may fail every time, for example if the back end has no batch API.
             if not is_late:
@@ -142,7 +142,7 @@ class NativeSender:
             again = replace(native, status=NativeStatus.ASSIGNED, state={})
             await self._store.save(again)
 
-    async def _search(
+    async def _find_remote_batch(
         self, native: NativeBatch, api: BatchApi, known: Collection[str]
     ) -> tuple[RemoteBatch | None, bool]:
         """Return the back end's matching batch or None, and whether a running batch may match."""

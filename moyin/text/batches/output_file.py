@@ -38,7 +38,7 @@ async def write_results(
         files = []
         for name, path in paths.items():
             is_written = path.stat().st_size > 0
-            files.append(await _store(batch, name, path, blobs) if is_written else None)
+            files.append(await _store_file(batch, name, path, blobs) if is_written else None)
     return files[0], files[1]
 
 
@@ -61,7 +61,7 @@ def _write_page(
         file.write(batch_format.render_result(batch, line) + b"\n")
 
 
-async def _store(batch: TextBatch, name: str, path: Path, blobs: BlobStore) -> StoredFile:
+async def _store_file(batch: TextBatch, name: str, path: Path, blobs: BlobStore) -> StoredFile:
     blob = await blobs.put_file(path)
     created_at = datetime.now(UTC)
     return StoredFile(

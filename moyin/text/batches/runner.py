@@ -283,7 +283,9 @@ class BatchRunner:
                 task.add_done_callback(lambda done: self._end_line(open_batch, done))
                 begun += 1
         except BaseException:
-            await self._release(open_batch.batch.id, [line.number for line in claimed[begun:]])
+            await self._release_lines(
+                open_batch.batch.id, [line.number for line in claimed[begun:]]
+            )
             raise
 
     def _end_line(self, open_batch: _OpenBatch, task: asyncio.Task[None]) -> None:
@@ -308,10 +310,10 @@ class BatchRunner:
         try:
             outcome = await self._call_until_final(open_batch, line, content)
         except BaseException:
-            await self._release(batch.id, [line.number])
+            await self._release_lines(batch.id, [line.number])
             raise
         if outcome is None:
-            await self._release(batch.id, [line.number])
+            await self._release_lines(batch.id, [line.number])
             return
         await self._writer.write(
             FinishedLine(
@@ -353,7 +355,7 @@ class BatchRunner:
                     await open_batch.over.wait()
                 return None
 
-    async def _release(self, batch_id: str, numbers: Sequence[int]) -> None:
+    async def _release_lines(self, batch_id: str, numbers: Sequence[int]) -> None:
         try:
             await self._lines.release(batch_id, numbers, self.id)
         except (SQLAlchemyError, OSError) as error:

@@ -62,8 +62,7 @@ def explain_decision(
     """Compute the routing decision for a request and explain it.
 
     Args:
-        find_gap: returns the error with which a call of a target would be rejected before it is
-            sent.
+        find_gap: returns the error of a call that a target would reject before it is sent, or None.
     """
     all_candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
     found = ((candidate.target, find_gap(candidate.target)) for candidate in all_candidates)

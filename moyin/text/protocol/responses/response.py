@@ -69,7 +69,7 @@ class ResponseTemplate:
 
     def in_progress(self, model: str) -> dict[str, Any]:
         """Return the response object with the status ``in_progress``."""
-        return self._object(model, "in_progress", [], None, StopReason.END)
+        return self._build_response_object(model, "in_progress", [], None, StopReason.END)
 
     def ended(
         self, model: str, output: list[dict[str, Any]], usage: Usage, stop: StopReason
@@ -78,14 +78,14 @@ class ResponseTemplate:
         has_refusal = stop is StopReason.REFUSAL and any(map(_is_refusal, output))
         is_incomplete = stop in _INCOMPLETE and not has_refusal
         status = "incomplete" if is_incomplete else "completed"
-        return self._object(model, status, output, usage_to_client(usage), stop)
+        return self._build_response_object(model, status, output, usage_to_client(usage), stop)
 
     def items(self, response: ChatResponse) -> list[dict[str, Any]]:
         """Encode the parts of a whole answer as output items; adjacent texts become one message."""
         items: list[dict[str, Any]] = []
         for part in response.parts:
             match part:
-                case Text() if items and _continues(items[-1], part):
+                case Text() if items and _continues_message(items[-1], part):
                     content = items[-1]["content"]
                     content.append(
                         text_part(part.text, is_refusal=part.refusal, logprobs=part.logprobs)
@@ -122,7 +122,7 @@ class ResponseTemplate:
             "encrypted_content": proof if self.includes_proof else None,
         }
 
-    def _object(
+    def _build_response_object(
         self,
         model: str,
         status: str,
@@ -273,7 +273,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
         BackendUnavailable: the body is malformed.
     """
     try:
-        parts = tuple(part for item in body["output"] for part in _parts(item))
+        parts = tuple(part for item in body["output"] for part in _item_to_parts(item))
         stop = StopReason.END
         if any(isinstance(part, ToolUse) for part in parts):
             stop = StopReason.TOOL_USE
@@ -292,33 +292,35 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
         raise new_malformed_response_error() from None
 
 
-def _parts(item: Mapping[str, Any]) -> list[Part]:
+def _item_to_parts(item: Mapping[str, Any]) -> list[Part]:
     match item["type"]:
         case "message":
-            return [_text(part) for part in item["content"]]
+            return [_part_to_text(part) for part in item["content"]]
         case "function_call":
-            return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["arguments"])]
+            return [
+                ToolUse(id=item["call_id"], name=_read_tool_name(item), arguments=item["arguments"])
+            ]
         case "custom_tool_call":
             arguments = encode_custom_tool_arguments(item["input"])
-            return [ToolUse(id=item["call_id"], name=_name(item), arguments=arguments)]
+            return [ToolUse(id=item["call_id"], name=_read_tool_name(item), arguments=arguments)]
         case "reasoning":
             return [Thinking(text="\n\n".join(part["text"] for part in item["summary"]))]
         case _:
             return []
 
 
-def _text(part: Mapping[str, Any]) -> Text:
+def _part_to_text(part: Mapping[str, Any]) -> Text:
     if part["type"] == "refusal":
         return Text(text=require_text(part["refusal"]), refusal=True)
     return Text(text=require_text(part["text"]))
 
 
-def _continues(item: Mapping[str, Any], part: Text) -> bool:
+def _continues_message(item: Mapping[str, Any], part: Text) -> bool:
     """Return True if a text part continues the message item before it."""
     return item["type"] == "message" and _is_refusal(item) is part.refusal
 
 
-def _name(item: Mapping[str, Any]) -> str:
+def _read_tool_name(item: Mapping[str, Any]) -> str:
     return join_name(item.get("namespace"), item["name"])
 
 

@@ -43,7 +43,7 @@ def list_tools(body: wire.ResponseBody) -> Mapping[str, OfferedTool]:
         InvalidRequest: two tools have the same name.
     """
     tools: dict[str, OfferedTool] = {}
-    for offered in _flatten(body):
+    for offered in _flatten_namespaces(body):
         name = join_name(offered.namespace, offered.tool.name)
         if name in tools:
             raise InvalidRequest(
@@ -55,7 +55,7 @@ def list_tools(body: wire.ResponseBody) -> Mapping[str, OfferedTool]:
     return tools
 
 
-def _flatten(body: wire.ResponseBody) -> Iterator[OfferedTool]:
+def _flatten_namespaces(body: wire.ResponseBody) -> Iterator[OfferedTool]:
     for number, tool in enumerate(body.tools or ()):
         if isinstance(tool, wire.NamespaceTool):
             for place, inner in enumerate(tool.tools):
