@@ -68,7 +68,7 @@ class JobSubmitter:
             if get_header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
-                    f"the header {field} and {requested_by} exclude each other",
+                    f"the header {field} cannot be combined with {requested_by}",
                     field=field,
                 )
         routing_context = RoutingContext(

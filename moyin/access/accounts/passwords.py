@@ -101,7 +101,10 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Run the block, or raise `Overloaded` if too many run for ``account``; "" has no limit."""
+        """Count a block for ``account`` while it runs; raise `Overloaded` if too many run.
+
+        An empty ``account`` has no limit.
+        """
         if not account:
             yield
             return

@@ -124,10 +124,11 @@ class ParsedRequest(Protocol):
         """
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        """Return a tap for the stream that answers the body of ``to_upstream``.
+        """Return a tap for the stream with which the back end answers the body of ``to_upstream``.
 
         Args:
-            additions: the additions to that body. The tap hides events that only they caused.
+            additions: the additions to that body. The tap hides events that exist only because of
+                them.
         """
 
     def create_stream_writer(self) -> StreamWriter: ...

@@ -52,7 +52,7 @@ class ModelDeployment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names with which a request can select this deployment."""
+        """The names by which a request can select this deployment."""
         name = self.model.name
         return (name, f"{self.backend}/{name}", f"{self.family or self.backend}/{name}")
 

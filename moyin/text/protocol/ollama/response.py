@@ -146,14 +146,14 @@ def rename_model(body: bytes, model: str) -> bytes:
 
 
 def build_first_members(model: str) -> dict[str, Any]:
-    """Return the first members of every object of a response."""
+    """Return the members with which every object of a response begins: model and time."""
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
 def build_last_members(
     stop: chat.StopReason, usage: Usage, *, nanoseconds: int, prompt_nanoseconds: int = 0
 ) -> dict[str, Any]:
-    """Return the last members of the last object of a response.
+    """Return the members with which the last object of a response ends: reason, counts, durations.
 
     Clients ignore the token counts if a duration is missing.
 

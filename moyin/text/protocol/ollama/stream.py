@@ -175,9 +175,9 @@ class StreamTap:
         return self._process_lines(self._splitter.feed(piece))
 
     def flush(self) -> bytes:
-        """Return a last line without a line end.
+        """Return the last line of the stream if it has no line end.
 
-        Ollama's response to a request that loads or unloads a model is such a line.
+        Ollama's response to a request that loads or unloads a model consists of such a line.
         """
         return self._process_lines(self._splitter.flush())
 

@@ -99,7 +99,7 @@ class OperationRequest(Protocol):
 
 
 def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any]) -> bytes:
-    """Return the JSON object with those of ``members`` added that it lacks."""
+    """Return the JSON object with ``members`` added unless it has them already."""
     missing = {name: value for name, value in members.items() if data.get(name) is None}
     return to_json({**data, **missing}) if missing else raw
 
