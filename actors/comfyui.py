@@ -36,7 +36,7 @@ from moyin.system.gpus import read_gpus
 from moyin.system.processes import freeze_startup_objects
 
 _LEASE_SECONDS = 120.0
-# Concurrent calls of one actor: followed renders, status polls and cancellations.
+# Maximum number of concurrent calls of one actor: followed renders, status polls, cancellations.
 _MAX_CALLS = 100
 _GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
@@ -87,7 +87,7 @@ class ActorStatus:
 
     Attributes:
         devices: value of ``CUDA_VISIBLE_DEVICES``, if it is set.
-        started: time of the actor's start, in seconds since the epoch.
+        started: time of the actor's start, in seconds since 1970.
     """
 
     renderer: RendererStatus
@@ -99,12 +99,12 @@ class ActorStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderFailure:
-    """The last event of a failed render. Ray would wrap a raised error in its own exception type."""
+    """The last event of a failed render; Ray would wrap a raised error in its own exception."""
 
     error: MoyinError
 
 
-# Events that Ray sends in one message.
+# The events that Ray sends in one message.
 EventBatch: TypeAlias = "tuple[RenderEvent | RenderFailure, ...]"
 
 
@@ -121,9 +121,10 @@ class ComfyUIActor:
         self._starting = asyncio.Lock()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[EventBatch, None]:
-        """Yield the events of `Renderer.render`, and a `RenderFailure` instead of a raised error.
+        """Yield the events of `Renderer.render` in batches; a `RenderFailure` replaces an error.
 
-        The batch of a `RenderRun` or `PromptRecord` contains the event after it, which follows at once.
+        A `RenderRun` or `PromptRecord` is in the same batch as the next event, which follows
+        immediately.
         """
         renderer = await self._get_or_start_renderer()
         held: tuple[RenderRun | PromptRecord, ...] = ()
@@ -208,7 +209,7 @@ class ComfyUIActor:
 
 
 def find_or_start(name: str, spec: ComfySpec) -> Any:
-    """Return the handle of the actor ``name``; start it if necessary, without waiting for a GPU."""
+    """Return the handle of the actor ``name``; start the actor without waiting for a GPU."""
     return find_or_start_actor(
         ComfyUIActor,
         name,
@@ -223,7 +224,7 @@ def find_or_start(name: str, spec: ComfySpec) -> Any:
 
 
 def list_actors(prefix: str) -> list[str]:
-    """Return the names of the running actors that begin with ``prefix``. The call blocks."""
+    """Return the names of running actors that begin with ``prefix``; this call blocks."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     return sorted(
         actor["name"]
@@ -272,5 +273,5 @@ def _list_hidden_folders(settings: Settings) -> tuple[Path, ...]:
 
 
 def _has_gpu_device() -> bool:
-    """Return whether the machine has a GPU; Ray may be configured with GPUs that do not exist."""
+    """Return True if the machine has a GPU; Ray may be configured with GPUs that do not exist."""
     return any(path for pattern in _GPU_DEVICES for path in Path("/dev").glob(pattern))

@@ -27,13 +27,13 @@ from moyin.domain.cluster import ModelServerSummary
 from moyin.system.gpus import parse_devices
 
 _log = logging.getLogger(__name__)
-# The names of all llama.cpp servers begin with this.
+# The names of all llama.cpp actors begin with this prefix.
 NAME_PREFIX = "llama-"
 
 # Every request, even a queued one, occupies a thread of the server until its response ends.
 _HTTP_THREADS = 64
 _ALL_GPU_LAYERS = 999
-# Prompt tokens per batch, few enough that a batch is computed quickly without a GPU.
+# Prompt tokens per batch: few enough to compute a batch quickly without a GPU.
 _BATCH_TOKENS = 512
 _PROGRESS_CHECK_SECONDS = 2.0
 _EXIT_STATUS = 70
@@ -54,8 +54,8 @@ class LlamaSpec:
         parallel: number of concurrent requests, by continuous batching.
         cpus, gpus: resources that Ray reserves.
         threads: number of computing threads; if None, as many as ``cpus``, at least one.
-        embeddings: whether the model computes embeddings instead of answers.
-        prompt_cache: whether to reuse computed prefixes of earlier prompts, also of other tenants.
+        embeddings: True if the model computes embeddings instead of answers.
+        prompt_cache: True to reuse computed prefixes of earlier prompts, including other tenants'.
         lease_seconds: the actor terminates after this time without a call of `get_endpoint`.
         stalled_seconds: `get_endpoint` raises after this time without progress of the server.
         restart_seconds: the actor restarts after this time without progress of the server.
@@ -129,7 +129,8 @@ class LlamaServer:
 
     async def _restart_when_stalled(self) -> None:
         while True:
-            # An HTTP request could wait, because others may occupy all of the server's threads.
+            # An HTTP request could hang, because other requests may occupy all of the server's
+            # threads.
             metrics = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
             await asyncio.wait({metrics}, timeout=self._spec.restart_seconds)
             if not metrics.done():
@@ -147,7 +148,7 @@ class LlamaServer:
 
 
 def find_or_start(name: str, spec: LlamaSpec) -> Any:
-    """Return the handle of the actor ``name``, and start it if it does not exist."""
+    """Return the handle of the actor ``name``, and start the actor if it does not exist."""
     return find_or_start_actor(
         LlamaServer,
         name,
@@ -174,7 +175,7 @@ def find_packaged_gguf() -> Path:
 
 
 def _start_server(spec: LlamaSpec, key: str, host: str) -> Any:
-    # Only the actor's process needs this library.
+    # Imported here, because only the actor's process needs this library.
     import xllamacpp
 
     params = xllamacpp.CommonParams()

@@ -7,16 +7,17 @@ from typing import Any
 import ray
 
 NAMESPACE = "moyin"
-# Label selector of all processes but ComfyUI. An autoscaler could never stop a node that it started
-# for renders while another process runs there. Nodes without the label, such as the only node of a
-# small installation, accept every process.
+# Label selector of all actors except ComfyUI's. It keeps them off nodes that an autoscaler started
+# for renders, because the autoscaler could not stop a node while another actor runs there. Nodes
+# without the label, such as the only node of a small installation, accept every actor.
 NON_RENDER_NODES = {"moyin-use": "!render"}
 
 
 def find_or_start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -> Any:
     """Return the handle of the detached actor ``name``, and start the actor if it does not exist.
 
-    The call does not wait until Ray has placed the actor on a node. ``options`` are Ray's.
+    The call does not wait until Ray has placed the actor on a node. ``options`` are Ray's actor
+    options.
     """
     actor = ray.remote(actor_class).options(
         name=name,
@@ -32,5 +33,5 @@ def find_or_start_actor(actor_class: type, name: str, *arguments: Any, **options
 
 
 def terminate_actor() -> None:
-    """Terminate the calling actor without a restart by Ray, unlike an exit of its process."""
+    """Terminate the calling actor for good; Ray would restart it if its process just exited."""
     ray.kill(ray.get_runtime_context().current_actor, no_restart=True)

@@ -1,9 +1,9 @@
-"""Renders errors in the format that the clients of a path expect, also those of Ray Serve.
+"""Renders errors in the format that a path's clients expect, including errors of Ray Serve.
 
 Serve creates a response itself when a replica gets a path of another app, when its proxy has no
-route or no replica, and when it drops a request or the request times out. This response is plain
-text, or there is none, and then uvicorn sends its own error page. HAProxy renders its errors like
-this module, in `moyin/stack/haproxy.lua`.
+route or no replica, and when it drops a request or the request times out. Serve's response is plain
+text. If Serve sends no response at all, uvicorn sends its own error page. HAProxy renders its
+errors in the same way, in `moyin/stack/haproxy.lua`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from moyin.text.protocol.ollama.errors import render_error_event as render_ollam
 # Error renderers of the apps that HAProxy routes to by prefix; all other paths are the gateway's.
 _RENDERERS = {"v1": render_models_error, "accounts": render_problem_details}
 # Ollama's own paths, which the shipped route table forwards to the models app. A request that the
-# gateway refuses gets the error that Ollama would send.
+# gateway rejects gets the error that Ollama would send.
 _OLLAMA_PATHS = frozenset(
     f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "embed", "version")
 )
@@ -112,7 +112,8 @@ class _ReplaceableResponse:
         self.has_started = False
         self._is_replaced = False
 
-    # This is no coroutine function, which would add a coroutine to every message of every response.
+    # This is not a coroutine function, because that would add a coroutine to every message of every
+    # response.
     def send(self, message: Message) -> Awaitable[None]:
         """Send a message of the response, unless the response was replaced."""
         if self._is_replaced:
@@ -151,7 +152,7 @@ async def _drop_message() -> None:
 
 
 def _translate_error(start: Message) -> MoyinError | None:
-    """Return the error to send instead of Serve's response, or None if the app sent the response."""
+    """Return the error to send instead of Serve's response; None if the app sent the response."""
     status: int = start["status"]
     headers = {name.lower(): value for name, value in start.get("headers", ())}
     if (

@@ -1,4 +1,4 @@
-"""Holds the HTTP response of server-sent events that several apps send."""
+"""Defines the HTTP response for server-sent events, which several apps use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 
 class EventStreamResponse(StreamingResponse):
-    """A response of server-sent events, which closes the source of the events at its end."""
+    """A response that sends server-sent events, and closes their source when it ends."""
 
     def __init__(self, frames: AsyncGenerator[str, None] | AsyncGenerator[bytes, None]) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

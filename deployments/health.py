@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 _log = logging.getLogger(__name__)
 _CHECK_TIMEOUT_SECONDS = 2.0
 
-# Raises an exception if the service does not respond.
+# A health check, which raises an exception if the service does not respond.
 ServiceCheck = Callable[[], Awaitable[None]]
 
 
@@ -19,7 +19,7 @@ def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
     """Return the health routes of an app that needs the services in ``checks``."""
     router = APIRouter(tags=["health"])
 
-    # Tools for vLLM and similar servers expect this name.
+    # Tools for vLLM and similar servers expect the path `/health`.
     @router.get("/health", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -39,7 +39,7 @@ def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
 
 
 async def run_checks(checks: Mapping[str, ServiceCheck]) -> dict[str, bool]:
-    """Run all checks at once, and return by service whether it responds within two seconds."""
+    """Run all checks concurrently; return True by service if it responds within two seconds."""
     results = await asyncio.gather(*(_is_responding(name, check) for name, check in checks.items()))
     return dict(zip(checks, results, strict=True))
 

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **options: Any) -> FastAPI:
-    """Return a FastAPI app that renders every error with ``errors``."""
+    """Create a FastAPI app that renders every error with ``errors``."""
     # `new_docs_routes` replaces FastAPI's documentation pages, which need the Internet.
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, **options
@@ -96,7 +96,8 @@ class _UnhandledErrorMiddleware:
 
 def _to_public_error(error: Exception, request_id: str) -> MoyinError:
     if _is_database_down(error):
-        # The cause omits the SQL statement and its values. It may be a missing column of SQLite.
+        # Only the cause is logged, because it omits the SQL statement and its values. The error may
+        # also mean a missing column of SQLite.
         cause = getattr(error, "orig", None) or error
         _log.warning("request %s failed because the database is unavailable: %r", request_id, cause)
         return ServiceUnavailable("the database is unavailable; try again", retry_after=1)
@@ -105,7 +106,7 @@ def _to_public_error(error: Exception, request_id: str) -> MoyinError:
 
 
 def _is_database_down(error: Exception) -> bool:
-    """Return whether ``error`` means that the database cannot be reached.
+    """Return True if ``error`` means that the database cannot be reached.
 
     The driver raises network errors unchanged: refused connections, unknown hosts, and for a host
     with several addresses a plain OSError without a number.
@@ -145,7 +146,7 @@ def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
     if isinstance(error, MoyinError):
         return error
     if isinstance(error, HTTPException):
-        # FastAPI raises this while it reads a body that the gatekeeper refuses.
+        # FastAPI raises this error while it reads a body that the gatekeeper rejects.
         if isinstance(error.__cause__, MoyinError):
             return error.__cause__
         if error.status_code in (404, 405):

@@ -44,8 +44,8 @@ class JsonFormatter(logging.Formatter):
 def configure_logs(level: str) -> None:
     """Write logs of ``moyin``, ``deployments`` and ``actors`` to the replica's log file.
 
-    Warnings and errors, also of libraries, are written at once. A thread writes all other lines in
-    batches, so that writing does not block the event loop.
+    Warnings and errors, including those of libraries, are written immediately. A thread writes all
+    other lines in batches, so that writing does not block the event loop.
     """
     target = _new_log_handler()
     target.setFormatter(JsonFormatter())

@@ -25,11 +25,11 @@ _EXPOSED_HEADERS = (
     "location", "retry-after", "x-request-id", "ratelimit-limit", "ratelimit-remaining",
     "ratelimit-reset", "x-moyin-backend", "x-moyin-model", "x-moyin-route", "x-moyin-cost-usd",
 )  # fmt: skip
-# Serve reads these headers, but clients must not switch off a time limit.
+# Serve reads these headers, which would let clients disable a time limit.
 _FORBIDDEN_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
 _FILTERED_HEADERS = _FORBIDDEN_HEADERS | {b"x-request-id"}
-# The gatekeeper detects clients that disconnect, with a task for long requests only. Serve would
-# create two tasks for every request.
+# The gatekeeper detects disconnects with a task for long requests only, so Serve's own two tasks
+# per request are disabled.
 _NO_DISCONNECT_CHECK = (b"x-request-disconnect-disabled", b"?1")
 
 
@@ -40,7 +40,7 @@ def middlewares() -> list[Middleware]:
     """
     settings = Settings()
     limit_memory(settings.replica_memory_mib)
-    # Serve creates its server from this attribute a moment later.
+    # Serve creates its HTTP server from this attribute afterwards.
     uvicorn.Server = ReplicaServer  # type: ignore[misc]
     _bind_grpc_to(settings.grpc_host)
     # The innermost middleware is first. Pages can read Serve's errors because CORS wraps them.
@@ -96,7 +96,7 @@ def _is_allowed(name: bytes, value: bytes) -> bool:
 
 
 def _bind_grpc_to(host: str) -> None:
-    """Make Serve's gRPC servers listen on ``host`` only, for which Serve has no setting."""
+    """Make Serve's gRPC servers listen only on ``host``; Serve has no setting for that."""
 
     def add_grpc_address(server: Any, address: str) -> None:
         server.add_insecure_port(f"{host}:{address.rpartition(':')[2]}")

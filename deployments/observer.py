@@ -20,7 +20,7 @@ from moyin.access.gatekeeper.observation import Observation, format_access_line
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger(ACCESS_LOGGER)
 _INTERVAL_SECONDS = 1.0
-# More requests than a replica can answer in one interval.
+# Bound of the queue: more requests than a replica can answer in one interval.
 _QUEUE_CAPACITY = 50_000
 _BOUNDS_SECONDS = (
     0.001,

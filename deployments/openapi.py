@@ -96,10 +96,10 @@ def document_security(
     is_public: Callable[[str], bool],
     extra_schemes: Callable[[str, str], Mapping[str, Mapping[str, str]]] = lambda _, __: {},
 ) -> None:
-    """Add the accepted kinds of API keys to an OpenAPI document, for all routes but public ones.
+    """Add the accepted kinds of API keys to an OpenAPI document, for all non-public routes.
 
     Args:
-        is_public: returns whether the route of a path needs no key.
+        is_public: returns True if the route of a path needs no key.
         extra_schemes: returns the security schemes, by name, that only this method and path accept.
     """
     schemes = dict(_KEY_SCHEMES)
@@ -126,7 +126,7 @@ def document_problems(
     """Replace FastAPI's error responses in an OpenAPI document by the errors of our apps.
 
     Args:
-        is_comfyui: returns whether the errors of a path have ComfyUI's format.
+        is_comfyui: returns True if the errors of a path have ComfyUI's format.
     """
     schemas = _remove_framework_errors(document)
     schemas["Problem"] = _PROBLEM_SCHEMA

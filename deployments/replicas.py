@@ -1,4 +1,4 @@
-"""Contains the deployment options and the handling of configuration that all apps share."""
+"""Contains the deployment options and the configuration handling that all apps share."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ REPLICA_OPTIONS = _DeploymentOptions(
 
 
 def new_deployment(import_path: str, **options: Any) -> serve.Deployment:
-    """Return a deployment of the class at ``module.Class``, which only its replicas import.
+    """Create a deployment of the class at ``module.Class``, which only its replicas import.
 
-    Serve builds every app in a process of its own, and so does `moyin up` to validate it. Importing the
+    Serve builds every app in a separate process, as `moyin up` does to validate it. Importing the
     classes there would take a fifth of the processor time of a start.
 
     Args:
@@ -49,7 +49,7 @@ def new_deployment(import_path: str, **options: Any) -> serve.Deployment:
 
 
 class _ImportedByReplicas:
-    """Stands for the class of a deployment until `new_deployment` names it."""
+    """Placeholder for a deployment's class until `new_deployment` sets its import path."""
 
 
 class StrictModel(BaseModel):
@@ -69,9 +69,9 @@ class ReloadableConfig(Generic[ConfigT]):
         apply: applies a valid configuration completely, or raises ValueError and changes nothing.
 
     Attributes:
-        current: the configuration in force; None before the first.
-        applied_at: the time at which it was applied.
-        is_rejected: whether the latest configuration was invalid and is ignored.
+        current: the configuration in force; None before the first one.
+        applied_at: the time at which ``current`` was applied.
+        is_rejected: True if the latest configuration was invalid and is ignored.
     """
 
     def __init__(self, model: type[ConfigT], apply: Callable[[ConfigT], None]) -> None:
@@ -100,7 +100,7 @@ class ReloadableConfig(Generic[ConfigT]):
 
 
 def _describe_invalid_fields(error: ValueError) -> str:
-    """Name the invalid fields without their values, which may be secrets."""
+    """Return the paths and problems of invalid fields, without values, which may be secrets."""
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

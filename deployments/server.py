@@ -19,7 +19,7 @@ _MIB = 2**20
 
 
 class ReplicaServer(uvicorn.Server):
-    """Accepts new connections quickly by listening through several descriptors of one socket.
+    """Server that accepts connections quickly, by listening on several descriptors of one socket.
 
     uvloop (libuv since 1.45) accepts one connection per listening descriptor in each iteration of its
     event loop, and serves every open connection in the same iteration. With one descriptor, as in
@@ -33,7 +33,7 @@ class ReplicaServer(uvicorn.Server):
 
 @functools.cache
 def limit_memory(limit_mib: int) -> None:
-    """End this process when it uses more than ``limit_mib`` MiB (0: no limit).
+    """End this process when it uses more than ``limit_mib`` MiB; 0 means no limit.
 
     A memory leak then ends only the leaking replica, which Serve restarts. Without the limit, Ray or
     the kernel would kill an arbitrary process on a full machine. Further calls have no effect.
@@ -55,5 +55,6 @@ def _watch_memory(limit_mib: int) -> None:
                 used // _MIB,
                 limit_mib,
             )
-            # Skips exit handlers and the interpreter's clean-up, which might need more memory.
+            # `os._exit` skips exit handlers and the interpreter's clean-up, which might need more
+            # memory.
             os._exit(_EXIT_STATUS)

@@ -109,7 +109,7 @@ def _check_pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if app.get("name") != f"render-{pool}":
                 yield f"applications.{number}.name: must be 'render-{pool}' for the pool {pool!r}"
     if not pools:
-        return  # A stack for text only, whose gateway still names the default pool.
+        return  # A stack for text only has no pools, although its gateway names the default pool.
     known = f"the pools are {', '.join(map(str, pools))}"
     for number, app in enumerate(apps):
         args, path = app.get("args") or {}, f"applications.{number}.args"
@@ -118,7 +118,7 @@ def _check_pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if app["import_path"] in _POOL_USER_BUILDERS
             else None
         )
-        # `_check_app` reports a value that is no list.
+        # `_check_app` reports a value that is not a list.
         for pool in named if isinstance(named, list) else []:
             if pool not in pools:
                 yield f"{path}.pools: there is no pool {pool!r}; {known}"
@@ -131,7 +131,7 @@ def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
     if "route_prefix" not in app:
         yield f"{path}.route_prefix: is missing; write null for an app without HTTP routes"
     if app.get("runtime_env"):
-        return  # The app's code and packages exist on the cluster only.
+        return  # The app's code and packages exist only on the cluster.
     module_name, _, name = app["import_path"].partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -140,7 +140,8 @@ def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path}.import_path: {error}"
         return
     try:
-        # Ray uses this function, which passes a plain dict to a builder whose annotation is a string.
+        # Ray's own function is used: it passes a plain dict to a builder whose annotation is a
+        # string.
         application = call_user_app_builder_with_args_if_necessary(build, app.get("args") or {})
     except ValidationError as error:
         yield from _describe_errors(f"{path}.args.", error)
@@ -216,7 +217,7 @@ def _describe_errors(
 
     Args:
         path: path of the validated value in the file, with a dot at its end.
-        model: model of the value, from which typing errors in keys are corrected; may be unknown.
+        model: model of the value, used to suggest corrections of mistyped keys; None if unknown.
     """
     for item in error.errors():
         loc, error_type = item["loc"], item["type"]
@@ -232,7 +233,7 @@ def _closest_field(model: type[BaseModel] | None, loc: Sequence[int | str]) -> s
     for part in loc[:-1]:
         field = model.model_fields.get(str(part)) if model is not None else None
         if field is not None:
-            # If the field is a union of models, the one that the file means is unknown.
+            # If the field is a union of models, the intended model is unknown.
             inner = set(_find_models(field.annotation))
             model = inner.pop() if len(inner) == 1 else None
     names = model.model_fields if model is not None else ()

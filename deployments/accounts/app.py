@@ -95,7 +95,7 @@ def new_services(
     token_lifetime: timedelta,
     session_idle: timedelta,
 ) -> AccountsServices:
-    """Construct the services of one replica; sessions end if not refreshed for ``session_idle``."""
+    """Create the services of one replica; sessions not refreshed for ``session_idle`` end."""
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)

@@ -1,7 +1,7 @@
 """Builds the Ray Serve application ``accounts``."""
 
-# Without `from __future__ import annotations`: if the annotation of `build` is a string, Ray Serve
-# passes a plain dict.
+# No `from __future__ import annotations` here: Ray Serve passes a plain dict if the annotation of
+# `build` is a string.
 
 from datetime import timedelta
 

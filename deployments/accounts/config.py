@@ -90,7 +90,7 @@ class AccountsConfig(BaseModel):
 
     @property
     def sign_in_policy(self) -> SignInPolicy:
-        """The rules for registration and sign-in that `SignIn` enforces."""
+        """The rules for registration and sign-in that `SignInService` enforces."""
         return SignInPolicy(
             allows_registration=self.registration,
             registrations_per_hour=self.registrations_per_hour,

@@ -73,7 +73,7 @@ _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"), CONSOLE_PATH.rst
 # Pages can read these paths with an event token; their handlers check the token's job.
 _EVENT_TOKEN_PATH = re.compile(r"/jobs/[^/]+/(?:events|ws|preview)|/artifacts/[^/]+")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# HAProxy's own errors have the same value.
+# Seconds; HAProxy's own errors have the same value.
 _RETRY_AFTER_SECONDS = 5
 
 
@@ -83,9 +83,9 @@ class GatewayServices:
 
     Attributes:
         checks: the health checks of ``/readyz`` by name.
-        retention: the time for which a job is stored at least.
+        retention: the minimum time for which a job is stored.
         lifespan: opens the services before the first request, and closes them after the last.
-        meter: counts requests against the callers' limits; None disables limits.
+        meter: counts requests against callers' limits; None disables limits.
     """
 
     service: JobService
@@ -141,7 +141,8 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         app=AuthorizationMiddleware(app, scope_of=_required_scope, meter=services.meter),
     )
 
-    # Public paths and the like are the gateway's own: the route table may use them for a service.
+    # Such rules apply only to the gateway's own routes, because the route table may use the same
+    # path for a service.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
         # `ProxyOrApp` responds to these paths with status 503, also without a key.
@@ -156,7 +157,8 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         return is_comfyui_path(scope["path"]) and not is_proxied(scope)
 
     def accepts_cookie(scope: Scope) -> bool:
-        # Services behind the proxy get no cookie, so they must not be opened by one either.
+        # Services behind the proxy do not get the cookie, so a cookie must not grant access to
+        # them.
         return not is_proxied(scope)
 
     def accepts_event_token(scope: Scope) -> bool:
@@ -192,7 +194,7 @@ class ProxyOrApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and (app := find_app_prefix(scope["path"])) is not None:
-            # HAProxy sends this path here only while it does not know the app that serves it.
+            # HAProxy sends another app's path here only while it does not know that app.
             raise ServiceUnavailable(
                 f"the app that serves /{app} is not running; try again",
                 retry_after=_RETRY_AFTER_SECONDS,
@@ -273,7 +275,7 @@ def _required_scope(scope: Scope) -> str:
     method, path = scope.get("method", "GET"), scope["path"]
     if path in _OPERATOR_PATHS:
         return OPERATOR
-    # With the webhook secret, a caller can sign webhooks as the studio.
+    # A caller with the webhook secret can sign webhooks in the studio's name.
     if path == "/jobs/webhook-secret" or method not in _READING_METHODS:
         return JOBS_WRITE
     return JOBS_READ
@@ -295,5 +297,5 @@ def _is_public(path: str) -> bool:
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:
-    """Return status 499 for the access log, as the client disconnected while it sent its body."""
+    """Return status 499 for the access log: the client disconnected while sending its body."""
     return Response(status_code=499)

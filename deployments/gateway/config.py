@@ -49,7 +49,7 @@ class _StrictModel(BaseModel):
 
 
 class UpstreamConfig(_StrictModel):
-    """Configures a server of a service. A path in ``url`` precedes the path of every request."""
+    """Configures a server of a service. A path in ``url`` is prepended to every request's path."""
 
     url: str
     weight: int = Field(1, ge=1, le=1_000)
@@ -64,7 +64,7 @@ class UpstreamConfig(_StrictModel):
             raise ValueError("url must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("url must not contain a user, password, query or fragment")
-        _ = parts.port  # raises ValueError if the port is invalid
+        _ = parts.port  # Reading `port` raises ValueError if it is invalid.
         return url.rstrip("/")
 
     def to_upstream(self, gateway_url: str) -> Upstream:
@@ -159,7 +159,7 @@ class RouteConfig(_StrictModel):
     @model_validator(mode="after")
     def _require_reachable(self) -> RouteConfig:
         if self.prefix is None and not self.paths:
-            raise ValueError("the route needs a prefix or paths")
+            raise ValueError("the route must have prefix or paths")
         if self.prefix is not None:
             first = _first_segment(self.prefix)
             if first in _OTHER_APPS:

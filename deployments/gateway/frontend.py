@@ -35,7 +35,8 @@ class FrontendFiles:
     """Serves ComfyUI's frontend, whose folders are searched at each request until they are found.
 
     Args:
-        find: a blocking function that returns the folders, or raises StackError if there are none.
+        find: blocking function that returns the frontend's folders, or raises StackError if none
+            are installed.
     """
 
     def __init__(self, find: Callable[[], FrontendFolders]) -> None:
@@ -49,7 +50,7 @@ class FrontendFiles:
         """Return ComfyUI's page, or a page that explains how to install the frontend.
 
         Args:
-            renews: whether the page keeps its session, which expires in minutes, renewed.
+            renews: True to make the page renew its session, which otherwise expires in minutes.
         """
         if await self._load_folders() is None:
             missing = render_plain_page(
@@ -112,7 +113,7 @@ class FrontendFiles:
 
 
 def _static_files(folders: tuple[Path, ...]) -> StaticFiles:
-    """Return an app that serves several folders as one; the first folder with a file counts."""
+    """Return an app that serves several folders as one; earlier folders take precedence."""
     files = StaticFiles(directory=folders[0], check_dir=False)
     files.all_directories = list(folders)
     return files

@@ -34,8 +34,8 @@ def build_document(
     """Return the app's OpenAPI document, with the schemas of jobs that it accepts and of events.
 
     Args:
-        is_public: returns whether the route of a path needs no key.
-        accepts_event_token: returns whether a method and path may have an event token.
+        is_public: returns True if the route of a path needs no key.
+        accepts_event_token: returns True if a method and path accept an event token.
     """
 
     def get_query_schemes(method: str, path: str) -> Mapping[str, Mapping[str, str]]:
@@ -64,7 +64,7 @@ def build_document(
 
 
 def _list_server_sent_events() -> Iterator[dict[str, Any]]:
-    """Yield the schema of each server-sent event, whose data is JSON within a text."""
+    """Yield the schema of each server-sent event, whose data is JSON encoded as a string."""
     bodies = {kind.value: body for kind, body in EVENT_BODIES.items()}
     for kind, body in {**bodies, "error": StreamError}.items():
         yield _describe_event(kind, body.__name__)
@@ -108,9 +108,10 @@ def describe_file_form(file: str, texts: Mapping[str, Any], *required: str) -> d
 
 
 def _inline_definitions(value: Any, definitions: Mapping[str, Any]) -> Any:
-    """Return a part of a schema without references to ``$defs``, which mean the whole document.
+    """Return a part of a schema with its references to ``$defs`` replaced by the definitions.
 
-    The definitions must not refer to themselves.
+    In an OpenAPI document, such references would point into the whole document. The definitions
+    must not be recursive.
     """
     if isinstance(value, list):
         return [_inline_definitions(item, definitions) for item in value]

@@ -53,9 +53,9 @@ class ServePoolClient:
     """Sends GET requests to the ComfyUIs of render pools; implements the protocol `PoolClient`.
 
     Args:
-        timeout: the limit of a call in seconds.
-        pause: the seconds without calls after a pool did not respond. An error that the pool itself
-            raises causes no pause, because it may concern only one request.
+        timeout: the time limit of a call in seconds.
+        pause: the seconds for which a pool that did not respond is not called. An error that the
+            pool itself raises causes no pause, because it may concern only one request.
     """
 
     def __init__(self, pools: Sequence[str], *, timeout: float = 10.0, pause: float = 2.0) -> None:
@@ -84,13 +84,13 @@ class ServePoolClient:
         return answers
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
-        """Return the prompts whose nodes have all been executed, in pools that respond."""
+        """Return the ids of fully executed prompts, from the pools that respond."""
         calls = (self._find_executed(pool, prompt_ids) for pool in self._pools)
         return set().union(*await asyncio.gather(*calls))
 
     async def _find_executed(self, pool: str, prompt_ids: Sequence[str]) -> Sequence[str]:
         try:
-            # The client's interruption must not wait long for a pool that may be down.
+            # An interruption by the client must not wait long for a pool that may be down.
             async with asyncio.timeout(_EXECUTED_SECONDS):
                 executed: Sequence[str] = await self._call_pool(
                     pool, "find_executed", list(prompt_ids)
@@ -100,9 +100,9 @@ class ServePoolClient:
         return executed
 
     async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
-        """Return the places of the pool's jobs, by job, or raise ServiceUnavailable.
+        """Return the queue places of the pool's jobs by job id, or raise ServiceUnavailable.
 
-        Failures do not pause other calls of the pool, which matter more.
+        A failure does not pause other calls of the pool, because they are more important.
         """
         try:
             async with asyncio.timeout(_PLACES_SECONDS):
@@ -116,7 +116,7 @@ class ServePoolClient:
     async def read_summary(self, pool: str) -> PoolSummary:
         """Return the state of the pool and its renderers, or raise ServiceUnavailable.
 
-        Failures do not pause other calls of the pool, which matter more.
+        A failure does not pause other calls of the pool, because they are more important.
         """
         try:
             async with asyncio.timeout(_SUMMARY_SECONDS):
@@ -124,7 +124,7 @@ class ServePoolClient:
                 summary: PoolSummary = await handle.read_summary.remote()
         except _POOL_ERRORS as error:
             _log.info("render pool %s sent no summary: %s", pool, type(error).__name__)
-            # The pool may have been deployed again under another handle.
+            # The pool may have been redeployed with another handle.
             self._handles.pop(pool, None)
             raise ServiceUnavailable(f"render pool {pool!r} does not respond; try again") from error
         return summary
@@ -166,12 +166,11 @@ class PoolValidator:
     """Validates graphs in the ComfyUIs of a pool; implements the protocol `GraphValidator`.
 
     Graphs for a pool that is down are accepted without validation. The pool's renderer actors are
-    called directly, in rotation. A call through the pool would cost twice as much, which is a tenth
-    of the cost of a small picture.
+    called directly, in rotation, because a call through the pool would take twice as long.
 
     Args:
         timeout: the seconds after which a submission no longer waits for the pool.
-        pause: the seconds without calls after a pool did not respond.
+        pause: the seconds for which a pool that did not respond is not called.
     """
 
     def __init__(self, *, timeout: float = 2.0, pause: float = 2.0) -> None:

@@ -20,10 +20,10 @@ class _SourceSettings(StrictModel):
         owner: tenant of every job. Everyone who can write to the queue has the rights of this tenant.
         scopes: scopes of the jobs.
         best_priority: best priority that messages may use, if the tenant's limit allows it.
-        concurrency: largest number of unsettled messages in a replica.
+        concurrency: maximum number of unsettled messages in a replica.
         max_deliveries: number of failed deliveries after which a message becomes a dead letter.
-        name: name of the source, which must be unique for the tenant; if None, it is that of the
-            queue. After a change of the name, unsettled messages become jobs a second time.
+        name: name of the source, unique for the tenant; if None, the queue's name. After a change
+            of the name, unsettled messages become jobs a second time.
     """
 
     url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
@@ -61,8 +61,9 @@ class StreamConfig(_SourceSettings):
     """The settings of a Redis or Valkey stream.
 
     Attributes:
-        claim_after: seconds without a sign of a worker after which other workers claim its entries.
-        kept: approximate number of results, and of dead letters, that are kept.
+        claim_after: seconds without activity of a worker after which other workers claim its
+            entries.
+        kept: approximate maximum number of stored results, and of stored dead letters.
     """
 
     type: Literal["redis"]

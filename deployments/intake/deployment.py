@@ -53,7 +53,7 @@ class Intake:
     async def check_health(self) -> None:
         """Raise RuntimeError if a worker has crashed, so that Serve replaces the replica.
 
-        An outage of a broker is no crash.
+        An outage of a broker does not count as a crash.
         """
         for worker, task in zip(self._workers, self._running, strict=True):
             if task.done() or worker.error is not None:
@@ -74,7 +74,7 @@ async def open_workers(
     validator: GraphValidator,
     pool_client: PoolClient,
 ) -> AsyncIterator[list[IntakeWorker]]:
-    """Open the stores that workers need, and yield a worker for each source, which does not run yet.
+    """Open the stores that workers need, and yield a worker, not yet started, for each source.
 
     Raises:
         ValueError: the URL of a broker, or the library for it, is missing.

@@ -83,8 +83,9 @@ _PREFIX = "/v1"
 _PUBLIC_PATHS = frozenset(
     f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS_PATHS)
 )
-# Scopes of paths that need another scope than text: image requests create jobs, and only administrators
-# may change what the router learned for their tenant. FastAPI serves paths also without the prefix.
+# Scopes of paths that require a scope other than text: image requests create jobs, and only
+# administrators may change what the router learned for their tenant. FastAPI also serves paths
+# without the prefix.
 _SCOPES = {
     prefix + path: required
     for path, required in {IMAGES_PATH: JOBS_WRITE, **dict.fromkeys(ADMIN_PATHS, ORG_ADMIN)}.items()
@@ -121,10 +122,10 @@ class ModelsServices:
         batches: the batches of text requests, whose lines and files are in ``batch_lines``,
             ``files`` and ``blobs``.
         batch_settings: returns the current settings of batches.
-        record_batch_line: called with the result of each line.
-        max_file_bytes: the largest upload, and the largest body of a new batch.
+        record_batch_line: called with the result of each batch line.
+        max_file_bytes: maximum size of an upload, and of the body of a new batch.
         signals: stores the signals from which ``learning`` learns the quality of answers.
-        on_models_changed: called when a server's models changed, to serve them.
+        on_models_changed: called when a server's models changed, to update the fleet.
         lifespan: starts the services before the first request and closes them at shutdown.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
         recent_calls: the calls of the last minutes.
@@ -275,7 +276,7 @@ def _new_batch_runner(services: ModelsServices, calls: Mapping[str, CallRoute]) 
 
 
 def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[str, CallRoute]:
-    """Return the routes of model calls by their path below ``/v1``."""
+    """Return the routes of model calls, by path below ``/v1``."""
     return {
         "/completions": CallRoute(OpenAICompletionsCodec(), text_router, job_submitter),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, job_submitter),
@@ -288,7 +289,7 @@ def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[s
 
 
 def _is_large(scope: Scope) -> bool:
-    """Return whether a request may have a larger body than others, which is not held in memory."""
+    """Return True if a request may have a large body, which is not held in memory."""
     return scope["method"] == "POST" and scope["path"] in _LARGE_PATHS
 
 

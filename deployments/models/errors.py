@@ -19,7 +19,7 @@ _MOYIN_PATHS = tuple(
 
 
 def is_anthropic_client(scope: Scope) -> bool:
-    """Return whether the client uses Anthropic's protocol, for paths that several protocols share."""
+    """Return True if the client uses Anthropic's protocol, on paths that protocols share."""
     return any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 

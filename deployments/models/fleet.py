@@ -53,11 +53,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS = 0.5
-# Assumed until a load was measured: an SSD's speed, and the load of a model of unknown size.
+# Assumed until a load was measured: an SSD's bytes per second, and the seconds to load a model of
+# unknown size.
 _LOADED_BYTES_PER_SECOND = 1e9
 _LOAD_SECONDS = 1.0
 _MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
-# These services check JSON schemas themselves and accept larger schemas than we do.
+# These services check JSON schemas themselves, and accept larger schemas than Moyin does.
 _CLOUD_URLS = frozenset({OPENAI_URL, CLAUDE_URL})
 _CLAUDE_KEY_VARIABLE = "ANTHROPIC_API_KEY"
 
@@ -87,7 +88,7 @@ class _ServerPlan:
 
 
 class _Abilities(TypedDict):
-    """The attributes of a `Model` that say what it can do."""
+    """The attributes of a `Model` that state its abilities."""
 
     tools: bool
     vision: bool
@@ -116,7 +117,8 @@ class FleetBuilder:
         self._environment = environment
         self._telemetry = telemetry or NoTelemetry()
         self._runtimes: dict[_ServerPlan, BackendRuntime] = {}
-        # By URL of an Ollama host, so that what is known of a host outlives a new configuration.
+        # The models by URL of the Ollama host, so that they are kept when the configuration
+        # changes.
         self._host_models: dict[str, HostModels] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -209,7 +211,8 @@ class FleetBuilder:
             if context is not None:
                 yield _new_deployment(plan, listed, context=context, file=file)
         if config.is_discovering:
-            # A configured model keeps its name, also if another model on the disk has the same.
+            # A configured model keeps its name, even if another model on the disk has the same
+            # name.
             names = {
                 add_default_tag(name)
                 for model in config.models
@@ -320,7 +323,7 @@ def _new_endpoint(plan: _ServerPlan) -> Endpoint:
 
 
 def _find_batch_api(config: BackendConfig, backend: ModelBackend) -> BatchApi | None:
-    """Return the client of the back end's batch API if the configuration says to use it."""
+    """Return the client of the back end's batch API; None if the configuration does not use it."""
     return getattr(backend, "batches", None) if config.uses_batch_api else None
 
 
@@ -354,7 +357,7 @@ def _new_loaded_models(
 
 
 def _is_servable(file: ModelFile) -> bool:
-    """Return whether the model chats or computes embeddings, and has a name that a URL can have."""
+    """Return True if the model chats or computes embeddings, and its name can be part of a URL."""
     return bool(file.capabilities & {"completion", "embedding"}) and (
         _MODEL_NAME.fullmatch(file.name) is not None
     )
@@ -376,7 +379,7 @@ def _find_abilities(model: ModelSettings, file: ModelFile | None) -> _Abilities:
         tools="tools" in file.capabilities,
         vision="vision" in file.capabilities,
         thinking="thinking" in file.capabilities,
-        # An Ollama holds every model to a schema, and computes vectors with every model.
+        # Ollama can enforce a schema for every model, and compute embeddings with every model.
         schema=True,
         embeddings=True,
         chat="completion" in file.capabilities,
@@ -415,7 +418,7 @@ def _new_deployment(
 
 
 def _find_ability(model: ModelSettings) -> Ability | None:
-    """Return the quality data of ``like``, else of the model's names, else of its tier, else None."""
+    """Return the ability by ``like``, else by the model's names, else by its tier, else None."""
     if model.like is not None:
         return look_up_ability(model.like)
     known = look_up_ability(model.upstream or model.name) or look_up_ability(model.name)

@@ -68,8 +68,8 @@ class JudgeService:
     def set_rules(self, rules: JudgeRules | None) -> None:
         """Set new rules, which apply also to jobs in progress.
 
-        With None, the judge is off, and the answers that wait for comparison are deleted. Their
-        jobs end when the judge is on again, or after a day.
+        None turns the judge off and deletes the answers that wait for comparison. Their jobs end
+        when the judge is turned on again, or after a day.
         """
         self._judge.rules = self._sampler.rules = rules
         self._text_router.sampler = None if rules is None else self._sampler
@@ -88,7 +88,7 @@ class JudgeService:
         await self._store.close()
 
     async def get_spending(self) -> Decimal:
-        """Return the spending of this calendar month in US dollars."""
+        """Return the judge's spending in this calendar month in US dollars."""
         return await self.budget.read_spent_usd()
 
     async def _run_forever(self) -> None:
@@ -119,7 +119,7 @@ class JudgeService:
                 changed.cancel()
                 self._changed.clear()
                 for task in done - {changed}:
-                    await task  # This raises the exception of a task that failed.
+                    await task  # Awaiting the tasks raises the exception of a failed one.
                     raise RuntimeError(
                         "the task that samples or judges answers ended although the judge is on"
                     )
@@ -129,7 +129,7 @@ class JudgeService:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _new_starter_and_runner(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
-        # Replicas without a judge do not import Temporal's SDK.
+        # Imported here, so that replicas without a judge do not import Temporal's SDK.
         from moyin.jobs.workflows.client import TemporalConnection
         from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue, new_judge_worker
         from moyin.jobs.workflows.worker import WorkerRunner

@@ -52,7 +52,7 @@ class JudgeConfig(StrictModel):
         usd_per_month: budget for second answers and verdicts per calendar month in UTC.
         max_prompt_tokens: length above which conversations are not judged.
         max_answer_tokens: length above which answers are not judged and second answers are cut off.
-        parallel: number of comparisons that a replica works on at a time.
+        parallel: number of comparisons that a replica runs concurrently.
     """
 
     share: float = Field(ge=0, le=1, allow_inf_nan=False)
@@ -85,9 +85,9 @@ def check_judge_config(
     *,
     names_are_known: bool,
 ) -> None:
-    """Raise ValueError unless the judge can judge and there are two other models to compare.
+    """Raise ValueError unless the judge model is suitable and two other models can be compared.
 
-    If ``names_are_known`` is False, the others may be models that are discovered later.
+    If ``names_are_known`` is False, the other models may be discovered later.
     """
     alias = aliases.get(judge.model)
     names = {judge.model} if alias is None else set(alias.models)
@@ -123,7 +123,7 @@ def check_judge_config(
         return
     if names_are_known and second not in chat_models:
         raise ValueError(
-            f"routing.judge.second: no chat model {second!r}; name a configured model or leave it out"
+            f"routing.judge.second: no chat model {second!r}; name a configured model or omit it"
         )
     if any(model.name == second for model in judges):
         raise ValueError(

@@ -18,18 +18,18 @@ from moyin.text.backends.http import Endpoint
 from moyin.text.backends.openai import OpenAIBackend
 
 _log = logging.getLogger(__name__)
-# While the actor waits for resources or loads its model, it does not respond in time, and the
+# Seconds; an actor that waits for resources or loads its model does not respond in time, so the
 # router uses other back ends.
 _FIND_TIMEOUT_SECONDS = 2.0
 _UNRESPONSIVE_SECONDS = 15.0
 
 
 class LlamaEndpoints:
-    """Finds the address of a server through its actor, which is started or restarted if necessary.
+    """Finds a server's address through its actor, and starts or restarts the actor if necessary.
 
     Args:
-        restart_after: seconds without a response after which the actor is restarted, unless it has
-            not responded yet since its start.
+        restart_after: seconds without a response after which the actor is restarted. This does not
+            apply before the actor's first response.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LlamaEndpoints:
         self._has_responded, self._unresponsive_since = True, None
 
     async def _restart_if_unresponsive(self, actor: Any) -> bool:
-        """Restart the actor if it did not respond for too long; return whether it restarts."""
+        """Restart the actor if it has not responded for too long; return True if it restarts."""
         if actor is None or not self._has_responded:
             return False
         now = time.monotonic()
@@ -98,19 +98,19 @@ class LlamaEndpoints:
         return True
 
     def forget(self) -> None:
-        """Discard the known endpoint, so that the next request finds the endpoint again."""
+        """Discard the known endpoint, so that the next request looks it up again."""
         self.known_endpoint = None
 
 
 class LlamaBackend(OpenAIBackend):
-    """Sends requests to an embedded llama.cpp server. The health check renews the actor's lease."""
+    """Back end of an embedded llama.cpp server; its health check renews the actor's lease."""
 
     def __init__(
         self, endpoints: LlamaEndpoints, *, connections: int, prompt_cache: bool = False
     ) -> None:
         super().__init__(endpoints, connections=connections, prompt_cache=prompt_cache)
         self._endpoints = endpoints
-        # Without this name, prompt reuse would be on until the first probe finds the name.
+        # Set here, because prompt reuse would otherwise be on until the first probe reads the name.
         self._owned_by = "llamacpp"
 
     async def probe(self) -> None:

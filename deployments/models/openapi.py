@@ -31,7 +31,7 @@ class _CallDescription:
     """The description of a model call in the OpenAPI document.
 
     Attributes:
-        name: operation id, and prefix of the names of schemas.
+        name: operation id, which is also the prefix of schema names.
         stream_type: media type of streamed answers, if the call supports them.
     """
 
@@ -45,10 +45,10 @@ class _CallDescription:
 
 @dataclass(frozen=True, slots=True)
 class _OperationDescription:
-    """The description of a call that only some models have.
+    """The description of an operation that only some models support.
 
     Attributes:
-        body: the shape of a JSON body, or the schemas of a form's required fields.
+        body: model of a JSON body, or schemas of a form's required fields.
         answers: schemas of the answer by media type.
     """
 
@@ -320,7 +320,8 @@ def _describe_operation(
 
 def _describe_body(body: type[BaseModel], name: str, schemas: dict[str, Any]) -> dict[str, Any]:
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    # Several protocols have schemas with names such as Tool, so the names get the call's as a prefix.
+    # Several protocols have schemas with names such as Tool, so names get the call's name as a
+    # prefix.
     content = {"schema": _add_schemas(schema, name, schemas)}
     return {"required": True, "content": {_JSON: content}}
 

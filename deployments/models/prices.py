@@ -1,4 +1,4 @@
-"""Defines the prices of models in ``user_config``, which are by token or by GPU time."""
+"""Defines the prices of models in ``user_config``: by token, by unit or by GPU time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deployments.replicas import StrictModel
 from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, create_flat_tariff
 from moyin.domain.operation import UnitRates
 
-# More than six decimal places would be fractions of a picodollar per token.
+# More than six decimal places would mean fractions of a picodollar per token.
 _UsdAmount = Annotated[Decimal, Field(ge=0, decimal_places=6)]
 
 
@@ -61,11 +61,11 @@ class UnitPriceConfig(StrictModel):
     """The prices of a model with ``abilities``, in US dollars; units without a price are free.
 
     Attributes:
-        usd_per_million_characters: price of texts that are spoken.
-        usd_per_minute: price of audio that is transcribed or translated, by the second.
-        usd_per_image: price of a picture that is made.
+        usd_per_million_characters: price of texts converted to speech.
+        usd_per_minute: price of transcribed or translated audio, billed by the second.
+        usd_per_image: price of a created picture.
         usd_per_thousand_searches: price of rerankings. A search is a query with up to 100 documents.
-        input, output: prices of a million tokens, if the back end also bills tokens.
+        input, output: prices per million tokens, if the back end also bills tokens.
     """
 
     usd_per_million_characters: _UsdAmount | None = None
@@ -78,11 +78,11 @@ class UnitPriceConfig(StrictModel):
     @model_validator(mode="after")
     def _require_unit(self) -> UnitPriceConfig:
         if not any(name.startswith("usd_per_") for name in self.model_fields_set):
-            raise ValueError("needs the price of a unit, such as usd_per_minute")
+            raise ValueError("must have the price of at least one unit, such as usd_per_minute")
         return self
 
     def to_unit_rates(self) -> UnitRates:
-        """Return the prices of units; those of tokens are in `to_tariff`."""
+        """Return the prices of units; `to_tariff` returns those of tokens."""
         return UnitRates(
             characters=self.usd_per_million_characters or Decimal(0),
             minutes=self.usd_per_minute or Decimal(0),

@@ -1,4 +1,4 @@
-"""Contains `RecentCalls`, which sums up a replica's calls of the last five minutes."""
+"""Contains `RecentCalls`, which summarizes a replica's calls of the last five minutes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 from moyin.text.routing.telemetry import CallRecord
 
 WINDOW_SECONDS = 300.0
-# About sixteen calls a second; with more, the sums are those of a shorter time.
+# About sixteen calls per second; at a higher rate, the summary covers a shorter time.
 _MAX_CALLS = 5_000
-# The sums of so many calls take milliseconds, so viewers share them.
+# Seconds; a summary of that many calls takes milliseconds, so viewers share it.
 _REUSE_SECONDS = 1.0
 
 
@@ -27,11 +27,13 @@ class _Call(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallSummary:
-    """The calls of one back end in a period, without cancelled ones.
+    """Statistics of one back end's calls in a period, without cancelled calls.
 
     Attributes:
-        p50_seconds, p90_seconds: quantiles of the durations of successful calls; None without any.
-        output_tokens_per_second: all output tokens by all seconds of successful calls.
+        p50_seconds, p90_seconds: median and 90th percentile of the duration of successful calls;
+            None if there are none.
+        output_tokens_per_second: output tokens of all successful calls, divided by their total
+            seconds.
     """
 
     calls: int = 0
@@ -42,10 +44,10 @@ class CallSummary:
 
 
 class RecentCalls:
-    """Remembers the calls of the last five minutes, at most 5,000.
+    """Stores the calls of the last five minutes, up to 5,000.
 
     Args:
-        clock: returns the present time in seconds since the epoch.
+        clock: returns the current time in seconds since 1970.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -55,7 +57,7 @@ class RecentCalls:
         self._summed_at = float("-inf")
 
     def record(self, call: CallRecord) -> None:
-        """Remember a finished call, unless the client cancelled it."""
+        """Store a finished call, unless the client cancelled it."""
         if call.error != "cancelled":
             self._calls.append(
                 _Call(
@@ -68,7 +70,7 @@ class RecentCalls:
             )
 
     def summarize(self) -> Mapping[str, CallSummary]:
-        """Return the sums by back end, of up to a second ago; those without calls are missing."""
+        """Return a summary, up to a second old, for each back end that had calls."""
         now = self._clock()
         if 0 <= now - self._summed_at < _REUSE_SECONDS:
             return self._sums

@@ -21,25 +21,27 @@ from moyin.text.routing.catalog import (
     TenantPolicy,
 )
 
-# The name of a place where data is processed, such as on-premises, cloud or eu.
+# Name of a place where data is processed, such as on-premises, cloud or eu.
 Residency = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 # YAML reads an unquoted `off` as false.
 RescueSetting = Annotated[
     RescuePolicy, BeforeValidator(lambda value: RescuePolicy.OFF if value is False else value)
 ]
-# This equals a hundred seconds of waiting at the default `usd_per_second`, about the time in which a user
-# notices a useless answer and asks again. At this value a model of 135M parameters answers only
-# greetings, while a local 8B model also gets easy work and long texts (table in docs/routing.md).
+# This equals a hundred seconds of waiting at the default `usd_per_second`, about the time in which
+# a user notices a useless answer and tries again. At this value a model of 135M parameters answers
+# only greetings, while a local 8B model also gets easy work and long texts (table in
+# docs/routing.md).
 _DEFAULT_USD_PER_BAD_ANSWER = 0.002
 
 
 class HedgeConfig(StrictModel):
     """Configures hedged requests.
 
-    A second back end gets the request if the first begins its stream later than in 95 % of its calls.
+    A second back end gets the request if the first starts its stream later than in 95 % of its
+    calls.
 
     Attributes:
-        share: largest share of streamed requests that are hedged. Their prompts are paid twice.
+        share: maximum share of streamed requests that are hedged, whose prompts are paid twice.
     """
 
     share: float = Field(0.02, gt=0, le=0.5)
@@ -51,7 +53,7 @@ class CacheConfig(StrictModel):
     Attributes:
         ttl_s: seconds until an answer expires.
         max_bytes: size above which answers are not cached.
-        entries: largest number of answers per tenant; the oldest is evicted first.
+        entries: maximum number of answers per tenant; the oldest is evicted first.
     """
 
     ttl_s: int = Field(3_600, ge=1, le=30 * 86_400)
@@ -66,19 +68,19 @@ OmittableAbility: TypeAlias = Literal["tools", "thinking"]
 
 
 class AliasConfig(StrictModel):
-    """Configures an alias, a name for several models of which the one with the lowest score answers.
+    """Configures an alias, a name for several models; the model with the lowest score answers.
 
     In ``user_config``, a list of model names is short for ``models``.
 
     Attributes:
         models: names of the models; if empty, all models.
-        quality: lowest quality tier of the models.
+        quality: minimum quality tier of the models.
         residency: places where data may be processed; if empty, anywhere.
         usd_per_second, rescue, hold_streams, explore, hedge: override ``routing`` unless None.
         usd_per_bad_answer: cost of a useless answer; overrides the tenant and ``routing`` unless None.
         cache: cache of answers; if None, answers are not cached.
-        omit: ``tools``, ``thinking``: left out of requests if no model of the alias has them, which
-            ``x-moyin-route`` then says; by default such requests are refused.
+        omit: ``tools``, ``thinking``: dropped from requests if no model of the alias has them, and
+            named in ``x-moyin-route``; by default such requests are rejected.
     """
 
     models: tuple[str, ...] = ()
@@ -112,7 +114,7 @@ class TenantConfig(StrictModel):
         models: aliases and models that the tenant may use; if empty, all.
         usd_per_bad_answer: cost of a useless answer if the alias sets none; overrides ``routing``
             unless None.
-        judge: whether the judge may see the tenant's answers; if None, the value of the tenant
+        judge: True if the judge may see the tenant's answers; if None, the value of the tenant
             ``*``, which is true by default.
     """
 
@@ -137,16 +139,16 @@ class RoutingConfig(StrictModel):
     Attributes:
         usd_per_second: cost of a second of waiting; with 0, waiting has no influence.
         usd_per_bad_answer: cost of a useless answer; with 0, quality has no influence.
-        max_usd_per_bad_answer: largest value that a client may send in the header
-            ``x-moyin-usd-per-bad-answer``; if None, there is no limit.
+        max_usd_per_bad_answer: maximum value that a client may send in the header
+            ``x-moyin-usd-per-bad-answer``; None for no limit.
         rescue: which requests are sent to a better model if the answer fails a check: none
             (``off``), all (``checked``), or those with a schema, JSON mode or tools (``schema``).
-            Of a stream, only the beginning is checked.
-        hold_streams: whether to check whole streams of requests with a schema, JSON mode or tools.
-            The client receives such a stream when it is complete or longer than 256 KiB.
+            Only the beginning of a stream is checked.
+        hold_streams: True to check whole streams of requests with a schema, JSON mode or tools. The
+            client receives such a stream when it is complete or longer than 256 KiB.
         explore: share of requests that may try a model with little data. This helps if answers are
             rated or judged; the simulated month uses 0.05.
-        share_levels: whether a tenant without signals uses the level that other tenants learned:
+        share_levels: True to let a tenant without signals use the level that other tenants learned:
             one number per model and kind of request, the median over at least five tenants.
         embedder: ``wordllama``, from the extra ``embedder``, to learn from the meaning of prompts,
             which takes 30 to 600 microseconds per prompt; if None, the router learns from words only.
@@ -176,14 +178,14 @@ class RoutingConfig(StrictModel):
 
 
 class BatchesConfig(StrictModel):
-    """Configures how lines of batches share back ends with other calls.
+    """Configures how batch lines share back ends with other calls.
 
     Attributes:
-        share: largest share of a back end's places (`parallel`) that lines use; one line may always
-            run. They also leave the last free place to other calls.
-        window: largest number of lines of a batch that run or wait in a replica.
-        open: largest number of open batches of a tenant.
-        poll_s: seconds between two questions to a back end whether it has ended a batch of its own.
+        share: maximum share of a back end's slots (`parallel`) that batch lines use; one line may
+            always run. The last free slot is left to other calls.
+        window: maximum number of lines of a batch that run or wait in a replica.
+        open: maximum number of open batches of a tenant.
+        poll_s: seconds between two polls of a native batch at its back end.
     """
 
     share: float = Field(0.5, gt=0, le=1)
@@ -196,7 +198,7 @@ class ImagesConfig(StrictModel):
     """Configures ``POST /v1/images/generations``.
 
     Attributes:
-        timeout_s: time limit of a request for its pictures, after which the job continues.
+        timeout_s: seconds that a request waits for its pictures; the job continues afterwards.
         link_seconds: seconds for which URLs of pictures are valid.
     """
 

@@ -27,7 +27,7 @@ from moyin.text.routing.telemetry import CallRecord
 
 _T = TypeVar("_T")
 
-# More calls, and sampled answers, than a replica has between two exports.
+# Bounds of the queues: more calls and sampled answers than a replica has between two exports.
 _CALL_CAPACITY = 50_000
 _OUTCOME_CAPACITY = 10_000
 _NANOSECONDS = 1e9
@@ -48,10 +48,10 @@ _PER_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 
 
 class CallTelemetry:
-    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica. A thread calls `export`.
+    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica; a thread calls `export`.
 
     Attributes:
-        recent: the sums of the last minutes' calls.
+        recent: the summary of the calls of the last minutes.
     """
 
     def __init__(self) -> None:
@@ -145,9 +145,9 @@ class CallTelemetry:
 
 
 class JudgeMetrics:
-    """Publishes how many sampled answers the judge handled, by outcome.
+    """Publishes the number of sampled answers that the judge handled, by outcome.
 
-    Requests call `record_outcome`, which is quick. A thread calls `export`.
+    Requests call `record_outcome`, which is fast. A thread calls `export`.
     """
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class JudgeMetrics:
 
 
 class LearningMetrics:
-    """Publishes how many requests the router learned from, by outcome. A thread calls `export`."""
+    """Publishes the number of requests for learning, by outcome. A thread calls `export`."""
 
     def __init__(self, background: BackgroundQueue) -> None:
         self._background = background
@@ -200,7 +200,7 @@ class LearningMetrics:
 
 
 class BatchMetrics:
-    """Publishes how many lines of batches have ended, by status. A thread calls `export`."""
+    """Publishes the number of ended batch lines, by status; a thread calls `export`."""
 
     def __init__(self) -> None:
         self._ended = Counter[str]()
@@ -212,7 +212,7 @@ class BatchMetrics:
         )
 
     def record_line(self, result: LineResult) -> None:
-        """Count a line for the next export."""
+        """Count an ended batch line for the next export."""
         self._ended[result.error_code or ""] += 1
 
     def export(self) -> None:

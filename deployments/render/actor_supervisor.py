@@ -23,7 +23,7 @@ from moyin.render.scheduling.rules import ScalingPolicy
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _STATUS_SECONDS = 5.0
-# Ray places an actor within this time if a node has enough resources.
+# Seconds within which Ray places an actor if a node has enough resources.
 _PLACEMENT_SECONDS = 10.0
 
 
@@ -33,16 +33,16 @@ class ActorSupervisor:
     The placement of an actor has no time limit, because its request for resources makes an
     autoscaler add a node, which takes minutes.
 
-    The supervisor also adopts actors of an earlier replica that the pool no longer needs. They finish
-    their renders, and the pool keeps the results for retries of the steps, which may come much later.
+    The supervisor also adopts actors of an earlier replica that the pool no longer needs. These
+    actors finish their renders, and the pool keeps the results for later retries of the steps.
 
     Args:
-        bookkeeper: books the runs that the actors report.
+        bookkeeper: records the runs that the actors report.
         on_counts: called with the current counts every second.
 
     Attributes:
-        losses: how often each actor was lost.
-        unready_since: the time since which no actor is ready, since the epoch; None if one is.
+        losses: counts how often each actor was lost.
+        unready_since: Unix time since which no actor has been ready; None while one is ready.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class ActorSupervisor:
         self._scaling: asyncio.Task[None] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._supervised_since: dict[str, float] = {}
-        # Times at which unplaced actors were requested, and the actors whose long wait was logged.
+        # Times at which unplaced actors were requested, and unplaced actors whose long wait was
+        # logged.
         self._requested_at: dict[str, float] = {}
         self._logged_waits: set[str] = set()
         self._renderers: dict[str, RayRenderer] = {}
@@ -79,7 +80,7 @@ class ActorSupervisor:
 
     @property
     def is_starting(self) -> bool:
-        """Whether an actor will probably be ready soon.
+        """True if an actor will probably be ready soon.
 
         Actors that wait for a node, or whose ComfyUI failed to start, do not count.
         """
@@ -95,11 +96,11 @@ class ActorSupervisor:
 
     @property
     def names(self) -> list[str]:
-        """The names of all actors that are supervised."""
+        """The names of all supervised actors."""
         return sorted(self._tasks)
 
     async def read_gpus(self, name: str) -> tuple[GpuReading, ...]:
-        """Return the measurements of an actor's graphics cards; empty if it is unknown."""
+        """Return the measurements of an actor's graphics cards; empty if the actor is unknown."""
         renderer = self._renderers.get(name)
         return () if renderer is None else await renderer.read_gpus()
 
@@ -110,7 +111,7 @@ class ActorSupervisor:
         return {name: now - since for name, since in self._requested_at.items()}
 
     def start(self) -> None:
-        """Start the tasks that start and supervise actors."""
+        """Start the background tasks that start and supervise actors."""
         self._pool.settled.clear()
         self._scaling = asyncio.create_task(self._run_forever())
 
@@ -122,7 +123,7 @@ class ActorSupervisor:
             )
 
     async def remove_idle_actors(self) -> None:
-        """Stop supervising the actors, and remove the idle actors.
+        """Stop supervising all actors, and remove idle ones.
 
         Busy actors, and actors with a result that no attempt has fetched, remain for a later replica.
         """
@@ -206,7 +207,7 @@ class ActorSupervisor:
         if self._pool.has_renderer(name):
             return self._pool.idle_seconds(name)
         if self.placing_seconds.get(name, 0.0) > _PLACEMENT_SECONDS:
-            return math.inf  # A node that is added for the actor would be idle.
+            return math.inf  # An autoscaler must not add a node for an idle actor.
         return time.monotonic() - self._supervised_since[name]
 
     def _has_unsettled_runs(self, name: str) -> bool:
@@ -222,7 +223,7 @@ class ActorSupervisor:
                 handle = await asyncio.to_thread(find_or_start, name, self._spec)
                 await self._follow_actor(name, RayRenderer(handle))
             except (MoyinError, RayError, ValueError) as error:
-                # The start is tried every second, so the same reason is logged only once.
+                # The start is tried every second, so the same error is logged only once.
                 if (reason := str(error)) != logged_reason or name in self.statuses:
                     _log.warning("actor %s failed and is started again: %s", name, reason)
                 logged_reason = reason
@@ -232,7 +233,7 @@ class ActorSupervisor:
             self._mark_placed(name)
             self.statuses.pop(name, None)
             self._pool.remove_renderer(name)
-            # Afterwards, because the database may hang.
+            # Settled last, because the database may hang.
             await self._bookkeeper.settle(name, ())
             if name not in self._names:
                 self._renderers.pop(name, None)
@@ -243,7 +244,7 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
-        """Poll the actor's status until it is lost or, if outdated, has finished its prompts."""
+        """Poll an actor's status until it is lost, or is outdated and has no prompts left."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()

@@ -1,4 +1,4 @@
-"""Contains `RunBookkeeper`, which books the runs of a pool's renderers exactly once."""
+"""Contains `RunBookkeeper`, which records a pool's runs and their cost exactly once."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from moyin.errors import WorkerLost
 from moyin.store.render_ledger import RenderLedger
 
 _log = logging.getLogger(__name__)
-# An outage of the database delays neither results nor the supervision of actors by more than this.
+# Maximum seconds by which an outage of the database delays results and the supervision of actors.
 _TIMEOUT_SECONDS = 3.0
-# After an outage there may be thousands of runs, too many for one transaction within that time.
+# Maximum number of runs per transaction. After an outage there may be thousands, too many for one
+# transaction in that time.
 _RUNS_PER_TRANSACTION = 100
 
 
 class RunBookkeeper:
-    """Books runs when a render ends, and those that no attempt waited for when an actor reports them.
+    """Records runs when a render ends, and runs without an attempt when an actor reports them.
 
-    Each actor keeps its ended runs until they are settled, over restarts of the pool. Only the runs
-    of an actor that is lost with its node are booked with the time for which they were last seen.
+    Each actor keeps its ended runs until they are settled, even across restarts of the pool. If an
+    actor is lost with its node, its runs are recorded with their last known duration.
     """
 
     def __init__(self, ledger: RenderLedger) -> None:
         self._ledger = ledger
-        # The runs that each actor last reported and that are not booked, by their ids.
+        # The last reported runs of each actor that are not recorded yet, by run id.
         self._reported: dict[str, dict[str, RenderRun]] = {}
-        # Runs of lost actors that could not be booked yet.
+        # Runs of lost actors that could not be recorded yet.
         self._lost: dict[str, RenderRun] = {}
-        # Transactions that did not end in time. SQLite ends one that waits for the writer of another
-        # process only after half a minute, whoever cancels it. Others wait for these.
+        # Transactions that did not end in time; later ones wait for them. A transaction of SQLite
+        # that waits for another process cannot be cancelled, and ends only after half a minute.
         self._late: set[asyncio.Task[None]] = set()
 
     async def book(self, runs: Sequence[RenderRun]) -> set[str]:
-        """Book ended runs and return the ids of those for which the database answered in time.
+        """Record ended runs, and return the ids of the runs that the database stored in time.
 
-        `settle` books the others.
+        `settle` records the other runs later.
         """
         booked = set[str]()
         try:
@@ -54,7 +55,7 @@ class RunBookkeeper:
         return booked
 
     async def _book_in_time(self, runs: Sequence[RenderRun]) -> None:
-        """Book runs; a cancellation by the caller's timeout does not wait for the database."""
+        """Record runs; a cancellation by the caller's timeout does not wait for the database."""
         if self._late:
             await asyncio.wait(self._late)
         task = asyncio.create_task(self._ledger.book(runs))
@@ -72,13 +73,13 @@ class RunBookkeeper:
             _log.warning("runs of renders are booked later: %s", error)
 
     async def settle(self, actor: str, runs: Sequence[RenderRun]) -> list[str]:
-        """Book what an actor reports, and the runs that it no longer reports.
+        """Record the runs that an actor reports, and earlier runs that it no longer reports.
 
         Args:
             runs: all runs that the actor has not settled; empty if the actor was lost.
 
         Returns:
-            The ids of the runs that the actor may forget.
+            The ids of the recorded runs, which the actor may forget.
         """
         reported = {run.id: run for run in runs}
         for run_id, run in self._reported.pop(actor, {}).items():

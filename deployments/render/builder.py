@@ -1,6 +1,7 @@
 """Builds the Serve application ``render-<pool>``."""
 
-# Ray reads the builder's annotation, which `from __future__ import annotations` would make a string.
+# No `from __future__ import annotations` here: Ray Serve passes a plain dict if the annotation of
+# `build` is a string.
 
 from ray import serve
 
@@ -8,7 +9,7 @@ from actors.placement import NON_RENDER_NODES
 from deployments.render.config import RenderArgs
 from deployments.replicas import new_deployment
 
-# Time for stopping ComfyUI and removing actors after the drain timeout of the renders in progress.
+# Seconds for stopping ComfyUI and removing actors after the drain timeout of running renders.
 _REMOVAL_TIMEOUT_SECONDS = 20.0
 
 

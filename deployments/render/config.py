@@ -72,7 +72,7 @@ class CacheArgs(StrictModel):
 
 
 class NodesArgs(StrictModel):
-    """Patterns of the node classes that graphs may contain, with ``*``, ``?`` and ``[ab]``."""
+    """Patterns of node classes that graphs may contain, with wildcards ``*``, ``?``, ``[ab]``."""
 
     allow: tuple[str, ...] = Field(("*",), description="Patterns of allowed classes.")
     deny: tuple[str, ...] = Field(
@@ -156,11 +156,11 @@ class RenderArgs(StrictModel):
     cache: CacheArgs = CacheArgs()
 
     def to_rules(self) -> PoolRules:
-        """Return the rules about the tenants and node classes that the pool accepts."""
+        """Return the rules for the tenants and node classes that the pool accepts."""
         return PoolRules(tenants=self.tenants, **self.nodes.model_dump())
 
     def to_price(self) -> RenderPrice | None:
-        """Return the price of the pool's renders; None if they cost nothing."""
+        """Return the price of the pool's renders; None if they are free."""
         if self.usd_per_gpu_hour is None and self.usd_per_picture is None:
             return None
         return RenderPrice(
@@ -176,7 +176,7 @@ class RenderArgs(StrictModel):
         if any(weight <= 0 for weight in self.weights.values()):
             raise ValueError("weights: every weight must be larger than 0")
         if self.larger_pool == self.pool:
-            raise ValueError(f"larger_pool: must be another pool than {self.pool!r}")
+            raise ValueError(f"larger_pool: must be a pool other than {self.pool!r}")
         if self.usd_per_gpu_hour is not None and self.usd_per_picture is not None:
             raise ValueError("usd_per_picture: must not be set together with usd_per_gpu_hour")
         return self

@@ -114,7 +114,7 @@ class RenderPool:
         freeze_startup_objects()
 
     async def list_renderers(self) -> list[str]:
-        """Return the names of the actors that are up, so that callers can call them directly."""
+        """Return the names of the running actors, so that callers can call the actors directly."""
         return self._pool.renderers
 
     async def get(self, path: str) -> PoolResponse:
@@ -148,10 +148,10 @@ class RenderPool:
         return self._pool.find_executed(prompt_ids)
 
     async def list_places(self) -> dict[str, QueuePlace]:
-        """Return the places of jobs in the pool, as `Pool.list_places` does.
+        """Return the queue places of jobs in the pool, as `Pool.list_places` does.
 
-        They are those of up to a second ago: to order thousands of renders takes 0.1 s, and each
-        replica of the gateway asks.
+        The result is cached for a second, because sorting thousands of renders takes 0.1 s, and
+        every gateway replica calls this.
         """
         now = time.monotonic()
         if now - self._places_at >= _PLACES_SECONDS:
@@ -165,7 +165,7 @@ class RenderPool:
             A dict with the members ``pool`` (its name), ``waiting`` (number of waiting renders),
             ``changes`` (number of renders for which models were loaded), ``placing`` (seconds for
             which unplaced actors have waited for a node, by name) and ``actors`` (`ActorStatus` of
-            all other actors as a dict, by name). The runs of tenants are left out.
+            all other actors as a dict, by name). The tenants' runs are omitted.
         """
         actors = {
             name: asdict(replace(status, renderer=replace(status.renderer, runs=())))
@@ -186,14 +186,14 @@ class RenderPool:
     async def check_health(self) -> None:
         """Raise RuntimeError if the worker or the supervisor does not run.
 
-        Serve replaces the replica after three errors. A worker that crashed once runs again before
-        that, and an outage of Temporal is no error.
+        Serve replaces the replica after three errors. A worker that crashes once is restarted
+        before that, and an outage of Temporal does not count as an error.
         """
         self._worker.check_running()
         self._supervisor.check_running()
 
     async def __del__(self) -> None:
-        # Waiting renders would delay the shutdown. They return to the queue.
+        # Waiting renders return to the queue, because they would delay the shutdown.
         self._pool.close()
         await self._worker.stop()
         await self._supervisor.remove_idle_actors()
@@ -201,7 +201,7 @@ class RenderPool:
 
 
 async def load_measurements(database: Database, pool: str) -> RenderMeasurements:
-    """Return the measurements of the pool's latest renders; none if the database fails."""
+    """Return the measurements of the pool's latest renders; empty if the database fails."""
     try:
         return RenderMeasurements(await list_measured_renders(database, pool))
     except (SQLAlchemyError, OSError) as error:
@@ -236,7 +236,7 @@ def _find_models_folder(args: RenderArgs, settings: Settings) -> Path:
 
 
 def _new_cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
-    """Return the pool's cache rules; pools that would render equal results have the same ``kind``."""
+    """Return the pool's cache rules; pools whose results would be equal have the same ``kind``."""
     kind = [
         read_comfyui_version(settings),
         args.cache.version,

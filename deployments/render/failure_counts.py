@@ -10,8 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.errors import MoyinError, RenderPoisoned, ServiceUnavailable, WorkerLost
 
-# After this many lost ComfyUI processes the render itself is probably the cause. A lost actor or a
-# killed process usually has another cause, so more of these losses are allowed.
+# After so many crashed ComfyUI processes, the render itself is probably the cause. A lost actor or
+# a killed process usually has another cause, so more of those are allowed.
 _MAX_DIED = 2
 _MAX_LOST = 5
 _MAX_FAILED = 6
@@ -66,6 +66,6 @@ class FailureCounts:
         )
 
     def allows_retry(self, error: Exception) -> bool:
-        """Return whether the render should be tried again after ``error``."""
+        """Return True if the render should be tried again after ``error``."""
         is_final = isinstance(error, MoyinError) and not error.retryable
         return not is_final and self.failed < _MAX_FAILED

@@ -15,8 +15,8 @@ from moyin.render.protocol.graph import NOT_YOUR_FILE, find_input_names
 from moyin.system.bounded import BoundedDict
 
 _REMEMBERED_FAILURES = 1024
-# Only the largest model must fit, because ComfyUI swaps the others. Latents and activations need
-# the additional memory.
+# A render needs this factor of its largest model's size: ComfyUI swaps the other models, and
+# latents and activations need additional memory.
 _MEMORY_OVERHEAD = 1.2
 
 
@@ -29,10 +29,12 @@ class LimitReader(Protocol):
 class RenderGuard:
     """Checks graphs against the pool's rules just before they render, without asking ComfyUI.
 
-    The gateway has checked a graph before, but not values that only earlier steps of the job produce.
+    The gateway has checked the graph before, but without the values that earlier steps of the job
+    produce.
 
     Args:
-        limits: read only if another pool redirected the render to this pool.
+        limits: reads the tenant's limits; used only if another pool redirected the render to this
+            pool.
     """
 
     def __init__(self, pool: str, rules: PoolRules, limits: LimitReader) -> None:
@@ -76,7 +78,7 @@ class RenderGuard:
     def add_pool_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``extra_data`` with the pool's rules, which ComfyUI checks for expanded nodes."""
         rules = {
-            # Nodes can read this value, so it is a digest and not the tenant's name.
+            # A digest instead of the tenant's name, because nodes can read this value.
             TENANT_KEY: hashlib.sha256(owner.encode()).hexdigest()[:16],
             "allow": list(self._rules.allow),
             "deny": list(self._rules.deny),
@@ -94,7 +96,7 @@ class RenderGuard:
 class MemoryGuard:
     """Redirects renders that need more GPU memory than the pool's actors have to a larger pool.
 
-    Without a larger pool, it rejects no render, because ComfyUI may succeed nevertheless.
+    Without a larger pool, the guard rejects no render, because ComfyUI may still succeed.
 
     Args:
         larger_pool: name of a pool whose actors have a larger share of a GPU.
@@ -106,12 +108,12 @@ class MemoryGuard:
         self._failed: BoundedDict[frozenset[str], None] = BoundedDict(_REMEMBERED_FAILURES)
 
     def set_available_memory(self, memory: int | None) -> None:
-        """Set the bytes of GPU memory that an actor may use; ignore None, which means no GPU."""
+        """Set the GPU memory that an actor may use, in bytes; None (no GPU) is ignored."""
         if memory is not None:
             self._available_bytes = memory
 
     def check_memory(self, request: RenderRequest) -> None:
-        """Raise OutOfMemory if the request's models are too large, or ran out of memory before."""
+        """Raise OutOfMemory if the request's models are too large or ran out of memory before."""
         if self._larger_pool is None or not request.models:
             return
         needed = max(request.models.values()) * _MEMORY_OVERHEAD
@@ -124,7 +126,7 @@ class MemoryGuard:
             )
 
     def record_failure(self, request: RenderRequest, error: OutOfMemory) -> OutOfMemory:
-        """Remember that the request's models were too large; add the larger pool to ``error``."""
+        """Record that the request's models are too large; return ``error`` with the larger pool."""
         if request.models:
             self._failed[frozenset(request.models)] = None
         if self._larger_pool is None:

@@ -1,4 +1,4 @@
-"""Contains `LossLog`, which counts how often the actors of a pool were lost lately."""
+"""Contains `LossLog`, which counts the recent losses of a pool's actors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MAX_LOSSES = 100
 
 
 class LossLog:
-    """Remembers for ten minutes when actors, or their ComfyUI, died or failed to start.
+    """Records for ten minutes when actors or their ComfyUI processes died or failed to start.
 
     Args:
-        clock: returns the present monotonic time in seconds.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class LossLog:
         self._pids.pop(name, None)
 
     def observe_pid(self, name: str, pid: int | None) -> None:
-        """Record a loss if the actor's ComfyUI is another process than before."""
+        """Record a loss if the actor's ComfyUI has another process id than before."""
         if pid is None:
             return
         if self._pids.get(name, pid) != pid:
@@ -36,7 +36,7 @@ class LossLog:
         self._pids[name] = pid
 
     def forget(self, name: str) -> None:
-        """Forget an actor that was removed."""
+        """Delete the records of an actor that was removed."""
         self._losses.pop(name, None)
         self._pids.pop(name, None)
 

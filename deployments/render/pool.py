@@ -1,4 +1,4 @@
-"""Contains `Pool`, which assigns the renders of a pool to its renderers. It does not import Ray."""
+"""Contains `Pool`, which assigns the renders of a pool to its renderers, without importing Ray."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _AttemptCallbacks:
     on_run: Callable[[RenderRun], None]
     on_start: Callable[[], None]
     on_executed: Callable[[], None]
-    # Called with the last run of a successful prompt.
+    # Called with the final run of a successful prompt.
     on_measured: Callable[[RenderRun], None]
 
 
@@ -58,10 +58,11 @@ class _PromptState:
         sent_to: name of the renderer that last received the prompt, also after the prompt's end.
         followed_on: name of the renderer whose events an attempt is reading, if any.
         abandoned_on: name of the renderer that still ran the prompt when the last attempt ended.
-        is_unleased: whether the prompt may run without a lease. Its renderer is then busy although
+        is_unleased: True if the prompt may run without a lease. Its renderer is then busy although
             the scheduler did not assign the prompt.
-        is_executed: whether ComfyUI has executed the prompt. Its files may not be stored yet.
-        measured_run: id of the run that was measured last, which each attempt sees again.
+        is_executed: True if ComfyUI has executed the prompt, whose files may not be stored yet.
+        measured_run: id of the last measured run; every attempt receives the run, but it counts
+            once.
     """
 
     attempts: int = 0
@@ -78,7 +79,7 @@ class Pool:
     """Assigns renders to renderers, which can be added and removed at any time.
 
     Args:
-        memory: rejects renders that are too large for this pool; by default it rejects none.
+        memory: rejects renders that are too large for this pool; by default rejects none.
 
     Attributes:
         settled: event that is set when the status of every renderer of an earlier replica is known.
@@ -116,15 +117,15 @@ class Pool:
 
     @property
     def oldest_wait(self) -> float | None:
-        """The seconds since the step of the oldest waiting render was queued; None without."""
+        """The seconds since the oldest waiting render's step was queued; None if none waits."""
         return self._scheduler.oldest_wait
 
     def wait_quantile(self, share: float) -> float | None:
-        """Return the seconds that this share of the last renders did not wait longer than."""
+        """Return a quantile of the last renders' waits, in seconds; None if there are none."""
         return self._scheduler.wait_quantile(share)
 
     def is_busy(self, name: str) -> bool:
-        """Return whether the renderer executes a render."""
+        """Return True if the renderer executes a render."""
         return self._scheduler.is_busy(name)
 
     @property
@@ -170,19 +171,19 @@ class Pool:
         self._scheduler.remove_renderer(name)
 
     def has_renderer(self, name: str) -> bool:
-        """Return whether the pool has the renderer, also while it is being drained."""
+        """Return True if the pool has the renderer, including one that is being drained."""
         return name in self._renderers
 
     def is_draining(self, name: str) -> bool:
-        """Return whether the renderer only finishes its prompts and gets no more renders."""
+        """Return True if the renderer only finishes its prompts and gets no more renders."""
         return name in self._draining
 
     def idle_seconds(self, name: str) -> float | None:
-        """Return for how many seconds the renderer has been idle, or None if it is busy."""
+        """Return the seconds for which the renderer has been idle; None if it is busy."""
         return self._scheduler.idle_seconds(name)
 
     def is_followed(self, name: str) -> bool:
-        """Return whether an attempt is waiting for a prompt on the renderer."""
+        """Return True if an attempt is waiting for a prompt on the renderer."""
         return any(state.followed_on == name for state in self._active.values())
 
     def inherit_results(self, name: str, results: Mapping[str, RenderResult]) -> None:
@@ -191,7 +192,7 @@ class Pool:
             self._inherited[prompt_id] = (name, result)
 
     def list_places(self) -> dict[str, QueuePlace]:
-        """Return the places of the jobs with waiting or running renders, by job.
+        """Return the queue places of the jobs with waiting or running renders, by job id.
 
         A batch has the place of its first waiting render.
         """
@@ -230,8 +231,9 @@ class Pool:
         Args:
             on_record: called with ComfyUI's history entry, also when the render fails.
             on_run: called with each run of the prompt when it ends, also when the render fails.
-            on_start: called when ComfyUI has the prompt; not for a prompt that has ended before.
-            is_retry: whether a renderer may have the prompt from an earlier attempt.
+            on_start: called when ComfyUI has received the prompt, but not for a prompt that has
+                already ended.
+            is_retry: True if a renderer may have the prompt from an earlier attempt.
 
         Returns:
             The renderer's name and its result.
@@ -242,7 +244,7 @@ class Pool:
         """
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
-            measure = partial(self._measure, state, pending.shape)
+            measure = partial(self._record_duration, state, pending.shape)
             callbacks = _AttemptCallbacks(
                 on_progress, on_record, on_run, on_start, lambda: None, measure
             )
@@ -307,7 +309,7 @@ class Pool:
         return [run for run in runs if run.prompt_id == prompt_id and run.is_ended]
 
     async def get(self, path: str) -> bytes | None:
-        """Send a GET request to one renderer's ComfyUI; return the body, or None if there is none."""
+        """Send a GET request to one renderer's ComfyUI; return the body, or None if not found."""
         for name in self.renderers:
             return await self._renderers[name].get(path)
         raise ServiceUnavailable(
@@ -329,7 +331,7 @@ class Pool:
 
     @contextmanager
     def _track_attempt(self, request: RenderRequest) -> Iterator[_PromptState]:
-        """Record the prompt's state as active while an attempt is in progress, then as past."""
+        """Keep the prompt's state with the active ones during an attempt, then with past ones."""
         prompt_id = request.prompt_id
         state = self._find_state(prompt_id) or _PromptState()
         self._past.pop(prompt_id, None)
@@ -361,7 +363,7 @@ class Pool:
         return state is None or state.sent_to is None or state.is_unleased
 
     async def _find_renderer(self, prompt_id: str) -> str | None:
-        """Return the name of the renderer that has the prompt or its result, if any."""
+        """Return the name of the renderer that has the prompt or its result; None if none has."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_TIMEOUT_SECONDS):
                 await self.settled.wait()
@@ -376,10 +378,10 @@ class Pool:
         except (MoyinError, TimeoutError):
             return False
 
-    def _measure(
+    def _record_duration(
         self, state: _PromptState, shape: str, run: RenderRun, load_seconds: float = 0.0
     ) -> None:
-        """Record a successful run, once for all attempts."""
+        """Record the duration of a successful run, once for all attempts."""
         if state.measured_run == run.id:
             return
         state.measured_run = run.id
@@ -443,7 +445,7 @@ class Pool:
                         if last_run is not None:
                             callbacks.on_measured(last_run)
                         return event
-                    # An actor of a later version may send events that this one does not know.
+                    # An actor of a later version may send events that this version does not know.
         except asyncio.CancelledError:
             is_cancelled = True
             raise
@@ -460,6 +462,6 @@ class Pool:
 
 
 async def _fetch_inputs(renderer: Renderer, request: RenderRequest) -> None:
-    # An error will occur again in the render and be reported there.
+    # The error will occur again in the render, which reports it.
     with contextlib.suppress(MoyinError):
         await renderer.prepare(request)

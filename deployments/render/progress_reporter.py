@@ -18,7 +18,7 @@ from moyin.store.jobs import JobStore
 _log = logging.getLogger(__name__)
 _EVENT_INTERVAL_SECONDS = 0.1
 _ROW_INTERVAL_SECONDS = 1.0
-# An outage of Valkey or the database delays the result by this time at most.
+# Maximum seconds by which an outage of Valkey or the database delays the result.
 _CLOSE_TIMEOUT_SECONDS = 3.0
 
 
@@ -29,9 +29,9 @@ class ProgressReporter:
 
     Args:
         attempt: the number of the job's attempt, so that an abandoned attempt writes nothing.
-        is_batch: whether the step belongs to a batch. The reporter then publishes the progress of
+        is_batch: True if the step belongs to a batch. The reporter then publishes the progress of
             the whole batch once per second instead.
-        mark_started: marks the job as running, and publishes the event for that.
+        mark_started: marks the job as running, and publishes the corresponding event.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ProgressReporter:
             task.cancel()
 
     def start(self) -> None:
-        """Have the job marked as running; return at once. A second call has no effect."""
+        """Start to mark the job as running, without waiting for it. A second call has no effect."""
         self._has_started = True
         self._started.set()
 
@@ -100,7 +100,7 @@ class ProgressReporter:
             self._marked.set()
 
     async def _try_until_marked(self) -> None:
-        """Mark the job as running; while the database is unavailable, let progress pass it."""
+        """Mark the job as running; publish progress even while the database is unavailable."""
         while True:
             try:
                 await self._mark_started()
@@ -117,7 +117,7 @@ class ProgressReporter:
         self._marked.set()
 
     async def _publish_events(self) -> None:
-        # The event that the job runs comes before its progress.
+        # The event of the job's start must precede its progress.
         await self._marked.wait()
         if not self._has_started:
             return

@@ -1,4 +1,4 @@
-"""Contains `RayRenderer`, through which a pool uses a renderer in a Ray actor."""
+"""Contains `RayRenderer`, through which a pool calls a renderer in a Ray actor."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RayRenderer:
         return (await self.actor_status()).renderer
 
     async def actor_status(self) -> ActorStatus:
-        """Return the actor's status, after an unlimited wait until Ray has placed the actor."""
+        """Return the actor's status; wait without a time limit until Ray has placed the actor."""
         status: ActorStatus = await _await_result(self._handle.status.remote())
         self._is_placed = True
         return status

@@ -45,9 +45,10 @@ from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.prompts import PromptStore
 from moyin.store.render_cache import CachedRender
 
-# Temporal writes each heartbeat to its database, and many renders wait at the same time.
+# Seconds between heartbeats. Temporal writes each heartbeat to its database, and many renders wait
+# concurrently.
 _WAITING_HEARTBEAT_SECONDS = 2.0
-# Back end in the result of a step whose result came from the cache.
+# Name of the back end in the result of a step that came from the cache.
 _CACHE_BACKEND = "cache"
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class RenderActivities:
                     on_start=reporter.start,
                     is_retry=activity.info().attempt > 1,
                 )
-                # A prompt that had ended before tells no start.
+                # A prompt that had already ended reports no start.
                 reporter.start()
         except asyncio.CancelledError:
             record = await self._cancel_prompt(step, request.prompt_id)
@@ -182,7 +183,7 @@ class RenderActivities:
         )
 
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
-        """Store the record of a prompt without a result, for the files in ComfyUI's history."""
+        """Store the history record of a prompt that has no result."""
         if len(spec.steps) == 1:
             blob = await self._services.blobs.put(to_json({"record": to_plain(record)}))
             await self._prompts.set_record(step.job_id, blob, step.attempt)
@@ -194,7 +195,8 @@ class RenderActivities:
             with contextlib.suppress(MoyinError):
                 record = await self._pool.cancel(prompt_id)
                 if self._price is not None:
-                    # No attempt follows the prompt, so its run would wait for the next status poll.
+                    # No attempt follows the prompt, so its run would otherwise be recorded only at
+                    # the next status poll.
                     await self._bookkeeper.book(await self._pool.find_ended_runs(prompt_id))
             return record
         return None
@@ -209,7 +211,7 @@ class RenderActivities:
         try:
             return (await self._services.jobs.find(step.job_id)).status.is_final
         except JobNotFound:
-            return True  # The owner has deleted the job, so it had ended.
+            return True  # The owner has deleted the job, which therefore had ended.
 
     async def _save_result(
         self,
@@ -251,7 +253,7 @@ class RenderActivities:
 
 
 def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
-    """Return the error for Temporal, and send the failure counts for the next attempt."""
+    """Convert an error for Temporal, and send the failure counts to the next attempt."""
     counts = FailureCounts.from_heartbeat(heartbeat.details).add(error)
     heartbeat.details = (counts.to_heartbeat(),)
     heartbeat.send()
@@ -265,7 +267,7 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
 
 
 def derive_prompt_id(job_id: str, index: int) -> str:
-    """Return a step's prompt id, which for the first step is the job id, as ComfyUI's clients expect."""
+    """Return a step's prompt id; the first step's is the job id, as ComfyUI's clients expect."""
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 
@@ -274,7 +276,7 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
         id=request.prompt_id,
         job_id=step.job_id,
         priority=spec.priority,
-        # This time is the same for all attempts.
+        # The time at which the step was scheduled is the same for all attempts.
         arrived=activity.info().scheduled_time.timestamp(),
         owner=step.owner,
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
@@ -284,7 +286,7 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
 
 
 def _select_files(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
-    """Remove files of nodes that are not in ``outputs``, such as previews, if any node is."""
+    """Remove files of nodes that are not in ``outputs``, unless that would remove all files."""
     if not outputs:
         return done
     return replace(done, files=tuple(file for file in done.files if file.node in outputs))
@@ -293,7 +295,7 @@ def _select_files(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucc
 def _collect_outputs(
     done: RenderSucceeded, artifacts: tuple[Artifact, ...]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the outputs by node and slot, as in ComfyUI's history; a file is ``artifact:<id>``."""
+    """Return the outputs by node and slot, as in ComfyUI's history; files are ``artifact:<id>``."""
     outputs: dict[str, dict[str, list[Any]]] = {}
     for file, artifact in zip(done.files, artifacts, strict=True):
         slot = outputs.setdefault(file.node, {}).setdefault(file.slot, [])

@@ -44,7 +44,7 @@ class RenderResultCache:
         if cached is None:
             return None
         for sha256 in {file.sha256 for file in cached.done.files}:
-            # A renewed blob is not pruned before the prompt's result refers to it.
+            # A renewed blob is not pruned before the prompt's result references it.
             if not await self._blobs.renew(sha256):
                 return None
         if cached.record is None:

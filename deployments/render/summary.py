@@ -39,7 +39,7 @@ async def build_summary(
 
 
 async def _read_cards(supervisor: ActorSupervisor) -> Mapping[str, tuple[GpuReading, ...]]:
-    """Return the measurements of cards by actor, without actors that do not respond soon."""
+    """Return the measurements of cards by actor, omitting actors that do not respond in time."""
 
     async def read(name: str) -> tuple[GpuReading, ...]:
         try:

@@ -16,7 +16,7 @@ class ActorCounts:
     Attributes:
         ready: actors that accept renders or are busy.
         starting: placed actors whose ComfyUI is not up yet, and outdated actors that finish renders.
-        placing: actors that wait until Ray finds a node with enough free resources for them.
+        placing: actors for which Ray has not found a node with enough free resources yet.
     """
 
     ready: int

@@ -28,8 +28,8 @@ class RenderWorker:
 
     Args:
         concurrency: number of running and waiting renders in this process.
-        grace_period: how long running renders may continue after `stop`.
-        weights: weights in the queue by owner; other owners have the weight 1.
+        grace_period: time for which running renders may continue after `stop`.
+        weights: weights in the queue by tenant; other tenants have the weight 1.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RenderWorker:
 
 
 async def set_owner_weights(client: Client, pool: str, weights: Mapping[str, float]) -> None:
-    """Set the weights of owners in the pool's queue, which Temporal stores until the next call."""
+    """Set the tenants' weights in the pool's queue; Temporal stores them until the next call."""
     request = UpdateTaskQueueConfigRequest(
         namespace=client.namespace,
         identity=client.identity,
@@ -95,7 +95,7 @@ async def set_owner_weights(client: Client, pool: str, weights: Mapping[str, flo
     try:
         await client.workflow_service.update_task_queue_config(request, timeout=_RPC_TIMEOUT)
     except RPCError as error:
-        # The server may be too old or forbid this call.
+        # The Temporal server may be too old for this call or forbid it.
         _log.warning(
             "Temporal rejects the owners' weights for the queue %s, so all owners have the weight 1: %s",
             request.task_queue,

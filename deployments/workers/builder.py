@@ -1,6 +1,7 @@
 """Builds the Serve app ``workers``."""
 
-# Ray reads the builder's annotation, which `from __future__ import annotations` would make a string.
+# No `from __future__ import annotations` here: Ray Serve passes a plain dict if the annotation of
+# `build` is a string.
 
 from pydantic import Field
 from ray import serve
@@ -19,7 +20,7 @@ class WorkersArgs(StrictModel):
 _deployment = new_deployment(
     "deployments.workers.deployment.JobWorker",
     name="JobWorker",
-    # The worker itself stops waiting for running steps earlier.
+    # Longer than the worker's own grace period for running steps.
     graceful_shutdown_timeout_s=20,
 )
 

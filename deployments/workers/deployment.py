@@ -88,7 +88,7 @@ class JobWorker:
     async def check_health(self) -> None:
         """Raise RuntimeError if the worker has crashed, so that Serve replaces the replica.
 
-        An outage of Temporal is no crash.
+        An outage of Temporal does not count as a crash.
         """
         if self._running.done() or self._runner.error is not None:
             raise RuntimeError("the job worker has crashed; see the cause") from self._runner.error

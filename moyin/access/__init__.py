@@ -1,5 +1,5 @@
 """Authenticates callers, authorizes requests and enforces limits.
 
-The package `gatekeeper` does so for each request; start reading at its `middleware.py`. The package
+The package `gatekeeper` handles each request; start reading at its `middleware.py`. The package
 `accounts` administers users, organisations and API keys.
 """

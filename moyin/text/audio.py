@@ -1,4 +1,4 @@
-"""Reads the length of audio files from their heads."""
+"""Reads the duration of audio files from their headers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tinytag import TinyTag, TinyTagException
 
 
 async def measure_seconds(file: BinaryIO, name: str) -> float | None:
-    """Return the seconds that an audio file states, or None if they cannot be read.
+    """Return the duration in seconds that an audio file states; None if it cannot be read.
 
-    A client may forge them.
+    The value is not verified, so a client may forge it.
 
     Args:
         name: the name of the file, whose ending helps if the content does not show the format.

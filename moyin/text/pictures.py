@@ -1,6 +1,6 @@
 """Fetches the pictures that prompts reference by URL, for back ends that do not fetch them.
 
-A model server inside our network would fetch any URL that a client sends, internal ones included.
+A model server inside our network would fetch any URL that a client sends, including internal ones.
 So it receives the bytes instead. This module fetches them from public addresses only, checks each
 address when it connects, and limits size and time.
 """
@@ -124,7 +124,7 @@ class PictureFetcher:
 
 @dataclass(slots=True)
 class _ByteBudget:
-    """Counts the bytes that the pictures of one request may still add up to."""
+    """Tracks how many more bytes the pictures of one request may have."""
 
     left: int
 

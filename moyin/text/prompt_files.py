@@ -1,4 +1,4 @@
-"""Reads the stored files to which prompts refer by id, and puts them into the requests."""
+"""Reads the stored files that prompts reference by id, and embeds them in the requests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from moyin.errors import BodyTooLarge, InvalidRequest, StoredFileNotFound
 from moyin.text.protocol.documents import PromptFile, read_file
 from moyin.text.protocol.openai.request_to_upstream import encode_data_url
 
-# A request without these bytes refers to no file.
+# Requests without these bytes reference no file, so their JSON need not be searched.
 FILE_ID_MARKER = b'"file_id"'
-# The most files of a request, and their size together, which is Anthropic's limit for requests.
+# Maximum number of files in a request, and their maximum total size: Anthropic's limit for a
+# request.
 _MAX_FILES = 100
 _MAX_BYTES = 32 * 1024 * 1024
 # The ids of our files. OpenAI's have another length, and may name files at a back end.
@@ -41,14 +42,14 @@ class BlobSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileReference:
-    """A member of a request, at the path ``field``, that refers to a file."""
+    """A reference to a stored file in the member of a request at the path ``field``."""
 
     field: str
     file_id: str
 
 
 class PromptFiles:
-    """Reads the files of requests."""
+    """Reads the stored files that requests reference, checking their number and size."""
 
     def __init__(self, files: FileSource, blobs: BlobSource) -> None:
         self._files = files
@@ -57,10 +58,10 @@ class PromptFiles:
     async def read(
         self, owner: str, references: Sequence[FileReference]
     ) -> Mapping[str, PromptFile]:
-        """Return the files, which must belong to the tenant, as parts of a prompt, by id.
+        """Return the tenant's referenced files by id, converted to parts of a prompt.
 
         Raises:
-            InvalidRequest: there is no such file; names the field.
+            InvalidRequest: the tenant has no such file; the error names the field.
             BodyTooLarge: the files are too many or too large together.
             UnsupportedFeature: no model can read a file.
         """
@@ -84,7 +85,7 @@ class PromptFiles:
     async def embed_in_chat(
         self, owner: str, data: Mapping[str, Any], body: bytes
     ) -> tuple[Mapping[str, Any], bytes]:
-        """Return a request for a chat completion with the stored files to which it refers.
+        """Return a chat completion request, parsed and as bytes, with its stored files embedded.
 
         Ids that are not those of stored files stay as they are: a back end may know them.
 

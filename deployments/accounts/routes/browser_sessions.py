@@ -28,7 +28,7 @@ def browser_session_routes(
     authenticator: Authenticator,
     callers: CallerResolver,
 ) -> APIRouter:
-    """Return the routes that sign a browser in and out; no body contains a token."""
+    """Return the routes that sign a browser in and out; no response body contains a token."""
     router = APIRouter(tags=["browser sessions"])
     browsers = BrowserSessions(authenticator, sessions.revoke)
 
@@ -65,7 +65,7 @@ def browser_session_routes(
 
     @router.post("/session/renew", name="renew")
     async def renew(request: Request, response: Response) -> wire.BrowserSession:
-        """Give this browser a new cookie for as long as its session lasts; tabs may do so at once."""
+        """Renew this browser's cookie while its session lasts. Tabs may do so concurrently."""
         require_same_origin(request.scope)
         secret = get_cookie(request.scope, REFRESH_COOKIE)
         if not secret:
@@ -78,7 +78,7 @@ def browser_session_routes(
     async def sign_out(request: Request, response: Response) -> None:
         """End this browser's session and delete its cookies. An API key stays valid."""
         cookies = await browsers.sign_out(request.scope)
-        # The access token may have expired, while the browser could still renew.
+        # The access token may have expired while the session can still be renewed.
         if secret := get_cookie(request.scope, REFRESH_COOKIE):
             await sessions.revoke_by_refresh_token(secret)
         _set_cookies(response, cookies)

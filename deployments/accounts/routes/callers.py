@@ -39,7 +39,7 @@ RequestedPage = Annotated[PageQuery, Depends(_parse_page)]
 
 
 class CallerResolver:
-    """Determines who sent a request, with which credential, and from which address."""
+    """Determines the caller of a request, the caller's credential and IP address."""
 
     def __init__(self, proxies: TrustedProxies) -> None:
         self._proxies = proxies
@@ -51,7 +51,7 @@ class CallerResolver:
     async def record_client(
         self, sessions: SessionStore, result: SignInResult, request: Request
     ) -> None:
-        """Record who has just opened or renewed a session, for the list of the user's sessions."""
+        """Record the client that opened or renewed a session, for the user's list of sessions."""
         agent = request.headers.get("user-agent", "")
         await sessions.record_client(
             result.session.id,
@@ -68,7 +68,7 @@ class CallerResolver:
         request_context = context(request.scope)
         if request_context.identity is None:
             raise MissingKey(
-                "this route needs an API key or an access token: send one as a Bearer token"
+                "this route requires an API key or an access token: send one as a Bearer token"
             )
         return Caller(
             identity=request_context.identity,
@@ -85,7 +85,7 @@ class CallerResolver:
         user = self.resolve_caller(request).identity.user
         if user is None:
             raise InsufficientScope(
-                "this route needs a user: sign in, or use an API key that belongs to a user"
+                "this route requires a user: sign in, or use an API key that belongs to a user"
             )
         return user
 
@@ -98,6 +98,6 @@ class CallerResolver:
         user, identity = self.require_user(request), self.resolve_caller(request).identity
         if not identity.is_session:
             raise InsufficientScope(
-                "this route needs the access token of a signed-in user, not an API key"
+                "this route requires the access token of a signed-in user, not an API key"
             )
         return user, identity.key_id

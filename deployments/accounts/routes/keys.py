@@ -114,7 +114,7 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
 
     @router.get("/limits/{subject}/budgets", name="budgets")
     async def list_budgets(subject: str, request: Request) -> wire.SubjectBudgetList:
-        """List the budgets of a subject, with what is spent, reserved and left of them."""
+        """List the budgets of a subject with their spent, reserved and remaining amounts."""
         states = await api_keys.list_budgets(callers.resolve_caller(request), subject)
         return wire.SubjectBudgetList(
             budgets=[wire.SubjectBudget.model_validate(state.to_details()) for state in states]
@@ -122,7 +122,7 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
 
     @router.put("/limits/{subject}", name="put")
     async def set_limits(subject: str, body: wire.LimitBody, request: Request) -> wire.SubjectLimit:
-        """Replace all limits of a subject. A limit that the body leaves out is removed."""
+        """Replace all limits of a subject. A limit that the body omits is removed."""
         limit = parse_limit(subject, body)
         await api_keys.set_limit(callers.resolve_caller(request), limit)
         return build_limit(limit)

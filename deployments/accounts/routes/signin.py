@@ -91,11 +91,11 @@ def sign_in_routes(
 
     @router.get("/sign-in", name="ways")
     async def list_sign_in_ways() -> wire.SignInWays:
-        """Return the ways in which people can sign in here, for a page that signs them in."""
+        """Return the ways in which people can sign in here, for a sign-in page."""
         return wire.SignInWays(
             providers=_build_providers(open_id),
             registration=sign_in.policy.allows_registration,
-            password_reset=sign_in.mails_tokens,
+            password_reset=sign_in.can_mail_tokens,
         )
 
     @router.post("/oidc/begin", name="begin")

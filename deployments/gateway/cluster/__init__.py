@@ -1,5 +1,5 @@
-"""Shows operators what runs on the cluster, and tenants the load of the pools that they may use.
+"""Reports the cluster's state to operators, and the load of their render pools to tenants.
 
-`sources.py` asks Ray, the pools and Temporal, `snapshot.py` joins their answers, `monitor.py` shares
-one snapshot among all viewers, and `bodies.py` has the JSON.
+`sources.py` reads the state from Ray, the pools and Temporal, `snapshot.py` combines it,
+`monitor.py` shares one snapshot among all viewers, and `bodies.py` defines the JSON bodies.
 """

@@ -16,7 +16,7 @@ class _Body(BaseModel):
 
 
 class ShareBody(_Body):
-    """The share of a GPU that one actor has."""
+    """The share of a GPU that is assigned to one actor."""
 
     actor: str = Field(description="The Ray actor: a renderer, or a llama.cpp server.")
     pool: str | None = Field(description="The render pool; null for a llama.cpp server.")
@@ -26,7 +26,7 @@ class ShareBody(_Body):
 
 
 class GpuBody(_Body):
-    """A GPU as Ray counts it; without a card, the measurements are null."""
+    """A GPU of a node as Ray counts it; the measurements are null without a real card."""
 
     index: int = Field(description="The GPU's number on its node.")
     name: str | None = None
@@ -50,7 +50,7 @@ class NodeBody(_Body):
 
 
 class RendererBody(_Body):
-    """One actor of a render pool, which runs one ComfyUI."""
+    """An actor of a render pool, which runs one ComfyUI process."""
 
     name: str
     state: RendererState
@@ -67,7 +67,7 @@ class RendererBody(_Body):
 
 
 class PoolBody(_Body):
-    """A render pool."""
+    """The state and the load of a render pool."""
 
     name: str
     is_responding: bool = Field(description="If false, all other members but `name` are unknown.")
@@ -86,7 +86,7 @@ class PoolBody(_Body):
 
 
 class ProblemBody(_Body):
-    """Something that is wrong now."""
+    """A present problem of the cluster, with advice."""
 
     code: str = Field(description="A stable name of the kind of problem; docs/operations.md.")
     subject: str = Field(description="What has the problem, such as a pool or a back end.")
@@ -96,13 +96,13 @@ class ProblemBody(_Body):
 
 
 class ProblemsBody(_Body):
-    """What is wrong now, the oldest first."""
+    """The present problems of the cluster, oldest first."""
 
     problems: list[ProblemBody]
 
 
 class ClusterBody(_Body):
-    """What runs on the cluster."""
+    """The body of ``GET /cluster``: render pools, nodes and apps."""
 
     pools: list[PoolBody]
     nodes: list[NodeBody] | None = Field(
@@ -115,7 +115,7 @@ class ClusterBody(_Body):
 
 
 class UpstreamBody(_Body):
-    """One server of a route, as the gateway's replica that responds sees it."""
+    """The state of an upstream server of a route, as seen by the responding gateway replica."""
 
     url: str
     weight: int
@@ -125,7 +125,7 @@ class UpstreamBody(_Body):
 
 
 class RouteBody(_Body):
-    """A route of the proxy."""
+    """A route of the proxy, with its upstream servers."""
 
     name: str
     hosts: list[str]
@@ -137,7 +137,7 @@ class RouteBody(_Body):
 
 
 class ConfigBody(_Body):
-    """The gateway's reloadable configuration in force."""
+    """The gateway's reloadable configuration that is in force."""
 
     values: dict[str, Any]
     applied_at: datetime | None = Field(description="When this replica applied it.")
@@ -145,7 +145,7 @@ class ConfigBody(_Body):
 
 
 class RoutesBody(_Body):
-    """The proxy's routes, the apps, the versions and the configuration in force."""
+    """The body of ``GET /cluster/routes``: routes, apps, versions and current configuration."""
 
     routes: list[RouteBody]
     applications: dict[str, str] = Field(

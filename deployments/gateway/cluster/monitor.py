@@ -14,14 +14,14 @@ ReadCluster = Callable[[], Awaitable[ClusterBody]]
 
 
 class ClusterMonitor:
-    """Reads the cluster at most every two seconds, however many clients look, and never unasked.
+    """Reads the cluster's state on request, at most every two seconds for all viewers together.
 
-    Viewers hold no queue: each one asks for the newest snapshot when it is ready for the next.
+    Viewers need no queue, because each one requests the newest snapshot when it is ready.
 
     Args:
-        read: makes a snapshot.
-        interval: the seconds between two readings.
-        clock: returns the present monotonic time in seconds.
+        read: reads the cluster's state and returns a snapshot.
+        interval: the minimum seconds between two readings.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class ClusterMonitor:
         self._reading: asyncio.Task[ClusterBody] | None = None
 
     async def get(self) -> ClusterBody:
-        """Return a snapshot that is at most as old as the interval."""
+        """Return a snapshot that is not older than ``interval``."""
         if self._snapshot is not None and self._clock() - self._read_at < self._interval:
             return self._snapshot
         if self._reading is None:
             self._reading = asyncio.create_task(self._refresh())
-        # Shielded, because a viewer that disconnects must not end the reading of the others.
+        # Shielded, because a viewer that disconnects must not cancel the reading for others.
         return await asyncio.shield(self._reading)
 
     async def follow(self) -> AsyncGenerator[ClusterBody | None, None]:
-        """Yield the present snapshot and each one that differs; None after 15 seconds without."""
+        """Yield the current snapshot and each changed one; None after 15 seconds without change."""
         previous: ClusterBody | None = None
         sent_at = self._clock()
         while True:
@@ -72,7 +72,7 @@ class ClusterMonitor:
             snapshot = await self._read()
         finally:
             self._reading = None
-        # An equal snapshot is dropped, so that viewers compare by identity.
+        # The old snapshot is kept if the new one is equal, so that viewers can compare by identity.
         if snapshot != self._snapshot:
             self._snapshot = snapshot
         self._read_at = self._clock()

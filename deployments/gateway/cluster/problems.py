@@ -1,4 +1,4 @@
-"""Names what is wrong on the cluster now, in words."""
+"""Finds the present problems of the cluster, and describes them with advice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moyin.domain.cluster import BackendSummary, RendererState
 from moyin.proxy.pool import UpstreamPool
 
 _LONG_WAIT = timedelta(minutes=10)
-# The time in which a node is added and ComfyUI starts.
+# The usual time in which an autoscaler adds a node and ComfyUI starts.
 _START_PATIENCE = timedelta(minutes=3)
 _MANY_LOSSES = 3
 _MIN_FREE_BYTES = 2 * 1024**3
@@ -28,7 +28,7 @@ _CHECK_ADVICE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Finding:
-    """A problem without its time, unless a source knows it."""
+    """A problem; ``since`` is None if no source knows the time at which it began."""
 
     code: str
     subject: str
@@ -38,7 +38,7 @@ class _Finding:
 
 
 class ProblemFinder:
-    """Finds problems in each reading, and remembers when each of the present ones was first seen."""
+    """Finds problems in each reading, and remembers when each present problem was first seen."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], datetime] = {}
@@ -46,7 +46,7 @@ class ProblemFinder:
     def find(
         self, cluster: ClusterBody, reading: ClusterReading, routes: Sequence[UpstreamPool]
     ) -> list[ProblemBody]:
-        """Return the present problems, the oldest first."""
+        """Return the present problems, oldest first."""
         now = datetime.now(UTC).replace(microsecond=0)
         findings = [
             *_check_services(reading),
@@ -173,14 +173,15 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
                 code="renderer_failed",
                 subject=renderer.name,
                 message=f"The renderer {renderer.name} is not ready: {renderer.error}",
-                advice="It is started again by itself; if that does not help, read its log.",
+                advice="Moyin restarts it automatically; if that does not help, read its log.",
             )
 
 
 def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
-    """Return whether a pool without a ready renderer has a problem.
+    """Return True if it is a problem that the pool has no ready renderer.
 
-    A pool that may have none starts them for its queue, which is no problem while it works.
+    A pool with a minimum of 0 starts renderers when renders wait, so it has a problem only if that
+    fails or takes too long.
     """
     oldest = pool.oldest_waiting_since
     return bool(

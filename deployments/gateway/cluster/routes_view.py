@@ -18,13 +18,13 @@ def build_routes(
     config: ReloadableConfig[GatewayConfig],
     applications: Mapping[str, str],
 ) -> RoutesBody:
-    """Return the body, with the routes in the order of the configuration."""
+    """Return the body of ``GET /cluster/routes``, with the routes in the configured order."""
     return RoutesBody(
         routes=[_build_route(pool) for pool in pools],
         applications=dict(applications),
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
         config=ConfigBody(
-            # It holds no secrets: URLs with passwords or queries are rejected.
+            # The configuration contains no secrets: URLs with passwords or queries are rejected.
             values=(config.current or GatewayConfig()).model_dump(mode="json", by_alias=True),
             applied_at=config.applied_at,
             is_newest_rejected=config.is_rejected,

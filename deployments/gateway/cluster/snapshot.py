@@ -1,4 +1,4 @@
-"""Joins the answers of Ray, the pools and Temporal to the body of ``GET /cluster``."""
+"""Builds the body of ``GET /cluster`` from a reading of Ray, the pools and Temporal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GpuKey = tuple[str, int]
 
 
 def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
-    """Return the body with these pools, for operators."""
+    """Return the body for operators, with the pools ``names`` in this order."""
     now = time.time()
     pools = [
         _build_pool(name, reading.pools.get(name), reading.backlogs.get(name), now)
@@ -37,7 +37,7 @@ def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
 
 
 def restrict_cluster(cluster: ClusterBody, pools: Collection[str]) -> ClusterBody:
-    """Return what a tenant may see: the load of the pools that it may use."""
+    """Return the body for a tenant: the load of the pools that the tenant may use."""
     return ClusterBody(
         pools=[
             pool.model_copy(update={"renderers": None, "comfyui_version": None})
@@ -59,7 +59,7 @@ def _build_pool(
         is_responding=True,
         queued=summary.waiting + backlog.count,
         running=summary.running,
-        # Whole seconds, so that a snapshot in which nothing has happened equals the one before.
+        # Rounded to seconds, so that snapshots are equal if nothing has happened.
         oldest_waiting_since=_to_time(now - max(waits)) if waits else None,
         wait_p50_seconds=summary.wait_p50,
         wait_p90_seconds=summary.wait_p90,
@@ -120,7 +120,7 @@ def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]
 
 
 def _to_fraction(gpus: float, count: int) -> float:
-    """Return the part of each of ``count`` GPUs; an actor with several has them whole."""
+    """Return the share of each GPU; an actor with several GPUs has all of each."""
     return min(1.0, gpus / count)
 
 

@@ -1,4 +1,4 @@
-"""Contains `ClusterSources`, which asks Ray, the render pools and Temporal for their state."""
+"""Contains `ClusterSources`, which reads the state of Ray, the render pools and Temporal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from moyin.errors import ServiceUnavailable
 
 _log = logging.getLogger(__name__)
 _ResultT = TypeVar("_ResultT")
-# Threads of its own: calls to a Ray that hangs must not take the threads that requests need.
+# A separate thread pool, so that hanging calls to Ray do not occupy the threads that requests need.
 _MAX_CALLS = 8
 _THREADS = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="cluster")
 _FREE = BoundedSemaphore(_MAX_CALLS)
@@ -37,13 +37,13 @@ _CALL_SECONDS = 3.0
 _SOURCE_ERRORS = (
     RayError, RayServeException, KeyError, RuntimeError, ServiceUnavailable, TimeoutError, OSError
 )  # fmt: skip
-# More model servers than a cluster has; each is asked at every reading.
+# Maximum number of model servers that a reading includes, because each one is called.
 _MAX_SERVERS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterReading:
-    """The answers of one reading; what did not respond in time is missing.
+    """The results of one reading; sources that did not respond in time are missing.
 
     Attributes:
         nodes: the nodes as ``ray.nodes`` describes them; None if Ray does not respond.
@@ -51,10 +51,10 @@ class ClusterReading:
         backlogs: the renders that wait in Temporal, by pool.
         servers: the llama.cpp servers.
         backends: the back ends for text; None if the models app does not respond.
-        checks: by service, whether it responds.
+        checks: True by service if it responds.
         applications: the status of each app of Ray Serve.
         disk_free: the free bytes of the disk of the data folder.
-        rejected_configs: the apps that ignored their newest configuration.
+        rejected_configs: the apps that rejected their newest configuration.
     """
 
     nodes: Sequence[Mapping[str, Any]] | None = None
@@ -74,10 +74,11 @@ class ClusterSources:
     Args:
         pools: the names of the render pools.
         read_pool: returns the summary of one pool; raises ServiceUnavailable.
-        read_backlog: returns what waits in Temporal for one pool; raises ServiceUnavailable.
-        checks: call the services that jobs need.
-        data: the folder whose disk is watched.
-        is_config_rejected: returns whether the gateway ignored its newest configuration.
+        read_backlog: returns the waiting renders of one pool in Temporal; raises
+            ServiceUnavailable.
+        checks: health checks of the services that jobs need, by name.
+        data: the data folder, whose disk's free space is read.
+        is_config_rejected: returns True if the gateway rejected its newest configuration.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class ClusterSources:
         self._is_config_rejected = is_config_rejected
 
     async def read(self) -> ClusterReading:
-        """Ask all sources at once, each for at most three seconds."""
+        """Read all sources concurrently, each for at most three seconds."""
         nodes, servers, pools, backlogs, checks, applications, models, disk = await asyncio.gather(
             self._read_nodes(),
             self._read_servers(),
@@ -144,7 +145,7 @@ async def _run(call: Callable[[], _ResultT]) -> _ResultT:
     Without this limit, the queue would grow for as long as Ray hangs.
     """
     if not _FREE.acquire(blocking=False):
-        raise TimeoutError("earlier calls have not returned")
+        raise TimeoutError("earlier calls to Ray occupy all threads")
     future = _THREADS.submit(call)
     future.add_done_callback(lambda _: _FREE.release())
     return await asyncio.wrap_future(future)
@@ -172,12 +173,12 @@ def _find_servers() -> list[Any]:
         try:
             handles.append(ray.get_actor(name, NAMESPACE))
         except ValueError:
-            continue  # The actor has ended since it was listed.
+            continue  # The actor has ended after it was listed.
     return handles
 
 
 async def _read(answer: Awaitable[Any]) -> Any:
-    """Return the answer, or None if it fails or does not come in time."""
+    """Await a source and return its result; None if the source fails or is too slow."""
     try:
         async with asyncio.timeout(_CALL_SECONDS):
             return await answer

@@ -91,7 +91,8 @@ def artifact_routes(
         else:
             await artifacts.add_or_restore(artifact, owner=owner)
             if key is not None:
-                # If requests with the same key were concurrent, the first stored artifact counts.
+                # If requests with the same key are concurrent, the artifact that was stored first
+                # is returned.
                 artifact = await _find_stored(artifacts, owner, artifact) or artifact
         body = render_artifact(artifact)
         response.headers["location"] = body.url
@@ -186,7 +187,7 @@ def signed_link_routes(
 
 
 def derive_artifact_id(owner: str, key: str | None) -> str:
-    """Return an id for a new artifact: the same for each Idempotency-Key, random without a key."""
+    """Return a new artifact id, derived from the Idempotency-Key if there is one, else random."""
     if key is None:
         return generate_artifact_id()
     digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
@@ -208,9 +209,9 @@ async def _build_file_response(
 
 
 def _protect_secret_url(response: Response) -> None:
-    """Set the headers of a response to a URL that grants access, and that pages of any site use.
+    """Set the headers of a response whose URL grants access without a key.
 
-    Such a URL must not leak to other sites or shared caches.
+    Pages of any site may use such a URL, but it must not leak to other sites or shared caches.
     """
     response.headers["referrer-policy"] = "no-referrer"
     response.headers["cache-control"] = "private, max-age=3600"
@@ -241,11 +242,11 @@ async def _build_thumbnail_response(
 async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> Artifact | None:
     """Return the artifact that an earlier request stored with the same Idempotency-Key.
 
-    None if there is none, or if it was deleted, so that the file is stored again.
+    Return None if there is none or if it was deleted, so that the file is stored again.
 
     Raises:
-        IdempotencyMismatch: the earlier request stored another file, which open jobs may still read
-            if it was deleted.
+        IdempotencyMismatch: the earlier request stored another file. This applies even if that file
+            was deleted, because open jobs may still read it.
     """
     try:
         stored = await artifacts.get_even_if_deleted(owner, artifact.id)

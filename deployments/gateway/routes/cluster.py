@@ -1,4 +1,4 @@
-"""Defines the routes below ``/cluster``, which show what runs."""
+"""Defines the routes below ``/cluster``, which show the cluster's state."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _REVALIDATE = "no-cache"
 
 
 def console_routes(console: ConsoleFiles) -> APIRouter:
-    """Return the routes of the console's page, its files, and the views that the page draws."""
+    """Return the routes of the console's page, its files, and the paths of its views."""
     router = APIRouter(tags=["console"])
 
     @router.get(CONSOLE_PATH.rstrip("/"), include_in_schema=False)
@@ -27,7 +27,7 @@ def console_routes(console: ConsoleFiles) -> APIRouter:
         CONSOLE_PATH + "{path:path}", methods=["GET", "HEAD"], include_in_schema=False
     )
     async def get_console(request: Request, path: str) -> Response:
-        """Return a file, or the page, which draws the view of any path that names no file."""
+        """Return a file of the console, or the page if the path is one of its views."""
         file = await console.find(path)
         if file is not None:
             return _file_response(file, request)

@@ -83,7 +83,8 @@ def job_event_routes(
         send an event token as `?token=`.
         """
         job = await get_readable_job(request.scope, job_id)
-        # The header counts first: an EventSource that reconnects repeats the query as it was.
+        # The header takes precedence, because an EventSource that reconnects repeats the original
+        # query.
         after = last or last_event_id or None
         events = open_feed(job, after, with_previews)
         if await feed.is_complete(job, after):
@@ -197,7 +198,7 @@ async def _send_all(websocket: WebSocket, feed: AsyncGenerator[list[JobEvent], N
 
 
 async def run_until_disconnect(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run the coroutines of a WebSocket until one ends, fails, or finds the client disconnected."""
+    """Run the coroutines of a WebSocket until one returns, fails or detects a disconnect."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -59,7 +59,7 @@ def job_routes(
         return body.to_domain(aliases)
 
     async def view_queue(shown: Sequence[Job]) -> QueueView:
-        """Return the present time, and places if any of the jobs is an open render."""
+        """Return the current time, and the queue places if any of the jobs is an open render."""
         has_open = any(job.render_steps and not job.status.is_final for job in shown)
         known = await places.read() if has_open else {}
         return QueueView(now=datetime.now(UTC), places=known)
@@ -70,7 +70,7 @@ def job_routes(
         response: Response,
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
-        """Accept a job and return its id at once. The job survives the failure of any service."""
+        """Accept a job and return its id. The job survives the failure of any service."""
         caller = context(request.scope).caller
         snapshot = await templates.snapshot()
         job, created = await service.submit_request(
@@ -134,7 +134,7 @@ def job_routes(
 
     @router.get("/jobs/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobDetail:
-        """Return a job with what it was submitted with, and the outputs of its finished steps.
+        """Return a job with its submitted spec and the outputs of its finished steps.
 
         A batch lists its child jobs.
         """

@@ -27,14 +27,14 @@ class _Body(BaseModel):
 
 
 class PriceBody(_Body):
-    """US dollars per million tokens, as decimal numbers."""
+    """The price of a model in US dollars per million tokens, as decimal numbers."""
 
     input: str
     output: str
 
 
 class QualityBody(_Body):
-    """What is known of a model's ability before any rating."""
+    """The estimated ability of a model before any rating."""
 
     tier: int = Field(description="The quality tier of the configuration.")
     mean: float | None = Field(description="The expected ability in logits; null if unknown.")
@@ -42,7 +42,7 @@ class QualityBody(_Body):
 
 
 class BackendModelBody(_Body):
-    """A model of a back end."""
+    """A model of a back end, with its prices, abilities and state."""
 
     name: str
     state: ModelState = Field(
@@ -57,7 +57,7 @@ class BackendModelBody(_Body):
 
 
 class LoadBody(_Body):
-    """The calls of this replica that are at the back end now."""
+    """The number of this replica's running and waiting calls at the back end."""
 
     in_flight: int
     waiting: int
@@ -65,7 +65,7 @@ class LoadBody(_Body):
 
 
 class RecentBody(_Body):
-    """The calls of this replica in the last five minutes, without cancelled ones."""
+    """Statistics of this replica's calls in the last five minutes, without cancelled calls."""
 
     seconds: int = int(WINDOW_SECONDS)
     calls: int
@@ -78,7 +78,7 @@ class RecentBody(_Body):
 
 
 class BackendBody(_Body):
-    """A back end; each host of a back end with several hosts is one."""
+    """The state of a back end; a back end with several hosts has one entry per host."""
 
     name: str
     kind: str | None = Field(description="The kind of server; null if it is not configured.")
@@ -92,13 +92,13 @@ class BackendBody(_Body):
 
 
 class BackendsBody(_Body):
-    """The back ends, in the order of the configuration."""
+    """The body of ``GET /v1/backends``: the back ends, in the configured order."""
 
     backends: list[BackendBody]
 
 
 def new_backend_routes(text_router: Router, recent: RecentCalls) -> APIRouter:
-    """Return the route that shows the back ends."""
+    """Return the route that shows the state of the back ends."""
     router = APIRouter(tags=["models"])
 
     @router.get(
@@ -113,7 +113,8 @@ def new_backend_routes(text_router: Router, recent: RecentCalls) -> APIRouter:
         is_operator = caller.has_scope(OPERATOR)
         if not is_operator and not caller.has_scope(ORG_ADMIN):
             raise InsufficientScope(
-                f"this needs the scope {OPERATOR} or {ORG_ADMIN}", details={"scope": OPERATOR}
+                f"the caller lacks the required scope {OPERATOR} or {ORG_ADMIN}",
+                details={"scope": OPERATOR},
             )
         fleet = text_router.fleet
         deployments = _group_deployments(fleet, None if is_operator else caller.owner)
@@ -129,7 +130,7 @@ def new_backend_routes(text_router: Router, recent: RecentCalls) -> APIRouter:
 
 
 def _group_deployments(fleet: Fleet, owner: str | None) -> Mapping[str, list[ModelDeployment]]:
-    """Return the deployments by back end: all, or those that the tenant ``owner`` may use."""
+    """Return the deployments by back end: those that ``owner`` may use, or all if it is None."""
     allowed = None
     if owner is not None:
         names = fleet.list_names(owner)

@@ -20,21 +20,21 @@ from moyin.errors import InvalidRequest, JobFinished, JobNotFound, MissingKey, M
 from moyin.http.sse import encode_event
 from moyin.store.stored_responses import StoredResponse, StoredResponses
 from moyin.text.protocol.responses.background import (
-    first_events,
+    build_first_events,
+    build_last_events,
+    build_start_event,
     has_ended,
     is_pending,
-    last_events,
     render_failure,
     render_job,
     require_storable,
-    start_event,
     to_job_request,
 )
 from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
 from moyin.text.protocol.responses.errors import encode_error_event
 
 _ID_PREFIX = "resp_"
-# Proxies close connections that are silent for longer.
+# Seconds; proxies close connections that are silent for longer.
 _SILENCE_SECONDS = 15.0
 _KEEP_ALIVE = b": still here\n\n"
 _CANCEL_SECONDS = 10.0
@@ -44,8 +44,8 @@ _STARTED = frozenset(EventType) - {EventType.QUEUED}
 class BackgroundResponses:
     """Submits, shows, follows and cancels responses that run as jobs.
 
-    The id of a response contains that of its job. It is stored as queued when the job is accepted,
-    and receives the answer when it is first read after the job has ended.
+    The id of a response contains the id of its job. The response is stored as queued when the job
+    is accepted, and the answer is stored when the response is first read after the job has ended.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class BackgroundResponses:
         self._codec = ResponsesCodec()
 
     async def submit(self, call: ParsedResponseRequest, scope: Scope) -> StoredResponse:
-        """Submit a request as a job and store the response as queued; raise errors like `JobSubmitter`."""
+        """Submit a request as a job and store a queued response; raise `JobSubmitter`'s errors."""
         require_storable(call)
         _, body = await self._submitter.submit(
-            self._codec, replace(call, data=to_job_request(call)), scope, asked_by="background"
+            self._codec, replace(call, data=to_job_request(call)), scope, requested_by="background"
         )
         response_id = _ID_PREFIX + from_json(body)["id"]
         owner = context(scope).owner
@@ -72,8 +72,8 @@ class BackgroundResponses:
             response=call.render_queued(response_id),
             proofs={},
         )
-        # A repeat under one Idempotency-Key finds the row, unless the first request ended between
-        # the job and the row.
+        # A repetition with the same Idempotency-Key finds the stored row, unless the first request
+        # ended after the job was created and before the row was stored.
         await self._stored.add(stored)
         return await self._stored.get(owner, response_id)
 
@@ -81,18 +81,18 @@ class BackgroundResponses:
         """Return a stored response in its current state.
 
         Raises:
-            ResponseNotFound: the tenant has none with this id.
+            ResponseNotFound: the tenant has no response with this id.
             MoyinError: the state of its job cannot be read.
         """
-        return await self._update(
+        return await self._update_from_job(
             await self._stored.get(context(scope).owner, response_id), context(scope).identity
         )
 
     async def cancel(self, scope: Scope, response_id: str) -> StoredResponse:
-        """Cancel a response, and return it once that is done or has taken ten seconds.
+        """Cancel a response, and return it when the cancellation is done or after ten seconds.
 
         Raises:
-            InvalidRequest: the response does not run in the background.
+            InvalidRequest: the response was not requested with ``background: true``.
         """
         stored = await self.get(scope, response_id)
         if not stored.response["background"]:
@@ -107,7 +107,7 @@ class BackgroundResponses:
         return await self.get(scope, response_id)
 
     async def delete(self, scope: Scope, response_id: str) -> None:
-        """Delete a response; cancel its job if that has not ended."""
+        """Delete a response, and cancel its job if the job has not ended."""
         owner = context(scope).owner
         stored = await self._stored.get(owner, response_id)
         await self._cancel_job(stored, context(scope).identity)
@@ -116,10 +116,10 @@ class BackgroundResponses:
     async def follow(
         self, scope: Scope, stored: StoredResponse, after: int = -1
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a response up to its end, those numbered up to ``after`` left out.
+        """Yield the events of a response up to its end, omitting those numbered up to ``after``.
 
-        Each event has the same number for all readers. An error while the job is followed
-        ends the stream with an event of its own; the reader can resume.
+        Each event has the same number for all readers. If following the job fails, an error event
+        ends the stream, and the reader can resume.
         """
         number = 0
 
@@ -131,7 +131,7 @@ class BackgroundResponses:
             return encode_event(numbered, name=name) if number - 1 > after else b""
 
         try:
-            yield b"".join(map(encode, first_events(stored.response)))
+            yield b"".join(map(encode, build_first_events(stored.response)))
             response = (await self.get(scope, stored.id)).response
             while not has_ended(response):
                 job_events = self._follow_job(stored, context(scope).identity)
@@ -140,19 +140,20 @@ class BackgroundResponses:
                         if event is None:
                             yield _KEEP_ALIVE
                         elif number == 2 and event.type in _STARTED:
-                            yield encode(start_event(stored.response))
+                            yield encode(build_start_event(stored.response))
                 response = (await self.get(scope, stored.id)).response
             if number == 2:
-                yield encode(start_event(stored.response))
-            yield b"".join(map(encode, last_events(response)))
+                yield encode(build_start_event(stored.response))
+            yield b"".join(map(encode, build_last_events(response)))
         except MoyinError as error:
-            # The number of the last event: a reader that resumes after it misses nothing.
+            # The error event gets the number of the last event, so that a reader that resumes after
+            # it misses nothing.
             yield encode_error_event(error, context(scope).request_id, max(number - 1, 0))
 
     async def _follow_job(
         self, stored: StoredResponse, identity: Identity | None
     ) -> AsyncGenerator[ServerSentEvent | None, None]:
-        """Yield the events of a job, and None after each while without one."""
+        """Yield the events of a job, and None whenever no event came for some seconds."""
         events = self._gateway.follow_job(_job_id(stored), identity=identity)
         async with aclosing(events):
             following = asyncio.ensure_future(anext(events))
@@ -172,12 +173,14 @@ class BackgroundResponses:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
 
-    async def _update(self, stored: StoredResponse, identity: Identity | None) -> StoredResponse:
-        """Return a stored response in the state of its job; store the answer if there is one."""
+    async def _update_from_job(
+        self, stored: StoredResponse, identity: Identity | None
+    ) -> StoredResponse:
+        """Return a stored response with its job's state; store the answer of a successful job."""
         if not is_pending(stored.response):
             return stored
         if identity is None:
-            raise MissingKey("a response in the background needs an API key")
+            raise MissingKey("background: true requires an API key")
         try:
             path = f"/jobs/{_job_id(stored)}"
             job = await self._gateway.read_json(path, identity=identity)
@@ -191,7 +194,7 @@ class BackgroundResponses:
         return updated
 
     async def _cancel_job(self, stored: StoredResponse, identity: Identity | None) -> bool:
-        """Cancel the job of a response; return False if there is none that runs."""
+        """Cancel the job of a response; return False if the job does not run."""
         if has_ended(stored.response):
             return False
         try:
@@ -202,12 +205,12 @@ class BackgroundResponses:
 
 
 def require_ended(response: Mapping[str, Any]) -> None:
-    """Check that a response can be continued; raise InvalidRequest if not."""
+    """Raise InvalidRequest if a response has no answer yet and so cannot be continued."""
     status = response["status"]
     if status not in ("completed", "incomplete"):
         raise InvalidRequest(
-            f"previous_response_id: the response is {status}; only one that has an answer can be "
-            "continued",
+            f"previous_response_id: the response is {status}; only a response with an answer can "
+            "be continued",
             field="previous_response_id",
         )
 

@@ -1,4 +1,4 @@
-"""Serves OpenAI's batches at ``/v1/batches``, and the internal call that runs their lines."""
+"""Serves OpenAI's batches at ``/v1/batches``, and the internal route that runs their lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moyin.text.batches.runner import BatchRunner
 from moyin.text.protocol.openai.batches import CreateBatch, render_batch, render_batch_page
 
 BATCHES_PATH = "/batches"
-# The service whose workers run batches.
+# Issuer of the service tokens with which job workers call the internal route.
 _WORKER_SERVICE = "jobs"
 
 

@@ -28,12 +28,15 @@ _RECORD_USAGE = "moyin.record_usage"
 
 
 def set_background(scope: Scope, record_usage: Callable[[UsageEntry], None]) -> None:
-    """Mark a request as one that all others precede, and whose usage ``record_usage`` records."""
+    """Mark a request as a background call, whose usage is passed to ``record_usage``.
+
+    All other requests have priority over background calls.
+    """
     scope[_RECORD_USAGE] = record_usage
 
 
 def is_background(scope: Scope) -> bool:
-    """Return whether a request is a line of a batch, which `set_background` marked."""
+    """Return True if `set_background` marked the request as a line of a batch."""
     return _RECORD_USAGE in scope
 
 
@@ -70,19 +73,23 @@ class CallRoute:
         return self.codec.parse(body)
 
     async def complete(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
-        """Return the request with the stored files to which it refers; jobs do without them."""
+        """Return the request with its stored files; requests that become jobs skip this step."""
         return call
 
     async def answer_call(
         self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Send the call to a model that the router chooses, and send the answer to the client."""
+        """Send the call to a model that the router chooses, and the answer to the client."""
         await send_answer(await self.fetch_answer(call, scope), send)
 
     async def fetch_answer(
         self, call: ParsedRequest, scope: Scope, codec: ProtocolCodec | None = None
     ) -> Answer:
-        """Return the answer of a model that the router chooses; ``codec`` replaces the route's."""
+        """Return the answer of a model that the router chooses.
+
+        Args:
+            codec: replaces the route's codec.
+        """
         request_context = context(scope)
         caller = request_context.caller
         record_usage = scope.get(_RECORD_USAGE)
@@ -99,11 +106,12 @@ class CallRoute:
 
 
 class OllamaRoute(CallRoute):
-    """Handles Ollama's calls, whose answers name the model as the client does.
+    """Handles Ollama's calls, whose answers name the model as the client did.
 
-    A request to load a model succeeds at once if not only Ollamas serve it. A request to unload a model
-    goes to every host that has it in memory. Only operators unload all models of an alias or of
-    ``auto``; for others the request succeeds and changes nothing.
+    A request to load a model succeeds immediately if servers other than Ollama also serve the
+    model. A request to unload a model goes to every host that has the model in memory. Only
+    operators can unload all models of an alias or of ``auto``; for others such a request succeeds
+    without an effect.
     """
 
     async def answer_call(
@@ -126,14 +134,14 @@ class OllamaRoute(CallRoute):
         return answer
 
     async def _load_or_unload(self, call: ParsedRequest, caller: Identity) -> bool:
-        """Do what a request without a prompt demands; return False if the router must do it."""
+        """Load or unload the model that a request names; return False if the router must do it."""
         fleet = self._text_router.fleet
         deployments = fleet.find_allowed_deployments(call.model, caller.owner)
         hosts = [one for one in deployments if one.api_format is ApiFormat.OLLAMA]
         body = cast(ParsedChatRequest | ParsedGenerateRequest, call).body
         if not body.unloads_model:
-            # The router raises the error for a model that the tenant may not use. Of several
-            # servers, some need no loading.
+            # The router raises the error for a model that the tenant may not use. Some of several
+            # servers need no loading.
             return len(hosts) < len(deployments)
         if fleet.catalog.is_group_name(call.model) and not caller.has_scope(OPERATOR):
             # Other tenants use the models behind the name, too.

@@ -1,4 +1,4 @@
-"""Serves ``POST /v1/messages/count_tokens``, which counts the tokens of a prompt without a cost."""
+"""Serves ``POST /v1/messages/count_tokens``, which counts a prompt's tokens free of charge."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ async def _count_by_back_end(
 ) -> bytes | None:
     """Return the response of the first back end that can count tokens, or None if none can.
 
-    Servers inside our network do not get prompts with URLs of pictures, because they would fetch
-    these URLs, which can be internal addresses.
+    Servers inside our network do not get prompts with picture URLs, because they would fetch these
+    URLs, which can be internal addresses.
     """
     has_urls = call.has_urls
     for target in allowed:
@@ -82,7 +82,7 @@ async def _count_by_back_end(
 
 
 def _has_small_schemas(call: ParsedCountTokensRequest) -> bool:
-    """Return whether all schemas are small enough for servers that compile them to grammars."""
+    """Return True if all schemas are small enough for servers that compile them to grammars."""
     try:
         check_schemas(call.iterate_schemas())
     except UnsupportedFeature:

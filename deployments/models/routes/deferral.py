@@ -13,7 +13,7 @@ from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.router import Router
 
-# Headers that affect the answer or the choice of the back end, and that a chat job cannot contain.
+# Headers that affect the answer or the choice of the back end, but cannot be part of a chat job.
 _UNSUPPORTED_HEADERS = (
     b"anthropic-beta",
     b"x-moyin-quality",
@@ -44,17 +44,17 @@ class JobSubmitter:
         scope: Scope,
         *,
         completed: ParsedRequest | None = None,
-        asked_by: str = "`Prefer: respond-async`",
+        requested_by: str = "`Prefer: respond-async`",
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Submit the call as a job.
 
         Args:
-            completed: the call with the stored files to which it refers, which the job reads anew;
-                if None, the call refers to none.
-            asked_by: the part of the request that asks for a job, for messages.
+            completed: the call with its stored files, for validation only, because the job reads
+                the files again; None if the call references no files.
+            requested_by: the part of the request that requests a job, named in error messages.
 
         Returns:
-            Headers and body of the response, which has the status 202 like that of ``POST /jobs``.
+            Headers and body of the response, which has the status 202 as for ``POST /jobs``.
 
         Raises:
             RequestError: the call is invalid and would always fail.
@@ -63,12 +63,12 @@ class JobSubmitter:
         request_context = context(scope)
         identity = request_context.identity
         if identity is None:
-            raise MissingKey(f"{asked_by} needs an API key")
+            raise MissingKey(f"{requested_by} requires an API key")
         for name in _UNSUPPORTED_HEADERS:
             if get_header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
-                    f"the header {field} and {asked_by} exclude each other",
+                    f"the header {field} cannot be combined with {requested_by}",
                     field=field,
                 )
         routing_context = RoutingContext(
@@ -84,7 +84,8 @@ class JobSubmitter:
                 idempotency_key=get_header(scope, b"idempotency-key"),
             )
         except MoyinError as error:
-            # The field is in the job's member `request`, which the client did not send.
+            # The field's path begins with the job's member `request`, which the client did not
+            # send.
             error.field = error.field and error.field.removeprefix("request.")
             raise
         headers = [
@@ -98,7 +99,7 @@ class JobSubmitter:
 
 def _to_job_spec(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
     request = {name: value for name, value in call.data.items() if name not in _REMOVED_MEMBERS}
-    # Chat jobs have messages.
+    # A chat job must have messages.
     if call.derive_needs().embeddings or codec.path == "/completions":
         http_request = {"method": "POST", "path": path, "body": escape_references(request)}
         return {"kind": "http", "request": http_request}

@@ -22,7 +22,7 @@ from moyin.text.routing.router import Router
 ADMIN_PATHS = frozenset({"/quality/reset", "/quality/freeze", "/quality/export"})
 _MAX_SIGNALS = 1_000
 _SIGNAL_MEMBERS = ("request_id", "source", "model", "score", "weight", "p_good", "comment")
-# Latest decisions, of thirty days at most, that are simulated with other costs of a bad answer.
+# Number of latest decisions (at most thirty days old) simulated with other costs of a bad answer.
 _MAX_DECISIONS = 2_000
 
 

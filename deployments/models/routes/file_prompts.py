@@ -1,4 +1,4 @@
-"""Puts the stored files to which requests refer into the requests."""
+"""Embeds stored files in the chat completion requests that reference them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from moyin.text.routing.router import Router
 
 
 class ChatRoute(CallRoute):
-    """Handles chat completions; the files to which a request refers are put into it.
+    """Handles chat completions, and embeds the stored files that a request references.
 
-    A job gets the request with the ids, and reads the files when it runs.
+    A request that becomes a job keeps the ids; the files are read when the job runs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Serves OpenAI's ``/v1/files``: the files of a tenant, for batches and for prompts."""
+"""Serves OpenAI's ``/v1/files``: a tenant's files for batches and prompts."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
         """Store the part `file` of a multipart form.
 
         `purpose` is `batch` for the requests of a batch, which expire after 30 days unless
-        `expires_after` says otherwise, or `user_data`, `vision` or `assistants` for files to which
-        prompts refer.
+        `expires_after` says otherwise, or `user_data`, `vision` or `assistants` for files that
+        prompts reference.
         """
         kind = request.headers.get("content-type", "")
         if not kind.lower().startswith("multipart/form-data"):

@@ -1,4 +1,4 @@
-"""Serves OpenAI's ``POST /v1/images/generations`` with jobs that render the pictures."""
+"""Serves OpenAI's ``POST /v1/images/generations`` by jobs that render the pictures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class SubmitPictures(Protocol):
-    """Function that submits the job of a request."""
+    """Function that submits the render job of an image request and returns the job."""
 
     def __call__(
         self, identity: Identity, /, *, cache: bool, idempotency_key: str | None
@@ -88,7 +88,7 @@ def new_image_routes(
 
 
 class PictureRenderer:
-    """Answers requests for pictures with those that a job renders.
+    """Answers image requests with pictures that a job renders.
 
     Args:
         get_settings: returns the current settings.
@@ -105,7 +105,7 @@ class PictureRenderer:
     async def respond(
         self, request: Request, body: protocol.ImagesBody, submit: SubmitPictures
     ) -> Response:
-        """Submit a job, wait for its pictures, and return the response that has them."""
+        """Submit a job, wait for its pictures, and return a response with the pictures."""
         images, caller = self._images, context(request.scope).caller
         headers: RawHeaders = request.scope["headers"]
         preferences = parse_preferences(
@@ -123,7 +123,8 @@ class PictureRenderer:
             seconds = min(settings.timeout_s, preferences.timeout or settings.timeout_s)
             job = await images.wait_for_job(caller, _parse_job_id(accepted), seconds)
         except asyncio.CancelledError:
-            # The client disconnected. If it sent a key, it may request the same job again.
+            # The client disconnected. If it sent an Idempotency-Key, it may request the same job
+            # again.
             await images.abandon(caller, submission, cancel=waits and key is None)
             raise
         except JobStillRunning as error:

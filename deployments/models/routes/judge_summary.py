@@ -1,4 +1,4 @@
-"""Summarizes the judge's verdicts and spending of the month for ``GET /v1/quality``."""
+"""Summarizes the judge's verdicts and spending in this month for ``GET /v1/quality``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moyin.store.sql import now
 from moyin.text.judging.comparison import derive_comparison_id
 from moyin.text.judging.rules import JudgeRules
 
-# Verdicts of a tenant and month that are counted at most.
+# Maximum number of a tenant's verdicts that are counted per month.
 _MAX_VERDICTS = 20_000
 
 
@@ -26,7 +26,7 @@ class JudgeStatus(Protocol):
         """The current rules, or None while the judge is off."""
 
     async def get_spending(self) -> Decimal:
-        """Return the spending of this calendar month in US dollars.
+        """Return the judge's spending in this calendar month in US dollars.
 
         Raises:
             ServiceUnavailable: the spending is unknown because Valkey does not respond.
@@ -64,7 +64,7 @@ async def summarize_verdicts(
 
 
 def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Count the judged answers, and the judged answers that are not worse than the second answer.
+    """Return the number of judged answers, and of those at least as good as the second answer.
 
     Args:
         scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a

@@ -40,7 +40,7 @@ from moyin.text.protocol.anthropic.batches import (
 MESSAGE_BATCHES_PATH = "/messages/batches"
 _MAX_PAGE = 1_000
 _RESULTS_TYPE = "application/x-jsonl"
-# Requests are kept so long after the batch was created, in case a workflow comes late.
+# Requests are kept this long after the batch was created, in case its workflow starts late.
 _REQUESTS_KEPT = timedelta(days=30)
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -86,7 +86,7 @@ def new_message_batch_routes(
 
     Args:
         public_url: the first part of the URL of results; if empty, the address that the client used.
-        max_request_bytes: the largest of the requests of a batch.
+        max_request_bytes: the maximum size of one request of a batch.
     """
     router = APIRouter(prefix=MESSAGE_BATCHES_PATH, tags=["batches"])
 
@@ -152,7 +152,7 @@ def new_message_batch_routes(
         try:
             return render(await batches.cancel(batch.owner, batch.id), request)
         except BatchFinished:
-            # All requests have results, which are being written, or are there.
+            # All requests have results, which are written or being written.
             return render(await find(request, batch_id), request)
 
     @router.delete("/{batch_id}", summary="Delete a batch of messages that has ended")
@@ -182,7 +182,7 @@ def new_message_batch_routes(
 async def _receive_requests(
     request: Request, owner: str, blobs: BlobStore, max_request_bytes: int
 ) -> tuple[StoredFile, int]:
-    """Store the requests in the body of a request as a blob; return its file and their number."""
+    """Store the requests of a new batch as a blob; return the file and the number of requests."""
     with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
         path = Path(folder) / "requests.jsonl"
         async with receive_upload(request, "requests") as upload:
@@ -226,7 +226,7 @@ async def _no_results() -> AsyncIterator[bytes]:
 
 
 def _write_lines(body: Path, target: Path, max_request_bytes: int) -> int:
-    """Write the requests in a body to a file with one on each line; return their number."""
+    """Write the requests in a body to a file, one per line; return the number of requests."""
     with body.open("rb") as source, target.open("wb") as lines:
         if not body.stat().st_size:
             raise InvalidRequest(

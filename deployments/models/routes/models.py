@@ -83,7 +83,7 @@ def _list_models(fleet: Fleet, request: Request) -> dict[str, Any]:
 
 
 def _select_page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
-    """Return the names on the requested page, and whether more pages follow."""
+    """Return the names on the requested page, and True if more pages follow."""
     limit = _parse_limit(query.get("limit"))
     after, before = query.get("after_id"), query.get("before_id")
     if after is not None and before is not None:
@@ -117,7 +117,8 @@ def _find_position(names: Sequence[str], name: str, field: str) -> int:
 def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
     deployments = fleet.find_allowed_deployments(name, owner)
     states = {_describe_status(fleet, deployment) for deployment in deployments}
-    # An alias has the abilities of models that can answer, not of those whose key is missing.
+    # An alias has the abilities of the models that can answer, not of models whose API key is
+    # missing.
     models = [one.model for one in fleet.find_callable_deployments(name, owner)]
     body: dict[str, Any] = {
         "id": name,

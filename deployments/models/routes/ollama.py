@@ -63,7 +63,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
             _describe_list_entry(name, fleet.find_allowed_deployments(name, owner))
             for name in fleet.list_names(owner)
         ]
-        # Clients take the first for a model with files, so names without come last.
+        # Clients assume that the first model has files, so names without files come last.
         return {"models": sorted(entries, key=lambda entry: not entry["size"])}
 
     @router.get(
@@ -71,7 +71,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
     )
     async def list_loaded_models(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
-        # The periodic check may not have seen a load or an unload of the last seconds.
+        # The periodic check may have missed a load or unload in the last seconds.
         await asyncio.gather(
             *(
                 runtime.loaded.refresh()
@@ -107,7 +107,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
         body = validate(wire.ShowBody, parse_object(await request.body()))
         name = body.model or body.name
         if not name:
-            raise InvalidRequest("model: is missing; set it to the name of a model", field="model")
+            raise InvalidRequest("model: must be the name of a model", field="model")
         deployments = text_router.fleet.find_callable_deployments(
             name, context(request.scope).owner
         )
@@ -121,7 +121,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
 
 
 def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
-    """Return whether the model is loaded. Servers that report no loaded models have loaded all."""
+    """Return True if the model is loaded; a server that does not report loaded models has all."""
     runtime = fleet.runtimes.get(deployment.backend)
     if runtime is None or not runtime.health.is_up:
         return False
@@ -132,7 +132,7 @@ def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
 
 
 def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
-    """Return what `/api/ps` says of a loaded model: how much memory it takes, and until when."""
+    """Return the memory use and the expiry time of a loaded model, as `/api/ps` shows them."""
     loaded = fleet.runtimes[deployment.backend].loaded
     report = loaded.get_report(deployment.model.upstream) if loaded is not None else {}
     return {
@@ -148,7 +148,7 @@ def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, 
 
 
 def _add_tag(name: str) -> str:
-    """Return the name as Ollama's clients expect it, with a tag."""
+    """Return the name with a tag, as Ollama's clients expect it."""
     return name if ":" in name.rpartition("/")[2] else f"{name}{LATEST_TAG}"
 
 
@@ -164,7 +164,7 @@ def _describe_list_entry(name: str, deployments: Sequence[ModelDeployment]) -> d
         "digest": hashlib.sha256(upstream.encode()).hexdigest(),
         "details": _UNKNOWN_DETAILS,
     }
-    # A group of several models has no size of its own.
+    # A group of several models has no single size.
     file = _find_single_file(deployments)
     if file is None:
         return entry
@@ -177,7 +177,7 @@ def _describe_list_entry(name: str, deployments: Sequence[ModelDeployment]) -> d
 
 
 def _find_single_file(deployments: Iterable[ModelDeployment]) -> ModelFile | None:
-    """Return the file of the first deployment, or None if there are several models."""
+    """Return the model file of the first deployment; None if there are several models."""
     deployments = list(deployments)
     if len({deployment.model.name for deployment in deployments}) != 1:
         return None
@@ -207,15 +207,16 @@ def _describe_features(deployments: Sequence[ModelDeployment]) -> dict[str, Any]
 
 
 def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
-    """Return the capabilities of at least one of the models."""
+    """Return all capabilities that at least one of the models has."""
     models = [deployment.model for deployment in deployments]
     capabilities = ["completion"] if any(model.chat for model in models) else []
-    # An Ollama computes vectors with every model, but names only models that are made for it.
-    capabilities += ["embedding"] if any(_is_made_for_vectors(model) for model in models) else []
+    # Ollama computes embeddings with every model, but reports the capability only for embedding
+    # models.
+    capabilities += ["embedding"] if any(_is_embedding_model(model) for model in models) else []
     capabilities += [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
     inserts = any(one.file and "insert" in one.file.capabilities for one in deployments)
     return [*capabilities, *(["insert"] if inserts else ())]
 
 
-def _is_made_for_vectors(model: Model) -> bool:
+def _is_embedding_model(model: Model) -> bool:
     return model.embeddings and not model.chat

@@ -1,4 +1,4 @@
-"""Passes Ollama's calls that change a host's models on to that host, for operators only."""
+"""Forwards operators' calls that change the models of an Ollama host to that host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moyin.text.protocol.ollama.stream import JSON_LINES
 from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.router import Router
 
-# Ollama's clients get the host that answered in a response header of the same name.
+# The request header that names the host; the response has it, too.
 HOST_HEADER = "x-moyin-backend"
 _BLOB_PATH = "/ollama/api/blobs/"
 _DESCRIPTION = (
@@ -30,7 +30,7 @@ _DESCRIPTION = (
     "beginning of the model's name (`gpu-1/llama3.2`) names; without either, to the only host."
 )
 
-# Their clients take the status for the end of the call.
+# Clients of these calls use the status to detect the end of the call.
 _CALLS_WITHOUT_BODY = frozenset({"/api/copy", "/api/delete"})
 _DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
 
@@ -62,15 +62,17 @@ def new_ollama_host_routes(
         if not is_named and _is_known(text_router, request, body.name_of_model):
             return _answer_pulled(body)
         if not _is_operator(request):
-            raise _new_scope_error("pull", f"the model {body.name_of_model!r} is not there, and ")
-        return hosts.pass_on(request, "POST", "pull", data, "model")
+            raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
+        return hosts.forward_request(request, "POST", "pull", data, "model")
 
     @router.post(
         "/push", summary="Push a model to a registry", description=_DESCRIPTION, response_model=None
     )
     async def push(request: Request) -> Response:
         _require_operator(request, "push")
-        return hosts.pass_on(request, "POST", "push", await _read(request), "model")
+        return hosts.forward_request(
+            request, "POST", "push", await _read_json_body(request), "model"
+        )
 
     @router.post(
         "/create",
@@ -80,7 +82,9 @@ def new_ollama_host_routes(
     )
     async def create(request: Request) -> Response:
         _require_operator(request, "create")
-        return hosts.pass_on(request, "POST", "create", await _read(request), "model")
+        return hosts.forward_request(
+            request, "POST", "create", await _read_json_body(request), "model"
+        )
 
     @router.post(
         "/copy",
@@ -90,7 +94,9 @@ def new_ollama_host_routes(
     )
     async def copy(request: Request) -> Response:
         _require_operator(request, "copy")
-        return hosts.pass_on(request, "POST", "copy", await _read(request), "source")
+        return hosts.forward_request(
+            request, "POST", "copy", await _read_json_body(request), "source"
+        )
 
     @router.delete(
         "/delete",
@@ -100,12 +106,14 @@ def new_ollama_host_routes(
     )
     async def delete(request: Request) -> Response:
         _require_operator(request, "delete")
-        return hosts.pass_on(request, "DELETE", "delete", await _read(request), "model")
+        return hosts.forward_request(
+            request, "DELETE", "delete", await _read_json_body(request), "model"
+        )
 
     @router.head("/blobs/{digest}", include_in_schema=False)
     async def has_blob(digest: str, request: Request) -> Response:
         _require_operator(request, "blobs")
-        return hosts.pass_blob(request, digest)
+        return hosts.forward_blob_request(request, digest)
 
     @router.post(
         "/blobs/{digest}",
@@ -115,13 +123,13 @@ def new_ollama_host_routes(
     )
     async def upload_blob(digest: str, request: Request) -> Response:
         _require_operator(request, "blobs")
-        return hosts.pass_blob(request, digest)
+        return hosts.forward_blob_request(request, digest)
 
     return router
 
 
 def is_blob_upload(scope: Mapping[str, Any]) -> bool:
-    """Return True for an operator's upload of a blob, whose size is the host's matter."""
+    """Return True for an operator's upload of a blob, whose size only the host limits."""
     path = scope["path"].removeprefix("/v1")
     if not path.startswith(_BLOB_PATH):
         return False
@@ -130,24 +138,24 @@ def is_blob_upload(scope: Mapping[str, Any]) -> bool:
 
 
 class _Hosts:
-    """Finds the Ollama host of a call and passes the call on."""
+    """Finds the Ollama host of a call and forwards the call to it."""
 
     def __init__(self, text_router: Router, on_models_changed: Callable[[], None] | None) -> None:
         self._text_router = text_router
         self._on_models_changed = on_models_changed
 
     def split_name(self, name: str) -> tuple[str | None, str]:
-        """Return the host that a model's name begins with, or None, and the name on the host."""
+        """Split ``<host>/<model>`` into the host's name, None if missing, and the model's name."""
         host, slash, rest = name.partition("/")
         return (host, rest) if slash and rest and host in self._runtimes else (None, name)
 
-    def pass_on(
+    def forward_request(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
     ) -> Response:
-        """Return the response of the host, to which the call is passed on.
+        """Forward a call to the host that it names, and return the host's response.
 
         Args:
-            member: the member of the body whose name may begin with the host's.
+            member: the body's member with the model's name, which may begin with the host's name.
         """
         body = dict(data)
         # `name` is the older name of `model`.
@@ -159,7 +167,7 @@ class _Hosts:
         host, body[member] = self.split_name(name)
         if "destination" in body:
             body["destination"] = self.split_name(str(body["destination"]))[1]
-        runtime = self._choose(request, host)
+        runtime = self._choose_host(request, host)
         caller = context(request.scope).caller
         _log.info(
             "%s of tenant %s calls %s for the model %r on %s",
@@ -170,13 +178,13 @@ class _Hosts:
             runtime, method, f"/api/{call}", to_json(body), self._on_models_changed
         )
 
-    def pass_blob(self, request: Request, digest: str) -> Response:
-        """Return the response of the host to a call about a blob."""
+    def forward_blob_request(self, request: Request, digest: str) -> Response:
+        """Forward a call about a blob to its host, and return the host's response."""
         if _DIGEST.fullmatch(digest) is None:
             raise InvalidRequest(
                 "digest: must be 'sha256:' and 64 hexadecimal digits", field="digest"
             )
-        runtime = self._choose(request, None)
+        runtime = self._choose_host(request, None)
         data = request.stream() if request.method == "POST" else None
         return _HostResponse(runtime, request.method, f"/api/blobs/{digest}", data)
 
@@ -188,24 +196,24 @@ class _Hosts:
             if isinstance(runtime.backend, OllamaBackend)
         }
 
-    def _choose(self, request: Request, named: str | None) -> BackendRuntime:
+    def _choose_host(self, request: Request, named: str | None) -> BackendRuntime:
         runtimes = self._runtimes
         name = request.headers.get(HOST_HEADER) or named
         if name is None and len(runtimes) == 1:
             return next(iter(runtimes.values()))
         if name is None or name not in runtimes:
             known = ", ".join(runtimes) or "none is configured"
-            problem = "name an Ollama host" if name is None else f"there is no Ollama host {name!r}"
+            problem = "is missing" if name is None else f"there is no Ollama host {name!r}"
             raise InvalidRequest(
-                f"{HOST_HEADER}: {problem}, in this header or before the model's name, as in "
-                f"'host/model'; the hosts: {known}",
+                f"{HOST_HEADER}: {problem}; name a host in this header or before the model's name, "
+                f"as in 'host/model'; the hosts: {known}",
                 field=HOST_HEADER,
             )
         return runtimes[name]
 
 
 class _HostResponse(Response):
-    """Passes a request on to an Ollama host, and streams the host's response to the client."""
+    """Forwards a request to an Ollama host, and streams the host's response to the client."""
 
     def __init__(
         self,
@@ -225,12 +233,12 @@ class _HostResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         backend = self._runtime.backend
         assert isinstance(backend, OllamaBackend), "only Ollama hosts have these calls"
-        async with backend.pass_on(self._method, self._path, self._data) as response:
+        async with backend.forward_request(self._method, self._path, self._data) as response:
             headers = [(HOST_HEADER.encode(), self._runtime.name.encode())]
             if response.content_type is not None:
                 headers.append((b"content-type", response.content_type.encode("latin-1")))
             if self._path in _CALLS_WITHOUT_BODY:
-                await self._refresh()
+                await self._refresh_models()
             await send(
                 {"type": "http.response.start", "status": response.status, "headers": headers}
             )
@@ -241,22 +249,22 @@ class _HostResponse(Response):
                 event = render_error_event(error, context(scope).request_id)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         if self._path not in _CALLS_WITHOUT_BODY:
-            await self._refresh()
+            await self._refresh_models()
         await send({"type": "http.response.body", "body": b""})
 
-    async def _refresh(self) -> None:
-        """Serve the host's models as they are now, before the client learns that the call ended."""
+    async def _refresh_models(self) -> None:
+        """Update the host's list of models before the client sees the end of the call."""
         if self._on_models_changed is None or self._runtime.refresh_models is None:
             return
         try:
             if await self._runtime.refresh_models():
                 self._on_models_changed()
         except MoyinError:
-            # The periodic check finds the change.
+            # The periodic check will find the change.
             return
 
 
-async def _read(request: Request) -> Mapping[str, Any]:
+async def _read_json_body(request: Request) -> Mapping[str, Any]:
     return parse_object(await request.body())
 
 
@@ -278,7 +286,7 @@ def _new_scope_error(call: str, reason: str) -> InsufficientScope:
 
 
 def _is_known(text_router: Router, request: Request, name: str) -> bool:
-    """Return whether the caller may use a model or alias of this name."""
+    """Return True if the caller may use a model or alias of this name."""
     try:
         return bool(text_router.fleet.find_allowed_deployments(name, context(request.scope).owner))
     except ModelNotFound:

@@ -36,7 +36,7 @@ from moyin.text.protocol.openai.uploads import (
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.operation_router import OperationRouter
 
-# More than any call has: OpenAI accepts sixteen pictures and a mask.
+# More parts than any call has: OpenAI accepts sixteen pictures and a mask.
 _MAX_FILES = 20
 _MAX_FIELDS = 100
 _MAX_FIELD_BYTES = 256 * 1024
@@ -60,10 +60,10 @@ class OperationRoute:
 
 
 class ImageEditRoute:
-    """Handles edits of pictures: by a model with this ability, or else by a render template.
+    """Handles edits of pictures with a model that has this ability, or else a render template.
 
     Args:
-        renderer: answers with the pictures that a template renders.
+        renderer: renders the pictures with a template.
     """
 
     def __init__(
@@ -83,14 +83,15 @@ class ImageEditRoute:
                 return
             edit = parse_image_edit(form)
             if (admission := get_admission(scope)) is not None:
-                # A limit must stop the request before its job is submitted.
+                # Limits are checked before the job is submitted.
                 await admission.reserve()
             try:
                 response = await self._renderer.respond(
                     Request(scope), edit.body, partial(self._images.submit_edit, edit=edit)
                 )
             except ModelNotFound:
-                # No template has this name. Without a model for edits, the error says what to configure.
+                # No template has this name. If no model for edits is configured, the error names
+                # the setting.
                 self._router.require_operation(Operation.IMAGE_EDIT)
                 raise
             await response(scope, receive, send)
@@ -99,7 +100,8 @@ class ImageEditRoute:
 class UploadRoute:
     """Handles the requests of one operation with files, as an ASGI app.
 
-    A file of more than 1 MiB lies on the disk until the request ends, and passes from there in pieces.
+    A file of more than 1 MiB is stored on disk until the request ends, and sent from there in
+    pieces.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ def new_operation_routes(
     return {
         "/moderations": OperationRoute(router, parse_moderation),
         "/rerank": rerank,
-        # llama.cpp's other name of the call.
+        # llama.cpp's alternative path of the call.
         "/reranking": rerank,
         "/audio/speech": OperationRoute(router, parse_speech),
         "/audio/transcriptions": UploadRoute(router, _build_transcription),
@@ -171,10 +173,12 @@ async def _measure_seconds(files: list[UploadFile]) -> float | None:
 async def receiving_form(
     scope: Scope, receive: Receive
 ) -> AsyncIterator[tuple[MultipartForm, list[UploadFile]] | None]:
-    """Receive a form, and delete its files at the end; None if the client disconnects meanwhile.
+    """Yield the received form and its files, and delete the files afterwards.
+
+    Yields None if the client disconnects while it sends the form.
 
     Raises:
-        InvalidRequest: the body is no valid form, or has too many or too long fields.
+        InvalidRequest: the body is not a valid form, or has too many or too long fields.
     """
     content_type = (get_header(scope, b"content-type") or "").partition(";")[0].strip().lower()
     if content_type != _FORM_TYPE:

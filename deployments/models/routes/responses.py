@@ -48,17 +48,18 @@ _log = logging.getLogger(__name__)
 _MAX_ITEMS = 100
 _MAX_REFERENCES = 1_000
 _RESPONSE_ID = re.compile(r"resp_[0-9a-f-]{1,59}")
-# An item's id contains that of its response (`ResponseTemplate.new_item_id`).
+# An item's id contains its response's id (`ResponseTemplate.new_item_id`).
 _ITEM_ID = re.compile(r"[a-z]+_([0-9a-f-]{32,36})_[0-9]{1,9}")
 
 
 class ResponsesRoute(CallRoute):
     """Serves ``POST /v1/responses``.
 
-    With ``background: true`` the answer is a queued response at once, or its events.
+    With ``background: true`` the client immediately gets a queued response, or a stream of its
+    events.
 
-    An answer is stored before its client receives the last piece, so that the next request can
-    continue it, whichever replica serves that.
+    An answer is stored before the client receives its last piece, so that the next request can
+    continue it in any replica.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class ResponsesRoute(CallRoute):
         self._prompt_files = prompt_files
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
-        """Parse a request; with ``previous_response_id``, the conversation so far precedes it.
+        """Parse a request, and prepend the conversation of its ``previous_response_id``.
 
-        The files to which it refers are read. Its JSON, which jobs send again, still has their ids.
+        Referenced files are read, but the request's JSON, which jobs send again, keeps their ids.
         """
         data = parse_object(body)
         with _storage_errors():
@@ -93,7 +94,7 @@ class ResponsesRoute(CallRoute):
         previous = data.get("previous_response_id")
         if not isinstance(previous, str):
             return self._responses_codec.parse_continuation(body, data, (), files)
-        # Mistakes in the client's own items are reported by their own numbers.
+        # Errors in the client's own items are reported with the client's numbering.
         self._responses_codec.parse_continuation(body, data, (), files)
         try:
             if not _RESPONSE_ID.fullmatch(previous):
@@ -110,10 +111,10 @@ class ResponsesRoute(CallRoute):
         return self._responses_codec.parse_continuation(body, data, earlier, files)
 
     async def _resolve_references(self, data: dict[str, Any], owner: str) -> dict[str, Any]:
-        """Replace the items that the client names by id, as the Vercel AI SDK does.
+        """Replace references to items by the items; the Vercel AI SDK sends such references.
 
         Raises:
-            InvalidRequest: there is no such item; names the field.
+            InvalidRequest: an item does not exist; the error names the field.
         """
         items = data.get("input")
         references = {
@@ -158,14 +159,15 @@ class ResponsesRoute(CallRoute):
             return
         answer = await self.fetch_answer(call, scope, ResponsesCodec(call.record))
         if not call.record.responses and answer.stream is None:
-            answer = replace(answer, body=await self._renew(call, answer.body, scope))
+            answer = replace(answer, body=await self._renew_response_id(call, answer.body, scope))
         if call.body.store is not False:
-            save = partial(self._save, call, context(scope).owner)
+            save = partial(self._save_answer, call, context(scope).owner)
             if answer.stream is None:
                 try:
                     await save(find_response_id(answer.body))
                 except ServiceUnavailable:
-                    # The answer to a line of a batch is in a file, and another would cost again.
+                    # The answer to a batch line is stored in a file, and another answer would cost
+                    # again.
                     if not is_background(scope):
                         raise
             else:
@@ -176,10 +178,12 @@ class ResponsesRoute(CallRoute):
                 answer = replace(answer, stream=_SavedStream(answer.stream, save, render))
         await send_answer(answer, send)
 
-    async def _renew(self, call: ParsedResponseRequest, body: bytes, scope: Scope) -> bytes:
-        """Return an answer of the answer cache with a new id, under which it can be stored.
+    async def _renew_response_id(
+        self, call: ParsedResponseRequest, body: bytes, scope: Scope
+    ) -> bytes:
+        """Return an answer from the answer cache with a new response id, under which it is stored.
 
-        The response that was answered first may have been deleted, or not have been stored.
+        The response with the original id may have been deleted or never stored.
         """
         if call.is_streamed:
             last = [frame for frame in FrameSplitter().feed(body) if frame.data][-1]
@@ -194,8 +198,10 @@ class ResponsesRoute(CallRoute):
         call.record.add(renewed, {name.replace(old, new): p for name, p in proofs.items()})
         return body.replace(old.encode(), new.encode())
 
-    async def _save(self, call: ParsedResponseRequest, owner: str, response_id: str | None) -> bool:
-        """Store the answer with this id once it is whole; return whether that is so."""
+    async def _save_answer(
+        self, call: ParsedResponseRequest, owner: str, response_id: str | None
+    ) -> bool:
+        """Store the answer with this id if it is complete; return True if it is."""
         response = call.record.responses.get(response_id or "")
         if response is None:
             return False
@@ -226,9 +232,9 @@ def _storage_errors() -> Iterator[None]:
 
 
 class _SavedStream:
-    """Passes a stream on, and stores its answer before it passes the piece that ends it.
+    """Forwards a stream, and stores its answer before forwarding the last piece.
 
-    If it cannot be stored, an error event replaces that piece and ends the stream.
+    If the answer cannot be stored, an error event replaces the last piece.
     """
 
     def __init__(
@@ -238,7 +244,7 @@ class _SavedStream:
         render_error: Callable[[MoyinError], bytes],
     ) -> None:
         self._stream = stream
-        self._save = save
+        self._save_answer = save
         self._render_error = render_error
         self._has_failed = False
         self._response_id: str | None = None
@@ -255,7 +261,7 @@ class _SavedStream:
             self._response_id = find_response_id(piece)
         if not self._is_saved:
             try:
-                self._is_saved = await self._save(self._response_id)
+                self._is_saved = await self._save_answer(self._response_id)
             except ServiceUnavailable as error:
                 self._has_failed = True
                 return self._render_error(error)
@@ -270,7 +276,7 @@ class _SavedStream:
 
 
 def _name_items(stored: StoredResponse) -> list[Mapping[str, Any]]:
-    """Return the items of a request, each with an id of its own.
+    """Return the items of a request, each with a unique id.
 
     Clients may send an item without an id, or the same item twice.
     """
@@ -286,7 +292,7 @@ def _name_items(stored: StoredResponse) -> list[Mapping[str, Any]]:
 
 
 def _list_content(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a message whose content is text with a list of parts, as OpenAI's document requires."""
+    """Return a message item with its string content converted to parts, as OpenAI requires."""
     text = item.get("content")
     if item.get("type") != "message" or not isinstance(text, str):
         return item
@@ -324,7 +330,7 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
         found = await background.get(request.scope, response_id)
         if not stream:
             if starting_after is not None:
-                raise InvalidRequest("starting_after needs stream=true", field="starting_after")
+                raise InvalidRequest("starting_after requires stream=true", field="starting_after")
             return JSONResponse(found.response)
         if not found.response["background"]:
             raise InvalidRequest(
@@ -340,7 +346,7 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
 
     @router.delete("/{response_id}", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Mapping[str, Any]:
-        """Delete a response. One that runs is cancelled. What continues it cannot be continued."""
+        """Delete a response, and cancel it if it runs. It can no longer be continued."""
         await background.delete(request.scope, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 

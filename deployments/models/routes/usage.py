@@ -1,4 +1,4 @@
-"""Serves recorded calls at ``/v1/requests``, and their sums at ``GET /v1/usage``."""
+"""Serves recorded calls at ``/v1/requests``, and their total usage at ``GET /v1/usage``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from moyin.text.protocol.usage import (
     build_call,
 )
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.usage_comparison import DearestModels, PricedModel
+from moyin.text.routing.usage_comparison import PricedModel, UsageComparison
 
 _log = logging.getLogger(__name__)
 _MAX_GROUPS = 5_000
@@ -99,7 +99,7 @@ def new_usage_routes(
     async def show_usage(request: Request, query: Annotated[UsageQuery, Query()]) -> UsageReport:
         owner = _resolve_owner(request, query.owner)
         since, until = query.resolve_period(now())
-        dearest = DearestModels(get_fleet(), owner)
+        dearest = UsageComparison(get_fleet(), owner)
         calls = CallFilter(
             owner=owner,
             key_id=query.key,
@@ -128,7 +128,7 @@ def _resolve_owner(request: Request, owner: str | None) -> str | None:
         return caller.owner
     if not caller.has_scope(OPERATOR):
         raise InsufficientScope(
-            f"owner: the calls of other tenants need the scope {OPERATOR}",
+            f"owner: the calls of other tenants require the scope {OPERATOR}",
             field="owner",
             details={"scope": OPERATOR},
         )
@@ -141,7 +141,7 @@ async def _list_budgets(meter: RequestMeter | None, caller: Identity) -> list[Bu
     try:
         states = await meter.budgets.list_states(caller.limits, caller.owner)
     except ServiceUnavailable as error:
-        # The sums, which need no Valkey, are shown nevertheless.
+        # The sums are shown even without budgets, because they do not need Valkey.
         _log.warning("budgets are missing in a usage report: %s", error.__cause__)
         return None
     return [BudgetBody.model_validate(state.to_details()) for state in states]
@@ -151,7 +151,7 @@ def _build_report(
     query: UsageQuery,
     period: tuple[datetime, datetime],
     sums: Sequence[UsageSum],
-    dearest: DearestModels,
+    dearest: UsageComparison,
     budgets: list[BudgetBody] | None,
 ) -> UsageReport:
     since, until = period
@@ -173,7 +173,7 @@ def _build_report(
 def _build_groups(
     query: UsageQuery,
     sums: Sequence[UsageSum],
-    dearest: DearestModels,
+    dearest: UsageComparison,
     models: Mapping[bool, PricedModel],
 ) -> list[GroupBody]:
     members = defaultdict[tuple[str | None, ...], list[UsageSum]](list)
@@ -196,7 +196,7 @@ def _build_groups(
 
 
 def _add_up(
-    sums: Iterable[UsageSum], dearest: DearestModels, models: Mapping[bool, PricedModel]
+    sums: Iterable[UsageSum], dearest: UsageComparison, models: Mapping[bool, PricedModel]
 ) -> dict[str, Any]:
     sums = list(sums)
     pico = dearest.compute_pico_cost(sums, models)

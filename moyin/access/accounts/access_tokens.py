@@ -13,7 +13,7 @@ from moyin.access.gatekeeper.tokens import ALGORITHM, AUDIENCE, ISSUER, TYPE
 from moyin.domain.account import Session, User
 from moyin.store.signing_keys import SigningKey, SigningKeyStore
 
-# After a rotation, a replica may sign with the former key for this time.
+# After a rotation, a replica may sign with the previous key for this time.
 _KEY_CACHE_SECONDS = 60.0
 
 

@@ -32,7 +32,7 @@ from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
 _ALL = PageQuery()
-# In characters.
+# Maximum length of a key's name, in characters.
 _MAX_OWNER_LENGTH = 128
 
 
@@ -76,13 +76,14 @@ class ApiKeyService:
     ) -> tuple[list[ApiKey], str | None]:
         """Return a page of keys that the caller may see, and the cursor of the next page.
 
-        Callers see their own keys, administrators all keys of their tenant, operators those of any.
+        Callers see their own keys, administrators all keys of their tenant, operators the keys of
+        any tenant.
 
         Args:
             owner: the tenant; None for the caller's.
 
         Raises:
-            InsufficientScope: the caller is no operator, and names another tenant.
+            InsufficientScope: the caller is not an operator, and names another tenant.
         """
         identity = caller.identity
         require_scope(identity, KEYS)
@@ -303,7 +304,7 @@ def _select_default_scopes(user_scopes: frozenset[str]) -> frozenset[str]:
     scopes = DEFAULT_SCOPES if ALL in user_scopes else DEFAULT_SCOPES & user_scopes
     if not scopes:
         raise InvalidRequest(
-            f"scopes must be set, since the key's user has none of the default scopes "
+            f"scopes must be set, because the key's user has none of the default scopes "
             f"({', '.join(sorted(DEFAULT_SCOPES))})",
             field="scopes",
         )

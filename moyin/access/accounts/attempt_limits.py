@@ -13,11 +13,11 @@ import jwt
 from moyin.access.accounts.throttle import Throttle, ThrottleKey
 
 _HOUR_SECONDS = 3600
-# In 15 minutes, by recipient.
+# Mails per recipient in 15 minutes.
 _MAILS_PER_EMAIL = 5
-# Requests for mails and password resets in 15 minutes, by the client's IP address.
+# Requests for mails and password resets per client IP address in 15 minutes.
 _RESETS_PER_ADDRESS = 100
-# New players in an hour, by the client's IP address.
+# New players per client IP address in an hour.
 _REGISTRATIONS_PER_ADDRESS = 30
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-device"
@@ -68,7 +68,7 @@ class SignInAttempt:
     Attributes:
         address: the client's IP address, or an empty string if it is unknown.
         keys: the counters of the throttle that the attempt increments.
-        is_trusted: whether the account has signed in from this device or address before.
+        is_trusted: True if the account has signed in from this device or address before.
     """
 
     email: str
@@ -101,7 +101,7 @@ class AttemptLimits:
 
     async def record_success(self, attempt: SignInAttempt) -> None:
         """Decrement the counters of a successful attempt, and trust its IP address from now on."""
-        await self._throttle.uncount(*attempt.keys)
+        await self._throttle.subtract(*attempt.keys)
         if attempt.address:
             await self._throttle.record_known(
                 _join_account_and_address(attempt.email, attempt.address)
@@ -127,12 +127,12 @@ class AttemptLimits:
 
     @asynccontextmanager
     async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
-        """Count an attempt to enter the current password; uncount it unless the block raises."""
-        # Per user only, since others cannot try without the user's session.
+        """Count an attempt to enter the current password; undo that unless the block raises."""
+        # Counted per user only, because an attempt requires the user's session.
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)
         yield
-        await self._throttle.uncount(key)
+        await self._throttle.subtract(key)
 
     async def _create_attempt(
         self, email: str, user_id: str | None, address: str, device_token: str | None
@@ -146,7 +146,8 @@ class AttemptLimits:
         elif not address:
             keys, is_trusted = (account,), False
         else:
-            # First the address, so that one that guesses too fast does not use up the account's limit.
+            # The address is counted first, so that an address that guesses too fast does not use up
+            # the account's limit.
             keys = (
                 ThrottleKey(f"pair {_join_account_and_address(email, address)}", rates.pair),
                 ThrottleKey(f"address {address}", rates.address),

@@ -1,4 +1,4 @@
-"""Sends mails through an SMTP server, or logs that none is configured."""
+"""Sends mails through an SMTP server, or logs a warning if no server is configured."""
 
 from __future__ import annotations
 

@@ -24,16 +24,16 @@ from moyin.http.client import BodyTooLong, read_up_to
 from moyin.store.valkey import connect
 
 _STATE_SECONDS = 600
-# Sign-ins that one IP address may begin and not finish in 15 minutes.
+# Unfinished sign-ins that one IP address may start in 15 minutes.
 _UNFINISHED_PER_ADDRESS = 100
 _METADATA_SECONDS = 3600.0
-# The minimum between two reads of the metadata for tokens with unknown keys.
+# The minimum time between two reads of the metadata because of tokens with unknown keys.
 _UNKNOWN_KEY_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 512 * 1024
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-# Only asymmetric ones, since whoever can verify with a shared secret can also sign.
+# Only asymmetric algorithms, because a shared secret that verifies tokens can also sign them.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
 
@@ -44,9 +44,9 @@ class OpenIdProvider:
     Attributes:
         issuer: the provider's URL, from which its endpoints are discovered.
         redirect_uris: the URIs that the provider may redirect browsers to.
-        registers: whether people without an account, who sign in through the provider, get one as
+        registers: True if people without an account, who sign in through the provider, get one as
             players.
-        links_emails: whether people whose email the provider has verified may sign in to the
+        links_emails: True if people whose email the provider has verified may sign in to the
             existing account with that email.
     """
 
@@ -85,7 +85,7 @@ class _ProviderMetadata:
 
 
 class OpenIdSignIn:
-    """Begins and finishes sign-ins; Valkey stores their state, so that any replica can finish them.
+    """Starts and finishes sign-ins; Valkey stores their state, so that any replica can finish them.
 
     Attributes:
         providers: the providers by name; the accounts app replaces them when they are reconfigured.
@@ -180,7 +180,7 @@ class OpenIdSignIn:
                 f"the ID token of {provider.issuer} has a wrong nonce; begin the sign-in again"
             )
         if address:
-            await self._throttle.uncount_event(f"begin {address}")
+            await self._throttle.subtract_event(f"begin {address}")
         email = claims.get("email") if claims.get("email_verified") is True else None
         return VerifiedIdentity(
             provider=provider,
@@ -231,13 +231,15 @@ class OpenIdSignIn:
             base = provider.issuer.rstrip("/")
             metadata = await self._fetch_json(f"{base}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
-                raise _fault("names another issuer in its metadata", base)
+                raise _new_provider_error("names another issuer in its metadata", base)
             if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
-                raise _fault(f"must name {', '.join(_ENDPOINTS)} in its metadata", base)
+                raise _new_provider_error(
+                    f"must name {', '.join(_ENDPOINTS)} in its metadata", base
+                )
             try:
                 keys = jwt.PyJWKSet.from_dict(dict(await self._fetch_json(metadata["jwks_uri"])))
             except (jwt.PyJWTError, TypeError, AttributeError) as error:
-                raise _fault("has no valid JWK Set", metadata["jwks_uri"]) from error
+                raise _new_provider_error("has no valid JWK Set", metadata["jwks_uri"]) from error
             discovery = _ProviderMetadata(metadata, keys, time.monotonic())
             self._discoveries[provider.issuer] = discovery
         return discovery
@@ -259,9 +261,9 @@ class OpenIdSignIn:
             ) as response:
                 content = await read_up_to(response, _MAX_BYTES)
         except BodyTooLong as error:
-            raise _fault(f"sent more than {_MAX_BYTES} bytes", url) from error
+            raise _new_provider_error(f"sent more than {_MAX_BYTES} bytes", url) from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _fault("does not respond", url) from error
+            raise _new_provider_error("does not respond", url) from error
         if form is not None and 400 <= response.status < 500:
             raise InvalidCredentials(
                 "the OpenID provider rejected the code; begin the sign-in again", field="code"
@@ -269,9 +271,11 @@ class OpenIdSignIn:
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise _fault("sent a response that is not JSON", url) from error
+            raise _new_provider_error("sent a response that is not JSON", url) from error
         if response.status != 200 or not isinstance(body, dict):
-            raise _fault(f"responded with status {response.status} or with no JSON object", url)
+            raise _new_provider_error(
+                f"responded with status {response.status} or with no JSON object", url
+            )
         return body
 
     def _get_provider(self, name: str) -> OpenIdProvider:
@@ -289,7 +293,7 @@ def _valkey_unavailable() -> ServiceUnavailable:
     )
 
 
-def _fault(problem: str, url: str) -> ServiceUnavailable:
+def _new_provider_error(problem: str, url: str) -> ServiceUnavailable:
     """Log a provider's fault with the URL, which clients must not see because it may be internal."""
     _log.warning("the OpenID provider at %s %s", url, problem)
     return ServiceUnavailable(f"the OpenID provider {problem}; try again later", retry_after=5)

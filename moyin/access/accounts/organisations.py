@@ -109,14 +109,15 @@ class OrganisationService:
     async def invite_member(
         self, caller: Caller, organisation: str, user_id: str
     ) -> tuple[User, str | None]:
-        """Mail another invitation to a member and return the same as `add_member`.
+        """Mail another invitation to a member; return member and token as `add_member` does.
 
         Raises:
             InvalidRequest: the user is a service account or disabled.
         """
         self._require_access(caller, organisation, ORG_ADMIN)
         async with self._transactions.begin(caller.identity, target_user=user_id) as transaction:
-            # Inside the transaction, so that the role cannot change before the invitation exists.
+            # Checked inside the transaction, so that the role cannot change before the invitation
+            # exists.
             user = await self._users.get_member(organisation, user_id, within=transaction)
             if user.kind is not UserKind.MEMBER or user.role is None:
                 raise InvalidRequest(
@@ -162,7 +163,7 @@ class OrganisationService:
         role: Role | None = None,
         disabled: bool | None = None,
     ) -> User:
-        """Change the role of a member or service account, or disable or enable it, unless None.
+        """Change the role of a user and disable or enable the user; None leaves a value unchanged.
 
         Each change ends the user's sessions. A new role also invalidates pending invitations.
         """
@@ -219,7 +220,7 @@ class OrganisationService:
             before: the id of an entry; only older entries are returned.
 
         Raises:
-            InsufficientScope: the caller is no operator, and names another tenant.
+            InsufficientScope: the caller is not an operator, and names another tenant.
         """
         identity = caller.identity
         if not identity.has_scope(OPERATOR):

@@ -1,4 +1,4 @@
-"""Hashes and verifies passwords with Argon2id, and refuses passwords that are easy to guess."""
+"""Hashes and verifies passwords with Argon2id, and rejects passwords that are easy to guess."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _QUEUE_SIZE = 64
 # Attempts from known devices and addresses have their own queue, which a flood does not delay.
 _TRUSTED_CONCURRENCY = 1
 _TRUSTED_QUEUE_SIZE = 32
-# Concurrent attempts at one account, so that they do not fill the queue.
+# Maximum number of concurrent attempts at one account, so that they do not fill the queue.
 _PER_ACCOUNT = 8
 # The number of guesses that a password must withstand. The throttle admits at most 7,300 guesses an
 # hour at an account (docs/accounts.md), so they take a year and a half.
 _MIN_GUESSES = 10**8
-# Only so many characters are estimated, since the time grows with them and so many are strong.
+# Number of characters whose strength is estimated: the time grows with the length, and a longer
+# password is strong enough.
 _MAX_ESTIMATED_LENGTH = 72
 _WORD = re.compile(r"[^\W_]{3,}")
-# In characters, apart from words of the email and the name.
+# Minimum number of characters besides words of the email and the name.
 _MIN_OTHER_CHARACTERS = 6
 
 
@@ -65,10 +66,10 @@ class PasswordService:
     async def verify(
         self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
     ) -> bool:
-        """Return whether ``password_hash`` is the hash of ``password``.
+        """Return True if ``password_hash`` is the hash of ``password``.
 
-        If it is None, return False after the usual time. The number of concurrent attempts at an
-        ``account`` is limited unless the argument is empty.
+        If ``password_hash`` is None, return False after the usual time. The number of concurrent
+        attempts at an ``account`` is limited unless the argument is empty.
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):
@@ -79,7 +80,7 @@ class PasswordService:
         return self._trusted if trusted else self._untrusted
 
     def needs_rehash(self, password_hash: str) -> bool:
-        """Return whether the hash was computed with other Argon2id parameters than the current ones."""
+        """Return True if the hash was computed with outdated Argon2id parameters."""
         return self._hasher.check_needs_rehash(password_hash)
 
     def _verify(self, password_hash: str, password: str) -> bool:
@@ -90,7 +91,7 @@ class PasswordService:
 
 
 class _WorkQueue:
-    """Runs functions in a limited number of threads, and refuses them if too many wait."""
+    """Runs functions in a limited number of threads, and raises `Overloaded` if too many wait."""
 
     def __init__(self, concurrency: int, queue_size: int) -> None:
         self._slots = asyncio.Semaphore(concurrency)
@@ -100,7 +101,10 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Run the block, or raise `Overloaded` if too many run for ``account``; "" has no limit."""
+        """Count a block for ``account`` while it runs; raise `Overloaded` if too many run.
+
+        An empty ``account`` has no limit.
+        """
         if not account:
             yield
             return
@@ -155,7 +159,7 @@ async def _run_in_thread(work: Callable[..., T], *arguments: str) -> T:
 def require_strong_password(password: str, *, email: str | None, name: str, field: str) -> None:
     """Raise `WeakPassword` if a password is easy to guess; the estimate takes milliseconds.
 
-    A password is weak if it is a known one, follows a pattern, or resembles the email or the name.
+    A password is weak if it is well known, follows a pattern, or resembles the email or the name.
 
     Args:
         field: the name of the request's field with the password, for the error.
@@ -176,7 +180,7 @@ def require_strong_password(password: str, *, email: str | None, name: str, fiel
 
 
 def _consists_mostly_of(words: list[str], password: str) -> bool:
-    """Return whether the password contains ``words`` and few other characters."""
+    """Return True if the password contains ``words`` and few other characters."""
     rest = password.casefold()
     for word in sorted(words, key=len, reverse=True):
         rest = rest.replace(word, "")

@@ -1,4 +1,4 @@
-"""Registers players, begins and ends sessions of users, and changes their passwords."""
+"""Registers players, starts and ends users' sessions, and changes their passwords."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 _RESET_LIFETIME = timedelta(hours=1)
 _INVITATION_LIFETIME = timedelta(days=7)
 _RESET_MAIL = "Set a new password", "You can set a new password"
-# Mails that may be waiting to be sent; further ones are dropped and can be requested again.
+# Maximum number of mails that wait to be sent; further mails are dropped and can be requested
+# again.
 _MAX_PENDING_MAILS = 100
 
 
@@ -37,7 +38,7 @@ class SignInPolicy:
     """Holds the rules of registration and sign-in, which the operator may change at run time.
 
     Attributes:
-        allows_registration: whether anybody may register as a player.
+        allows_registration: True if anybody may register as a player.
         registrations_per_hour: the maximum of new players per hour in total.
         player_limits: the limits of each new player; its ``subject`` is ignored.
         reset_url: the URL of the page that sets a password; ``{token}`` is replaced by the token.
@@ -110,7 +111,7 @@ class SignInService:
         await asyncio.gather(*self._pending_mails, return_exceptions=True)
 
     @property
-    def mails_tokens(self) -> bool:
+    def can_mail_tokens(self) -> bool:
         """True if tokens that reset passwords can be mailed."""
         return self._mailer.can_deliver
 
@@ -177,7 +178,8 @@ class SignInService:
         if user is None and verified.email is not None and provider.links_emails:
             user = await self._users.find_by_email(verified.email)
             if user is not None:
-                # Whoever created the account never proved to own the email, so they lose access.
+                # The creator of the account never proved to own its email, and therefore loses
+                # access.
                 await self._users.transfer_to_sign_in(
                     user.id, provider.issuer, verified.subject, trusted=self.policy.trusted_issuers
                 )

@@ -22,7 +22,7 @@ from moyin.store.valkey import connect
 
 _log = logging.getLogger(__name__)
 _HOUR_SECONDS = 3600
-# The number of waiting attempts in this process, beyond which the oldest is refused.
+# Maximum number of waiting attempts in this process; one more makes the oldest fail.
 _MAX_WAITING = 1_000
 _REMEMBERED_SECONDS = 30 * 86_400
 # Counts an attempt and returns the milliseconds until the next may be admitted, or 0 if this one is.
@@ -96,8 +96,8 @@ class Throttle:
     Methods raise `TooManyAttempts` with the seconds to wait.
 
     Args:
-        fail_open: whether to admit attempts without counting them if Valkey is unavailable; if
-            False, methods raise `ServiceUnavailable`.
+        fail_open: True to admit attempts without counting them if Valkey is unavailable; if False,
+            methods raise `ServiceUnavailable`.
     """
 
     def __init__(
@@ -116,7 +116,8 @@ class Throttle:
         """Count an attempt with each key in order, and wait for each key whose rate is exceeded."""
         try:
             async with asyncio.timeout(self.rates.timeout_seconds):
-                # One after the other, so that an attempt that one key refuses is not counted by the next.
+                # The keys are checked one after the other, so that an attempt that one key rejects
+                # is not counted by the next.
                 for key in keys:
                     await self._acquire_one(key)
         except TimeoutError:
@@ -125,7 +126,7 @@ class Throttle:
             self._raise_if_fail_closed(error)
 
     async def count_event(self, name: str, maximum: int, *, seconds: int = 900) -> None:
-        """Count an event such as a registration; refuse it beyond ``maximum`` in ``seconds``."""
+        """Count an event such as a registration; raise beyond ``maximum`` events in ``seconds``."""
         key = _valkey_key("limit", name)
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
@@ -139,16 +140,16 @@ class Throttle:
         if count > maximum:
             raise _too_many_attempts(max(remaining_s, 1))
 
-    async def uncount(self, *keys: ThrottleKey) -> None:
+    async def subtract(self, *keys: ThrottleKey) -> None:
         """Subtract a successful attempt from the counters of the keys."""
         await self._run_uncount([_valkey_key("count", key.name) for key in keys])
 
-    async def uncount_event(self, name: str) -> None:
+    async def subtract_event(self, name: str) -> None:
         """Subtract an event that `count_event` counted and that was successful."""
         await self._run_uncount([_valkey_key("limit", name)])
 
     async def record_known(self, name: str) -> None:
-        """Record ``name``, an account and an IP address it signed in from, for 30 days."""
+        """Record for 30 days that an account signed in from an address; ``name`` has both."""
         try:
             await self._redis.set(_valkey_key("known", name), "1", ex=_REMEMBERED_SECONDS)
         except RedisError as error:
@@ -157,7 +158,7 @@ class Throttle:
             )
 
     async def is_known(self, name: str) -> bool:
-        """Return whether `record_known` recorded ``name`` in the last 30 days."""
+        """Return True if `record_known` recorded ``name`` in the last 30 days."""
         try:
             return bool(await self._redis.exists(_valkey_key("known", name)))
         except RedisError:
@@ -240,7 +241,7 @@ def _too_many_attempts(seconds: float) -> TooManyAttempts:
 
 
 def _valkey_key(kind: str, name: str) -> str:
-    """Return the Valkey key of a counter, with a digest, so that Valkey stores no emails.
+    """Return the Valkey key of a counter; ``name`` is hashed, so that Valkey stores no emails.
 
     The digest is also the hash tag, so that a Valkey cluster keeps all keys of a name on one node.
     """

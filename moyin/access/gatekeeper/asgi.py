@@ -41,8 +41,8 @@ class TrustedProxies:
     def get_client_address(self, scope: Scope) -> str:
         """Return the nearest IP address that is not a trusted proxy's, or "" if it is unknown.
 
-        The gateway's own HAProxy connects from loopback and forwards no address. So without a
-        trusted proxy in front, a peer on loopback may be any client.
+        The gateway's own HAProxy connects from loopback and forwards no address. Without a trusted
+        proxy, a peer on loopback may therefore be any client.
         """
         peer = (scope.get("client") or ("", 0))[0]
         if not self._blocks:

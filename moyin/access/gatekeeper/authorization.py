@@ -20,8 +20,8 @@ class AuthorizationMiddleware:
     Args:
         scope_of: selects the scope that a request needs.
         meter: counts requests against limits; if None, no limits apply.
-        priced: exact paths whose app calls `Admission.reserve` itself, with the maximum cost. If the
-            app has not done so when it responds, such as from a cache, the request costs nothing.
+        priced: exact paths whose app calls `Admission.reserve` itself, with the maximum cost. If
+            the app responds without that call, for example from a cache, the request is free.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import asyncio
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, get_header
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 
-# How much of a body that the app left unread is read, so that ordinary clients can finish sending,
+# Limits on reading a body that the app left unread, so that ordinary clients can finish sending,
 # read the response and reuse the connection.
 _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 256 * 1024
@@ -50,22 +50,22 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
 
 
 def has_body(scope: Scope) -> bool:
-    """Return whether the request's headers announce a body."""
+    """Return True if the request's headers announce a body."""
     if get_header(scope, b"transfer-encoding") is not None:
         return True
     return get_header(scope, b"content-length") not in (None, "0")
 
 
 def expects_continue(scope: Scope) -> bool:
-    """Return whether the client waits for ``100 Continue`` before it sends the body."""
+    """Return True if the client waits for ``100 Continue`` before it sends the body."""
     return get_header(scope, b"expect") is not None
 
 
 async def drain_body(receive: Receive) -> bool:
     """Discard the rest of a body and return True, or False if it did not end in time.
 
-    If the result is False, the caller must close the connection: with a half-sent request it cannot
-    be reused, and it would stay open until the client has sent everything.
+    If the result is False, the caller must close the connection, which cannot be reused after half
+    a request and would stay open until the client has sent everything.
     """
     received = 0
     try:

@@ -53,7 +53,7 @@ class BrowserSessions:
         require_same_origin(scope, required=False)
         if not _SECRET.fullmatch(secret):
             raise InvalidKey(
-                "the API key has characters that no key has; check that it is complete"
+                "the API key has invalid characters; check that it was copied completely"
             )
         identity = await self._authenticator.authenticate(secret)
         if identity.service is not None:
@@ -88,8 +88,8 @@ def build_cookies(
 ) -> list[str]:
     """Return the Set-Cookie headers of an API key or access token; an empty one deletes the cookie.
 
-    Without a refresh secret, that of an earlier session is deleted: renewal would sign the browser
-    in as the former user.
+    Without a refresh secret, the refresh cookie of an earlier session is deleted; otherwise a
+    renewal would sign the browser in as the previous user.
     """
     lifetime = get_cookie_lifetime(secret) if secret else 0
     return [
@@ -100,7 +100,7 @@ def build_cookies(
 
 
 def get_cookie_lifetime(secret: str) -> int:
-    """Return how many seconds a cookie lasts: for an access token, until the token expires."""
+    """Return the lifetime of a cookie in seconds; an access token's cookie ends with the token."""
     if secret.count(".") != 2:
         return _LIFETIME_SECONDS
     claims = jwt.decode(secret, options={"verify_signature": False})

@@ -1,4 +1,4 @@
-"""Reads and describes the state of budgets: the limit, and what is spent, reserved and left."""
+"""Reads and describes the state of budgets: limit, spent, reserved and remaining amounts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BudgetState:
         subject: the key, user or tenant, as in `Limit`.
         period: ``day`` or ``month``, both in UTC.
         spent: the cost of calls that have ended.
-        reserved: the maximum cost of calls that are running. If their replica was killed, it stays
+        reserved: the maximum cost of running calls. If their replica is killed, the amount stays
             reserved until the period ends.
         resets_at: the end of the period, in ISO 8601.
     """
@@ -41,7 +41,7 @@ class BudgetState:
 
     @property
     def left(self) -> Decimal:
-        """The rest that is neither spent nor reserved."""
+        """The amount in US dollars that is neither spent nor reserved."""
         return max(self.limit - self.spent - self.reserved, Decimal(0))
 
     def to_details(self) -> dict[str, str]:
@@ -58,13 +58,13 @@ class BudgetState:
 
 
 class BudgetReader:
-    """Reads from Valkey what is spent and reserved of budgets."""
+    """Reads the spent and reserved amounts of budgets from Valkey."""
 
     def __init__(self, connection: redis.Redis) -> None:
         self._redis = connection
 
     async def list_states(self, limits: Sequence[Limit], owner: str) -> list[BudgetState]:
-        """Return the states of all budgets of limits, or raise `ServiceUnavailable`."""
+        """Return the state of every budget in ``limits``, or raise `ServiceUnavailable`."""
         limited = [limit for limit in limits if limit.has_budget]
         money = await self._read_money([limit.subject for limit in limited], owner)
         return [
@@ -103,18 +103,19 @@ class BudgetReader:
 
 
 def build_key(owner: str, subject: str, kind: str) -> str:
-    """Return the key in Valkey of what is counted of a subject, such as its ``money``."""
+    """Return the Valkey key of one counter of a subject, such as ``money``."""
     return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 
 def build_budget_state(limit: Limit, period: str, booked: int, reserved: int) -> BudgetState:
-    """Build the state of a limit's budget for ``day`` or ``month``.
+    """Return the state of a limit's budget for ``day`` or ``month``.
 
     Args:
-        booked: billionths of a dollar that are spent or reserved.
-        reserved: the part of them that is reserved.
+        booked: billionths of a US dollar that are spent or reserved.
+        reserved: the reserved part of ``booked``.
     """
-    # An older version's scripts, which count no reservations, may have begun a new period.
+    # The scripts of an older version, which do not count reservations, may have started a new
+    # period.
     reserved = min(reserved, booked)
     usd = _get_budget(limit, period)
     assert usd is not None, f"{limit.subject} has no budget for a {period}"
@@ -133,7 +134,7 @@ def _get_budget(limit: Limit, period: str) -> Decimal | None:
 
 
 def _parse_period(fields: Mapping[str, str], period: str) -> tuple[int, int]:
-    """Return what is booked and what is reserved in billionths of a dollar, now."""
+    """Return the booked and the reserved amount now, in billionths of a US dollar."""
     if fields.get(period) != f"{datetime.now(UTC):{_PERIOD_FORMATS[period]}}":
         return 0, 0
     return int(fields.get(f"{period}_nano", 0)), int(fields.get(f"{period}_reserved", 0))

@@ -11,17 +11,17 @@ from moyin.access.gatekeeper.body import has_body, new_too_large_error
 from moyin.errors import InvalidContentEncoding, UnsupportedContentEncoding
 
 ACCEPTED_ENCODINGS = ("gzip", "deflate")
-# How zlib reads each encoding. RFC 9110 calls zlib's own format "deflate".
+# zlib's `wbits` for each encoding. RFC 9110 calls zlib's own format "deflate".
 _WINDOW_BITS: Mapping[str, int] = {
     "gzip": zlib.MAX_WBITS + 16,
     "x-gzip": zlib.MAX_WBITS + 16,
     "deflate": zlib.MAX_WBITS,
 }
-# The largest piece that is decoded at once, which takes less than a millisecond.
+# Maximum bytes decoded without a pause, which takes less than a millisecond.
 _PIECE_BYTES = 256 * 1024
-# A gzip body may consist of several members (RFC 1952), as bgzip writes one for every 64 KiB. Each
-# of them costs some microseconds, however short it is, so there may be twice as many as bgzip
-# writes for the largest body, and some thousand whatever the limit is.
+# A gzip body may consist of several members (RFC 1952); bgzip writes one per 64 KiB. Even an empty
+# member costs some microseconds. So a body may have twice as many members as bgzip writes for the
+# largest body, and at least some thousand.
 _BYTES_PER_MEMBER = 32 * 1024
 _ALWAYS_ALLOWED_MEMBERS = 4_096
 _FIELD = "Content-Encoding"
@@ -35,7 +35,7 @@ def decode_body(
     The new scope has no headers of the encoded body.
 
     Args:
-        limit: maximum size of the decoded body in bytes.
+        limit: the maximum size of the decoded body in bytes.
         encodings: the values of the headers ``Content-Encoding`` of the request.
 
     Raises:
@@ -47,7 +47,7 @@ def decode_body(
     window_bits = _WINDOW_BITS.get(value)
     if window_bits is None:
         raise UnsupportedContentEncoding(
-            f"{_FIELD} must be one of {', '.join(ACCEPTED_ENCODINGS)}, or be left out",
+            f"{_FIELD} must be one of {', '.join(ACCEPTED_ENCODINGS)}, or be omitted",
             field=_FIELD,
             details={"accepted": list(ACCEPTED_ENCODINGS)},
         )
@@ -58,7 +58,7 @@ def decode_body(
 
 
 class _BodyDecoder:
-    """Decodes one body; holds at most one of the server's messages and one decoded piece."""
+    """Decodes one body; buffers at most one message of the server and one decoded piece."""
 
     def __init__(self, receive: Receive, window_bits: int, limit: int) -> None:
         self._receive = receive
@@ -70,7 +70,7 @@ class _BodyDecoder:
         self._encoded = b""
         self._has_more_output = False
         self._is_whole = False  # whether the server has sent the last byte
-        self._is_finished = False  # whether the app has got the last byte
+        self._is_finished = False  # whether the app has received the last byte
         self._encoded_bytes = 0
         self._decoded_bytes = 0
 
@@ -79,13 +79,13 @@ class _BodyDecoder:
 
         Raises:
             BodyTooLarge: the body decoded so far exceeds the limit.
-            InvalidContentEncoding: the body is not in its encoding, or ends too early.
+            InvalidContentEncoding: the body does not match its encoding, or ends too early.
         """
         if self._is_finished:
             return await self._receive()
         while True:
             if self._has_more_output:
-                # Other requests get their turn, however large the body becomes.
+                # Yields to other requests, however large the body is.
                 await asyncio.sleep(0)
             elif not self._is_whole:
                 message = await self._receive()
@@ -96,7 +96,7 @@ class _BodyDecoder:
                 self._is_whole = not message.get("more_body", False)
             piece = self._decode_piece()
             self._is_finished = self._is_whole and not self._has_more_output
-            # The server's own pieces may be too short for any output.
+            # A piece from the server may be too short to produce output.
             if piece or self._is_finished:
                 return {"type": "http.request", "body": piece, "more_body": not self._is_finished}
 
@@ -107,7 +107,7 @@ class _BodyDecoder:
         try:
             piece = decompressor.decompress(self._encoded, _PIECE_BYTES)
         except zlib.error:
-            raise _new_invalid_error("is not in this encoding") from None
+            raise _new_invalid_error("does not match this encoding") from None
         self._encoded = decompressor.unused_data or decompressor.unconsumed_tail
         is_full = len(piece) == _PIECE_BYTES and not decompressor.eof
         self._has_more_output = is_full or bool(decompressor.unused_data)

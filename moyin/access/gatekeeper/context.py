@@ -9,7 +9,7 @@ from moyin.domain.identity import Identity
 from moyin.errors import InsufficientScope, MissingKey
 
 
-# Not frozen, since one is created per request and freezing doubles the cost.
+# Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class RequestContext:
     """Holds the id of a request and the identity of its caller.
@@ -54,7 +54,7 @@ class RequestContext:
         return self.caller.owner
 
     def require(self, scope: str) -> None:
-        """Raise `InsufficientScope` unless the caller has ``scope``, now and while the request lasts."""
+        """Raise `InsufficientScope` unless the caller has ``scope``, now and during the request."""
         self.required_scopes.add(scope)
         if self.identity is None or not self.identity.has_scope(scope):
             raise InsufficientScope(

@@ -1,9 +1,9 @@
 """Finds the credential of a request in a header, in the query or in a cookie.
 
-Queries appear in logs and browser histories. So a key in a query is accepted only where clients of
-other protocols cannot set headers, and is removed before the app gets the query; browsers follow
-jobs with event tokens instead. Browsers send cookies with requests from any site's pages. So a
-request with a cookie must come from the gateway's own pages.
+Queries appear in logs and browser histories. A key in a query is therefore accepted only where
+clients of other protocols cannot set headers, and is removed before the app gets the query;
+browsers follow jobs with event tokens instead. Browsers send cookies also with requests from other
+sites' pages. A request with a cookie must therefore come from the gateway's own pages.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class CredentialFinder:
     """Finds the API key or token of a request.
 
     Args:
-        query: returns whether a request may have its key in the query as ``api_key``.
-        proxied: returns whether the proxy forwards a request. A WebSocket that it forwards may have
-            its key in the query, too; the proxy removes it.
-        cookie: returns whether a request may have its key in a cookie.
-        event_token: returns whether a request may have an event token in the query as ``token``.
+        query: returns True if a request may have its key in the query as ``api_key``.
+        proxied: returns True if the proxy forwards a request. A forwarded WebSocket may have its
+            key in the query, too; the proxy removes it.
+        cookie: returns True if a request may have its key in a cookie.
+        event_token: returns True if a request may have an event token in the query as ``token``.
 
     A predicate that is None allows no request.
     """
@@ -56,10 +56,10 @@ class CredentialFinder:
         """Return the key or access token, or None, and remove keys from ``scope["query_string"]``.
 
         Args:
-            reads_cookie: whether a key in a cookie counts if there is no other.
+            reads_cookie: True to accept a key in a cookie if there is no other key.
 
         Raises:
-            CrossSiteRequest: the key is in a cookie, and the page of another site sent the request.
+            CrossSiteRequest: the key is in a cookie, and a page of another site sent the request.
         """
         bearer = get_header(scope, b"authorization")
         if bearer is not None and bearer[:7].lower() == "bearer ":
@@ -120,7 +120,7 @@ def get_cookie(scope: Scope, cookie: str) -> str | None:
 
 
 def remove_session_cookie(value: str) -> str:
-    """Return the value of a Cookie header without Moyin's own, or "" if no other is left."""
+    """Return a Cookie header's value without Moyin's cookies, or "" if no other cookie is left."""
     pairs = (pair.strip() for pair in value.split(";"))
     others = (p for p in pairs if p and p.partition("=")[0].strip() not in _OWN_COOKIES)
     return "; ".join(others)
@@ -146,14 +146,15 @@ def _remove_parameter(query: str, name: str) -> str:
 
 
 def _is_own_origin(origin: str, host: str, scheme: str) -> bool:
-    """Return whether the Origin header has the request's host; a TLS proxy may change the scheme."""
+    """Return True if the Origin header has the request's host; the scheme may differ."""
     parts = urlsplit(origin)
     if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", host):
         return False
     try:
         own = urlsplit(f"//{host}")
         origin_port = parts.port or _PORTS[parts.scheme]
-        # Behind a proxy that terminates TLS, a host without a port has the origin's default port.
+        # A proxy that terminates TLS changes the scheme. Behind it, a host without a port has the
+        # origin's default port.
         own_port = own.port or _PORTS[parts.scheme]
     except ValueError:
         return False

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import Message, Receive
 
-# The age from which a request is watched, and the interval between checks.
+# Seconds after which a request is watched, and seconds between checks.
 _GRACE_SECONDS = 0.25
-# The longest pause of a body, and the minimum average rate of one that takes longer than that.
+# Maximum pause (seconds) in sending a body, and minimum average rate of a body that takes longer.
 _BODY_PAUSE_SECONDS = 20.0
 _BODY_BYTES_PER_SECOND = 512.0
-# The time after which a request ends whose app reads no body: meanwhile no disconnect is reported.
+# Seconds after which a request ends if its app never reads the body; the server reports no
+# disconnect meanwhile.
 _UNREAD_SECONDS = 300.0
 
 
@@ -31,9 +32,9 @@ class DisconnectWatcher:
 
     Attributes:
         task: the task of the request, which creates the watcher.
-        is_complete: whether the whole body was received.
-        has_cancelled: whether the watcher has cancelled the task.
-        was_too_slow: whether the watcher cancelled the task because the body was too slow.
+        is_complete: True if the whole body was received.
+        has_cancelled: True if the watcher has cancelled the task.
+        was_too_slow: True if the watcher cancelled the task because the body was too slow.
     """
 
     def __init__(self, receive: Receive, on_long_lived: Callable[[], None] | None = None) -> None:

@@ -30,11 +30,12 @@ from moyin.system.bounded import BoundedDict
 _log = logging.getLogger(__name__)
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-internal"
-# A cached identity older than the first time is verified again by one request, while others may use
-# it for the second time. So a revocation takes effect on all replicas within the sum.
+# A cached identity older than the first number of seconds is verified again by one request, while
+# others may use it for the second number of seconds. A revocation therefore takes effect on all
+# replicas within the sum.
 _FRESH_SECONDS = 4.0
 _RENEWAL_SECONDS = 1.0
-# The age up to which cached identities are used while the database is unavailable.
+# Maximum age (seconds) at which cached identities are used while the database is unavailable.
 _STALE_SECONDS = 600.0
 _CACHE_SIZE = 10_000
 
@@ -59,18 +60,18 @@ class _CachedIdentity:
 
 
 class KeyAuthenticator:
-    """Authenticates API keys and tokens, and caches the identities for seconds.
+    """Authenticates API keys and tokens, and caches the identities for a few seconds.
 
-    The cache is bounded, and its keys are whole secrets. It holds only valid credentials, so that
-    guesses cannot fill it. While the database is unavailable, cached identities are used for
+    The cache is bounded, and its keys are whole secrets. It contains only valid credentials, so
+    that guesses cannot fill it. While the database is unavailable, cached identities are used for
     longer.
 
     Args:
         signing_key: the secret that signs service tokens.
-        tokens: verifies access tokens of users; if None, they are refused.
-        sessions: has the sessions of access tokens; if None, access tokens are refused.
-        limits: has the limits of callers; if None, no limits apply.
-        cached: whether to cache identities. The accounts app does not, so that a key that was just
+        tokens: verifies access tokens of users; if None, access tokens are rejected.
+        sessions: the store of users' sessions; if None, access tokens are rejected.
+        limits: the store of callers' limits; if None, no limits apply.
+        cached: True to cache identities. The accounts app sets False, so that a key that was just
             revoked cannot create another key.
     """
 
@@ -141,8 +142,8 @@ class KeyAuthenticator:
     async def _filter_event_tokens(self, tokens: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """Return those ``tokens`` whose creator's secret or session is valid and may read jobs.
 
-        A token ends with the secret that made it, also when a rotation replaces only the secret.
-        Otherwise a key that was rotated because it had leaked would still show a job.
+        A token ends with the secret that created it, even if a rotation replaces only the secret.
+        Otherwise the tokens of a leaked secret would still show a job after the rotation.
         """
         sessions = {i.key_id for i in tokens.values() if i.is_session}
         secrets = {(i.key_id, i.secret_id) for i in tokens.values() if not i.is_session}
@@ -266,14 +267,14 @@ def _cannot_verify() -> ServiceUnavailable:
 
 
 def _remove_request_limits(limit: Limit) -> Limit:
-    """Return ``limit`` for a service, which acts for a request that was counted before."""
+    """Return ``limit`` without request limits, for a service: its request was counted before."""
     return replace(limit, requests_per_minute=None, concurrent_requests=None)
 
 
 def create_authenticator(
     database: Database, signing_key: bytes, *, cached: bool = True
 ) -> KeyAuthenticator:
-    """Return an authenticator that reads keys, sessions and limits from ``database``."""
+    """Create an authenticator that reads keys, sessions and limits from ``database``."""
     return KeyAuthenticator(
         KeyStore(database),
         signing_key,
@@ -296,7 +297,7 @@ def create_service_token(
 ) -> str:
     """Return a token with which the service ``issuer`` acts for the tenant ``owner``.
 
-    The limits of ``key_id`` and ``user`` apply besides those of the tenant.
+    The limits of ``key_id`` and ``user`` apply in addition to the tenant's limits.
     """
     claims = {
         "sub": owner,

@@ -1,6 +1,6 @@
-"""Changes in Valkey what budgets count for the renders of jobs.
+"""Updates the amounts that budgets in Valkey count for the renders of jobs.
 
-`moyin.access.gatekeeper.limits` makes the reservations, and `moyin.store.reservations` remembers them.
+`moyin.access.gatekeeper.limits` makes the reservations, and `moyin.store.reservations` stores them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moyin.errors import ServiceUnavailable
 
 
 class JobReservationCounter:
-    """Replaces reservations of jobs by what their renders cost."""
+    """Replaces the reserved amounts of jobs by the actual cost of their renders."""
 
     def __init__(self, connection: redis.Redis) -> None:
         self._redis = connection
@@ -27,12 +27,12 @@ class JobReservationCounter:
     async def recount(
         self, reservation: JobReservation, nano_usd: int, *, counted: int, is_open: bool
     ) -> None:
-        """Make the budgets count an amount; repetitions have no effect.
+        """Set the amount that the budgets count for a reservation; a repetition has no effect.
 
         Args:
-            nano_usd: the billionths of a dollar to count.
-            counted: those that the budgets count if Valkey knows no amount of the reservation.
-            is_open: whether the amount is still reserved and not spent.
+            nano_usd: the amount to count, in billionths of a US dollar.
+            counted: the amount that the budgets count so far, used if Valkey does not know it.
+            is_open: True if the amount is still reserved and not spent.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.
@@ -51,7 +51,7 @@ class JobReservationCounter:
             raise _new_outage_error() from error
 
     async def forget(self, reservations: Sequence[JobReservation]) -> None:
-        """Delete the costs of ended jobs that Valkey keeps for repetitions of `recount`.
+        """Delete the amounts of ended jobs, which Valkey keeps for repetitions of `recount`.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.

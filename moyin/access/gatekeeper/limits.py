@@ -32,7 +32,7 @@ from moyin.store.valkey import ValkeyConnection
 
 _log = logging.getLogger(__name__)
 _NANO = 10**9
-# The time within which the leases of a replica's requests expire if it dies.
+# Seconds within which the leases of a replica's requests expire if it dies.
 _LEASE_SECONDS = 60.0
 _RENEW_SECONDS = 20.0
 _TIMEOUT_SECONDS = 2.0
@@ -51,13 +51,12 @@ class RequestMeter:
     """Connects one process to Valkey, and renews and settles the admissions of its requests.
 
     Args:
-        rates_fail_open: whether requests that spend from no budget are allowed while Valkey is
-            unavailable.
-        budgets_fail_open: whether requests that spend from a budget are allowed meanwhile.
+        rates_fail_open: True to allow requests that use no budget while Valkey is unavailable.
+        budgets_fail_open: True to allow requests that use a budget while Valkey is unavailable.
 
     Attributes:
-        budgets: reads what is spent and reserved.
-        job_reservations: changes what jobs have reserved.
+        budgets: reads the spent and reserved amounts.
+        job_reservations: changes the amounts that jobs have reserved.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class RequestMeter:
                 timeout=_TIMEOUT_SECONDS,
                 socket_connect_timeout=_TIMEOUT_SECONDS,
                 socket_timeout=_TIMEOUT_SECONDS,
-                # No retry after a timeout, since Valkey may have counted the request.
+                # No retry after a timeout, because Valkey may have counted the request.
                 retry=Retry(NoBackoff(), 1),
                 retry_on_error=[RedisConnectionError],
             )
@@ -108,7 +107,7 @@ class RequestMeter:
         return await self._admit(keys=keys, args=arguments)
 
     def may_pass_unmetered(self, limits_spending: bool, error: RedisError) -> bool:
-        """Log an error of Valkey and return whether the request is allowed without being counted."""
+        """Log an error of Valkey; return True if the request is allowed without being counted."""
         _log.warning(
             "could not count a request against its limits in Valkey: %s: %s",
             type(error).__name__,
@@ -148,7 +147,8 @@ class RequestMeter:
         while self._held:
             await asyncio.sleep(_RENEW_SECONDS)
             try:
-                # Valkey's clock, as in the scripts, since the clocks of replicas may differ.
+                # Valkey's clock is used, as in the scripts, because the clocks of replicas may
+                # differ.
                 seconds, _ = await self._redis.time()
                 until = 1000 * (seconds + int(_LEASE_SECONDS))
                 async with self._redis.pipeline(transaction=False) as pipeline:
@@ -162,7 +162,7 @@ class RequestMeter:
 
 
 def create_meter(settings: Settings) -> RequestMeter:
-    """Return a meter with the URL and the failure modes of the settings."""
+    """Create a meter with the Valkey URL and the failure modes in ``settings``."""
     return RequestMeter(
         settings.redis_url,
         rates_fail_open=settings.rates_fail_open,
@@ -174,7 +174,7 @@ class Admission:
     """Counts one request against its limits: `reserve` before it runs, `release` after it ends.
 
     Attributes:
-        is_reserved: whether `reserve` was called.
+        is_reserved: True after `reserve` was called.
         headers: the ``RateLimit-*`` headers of the response, which are empty until `reserve`.
         lease: the id under which the request counts as running.
     """
@@ -216,7 +216,7 @@ class Admission:
         Raises:
             RateLimited: too many requests or tokens in this minute, or too many at the same time.
             BudgetExceeded: the rest of the daily or monthly budget does not cover ``usd``.
-            ServiceUnavailable: Valkey is unavailable, and the settings refuse requests then.
+            ServiceUnavailable: Valkey is unavailable, and the settings reject requests then.
         """
         self.is_reserved = True
         if not self._limits:
@@ -231,7 +231,7 @@ class Admission:
         limits_spending = nano > 0 and any(limit.has_budget for limit in self._limits)
         reply = asyncio.ensure_future(self._meter.run_admission_script(self._keys, arguments))
         try:
-            # Shielded, since a cancelled request may have been counted and must then be released.
+            # Shielded, because a cancelled request may have been counted and must then be released.
             admitted, *rest = await asyncio.shield(reply)
         except asyncio.CancelledError:
             reply.add_done_callback(lambda done: self._release_cancelled(done, tokens))
@@ -250,10 +250,11 @@ class Admission:
         self._hold(tokens)
 
     def build_job_reservation(self, usd: Decimal) -> JobReservation | None:
-        """Describe what `reserve` reserved in budgets, for a job that keeps it.
+        """Return what `reserve` reserved in budgets, for a job that keeps the reservation.
 
-        Such an admission is not released unless the job is refused. The result is None if nothing
-        was reserved, because Valkey was unavailable and the settings allow requests then.
+        The caller must not release such an admission unless the job is rejected. The result is None
+        if nothing was reserved, because Valkey was unavailable and the settings allow requests
+        then.
         """
         if not self._held:
             return None

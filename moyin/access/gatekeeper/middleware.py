@@ -1,4 +1,4 @@
-"""Implements the ASGI middleware in front of every app, which authenticates each request."""
+"""Implements the ASGI middleware that wraps every app and authenticates each request."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Gatekeeper:
         stream_errors: renders the last event of a stream whose credential has ended.
         keeps_encoding: selects requests whose bodies the app gets as the client encoded them;
             if None, the app gets all bodies decoded.
-        body_limit_of: returns the largest body of a request in bytes, None for any size; if None,
-            it is ``max_body_bytes`` for all.
-        public: the paths that need no key, or a predicate of requests that need none.
+        body_limit_of: returns the maximum size of a request's body in bytes, or None for any size.
+            Without it, ``max_body_bytes`` applies to all requests.
+        public: the paths that need no key, or a function that returns True for such requests.
         credentials: finds the key of a request.
     """
 
@@ -73,7 +73,7 @@ class Gatekeeper:
         self._adds_request_id = True
 
     def disable_request_id(self) -> Gatekeeper:
-        """Stop adding ``x-request-id`` headers, since Ray Serve adds them, and return self."""
+        """Stop adding ``x-request-id`` headers, because Ray Serve adds them, and return self."""
         self._adds_request_id = False
         return self
 
@@ -104,8 +104,9 @@ class Gatekeeper:
     async def _authenticate(self, scope: Scope) -> tuple[str, Identity]:
         """Return the credential of a request and its identity.
 
-        A key counts before an event token, and the token before a cookie: browsers send the cookie
-        also for pages of other hosts of the same site, which follow a job of another tenant.
+        A key takes precedence over an event token, and the token over a cookie, because browsers
+        also send the cookie with requests from pages of the same site that follow another tenant's
+        job.
         """
         token = self._credentials.extract_event_token(scope)
         credential = self._credentials.extract(scope, reads_cookie=token is None)
@@ -152,7 +153,7 @@ class Gatekeeper:
 
     def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
         """Return the event that ends a stream with an error, or None if none can be appended."""
-        media_type = request.progress.appendable_as
+        media_type = request.progress.appendable_media_type
         if media_type is None:
             return None
         return self._stream_errors(error, request.request_id, path, media_type)

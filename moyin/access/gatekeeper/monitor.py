@@ -1,7 +1,7 @@
 """Ends long-lived connections whose API key or session has ended or lost a required scope.
 
-A connection is authenticated when it begins and may outlive its credential. So each replica
-verifies the credentials of its open connections again every three seconds, all in a few queries.
+A connection is authenticated when it starts and may outlive its credential. Each replica therefore
+verifies the credentials of its open connections every three seconds, in a few queries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moyin.errors import InvalidKey, MoyinError
 _log = logging.getLogger(__name__)
 # The documentation promises that connections end within ten seconds.
 _INTERVAL_SECONDS = 3.0
-# Credentials per query.
+# Number of credentials that one query verifies.
 _BATCH = 500
 
 
@@ -40,7 +40,7 @@ class Connection(Protocol):
         """True if the connection can be ended with an error, such as a stream that has started."""
 
     def find_refusal(self, identity: Identity) -> MoyinError | None:
-        """Return the error with which to end the connection, or None if ``identity`` may continue."""
+        """Return the error with which to end the connection; None if ``identity`` may keep it."""
 
     def end(self, error: MoyinError) -> None:
         """End the connection and send ``error`` to the client."""
@@ -80,7 +80,7 @@ class CredentialMonitor:
             watched = self._credentials[credential] = _WatchedCredential(identity)
         watched.connections.add(connection)
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
+            self._running = asyncio.create_task(self._verify_periodically())
 
     def discard(self, credential: str, connection: Connection) -> None:
         """Stop monitoring a connection that has ended."""
@@ -103,7 +103,8 @@ class CredentialMonitor:
             try:
                 valid = await self._verifier.recheck(batch)
             except (SQLAlchemyError, OSError, MoyinError) as error:
-                # The connections continue, as cached credentials are accepted during an outage, too.
+                # The connections continue, just as cached credentials are accepted during an
+                # outage.
                 _log.warning(
                     "could not verify the credentials of open connections: %s", type(error).__name__
                 )
@@ -125,7 +126,7 @@ class CredentialMonitor:
                 if error is not None and connection.can_end:
                     connection.end(error)
 
-    async def _run(self) -> None:
+    async def _verify_periodically(self) -> None:
         while self._credentials:
             await asyncio.sleep(self._interval)
             try:

@@ -19,7 +19,7 @@ _SECRETS = re.compile(
 )
 
 
-# Not frozen, since one is created per request and freezing doubles the cost.
+# Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(slots=True)
 class Observation:
     """Describes a finished request for the access log and metrics.
@@ -46,7 +46,7 @@ class Observer(Protocol):
     """Records finished requests in logs or metrics."""
 
     def observe(self, observation: Observation) -> None:
-        """Record a request, without blocking, since the event loop calls this method."""
+        """Record a request without blocking, because the event loop calls this method."""
 
 
 class NoObserver:

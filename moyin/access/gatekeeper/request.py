@@ -1,4 +1,4 @@
-"""Implements the life of one request in the gatekeeper, from authentication to the last message."""
+"""Processes one request in the gatekeeper, from authentication to the last message."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from moyin.errors import BodyTooSlow, MoyinError, RateLimited
 
 _log = logging.getLogger(__name__)
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# The close code of RFC 6455 for WebSockets without a key, or whose key has ended.
+# Close code of RFC 6455 ("policy violation") for WebSockets whose key is missing or has ended.
 _WS_POLICY_VIOLATION = 1008
 
 
 class RequestHandler(Protocol):
-    """Describes the methods of `Gatekeeper` that a `Request` calls."""
+    """The methods of `Gatekeeper` that a `Request` calls."""
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
         """Authenticate the request and call the app; raise the `MoyinError` of either."""
@@ -44,7 +44,7 @@ class RequestHandler(Protocol):
 
 
 class Request:
-    """Implements one request: calls the app, sends its response or an error, and can be ended early.
+    """One request: calls the app, sends its response or an error, and can be ended early.
 
     Implements `moyin.access.gatekeeper.monitor.Connection`.
     """
@@ -60,7 +60,7 @@ class Request:
         self.progress = ResponseProgress(self._kind)
         self._start: Message | None = None  # held until the rest of the request body is read
         self._closes = False  # whether the connection closes after the response
-        self.status = 499  # stays if the client disconnects before the status is sent
+        self.status = 499  # 499 remains if the client disconnects before a status is sent
         self.code: str | None = None
         self._watcher: DisconnectWatcher | None = None
         self._credential = ""
@@ -110,8 +110,8 @@ class Request:
     def watch_disconnect(self, receive: Receive, monitor: CredentialMonitor) -> Receive:
         """Return the ASGI ``receive`` for the app.
 
-        From now on the request ends when its client disconnects and, if it is long-lived, when its
-        credential ends or loses a required scope.
+        From then on the request ends when its client disconnects. A long-lived request also ends
+        when its credential ends or loses a required scope.
         """
         self._watcher = DisconnectWatcher(receive, lambda: self.monitor_credential(monitor))
         self._task = self._watcher.task
@@ -131,7 +131,7 @@ class Request:
         return self._ended is None and self.progress.is_under_way
 
     def find_refusal(self, identity: Identity) -> MoyinError | None:
-        """Return the error with which to end the request, or None if ``identity`` may continue."""
+        """Return the error with which to end the request; None if ``identity`` may continue it."""
         for limit in identity.limits:
             if 0 in (limit.requests_per_minute, limit.concurrent_requests):
                 return RateLimited(
@@ -160,7 +160,7 @@ class Request:
             is_own = True
         return is_own
 
-    # Not a coroutine function, which would create a second coroutine per message.
+    # This is not a coroutine function, because that would create a second coroutine per message.
     def send(self, message: Message) -> Awaitable[None]:
         """Send a message of the app to the client, and record it.
 
@@ -197,7 +197,7 @@ class Request:
         await self._send(message)
 
     async def _drain_body(self, receive: Receive | DisconnectWatcher | None) -> None:
-        """Discard the rest of the request body; if it does not end in time, plan to close the connection.
+        """Discard the rest of the request body; if it is too slow, close the connection afterwards.
 
         The connection would otherwise stay open for as long as the client sends.
         """
@@ -238,14 +238,15 @@ class Request:
             if isinstance(error, BodyTooSlow):
                 self._closes = True
             elif self._watcher is None and has_body(scope):
-                # The request was refused before its body was read.
+                # The request was rejected before its body was read.
                 await self._drain_body(receive)
             await self.send(start)
             await self.send({"type": "http.response.body", "body": body})
 
     async def _close_socket(self, receive: Receive, error: MoyinError) -> None:
         if not self.progress.has_started:
-            # Accepted first, since browsers show scripts the close reason, but no refused handshake.
+            # The WebSocket is accepted first, because browsers give scripts the close reason but no
+            # details of a rejected handshake.
             await receive()
             await self.send({"type": "websocket.accept"})
         self.status = _WS_POLICY_VIOLATION
@@ -256,7 +257,7 @@ class Request:
 
 
 async def _do_nothing() -> None:
-    """Return at once; the awaitable for a message that is held."""
+    """Do nothing; `send` returns this awaitable for a message that is held."""
 
 
 def _body_too_slow() -> BodyTooSlow:

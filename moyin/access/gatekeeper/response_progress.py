@@ -1,4 +1,4 @@
-"""Tracks how far an app has sent its response, to decide how the gatekeeper may end the request."""
+"""Tracks the state of an app's response, to decide how the gatekeeper may end the request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ResponseProgress:
     """Tracks the ASGI messages that an app sends for one request or WebSocket.
 
     Attributes:
-        has_started: whether the status was sent or the WebSocket accepted.
+        has_started: True if the status was sent or the WebSocket was accepted.
     """
 
     def __init__(self, kind: str) -> None:
@@ -26,7 +26,7 @@ class ResponseProgress:
         self._last = b""
 
     def record(self, message: Message) -> None:
-        """Record a message that the app sends; it must be fast, since it is called for each."""
+        """Record a message that the app sends; called for every message, so it must be fast."""
         kind = message["type"]
         if kind == "http.response.body":
             if message.get("more_body", False):
@@ -45,15 +45,15 @@ class ResponseProgress:
     def is_under_way(self) -> bool:
         """True if this is a WebSocket or a stream that has started and not finished.
 
-        Responses with a Content-Length are not streams: they end soon by themselves.
+        Responses with a Content-Length are not streams, because they end soon anyway.
         """
         if self._finished:
             return False
         return self._is_socket or (self.has_started and self._header(b"content-length") is None)
 
     @property
-    def appendable_as(self) -> str | None:
-        """The media type of the stream if an event can be appended to it now, otherwise None."""
+    def appendable_media_type(self) -> str | None:
+        """The media type of the stream if an event can be appended to it now, else None."""
         if self._header(b"content-encoding") is not None:
             return None
         content_type = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""Verifies access tokens of users by public keys; signs and verifies links to files and event tokens."""
+"""Verifies users' access tokens; signs and verifies file links and event tokens."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TYPE = "at+jwt"
 SIGNED_FILES_PREFIX = "/artifacts/signed/"
 _REQUIRED_CLAIMS = ["exp", "iat", "iss", "aud", "sub", "sid", "own", "scope"]
 _SIGNING_ALGORITHM = "HS256"
-# Each kind of token has an audience of its own, so that it grants nothing else.
+# Each kind of token has its own audience, so that it cannot be used as another kind.
 _LINK_AUDIENCE = "moyin-file"
 _EVENT_AUDIENCE = "moyin-events"
 _KEYS_SECONDS = 60.0
-# Anybody can make tokens with unknown key ids, so each such token must not cost a query.
+# Anybody can create tokens with unknown key ids, so such tokens must not cost a query each.
 _UNKNOWN_KEY_SECONDS = 1.0
 
 
 class TokenVerifier:
-    """Verifies access tokens with public keys, which it caches and reads again every minute."""
+    """Verifies access tokens with public keys, which are cached and reloaded every minute."""
 
     def __init__(self, keys: SigningKeyStore) -> None:
         self._store = keys
@@ -58,7 +58,7 @@ class TokenVerifier:
         return claims
 
     async def has_known_key(self, token: str) -> bool:
-        """Return whether the key of a token, which was verified before, still exists."""
+        """Return True if the signing key of a token, which was verified before, still exists."""
         return await self._find_key(str(jwt.get_unverified_header(token).get("kid"))) is not None
 
     async def _find_key(self, kid: str) -> PublicKey | None:
@@ -95,8 +95,8 @@ def create_event_token(signing_key: bytes, creator: Identity, job_id: str, ttl_s
 def verify_event_token(signing_key: bytes, token: str) -> Identity:
     """Return the identity of an event token, or raise `InvalidToken`.
 
-    The token ends with the session, or the secret of the key, of its creator, which the caller must
-    check.
+    The token is valid only as long as its creator's session or key secret; the caller must check
+    that.
     """
     names = ("own", "sub", "key", "user", "sec")
     claims = _verify(signing_key, token, _EVENT_AUDIENCE, "event token", names)
@@ -118,7 +118,7 @@ def _sign(signing_key: bytes, audience: str, ttl_s: float, **claims: str) -> str
 def _verify(
     signing_key: bytes, token: str, audience: str, noun: str, names: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """Return the claims ``names`` of a token that `_sign` made, or raise `InvalidToken`."""
+    """Return the claims ``names`` of a token that `_sign` created, or raise `InvalidToken`."""
     try:
         claims = jwt.decode(
             token,

@@ -47,7 +47,7 @@ def _require_small_profile(profile: dict[str, Any]) -> dict[str, Any]:
         size = len(json.dumps(profile, allow_nan=False, ensure_ascii=False).encode())
     except ValueError:
         raise ValueError("must be JSON in valid Unicode, without NaN and infinities") from None
-    # PostgreSQL stores no NUL.
+    # PostgreSQL cannot store NUL characters.
     if size > _MAX_PROFILE_BYTES or "\\u0000" in json.dumps(profile):
         raise ValueError(
             f"must not exceed {_MAX_PROFILE_BYTES} bytes as JSON or contain NUL characters"
@@ -76,7 +76,7 @@ RequiredName = Annotated[
 ]
 Profile = Annotated[dict[str, Any], AfterValidator(_require_small_profile)]
 ScopeName = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9:._-]{0,63})$")]
-# A string without an exponent in JSON, so that it is exact.
+# Encoded in JSON as a string without an exponent, so that the value stays exact.
 Money = Annotated[
     Decimal,
     Field(ge=0, le=9_000_000, decimal_places=9),
@@ -119,7 +119,7 @@ class Login(_Request):
 
 
 class SignInBrowser(_Request):
-    """Holds one way to sign in: a password, an API key, or the refresh token of a new session."""
+    """The credentials of a sign-in: a password, an API key, or a new session's refresh token."""
 
     email: ClaimedEmail | None = None
     password: Secret | None = None
@@ -136,7 +136,7 @@ class SignInBrowser(_Request):
         given = self.model_fields_set & {"email", "password", "api_key", "refresh_token"}
         ways = ({"email", "password"}, {"api_key"}, {"refresh_token"})
         if given not in ways or any(getattr(self, name) is None for name in given):
-            raise ValueError("send email and password, or api_key, or refresh_token")
+            raise ValueError("must have email and password, or api_key, or refresh_token")
         return self
 
 
@@ -224,7 +224,7 @@ class RotateKey(_Request):
 
 
 class LimitBody(BaseModel):
-    """Holds limits and budgets; members that are left out are unlimited."""
+    """The limits and budgets of a subject; omitted members are unlimited."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -270,7 +270,7 @@ class InvitedMember(UserBody):
 
 
 class SessionBody(_Response):
-    """Holds the members of an RFC 6749 token response, the device token and the user."""
+    """The members of an RFC 6749 token response, plus the device token and the user."""
 
     access_token: str
     token_type: str = "Bearer"
@@ -290,7 +290,7 @@ class PasswordResetResult(_Response):
 
 
 class WhoAmI(_Response):
-    """Holds the identity of the API key or access token that the caller sent."""
+    """The identity of the API key or access token that the caller sent."""
 
     owner: str
     key_id: str
@@ -299,7 +299,7 @@ class WhoAmI(_Response):
 
 
 class BrowserSession(WhoAmI):
-    """Holds the identity of a browser, which has its key or token in a cookie."""
+    """The identity of a signed-in browser, whose key or token is in a cookie."""
 
     expires_in: int = Field(description="Seconds until the browser's cookie expires.")
     renewable: bool = Field(
@@ -333,7 +333,7 @@ class ProviderList(_Response):
 
 
 class SignInWays(ProviderList):
-    """Holds the ways in which people can sign in here."""
+    """The ways in which people can sign in to this installation."""
 
     registration: bool = Field(description="Whether anybody can register as a player.")
     password_reset: bool = Field(
@@ -402,7 +402,7 @@ class LimitList(_Response):
 
 
 class SubjectBudget(_Response):
-    """Holds what is left of a budget in its current period."""
+    """The remaining amount of a budget in its current period."""
 
     limit: str = Field(description="`usd_per_day` or `usd_per_month`.", examples=["usd_per_day"])
     limit_usd: str

@@ -70,7 +70,8 @@ class AnthropicBackend:
     def __init__(
         self, endpoint: Endpoint, *, connections: int, auth_header: str = "x-api-key"
     ) -> None:
-        # Claude fetches pictures from its own network. Another server may be in our network.
+        # Claude fetches pictures from its own network. Another server may be in ours, and must not
+        # fetch a URL that a client chose.
         self.fetches_pictures = endpoint.url == CLAUDE_URL
         self._endpoint = endpoint
         self._auth_header = auth_header
@@ -139,7 +140,8 @@ class AnthropicBackend:
         try:
             await self._http.get("/v1/models", _PROBE_SECONDS)
         except ModelNotFound:
-            # The server is up, but has no list of models, as in the clouds of others.
+            # The server is up but has no list of models, as with Claude on Bedrock, Vertex or
+            # Azure.
             return
 
     async def close(self) -> None:
@@ -158,7 +160,7 @@ class AnthropicBackend:
                 credentials |= build_credentials(self._auth_header, endpoint.key)
             # No retries in the SDK, because the router falls back to another back end.
             self._sdk = anthropic.AsyncAnthropic(
-                # The SDK sends a bearer token in its own way, and wants either.
+                # The SDK sends a bearer token itself, and requires a key or a token.
                 api_key=None if is_bearer else endpoint.key,
                 auth_token=endpoint.key if is_bearer else None,
                 base_url=endpoint.url,
@@ -223,7 +225,7 @@ def _translate_errors() -> Iterator[None]:
             "cannot connect to the back end for /v1/messages; check that its server is running"
         ) from None
     except (httpx2.HTTPError, OSError):
-        # The connection broke within the body: the SDK translates only earlier errors.
+        # The connection broke while the body was read. The SDK translates only earlier errors.
         raise BackendUnavailable(
             "the back end closed the connection during its response to /v1/messages",
             may_be_billed=True,

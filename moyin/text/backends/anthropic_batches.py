@@ -30,7 +30,7 @@ _PATH = "/v1/messages/batches"
 _HEADERS = {"anthropic-version": "2023-06-01"}
 _CHUNK = 256 * 1024
 _PAGE = 100
-# The clocks of two machines may differ by so much.
+# The most that the clocks of two machines may differ.
 _CLOCK_MARGIN = timedelta(minutes=5)
 _OUTCOMES = {
     "succeeded": RemoteOutcome.ANSWERED,
@@ -55,8 +55,9 @@ _UNKNOWN_ERROR_STATUS = 500
 class AnthropicBatches:
     """Implements `BatchApi` for Anthropic's API.
 
-    Anthropic's batches have no member that identifies their sender. So one whose id was lost is
-    found by the number of its requests and its time, and recognised by the ids in its results.
+    Anthropic's batches have no member that identifies their sender. A batch whose id was lost is
+    therefore searched by its number of requests and its creation time, and recognised by the ids in
+    its results.
     """
 
     chat_path = "/messages"
@@ -85,7 +86,8 @@ class AnthropicBatches:
         # Commas replace the line breaks between the requests.
         size = len(start) + payload.size - 1 + len(end)
         headers = {**_HEADERS, "content-length": str(size)}
-        # Opened here, because nobody closes the generator if the back end answers before its end.
+        # Opened here and not in a generator, because a generator would stay open if the back end
+        # responded before reading all of it.
         async with await anyio.open_file(payload.file, "rb") as file:
             body = _join_requests(file, payload.size, start, end)
             answer = await self._http.upload(_PATH, body, deadline, headers)

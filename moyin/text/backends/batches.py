@@ -1,4 +1,4 @@
-"""Defines the client of a back end's own batch API, which costs less than calls one by one."""
+"""Defines the interface to a back end's own batch API, which is cheaper than single calls."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from moyin.domain.chat import ChatRequest, ChatResponse
 from moyin.errors import BackendUnavailable
 from moyin.http.validation import new_malformed_response_error
 
-# A line of results: the longest answer of any model has less than this.
+# The most bytes of one line of results; the longest answer of any model has fewer.
 _MAX_LINE_BYTES = 64 * 1024 * 1024
 
 
 class RemoteState(StrEnum):
-    """Whether the back end still works on a batch; ``rejected`` ones were never begun."""
+    """The state of a batch at a back end; a ``rejected`` batch was never started."""
 
     RUNNING = "running"
     ENDED = "ended"
@@ -29,11 +29,11 @@ class RemoteState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteBatch:
-    """A batch at a back end.
+    """A batch as its back end reports it.
 
     Attributes:
-        count: the number of its requests, as far as the back end knows it yet.
-        reason: why it was rejected.
+        count: the number of its requests; 0 while the back end does not know it.
+        reason: why the batch was rejected.
         files: the ids of files that the back end keeps for the batch, the results first.
     """
 
@@ -46,7 +46,7 @@ class RemoteBatch:
 
 
 class RemoteOutcome(StrEnum):
-    """What became of a request; ``unanswered`` ones were cancelled or expired, and cost nothing."""
+    """The outcome of a request; an ``unanswered`` one was cancelled or expired and cost nothing."""
 
     ANSWERED = "answered"
     FAILED = "failed"
@@ -68,8 +68,8 @@ class Payload:
     """The requests of a new batch in a local file, as `BatchApi.encode_request` encodes them.
 
     Attributes:
-        key: identifies the batch among all that Moyin ever sends.
-        path: the path of a call to which all requests belong, such as ``/chat/completions``.
+        key: unique id of the batch, chosen by Moyin.
+        path: the path of the call that all requests make, such as ``/chat/completions``.
     """
 
     key: str
@@ -84,7 +84,7 @@ class BatchApi(Protocol):
 
     Attributes:
         chat_path: the path of the call to which chat requests are translated.
-        identifies_by_key: True if a batch shows the key with which it was sent.
+        identifies_by_key: True if the back end reports the key with which a batch was sent.
         max_requests, max_bytes: the largest batch that the back end accepts.
     """
 
@@ -94,7 +94,7 @@ class BatchApi(Protocol):
     max_bytes: int
 
     def supports(self, path: str) -> bool:
-        """Return whether batches may consist of calls of this path, such as ``/embeddings``."""
+        """Return True if batches may consist of calls of this path, such as ``/embeddings``."""
 
     def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
         """Encode a request as a line of a payload."""
@@ -109,25 +109,25 @@ class BatchApi(Protocol):
         """Send a new batch.
 
         Raises:
-            BackendRejected, BackendKeyRejected, ModelNotFound: the back end has not begun it.
-            BackendError, Overloaded: the back end may have received the batch nevertheless.
+            BackendRejected, BackendKeyRejected, ModelNotFound: the back end refused the batch.
+            BackendError, Overloaded: the call failed, but the back end may have received the batch.
         """
 
     def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
     ) -> AsyncGenerator[RemoteBatch, None]:
-        """Yield batches that may be the one that was sent with a key and whose id was lost.
+        """Yield the back end's batches that may be the one sent with ``key``, whose id was lost.
 
         Args:
-            count: the number of its requests.
-            since: when it was sent at the earliest.
+            count: the number of requests in the lost batch.
+            since: the earliest time at which it may have been sent.
         """
 
     async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:
         """Return the current state of a batch."""
 
     async def cancel(self, batch_id: str, deadline: float) -> None:
-        """Ask the back end to end a batch early; one that has ended stays as it is."""
+        """Ask the back end to cancel a batch; a batch that has ended stays as it is."""
 
     def read_results(
         self, batch: RemoteBatch, deadline: float
@@ -135,7 +135,7 @@ class BatchApi(Protocol):
         """Yield the results of a batch that has ended, in any order."""
 
     async def discard(self, batch: RemoteBatch, deadline: float) -> None:
-        """Delete what the back end keeps of a batch whose results have been read."""
+        """Delete the files that the back end keeps of a batch whose results have been read."""
 
 
 async def read_json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Mapping[str, Any]]:
@@ -159,7 +159,7 @@ async def read_json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Mapping
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object of a back end; raise `BackendUnavailable` if it is none."""
+    """Parse a JSON object from a back end; raise `BackendUnavailable` if it is malformed."""
     try:
         data = from_json(body)
     except ValueError:

@@ -29,7 +29,7 @@ _KEEP_ALIVE_SECONDS = 4.0
 _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 2.0
-# A server may be silent for long while it checks or converts a large file.
+# Seconds that a server may be silent, for example while it checks or converts a large file.
 _MAX_SILENCE_SECONDS = 3_600.0
 _GOOGLE_KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED"})
 _UNREACHABLE = "cannot connect to the back end; check that its server is running. Request:"
@@ -43,8 +43,8 @@ class Endpoint:
     Attributes:
         url: base URL without a trailing slash.
         key: API key; an empty key is not sent.
-        headers: headers of every request, which replace others of the same name.
-        query: parameters of every URL, encoded; empty for none.
+        headers: headers added to every request; they replace other headers of the same name.
+        query: URL-encoded query parameters added to every URL; may be empty.
     """
 
     url: str
@@ -152,7 +152,7 @@ class HttpClient:
 
     Args:
         endpoints: finds the server's address.
-        credentials: returns the authentication headers for an API key.
+        credentials: function that returns the authentication headers for an API key.
         connections: maximum number of concurrent connections. Further requests wait for a free
             connection for up to five seconds.
     """
@@ -205,7 +205,7 @@ class HttpClient:
         """Send a POST request piece by piece and return the body of the response.
 
         Args:
-            headers: must have the length and the type of the content.
+            headers: must include ``Content-Length`` and ``Content-Type``.
 
         Raises:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: as `post` does.
@@ -269,7 +269,7 @@ class HttpClient:
             raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
     @asynccontextmanager
-    async def pass_on(
+    async def forward_request(
         self, method: str, path: str, data: bytes | AsyncIterable[bytes] | None
     ) -> AsyncGenerator[RawResponse, None]:
         """Send a request and yield its response, whatever its status.
@@ -465,7 +465,7 @@ def _parse_error(body: bytes) -> Mapping[str, Any]:
 
 
 def _rejects_key(error: Mapping[str, Any]) -> bool:
-    """Return True if an error of Google says that the API key is wrong, which has status 400."""
+    """Return True if the error means a wrong API key, which Google reports with status 400."""
     details = error.get("details")
     return isinstance(details, list) and any(
         isinstance(detail, dict) and detail.get("reason") in _GOOGLE_KEY_REASONS

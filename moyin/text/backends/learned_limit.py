@@ -1,4 +1,4 @@
-"""Learns how many calls a server runs at a time, from the time to the first token."""
+"""Learns how many calls a server runs concurrently, from the time to the first token."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _MIN_PAUSE_SECONDS = 60.0
 _MAX_PAUSE_SECONDS = 960.0
 _RECENT_ENDS = 256
 _NEWEST_WEIGHT = 0.2
-# A call has waited if its first token took more than twice the usual time and this.
+# A call counts as queued if its first token took more than twice the usual time plus these seconds.
 _MARGIN_SECONDS = 0.05
-# A single late token does not refute what was proven before.
-_REFUTATIONS = 3
+# Number of queued calls that lower the limit; one late token alone is no evidence.
+_MAX_LATE_CALLS = 3
 
 
 @dataclass(slots=True)
 class TrackedCall:
-    """A call at the server, until it ends.
+    """A call that a server is running.
 
     Attributes:
-        kind: calls of the same kind usually take the same time to their first token.
+        kind: calls of one kind usually take the same time to their first token.
         began: the time at which the call was sent.
-        running: number of calls at the server then, including this one.
-        on_first_token: called once, with the seconds since the first token; None afterwards.
+        running: number of calls at the server at that time, including this one.
+        on_first_token: called once, with the age of the first token in seconds; None afterwards.
     """
 
     kind: tuple[str, int] = ("", 0)
@@ -37,7 +37,7 @@ class TrackedCall:
     on_first_token: Callable[[TrackedCall, float], None] | None = None
 
     def record_first_token(self, seconds_ago: float = 0.0) -> None:
-        """Record that the first token came ``seconds_ago``, or the whole answer now.
+        """Record that the first token arrived ``seconds_ago``, or the whole answer just now.
 
         Later calls of this method have no effect.
         """
@@ -47,7 +47,7 @@ class TrackedCall:
 
 
 class LearnedLimit:
-    """Sets the limit of a server's slots to the number of calls that the server runs at a time.
+    """Sets a server's slot limit to the number of calls that the server runs concurrently.
 
     A server such as Ollama keeps further calls in a queue of its own, where no other server can
     take them. If a call produces its first token while all calls that were sent earlier still run,
@@ -69,22 +69,22 @@ class LearnedLimit:
         self._max_limit = max_limit
         self._clock = clock
         self._running = 0
-        self._proven = 1
-        self._refutations = 0
+        self._confirmed_limit = 1
+        self._late_calls = 0
         self._was_too_high = False
         self._pause = _MIN_PAUSE_SECONDS
         self._grows_after = 0.0
         self._ends: deque[float] = deque(maxlen=_RECENT_ENDS)
         self._usual: dict[tuple[str, int], float] = {}
         slots.set_limit(1)
-        slots.on_full = self._grow
+        slots.on_full = self._raise_limit
 
     @contextmanager
     def track(self, kind: str, size: int) -> Iterator[TrackedCall]:
         """Count a call at the server during the block.
 
         Args:
-            kind: a word for calls whose first tokens take about the same time, apart from ``size``.
+            kind: name for calls whose first tokens take about the same time for the same ``size``.
             size: the size of the request in bytes.
         """
         self._running += 1
@@ -103,49 +103,49 @@ class LearnedLimit:
             self._usual[call.kind] = (
                 waited if usual is None else usual + (waited - usual) * _NEWEST_WEIGHT
             )
-            self._confirm(call.running)
+            self._confirm_concurrency(call.running)
         elif usual is not None and waited > 2 * usual + _MARGIN_SECONDS:
             self.record_waiting(call)
 
     def record_waiting(self, call: TrackedCall) -> None:
-        """Record that a call has waited in the server's queue, or was refused because it is full."""
+        """Record that a call waited in the server's queue, or was refused by a full queue."""
         running = call.running
-        self._refutations += 1
-        if running < 2 or (running <= self._proven and self._refutations < _REFUTATIONS):
+        self._late_calls += 1
+        if running < 2 or (running <= self._confirmed_limit and self._late_calls < _MAX_LATE_CALLS):
             return
         limit = self._slots.limit
         if limit is not None and running <= limit:
             self._slots.set_limit(running - 1)
             self._was_too_high = True
-            self._proven = min(self._proven, running - 1)
-            self._refutations = 0
+            self._confirmed_limit = min(self._confirmed_limit, running - 1)
+            self._late_calls = 0
             self._grows_after = self._clock() + self._pause
             self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
 
-    def _confirm(self, running: int) -> None:
-        if running < self._proven:
+    def _confirm_concurrency(self, running: int) -> None:
+        if running < self._confirmed_limit:
             return
-        self._refutations = 0
-        if running == self._proven:
+        self._late_calls = 0
+        if running == self._confirmed_limit:
             return
-        self._proven = running
+        self._confirmed_limit = running
         self._pause = _MIN_PAUSE_SECONDS
         limit = self._slots.limit
         if limit is not None and limit < running:
             self._slots.set_limit(min(running, self._max_limit))
         if self._slots.is_awaited:
-            self._grow()
+            self._raise_limit()
 
-    def _grow(self) -> None:
-        """Raise the limit if the server is known to run as many calls as may run at present.
+    def _raise_limit(self) -> None:
+        """Raise the limit if the server has been seen running as many calls as the limit allows.
 
-        Calls in the background alone may not use all slots, so they teach with a higher limit.
+        Background calls may not use all slots, so with them alone fewer running calls suffice.
         """
         limit, usable = self._slots.limit, self._slots.usable
         if (
             limit is not None
             and usable is not None
-            and usable <= self._proven
+            and usable <= self._confirmed_limit
             and limit < self._max_limit
             and self._clock() >= self._grows_after
         ):

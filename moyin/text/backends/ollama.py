@@ -58,7 +58,7 @@ _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 3.0
 _CHAT_PATH = "/api/chat"
 _EMBED_PATH = "/api/embed"
-# For models whose context length neither the configuration nor the host states.
+# The context length in tokens of models for which neither the configuration nor the host has one.
 DEFAULT_CONTEXT = 4096
 
 
@@ -102,8 +102,8 @@ class OllamaBackend:
     Args:
         host: base URL of the server.
         contexts: context length in tokens of models whose length is configured, by Ollama's name.
-        models: the models on the host's disk, which supply the other lengths.
-        limit: learns how many calls the host runs at a time; None if it is configured.
+        models: the models on the host's disk, which have the context lengths of other models.
+        limit: learns how many calls the host runs concurrently; None if the number is configured.
         connections: maximum number of concurrent connections to the server.
     """
 
@@ -140,14 +140,14 @@ class OllamaBackend:
         return {"options": {"num_ctx": choose_context_window(tokens, limit, model.context)}}
 
     async def forward(self, request: RawRequest) -> bytes:
-        with self._track(request.path, len(request.body)) as call:
+        with self._track_call(request.path, len(request.body)) as call:
             body = await self._http.post(request.path, request.body, request.deadline)
             call.record_first_token(read_writing_seconds(body))
             return body
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         pieces = self._http.stream(request.path, request.body, request.deadline)
-        with self._track(request.path, len(request.body)) as call:
+        with self._track_call(request.path, len(request.body)) as call:
             async with aclosing(pieces):
                 async for piece in pieces:
                     call.record_first_token()
@@ -162,7 +162,7 @@ class OllamaBackend:
         body = chat_request_to_upstream(
             request, context=self._find_context(request.model), stream=False
         )
-        with self._track(_CHAT_PATH, _measure(request)) as call, _translate_errors():
+        with self._track_call(_CHAT_PATH, _measure_prompt(request)) as call, _translate_errors():
             async with asyncio.timeout_at(deadline):
                 response = await self._get_sdk().request_chat(body)
             call.record_first_token((response.eval_duration or 0) / 1e9)
@@ -170,7 +170,7 @@ class OllamaBackend:
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         deltas = self._stream(request, deadline)
-        with self._track(_CHAT_PATH, _measure(request)) as call:
+        with self._track_call(_CHAT_PATH, _measure_prompt(request)) as call:
             async with aclosing(deltas):
                 async for delta in deltas:
                     call.record_first_token()
@@ -214,7 +214,7 @@ class OllamaBackend:
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embedding_request_to_upstream(request, context=self._find_context(request.model))
         size = sum(map(len, request.inputs))
-        with self._track(_EMBED_PATH, size) as call, _translate_errors():
+        with self._track_call(_EMBED_PATH, size) as call, _translate_errors():
             async with asyncio.timeout_at(deadline):
                 response = await self._get_sdk().request_embeddings(body)
             call.record_first_token()
@@ -228,23 +228,23 @@ class OllamaBackend:
         entries = await list_resident_models(self._http)
         resident: dict[str, Mapping[str, Any]] = {}
         for name, entry in entries.items():
-            for shared in (name, *self._models.find_sharing(frozenset({name}))):
+            for shared in (name, *self._models.find_names_sharing_weights(frozenset({name}))):
                 resident[shared] = resident[shared.removesuffix(DEFAULT_TAG)] = entry
         return resident
 
     async def refresh_models(self) -> bool:
-        """Bring the models on the host's disk up to date; return True if they changed."""
+        """Reload the list of models on the host's disk; return True if it changed."""
         return await self._models.refresh(self._http)
 
-    def pass_on(
+    def forward_request(
         self, method: str, path: str, data: bytes | AsyncIterable[bytes] | None
     ) -> AbstractAsyncContextManager[RawResponse]:
-        """Send a request that is no model call; see `HttpClient.pass_on`."""
-        return self._http.pass_on(method, path, data)
+        """Forward a request that does not call a model; see `HttpClient.forward_request`."""
+        return self._http.forward_request(method, path, data)
 
     @contextmanager
-    def _track(self, kind: str, size: int) -> Iterator[TrackedCall]:
-        """Let the limit of concurrent calls learn from a call of about ``size`` bytes."""
+    def _track_call(self, kind: str, size: int) -> Iterator[TrackedCall]:
+        """Let the learned limit observe a call of about ``size`` bytes."""
         if self._limit is None:
             yield TrackedCall()
             return
@@ -281,8 +281,8 @@ class OllamaBackend:
         return self._sdk
 
 
-def _measure(request: ChatRequest) -> int:
-    """Return the size of the prompt in characters, about as large as the request in bytes."""
+def _measure_prompt(request: ChatRequest) -> int:
+    """Return the size of the prompt in characters, an estimate of the request's size in bytes."""
     texts = [len(part.text) for part in request.system]
     texts += [
         len(part.text)

@@ -1,4 +1,4 @@
-"""Follows which models an Ollama host has on its disk, and what each of them can do."""
+"""Tracks the models on an Ollama host's disk and the abilities of each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DEFAULT_TAG = ":latest"
 _SECONDS = 3.0
 # The health checks of all back ends wait for the slowest refresh.
 _REFRESH_SECONDS = 5.0
-# Bounds of what is kept of a host, which is under the studio's control but not under ours.
+# Bounds of the memory used for one host, whose responses are not trusted to be small.
 _MAX_MODELS = 1_000
 _MAX_DESCRIPTION_BYTES = 64 * 1024
 _PARALLEL_REQUESTS = 4
 _CONTEXT_PARAMETER = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
 _WEIGHTS = re.compile(r"^FROM\s.*?(sha256-[0-9a-f]{64})\s*$", re.MULTILINE)
-# The member `modelfile` is left out, because it names paths of the host.
+# The member `modelfile` is omitted, because it contains paths on the host.
 _DESCRIPTION = ("license", "parameters", "template", "system", "model_info", "projector_info")
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 class HostModels:
     """The models on the disk of one Ollama host, which `refresh` brings up to date.
 
-    Models that the host itself passes on to another service are left out, since their data would
-    leave the host.
+    Models that the host forwards to another service are omitted, because their data would leave the
+    host.
 
     Attributes:
         files: the models by their name with its tag; None until the host has answered once.
@@ -46,20 +46,20 @@ class HostModels:
         self._undescribed: frozenset[str] = frozenset()
 
     def find(self, name: str) -> ModelFile | None:
-        """Return the model with this name, to which Ollama adds the tag ``:latest`` if it has none."""
+        """Return the model with this name, or None; a name without a tag means ``:latest``."""
         return (self.files or {}).get(add_default_tag(name))
 
-    def find_sharing(self, names: frozenset[str]) -> frozenset[str]:
-        """Return ``names`` and all names of models with the same weights as one of these models."""
+    def find_names_sharing_weights(self, names: frozenset[str]) -> frozenset[str]:
+        """Return ``names`` plus the names of all models that share their weights."""
         files = (self.files or {}).values()
         weights = {file.weights for file in files if file.weights and file.name in names}
         return names.union(file.name for file in files if file.weights in weights)
 
     async def refresh(self, http: HttpClient) -> bool:
-        """Ask the host for its models; return True if they changed.
+        """Fetch the host's list of models; return True if it changed.
 
-        Only new and changed models are asked for their abilities. If the host takes too long to
-        tell them, what was known remains, and the next refresh asks for the others.
+        Only the abilities of new and changed models are fetched. If that takes too long, the
+        abilities fetched so far are kept and the next refresh fetches the rest.
 
         Raises:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
@@ -113,14 +113,14 @@ def _is_same(file: ModelFile, entry: Mapping[str, Any]) -> bool:
 
 
 async def _request_file(http: HttpClient, entry: Mapping[str, Any]) -> ModelFile | None:
-    """Ask for a model's abilities; return None if the host does not tell them."""
+    """Fetch a model's abilities; return None if the host does not report them."""
     name = entry["name"]
     try:
         deadline = asyncio.get_running_loop().time() + _SECONDS
         shown = from_json(await http.post("/api/show", to_json({"model": name}), deadline))
         return _build_file(entry, shown)
     except (MoyinError, ValueError, KeyError, TypeError, AttributeError):
-        # The model may have been removed since; otherwise the next refresh asks again.
+        # The model may have been removed meanwhile; if not, the next refresh tries again.
         return None
 
 
@@ -136,7 +136,7 @@ def _build_file(entry: Mapping[str, Any], shown: Mapping[str, Any]) -> ModelFile
         modified_at=str(entry.get("modified_at") or ""),
         capabilities=frozenset(map(str, shown.get("capabilities") or ("completion",))),
         context=_find_context(shown),
-        # Of a model that was made from a file, `parent_model` is a path of the host.
+        # `parent_model` is a path on the host if the model was created from a file.
         details={**(shown.get("details") or entry.get("details") or {}), "parent_model": ""},
         description=description,
         weights=weights[1] if weights else "",
@@ -144,7 +144,7 @@ def _build_file(entry: Mapping[str, Any], shown: Mapping[str, Any]) -> ModelFile
 
 
 def _find_context(shown: Mapping[str, Any]) -> int | None:
-    """Return the ``num_ctx`` of the model's Modelfile, else the length that it was trained for."""
+    """Return the context length in tokens: the Modelfile's ``num_ctx``, else the trained length."""
     parameter = _CONTEXT_PARAMETER.search(str(shown.get("parameters") or ""))
     if parameter:
         return int(parameter[1]) or None
@@ -155,7 +155,7 @@ def _find_context(shown: Mapping[str, Any]) -> int | None:
 
 
 def _shorten_info(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers and words of a model's metadata, without its long lists."""
+    """Return a model's metadata without long lists: only numbers and short strings."""
     return {
         name: value
         for name, value in info.items()

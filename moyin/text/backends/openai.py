@@ -72,7 +72,7 @@ class OpenAIBackend:
             ``cached_tokens`` then reveal whether another client sent the same prompt.
 
     Attributes:
-        batches: the client of the server's batch API, which few servers have.
+        batches: the client of the server's batch API; most servers have none.
     """
 
     api_format = ApiFormat.OPENAI

@@ -35,7 +35,7 @@ from moyin.text.protocol.openai.response import chat_response_to_domain
 _CHUNK = 256 * 1024
 _PAGE = 100
 _PATHS = frozenset({"/chat/completions", "/completions", "/embeddings"})
-# The member of a batch's metadata by which a batch whose id was lost is found.
+# Member of a batch's metadata that holds its key, to find a batch whose id was lost.
 _KEY_MEMBER = "moyin_key"
 _CLOCK_MARGIN_SECONDS = 300
 _STATES = {
@@ -44,7 +44,7 @@ _STATES = {
     "cancelled": RemoteState.ENDED,
     "failed": RemoteState.REJECTED,
 }
-# Codes of lines that were not run.
+# Error codes of lines that the back end did not run.
 _UNANSWERED_CODES = frozenset({"batch_expired", "batch_cancelled"})
 
 
@@ -92,7 +92,7 @@ class OpenAIBatches:
         try:
             answer = await self._http.post("/batches", to_json(body), deadline)
         except (BackendRejected, BackendKeyRejected, ModelNotFound):
-            # Nothing was begun, so nobody needs the file.
+            # The batch was not started, so the file is no longer needed.
             with suppress(MoyinError):
                 await self._http.delete(f"/files/{quote(str(file.get('id')))}", deadline)
             raise
@@ -155,7 +155,8 @@ class OpenAIBatches:
             "content-type": f"multipart/form-data; boundary={boundary}",
             "content-length": str(len(start) + payload.size + len(end)),
         }
-        # Opened here, because nobody closes the generator if the back end answers before its end.
+        # Opened here and not in a generator, because a generator would stay open if the back end
+        # responded before reading all of it.
         async with await anyio.open_file(payload.file, "rb") as file:
             body = _wrap_file(file, start, end)
             return await self._http.upload("/files", body, deadline, headers)
@@ -179,7 +180,7 @@ def _parse_batch(data: Mapping[str, Any]) -> RemoteBatch:
     return RemoteBatch(
         id=batch_id,
         state=_STATES.get(data.get("status", ""), RemoteState.RUNNING),
-        # It is zero until the back end has validated the file.
+        # `total` is zero until the back end has validated the file.
         count=(counts.get("total") if isinstance(counts, dict) else None) or None,
         reason=_find_reason(data),
         files=tuple(file for file in files if isinstance(file, str)),

@@ -26,7 +26,7 @@ _REJECTED_STATUSES = frozenset({400, 413, 422})
 _OVERLOADED_STATUSES = frozenset({429, 503, 529})
 _TIMEOUT_STATUSES = frozenset({408, 504})
 _MAX_MESSAGE_CHARACTERS = 500
-# A longer Retry-After of a back end is shortened to an hour.
+# Seconds; a longer Retry-After of a back end is shortened to an hour.
 _MAX_WAIT_SECONDS = 3_600.0
 
 
@@ -66,7 +66,7 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
 
 
 def parse_retry_after(retry_after: str | None) -> float | None:
-    """Return the seconds from now that a Retry-After header means; None if it is invalid.
+    """Return the seconds to wait that a Retry-After header states; None if it is invalid.
 
     The header's value is either a number of seconds or a date.
     """

@@ -1,1 +1,1 @@
-"""Runs batches of text requests: reads input files, calls models line by line, writes results."""
+"""Runs batches of text requests: reads input files, calls a model for each line, writes results."""

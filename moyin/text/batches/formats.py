@@ -1,4 +1,4 @@
-"""Defines what the dialects of batches differ in: the lines of input files and of results."""
+"""Defines the interface of a batch format: input lines and result lines in one protocol."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moyin.text.protocol.openai.batches import OpenAIBatchFormat
 
 
 class BatchFormat(Protocol):
-    """Reads the lines of input files, and renders the results of lines."""
+    """Reads input lines and renders result lines in the format of one batch protocol."""
 
     @property
     def max_lines(self) -> int:
@@ -19,22 +19,22 @@ class BatchFormat(Protocol):
 
     @property
     def has_error_file(self) -> bool:
-        """True if failed lines have a file of their own; if False, all are in the output file."""
+        """True if failed lines go to a separate error file; False if all go to the output file."""
 
     def check_line(self, line: bytes, endpoint: str) -> str:
-        """Return the line's own id, ``custom_id``.
+        """Validate a line and return its ``custom_id``.
 
         Raises:
-            InvalidLine: the line cannot be run.
+            InvalidLine: the line is not a valid request.
         """
 
     def read_body(self, line: bytes) -> bytes:
-        """Return the body of the request that the line makes to the batch's endpoint."""
+        """Return the request body that the line contains, for a call of the batch's endpoint."""
 
     def render_result(self, batch: TextBatch, line: BatchLine) -> bytes:
         """Return the result of a line as JSON, without a line break.
 
-        A line without a result was not run, because the batch was cancelled or expired.
+        A line that has no result was not run, because the batch was cancelled or expired.
         """
 
 

@@ -1,4 +1,4 @@
-"""Reads input files of batches: checks all lines, and reads single lines again when they run."""
+"""Validates the input files of batches, and reads single lines again when they are run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moyin.text.protocol.openai.batches import InvalidLine
 _MAX_ERRORS = 100
 _LINES_PER_PART = 1_000
 _BYTES_PER_PART = 1024 * 1024
-# Neighbouring lines are read at once up to this size.
+# Neighbouring lines of up to this many bytes in total are read together.
 _SPAN_BYTES = 4 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
@@ -28,7 +28,7 @@ class _RawLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputBounds:
-    """The most lines of a file, None for the format's own limit, and the most bytes of a line."""
+    """The maximum number of lines (None: the format's own limit) and of bytes per line."""
 
     max_lines: int | None = None
     max_line_bytes: int = 64 * 1024 * 1024
@@ -43,10 +43,10 @@ async def check_input(
     add_lines: Callable[[Sequence[NewLine]], Awaitable[None]],
     bounds: InputBounds,
 ) -> tuple[int, list[BatchError]]:
-    """Check all lines of a file, and pass the valid ones to ``add_lines``, in parts.
+    """Validate all lines of a file, and pass the valid ones to ``add_lines`` in groups.
 
     Returns:
-        The number of lines, and the errors, at most a hundred.
+        The number of lines, and the first hundred errors.
 
     Raises:
         FileNotFoundError: the file's blob was deleted.
@@ -74,13 +74,13 @@ async def check_input(
 
 
 async def read_lines(blobs: BlobStore, sha256: str, lines: Sequence[BatchLine]) -> list[bytes]:
-    """Return the content of lines, which are sorted by their numbers.
+    """Return the content of each of ``lines``, which must be sorted by line number.
 
     Raises:
         FileNotFoundError: the file's blob was deleted.
     """
     contents: list[bytes] = []
-    for span in _group(lines):
+    for span in _group_neighbours(lines):
         start, end = span[0].start, span[-1].start + span[-1].size
         pieces = [piece async for piece in blobs.read_chunks(sha256, start=start, end=end)]
         content = b"".join(pieces)
@@ -94,7 +94,7 @@ class _LineTooLarge(Exception):
 
 
 class _Checker:
-    """Checks lines; blank ones are no lines."""
+    """Validates the lines of one file; blank lines are skipped and not counted."""
 
     def __init__(self, batch_format: BatchFormat, endpoint: str) -> None:
         self._format = batch_format
@@ -138,7 +138,7 @@ class _Checker:
 async def _read_parts(
     blobs: BlobStore, sha256: str, bounds: InputBounds
 ) -> AsyncIterator[list[_RawLine]]:
-    """Yield the lines that are not blank, in parts of about a megabyte."""
+    """Yield the non-blank lines in groups of about a megabyte."""
     part: list[_RawLine] = []
     size = 0
     async for line in _read_raw_lines(blobs, sha256, bounds):
@@ -167,16 +167,16 @@ async def _read_raw_lines(
                 number += 1
                 if len(content) > bounds.max_line_bytes:
                     raise _LineTooLarge(number)
-                if (line := _strip(number, start, content)) is not None:
+                if (line := _strip_line(number, start, content)) is not None:
                     yield line
                 start += len(content) + 1
         if size > bounds.max_line_bytes:
             raise _LineTooLarge(number + 1)
-    if (line := _strip(number + 1, start, b"".join(pieces))) is not None:
+    if (line := _strip_line(number + 1, start, b"".join(pieces))) is not None:
         yield line
 
 
-def _strip(number: int, start: int, content: bytes) -> _RawLine | None:
+def _strip_line(number: int, start: int, content: bytes) -> _RawLine | None:
     """Return a line without white space at its ends, or None if nothing is left."""
     if number == 1 and content.startswith(_BOM):
         start, content = start + len(_BOM), content[len(_BOM) :]
@@ -186,8 +186,8 @@ def _strip(number: int, start: int, content: bytes) -> _RawLine | None:
     return _RawLine(number, start, stripped) if stripped else None
 
 
-def _group(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
-    """Group lines that are close to each other in the file."""
+def _group_neighbours(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
+    """Group lines that are close enough in the file to be read together."""
     groups: list[list[BatchLine]] = []
     for line in lines:
         if groups and line.start + line.size - groups[-1][0].start <= _SPAN_BYTES:

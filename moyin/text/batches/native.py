@@ -1,7 +1,8 @@
-"""Drives native batches: assigns lines, sends them, and collects results, whatever process dies.
+"""Drives native batches: assigns lines, sends the batches to back ends, and collects results.
 
-What may happen next depends on the rows alone. One replica at a time takes a step of a native
-batch, for which it moves the row's ``due_at``; if the replica dies, another takes the step again.
+The database row alone determines the next step of a native batch, so that a batch survives the
+death of any process. One replica at a time runs the step, after moving the row's ``due_at`` into
+the future; if that replica dies, another one repeats the step.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ from moyin.text.batches.native_collector import NativeCollector
 from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_planner import NativePlanner
 from moyin.text.batches.native_sender import NativeSender
-from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, give_up
+from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, abandon
 
 _log = logging.getLogger(__name__)
 _RENEW_SECONDS = 15.0
 _RETRY_SECONDS = 15.0
-# A sent batch whose answer was lost may appear at the back end until then.
+# How long a sent batch whose response was lost may take to appear at the back end.
 _APPEARANCE_SECONDS = 60.0
 _POLL_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 
 
 class NativeBatches:
-    """Drives the native batches of batches; each replica has one.
+    """Runs the due steps of native batches; each replica has one instance.
 
     Args:
-        get_poll_seconds: returns the pause between two questions whether a batch has ended.
-        on_result: called with each result that was written.
-        appearance_seconds: how long a batch that was sent, and whose id was lost, may take to
-            appear at the back end.
+        get_poll_seconds: returns the seconds between two polls of a batch's state.
+        on_result: called with each stored result.
+        appearance_seconds: how long (in seconds) a sent batch whose id was lost may take to appear
+            at the back end.
     """
 
     def __init__(
@@ -81,18 +82,19 @@ class NativeBatches:
         self._steps: dict[str, asyncio.Task[None]] = {}
 
     async def advance(self, batch: TextBatch, input_file: StoredFile, *, limited: bool) -> bool:
-        """Begin the steps of a batch's native batches that are due.
+        """Start the due steps of a batch's native batches.
 
         Args:
             limited: True if the submitter has limits, such as a budget. Its lines are not sent
                 natively, because such a batch does not stop at the limit.
 
         Returns:
-            Whether lines may be run by single calls: those for native batches are chosen.
+            True once the lines for native batches are chosen, so that single calls may run the
+            others.
         """
         rows = await self._store.list_open(batch.id)
         is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()
-        if not rows and (limited or not is_open or not self._native_lines.is_possible):
+        if not rows and (limited or not is_open or not self._native_lines.has_batch_api):
             return True
         if not rows:
             rows = [await self._add_plan(batch)]
@@ -102,7 +104,7 @@ class NativeBatches:
             if row.is_plan and (row.status is NativeStatus.DONE or not is_open):
                 is_planned = True
             elif row.id not in self._steps and row.due_at <= now():
-                await self._begin(work, row, is_open=is_open)
+                await self._start_step(work, row, is_open=is_open)
         return is_planned
 
     @property
@@ -110,7 +112,7 @@ class NativeBatches:
         return min(self._get_poll_seconds(), _RETRY_SECONDS)
 
     async def close(self) -> None:
-        """Let steps end for some seconds, then cancel them; another replica takes them again."""
+        """Wait some seconds for running steps, then cancel them; another replica repeats them."""
         tasks = list(self._steps.values())
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
@@ -127,7 +129,7 @@ class NativeBatches:
         await self._store.add(plan)
         return plan
 
-    async def _begin(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
+    async def _start_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
         if not await self._store.take(row, LEASE_SECONDS):
             return
         task = asyncio.create_task(self._run_step(work, row, is_open=is_open))
@@ -136,7 +138,7 @@ class NativeBatches:
 
     async def _run_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
         try:
-            async with self._renewing(row.id):
+            async with self._renewing_lease(row.id):
                 if row.is_plan:
                     await self._planner.divide(work, row)
                 else:
@@ -145,22 +147,23 @@ class NativeBatches:
             # The error's text may contain prompts.
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
             _log.warning("native batch %s: a step failed and is tried again: %s", row.id, reason)
-            await self._postpone(row.id)
+            await self._postpone_step(row.id)
         except Exception:
             _log.exception("native batch %s: a step failed unexpectedly", row.id)
-            await self._postpone(row.id)
+            await self._postpone_step(row.id)
             if row.is_plan:
-                # A defect in the choice must not hold up the batch: single calls run its lines.
+                # A defect in the choice of lines must not block the batch: single calls run its
+                # lines instead.
                 with suppress(SQLAlchemyError, OSError):
                     await self._store.save(replace(row, status=NativeStatus.DONE))
 
-    async def _postpone(self, native_id: str) -> None:
+    async def _postpone_step(self, native_id: str) -> None:
         with suppress(SQLAlchemyError, OSError):
             await self._store.renew(native_id, self._retry_seconds)
 
     @asynccontextmanager
-    async def _renewing(self, native_id: str) -> AsyncIterator[None]:
-        """Keep a step for this replica for as long as the block runs."""
+    async def _renewing_lease(self, native_id: str) -> AsyncIterator[None]:
+        """Renew this replica's claim on a step for as long as the block runs."""
 
         async def renew() -> None:
             while True:
@@ -179,12 +182,12 @@ class NativeBatches:
         api = self._native_lines.get_api(native.backend)
         if api is None or self._native_lines.find_deployment(native.backend, native.model) is None:
             if not is_open:
-                await give_up(self._store, native, "its back end is not configured any more")
+                await abandon(self._store, native, "its back end is no longer configured")
                 return
             raise ServiceUnavailable(f"the batch API of {native.backend!r} is not configured")
         match native.status:
             case NativeStatus.ASSIGNED if not is_open:
-                await give_up(self._store, native, "the batch is over")
+                await abandon(self._store, native, "the batch is over")
             case NativeStatus.ASSIGNED:
                 await self._sender.send(work, native, api)
             case NativeStatus.SENDING:

@@ -27,22 +27,22 @@ from moyin.text.batches.native_work import (
     CALL_SECONDS,
     TRANSFER_SECONDS,
     NativeWork,
+    abandon,
     finish,
-    give_up,
-    run_gently,
+    run_in_thread_with_pause,
 )
 
 _log = logging.getLogger(__name__)
-# Results that are written in one transaction.
+# Number of results that are written in one transaction.
 _GROUP = 50
 
 
 class NativeCollector:
-    """Asks back ends whether native batches have ended, and writes their results.
+    """Polls back ends for ended native batches, and stores their results.
 
     Args:
-        get_poll_seconds: returns the pause between two questions whether a batch has ended.
-        on_result: called with each result that was written.
+        get_poll_seconds: returns the seconds between two polls of a batch's state.
+        on_result: called with each stored result.
     """
 
     def __init__(
@@ -65,29 +65,29 @@ class NativeCollector:
     async def poll(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, *, is_open: bool
     ) -> None:
-        """Collect the results if the batch has ended; cancel it if ours is over."""
+        """Collect the results if the back end's batch has ended; cancel it if our batch is over."""
         assert native.remote_id is not None, "a running native batch must have an id"
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         try:
             remote = await api.poll(native.remote_id, deadline)
         except ModelNotFound:
-            await give_up(self._store, native, "its back end does not know it any more")
+            await abandon(self._store, native, "its back end no longer knows it")
             return
         match remote.state:
             case RemoteState.REJECTED:
-                await give_up(self._store, native, remote.reason or "its back end rejected it")
+                await abandon(self._store, native, remote.reason or "its back end rejected it")
             case RemoteState.ENDED:
-                await self._collect(work, native, api, remote)
+                await self._collect_results(work, native, api, remote)
             case RemoteState.RUNNING:
                 if not is_open and not native.state.get("is_cancelled"):
                     await api.cancel(native.remote_id, deadline)
                     native = replace(native, state={**native.state, "is_cancelled": True})
                 await self._store.save(native, due_in=self._get_poll_seconds())
 
-    async def _collect(
+    async def _collect_results(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, remote: RemoteBatch
     ) -> None:
-        """Write the results of a native batch, and give the lines without one back."""
+        """Store the results of a native batch, and release the lines without a result."""
         deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
         group: dict[int, RemoteResult] = {}
         async with aclosing(api.read_results(remote, deadline)) as results:
@@ -98,25 +98,25 @@ class NativeCollector:
                 elif result.outcome is not RemoteOutcome.UNANSWERED:
                     group[number] = result
                 if len(group) >= _GROUP:
-                    await self._write(work, native, api, group)
+                    await self._store_results(work, native, api, group)
                     group = {}
-        await self._write(work, native, api, group)
+        await self._store_results(work, native, api, group)
         await finish(self._store, native)
         try:
             await api.discard(remote, asyncio.get_running_loop().time() + CALL_SECONDS)
         except MoyinError as error:
             _log.info("native batch %s stays at its back end: %s", native.id, error.message)
 
-    async def _write(
+    async def _store_results(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, group: dict[int, RemoteResult]
     ) -> None:
-        """Write the results of lines that still belong to the native batch."""
+        """Store the results of those lines that are still assigned to the native batch."""
         if not group:
             return
         lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)
         contents = await read_lines(self._blobs, work.input.sha256, lines)
-        finished = await run_gently(
-            self._decode, work, native, api, group, list(zip(lines, contents, strict=True))
+        finished = await run_in_thread_with_pause(
+            self._decode_results, work, native, api, group, list(zip(lines, contents, strict=True))
         )
         refused = await self._lines.finish(finished) if finished else []
         if self._on_result is not None:
@@ -125,7 +125,7 @@ class NativeCollector:
                 if item.result.number not in ignored:
                     self._on_result(item.result)
 
-    def _decode(
+    def _decode_results(
         self,
         work: NativeWork,
         native: NativeBatch,
@@ -135,7 +135,7 @@ class NativeCollector:
     ) -> list[FinishedLine]:
         deployment = self._native_lines.find_deployment(native.backend, native.model)
         if deployment is None:
-            raise ServiceUnavailable(f"the model {native.model!r} is not configured any more")
+            raise ServiceUnavailable(f"the model {native.model!r} is no longer configured")
         finished = []
         for line, content in lines:
             body = work.format.read_body(content)

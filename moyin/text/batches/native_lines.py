@@ -1,4 +1,4 @@
-"""Decides which lines a back end's batch API runs, and translates them and their results."""
+"""Chooses the lines for a back end's batch API, and translates them and their results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MAX_MESSAGE = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NativeLine:
-    """A line as a request of a back end's batch API, except for its id there."""
+    """A line translated to a request of a back end's batch API, without the request's id."""
 
     path: str
     body: Mapping[str, Any]
@@ -58,18 +58,18 @@ class NativeLines:
         self._render_error = render_error
 
     @property
-    def is_possible(self) -> bool:
+    def has_batch_api(self) -> bool:
         """True if a back end has a batch API."""
         runtimes = self._router.fleet.runtimes.values()
         return any(runtime.batch_api is not None for runtime in runtimes)
 
     def get_api(self, backend: str) -> BatchApi | None:
-        """Return the batch API of a back end, or None if it has none (any more)."""
+        """Return the batch API of a back end; None if it has none, for example after a reload."""
         runtime = self._router.fleet.runtimes.get(backend)
         return None if runtime is None else runtime.batch_api
 
     def choose(self, batch: TextBatch, body: bytes) -> tuple[RouteTarget, NativeLine] | None:
-        """Return the target that may run a line natively and the translated line, or None.
+        """Return the target that can run a line natively and the translated line, or None.
 
         A model name that stands for several models is resolved as for a single call.
         """
@@ -83,7 +83,7 @@ class NativeLines:
                 return None
             api = target.runtime.batch_api
             assert api is not None
-            return target, _encode(codec, request, target.deployment, api)
+            return target, _encode_line(codec, request, target.deployment, api)
         except MoyinError:
             # A single call reports the error, or another back end answers it.
             return None
@@ -95,12 +95,12 @@ class NativeLines:
             return None
         codec = _CODECS[batch.endpoint]
         try:
-            return _encode(codec, codec.parse(body), deployment, api)
+            return _encode_line(codec, codec.parse(body), deployment, api)
         except MoyinError:
             return None
 
     def find_deployment(self, backend: str, model: str) -> ModelDeployment | None:
-        """Return a model of a back end with batch prices, or None if there is none (any more)."""
+        """Return the deployment of a model with batch prices; None if there is none."""
         for deployment in self._router.fleet.catalog.deployments:
             if deployment.backend == backend and deployment.model.name == model:
                 return None if deployment.batch_tariff is None else deployment
@@ -118,7 +118,7 @@ class NativeLines:
         """Return the result of a line and its usage, at the batch price.
 
         Returns:
-            None if the line is to be run by a single call: the back end had an error of its own.
+            None if a single call must run the line, because the back end failed.
         """
         codec = _CODECS[batch.endpoint]
         if found.outcome is RemoteOutcome.UNANSWERED:
@@ -127,7 +127,7 @@ class NativeLines:
             if found.status not in _REJECTED_STATUSES:
                 return None
             error = BackendRejected(f"the back end refused the request: {_read_message(found)}")
-            return self._fail(batch, number, error), ()
+            return self._build_failed_result(batch, number, error), ()
         request = codec.parse(body)
         usage: Usage | None = None
         try:
@@ -139,7 +139,7 @@ class NativeLines:
                 usage = response.usage
                 answer = request.encode_response(response)
         except MoyinError as malformed:
-            failed = self._fail(batch, number, malformed)
+            failed = self._build_failed_result(batch, number, malformed)
             if usage is None:
                 return failed, ()
             entry = _build_entry(batch, number, request.model, deployment, usage, malformed.code)
@@ -147,7 +147,7 @@ class NativeLines:
         entry = _build_entry(batch, number, request.model, deployment, usage)
         return LineResult(number=number, http_status=200, body=answer), (entry,)
 
-    def _fail(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
+    def _build_failed_result(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
         request_id = get_line_request_id(batch.id, number)
         rendered = self._render_error(error, request_id, batch.endpoint)
         return LineResult(
@@ -162,10 +162,10 @@ class NativeLines:
         )
         explanation = self._router.explain(codec, request, context)
         candidates = [candidate.target for candidate in explanation.candidates]
-        # Only a single call leaves out what the operator allows to omit.
+        # Only single calls can drop the members that the operator allows to be omitted.
         if not candidates or explanation.omitted:
             return None
-        # A model at several back ends is cheapest at the batch price of one of them.
+        # If several back ends offer the model, the cheapest batch price decides.
         if len({target.model.name for target in candidates}) > 1:
             candidates = candidates[:1]
         for target in candidates:
@@ -183,7 +183,7 @@ class NativeLines:
         return None
 
 
-def _encode(
+def _encode_line(
     codec: ProtocolCodec, request: ParsedRequest, deployment: ModelDeployment, api: BatchApi
 ) -> NativeLine:
     upstream = deployment.model.upstream
@@ -203,7 +203,7 @@ def _build_entry(
     usage: Usage,
     error: str | None = None,
 ) -> UsageEntry:
-    """Build the row of the ledger for an answered line, at the batch price."""
+    """Return the ledger entry of an answered line, at the batch price."""
     assert deployment.batch_tariff is not None, "find_deployment returns only models with one"
     context = RoutingContext(
         request_id=get_line_request_id(batch.id, number),
@@ -223,7 +223,7 @@ def _build_entry(
 
 
 def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
-    """Return an answer in the client's format, and its usage."""
+    """Return an answer that needs no translation, in the client's format, and its usage."""
     answer = dict(body)
     codec.require_answer_member(answer)
     return codec.add_missing_members(to_json(answer), answer, None), codec.read_usage(answer)

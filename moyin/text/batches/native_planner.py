@@ -1,4 +1,4 @@
-"""Divides a batch: chooses the lines that back ends run, and creates their native batches."""
+"""Chooses the lines of a batch that back ends run natively, and creates their native batches."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from moyin.text.batches.native_work import (
     PAGE,
     NativeWork,
     encode_line,
-    run_gently,
+    run_in_thread_with_pause,
     split_lines,
 )
 
-# The most lines of a native batch.
+# Maximum number of lines in a native batch.
 _MAX_LINES = 10_000
 
 
 @dataclass(slots=True)
 class _Group:
-    """A native batch while lines are assigned to it."""
+    """A native batch that is still being filled with lines."""
 
     native: NativeBatch
     count: int = 0
@@ -52,18 +52,18 @@ class NativePlanner:
         while page := await self._store.list_free_lines(work.batch.id, after, PAGE):
             for part in split_lines(page):
                 contents = await read_lines(self._blobs, work.input.sha256, part)
-                chosen = await run_gently(self._choose, work, part, contents)
+                chosen = await run_in_thread_with_pause(self._choose_lines, work, part, contents)
                 for key, found in chosen.items():
-                    await self._assign(work, groups, key, found)
+                    await self._assign_lines(work, groups, key, found)
             after = page[-1].number
         for group in groups.values():
             await self._store.make_due(group.native)
         await self._store.save(replace(plan, status=NativeStatus.DONE))
 
-    def _choose(
+    def _choose_lines(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Return the number and the size of the lines for each back end and model."""
+        """Return the number and the size in bytes of the chosen lines, by back end and model."""
         chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(page, contents, strict=True):
             found = self._native_lines.choose(work.batch, work.format.read_body(content))
@@ -76,7 +76,7 @@ class NativePlanner:
             chosen.setdefault(key, []).append((line.number, size))
         return chosen
 
-    async def _assign(
+    async def _assign_lines(
         self,
         work: NativeWork,
         groups: dict[tuple[str, str], _Group],
@@ -95,17 +95,18 @@ class NativePlanner:
                 await self._store.make_due(group.native)
                 numbers, group = [], None
             if group is None:
-                group = groups[key] = _Group(await self._add(work.batch, *key))
+                group = groups[key] = _Group(await self._add_native_batch(work.batch, *key))
             group.count, group.size = group.count + 1, group.size + size
             numbers.append(number)
         await self._store.assign(groups[key].native, numbers)
 
-    async def _add(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
+    async def _add_native_batch(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
         moment = now()
         native = NativeBatch(
             id=new_native_id(), batch_id=batch.id, backend=backend, model=model,
             status=NativeStatus.ASSIGNED, created_at=moment,
-            # Nobody sends it before all of its lines are assigned, unless this replica dies.
+            # No replica sends the batch before all of its lines are assigned, unless this replica
+            # dies.
             due_at=moment + timedelta(seconds=2 * LEASE_SECONDS),
         )  # fmt: skip
         await self._store.add(native)

@@ -1,4 +1,4 @@
-"""Sends native batches to back ends, once each, and finds those whose ids were lost."""
+"""Sends each native batch to its back end once, and finds sent batches whose ids were lost."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ from moyin.text.batches.native_work import (
     PAGE,
     TRANSFER_SECONDS,
     NativeWork,
+    abandon,
     encode_line,
-    give_up,
-    run_gently,
+    run_in_thread_with_pause,
     split_lines,
 )
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 15.0
-# For so long, a search that fails is tried again, and a batch that is over waits for a running one.
-_SEARCH = timedelta(hours=6)
+# Seconds for which a failed search is retried, and for which a batch that is over waits for a
+# running one.
+_SEARCH_PERIOD = timedelta(hours=6)
 
 
 @dataclass(slots=True)
-class _Written:
-    """What was written to a payload; ``path`` is that of the call, which all requests share."""
+class _PayloadContent:
+    """The requests written to a payload so far; ``path`` is the call that all of them make."""
 
     count: int = 0
     size: int = 0
@@ -58,9 +59,9 @@ class NativeSender:
     """Sends native batches.
 
     Args:
-        get_poll_seconds: returns the pause between two questions whether a batch has ended.
-        appearance_seconds: how long a batch that was sent, and whose id was lost, may take to
-            appear at the back end.
+        get_poll_seconds: returns the seconds between two polls of a batch's state.
+        appearance_seconds: how long (in seconds) a sent batch whose id was lost may take to appear
+            at the back end.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class NativeSender:
         self._appearance = timedelta(seconds=appearance_seconds)
 
     async def send(self, work: NativeWork, native: NativeBatch, api: BatchApi) -> None:
-        """Send a native batch whose lines are assigned; record first that it is being sent."""
+        """Send a native batch whose lines are assigned, after recording that it is being sent."""
         with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
             payload = await self._write_payload(work, native, api, Path(folder) / "requests")
             if payload is None:
-                await give_up(self._store, native, "it has no lines")
+                await abandon(self._store, native, "it has no lines")
                 return
             sending = replace(
                 native,
@@ -95,10 +96,11 @@ class NativeSender:
             try:
                 remote = await api.submit(payload, deadline)
             except (BackendRejected, BackendKeyRejected, ModelNotFound) as error:
-                await give_up(self._store, native, error.message)
+                await abandon(self._store, native, error.message)
                 return
             except (BackendError, Overloaded) as error:
-                # Also an overloaded server, since a proxy in front of it may say so too late.
+                # Overloaded is included, because a proxy may report it after the server accepted
+                # the batch.
                 _log.warning(
                     "native batch %s: whether %s has received it is unknown: %s",
                     native.id, native.backend, error.message,
@@ -106,61 +108,61 @@ class NativeSender:
                 pause = max(error.retry_after or 0.0, self._retry_seconds)
                 await self._store.save(sending, due_in=pause)
                 return
-        await self._adopt(sending, remote)
+        await self._record_remote_id(sending, remote)
 
     async def recover(self, native: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
-        """Find a native batch that was sent and whose id was lost, or send it again.
+        """Find a sent native batch whose id was lost; send it again if the back end has none.
 
         Args:
-            is_open: False if the batch is over, so that lines which are given back are not run.
+            is_open: False if the batch is over, so that released lines are not run.
         """
         if "lost_at" not in native.state:
             native = replace(native, state={**native.state, "lost_at": now().isoformat()})
         lost_at = datetime.fromisoformat(native.state["lost_at"])
-        is_late = now() > lost_at + _SEARCH
+        is_late = now() > lost_at + _SEARCH_PERIOD
         await self._store.save(native, due_in=LEASE_SECONDS)
         known = await self._store.list_remote_ids(native.backend)
         try:
-            remote, may_run = await self._search(native, api, known)
+            remote, may_run = await self._find_remote_batch(native, api, known)
         except Exception as error:
-            # The back end may fail each time, as one without a batch API does.
+            # The search may fail every time, for example if the back end has no batch API.
             if not is_late:
                 raise
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
-            await give_up(self._store, native, f"whether it was received is unknown: {reason}")
+            await abandon(self._store, native, f"unknown if its back end received it: {reason}")
             return
         if remote is not None:
-            await self._adopt(native, remote)
+            await self._record_remote_id(native, remote)
         elif may_run and is_late and not is_open:
-            await give_up(self._store, native, "whether its back end runs it is unknown")
+            await abandon(self._store, native, "unknown if its back end runs it")
         elif may_run or now() < lost_at + self._appearance:
-            # If its lines were given back while it runs, they would be answered twice.
+            # Releasing the lines of a running batch would get them answered twice.
             await self._store.save(native, due_in=self._get_poll_seconds())
         else:
             again = replace(native, status=NativeStatus.ASSIGNED, state={})
             await self._store.save(again)
 
-    async def _search(
+    async def _find_remote_batch(
         self, native: NativeBatch, api: BatchApi, known: Collection[str]
     ) -> tuple[RemoteBatch | None, bool]:
-        """Return the back end's batch that is this one, or None and whether a running one may be."""
+        """Return the back end's matching batch or None, and whether a running batch may match."""
         may_run = False
         since = datetime.fromisoformat(native.state["since"])
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         async for remote in api.find_submitted(native.id, native.state["count"], since, deadline):
             if remote.id in known:
                 continue
-            match = api.identifies_by_key or await self._is_ours(native, api, remote)
+            match = api.identifies_by_key or await self._matches_native_batch(native, api, remote)
             if match:
                 return remote, False
-            # Whose it is shows only in its results.
+            # Only the results show which batch this is.
             may_run |= match is None
         return None, may_run
 
-    async def _is_ours(
+    async def _matches_native_batch(
         self, native: NativeBatch, api: BatchApi, remote: RemoteBatch
     ) -> bool | None:
-        """Return whether a back end's batch is this one; None if its results do not exist yet."""
+        """Return True if a back end's batch is this one; None if it has no results yet."""
         if remote.state is RemoteState.RUNNING:
             return None
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
@@ -169,8 +171,8 @@ class NativeSender:
                 return native.read_number(result.custom_id) is not None
         return False
 
-    async def _adopt(self, native: NativeBatch, remote: RemoteBatch) -> None:
-        """Record the back end's id of a native batch."""
+    async def _record_remote_id(self, native: NativeBatch, remote: RemoteBatch) -> None:
+        """Record the id that the back end gave a native batch."""
         running = replace(native, status=NativeStatus.RUNNING, remote_id=remote.id)
         await self._store.save(running, due_in=self._get_poll_seconds())
         _log.info("native batch %s is %s at %s", native.id, remote.id, native.backend)
@@ -178,14 +180,16 @@ class NativeSender:
     async def _write_payload(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path
     ) -> Payload | None:
-        """Write the requests of a native batch to a file, or return None if it has none."""
-        written = _Written()
+        """Write the requests of a native batch to a file; return None if it has no requests."""
+        written = _PayloadContent()
         after = 0
         while page := await self._store.list_lines(native, after, PAGE):
             for part in split_lines(page):
                 contents = await read_lines(self._blobs, work.input.sha256, part)
                 lines = list(zip(part, contents, strict=True))
-                await run_gently(self._write_part, work, native, api, lines, path, written)
+                await run_in_thread_with_pause(
+                    self._write_part, work, native, api, lines, path, written
+                )
             after = page[-1].number
         if not written.count:
             return None
@@ -200,15 +204,15 @@ class NativeSender:
         api: BatchApi,
         lines: Sequence[tuple[BatchLine, bytes]],
         path: Path,
-        written: _Written,
+        written: _PayloadContent,
     ) -> None:
-        """Append the requests of lines to a file."""
+        """Append the requests of ``lines`` to the payload file."""
         with path.open("ab") as file:
             for line, content in lines:
                 found = self._native_lines.encode(
                     work.batch, work.format.read_body(content), native.backend, native.model
                 )
-                # One that cannot be encoded any more stays without a result, and is given back.
+                # A line that can no longer be encoded gets no result, and is released later.
                 if found is not None:
                     written.size += file.write(
                         encode_line(api, native.get_custom_id(line.number), found)

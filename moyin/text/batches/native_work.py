@@ -1,4 +1,4 @@
-"""Contains what the steps of native batches share."""
+"""Contains the data and functions that all steps of native batches share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from moyin.text.batches.native_lines import NativeLine
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-# The step of a replica that died is taken by another after so long.
+# Seconds after which another replica takes over the step of a replica that died.
 LEASE_SECONDS = 60.0
-# The time limits of a question to a back end, and of sending requests or reading results.
+# Timeouts in seconds of a poll, and of sending requests or reading results.
 CALL_SECONDS = 120.0
 TRANSFER_SECONDS = 1_800.0
-# Lines whose rows are read at once, and those whose contents are held in memory.
+# Number of line rows read at once, and of line contents held in memory.
 PAGE = 500
 _PART_LINES = 50
 _PART_BYTES = 8 * 1024 * 1024
@@ -32,29 +32,32 @@ _PART_BYTES = 8 * 1024 * 1024
 
 @dataclass(kw_only=True, slots=True)
 class NativeWork:
-    """What a step needs to know of the batch."""
+    """The batch, its input file and its format, as the steps of its native batches need them."""
 
     batch: TextBatch
     format: BatchFormat
     input: StoredFile
 
 
-async def give_up(store: NativeBatchStore, native: NativeBatch, reason: str) -> None:
-    """Give all lines of a native batch back, which single calls then answer."""
+async def abandon(store: NativeBatchStore, native: NativeBatch, reason: str) -> None:
+    """End a native batch and release all of its lines, which single calls then answer."""
     _log.warning("native batch %s at %s is not used: %s", native.id, native.backend, reason)
     await finish(store, native)
 
 
 async def finish(store: NativeBatchStore, native: NativeBatch) -> None:
-    """Give the lines without a result back, and record that the native batch is done."""
+    """Release the lines without a result, and record that the native batch is done."""
     released = await store.release(native)
     if released:
         _log.info("native batch %s gives %d lines back", native.id, released)
     await store.save(replace(native, status=NativeStatus.DONE))
 
 
-async def run_gently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return the result of work in a thread, and leave other requests as much time as it took."""
+async def run_in_thread_with_pause(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run ``work`` in a thread, pause for as long as it took, and return its result.
+
+    The pause leaves processor time for other requests.
+    """
     loop = asyncio.get_running_loop()
     began = loop.time()
     result = await asyncio.to_thread(work, *args, **kwargs)
@@ -63,7 +66,7 @@ async def run_gently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 
 def split_lines(page: Sequence[BatchLine]) -> Iterator[list[BatchLine]]:
-    """Yield the lines in parts that may be held in memory."""
+    """Yield the lines in groups that are small enough to hold in memory."""
     part: list[BatchLine] = []
     size = 0
     for line in page:

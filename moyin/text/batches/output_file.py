@@ -26,11 +26,11 @@ async def write_results(
 ) -> tuple[StoredFile | None, StoredFile | None]:
     """Store the results of a sealed batch as blobs.
 
-    The files' ids are derived from the batch, so that a repetition makes the same files.
+    The files' ids are derived from the batch, so that a retry creates the same files.
 
     Returns:
-        The file of answered lines and the file of the others, without their rows in the database;
-        None for those without lines.
+        The file of answered lines and the file of the other lines; None for a file without lines.
+        The caller must add their rows to the database.
     """
     with tempfile.TemporaryDirectory(prefix="moyin-") as folder:
         paths = {name: Path(folder) / name for name in ("output", "errors")}
@@ -38,7 +38,7 @@ async def write_results(
         files = []
         for name, path in paths.items():
             is_written = path.stat().st_size > 0
-            files.append(await _store(batch, name, path, blobs) if is_written else None)
+            files.append(await _store_file(batch, name, path, blobs) if is_written else None)
     return files[0], files[1]
 
 
@@ -61,13 +61,13 @@ def _write_page(
         file.write(batch_format.render_result(batch, line) + b"\n")
 
 
-async def _store(batch: TextBatch, name: str, path: Path, blobs: BlobStore) -> StoredFile:
+async def _store_file(batch: TextBatch, name: str, path: Path, blobs: BlobStore) -> StoredFile:
     blob = await blobs.put_file(path)
     created_at = datetime.now(UTC)
     return StoredFile(
         id=f"file-{hashlib.sha256(f'{batch.id}/{name}'.encode()).hexdigest()[:32]}",
         owner=batch.owner,
-        # Anthropic's clients know no files.
+        # Anthropic's batch API has no files.
         purpose=BATCH_OUTPUT if batch.dialect is BatchDialect.OPENAI else INTERNAL,
         filename=f"{batch.id}_{'error' if name == 'errors' else name}.jsonl",
         media_type=_MEDIA_TYPE,

@@ -1,20 +1,20 @@
-"""Spreads lines of batches over time, so that interactive requests find time between them."""
+"""Spreads the lines of batches over time, so that interactive requests run between them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-# Lines that begin at once also end at once, and delay all other requests meanwhile.
+# Lines that start together also end together, and delay all other requests meanwhile.
 _LINES = 2
 _PAUSE_SECONDS = 0.008
 
 
 class Pacer:
-    """Lets a few lines begin, then the event loop do other things, then the next few.
+    """Lets a few lines start, then yields to the event loop, then lets the next few start.
 
-    Without it, lines for a back end that answers at once would take all of the event loop's time.
-    The busier the loop, the later it returns from a pause, so the fewer lines begin.
+    Without it, lines for a back end that answers immediately would occupy the event loop. The
+    busier the loop, the longer a pause takes, and the fewer lines start.
     """
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -22,7 +22,7 @@ class Pacer:
         self._begun = 0
 
     async def wait(self) -> None:
-        """Return when another line may begin."""
+        """Wait until another line may start."""
         self._begun += 1
         if self._begun > _LINES:
             self._begun = 1

@@ -1,4 +1,4 @@
-"""Writes results of lines in groups, which takes a fraction of a transaction for each."""
+"""Writes the results of lines in groups, with one transaction per group."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _INTERNAL = {
 
 
 class ResultWriter:
-    """Writes results; while the database is unavailable, they wait in memory.
+    """Writes results to the database; keeps them in memory while the database is unavailable.
 
-    The number of waiting results is bounded by that of running lines.
+    The number of results in memory is bounded by the number of running lines.
 
     Args:
         on_written: called with each result that was written.
@@ -48,7 +48,7 @@ class ResultWriter:
         self._writing: asyncio.Task[None] | None = None
 
     async def write(self, finished: FinishedLine) -> None:
-        """Write a result; return when it is in the database."""
+        """Write a result, and return once it is in the database."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((finished, written))
         if self._writing is None or self._writing.done():
@@ -56,7 +56,7 @@ class ResultWriter:
         await asyncio.shield(written)
 
     async def close(self) -> None:
-        """Wait until all results are written, at most for a few tries."""
+        """Write all remaining results, giving up after a few failed attempts."""
         if self._writing is not None and not self._writing.done():
             _, pending = await asyncio.wait([self._writing], timeout=4 * _RETRY_SECONDS)
             for task in pending:
@@ -79,7 +79,7 @@ class ResultWriter:
                     written.set_result(None)
 
     def _count_group(self) -> int:
-        """Return the number of results that are written next, at least one."""
+        """Return the number of results to write in the next transaction, at least one."""
         size = 0
         for count, (finished, _) in enumerate(self._waiting[:_GROUP]):
             size += len(finished.result.body)
@@ -120,7 +120,7 @@ class ResultWriter:
                     self._on_written(finished.result)
 
     def _replace_invalid(self, finished: FinishedLine, error: Exception) -> FinishedLine:
-        """Return an error for a result that the database does not take."""
+        """Return an error result in place of a result that the database rejects."""
         _log.error(
             "line %d of batch %s has an answer or usage that cannot be stored: %s",
             finished.result.number,

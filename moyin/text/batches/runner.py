@@ -37,26 +37,26 @@ from moyin.text.batches.pacer import Pacer
 from moyin.text.batches.result_writer import ResultWriter
 
 _log = logging.getLogger(__name__)
-# Others may claim the lines of a replica that has not renewed its lease for so long.
+# Seconds after which other replicas may claim the lines of a replica that did not renew its lease.
 _LEASE_SECONDS = 15.0
 _RENEW_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
-# The time of one call of `BatchRunner.work`.
+# Duration of one call of `BatchRunner.work`, in seconds.
 _WORK_SECONDS = 10.0
 _IDLE_SECONDS = 1.0
 _WINDOW = 32
-# A back end that answers with errors that may pass is tried so often for a line. Waiting for a back
+# Maximum number of attempts for a line whose back end returns transient errors. Waiting for a back
 # end that is down, or for a limit of the tenant, does not count.
 _MAX_FAILURES = 5
 _MAX_PAUSE_SECONDS = 30.0
-# More would overflow after very many tries.
+# A larger exponent would overflow after very many attempts.
 _MAX_DOUBLINGS = 10
-# The time that running calls have when the replica stops.
+# Seconds that running calls may take when the replica stops.
 _CLOSE_SECONDS = 8.0
 
 
 class WorkState(StrEnum):
-    """What is left of a batch: lines to run or to wait for (``more``), or none (``done``)."""
+    """Whether a batch has lines left to run or to wait for (``more``) or not (``done``)."""
 
     MORE = "more"
     DONE = "done"
@@ -64,13 +64,13 @@ class WorkState(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class LineOutcome:
-    """What came of one call for a line.
+    """The outcome of one model call for a line.
 
     Attributes:
         result: the answer or the error, as a client would have received it.
         error: the error; None for an answer.
-        usage: the complete calls, whose usage is written with the result, also with an error that
-            followed them; that of failed calls is in the ledger already.
+        usage: the ledger entries of complete calls, which are written together with the result,
+            even if the result is a later error. Failed calls are in the ledger already.
     """
 
     result: LineResult
@@ -79,12 +79,12 @@ class LineOutcome:
 
 
 class LineCaller(Protocol):
-    """Sends the request of a line to a model, below all interactive requests."""
+    """Sends the request of a line to a model, with a lower priority than interactive requests."""
 
     async def call(
         self, endpoint: str, body: bytes, *, number: int, request_id: str, identity: Identity
     ) -> LineOutcome:
-        """Return what came of the call; its errors are in the outcome."""
+        """Call the model and return the outcome, which includes errors."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -95,23 +95,24 @@ class _OpenBatch:
     format: BatchFormat
     input: StoredFile
     identity: Identity
-    # The numbers of the lines by their tasks.
+    # Line numbers by the task that runs the line.
     running: dict[asyncio.Task[None], int] = field(default_factory=dict)
     claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
-    # Set when lines that wait for another try should give up, since the batch is over.
+    # Set when the batch is over, so that lines waiting for another attempt give up.
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class BatchRunner:
-    """Runs lines of batches; each replica has one.
+    """Runs the lines of batches in one replica.
 
-    A line that is running goes on when whoever asked for it is gone, and its result is written, so
-    that it is not paid for twice.
+    A running line continues after the caller of `work` is gone, and its result is stored, so that
+    the line is not paid for twice.
 
     Args:
-        get_window: returns the most lines of one batch that run or wait for a slot in this replica.
-        on_result: called with each result that was written.
-        native: has back ends run lines through their own batch APIs; if None, none do.
+        get_window: returns the maximum number of lines of one batch that run or wait for a slot in
+            this replica.
+        on_result: called with each stored result.
+        native: runs lines through back ends' own batch APIs; None to use only single calls.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class BatchRunner:
         self._pacer = pacer or Pacer()
         self._writer = ResultWriter(lines, on_result)
         self._open: dict[str, _OpenBatch] = {}
-        # The number of calls of `work` that run, by batch.
+        # Number of running calls of `work`, by batch.
         self._working: Counter[str] = Counter()
         self._renewing: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -146,10 +147,10 @@ class BatchRunner:
     async def work(
         self, batch_id: str, identity: Identity, seconds: float = _WORK_SECONDS
     ) -> WorkState:
-        """Run lines of a batch for a while; lines that run then go on.
+        """Run lines of a batch for some seconds; lines that still run afterwards continue.
 
         Args:
-            identity: the submitter of the batch, with its present limits.
+            identity: the submitter of the batch, with the current limits.
 
         Raises:
             BatchNotFound: there is no such batch.
@@ -161,7 +162,7 @@ class BatchRunner:
         until = loop.time() + seconds
         try:
             while True:
-                state = await self._run_some(batch_id, identity)
+                state = await self._fill_window(batch_id, identity)
                 remaining = until - loop.time()
                 if state is WorkState.DONE or remaining <= 0:
                     return state
@@ -182,7 +183,7 @@ class BatchRunner:
             self._forget_idle(batch_id)
 
     async def close(self) -> None:
-        """Let running lines end for some seconds, and give the others back."""
+        """Let running lines end for some seconds, and release the others."""
         self._is_closing = True
         loop = asyncio.get_running_loop()
         until = loop.time() + _CLOSE_SECONDS
@@ -191,8 +192,8 @@ class BatchRunner:
         for open_batch in open_batches:
             open_batch.over.set()
         for open_batch in open_batches:
-            # Lines that are being started see that the replica stops. A database that is away must
-            # not hold it up.
+            # Lines that are being started notice the stop. An unavailable database must not delay
+            # it.
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until), open_batch.claiming:
                     pass
@@ -211,8 +212,8 @@ class BatchRunner:
             with suppress(SQLAlchemyError, OSError):
                 await self._lines.remove_runner(self.id)
 
-    async def _run_some(self, batch_id: str, identity: Identity) -> WorkState:
-        """Fill the window of a batch with lines, and return what is left."""
+    async def _fill_window(self, batch_id: str, identity: Identity) -> WorkState:
+        """Claim and start lines until the batch's window is full; return whether lines are left."""
         open_batch = await self._open_batch(batch_id, identity)
         batch = open_batch.batch
         may_begin = True
@@ -226,7 +227,7 @@ class BatchRunner:
         async with open_batch.claiming:
             window = self._get_window()
             free = window - len(open_batch.running)
-            # Few lines at a time would be many transactions.
+            # Claiming few lines at a time would take many transactions.
             if free < max(1, window // 2):
                 return WorkState.MORE
             running = list(open_batch.running.values())
@@ -240,17 +241,17 @@ class BatchRunner:
         return WorkState.MORE if counts.pending else WorkState.DONE
 
     async def _end_batch(self, open_batch: _OpenBatch) -> WorkState:
-        """Wait for the running lines of a batch that is over, then give all others back."""
+        """Wait for the running lines of a batch that is over, then release its other lines."""
         open_batch.over.set()
         async with open_batch.claiming:
             if open_batch.running:
                 return WorkState.MORE
-            # A claim that was cancelled, or a failed release, may have left lines to nobody.
+            # A cancelled claim or a failed release may have left lines claimed by this replica.
             await self._lines.release_all(open_batch.batch.id, self.id)
         return WorkState.DONE
 
     async def _open_batch(self, batch_id: str, identity: Identity) -> _OpenBatch:
-        """Return what this replica knows of a batch, with its present row."""
+        """Return this replica's state of a batch, with the batch's row read anew."""
         if self._is_closing:
             raise _new_closing_error()
         batch = await self._batches.get(identity.owner, batch_id)
@@ -269,7 +270,7 @@ class BatchRunner:
         return open_batch
 
     async def _start_lines(self, open_batch: _OpenBatch, claimed: Sequence[BatchLine]) -> None:
-        """Begin to run claimed lines, or give them back if that fails."""
+        """Start to run claimed lines, or release them if their content cannot be read."""
         begun = 0
         try:
             contents = await read_lines(self._blobs, open_batch.input.sha256, claimed)
@@ -282,7 +283,9 @@ class BatchRunner:
                 task.add_done_callback(lambda done: self._end_line(open_batch, done))
                 begun += 1
         except BaseException:
-            await self._release(open_batch.batch.id, [line.number for line in claimed[begun:]])
+            await self._release_lines(
+                open_batch.batch.id, [line.number for line in claimed[begun:]]
+            )
             raise
 
     def _end_line(self, open_batch: _OpenBatch, task: asyncio.Task[None]) -> None:
@@ -294,7 +297,7 @@ class BatchRunner:
             )
 
     def _forget_idle(self, batch_id: str) -> None:
-        """Forget a batch of which no line runs and for which no call of `work` runs."""
+        """Drop the state of a batch that has no running line and no running call of `work`."""
         open_batch = self._open.get(batch_id)
         if self._working[batch_id] <= 0:
             del self._working[batch_id]
@@ -307,10 +310,10 @@ class BatchRunner:
         try:
             outcome = await self._call_until_final(open_batch, line, content)
         except BaseException:
-            await self._release(batch.id, [line.number])
+            await self._release_lines(batch.id, [line.number])
             raise
         if outcome is None:
-            await self._release(batch.id, [line.number])
+            await self._release_lines(batch.id, [line.number])
             return
         await self._writer.write(
             FinishedLine(
@@ -324,7 +327,7 @@ class BatchRunner:
     async def _call_until_final(
         self, open_batch: _OpenBatch, line: BatchLine, content: bytes
     ) -> LineOutcome | None:
-        """Return the outcome of the last try; None if the batch was over before."""
+        """Call a model until the outcome is final, and return it; None if the batch ends before."""
         body = open_batch.format.read_body(content)
         failures = tries = 0
         while True:
@@ -336,7 +339,7 @@ class BatchRunner:
                 identity=open_batch.identity,
             )
             error = outcome.error
-            # After a complete call, which is paid for, another try would cost as much again.
+            # A complete call is paid for; another attempt would cost as much again.
             if error is None or not error.retryable or outcome.usage:
                 return outcome
             failures += isinstance(error, BackendError)
@@ -352,11 +355,12 @@ class BatchRunner:
                     await open_batch.over.wait()
                 return None
 
-    async def _release(self, batch_id: str, numbers: Sequence[int]) -> None:
+    async def _release_lines(self, batch_id: str, numbers: Sequence[int]) -> None:
         try:
             await self._lines.release(batch_id, numbers, self.id)
         except (SQLAlchemyError, OSError) as error:
-            # The next claim of this replica takes them, or another's when the lease has ended.
+            # This replica's next claim takes the lines, or another replica's after the lease has
+            # expired.
             _log.warning(
                 "lines of batch %s were not given back: %s", batch_id, type(error).__name__
             )

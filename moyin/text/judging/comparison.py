@@ -65,7 +65,7 @@ class Comparison:
 
     Attributes:
         name: the model or alias that the client's request names, such as ``auto``.
-        places: the places where data-residency rules allow the data to go.
+        places: the places where data-residency rules allow the data to be processed.
         model: the model that answered the client.
         second: the model that writes the second answer.
         p_good: the probability of a good answer of ``model``, as estimated before the request.
@@ -188,8 +188,8 @@ def _encode_second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dic
 def _choose_second_model(sample: SampledAnswer, rules: JudgeRules, judge_models: set[str]) -> str:
     """Return the model that writes the second answer, which is never the judge.
 
-    It is the configured model, else the next better candidate, else the next cheaper candidate,
-    else any other candidate.
+    The second model is the configured one, else the next better candidate, else the next cheaper
+    candidate, else any other candidate.
 
     Raises:
         NotComparable: there is no other candidate.

@@ -167,7 +167,7 @@ class Judge:
             all_slots = [target.runtime.slots for target in route.targets]
             if all_slots and all(slots.is_full or slots.waiting for slots in all_slots):
                 raise Overloaded(
-                    "the judge waits, because tenants use all slots of its back ends",
+                    "the judge must wait, because tenants use all slots of its back ends",
                     retry_after=_RETRY_SECONDS,
                 )
             codec = OpenAICodec()

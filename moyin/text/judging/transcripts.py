@@ -64,7 +64,7 @@ def _format_part(part: chat.Part) -> str:
 
 
 def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Decode a complete stream in the client's protocol as a whole answer.
+    """Decode a complete stream in the client's protocol into a whole answer.
 
     Raises:
         MoyinError: the stream is malformed.

@@ -1,4 +1,4 @@
-"""Defines the interface of a protocol codec, so that the router serves every protocol alike.
+"""Defines the interface of a protocol codec, so that the router can serve any protocol.
 
 The clients' protocols are the API formats of OpenAI, Anthropic and Ollama.
 """
@@ -19,8 +19,8 @@ from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.validation import NO_MEMBERS, merge_defaults
 
-Turn = tuple[str, str]  # the role and the text of one message
-MAX_TURNS = 6  # three messages of the user with the answers between them
+Turn = tuple[str, str]  # A turn: role and text of one message.
+MAX_TURNS = 6  # The user's last three messages with the answers between them.
 
 
 class StreamWriter(Protocol):
@@ -32,15 +32,15 @@ class StreamWriter(Protocol):
 class StreamTap(Protocol):
     """Forwards the bytes of a back end's stream and reads the usage from them.
 
-    It is used if client and back end use the same API format.
+    Used if client and back end use the same API format.
 
     Attributes:
         usage: the latest usage that the back end reported.
         is_finished: True once the protocol's last event was forwarded.
         tokens: the number of output tokens forwarded so far, estimated from the events.
         transcript: if set, it records what the model writes.
-        prompt_tokens: the estimated tokens of the prompt, for a client that asks for a usage which
-            the back end does not report.
+        prompt_tokens: the estimated tokens of the prompt, for clients that request the usage from a
+            back end that does not report it.
     """
 
     usage: Usage | None
@@ -124,10 +124,11 @@ class ParsedRequest(Protocol):
         """
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        """Return a tap for the stream that answers the body of ``to_upstream``.
+        """Return a tap for the stream with which the back end answers the body of ``to_upstream``.
 
         Args:
-            additions: the additions to that body. The tap hides events that only they caused.
+            additions: the additions to that body. The tap hides events that exist only because of
+                them.
         """
 
     def create_stream_writer(self) -> StreamWriter: ...
@@ -195,7 +196,7 @@ class ProtocolCodec(Protocol):
     def add_missing_members(
         self, raw: bytes, body: dict[str, Any], estimate: Usage | None
     ) -> bytes:
-        """Add the members that the vendor's API reference requires and the back end left out.
+        """Add the members that the vendor's API reference requires and the back end omitted.
 
         Clients that validate a response expect all of them.
 

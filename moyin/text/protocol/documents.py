@@ -1,4 +1,4 @@
-"""Reads the files in prompts: pictures, texts, and documents that only some back ends read."""
+"""Converts the files in prompts: pictures, texts, and documents that few back ends support."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_file(content: bytes, *, name: str | None, declared: str | None, field: 
         field: the field of the request, for errors.
 
     Raises:
-        UnsupportedFeature: the file is no picture, PDF or text.
+        UnsupportedFeature: the file is not a picture, PDF or text.
     """
     kind = _detect_type(content[:SNIFF_BYTES], name, declared)
     if kind == PDF:
@@ -59,7 +59,7 @@ def read_file(content: bytes, *, name: str | None, declared: str | None, field: 
 
 
 def read_encoded_file(data: str, *, name: str | None, field: str) -> PromptFile:
-    """Return a file that a request contains as base64 or as a data URL, like `read_file`.
+    """Decode a file sent as base64 or as a data URL, and return it like `read_file`.
 
     Raises:
         InvalidRequest: the file is not base64.
@@ -84,18 +84,18 @@ def read_encoded_file(data: str, *, name: str | None, field: str) -> PromptFile:
 
 
 def refuse_documents(request: chat.ChatRequest, server: str) -> None:
-    """Check that a request has no documents, for a back end that reads none.
+    """Check that a request has no documents, for a back end that does not support any.
 
     Args:
         server: the back end's kind, for the error.
 
     Raises:
-        UnsupportedFeature: the request has one; the error names its type.
+        UnsupportedFeature: the request has a document; the error names its media type.
     """
     for document in _iterate_documents(request):
         raise UnsupportedFeature(
-            f"messages: {server} reads no {document.media_type} files: send the text or pictures "
-            "of the pages, or choose a Claude model",
+            f"messages: {server} does not support {document.media_type} files: send the text or "
+            "pictures of the pages, or choose a Claude model",
             field="messages",
         )
 
@@ -108,7 +108,7 @@ def _iterate_documents(request: chat.ChatRequest) -> Iterator[chat.Document]:
 
 
 def _detect_type(head: bytes, name: str | None, declared: str | None) -> str:
-    """Return the media type that the content shows, or else the declared one or the name's."""
+    """Return the media type by the content, else the declared type, else the type by the name."""
     shown = detect_media_type(None, head)
     if shown != UNKNOWN_MEDIA_TYPE:
         return shown

@@ -1,4 +1,4 @@
-"""Defines the parameters and bodies of the routes that show recorded calls and their usage."""
+"""Defines the query parameters and bodies of the routes for recorded calls and their usage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moyin.http.validation import UtcDatetime
 from moyin.store.usage import CallStatus, UsageEntry
 from moyin.store.usage_reports import GroupBy
 
-# Stands for all tenants in the parameter `owner`.
+# Value of the parameter `owner` that means all tenants.
 ALL_OWNERS = "*"
 MAX_PAGE = 200
 MAX_DAYS = 400
@@ -101,17 +101,17 @@ class UsageQuery(_FilterQuery):
         return value
 
     def resolve_period(self, now: datetime) -> tuple[datetime, datetime]:
-        """Return the beginning and the end of the period.
+        """Return the start and the end of the requested period.
 
         Raises:
-            InvalidRequest: it ends before it begins, or is too long.
+            InvalidRequest: the period ends before it starts, or is too long.
         """
         until = now if self.until is None else self.until
         if until < _FIRST_TIME:
             raise InvalidRequest("to: must be a time after 1970", field="to")
         since = self.since
         if since is None:
-            # Includes the day of the end if a part of it is asked for.
+            # The period includes the whole last day if a part of it is requested.
             last_day = (until - timedelta(microseconds=1)).replace(
                 hour=0, minute=0, second=0, microsecond=0
             )
@@ -124,7 +124,7 @@ class UsageQuery(_FilterQuery):
 
 
 class CallBody(BaseModel):
-    """A recorded call to a back end; a request that was tried several times has several."""
+    """A recorded call to a back end; a request with several attempts has several calls."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -185,7 +185,7 @@ class CallPage(BaseModel):
 
 
 class UsageBody(BaseModel):
-    """The usage of several calls."""
+    """The summed usage of several calls."""
 
     calls: int
     incomplete_calls: int = Field(description="The calls that failed, or were ended early.")
@@ -209,7 +209,7 @@ class UsageBody(BaseModel):
 
 
 class GroupBody(UsageBody):
-    """The usage of the calls of a group, which has the members of `group_by`."""
+    """The usage of one group of calls, with the values of the `group_by` properties."""
 
     day: str | None = Field(None, description="The day in UTC.", examples=["2026-11-28"])
     model: str | None = None
@@ -228,14 +228,14 @@ class GroupBody(UsageBody):
 
 
 class DearestModel(BaseModel):
-    """The model with which `dearest_cost_usd` is computed."""
+    """The most expensive model, with which `dearest_cost_usd` is computed."""
 
     model: str
     backend: str
 
 
 class DearestBody(BaseModel):
-    """The dearest models for chats and for embeddings; null if none has a price."""
+    """The most expensive chat and embedding models; null if no model has a price."""
 
     chat: DearestModel | None
     embeddings: DearestModel | None
@@ -257,7 +257,7 @@ class BudgetBody(BaseModel):
 
 
 class UsageReport(BaseModel):
-    """The usage of a period, by groups."""
+    """The body of ``GET /v1/usage``: the usage of a period, by groups."""
 
     since: datetime = Field(serialization_alias="from")
     until: datetime = Field(serialization_alias="to")
@@ -272,7 +272,7 @@ class UsageReport(BaseModel):
 
 
 def build_call(entry: UsageEntry) -> CallBody:
-    """Return the body that describes an entry of the ledger."""
+    """Return the body that describes a ledger entry."""
     return CallBody(
         request_id=entry.request_id,
         owner=entry.owner,

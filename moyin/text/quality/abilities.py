@@ -1,4 +1,4 @@
-"""Rates known models on one scale before any signal.
+"""Estimates the abilities of known models on one scale, before any signal from tenants.
 
 An ability is a number of logits. A model of ability ``a`` answers a request of difficulty ``d``
 well with probability ``logistic(a - d)``. An average exam question has difficulty 1.6.
@@ -38,8 +38,8 @@ from moyin.text.quality.benchmark_scores import UNVERIFIED_MODELS, iterate_kind_
 # card before much depends on it.
 TABLE_DATE = "2026-11-27"
 
-_CARD_SPREAD = 0.6  # the error of predicting other work from the MMLU score of a model card
-_UNVERIFIED_SPREAD = 0.8  # the error for MMLU scores written from memory
+_CARD_SPREAD = 0.6  # logits: error of predicting real work from the MMLU score of a model card
+_UNVERIFIED_SPREAD = 0.8  # the same error for MMLU scores that were written from memory
 # The error of predicting work of a kind from a score in that kind. With 0.4, the simulated month of
 # docs/quality.md overrates local models for too long.
 _KIND_SPREAD = 0.5
@@ -112,7 +112,7 @@ _MMLU: dict[str, float] = {
     # OpenAI: gpt-oss card, GPT-4 report; turbo as in the RouteLLM tables
     "gpt-oss-20b": 85.3, "gpt-oss-120b": 90.0, "gpt-3.5-turbo": 70.0, "gpt-4": 86.4,
     "gpt-4-1106": 81.0, "gpt-4o": 88.7, "gpt-4o-mini": 82.0,
-    # Others' cards
+    # Cards of other vendors
     "tinyllama-1.1b": 25.9, "stablelm-2-1.6b": 38.9, "olmo-2-7b": 63.7, "olmo-2-13b": 67.5,
     "granite-3.3-2b": 55.9, "granite-3.3-8b": 65.5, "yi-34b": 76.3,
     # Cohere's Command R and R+ on the Open LLM Leaderboard
@@ -121,7 +121,7 @@ _MMLU: dict[str, float] = {
     "claude-3-haiku": 75.2, "claude-3-sonnet": 79.0, "claude-3-opus": 86.8,
 }  # fmt: skip
 
-# Families whose scores in _MMLU are from memory or rounded, and were not compared with a card.
+# Model families whose scores in _MMLU were written from memory or rounded, not copied from a card.
 _UNVERIFIED_FAMILIES = re.compile(
     r"(?:command-r|deepseek-r1-|deepseek-v2|falcon|granite|ministral|mistral-[sml]|olmo|stablelm|tinyllama|yi-)"
 )
@@ -134,7 +134,7 @@ _RANKS: dict[str, float] = {
     "claude-haiku-5": 4.5, "claude-haiku-5-5": 4.6, "claude-sonnet-5": 5.1,
     "claude-sonnet-5-5": 5.2, "claude-opus-5": 5.5, "claude-opus-5-5": 5.6, "claude-fable-5": 5.8,
     "claude-fable-5-1": 5.9,
-    # A name without a version may be any model of the line.
+    # A name without a version may mean any model of its product line.
     "claude-haiku": 4.2, "claude-sonnet": 4.8, "claude-opus": 5.1, "claude-fable": 5.8,
 }  # fmt: skip
 
@@ -187,7 +187,7 @@ def normalize_model_name(model: str) -> str:
     if _BEDROCK_PREFIX.match(name):
         name = re.sub(r"(?:-v\d+)?(?::\d+|-\d+:\d+)$", "", _BEDROCK_PREFIX.sub("", name))
         name = re.sub(r"^(llama\d)-(\d)(?=-)", r"\1.\2", name)
-        name = re.sub(r"^r1", "deepseek-r1-671b", name)  # not the distilled ones
+        name = re.sub(r"^r1", "deepseek-r1-671b", name)  # excludes distilled models
     name = name.replace(":", "-").replace("@", "-").removesuffix(".gguf")
     name = name.removeprefix("c4ai-")
     name = name.removeprefix("meta-").replace("llama-v", "llama-")

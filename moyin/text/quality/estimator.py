@@ -5,10 +5,10 @@
     low     = logistic((logit - LOWER_DEVIATIONS * sqrt(uncertainty)) / sqrt(1 + pi / 8 * variety))
     high    = logistic((logit + UPPER_DEVIATIONS * sqrt(uncertainty)) / sqrt(1 + pi / 8 * variety))
 
-``residual`` is what the tenant's signals taught. ``uncertainty`` is the variance of the ability and
-of the difficulty that more signals would remove. ``variety`` is the variance between requests of
-one kind, which signals do not remove. The square root is MacKay's approximation of the mean of a
-logistic function over a normal distribution.
+``residual`` is the correction learned from the tenant's signals. ``uncertainty`` is the variance of
+the ability and of the difficulty that more signals would remove. ``variety`` is the variance
+between requests of one kind, which signals do not remove. The square root is MacKay's approximation
+of the mean of a logistic function over a normal distribution.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Estimator:
         return {} if self.get_state(tenant).frozen else self._shared_levels.get(model, {})
 
     def get_state(self, tenant: str) -> TenantState:
-        """Return what the tenant's signals taught, or an empty state if there were none."""
+        """Return the state learned from the tenant's signals; empty if there were none."""
         return self._tenants.get(tenant) or TenantState()
 
     def replace_state(self, tenant: str, state: TenantState) -> None:
@@ -232,7 +232,7 @@ class Estimator:
     def merge_state(
         self, tenant: str, learned: TenantState, base: TenantState | None = None
     ) -> None:
-        """Add to the tenant's state what another replica has learned since ``base``."""
+        """Merge into the tenant's state what another replica has learned since ``base``."""
         self.replace_state(tenant, self.get_state(tenant).merge_with(learned, base))
 
     def reset(self, tenant: str) -> None:
@@ -271,10 +271,10 @@ class _QuestionTerms:
     def compute_logit(
         self, ability: Ability, weights: LearnedWeights | None, level: float
     ) -> float:
-        """Return ability minus difficulty, plus what signals taught.
+        """Return ability minus difficulty plus the learned correction, in logits.
 
-        That is the tenant's own residual, limited to `_MAX_RESIDUAL`, and the part of the shared
-        ``level`` that the tenant's signals have not replaced.
+        The correction is the tenant's own residual, limited to `_MAX_RESIDUAL`, plus the part of
+        the shared ``level`` that the tenant's signals have not replaced.
         """
         logit = ability.mean - self.difficulty
         if level:

@@ -34,8 +34,8 @@ _SCRIPTS = (
 _SCRIPT_LANGUAGES = tuple(name for name, _, _ in _SCRIPTS)
 _SCRIPTS_BY_START = sorted(_SCRIPTS, key=lambda script: script[1])
 _SCRIPT_STARTS = [first for _, first, _ in _SCRIPTS_BY_START]
-_SAMPLE_LENGTH = 80  # the letters that are inspected, because a text rarely changes its script
-_MIN_SCRIPT_SHARE = 0.2  # below it, the text contains only single words of another language
+_SAMPLE_LENGTH = 80  # number of letters inspected; a text rarely changes its script
+_MIN_SCRIPT_SHARE = 0.2  # with a smaller share, a text has only single words of another language
 _KNOWN_WORDS = FUNCTION_WORDS.keys()
 
 
@@ -52,7 +52,7 @@ def detect_language(text: str, words: Set[str]) -> str:
     for word in words & _KNOWN_WORDS:
         language = FUNCTION_WORDS[word]
         votes[language] = votes.get(language, 0.0) + 1.0
-    # The name resolves other ties, because all processes must agree and the order of sets differs.
+    # Other ties are resolved by name, because all processes must agree and set order differs.
     return max(votes.items(), key=lambda vote: (vote[1], vote[0]))[0]
 
 

@@ -77,8 +77,9 @@ class WeightSpreads:
         return [spread**-2 for spread in _expand_by_feature(steps)]
 
 
-# The uncertainty of an estimate starts at the spread of the questions of a kind. `WeightSpreads` has
-# a smaller ``kind``, because weights that few signals move far rank questions worse. Both shrink alike.
+# The uncertainty of an estimate starts at the spread of the questions of a kind. `WeightSpreads`
+# has a smaller ``kind``, because weights that few signals move far rank questions worse. Both
+# shrink in the same way.
 _UNCERTAINTY_SPREADS = ((16, 1.1), (48, 1.0), (FEATURE_COUNT, 1.0))
 # Half-lives in seconds. They are longer for words, because models change more often than topics.
 _HALF_LIVES = (
@@ -136,7 +137,7 @@ class WeightReader:
         self._shape = itemgetter(*features[:SHAPE_FEATURES])
 
     def compute_residual(self, mean: list[float]) -> float:
-        """Return the logits by which signals moved the estimate of the question.
+        """Return by how many logits signals moved the estimate of the question.
 
         Args:
             mean: the weights of a model, as in `LearnedWeights`.
@@ -254,7 +255,7 @@ class LearnedWeights:
     def merge_with(
         self, other: LearnedWeights, base: LearnedWeights | None = None
     ) -> LearnedWeights:
-        """Return what this and another replica's weights learned together.
+        """Return the combination of these weights and another replica's weights.
 
         Args:
             base: the weights from which both started, so that they are counted only once.

@@ -1,4 +1,4 @@
-"""Finds the actual request beside a long text, such as a report with a question about it.
+"""Finds the actual request next to a long text, such as a question about a report.
 
 The words of the text show its topic, but not the task: a question about a debate on taxes needs no
 tax adviser, because it asks for extraction or a summary.
@@ -15,7 +15,7 @@ def _split_to_set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_MAX_REQUEST_LENGTH = 600  # the letters at each end of a long text that may contain the request
+_MAX_REQUEST_LENGTH = 600  # letters at each end of a long text that may contain the request
 # The kinds of request that process a given text.
 _TEXT_KINDS = frozenset({"extraction", "summary", "translation"})
 _GENERAL_KINDS = frozenset({"knowledge", "chat", "reasoning"})
@@ -29,7 +29,7 @@ _PAST_WORDS = _split_to_set(
     "did didn was wasn were weren had said happened decided discussed war waren wurde wurden "
     "hat haben hatte sagte étaient était dit fue eran dijo"
 )
-# These words show the same unless the question also has one of _PERSONAL_WORDS.
+# These words also show such a question, unless it has one of _PERSONAL_WORDS, too.
 _REPORT_WORDS = _split_to_set(
     "text document article passage transcript meeting report paper chapter story author "
     "speaker thread log according mentioned say says think thinks want wants propose proposes "
@@ -45,7 +45,7 @@ _PERSONAL_WORDS = _split_to_set(
 def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[str, list[str]]:
     """Return the paragraph of a long text that is a request, and its words.
 
-    It is the last paragraph, or else the first. If neither is a request, both values are empty.
+    The last paragraph is preferred to the first. If neither is a request, both values are empty.
     """
     _, separator, last = text[-_MAX_REQUEST_LENGTH:].rstrip().rpartition("\n\n")
     if separator and _is_request(last, words := split_words(last)):

@@ -36,8 +36,8 @@ KINDS: tuple[str, ...] = (
 )  # fmt: skip
 LANGUAGES: tuple[str, ...] = tuple(MIN_DIFFICULTY)
 
-FEATURE_COUNT = 8_192  # weights per tenant and model; the numbers of shape and words are below it
-SHAPE_FEATURES = 9  # the features of a question begin with as many of its shape; words follow
+FEATURE_COUNT = 8_192  # weights per tenant and model; shape and word features are smaller
+SHAPE_FEATURES = 9  # number of shape features at the start of a question's features; words follow
 FORMULA_FEATURE = 224  # the feature of a text without formulae; 225 is that of a text with formulae
 FIRST_WORD_FEATURE = (
     512  # the first number of a word; the features of the shape have smaller numbers
@@ -52,13 +52,13 @@ MEANING_DIMENSIONS, MEANING_STEPS, FIRST_MEANING_FEATURE, FIRST_MEANING_WEIGHT =
     226,
 )
 MEANING_SCALE = 256  # steps per unit; the values of a unit vector's dimensions are about 1/16
-_MISSING_FEATURE = FIRST_WORD_FEATURE - 1  # replaces a feature that a stored question does not have
-_MAX_STEMS = 80  # the distinct words that are hashed, besides six features of beginning and end
-# The letters that are read at the ends of a longer text, where requests usually are.
+_MISSING_FEATURE = FIRST_WORD_FEATURE - 1  # stands for a feature that a stored question lacks
+_MAX_STEMS = 80  # distinct words that are hashed, besides the first and last words
+# Number of letters read at the beginning and end of a longer text, where requests usually are.
 _HEAD_LENGTH, _TAIL_LENGTH = 1_600, 400
-_MAX_CACHED_WORDS, _MAX_CACHED_LENGTH = 32_768, 32  # words in the cache, and letters of a word
+_MAX_CACHED_WORDS, _MAX_CACHED_LENGTH = 32_768, 32  # words in the cache, letters per word
 _NO_REQUEST: tuple[str, list[str]] = ("", [])
-_MIN_STORY_WORDS = 10  # the shortest riddle, which consists of a story and a question
+_MIN_STORY_WORDS = 10  # words of the shortest riddle (a story and a question)
 _SHORT_WORDS = 6  # a message with fewer words means little without the previous one
 
 _WORD_PATTERN = re.compile(r"[\w+#]+")
@@ -311,7 +311,7 @@ def _classify_kind(
 
 
 def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
-    for mark in _CODE_MARKERS:  # a loop is three times as fast as `any` with a generator
+    for mark in _CODE_MARKERS:  # A loop is three times as fast as `any` with a generator.
         if mark in text:
             return True
     for name in cues & AMBIGUOUS_PROGRAMMING_LANGUAGES:
@@ -334,7 +334,7 @@ def _compute_shape_features(
     lines = text.count("\n")
     choices = lines > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None
     return (
-        0,  # in every question: the model in general for this tenant
+        0,  # part of every question: how the model does in general for this tenant
         KIND_NUMBER[kind],
         _LANGUAGE_NUMBER[language],
         80 + min(count.bit_length(), 30),

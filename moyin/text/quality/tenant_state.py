@@ -1,8 +1,8 @@
-"""Defines what one tenant's signals taught, and the part of it that other tenants share.
+"""Defines the state learned from one tenant's signals, and the part that other tenants share.
 
 Tenants share one number per model and kind of request, the shared level: the median over tenants of
-how much better the model is than the public scores say. A single tenant cannot move the median of
-at least `MIN_TENANTS` tenants beyond the others' values.
+how much better the model is than its public scores suggest. A single tenant cannot move the median
+of at least `MIN_TENANTS` tenants beyond the others' values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moyin.text.quality.learned_weights import LearnedWeights
 from moyin.text.quality.question import KIND_NUMBER
 
 _VERSION = 1
-_MAX_MODELS = 24  # beyond it, the model without signals for the longest time is dropped
+_MAX_MODELS = 24  # above this, the model whose last signal is oldest is dropped
 _MAX_KEYS = 512
 _DAY = 86_400.0
 MIN_TENANTS = 5  # a median of fewer would reveal too much about each
@@ -63,7 +63,7 @@ class KeyUsage:
 
 @dataclass(slots=True)
 class TenantState:
-    """What one tenant's signals taught.
+    """The state learned from one tenant's signals.
 
     Attributes:
         models: the learned weights by model name.
@@ -95,7 +95,7 @@ class TenantState:
         return use
 
     def merge_with(self, other: TenantState, base: TenantState | None = None) -> TenantState:
-        """Return what this and another replica's state learned together.
+        """Return the combination of this state and another replica's state.
 
         Args:
             base: the state from which both started; None if it was empty.

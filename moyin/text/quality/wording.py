@@ -1,4 +1,4 @@
-"""Formats probabilities for people, without the imports of the modules that estimate them."""
+"""Formats probabilities as text for people, without importing the slow estimator modules."""
 
 from __future__ import annotations
 

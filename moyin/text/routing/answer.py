@@ -42,9 +42,9 @@ class RoutingContext:
         headers: the client's request headers in ASGI's format.
         budget: the budget that the call is charged to. It is None if the call is not charged.
         key_id: id of the caller's API key; empty if unknown.
-        for_tenant: the tenant that is charged for slots at back ends; empty if it is the owner.
-        is_background: True if other calls come first at back ends, as for lines of batches. The
-            router learns nothing from such a call.
+        for_tenant: the tenant whose share of slots at back ends the call uses; empty for the owner.
+        is_background: True if interactive calls have priority over this call, such as a line of a
+            batch. The router learns nothing from it.
         record_usage: records the call's usage instead of the ledger, for a caller that writes it
             together with the answer; None for the ledger.
     """

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _LEDGER_BACKEND = "cache"
 _CACHE_HIT = (b"x-moyin-cache", b"hit")
 _CACHE_MISS = (b"x-moyin-cache", b"miss")
-# Limit on concurrent writes; further answers are not stored.
+# Maximum number of concurrent writes; answers beyond it are not stored.
 _MAX_WRITES = 64
 
 

@@ -1,8 +1,8 @@
-"""Finds faults of an answer or of its beginning: wrong format, emptiness and repetition.
+"""Finds faults in an answer or in its beginning: wrong format, emptiness and repetition.
 
 The quality of the content is not judged. A fault is reported only if it is certain. JSON schemas
-come from clients, so a checker with a limited number of steps reads them. It accepts keywords that
-it does not support, such as regular expressions, which could run for minutes.
+come from clients, so the checker takes only a limited number of steps. It accepts keywords that it
+does not support, such as regular expressions, which could run for minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moyin.domain.chat import ChatResponse, StopReason, ToolUse
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 
-# The fault of an answer in which the model refuses. It never causes a rescue.
+# The fault of an answer in which the model refuses to answer. It never causes a rescue.
 REFUSED = "refused"
 # An answer should end within this many tokens, so a limit above it should not have cut it off.
 _SUFFICIENT_TOKENS = 1_024
@@ -43,7 +43,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 NO_FAULT = ""
-# A JSON value of each type, by the first character of its text or by its whole word.
+# A sample JSON value of each type, by the first character of its text or by its whole word.
 _VALUE_BY_FIRST_CHARACTER: Mapping[str, Any] = {
     "{": {},
     "[": [],
@@ -55,7 +55,7 @@ _VALUE_BY_WORD: Mapping[str, Any] = {
     "true": True,
     "false": False,
     "null": None,
-    # Not valid JSON, but the parser that checks whole answers accepts them.
+    # These words are not valid JSON, but the parser that checks whole answers accepts them.
     "NaN": 0,
     "Infinity": 0,
 }

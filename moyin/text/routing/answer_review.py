@@ -57,9 +57,9 @@ class AnswerReviewer:
         """Detect whether the request follows up an earlier answer, and set ``is_learned_from``.
 
         Returns:
-            True if the request shows that an earlier answer did not help. This is known at once
-            only if the route allows trials of little-known models. Otherwise the detection runs
-            in the background and the result is False.
+            True if the request shows that an earlier answer did not help. This is known immediately
+            only if the route allows trials of little-known models. Otherwise the detection runs in
+            the background and the result is False.
         """
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings or call.context.is_background:
@@ -74,10 +74,10 @@ class AnswerReviewer:
         detect = partial(follow_ups.detect, call.conversation, route, learning.now())
         if allows_trial:
             results: list[bool] = []
-            self._defer(call, lambda: results.append(detect()))
+            self._defer_work(call, lambda: results.append(detect()))
             learning.background.run_tasks()
             return any(results)
-        self._defer(call, detect)
+        self._defer_work(call, detect)
         return False
 
     def plan_checks(
@@ -171,7 +171,7 @@ class AnswerReviewer:
                 return better
         return answer
 
-    def _defer(
+    def _defer_work(
         self, call: RoutedCall, work: Callable[..., object], *args: Any, size: int = 0
     ) -> None:
         if self._learning is not None:
@@ -181,7 +181,9 @@ class AnswerReviewer:
         self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate
     ) -> None:
         if self._learning is not None:
-            self._defer(call, self._record_decision, call, candidates, chosen, self._learning.now())
+            self._defer_work(
+                call, self._record_decision, call, candidates, chosen, self._learning.now()
+            )
 
     def _record_decision(
         self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
@@ -208,7 +210,7 @@ class AnswerReviewer:
             check = partial(
                 self._run_check, call, candidate, partial(find_answer_fault, call, answer), rescued
             )
-            self._defer(call, check, size=len(answer.body))
+            self._defer_work(call, check, size=len(answer.body))
         elif (fault := find_answer_fault(call, answer)) is not None:
             # The fault was found while the stream was held back.
             self._record_fault(call, candidate, fault, rescued=rescued)
@@ -227,7 +229,9 @@ class AnswerReviewer:
         ):
             return
         stream_check = partial(find_stream_fault, call, stream.transcript)
-        check = partial(self._defer, call, self._run_check, call, candidate, stream_check, rescued)
+        check = partial(
+            self._defer_work, call, self._run_check, call, candidate, stream_check, rescued
+        )
         if stream.is_complete:
             check()
         else:

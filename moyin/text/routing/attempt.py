@@ -38,9 +38,10 @@ from moyin.text.routing.telemetry import CallRecord
 _JSON_HEADER = (b"content-type", b"application/json")
 _NO_CACHE_HEADER = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()
-# A server that lacked a call may have been restarted with it.
+# Seconds after which a call that a server lacked is tried again, because the server may have been
+# updated.
 _MISSING_CALL_SECONDS = 300.0
-# Response header of answers whose usage is estimated because the back end reports none.
+# Response header of answers whose usage is estimated because the back end does not report it.
 _ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
 
 
@@ -107,7 +108,7 @@ class Attempt:
             raise
         except Exception as error:
             if self._usage_so_far is not None:
-                # The client's protocol cannot express the answer, which is billed nevertheless.
+                # The client's protocol cannot express the answer, but the provider bills it.
                 self.record(self._usage_so_far, error=_get_error_code(error))
             # The request may not have been sent, so the back end may not load the model for it.
             if self._starts_loading:
@@ -125,7 +126,8 @@ class Attempt:
         except ModelNotFound:
             if path not in OPTIONAL_PATHS:
                 raise
-        # If the model is missing, not the call, this raises the same error.
+        # If the model is missing instead of the call, the translated request fails with the same
+        # error.
         answer = await self._call(None, deadline)
         runtime.missing_calls[path, self._upstream] = time.monotonic() + _MISSING_CALL_SECONDS
         return answer
@@ -308,7 +310,7 @@ class Attempt:
         if estimated:
             usage = self._estimate_usage(estimate_tokens(written))
             answer = replace(answer, usage=usage)
-        # The call is charged even if the client's protocol cannot express the answer.
+        # The call is charged even if the client's protocol cannot express its answer.
         self._usage_so_far = usage
         return self._build_answer(
             self.call.request.encode_response(answer), usage, estimated=estimated
@@ -325,7 +327,7 @@ class Attempt:
         return self._estimate_usage(0) if is_billed else None
 
     def _estimate_usage(self, output_tokens: int) -> Usage:
-        """Return the estimated usage of a call, for a back end that reports none."""
+        """Return the estimated usage of a call whose back end does not report it."""
         return Usage(input_tokens=self._prompt_tokens, output_tokens=output_tokens)
 
     @property

@@ -53,7 +53,7 @@ class BackendRuntime:
 
     Attributes:
         pass_through: the same back end if it accepts forwarded bytes; None if it does not.
-        operations: the same back end if it may have other calls than chats and embeddings.
+        operations: the same back end if it may support calls other than chats and embeddings.
         timeout: maximum seconds of a whole call.
         first_byte_timeout: maximum seconds until a stream begins. None sets no such limit.
         retries: maximum number of retries of a failed call at this back end.
@@ -63,7 +63,8 @@ class BackendRuntime:
         loaded: models in the server's memory; None if the server does not report them.
         refresh_models: asks the server for its models and returns True if they changed; None if
             only the configuration names them.
-        peers: the runtimes of the same back end's hosts, this one included; empty if it has one host.
+        peers: the runtimes of all hosts of this back end, including this one; empty if it has one
+            host.
         priors: latency to assume for a model without measurements, by model name.
         is_up: result of the last health check; None before the first.
         batch_api: client of the back end's own batch API; None if it is not used.
@@ -157,7 +158,7 @@ class BackendRuntime:
             tenant: the tenant whose share of the slots the call uses.
             seconds: maximum time to wait.
             expected: estimated duration of the call in seconds.
-            is_background: True if all other calls come first.
+            is_background: True if all other calls have priority over this one.
 
         Raises:
             Overloaded: too many calls wait already, or no slot became free in time.
@@ -185,8 +186,8 @@ class BackendRuntime:
 
         Returns True if the server's models changed.
         """
-        # A single failure may be this process's own: it was suspended or short of processor time
-        # until the probe's time was up, or it used a connection that had just been closed.
+        # A single failure may be caused by this process itself: it was suspended or short of
+        # processor time during the probe, or it used a connection that had just been closed.
         is_up = await self._probe() or await self._probe()
         have_models_changed = is_up and await self._refresh_models()
         if is_up and self.loaded is not None:
@@ -209,7 +210,7 @@ class BackendRuntime:
         try:
             return await self.refresh_models()
         except MoyinError:
-            # Some servers with Ollama's API do not list models; what was known remains.
+            # Some servers with Ollama's API do not list models; the known models are kept then.
             return False
 
 

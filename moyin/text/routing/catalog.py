@@ -32,7 +32,8 @@ class ModelDeployment:
         key_env: environment variable of the API key; empty if no key is needed.
         ability: prior estimate of the model's ability; None if unknown.
         file: the model on the server's disk; None if the server does not describe it.
-        omit: abilities that requests do without if no model under their name has them.
+        omit: abilities whose members are dropped from requests if no model of the requested name
+            has them.
         batch_tariff: prices of requests that the back end runs through its own batch API; None if
             it is not used.
     """
@@ -51,7 +52,7 @@ class ModelDeployment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names with which a request can select this deployment."""
+        """The names by which a request can select this deployment."""
         name = self.model.name
         return (name, f"{self.backend}/{name}", f"{self.family or self.backend}/{name}")
 
@@ -108,7 +109,7 @@ class Alias:
         usd_per_bad_answer: cost of a useless answer; if it is None, the tenant's setting applies.
         explore: share of requests on which a little-known model may be tried.
         cache: configures the caching of answers. If it is None, answers are not cached.
-        omit: abilities that requests do without if no model of the group has them.
+        omit: abilities whose members are dropped from requests if no model of the group has them.
     """
 
     models: tuple[str, ...] = ()
@@ -151,7 +152,7 @@ class TenantPolicy:
 
 
 UNRESTRICTED = TenantPolicy()
-# The key of the policy for all tenants without one of their own.
+# Key of the policy for all tenants that have no policy of their own.
 ANY_TENANT = "*"
 
 
@@ -251,7 +252,8 @@ class Catalog:
 def _limit_to_chat(deployment: ModelDeployment) -> ModelDeployment:
     """Return the deployment without embeddings if its model also chats.
 
-    Vectors of different models cannot be compared, so a chat model computes them only by its name.
+    Vectors of different models cannot be compared, so a chat model computes embeddings only if a
+    request names it.
     """
     model = deployment.model
     if not (model.chat and model.embeddings):
@@ -260,7 +262,7 @@ def _limit_to_chat(deployment: ModelDeployment) -> ModelDeployment:
 
 
 def _is_listed(name: str, names: Collection[str]) -> bool:
-    """Return whether the configuration lists a name, with or without Ollama's tag ``:latest``."""
+    """Return True if ``names`` contains the name, with or without Ollama's tag ``:latest``."""
     return name in names or f"{name}{LATEST_TAG}" in names
 
 

@@ -92,14 +92,15 @@ class CompiledRoute:
 
     Attributes:
         day: the day of the prices, in days since 1970-01-01.
-        exclusions: deployments that are excluded whatever the request is.
+        exclusions: deployments that are excluded for every request.
         usd_per_second: price of a second of waiting.
         usd_per_bad_answer: cost of a useless answer. With 0, quality is not weighed.
         hold_streams: True if streams in JSON or with tools are held back until they are checked.
         explore: share of requests on which a little-known model may be tried.
         chooses_model: False if the name selects a single model.
-        timeout: maximum seconds of a request, fallbacks included.
-        omit: abilities that requests do without because no target has them (`omission`).
+        timeout: maximum seconds of a request, including fallbacks.
+        omit: abilities whose members are dropped from requests, because no target has them
+            (`omission`).
     """
 
     day: int

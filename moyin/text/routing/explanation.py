@@ -35,7 +35,7 @@ class Explanation:
         quality: quality estimates of the request; None if quality is not weighed.
         explore: share of such requests on which ``trial`` is called first.
         trial: the candidate of a trial; None if it equals the first candidate.
-        omitted: abilities whose members would be left out of the request.
+        omitted: abilities whose members would be dropped from the request.
     """
 
     requested_model: str
@@ -62,13 +62,13 @@ def explain_decision(
     """Compute the routing decision for a request and explain it.
 
     Args:
-        find_gap: returns the error with which a call of a target would fail before it is sent.
+        find_gap: returns the error of a call that a target would reject before it is sent, or None.
     """
     all_candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
     found = ((candidate.target, find_gap(candidate.target)) for candidate in all_candidates)
     gaps = {target: gap for target, gap in found if gap is not None}
     able = replace(route, targets=tuple(t for t in route.targets if t not in gaps))
-    # The reasons of the ranks are those among the targets that can be called.
+    # Reasons compare only targets that can be called.
     candidates = (
         rank_candidates(able, needs, history, always_weigh=True, quality=quality)
         if gaps
@@ -94,7 +94,7 @@ def explain_decision(
 
 
 def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
-    """Return a short text that says why ``loser`` ranks behind ``winner``."""
+    """Return a short text that explains why ``loser`` ranks behind ``winner``."""
     if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
         return "its back end reports that it lacks the model"
     forecast, best = loser.forecast, winner.forecast

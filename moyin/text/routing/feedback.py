@@ -19,10 +19,12 @@ from moyin.text.routing.request_quality import question_to_json
 # Ratings per key and replica in a burst; the bucket refills within a minute.
 _MAX_BURST = 60.0
 _MAX_KEYS = 10_000
-# Scores and weight of a comparison. It weighs less than a rating: both answers may be good or bad.
+# Scores and weight of a comparison. It has less weight than a rating, because both answers may be
+# good or bad.
 _WORSE_SCORE, _BETTER_SCORE, _COMPARISON_WEIGHT = 0.2, 0.8, 0.5
-# Used for a rated request of which only the model is known. It has average difficulty and the one
-# feature that all questions have, so that the rating changes the model's general estimate.
+# Stands for the question of a rated request whose model alone is known. It has average difficulty
+# and only the feature that all questions have, so that the rating changes the model's general
+# estimate.
 _UNKNOWN_QUESTION = Question(
     kind="unknown",
     language="en",

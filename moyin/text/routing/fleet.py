@@ -47,7 +47,7 @@ class Fleet:
         policies: by tenant. The entry ``*`` applies to all other tenants; without it they are
             unrestricted.
         max_usd_per_bad_answer: maximum cost of a useless answer that a client may set.
-        timeout: maximum seconds of a request, fallbacks included.
+        timeout: maximum seconds of a request, including fallbacks.
         embed: returns the semantic features of a prompt. If it is None, only words are features.
     """
 

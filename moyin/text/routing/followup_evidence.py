@@ -9,7 +9,7 @@ from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 
 MAX_SECONDS = 300.0
-# An earlier repetition comes from a program that requests several answers to one prompt.
+# Seconds; an earlier repetition comes from a program that requests several answers to a prompt.
 MIN_SECONDS = 2.0
 _MIN_ABILITY_GAP = 0.5  # logits
 OPENING_LENGTH = 120  # number of characters of a message that are searched for a complaint
@@ -81,5 +81,5 @@ def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
 
 
 def evidence_from_next_message(query: FollowUpQuery) -> Evidence:
-    """Return what the client's next message shows: a complaint, or a continued conversation."""
+    """Return the evidence of the client's next message: a complaint or a continued conversation."""
     return _CORRECTED if _COMPLAINT.search(query.opening) else CONTINUED

@@ -1,4 +1,4 @@
-"""Detects requests that follow up an answer, and records what they show about its quality.
+"""Detects requests that follow up an answer, and records their evidence about its quality.
 
 If a client repeats a request, edits its last message, complains, or switches to a better model, the
 answer was probably bad. If the client continues the conversation, it was probably good. This is

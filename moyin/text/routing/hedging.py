@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from moyin.text.routing.answer import Answer
 
-# Limit on the second calls that can be saved up for a burst of slow answers.
+# Maximum number of credits, so that a burst of slow answers causes at most so many second calls.
 _MAX_CREDIT = 10.0
 
 
@@ -42,7 +42,7 @@ async def race_calls(
     """Run one or two calls, return the answer that begins first, and cancel the other call.
 
     Args:
-        first: the call that starts at once. A call returns None if the breaker of its back end
+        first: the call that starts immediately. A call returns None if the breaker of its back end
             rejects the request; the other call then continues.
         second: starts the other call. It is used if the first call has not begun to answer in time.
         after: seconds after which the second call may start.

@@ -15,7 +15,7 @@ _HALF_LIFE_SECONDS = 300.0
 _MAX_RECENT = 100
 # A 95th percentile needs at least this many samples.
 _MIN_SAMPLES = 20
-# All of the first calls are recorded, and a sample of the later ones, which change averages little.
+# The first calls are all recorded; later ones, which change averages little, are sampled.
 _RECORD_ALL_UP_TO = 256
 _RECORD_ONE_IN = 8
 # Seconds for which a computed estimate is reused.

@@ -96,7 +96,7 @@ class QualityLearner:
         self._signals: deque[SignalRow] = deque()
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
-        self._last_number = -1  # number of the newest signal that was read; -1 if none was
+        self._last_number = -1  # Number of the newest signal read; -1 before the first.
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._is_shared = True
@@ -208,7 +208,7 @@ class QualityLearner:
         return await self._store.get_decision(owner, request_id)
 
     async def load_tenant(self, owner: str) -> None:
-        """Load the tenant's learned state into memory, unless it is there; never raise."""
+        """Load the tenant's learned state into memory, unless it is loaded; failures are logged."""
         if not self.needs_load(owner):
             return
         try:

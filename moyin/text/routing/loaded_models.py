@@ -30,8 +30,8 @@ class LoadedModels:
     The states follow from the server's last list of resident models and from the calls since then.
 
     Args:
-        list_resident: requests the resident models from the server: by upstream name, what the
-            server reports about each.
+        list_resident: requests the resident models from the server; returns the server's report
+            about each, by upstream name.
         load_seconds: returns the prior estimate of the seconds to load a model.
         clock: returns monotonic seconds, such as ``time.monotonic``.
     """
@@ -56,7 +56,7 @@ class LoadedModels:
             }
 
     def get_report(self, model: str) -> Mapping[str, Any]:
-        """Return what the server reports about a resident model; empty if it reports nothing."""
+        """Return the server's report about a resident model; empty if there is none."""
         return (self._resident or {}).get(model, {})
 
     def get_state(self, model: str) -> ModelState:

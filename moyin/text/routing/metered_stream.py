@@ -20,7 +20,8 @@ _MAX_HELD_BYTES = 16 * 1024
 # Limit on holding back a whole stream.
 _MAX_HELD_WHOLE_BYTES = 256 * 1024
 
-# A server whose queue is full, such as Ollama, does not say when it will have room.
+# Seconds to wait for a server with a full queue, such as Ollama, which does not report when to
+# retry.
 _OVERLOADED_SECONDS = 1.0
 
 # Called once at the end of a stream, with its usage and error. It releases the slot and returns the
@@ -35,8 +36,8 @@ class MeteredStream:
     ``finish`` is called exactly once, whether the stream ends, fails or is closed.
 
     Args:
-        first: the first bytes, which were read already.
-        pieces: the further bytes.
+        first: the first bytes of the stream, which were already read.
+        pieces: the rest of the stream.
         finish: records the usage, releases the slot and returns the cost as text.
         transcript: records the text of the answer. If it is None, the stream is not checked.
 
@@ -191,8 +192,8 @@ class MeteredStream:
 def to_client_error(error: MoyinError) -> MoyinError:
     """Return the error for the client.
 
-    A rejected API key of the gateway is not disclosed. An overloaded back end that demands no pause
-    gets one, because most clients retry at once without it.
+    A rejected API key of the gateway is not disclosed. An overload error without a pause gets one,
+    because most clients would otherwise retry at once.
     """
     if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end for this model is unavailable")

@@ -1,7 +1,7 @@
-"""Leaves members out of requests that no model can use, where the operator allows it.
+"""Drops request members that no model of the route supports, if the operator allows it.
 
-Some clients send tools of their own, or ask for reasoning, with every request. The default is to
-refuse what a model cannot do, since a client that sends tools may rely on their being called.
+Some clients send tools or request reasoning with every request. By default such a request is
+rejected if no model has the ability, because a client that sends tools may rely on their use.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from moyin.text.routing.compiled_route import CompiledRoute
 def omit_unusable_members(
     codec: ProtocolCodec, request: ParsedRequest, route: CompiledRoute
 ) -> tuple[ParsedRequest, tuple[str, ...]]:
-    """Return the request without what no target of the route can use, and the omitted abilities.
+    """Return the request without members that no target supports, and the omitted abilities.
 
-    A request that insists on a tool call keeps its tools, and so is refused.
+    A request that requires a tool call keeps its tools, and is therefore rejected later.
     """
     if not route.omit:
         return request, ()
     needs = request.derive_needs()
     abilities = tuple(ability for ability in sorted(route.omit) if getattr(needs, ability))
-    if "tools" in abilities and _insists_on_tools(request.data.get("tool_choice")):
+    if "tools" in abilities and _requires_tool_call(request.data.get("tool_choice")):
         abilities = tuple(ability for ability in abilities if ability != "tools")
     names = {name for ability in abilities for name in codec.ability_members.get(ability, ())}
     if not names:
@@ -36,9 +36,9 @@ def omit_unusable_members(
 
 
 def omit_unusable_effort(request: ChatRequest, needs: Needs, model: Model) -> ChatRequest:
-    """Return the request without a level of effort if the model does not reason.
+    """Return the request without its effort level if the model does not support reasoning.
 
-    Anthropic's clients may set the level without asking for reasoning (`Needs.thinking`).
+    Anthropic's clients may set the level without requesting reasoning (`Needs.thinking`).
     """
     reasoning = request.reasoning
     if reasoning is None or not reasoning.enabled or model.thinking or needs.thinking:
@@ -47,12 +47,12 @@ def omit_unusable_effort(request: ChatRequest, needs: Needs, model: Model) -> Ch
 
 
 def describe_omission(reason: str, omitted: Sequence[str]) -> str:
-    """Return the reason of a choice with what the request did without, such as ``free; without tools``."""
+    """Return the reason for a choice plus omitted abilities, such as ``free; without tools``."""
     return f"{reason}; without {' and '.join(omitted)}" if omitted else reason
 
 
-def _insists_on_tools(choice: object) -> bool:
-    """Return True if a member ``tool_choice``, of any protocol, forces a call."""
+def _requires_tool_call(choice: object) -> bool:
+    """Return True if the member ``tool_choice`` of any protocol requires a tool call."""
     if isinstance(choice, dict):
         mode = choice.get("mode") or choice.get("type")
         return mode not in ("auto", "none")

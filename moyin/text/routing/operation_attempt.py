@@ -50,11 +50,11 @@ def compute_pico_cost(
     *,
     shares: bool = True,
 ) -> int:
-    """Return the cost of a call in picodollars: that of its units and tokens, or of GPU time.
+    """Return the cost of a call in picodollars, by its units and tokens or by its GPU time.
 
     Args:
         seconds: the duration of the call.
-        shares: True if calls that run at the same time share the cost of the GPU.
+        shares: True if concurrent calls share the cost of the GPU.
     """
     model = target.model
     if model.gpu is not None:
@@ -64,10 +64,10 @@ def compute_pico_cost(
     )
 
 
-# Not frozen, since times are added to it.
+# Not frozen, because `run` sets its times.
 @dataclass(kw_only=True, slots=True)
 class OperationAttempt:
-    """Single call of a target for a request; `run` may be called once.
+    """Single call of a target for an operation; `run` may be called once.
 
     Attributes:
         reason: the reason why this target was chosen, for the header ``x-moyin-route``.
@@ -125,8 +125,8 @@ class OperationAttempt:
         try:
             if not request.accepts(response.media_type):
                 raise BackendUnavailable(
-                    f"the back end answered {request.path} with the media type "
-                    f"{response.media_type[:64] or 'none'!r}, which is not that of an answer",
+                    f"the back end's response to {request.path} has the unexpected media type "
+                    f"{response.media_type[:64] or 'none'!r}",
                     may_be_billed=True,
                 )
             if response.media_type == JSON_TYPE:
@@ -192,7 +192,7 @@ class OperationAttempt:
         headers = (*self._build_headers(response.content_type, usage), _NO_CACHE_HEADER)
         events = _is_events(response)
         if not events:
-            # The units of such a call are those of its request.
+            # The request alone determines the units of such a call.
             pico = compute_pico_cost(
                 self.target, self.request.operation, usage, self._first_piece_seconds
             )
@@ -262,9 +262,9 @@ class OperationAttempt:
         return format_usd(pico).encode()
 
     def _estimate_missing_tokens(self, usage: OperationUsage) -> OperationUsage:
-        """Return the usage of an answer that ended early, with as many tokens as it may have cost."""
+        """Return the usage of an answer that ended early, with the most tokens it may have cost."""
         request, target = self.request, self.target
-        # Audio reports no tokens even if it is complete, so that its tokens are never billed.
+        # Audio streams never report tokens, so their tokens are not billed.
         may_report = request.accepts(JSON_TYPE) or request.accepts(EVENT_STREAM_TYPE)
         has_token_price = target.model.gpu is None and not target.is_free
         if usage.tokens != Usage() or not may_report or not has_token_price:
@@ -294,12 +294,12 @@ class OperationAttempt:
 
 
 class OperationStream:
-    """Stream of an answer, in bytes of audio or in events, which records its usage at the end.
+    """Stream of an answer (audio bytes or events) that records its usage at the end.
 
     ``finish`` is called exactly once, whether the stream ends, fails or is closed.
 
     Args:
-        first: the first bytes, which were read already.
+        first: the first bytes of the stream, which were already read.
         tap: reads the usage from events; None for other bytes.
         finish: records the last event with usage and the error, and returns the cost as text.
     """
@@ -346,10 +346,11 @@ class OperationStream:
         except MoyinError as error:
             cost = self._end(error)
             if tap is None:
-                # Only a broken connection shows that the audio is incomplete.
+                # Breaking the connection is the only way to show the client that the audio is
+                # incomplete.
                 raise to_client_error(error) from None
             event = render_error_event(to_client_error(error), self._request_id)
-            # Ends an event of which only a part was received.
+            # Terminates an event that was received only partly.
             yield (b"\n\n" if tap.is_within_event else b"") + event + encode_cost_comment(cost)
         except BaseException as error:
             self._end(error)

@@ -1,4 +1,4 @@
-"""Routes calls that only some models have, such as moderations, to the cheapest able back end."""
+"""Routes operations, such as moderations or speech, to the cheapest back end that supports them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.routed_call import CallAccounting
 
 _MAX_FIRST_PAUSE_SECONDS = 0.2
-# Expected seconds of a call, for the wait in a full queue.
+# Assumed seconds of a call, to estimate the wait in a full queue.
 _EXPECTED_SECONDS = 5.0
-# Valkey counts with 64 bits.
+# The largest amount that Valkey's 64-bit counters can hold.
 _MAX_COUNTED_TOKENS = 2**53
 
 
@@ -45,7 +45,7 @@ class _Candidate:
 
 
 class OperationRouter:
-    """Router of operations; it shares the back ends and their slots with the router of chats.
+    """Router of operations, which shares the back ends and their slots with `Router`.
 
     Args:
         get_fleet: returns the current configuration.
@@ -56,7 +56,7 @@ class OperationRouter:
         self._accounting = accounting
 
     def knows_model(self, name: str) -> bool:
-        """Return True if a model or an alias has this name, whatever its abilities are."""
+        """Return True if a model or an alias has this name, with or without the ability."""
         try:
             self._get_fleet().catalog.find_deployments(name)
         except ModelNotFound:
@@ -200,10 +200,10 @@ def _build_unable_error(route: CompiledRoute, request: OperationRequest) -> Moyi
 def _rank_candidates(
     targets: Sequence[RouteTarget], operation: Operation, usage: OperationUsage
 ) -> list[_Candidate]:
-    """Return the targets that are ready, the cheapest first; those that lack the model come last.
+    """Return the ready targets, cheapest first; those whose back end lacks the model come last.
 
     Args:
-        usage: the highest possible usage, since tokens are not known before the call.
+        usage: the highest possible usage, because tokens are not known before the call.
     """
     ready = [target for target in targets if target.runtime.is_ready]
     costs = {

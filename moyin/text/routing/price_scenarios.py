@@ -1,4 +1,4 @@
-"""Simulates how past requests would have been routed at other costs of a bad answer."""
+"""Simulates the routing of past requests with other costs of a bad answer."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class PriceScenario:
 def simulate_prices(
     decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = DEFAULT_PRICES
 ) -> list[PriceScenario]:
-    """Repeat each decision at every price, by expected cost and risk.
+    """Repeat each decision at every price, and return the expected outcome for each price.
 
-    The time is ignored, because the load at the time of the decision is unknown.
+    Waiting times are ignored, because the load at the time of the decision is unknown.
 
     Args:
         decisions: one sequence of candidates per decision. A candidate consists of the model, its

@@ -1,4 +1,4 @@
-"""Finds what a back end cannot be asked, before it is called."""
+"""Finds request features that a back end's API does not support, before the back end is called."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from moyin.text.routing.compiled_route import CompiledRoute, Exclusion, RouteTar
 from moyin.text.routing.decision import build_unavailable_error
 from moyin.text.routing.tool_schemas import limit_schemas
 
-# Calls that many servers of their API format lack, and for which these answer 404: OpenAI's chat
-# models, for example, have no text completions.
+# Calls that many servers of an API format lack and answer with 404. OpenAI's chat models, for
+# example, have no text completions.
 OPTIONAL_PATHS = frozenset({"/completions"})
-# Stands for the bytes of a picture that would be fetched.
+# Placeholder for a picture that would be fetched from its URL.
 _PICTURE = Image(media_type="image/png", data="")
 
 
@@ -29,10 +29,10 @@ def find_gap(
     *,
     fetches_pictures: bool,
 ) -> RequestError | None:
-    """Return the error with which a call of a target would fail before it is sent, or None.
+    """Return the error with which a call of a target would be rejected before it is sent, or None.
 
-    Such a call contains something that the back end's API or the gateway's limits for it do not
-    allow, for example a seed for Claude.
+    The request then has a feature that the back end's API or the gateway's limits do not allow, for
+    example a seed for Claude.
 
     Args:
         fetches_pictures: True if the router fetches pictures for back ends that do not.
@@ -64,9 +64,9 @@ def needs_translation(target: RouteTarget, path: str, needs: Needs) -> bool:
 
 
 def require_no_urls(needs: Needs) -> None:
-    """Raise UnsupportedFeature if a request refers to documents by URL.
+    """Raise UnsupportedFeature if a request references documents by URL.
 
-    A server in our network would fetch any of them, internal ones included.
+    A server in our network would fetch any URL, including internal ones.
     """
     if needs.has_urls:
         raise UnsupportedFeature(
@@ -76,7 +76,7 @@ def require_no_urls(needs: Needs) -> None:
 
 
 def new_picture_url_error() -> UnsupportedFeature:
-    """Return the error for pictures by URL where nothing can fetch them."""
+    """Return the error for pictures by URL that neither the router nor the back end can fetch."""
     return UnsupportedFeature(
         "the chosen back end does not support pictures by URL; send them as base64",
         field="messages",
@@ -84,7 +84,7 @@ def new_picture_url_error() -> UnsupportedFeature:
 
 
 def describe_gaps(gaps: Mapping[RouteTarget, RequestError]) -> list[Exclusion]:
-    """Return the exclusions of targets that a request cannot be sent to."""
+    """Return the exclusions of targets whose back end does not support the request."""
     return [
         Exclusion(deployment=target.deployment, reason=error.message)
         for target, error in gaps.items()
@@ -94,7 +94,7 @@ def describe_gaps(gaps: Mapping[RouteTarget, RequestError]) -> list[Exclusion]:
 def build_gap_error(
     route: CompiledRoute, needs: Needs, gaps: Mapping[RouteTarget, RequestError]
 ) -> MoyinError:
-    """Return the error for a request that no target can be asked.
+    """Return the error for a request that no target supports.
 
     Args:
         gaps: the error of each target that could be called, in the order of the calls.
@@ -111,7 +111,7 @@ def build_gap_error(
 
 
 def _lacks_call(runtime: BackendRuntime, path: str, upstream: str) -> bool:
-    """Return True if the server answered lately that it lacks a call for a model."""
+    """Return True if the server recently answered that it lacks a call for a model."""
     return time.monotonic() < runtime.missing_calls.get((path, upstream), 0.0)
 
 

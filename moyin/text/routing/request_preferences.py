@@ -21,7 +21,7 @@ _HEADERS = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestPreferences:
-    """Preferences of one request, which restrict what the configuration allows.
+    """Preferences of one request, which further restrict the choice that the configuration allows.
 
     Attributes:
         residency: places where the data may be processed, sorted; None for all allowed places.

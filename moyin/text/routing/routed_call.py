@@ -62,9 +62,9 @@ class RoutedCall:
         needs: abilities and tokens that the request needs.
         pictures: fetches picture URLs. If it is None, only back ends that fetch pictures
             themselves can answer requests with picture URLs.
-        deadline: the ``loop.time()`` by which the request must end, fallbacks included.
+        deadline: the ``loop.time()`` by which the request must end, including fallbacks.
         quality: quality estimates of the request; None if quality is not weighed.
-        omitted: abilities whose members were left out of the request.
+        omitted: abilities whose members were dropped from the request.
         is_repeat: True if the request shows that an earlier answer did not help.
         is_learned_from: True if the router learns from this request.
         is_transcribed: True if the text of a stream is recorded for checks.
@@ -113,22 +113,24 @@ class RoutedCall:
         (self.context.record_usage or self.accounting.ledger.record)(entry)
 
     def note_failure(self, entry: UsageEntry) -> None:
-        """Keep the entry of an attempt that failed and is not billed, for `record_failure`."""
+        """Remember the entry of a failed attempt that is not billed, for `record_failure`."""
         self._failure = entry
 
     def record_failure(self) -> None:
         """Add the last failed attempt to the ledger, unless another attempt was added.
 
-        So the tenant sees each request that failed everywhere, and no fallback that cost nothing.
+        The ledger then shows each request that failed at all candidates, but no free failed
+        attempts of a request that succeeded.
         """
         if self._failure is not None and not self._is_recorded:
             self.record(self._failure)
 
     def check_schemas(self) -> None:
-        """Make sure, once per request, that its JSON schemas are cheap to compile into grammars.
+        """Make the request's JSON schemas cheap to compile into grammars; runs once per request.
 
         Raises:
-            SchemaTooLarge, UnsupportedFeature: a schema is too expensive; the error has the field.
+            SchemaTooLarge, UnsupportedFeature: a schema is too expensive; the error names the
+                field.
         """
         if not self._schemas_checked:
             self.request = limit_schemas(self.codec, self.request)

@@ -63,9 +63,9 @@ from moyin.text.routing.usage_history import UsageHistory
 # Maximum pause before the first retry. The pause is random (full jitter), and its maximum doubles
 # with every retry.
 _MAX_FIRST_PAUSE_SECONDS = 0.2
-# Expected seconds of a call without a forecast.
+# Assumed seconds of a call without a forecast.
 _DEFAULT_CALL_SECONDS = 5.0
-# Valkey counts with 64 bits.
+# The largest amount that Valkey's 64-bit counters can hold.
 _MAX_COUNTED_TOKENS = 2**53
 # Output tokens that are reserved if the client sets no maximum.
 _DEFAULT_OUTPUT_TOKENS = 256
@@ -133,7 +133,7 @@ class Router:
         return self._resolve_route(name, api_format, context)[1].targets
 
     async def load_learned_state(self, owner: str) -> None:
-        """Load the tenant's learned state into memory, unless it is there."""
+        """Load the tenant's learned state into memory, unless it is already loaded."""
         if self._learning is not None and self._learning.needs_load(owner):
             await self._learning.load_tenant(owner)
 
@@ -254,7 +254,8 @@ class Router:
         )
 
     async def _call_candidates(self, call: RoutedCall, route: CompiledRoute) -> Answer:
-        # Repetitions of cached answers are no follow-ups: many clients send the same request.
+        # Repeated requests for cached answers do not count as follow-ups: many clients send the
+        # same request.
         call.is_repeat = self._reviewer.detect_follow_up(call, route)
         candidates = self._rank_candidates(call, route)
         chosen, rescued = "", None

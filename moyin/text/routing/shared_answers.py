@@ -31,7 +31,7 @@ _BY_FINGERPRINT, _BY_PREVIOUS = b"a", b"n"
 # A stored answer begins with version, ability, time and fingerprint, and ends with its request id.
 _VERSION = 1
 _HEADER = struct.Struct("<Bdd16s")
-# Records a follow-up to one of this replica's own answers, if Valkey is unavailable.
+# Callback that records a follow-up to one of this replica's own answers if Valkey is unavailable.
 Fallback: TypeAlias = Callable[[], None]
 
 
@@ -126,7 +126,8 @@ class SharedAnswers:
         """Process the queued queries, then store the queued answers."""
         queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
-        # The queries are first: a request's own answer would replace the answer that it follows up.
+        # Queries run first, because a request's own answer would replace the answer that it follows
+        # up.
         try:
             if queries and not await self._match_queries(queries):
                 for _, fallback in queries:

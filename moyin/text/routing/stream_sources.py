@@ -41,7 +41,7 @@ class ForwardedSource:
     """Source that forwards the back end's bytes, because both sides have the same API format.
 
     Args:
-        tap: reads the usage from the bytes that pass.
+        tap: reads the usage from the forwarded bytes.
         transcript: records the text of the answer. If it is None, the stream is not checked.
         prompt_tokens: estimated tokens of the prompt, used if the back end does not report them.
     """

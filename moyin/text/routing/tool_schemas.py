@@ -1,9 +1,9 @@
-"""Checks the JSON schemas of requests for local models, and relaxes those of tools if need be.
+"""Checks the JSON schemas of requests for local models, and simplifies expensive tool schemas.
 
-A provider does not hold calls to the patterns in a tool's schema unless the tool is strict, so clients
-write any: Claude Code has ``^[\\s\\S]{0,300}$``. Local servers compile them into grammars, which takes
-minutes for some. Such a pattern is left out, so that the tool can be called; the client checks the
-arguments itself.
+Providers enforce the patterns in a tool's schema only for strict tools, so clients use patterns
+freely: Claude Code has ``^[\\s\\S]{0,300}$``. Local servers compile patterns into grammars, which
+may take minutes. Expensive patterns are therefore removed, so that the tool can be called; the
+client validates the arguments itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 
 
 def limit_schemas(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
-    """Return the request with schemas that are cheap to compile into grammars.
+    """Return the request with JSON schemas that are cheap to compile into grammars.
 
     Raises:
-        SchemaTooLarge, UnsupportedFeature: a schema is too expensive; the error has the field.
+        SchemaTooLarge, UnsupportedFeature: a schema is too expensive; the error names the field.
     """
     try:
         check_schemas(request.iterate_schemas())
@@ -45,7 +45,7 @@ def _relax_tools(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
 
 
 def _replace_in_tool(value: Any, path: list[str], schema: Any) -> Any:
-    """Return ``value`` with the schema at ``path``, unless it is that of a strict tool."""
+    """Return ``value`` with the schema at ``path`` replaced, unless it belongs to a strict tool."""
     if isinstance(value, list):
         place = int(path[0])
         item = _replace_in_tool(value[place], path[1:], schema)

@@ -1,4 +1,4 @@
-"""Compares the cost of recorded calls with that of the same calls to the dearest model."""
+"""Computes what recorded calls would have cost if the most expensive model had answered them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moyin.text.routing.fleet import Fleet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PricedModel:
-    """A model that costs money, with its price of today."""
+    """A model that costs money, with its current price."""
 
     model: str
     backend: str
@@ -22,12 +22,12 @@ class PricedModel:
     price: Price
 
 
-class DearestModels:
-    """Finds the model, of those that a tenant may call, for which calls would have cost most.
+class UsageComparison:
+    """Finds the most expensive model that a tenant may call, for a given set of calls.
 
-    Calls to chat models and calls to embedding models are compared separately. Other operations,
-    such as transcriptions, are not compared: they count with their own cost. So do renders, also
-    those that failed, because routing neither saves nor causes their cost.
+    Calls to chat models and to embedding models are compared separately. Other operations, such as
+    transcriptions, and all renders count with their actual cost, because routing does not change
+    it.
 
     Args:
         owner: the tenant; None stands for all tenants.
@@ -51,13 +51,13 @@ class DearestModels:
 
     @property
     def classes(self) -> PriceClasses:
-        """The classes by which calls must be summed, so that each sum has one price."""
+        """The price classes by which calls must be summed; all calls of a class have one price."""
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
     def choose(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
-        """Return the dearest models of the sums: for embeddings (True) and for chats (False).
+        """Return the most expensive models of the sums: for embeddings (True) and chats (False).
 
-        A kind of calls for which no model has a price is absent.
+        A key is missing if no model for such calls has a price.
         """
         merged = _merge_groups(sums)
         return {
@@ -71,11 +71,10 @@ class DearestModels:
     def compute_pico_cost(
         self, sums: Sequence[UsageSum], dearest: Mapping[bool, PricedModel]
     ) -> int | None:
-        """Return what the complete calls would have cost, in picodollars.
+        """Return the cost of the complete calls at the most expensive models, in picodollars.
 
-        Attempts that failed or were cancelled are left out, except those of renders: the calls
-        would not have needed them.
-        The result is None if no model has a price.
+        Failed and cancelled attempts are omitted, except those of renders, because they would not
+        have happened. The result is None if no model has a price.
         """
         return self._add_up(sums, dearest) if dearest else None
 
@@ -91,7 +90,7 @@ class DearestModels:
         )
 
     def _compute_cost(self, price: Price, item: UsageSum) -> int:
-        # A number of tokens in the band, whose calls all have the same rates.
+        # Any number of tokens in the band, because all calls in it have the same rates.
         is_last = item.band == len(self._bounds)
         prompt = self._bounds[-1] + 1 if is_last and self._bounds else 0
         if not is_last:

@@ -30,7 +30,7 @@ class UsageHistory:
         self._ratio = KeyedAverages()
 
     def record(self, model: str, needs: Needs, usage: Usage) -> None:
-        """Record the usage of a successful call; an empty usage is ignored."""
+        """Record the usage of a successful call, unless it is empty."""
         if needs.embeddings or usage.prompt_tokens + usage.output_tokens == 0:
             return
         shape = compute_request_shape(needs)

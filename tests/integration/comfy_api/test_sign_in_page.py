@@ -58,7 +58,7 @@ async def test_the_page_shows_that_a_key_is_wrong(
 ) -> None:
     async with browser.post("/comfy/session", data={"key": "<moyin_x>"}) as response:
         assert response.status == 401
-        message = "The API key has characters that no key has; check that it is complete."
+        message = "The API key has invalid characters; check that it was copied completely."
         assert message in await response.text()
         assert "set-cookie" not in response.headers
     async with browser.post("/comfy/session", data={}) as response:

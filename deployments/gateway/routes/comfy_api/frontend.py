@@ -119,7 +119,7 @@ def frontend_routes(
         # Version 1.32 of the frontend reloads itself at `/`.
         if _accepts_html(request):
             return await redirect_to_page(request)
-        # Clients such as comfy-api-client check that `/` has a page, and follow no redirect.
+        # Clients such as comfy-api-client check that `/` has a page, but do not follow redirects.
         return _html_response(pages.render_start_page())
 
     @router.get(PAGE_PATH.rstrip("/"), include_in_schema=False)
@@ -133,7 +133,7 @@ def frontend_routes(
         if identity is None:
             return _html_response(pages.render_sign_in_page(), 401)
         try:
-            # The page requests the nodes only once, and cannot show a graph without them.
+            # The page requests the node classes only once, and cannot show a graph without them.
             await node_info.fetch_nodes()
         except ServiceUnavailable:
             return _html_response(pages.render_waiting_page(), 503)

@@ -64,7 +64,7 @@ def server_info_routes(
         """Return the GPUs of all running ComfyUI processes."""
         stats = await node_info.fetch_from_renderers("/system_stats")
         system = dict(stats[0]["system"]) if stats else {"os": os.name, "embedded_python": False}
-        # The command line of the worker is not for clients.
+        # The worker's command line is removed, because it is internal.
         system["argv"] = ["moyin"]
         system.setdefault("python_version", platform.python_version())
         return {"system": system, "devices": _number_devices(stats)}
@@ -76,7 +76,7 @@ def server_info_routes(
 
     @router.get("/users", name="users")
     async def get_user_storage() -> dict[str, Any]:
-        """Return the reply by which the frontend requests no user, whom the key identifies."""
+        """Tell the frontend not to ask for a user, because the key identifies the user."""
         return {"storage": "server", "migrated": True}
 
     @router.post("/users", name="add_user")
@@ -241,7 +241,7 @@ async def _fetch_merged_or(
     default: T,
     pools: Sequence[str] | None = None,
 ) -> T:
-    """Return the pools' merged responses, or ``default``, with which the frontend can start."""
+    """Return the pools' merged responses, or ``default`` if no pool responds."""
     try:
         return await node_info.fetch_merged(path, merge, pools)
     except (ServiceUnavailable, NotFound):

@@ -72,7 +72,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
 
 
 def _parse_settings(content: bytes) -> dict[str, Any]:
-    """Parse the settings file. A malformed file, which a client may write, has no settings."""
+    """Parse the settings file. A malformed file, which clients can write, counts as empty."""
     try:
         settings = from_json(content)
     except ValueError:

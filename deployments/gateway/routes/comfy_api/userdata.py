@@ -1,4 +1,4 @@
-"""Defines the routes of ComfyUI's ``/userdata``, files that a user stores by the frontend."""
+"""Defines the routes of ComfyUI's ``/userdata``: files that a user stores with the frontend."""
 
 from __future__ import annotations
 
@@ -115,7 +115,10 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
 
 
 def _parse_paths(request: Request) -> tuple[str, str | None]:
-    """Parse the undecoded URL, in which an encoded slash belongs to a file's path."""
+    """Return the file and the destination path, parsed from the undecoded URL.
+
+    In the undecoded URL, an encoded slash is part of a file's path.
+    """
     raw = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
     return parse_paths(raw.partition("?")[0].partition("/userdata/")[2])
 

@@ -1,4 +1,4 @@
-"""Reads and writes the shapes of Anthropic's ``/v1/messages/batches``.
+"""Parses the requests and renders the responses of Anthropic's ``/v1/messages/batches``.
 
 Source: Anthropic's API reference as typed in ``anthropic.types.messages``.
 """
@@ -29,14 +29,14 @@ MESSAGES_ENDPOINT = "/v1/messages"
 MAX_REQUESTS = 100_000
 _RESULTS_KEPT = timedelta(days=29)
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-# Reading so many takes some seconds of a thread.
+# Parsing this many requests takes a thread some seconds.
 _MAX_TOKENS = 20_000_000
 _MAX_DEPTH = 200
-# The most bytes of a body outside of its requests.
+# Maximum number of bytes of a body outside of its requests.
 _MAX_SKELETON = 16 * 1024 * 1024
 _REQUESTS = b'"requests"'
-# Strings, and the brackets outside of them. A string without an end reaches to the end of the body,
-# since looking for its end from each quote in it takes hours; nothing is read twice.
+# Matches strings, and the brackets outside of them. An unterminated string extends to the end of
+# the body, so that no byte is read twice; searching its end from every quote would take hours.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
 # Members of the body that do not change the answers.
 _HARMLESS = frozenset({"user_profile_id", "workspace_id", "betas"})
@@ -70,7 +70,7 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
     Raises:
         BodyTooLarge: a request has more than ``max_request_bytes``, or the rest of the body is long.
         InvalidJson: the body is not JSON.
-        InvalidRequest: a member is invalid; names it. Requests before it were yielded.
+        InvalidRequest: a member is invalid; the error names it. Earlier requests were yielded.
         UnsupportedFeature: the body has a member that Moyin does not support.
     """
     skeleton = bytearray()
@@ -84,7 +84,7 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
             )
         _check_size(stop - start, max_request_bytes, number)
         custom_id, line = _parse_request(body[start:stop], number)
-        # Some numbers are longer in the line than in the body.
+        # Some numbers become longer when they are encoded again.
         _check_size(len(line), max_request_bytes, number)
         if custom_id in seen:
             raise InvalidRequest(

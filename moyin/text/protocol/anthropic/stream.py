@@ -30,15 +30,15 @@ from moyin.text.protocol.anthropic.response import (
 class StreamWriter:
     """Encodes the deltas of an answer as Anthropic's events.
 
-    Anthropic's blocks follow one another. So tool calls that a back end writes in turn wait until
-    the arguments of the one before are complete.
+    Anthropic's content blocks do not overlap. If a back end interleaves tool calls, each call is
+    held back until the arguments of the previous one are complete.
     """
 
     def __init__(self) -> None:
         self._index = -1
         # The open block: "text", "thinking", the index of a tool call, or None.
         self._open: str | int | None = None
-        self._arguments: list[str] = []  # those of the open tool call
+        self._arguments: list[str] = []  # arguments of the open tool call
         self._waiting: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
 
     def write(self, delta: chat.Delta) -> bytes:
@@ -99,7 +99,7 @@ class StreamWriter:
         return out
 
     def _release_calls(self, *, while_complete: bool = False) -> bytes:
-        """Encode the calls that wait, up to one that is not complete if ``while_complete``."""
+        """Encode the calls held back; if ``while_complete``, stop at the first incomplete one."""
         out = b""
         while self._waiting and not (while_complete and not self._is_call_complete()):
             started, fragments = self._waiting.pop(next(iter(self._waiting)))

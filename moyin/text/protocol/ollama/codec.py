@@ -236,7 +236,7 @@ class _BaseCodec:
         return {}
 
     def encode_cost_trailer(self, cost: bytes) -> bytes:
-        # Clients would take a line after the last one for a part of the answer.
+        # Clients would treat a line after the last one as a part of the answer.
         return b""
 
     def read_response(self, body: Mapping[str, Any]) -> ChatResponse:

@@ -128,7 +128,7 @@ def create_response_id() -> str:
 def rename_model(body: bytes, model: str) -> bytes:
     """Return a response, or a line of one, with ``model`` as the model's name.
 
-    Ollama's clients compare the name with the one that they asked for.
+    Ollama's clients compare this name with the name in their request.
     """
     name = _MODEL_NAME.match(body)
     if name is not None:
@@ -146,14 +146,14 @@ def rename_model(body: bytes, model: str) -> bytes:
 
 
 def build_first_members(model: str) -> dict[str, Any]:
-    """Return the first members of every object of a response."""
+    """Return the members with which every object of a response begins: model and time."""
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
 def build_last_members(
     stop: chat.StopReason, usage: Usage, *, nanoseconds: int, prompt_nanoseconds: int = 0
 ) -> dict[str, Any]:
-    """Return the last members of the last object of a response.
+    """Return the members with which the last object of a response ends: reason, counts, durations.
 
     Clients ignore the token counts if a duration is missing.
 
@@ -177,7 +177,7 @@ def chat_response_to_client(response: chat.ChatResponse, *, model: str, nanoseco
     """Encode a chat response as the body of a whole response of ``/api/chat``.
 
     Args:
-        model: the name for which the client asked; the other functions alike.
+        model: the model name in the client's request, as in the other functions.
     """
     message: dict[str, Any] = {"role": "assistant", "content": response.text}
     if thinking := _join_thinking(response):

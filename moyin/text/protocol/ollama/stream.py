@@ -75,7 +75,7 @@ class LineSplitter:
 class StreamWriter:
     """Encodes the deltas of an answer as lines of JSON, with each tool call in a single line.
 
-    Every line names ``model``, the name for which the client asked.
+    Every line contains ``model``, the model name in the client's request.
     """
 
     def __init__(self, encode_content: ContentEncoder, model: str) -> None:
@@ -153,7 +153,7 @@ class StreamWriter:
 class StreamTap:
     """Forwards an Ollama stream and reads the usage from it.
 
-    Only the model's name is replaced by ``model``, the name for which the client asked. Tokens are
+    Only the model's name is replaced by ``model``, the name in the client's request. Tokens are
     counted by lines, because Ollama sends one token per line.
     """
 
@@ -175,9 +175,9 @@ class StreamTap:
         return self._process_lines(self._splitter.feed(piece))
 
     def flush(self) -> bytes:
-        """Return a last line without a line end.
+        """Return the last line of the stream if it has no line end.
 
-        Ollama's response to a request that loads or unloads a model is such a line.
+        Ollama's response to a request that loads or unloads a model consists of such a line.
         """
         return self._process_lines(self._splitter.flush())
 

@@ -92,7 +92,7 @@ class GenerationBody(WireModel):
 
     @property
     def unloads_model(self) -> bool:
-        """True if ``keep_alive`` is zero, which unloads the model at once."""
+        """True if ``keep_alive`` is zero, which unloads the model immediately."""
         return _ZERO_DURATION.fullmatch(str(self.keep_alive)) is not None
 
     @property

@@ -27,17 +27,17 @@ from moyin.errors import InvalidRequest, MoyinError
 from moyin.http.validation import WireModel, parse_object
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/completions")
-# Members that ask for an answer in another way than as a whole.
+# Members that request a streamed or a background answer instead of a whole one.
 _STREAMING = ("stream", "background")
 _MAX_METADATA = 16
-_UNRUN = {
+_UNRUN_MESSAGES = {
     EXPIRED_LINE: "the batch expired before this request was run",
     CANCELLED_LINE: "the batch was cancelled before this request was run",
 }
 
 
 class OutputExpiry(WireModel):
-    """When the files of results are deleted."""
+    """Time after the batch's creation at which the result files are deleted."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3_600, le=2_592_000)
@@ -80,7 +80,7 @@ class CreateBatch(WireModel):
         return metadata
 
     def to_domain(self, caller: Identity) -> TextBatch:
-        """Return a new batch of the caller."""
+        """Return a new batch that belongs to the caller."""
         moment = datetime.now(UTC)
         return TextBatch(
             id=new_batch_id(BatchDialect.OPENAI),
@@ -101,7 +101,7 @@ class CreateBatch(WireModel):
 
 
 class InvalidLine(MoyinError):
-    """Reports a line of an input file that cannot be run; ``field`` names the invalid member."""
+    """Raised for an invalid line of an input file; ``field`` names the invalid member."""
 
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message, field=field)
@@ -142,7 +142,7 @@ class OpenAIBatchFormat:
             if body.get(name):
                 raise InvalidLine(
                     "unsupported_parameter",
-                    f"body.{name} must be false: answers of a batch are files",
+                    f"body.{name} must be false: a batch's answers are files",
                     f"body.{name}",
                 )
         return custom_id
@@ -156,7 +156,7 @@ class OpenAIBatchFormat:
         if line.result is None:
             cancelled = batch.cancelling_at is not None
             code = CANCELLED_LINE if cancelled else EXPIRED_LINE
-            error = {"code": code, "message": _UNRUN[code]}
+            error = {"code": code, "message": _UNRUN_MESSAGES[code]}
             return to_json({**head, "response": None, "error": error})
         response = {"status_code": line.result.http_status, "request_id": request_id}
         return b'%b,"response":%b,"body":%b},"error":null}' % (
@@ -167,7 +167,7 @@ class OpenAIBatchFormat:
 
 
 def compact(body: bytes) -> bytes:
-    """Return JSON without line breaks, which occur only between its tokens."""
+    """Return JSON without line breaks, which JSON has only between tokens."""
     return body.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in body else body
 
 
@@ -215,7 +215,7 @@ def render_batch_page(page: list[TextBatch], has_more: bool) -> dict[str, Any]:
 
 
 def compute_output_expiry(batch: TextBatch, created_at: datetime) -> datetime | None:
-    """Return when the files of results are deleted; None means never."""
+    """Return the time at which the result files are deleted; None means never."""
     if batch.output_expires_after is None:
         return None
     return created_at + timedelta(seconds=batch.output_expires_after)

@@ -44,7 +44,8 @@ from moyin.text.protocol.openai.response import (
 )
 from moyin.text.protocol.openai.stream import StreamTap, StreamWriter
 
-_CONTINUOUS_USAGE = "continuous_usage_stats"  # in `stream_options`: vLLM reports usage per event
+# Member of `stream_options` with which vLLM reports the usage in every event.
+_CONTINUOUS_USAGE = "continuous_usage_stats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class BaseGenerationRequest:
         hides_usage = not self.wants_usage
         return StreamTap(
             hide_usage=hides_usage,
-            # Gemini reports it in every event, whether or not it is requested.
+            # Gemini reports the usage in every event, even if it is not requested.
             hide_progress=not self._wants_continuous_usage,
             choices=self._choices,
         )

@@ -1,7 +1,7 @@
 """Implements the codec of ``POST /v1/completions``, OpenAI's older call that continues a text.
 
-Back ends with OpenAI's API get the request unchanged. For others, and for those that have chat
-completions only, the prompt becomes the one message of a chat.
+Back ends with OpenAI's API get the request unchanged. For other back ends, and for those that
+support only chat completions, the prompt becomes the only message of a chat.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from moyin.text.protocol.openai.response import (
 )
 from moyin.text.protocol.openai.stream import DONE_EVENT
 
-# Text completions have no finish reason for tool calls, which a model may write without tools.
+# Text completions have no finish reason for tool calls, although a model may write them without
+# being offered tools.
 _FINISH_REASONS: Mapping[chat.StopReason, str] = {
     **FINISH_REASONS,
     chat.StopReason.TOOL_USE: "stop",
@@ -86,7 +87,7 @@ class ParsedCompletionRequest(BaseGenerationRequest):
         return (("user", text),) if text else ()
 
     def to_domain(self, model: str) -> chat.ChatRequest:
-        """Translate the request to a chat whose one message is the prompt.
+        """Translate the request to a chat whose only message is the prompt.
 
         Raises:
             UnsupportedFeature: a chat cannot express a member; the error names it.
@@ -223,7 +224,7 @@ def _find_untranslatable_field(body: wire.CompletionBody) -> str | None:
         "n": (body.n or 1) > 1,
         "best_of": (body.best_of or 1) > 1,
         "echo": bool(body.echo),
-        # 0 asks for the probabilities of the written tokens only.
+        # 0 requests the probabilities of the written tokens only.
         "logprobs": body.logprobs is not None and body.logprobs is not False,
         "suffix": bool(body.suffix),
         "max_tokens": body.max_tokens == 0,

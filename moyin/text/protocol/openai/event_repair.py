@@ -1,7 +1,7 @@
-"""Adds to OpenAI events what the vendor's document requires and some servers leave out.
+"""Adds the members that OpenAI's reference requires in events and some servers leave out.
 
-Gemini gives tool calls no ``index`` or all of them the same, sometimes no ``id``, and the finish
-reason ``stop``. Azure's events about filtered content lack ``delta``, ``object`` and more.
+Gemini's tool calls lack ``index`` or all have the same one, sometimes lack ``id``, and end with the
+finish reason ``stop``. Azure's events about filtered content lack ``delta``, ``object`` and more.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _OBJECT = "chat.completion.chunk"
 
 
 class EventRepair:
-    """Repairs the events of one stream, of which it knows the tool calls.
+    """Repairs the events of one stream, and tracks its tool calls for that purpose.
 
-    Only chats' events are repaired, which have a member ``object`` or a choice with ``delta``.
+    Only events of chats are repaired: those with a member ``object`` or a choice with ``delta``.
     """
 
     def __init__(self) -> None:
-        # The number of tool calls so far, by the index of their choice.
+        # Number of tool calls so far, by the index of the choice.
         self._calls: dict[int, int] = {}
-        # The ids of tool calls, by their choice and their index for the client.
+        # Ids of tool calls, by choice and by the index that the client gets.
         self._ids: dict[tuple[int, int], Any] = {}
-        # The index for the client, by choice and the back end's index, where they differ.
+        # Index that the client gets, by choice and back end's index; only where the two differ.
         self._moved: dict[tuple[int, int], int] = {}
 
     def apply(self, body: dict[str, Any]) -> bool:
@@ -33,7 +33,7 @@ class EventRepair:
         if not isinstance(choices, list) or any(
             "text" in c for c in choices if isinstance(c, dict)
         ):
-            # Not an event of a chat, but of a text completion.
+            # The event belongs to a text completion, not to a chat.
             return False
         changed = False
         if body.get("object") == "":
@@ -53,7 +53,7 @@ class EventRepair:
             for call in calls if isinstance(calls, list) else ():
                 if isinstance(call, dict):
                     changed |= self._repair_call(number, call)
-            # As in whole answers: `add_missing_members` says why.
+            # As in whole answers; `_complete_tool_calls` explains why.
             if choice.get("finish_reason") == "stop" and self._calls.get(number):
                 choice["finish_reason"] = "tool_calls"
                 changed = True
@@ -67,7 +67,7 @@ class EventRepair:
         changed = True
         if isinstance(index, int):
             place = self._moved.get((number, index), index)
-            # Each call of Gemini may have the index 0, beside an id and a name of its own.
+            # Gemini may give every call the index 0, with different ids and names.
             identifier, known = call.get("id"), self._ids.get((number, place))
             if begins and identifier and known and identifier != known:
                 place = self._moved[number, index] = count
@@ -75,7 +75,7 @@ class EventRepair:
             changed = place != index
             self._calls[number] = max(count, place + 1)
         else:
-            # Without index a call has its name at its beginning only.
+            # A call without index has its name only in its first event.
             is_new = begins
             place = count if is_new else max(count - 1, 0)
             self._calls[number] = place + 1

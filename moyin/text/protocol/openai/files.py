@@ -1,4 +1,4 @@
-"""Reads and writes the shapes of OpenAI's ``/v1/files``.
+"""Parses the forms and renders the responses of OpenAI's ``/v1/files``.
 
 Source: OpenAI's API reference as typed in ``openai.types.file_object`` and
 ``openai.types.file_create_params``.
@@ -14,13 +14,13 @@ from typing import Any
 from moyin.domain.stored_file import StoredFile
 from moyin.errors import InvalidRequest, UnsupportedFeature
 
-# The purposes for which clients upload files, and those of files that batches make.
+# Purposes of files that clients upload, and of files that batches create.
 UPLOAD_PURPOSES = ("assistants", "batch", "user_data", "vision")
 _UNSUPPORTED_PURPOSES = ("evals", "fine-tune")
 _MIN_SECONDS = 3_600
 _MAX_SECONDS = 30 * 86_400
 _ANCHOR = "created_at"
-# The inputs of batches, unless the client says otherwise.
+# Default lifetime of the input files of batches.
 _BATCH_LIFETIME = timedelta(days=30)
 
 
@@ -33,11 +33,11 @@ class UploadFields:
 
 
 def parse_upload_fields(fields: Mapping[str, str]) -> UploadFields:
-    """Parse the text fields of the form of an upload.
+    """Parse the text fields of an upload's form.
 
     Raises:
-        InvalidRequest: a field is missing or invalid; names it.
-        UnsupportedFeature: Moyin has no use for files of this purpose.
+        InvalidRequest: a field is missing or invalid; the error names it.
+        UnsupportedFeature: Moyin does not use files of this purpose.
     """
     purpose = fields.get("purpose")
     if purpose in _UNSUPPORTED_PURPOSES:

@@ -46,7 +46,7 @@ _MEMBERS_BY_JOB_FIELD = {
 }
 
 
-# Fields of forms that are no text.
+# Form fields that are not text.
 _NUMBERS = frozenset({"n", "output_compression", "partial_images"})
 _FLAGS = frozenset({"stream"})
 
@@ -108,7 +108,7 @@ class ImageEdit:
 
 
 def parse_image_edit(form: MultipartForm) -> ImageEdit:
-    """Parse and validate the form of an edit, as `parse_images_request` does a request.
+    """Parse and validate the form of ``POST /v1/images/edits``.
 
     Raises:
         InvalidRequest: a field is invalid, or there is no picture.
@@ -127,7 +127,7 @@ def parse_image_edit(form: MultipartForm) -> ImageEdit:
 
 
 def _parse_field(name: str, value: str) -> Any:
-    """Convert a field of a form to the type of the member; leave others to the validation."""
+    """Convert a numeric, boolean or JSON form field; return other text for the validation."""
     if name in _NUMBERS and value.isascii() and value.isdecimal() and len(value) <= 9:
         return int(value)
     if name in _FLAGS and value in ("true", "false"):
@@ -140,7 +140,7 @@ def _parse_field(name: str, value: str) -> Any:
 def assign_pictures(
     edit: ImageEdit, template: str, accepted: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, FormFile]:
-    """Return the files of an edit by the template's inputs that take them.
+    """Return the files of an edit by the name of the template's input that each one is for.
 
     The first picture is for the input ``image``, the next ones for ``image_2``, ``image_3`` and so on.
 

@@ -1,7 +1,7 @@
-"""Defines what the router needs of requests for moderations, rerankings, speech and pictures.
+"""Defines the router's interface to requests for moderations, rerankings, speech and pictures.
 
-Moderations, rerankings and speech have JSON bodies and are here; bodies with files are in
-`audio` and `image_edits`.
+Requests with JSON bodies are implemented here: moderations, rerankings and speech. Requests with
+files are in `uploads`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ JSON_TYPE = "application/json"
 EVENT_STREAM_TYPE = "text/event-stream"
 # The name that lets the router choose a model.
 _AUTO = "auto"
-# Cohere counts a document of more tokens as several, and a hundred documents as one search.
+# Cohere bills a longer document as several ones, and a hundred documents as one search.
 _TOKENS_PER_DOCUMENT = 500
 _DOCUMENTS_PER_SEARCH = 100
-# More audio tokens than a model makes of a character, even if it speaks slowly.
+# Upper bound of the audio tokens that a model writes per character, even in slow speech.
 _MAX_TOKENS_PER_CHARACTER = 8
 
 
@@ -42,7 +42,7 @@ class UpstreamBody:
     """The body of a request to a back end.
 
     Attributes:
-        get_content: returns the bytes, for each try anew.
+        get_content: returns an iterator over the bytes; each attempt calls it again.
         length: the size in bytes.
     """
 
@@ -67,7 +67,7 @@ class OperationRequest(Protocol):
 
     @property
     def expected_usage(self) -> OperationUsage:
-        """The usage as far as the request shows it."""
+        """The usage as estimated from the request alone."""
 
     @property
     def max_usage(self) -> OperationUsage:
@@ -90,8 +90,8 @@ class OperationRequest(Protocol):
         """Return a JSON response with the members that the vendor's document requires.
 
         Args:
-            raw: the response, which is returned unchanged if it lacks none.
-            data: the same, parsed.
+            raw: the response, which is returned unchanged if no member is missing.
+            data: the parsed response.
 
         Raises:
             BackendUnavailable: the response lacks the member that holds the answer.
@@ -99,19 +99,19 @@ class OperationRequest(Protocol):
 
 
 def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any]) -> bytes:
-    """Return a JSON object with ``members`` added where it lacks them."""
+    """Return the JSON object with ``members`` added unless it has them already."""
     missing = {name: value for name, value in members.items() if data.get(name) is None}
     return to_json({**data, **missing}) if missing else raw
 
 
 def read_tokens(data: Mapping[str, Any] | None) -> Usage:
-    """Return the tokens that a response reports under any of the names in use."""
+    """Return the token counts of a response, whichever API's member names it uses."""
     usage = (data or {}).get("usage")
     if not isinstance(usage, Mapping):
         return Usage()
     read = parse_token_count(usage.get("input_tokens", usage.get("prompt_tokens")))
     written = parse_token_count(usage.get("output_tokens", usage.get("completion_tokens")))
-    # Servers that only rerank report nothing but the sum.
+    # Servers that only rerank report only the total.
     return Usage(
         input_tokens=read or max(parse_token_count(usage.get("total_tokens")) - written, 0),
         output_tokens=written,
@@ -193,7 +193,7 @@ class RerankBody(_JsonRequest):
     """The body of ``POST /v1/rerank``, in the format of Cohere and Jina.
 
     Attributes:
-        top_n: the number of results; all documents if it is left out.
+        top_n: the maximum number of results; None for all documents.
         return_documents: True if the results contain the documents.
     """
 
@@ -206,7 +206,7 @@ class RerankBody(_JsonRequest):
     return_documents: bool | None = None
 
     def check_documents(self) -> None:
-        """Refuse documents with other members, such as the URL of a picture.
+        """Reject documents with members other than ``text``, such as the URL of a picture.
 
         Raises:
             UnsupportedFeature: a document has another member than ``text``.
@@ -225,7 +225,7 @@ class RerankBody(_JsonRequest):
 
     @property
     def max_usage(self) -> OperationUsage:
-        # A token has at least one byte, and a long document repeats the query for each of its parts.
+        # A token has at least one byte, and each part of a long document is sent with the query.
         query = count_utf8_bytes(self.query)
         sizes = [
             count_utf8_bytes(document if isinstance(document, str) else document.text)
@@ -293,7 +293,7 @@ class SpeechBody(_JsonRequest):
     def accepts(self, media_type: str) -> bool:
         if self.stream_format == "sse":
             return media_type == EVENT_STREAM_TYPE
-        # Some servers name no media type of audio, or a general one.
+        # Some servers send no media type or a generic one instead of an audio type.
         return media_type not in (JSON_TYPE, EVENT_STREAM_TYPE, "text/html", "text/plain")
 
     @property
@@ -332,7 +332,7 @@ def parse_moderation(body: bytes) -> ModerationBody:
         if getattr(part, part.type) is None:
             raise InvalidRequest(f"{field}: Field required", field=field)
         if part.image_url is not None and not part.image_url.url.startswith("data:"):
-            # A server in our network would fetch any URL, internal ones included.
+            # A server in our network would fetch any URL, including internal ones.
             raise UnsupportedFeature(
                 f"{field}.url: send the picture as a data: URL with base64", field=f"{field}.url"
             )
@@ -352,7 +352,7 @@ def parse_speech(body: bytes) -> SpeechBody:
 
 
 def complete_images(raw: bytes, data: dict[str, Any]) -> bytes:
-    """Return a response with pictures with the members that OpenAI's document requires.
+    """Return a response with pictures, with all members that OpenAI's API reference requires.
 
     Raises:
         BackendUnavailable: the response has no pictures.

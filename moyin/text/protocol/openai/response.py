@@ -114,11 +114,11 @@ def new_tool_call_id() -> str:
 
 
 def _complete_tool_calls(choice: dict[str, Any], message: Mapping[str, Any]) -> bool:
-    """Add the ids, types and finish reason that Gemini leaves out; return True if any was missing.
+    """Add ids, types and the finish reason where Gemini omits them; return True if any was missing.
 
-    OpenAI itself ends forced calls with `stop`, too, and the request is not known here. But
-    Gemini ends all calls so, and agents take that for the end instead of calling the tool, while a
-    client that forces a call reads it whatever the reason is.
+    Gemini ends all tool calls with the finish reason ``stop``, which makes agents stop instead of
+    calling the tool. OpenAI uses ``stop`` for forced calls, too, but a client that forces a call
+    reads it whatever the reason is, so replacing ``stop`` always is safe.
     """
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or not calls:
@@ -213,7 +213,7 @@ def _message_to_parts(
 def split_content(content: Any) -> tuple[str, str]:
     """Return the thinking and the text in the ``content`` of a message or of an event.
 
-    It is a text, or a list of parts if a model of Mistral thinks.
+    The content is a text, or a list of parts if a Mistral model thinks.
 
     Raises:
         KeyError, TypeError: the content is malformed.

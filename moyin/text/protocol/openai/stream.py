@@ -126,7 +126,7 @@ class StreamReader:
         self._stop: chat.StopReason | None = None
         self._stop_sequence: str | None = None
         self._usage = Usage()
-        # The number and the id of the tool call that has an index.
+        # Number and id of each tool call, by its index.
         self._tools: dict[int, tuple[int, Any]] = {}
         self._tool_count = 0
         self._refused = False
@@ -232,11 +232,11 @@ class StreamReader:
         return deltas
 
     def _find_tool_index(self, call: Mapping[str, Any], function: Mapping[str, Any]) -> int:
-        """Return the index of a tool call, which Gemini leaves out."""
+        """Return the index of a tool call, or infer it if Gemini omitted it."""
         index = call.get("index")
         if isinstance(index, int):
             return index
-        # A call without index has a name at its beginning only.
+        # A call without index has its name only in its first event.
         return len(self._tools) if function.get("name") else len(self._tools) - 1
 
     def finish(self) -> list[chat.Delta]:
@@ -260,9 +260,9 @@ class StreamTap:
 
     Args:
         hide_usage: drop the event with the total usage, which the client did not request.
-        hide_progress: remove the usage so far from the events with text, which the client did not
-            request. Clients that add up every ``usage`` would count it once per event. If the back
-            end reports no total, the last of them becomes it.
+        hide_progress: remove the running usage from the events with text, because the client did
+            not request it, and clients that add up every ``usage`` would count it once per event.
+            The last one serves as the total if the back end reports none.
         choices: the number of answers that the client requested.
     """
 
@@ -270,7 +270,7 @@ class StreamTap:
         self._splitter = FrameSplitter()
         self._choices = choices
         self._repair = EventRepair()
-        # The event with the total usage, for back ends that report it in other events only.
+        # The event with the total usage, for back ends that report usage only in other events.
         self._total: dict[str, Any] | None = None
         self._finished_choices: set[int] = set()
         self._hide_usage = hide_usage
@@ -305,7 +305,7 @@ class StreamTap:
         if frame.data is None:
             return frame.raw
         if self.is_finished:
-            # Events after ``[DONE]`` are no part of the answer.
+            # Events after ``[DONE]`` do not belong to the answer.
             return b""
         if frame.data == _DONE:
             self.is_finished = True
@@ -331,7 +331,7 @@ class StreamTap:
         self.usage = usage
         if not choices:
             self._total = None
-            # The estimate, which is booked as well, replaces a usage of zero.
+            # The estimate, which is also charged, replaces a usage of zero.
             replaced = usage == _NO_USAGE and self.prompt_tokens > 0
             return b"" if self._hide_usage or replaced else frame.raw
         if self._hide_progress and (progress := body.pop("usage", None)) is not None:
@@ -342,7 +342,7 @@ class StreamTap:
     def _encode_total(self) -> bytes:
         """Encode the event with the total usage if the client requested it and none was sent.
 
-        If the back end reports no usage, it is the estimate that is booked.
+        If the back end reports no usage, the event has the estimate that is charged.
         """
         if self._hide_usage:
             return b""
@@ -406,7 +406,7 @@ def _has_output(choice: Any) -> bool:
 
 
 def _reports_error(body: Mapping[str, Any], choices: list[Any] | None) -> bool:
-    """Return True for an event with an error, beside which OpenRouter has a choice."""
+    """Return True for an event with an error; OpenRouter's error events also have a choice."""
     if body.get("error") or ("error" in body and choices is None):
         return True
     return any(
@@ -420,7 +420,7 @@ def _parse_chunk(frame: Frame) -> dict[str, Any]:
     choices = body.get("choices")
     if not isinstance(choices or [], list):
         raise StreamInterrupted(_MALFORMED_EVENT)
-    # Most events are looked at no further. In a text, the quotes would be escaped.
+    # Most events need no closer look. Inside a text, the quotes would be escaped.
     if _ERROR_MARKER in (frame.data or b"") and _reports_error(body, choices):
         raise StreamInterrupted("the back end reported an error in its stream")
     return body

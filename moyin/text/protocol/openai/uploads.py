@@ -1,4 +1,4 @@
-"""Translates requests of OpenAI's calls with files: audio to text, and pictures to pictures."""
+"""Implements OpenAI's requests with files: audio to text, and pictures to pictures."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ MAX_IMAGES = 10
 _AUTO = "auto"
 _SINGLE_FIELDS = ("model", "prompt", "n")
 _MAX_NAME = 256
-# Opus, AMR and the like need at least so many bytes for a second of speech.
+# The fewest bytes per second of speech that low-bitrate formats such as Opus and AMR need.
 _MIN_BYTES_PER_SECOND = 500
-# A file states its length in its head, which a client may forge. So it is believed only as far as
-# the bitrate is one that speech is stored with.
+# A client may forge the duration in a file's header, so money is reserved for at least the duration
+# at this typical bitrate.
 _TYPICAL_BYTES_PER_SECOND = 3_000
-# The bitrate of most speech in files whose length cannot be read.
+# The assumed bitrate of files whose duration cannot be read.
 _ASSUMED_BYTES_PER_SECOND = 4_000
-# More tokens than models read or write for a second of audio.
+# Upper bound of the tokens that models read or write per second of audio.
 _MAX_TOKENS_PER_SECOND = 25
-# More tokens than models read for a picture, at the highest fidelity, and write for one.
+# Upper bound of the tokens that models read (at the highest fidelity) or write per picture.
 _MAX_TOKENS_PER_IMAGE = 10_000
 _TEXT_TYPES = frozenset({"text/plain", "text/vtt", "text/srt", "application/x-subrip"})
 
 
 class _UploadRequest:
-    """Base of requests with a form."""
+    """Base of requests whose body is a multipart form."""
 
     def __init__(self, form: MultipartForm) -> None:
         for name in _SINGLE_FIELDS:
-            # Servers differ in which of several values they read.
+            # Servers differ in which one of several values they use.
             if sum(field == name for field, _ in form.fields) > 1:
                 raise InvalidRequest(f"{name}: must be sent once", field=name)
         self.form = form
@@ -59,7 +59,7 @@ class TranscriptionRequest(_UploadRequest):
     """A request of ``POST /v1/audio/transcriptions``.
 
     Args:
-        seconds: the length of the audio that its file states; None if it cannot be read.
+        seconds: the duration of the audio as its file states it; None if it cannot be read.
     """
 
     operation: ClassVar[Operation] = Operation.TRANSCRIPTION
@@ -78,7 +78,7 @@ class TranscriptionRequest(_UploadRequest):
     def expected_usage(self) -> OperationUsage:
         size = self._file.size
         seconds = size / _ASSUMED_BYTES_PER_SECOND if self._seconds is None else self._seconds
-        # No file holds more than that, whatever its head says.
+        # No file can contain more speech than this, whatever its header states.
         bounded = min(seconds, size / _MIN_BYTES_PER_SECOND)
         return OperationUsage(quantity=_round_up(bounded), is_estimated=True)
 
@@ -107,7 +107,7 @@ class TranscriptionRequest(_UploadRequest):
         candidates = [usage.get("seconds") if isinstance(usage, Mapping) else None]
         candidates.append((data or {}).get("duration"))
         for seconds in candidates:
-            # A number as text is what OpenAI's older document shows.
+            # OpenAI's older reference shows the number as a string.
             value = _to_seconds(seconds)
             if value:
                 return OperationUsage(quantity=_round_up(value), tokens=tokens)
@@ -124,14 +124,14 @@ class TranscriptionRequest(_UploadRequest):
 
 
 class TranslationRequest(TranscriptionRequest):
-    """A request of ``POST /v1/audio/translations``, which writes English."""
+    """A request of ``POST /v1/audio/translations``, which transcribes speech as English text."""
 
     operation: ClassVar[Operation] = Operation.TRANSLATION
     path: ClassVar[str] = "/audio/translations"
 
 
 class _ImageRequest(_UploadRequest):
-    """Base of requests that make pictures of pictures."""
+    """Base of requests that create pictures from pictures."""
 
     def __init__(self, form: MultipartForm, pictures: int) -> None:
         super().__init__(form)
@@ -152,7 +152,7 @@ class _ImageRequest(_UploadRequest):
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         made = (data or {}).get("data")
-        # A picture that was refused is missing, and is not billed.
+        # Refused pictures are missing in the response, and are not billed.
         count = len(made) if isinstance(made, list) and made else self._count
         return OperationUsage(quantity=count, tokens=read_tokens(data))
 
@@ -199,7 +199,7 @@ def _read_model(form: MultipartForm) -> str:
 def _require_files(
     form: MultipartForm, names: tuple[str, ...], *, most: int
 ) -> tuple[FormFile, ...]:
-    """Return the files of the fields ``names``; raise InvalidRequest if none or too many were sent."""
+    """Return the files of the fields ``names``; raise InvalidRequest if none or over ``most``."""
     files, field = form.find_files(*names), names[0]
     if not files:
         raise InvalidRequest(
@@ -228,7 +228,7 @@ def _round_up(seconds: float) -> int:
 
 
 def _to_seconds(value: Any) -> float | None:
-    """Return the seconds that another server reported, or None if they are no usable number."""
+    """Return the seconds that a back end reported; None if the value is not a usable number."""
     if isinstance(value, str):
         try:
             value = float(value)

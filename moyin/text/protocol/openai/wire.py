@@ -13,7 +13,7 @@ from pydantic import Field
 
 from moyin.http.validation import WireModel
 
-# One wrong value of hundreds of thousands is reported at once, not one problem for each value.
+# Validation stops at the first wrong value, because a list may have hundreds of thousands.
 _Texts = Annotated[list[str], Field(fail_fast=True)]
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 TextsOrTokens = str | _Texts | _Tokens | Annotated[list[_Tokens], Field(fail_fast=True)]
@@ -45,7 +45,7 @@ class ImagePart(Cacheable):
 
 
 class FilePart(Cacheable):
-    """A file, by its id or with its content; the back end validates the members of ``file``."""
+    """A file given by id or by content; the back end validates the members of ``file``."""
 
     type: Literal["file"]
     file: dict[str, Any]
@@ -64,7 +64,7 @@ class FilePart(Cacheable):
 
 
 class OtherPart(WireModel):
-    """An audio or refusal part, of which other API formats support only the refusal."""
+    """An audio or refusal part; other API formats support only refusals."""
 
     type: Literal["input_audio", "refusal"]
 
@@ -159,7 +159,7 @@ class StreamOptions(WireModel):
 
 
 class GenerationBody(WireModel):
-    """The base of bodies that ask for text, with the members that all of them have."""
+    """Base of the bodies that request text, with the members that all of them share."""
 
     model: str = Field(min_length=1)
     stream: bool | None = None
@@ -175,10 +175,10 @@ class GenerationBody(WireModel):
     user: str | None = None
 
     def _compute_max_output_tokens(self, *limits: int | None) -> int | None:
-        """Return the largest limit that a server may obey; None if it may obey none.
+        """Return the largest limit that any server may apply; None if a server may apply no limit.
 
-        Servers obey different members. llama.cpp prefers its own ``n_predict``, which means no
-        limit if it is negative or, like ``1e999``, too large for a float.
+        Servers read the limit from different members. llama.cpp prefers its own ``n_predict``,
+        which means no limit if it is negative or too large for a float, such as ``1e999``.
         """
         known = [limit for limit in limits if limit]
         n_predict = self.extras.get("n_predict")

@@ -1,1 +1,1 @@
-"""Translates OpenAI's Responses API, which no back end needs to speak: all goes through the domain."""
+"""Translates OpenAI's Responses API to `moyin.domain.chat`; no back end needs to support it."""

@@ -1,4 +1,4 @@
-"""Renders responses that run as jobs (``background: true``), and the events by which they are followed."""
+"""Renders responses that run as jobs (``background: true``), and the events of their streams."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from moyin.errors import InvalidRequest
 from moyin.text.protocol.responses.codec import ParsedResponseRequest
 from moyin.text.protocol.responses.wire import PROOF_OF_REASONING
 
-# Codes of failed jobs that are not an error of the server for OpenAI's clients.
+# Error codes of failed jobs that OpenAI's clients must not see as a server error.
 _ERROR_CODES = dict.fromkeys(("rate_limit_exceeded", "overloaded"), "rate_limit_exceeded")
 _INVALID_REQUEST = "invalid_request_error"
 _STATUSES = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress"}
-# Members of a response that only its answer determines.
+# Members of a response that come from the job's answer.
 _ANSWER_MEMBERS = ("status", "model", "output", "usage", "incomplete_details", "error")
 
 
@@ -26,23 +26,23 @@ def has_ended(response: Mapping[str, Any]) -> bool:
 
 
 def is_pending(response: Mapping[str, Any]) -> bool:
-    """Return True if a stored response has not yet received the answer of its job."""
+    """Return True if a stored response does not contain the answer of its job yet."""
     return bool(response["status"] == "queued")
 
 
 def require_storable(call: ParsedResponseRequest) -> None:
-    """Check that a response in the background may be stored; raise InvalidRequest if not."""
+    """Raise InvalidRequest if a background response must not be stored (``store: false``)."""
     if call.body.store is False:
         raise InvalidRequest(
-            "background needs a stored response: leave out store: false", field="store"
+            "background: true requires a stored response: omit store: false", field="store"
         )
 
 
 def to_job_request(call: ParsedResponseRequest) -> dict[str, Any]:
-    """Return the request that a job sends.
+    """Return the request that the job of a background response sends.
 
-    It contains the conversation so far. Its answer is not stored, because the response that the
-    client knows is; it has the proofs of reasoning, which the next request needs.
+    The request contains the whole conversation. It sets ``store: false``, because the client's own
+    response is stored instead, and requests the proofs of reasoning for the next turn.
     """
     request = dict(call.data)
     for name in ("background", "previous_response_id"):
@@ -52,7 +52,7 @@ def to_job_request(call: ParsedResponseRequest) -> dict[str, Any]:
 
 
 def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pending response in the state of its job, with the answer of a job that succeeded.
+    """Return a pending response updated with the state of its job, and the answer if it succeeded.
 
     Args:
         job: the body of ``GET /jobs/{id}``.
@@ -72,22 +72,22 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
 
 
 def _rename_items(answer: Mapping[str, Any], response_id: str) -> list[dict[str, Any]]:
-    """Return the items of an answer with the ids of a response's items, by which they are found.
+    """Return the output items of a job's answer with ids that belong to the stored response.
 
-    The ids contain that of the answer to the job's call, which is not stored.
+    Item ids contain the id of their response, by which they are found; the job's own is not stored.
     """
     old, new = (name.removeprefix("resp_") for name in (answer["id"], response_id))
     return [item | {"id": item["id"].replace(old, new)} for item in answer["output"]]
 
 
 def render_failure(response: Mapping[str, Any], code: str, message: str) -> dict[str, Any]:
-    """Return a response that failed with an error of a job."""
+    """Return the response with the status ``failed`` and an error of its job."""
     error = {"code": _ERROR_CODES.get(code, "server_error"), "message": f"{code}: {message}"}
     return {**response, "status": "failed", "error": error}
 
 
 def _render_job_error(response: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a response that failed with the error that its call had, as far as that is known."""
+    """Return the response as failed, with the error of the job's model call if it is known."""
     call = _read_call_error((error.get("details") or {}).get("answer"))
     code, message = call.get("code", error["code"]), call.get("message")
     if not isinstance(code, str) or not isinstance(message, str):
@@ -101,7 +101,7 @@ def _render_job_error(response: Mapping[str, Any], error: Mapping[str, Any]) -> 
 
 
 def _read_call_error(answer: Any) -> Mapping[str, Any]:
-    """Return the member ``error`` of the answer to a job's call; empty if there is none.
+    """Return the member ``error`` of the job's model call; empty if it cannot be read.
 
     Jobs keep only the beginning of a long answer.
     """
@@ -115,24 +115,24 @@ def _read_call_error(answer: Any) -> Mapping[str, Any]:
     return error if isinstance(error, dict) else {}
 
 
-def first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events before the model starts: types and members, which have no numbers yet."""
+def build_first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield type and members of the events before the model starts, without sequence numbers."""
     queued = {**response, "status": "queued", "output": [], "usage": None}
     queued |= {"error": None, "incomplete_details": None}
     yield "response.created", {"response": queued}
     yield "response.queued", {"response": queued}
 
 
-def start_event(response: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the event that says that the model writes the response."""
-    [(_, queued), _] = first_events(response)
+def build_start_event(response: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the event that reports that the model has started to write the response."""
+    [(_, queued), _] = build_first_events(response)
     return "response.in_progress", {"response": queued["response"] | {"status": "in_progress"}}
 
 
-def last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events of all items of a response that has ended, and the one that ends a stream.
+def build_last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of all items of an ended response, then the last event of its stream.
 
-    There is no event for a cancelled response: ``response.failed`` has one with that status.
+    OpenAI has no event for a cancelled response, so ``response.failed`` contains it.
     """
     for index, item in enumerate(response["output"]):
         place = {"output_index": index}

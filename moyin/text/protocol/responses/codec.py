@@ -1,4 +1,4 @@
-"""Holds the codec of the Responses API."""
+"""Implements the codec of ``POST /v1/responses``."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from moyin.text.protocol.documents import NO_FILES, PromptFile
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.errors import encode_error_event, render_error
 from moyin.text.protocol.responses.request_to_domain import (
-    chat_needs,
     chat_request_to_domain,
-    turns_backwards,
+    derive_chat_needs,
+    iterate_turns_newest_first,
 )
 from moyin.text.protocol.responses.response import (
     ResponseTemplate,
@@ -44,14 +44,14 @@ from moyin.text.protocol.responses.tools import list_tools
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """Holds the whole answers to a request, so that the one which its client gets can be stored.
+    """Collects the whole answers to a request, so that the one sent to the client can be stored.
 
-    There are several if the first one failed a check, or if calls were hedged.
+    A request has several answers if the first one failed a check, or if calls were hedged.
 
     Attributes:
-        responses: the response objects that were encoded to their end, by id.
-        proofs: ``encrypted_content`` of their reasoning items by item id.
-        writers: the encoders of the streams that back ends began.
+        responses: the completely encoded response objects, by id.
+        proofs: the ``encrypted_content`` of the responses' reasoning items, by item id.
+        writers: the encoders of the streams that were started.
     """
 
     responses: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class AnswerRecord:
     writers: list[StreamWriter] = field(default_factory=list)
 
     def add(self, response: dict[str, Any], proofs: Mapping[str, str]) -> None:
-        """Record an answer."""
+        """Add a completely encoded response and the proofs of its reasoning."""
         self.responses[response["id"]] = response
         self.proofs.update(proofs)
 
@@ -69,10 +69,10 @@ class ParsedResponseRequest:
     """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
 
     Attributes:
-        chat: the request in the domain's types.
-        record: receives the answer.
+        chat: the request as a `ChatRequest`.
+        record: collects the answers to the request.
         own_items: the client's own input, without the earlier conversation.
-        files: the files to which the request refers, by id.
+        files: the files that the request references, by id.
     """
 
     raw: bytes
@@ -92,7 +92,7 @@ class ParsedResponseRequest:
         return bool(self.body.stream)
 
     def derive_needs(self) -> Needs:
-        return chat_needs(self.chat)
+        return derive_chat_needs(self.chat)
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         for offered in list_tools(self.body).values():
@@ -111,16 +111,18 @@ class ParsedResponseRequest:
         )
 
     def select_recent_turns(self) -> tuple[Turn, ...]:
-        return select_newest_turns(turns_backwards(self.chat))
+        return select_newest_turns(iterate_turns_newest_first(self.chat))
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        urls = (image["image_url"] for image in _images(self.data.get("input")))
+        urls = (image["image_url"] for image in _iterate_url_images(self.data.get("input")))
         return tuple(dict.fromkeys(url for url in urls if not url.startswith("data:")))
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
         data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
-        parsed = _parsed(to_json(data), data, validate(wire.ResponseBody, data), self.files)
+        parsed = _build_parsed_request(
+            to_json(data), data, validate(wire.ResponseBody, data), self.files
+        )
         return replace(parsed, record=self.record, own_items=self.own_items)
 
     def to_domain(self, model: str) -> ChatRequest:
@@ -148,7 +150,7 @@ class ParsedResponseRequest:
         return to_json(encoded)
 
     def render_queued(self, response_id: str) -> dict[str, Any]:
-        """Encode the response that a job will answer."""
+        """Return the queued response object of a background request, before its job answers."""
         template = ResponseTemplate(response_id, int(time.time()), self.body)
         return template.in_progress(self.model) | {"status": "queued"}
 
@@ -157,11 +159,11 @@ class ParsedResponseRequest:
 
 
 class ResponsesCodec:
-    """Reads requests of the Responses API and writes responses.
+    """The codec of ``POST /v1/responses``.
 
     Args:
-        record: that of the request whose stream may break, so that the event that says so has the
-            next number.
+        record: the answers of the request, which number the error event of a broken stream; None
+            for requests that are not streamed.
     """
 
     api_format = ApiFormat.RESPONSES
@@ -188,31 +190,33 @@ class ResponsesCodec:
         earlier: Sequence[Mapping[str, Any]],
         files: Mapping[str, PromptFile] = NO_FILES,
     ) -> ParsedResponseRequest:
-        """Parse a request that is preceded by the items of an ``earlier`` conversation.
+        """Parse a request that continues a conversation, whose items are ``earlier``.
 
         Args:
             body: the client's bytes; ``data`` is the same as JSON.
-            files: the files to which both refer, by id.
+            files: the files that the request and the earlier items reference, by id.
 
         Raises:
-            InvalidRequest: the body is invalid; names the field.
+            InvalidRequest: the body is invalid; the error names the field.
         """
         own = validate(wire.ResponseBody, data)
         if not earlier:
-            return _parsed(body, data, own, files)
+            return _build_parsed_request(body, data, own, files)
         merged = {**data, "input": [*earlier, *_list_items(data["input"])]}
         return replace(
-            _parsed(to_json(merged), merged, validate(wire.ResponseBody, merged), files),
+            _build_parsed_request(
+                to_json(merged), merged, validate(wire.ResponseBody, merged), files
+            ),
             own_items=_list_items(data["input"]),
         )
 
     def replace_body(
         self, request: ParsedRequest, data: Mapping[str, Any]
     ) -> ParsedResponseRequest:
-        """Return the request with another body, whose answer is recorded with the first one's."""
+        """Return the request with another body; the answers to both go to one `AnswerRecord`."""
         assert isinstance(request, ParsedResponseRequest)
         body = validate(wire.ResponseBody, data)
-        parsed = _parsed(to_json(data), data, body, request.files)
+        parsed = _build_parsed_request(to_json(data), data, body, request.files)
         return replace(parsed, record=request.record, own_items=request.own_items)
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -236,25 +240,26 @@ class ResponsesCodec:
     def render_error_event(self, error: MoyinError, request_id: str) -> bytes:
         """Render the event that ends a broken stream.
 
-        Its number is the next, or without a record the greatest, since clients only sort by it.
+        The event gets the next sequence number. Without a record it gets the greatest one, which
+        suffices because clients only sort by it.
         """
         writers = () if self._record is None else self._record.writers
-        number = max((writer.next_number for writer in writers), default=_LAST)
+        number = max((writer.next_number for writer in writers), default=_MAX_SEQUENCE_NUMBER)
         return encode_error_event(error, request_id, number)
 
 
 def find_response_id(start: bytes) -> str | None:
-    """Return the id of a response in the first bytes of its JSON, or of its stream."""
+    """Return the response id in the first bytes of a response or of its stream; None if missing."""
     found = _ID.search(start)
     return None if found is None else found[1].decode()
 
 
 _ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
-# More events than any answer has.
-_LAST = 2**31 - 1
+# A sequence number greater than that of any answer's event.
+_MAX_SEQUENCE_NUMBER = 2**31 - 1
 
 
-def _parsed(
+def _build_parsed_request(
     raw: bytes,
     data: Mapping[str, Any],
     body: wire.ResponseBody,
@@ -266,21 +271,21 @@ def _parsed(
 
 
 def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the items of a valid ``input``; text is one message of the user."""
+    """Return the items of a valid ``input``; a string becomes one message of the user."""
     if isinstance(value, str):
         content = [{"type": "input_text", "text": value}]
         return [{"type": "message", "role": "user", "content": content}]
     return [{"type": "message", **item} for item in value]
 
 
-def _images(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the images by URL in the input, those in tool results included."""
+def _iterate_url_images(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the images by URL in the input, including those in tool results."""
     for part in value if isinstance(value, list) else ():
         if part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
             yield part
         else:
-            yield from _images(part.get("content"))
-            yield from _images(part.get("output"))
+            yield from _iterate_url_images(part.get("content"))
+            yield from _iterate_url_images(part.get("output"))
 
 
 def _inline_pictures(value: Any, pictures: Mapping[str, Image]) -> Any:

@@ -1,4 +1,4 @@
-"""Renders errors of the Responses API: OpenAI's format, with this API's names of the fields."""
+"""Renders errors in OpenAI's format, with the field names of the Responses API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from moyin.http.problems import ErrorBody
 from moyin.http.sse import encode_event
 from moyin.text.protocol.openai.errors import render_error as render_openai_error
 
-# Names of the fields that `moyin.domain.chat` and its errors name as chat completions do.
+# Field names of the Responses API, by the names that `moyin.domain.chat` and its errors use.
 _CLIENT_FIELDS = {
     "max_tokens": "max_output_tokens",
     "messages": "input",

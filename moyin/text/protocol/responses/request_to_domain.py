@@ -1,4 +1,4 @@
-"""Translates requests of the Responses API to the domain."""
+"""Translates requests of the Responses API to `moyin.domain.chat`, and derives their needs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from moyin.text.protocol.logprobs import read_requested_logprobs
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.tools import join_name, list_tools
 
-# Members that do not change the answer, or are only hints: translation drops them. `id` and `status`
-# belong to items that the client sends back.
-_HARMLESS = frozenset(
+# Members that translation drops, because they are hints or do not change the answer. `id` and
+# `status` belong to items that the client sends back.
+_DROPPED_MEMBERS = frozenset(
     {
         "annotations", "client_metadata", "detail", "generate_summary", "id", "include_obfuscation", "logprobs",
         "max_tool_calls", "metadata", "phase", "prompt_cache_key", "prompt_cache_options",
@@ -45,7 +45,7 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 _INCLUDABLE = frozenset({wire.PROOF_OF_REASONING, wire.LOGPROBS_OF_TEXT})
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
-# The only argument of the function that stands for a custom tool.
+# A custom tool is sent as a function with only this argument.
 _CUSTOM_ARGUMENT = "input"
 _CUSTOM_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -58,48 +58,53 @@ _CUSTOM_SCHEMA: Mapping[str, Any] = {
 def chat_request_to_domain(
     body: wire.ResponseBody, files: Mapping[str, PromptFile] = NO_FILES
 ) -> ChatRequest:
-    """Translate a request to the domain.
+    """Translate a Responses request to a `ChatRequest`.
 
     Args:
-        files: the files to which the request refers, by id.
+        files: the files that the request references, by id.
 
     Raises:
-        InvalidRequest: members contradict each other; names one.
-        UnsupportedFeature: the domain has no place for a member; names that member.
+        InvalidRequest: members contradict each other; the error names one.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
     """
-    if (field := _first_untranslatable_field(body)) is not None:
-        raise UnsupportedFeature(f"this back end does not support {field}", field=field)
-    items = _items(body)
+    if (field := _find_untranslatable_field(body)) is not None:
+        raise UnsupportedFeature(
+            f"{field} is not supported by the chosen back end: omit it or choose another model",
+            field=field,
+        )
+    items = _list_items(body)
     form = body.text.format if body.text is not None else None
     return ChatRequest(
         model=body.model,
-        system=tuple(_system(body, items, files)),
-        messages=merge_adjacent_messages(_parts_by_role(items, files)),
-        tools=tuple(_tools(body)),
-        tool_choice=_choice(body),
-        output=_output(form),
-        reasoning=_reasoning(body.reasoning),
+        system=tuple(_convert_system(body, items, files)),
+        messages=merge_adjacent_messages(_iterate_parts_by_role(items, files)),
+        tools=tuple(_convert_tools(body)),
+        tool_choice=_convert_tool_choice(body),
+        output=_convert_output_format(form),
+        reasoning=_convert_reasoning(body.reasoning),
         max_tokens=body.max_output_tokens,
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p),
-        logprobs=_logprobs(body),
+        logprobs=_convert_logprobs(body),
         user=body.user,
     )
 
 
-def chat_needs(request: ChatRequest) -> Needs:
-    """Return the abilities and the context that a request needs."""
+def derive_chat_needs(request: ChatRequest) -> Needs:
+    """Return the abilities and the context length that a model needs for a request."""
     parts = [part for message in request.messages for part in message.parts]
-    images = sum(isinstance(part, Image) for part in _with_results(parts))
+    images = sum(isinstance(part, Image) for part in _flatten_tool_results(parts))
     tools = sum(
         estimate_tokens(f"{tool.name} {tool.description or ''}")
         + estimate_tokens(to_json(dict(tool.schema)).decode())
         for tool in request.tools
     )
-    documents = sum(len(part.data) for part in _with_results(parts) if isinstance(part, Document))
+    documents = sum(
+        len(part.data) for part in _flatten_tool_results(parts) if isinstance(part, Document)
+    )
     form = request.output
     schema = None if form is None else form.schema
     texts = [part.text for part in request.system]
-    texts += [_part_text(part) for part in _with_results(parts)]
+    texts += [_read_part_text(part) for part in _flatten_tool_results(parts)]
     return Needs(
         prompt_tokens=sum(map(estimate_tokens, texts))
         + estimate_delimiter_tokens(len(request.messages) + bool(request.system))
@@ -114,20 +119,20 @@ def chat_needs(request: ChatRequest) -> Needs:
     )
 
 
-def turns_backwards(request: ChatRequest) -> Iterator[Turn]:
-    """Yield role and text, newest first, the system prompt last."""
+def iterate_turns_newest_first(request: ChatRequest) -> Iterator[Turn]:
+    """Yield the role and the text of each message, newest first, then the system prompt."""
     for message in reversed(request.messages):
         results = [part for part in message.parts if isinstance(part, ToolResult)]
         texts = [part.text for part in message.parts if isinstance(part, Text)]
         yield message.role.value, "\n".join(texts)
         if results:
             # A tool's result is not the user's own text.
-            yield "tool", "\n".join(map(_part_text, _with_results(results)))
+            yield "tool", "\n".join(map(_read_part_text, _flatten_tool_results(results)))
     yield "system", "\n".join(part.text for part in request.system)
 
 
-def custom_tool_input(arguments: str) -> str:
-    """Return the free text in the arguments with which a model called a custom tool."""
+def decode_custom_tool_input(arguments: str) -> str:
+    """Return the free text in the arguments of a model's call of a custom tool."""
     try:
         value = from_json(arguments)
         text = value[_CUSTOM_ARGUMENT]
@@ -136,15 +141,15 @@ def custom_tool_input(arguments: str) -> str:
     return text if isinstance(text, str) else arguments
 
 
-def custom_tool_arguments(text: str) -> str:
-    """Return the arguments with which a model calls a custom tool with this free text."""
+def encode_custom_tool_arguments(text: str) -> str:
+    """Return the arguments of a model's call of a custom tool with this free text."""
     return to_json({_CUSTOM_ARGUMENT: text}).decode()
 
 
-def pack_thinking(part: Thinking) -> str | None:
-    """Encode what proves the origin of reasoning as ``encrypted_content``; None if nothing does.
+def encode_reasoning_proof(part: Thinking) -> str | None:
+    """Encode the provider's proof of reasoning as ``encrypted_content``; None if there is none.
 
-    It is encoded, not encrypted: the provider signed or encrypted its content already.
+    The result is encoded, not encrypted: the provider has signed or encrypted the proof already.
     """
     if part.signature is None and part.redacted is None:
         return None
@@ -152,45 +157,45 @@ def pack_thinking(part: Thinking) -> str | None:
     return base64.urlsafe_b64encode(to_json(proof)).decode()
 
 
-def image_of_url(url: str) -> Image:
-    """Return the image of a URL or of a ``data:`` URL."""
+def image_from_url(url: str) -> Image:
+    """Return the image that an HTTP URL references or a ``data:`` URL contains."""
     if not url.startswith("data:"):
         return Image(url=url)
     head, _, data = url.partition(",")
     return Image(media_type=head[5:].partition(";")[0] or "image/png", data=data)
 
 
-def _first_untranslatable_field(body: wire.ResponseBody) -> str | None:
+def _find_untranslatable_field(body: wire.ResponseBody) -> str | None:
     for number, name in enumerate(body.include or ()):
         if name not in _INCLUDABLE:
             return f"include.{number}"
     if body.truncation == "auto":
         return "truncation"
     if body.text is not None and body.text.verbosity not in (None, "medium"):
-        # Every model writes with medium verbosity by default.
+        # Medium verbosity is the default of every model.
         return "text.verbosity"
-    return find_unsupported_field(body, _HARMLESS)
+    return find_unsupported_field(body, _DROPPED_MEMBERS)
 
 
-def _logprobs(body: wire.ResponseBody) -> int | None:
+def _convert_logprobs(body: wire.ResponseBody) -> int | None:
     includes = wire.LOGPROBS_OF_TEXT in (body.include or ())
     return read_requested_logprobs(includes or bool(body.top_logprobs), body.top_logprobs)
 
 
-def _items(body: wire.ResponseBody) -> list[Any]:
+def _list_items(body: wire.ResponseBody) -> list[Any]:
     if isinstance(body.input, str):
         return [wire.Message(type="message", role="user", content=body.input)]
     return body.input
 
 
-def _system(
+def _convert_system(
     body: wire.ResponseBody, items: list[Any], files: Mapping[str, PromptFile]
 ) -> Iterator[Text]:
     if body.instructions:
         yield Text(text=body.instructions)
     for number, item in enumerate(items):
         if isinstance(item, wire.Message) and item.role in ("system", "developer"):
-            for part in _content(item.content, f"input.{number}.content", files):
+            for part in _convert_content(item.content, f"input.{number}.content", files):
                 if not isinstance(part, Text):
                     raise InvalidRequest(
                         f"input.{number}.content: a {item.role} message can only contain text",
@@ -199,31 +204,34 @@ def _system(
                 yield part
 
 
-def _parts_by_role(
+def _iterate_parts_by_role(
     items: list[Any], files: Mapping[str, PromptFile]
 ) -> Iterator[tuple[Role, Iterator[Part]]]:
     for number, item in enumerate(items):
         match item:
             case wire.Message(role="user"):
-                yield Role.USER, _content(item.content, f"input.{number}.content", files)
+                yield Role.USER, _convert_content(item.content, f"input.{number}.content", files)
             case wire.Message(role="assistant"):
-                yield Role.ASSISTANT, _content(item.content, f"input.{number}.content", files)
+                yield (
+                    Role.ASSISTANT,
+                    _convert_content(item.content, f"input.{number}.content", files),
+                )
             case wire.FunctionCall():
                 name = join_name(item.namespace, item.name)
                 call = ToolUse(id=item.call_id, name=name, arguments=item.arguments)
                 yield Role.ASSISTANT, iter((call,))
             case wire.CustomToolCall():
-                arguments = custom_tool_arguments(item.input)
+                arguments = encode_custom_tool_arguments(item.input)
                 name = join_name(item.namespace, item.name)
                 call = ToolUse(id=item.call_id, name=name, arguments=arguments)
                 yield Role.ASSISTANT, iter((call,))
             case wire.ToolOutput():
-                yield Role.USER, iter((_result(item, number, files),))
+                yield Role.USER, iter((_convert_tool_result(item, number, files),))
             case wire.ReasoningItem():
-                yield Role.ASSISTANT, iter((_thinking(item, number),))
+                yield Role.ASSISTANT, iter((_convert_reasoning_item(item, number),))
 
 
-def _content(
+def _convert_content(
     content: str | list[Any], field: str, files: Mapping[str, PromptFile]
 ) -> Iterator[PromptFile]:
     if isinstance(content, str):
@@ -236,12 +244,12 @@ def _content(
             case wire.Refusal():
                 yield Text(text=part.refusal)
             case wire.InputImage(image_url=str(url)):
-                yield image_of_url(url)
+                yield image_from_url(url)
             case wire.InputImage(file_id=str(file_id)):
                 picture = _find_file(file_id, f"{field}.{place}.file_id", files)
                 if not isinstance(picture, Image):
                     raise InvalidRequest(
-                        f"{field}.{place}.file_id: the file is no PNG, JPEG, GIF or WebP: send it "
+                        f"{field}.{place}.file_id must be a PNG, JPEG, GIF or WebP: send others "
                         "as input_file",
                         field=f"{field}.{place}.file_id",
                     )
@@ -251,10 +259,10 @@ def _content(
                     f"{field}.{place} must have image_url or file_id", field=f"{field}.{place}"
                 )
             case wire.InputFile():
-                yield _file(part, f"{field}.{place}", files)
+                yield _convert_file(part, f"{field}.{place}", files)
 
 
-def _file(part: wire.InputFile, field: str, files: Mapping[str, PromptFile]) -> PromptFile:
+def _convert_file(part: wire.InputFile, field: str, files: Mapping[str, PromptFile]) -> PromptFile:
     if part.file_id is not None:
         return _find_file(part.file_id, f"{field}.file_id", files)
     if part.file_data is not None:
@@ -274,41 +282,43 @@ def _find_file(file_id: str, field: str, files: Mapping[str, PromptFile]) -> Pro
     return files[file_id]
 
 
-def _result(item: wire.ToolOutput, number: int, files: Mapping[str, PromptFile]) -> ToolResult:
-    content = tuple(_content(item.output, f"input.{number}.output", files))
+def _convert_tool_result(
+    item: wire.ToolOutput, number: int, files: Mapping[str, PromptFile]
+) -> ToolResult:
+    content = tuple(_convert_content(item.output, f"input.{number}.output", files))
     return ToolResult(tool_use_id=item.call_id, content=content)
 
 
-def _thinking(item: wire.ReasoningItem, number: int) -> Thinking:
+def _convert_reasoning_item(item: wire.ReasoningItem, number: int) -> Thinking:
     if item.encrypted_content is not None:
         try:
             proof = from_json(base64.urlsafe_b64decode(item.encrypted_content))
             return Thinking(
                 text=require_text(proof["text"]),
-                signature=_optional_text(proof["signature"]),
-                redacted=_optional_text(proof["redacted"]),
+                signature=_require_optional_text(proof["signature"]),
+                redacted=_require_optional_text(proof["redacted"]),
             )
         except (binascii.Error, ValueError, KeyError, TypeError):
             raise InvalidRequest(
-                f"input.{number}.encrypted_content: must be the one of an answer of this server",
+                f"input.{number}.encrypted_content must be copied from an answer of this server",
                 field=f"input.{number}.encrypted_content",
             ) from None
     texts = item.content or item.summary
     return Thinking(text="\n\n".join(part.text for part in texts))
 
 
-def _optional_text(value: Any) -> str | None:
+def _require_optional_text(value: Any) -> str | None:
     return None if value is None else require_text(value)
 
 
-def _with_results(parts: list[Any]) -> Iterator[Part]:
+def _flatten_tool_results(parts: list[Any]) -> Iterator[Part]:
     for part in parts:
         yield part
         if isinstance(part, ToolResult):
             yield from part.content
 
 
-def _part_text(part: Part) -> str:
+def _read_part_text(part: Part) -> str:
     match part:
         case Text():
             return part.text
@@ -320,30 +330,30 @@ def _part_text(part: Part) -> str:
             return ""
 
 
-def _tools(body: wire.ResponseBody) -> Iterator[Tool]:
+def _convert_tools(body: wire.ResponseBody) -> Iterator[Tool]:
     choice = body.tool_choice
     allowed = (
         {tool.name for tool in choice.tools} if isinstance(choice, wire.AllowedTools) else None
     )
     for name, offered in list_tools(body).items():
         if allowed is None or name in allowed:
-            yield _tool(name, offered.tool)
+            yield _convert_tool(name, offered.tool)
 
 
-def _tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
+def _convert_tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
     if isinstance(tool, wire.CustomTool):
         return Tool(name=name, description=tool.description, schema=_CUSTOM_SCHEMA)
     return Tool(
         name=name,
         description=tool.description,
-        # A tool without parameters takes none. A strict tool needs a closed schema.
+        # A tool whose parameters are omitted has none. The schema is closed for strict tools.
         schema=tool.parameters
         or {"type": "object", "properties": {}, "additionalProperties": False},
         strict=tool.strict,
     )
 
 
-def _choice(body: wire.ResponseBody) -> ToolChoice | None:
+def _convert_tool_choice(body: wire.ResponseBody) -> ToolChoice | None:
     choice, parallel = body.tool_choice, body.parallel_tool_calls
     names = list_tools(body).keys()
     if not names:
@@ -368,7 +378,7 @@ def _choice(body: wire.ResponseBody) -> ToolChoice | None:
     return ToolChoice(mode=choice or "auto", parallel=parallel)
 
 
-def _output(form: wire.TextFormat | None) -> OutputFormat | None:
+def _convert_output_format(form: wire.TextFormat | None) -> OutputFormat | None:
     if form is None or form.type == "text":
         return None
     return OutputFormat(
@@ -376,7 +386,7 @@ def _output(form: wire.TextFormat | None) -> OutputFormat | None:
     )
 
 
-def _reasoning(config: wire.ReasoningConfig | None) -> Reasoning | None:
+def _convert_reasoning(config: wire.ReasoningConfig | None) -> Reasoning | None:
     effort = None if config is None else config.effort
     if effort is None:
         return None

@@ -1,4 +1,4 @@
-"""Translates whole responses and usage between the Responses API and the domain."""
+"""Translates whole responses and usage between the Responses API and `moyin.domain`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from moyin.http.validation import new_malformed_response_error, parse_token_coun
 from moyin.text.protocol.logprobs import encode_logprobs
 from moyin.text.protocol.responses import wire
 from moyin.text.protocol.responses.request_to_domain import (
-    custom_tool_arguments,
-    custom_tool_input,
-    pack_thinking,
+    decode_custom_tool_input,
+    encode_custom_tool_arguments,
+    encode_reasoning_proof,
 )
 from moyin.text.protocol.responses.tools import OfferedTool, join_name, list_tools
 
@@ -42,13 +42,13 @@ def new_id(prefix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ResponseTemplate:
-    """Holds the members of a response object that the request determines.
+    """The members of a response object that are known from the request.
 
     Attributes:
         id: the response's id.
         created: Unix seconds.
-        proofs: collects ``encrypted_content`` of reasoning items by item id, which the provider
-            wants back also where the client did not ask for it.
+        proofs: collects the ``encrypted_content`` of reasoning items by item id. The provider needs
+            it in the next request, even if the client did not request it.
     """
 
     id: str
@@ -59,33 +59,33 @@ class ResponseTemplate:
 
     @property
     def includes_proof(self) -> bool:
-        """True if the client asked for ``reasoning.encrypted_content``."""
+        """True if the client requested ``reasoning.encrypted_content``."""
         return wire.PROOF_OF_REASONING in (self.body.include or ())
 
     @property
     def tools(self) -> Mapping[str, OfferedTool]:
-        """The tools by the names under which models know them."""
+        """The offered tools, by the names that models see."""
         return list_tools(self.body)
 
     def in_progress(self, model: str) -> dict[str, Any]:
-        """Encode the response while the model writes it."""
-        return self._object(model, "in_progress", [], None, StopReason.END)
+        """Return the response object with the status ``in_progress``."""
+        return self._build_response_object(model, "in_progress", [], None, StopReason.END)
 
     def ended(
         self, model: str, output: list[dict[str, Any]], usage: Usage, stop: StopReason
     ) -> dict[str, Any]:
-        """Encode the response that the model has finished."""
+        """Return the response object of an answer that has ended."""
         has_refusal = stop is StopReason.REFUSAL and any(map(_is_refusal, output))
         is_incomplete = stop in _INCOMPLETE and not has_refusal
         status = "incomplete" if is_incomplete else "completed"
-        return self._object(model, status, output, usage_to_client(usage), stop)
+        return self._build_response_object(model, status, output, usage_to_client(usage), stop)
 
     def items(self, response: ChatResponse) -> list[dict[str, Any]]:
-        """Encode the parts of a whole answer as output items; texts in a row are one message."""
+        """Encode the parts of a whole answer as output items; adjacent texts become one message."""
         items: list[dict[str, Any]] = []
         for part in response.parts:
             match part:
-                case Text() if items and _continues(items[-1], part):
+                case Text() if items and _continues_message(items[-1], part):
                     content = items[-1]["content"]
                     content.append(
                         text_part(part.text, is_refusal=part.refusal, logprobs=part.logprobs)
@@ -106,12 +106,12 @@ class ResponseTemplate:
         return items
 
     def new_item_id(self, prefix: str) -> str:
-        """Return a new id of an item; it contains the response's, so that the item can be found."""
+        """Return a new item id; it contains the response's id, by which the item is found."""
         return f"{prefix}_{self.id.removeprefix('resp_')}_{next(self._item_numbers)}"
 
     def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
         """Encode reasoning as an item, which the client may send back."""
-        proof = pack_thinking(part)
+        proof = encode_reasoning_proof(part)
         if proof is not None:
             self.proofs[item_id] = proof
         return {
@@ -122,7 +122,7 @@ class ResponseTemplate:
             "encrypted_content": proof if self.includes_proof else None,
         }
 
-    def _object(
+    def _build_response_object(
         self,
         model: str,
         status: str,
@@ -180,7 +180,7 @@ def message_item(
     item_id: str,
     logprobs: Iterable[TokenLogprob] = (),
 ) -> dict[str, Any]:
-    """Encode text as an item with a message of the assistant."""
+    """Encode text as a message item of the assistant."""
     return {
         "id": item_id,
         "type": "message",
@@ -209,7 +209,7 @@ def function_call_item(
 ) -> dict[str, Any]:
     """Encode a tool call as an item."""
     offered = tools.get(call.name)
-    # A model may call a tool that nobody offered.
+    # A model may call a tool that the client did not offer.
     name = call.name if offered is None else offered.tool.name
     place = {} if offered is None or offered.namespace is None else {"namespace": offered.namespace}
     if offered is not None and offered.is_custom:
@@ -220,7 +220,7 @@ def function_call_item(
             "call_id": call.id,
             "name": name,
             **place,
-            "input": custom_tool_input(call.arguments) if call.arguments else "",
+            "input": decode_custom_tool_input(call.arguments) if call.arguments else "",
         }
     return {
         "id": item_id,
@@ -234,7 +234,7 @@ def function_call_item(
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
-    """Encode ``usage``; input tokens include the cached ones."""
+    """Encode ``usage`` in OpenAI's format, whose input tokens include the cached tokens."""
     written = usage.cache_write_tokens + usage.cache_write_1h_tokens
     return {
         "input_tokens": usage.prompt_tokens,
@@ -249,7 +249,7 @@ def usage_to_client(usage: Usage) -> dict[str, Any]:
 
 
 def usage_to_domain(usage: Any) -> Usage:
-    """Read the ``usage`` member of a response; all zero if there is none."""
+    """Translate the ``usage`` member of a response; all counts are 0 if it is missing."""
     if not isinstance(usage, Mapping):
         return Usage()
     read, written = (usage.get(f"{side}_tokens_details") for side in ("input", "output"))
@@ -267,13 +267,13 @@ def usage_to_domain(usage: Any) -> Usage:
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
-    """Translate a response object to the domain.
+    """Translate a response object to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
     """
     try:
-        parts = tuple(part for item in body["output"] for part in _parts(item))
+        parts = tuple(part for item in body["output"] for part in _item_to_parts(item))
         stop = StopReason.END
         if any(isinstance(part, ToolUse) for part in parts):
             stop = StopReason.TOOL_USE
@@ -292,33 +292,35 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
         raise new_malformed_response_error() from None
 
 
-def _parts(item: Mapping[str, Any]) -> list[Part]:
+def _item_to_parts(item: Mapping[str, Any]) -> list[Part]:
     match item["type"]:
         case "message":
-            return [_text(part) for part in item["content"]]
+            return [_part_to_text(part) for part in item["content"]]
         case "function_call":
-            return [ToolUse(id=item["call_id"], name=_name(item), arguments=item["arguments"])]
+            return [
+                ToolUse(id=item["call_id"], name=_read_tool_name(item), arguments=item["arguments"])
+            ]
         case "custom_tool_call":
-            arguments = custom_tool_arguments(item["input"])
-            return [ToolUse(id=item["call_id"], name=_name(item), arguments=arguments)]
+            arguments = encode_custom_tool_arguments(item["input"])
+            return [ToolUse(id=item["call_id"], name=_read_tool_name(item), arguments=arguments)]
         case "reasoning":
             return [Thinking(text="\n\n".join(part["text"] for part in item["summary"]))]
         case _:
             return []
 
 
-def _text(part: Mapping[str, Any]) -> Text:
+def _part_to_text(part: Mapping[str, Any]) -> Text:
     if part["type"] == "refusal":
         return Text(text=require_text(part["refusal"]), refusal=True)
     return Text(text=require_text(part["text"]))
 
 
-def _continues(item: Mapping[str, Any], part: Text) -> bool:
-    """Return True if a text belongs to the message before it, as it does in a stream."""
+def _continues_message(item: Mapping[str, Any], part: Text) -> bool:
+    """Return True if a text part continues the message item before it."""
     return item["type"] == "message" and _is_refusal(item) is part.refusal
 
 
-def _name(item: Mapping[str, Any]) -> str:
+def _read_tool_name(item: Mapping[str, Any]) -> str:
     return join_name(item.get("namespace"), item["name"])
 
 
@@ -335,6 +337,6 @@ def _dump(value: Any) -> Any:
 def _dump_tool(tool: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = _dump(tool)
     if dumped["type"] == "function":
-        # OpenAI's document requires both members.
+        # OpenAI's API reference requires both members.
         return {"parameters": None, "strict": None, **dumped}
     return dumped

@@ -65,8 +65,8 @@ class StreamWriter:
     """Encodes the deltas of an answer as events, numbered from 0.
 
     Args:
-        on_end: receives the whole response object and the proofs of its reasoning before its last
-            event is encoded.
+        on_end: called before the last event with the whole response object and the proofs of its
+            reasoning.
     """
 
     def __init__(self, template: ResponseTemplate, on_end: OnEnd) -> None:
@@ -85,22 +85,22 @@ class StreamWriter:
         return self._sequence
 
     def write(self, delta: Delta) -> bytes:
-        """Encode ``delta`` as events; empty if there is none for it."""
-        return b"".join(self._events(delta))
+        """Encode ``delta`` as events, or as no bytes if the API has no event for it."""
+        return b"".join(self._encode_delta(delta))
 
-    def _events(self, delta: Delta) -> Iterator[bytes]:
+    def _encode_delta(self, delta: Delta) -> Iterator[bytes]:
         match delta:
             case Started():
                 self._model = delta.model
                 for name in ("created", "in_progress"):
                     response = self._template.in_progress(self._model)
-                    yield self._event(f"response.{name}", {"response": response})
+                    yield self._encode_event(f"response.{name}", {"response": response})
             case TextDelta():
                 yield from self._write_text(delta)
             case ThinkingDelta():
                 yield from self._write_thinking(delta)
             case ToolStarted():
-                yield from self._close()
+                yield from self._close_open_item()
                 yield self._start_call(delta)
             case ToolArguments():
                 yield from self._write_arguments(delta)
@@ -112,7 +112,7 @@ class StreamWriter:
     def _write_text(self, delta: TextDelta) -> Iterator[bytes]:
         message = self._open
         if not isinstance(message, _Message) or message.is_refusal is not delta.refusal:
-            yield from self._close()
+            yield from self._close_open_item()
             message = _Message(self._template.new_item_id("msg"), self._take_index(), delta.refusal)
             self._open = message
             item = message_item("", item_id=message.id)
@@ -130,12 +130,12 @@ class StreamWriter:
 
     def _write_thinking(self, delta: ThinkingDelta) -> Iterator[bytes]:
         if delta.redacted is not None:
-            yield from self._close()
+            yield from self._close_open_item()
             yield from self._start_reasoning()
             yield from self._close_reasoning(Thinking(redacted=delta.redacted))
             return
         if not isinstance(self._open, _Reasoning):
-            yield from self._close()
+            yield from self._close_open_item()
             yield from self._start_reasoning()
         reasoning = self._open
         assert isinstance(reasoning, _Reasoning)
@@ -157,7 +157,7 @@ class StreamWriter:
         item["status"] = "in_progress"
         yield self._item_event("added", reasoning.index, item)
 
-    def _close(self) -> Iterator[bytes]:
+    def _close_open_item(self) -> Iterator[bytes]:
         """End the open message or reasoning."""
         match self._open:
             case _Message() as message:
@@ -217,7 +217,7 @@ class StreamWriter:
             members = {"arguments": arguments, "name": item["name"]}
             yield self._call_event("response.function_call_arguments.done", call, members)
         else:
-            # The text is known only when the JSON around it is complete.
+            # The free text can be read only once the JSON around it is complete.
             text = item["input"]
             kind = "response.custom_tool_call_input"
             yield self._call_event(f"{kind}.delta", call, {"delta": text})
@@ -225,13 +225,13 @@ class StreamWriter:
         yield self._item_done(call.index, item)
 
     def _finish(self, delta: Finished) -> Iterator[bytes]:
-        yield from self._close()
+        yield from self._close_open_item()
         for call in self._calls.values():
             yield from self._close_call(call)
         output = [self._output[index] for index in sorted(self._output)]
         response = self._template.ended(self._model, output, delta.usage, delta.stop)
         self._on_end(response, self._template.proofs)
-        yield self._event(f"response.{response['status']}", {"response": response})
+        yield self._encode_event(f"response.{response['status']}", {"response": response})
 
     def _item_done(self, index: int, item: dict[str, Any]) -> bytes:
         self._open = None
@@ -239,21 +239,23 @@ class StreamWriter:
         return self._item_event("done", index, item)
 
     def _item_event(self, name: str, index: int, item: dict[str, Any]) -> bytes:
-        return self._event(f"response.output_item.{name}", {"output_index": index, "item": item})
+        return self._encode_event(
+            f"response.output_item.{name}", {"output_index": index, "item": item}
+        )
 
     def _part_event(self, name: str, message: _Message, members: dict[str, Any]) -> bytes:
         place = {"item_id": message.id, "output_index": message.index, "content_index": 0}
-        return self._event(name, place | members)
+        return self._encode_event(name, place | members)
 
     def _summary_event(self, name: str, reasoning: _Reasoning, members: dict[str, Any]) -> bytes:
         place = {"item_id": reasoning.id, "output_index": reasoning.index, "summary_index": 0}
-        return self._event(f"response.reasoning_summary_{name}", place | members)
+        return self._encode_event(f"response.reasoning_summary_{name}", place | members)
 
     def _call_event(self, name: str, call: _Call, members: dict[str, Any]) -> bytes:
         place = {"item_id": call.item["id"], "output_index": call.index}
-        return self._event(name, place | members)
+        return self._encode_event(name, place | members)
 
-    def _event(self, name: str, members: dict[str, Any]) -> bytes:
+    def _encode_event(self, name: str, members: dict[str, Any]) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1
         return encode_event({"type": name, "sequence_number": number, **members}, name=name)
 

@@ -1,6 +1,6 @@
-"""Gives tools of the Responses API the names under which models know them.
+"""Derives the names under which models see the tools of a Responses request.
 
-Other protocols have no namespaces, so the name of a tool in one begins with that of the namespace.
+Other protocols have no namespaces, so a tool in a namespace gets its name as a prefix.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from moyin.text.protocol.responses import wire
 
 @dataclass(frozen=True, slots=True)
 class OfferedTool:
-    """Holds a tool that the client offers.
+    """A tool that the client offers to the model.
 
     Attributes:
-        namespace: the namespace that the tool belongs to, if any.
-        field: the place of the tool in the request.
+        namespace: the namespace of the tool; None if it has none.
+        field: the path of the tool in the request, for errors.
     """
 
     tool: wire.FunctionTool | wire.CustomTool
@@ -32,18 +32,18 @@ class OfferedTool:
 
 
 def join_name(namespace: str | None, name: str) -> str:
-    """Return the name under which a model knows a tool."""
+    """Return the name under which a model sees a tool."""
     return name if namespace is None else f"{namespace}__{name}"
 
 
 def list_tools(body: wire.ResponseBody) -> Mapping[str, OfferedTool]:
-    """Return the tools of a request by the names under which models know them.
+    """Return the tools of a request by the names under which models see them.
 
     Raises:
         InvalidRequest: two tools have the same name.
     """
     tools: dict[str, OfferedTool] = {}
-    for offered in _flatten(body):
+    for offered in _flatten_namespaces(body):
         name = join_name(offered.namespace, offered.tool.name)
         if name in tools:
             raise InvalidRequest(
@@ -55,7 +55,7 @@ def list_tools(body: wire.ResponseBody) -> Mapping[str, OfferedTool]:
     return tools
 
 
-def _flatten(body: wire.ResponseBody) -> Iterator[OfferedTool]:
+def _flatten_namespaces(body: wire.ResponseBody) -> Iterator[OfferedTool]:
     for number, tool in enumerate(body.tools or ()):
         if isinstance(tool, wire.NamespaceTool):
             for place, inner in enumerate(tool.tools):

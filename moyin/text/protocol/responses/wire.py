@@ -1,4 +1,4 @@
-"""Holds the request body of ``POST /v1/responses``.
+"""Defines the request body of ``POST /v1/responses``.
 
 Source: OpenAI's API reference as typed in ``openai.types.responses.response_create_params``.
 """
@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from moyin.http.validation import WireModel
 
-# The value of ``include`` that asks for what proves the origin of reasoning.
+# The value of ``include`` that requests the provider's proofs of reasoning.
 PROOF_OF_REASONING = "reasoning.encrypted_content"
-# The value of ``include`` that asks for the probabilities of the answer's tokens.
+# The value of ``include`` that requests the probabilities of the answer's tokens.
 LOGPROBS_OF_TEXT = "message.output_text.logprobs"
 
 
@@ -39,7 +39,7 @@ class InputImage(WireModel):
 
 
 class InputFile(WireModel):
-    """A file, by its id or with its content as base64 or as a data URL."""
+    """A file given by id, or by content as base64 or a data URL."""
 
     type: Literal["input_file"]
     file_id: str | None = None
@@ -112,7 +112,7 @@ class CustomFormat(WireModel):
 
 
 class CustomTool(WireModel):
-    """A tool whose argument is free text. Grammars are refused, because no back end obeys them."""
+    """A tool whose argument is free text. Grammars are rejected: no back end supports them."""
 
     type: Literal["custom"]
     name: str = Field(min_length=1)
@@ -175,7 +175,7 @@ class StreamOptions(WireModel):
 
 
 class ResponseBody(WireModel):
-    """The body of a request. Text as ``input`` is one message of the user."""
+    """The body of ``POST /v1/responses``; a string as ``input`` is one message of the user."""
 
     model: str = Field(min_length=1)
     input: str | Annotated[list[InputItem], Field(fail_fast=True)] = Field(min_length=1)
@@ -210,7 +210,7 @@ class ResponseBody(WireModel):
     @model_validator(mode="before")
     @classmethod
     def _name_types(cls, data: Any) -> Any:
-        """Name the type of messages, which clients may leave out."""
+        """Add the type ``message`` to items without a type, which clients may omit."""
         if not isinstance(data, dict) or not isinstance(items := data.get("input"), list):
             return data
         if all(not isinstance(item, dict) or "type" in item for item in items):

@@ -15,8 +15,8 @@ async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> Non
     open_, closed = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
     await open_.acquire(KEY)
     await open_.count_event("register", 1)
-    await open_.uncount(KEY)
-    await open_.uncount_event("register")
+    await open_.subtract(KEY)
+    await open_.subtract_event("register")
     await open_.record_known("ann")
     assert not await open_.is_known("ann")
     with pytest.raises(ServiceUnavailable):

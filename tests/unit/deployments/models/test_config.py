@@ -89,7 +89,7 @@ def test_price_is_found_by_the_upstream_name() -> None:
         (
             [{**VLLM, "models": [{**PAID, "batch_price": {"input": 1, "output": 1}}]}],
             {},
-            "set 'batch: true' for the 'batch_price' of 'small'",
+            "the 'batch_price' of 'small' requires 'batch: true'",
         ),
         (
             [{**VLLM, "batch": True, "models": [{**SMALL, "price": {"usd_per_gpu_hour": 1}}]}],

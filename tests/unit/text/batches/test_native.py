@@ -108,7 +108,7 @@ class Api:
 class Lines:
     """Has all lines whose model is ``native`` run by the API."""
 
-    is_possible = True
+    has_batch_api = True
 
     def __init__(self, api: Api) -> None:
         self.api: Api | None = api
@@ -315,7 +315,7 @@ async def test_a_lost_batch_is_waited_for_while_it_may_run(
         return searches[0] >= 3
 
     monkeypatch.setattr(rig.api, "find_submitted", search)
-    monkeypatch.setattr(native_sender, "_SEARCH", timedelta())
+    monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
     rig.api.loses, rig.api.identifies_by_key = True, False
     await rig.begin("native", "native")
     await rig.until(sending=1)
@@ -334,7 +334,7 @@ async def test_a_cancelled_batch_does_not_wait_long_for_a_lost_one(
     await rig.begin("native")
     await rig.until(sending=1)
     await rig.batches.cancel("ada", "batch_1")
-    monkeypatch.setattr(native_sender, "_SEARCH", timedelta())
+    monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
     await rig.until(done=1)
     assert await rig.batches.seal("batch_1") and len(rig.api.sent) == 1
 
@@ -347,7 +347,7 @@ async def test_the_search_for_a_lost_batch_ends(rig: Rig, monkeypatch: pytest.Mo
     rig.api.error = BackendTimeout("no answer")
     await rig.begin("native")
     await rig.until(sending=1)
-    monkeypatch.setattr(native_sender, "_SEARCH", timedelta())
+    monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
     await rig.until(done=1)
     assert await rig.claimable() == [1]
 

@@ -12,13 +12,13 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatResponse
 from moyin.errors import BackendRejected, InvalidRequest
 from moyin.text.protocol.responses.background import (
-    first_events,
+    build_first_events,
+    build_last_events,
+    build_start_event,
     has_ended,
     is_pending,
-    last_events,
     render_job,
     require_storable,
-    start_event,
     to_job_request,
 )
 from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
@@ -66,7 +66,7 @@ def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: s
     ids = [item["id"].split("_")[1:] for item in final["output"]]
     assert ids == [["1", str(number)] for number in range(len(ids))], "they name the response"
     assert final["metadata"] == {"a": "b"} and final["usage"]["output_tokens"] > 0
-    events = [*first_events(queued), start_event(queued), *last_events(final)]
+    events = [*build_first_events(queued), build_start_event(queued), *build_last_events(final)]
     for number, (kind, members) in enumerate(events):
         event = {"type": kind, "sequence_number": number, **members}
         EVENTS.validate_json(to_json(event), strict=True)
@@ -90,7 +90,7 @@ def test_events_before_the_answer_are_those_of_a_later_reader() -> None:
     request = parse()
     queued = request.render_queued("resp_1")
     final = render_job(queued, succeeded(request, ANSWERS["text"]))
-    [(_, early), _], [(_, late), _] = first_events(queued), first_events(final)
+    [(_, early), _], [(_, late), _] = build_first_events(queued), build_first_events(final)
     assert early["response"] | {"model": ""} == late["response"] | {"model": ""}
 
 
@@ -125,7 +125,7 @@ def test_the_state_of_a_job_is_the_state_of_the_response(
     assert shown["status"] == status
     assert (shown["error"] or {}).get("code") == code
     if has_ended(shown):
-        *_, (kind, members) = last_events(shown)
+        *_, (kind, members) = build_last_events(shown)
         assert (kind, members["response"]["status"]) == ("response.failed", status)
 
 

@@ -75,9 +75,9 @@ def test_each_format_has_its_own_place_for_documents() -> None:
     part = {"type": "file", "file": {"filename": "a.pdf", "file_data": url}}
     messages = to_openai(request(document), stream=False)["messages"]
     assert messages[1] == {"role": "user", "content": [part, part]}, "a tool's message is text"
-    with pytest.raises(UnsupportedFeature, match="Ollama reads no application/pdf"):
+    with pytest.raises(UnsupportedFeature, match="Ollama does not support application/pdf"):
         to_ollama(request(document), context=100, stream=False)
-    with pytest.raises(UnsupportedFeature, match="Ollama reads no application/pdf"):
+    with pytest.raises(UnsupportedFeature, match="Ollama does not support application/pdf"):
         result = ToolResult(tool_use_id="1", content=(document,))
         within = ChatRequest(model="m", messages=(Message(role=Role.USER, parts=(result,)),))
         to_ollama(within, context=100, stream=False)

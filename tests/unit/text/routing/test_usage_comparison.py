@@ -14,7 +14,7 @@ from moyin.domain.money import (
 from moyin.domain.operation import Operation
 from moyin.store.usage_reports import UsageSum
 from moyin.text.routing.catalog import TenantPolicy
-from moyin.text.routing.usage_comparison import DearestModels
+from moyin.text.routing.usage_comparison import UsageComparison
 from tests.unit.text.routing.factories import deployment, fleet
 
 
@@ -69,7 +69,7 @@ def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
     models = fleet(
         [deployment("free", FREE_TARIFF), deployment("flat", flat(2)), deployment("banded", BANDED)]
     )
-    dearest = DearestModels(models, "ada")
+    dearest = UsageComparison(models, "ada")
     assert dearest.classes.prompt_bounds == (100,)
     short, long = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
     chosen = dearest.choose([short])
@@ -81,7 +81,7 @@ def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
 
 
 def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
-    dearest = DearestModels(fleet([deployment("flat", flat(2))]), "ada")
+    dearest = UsageComparison(fleet([deployment("flat", flat(2))]), "ada")
     sums = [usage_sum(0, 10), usage_sum(0, 5), usage_sum(0, 70, complete=False)]
     assert dearest.compute_pico_cost(sums, dearest.choose(sums)) == 15 * 2 * 10**6
     assert [item.input_tokens for item in sums] == [10, 5, 70]
@@ -89,7 +89,7 @@ def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
 
 def test_other_operations_count_with_their_own_cost() -> None:
     whisper = deployment("whisper", flat(99), operations=(Operation.TRANSCRIPTION,))
-    dearest = DearestModels(fleet([deployment("flat", flat(2)), whisper]), "ada")
+    dearest = UsageComparison(fleet([deployment("flat", flat(2)), whisper]), "ada")
     speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
     failed = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
     sums = [usage_sum(0, 10), speech, failed]
@@ -100,7 +100,7 @@ def test_other_operations_count_with_their_own_cost() -> None:
 
 def test_embeddings_are_compared_with_embedding_models() -> None:
     vectors = deployment("vectors", flat(1), abilities=("embeddings",))
-    dearest = DearestModels(fleet([deployment("flat", flat(2)), vectors]), "ada")
+    dearest = UsageComparison(fleet([deployment("flat", flat(2)), vectors]), "ada")
     assert dearest.classes.embeddings == {"vectors-model"}
     sums = [usage_sum(0, 10, embeds=True), usage_sum(0, 10)]
     chosen = dearest.choose(sums)
@@ -120,15 +120,15 @@ def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None
         ],
         policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))},
     )
-    dearest = DearestModels(models, "ada")
+    dearest = UsageComparison(models, "ada")
     assert dearest.choose([]) == {}
     assert dearest.compute_pico_cost([usage_sum(0, 10)], {}) is None
-    [model] = DearestModels(models, None).choose([]).values()
+    [model] = UsageComparison(models, None).choose([]).values()
     assert model.backend == "cloud"
 
 
 def test_failed_renders_cost_the_same_on_the_dearest_model() -> None:
-    dearest = DearestModels(fleet([deployment("flat", flat(2))]), "ada")
+    dearest = UsageComparison(fleet([deployment("flat", flat(2))]), "ada")
     sums = [
         usage_sum(0, 1_000_000),
         usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(3)),
