@@ -29,7 +29,7 @@ from moyin.system.bounded import BoundedDict
 
 _REMEMBERED = 4096
 _Version: TypeAlias = tuple[int, int, int]
-# Types that Python does not know, or takes from the machine's files.
+# Media types that Python does not know, or reads from files of the machine.
 _MEDIA_TYPES = {
     ".avif": "image/avif", ".webp": "image/webp",
     ".mkv": "video/x-matroska", ".mov": "video/quicktime", ".mp4": "video/mp4", ".webm": "video/webm",
@@ -50,14 +50,14 @@ class StoredResult:
 
 
 class OutputStore:
-    """Stores output files, and remembers the stored files of one ComfyUI process.
+    """Stores the output files of one ComfyUI process, and remembers the stored files.
 
-    For a repeated graph, ComfyUI's cache returns the names of the files that an earlier prompt
-    wrote. These files have been moved and stored, so this object looks up their digests. A file
-    that still exists has precedence, because a node may write the same name every time.
+    For a repeated graph, ComfyUI's cache returns the names of files that an earlier prompt wrote.
+    These files have been moved away, so their digests are looked up by name. A file that still
+    exists has precedence, because a node may write to the same name every time.
 
     Args:
-        limit: largest number of bytes of all output files of a prompt.
+        limit: largest total size in bytes of a prompt's output files.
     """
 
     def __init__(self, written_files: WrittenFiles, blobs: BlobStore, limit: int) -> None:
@@ -67,7 +67,7 @@ class OutputStore:
         # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_REMEMBERED)
-        # A repeated graph may name files that are being stored for an earlier prompt.
+        # Serialises storing, because a repeated graph may name files that are just being stored.
         self._storing = asyncio.Lock()
 
     async def collect(self, prompt_id: str, entry: HistoryEntry) -> StoredResult | None:
@@ -127,7 +127,8 @@ class OutputStore:
             if (
                 known is not None
                 and (file is None or _get_version(file) == version)
-                # Another prompt may have stored the file weeks ago, and it may have been pruned.
+                # The blob may have been pruned since an earlier prompt stored the file, perhaps
+                # weeks ago.
                 and (known.name == name or await self._blobs.renew(known.sha256))
             ):
                 return replace(known, name=name)
@@ -136,7 +137,7 @@ class OutputStore:
             version = _get_version(file)
             if os.fstat(file.fileno()).st_size > limit:
                 raise RenderFailed(
-                    f"the render's output files have more than the allowed {self._limit:,} bytes"
+                    f"the render's output files exceed the limit of {self._limit:,} bytes"
                 )
             blob = await self._blobs.put_stream(file, limit)
         finally:

@@ -34,7 +34,7 @@ from moyin.system.logfile import LogFile, read_last_lines
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
 _SANDBOX_END_SECONDS = 5.0
-# High, because each math library starts several threads per processor.
+# The limit of threads is high, because each math library starts several threads per processor.
 _MAX_THREADS = 16_384
 # Like a shell, bubblewrap exits with 128 plus the number of the signal that killed its child.
 _KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -43,8 +43,8 @@ _KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 class Spawner:
     """Starts processes from one thread that lives until `close`.
 
-    The kernel sends the parent-death signal when the *thread* that forked the process ends, and the
-    threads of asyncio's executor may end early.
+    The kernel sends the parent-death signal when the *thread* that forked the process ends. The
+    threads of asyncio's executor are unsuitable, because they may end early.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class ComfyProcess:
         return count_memory_kills() == self._first_memory_kills
 
     def read_last_log_lines(self, count: int = 12) -> str:
-        """Return the last lines of the process's log, for an operator."""
+        """Return the last ``count`` lines of the process's log."""
         return "\n".join(read_last_lines(self._log_path, count))
 
     def exempt_present_processes(self) -> None:
@@ -157,7 +157,7 @@ class ComfyProcess:
         if not self.exited.done():
             self._send_signal(signal.SIGTERM)
             await asyncio.wait([self.exited], timeout=patience)
-        # Sent even if the leader has ended, because its children belong to the group as well.
+        # Sent even if ComfyUI has ended, because its child processes belong to the group as well.
         self._send_signal(signal.SIGKILL)
         await self.exited
         if self._sandboxed is not None:
@@ -176,7 +176,7 @@ class ComfyProcess:
         try:
             await _wait_for_exit(self._process.pid)
             status = self._process.wait()
-            # With a timeout, because a grandchild may hold the pipe open for ever.
+            # With a timeout, because a grandchild process may hold the pipe open for ever.
             await asyncio.wait([pump], timeout=0.5)
         finally:
             pump.cancel()
@@ -196,7 +196,7 @@ class ComfyProcess:
 
 
 def count_memory_kills(path: Path = Path("/proc/vmstat")) -> int:
-    """Return how many processes the kernel's out-of-memory killer has killed since boot."""
+    """Return the number of processes that the kernel killed for lack of memory since boot."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
@@ -288,7 +288,8 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # A group of its own, so that `stop` also ends the processes that custom nodes start.
+        # A process group of its own, so that `stop` also ends the processes that custom nodes
+        # start.
         start_new_session=True,
         pass_fds=descriptors,
     )

@@ -1,16 +1,17 @@
 """Adds routes and limits to ComfyUI, inside its process.
 
-The module imports ComfyUI only in `register`, so that tests can import it. It has these effects:
+The module imports ComfyUI only in `register`, so that tests can import the module. It has these
+effects:
 
 * ``POST /moyin/validate`` responds like ``POST /prompt``, without adding the prompt to the queue,
-  and lists the inputs of which only type and range were checked.
-* ``POST /moyin/look`` returns a prompt's state, and drops other prompts from the history.
+  and also lists the inputs of which ComfyUI checked only the type and the range.
+* ``POST /moyin/look`` returns a prompt's state, and drops earlier prompts from the history.
 * ``GET /moyin/volatile`` lists the node classes that may return different outputs for equal inputs.
 * ``GET /moyin/pulse`` responds with 200 if the thread that executes prompts is alive, or else 503.
 * A prompt's output files are written to a folder named after the prompt, so that names are unique
   without a change of the graph and its cache keys. A file that a node writes elsewhere is reported
-  as if it were in that folder; `WrittenFiles.open_file` searches both places.
-* Names of Moyin's input files are valid before the files exist.
+  as if it were in that folder, so `WrittenFiles.open_file` searches both places.
+* The names of Moyin's input files pass validation before the files exist.
 * Nodes and file names that a prompt may not use are refused (see ``guard.py``).
 * A cached output that contains a prompt's graph is not used for other tenants (see ``tenants.py``).
 * Objects that exist at the start are exempt from garbage collection, because ComfyUI's collections
@@ -138,7 +139,10 @@ async def validate_graph(
 def find_free_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the inputs, with type and range, of which ComfyUI checks nothing else."""
+    """Return the inputs of which ComfyUI checks only the type and the range, by node id.
+
+    Each input has its type, its minimum and its maximum.
+    """
     free: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
         node_class = classes.get(content["class_type"])
@@ -184,7 +188,7 @@ def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
-    """Return the node classes whose methods decide whether their output has changed.
+    """Return the node classes that define methods to decide whether their output has changed.
 
     ComfyUI's own classes are left out. Their methods compare the content of files, but Moyin's
     input files with different content also have different names.
@@ -208,20 +212,20 @@ def _overrides(node_class: Any, *names: str) -> bool:
 
 
 class ExecutorThread:
-    """A watcher of ComfyUI's thread that executes prompts, which an exception may end."""
+    """Watches the thread in which ComfyUI executes prompts; an exception may end this thread."""
 
     def __init__(self) -> None:
         self._was_seen = False
 
     def is_alive(self) -> bool:
-        """Return whether the thread exists, or was never seen because of another name."""
+        """Return False if the thread was alive before and has ended, or else True."""
         is_present = any(_EXECUTOR_THREAD in thread.name for thread in threading.enumerate())
         self._was_seen = self._was_seen or is_present
         return is_present or not self._was_seen
 
 
 async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return whether the executor is executing a prompt, or consumes a flag within ``seconds``."""
+    """Return whether the executor is busy with a prompt, or resets a flag within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         # Repeated, because an executor that is finishing a prompt may miss the notification.
