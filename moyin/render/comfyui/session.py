@@ -25,7 +25,7 @@ from moyin.render.protocol.wire import EventMessage
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 30.0
-# Time limit between the last response of a dying process and the notice of its exit.
+# How long to wait for the exit of a process that no longer responds.
 _EXIT_SECONDS = 1.0
 # A graph without models. Its execution proves that ComfyUI works, which HTTP responses do not.
 _TEST_GRAPH = {
@@ -41,7 +41,7 @@ class Session:
     """A ComfyUI process that has rendered a first prompt, with its HTTP client.
 
     Attributes:
-        client: client of the process.
+        client: HTTP client of the process.
         written: files that prompts have written.
         memory: bytes of GPU memory that the process may use, or None without a GPU.
         volatile: node classes that may return different outputs for the same inputs.
@@ -164,7 +164,8 @@ class Session:
             try:
                 is_alive = await self.client.is_executor_alive()
             except WorkerLost:
-                # An executing node may prevent the process from responding.
+                # No response is not a failure, because an executing node may prevent the process
+                # from responding.
                 is_alive = not self._is_idle()
             if not is_alive:
                 return
@@ -208,7 +209,7 @@ async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) 
     try:
         await _render(client, from_json(graph))
     except (InvalidGraph, RenderFailed) as error:
-        # Not fatal, because the pool can still render.
+        # The failure is only logged, because the pool can still render.
         _log.warning("the pool's warm_up graph failed, so the first job will be slow: %s", error)
 
 
