@@ -1,4 +1,4 @@
-"""Provides what the activities of all steps need: input, output and heartbeats."""
+"""Provides the input, output and heartbeats that the activities of all steps need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moyin.store.blobs import BlobStore
 
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
-    """Load a step, and return the job's spec, the step, and its payload with references resolved.
+    """Return the job's spec, a step of it, and the step's payload with references resolved.
 
     Raises:
         InvalidRequest: a reference names an output that no earlier step has.
@@ -61,7 +61,7 @@ class Heartbeat:
     """Sends the heartbeats of an activity, by which Temporal also delivers cancellations.
 
     Attributes:
-        seconds: the interval, which is the longest delay of a cancellation.
+        seconds: the interval, which is also the longest delay of a cancellation.
         details: the values that the next try of the activity gets as ``heartbeat_details``.
     """
 
@@ -71,7 +71,7 @@ class Heartbeat:
         self.is_quick = asyncio.Event()
 
     def quicken(self) -> None:
-        """Use the shortest interval from now on."""
+        """Send heartbeats at the shortest interval from now on."""
         self.is_quick.set()
 
     def send(self) -> None:
@@ -84,7 +84,7 @@ async def send_heartbeats(
 ) -> AsyncIterator[Heartbeat]:
     """Send heartbeats of the current activity while the block runs.
 
-    Heartbeats have the details of earlier tries until `Heartbeat.details` is set.
+    Heartbeats repeat the details of the earlier try until `Heartbeat.details` is set.
 
     Args:
         every: the seconds between heartbeats, until `Heartbeat.quicken` is called.
@@ -101,7 +101,8 @@ async def send_heartbeats(
 async def _send_repeatedly(heartbeat: Heartbeat) -> None:
     loop = asyncio.get_running_loop()
     interval = HEARTBEAT_INTERVAL.total_seconds()
-    # Each heartbeat costs Temporal a write, so short steps end before their first heartbeat.
+    # Wait before the first heartbeat, so that short steps send none: each one is a write for
+    # Temporal.
     await asyncio.sleep(interval)
     while True:
         heartbeat.send()
