@@ -34,7 +34,7 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the number of matching jobs and change nothing.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-# The exit status if some of the jobs that match were not changed.
+# The exit status if some of the matching jobs were not changed.
 SOME_SKIPPED = 3
 
 
@@ -55,7 +55,7 @@ def list_jobs(
 ) -> None:
     """List your jobs, or those that match all filters.
 
-    Piped output has id, kind, status, progress and creation time, by tabs.
+    Piped output has tab-separated id, kind, status, progress and creation time.
     """
     where = build_filter(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
@@ -94,7 +94,7 @@ def cancel(
 ) -> None:
     """Cancel a job, or the queued and running jobs that match all filters.
 
-    Exit 3 if some of the matching jobs had ended before.
+    Exit 3 if some of the matching jobs had already ended.
     """
     where = build_filter(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
@@ -126,9 +126,9 @@ def delete(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete an ended job, or those that match all filters, with their files.
+    """Delete an ended job, or the ended jobs that match all filters, with their files.
 
-    Exit 3 if some of the matching jobs were open and stay.
+    Exit 3 if some of the matching jobs were not deleted, because they have not ended.
     """
     where = build_filter(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,

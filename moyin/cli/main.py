@@ -112,7 +112,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _format_error(error: Exception) -> str:
-    """Return the text of an error as one line for the terminal."""
+    """Return the message of an error as one line for the terminal."""
     if isinstance(error, RequestRefused):
         text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
     elif isinstance(error, GatewayUnreachable):

@@ -1,4 +1,4 @@
-"""Displays the state of the stack, while it starts and when it runs."""
+"""Displays the state of the stack while it starts and while it runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PHASE_COLOURS = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "ye
 
 
 class StartProgress:
-    """Shows how the stack starts: live on a terminal, or as one line per change in a pipe."""
+    """Shows how far the stack has started: live on a terminal, or one line per change in a pipe."""
 
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
