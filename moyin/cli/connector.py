@@ -207,7 +207,7 @@ class Connector:
 async def _relay_messages(
     client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse
 ) -> None:
-    """Relay messages in both directions until one end closes, then close the other end likewise."""
+    """Relay messages in both directions until one end closes, then close the other end, too."""
     copying = [
         asyncio.create_task(_copy_messages(client, upstream)),
         asyncio.create_task(_copy_messages(upstream, client)),

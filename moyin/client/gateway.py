@@ -84,7 +84,7 @@ class GatewayClient:
         api_key: the key for every request; if it is empty, requests need an ``identity`` or
             credentials in ``headers``.
         token_for: a function that makes a bearer token with the rights of an identity.
-        silence_seconds: the longest time in which no byte of the response arrives.
+        silence_seconds: the longest wait for the next byte of a response.
         total_seconds: the longest duration of a request that is not a stream; None means no limit.
         reconnect_seconds: the pause before a broken event stream is opened again.
     """
@@ -251,7 +251,7 @@ class GatewayClient:
         identity: Identity | None = None,
         idempotency_key: str | None = None,
     ) -> AcceptedJob:
-        """Submit a job, whose body is that of ``POST /jobs``.
+        """Submit a job; the mapping ``job`` is the body of ``POST /jobs``.
 
         Raises `MoyinError` with the type of the code that the gateway reports.
         """

@@ -52,7 +52,7 @@ _START_VIEW_SCRIPT = """<script>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontendFolders:
-    """The folders of ComfyUI's frontend, in each group in the order in which files are searched.
+    """The folders of ComfyUI's frontend; a file is searched in the order of the folders.
 
     Attributes:
         root: the folder of ``index.html``.

@@ -52,7 +52,7 @@ class ComfyPrompts:
     """Submits, lists and cancels the prompts of one tenant at a time.
 
     Args:
-        find_executed: returns those of the given prompts whose nodes have all been executed.
+        find_executed: returns those of the given prompt ids whose nodes have all been executed.
         read_places: returns the places of open jobs in the queues of their pools, by job id.
         wait_until_notified: returns when every connected client has received the end of a job.
     """
@@ -193,7 +193,7 @@ class ComfyPrompts:
     ) -> None:
         """Cancel one prompt of the tenant, or all running prompts of the caller.
 
-        Like in ComfyUI, a prompt of which every node has been executed is not cancelled.
+        Like in ComfyUI, a prompt is not cancelled if all of its nodes have been executed.
 
         Args:
             prompt_id: the id; None for all running prompts of the caller, or of ``client_id``.

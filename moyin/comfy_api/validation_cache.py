@@ -27,7 +27,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "BOOLEAN": (bool,),
 }
-# The type, minimum and maximum of inputs of which ComfyUI checks nothing else, by node and input.
+# Inputs that ComfyUI checks only for type and range, as type, minimum and maximum by node and
+# input.
 # A minimum or maximum of None means that there is no limit.
 UncheckedInputs = Mapping[str, Mapping[str, Sequence[Any]]]
 

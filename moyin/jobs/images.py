@@ -171,7 +171,7 @@ class ImageJobs:
         """Return the member ``data`` of OpenAI's response, with one entry per picture.
 
         Args:
-            base: the gateway's URL for the client, with which the URLs of pictures begin.
+            base: the gateway's URL for the client, used as the start of the pictures' URLs.
             ttl: the seconds for which the pictures' URLs are valid.
         """
         pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]

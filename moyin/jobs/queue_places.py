@@ -24,7 +24,7 @@ ListPlaces = Callable[[str], Awaitable[Mapping[str, QueuePlace]]]
 class _PoolQueue:
     """The latest places of a pool, and the times of the latest call and of its response.
 
-    ``is_slow`` is True once a reader has waited in vain for the present call.
+    ``is_slow`` is True if a reader has waited for the present call without getting a response.
     """
 
     places: Mapping[str, QueuePlace] = field(default_factory=dict)

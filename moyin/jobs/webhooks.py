@@ -109,7 +109,7 @@ def build_signature_headers(
     """Return the three headers of Standard Webhooks for a delivery.
 
     Args:
-        message_id: the id of the webhook without a dot, by which receivers recognise retries.
+        message_id: the id of the webhook, without a dot; receivers use it to recognise retries.
         timestamp: the time of this delivery, in Unix seconds.
     """
     key = base64.b64decode(secret.removeprefix(_PREFIX))

@@ -48,7 +48,7 @@ def normalize_path(text: str) -> str:
 
 
 def parse_paths(raw: str) -> tuple[str, str | None]:
-    """Return the path of a file, and the new path if the URL is that of a move, or else None.
+    """Return the path of a file, and its new path if the URL moves the file, or else None.
 
     Clients should encode the slashes in a path, but plain slashes are accepted as well.
 

@@ -205,7 +205,7 @@ class GrpcBridge:
 
 
 class RefusingBridge(GrpcBridge):
-    """Refuses all gRPC calls, for apps without a gRPC API to which Ray Serve may route calls."""
+    """Refuses all gRPC calls, for apps without a gRPC API that may get calls from Ray Serve."""
 
     def __init__(self) -> None:
         super().__init__("")

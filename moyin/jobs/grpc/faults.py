@@ -50,7 +50,7 @@ class StatusContext(Protocol):
 
 
 class Fault(Exception):
-    """The error with which a gRPC call ends.
+    """The error of a gRPC call.
 
     Attributes:
         status: the gRPC status.
@@ -108,7 +108,7 @@ def to_fault(refusal: RequestRefused, status: int | None = None) -> Fault:
     """Convert an error response of the gateway to a fault.
 
     Args:
-        status: the HTTP status to derive the gRPC status from; None means that of ``refusal``.
+        status: the HTTP status that determines the gRPC status; None means the one of ``refusal``.
     """
     return Fault(
         _STATUS.get(status or refusal.status, grpc.StatusCode.INTERNAL),
@@ -124,9 +124,9 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     """Convert an error event that ended a stream to a fault.
 
     Args:
-        status: the HTTP status that the gRPC status is derived from: that of a broken stream, or
-            that
-            of a new request if the caller lost access during the stream.
+        status: the HTTP status that determines the gRPC status. This is the status of a broken
+            stream,
+            or of a new request if the caller lost access during the stream.
         body: the data of the error event.
     """
     refusal = RequestRefused(status, headers, body)

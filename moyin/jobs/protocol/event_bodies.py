@@ -113,7 +113,7 @@ JobEvent = Annotated[
     StatusMessage | ProgressMessage | PreviewMessage | StepMessage,
     Field(discriminator="type", title="JobEvent"),
 ]
-# The messages in which a WebSocket sends events; server-sent events have the same three members.
+# The messages of a WebSocket, one for each event; server-sent events have the same three members.
 JOB_EVENT: TypeAdapter[StatusMessage | ProgressMessage | PreviewMessage | StepMessage] = (
     TypeAdapter(JobEvent)
 )

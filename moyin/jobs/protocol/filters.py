@@ -157,7 +157,7 @@ class BulkRequest(_Query):
 
 
 def parse_jobs_query(parameters: Iterable[tuple[str, str]]) -> JobsQuery:
-    """Parse the query of ``GET /jobs``, in which ``metadata.<key>`` may have any key.
+    """Parse the query of ``GET /jobs``; the parameter ``metadata.<key>`` may have any key.
 
     Raises:
         InvalidRequest: a parameter is unknown, repeated or invalid.
@@ -224,7 +224,7 @@ def _validate_query(shape: type[M], members: dict[str, Any]) -> M:
     for name in members:
         if name not in known:
             raise InvalidRequest(
-                f"{name[:64]} is not a query parameter of this route; it has {', '.join(known)}",
+                f"{name[:64]} is not a query parameter of this route; valid ones: {', '.join(known)}",
                 field=name[:64],
             )
     return validate(shape, members)

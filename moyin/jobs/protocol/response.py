@@ -58,7 +58,7 @@ def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueView:
-    """The state of the queue at one moment, from which waiting times and places are taken.
+    """The state of the queue at one moment, for the waiting times and places in responses.
 
     Attributes:
         places: the places of queued and running jobs, by job id.

@@ -13,7 +13,7 @@ _MAX_FIELD_LENGTH = 256
 
 
 def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -> None:
-    """Check that the outputs to which ``step`` refers can exist.
+    """Check that ``step`` refers only to outputs that the earlier steps can have.
 
     The output of a chat step has a text and a body. The output of a render has artifacts and the
     body ``{"outputs": …}``. The output of an http step depends on the response.

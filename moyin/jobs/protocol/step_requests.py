@@ -55,7 +55,7 @@ def _check_messages(protocol: ChatProtocol, request: Mapping[str, Any], field: s
 
 
 def get_chat_path(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
-    """Return the path of the models app to which the request of a chat step is sent."""
+    """Return the path on the models app for a chat step's request."""
     match protocol:
         case ChatProtocol.OPENAI:
             return "/v1/chat/completions"

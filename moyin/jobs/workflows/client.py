@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=3)
 # A worker that does not complete a workflow task within this time counts as lost.
 TASK_TIMEOUT = timedelta(seconds=5)
-# Seconds after a failure in which further requests fail at once, instead of waiting for a timeout.
+# For so many seconds after a failure, further requests fail at once instead of waiting for a
+# timeout.
 _PAUSE_SECONDS = 1.0
 _ENCODING = "json/plain"
 # One pydantic adapter for each type of payload, because creating an adapter takes most of the time

@@ -46,7 +46,7 @@ _GRACE = timedelta(seconds=5)
 
 @workflow.defn(name="JudgeWorkflow")
 class JudgeWorkflow:
-    """Compares a model's answer with that of a second model, and records the judge's verdict.
+    """Lets a judge compare the answers of two models, and records the judge's verdict.
 
     Temporal's history never contains conversations. Activities read them from the store by the
     comparison's id, and the last activity always deletes them.

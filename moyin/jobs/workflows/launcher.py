@@ -107,7 +107,7 @@ class JobLauncher:
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
-        """Raise ServiceUnavailable if the job's running workflow is that of an earlier attempt."""
+        """Raise ServiceUnavailable if the workflow of an earlier attempt of the job still runs."""
         try:
             described = await client.get_workflow_handle(launch.job_id).describe(
                 rpc_timeout=RPC_TIMEOUT

@@ -58,7 +58,7 @@ async def save_output(
 
 
 class Heartbeat:
-    """Sends the heartbeats of an activity, by which Temporal also delivers cancellations.
+    """Sends the heartbeats of an activity; Temporal delivers cancellations in reply to them.
 
     Attributes:
         seconds: the interval, which is also the longest delay of a cancellation.

@@ -29,7 +29,7 @@ def get_render_queue(pool: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRouting:
-    """The kind and the render pool of a step, from which the workflow chooses a task queue."""
+    """The kind and the render pool of a step, which determine its task queue."""
 
     kind: StepKind
     pool: str = "default"
@@ -98,7 +98,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """The result of `JobWorkflow`; ``results`` has those of all steps if the job succeeded."""
+    """The result of `JobWorkflow`; if the job succeeded, ``results`` has those of all steps."""
 
     job_id: str
     owner: str

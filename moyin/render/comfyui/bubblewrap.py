@@ -114,7 +114,7 @@ def build_user_options() -> Sequence[str]:
 
     If this process is root, no user namespace is used, because the sandbox would still be root for
     the kernel; ``launcher.py`` changes the user id instead. Otherwise bubblewrap creates a user
-    namespace in which no other user namespace can be created.
+    namespace, and prevents the creation of further user namespaces.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")

@@ -27,7 +27,7 @@ _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 _MAX_ENTRY_BYTES = 8 * 1024 * 1024
 # The value of the header Host; a Unix socket has no host name.
 _URL = "http://comfyui"
-# The error body for a malformed graph, to which ComfyUI itself responds with status 500.
+# The error body for a malformed graph; ComfyUI itself would respond with status 500.
 _MALFORMED_GRAPH = {
     "error": {
         "type": "invalid_prompt",

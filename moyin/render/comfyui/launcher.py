@@ -8,7 +8,7 @@ that the interpreter can read::
 Members of the JSON object:
 
 * ``socket``: descriptor of the listening Unix socket on which ComfyUI serves. ComfyUI opens no
-  port, to which other users of the machine could connect.
+  port, because other users of the machine could connect to it.
 * ``alive``: descriptor of a pipe whose other end is open in the parent.
 * ``parent``: the parent's process id; absent if bubblewrap ends this process with its parent.
 * ``user``, ``groups``: ids of the user and groups to change to; present only if this user is root.

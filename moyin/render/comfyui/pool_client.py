@@ -94,7 +94,7 @@ class PoolResponseCache:
 
     Args:
         folder: folder of the cached responses on disk, or None to cache in memory only.
-        fresh: seconds for which a cached response is returned without a new request.
+        fresh: seconds until a cached response is too old to be returned without a new request.
         patience: seconds to wait for a new response before an older cached one is returned.
     """
 

@@ -127,7 +127,7 @@ class ComfyProcess:
 
     @property
     def pid(self) -> int:
-        """The id of ComfyUI's process, or that of bubblewrap until ComfyUI has started."""
+        """The process id of ComfyUI, or of bubblewrap until ComfyUI has started."""
         main = None if self._sandboxed is None else self._sandboxed.main
         return self._process.pid if main is None else main
 

@@ -95,7 +95,7 @@ class ComfyRenderer:
         self._journal = RunJournal()
         self._active_prompts: dict[str, tuple[RunningPrompt, asyncio.Task[None]]] = {}
         self._finished_results: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
-        # The id of the executing prompt, to which events without a prompt id belong.
+        # The id of the executing prompt; events without a prompt id belong to this prompt.
         self._executing: str | None = None
         # Serialises submissions and interrupts, because otherwise an interrupt could stop a newer
         # prompt.

@@ -112,7 +112,7 @@ def has_succeeded(entry: HistoryEntry) -> bool:
 
 
 def raise_for_failure(entry: HistoryEntry) -> None:
-    """Raise an error if the history entry is that of a failed prompt.
+    """Raise an error if the history entry shows that the prompt has failed.
 
     Raises:
         OutOfMemory: A node needed more GPU memory than is available.

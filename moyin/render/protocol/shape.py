@@ -58,7 +58,7 @@ def estimate_pictures(graph: Mapping[str, Any]) -> int:
 
 
 class PictureCounts(NamedTuple):
-    """The numbers in a graph from which its number of pictures is estimated.
+    """Counts in a graph that are used to estimate how many pictures it stores.
 
     Attributes:
         saves: number of nodes that save pictures.

@@ -104,7 +104,7 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
     def compute_due_time(self, pending: PendingRender) -> float:
-        """Return the time from which on renders that entered later can't overtake ``pending``."""
+        """Return the time after which no render that entered later can overtake ``pending``."""
         due = pending.entered + pending.priority * self.ageing_seconds
         if pending.deadline is None:
             return due

@@ -106,7 +106,7 @@ class RenderScheduler:
         return self._is_executing(name)
 
     def idle_seconds(self, name: str) -> float | None:
-        """Return the seconds for which the renderer has been free, or None if it is busy."""
+        """Return how many seconds the renderer has been free, or None if it is busy."""
         return self._window.idle_seconds(name, self._clock())
 
     def add_renderer(

@@ -179,7 +179,7 @@ class Window:
             self._free[name] = self._slots[name]
 
     def idle_seconds(self, name: str, now: float) -> float | None:
-        """Return the seconds for which a renderer has been free, or None if it is busy."""
+        """Return how many seconds a renderer has been free, or None if it is busy."""
         return now - self._free[name].free_since if name in self._free else None
 
     def begin_render(self, choice: Assignment, now: float) -> None:
@@ -215,7 +215,7 @@ class Window:
         return min(firsts, key=lambda first: self._make_sort_key(first, now), default=None)
 
     def forecast(self, now: float, limit: int) -> list[Expectation]:
-        """Return the next ``limit`` renders in the order in which they begin if no others arrive.
+        """Forecast the next ``limit`` renders in their order, assuming that no others arrive.
 
         A render is assumed to take the mean duration of its shape, or of the pool if its shape has
         not been measured. A pool without renderers is assumed to get one, at an unknown time.

@@ -4,7 +4,7 @@ The module imports ComfyUI only in `register`, so that tests can import the modu
 effects:
 
 * ``POST /moyin/validate`` responds like ``POST /prompt``, without adding the prompt to the queue,
-  and also lists the inputs of which ComfyUI checked only the type and the range.
+  and also lists the inputs that ComfyUI has checked only for their type and range.
 * ``POST /moyin/look`` returns a prompt's state, and drops earlier prompts from the history.
 * ``GET /moyin/volatile`` lists the node classes that may return different outputs for equal inputs.
 * ``GET /moyin/pulse`` responds with 200 if the thread that executes prompts is alive, or else 503.
@@ -118,7 +118,7 @@ async def freeze_startup_objects(_app: Any) -> None:
 async def validate_graph(
     validate_prompt: Callable[..., Any], body: dict[str, Any]
 ) -> tuple[int, Any]:
-    """Return the status and body with which ``POST /prompt`` would respond, without ``number``."""
+    """Return the status and body of ComfyUI's response to ``POST /prompt``, without ``number``."""
     if "prompt" not in body:
         error = {
             "type": "no_prompt",
@@ -139,7 +139,7 @@ async def validate_graph(
 def find_free_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the inputs of which ComfyUI checks only the type and the range, by node id.
+    """Return the inputs that ComfyUI checks only for their type and range, by node id.
 
     Each input has its type, its minimum and its maximum.
     """
@@ -212,13 +212,13 @@ def _overrides(node_class: Any, *names: str) -> bool:
 
 
 class ExecutorThread:
-    """Watches the thread in which ComfyUI executes prompts; an exception may end this thread."""
+    """Watches ComfyUI's thread that executes prompts, which ends after an unhandled exception."""
 
     def __init__(self) -> None:
         self._was_seen = False
 
     def is_alive(self) -> bool:
-        """Return False if the thread was alive before and has ended, or else True."""
+        """Return whether the thread is alive; also True if no such thread has ever been found."""
         is_present = any(_EXECUTOR_THREAD in thread.name for thread in threading.enumerate())
         self._was_seen = self._was_seen or is_present
         return is_present or not self._was_seen

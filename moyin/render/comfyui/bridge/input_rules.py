@@ -115,7 +115,7 @@ def find_refusals(
 
 
 def find_rule(rules: Mapping[str, Rule], name: str) -> Rule:
-    """Return the rule of an input, such as ``a.b``, or that of its prefix ``a`` if it has none."""
+    """Return the rule of an input; for an input like ``a.b`` without a rule, the rule of ``a``."""
     return rules.get(name) or rules.get(name.partition(".")[0]) or Rule(LINE)
 
 
