@@ -20,7 +20,7 @@ app = typer.Typer(help="Local ports for clients that can send no key.", no_args_
 
 
 @app.callback()
-def _group() -> None:
+def _make_subcommand() -> None:
     """Make `ollama` a subcommand; Typer would run a single command without its name."""
 
 

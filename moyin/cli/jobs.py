@@ -100,7 +100,7 @@ def cancel(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
         before=before, search=search,
     )  # fmt: skip
-    if _names_one_job(job_id, where, dry_run):
+    if _is_single_job(job_id, where, dry_run):
         job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/cancel"))
         if as_json:
             print_json(job)
@@ -134,7 +134,7 @@ def delete(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
         before=before, search=search,
     )  # fmt: skip
-    if _names_one_job(job_id, where, dry_run):
+    if _is_single_job(job_id, where, dry_run):
         send("DELETE", _build_path(job_id))
         if as_json:
             print_json({"id": job_id, "deleted": True})
@@ -172,7 +172,7 @@ def watch(job_id: JobId, as_json: AsJson = False) -> None:
     with_gateway(work)
 
 
-def _names_one_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> bool:
+def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> bool:
     """Return whether the arguments name a job instead of filters."""
     if job_id is None and not where:
         raise typer.BadParameter("name a job's id, or at least one filter")

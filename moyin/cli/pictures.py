@@ -54,7 +54,7 @@ def detect_protocol(environ: Mapping[str, str] = os.environ) -> PictureProtocol 
         program = environ.get("TERM_PROGRAM")
         if program in ("iTerm.app", "WezTerm") or environ.get("LC_TERMINAL") == "iTerm2":
             return PictureProtocol.ITERM
-    return _parse_reply(_ask_terminal())
+    return _parse_reply(_query_terminal())
 
 
 def show_picture(path: Path, protocol: PictureProtocol) -> bool:
@@ -106,7 +106,7 @@ def _load_thumbnail(path: Path) -> Image | None:
     return picture
 
 
-def _ask_terminal() -> bytes:
+def _query_terminal() -> bytes:
     """Return the terminal's reply to the query; empty if this process can't query the terminal."""
     reader, writer = sys.stdin.fileno(), sys.stdout.fileno()
     # A background process would be suspended if it changed the terminal's settings.

@@ -16,7 +16,7 @@ app = typer.Typer(help="Services behind the reverse proxy.", no_args_is_help=Tru
 
 
 @app.callback()
-def _routes() -> None:
+def _make_subcommand() -> None:
     """Make ``secret`` a subcommand; Typer would run a single command without its name."""
 
 

@@ -59,7 +59,7 @@ def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     writer = csv.writer(sys.stdout)
     if columns:
         writer.writerow(columns)
-    writer.writerows([_protect_cell(value) for value in row] for row in rows)
+    writer.writerows([_escape_formula(value) for value in row] for row in rows)
 
 
 def clean_text(value: object) -> str:
@@ -72,7 +72,7 @@ def clean_text(value: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _protect_cell(value: object) -> object:
+def _escape_formula(value: object) -> object:
     """Return the value of a cell, changed if spreadsheets would take it for a formula."""
     if isinstance(value, Decimal):
         return f"{value:f}"

@@ -77,7 +77,7 @@ class NodeInfoCache:
     ) -> None:
         self._pool_client = pool_client
         self._start = start
-        self._answers = PoolResponseCache(
+        self._pool_responses = PoolResponseCache(
             pool_client, folder=folder, fresh=fresh, patience=patience
         )
         # The first item of each entry is the source from which the second item was computed.
@@ -115,7 +115,7 @@ class NodeInfoCache:
         """Return the operator's rules for a pool, or default rules if the pool does not respond."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._answers.fetch(pool, RULES_PATH, patience=0.0)).value
+                content = (await self._pool_responses.fetch(pool, RULES_PATH, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             content = None
         known = self._rules.get(pool)
@@ -138,7 +138,7 @@ class NodeInfoCache:
         message = f"the prices of render pool {pool!r} are unknown while it is down; try again"
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._answers.fetch(pool, TARIFF_PATH)).value
+                content = (await self._pool_responses.fetch(pool, TARIFF_PATH)).value
         except TimeoutError as error:
             raise ServiceUnavailable(message, retry_after=5) from error
         if content is None:
@@ -217,7 +217,7 @@ class NodeInfoCache:
 
     async def close(self) -> None:
         """Cancel the requests to pools that are still in progress."""
-        await self._answers.close()
+        await self._pool_responses.close()
 
     async def _merge_once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
         """Return the result of ``merge``, and cache the result until ``source`` changes."""
@@ -242,7 +242,7 @@ class NodeInfoCache:
             # tenants.
             raise NotFound(f"no render pool has a file or response for {path}")
         results = await asyncio.gather(
-            *(self._answers.fetch(pool, path) for pool in pools), return_exceptions=True
+            *(self._pool_responses.fetch(pool, path) for pool in pools), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
@@ -269,7 +269,7 @@ class NodeInfoCache:
             left = max(0.0, deadline - time.monotonic())
             try:
                 async with asyncio.timeout(left):
-                    answer = await self._answers.fetch(pool, NODES_PATH)
+                    answer = await self._pool_responses.fetch(pool, NODES_PATH)
                 break
             except (PoolStarting, TimeoutError):
                 if time.monotonic() >= deadline:
@@ -293,7 +293,7 @@ class NodeInfoCache:
         """Return a pool's inventory and input rules, or None if they are not available in time."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                answer = await self._answers.fetch(pool, NODES_PATH, fresh, patience)
+                answer = await self._pool_responses.fetch(pool, NODES_PATH, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
         return await self._parse_once(pool, answer)

@@ -110,9 +110,9 @@ class PromptNotifier:
     """
 
     def __init__(
-        self, events: PromptNotifiers, owner: str, client_id: str, send: SendMessage
+        self, shared: PromptNotifiers, owner: str, client_id: str, send: SendMessage
     ) -> None:
-        self._events = events
+        self._shared = shared
         self._owner = owner
         self._client_id = client_id
         self._channel = build_channel_name(owner, client_id)
@@ -135,7 +135,7 @@ class PromptNotifier:
         Raises:
             SlowConsumer: the client reads its messages too slowly.
         """
-        with self._events.register(self._channel, self):
+        with self._shared.register(self._channel, self):
             await self._run_registered()
 
     async def wait_until_notified(self, job: Job) -> None:
@@ -153,7 +153,7 @@ class PromptNotifier:
     async def _run_registered(self) -> None:
         newest = await self._newest_frames()
         after = newest[-1].id if newest else None
-        async with self._events.hub.subscribe(self._channel, after) as watch:
+        async with self._shared.hub.subscribe(self._channel, after) as watch:
             await self.send(
                 "status", {"status": await self._read_queue_status(), "sid": self._client_id}
             )
@@ -193,7 +193,7 @@ class PromptNotifier:
 
     async def _newest_frames(self) -> list[Frame]:
         try:
-            return await self._events.frames.list_newest(self._channel, _LOOK_BACK_FRAMES)
+            return await self._shared.frames.list_newest(self._channel, _LOOK_BACK_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning(
                 "cannot read the earlier messages of a ComfyUI client from Valkey: %s",
@@ -203,7 +203,7 @@ class PromptNotifier:
 
     async def _send_running(self, newest: list[Frame]) -> None:
         """Send the state of the running prompts to the client, which has just connected."""
-        for job in await self._events.prompts.list_running(self._channel):
+        for job in await self._shared.prompts.list_running(self._channel):
             latest = {}
             for frame in newest:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
@@ -222,7 +222,7 @@ class PromptNotifier:
             await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
         elif frame.kind is FrameKind.END:
-            for job in await self._events.prompts.get(self._owner, [frame.prompt], hidden=True):
+            for job in await self._shared.prompts.get(self._owner, [frame.prompt], hidden=True):
                 await self._send_end(job)
         elif frame.prompt in self._ended:
             # ComfyUI may send messages for a moment after a prompt has been cancelled.
@@ -243,7 +243,7 @@ class PromptNotifier:
         with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
             async with asyncio.timeout(_START_WAIT_SECONDS):
                 while not watch.is_half_full:
-                    jobs = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
+                    jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
                     if all(job.status is not JobStatus.QUEUED for job in jobs):
                         return
                     await asyncio.sleep(_START_POLL_SECONDS)
@@ -251,7 +251,7 @@ class PromptNotifier:
     async def _resume_if_retried(self, prompt_id: str) -> None:
         """Forward the messages of an ended prompt again if its job has been retried."""
         if prompt_id in self._ended:
-            jobs = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
+            jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
             if any(not job.status.is_final for job in jobs):
                 del self._ended[prompt_id]
 
@@ -268,7 +268,7 @@ class PromptNotifier:
         body = frame.body
         if frame.kind is FrameKind.BLOB:
             try:
-                body += await self._events.blobs.get(frame.blob)
+                body += await self._shared.blobs.get(frame.blob)
             except FileNotFoundError:
                 _log.warning(
                     "a preview of prompt %s is not sent, because its blob has been deleted",
@@ -287,7 +287,7 @@ class PromptNotifier:
         self._ends_sent[_attempt_key(job)] = False
         self._ended[job.id] = None
         try:
-            record = await self._events.files.read_record(job)
+            record = await self._shared.files.read_record(job)
         except BaseException:
             # `_send_missed_ends` tries again later.
             del self._ends_sent[_attempt_key(job)]
@@ -313,21 +313,21 @@ class PromptNotifier:
                 continue
             self._queue_changed.clear()
             try:
-                count = await self._events.counts.count_now(self._owner)
+                count = await self._shared.counts.count_now(self._owner)
             except _STORE_ERRORS as error:
                 _log.warning(_STORE_WARNING, error)
                 continue
             async with self._send_lock:
                 # `_send_end` may have sent a newer count while this task waited for the lock.
-                latest = self._events.counts.latest_count(self._owner, count)
+                latest = self._shared.counts.latest_count(self._owner, count)
                 await self._send_unlocked("status", {"status": _build_status(latest)})
 
     async def _send_periodically(self) -> None:
         """Send the queue's length and the missed ends of prompts at regular intervals."""
         while True:
-            await asyncio.sleep(self._events.tick)
+            await asyncio.sleep(self._shared.tick)
             try:
-                count = await self._events.counts.count_recent(self._owner, self._events.tick)
+                count = await self._shared.counts.count_recent(self._owner, self._shared.tick)
                 await self.send("status", {"status": _build_status(count)})
                 await self._send_missed_ends()
             except _STORE_ERRORS as error:
@@ -337,8 +337,8 @@ class PromptNotifier:
         """Send the ends that were not sent, of jobs that ended at least one interval ago."""
         # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
-        overdue = now() - timedelta(seconds=self._events.tick)
-        for job in await self._events.prompts.list_ended_since(
+        overdue = now() - timedelta(seconds=self._shared.tick)
+        for job in await self._shared.prompts.list_ended_since(
             self._channel, self._ends_checked_until
         ):
             if job.finished_at is not None and job.finished_at <= overdue:
@@ -350,7 +350,7 @@ class PromptNotifier:
         self._ends_checked_until = checked_until
 
     async def _read_queue_status(self) -> dict[str, Any]:
-        return _build_status(await self._events.counts.count_now(self._owner))
+        return _build_status(await self._shared.counts.count_now(self._owner))
 
 
 def _attempt_key(job: Job) -> tuple[str, int]:

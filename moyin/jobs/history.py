@@ -157,7 +157,7 @@ class JobHistory:
             return BulkResult(matched=count, done=0, skipped=0, next_cursor=None)
         matched = done = 0
         size, limit = (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
-        with self._exclusive(owner):
+        with self._lock_tenant(owner):
             for _ in range(_MAX_PAGES):
                 page = await self._jobs.list_ids(owner, where, limit=size, cursor=cursor)
                 matched, cursor = matched + len(page.ids), page.next_cursor
@@ -169,7 +169,7 @@ class JobHistory:
         return BulkResult(matched=matched, done=done, skipped=skipped, next_cursor=cursor)
 
     @contextmanager
-    def _exclusive(self, owner: str) -> Iterator[None]:
+    def _lock_tenant(self, owner: str) -> Iterator[None]:
         if owner in self._busy_owners:
             raise Overloaded(
                 "another request that changes many of your jobs is in progress; try again",

@@ -95,7 +95,7 @@ class NamedFiles(Protocol):
         ...
 
 
-class HeldMoney(Protocol):
+class HeldReservation(Protocol):
     """The interface of money that is reserved for a job that is not accepted yet."""
 
     @property
@@ -112,7 +112,7 @@ class JobBudgets(Protocol):
 
     async def reserve(
         self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
-    ) -> HeldMoney:
+    ) -> HeldReservation:
         """Reserve the estimated cost of the job's renders, except those in ``done``.
 
         Raises:

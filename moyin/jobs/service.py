@@ -107,12 +107,12 @@ class JobService:
             InvalidJson, BodyTooLarge, InvalidRequest: the body is invalid.
             MoyinError: one of the errors of `submit`.
         """
-        request, mark = parse_job_body(body), None
+        request, fingerprint = parse_job_body(body), None
         if idempotency_key is not None:
-            mark = compute_fingerprint(request)
+            fingerprint = compute_fingerprint(request)
             first_job = await self._jobs.find_by_idempotency_key(submitter.owner, idempotency_key)
             if first_job is not None:
-                _check_same_request(first_job, mark)
+                _check_same_request(first_job, fingerprint)
                 return first_job, False
         request = await self._names.replace_in_templates(submitter.owner, request, templates)
         spec = to_job_spec(request, now, templates)
@@ -120,7 +120,7 @@ class JobService:
             submitter,
             spec,
             idempotency_key=idempotency_key,
-            mark=mark,
+            fingerprint=fingerprint,
             priority_field="priority" if "priority" in request.model_fields_set else None,
         )
 
@@ -130,7 +130,7 @@ class JobService:
         spec: JobSpec,
         *,
         idempotency_key: str | None = None,
-        mark: str | None = None,
+        fingerprint: str | None = None,
         job_id: str | None = None,
         validated: bool = False,
         priority_field: str | None = None,
@@ -141,7 +141,7 @@ class JobService:
         the job later.
 
         Args:
-            mark: the request's fingerprint; if None, the fingerprint of ``spec`` is computed.
+            fingerprint: the request's fingerprint; if None, the fingerprint of ``spec`` is computed.
             job_id: a lower-case UUID that the client chose.
             validated: True if the pool and the graphs have been checked already.
             priority_field: the request's field with the priority. If None, the request names no
@@ -165,7 +165,9 @@ class JobService:
             BudgetExceeded: a budget does not cover the estimated cost of the renders.
             ServiceUnavailable: the cost or the remaining budgets can't be determined.
         """
-        mark = mark or (None if idempotency_key is None else compute_fingerprint(spec))
+        fingerprint = fingerprint or (
+            None if idempotency_key is None else compute_fingerprint(spec)
+        )
         spec = _apply_allowed_priority(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
@@ -189,7 +191,7 @@ class JobService:
             webhook=spec.webhook,
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
-            fingerprint=None if idempotency_key is None else mark,
+            fingerprint=None if idempotency_key is None else fingerprint,
             channel=build_channel_name(submitter.owner, prompt.client_id)
             if prompt is not None and prompt.client_id is not None
             else None,
@@ -363,9 +365,9 @@ class JobService:
             _log.warning("the sweeper will start job %s: %s", job.id, error)
 
 
-def _check_same_request(first_job: Job, mark: str) -> None:
+def _check_same_request(first_job: Job, fingerprint: str) -> None:
     """Raise IdempotencyMismatch if the key's first job came from a different request."""
-    if first_job.fingerprint != mark:
+    if first_job.fingerprint != fingerprint:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
             field="Idempotency-Key",

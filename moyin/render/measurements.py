@@ -68,10 +68,10 @@ class RenderMeasurements:
             return RenderTariff()
         return RenderTariff(
             price=price,
-            seconds=_choose_high(list(self._seconds)) if self._seconds else default_seconds,
+            seconds=_get_high_quantile(list(self._seconds)) if self._seconds else default_seconds,
             shapes={
                 shape: RenderEstimate(
-                    seconds=_choose_high([render.seconds for render in renders]),
+                    seconds=_get_high_quantile([render.seconds for render in renders]),
                     pictures=max(render.pictures for render in renders),
                 )
                 for shape, renders in self._shapes.items()
@@ -94,7 +94,7 @@ class RenderMeasurements:
             return None
         return _summarise([s - elapsed for s in samples if s > elapsed] or [elapsed * _OVERTIME])
 
-    def estimate_any(self, elapsed: float = 0.0) -> Duration | None:
+    def estimate_any_shape(self, elapsed: float = 0.0) -> Duration | None:
         """Return the remaining time of a render of unknown shape; None before the first render."""
         return self.estimate_remaining(None, elapsed)
 
@@ -125,7 +125,7 @@ class RenderMeasurements:
         return sum(measured for measured, _ in self._loads) / estimated if estimated else 1.0
 
 
-def _choose_high(seconds: Sequence[float]) -> float:
+def _get_high_quantile(seconds: Sequence[float]) -> float:
     return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]
 
 

@@ -67,9 +67,9 @@ class RabbitBroker:
             connection.close_callbacks.add(session.end)
             channel.close_callbacks.add(session.end)
             with _raise_broker_lost():
-                underlay = await channel.get_underlay_channel()
+                raw_channel = await channel.get_underlay_channel()
             # When the queue is deleted, RabbitMQ cancels the consumer, but the channel stays open.
-            underlay.on_consumer_cancel_callbacks.add(session.end)
+            raw_channel.on_consumer_cancel_callbacks.add(session.end)
             yield session
 
     async def _declare_queues(self, channel: AbstractChannel) -> None:

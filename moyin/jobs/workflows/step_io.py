@@ -68,11 +68,11 @@ class Heartbeat:
     def __init__(self, seconds: float, details: Sequence[Any] = ()) -> None:
         self.seconds = seconds
         self.details = tuple(details)
-        self.is_quick = asyncio.Event()
+        self.is_interval_shortest = asyncio.Event()
 
-    def quicken(self) -> None:
+    def use_shortest_interval(self) -> None:
         """Send heartbeats at the shortest interval from now on."""
-        self.is_quick.set()
+        self.is_interval_shortest.set()
 
     def send(self) -> None:
         activity.heartbeat(*self.details)
@@ -87,7 +87,7 @@ async def send_heartbeats(
     Heartbeats repeat the details of the earlier try until `Heartbeat.details` is set.
 
     Args:
-        every: the seconds between heartbeats, until `Heartbeat.quicken` is called.
+        every: the seconds between heartbeats, until `Heartbeat.use_shortest_interval` is called.
     """
     heartbeat = Heartbeat(every, activity.info().heartbeat_details)
     sending = asyncio.create_task(_send_repeatedly(heartbeat))
@@ -109,5 +109,5 @@ async def _send_repeatedly(heartbeat: Heartbeat) -> None:
         sent_at = loop.time()
         with suppress(TimeoutError):
             async with asyncio.timeout(heartbeat.seconds):
-                await heartbeat.is_quick.wait()
+                await heartbeat.is_interval_shortest.wait()
         await asyncio.sleep(max(0.0, sent_at + interval - loop.time()))

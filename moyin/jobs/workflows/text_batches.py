@@ -134,10 +134,10 @@ class TextBatchActivities:
         return [self.batch_prepare, self.batch_work, self.batch_finish]
 
     @activity.defn
-    async def batch_prepare(self, given: TextBatchInput) -> str:
+    async def batch_prepare(self, batch_input: TextBatchInput) -> str:
         """Check the input file, store the lines, and return the status of the batch."""
         async with send_heartbeats(), _raise_application_errors():
-            batch = await self._batches.find(given.batch_id)
+            batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
                 raise BatchNotFound("the batch was deleted")
             # A batch that was cancelled before the check needs its lines, too: its results show
@@ -171,21 +171,21 @@ class TextBatchActivities:
             return (await self._batches.find(batch.id) or batch).status.value
 
     @activity.defn
-    async def batch_work(self, given: TextBatchInput) -> str:
+    async def batch_work(self, batch_input: TextBatchInput) -> str:
         """Let replicas of the models app run lines; return ``done`` if none are left to run."""
         async with send_heartbeats(), _raise_application_errors():
             loop = asyncio.get_running_loop()
             until = loop.time() + _WORK_SECONDS
             state = "more"
             while state == "more" and loop.time() < until:
-                state = await self._work(given.batch_id)
+                state = await self._run_lines(batch_input.batch_id)
             return state
 
     @activity.defn
-    async def batch_finish(self, given: TextBatchInput) -> str:
+    async def batch_finish(self, batch_input: TextBatchInput) -> str:
         """Write the results to files and end the batch; return its final status."""
         async with send_heartbeats(), _raise_application_errors():
-            batch = await self._batches.find(given.batch_id)
+            batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
                 raise BatchNotFound("the batch was deleted")
             if batch.status.is_final:
@@ -196,21 +196,21 @@ class TextBatchActivities:
                 # Work remains after a cancellation: native batches are cancelled and their results
                 # collected.
                 with suppress(MoyinError):
-                    await self._ask_replica(batch)
+                    await self._request_work(batch)
                 await asyncio.sleep(_SEAL_SECONDS)
             output, errors = await write_results(batch, self._lines, self._blobs)
             return (await self._batches.finish(batch.id, output=output, errors=errors)).status.value
 
-    async def _work(self, batch_id: str) -> str:
+    async def _run_lines(self, batch_id: str) -> str:
         """Let a replica work for some seconds with the submitter's rights; return its state."""
         batch = await self._batches.find(batch_id)
         if batch is None:
             raise BatchNotFound("the batch was deleted")
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return "done"
-        return await self._ask_replica(batch)
+        return await self._request_work(batch)
 
-    async def _ask_replica(self, batch: TextBatch) -> str:
+    async def _request_work(self, batch: TextBatch) -> str:
         try:
             async with self._gateway.open(
                 "POST", f"/v1/batches/{batch.id}/work", b"", identity=batch.submitter

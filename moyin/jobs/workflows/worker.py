@@ -139,7 +139,7 @@ class Sweeper:
         return started
 
 
-class RunsForever(Protocol):
+class BackgroundSweeper(Protocol):
     """The interface of a sweeper."""
 
     async def run(self) -> None:
@@ -162,7 +162,7 @@ class JobRunner(WorkerRunner):
         sweeper: Sweeper,
         concurrency: int,
         more_workers: Sequence[Callable[[Client], Worker]] = (),
-        more_sweepers: Sequence[RunsForever] = (),
+        more_sweepers: Sequence[BackgroundSweeper] = (),
     ) -> None:
         async def new_workers(client: Client) -> list[Worker]:
             return [
@@ -172,7 +172,7 @@ class JobRunner(WorkerRunner):
             ]
 
         super().__init__(temporal, new_workers)
-        self._sweepers: Sequence[RunsForever] = (sweeper, *more_sweepers)
+        self._sweepers: Sequence[BackgroundSweeper] = (sweeper, *more_sweepers)
 
     async def run(self) -> None:
         """Run the workers and the sweepers until `stop` is called."""

@@ -21,7 +21,7 @@ _TYPICAL_BYTES = {
     "vae": 0.3 * _GB,
 }
 _OTHER_BYTES = 0.1 * _GB
-_REMEMBERED = 4096
+_MAX_SIZES = 4096
 
 
 class ModelSizes:
@@ -34,7 +34,7 @@ class ModelSizes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._sizes: BoundedDict[str, int] = BoundedDict(_REMEMBERED)
+        self._sizes: BoundedDict[str, int] = BoundedDict(_MAX_SIZES)
 
     async def measure(self, models: Collection[str]) -> dict[str, int]:
         """Return the size in bytes of each model by its name, ``<kind>/<file name>``."""

@@ -27,7 +27,7 @@ from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
 
-_REMEMBERED = 4096
+_MAX_STORED = 4096
 _Version: TypeAlias = tuple[int, int, int]
 # Media types that Python does not know, or reads from files of the machine.
 _MEDIA_TYPES = {
@@ -66,9 +66,9 @@ class OutputStore:
         self._limit = limit
         # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
-        self._stored = BoundedDict(_REMEMBERED)
+        self._stored = BoundedDict(_MAX_STORED)
         # Serialises storing, because a repeated graph may name files that are just being stored.
-        self._storing = asyncio.Lock()
+        self._store_lock = asyncio.Lock()
 
     async def collect(self, prompt_id: str, entry: HistoryEntry) -> StoredResult | None:
         """Store the output files of a finished prompt and return its result.
@@ -79,7 +79,7 @@ class OutputStore:
             The result, or None if a file of a successful prompt does not exist and is not stored.
         """
         try:
-            async with self._storing:
+            async with self._store_lock:
                 stored = await self._store_all(prompt_id, entry)
         finally:
             await asyncio.to_thread(self._written.discard_files, prompt_id)
@@ -111,7 +111,7 @@ class OutputStore:
         self, prompt_id: str, output: Mapping[str, Any]
     ) -> list[PromptFile]:
         """Store the output files of one node of a running prompt, and leave missing files out."""
-        async with self._storing:
+        async with self._store_lock:
             files = [await self._store(prompt_id, file, self._limit) for file in find_files(output)]
         return [file for file in files if file is not None]
 

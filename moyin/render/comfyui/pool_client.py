@@ -28,10 +28,10 @@ FRESH_RESPONSE_SECONDS = 10.0
 MAX_REFRESH_WAIT_SECONDS = 0.5
 # Paths whose responses are also written to disk, and the endings of their files.
 _PATHS_ON_DISK = {NODES_PATH: "", RULES_PATH: ".rules", TARIFF_PATH: ".tariff"}
-_REMEMBERED = 128
+_MAX_RESPONSES = 128
 # The frontend's page loads many files of node packages. Only small ones are cached.
 _FILE_PATHS = "/extensions/"
-_REMEMBERED_FILES = 256
+_MAX_FILE_RESPONSES = 256
 _MAX_CACHED_FILE_BYTES = 256 * 1024
 _log = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ class PoolResponseCache:
         self._folder = folder
         self._fresh = fresh
         self._patience = patience
-        self._answers: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_REMEMBERED)
-        self._files: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_REMEMBERED_FILES)
+        self._responses: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_RESPONSES)
+        self._files: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_FILE_RESPONSES)
         self._loading: dict[tuple[str, str], asyncio.Task[CachedResponse]] = {}
 
     async def close(self) -> None:
@@ -139,7 +139,7 @@ class PoolResponseCache:
         return task.result() if task.done() else known
 
     def _choose_cache(self, path: str) -> BoundedDict[tuple[str, str], CachedResponse]:
-        return self._files if path.startswith(_FILE_PATHS) else self._answers
+        return self._files if path.startswith(_FILE_PATHS) else self._responses
 
     async def _request(self, pool: str, path: str) -> CachedResponse:
         key, answers = (pool, path), self._choose_cache(path)

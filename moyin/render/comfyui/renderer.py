@@ -55,7 +55,7 @@ from moyin.store.usage import CANCELLED
 from moyin.system.bounded import BoundedDict
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 256
+_MAX_RESULTS = 256
 # The interval of polls, which notice the end of a prompt whose events a broken socket has lost.
 _POLL_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
@@ -94,15 +94,15 @@ class ComfyRenderer:
         self._models: tuple[str, ...] = ()
         self._journal = RunJournal()
         self._active_prompts: dict[str, tuple[RunningPrompt, asyncio.Task[None]]] = {}
-        self._finished_results: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
+        self._finished_results: BoundedDict[str, StoredResult] = BoundedDict(_MAX_RESULTS)
         # The id of the executing prompt; events without a prompt id belong to this prompt.
         self._executing: str | None = None
         # Serialises submissions and interrupts, because otherwise an interrupt could stop a newer
         # prompt.
-        self._submitting = asyncio.Lock()
+        self._submit_lock = asyncio.Lock()
         # Serialises fetching, because trimming for one prompt could remove files just fetched for
         # another.
-        self._trimming = asyncio.Lock()
+        self._trim_lock = asyncio.Lock()
         self._last_event = time.monotonic()
 
     async def start(self) -> None:
@@ -153,7 +153,7 @@ class ComfyRenderer:
             self._fail(prompt, RenderFailed("the render was cancelled"))
             task.cancel()
             return None
-        async with self._submitting:
+        async with self._submit_lock:
             await session.client.interrupt(prompt_id)
         prompt.should_poll.set()
         await asyncio.wait([task], timeout=_INTERRUPT_SECONDS)
@@ -356,7 +356,7 @@ class ComfyRenderer:
                 raise StepFailed(
                     "the artifact store no longer has an input file of the render: upload it again"
                 ) from None
-            async with self._trimming:
+            async with self._trim_lock:
                 needed = {
                     name
                     for active, _ in self._active_prompts.values()
@@ -375,7 +375,7 @@ class ComfyRenderer:
         """
         client, prompt_id = session.client, prompt.request.prompt_id
         prompt.has_begun = False
-        async with self._submitting:
+        async with self._submit_lock:
             prompt.is_submitted = True
             await client.submit(
                 prompt_id,
@@ -401,7 +401,7 @@ class ComfyRenderer:
             if entry is not None:
                 return entry
             if time.monotonic() - self._last_event > self._options.progress_timeout:
-                await self._interrupt_hung(session, prompt)
+                await self._interrupt_hanging(session, prompt)
 
     async def _read_state(self, session: Session, prompt: RunningPrompt) -> PromptState:
         state = await session.client.get_prompt_state(prompt.request.prompt_id)
@@ -412,7 +412,7 @@ class ComfyRenderer:
         prompt_id = prompt.request.prompt_id
         raise WorkerLost(f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history")
 
-    async def _interrupt_hung(self, session: Session, prompt: RunningPrompt) -> NoReturn:
+    async def _interrupt_hanging(self, session: Session, prompt: RunningPrompt) -> NoReturn:
         """Interrupt a hanging prompt, or replace the process, and raise an error.
 
         Raises `NoResponse` if the prompt has not begun, because then the prompt is not the cause.
@@ -421,7 +421,7 @@ class ComfyRenderer:
         if not prompt.has_begun:
             raise NoResponse(f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}")
         prompt_id = prompt.request.prompt_id
-        async with self._submitting:
+        async with self._submit_lock:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         while (await session.client.get_prompt_state(prompt_id)).queued:

@@ -137,17 +137,17 @@ class Session:
 
     async def wait_until_broken(self) -> str:
         """Wait until the process has ended or hangs, and return the reason."""
-        given_up = asyncio.create_task(self._was_marked_broken.wait())
+        marked_broken = asyncio.create_task(self._was_marked_broken.wait())
         executor_dead = asyncio.create_task(self._wait_until_executor_is_dead())
         try:
             await asyncio.wait(
-                [self._process.exited, given_up, executor_dead],
+                [self._process.exited, marked_broken, executor_dead],
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            for task in (given_up, executor_dead):
+            for task in (marked_broken, executor_dead):
                 task.cancel()
-            await asyncio.gather(given_up, executor_dead, return_exceptions=True)
+            await asyncio.gather(marked_broken, executor_dead, return_exceptions=True)
         if self._process.exited.done():
             return f"its process ended with status {self._process.exited.result()}"
         if self._was_marked_broken.is_set():

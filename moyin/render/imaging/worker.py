@@ -96,7 +96,7 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """Write a lossy copy of the picture, scaled down if the picture is large."""
     with _open_picture(task["source"], limits) as picture:
-        size = _fit(picture.width, picture.height, task, limits)
+        size = _compute_preview_size(picture.width, picture.height, task, limits)
         is_large = size != picture.size
         if is_large:
             # Pillow can decode a JPEG at a fraction of its size that is still large enough.
@@ -113,7 +113,7 @@ def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     _write_picture(picture, task["target"], image_format.upper(), quality=task["quality"])
 
 
-def _fit(
+def _compute_preview_size(
     width: int, height: int, task: Mapping[str, Any], limits: Mapping[str, int]
 ) -> tuple[int, int]:
     """Return the width and height of a preview, which keeps the aspect ratio of its source.
@@ -151,7 +151,7 @@ def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
                 io_open=_refuse_to_open,
             ) as container:
                 frame = _decode_first_frame(container, limits)
-                width, height = _fit(frame.width, frame.height, task, limits)
+                width, height = _compute_preview_size(frame.width, frame.height, task, limits)
                 plane = frame.reformat(width, height, "rgb24", threads=1).planes[0]
     except MemoryError:
         # PyAV's MemoryError is an FFmpegError as well.

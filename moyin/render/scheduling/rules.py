@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from moyin.system.bounded import BoundedDict
 
-_REMEMBERED_OWNERS = 10_000
+_MAX_OWNERS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +136,7 @@ class OwnerFairShare:
         self._weights = dict(weights or {})
         # If there are too many owners, the least recently served owner is dropped, who loses no
         # turn.
-        self._served: BoundedDict[str, float] = BoundedDict(_REMEMBERED_OWNERS)
+        self._served: BoundedDict[str, float] = BoundedDict(_MAX_OWNERS)
         self._present = 0.0
 
     def copy(self) -> OwnerFairShare:

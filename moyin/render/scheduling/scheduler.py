@@ -178,7 +178,7 @@ class RenderScheduler:
         now = self._clock()
         limit = _MAX_FORECAST_WORK // max(1, self._window.flows)
         limit = max(_MIN_FORECAST, min(_MAX_FORECAST, limit))
-        return self._start_errors.widen(self._window.forecast(now, limit), now)
+        return self._start_errors.widen_forecasts(self._window.forecast(now, limit), now)
 
     def list_running(self) -> list[Expectation]:
         """Return the renders that have been assigned to a renderer, with their expected times."""

@@ -13,7 +13,7 @@ from moyin.render.scheduling.window import Expectation
 from moyin.system.bounded import BoundedDict
 
 _MAX_RENDERS = 4096
-_SCORES = 128
+_MAX_SCORES = 128
 # With fewer scores than this, waits are assumed to last up to twice the forecast.
 _MIN_SCORES = 20
 _FIRST_FACTOR = 2.0
@@ -40,29 +40,29 @@ class StartErrors:
         # Selects the forecast that is kept for a render; all of its forecasts are equally likely.
         self._random = random.Random(0)
 
-    def widen(self, expected: Sequence[Expectation], now: float) -> list[Expectation]:
+    def widen_forecasts(self, expected: Sequence[Expectation], now: float) -> list[Expectation]:
         """Return the forecasts with realistic variances; remember them until the renders start."""
         factors: dict[int, float] = {}
         widened = []
-        for position, one in enumerate(expected, start=1):
-            if one.starts_in is None:
-                widened.append(one)
+        for position, item in enumerate(expected, start=1):
+            if item.starts_in is None:
+                widened.append(item)
                 continue
             group = int(math.log2(position))
             if group not in factors:
                 factors[group] = self._compute_factor(group)
-            mean, seen = one.starts_in.mean, self._forecasts.get(one.pending.id, (0,))[0] + 1
+            mean, seen = item.starts_in.mean, self._forecasts.get(item.pending.id, (0,))[0] + 1
             p90 = max(
-                one.starts_in.p90, (mean + _OFFSET_SECONDS) * factors[group] - _OFFSET_SECONDS
+                item.starts_in.p90, (mean + _OFFSET_SECONDS) * factors[group] - _OFFSET_SECONDS
             )
             starts_in = Duration.from_p90(mean, p90)
-            added = Duration(mean=0.0, variance=starts_in.variance - one.starts_in.variance)
-            ends_in = None if one.ends_in is None else one.ends_in + added
-            widened.append(replace(one, starts_in=starts_in, ends_in=ends_in))
+            added = Duration(mean=0.0, variance=starts_in.variance - item.starts_in.variance)
+            ends_in = None if item.ends_in is None else item.ends_in + added
+            widened.append(replace(item, starts_in=starts_in, ends_in=ends_in))
             if self._random.random() < 1 / seen:
-                self._forecasts[one.pending.id] = (seen, group, mean, now)
+                self._forecasts[item.pending.id] = (seen, group, mean, now)
             else:
-                self._forecasts[one.pending.id] = (seen, *self._forecasts[one.pending.id][1:])
+                self._forecasts[item.pending.id] = (seen, *self._forecasts[item.pending.id][1:])
         return widened
 
     def record_start(self, render_id: str, now: float) -> None:
@@ -71,7 +71,7 @@ class StartErrors:
         if remembered is not None:
             _, group, mean, made_at = remembered
             score = (now - made_at + _OFFSET_SECONDS) / (mean + _OFFSET_SECONDS)
-            self._scores.setdefault(group, deque(maxlen=_SCORES)).append(score)
+            self._scores.setdefault(group, deque(maxlen=_MAX_SCORES)).append(score)
 
     def forget(self, render_id: str) -> None:
         """Drop the forecast of a render that is no longer waiting."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-_REMEMBERED_SECONDS = 3600.0
+_MAX_AGE_SECONDS = 3600.0
 _MAX_WAITS = 512
 
 
@@ -20,5 +20,5 @@ class WaitTimes:
 
     def quantile(self, share: float, now: float) -> float | None:
         """Return the quantile ``share`` of the waiting times in seconds; None without renders."""
-        waits = sorted(wait for at, wait in self._waits if now - at <= _REMEMBERED_SECONDS)
+        waits = sorted(wait for at, wait in self._waits if now - at <= _MAX_AGE_SECONDS)
         return waits[min(int(len(waits) * share), len(waits) - 1)] if waits else None

@@ -167,7 +167,7 @@ class Window:
         slot = self._slots.pop(name, None)
         self._free.pop(name, None)
         if slot is not None:
-            self._uncount_renderer(slot.family)
+            self._decrement_renderer_count(slot.family)
 
     def mark_busy(self, name: str) -> None:
         """Mark a renderer as busy with a prompt that this window did not assign."""
@@ -192,7 +192,7 @@ class Window:
         slot.load_seconds = self._rules.estimate_load_seconds(pending, slot)
         if pending.models:
             self.model_changes += not slot.models.issuperset(pending.models)
-            self._uncount_renderer(slot.family)
+            self._decrement_renderer_count(slot.family)
             slot.models, slot.family = frozenset(pending.models), pending.family
             self._renderer_counts[slot.family] += 1
 
@@ -221,7 +221,7 @@ class Window:
         not been measured. A pool without renderers is assumed to get one, at an unknown time.
         """
         began, is_known = now, bool(self._slots)
-        usual = self.measured.estimate_any()
+        usual = self.measured.estimate_any_shape()
         trial = self._copy_for_trial(now)
         # The variance of the time at which each renderer becomes free, by renderer.
         variances: dict[str, float] = {}
@@ -294,10 +294,10 @@ class Window:
         elapsed = max(0.0, now - slot.began)
         if slot.latest is None:
             # The renderer executes a prompt of an earlier pool, whose shape and start are unknown.
-            return self.measured.estimate_any()
+            return self.measured.estimate_any_shape()
         return self.measured.estimate_remaining(
             slot.latest.shape, elapsed, slot.load_seconds
-        ) or self.measured.estimate_any(elapsed)
+        ) or self.measured.estimate_any_shape(elapsed)
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""
@@ -377,7 +377,7 @@ class Window:
             ),
         )
 
-    def _uncount_renderer(self, family: str) -> None:
+    def _decrement_renderer_count(self, family: str) -> None:
         self._renderer_counts[family] -= 1
         if not self._renderer_counts[family]:
             del self._renderer_counts[family]

@@ -72,7 +72,7 @@ def register() -> None:
         request_body = await request.json()
         status, body = await validate_graph(validate_prompt, request_body)
         if status == 200:
-            body["free"] = find_free_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
+            body["free"] = find_unchecked_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
 
     async def look(request: web.Request) -> web.Response:
@@ -136,7 +136,7 @@ async def validate_graph(
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
-def find_free_inputs(
+def find_unchecked_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the inputs that ComfyUI checks only for their type and range, by node id.
@@ -151,7 +151,7 @@ def find_free_inputs(
         if node_class is None or _overrides(node_class, "VALIDATE_INPUTS", "validate_inputs"):
             continue
         try:
-            inputs = _simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
+            inputs = _list_simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
         except Exception:
             continue  # the inputs may be malformed, since ComfyUI does not check unused nodes
         if inputs:
@@ -159,7 +159,9 @@ def find_free_inputs(
     return free
 
 
-def _simple_inputs(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _list_simple_inputs(
+    types: Mapping[str, Any], values: Mapping[str, Any]
+) -> dict[str, list[Any]]:
     specs = {**types.get("optional", {}), **types.get("required", {})}
     inputs = {}
     for name in specs.keys() & values.keys():
