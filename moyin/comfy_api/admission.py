@@ -20,7 +20,7 @@ _MAX_REPORTED = 1_000
 
 
 class GraphAdmission:
-    """Checks graphs by pools' nodes and rules, to implement `moyin.jobs.ports.GraphGuard`."""
+    """Implements `moyin.jobs.ports.GraphGuard` by checks against the pools' nodes and rules."""
 
     def __init__(self, node_info: NodeInfoCache) -> None:
         self._node_info = node_info

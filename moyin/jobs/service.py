@@ -141,7 +141,7 @@ class JobService:
         the job later.
 
         Args:
-            fingerprint: the request's fingerprint; if None, the fingerprint of ``spec`` is computed.
+            fingerprint: the request's fingerprint; if None, that of ``spec`` is computed.
             job_id: a lower-case UUID that the client chose.
             validated: True if the pool and the graphs have been checked already.
             priority_field: the request's field with the priority. If None, the request names no

@@ -46,7 +46,11 @@ class HealthMonitor:
     ) -> pb.HealthCheckResponse:
         """Return the state of a service; raise `Fault` for a service that does not exist."""
         if request.service not in _SERVICES:
-            raise Fault(grpc.StatusCode.NOT_FOUND, "not_found", "there is no such service")
+            raise Fault(
+                grpc.StatusCode.NOT_FOUND,
+                "not_found",
+                "service must be empty or a service of this server, such as moyin.v1.Moyin",
+            )
         return _Status(status=await self._read_status())
 
     async def list_all(

@@ -1,4 +1,4 @@
-"""Translates the messages of moyin.v1 to and from the JSON of the HTTP API; without I/O."""
+"""Translates between the messages of moyin.v1 and the JSON of the HTTP API."""
 
 from __future__ import annotations
 

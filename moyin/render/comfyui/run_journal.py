@@ -55,7 +55,12 @@ class RunJournal:
             self._end(run)
 
     def record_node(self, prompt_id: str, *, loads_models: bool) -> None:
-        """Record that ComfyUI executes the prompt's next node, or has executed its last node."""
+        """Record that ComfyUI begins the prompt's next node, or has executed the last one.
+
+        Args:
+            loads_models: True if the node that begins loads model files; False for any other node,
+                and after the last node.
+        """
         for run in self._open.get(prompt_id, ())[-1:]:
             if run.ended_at is None:
                 run.loaded_seconds = self._measure_loading(run)

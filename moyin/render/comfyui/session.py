@@ -115,9 +115,9 @@ class Session:
             await process.stop()
 
     def finish_prompt(self, prompt_id: str) -> None:
-        """Move the files of a finished prompt and kill the processes that it started (blocking).
+        """Move a finished prompt's files out of ComfyUI's reach, and kill the prompt's processes.
 
-        Raises `OSError` or `WorkerLost` if that fails; ComfyUI must then be replaced.
+        Blocks. Raises `OSError` or `WorkerLost` if that fails; then ComfyUI must be replaced.
         """
         self._process.kill_new_processes()
         self.written.end_prompt(prompt_id)

@@ -38,7 +38,7 @@ class WrittenFiles:
         self._executing: str | None = None
 
     def begin_prompt(self, prompt_id: str) -> None:
-        """Remove all other files from the process's folders, so that a prompt can begin."""
+        """Remove the files of other prompts from the process's folders, before a prompt begins."""
         self.remove_unclaimed()
         self._executing = prompt_id
 

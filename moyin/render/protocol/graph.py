@@ -152,7 +152,7 @@ def make_input_name(artifact: Artifact) -> str:
 
 
 def find_input_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the node id and name of each input in the graph with a name of `make_input_name`."""
+    """Yield the node id and the file name of each graph input that names one of Moyin's files."""
     for node_id, node in graph.items():
         if isinstance(node, Mapping) and "inputs" in node:
             for text in _find_strings(node["inputs"]):

@@ -129,7 +129,9 @@ def raise_for_failure(entry: HistoryEntry) -> None:
                 f"the render was interrupted while node {data.get('node_id')} was executed",
                 details=_select_node_details(data),
             )
-    raise RenderFailed("the render did not reach its end, and ComfyUI reports no error")
+    raise RenderFailed(
+        "the render ended before all of its nodes were executed, and ComfyUI reported no error"
+    )
 
 
 def get_prompt_id(message: EventMessage) -> str | None:

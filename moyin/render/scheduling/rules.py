@@ -176,9 +176,9 @@ class ScalingPolicy:
     idle: float = 300.0
 
     def count_needed(self, waiting: int, mean_seconds: float) -> int:
-        """Return how many renderers can begin all ``waiting`` renders within ``patience``.
+        """Return how many renderers are needed to begin the waiting renders in time.
 
-        A render takes ``mean_seconds`` on average.
+        The time limit is ``patience``, and a render takes ``mean_seconds`` on average.
         """
         wanted = math.ceil(waiting * mean_seconds / self.patience)
         return max(self.minimum, min(self.maximum, wanted))

@@ -143,7 +143,7 @@ class RenderScheduler:
 
     @asynccontextmanager
     async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
-        """Lease a renderer for the block when one is free, unless the lease is released earlier.
+        """Wait for a free renderer and lease it until the block ends or releases the lease.
 
         Raises `ServiceUnavailable` if the scheduler is closed while the render waits.
         """

@@ -43,7 +43,7 @@ class TemplateSnapshot:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """The name of each template by its aliases and by the name itself."""
+        """A mapping from each template's aliases, and from its name itself, to its name."""
         return {alias: template.name for alias, template in self.names.items()}
 
     def find(self, name: str, field: str) -> Template:

@@ -187,7 +187,7 @@ def _derive_rule(
 
 
 def _guess_path_kind(name: str, writes_files: bool) -> str | None:
-    """Return the kind of a text input whose name indicates a path, or else None."""
+    """Return the kind of a text input, or None if its name does not suggest a path."""
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or words[-1] in _ATTRIBUTE_WORDS:
         return None
