@@ -157,7 +157,9 @@ class Connector:
             return response
 
     def _new_unreachable_error(self) -> BackendUnavailable:
-        return BackendUnavailable(f"no response from the gateway at {self._gateway_url}: is it up?")
+        return BackendUnavailable(
+            f"no response from the gateway at {self._gateway_url}: check that it is running"
+        )
 
     async def _relay_socket(self, request: web.Request, target: URL) -> web.StreamResponse:
         protocols = request.headers.get("sec-websocket-protocol", "")

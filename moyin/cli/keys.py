@@ -64,7 +64,7 @@ def create(
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     if is_remote():
         if owner is not None:
-            raise StackError("a profile's keys are for your own tenant: leave out OWNER")
+            raise StackError("with a profile, keys belong to your own tenant: omit OWNER")
         created = remote_keys.create_key(name=name, scopes=scope, expires_at=expires_at, user=user)
         _print_secret(created, as_json)
         return

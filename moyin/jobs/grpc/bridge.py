@@ -129,7 +129,7 @@ class GrpcBridge:
         query = urlencode(to_jobs_query(request))
         if len(query) > _MAX_QUERY:
             raise new_field_fault(
-                "request", f"has filters of more than the allowed {_MAX_QUERY} bytes"
+                "request", f"must have filters of at most {_MAX_QUERY} bytes in total"
             )
         async with self._open("GET", f"/jobs?{query}", metadata) as response:
             page = await response.json()
@@ -274,5 +274,5 @@ def _to_header_value(value: str, field: str) -> str:
 def _encode_id(job_id: str) -> str:
     """Return a job's id percent-encoded for a URL path; raise `Fault` for ids such as ``..``."""
     if job_id in ("", ".", ".."):
-        raise new_field_fault("id", "must be the id of a job, as SubmitJob returns it")
+        raise new_field_fault("id", "must be the id of a job that SubmitJob has returned")
     return quote(job_id, safe="")

@@ -140,7 +140,7 @@ class Sweeper:
 
 
 class BackgroundSweeper(Protocol):
-    """The interface of a sweeper."""
+    """The interface of a sweeper, which runs in the background until cancelled."""
 
     async def run(self) -> None:
         """Sweep repeatedly until cancelled."""

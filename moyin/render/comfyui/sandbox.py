@@ -266,11 +266,11 @@ def _build_mounts(
 def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
     for path in paths:
         if required and not path.exists():
-            raise StackError(f"{path}, which the render pool's options name, does not exist")
+            raise StackError(f"{path} in the render pool's options does not exist")
         if path in (Path("/"), Path("/etc"), *mounts.hide):
             if required:
                 raise StackError(
-                    f"{path}, which the render pool's options name, is too much to share with "
+                    f"{path} in the render pool's options is too large to share with "
                     "ComfyUI: name a folder within it"
                 )
             continue

@@ -180,7 +180,7 @@ class PictureConverter:
                     await self._blobs.copy_to(source.sha256, original)
                 except FileNotFoundError:
                     raise ArtifactNotFound(
-                        f"the artifact store has no content of file {source.name!r} any more"
+                        f"the content of file {source.name!r} was deleted from the artifact store"
                     ) from None
                 await process.run({**task, "source": str(original), "target": str(target)})
             yield target

@@ -178,7 +178,7 @@ def _detect_container(head: bytes) -> str:
 
 
 def _refuse_to_open(url: str, _flags: int, _options: Mapping[str, str]) -> None:
-    raise PermissionError(errno.EPERM, "a video must not name other files")
+    raise PermissionError(errno.EPERM, "the video refers to another file, which is not allowed")
 
 
 def _decode_first_frame(
