@@ -109,7 +109,7 @@ class NodeInfoCache:
                 for pool, body in responses.items()
             )
 
-        return await self._merge_once((NODES_PATH, *responses), (responses, rules), merge)
+        return await self._merge_cached((NODES_PATH, *responses), (responses, rules), merge)
 
     async def fetch_rules(self, pool: str) -> PoolRules:
         """Return the operator's rules for a pool, or default rules if the pool does not respond."""
@@ -175,7 +175,7 @@ class NodeInfoCache:
         """
         found = await self._fetch_responses(path, self.pools if pools is None else pools)
         responses = list(found.values())
-        return await self._merge_once(
+        return await self._merge_cached(
             (path, *found), responses, lambda: merge([from_json(content) for content in responses])
         )
 
@@ -219,7 +219,7 @@ class NodeInfoCache:
         """Cancel the requests to pools that are still in progress."""
         await self._pool_responses.close()
 
-    async def _merge_once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
+    async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
         """Return the result of ``merge``, and cache the result until ``source`` changes."""
         known = self._merged.get(key)
         if known is not None and known[0] == source:
@@ -281,7 +281,7 @@ class NodeInfoCache:
             except ServiceUnavailable:
                 return None
             await asyncio.sleep(min(_POLL_SECONDS, left))
-        known = await self._parse_once(pool, answer)
+        known = await self._parse_cached(pool, answer)
         if known is None:
             return None
         rules = await self.fetch_rules(pool)
@@ -296,9 +296,9 @@ class NodeInfoCache:
                 answer = await self._pool_responses.fetch(pool, NODES_PATH, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse_once(pool, answer)
+        return await self._parse_cached(pool, answer)
 
-    async def _parse_once(
+    async def _parse_cached(
         self, pool: str, answer: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
         """Parse a pool's ``/object_info`` unless the same content has been parsed before."""

@@ -37,7 +37,7 @@ from moyin.system.bounded import BoundedDict
 _log = logging.getLogger(__name__)
 # Seconds between status messages. Some clients disconnect after two minutes without a message.
 _TICK_SECONDS = 3.0
-_LOOK_BACK_FRAMES = 256
+_MAX_EARLIER_FRAMES = 256
 _MAX_PROMPTS = 1_024
 # A job's row may be written this many seconds after the finish time in the row.
 _WRITE_DELAY = timedelta(seconds=10)
@@ -193,7 +193,7 @@ class PromptNotifier:
 
     async def _newest_frames(self) -> list[Frame]:
         try:
-            return await self._shared.frames.list_newest(self._channel, _LOOK_BACK_FRAMES)
+            return await self._shared.frames.list_newest(self._channel, _MAX_EARLIER_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning(
                 "cannot read the earlier messages of a ComfyUI client from Valkey: %s",

@@ -11,7 +11,7 @@ _SOCKET_NAME = "comfyui.sock"
 _BACKLOG = 128
 
 
-class Channels:
+class ProcessChannels:
     """The listening Unix socket and the pipe that a ComfyUI process inherits.
 
     The child process ends when the parent's end of the pipe is closed.

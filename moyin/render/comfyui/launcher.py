@@ -122,7 +122,7 @@ def listen_on(descriptor: int) -> None:
     listening = socket.socket(fileno=descriptor)
     original_site = web.TCPSite
 
-    def site(runner: Any, *_address: Any, **_options: Any) -> Any:
+    def create_site(runner: Any, *_address: Any, **_options: Any) -> Any:
         # Only the first server is redirected: servers that nodes start later get their own
         # addresses.
         web.TCPSite = original_site  # type: ignore[misc]
@@ -132,7 +132,7 @@ def listen_on(descriptor: int) -> None:
         gc.enable()
         return web.SockSite(runner, listening)
 
-    web.TCPSite = site  # type: ignore[assignment, misc]
+    web.TCPSite = create_site  # type: ignore[assignment, misc]
 
 
 def _read_status() -> str:

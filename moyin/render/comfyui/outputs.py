@@ -20,7 +20,7 @@ from moyin.render.protocol.response import (
     find_files,
     has_succeeded,
     list_output_files,
-    make_farm_name,
+    make_unique_name,
     to_prompt_record,
 )
 from moyin.render.protocol.wire import HistoryEntry, OutputFile
@@ -120,7 +120,7 @@ class OutputStore:
 
         Raises `RenderFailed` if the file has more than ``limit`` bytes.
         """
-        name = make_farm_name(output, prompt_id)
+        name = make_unique_name(output, prompt_id)
         known, version = self._stored.get(output, (None, None))
         file = await asyncio.to_thread(self._written.open_file, output, prompt_id)
         try:

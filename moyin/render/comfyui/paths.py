@@ -116,7 +116,7 @@ class HostPathFilter:
 
     def hide_in_state(self, state: Any) -> Any:
         """Replace all paths in the error messages of the JSON of a `PromptState`."""
-        messages = _find_messages(state)
+        messages = _find_error_messages(state)
         for index, message in enumerate(messages):
             if isinstance(message, list) and len(message) == 2 and message[0] == _ERROR_EVENT:
                 messages[index] = [_ERROR_EVENT, self.hide_in_json(message[1])]
@@ -131,7 +131,7 @@ def _hide_in_bytes(body: bytes, hide: Callable[[str], str]) -> bytes:
     return hide(text).encode()
 
 
-def _find_messages(state: Any) -> list[Any]:
+def _find_error_messages(state: Any) -> list[Any]:
     value = state
     for name in ("entry", "status", "messages"):
         value = value.get(name) if isinstance(value, dict) else None

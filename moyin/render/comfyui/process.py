@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from moyin.errors import StackError
 from moyin.render.comfyui.bubblewrap import open_filter, require_confinement
-from moyin.render.comfyui.channels import Channels
+from moyin.render.comfyui.channels import ProcessChannels
 from moyin.render.comfyui.environment import build_child_environment
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
@@ -73,7 +73,7 @@ class ComfyProcess:
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        channels: Channels,
+        channels: ProcessChannels,
         log: Path,
         sandboxed: SandboxProcesses | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class ComfyProcess:
             if is_strict
             else None
         )
-        channels = Channels(folder.path)
+        channels = ProcessChannels(folder.path)
         process: subprocess.Popen[bytes] | None = None
         try:
             command = build_command(options, folder, _make_launcher_options(options, channels))
@@ -221,7 +221,7 @@ def build_command(
     ]
 
 
-def _make_launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
+def _make_launcher_options(options: ComfyOptions, channels: ProcessChannels) -> dict[str, Any]:
     """Return the launcher's JSON options, which ``launcher.py`` describes."""
     launcher_options: dict[str, Any] = {
         "socket": channels.listening,

@@ -10,7 +10,7 @@ import psutil
 
 from moyin.errors import WorkerLost
 
-_PATIENCE_SECONDS = 2.0
+_KILL_TIMEOUT_SECONDS = 2.0
 _PAUSE_SECONDS = 0.01
 
 
@@ -46,7 +46,7 @@ class SandboxProcesses:
 
     def kill_new_processes(self) -> None:
         """Kill the processes that are not exempt, or raise `WorkerLost` if one survives."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _KILL_TIMEOUT_SECONDS
         while self._list_inner_ids() - self._known_inner_ids:
             strays = [
                 p for p in self._list_processes() if p.pid not in self._exempt_ids and _is_alive(p)

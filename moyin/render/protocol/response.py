@@ -58,7 +58,7 @@ def find_files(output: Any) -> Iterator[OutputFile]:
                 yield file
 
 
-def make_farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
+def make_unique_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
     """Return the name of a prompt's output file, which is unique among all ComfyUI processes.
 
     `moyin.render.comfyui.bridge` makes each node write into a folder named after the prompt. A file
@@ -77,7 +77,7 @@ def make_farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
 
 
 def replace_file_names(output: Any, prompt_id: str) -> Any:
-    """Return one node's output with each file renamed by `make_farm_name`."""
+    """Return one node's output with each file renamed by `make_unique_name`."""
     if not isinstance(output, Mapping):
         return output
     return {
@@ -196,17 +196,17 @@ def _calculate_fraction(state: Mapping[str, Any]) -> float:
 def _replace_file_name(item: Any, prompt_id: str) -> Any:
     file = _parse_file(item)
     return (
-        item if file is None else {**item, "subfolder": make_farm_name(file, prompt_id).subfolder}
+        item if file is None else {**item, "subfolder": make_unique_name(file, prompt_id).subfolder}
     )
 
 
 def _iterate_slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:
-    for node in sorted(entry.outputs, key=_make_natural_key):
+    for node in sorted(entry.outputs, key=_make_sort_key):
         for slot, items in entry.outputs[node].items():
             yield node, slot, list(items) if isinstance(items, list | tuple) else [items]
 
 
-def _make_natural_key(node: str) -> list[tuple[int, str]]:
+def _make_sort_key(node: str) -> list[tuple[int, str]]:
     # `re.split` with a group returns the groups, which are digits here, at odd positions.
     parts = enumerate(_DIGITS.split(node))
     return [(int(part), "") if position % 2 else (0, part) for position, part in parts]

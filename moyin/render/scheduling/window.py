@@ -222,7 +222,7 @@ class Window:
         """
         began, is_known = now, bool(self._slots)
         usual = self.measured.estimate_any_shape()
-        trial = self._copy_for_trial(now)
+        trial = self._copy_for_forecast(now)
         # The variance of the time at which each renderer becomes free, by renderer.
         variances: dict[str, float] = {}
         busy: list[tuple[float, str]] = []
@@ -276,7 +276,7 @@ class Window:
             if slot.latest is not None
         ]
 
-    def _copy_for_trial(self, now: float) -> Window:
+    def _copy_for_forecast(self, now: float) -> Window:
         trial = Window(self._rules, self._fair_share.copy())
         trial.mean_seconds = self.mean_seconds
         for slot in self._slots.values():
