@@ -144,7 +144,7 @@ def _read(
     guesses: Guesses,
 ) -> None:
     began = time.thread_time()
-    expected = errors.widen(window.forecast(now, _FORECAST), now)
+    expected = errors.widen_forecasts(window.forecast(now, _FORECAST), now)
     if len(expected) == _FORECAST:
         guesses.forecast_seconds.append(time.thread_time() - began)
     for one in expected:

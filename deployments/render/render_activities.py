@@ -115,7 +115,7 @@ class RenderActivities:
         runs: list[RenderRun] = []
 
         def on_progress(progress: RenderProgress) -> None:
-            heartbeat.quicken()
+            heartbeat.use_shortest_interval()
             reporter.report(progress)
 
         pending = _to_pending_render(step, spec, request)

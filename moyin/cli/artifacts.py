@@ -44,7 +44,7 @@ def list_artifacts(
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List your files; piped output has id, name, type, size in bytes, job and time, by tabs."""
+    """List your files; piped output has tab-separated id, name, type, bytes, job and time."""
     filters = {
         "job": job,
         "media_type": media_type,
@@ -71,7 +71,7 @@ def get(
     ] = Path(),
     show: ShowPictures = True,
 ) -> None:
-    """Download a file and print its path; in a folder it gets its own name, and replaces no file."""
+    """Download a file and print its path; in a folder, no existing file is replaced."""
 
     async def work(gateway: GatewayClient) -> Path:
         path = _build_path(artifact_id)
@@ -93,10 +93,12 @@ def put(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The file.")
     ],
-    name: Annotated[str | None, typer.Option(help="Its name; left out: that of FILE.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the stored file; default: that of FILE.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store a file, and print its id, which inputs of templates and `LoadImage` nodes take."""
+    """Store a file, and print its id for use in inputs of templates and `LoadImage` nodes."""
     media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
 
     async def work(gateway: GatewayClient) -> Any:
@@ -121,7 +123,8 @@ def put(
 def link(
     artifact_id: ArtifactId,
     seconds: Annotated[
-        int, typer.Option("--seconds", min=1, max=86_400, help="Seconds for which it works.")
+        int,
+        typer.Option("--seconds", min=1, max=86_400, help="Seconds for which the link is valid."),
     ] = 3600,
     as_json: AsJson = False,
 ) -> None:
@@ -140,13 +143,13 @@ def link(
 
 @app.command()
 def delete(artifact_id: ArtifactId) -> None:
-    """Delete an upload. A file that a job made is deleted with the job: `moyin jobs delete`."""
+    """Delete an upload. To delete a file that a job made, delete the job: `moyin jobs delete`."""
     send("DELETE", _build_path(artifact_id))
     out.print(f"{artifact_id} deleted", markup=False)
 
 
 def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:
-    """Print the paths of files, below their pictures if the terminal can show them."""
+    """Print the paths of files, and above each path its picture if the terminal can show it."""
     protocol: PictureProtocol | None = detect_protocol() if show and paths else None
     for path in paths:
         if protocol is not None:

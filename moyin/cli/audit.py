@@ -28,7 +28,9 @@ After = Annotated[
 Before = Annotated[
     datetime | None,
     typer.Option(
-        "--to", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Time (UTC) before which."
+        "--to",
+        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"],
+        help="Only entries before this time (UTC).",
     ),
 ]
 _MAX_PAGE = 200
@@ -55,7 +57,7 @@ def list_entries(
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List audit entries, newest first; piped output has time, actor, action, target and details."""
+    """List audit entries; piped output has tab-separated time, actor, action, target, details."""
 
     async def work(gateway: GatewayClient) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
@@ -82,7 +84,7 @@ def export(
         ExportFormat, typer.Option("--format", help="csv, or jsonl: a JSON object per line.")
     ] = ExportFormat.CSV,
 ) -> None:
-    """Write all entries with all of their members to standard output, newest first."""
+    """Write the entries with all of their members to standard output, newest first."""
 
     async def work(gateway: GatewayClient) -> None:
         if form is ExportFormat.CSV:
@@ -104,7 +106,7 @@ def _write_entry(entry: dict[str, Any], form: ExportFormat) -> None:
 async def _read_entries(
     gateway: GatewayClient, search: str | None, after: datetime | None, before: datetime | None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the matching entries, newest first; the gateway pages them, but does not filter."""
+    """Yield the matching entries, newest first; this function filters, not the gateway."""
     words = None if search is None else search.casefold()
     first, end = (None if time is None else time.replace(tzinfo=UTC) for time in (after, before))
     last_id = None

@@ -28,10 +28,12 @@ _CHUNK = 256 * 1024
 
 @app.command("list")
 def list_batches(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Number, newest first.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, max=100, help="Number of batches, newest first.")
+    ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List your batches; piped output has id, status, lines, answered, failed and time, by tabs."""
+    """List your batches; piped output has tab-separated id, status, lines, counts and time."""
     page = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}?limit={limit}"))
     if as_json:
         print_json(page)
@@ -52,7 +54,8 @@ def submit(
         ),
     ],
     endpoint: Annotated[
-        str | None, typer.Option(help="What every line calls; else the first line's url.")
+        str | None,
+        typer.Option(help="Endpoint that every line calls; default: the first line's url."),
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Metadata; repeat for more.")
@@ -90,7 +93,7 @@ def watch(batch_id: BatchId) -> None:
 
 @app.command()
 def cancel(batch_id: BatchId, as_json: AsJson = False) -> None:
-    """Cancel a batch; answers so far are kept."""
+    """Cancel a batch, and keep the answers that it has so far."""
     batch = with_gateway(lambda gateway: gateway.call("POST", f"{_BATCHES}/{batch_id}/cancel"))
     if as_json:
         print_json(batch)
@@ -102,22 +105,23 @@ def cancel(batch_id: BatchId, as_json: AsJson = False) -> None:
 def results(
     batch_id: BatchId,
     failed: Annotated[
-        bool, typer.Option("--errors", help="Lines that failed or were not run, not the answers.")
+        bool,
+        typer.Option("--errors", help="Print failed and unprocessed lines instead of answers."),
     ] = False,
     to: Annotated[
         Path | None, typer.Option("--to", dir_okay=False, help="Write to this file.")
     ] = None,
 ) -> None:
-    """Print the results of an ended batch, a JSON object per line in the order of the input."""
+    """Print the results of an ended batch, one JSON object per line, in the order of the input."""
 
     async def work(gateway: GatewayClient) -> None:
         batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
         if batch["status"] not in _ENDED:
-            errors.print(f"the batch is {batch['status']}: results are there when it has ended")
+            errors.print(f"the batch is {batch['status']}: results are available when it has ended")
             raise typer.Exit(1)
         file_id = batch["error_file_id" if failed else "output_file_id"]
         if file_id is None:
-            errors.print("there are no such results")
+            errors.print("the batch has no results of this kind")
             return
         path = f"{_FILES}/{file_id}/content"
         if to is not None:
@@ -174,7 +178,9 @@ def _read_endpoint(file: Path) -> str:
     except (ValueError, KeyError, TypeError):
         url = None
     if not isinstance(url, str):
-        raise typer.BadParameter("its first line has no url: name the endpoint by --endpoint")
+        raise typer.BadParameter(
+            "the file's first line has no url: name the endpoint with --endpoint"
+        )
     return url
 
 

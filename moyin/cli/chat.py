@@ -13,13 +13,13 @@ from moyin.cli.session import with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient, read_events
 
-# The cost of a stream is known only at its end, so an SSE comment has it instead of a header.
+# The SSE comment with the cost: a header could not have it, because it is known only at the end.
 _COST = "x-moyin-cost-usd="
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The answer to a prompt, with the request id for `moyin feedback` and what the gateway reports.
+    """The answer to a prompt, with its request id, cost and model as the gateway reports them.
 
     Attributes:
         cost_usd: the cost in US dollars; empty if unknown.
@@ -34,7 +34,7 @@ class Answer:
     request_id: str = ""
 
     def summary(self) -> str:
-        """Return a line with back end, model, cost and route: ``llama.cpp · smollm2 · $0 · free``."""
+        """Return back end, model, cost and route, as ``llama.cpp · smollm2 · $0 · free``."""
         parts = (self.backend, self.model, self.cost, self.route)
         return " · ".join(part for part in parts if part)
 
@@ -52,7 +52,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
 ) -> None:
-    """Ask a model: stream the answer to standard output, and name the model on standard error."""
+    """Ask a model: stream the answer to standard output, and its model's name to standard error."""
     question = sys.stdin.read() if prompt == "-" else prompt
     answer = with_gateway(
         lambda gateway: stream_answer(

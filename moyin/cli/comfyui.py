@@ -30,10 +30,10 @@ def connect(
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
     ] = 8188,
 ) -> None:
-    """Serve the render farm on this machine as a ComfyUI that needs no key, until interrupted.
+    """Serve the render farm as a local ComfyUI server that needs no key, until interrupted.
 
-    For clients that cannot send a key: their requests are sent with yours. So are those of every
-    person and program on this machine that can reach the port, but not of other sites' web pages.
+    This is for clients that can't send a key: all requests to the port are sent with your key.
+    Every person and program on this machine can use the port; web pages of other sites can't.
     """
     asyncio.run(_connect(load_profile(), port))
 

@@ -14,7 +14,7 @@ _VARIABLE = "_MOYIN_COMPLETE"
 
 
 class Shell(StrEnum):
-    """A shell for which there is a script."""
+    """A shell for which this command prints a script."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -36,9 +36,10 @@ def completion(
 
 
 def prepare_completion() -> None:
-    """Register Typer's shells if a script asks for completions; the commands themselves need none.
+    """Register Typer's completion classes, but only if a shell's script requests completions.
 
-    Typer does so only for apps with its own options, which would also change the shell's files.
+    Typer itself registers them only for apps with Typer's completion options, one of which would
+    change the shell's files.
     """
     if _VARIABLE in os.environ:
         from typer._completion_classes import completion_init

@@ -1,4 +1,4 @@
-"""Implements ``moyin connect``, which serves the gateway on this machine for clients without a key."""
+"""Implements ``moyin connect``, which serves the gateway locally for clients without a key."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ app = typer.Typer(help="Local ports for clients that can send no key.", no_args_
 
 
 @app.callback()
-def _group() -> None:
-    """Keep `ollama` a subcommand although it is the only one."""
+def _make_subcommand() -> None:
+    """Make `ollama` a subcommand; Typer would run a single command without its name."""
 
 
 @app.command("ollama")
@@ -31,14 +31,14 @@ def connect_ollama(
     ] = 11434,
     backend: Annotated[
         str | None,
-        typer.Option(help="Ollama host that pull, push, create, cp and rm of an operator change."),
+        typer.Option(help="Ollama host that an operator's pull, push, create, cp and rm act on."),
     ] = None,
 ) -> None:
-    """Serve the gateway's models on this machine as an Ollama that needs no key, until interrupted.
+    """Serve the gateway's models as a local Ollama server that needs no key, until interrupted.
 
-    For the program ollama, editors and others that cannot send a key: their requests are sent with
-    yours. So are those of every person and program on this machine that can reach the port, but
-    not of other sites' web pages.
+    This is for clients that can't send a key, such as the program ollama and editors: all requests
+    to the port are sent with your key. Every person and program on this machine can use the port;
+    web pages of other sites can't.
     """
     asyncio.run(_connect_ollama(load_profile(), port, backend))
 

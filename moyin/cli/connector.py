@@ -1,9 +1,10 @@
 """Serves the render farm on a local port, for clients of ComfyUI that cannot send an API key.
 
 HTTP requests and WebSockets are forwarded to the gateway with the key of the profile. Every client
-of the port has the rights of that key, so the port is open to this machine only, and requests from
-web pages of other sites are rejected. Such a page could otherwise send requests through the user's
-browser, also under a host name of its own that resolves to 127.0.0.1 (DNS rebinding).
+of the port has the rights of that key. Therefore the port is open only to this machine, and
+requests from web pages of other sites are rejected. Otherwise such a page could send requests
+through the user's browser, even under its own host name if that resolves to 127.0.0.1 (DNS
+rebinding).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from moyin.stack.profile import Profile
 _HOST = "127.0.0.1"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _CONNECT_SECONDS = 5.0
-# The gateway's streams send heartbeats more often than this, so a longer silence is a failure.
+# Seconds of silence that count as a failure; the gateway's streams send heartbeats more often.
 _MAX_SILENCE_SECONDS = 300.0
 _HANDSHAKE_SECONDS = 20.0
 _HEARTBEAT_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
-# Shorter than the gateway's own limit, because a request on a connection that the gateway is
-# closing would be lost.
+# Idle connections are closed earlier than the gateway closes them, because a request on a
+# connection that the gateway is closing would be lost.
 _KEEP_ALIVE_SECONDS = 4.0
 _HOP_BY_HOP = frozenset(
     {
@@ -41,13 +42,13 @@ _HOP_BY_HOP = frozenset(
         "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-# Headers that describe the local port, which the gateway does not know, or contain another key.
+# Headers that are not forwarded, because they describe the local port or contain another key.
 _LOCAL_HEADERS = frozenset(
     {"authorization", "cookie", "expect", "host", "origin", "referer", "x-api-key"}
 )
 _LOCAL_HEADER_PREFIXES = ("sec-fetch-", "sec-websocket-")
 _NO_DEFAULT_HEADERS = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
-# The largest WebSocket message, which is a picture, as every message is in memory as a whole.
+# The largest WebSocket message in bytes, enough for pictures. Each message is held in memory.
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _NORMAL, _GOING_AWAY = 1000, 1001  # close codes of WebSockets
 # Close codes that must not be sent (RFC 6455, section 7.4.1).
@@ -82,7 +83,7 @@ class Connector:
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=1,
-            # Compressed bodies pass as they are, with their headers.
+            # Compressed bodies are forwarded unchanged, with their headers.
             auto_decompress=False,
         )
         await runner.setup()
@@ -112,7 +113,11 @@ class Connector:
             return self._render_error(502, error)
 
     def _build_target_url(self, request: web.Request) -> URL:
-        """Return the gateway's URL for the request; raise CrossSiteRequest for a proxy's request."""
+        """Return the gateway's URL for the request.
+
+        Raises:
+            CrossSiteRequest: the request uses this port as a proxy.
+        """
         if not request.raw_path.startswith("/"):
             raise CrossSiteRequest(
                 "this port is not a proxy: the path of a request must begin with /"
@@ -152,7 +157,9 @@ class Connector:
             return response
 
     def _new_unreachable_error(self) -> BackendUnavailable:
-        return BackendUnavailable(f"no response from the gateway at {self._gateway_url}: is it up?")
+        return BackendUnavailable(
+            f"no response from the gateway at {self._gateway_url}: check that it is running"
+        )
 
     async def _relay_socket(self, request: web.Request, target: URL) -> web.StreamResponse:
         protocols = request.headers.get("sec-websocket-protocol", "")
@@ -202,7 +209,7 @@ class Connector:
 async def _relay_messages(
     client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse
 ) -> None:
-    """Relay messages in both directions until one end closes, then close the other with that code."""
+    """Relay messages in both directions until one end closes, then close the other end, too."""
     copying = [
         asyncio.create_task(_copy_messages(client, upstream)),
         asyncio.create_task(_copy_messages(upstream, client)),
@@ -214,7 +221,7 @@ async def _relay_messages(
             task.cancel()
         results = await asyncio.gather(*copying, return_exceptions=True)
     for result in results:
-        # A broken connection is a normal end; any other exception is a bug.
+        # A broken connection is a normal end, but any other exception is a bug.
         if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):
             raise result
 
@@ -258,8 +265,8 @@ def reject_cross_site(headers: Mapping[str, str]) -> None:
 def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
     """Return the client's headers for the gateway, with the key and without local addresses.
 
-    Requests of ComfyUI's frontend have the key in a cookie too, because the gateway serves the page
-    of the frontend to browsers only with a cookie.
+    Requests of ComfyUI's frontend also have the key in a cookie, because the gateway serves the
+    frontend's page only to browsers with a cookie.
     """
     forwarded = CIMultiDict(
         (name, value)

@@ -1,6 +1,7 @@
 """Implements ``moyin migrate``, which migrates the database, and ``moyin prune``, which deletes jobs.
 
-The SQL libraries take as long to import as most commands to run, so they are imported on use.
+The SQL libraries are imported only when they are used, because importing them takes as long as most
+commands run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def migrate(
         bool, typer.Option("--down", help="Migrate down to an older revision.")
     ] = False,
 ) -> None:
-    """Migrate the shared database in MOYIN_DATABASE_URL; replicas never do, `moyin up` only its own."""
+    """Migrate the shared database in MOYIN_DATABASE_URL; `moyin up` migrates only its own."""
     from moyin.store.sql import migrate as run_migrations
 
     run_migrations(Settings().sql_url, revision, down=down)
@@ -44,7 +45,7 @@ def prune(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete old jobs and batches with their files; MOYIN_KEEP_JOBS_DAYS does so every hour."""
+    """Delete old jobs and batches with their files, as MOYIN_KEEP_JOBS_DAYS does every hour."""
     asyncio.run(_prune(days, dry_run=dry_run, is_confirmed=yes))
 
 

@@ -21,7 +21,11 @@ _UNSAFE = re.compile(r"[^\w.() -]")
 
 
 async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
-    """Show a progress bar until the job has ended, and return the job; raise StackError if lost."""
+    """Show a progress bar until the job has ended, and return the job.
+
+    Raises:
+        StackError: the connection to the gateway failed too often.
+    """
     progress = Progress(
         TextColumn("  {task.description:<10}"),
         BarColumn(bar_width=40),
@@ -69,7 +73,7 @@ def create_folder(folder: Path) -> None:
 
 
 def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
-    """Return the new description and share of the progress bar after an event."""
+    """Return the progress bar's new fields after an event: its description and completed share."""
     if kind == EventType.PROGRESS and isinstance(data, dict):
         fraction = data.get("value", 0) / (data.get("max") or 1)
         return {"description": "running", "completed": min(1.0, fraction)}
@@ -79,7 +83,7 @@ def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
 
 
 def choose_target(folder: Path, name: str) -> Path:
-    """Return the path for a file of this name, which comes from others, that overwrites no file."""
+    """Return an unused path in the folder for a file of this name, which may be malicious."""
     name = _UNSAFE.sub("_", name).lstrip(".") or "artifact"
     path = folder / name
     number = 1

@@ -1,4 +1,4 @@
-"""Defines the options by which ``moyin jobs`` selects jobs, and sends them to the gateway."""
+"""Defines the filter options of ``moyin jobs``, and requests the jobs that match."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build_filter(
     before: str | None,
     search: str | None,
 ) -> dict[str, Any]:
-    """Return the member ``filter`` of a bulk request; empty if there is no option."""
+    """Return the member ``filter`` of a bulk request, which is empty without options."""
     members: dict[str, Any] = {
         "status": status,
         "kind": kind,
@@ -78,7 +78,7 @@ async def read_jobs(
 async def change_jobs(
     gateway: GatewayClient, path: str, where: dict[str, Any], *, dry_run: bool
 ) -> dict[str, Any]:
-    """Cancel or delete all jobs that match, by as many requests as needed, and add up the counts."""
+    """Cancel or delete all jobs that match, by several requests, and return the total counts."""
     total: dict[str, Any] = {"matched": 0, "done": 0, "skipped": 0, "dry_run": dry_run}
     cursor = None
     while True:

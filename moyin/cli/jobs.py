@@ -34,7 +34,7 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the number of matching jobs and change nothing.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-# The exit status if some of the jobs that match were not changed.
+# The exit status if some of the matching jobs were not changed.
 SOME_SKIPPED = 3
 
 
@@ -55,7 +55,7 @@ def list_jobs(
 ) -> None:
     """List your jobs, or those that match all filters.
 
-    Piped output has id, kind, status, progress and creation time, by tabs.
+    Piped output has tab-separated id, kind, status, progress and creation time.
     """
     where = build_filter(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
@@ -94,13 +94,13 @@ def cancel(
 ) -> None:
     """Cancel a job, or the queued and running jobs that match all filters.
 
-    Exit 3 if some of the matching jobs had ended before.
+    Exit 3 if some of the matching jobs had already ended.
     """
     where = build_filter(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
         before=before, search=search,
     )  # fmt: skip
-    if _names_one_job(job_id, where, dry_run):
+    if _is_single_job(job_id, where, dry_run):
         job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/cancel"))
         if as_json:
             print_json(job)
@@ -126,15 +126,15 @@ def delete(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete an ended job, or those that match all filters, with their files.
+    """Delete an ended job, or the ended jobs that match all filters, with their files.
 
-    Exit 3 if some of the matching jobs were open and stay.
+    Exit 3 if some of the matching jobs were not deleted, because they have not ended.
     """
     where = build_filter(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
         before=before, search=search,
     )  # fmt: skip
-    if _names_one_job(job_id, where, dry_run):
+    if _is_single_job(job_id, where, dry_run):
         send("DELETE", _build_path(job_id))
         if as_json:
             print_json({"id": job_id, "deleted": True})
@@ -172,7 +172,7 @@ def watch(job_id: JobId, as_json: AsJson = False) -> None:
     with_gateway(work)
 
 
-def _names_one_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> bool:
+def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> bool:
     """Return whether the arguments name a job instead of filters."""
     if job_id is None and not where:
         raise typer.BadParameter("name a job's id, or at least one filter")

@@ -1,7 +1,7 @@
-"""Implements ``moyin keys``, which manages API keys, of this machine's stack or of a profile's.
+"""Implements ``moyin keys``, which manages the API keys of this machine's or a profile's gateway.
 
-On this machine it works in the database and needs no API key: anyone who can read the data folder
-may manage keys. With a profile it calls the gateway.
+Without a profile, the commands use the database of this machine's stack and need no API key: anyone
+who can read the data folder may manage keys. With a profile, they call the profile's gateway.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
 
-# The SQL libraries take as long to import as most commands to run, so they are imported on use.
+# The SQL libraries are imported only when used, because importing them takes as long as most
+# commands.
 if TYPE_CHECKING:
     from moyin.store.audit import AuditEvent
     from moyin.store.keys import KeyStore
@@ -38,7 +39,7 @@ def create(
         str | None,
         typer.Argument(
             metavar="OWNER",
-            help="Tenant that owns what the key creates; left out with a profile, where it is yours.",
+            help="Tenant that owns what the key creates. With a profile, omit it: it is your own.",
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
@@ -50,19 +51,20 @@ def create(
         ),
     ] = None,
     days: Annotated[
-        int | None, typer.Option(min=1, max=36_500, help="Days until it expires.")
+        int | None, typer.Option(min=1, max=36_500, help="Days until the key expires.")
     ] = None,
     user: Annotated[
-        str | None, typer.Option(help="Id of the service account that gets it, with a profile.")
+        str | None,
+        typer.Option(help="With a profile: id of the service account that gets the key."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key and print its secret, which is shown only once: the database has a digest."""
+    """Create a key and print its secret, which can't be shown again: only a digest is stored."""
     _warn_of_unknown_scopes(scope or [])
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     if is_remote():
         if owner is not None:
-            raise StackError("a profile's keys are for your own tenant: leave out OWNER")
+            raise StackError("with a profile, keys belong to your own tenant: omit OWNER")
         created = remote_keys.create_key(name=name, scopes=scope, expires_at=expires_at, user=user)
         _print_secret(created, as_json)
         return
@@ -96,7 +98,7 @@ def rotate(
 
 @app.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """List keys; piped output has id, owner, name, creation time, scopes and state, by tabs."""
+    """List keys; piped output has tab-separated id, owner, name, time, scopes and state."""
     keys = remote_keys.list_keys() if is_remote() else _list_stored_keys()
     if as_json:
         print_json({"keys": keys})
@@ -119,7 +121,7 @@ def list_keys(as_json: AsJson = False) -> None:
 
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
-    """Revoke a key; replicas that cached the key may accept it for a few more seconds."""
+    """Revoke a key. Replicas that have cached the key may accept it for a few more seconds."""
 
     async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
@@ -164,7 +166,7 @@ def _list_stored_keys() -> list[dict[str, Any]]:
 
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
-    """Warn of scopes that no app of Moyin requires, which are probably mistyped."""
+    """Warn of scopes that no app of Moyin requires, because they are probably mistyped."""
     known = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
     for scope in sorted({word for text in scopes for word in text.split()} - known):
         similar = get_close_matches(scope, known, n=1, cutoff=0.8)

@@ -54,11 +54,11 @@ def set_limits(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Set limits of a key, a user or a tenant; those that are not named stay as they are."""
+    """Set limits of a key, a user or a tenant, and keep the limits that are not named."""
     changes = dict(map(_parse_limit, values))
 
     async def work(gateway: GatewayClient) -> Any:
-        # The route replaces all limits of the subject.
+        # Send the other limits, too, because the route replaces all limits of the subject.
         present = await gateway.call("GET", _build_path(subject))
         merged = {name: value for name, value in present.items() if name != "subject"} | changes
         body = {name: value for name, value in merged.items() if value is not None}
@@ -79,7 +79,7 @@ def clear(subject: Subject) -> None:
 
 
 def _parse_limit(text: str) -> tuple[str, Any]:
-    """Split NAME=VALUE; the gateway checks the name and the value."""
+    """Split NAME=VALUE, and return the name and the value, which the gateway checks."""
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise typer.BadParameter(

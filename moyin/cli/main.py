@@ -112,12 +112,12 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _format_error(error: Exception) -> str:
-    """Return the text of an error as one line for the terminal."""
+    """Return the message of an error as one line for the terminal."""
     if isinstance(error, RequestRefused):
         text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
     elif isinstance(error, GatewayUnreachable):
         reason = type(error.__cause__).__name__
-        text = f"no response from the gateway at {error.url} ({reason}): is it up? (`moyin up`)"
+        text = f"no response from the gateway at {error.url} ({reason}): start it with `moyin up`"
     elif isinstance(error, StackError):
         text = error.message
     elif isinstance(error, ValidationError) and error.title == Settings.__name__:

@@ -45,7 +45,7 @@ def invite(
     organisation: OrganisationOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a member and mail an invitation; if no mail is sent, print its token to pass on."""
+    """Add a member and mail an invitation; print its token if this gateway sends no mail."""
 
     async def work(gateway: GatewayClient) -> Any:
         path = f"{await resolve_path(gateway, organisation)}/members"
@@ -58,7 +58,7 @@ def invite(
 def invite_again(
     user: User, organisation: OrganisationOption = None, as_json: AsJson = False
 ) -> None:
-    """Mail a member a new invitation; earlier ones become invalid."""
+    """Mail a new invitation to a member; earlier invitations become invalid."""
 
     async def work(gateway: GatewayClient) -> Any:
         path = await _find_member(gateway, organisation, user)
@@ -74,7 +74,7 @@ def add_service_account(
     organisation: OrganisationOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a service account and print its id; `moyin keys create --user ID` makes its key."""
+    """Add a service account and print its id; `moyin keys create --user ID` creates its key."""
 
     async def work(gateway: GatewayClient) -> Any:
         path = f"{await resolve_path(gateway, organisation)}/service-accounts"
@@ -94,19 +94,19 @@ def set_role(
     organisation: OrganisationOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the role of a member, whose sessions end."""
+    """Change the role of a member, and end the member's sessions."""
     _change(user, {"role": role}, organisation, as_json)
 
 
 @app.command()
 def disable(user: User, organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
-    """Lock a member out: sessions end and keys stop working. What the member made stays."""
+    """Disable a member: end the sessions and disable the keys, but keep what the member made."""
     _change(user, {"disabled": True}, organisation, as_json)
 
 
 @app.command()
 def enable(user: User, organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
-    """Let a disabled member in again."""
+    """Enable a disabled member again."""
     _change(user, {"disabled": False}, organisation, as_json)
 
 
@@ -123,7 +123,7 @@ def _change(user: str, body: dict[str, Any], organisation: str | None, as_json: 
 
 
 async def _find_member(gateway: GatewayClient, organisation: str | None, user: str) -> str:
-    """Return the path of a member, who is named by an id or an email."""
+    """Return the API path of a member, given the member's id or email."""
     path = f"{await resolve_path(gateway, organisation)}/members"
     if "@" in user:
         members = (await gateway.call("GET", path))["members"]
@@ -143,7 +143,7 @@ def _print_invitation(member: dict[str, Any], as_json: bool) -> None:
         errors.print("the invitation was mailed")
     else:
         errors.print(
-            "no mail is sent here: pass this token on, for `POST /accounts/password/reset`"
+            "no mail is sent: give the member this token for `POST /accounts/password/reset`"
         )
         out.print(member["invitation"], markup=False)
 

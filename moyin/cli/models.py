@@ -25,7 +25,7 @@ _UNITS = {
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """List the models and aliases that you may use; operators see their back ends too."""
+    """List the models and aliases that you may use; operators also see their back ends."""
     page = with_gateway(lambda gateway: gateway.call("GET", "/v1/models"))
     if as_json:
         print_json(page)
@@ -89,7 +89,7 @@ def _list_abilities(model: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_price(backend: Mapping[str, Any]) -> str:
-    """Return the price of tokens, and of what else calls are charged for."""
+    """Return the prices of tokens and of other charges for calls, as text."""
     tokens = backend["usd_per_million_tokens"]
     parts = [f"${tokens['input']} in, ${tokens['output']} out per M tokens"]
     parts += [f"${backend[key]} per {unit}" for key, unit in _UNITS.items() if key in backend]

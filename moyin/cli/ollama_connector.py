@@ -10,10 +10,10 @@ from moyin.cli.connector import Connector
 from moyin.errors import CrossSiteRequest, MoyinError
 from moyin.stack.profile import Profile
 
-# Ollama's own paths are below this prefix at the gateway; those of OpenAI's protocol are the same.
+# The gateway serves Ollama's own paths below this prefix; paths of OpenAI's protocol are the same.
 _GATEWAY_PREFIX = "/v1/ollama"
-# Calls of models only: programs on this machine get no others with the key, such as stored
-# responses and batches.
+# The forwarded paths only call models. Programs on this machine must not use the key for anything
+# else, such as stored responses and batches.
 _OPENAI_PATHS = frozenset(
     f"/v1/{name}"
     for name in (
@@ -23,7 +23,7 @@ _OPENAI_PATHS = frozenset(
 )  # fmt: skip
 _MODEL_PATH = "/v1/models/"
 _ALIVE = "Ollama is running"
-# Calls that change the models of a host, which a header names.
+# Paths that change the models of an Ollama host, which a header names.
 _HOST_PATHS = tuple(
     f"/api/{name}" for name in ("pull", "push", "create", "copy", "delete", "blobs/")
 )
@@ -31,11 +31,11 @@ _HOST_HEADER = "x-moyin-backend"
 
 
 class OllamaConnector(Connector):
-    """Forwards Ollama's and OpenAI's calls to the gateway, and answers all other paths itself.
+    """Forwards Ollama's and OpenAI's calls to the gateway, and refuses all other requests.
 
     Args:
-        backend: Ollama host for calls that change a host's models, such as ``/api/pull``; if None,
-            the client or the gateway chooses it.
+        backend: the Ollama host for calls that change a host's models, such as ``/api/pull``; if
+            None, the client or the gateway chooses the host.
     """
 
     def __init__(self, profile: Profile, backend: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Implements ``moyin organisations``, and finds the organisation that other commands act on."""
+"""Implements ``moyin organisations``, and finds the organisation for other commands."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COLUMNS = ("id", "name", "created")
 _PATH = "/accounts/organisations"
 OrganisationOption = Annotated[
     str | None,
-    typer.Option("--organisation", help="Id of an organisation; left out: your only one."),
+    typer.Option("--organisation", help="Id of an organisation; default: your only one."),
 ]
 
 
 @app.command("list")
 def list_organisations(as_json: AsJson = False) -> None:
-    """List your organisation, or as an operator all of them."""
+    """List your organisation; operators see all organisations."""
     page = with_gateway(lambda gateway: gateway.call("GET", _PATH))
     if as_json:
         print_json(page)
@@ -49,7 +49,7 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The organisation's name.")],
     as_json: AsJson = False,
 ) -> None:
-    """Create an organisation, as an operator, and print its id."""
+    """Create an organisation and print its id; needs the rights of an operator."""
     body = with_gateway(lambda gateway: gateway.call("POST", _PATH, {"name": name}))
     if as_json:
         print_json(body)
@@ -58,10 +58,10 @@ def create(
 
 
 async def resolve_path(gateway: GatewayClient, organisation: str | None) -> str:
-    """Return the path of an organisation, or of the caller's only one if ``organisation`` is None.
+    """Return the API path of an organisation, or of the caller's only one if None is given.
 
     Raises:
-        StackError: the caller has none, or has several and names none.
+        StackError: the caller has no organisation, or has several and did not name one.
     """
     if organisation is not None:
         return get_path(organisation)

@@ -1,4 +1,4 @@
-"""Shows pictures in terminals that can: by kitty's protocol, iTerm2's, or sixels."""
+"""Shows pictures in terminals that support kitty's protocol, iTerm2's protocol or sixels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _MAX_SIZE = (640, 480)
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _KITTY_CHUNK = 4096
-# Asks whether the terminal shows kitty's pictures; then for its attributes (DA1), which every
-# terminal answers, so that one without pictures does not make us wait for the timeout.
+# Queries whether the terminal supports kitty's protocol, then its attributes (DA1). Every terminal
+# replies to the second query, so there is no wait for a timeout if it ignores the first.
 _QUERY = b"\x1b_Gi=1,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
 _ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")
 _SIXEL_ATTRIBUTE = b"4"
@@ -35,7 +35,7 @@ _MAX_REPLY = 1024
 
 
 class PictureProtocol(StrEnum):
-    """The protocol by which a terminal takes pictures."""
+    """A protocol that terminals use to show pictures."""
 
     KITTY = "kitty"
     ITERM = "iterm"
@@ -43,21 +43,22 @@ class PictureProtocol(StrEnum):
 
 
 def detect_protocol(environ: Mapping[str, str] = os.environ) -> PictureProtocol | None:
-    """Return the terminal's protocol for pictures; None without one, or if output is piped."""
+    """Return the terminal's protocol for pictures, or None if it has none or output is piped."""
     if not sys.stdout.isatty() or environ.get("TERM", "dumb") == "dumb":
         return None
-    # tmux and screen pass on the variables of the outer terminal, but not its pictures.
+    # tmux and screen keep the environment variables of the outer terminal, but can't show its
+    # pictures.
     if not environ.get("TMUX") and not environ.get("STY"):
         if environ["TERM"] in ("xterm-kitty", "xterm-ghostty") or environ.get("KITTY_WINDOW_ID"):
             return PictureProtocol.KITTY
         program = environ.get("TERM_PROGRAM")
         if program in ("iTerm.app", "WezTerm") or environ.get("LC_TERMINAL") == "iTerm2":
             return PictureProtocol.ITERM
-    return _parse_reply(_ask_terminal())
+    return _parse_reply(_query_terminal())
 
 
 def show_picture(path: Path, protocol: PictureProtocol) -> bool:
-    """Show a picture file in the terminal; return False if the file is no picture that is known."""
+    """Show a picture file in the terminal; return False if its format is not supported."""
     picture = _load_thumbnail(path)
     if picture is None:
         return False
@@ -81,14 +82,14 @@ def encode_picture(picture: Image, protocol: PictureProtocol) -> Iterator[str]:
         yield f"\x1b]1337;File=inline=1;size={buffer.tell()}:{data}\x07"
         return
     for start in range(0, len(data), _KITTY_CHUNK):
-        # q=2: without replies, which nobody would read. m=1: more chunks follow.
+        # q=2 disables replies, because nothing would read them. m=1 means that more chunks follow.
         control = "a=T,f=100,q=2," if start == 0 else ""
         more = int(start + _KITTY_CHUNK < len(data))
         yield f"\x1b_G{control}m={more};{data[start : start + _KITTY_CHUNK]}\x1b\\"
 
 
 def _load_thumbnail(path: Path) -> Image | None:
-    """Return the picture of a file, scaled down to fit; None if it cannot be decoded."""
+    """Return the picture of a file, scaled down to 640 x 480; None if it can't be decoded."""
     # Imported here, because it takes as long to import as most commands to run.
     from PIL import Image
 
@@ -105,10 +106,10 @@ def _load_thumbnail(path: Path) -> Image | None:
     return picture
 
 
-def _ask_terminal() -> bytes:
-    """Return the terminal's reply to the query; empty if this process may not ask it."""
+def _query_terminal() -> bytes:
+    """Return the terminal's reply to the query; empty if this process can't query the terminal."""
     reader, writer = sys.stdin.fileno(), sys.stdout.fileno()
-    # A process in the background would be stopped for changing the terminal's settings.
+    # A background process would be suspended if it changed the terminal's settings.
     if not os.isatty(reader) or os.tcgetpgrp(reader) != os.getpgrp():
         return b""
     saved = termios.tcgetattr(reader)

@@ -39,10 +39,10 @@ def add(
         bool, typer.Option("--check/--no-check", help="Ask the gateway whether the key is valid.")
     ] = True,
 ) -> None:
-    """Store the URL and the API key of a gateway; a profile of that name is replaced.
+    """Store the URL and the API key of a gateway, and replace a profile with the same name.
 
-    The key is asked for, or read from standard input, because other users can read arguments. The
-    file is ~/.config/moyin/profiles.toml, which only you can read.
+    The key is read from a prompt or from standard input, because other users could read an
+    argument. Profiles are stored in ~/.config/moyin/profiles.toml, which only you can read.
     """
     path = find_profiles_file(os.environ)
     named = read_named_profiles(path)
@@ -61,7 +61,7 @@ def add(
 def list_profiles(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the profiles without their keys; `*` marks the one that is used."""
+    """List the profiles without their keys; `*` marks the profile in use."""
     named = read_named_profiles(find_profiles_file(os.environ))
     used = find_profile_name()
     urls = {LOCAL: "", **{name: profile.url for name, profile in sorted(named.profiles.items())}}
@@ -76,7 +76,7 @@ def list_profiles(
 
 @app.command()
 def use(name: Name) -> None:
-    """Use a profile where neither --profile nor MOYIN_PROFILE names one; `local` is this machine."""
+    """Make a profile the default; --profile and MOYIN_PROFILE override it. `local`: this machine."""
 
     def choose(named: NamedProfiles) -> NamedProfiles:
         if name != LOCAL:
@@ -89,7 +89,7 @@ def use(name: Name) -> None:
 
 @app.command()
 def remove(name: Name) -> None:
-    """Remove a profile with its key. The key stays valid: `moyin keys revoke`."""
+    """Remove a profile with its key. The key stays valid until `moyin keys revoke`."""
 
     def drop(named: NamedProfiles) -> NamedProfiles:
         named.get(name)
@@ -120,4 +120,4 @@ def _read_key() -> str:
 def _warn_of_plain_http(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        errors.print("note: over http:// everybody on the way can read the key; use https://")
+        errors.print("note: http:// does not encrypt the key, so others can read it; use https://")

@@ -1,4 +1,4 @@
-"""Implements ``moyin quality``, which manages what the router learned, and ``moyin feedback``."""
+"""Implements ``moyin quality``, which manages the router's learned data, and ``moyin feedback``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BAR_WIDTH = 20
 
 @app.command()
 def show(as_json: AsJson = False) -> None:
-    """Show what the router learned about models, and how accurate its estimates were.
+    """Show what the router has learned about models, and how accurate its estimates were.
 
-    Shows the abilities of models, the signals by kind of request, this month's results of the judge,
-    and what the last thirty days would have cost under other prices of a bad answer.
+    The output has the abilities of models, the signals by kind of request, this month's results of
+    the judge, and what the last thirty days would have cost with other prices for bad answers.
     """
     report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if as_json:
@@ -101,9 +101,9 @@ def feedback(
     elif result["learned"]:
         out.print("learned")
     elif result["scores"]:
-        out.print("stored; your tenant is frozen, so nothing was learned (`moyin quality thaw`)")
+        out.print("stored, but not learned, because learning is frozen (`moyin quality thaw`)")
     else:
-        out.print("stored; nothing was learned, because the request named its model")
+        out.print("stored, but not learned, because the request chose its model")
 
 
 def _print_caption(text: str) -> None:
@@ -112,7 +112,7 @@ def _print_caption(text: str) -> None:
 
 
 def _describe_judge(judge: dict[str, Any]) -> str:
-    """Return the judge's results of this month as text, for operators with their cost."""
+    """Return the judge's results of this month as text, with their cost if an operator asks."""
     text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
         return text
@@ -148,7 +148,7 @@ def _build_price_row(price: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _build_calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row with a bar: `#` is the share of answers rated good, `|` the expected share."""
+    """Return a row with a bar: `#` is the share of good answers, `|` the expected share."""
     bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
     bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"
     return (

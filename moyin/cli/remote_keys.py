@@ -1,4 +1,4 @@
-"""Manages API keys by the gateway's API, for ``moyin keys`` with a profile."""
+"""Manages API keys through the gateway's API, for ``moyin keys`` with a profile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PATH = "/accounts/keys"
 
 
 def list_keys() -> list[dict[str, Any]]:
-    """Return the caller's keys, or as an administrator those of the organisation."""
+    """Return the caller's keys, or for an administrator all keys of the organisation."""
     page = with_gateway(lambda gateway: gateway.call("GET", _PATH))
     return list(page["keys"])
 
@@ -21,7 +21,7 @@ def list_keys() -> list[dict[str, Any]]:
 def create_key(
     *, name: str, scopes: Sequence[str] | None, expires_at: datetime | None, user: str | None
 ) -> dict[str, Any]:
-    """Create a key for the caller, or for a service account; the member ``key`` is its secret."""
+    """Create a key for the caller or a service account; return it with its secret in ``key``."""
     given = {
         "name": name,
         "scopes": scopes or None,
@@ -33,7 +33,7 @@ def create_key(
 
 
 def rotate_key(key_id: str, overlap: int) -> dict[str, Any]:
-    """Replace a key's secret, and return its id and the new secret in the member ``key``."""
+    """Replace a key's secret; return the key's id, and its new secret in the member ``key``."""
     path, body = f"{_build_path(key_id)}/rotate", {"overlap_seconds": overlap}
     return dict(with_gateway(lambda gateway: gateway.call("POST", path, body)))
 

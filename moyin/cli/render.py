@@ -46,7 +46,7 @@ def render(
     body: dict[str, Any] = {"kind": "render", **_build_job_source(graph, template)}
     if priority is not None:
         body["priority"] = priority
-    # Checked before the job is submitted, so that no render is wasted.
+    # Create the folder before the job is submitted, so that no render is wasted if that fails.
     create_folder(output)
     if inputs:
         body["inputs"] = dict(map(_parse_input, inputs))
@@ -66,7 +66,7 @@ def render(
 
 
 def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
-    """Return the job's member with the graph or with the name of the template."""
+    """Return the member of the job's body that has the graph or the name of the template."""
     if (graph is None) == (template is None):
         raise StackError(
             "name either the file of a graph or --template NAME (`moyin templates list`)"

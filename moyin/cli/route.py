@@ -73,7 +73,7 @@ def _print_decision(decision: dict[str, Any]) -> None:
     if not out.is_terminal:
         print_table(_COLUMNS, lines)
         return
-    # Reasons are sentences, which would wrap after every word beside eight columns.
+    # Reasons are printed below the table, because a ninth column would be too narrow for sentences.
     candidates = [line[:-1] for line in lines[: len(decision["candidates"])]]
     if candidates:
         print_table(_COLUMNS[:-1], candidates)

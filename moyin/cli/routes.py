@@ -16,15 +16,15 @@ app = typer.Typer(help="Services behind the reverse proxy.", no_args_is_help=Tru
 
 
 @app.callback()
-def _routes() -> None:
-    """Make ``secret`` a subcommand: typer would run a single command without its name."""
+def _make_subcommand() -> None:
+    """Make ``secret`` a subcommand; Typer would run a single command without its name."""
 
 
 @app.command()
 def secret(
     name: Annotated[str, typer.Argument(help="The route's name in serve_config.yaml.")],
 ) -> None:
-    """Print the secret with which a service verifies `x-moyin-identity` (a JWT, HS256)."""
+    """Print the secret that a service needs to verify `x-moyin-identity` (a JWT, HS256)."""
     from moyin.proxy.identity import derive_route_secret
 
     _warn_if_unknown(name)
@@ -32,10 +32,10 @@ def secret(
 
 
 def _warn_if_unknown(name: str) -> None:
-    """Warn of a route name that the deployed configuration does not contain.
+    """Warn if the deployed configuration has no route with this name.
 
-    With the secret of a mistyped name, the service would reject every request. This is only a
-    warning, because a service may be set up before its route is deployed.
+    With the secret of a mistyped name, a service would reject every request. This is not an error,
+    because a service may be set up before its route is deployed.
     """
     options = Options.read()
     path = read_last_deployed_path(options)

@@ -1,4 +1,4 @@
-"""Prints to the terminal, or into a pipe without colours and with tab-separated columns."""
+"""Prints tables and values: with colours to a terminal, tab-separated into a pipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AlwaysJson = Annotated[bool, typer.Option("--json", help="The output is always J
 def print_table(
     columns: Sequence[str], lines: Iterable[Sequence[str]], *, right: Collection[str] = ()
 ) -> None:
-    """Print a table to a terminal, or tab-separated lines without a heading into a pipe.
+    """Print a table with a heading to a terminal, or tab-separated lines into a pipe.
 
     ``right`` names the columns that are aligned to the right, such as numbers.
     """
@@ -45,21 +45,21 @@ def print_table(
 def print_records(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = ()
 ) -> None:
-    """Print a table of values from the gateway, whose texts may contain anything.
+    """Print a table of values from the gateway, whose texts are not trusted.
 
-    Control characters are replaced, since they could command the terminal or add a line. None is
-    printed as nothing, and a list as its items with commas.
+    Control characters are replaced, because they could control the terminal or add lines. None is
+    printed as an empty cell, and a list as its items with commas.
     """
     quote = escape if out.is_terminal else str
     print_table(columns, ([quote(clean_text(v)) for v in row] for row in rows), right=right)
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print records as CSV, as RFC 4180 has it, with a heading unless there are no columns."""
+    """Print records as CSV (RFC 4180), with a heading unless there are no columns."""
     writer = csv.writer(sys.stdout)
     if columns:
         writer.writerow(columns)
-    writer.writerows([_protect_cell(value) for value in row] for row in rows)
+    writer.writerows([_escape_formula(value) for value in row] for row in rows)
 
 
 def clean_text(value: object) -> str:
@@ -72,8 +72,8 @@ def clean_text(value: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _protect_cell(value: object) -> object:
-    """Return the value of a cell that no spreadsheet takes for a formula."""
+def _escape_formula(value: object) -> object:
+    """Return the value of a cell, changed if spreadsheets would take it for a formula."""
     if isinstance(value, Decimal):
         return f"{value:f}"
     if value is None or isinstance(value, int | float):

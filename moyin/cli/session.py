@@ -22,12 +22,12 @@ T = TypeVar("T")
 # The other exit statuses are 0 (success), 1 (an error) and 2 (wrong usage).
 JOB_DID_NOT_SUCCEED = 3
 _PROFILE = "MOYIN_PROFILE"
-# The option --profile of the command that runs; the callback of all commands sets it.
+# The value of --profile of the running command; the callback of the command line sets it.
 _selected_name: ContextVar[str | None] = ContextVar("profile", default=None)
 
 
 def select_profile(name: str | None) -> None:
-    """Select the profile for the command that runs; None selects by the environment or the file."""
+    """Select the profile for this command; None means that the environment or the file selects."""
     _selected_name.set(name)
 
 
@@ -45,8 +45,11 @@ def is_remote() -> bool:
 def load_profile() -> Profile:
     """Load the gateway's URL and key from the environment or the selected profile.
 
-    The variables MOYIN_URL and MOYIN_API_KEY win, but a named profile's key is sent to its own URL
-    only, and --profile must not name another gateway than MOYIN_URL.
+    The variables MOYIN_URL and MOYIN_API_KEY have precedence over the profile. The key of a named
+    profile is sent only to the profile's own URL.
+
+    Raises:
+        StackError: MOYIN_URL is not the URL of the named profile.
     """
     url, key = os.environ.get("MOYIN_URL"), os.environ.get("MOYIN_API_KEY")
     by_variables = bool(url and key) and _selected_name.get() is None
@@ -69,12 +72,12 @@ def open_gateway(profile: Profile) -> GatewayClient:
 
 
 def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
-    """Run a coroutine with a client of the profile's gateway, and return its result."""
+    """Run ``work`` with a client of the selected profile's gateway, and return the result."""
     return run_with(load_profile(), work)
 
 
 def run_with(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) -> T:
-    """Run a coroutine with a client of a profile's gateway, and return its result."""
+    """Run ``work`` with a client of the profile's gateway, and return the result."""
 
     async def session() -> T:
         async with open_gateway(profile) as gateway:
@@ -84,7 +87,7 @@ def run_with(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) ->
 
 
 def build_path(path: str, parameters: Mapping[str, Any]) -> str:
-    """Return a path with the query parameters that are not None; lists repeat their parameter."""
+    """Return a path with query parameters; omit None, and repeat a parameter for a list's items."""
     given = {name: value for name, value in parameters.items() if value is not None}
     return f"{path}?{urlencode(given, doseq=True)}" if given else path
 

@@ -1,4 +1,4 @@
-"""Encodes pictures as sixels, the graphics of DEC's VT340 that xterm, foot and others show."""
+"""Encodes pictures as sixels, a graphics format that xterm, foot and other terminals support."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ROWS = 6
 
 
 def encode_sixels(picture: Image) -> Iterator[str]:
-    """Yield the control sequence of a picture in at most 255 colours; transparency becomes black."""
+    """Yield a picture's control sequence with at most 255 colours; transparency becomes black."""
     flat = picture.convert("RGBA")
-    # Where the picture is transparent, its colours mean nothing.
+    # Transparent pixels may have any colour, so paint them black.
     flat.paste((0, 0, 0, 255), mask=flat.getchannel("A").point(lambda alpha: 255 - alpha))
     indexed = flat.convert("RGB").quantize(_COLOURS)
     width, height = indexed.size
@@ -33,7 +33,7 @@ def encode_sixels(picture: Image) -> Iterator[str]:
 
 
 def _encode_band(pixels: bytes, width: int, top: int, bottom: int) -> Iterator[str]:
-    """Yield six rows: for each colour in them its columns, whose bits are the rows."""
+    """Yield the sixels of six rows of pixels, one colour after the other."""
     masks: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for row in range(top, bottom):
         for x, colour in enumerate(pixels[row * width : (row + 1) * width]):
@@ -44,9 +44,9 @@ def _encode_band(pixels: bytes, width: int, top: int, bottom: int) -> Iterator[s
 
 
 def _encode_columns(columns: Mapping[int, int]) -> str:
-    """Return the characters of a colour's columns, with counts of equal ones in a row."""
+    """Return the characters of a colour's columns, with run-length encoding."""
     pieces, position = [], 0
-    # Neighbours of equal masks have the same difference of column and rank.
+    # Adjacent columns with equal masks have the same difference between column and rank.
     ranked = ((x - rank, columns[x], x) for rank, x in enumerate(sorted(columns)))
     for (_, mask), run in groupby(ranked, key=lambda item: item[:2]):
         xs = [x for *_, x in run]

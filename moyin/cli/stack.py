@@ -1,4 +1,4 @@
-"""Implements the commands that run the stack: ``moyin up``, ``down``, ``deploy``, ``status`` etc."""
+"""Implements the commands that run the stack, such as ``moyin up``, ``down`` and ``status``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from moyin.system.logfile import read_last_lines
 PortBaseOption = Annotated[
     int | None,
     typer.Option(
-        "--port-base", help="Move all ports: the gateway takes this one, the others follow."
+        "--port-base", help="First port: the gateway gets this port, other services the next ones."
     ),
 ]
 ConfigOption = Annotated[
@@ -54,7 +54,7 @@ def up(
         typer.Option("--foreground", help="Stay in the foreground, for systemd and containers."),
     ] = False,
 ) -> None:
-    """Start all services and wait until they are ready; do nothing if they already run."""
+    """Start all services and wait until they are ready; do nothing if they are already running."""
     options = Options.read(port_base=port_base, serve_config=config)
     if foreground:
         run_supervisor(options)

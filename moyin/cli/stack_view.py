@@ -1,4 +1,4 @@
-"""Displays the state of the stack, while it starts and when it runs."""
+"""Displays the state of the stack while it starts and while it runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PHASE_COLOURS = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "ye
 
 
 class StartProgress:
-    """Shows how the stack starts: live on a terminal, or as one line per change in a pipe."""
+    """Shows how far the stack has started: live on a terminal, or one line per change in a pipe."""
 
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
@@ -90,7 +90,7 @@ def print_ready(options: Options, state: StackState) -> None:
         options.layout.key_shown_marker.touch()
         pairs.append(("api key", read_profile(options.layout.profile, {}).api_key))
         pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
-    print_pairs([*pairs, *_list_remarks(options, state), ("stop", "moyin down")])
+    print_pairs([*pairs, *_list_notes(options, state), ("stop", "moyin down")])
 
 
 def print_state(options: Options, state: StackState) -> None:
@@ -111,10 +111,10 @@ def print_state(options: Options, state: StackState) -> None:
             part.detail,
         )
     out.print(table)
-    print_pairs([*state.addresses.items(), *_list_remarks(options, state)])
+    print_pairs([*state.addresses.items(), *_list_notes(options, state)])
 
 
-def _list_remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
+def _list_notes(options: Options, state: StackState) -> list[tuple[str, str]]:
     token = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
     return [token, *(("note", note) for note in state.notes)]
 

@@ -28,7 +28,7 @@ _BOUNDS = {
 
 @app.command("list")
 def list_templates(as_json: AsJson = False) -> None:
-    """List the templates; piped output has name, aliases, pool, inputs and title, by tabs."""
+    """List the templates; piped output has tab-separated name, aliases, pool, inputs and title."""
     page = with_gateway(lambda gateway: gateway.call("GET", "/templates"))
     if as_json:
         print_json(page)
@@ -53,7 +53,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A template or its alias.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show a template and its inputs: type, default, what values they take."""
+    """Show a template and its inputs with their types, defaults and allowed values."""
     path = f"/templates/{quote(name, safe='')}"
     template = with_gateway(lambda gateway: gateway.call("GET", path))
     if as_json:

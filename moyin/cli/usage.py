@@ -16,10 +16,10 @@ from moyin.client.gateway import GatewayClient
 
 _MAX_PAGE = 200
 _BAR_WIDTH = 20
-# Blocks that fill one to eight eighths of a character.
+# Block characters that fill one to eight eighths of a cell.
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _HEADINGS = {"backend": "back end", "owner": "tenant"}
-# Groups of calls whose property is null.
+# Labels of groups whose property is null.
 _UNNAMED = {"operation": "chat, embeddings"}
 _NUMBERS = ("calls", "not complete", "input", "cached", "output", "cost", "dearest", "in", "out")
 _AMOUNTS = ("limit", "spent", "reserved", "left")
@@ -68,7 +68,10 @@ def show_usage(
         bool, typer.Option("--csv", help="Print CSV with a heading and exact numbers.")
     ] = False,
 ) -> None:
-    """Show calls, tokens and costs with a bar chart, the cost on the dearest model, and budgets."""
+    """Show calls, tokens, costs and budgets with a bar chart.
+
+    The output also has the cost that the calls would have had on the most expensive model.
+    """
     path = build_path(
         "/v1/usage",
         {
@@ -109,7 +112,7 @@ def list_requests(
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List recorded calls; piped output has all columns of `--json`, by tabs."""
+    """List recorded calls; piped output has all columns of `--json`, separated by tabs."""
     filters = {
         "status": status,
         "after": after,
@@ -136,7 +139,7 @@ def list_requests(
 async def _read_calls(
     gateway: GatewayClient, filters: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Read as many pages as needed for ``limit`` calls."""
+    """Return up to ``limit`` calls, which are read page by page."""
     calls: list[dict[str, Any]] = []
     cursor = None
     while True:
@@ -153,7 +156,7 @@ def _print_report(report: dict[str, Any]) -> None:
     names = report["group_by"]
     groups = _add_empty_days(report["groups"]) if names == ["day"] else report["groups"]
     measure = _choose_measure(report["total"])
-    # Most tenants only chat.
+    # Units other than tokens are shown only if there are any, because most tenants only chat.
     shows_units = not out.is_terminal or bool(report["total"].get("units"))
     highest = max((Decimal(str(group[measure])) for group in groups), default=Decimal(0))
     columns = [
@@ -188,12 +191,12 @@ def _print_csv(report: dict[str, Any]) -> None:
 
 
 def _parse_number(name: str, value: Any) -> Any:
-    # Amounts are strings in the JSON, but numbers in a sheet.
+    # Amounts are strings in the JSON, but a spreadsheet needs numbers.
     return Decimal(value) if name.endswith("_usd") and value is not None else value
 
 
 def _choose_measure(total: dict[str, Any]) -> str:
-    """Return what the bars show: the cost, or if all was free the output, or the calls."""
+    """Return the measure for the bars: the cost, or if that is zero the output, or the calls."""
     if Decimal(total["cost_usd"]):
         return "cost_usd"
     return "output_tokens" if total["output_tokens"] else "calls"
@@ -255,7 +258,7 @@ def _describe_total(report: dict[str, Any]) -> str:
     text = f"{total['calls']:,} calls, [bold]{format_cost(total['cost_usd'])}[/]"
     if total["dearest_cost_usd"] is None:
         return text
-    # Routing neither saves nor causes the cost of renders, which count the same in both sums.
+    # Both sums include the cost of renders, because routing does not affect it.
     renders = Decimal(total.get("render_cost_usd", "0"))
     cost, dearest = (Decimal(total[f"{name}cost_usd"]) - renders for name in ("", "dearest_"))
     models = dict.fromkeys(m["model"] for m in report["dearest"].values() if m is not None)
@@ -294,7 +297,7 @@ def draw_bar(value: Decimal, highest: Decimal) -> str:
 
 
 def shorten_number(value: int) -> str:
-    """Return a number with three digits and a unit: 812, 12.3k, 4.06M."""
+    """Return a number with three digits and a unit, such as 812, 12.3k or 4.06M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if value >= size:
             scaled = value / size
@@ -303,7 +306,7 @@ def shorten_number(value: int) -> str:
 
 
 def format_cost(usd: str) -> str:
-    """Return an amount with at least two decimals, and at least two digits that are not zero."""
+    """Return an amount in US dollars with at least two decimals and two significant digits."""
     amount = Decimal(usd)
     if not amount or abs(amount) >= Decimal("0.1"):
         return f"${amount:,.2f}"

@@ -1,1 +1,1 @@
-"""Provides the HTTP client of Moyin's own API, for jobs, gRPC, images and the command line."""
+"""Provides the HTTP client of Moyin's own API, which steps, gRPC, images and the CLI use."""

@@ -1,4 +1,4 @@
-"""Defines the exceptions for requests to the gateway that fail."""
+"""Defines the exceptions for failed requests to the gateway."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ def _iterate_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
         yield from _iterate_types(child)
 
 
-# The error types by code; a type without a code of its own inherits that of its base.
+# The error types by code, except for types that inherit their base's code.
 ERROR_TYPES = {kind.code: kind for kind in _iterate_types(MoyinError) if "code" in vars(kind)}
 
 
 class GatewayUnreachable(ServiceUnavailable):
-    """Reports that the connection to the gateway at ``url``, which clients must not see, failed."""
+    """Reports that the connection to the gateway failed.
+
+    The attribute ``url`` must not be shown to clients, because it is an internal address.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__("the gateway is unavailable; try again later", retry_after=5)
@@ -28,13 +31,13 @@ class GatewayUnreachable(ServiceUnavailable):
 
 
 class RequestRefused(MoyinError):
-    """Reports that the gateway answered with an error status.
+    """Reports that the gateway responded with an error status.
 
     Attributes:
         status: the HTTP status.
-        body: the start of the response's body.
+        body: the first 64 KiB of the response's body.
         reported_code: the stable code in the body, such as ``job_not_found``; None without one.
-        detail: the message in the body, without ComfyUI's errors of single nodes.
+        detail: the error message in the body, without ComfyUI's errors of single nodes.
         request_id: the id under which the gateway logged the request.
     """
 
@@ -44,7 +47,8 @@ class RequestRefused(MoyinError):
         inner = members.get("error", {})
         if not isinstance(inner, dict):
             inner = {"message": str(inner)}
-        # Our own routes put the code at the top; an invalid graph has ComfyUI's body beside it.
+        # Moyin's own routes have the code at the top level, beside ComfyUI's members for an invalid
+        # graph.
         code = members.get("code") or inner.get("code") or inner.get("type")
         self.status = status
         self.body = body
@@ -81,8 +85,8 @@ def _parse_members(body: bytes) -> dict[str, Any] | None:
 
 
 def _describe_node_errors(members: Mapping[str, Any]) -> list[str]:
-    """Return one line for each error that ComfyUI reports of a single node."""
-    # The body may come from any service behind the gateway, so its shape is not certain.
+    """Return one line for each error in the body that ComfyUI reports for a single node."""
+    # The body may have any shape, because any service behind the gateway may have sent it.
     nodes = members.get("node_errors")
     lines = []
     for node, failure in nodes.items() if isinstance(nodes, dict) else ():

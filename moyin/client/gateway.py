@@ -34,7 +34,7 @@ class ServerSentEvent:
     """A server-sent event from the gateway.
 
     Attributes:
-        text: the data lines, joined; None for a comment.
+        text: the joined data lines; None for a comment.
         comment: the text of a comment, such as the cost of a stream.
     """
 
@@ -52,7 +52,7 @@ class ServerSentEvent:
 
     @property
     def data(self) -> Any:
-        """The data parsed as JSON, or the text itself if that is not JSON."""
+        """The data parsed as JSON, or the text itself if the text is not JSON."""
         try:
             return json.loads(self.text or "")
         except ValueError:
@@ -84,8 +84,8 @@ class GatewayClient:
         api_key: the key for every request; if it is empty, requests need an ``identity`` or
             credentials in ``headers``.
         token_for: a function that makes a bearer token with the rights of an identity.
-        silence_seconds: the longest time without a byte of the response.
-        total_seconds: the longest time of a request that is not a stream; None means no limit.
+        silence_seconds: the longest wait for the next byte of a response.
+        total_seconds: the longest duration of a request that is not a stream; None means no limit.
         reconnect_seconds: the pause before a broken event stream is opened again.
     """
 
@@ -139,11 +139,11 @@ class GatewayClient:
                 values as JSON.
             identity: the identity with whose rights the request is made.
             expected: the only status that means success; None means any status below 400.
-            is_encoded: True if ``path`` is percent-encoded already and must be sent unchanged.
+            is_encoded: True if ``path`` is already percent-encoded and must be sent unchanged.
             is_stream: True if the response may take longer than ``total_seconds``.
 
         Raises:
-            RequestRefused: the gateway answered with an error status.
+            RequestRefused: the gateway responded with an error status.
             GatewayUnreachable: the connection failed or broke.
         """
         address = self.url + path
@@ -162,8 +162,8 @@ class GatewayClient:
                 if status >= 400 or (expected is not None and status != expected):
                     raise RequestRefused(status, response.headers, await _read_start(response))
                 yield response
-        # aiohttp's connection errors are ClientErrors. A ConnectionError comes from the block itself,
-        # such as the broken pipe of `moyin chat | head`.
+        # A ConnectionError comes from the caller's block, for example from the broken pipe of
+        # `moyin chat | head`. aiohttp's own connection errors are ClientErrors.
         except (aiohttp.ClientError, TimeoutError) as error:
             raise GatewayUnreachable(self.url) from error
 
@@ -175,19 +175,19 @@ class GatewayClient:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """Send a request and return the response's JSON; raise the errors of `open`."""
+        """Send a request and return the response's JSON; raises the errors of `open`."""
         async with self.open(method, path, body, headers=headers) as response:
             return await response.json()
 
     async def post_form(self, path: str, file: Path, fields: Mapping[str, str]) -> Any:
-        """Send a file and fields as a form, and return the response's JSON; raise those of `open`."""
+        """Send a file and fields as a form, and return the response's JSON, like `call`."""
         with file.open("rb") as content:
             form = aiohttp.FormData(fields)
             form.add_field("file", content, filename=file.name)
             return await self.call("POST", path, form)
 
     async def download(self, path: str, target: Path) -> None:
-        """Download a file, so that ``target`` is always complete; raise the errors of `open`."""
+        """Download a file; ``target`` exists only when complete. Raises the errors of `open`."""
         scratch = target.with_name(f".{target.name}.part")
         async with self.open("GET", path) as response:
             with scratch.open("wb") as file:
@@ -207,14 +207,12 @@ class GatewayClient:
             async with self.open("GET", path, identity=identity, expected=200) as response:
                 return await read_up_to(response, _LARGEST_FILE)
         except BodyTooLong:
-            raise StepFailed(
-                f"{path} is larger than {_LARGEST_FILE} bytes, the most that is read"
-            ) from None
+            raise StepFailed(f"{path} is larger than the limit of {_LARGEST_FILE} bytes") from None
         except RequestRefused as error:
             raise error.to_typed_error() from None
 
     async def read_json(self, path: str, *, identity: Identity | None = None) -> Any:
-        """Return the JSON document at ``path``; raise the errors of `read`."""
+        """Return the JSON document at ``path``; raises the errors of `read`."""
         return from_json(await self.read(path, identity=identity))
 
     async def upload(
@@ -226,10 +224,11 @@ class GatewayClient:
         identity: Identity | None = None,
         idempotency_key: str | None = None,
     ) -> str:
-        """Store a file and return the id of its artifact; raise the errors of `read`.
+        """Store a file and return the id of its artifact; raises the errors of `read`.
 
         Args:
-            idempotency_key: if the same key was used before, the file of that time is returned.
+            idempotency_key: if an earlier upload used the same key, the id of its artifact is
+                returned.
         """
         headers = {"content-type": media_type or "application/octet-stream"}
         if idempotency_key is not None:
@@ -252,7 +251,10 @@ class GatewayClient:
         identity: Identity | None = None,
         idempotency_key: str | None = None,
     ) -> AcceptedJob:
-        """Submit a job, the body of ``POST /jobs``; raise errors by the type that the gateway reports."""
+        """Submit a job; the mapping ``job`` is the body of ``POST /jobs``.
+
+        Raises `MoyinError` with the type of the code that the gateway reports.
+        """
         headers = {"content-type": "application/json"}
         if idempotency_key is not None:
             headers["idempotency-key"] = idempotency_key
@@ -269,7 +271,7 @@ class GatewayClient:
             raise error.to_typed_error() from None
 
     async def cancel_job(self, location: str, *, identity: Identity | None = None) -> None:
-        """Cancel the job whose path is ``location``; raise JobFinished if the job has ended."""
+        """Cancel the job at the path ``location``; raises JobFinished if the job has ended."""
         try:
             async with self.open("POST", f"{location}/cancel", identity=identity, expected=202):
                 return
@@ -281,8 +283,8 @@ class GatewayClient:
     ) -> AsyncGenerator[ServerSentEvent, None]:
         """Yield the events of a job until the job has ended, and resume a broken stream.
 
-        A job that is retried has several final events, so the job has ended only when the gateway
-        closes the stream after a final event.
+        A final event alone does not end the job, because a retried job has several final events.
+        The job has ended when the gateway closes the stream after a final event.
 
         Raises:
             MoyinError: the gateway refused the request; the error has the type of its code.
@@ -319,7 +321,7 @@ class GatewayClient:
     async def wait_for_job(
         self, job_id: str, *, identity: Identity | None = None
     ) -> dict[str, Any]:
-        """Wait until the job has ended and return it; raise the errors of `follow_job`."""
+        """Wait until the job has ended, and return its JSON; raises the errors of `follow_job`."""
         last_event: ServerSentEvent | None = None
         async with aclosing(self.follow_job(job_id, identity=identity)) as events:
             async for event in events:
@@ -335,7 +337,7 @@ class GatewayClient:
 
 
 async def read_frames(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
-    """Yield the server-sent events of a response as frames of bytes, comments included."""
+    """Yield the server-sent events of a response as bytes, including comments."""
     splitter = FrameSplitter()
     async for piece in response.content.iter_any():
         for frame in splitter.feed(piece):
@@ -343,7 +345,7 @@ async def read_frames(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
 
 
 async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEvent]:
-    """Yield the server-sent events of a response; comments are events whose text is None."""
+    """Yield the parsed server-sent events of a response; the text of a comment is None."""
     async for frame in read_frames(response):
         yield ServerSentEvent(frame.raw)
 

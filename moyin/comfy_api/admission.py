@@ -15,12 +15,12 @@ from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_
 from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
 
 _NO_RULES: Mapping[str, Rule] = {}
-# A graph can have thousands of errors; a client needs only some of them.
+# The most errors in a response. A graph can have thousands of errors, and a client needs only some.
 _MAX_REPORTED = 1_000
 
 
 class GraphAdmission:
-    """Checks graphs by the pools' nodes and rules; implements `moyin.jobs.ports.GraphGuard`."""
+    """Implements `moyin.jobs.ports.GraphGuard` by checks against the pools' nodes and rules."""
 
     def __init__(self, node_info: NodeInfoCache) -> None:
         self._node_info = node_info
@@ -32,7 +32,7 @@ class GraphAdmission:
         return [pool for pool in permitted if rules[pool].serves_tenant(caller.owner)]
 
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
-        """Return the pool that has the nodes and files of the graph.
+        """Return the first of the caller's pools that has the nodes and files of the graph.
 
         Raises:
             InvalidRequest: no pool runs the caller's jobs.
@@ -45,7 +45,7 @@ class GraphAdmission:
         return await self._node_info.choose_pool(graph, pools)
 
     async def require_pool(self, caller: Identity, pool: str) -> str:
-        """Return ``pool`` if it runs the caller's jobs.
+        """Return the name ``pool`` unchanged if this pool runs the caller's jobs.
 
         Raises:
             InvalidRequest: there is no such pool, or it does not run the caller's jobs.
@@ -81,7 +81,9 @@ class GraphAdmission:
     async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
-        """Check the nodes and files of a graph; return False if the pool's nodes are unknown.
+        """Check a graph's nodes and files; return False if they can't be checked yet.
+
+        They can't be checked while the pool has not reported its nodes.
 
         Args:
             own: the names of the caller's files in the graph.
@@ -126,7 +128,7 @@ def _find_denied_nodes(
     caller: Identity, rules: PoolRules, graph: Mapping[str, Any]
 ) -> Iterator[RefusedInput]:
     """Yield the nodes of the graph that the pool or the caller's limits do not allow."""
-    # Cached by class, because a graph of thousands of nodes has few classes.
+    # Results are cached by class, because a graph with thousands of nodes has few classes.
     reasons: dict[str, str | None] = {}
     for node_id, node in graph.items():
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""

@@ -16,12 +16,12 @@ class OpenPromptCounts:
 
     def __init__(self, prompts: PromptStore) -> None:
         self._prompts = prompts
-        # The time of the latest query and its result, by tenant.
+        # The time and the result of the latest query, by tenant.
         self._known: BoundedDict[str, tuple[float, int]] = BoundedDict(_MAX_TENANTS)
         self._queries: dict[str, asyncio.Task[int]] = {}
 
     async def count_now(self, owner: str) -> int:
-        """Query the count, which includes every change that happened before the call."""
+        """Query and return the count, which includes all changes before the call."""
         started = time.monotonic()
         count = await self._prompts.count_open(owner)
         known = self._known.get(owner)

@@ -79,8 +79,9 @@ class ComfyFiles:
     ) -> Artifact:
         """Return an upload of the tenant, or an output of the tenant's ended or running renders.
 
-        An output without a subfolder is the newest of succeeded jobs with this name: first of the
-        prompts that the ComfyUI client ``client_id`` or else the caller submitted, then of others.
+        A name without a subfolder means the newest output of this name from a succeeded job.
+        Prompts of the ComfyUI client ``client_id`` come first; without a client id, prompts of the
+        caller.
 
         Raises:
             ArtifactNotFound: the tenant has no file with this name.
@@ -99,12 +100,12 @@ class ComfyFiles:
         return output
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
-        """Return the names of the owner's newest uploads, as graphs use them, newest first."""
+        """Return the names of the owner's newest uploads in graphs' form, the newest first."""
         names = await self.uploads.list_newest(owner, kind, _MAX_LISTED)
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return the owner's files that the texts of a graph name, by text."""
+        """Return the owner's files that are named by texts of a graph, as a mapping by text."""
         names: dict[str, ComfyFileName] = {}
         for text in texts:
             try:
@@ -122,7 +123,7 @@ class ComfyFiles:
         return files
 
     async def find_referenced(self, owner: str, graph: Mapping[str, Any]) -> Mapping[str, Artifact]:
-        """Return the artifacts to which a graph refers by their ids.
+        """Return the artifacts that a graph refers to, as a mapping by artifact id.
 
         Raises:
             InputNotFound: the graph refers to an artifact that the owner does not have.
@@ -138,7 +139,7 @@ class ComfyFiles:
     async def add_upload(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, overwrite: bool
     ) -> tuple[ComfyFileName, Artifact]:
-        """Store an artifact under a name, and return the final name and the artifact it names.
+        """Store an artifact under a name; return the final name and the artifact with this name.
 
         Like ComfyUI, append a number to the name if a file with other content has this name.
 
@@ -172,7 +173,7 @@ class ComfyFiles:
         return None if record is None else from_plain(PromptRecord, record), len(content)
 
     async def _find_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output of a render; the output's subfolder begins with the id of its job."""
+        """Find an output of a render by the job id at the start of the output's subfolder."""
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None

@@ -19,13 +19,13 @@ RENEWAL_PATH = "/comfy/session/renew.js"
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"
-# URLs of pictures that the page's files load from the server's root, such as the tab's icon. After
-# an apostrophe, the same text is the name of a style.
+# URLs of pictures that the page's files load from the server's root, such as the tab's icon. Text
+# after an apostrophe is excluded, because there it is the name of a style.
 _PICTURE_URL = re.compile(rb'(?<=["`(])/(?=assets/(?:images/|favicon\.ico))')
 _TEXT_SUFFIXES = (".js", ".css", ".json")
 _INLINE_SCRIPT = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL)
-# The frontend compiles its own and its extensions' templates (hence `unsafe-eval`), shows pictures
-# of ComfyUI's template library, and looks up nodes in ComfyUI's registry.
+# The frontend compiles templates of its own and of extensions, which needs `unsafe-eval`. It shows
+# pictures of ComfyUI's template library, and searches for nodes in ComfyUI's registry.
 _POLICY = (
     "default-src 'self'; "
     "script-src 'self' 'unsafe-eval' blob:{hashes}; "
@@ -37,8 +37,8 @@ _POLICY = (
     "worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-# Versions such as 1.32 treat the path `/comfy/` as an unknown view, so this script sends their
-# router to the start view. Newer versions do not need it.
+# Versions such as 1.32 treat the path `/comfy/` as an unknown view, so this script makes their
+# router show the start view. Newer versions do not need the script.
 _START_VIEW_SCRIPT = """<script>
 (function settle() {
   const app = document.getElementById("vue-app")?.__vue_app__;
@@ -52,7 +52,7 @@ _START_VIEW_SCRIPT = """<script>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontendFolders:
-    """The folders of ComfyUI's frontend. The first folder that has a file serves the file.
+    """The folders of ComfyUI's frontend; a file is searched in the order of the folders.
 
     Attributes:
         root: the folder of ``index.html``.

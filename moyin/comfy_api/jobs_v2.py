@@ -35,7 +35,7 @@ class ComfyJobs:
     blobs: BlobStore
 
     async def submit(self, caller: Identity, spec: JobSpec, *, key: str | None) -> Job:
-        """Accept a render job. In the Comfy API, an Idempotency-Key may be used only once.
+        """Accept a render job. Unlike in other APIs, an Idempotency-Key may be used only once.
 
         Raises:
             IdempotencyMismatch: the key was used before; ``details`` name the first job.
@@ -101,7 +101,8 @@ class ComfyJobs:
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
         """Yield the job's current state and then every change, up to its final status."""
         newest = await self.feed.get_newest_id(job.id)
-        # Read the job after the position, so that a change in between is not missed but sent twice.
+        # Read the job after the position, so that a change in between may be sent twice, but not
+        # missed.
         state = _ChangeTracker(await self.jobs.find(job.id), presenter)
         for message in await self._build_events(state, None):
             yield message
@@ -116,7 +117,7 @@ class ComfyJobs:
                         state.job = await self.jobs.find(job.id)
                     for message in await self._build_events(state, event):
                         yield message
-                    # The store may show the end of the job before the event arrives.
+                    # The job's row may show the end of the job before the event arrives.
                     if state.job.status.is_final:
                         return
 
@@ -140,7 +141,7 @@ class _ChangeTracker:
         self._files: set[str] = set()
 
     def status_events(self) -> list[SseEvent]:
-        """Return events with the job's status and progress, if the status is new and not final."""
+        """Return events with the job's status and progress if the status is new and not final."""
         status = to_status(self.job)
         if self.job.status.is_final or status == self._status:
             return []

@@ -46,10 +46,10 @@ from moyin.system.bounded import BoundedDict
 InputRules = Mapping[str, Mapping[str, Rule]]
 
 _log = logging.getLogger(__name__)
-# A submission waits at most this long for a pool's nodes or rules.
+# How many seconds a submission waits at most for a pool's nodes or rules.
 _INVENTORY_SECONDS = 2.0
 _INPUT_RULES_SECONDS = 300.0
-# A submission waits this long for a pool that is starting, and polls at this interval.
+# How many seconds a submission waits for a pool that is starting, and the interval of its polls.
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _MAX_ENTRIES = 128
@@ -60,7 +60,7 @@ class NodeInfoCache:
     """Caches and merges the pools' nodes, models and rules for one replica.
 
     Args:
-        folder: the folder that stores the pools' nodes for the next start, if any.
+        folder: the folder in which the pools' nodes are stored for the next start, or None.
         fresh: the seconds for which a cached response is used without a new request.
         patience: the seconds to wait for a new response before an older one is used.
         start: the seconds that a submission waits for the nodes of a pool that is starting.
@@ -77,10 +77,10 @@ class NodeInfoCache:
     ) -> None:
         self._pool_client = pool_client
         self._start = start
-        self._answers = PoolResponseCache(
+        self._pool_responses = PoolResponseCache(
             pool_client, folder=folder, fresh=fresh, patience=patience
         )
-        # Each entry of these caches begins with the source from which its values were computed.
+        # The first item of each entry is the source from which the second item was computed.
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
         self._inventories = BoundedDict(_MAX_ENTRIES)
         self._rules: BoundedDict[str, tuple[bytes, PoolRules]] = BoundedDict(_MAX_ENTRIES)
@@ -93,7 +93,7 @@ class NodeInfoCache:
         return self._pool_client.pools
 
     async def fetch_nodes(self, pools: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the merged ``/object_info`` of the nodes that ``pools`` (default: all) permit.
+        """Return the merged ``/object_info`` of the nodes that the ``pools`` (default: all) permit.
 
         The result is cached, so do not modify it.
 
@@ -109,13 +109,13 @@ class NodeInfoCache:
                 for pool, body in responses.items()
             )
 
-        return await self._merge_once((NODES_PATH, *responses), (responses, rules), merge)
+        return await self._merge_cached((NODES_PATH, *responses), (responses, rules), merge)
 
     async def fetch_rules(self, pool: str) -> PoolRules:
-        """Return the rules that the operator has set for a pool, or the defaults if unknown."""
+        """Return the operator's rules for a pool, or default rules if the pool does not respond."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._answers.fetch(pool, RULES_PATH, patience=0.0)).value
+                content = (await self._pool_responses.fetch(pool, RULES_PATH, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             content = None
         known = self._rules.get(pool)
@@ -130,15 +130,15 @@ class NodeInfoCache:
         return rules
 
     async def fetch_tariff(self, pool: str) -> RenderTariff:
-        """Return what renders of a pool cost and probably use.
+        """Return the prices of a pool's renders, and estimates of their times and pictures.
 
         Raises:
-            ServiceUnavailable: the pool has not reported it yet, so that no budget can cover it.
+            ServiceUnavailable: the pool has not reported its prices yet.
         """
         message = f"the prices of render pool {pool!r} are unknown while it is down; try again"
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._answers.fetch(pool, TARIFF_PATH)).value
+                content = (await self._pool_responses.fetch(pool, TARIFF_PATH)).value
         except TimeoutError as error:
             raise ServiceUnavailable(message, retry_after=5) from error
         if content is None:
@@ -155,8 +155,9 @@ class NodeInfoCache:
     async def fetch_input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
         """Return the rules for the inputs of a pool's nodes, or None if the nodes are unknown.
 
-        A new report costs every ComfyUI process half a second. Its content changes only when the
-        processes restart, so a cached report is used for minutes, unless it lacks a class.
+        A cached report of the pool's nodes is used for minutes, unless it lacks one of the
+        ``classes``. A new report would cost a ComfyUI process half a second, and its content
+        changes only when the pool's processes restart.
         """
         known = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
         if known is None or not classes <= known[1].keys():
@@ -174,7 +175,7 @@ class NodeInfoCache:
         """
         found = await self._fetch_responses(path, self.pools if pools is None else pools)
         responses = list(found.values())
-        return await self._merge_once(
+        return await self._merge_cached(
             (path, *found), responses, lambda: merge([from_json(content) for content in responses])
         )
 
@@ -193,12 +194,13 @@ class NodeInfoCache:
     ) -> str:
         """Return the first of ``pools`` (default: all) that lists every node and file of the graph.
 
-        If no pool lists all files, return the first pool with all nodes, as a pool may accept files
-        that it does not list. If no pool has all nodes, return the first pool, whose validation
-        error explains the problem to the client. Wait for a pool that is starting.
+        If no pool lists all files, return the first pool with all nodes, because a pool may accept
+        files that it does not list. If no pool has all nodes, return the first pool, so that its
+        validation error explains the problem to the client. Wait for pools that are starting.
 
         Raises:
-            ServiceUnavailable: a pool is still starting, and no earlier pool has everything.
+            ServiceUnavailable: a pool is still starting, and no earlier pool has all nodes and
+                files.
         """
         pools = self.pools if pools is None else pools
         if len(pools) == 1:
@@ -214,11 +216,11 @@ class NodeInfoCache:
         return with_nodes[0] if with_nodes else pools[0]
 
     async def close(self) -> None:
-        """Cancel the requests to pools that are still running."""
-        await self._answers.close()
+        """Cancel the requests to pools that are still in progress."""
+        await self._pool_responses.close()
 
-    async def _merge_once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
-        """Return the result of ``merge``, which is cached until ``source`` changes."""
+    async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
+        """Return the result of ``merge``, and cache the result until ``source`` changes."""
         known = self._merged.get(key)
         if known is not None and known[0] == source:
             merged: T = known[1]
@@ -236,10 +238,11 @@ class NodeInfoCache:
         """Return the responses to ``path`` by pool, in the order of ``pools``."""
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
-            # Such a path could reach ComfyUI's route with the prompts of all tenants.
+            # Such a path could lead to the route of ComfyUI that returns the prompts of all
+            # tenants.
             raise NotFound(f"no render pool has a file or response for {path}")
         results = await asyncio.gather(
-            *(self._answers.fetch(pool, path) for pool in pools), return_exceptions=True
+            *(self._pool_responses.fetch(pool, path) for pool in pools), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
@@ -266,7 +269,7 @@ class NodeInfoCache:
             left = max(0.0, deadline - time.monotonic())
             try:
                 async with asyncio.timeout(left):
-                    answer = await self._answers.fetch(pool, NODES_PATH)
+                    answer = await self._pool_responses.fetch(pool, NODES_PATH)
                 break
             except (PoolStarting, TimeoutError):
                 if time.monotonic() >= deadline:
@@ -278,7 +281,7 @@ class NodeInfoCache:
             except ServiceUnavailable:
                 return None
             await asyncio.sleep(min(_POLL_SECONDS, left))
-        known = await self._parse_once(pool, answer)
+        known = await self._parse_cached(pool, answer)
         if known is None:
             return None
         rules = await self.fetch_rules(pool)
@@ -290,12 +293,12 @@ class NodeInfoCache:
         """Return a pool's inventory and input rules, or None if they are not available in time."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                answer = await self._answers.fetch(pool, NODES_PATH, fresh, patience)
+                answer = await self._pool_responses.fetch(pool, NODES_PATH, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse_once(pool, answer)
+        return await self._parse_cached(pool, answer)
 
-    async def _parse_once(
+    async def _parse_cached(
         self, pool: str, answer: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
         """Parse a pool's ``/object_info`` unless the same content has been parsed before."""

@@ -1,9 +1,9 @@
 """Sends ComfyUI clients the messages about their prompts, independently of the WebSocket.
 
-Workers publish the messages of a prompt as frames in a Valkey stream of its client. The replica
-with the client's WebSocket forwards them. The end of a prompt is read from the job's row: so it is
-never sent before the history shows it, and it is also sent for jobs that never reached a ComfyUI.
-A periodic query of the rows finds ends whose frame the stream has lost.
+Workers publish the messages of a prompt as frames in its client's Valkey stream. The replica that
+has the client's WebSocket forwards the frames. The end of a prompt is read from the job's row. So
+the end is never sent before the history shows it, and is also sent for jobs that never reached
+ComfyUI. A periodic query of the rows finds ends whose frames were lost.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ from moyin.store.sql import now
 from moyin.system.bounded import BoundedDict
 
 _log = logging.getLogger(__name__)
-# The interval of status messages. Some clients disconnect after two minutes without a message.
+# Seconds between status messages. Some clients disconnect after two minutes without a message.
 _TICK_SECONDS = 3.0
-_LOOK_BACK_FRAMES = 256
+_MAX_EARLIER_FRAMES = 256
 _MAX_PROMPTS = 1_024
-# A row may be written this long after the finish time that it contains.
+# A job's row may be written this many seconds after the finish time in the row.
 _WRITE_DELAY = timedelta(seconds=10)
-# Changes of the queue within this time cause one message; a small picture causes three changes.
+# Changes of the queue within so many seconds cause one message; a small picture causes three
+# changes.
 _SETTLE_SECONDS = 0.05
-# A history request waits at most this long until the client has received the end of the prompt.
+# How many seconds a history request waits at most until the client has received the prompt's end.
 _NOTIFY_WAIT = timedelta(seconds=0.5)
-# An HTTP response may overtake a WebSocket message that was sent before on another connection.
+# Wait after the end was sent, because an HTTP response may overtake the message on the WebSocket.
 _OVERTAKE_SECONDS = 0.02
 _PROGRESS = b'{"type":"progress",'
 _START = b'{"type":"execution_start",'
-# A prompt's first message waits at most this long until the job's row shows that it runs.
+# How many seconds a prompt's first message waits at most until the job's row shows that it runs.
 _START_WAIT_SECONDS = 3.0
 _START_POLL_SECONDS = 0.02
-# The stores raise these errors while they are unavailable. They do not end the connection.
+# Errors that the stores raise while they are unavailable. They do not end the connection.
 _STORE_ERRORS = (SQLAlchemyError, OSError, ServiceUnavailable)
 _STORE_WARNING = "messages to a ComfyUI client are delayed, as a store is unavailable: %s"
-# A client that connects while a prompt runs gets the latest message of each of these types.
+# A client that connects while a prompt runs receives the latest message of each of these types.
 _STATE_TYPES = ("progress_state", "executing")
 SendMessage = Callable[[str | bytes], Awaitable[None]]
 
@@ -76,12 +77,12 @@ class PromptNotifiers:
         self._notifiers: dict[str, set[PromptNotifier]] = {}
 
     def new_notifier(self, owner: str, client_id: str, send: SendMessage) -> PromptNotifier:
-        """Return a notifier for a client, which the caller runs."""
+        """Return a notifier for a client; the caller must call its method `run`."""
         return PromptNotifier(self, owner, client_id, send)
 
     @contextlib.contextmanager
     def register(self, channel: str, notifier: PromptNotifier) -> Iterator[None]:
-        """Register a running notifier while the context is active."""
+        """Register a notifier until the block ends."""
         notifiers = self._notifiers.setdefault(channel, set())
         notifiers.add(notifier)
         try:
@@ -95,7 +96,7 @@ class PromptNotifiers:
         """Wait until every connected client of an ended job has received the job's end.
 
         Some clients query the history whenever the queue changes. They hang if the history shows
-        the end of a prompt before they have received the message of its start.
+        the end of a prompt before they have received the message about its start.
         """
         for notifier in tuple(self._notifiers.get(job.channel or "", ())):
             await notifier.wait_until_notified(job)
@@ -109,9 +110,9 @@ class PromptNotifier:
     """
 
     def __init__(
-        self, events: PromptNotifiers, owner: str, client_id: str, send: SendMessage
+        self, shared: PromptNotifiers, owner: str, client_id: str, send: SendMessage
     ) -> None:
-        self._events = events
+        self._shared = shared
         self._owner = owner
         self._client_id = client_id
         self._channel = build_channel_name(owner, client_id)
@@ -120,11 +121,11 @@ class PromptNotifier:
         # By job and attempt: True if the end has been sent, False while the end is being sent.
         self._ends_sent: BoundedDict[tuple[str, int], bool] = BoundedDict(_MAX_PROMPTS)
         self._end_sent = asyncio.Condition()
-        # The prompts that have ended and have not been retried.
+        # The ids of prompts that have ended and have not been retried.
         self._ended: BoundedDict[str, None] = BoundedDict(_MAX_PROMPTS)
         self._preview: bytes | None = None
         self._connected_at = self._ends_checked_until = now()
-        # Set while the client has not received a change of the queue.
+        # Set while there is a change of the queue that the client has not received.
         self._queue_changed = asyncio.Event()
         self.supports_preview_metadata = False
 
@@ -134,7 +135,7 @@ class PromptNotifier:
         Raises:
             SlowConsumer: the client reads its messages too slowly.
         """
-        with self._events.register(self._channel, self):
+        with self._shared.register(self._channel, self):
             await self._run_registered()
 
     async def wait_until_notified(self, job: Job) -> None:
@@ -152,7 +153,7 @@ class PromptNotifier:
     async def _run_registered(self) -> None:
         newest = await self._newest_frames()
         after = newest[-1].id if newest else None
-        async with self._events.hub.subscribe(self._channel, after) as watch:
+        async with self._shared.hub.subscribe(self._channel, after) as watch:
             await self.send(
                 "status", {"status": await self._read_queue_status(), "sid": self._client_id}
             )
@@ -178,7 +179,8 @@ class PromptNotifier:
                 try:
                     await self._process_frame(frame, watch)
                 except _STORE_ERRORS as error:
-                    # If the frame announced an end, `_send_missed_ends` sends that end later.
+                    # If the frame announced a prompt's end, `_send_missed_ends` sends the end
+                    # later.
                     _log.warning(_STORE_WARNING, error)
 
     async def send(self, kind: str, data: Mapping[str, Any]) -> None:
@@ -191,7 +193,7 @@ class PromptNotifier:
 
     async def _newest_frames(self) -> list[Frame]:
         try:
-            return await self._events.frames.list_newest(self._channel, _LOOK_BACK_FRAMES)
+            return await self._shared.frames.list_newest(self._channel, _MAX_EARLIER_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning(
                 "cannot read the earlier messages of a ComfyUI client from Valkey: %s",
@@ -201,13 +203,14 @@ class PromptNotifier:
 
     async def _send_running(self, newest: list[Frame]) -> None:
         """Send the state of the running prompts to the client, which has just connected."""
-        for job in await self._events.prompts.list_running(self._channel):
+        for job in await self._shared.prompts.list_running(self._channel):
             latest = {}
             for frame in newest:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
                     latest[from_json(frame.body)["type"]] = frame.body
             if "executing" not in latest and "progress_state" in latest:
-                # The start of the node is older than the frames that were read.
+                # No frame that was read tells which node is running, so derive it from the
+                # progress.
                 latest |= _derive_executing(job.id, latest["progress_state"])
             for kind in _STATE_TYPES:
                 if kind in latest:
@@ -219,7 +222,7 @@ class PromptNotifier:
             await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
         elif frame.kind is FrameKind.END:
-            for job in await self._events.prompts.get(self._owner, [frame.prompt], hidden=True):
+            for job in await self._shared.prompts.get(self._owner, [frame.prompt], hidden=True):
                 await self._send_end(job)
         elif frame.prompt in self._ended:
             # ComfyUI may send messages for a moment after a prompt has been cancelled.
@@ -232,16 +235,15 @@ class PromptNotifier:
             await self._send_preview(frame)
 
     async def _wait_until_running(self, prompt_id: str, watch: Subscription[Frame]) -> None:
-        """Wait until the queue shows the prompt as running, so that a client finds it there.
+        """Wait until the queue shows the prompt as running, before its first message is sent.
 
-        Frames take a shorter way than the status, which the pool's worker writes to the row. If the
-        row is not written within three seconds, or before many frames wait, too, the client gets the
-        message anyway.
+        A frame may arrive before the pool's worker has written the status to the job's row. The
+        wait ends after three seconds, or earlier if many frames are waiting.
         """
         with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
             async with asyncio.timeout(_START_WAIT_SECONDS):
                 while not watch.is_half_full:
-                    jobs = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
+                    jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
                     if all(job.status is not JobStatus.QUEUED for job in jobs):
                         return
                     await asyncio.sleep(_START_POLL_SECONDS)
@@ -249,7 +251,7 @@ class PromptNotifier:
     async def _resume_if_retried(self, prompt_id: str) -> None:
         """Forward the messages of an ended prompt again if its job has been retried."""
         if prompt_id in self._ended:
-            jobs = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
+            jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
             if any(not job.status.is_final for job in jobs):
                 del self._ended[prompt_id]
 
@@ -266,7 +268,7 @@ class PromptNotifier:
         body = frame.body
         if frame.kind is FrameKind.BLOB:
             try:
-                body += await self._events.blobs.get(frame.blob)
+                body += await self._shared.blobs.get(frame.blob)
             except FileNotFoundError:
                 _log.warning(
                     "a preview of prompt %s is not sent, because its blob has been deleted",
@@ -285,7 +287,7 @@ class PromptNotifier:
         self._ends_sent[_attempt_key(job)] = False
         self._ended[job.id] = None
         try:
-            record = await self._events.files.read_record(job)
+            record = await self._shared.files.read_record(job)
         except BaseException:
             # `_send_missed_ends` tries again later.
             del self._ends_sent[_attempt_key(job)]
@@ -296,7 +298,8 @@ class PromptNotifier:
             self._ends_sent[_attempt_key(job)] = True
             self._end_sent.notify_all()
         with contextlib.suppress(*_STORE_ERRORS):
-            # This status is optional, as `_send_periodically` repeats it; the message below is not.
+            # An error here is ignored, because `_send_periodically` repeats the status. An error
+            # below is not.
             await self.send("status", {"status": await self._read_queue_status()})
         await self.send("executing", {"node": None, "prompt_id": job.id})
 
@@ -306,48 +309,48 @@ class PromptNotifier:
             await self._queue_changed.wait()
             await asyncio.sleep(_SETTLE_SECONDS)
             if not self._queue_changed.is_set():
-                # `_send_end` has sent the length meanwhile.
+                # Meanwhile, `_send_end` has sent the length of the queue.
                 continue
             self._queue_changed.clear()
             try:
-                count = await self._events.counts.count_now(self._owner)
+                count = await self._shared.counts.count_now(self._owner)
             except _STORE_ERRORS as error:
                 _log.warning(_STORE_WARNING, error)
                 continue
             async with self._send_lock:
                 # `_send_end` may have sent a newer count while this task waited for the lock.
-                latest = self._events.counts.latest_count(self._owner, count)
+                latest = self._shared.counts.latest_count(self._owner, count)
                 await self._send_unlocked("status", {"status": _build_status(latest)})
 
     async def _send_periodically(self) -> None:
-        """Send the queue's length and missed ends of prompts at a regular interval."""
+        """Send the queue's length and the missed ends of prompts at regular intervals."""
         while True:
-            await asyncio.sleep(self._events.tick)
+            await asyncio.sleep(self._shared.tick)
             try:
-                count = await self._events.counts.count_recent(self._owner, self._events.tick)
+                count = await self._shared.counts.count_recent(self._owner, self._shared.tick)
                 await self.send("status", {"status": _build_status(count)})
                 await self._send_missed_ends()
             except _STORE_ERRORS as error:
                 _log.warning(_STORE_WARNING, error)
 
     async def _send_missed_ends(self) -> None:
-        """Send the ends of jobs that ended at least one interval ago and were not sent."""
-        # What ended before the client connected, an earlier connection has told it.
+        """Send the ends that were not sent, of jobs that ended at least one interval ago."""
+        # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
-        overdue = now() - timedelta(seconds=self._events.tick)
-        for job in await self._events.prompts.list_ended_since(
+        overdue = now() - timedelta(seconds=self._shared.tick)
+        for job in await self._shared.prompts.list_ended_since(
             self._channel, self._ends_checked_until
         ):
             if job.finished_at is not None and job.finished_at <= overdue:
                 await self._send_end(job)
                 if not self._ends_sent.get(_attempt_key(job)):
-                    # Another task is sending the end and may fail.
+                    # Another task is sending the end. It may fail, so check the job again.
                     checked_until = min(checked_until, job.finished_at)
-        # Only now, so that the same jobs are checked again if a store fails before.
+        # Updated last, so that the same jobs are checked again if a store has failed.
         self._ends_checked_until = checked_until
 
     async def _read_queue_status(self) -> dict[str, Any]:
-        return _build_status(await self._events.counts.count_now(self._owner))
+        return _build_status(await self._shared.counts.count_now(self._owner))
 
 
 def _attempt_key(job: Job) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Implements ComfyUI's prompts, queue and history by jobs."""
+"""Implements ComfyUI's prompts, queue and history on top of jobs."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from moyin.store.prompts import PromptStore, build_submitter_condition
 from moyin.system.bounded import BoundedDict
 
 _NORMAL_PRIORITY, _FRONT_PRIORITY = 3, 2
-# Credentials for nodes that call services of Comfy's partners; they are not stored.
+# Credentials for nodes that call services of Comfy's partners; they are removed and never stored.
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 T = TypeVar("T")
 _MAX_CACHED_SPECS = 512
-# Larger specs are not cached, because a graph may be as large as a request body.
+# Size in bytes above which a spec is not cached; a graph may be as large as a request body.
 _MAX_CACHED_BYTES = 256 * 1024
-# The limit of graphs and records in one response; clients request the rest with an offset.
+# Size limit of the graphs and records in one response; clients request the rest with an offset.
 _MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 _MAX_CACHED_WORKFLOWS = 10_000
-# Further rows of the queue omit their graphs, which would be megabytes.
+# The number of queue rows with graphs. Later rows omit them, because they would be megabytes.
 _MAX_ROWS_WITH_GRAPH = 500
 _DEFAULT_ENTRIES = 200
 _MAX_ENTRIES = 1_000
 _MAX_PARALLEL = 8
-# A cancellation is awaited this long, because clients read the queue immediately afterwards.
+# Seconds to wait for a job's end after a cancellation, because clients read the queue at once.
 _CANCEL_SECONDS = 3.0
 
 
@@ -52,8 +52,8 @@ class ComfyPrompts:
     """Submits, lists and cancels the prompts of one tenant at a time.
 
     Args:
-        find_executed: returns the prompts of which ComfyUI has executed every node.
-        read_places: returns the places of open jobs in their pools, by id.
+        find_executed: returns those of the given prompt ids whose nodes have all been executed.
+        read_places: returns the places of open jobs in the queues of their pools, by job id.
         wait_until_notified: returns when every connected client has received the end of a job.
     """
 
@@ -69,9 +69,9 @@ class ComfyPrompts:
     wait_until_notified: Callable[[Job], Awaitable[None]]
 
     def __post_init__(self) -> None:
-        # The spec and its size in bytes, by the digest of the spec.
+        # Pairs of a spec and its size in bytes, by the spec's digest.
         self._specs: BoundedDict[str, tuple[JobSpec, int]] = BoundedDict(_MAX_CACHED_SPECS)
-        # A digest of the workflow id, which may have any length, by the digest of the spec.
+        # A digest of the workflow id, which may have any length, by the spec's digest.
         self._workflows: BoundedDict[str, bytes] = BoundedDict(_MAX_CACHED_WORKFLOWS)
         self._blob_reads = asyncio.Semaphore(_MAX_PARALLEL)
 
@@ -193,7 +193,7 @@ class ComfyPrompts:
     ) -> None:
         """Cancel one prompt of the tenant, or all running prompts of the caller.
 
-        Like in ComfyUI, a prompt of which every node has been executed is not cancelled.
+        Like in ComfyUI, a prompt is not cancelled if all of its nodes have been executed.
 
         Args:
             prompt_id: the id; None for all running prompts of the caller, or of ``client_id``.
@@ -210,7 +210,7 @@ class ComfyPrompts:
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
 
     async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
-        """Cancel waiting and running prompts; return True if the owner has any of these prompts."""
+        """Cancel waiting and running prompts; return True if the tenant has one of them."""
         jobs = await self.prompts.get(caller.owner, ids)
         unfinished = [job.id for job in jobs if not job.status.is_final]
         await self._cancel(caller, unfinished)
@@ -273,7 +273,7 @@ class ComfyPrompts:
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """Check and validate a graph; return ComfyUI's response, empty if the pool is down."""
+        """Validate a graph; return ComfyUI's response, which is empty if the pool is down."""
         artifacts = await self.files.find_referenced(caller.owner, graph)
         by_id = {
             artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
@@ -311,7 +311,7 @@ class ComfyPrompts:
         return await _read_within_limit(jobs, lambda job: self._build_body(job, build))
 
     async def _build_body(self, job: Job, build: Any) -> tuple[dict[str, Any], int]:
-        """Return the response body that ``build`` makes of a job, and the size of its data."""
+        """Return the body that ``build`` makes from a job, and the size of the job's data."""
         spec, spec_size = await self._read_spec(job)
         async with self._blob_reads:
             record, record_size = await self.files.read_record_with_size(job)
@@ -328,7 +328,7 @@ class ComfyPrompts:
         return known
 
     async def _read_spec(self, job: Job) -> tuple[JobSpec | None, int]:
-        """Return the job's spec and its size in bytes, or None and 0 if it has been deleted."""
+        """Return the job's spec and its size in bytes, or None and 0 if the spec was deleted."""
         known = self._specs.get(job.spec)
         if known is None:
             try:
@@ -345,7 +345,7 @@ class ComfyPrompts:
 async def _read_within_limit(
     jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]
 ) -> list[T]:
-    """Return the results of ``read`` for as many of the first jobs as fit into one response."""
+    """Return the results of ``read`` for the first jobs, as many as fit into one response."""
     results: list[T] = []
     left = _MAX_RESPONSE_BYTES
     for first in range(0, len(jobs), _MAX_PARALLEL):

@@ -1,8 +1,8 @@
 """Caches the results of ComfyUI's graph validation, so that similar graphs share one result.
 
 Most graphs differ from an earlier graph only in a seed, a size or a text. ComfyUI checks only the
-type and range of such inputs, and reports which inputs these are. Validation in ComfyUI costs a
-twentieth of a small picture, and has to wait while a node runs.
+type and the range of such inputs, and Moyin's bridge reports which inputs these are. A validation
+in ComfyUI takes a twentieth of the time of a small picture, and must wait while a node runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "BOOLEAN": (bool,),
 }
-# The inputs of which ComfyUI checks only the type, the minimum and the maximum, by node and input.
-# A bound of None is unlimited.
+# Inputs that ComfyUI checks only for type and range, as type, minimum and maximum by node and
+# input.
+# A minimum or maximum of None means that there is no limit.
 UncheckedInputs = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
@@ -39,7 +40,7 @@ class _CachedResult:
 
 
 class ValidationCache:
-    """Caches ComfyUI's responses to valid graphs, and no errors, which concern only one graph."""
+    """Caches ComfyUI's responses to valid graphs; errors are not cached."""
 
     def __init__(self, ttl_seconds: float = _TTL_SECONDS) -> None:
         self._ttl_seconds = ttl_seconds
@@ -113,7 +114,7 @@ def _iterate_scalars(graph: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]
 
 
 def _is_within_bounds(value: Any, kind: str, minimum: Any, maximum: Any) -> bool:
-    # A Python bool is an int, but nodes may treat booleans and numbers differently.
+    # A bool is an int in Python, but nodes may treat booleans and numbers differently.
     if isinstance(value, bool) != (kind == "BOOLEAN") or not isinstance(value, _TYPES[kind]):
         return False
     return (minimum is None or value >= minimum) and (maximum is None or value <= maximum)

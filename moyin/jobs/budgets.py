@@ -1,4 +1,4 @@
-"""Reserves the estimated cost of a job's renders in budgets, and replaces it by the actual cost."""
+"""Reserves the estimated cost of a job's renders in budgets, and later settles the actual cost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DELETION_SECONDS = 600.0
 
 
 class Tariffs(Protocol):
-    """The interface that knows what renders of a pool cost."""
+    """The interface that returns the prices of a pool's renders."""
 
     async def fetch_tariff(self, pool: str) -> RenderTariff:
         """Return the pool's prices and estimates; raise ServiceUnavailable if they are unknown."""
@@ -40,10 +40,10 @@ class Tariffs(Protocol):
 
 
 class HeldBudget:
-    """The reservation of a job that is not accepted yet.
+    """Money that is reserved in budgets for a job that is not accepted yet.
 
     Attributes:
-        reservation: what the job's row keeps; None if the budgets hold nothing for it.
+        reservation: the data to store in the job's row; None if nothing is reserved in budgets.
     """
 
     def __init__(self, admission: Admission | None = None, usd: Decimal = Decimal(0)) -> None:
@@ -53,13 +53,13 @@ class HeldBudget:
             self.reservation = admission.build_job_reservation(usd)
 
     def release(self) -> None:
-        """Return the money in the background, because the job was not accepted."""
+        """Release the reservation in the background, because the job was not accepted."""
         if self._admission is not None:
             self._admission.release()
 
 
 class RenderBudgets:
-    """Reserves money for the renders of jobs in the budgets that text uses as well."""
+    """Reserves money for the renders of jobs in the same budgets that limit text requests."""
 
     def __init__(self, meter: RequestMeter, tariffs: Tariffs) -> None:
         self._meter = meter
@@ -74,9 +74,10 @@ class RenderBudgets:
             done: the indexes of steps that do not run again.
 
         Raises:
-            BudgetExceeded: the rest of a budget does not cover the estimate.
+            BudgetExceeded: what remains of a budget does not cover the estimate.
             ServiceUnavailable: the pool's prices are unknown, or Valkey is unavailable and the
-                settings refuse requests then.
+                settings
+                require budgets to be checked.
         """
         budgets = [
             Limit(
@@ -117,7 +118,8 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
         if base is None:
             yield index, step.pool, compute_shape(step.payload), estimate_pictures(step.payload)
             continue
-        # The other nodes of a batch's child are those of all children, of which there may be many.
+        # Hash the nodes that all children of a batch share only once, because there may be many of
+        # both.
         changed = apply_batch_patch({name: base[name] for name in step.payload}, step.payload)
         others = total - sum(hashes[name] for name in changed)
         shape = combine_hashes([others, *map(hash_node, changed.values())])
@@ -126,9 +128,10 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
 
 
 class BudgetSettler:
-    """Makes budgets count what the renders of jobs have cost instead of what was reserved.
+    """Replaces the reserved amounts in budgets by what the renders of jobs have actually cost.
 
-    Of any number of processes, one works at a time. What one leaves undone, the next repeats.
+    Any number of processes may run a settler; only one of them works at a time. Work that a process
+    did not finish is repeated by the next.
     """
 
     def __init__(
@@ -144,7 +147,7 @@ class BudgetSettler:
         self._interval = interval.total_seconds()
 
     async def run(self) -> None:
-        """Settle repeatedly until cancelled, also after errors and outages."""
+        """Settle reservations repeatedly until cancelled, and continue after errors and outages."""
         deleted_at = time.monotonic()
         while True:
             try:
@@ -180,7 +183,8 @@ class BudgetSettler:
                     counted=item.settled or 0,
                     is_open=not item.ended,
                 )
-                # Otherwise another run was booked, and the next round counts it.
+                # If the row has changed, another run was booked meanwhile, and the next round
+                # counts it.
                 if await self._store.mark_counted(item) and item.ended:
                     ended.append(item.reservation)
             await self._counter.forget(ended)

@@ -15,13 +15,14 @@ from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-# Headers about the client's own connection, and headers that the gateway sets for the job's request.
+# Headers that are not forwarded: those about the client's own connection, and those that the
+# gateway sets for the job's request.
 _DROPPED = frozenset({"content-length", "idempotency-key", "prefer", "via", "x-request-id"})
 _DROPPED_PREFIX = "x-forwarded-"
 
 
 class DeferredCalls:
-    """Creates jobs that send a request again, byte for byte, with the rights of its caller."""
+    """Creates jobs that send a client's request again unchanged, with the client's rights."""
 
     def __init__(self, service: JobService, blobs: BlobStore) -> None:
         self._service = service
@@ -61,14 +62,14 @@ class DeferredCalls:
                 name: escape_references(value) for name, value in headers if _is_forwarded(name)
             },
             "body": None,
-            # The spec only refers to the body, which may be large and need not be text.
+            # The body is stored as a blob, because it may be large and need not be text.
             "blob": await self._blobs.put(body) if body else None,
         }
         spec = JobSpec(kind=StepKind.HTTP.value, steps=(Step(kind=StepKind.HTTP, payload=payload),))
         return await self._service.submit(identity, spec, idempotency_key=idempotency_key)
 
     def is_called_by_job(self, identity: Identity) -> bool:
-        """Return True if the caller is itself a job, so that it must get a response at once."""
+        """Return True if the caller is itself a job, whose requests must not be deferred."""
         return identity.service == "jobs"
 
     def render_job(self, job: Job) -> dict[str, Any]:

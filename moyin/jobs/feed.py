@@ -22,7 +22,7 @@ class JobFeed:
     """Streams the events of jobs from Valkey, and reads a job's end from SQL if Valkey fails.
 
     Args:
-        quiet: the seconds without an event after which the job's row in SQL is read.
+        quiet: seconds without an event after which the job's row is read from SQL.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class JobFeed:
         self._quiet = quiet
 
     def follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
-        """Yield the job's events until its end, in batches as they arrive.
+        """Yield the job's events in batches as they arrive, until the job has ended.
 
-        An empty batch means that no event arrived for some seconds. An event whose id is empty was
-        made from the job's row, because Valkey does not have the event.
+        An empty batch means that no event arrived for some seconds. If Valkey lacks the final
+        event, an event with an empty id is made from the job's row.
 
         Args:
             after: the id of the last event that the caller has; None yields all events.
@@ -64,7 +64,7 @@ class JobFeed:
         return bool(events) and events[-1].id == after and events[-1].type.is_final
 
     async def get_newest_id(self, job_id: str) -> str | None:
-        """Return the id of the job's newest event; None if it has none or Valkey is unavailable."""
+        """Return the newest event's id; None if there is no event or Valkey is unavailable."""
         try:
             return await self._events.get_newest_id(job_id)
         except (RedisError, OSError):
@@ -81,7 +81,7 @@ class JobFeed:
     async def _stream_events(
         self, job: Job, after: str | None
     ) -> AsyncGenerator[list[JobEvent], None]:
-        # All events of a finished job arrive at once, or not at all.
+        # The events of a finished job either arrive at once, or Valkey has none.
         quiet = self._quiet / 10 if job.status.is_final else self._quiet
         async with self._hub.subscribe(job.id, after) as subscription:
             while True:
@@ -98,7 +98,7 @@ class JobFeed:
                     return
 
     async def _find_end(self, batch: list[JobEvent], job: Job) -> int | None:
-        """Return the number of events up to the job's end; None if the batch does not reach the end."""
+        """Return the number of events up to the job's end, or None if the batch lacks the end."""
         for count, event in enumerate(batch, start=1):
             if event.type.is_final and await self._is_end_of_job(event, job):
                 return count

@@ -1,6 +1,6 @@
 """Defines `FileNames`, which replaces names of uploads in a new job by ids of artifacts.
 
-ComfyUI's clients name files. The job keeps the artifact instead of the name, so that a later upload
+ComfyUI's clients refer to files by name. A job refers to artifacts instead, so that a later upload
 with the same name does not change what the job renders.
 """
 
@@ -24,7 +24,7 @@ _StepT = TypeVar("_StepT", bound=wire.RenderStep)
 
 
 class FileNames:
-    """Replaces the names of an owner's files; names of other files stay as they are."""
+    """Replaces the names of an owner's files by artifact ids, and keeps all other names."""
 
     def __init__(self, files: NamedFiles) -> None:
         self._files = files
@@ -32,7 +32,7 @@ class FileNames:
     async def replace_in_templates(
         self, owner: str, request: JobBody, templates: Templates
     ) -> JobBody:
-        """Replace the names in those inputs of templates that are images.
+        """Replace the names in the inputs of templates whose type is an image.
 
         Raises:
             InvalidRequest: a template does not exist.
@@ -50,7 +50,7 @@ class FileNames:
         return request
 
     async def replace_in_graphs(self, owner: str, spec: JobSpec) -> JobSpec:
-        """Replace the names in the graphs that the client sent itself."""
+        """Replace the names in graphs that the client sent, but not in graphs of templates."""
         own = [step for step in spec.steps if _has_client_graph(step)]
         inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own]
         if own and spec.base is not None:
@@ -92,11 +92,11 @@ class FileNames:
 
 
 def _list_inputs(step: wire.RenderStep) -> Iterator[Iterator[tuple[str, Any]]]:
-    """Yield the inputs of a template and of a batch of it, as pairs of the name and the value."""
+    """Yield the names and values of a template's inputs, then those of the batch's inputs."""
     yield iter((step.inputs or {}).items())
     batch = step.batch if isinstance(step, wire.RenderJob) else None
     if batch is not None:
-        # A batch with more children is refused later.
+        # Larger batches are refused later, so the rest need not be read.
         for inputs in (batch.inputs or [])[:MAX_BATCH_CHILDREN]:
             yield iter(inputs.items())
         for key, values in (batch.sweep or {}).items():

@@ -23,7 +23,8 @@ from moyin.render.protocol.graph import (
 )
 from moyin.store.artifacts import ArtifactStore
 
-# The most children of a batch that are validated before they render, as that takes a renderer's time.
+# The most children of a batch that are validated at submission, because each takes a renderer's
+# time.
 _MAX_VALIDATED = 64
 
 
@@ -44,7 +45,7 @@ class GraphChecker:
         self._pools = tuple(pools)
 
     async def check_new_job(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Check the graphs of a new job, and return the job with pools that run such jobs.
+        """Check the graphs of a new job, and return the job with a permitted pool for each render.
 
         Raises:
             InvalidRequest: a render pool is unknown or does not run the submitter's jobs, or the
@@ -82,7 +83,7 @@ class GraphChecker:
             await self._guard.check_graph(caller, step.pool, nodes, ())
 
     async def _assign_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Return the job with the first allowed pool instead of a default pool that is forbidden."""
+        """Return the job with forbidden default pools replaced by the first permitted pool."""
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
         offered = await self._guard.list_pools(submitter)
@@ -111,7 +112,7 @@ class GraphChecker:
             )
             graph = full_graph
             if spec.base is not None and index > 0:
-                # The check of the first child included the nodes that all children share.
+                # The nodes that all children share were checked with the first child.
                 graph = {node: full_graph[node] for node in step.payload}
             try:
                 is_known = await self._check_graph(submitter, step, graph, artifacts)
@@ -121,7 +122,8 @@ class GraphChecker:
             except InvalidRequest as error:
                 error.field = prefix + (error.field or "")
                 raise
-            # The value of a reference is unknown until the earlier step has run.
+            # Graphs with references are not validated, because the values are unknown until earlier
+            # steps run.
             if is_known and index in representative and not references.has_references(full_graph):
                 graph = references.resolve_references(full_graph, ())
                 await self._validator.validate(step.pool, _replace_artifacts(graph, artifacts))
@@ -159,7 +161,7 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step, or only the changed nodes for later children of a batch."""
+    """Return the graph of a step; for later children of a batch, only the nodes that differ."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
@@ -170,8 +172,8 @@ def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
 def select_representative_steps(spec: JobSpec) -> list[int]:
     """Return the indexes of all steps, or of enough children of a batch to cover all input values.
 
-    Values of seeds are not covered, because all are equally valid. The first and the last child
-    are always included.
+    The values of seeds need not be covered, because all are equally valid. The first and the last
+    child are always included.
     """
     if spec.base is None:
         return list(range(len(spec.steps)))
@@ -197,7 +199,11 @@ def _replace_artifacts(
 
 
 def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Remove inputs that refer to an earlier step; raise InvalidRequest if a node's class does so."""
+    """Remove the inputs that refer to earlier steps.
+
+    Raises:
+        InvalidRequest: the class of a node refers to an earlier step.
+    """
     if not references.has_references(graph):
         resolved: Mapping[str, Any] = references.resolve_references(graph, ())
         return resolved

@@ -1,4 +1,4 @@
-"""Defines `JobHistory`, which deletes, and cancels or deletes by a filter, the jobs of a tenant."""
+"""Defines `JobHistory`, which deletes jobs, and cancels or deletes the jobs that match a filter."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ from moyin.store.job_filter import JobFilter
 from moyin.store.job_rows import OPEN_JOB_STATUSES
 from moyin.store.jobs import JobStore
 
-# Jobs per transaction, in which no other job can be submitted to SQLite.
+# Jobs per transaction. During a transaction, no other job can be submitted to SQLite.
 _CHUNK = 100
-# The most jobs of one request, and of one that only counts.
+# The most jobs that a request changes, and the most that a dry run counts.
 MAX_CHANGED = 10_000
 MAX_COUNTED = 1_000_000
 _COUNTED_PER_QUERY = 5_000
-# The most pages that one request reads, of which some may have few matches.
+# The most pages that a request reads. Some pages may have few matching jobs.
 _MAX_PAGES = 500
 _CONCURRENT_CANCELLATIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BulkResult:
-    """Counts the jobs of a bulk operation.
+    """The numbers of jobs that a bulk operation has matched and changed.
 
     Attributes:
-        matched: the jobs that match the filter.
-        done: those that were cancelled or deleted.
-        skipped: those that could not be, because they were open, or had ended.
-        next_cursor: where another request continues, or None if all jobs were looked at.
+        matched: the number of jobs that match the filter.
+        done: the number of jobs that were cancelled or deleted.
+        skipped: the number of matching jobs that could not be changed: deleting skips jobs that
+            have
+            not ended, and cancelling skips jobs that have.
+        next_cursor: the position where another request continues, or None if all jobs were checked.
     """
 
     matched: int
@@ -51,7 +53,10 @@ class BulkResult:
 
 
 class JobHistory:
-    """Deletes jobs, and changes many jobs by a filter, one such request per tenant at a time."""
+    """Deletes jobs, and cancels or deletes many jobs by a filter.
+
+    A tenant can have only one request by filter in progress at a time.
+    """
 
     def __init__(self, service: JobService, jobs: JobStore) -> None:
         self._service = service
@@ -76,7 +81,7 @@ class JobHistory:
     async def delete_matching(
         self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
     ) -> BulkResult:
-        """Delete the ended jobs that match; raise the errors of `cancel_matching`."""
+        """Delete the ended jobs that match ``where``; raises the errors of `cancel_matching`."""
 
         async def delete(job_ids: Sequence[str]) -> int:
             return len((await self._service.delete(caller.owner, job_ids)).deleted)
@@ -86,7 +91,7 @@ class JobHistory:
     async def cancel_matching(
         self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
     ) -> BulkResult:
-        """Request the cancellation of the queued and running jobs that match.
+        """Request the cancellation of the queued and running jobs that match ``where``.
 
         Raises:
             InvalidRequest: the filter has no condition, or the cursor is invalid.
@@ -117,16 +122,16 @@ class JobHistory:
         return await self._change(caller.owner, where, cancel, dry_run=dry_run, cursor=cursor)
 
     async def get_graph(self, job: Job, step: int) -> Mapping[str, Any]:
-        """Return the graph of a step, or of a batch's child, in the form that ``POST /jobs`` takes.
+        """Return the graph of a step or a batch's child, in the format that ``POST /jobs`` accepts.
 
         Raises:
-            JobNotFound: the step does not exist, is no render, or its graph has been deleted.
+            JobNotFound: the step does not exist or is not a render, or its graph has been deleted.
         """
         spec = await self._service.load_spec(job)
         if spec is None:
             raise JobNotFound(f"the graph of job {job.id} has been deleted")
         if step >= len(spec.steps) or spec.steps[step].kind is not StepKind.RENDER:
-            raise JobNotFound(f"step {step} of job {job.id} does not exist, or is no render")
+            raise JobNotFound(f"step {step} of job {job.id} does not exist or is not a render")
         payload = spec.steps[step].payload
         return payload if spec.base is None else apply_batch_patch(spec.base, payload)
 
@@ -152,7 +157,7 @@ class JobHistory:
             return BulkResult(matched=count, done=0, skipped=0, next_cursor=None)
         matched = done = 0
         size, limit = (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
-        with self._exclusive(owner):
+        with self._lock_tenant(owner):
             for _ in range(_MAX_PAGES):
                 page = await self._jobs.list_ids(owner, where, limit=size, cursor=cursor)
                 matched, cursor = matched + len(page.ids), page.next_cursor
@@ -164,10 +169,10 @@ class JobHistory:
         return BulkResult(matched=matched, done=done, skipped=skipped, next_cursor=cursor)
 
     @contextmanager
-    def _exclusive(self, owner: str) -> Iterator[None]:
+    def _lock_tenant(self, owner: str) -> Iterator[None]:
         if owner in self._busy_owners:
             raise Overloaded(
-                "another request of yours that changes many jobs is in progress; try again",
+                "another request that changes many of your jobs is in progress; try again",
                 retry_after=5,
             )
         self._busy_owners.add(owner)

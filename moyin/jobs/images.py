@@ -1,4 +1,4 @@
-"""Renders the pictures of OpenAI's images API, by jobs that the gateway runs."""
+"""Implements OpenAI's images API by jobs that render the pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class JobStillRunning(errors.BackendTimeout):
-    """Reports that the time limit for the pictures has passed; the job ``job`` continues."""
+    """Reports that the pictures took longer than the time limit; the job ``job`` continues."""
 
     def __init__(self, job: str, seconds: float) -> None:
         super().__init__(
@@ -57,7 +57,7 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Submit the job that renders the pictures; errors name fields of the images API."""
+        """Submit the job that renders the pictures; errors name the fields of the images API."""
         template = await self._read_template(identity, body.model)
         return await self._submit(
             identity, body, template, cache=cache, idempotency_key=idempotency_key
@@ -71,7 +71,7 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Store the pictures of an edit and submit the job that renders new ones, as `submit` does."""
+        """Store the input pictures of an edit, and submit the job that renders new pictures."""
         template = await self._read_template(identity, edit.body.model)
         inputs = images.assign_pictures(edit, template.name, template.inputs["properties"])
         artifacts = {
@@ -80,7 +80,8 @@ class ImageJobs:
                 file.name,
                 file.content_type,
                 identity=identity,
-                # A retry must submit the same job, and so name the same artifacts.
+                # The uploads have keys derived from the request's, because a retry must submit the
+                # same artifacts.
                 idempotency_key=_derive_key(idempotency_key, name),
             )
             for name, file in inputs.items()
@@ -96,7 +97,7 @@ class ImageJobs:
             document = await self.gateway.read_json(path, identity=_add_read_scope(identity))
         except errors.TemplateNotFound as error:
             raise errors.ModelNotFound(
-                f"there is no template {name!r}: model must be one of GET /templates",
+                f"there is no template {name!r}: model must be a template of GET /templates",
                 field="model",
             ) from error
         return TemplateBody.model_validate(document)
@@ -149,7 +150,7 @@ class ImageJobs:
     async def abandon(
         self, identity: Identity, submission: asyncio.Future[AcceptedJob], *, cancel: bool
     ) -> None:
-        """Await the submission of a disconnected client, and cancel its job if ``cancel`` is True."""
+        """Wait for a disconnected client's submission, and cancel its job if ``cancel`` is True."""
         try:
             accepted = await submission
             if cancel:
@@ -170,7 +171,7 @@ class ImageJobs:
         """Return the member ``data`` of OpenAI's response, with one entry per picture.
 
         Args:
-            base: the URL of the gateway for the client, which is the start of the pictures' URLs.
+            base: the gateway's URL for the client, used as the start of the pictures' URLs.
             ttl: the seconds for which the pictures' URLs are valid.
         """
         pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]
@@ -188,10 +189,10 @@ class ImageJobs:
 
 
 def _add_read_scope(identity: Identity) -> Identity:
-    """Add the scope to read jobs, because the result belongs to every caller that may submit."""
+    """Return the identity with the scope to read jobs, which a submitter may lack."""
     return replace(identity, scopes=identity.scopes | {JOBS_READ})
 
 
 def _derive_key(key: str | None, name: str) -> str | None:
-    """Return the idempotency key of a file that belongs to a request with ``key``."""
+    """Return the idempotency key of a file in the request with the key ``key``, if any."""
     return None if key is None else hashlib.sha256(f"{key}:{name}".encode()).hexdigest()

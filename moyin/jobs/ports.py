@@ -16,22 +16,23 @@ class Launcher(Protocol):
     """The interface that starts and cancels the workflows of jobs."""
 
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
-        """Start the workflow of the job's current attempt, unless that is running already.
+        """Start the workflow of the job's current attempt, unless the workflow is already running.
 
         Args:
-            launch: the data of a first attempt; None reads the data from the job's row.
+            launch: the data of a first attempt; if None, the data is read from the job's row.
 
         Raises:
-            ServiceUnavailable: Temporal is unavailable, or the workflow of an earlier attempt still
-                runs; the sweeper will try again.
+            ServiceUnavailable: Temporal is unavailable, or the workflow of an earlier attempt is
+                still
+                running. The sweeper will try again.
         """
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
-        """Request the cancellation of the attempt's workflow; return False if none is running."""
+        """Request the cancellation of an attempt's workflow; return False if it is not running."""
         ...
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Start the webhook, if any, for an attempt of the job that ended without a workflow."""
+        """Start the delivery of the job's webhook, if any, for an attempt that had no workflow."""
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""
@@ -62,7 +63,7 @@ class GraphGuard(Protocol):
         ...
 
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
-        """Return the pool that suits the graph best; raise InvalidRequest if the caller may use none."""
+        """Return the best pool for the graph; raise InvalidRequest if the caller may use none."""
         ...
 
     async def check_graph(
@@ -70,14 +71,14 @@ class GraphGuard(Protocol):
     ) -> bool:
         """Check the nodes and file names of a graph.
 
-        Both errors have the node's place in the graph as ``field``, and a body in the form of
-        ComfyUI's validation errors as ``details``.
+        The ``field`` of both errors is the node's place in the graph, and their ``details`` are a
+        body in the form of ComfyUI's validation errors.
 
         Args:
             own: the names of the caller's files in the graph.
 
         Returns:
-            False if the pool's node classes are unknown, so that inputs could not be checked.
+            True, or False if inputs can't be checked because the pool's node classes are unknown.
 
         Raises:
             NodeNotAllowed: the graph has a node that is not allowed.
@@ -90,20 +91,20 @@ class NamedFiles(Protocol):
     """The interface that finds files by the names that ComfyUI's clients use."""
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return the owner's files that the texts name, by text; other texts are missing."""
+        """Return the owner's files by the texts that name them, and leave out other texts."""
         ...
 
 
-class HeldMoney(Protocol):
-    """The interface of a reservation for a job that is not accepted yet."""
+class HeldReservation(Protocol):
+    """The interface of money that is reserved for a job that is not accepted yet."""
 
     @property
     def reservation(self) -> JobReservation | None:
-        """What the job's row keeps; None if budgets hold nothing for the job."""
+        """The data to store in the job's row; None if nothing is reserved in budgets."""
         ...
 
     def release(self) -> None:
-        """Return the money, because the job was not accepted."""
+        """Release the reservation, because the job was not accepted."""
 
 
 class JobBudgets(Protocol):
@@ -111,11 +112,11 @@ class JobBudgets(Protocol):
 
     async def reserve(
         self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
-    ) -> HeldMoney:
+    ) -> HeldReservation:
         """Reserve the estimated cost of the job's renders, except those in ``done``.
 
         Raises:
             BudgetExceeded: a budget of the caller does not cover the estimate.
-            ServiceUnavailable: the estimate or the budgets are unavailable.
+            ServiceUnavailable: the cost can't be estimated, or the budgets are unavailable.
         """
         ...

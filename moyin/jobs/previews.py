@@ -12,20 +12,20 @@ from moyin.jobs.protocol.event_bodies import PreviewEvent
 from moyin.store.hub import SlowConsumer
 from moyin.store.previews import Preview, PreviewHub, PreviewStore
 
-# The store forgets after fifteen seconds that a job is watched.
+# Seconds between renewals: the store forgets after fifteen seconds that a job is watched.
 _RENEWAL_SECONDS = 5.0
 T = TypeVar("T")
 
 
 class PreviewFeed:
-    """Joins the events of jobs with events about their newest previews."""
+    """Merges the events of jobs with events about their newest previews."""
 
     def __init__(self, store: PreviewStore, hub: PreviewHub) -> None:
         self._store = store
         self._hub = hub
 
     async def find(self, job: Job) -> tuple[str, bytes] | None:
-        """Return the media type and bytes of the newest preview, or None; and ask for more previews."""
+        """Return the newest preview's media type and bytes, if any, and request more previews."""
         if not job.status.is_final:
             await self._store.watch(job.id)
         return await self._store.find(job.id)
@@ -33,9 +33,9 @@ class PreviewFeed:
     async def join(
         self, job: Job, events: AsyncGenerator[list[JobEvent], None]
     ) -> AsyncGenerator[list[JobEvent], None]:
-        """Yield the batches of ``events`` until they end, and previews between them.
+        """Yield the batches of ``events``, with events about previews in between, until they end.
 
-        Events about previews have no id, since clients cannot resume from them.
+        Events about previews have no id, because clients can't resume a stream after them.
         """
         async with aclosing(events), aclosing(self._follow(job.id)) as previews:
             next_events = asyncio.create_task(_read_next(events))
@@ -55,15 +55,16 @@ class PreviewFeed:
                         yield batch
                         next_events = asyncio.create_task(_read_next(events))
             finally:
-                # The generators can be closed only when nothing reads them.
+                # Cancel the reads first, because a generator can't be closed while it is read.
                 for task in (next_events, next_preview):
                     task.cancel()
                 await asyncio.gather(next_events, next_preview, return_exceptions=True)
 
     async def _follow(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
-        """Yield an event for each new preview, without end; skip those that came in between."""
+        """Yield events about new previews without end; skip previews that a newer one replaced."""
         while True:
-            # A client that reads slowly misses previews, but the job's events continue.
+            # A client that reads too slowly gets no further previews, but the job's events
+            # continue.
             with suppress(SlowConsumer):
                 async with self._hub.subscribe(job_id, None) as subscription:
                     while True:
@@ -79,7 +80,7 @@ async def _read_next(source: AsyncGenerator[T, None]) -> T | None:
 
 
 def _to_event(job_id: str, preview: Preview) -> JobEvent:
-    # The address differs for each preview, because browsers load an address only once.
+    # The URL differs for each preview, because browsers load the same URL only once.
     number = preview.id.partition("-")[0]
     body = PreviewEvent(
         step=preview.step,

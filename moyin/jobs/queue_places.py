@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
 
-# A pool is called at most once in this time, and only while clients read open renders.
+# Minimum seconds between calls of a pool. A pool is called only while clients read open renders.
 _INTERVAL_SECONDS = 1.0
-# Places that are older are not shown.
+# Places that are older than this many seconds are not shown.
 _MAX_AGE_SECONDS = 3.0
-# A client waits at most this long for the pools; the calls continue, for later clients.
+# Seconds that a client waits for the pools at most. The calls continue for later clients.
 _WAIT_SECONDS = 0.5
-# Returns the places of the jobs of a pool; raises ServiceUnavailable.
+# A function that returns the places of a pool's jobs, or raises ServiceUnavailable.
 ListPlaces = Callable[[str], Awaitable[Mapping[str, QueuePlace]]]
 
 
@@ -24,7 +24,7 @@ ListPlaces = Callable[[str], Awaitable[Mapping[str, QueuePlace]]]
 class _PoolQueue:
     """The latest places of a pool, and the times of the latest call and of its response.
 
-    ``is_slow`` is True once a reader has waited in vain for the present call.
+    ``is_slow`` is True if a reader has waited for the present call without getting a response.
     """
 
     places: Mapping[str, QueuePlace] = field(default_factory=dict)
@@ -35,10 +35,10 @@ class _PoolQueue:
 
 
 class QueuePlaces:
-    """Caches the places of jobs in all render pools.
+    """Caches the places of jobs in the queues of all render pools.
 
     Args:
-        list_places: calls one pool.
+        list_places: calls one pool, and returns the places of its jobs.
         pools: the names of the pools.
         clock: returns the present time in seconds.
     """
@@ -57,13 +57,13 @@ class QueuePlaces:
         self._wait = wait
 
     async def read(self) -> Mapping[str, QueuePlace]:
-        """Return the places by job; jobs of pools that do not respond are missing."""
+        """Return the places by job id; jobs of pools that do not respond are missing."""
         now = self._clock()
         for pool, queue in self._queues.items():
             if queue.call is None and now - queue.called_at >= _INTERVAL_SECONDS:
                 queue.called_at = now
                 queue.call = asyncio.create_task(self._refresh(pool, queue))
-        # Nobody waits for a pool that has answered lately, or that let a reader wait in vain.
+        # Do not wait for a pool that has responded recently, or whose present call is slow.
         awaited = [
             queue
             for queue in self._queues.values()
@@ -95,7 +95,7 @@ class QueuePlaces:
             queue.places = await self._list_places(pool)
             queue.received_at = self._clock()
         except ServiceUnavailable:
-            # The places before the outage say nothing about those after it.
+            # Places from before an outage are no longer valid after it.
             queue.received_at = float("-inf")
         finally:
             queue.call, queue.is_slow = None, False

@@ -1,4 +1,4 @@
-"""Collects the text of a job's request by which the job is found (`moyin.store.job_words`)."""
+"""Collects the text of a job's request that a search for jobs matches (`moyin.store.job_words`)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.store.job_words import MAX_TEXT_BYTES
 
-# Members of the requests of all chat protocols that have text, or messages and parts with text.
+# Members of chat requests, in all protocols, that contain text, messages or parts with text.
 _TEXT_MEMBERS = ("system", "instructions", "prompt", "messages", "input", "content", "text")
 _MAX_DEPTH = 8
-# The most inputs of a graph that are looked at: most inputs are numbers and links.
+# The most inputs of a graph that are searched for text; most inputs are numbers and links.
 _MAX_INPUTS = 20_000
 
 
 def collect_text(spec: JobSpec) -> str:
-    """Return the metadata's values, the texts of chats, and the texts among the inputs of graphs.
+    """Return the values of metadata, the texts of chats, and the texts in the inputs of graphs.
 
-    Requests of http steps are left out, because they may contain credentials. The text ends soon
-    after the bytes that can be found.
+    Requests of http steps are left out, because they may contain credentials. The text is cut off
+    soon after the length that the search can index.
     """
     texts, size = list[str](), 0
     for text in _iterate_texts(spec):
@@ -33,7 +33,7 @@ def collect_text(spec: JobSpec) -> str:
 def _iterate_texts(spec: JobSpec) -> Iterator[str]:
     yield from spec.metadata.values()
     is_patch = spec.base is not None
-    # The children of a batch first: their inputs distinguish the batch from others of the template.
+    # Texts of a batch's children come first, because they distinguish batches of the same template.
     for step in spec.steps:
         yield from _iterate_step(step, is_patch)
     if spec.base is not None:
@@ -50,7 +50,7 @@ def _iterate_step(step: Step, is_patch: bool) -> Iterator[str]:
 
 
 def _iterate_members(value: Any, depth: int) -> Iterator[str]:
-    """Yield the texts of a chat request, but not of its files and tools."""
+    """Yield the texts of a chat request, without those in its files and tools."""
     if isinstance(value, str):
         yield value
     elif depth > _MAX_DEPTH:
@@ -77,6 +77,6 @@ def _iterate_graph(nodes: Iterable[Any]) -> Iterator[str]:
 
 def _iterate_strings(values: Iterable[Any]) -> Iterator[str]:
     for value in values:
-        # Ids of files say nothing.
+        # Ids of files are left out, because nobody searches for them.
         if isinstance(value, str) and not value.startswith("artifact:"):
             yield value

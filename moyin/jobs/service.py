@@ -42,16 +42,16 @@ from moyin.store.job_deletion import Deletion
 from moyin.store.jobs import JobStore, Launch, NewJob
 
 _log = logging.getLogger(__name__)
-# The most levels of nesting in a job. pydantic decodes up to 200, of which a stored spec needs some
-# around its graph.
+# The most levels of nesting in a job. pydantic decodes up to 200 levels, and a stored spec needs
+# some of them around its graph.
 _MAX_LEVELS = 190
-# The largest spec that a job's response shows, in bytes.
+# The largest spec, in bytes, that the response of a job contains.
 _MAX_SHOWN_SPEC = 1024 * 1024
 _CACHED_SPEC_BYTES = 16 * 1024 * 1024
 
 
 class JobService:
-    """Accepts jobs and changes them on behalf of callers."""
+    """Accepts, cancels, retries and deletes jobs on behalf of callers."""
 
     def __init__(
         self,
@@ -93,11 +93,11 @@ class JobService:
     ) -> tuple[Job, bool]:
         """Accept a job from a JSON body in the format of the jobs API.
 
-        A repeated request with the same idempotency key returns the first job, even if the template,
-        pool or files have changed or the deadline has passed since.
+        A repeated request with the same idempotency key returns the first job, even if meanwhile
+        the template, pool or files have changed or the deadline has passed.
 
         Args:
-            now: the current time, with a time zone, before which no deadline may lie.
+            now: the current time with a time zone; deadlines must be later.
             templates: a function that returns the template with a name.
 
         Returns:
@@ -107,12 +107,12 @@ class JobService:
             InvalidJson, BodyTooLarge, InvalidRequest: the body is invalid.
             MoyinError: one of the errors of `submit`.
         """
-        request, mark = parse_job_body(body), None
+        request, fingerprint = parse_job_body(body), None
         if idempotency_key is not None:
-            mark = compute_fingerprint(request)
+            fingerprint = compute_fingerprint(request)
             first_job = await self._jobs.find_by_idempotency_key(submitter.owner, idempotency_key)
             if first_job is not None:
-                _check_same_request(first_job, mark)
+                _check_same_request(first_job, fingerprint)
                 return first_job, False
         request = await self._names.replace_in_templates(submitter.owner, request, templates)
         spec = to_job_spec(request, now, templates)
@@ -120,7 +120,7 @@ class JobService:
             submitter,
             spec,
             idempotency_key=idempotency_key,
-            mark=mark,
+            fingerprint=fingerprint,
             priority_field="priority" if "priority" in request.model_fields_set else None,
         )
 
@@ -130,7 +130,7 @@ class JobService:
         spec: JobSpec,
         *,
         idempotency_key: str | None = None,
-        mark: str | None = None,
+        fingerprint: str | None = None,
         job_id: str | None = None,
         validated: bool = False,
         priority_field: str | None = None,
@@ -141,11 +141,12 @@ class JobService:
         the job later.
 
         Args:
-            mark: the request's fingerprint; None computes the fingerprint of ``spec``.
+            fingerprint: the request's fingerprint; if None, that of ``spec`` is computed.
             job_id: a lower-case UUID that the client chose.
             validated: True if the pool and the graphs have been checked already.
-            priority_field: the request's field with the priority; None if the request has none, so
-                that the job gets the best priority, from that of ``spec`` on, that is permitted.
+            priority_field: the request's field with the priority. If None, the request names no
+                priority, and a priority of ``spec`` that is not permitted becomes the best
+                permitted.
 
         Returns:
             The job, and True unless an earlier request with the same key created it.
@@ -162,9 +163,11 @@ class JobService:
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
             BudgetExceeded: a budget does not cover the estimated cost of the renders.
-            ServiceUnavailable: that cost, or what is left of the budgets, cannot be determined.
+            ServiceUnavailable: the cost or the remaining budgets can't be determined.
         """
-        mark = mark or (None if idempotency_key is None else compute_fingerprint(spec))
+        fingerprint = fingerprint or (
+            None if idempotency_key is None else compute_fingerprint(spec)
+        )
         spec = _apply_allowed_priority(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
@@ -188,7 +191,7 @@ class JobService:
             webhook=spec.webhook,
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
-            fingerprint=None if idempotency_key is None else mark,
+            fingerprint=None if idempotency_key is None else fingerprint,
             channel=build_channel_name(submitter.owner, prompt.client_id)
             if prompt is not None and prompt.client_id is not None
             else None,
@@ -208,7 +211,8 @@ class JobService:
         try:
             held = await self._budgets.reserve(submitter, spec)
         except (BudgetExceeded, ServiceUnavailable):
-            # A repeated request needs no money.
+            # Look for the first job before money is reserved, because a repeated request costs
+            # nothing.
             if (repeated := await self._jobs.find_repeated(new)) is not None:
                 return repeated, False
             raise
@@ -223,7 +227,7 @@ class JobService:
     async def cancel(self, caller: Identity, job_id: str) -> Job:
         """Request the cancellation of a job, which may still be running afterwards.
 
-        The first caller whose request does not fail is recorded as the job's canceller.
+        The caller of the first successful request is recorded as the job's canceller.
 
         Raises:
             JobNotFound: the caller has no job with this id.
@@ -233,7 +237,7 @@ class JobService:
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
             raise _new_finished_error(job)
-        # Before the workflow knows of it, since the job may end at once.
+        # Recorded before the workflow is cancelled, because the job may then end at once.
         canceller = Canceller.from_identity(caller)
         record_id = await self._jobs.record_canceller(job_id, job.attempts, canceller)
         try:
@@ -264,7 +268,7 @@ class JobService:
             raise _new_priority_error(ended.priority, caller.best_priority, None)
         spec = await self.load_spec(ended) if ended.status.is_final else None
         if spec is None:
-            # Without a spec, the attempt will fail before it costs anything.
+            # Without its spec, the job will fail before it costs anything.
             job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         else:
             await self._graphs.check_retried_job(caller, spec)
@@ -285,9 +289,10 @@ class JobService:
         return job
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete those of the jobs that are the owner's and have ended, with their events.
+        """Delete those of the jobs that belong to the owner and have ended, with their events.
 
-        Their files can no longer be read, and are deleted by `moyin.store.deletion_pruning`.
+        The jobs' files are unreadable from then on; `moyin.store.deletion_pruning` deletes them
+        later.
         """
         deletion = await self._jobs.delete(owner, job_ids)
         await self._events.delete(deletion.deleted)
@@ -295,7 +300,7 @@ class JobService:
         return deletion
 
     async def load_outputs(self, job: Job) -> list[Mapping[str, Any]]:
-        """Return the outputs of the finished steps, in the order of ``job.results``."""
+        """Return the outputs of the job's finished steps, in the order of ``job.results``."""
         return [await self._load_output(result.output) for result in job.results]
 
     async def load_spec(self, job: Job) -> JobSpec | None:
@@ -306,9 +311,9 @@ class JobService:
             return None
 
     async def load_small_spec(self, job: Job) -> JobSpec | None:
-        """Return the job's spec; None if it is large, was deleted, or the store is unavailable.
+        """Return the job's spec; None if it is large or deleted, or the store is unavailable.
 
-        Clients poll for jobs, so specs are cached.
+        Specs are cached, because clients poll their jobs.
         """
         if (cached := self._specs.get(job.spec)) is not None:
             return decode(JobSpec, cached)
@@ -320,13 +325,14 @@ class JobService:
                     if len(encoded) > _MAX_SHOWN_SPEC:
                         return None
         except (FileNotFoundError, ServiceUnavailable):
-            # The job's status does not depend on the store.
+            # Respond without the spec, because the job's status does not depend on the artifact
+            # store.
             return None
         self._specs.put(job.spec, bytes(encoded))
         return decode(JobSpec, bytes(encoded))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:
-        """Cancel a job that has no running workflow, because it has not started or just ended."""
+        """Cancel a job without a running workflow, which has not started or has just ended."""
         is_written = await self._jobs.finish(
             job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
         )
@@ -346,7 +352,8 @@ class JobService:
         try:
             output: Mapping[str, Any] = from_json(await self._blobs.get(sha256))
         except FileNotFoundError:
-            return {}  # The output was deleted from the artifact store; the row is still valid.
+            # The output was deleted from the artifact store, but the job's row is still valid.
+            return {}
         return output
 
     async def _publish_and_start(self, job: Job, launch: Launch | None = None) -> None:
@@ -358,9 +365,9 @@ class JobService:
             _log.warning("the sweeper will start job %s: %s", job.id, error)
 
 
-def _check_same_request(first_job: Job, mark: str) -> None:
+def _check_same_request(first_job: Job, fingerprint: str) -> None:
     """Raise IdempotencyMismatch if the key's first job came from a different request."""
-    if first_job.fingerprint != mark:
+    if first_job.fingerprint != fingerprint:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
             field="Idempotency-Key",
@@ -368,10 +375,10 @@ def _check_same_request(first_job: Job, mark: str) -> None:
 
 
 def serialize_spec(spec: JobSpec) -> bytes:
-    """Encode a spec; raise InvalidRequest if it is nested too deeply to be decoded again."""
+    """Return the JSON of a spec; raise InvalidRequest if its nesting is too deep to be decoded."""
     try:
         encoded = encode(spec)
-        # A spec with fewer brackets than the limit has fewer levels, too.
+        # A spec with fewer brackets than the limit can't have more levels, so skip the exact check.
         if encoded.count(b"{") + encoded.count(b"[") > _MAX_LEVELS:
             from_json(encoded)
     except ValueError:
@@ -384,7 +391,7 @@ def serialize_spec(spec: JobSpec) -> bytes:
 
 
 def _find_deepest_field(spec: JobSpec) -> str:
-    """Return the field with the deepest nesting in a request for one step."""
+    """Return the field with the deepest nesting in the request of a spec's first step."""
     step, prompt = spec.steps[0], spec.comfyui
     if prompt is not None and _measure_depth(prompt.extra_data) > _measure_depth(step.payload):
         return "extra_data"
@@ -400,7 +407,7 @@ def _measure_depth(value: Any) -> int:
 
 
 def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
-    """Return the spec with a permitted priority, or raise if the client named a better one."""
+    """Return the spec with a permitted priority; raise if the client named a forbidden one."""
     best = submitter.best_priority
     if spec.priority >= best:
         return spec

@@ -1,4 +1,4 @@
-"""Defines `SpecCache`, which keeps the specs of jobs for whose status clients poll."""
+"""Defines `SpecCache`, a cache for the specs of jobs that clients poll."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 
 class SpecCache:
-    """Keeps the encoded specs of the jobs that were read last, up to a number of bytes.
+    """Keeps the most recently used encoded specs of jobs, up to ``limit`` bytes in total.
 
-    Their keys are the SHA-256 of the specs. Ids of jobs would not do: another process may delete a
-    job, and another tenant may submit a job with its id.
+    The keys are the SHA-256 of the specs. Ids of jobs would be unsafe keys: if another process
+    deletes a job, another tenant may submit a new job with the same id.
     """
 
     def __init__(self, limit: int) -> None:

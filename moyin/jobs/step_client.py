@@ -20,8 +20,8 @@ from moyin.jobs.protocol.step_requests import check_step_path
 
 _MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 _RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Headers that this client or the connection sets. A value from the job could act for another
-# caller, or request a response in an encoding that this client cannot decode.
+# Headers that a job can't set, because this client or the connection sets them. A job's value could
+# act for another caller, or request a response in an encoding that this client can't decode.
 _RESERVED_HEADERS = frozenset(
     {
         "accept-encoding", "authorization", "connection", "content-length", "cookie", "expect",
@@ -39,8 +39,8 @@ class StepResponse:
 
     Attributes:
         media_type: the media type in lower case, without parameters.
-        cost_usd: the cost of the request as the gateway reports it.
-        backend: the name of the back end that answered, if the gateway reports one.
+        cost_usd: the cost of the request in US dollars, as the gateway reports it.
+        backend: the name of the back end that responded, if the gateway reports one.
     """
 
     status: int
@@ -52,7 +52,7 @@ class StepResponse:
     def json(self) -> Any:
         """Return the content as a JSON value that a step's output can store.
 
-        Half a surrogate pair, as in a text that was cut off within an emoji, becomes ``?``.
+        An unpaired surrogate, as in a text that was cut off within an emoji, becomes ``?``.
 
         Raises:
             StepFailed: the content is not JSON, or is nested too deeply.
@@ -71,7 +71,7 @@ class StepClient:
 
     Args:
         gateway: a client that can make tokens for identities.
-        max_response_bytes: the largest response; larger responses fail the step.
+        max_response_bytes: the largest response in bytes; a larger response fails the step.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class StepClient:
         Raises:
             InvalidRequest: a step must not call this path.
             StepFailed: a header contains control characters, the response is too large, or the
-                service rejected the request; ``details`` then has its status and response.
+                service rejected the request; then ``details`` has the response and its status.
             BackendUnavailable, BackendTimeout: the request may succeed later.
         """
         check_step_path(path, field="path")
@@ -110,7 +110,7 @@ class StepClient:
         allowed["idempotency-key"] = idempotency_key
         data = _encode_body(body, allowed)
         try:
-            # The path is sent exactly as it was checked.
+            # Sent exactly as it was checked, without another percent-encoding.
             async with self._gateway.open(
                 method, path, data, headers=allowed, identity=identity, is_encoded=True
             ) as response:
@@ -141,7 +141,7 @@ class StepClient:
 
 
 def _encode_body(body: Any, headers: dict[str, str]) -> bytes | None:
-    """Return the body as bytes, and add its content-type to the headers if it is missing."""
+    """Return the body as bytes, and add a missing content-type to ``headers``."""
     if body is None or isinstance(body, bytes):
         return body
     has_type = any(name.lower() == "content-type" for name in headers)
@@ -157,7 +157,7 @@ def _encode_body(body: Any, headers: dict[str, str]) -> bytes | None:
 def _to_step_error(
     method: str, path: str, refusal: RequestRefused
 ) -> BackendUnavailable | StepFailed:
-    """Return the error of a step whose request got an error status."""
+    """Return the error of a step whose request was refused with an error status."""
     message = f"{method} {_strip_query(path)} answered with status {refusal.status}"
     response = refusal.body[:2_000].decode(errors="replace")
     details = {"status": refusal.status, "answer": response}
@@ -167,7 +167,7 @@ def _to_step_error(
 
 
 def _strip_query(path: str) -> str:
-    """Return the path for messages, without its query, which may contain secrets."""
+    """Return the path without its query for messages, because a query may contain secrets."""
     return path.partition("?")[0][:200]
 
 

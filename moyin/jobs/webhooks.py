@@ -23,7 +23,7 @@ _PREFIX = "whsec_"
 
 
 class WebhookSender:
-    """Sends webhooks as signed POST requests, to public addresses and allowed networks only.
+    """Sends webhooks as signed POST requests to public addresses and to allowed networks.
 
     The sender follows no redirects, uses no proxy and no cookies, and never reads a response's body.
     Use the sender as an async context manager.
@@ -53,14 +53,14 @@ class WebhookSender:
     async def send(
         self, url: str, *, owner: str, message_id: str, payload: Mapping[str, Any]
     ) -> None:
-        """Send a webhook of a tenant with ``payload`` as JSON.
+        """Send a webhook of the tenant ``owner``, with ``payload`` as JSON.
 
         Raises:
             InvalidRequest: the URL is not a valid http(s) URL.
             AddressNotAllowed: the URL leads into a network that webhooks may not reach.
-            BackendRejected: the receiver answered with status 410, so a retry cannot help.
+            BackendRejected: the receiver responded with status 410, so a retry can't help.
             BackendUnavailable: the connection failed, or the status was not 2xx; retry later.
-            BackendTimeout: the receiver took too long; retry later.
+            BackendTimeout: the receiver did not respond in time; retry later.
         """
         check_url(url, field="webhook")
         self._networks.check_literal_address(url)
@@ -89,7 +89,7 @@ class WebhookSender:
             raise BackendRejected("the webhook's receiver no longer exists (status 410)")
         if not 200 <= status < 300:
             raise BackendUnavailable(
-                f"the webhook's receiver answered with status {status} instead of 2xx"
+                f"the webhook's receiver responded with status {status} instead of 2xx"
             )
 
 
@@ -106,10 +106,10 @@ def derive_webhook_secret(signing_key: bytes, owner: str) -> str:
 def build_signature_headers(
     secret: str, *, message_id: str, timestamp: int, body: bytes
 ) -> dict[str, str]:
-    """Return the three headers of Standard Webhooks for one delivery.
+    """Return the three headers of Standard Webhooks for a delivery.
 
     Args:
-        message_id: the id of the webhook without a dot, by which receivers recognise retries.
+        message_id: the id of the webhook, without a dot; receivers use it to recognise retries.
         timestamp: the time of this delivery, in Unix seconds.
     """
     key = base64.b64decode(secret.removeprefix(_PREFIX))

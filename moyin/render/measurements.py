@@ -1,4 +1,4 @@
-"""Remembers the last successful renders of a pool, to estimate what others will take and cost."""
+"""Estimates the time and the cost of a pool's renders from its latest successful renders."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from moyin.system.bounded import BoundedDict
 _MAX_SHAPES = 1024
 _RENDERS_PER_SHAPE = 32
 _RENDERS_OF_POOL = 256
-# A render loaded models if that took this share of its time. Changing the strength of a LoRA takes less.
+# A render counts as loading models if that took more than this share of its time. Changing a LoRA's
+# strength takes less.
 _LOADING_SHARE = 0.1
-# Of ten renders about one costs more than its estimate.
+# Estimates of costs are this quantile: about one render in ten costs more than its estimate.
 _QUANTILE = 0.9
-# One measurement more is assumed, with this error relative to the mean: few measurements say little.
+# One more measurement with this error, relative to the mean, is assumed, because few measurements
+# prove little.
 _PRIOR_ERROR = 0.5
-# A render that takes longer than all measured ones is assumed to take this share of its time more.
+# A render that takes longer than all measured ones is assumed to take this share of its elapsed
+# time longer.
 _OVERTIME = 0.25
 
 
 class RenderMeasurements:
-    """Holds the latest renders of a pool, by the shape of their graphs.
+    """Holds the latest successful renders of a pool, grouped by the shape of their graphs.
 
-    Times to the end of a render are estimated apart for renders that load models; for them, the
-    argument ``load_seconds`` is the scheduler's own estimate of the time to load models, 0 if the
-    renderer has them loaded. Costs are estimated from all renders of a shape.
+    The duration of a render that loads models is estimated from other renders that did so. In the
+    methods, ``load_seconds`` is the time for loading models that the scheduler estimates for the
+    render, or 0 if the renderer has the models loaded. Costs are estimated from all renders of a
+    shape.
 
     Args:
-        earlier: renders of the pool before its start, the oldest first.
+        earlier: successful renders from before the pool's start, the oldest first.
     """
 
     def __init__(self, earlier: Iterable[MeasuredRender] = ()) -> None:
         self._shapes: BoundedDict[str, deque[MeasuredRender]] = BoundedDict(_MAX_SHAPES)
         self._seconds: deque[float] = deque(maxlen=_RENDERS_OF_POOL)
-        # Measured times to load models, with the scheduler's estimates.
+        # Pairs of the measured and the estimated seconds for loading models.
         self._loads: deque[tuple[float, float]] = deque(maxlen=_RENDERS_PER_SHAPE)
         for render in earlier:
             self.record(render)
@@ -50,24 +54,24 @@ class RenderMeasurements:
             self._loads.append((measured, load_seconds))
         renders = self._shapes.get(render.shape) or deque(maxlen=_RENDERS_PER_SHAPE)
         renders.append(render)
-        # Set again, so that the shapes that were not rendered for the longest time are dropped.
+        # Stored again, so that the least recently rendered shape is dropped first.
         self._shapes[render.shape] = renders
         self._seconds.append(render.seconds)
 
     def build_tariff(self, price: RenderPrice | None, default_seconds: float) -> RenderTariff:
-        """Return the price with the present estimates.
+        """Return the price of the pool's renders, with present estimates of times and pictures.
 
         Args:
-            default_seconds: the estimate while no render has been measured.
+            default_seconds: the estimated duration while no render has been measured.
         """
         if price is None:
             return RenderTariff()
         return RenderTariff(
             price=price,
-            seconds=_choose_high(list(self._seconds)) if self._seconds else default_seconds,
+            seconds=_get_high_quantile(list(self._seconds)) if self._seconds else default_seconds,
             shapes={
                 shape: RenderEstimate(
-                    seconds=_choose_high([render.seconds for render in renders]),
+                    seconds=_get_high_quantile([render.seconds for render in renders]),
                     pictures=max(render.pictures for render in renders),
                 )
                 for shape, renders in self._shapes.items()
@@ -75,20 +79,23 @@ class RenderMeasurements:
         )
 
     def estimate(self, shape: str, load_seconds: float = 0.0) -> Duration | None:
-        """Return how long a render takes; None if its shape has not been measured."""
+        """Return the estimated duration of a render, or None if its shape has not been measured."""
         return _summarise(self._list_seconds(shape, load_seconds))
 
     def estimate_remaining(
         self, shape: str | None, elapsed: float, load_seconds: float = 0.0
     ) -> Duration | None:
-        """Return how much longer a render takes that has taken ``elapsed`` seconds."""
+        """Return the estimated remaining time of a render that began ``elapsed`` seconds ago.
+
+        If the shape is None, all renders count. Returns None if no such render has been measured.
+        """
         samples = self._list_seconds(shape, load_seconds)
         if not samples:
             return None
         return _summarise([s - elapsed for s in samples if s > elapsed] or [elapsed * _OVERTIME])
 
-    def estimate_any(self, elapsed: float = 0.0) -> Duration | None:
-        """Return how much longer a render of unknown shape takes; None before the first render."""
+    def estimate_any_shape(self, elapsed: float = 0.0) -> Duration | None:
+        """Return the remaining time of a render of unknown shape; None before the first render."""
         return self.estimate_remaining(None, elapsed)
 
     def _list_seconds(self, shape: str | None, load_seconds: float) -> list[float]:
@@ -112,13 +119,13 @@ class RenderMeasurements:
     def _compute_load_factor(self) -> float:
         """Return by what the scheduler's estimates of loading must be multiplied.
 
-        It is a ratio of sums, since one of a tiny file, as of any render, may be off by seconds.
+        The factor is a ratio of sums, because a single measurement may be wrong by seconds.
         """
         estimated = sum(estimate for _, estimate in self._loads)
         return sum(measured for measured, _ in self._loads) / estimated if estimated else 1.0
 
 
-def _choose_high(seconds: Sequence[float]) -> float:
+def _get_high_quantile(seconds: Sequence[float]) -> float:
     return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]
 
 

@@ -47,7 +47,7 @@ class PermissiveGraphGuard:
 
 
 class NothingHeld:
-    """An implementation of `moyin.jobs.ports.HeldMoney` for a job that costs nothing."""
+    """An implementation of `moyin.jobs.ports.HeldReservation` for a job that costs nothing."""
 
     reservation: JobReservation | None = None
 

@@ -1,4 +1,4 @@
-"""Renders the gateway's own HTML pages, such as the sign-in page, which work without scripts."""
+"""Renders the gateway's own HTML pages, such as the sign-in page; they work without JavaScript."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ _START = """<p>Clients of ComfyUI's API can use this address with an API key.</p
 <p><a href="/console/">Open the console</a></p>
 <p><a href="/docs">API documentation</a></p>"""
 # Browsers omit the SameSite cookie after a link from another site, so this script requests the
-# session again. If only the cookie has expired, as while a laptop sleeps, it renews the session. A
-# key after # in the link is filled into the form, and not sent to a server.
+# session again. If only the cookie has expired, for example while a laptop slept, the script renews
+# the session. A key after # in the link is filled into the form; browsers do not send this part to
+# servers.
 _SCRIPT = """
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 if (key) {
@@ -45,9 +46,10 @@ if (key) {
 }
 """
 _RELOAD_SCRIPT = "setTimeout(() => location.reload(), 3000);"
-# Part of ComfyUI's page for people with a session, whose access token expires in minutes. A sleeping
-# computer's timers are late, so the page also renews when it is shown again. It stops when the
-# session has ended; after a failure of the network or the server it tries again.
+# This script in ComfyUI's page renews the session of a signed-in person, because access tokens
+# expire in minutes. It also renews when the page is shown again, because timers of a sleeping
+# computer are late. It stops when the session has ended, and tries again after failures of network
+# or server.
 RENEWAL_SCRIPT = """
 let timer = 0;
 async function renew() {
@@ -99,7 +101,7 @@ def render_start_page() -> HtmlPage:
 
 
 def render_waiting_page() -> HtmlPage:
-    """Return the page that reloads itself until a ComfyUI has started."""
+    """Return the page that is shown while no ComfyUI has started, and that reloads itself."""
     text = "No ComfyUI of the farm has started yet. This page reloads every few seconds."
     link = '<p><a href="/console/">Open the console</a></p>'
     return HtmlPage("The farm is starting", f"<p>{text}</p>{link}", _RELOAD_SCRIPT)

@@ -13,7 +13,7 @@ _GRAPH_ERRORS = (InvalidGraph, InputNotFound, NodeNotAllowed)
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render an error as ComfyUI's error body, with the additional ``code`` and ``request_id``."""
+    """Render an error as ComfyUI's error body, and add the members ``code`` and ``request_id``."""
     return ErrorBody(
         status=get_http_status(error),
         body=to_json({**build_error_body(error), "code": error.code, "request_id": request_id}),

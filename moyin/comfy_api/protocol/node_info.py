@@ -13,12 +13,12 @@ PoolInventory = Mapping[str, Mapping[str, frozenset[str]]]
 
 # The server's feature flags; the route adds the upload limit.
 FEATURE_FLAGS: Mapping[str, Any] = {"supports_preview_metadata": True}
-# The frontend shows an upload button for an input with one of these options.
+# Options of inputs for which the frontend shows an upload button.
 _UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload")
 
 
 def merge_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge several ``/object_info``. A node's first definition gets the choices of the others."""
+    """Merge several ``/object_info``: add all choices to the first definition of each node."""
     merged: dict[str, Any] = {}
     for report in reports:
         for name, node in report.items():
@@ -30,7 +30,7 @@ def merge_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def merge_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
-    """Concatenate lists without duplicates. Objects with the same ``name`` are duplicates."""
+    """Concatenate lists without duplicates; objects with the same ``name`` are duplicates."""
     merged: list[Any] = []
     known: set[Any] = set()
     for items in lists:
@@ -43,7 +43,7 @@ def merge_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
 
 
 def merge_objects(objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge the members of objects. If a member repeats, its first value counts."""
+    """Merge the members of objects; keep the first value of a member that several objects have."""
     merged: dict[str, Any] = {}
     for members in objects:
         for name, value in members.items():
@@ -63,7 +63,7 @@ def filter_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Ma
 
 
 def remove_input_folder_choices(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the nodes without choices that are input files of any tenant on the renderer."""
+    """Return the nodes without those choices that are input files of tenants on the renderer."""
     return {name: _remove_input_folder_choices(node) for name, node in nodes.items()}
 
 
@@ -134,13 +134,13 @@ def _set_choices(spec: list[Any], choices: list[Any]) -> None:
 
 
 def _is_upload_input(spec: list[Any]) -> bool:
-    """Return True if the choices are uploads; ``remote`` choices come from another server."""
+    """Return True if the choices are uploads instead of ``remote`` choices of another server."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     return any(options.get(name) for name in _UPLOAD_OPTIONS) and "remote" not in options
 
 
 def build_inventory(nodes: Mapping[str, Any]) -> PoolInventory:
-    """Return the choices in ``/object_info``, except for uploads, which every pool can load."""
+    """Return the nodes of ``/object_info`` with the choices of their inputs, except uploads."""
     return {
         name: {
             key: frozenset(item for item in choices if isinstance(item, str))

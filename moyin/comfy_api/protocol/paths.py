@@ -1,15 +1,15 @@
 """Recognizes the paths of ComfyUI's API and of its web page.
 
-ComfyUI's routes are served at the root and under ``/api``. Its web page at ``/comfy/`` treats this
-folder as the server's root, so the page requests ``/comfy/api/…`` and ``/comfy/ws``.
+ComfyUI's routes are served at the root and under ``/api``. The web page at ``/comfy/`` treats that
+path as the server's root, so the page requests ``/comfy/api/…`` and ``/comfy/ws``.
 """
 
 from __future__ import annotations
 
 PAGE_PATH = "/comfy/"
-# API paths below the page need a key. All other paths below the page are its own public files.
+# Of the paths below the page, these belong to the API and need a key. All others are public files.
 _API_PREFIXES = ("api/", "internal/", "extensions/")
-# These extensions are files of the page. Node packages provide all other extensions.
+# These frontend extensions are files of the page. Node packages provide all other extensions.
 _PAGE_EXTENSIONS = "extensions/core/"
 _WEBSOCKET = "ws"
 # The first path segments of ComfyUI's API.
@@ -36,7 +36,7 @@ def to_server_path(path: str) -> str | None:
 
 
 def is_page_file(path: str) -> bool:
-    """Return True if the path belongs to ComfyUI's page or one of its files, which are public."""
+    """Return True if the path is that of ComfyUI's page or one of its files, which are public."""
     return path == PAGE_PATH.rstrip("/") or (
         path.startswith(PAGE_PATH) and to_server_path(path) is None
     )

@@ -25,9 +25,9 @@ _DISPLAYABLE_SLOTS = frozenset({"images", "video", "audio", "3d", "text"})
 
 
 def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
-    """Return the number that orders the queue: the client's own, or the time of the submission.
+    """Return the number by which the queue is sorted: the client's number, or the submission time.
 
-    The time is negative if the client has requested the front of the queue.
+    The time is in Unix seconds, and negative if the client requested the front of the queue.
     """
     if prompt is not None and prompt.number is not None:
         return prompt.number
@@ -38,7 +38,8 @@ def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
 def build_queue_row(job: Job, spec: JobSpec | None, place: QueuePlace | None = None) -> list[Any]:
     """Return a row of ``/queue``: ``[number, prompt_id, prompt, extra_data, outputs]``.
 
-    With a ``place``, ``extra_data`` has the member ``moyin`` with the job's position and estimates.
+    If ``place`` is not None, ``extra_data`` has the member ``moyin`` with the job's position and
+    estimated times.
     """
     prompt = spec.comfyui if spec is not None else None
     extra: dict[str, Any] = dict(prompt.extra_data) if prompt is not None else {}
@@ -72,8 +73,8 @@ def build_history_entry(
 def build_end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str, Any]]:
     """Return the type and the data of the message that reports the end of a job.
 
-    If ComfyUI's own message does not report the outcome, build a message in its format: the job was
-    cancelled while it waited, its process died, or its deadline passed.
+    Usually this is ComfyUI's own message. A message in the same format is built if there is none:
+    if the job was cancelled while it waited, its process died, or its deadline passed.
     """
     expected = {
         JobStatus.SUCCEEDED: "execution_success",
@@ -88,7 +89,8 @@ def build_end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mappi
     details = job.error.details if job.error is not None else {}
     data = {
         "prompt_id": job.id,
-        # Strings even if no node failed: the frontend hides the whole history if one is null.
+        # These are strings even if no node failed, because the frontend hides the history if one is
+        # null.
         "node_id": str(details.get("node_id") or ""),
         "node_type": str(details.get("node_type") or ""),
         "executed": [],
@@ -185,7 +187,7 @@ def _find_start_time(job: Job, record: PromptRecord | None) -> int | None:
 
 
 def _summarize_outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
-    """Return the number of outputs, and the output to display, preferably a saved file."""
+    """Return the number of outputs, and the one to display or None; saved files are preferred."""
     items_by_slot = [
         (slot, {"nodeId": node, "mediaType": slot, **item})
         for node, slots in outputs.items()

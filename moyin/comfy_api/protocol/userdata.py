@@ -48,7 +48,7 @@ def normalize_path(text: str) -> str:
 
 
 def parse_paths(raw: str) -> tuple[str, str | None]:
-    """Return the path of a file, and its destination if the URL moves the file.
+    """Return the path of a file, and its new path if the URL moves the file, or else None.
 
     Clients should encode the slashes in a path, but plain slashes are accepted as well.
 
@@ -101,7 +101,7 @@ def list_folder(
 
 
 def list_folder_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any]]:
-    """Return all files and folders below ``folder``, or below the root if it is an empty string.
+    """Return all files and folders below ``folder``; an empty string means the root folder.
 
     Raises:
         UserFileNotFound: the folder does not exist.

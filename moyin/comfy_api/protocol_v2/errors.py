@@ -9,7 +9,7 @@ from pydantic_core import to_json
 from moyin import errors
 from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
-# The status and code by the type of the error. The first match counts.
+# The status and code by the type of the error; the first entry that matches is used.
 _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.InvalidGraph, 422, "invalid_workflow"),
     (errors.NodeNotAllowed, 422, "invalid_workflow"),
@@ -31,7 +31,7 @@ _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.LimitExceeded, 429, "rate_limited"),
 )
 _GRAPH_ERRORS = (errors.InvalidGraph, errors.InputNotFound, errors.NodeNotAllowed)
-# The status and code of an InvalidRequest by the prefix of its field.
+# The status and code of an InvalidRequest, by the prefix of its field.
 _FIELD_CODES: tuple[tuple[str, int, str], ...] = (
     ("workflow", 422, "invalid_workflow"),
     ("metadata[", 400, "invalid_metadata_filter"),

@@ -16,7 +16,7 @@ from moyin.jobs.protocol.renders import check_graph_format
 
 _HASH = re.compile(wire.HASH_PATTERN)
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-# A label consists of characters that a database's JSON path can contain without escapes.
+# The allowed labels: their characters need no escapes in a database's JSON path.
 _LABEL = re.compile(r"[A-Za-z0-9_.:/ -]{1,64}")
 
 
@@ -42,7 +42,7 @@ def parse_job(body: bytes) -> JobSpec:
             field="extra_data",
         )
     check_graph_format(submission.workflow, "workflow")
-    # Escape strings that would be read as references to the steps of a pipeline.
+    # Escape strings that would be parsed as references to steps of a pipeline.
     graph = references.escape_references(submission.workflow)
     return JobSpec(
         kind=StepKind.RENDER.value,

@@ -25,7 +25,7 @@ _KINDS: Mapping[str, OutputKind] = {
     "audio": "audio",
     "text": "text",
 }
-# The API requires an expiry, but the gateway's URLs do not expire: they need the caller's key.
+# The API requires an expiry time. The gateway's URLs do not expire, because they need a key.
 _URL_LIFETIME = timedelta(days=1)
 
 
@@ -34,8 +34,8 @@ class V2Presenter:
     """Builds the response bodies of jobs and files for one request.
 
     Attributes:
-        base_url: the gateway's URL as the client reaches the gateway, with a trailing slash.
-        retention: the time for which a job is stored at least.
+        base_url: the URL at which the client reaches the gateway, with a trailing slash.
+        retention: the minimum time for which a job is stored.
         now: the time of the request.
     """
 
@@ -76,7 +76,7 @@ class V2Presenter:
         ]
 
     def to_asset_body(self, stored: StoredArtifact, *, new: bool | None = None) -> wire.AssetBody:
-        """Return the body of an asset; ``new`` is True if this request has stored its content."""
+        """Return the body of an asset; ``new`` is True if this request has stored the content."""
         artifact = stored.artifact
         return wire.AssetBody(
             id=artifact.id, hash=_to_hash(artifact), size_bytes=artifact.size,
@@ -131,7 +131,8 @@ def _artifacts_by_node(
 ) -> Iterator[tuple[str, str, Artifact]]:
     """Yield the node id, the output slot and the artifact of each file of a step.
 
-    Files that the step's output does not assign to a node come last, with empty strings.
+    Files that the step's output does not assign to a node come last, with empty strings as node id
+    and slot.
     """
     remaining = {f"artifact:{artifact.id}": artifact for artifact in artifacts}
     body = output.get("body")

@@ -1,7 +1,7 @@
 """Defines the request and response bodies of the Comfy API v2.
 
-Source: the OpenAPI document of `comfy-sdk` (https://github.com/Comfy-Org/comfy-python-sdk), which
-serverless deployments, Comfy's cloud and self-hosted servers share.
+Source: the OpenAPI document of `comfy-sdk` (https://github.com/Comfy-Org/comfy-python-sdk).
+Serverless deployments, Comfy's cloud and self-hosted servers share this API.
 """
 
 from __future__ import annotations

@@ -38,20 +38,21 @@ from moyin.jobs.grpc.translate import (
 
 # The only metadata of a call that becomes headers of the HTTP request.
 _PASSED = frozenset({"authorization", "x-api-key", "x-request-id"})
-# The gateway's own time limits are shorter, but some streams have none.
+# A limit longer than those of the gateway, for streams without a limit of their own.
 _SILENCE_SECONDS = 900.0
 _COST = b": x-moyin-cost-usd="
-# HAProxy refuses a request whose head is longer than 16 KiB, without one of our codes.
+# HAProxy would refuse a request with headers of more than 16 KiB, without one of Moyin's error
+# codes.
 _MAX_QUERY = 12_000
-# Clients of gRPC refuse messages of more than 4 MiB unless they say otherwise.
+# By default, clients of gRPC refuse messages of more than 4 MiB.
 _MAX_PAGE_BYTES = 3_500_000
-# The gateway checks each service for up to two seconds.
+# A check of readiness takes long, because the gateway checks each service for up to two seconds.
 _READY_SECONDS = 5.0
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class GrpcBridge:
-    """Turns each gRPC call into a request to the gateway's ``url``, and errors into `Fault`."""
+    """Turns gRPC calls into HTTP requests to the gateway at ``url``, and errors into `Fault`."""
 
     def __init__(self, url: str) -> None:
         self._gateway = GatewayClient(url, silence_seconds=_SILENCE_SECONDS)
@@ -111,7 +112,8 @@ class GrpcBridge:
     ) -> pb.ListJobsResponse:
         """Return a page of the caller's jobs, newest first.
 
-        It has fewer jobs than the limit if they would not fit into a message that clients accept.
+        The page has fewer jobs than the limit if a message with all of them would be too large for
+        clients.
         """
         page = await self._list_page(request, metadata)
         while (fitting := _count_fitting_jobs(page)) < len(page.jobs):
@@ -126,7 +128,9 @@ class GrpcBridge:
     ) -> pb.ListJobsResponse:
         query = urlencode(to_jobs_query(request))
         if len(query) > _MAX_QUERY:
-            raise new_field_fault("request", f"has filters of more than {_MAX_QUERY} bytes")
+            raise new_field_fault(
+                "request", f"must have filters of at most {_MAX_QUERY} bytes in total"
+            )
         async with self._open("GET", f"/jobs?{query}", metadata) as response:
             page = await response.json()
         return pb.ListJobsResponse(
@@ -201,7 +205,7 @@ class GrpcBridge:
 
 
 class RefusingBridge(GrpcBridge):
-    """Refuses every gRPC call, for apps without a gRPC API that Ray Serve may route calls to."""
+    """Refuses all gRPC calls, for apps without a gRPC API that may get calls from Ray Serve."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -214,7 +218,7 @@ class RefusingBridge(GrpcBridge):
 
 
 class MoyinCalls(HealthCalls):
-    """The servicer of moyin.v1 and of health checks; gRPC and Ray Serve prescribe the names of methods and parameters."""
+    """Serves the calls of moyin.v1 and health checks; gRPC and Ray Serve prescribe all names."""
 
     grpc_bridge: GrpcBridge
 
@@ -255,20 +259,20 @@ class MoyinCalls(HealthCalls):
 
 
 def _count_fitting_jobs(page: pb.ListJobsResponse) -> int:
-    """Return how many of a page's first jobs fit into a message; one counts in any case."""
+    """Return how many of a page's first jobs fit into a message, but at least 1."""
     ends = accumulate(job.ByteSize() for job in page.jobs)
     return max(sum(end <= _MAX_PAGE_BYTES for end in ends), min(len(page.jobs), 1))
 
 
 def _to_header_value(value: str, field: str) -> str:
-    """Return a field as the value of a header; raise `Fault` for control characters."""
+    """Return a field as a header's value; raise `Fault` if it contains control characters."""
     if any(character < " " or character == "\x7f" for character in value):
         raise new_field_fault(field, "must not contain control characters")
     return value
 
 
 def _encode_id(job_id: str) -> str:
-    """Percent-encode a job's id as a segment of a path; raise `Fault` for ids such as ``..``."""
+    """Return a job's id percent-encoded for a URL path; raise `Fault` for ids such as ``..``."""
     if job_id in ("", ".", ".."):
-        raise new_field_fault("id", "must be the id of a job, as SubmitJob returns it")
+        raise new_field_fault("id", "must be the id of a job that SubmitJob has returned")
     return quote(job_id, safe="")

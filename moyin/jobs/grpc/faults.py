@@ -1,4 +1,4 @@
-"""Renders errors for gRPC as a status with google.rpc details, which have our stable code."""
+"""Renders errors for gRPC as a status with google.rpc details that contain the stable code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ M = TypeVar("M")
 
 
 class StatusContext(Protocol):
-    """The methods of a servicer's context that set an error; Ray Serve's context has them, too."""
+    """The methods that set an error in the context of a gRPC servicer or of Ray Serve."""
 
     def invocation_metadata(self) -> Metadata: ...
     def set_code(self, code: grpc.StatusCode) -> None: ...
@@ -50,7 +50,7 @@ class StatusContext(Protocol):
 
 
 class Fault(Exception):
-    """The error with which a gRPC call ends.
+    """The error of a gRPC call.
 
     Attributes:
         status: the gRPC status.
@@ -108,7 +108,7 @@ def to_fault(refusal: RequestRefused, status: int | None = None) -> Fault:
     """Convert an error response of the gateway to a fault.
 
     Args:
-        status: the HTTP status from which the gRPC status follows; None is the response's own.
+        status: the HTTP status that determines the gRPC status; None means the one of ``refusal``.
     """
     return Fault(
         _STATUS.get(status or refusal.status, grpc.StatusCode.INTERNAL),
@@ -124,8 +124,9 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     """Convert an error event that ended a stream to a fault.
 
     Args:
-        status: the HTTP status of a broken stream. A stream that ended because its caller lost
-            access has the status of a new request instead.
+        status: the HTTP status that determines the gRPC status. This is the status of a broken
+            stream,
+            or of a new request if the caller lost access during the stream.
         body: the data of the error event.
     """
     refusal = RequestRefused(status, headers, body)
@@ -133,9 +134,10 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
 
 
 def set_call_error(context: StatusContext, fault: Fault) -> None:
-    """Set the error of a call instead of raising it, as Ray Serve drops the details of raised errors."""
+    """Set the error of a call; Ray Serve would drop the details of a raised error."""
     if not fault.request_id:
-        # The call failed before it reached the gateway, which assigns the ids of requests.
+        # The call failed before it reached the gateway, which assigns request ids, so assign one
+        # here.
         fault.request_id = str(dict(context.invocation_metadata()).get("x-request-id", ""))
     context.set_code(fault.status)
     context.set_details(fault.message)

@@ -1,4 +1,4 @@
-"""Implements grpc.health.v1 for load balancers and clients; it needs no key and names no service."""
+"""Implements grpc.health.v1, without authentication, for load balancers and clients."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from moyin.jobs.grpc.faults import Fault, Metadata, answer_call, stream_call
 
 _log = logging.getLogger(__name__)
 _SERVICES = ("", moyin_pb2.DESCRIPTOR.services_by_name["Moyin"].full_name)
-# The state is read this often at most, whatever the number of calls.
+# Minimum seconds between two reads of the state, independent of the number of calls.
 _INTERVAL_SECONDS = 2.0
-# Watchers need no key, so they must not take all of the replica's requests.
+# The most watchers. They need no key, so they must not occupy all of the replica's requests.
 _MAX_WATCHERS = 64
 _Status = pb.HealthCheckResponse
 
 
 class HealthMonitor:
-    """Answers health checks from one state, which it reads again after some seconds.
+    """Answers health checks from a cached state, which is refreshed after some seconds.
 
     Args:
-        is_ready: returns True if calls can be served. A `Fault` that it raises counts as False,
-            but for UNIMPLEMENTED, with which every check ends.
+        is_ready: returns True if calls can be served. If it raises `Fault`, the state is not ready;
+            the status UNIMPLEMENTED becomes the error of every check.
     """
 
     def __init__(
@@ -46,7 +46,11 @@ class HealthMonitor:
     ) -> pb.HealthCheckResponse:
         """Return the state of a service; raise `Fault` for a service that does not exist."""
         if request.service not in _SERVICES:
-            raise Fault(grpc.StatusCode.NOT_FOUND, "not_found", "there is no such service")
+            raise Fault(
+                grpc.StatusCode.NOT_FOUND,
+                "not_found",
+                "service must be empty or a service of this server, such as moyin.v1.Moyin",
+            )
         return _Status(status=await self._read_status())
 
     async def list_all(
@@ -59,11 +63,11 @@ class HealthMonitor:
     async def watch(
         self, request: pb.HealthCheckRequest, _: Metadata = ()
     ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
-        """Yield the state of a service and then every other state; a service may be unknown."""
+        """Yield the state of a service now and after each change; the service may be unknown."""
         if self._watchers >= _MAX_WATCHERS:
             message = f"there are {_MAX_WATCHERS} watchers already; use Check"
-            # With this status alone, gRPC's clients go on to send calls without watching. Otherwise
-            # watchers without a key could keep those with one from calling.
+            # UNIMPLEMENTED makes gRPC's clients send calls without watching. After any other error,
+            # too many watchers without a key would keep clients that have a key from calling.
             raise Fault(grpc.StatusCode.UNIMPLEMENTED, "overloaded", message)
         self._watchers += 1
         try:
@@ -87,7 +91,8 @@ class HealthMonitor:
                 except Fault as fault:
                     if fault.status is grpc.StatusCode.UNIMPLEMENTED:
                         raise
-                    # Without this, each anonymous call would send another request to the gateway.
+                    # Cached, because otherwise each anonymous call would cause a request to the
+                    # gateway.
                     _log.warning("cannot read whether the gateway is ready: %s", fault)
                     is_ready = False
                 self._status = _Status.SERVING if is_ready else _Status.NOT_SERVING
@@ -96,7 +101,7 @@ class HealthMonitor:
 
 
 class HealthCalls:
-    """The servicer of grpc.health.v1, whose names gRPC and Ray Serve prescribe."""
+    """Serves the calls of grpc.health.v1; gRPC and Ray Serve prescribe all names."""
 
     grpc_health: HealthMonitor
 

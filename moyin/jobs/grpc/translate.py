@@ -1,4 +1,4 @@
-"""Translates the messages of moyin.v1 to and from the JSON of the HTTP API; without I/O."""
+"""Translates between the messages of moyin.v1 and the JSON of the HTTP API."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from moyin.jobs.protocol.event_bodies import EVENT_BODIES, ProgressEvent, Status
 _JSON = "_json"
 _STATUS = "JOB_STATUS_"
 _FIELDS = {StatusEvent: "status", ProgressEvent: "progress", StepEvent: "step"}
-# The field of a JobEvent that has the typed data of each type of event.
+# The field of a JobEvent with the typed data, by type of event.
 EVENT_FIELDS: Mapping[str, str] = {
     kind.value: _FIELDS[body] for kind, body in EVENT_BODIES.items() if body in _FIELDS
 }
 
 
 def to_chat_body(request: pb.ChatRequest) -> dict[str, Any]:
-    """Convert a chat request to the body of an OpenAI chat completion; raise `Fault` for invalid JSON."""
+    """Convert a chat request to the body of an OpenAI chat completion.
+
+    Raises:
+        Fault: a field is not valid JSON.
+    """
     body = _parse_json_field(request.extra_json, "extra_json", dict) or {}
     body |= {
         "model": request.model,
@@ -61,7 +65,7 @@ def to_chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
 
 
 def to_jobs_query(request: pb.ListJobsRequest) -> list[tuple[str, str]]:
-    """Return the parameters of ``GET /jobs``, which checks their values.
+    """Return the query parameters of ``GET /jobs`` for a request; that route checks their values.
 
     Raises:
         Fault: a time is out of range, or the request has fields that this version does not know.
@@ -89,7 +93,7 @@ def to_job_message(body: Mapping[str, Any]) -> pb.Job:
 
 
 def to_job_event(event_id: str, kind: str, text: str) -> pb.JobEvent:
-    """Convert an event to a message; of an unknown type it has the data only as JSON."""
+    """Convert an event to a message; the data of an unknown type of event is only in its JSON."""
     event = pb.JobEvent(id=event_id, type=kind, data_json=text)
     name = EVENT_FIELDS.get(kind)
     if name is not None:
@@ -101,10 +105,10 @@ def to_job_event(event_id: str, kind: str, text: str) -> pb.JobEvent:
 
 
 def fill_message(message: Message, body: Mapping[str, Any]) -> None:
-    """Set the fields of a message from the members of the same names.
+    """Set the fields of a message from the members of ``body`` with the same names.
 
-    A field ``<member>_json`` gets the member as JSON. Members that are null or missing leave their
-    field unset.
+    A field ``<member>_json`` is set to the JSON of the member. Fields whose member is null or
+    missing stay unset.
     """
     for field in message.DESCRIPTOR.fields:
         value = body.get(field.name.removesuffix(_JSON))
@@ -132,7 +136,7 @@ def fill_message(message: Message, body: Mapping[str, Any]) -> None:
 
 
 def _to_status_name(number: int) -> str:
-    """Return the status as the HTTP API names it; a number that it does not have is refused there."""
+    """Return the HTTP API's name of a status, or an invalid name for an unknown number."""
     value = pb.JobStatus.DESCRIPTOR.values_by_number.get(number)
     return str(number) if value is None else value.name.removeprefix(_STATUS).lower()
 

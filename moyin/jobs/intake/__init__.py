@@ -1,4 +1,4 @@
-"""Consumes message queues: each message becomes one job, whose result is published."""
+"""Turns the messages of brokers' queues into jobs, and publishes the results."""
 
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.intake.worker import IntakeWorker

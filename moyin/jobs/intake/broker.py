@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 class BrokerLost(Exception):
-    """Reports a broken connection to the broker, which will deliver unsettled messages again."""
+    """Reports a broken connection; the broker will deliver all unsettled messages again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,15 +32,16 @@ class Session(Protocol):
     """The interface of one connection to the broker; every method may raise `BrokerLost`."""
 
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield messages without end, of which a limited number may be unsettled at a time."""
+        """Yield messages without end; only a limited number may be unsettled at a time."""
         ...
 
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
         """Publish the result of a message, then settle the message.
 
         Args:
-            result_id: the id by which receivers recognise a result that is published again, after
-                a crash between the two operations.
+            result_id: the id by which receivers recognise a duplicate. A result is published again
+                if
+                the worker crashed before it settled the message.
         """
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
@@ -48,8 +49,8 @@ class Session(Protocol):
 
 
 class Broker(Protocol):
-    """The interface of a message broker and the queue whose messages become jobs."""
+    """The interface of a message broker with a queue whose messages become jobs."""
 
     def session(self) -> AbstractAsyncContextManager[Session]:
-        """Connect to the broker for the time of the context; raise `BrokerLost` if that fails."""
+        """Connect to the broker until the block ends; raise `BrokerLost` if that fails."""
         ...

@@ -15,21 +15,23 @@ from moyin.jobs.intake.broker import BrokerLost, Delivery
 
 _CONNECT_SECONDS = 5.0
 _CONFIRM_SECONDS = 15.0
-# By default RabbitMQ redelivers an unsettled message after half an hour, but jobs may take days.
+# Overrides RabbitMQ's default of redelivering unsettled messages after half an hour, because jobs
+# may take days.
 _CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 _LOST = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
 
 
 class RabbitBroker:
-    """A queue of RabbitMQ whose messages become jobs; each needs a ``message_id``.
+    """A queue of RabbitMQ whose messages become jobs; each message needs a ``message_id``.
 
-    The result of a message is published to its ``reply_to`` queue, or else to ``results``, with the
-    message's ``correlation_id``, or else with its ``message_id``.
+    The result of a message is published to the message's ``reply_to`` queue, or to ``results`` if
+    it names none. The result's ``correlation_id`` is that of the message, or else its
+    ``message_id``.
 
     Args:
         url: ``amqp://user:password@host:port/vhost``.
         declare: True to declare the queues; False if an operator has created them.
-        concurrency: the most unsettled messages.
+        concurrency: the largest number of unsettled messages.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class RabbitBroker:
             connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
         async with connection:
             with _raise_broker_lost():
-                # Raises an error for a published message that no queue receives.
+                # Publishing raises an error if no queue receives the message.
                 channel = await connection.channel(on_return_raises=True)
                 await channel.set_qos(prefetch_count=self._concurrency)
                 await self._declare_queues(channel)
@@ -65,9 +67,9 @@ class RabbitBroker:
             connection.close_callbacks.add(session.end)
             channel.close_callbacks.add(session.end)
             with _raise_broker_lost():
-                underlay = await channel.get_underlay_channel()
+                raw_channel = await channel.get_underlay_channel()
             # When the queue is deleted, RabbitMQ cancels the consumer, but the channel stays open.
-            underlay.on_consumer_cancel_callbacks.add(session.end)
+            raw_channel.on_consumer_cancel_callbacks.add(session.end)
             yield session
 
     async def _declare_queues(self, channel: AbstractChannel) -> None:
@@ -80,7 +82,8 @@ class RabbitBroker:
             durable=True,
             arguments={
                 "x-queue-type": "quorum",
-                # Workers cannot count the deliveries of a message that crashes every worker.
+                # RabbitMQ counts deliveries, because workers can't count those of a message that
+                # crashes them.
                 "x-delivery-limit": self._max_deliveries,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": self._dead_letters,
@@ -99,7 +102,8 @@ class _RabbitSession:
         self._queue = queue
         self._results = results
         self._dead_letters = dead_letters
-        # RabbitMQ's prefetch count limits the length of this queue. None marks the session's end.
+        # RabbitMQ's prefetch count limits the length of this queue. None marks the end of the
+        # session.
         self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
 
     def end(self, *_: Any) -> None:
@@ -134,7 +138,7 @@ class _RabbitSession:
                 content_type="application/json",
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             ),
-            # The client may have deleted its reply queue.
+            # The reply queue does not exist, because the client may have deleted it.
             mandatory=not message.reply_to,
         )
         with _raise_broker_lost():
@@ -175,6 +179,6 @@ def _raise_broker_lost() -> Iterator[None]:
 
 
 def _count_previous_deliveries(message: AbstractIncomingMessage) -> int:
-    """Return the number of earlier deliveries of a message; classic queues count only one."""
+    """Return the number of a message's earlier deliveries; classic queues count at most one."""
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

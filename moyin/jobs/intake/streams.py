@@ -18,22 +18,25 @@ from moyin.store.valkey import ValkeyConnection
 
 _BLOCK_MS = 1_000
 _TIMEOUT_SECONDS = 5.0
-# Consumers without pending entries are deleted after an idle time of this many claim times.
+# A consumer without pending entries is deleted after being idle for this many times
+# ``claim_after``.
 _DELETE_AFTER = 20
 # The id of an entry, its fields, and the number of its deliveries.
 _Entry = tuple[bytes, dict[bytes, bytes], int]
 
 
 class StreamBroker:
-    """A stream whose entries become jobs; each has the field ``body`` and optionally ``id``.
+    """A stream whose entries become jobs; an entry has the field ``body`` and optionally ``id``.
 
-    The id of an entry without the field ``id`` is its stream id, so an entry that the sender adds
+    Without the field ``id``, the id is the entry's stream id, so a message that the sender adds
     twice becomes two jobs. Settled entries are deleted, so no other consumer group can use the
     stream.
 
     Args:
         claim_after: the seconds after which other workers claim the entries of a silent worker.
-        kept: the approximate number of results, and of dead letters, that their streams hold.
+        kept: the approximate number of entries that are kept in each of the streams of results and
+            of
+            dead letters.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class _StreamSession:
         self._freed = asyncio.Event()
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield entries without end, those of silent workers before new ones."""
+        """Yield entries without end; entries of silent workers come before new ones."""
         while True:
             free = self._broker.concurrency - len(self._held)
             if free <= 0:
@@ -127,12 +130,12 @@ class _StreamSession:
         )
 
     async def keep_alive(self) -> None:
-        """Claim this worker's own entries repeatedly, so that other workers do not claim them."""
+        """Claim this worker's own entries repeatedly, so that no other worker claims them."""
         broker = self._broker
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)
             held: list[Any] = list(self._held)
-            # `deliveries` reports the same outage.
+            # Ignored here, because `deliveries` reports the same outage.
             with suppress(RedisError, OSError):
                 if held:
                     await self._client.xclaim(

@@ -31,23 +31,24 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 15.0
 _MAX_KEY = 255
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-# Errors of the services that jobs need, which no message causes.
+# Errors of services that jobs need. They are never caused by a message, so they are retried.
 _OUTAGES = (RedisError, SQLAlchemyError, OSError, TimeoutError)
 
 
 class IntakeWorker:
-    """Processes the messages of one broker queue, which several workers may share.
+    """Processes the messages of one broker queue; several workers may share a queue.
 
     A message stays unsettled until its job has ended and the result is published. If a worker dies,
-    the broker delivers the message again, and the message's id leads to the same job.
+    the broker delivers the message again, and its id is used to find the same job.
 
     Args:
-        name: the name of the queue in the configuration. It is part of idempotency keys, so it must
-            never change and be unique among the queues of the submitter.
-        submitter: the identity that owns every job, with whose rights all messages act.
+        name: the name of the queue in the configuration. As a part of idempotency keys, it must
+            never
+            change and must be unique among the submitter's queues.
+        submitter: the identity that submits and owns every job.
         limits: the store of the submitter's limits.
-        max_deliveries: the most deliveries of a message, which then becomes a dead letter.
-        max_body_bytes: the largest message; larger messages become dead letters.
+        max_deliveries: the number of deliveries after which a message becomes a dead letter.
+        max_body_bytes: the largest message in bytes; larger messages become dead letters.
     """
 
     def __init__(
@@ -117,7 +118,11 @@ class IntakeWorker:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
     async def _accept_delivery(self, delivery: Delivery) -> Job:
-        """Submit the job of a message unless it exists; raise MoyinError if no job can be made of it."""
+        """Return the job of a message, and submit the job if it does not exist yet.
+
+        Raises:
+            MoyinError: the message can't become a job.
+        """
         key = self._build_idempotency_key(delivery)
         if delivery.count > 1:
             # An accepted job continues, even if its template, pool or files have changed since.
@@ -136,7 +141,7 @@ class IntakeWorker:
         if not delivery.message_id:
             raise InvalidRequest("the message must have a message_id", field="message_id")
         if "\0" in delivery.message_id:
-            # PostgreSQL cannot store this character, and its error looks like an outage.
+            # PostgreSQL cannot store this character, and its error would look like an outage.
             raise InvalidRequest("message_id must not contain NUL characters", field="message_id")
         key = f"{self._name}:{delivery.message_id}"
         if len(key) > _MAX_KEY:
@@ -155,13 +160,14 @@ class IntakeWorker:
             *self._submitter.limits,
             *await self._limits.list_for(list_limit_subjects(self._submitter)),
         )
-        # A message is never rejected because of open jobs: the concurrency of the queue limits them.
+        # No limit of open jobs applies to messages, because the queue's concurrency limits these
+        # jobs.
         limits = tuple(replace(limit, open_jobs=None) for limit in limits)
         job, _ = await self._service.submit_request(
             replace(self._submitter, limits=limits),
             delivery.body,
             templates.find,
-            # A deadline that passed while the message waited fails the job instead of the message.
+            # Accept every deadline here: one that has passed must fail the job, not the message.
             now=_LONG_AGO,
             idempotency_key=key,
         )
@@ -182,7 +188,7 @@ class IntakeWorker:
 
 
 async def _retry_until_done(work: Callable[[], Awaitable[T]]) -> T:
-    """Run ``work`` until it succeeds, but raise a MoyinError for which a retry cannot help."""
+    """Run ``work`` until it succeeds, or raise its MoyinError if a retry can't help."""
     pause = _FIRST_PAUSE
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Translates a batch of the jobs API to one graph and a patch for each child; without I/O."""
+"""Translates a batch of the jobs API to one graph with a patch for each child."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
 
 _SEEDS = ("seed", "noise_seed")
-# The inputs of a child that differ from those of the others, and the request field of each.
+# A child's inputs that differ from those of other children, and the request field of each input.
 _Variant = tuple[Mapping[str, Any], Mapping[str, str]]
 
 
@@ -41,7 +41,7 @@ def build_batch_steps(
     else:
         variants = _list_template_variants(batch, first.inputs, template)
         graphs = [_fill_variant(template, first.inputs, variant) for variant in variants]
-    # Children run concurrently, so no child can refer to the output of another.
+    # Children run concurrently, so no child can refer to another child's output.
     references.check_references(graphs, 0)
     base = graphs[0]
     steps = tuple(
@@ -82,7 +82,7 @@ def _list_template_variants(
     seed = template.parameters.get("seed")
     if seed is None:
         raise InvalidRequest(
-            f"batch.seeds needs an input 'seed', which template {template.name!r} lacks",
+            f"batch.seeds needs a template with the input 'seed', which {template.name!r} lacks",
             field="batch.seeds",
         )
     start = inputs.get("seed", seed.default)
@@ -91,7 +91,7 @@ def _list_template_variants(
 
 
 def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
-    """Return the variants of a batch without a template; keys are ``workflow.<node>.inputs.<name>``."""
+    """Return the variants of a graph, whose keys are ``workflow.<node>.inputs.<name>``."""
     if batch.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
     if batch.sweep is not None:
@@ -175,7 +175,7 @@ def _apply_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> 
 
 
 def _has_plain_value(graph: Mapping[str, Any], key: str) -> bool:
-    """Return True if the key names an input with a value instead of a link to another node."""
+    """Return True if the key names an input whose value is not a link to another node."""
     node_id, name = _parse_key(key)
     node = graph.get(node_id) if key.startswith("workflow.") else None
     inputs = node.get("inputs", {}) if node is not None else {}
@@ -190,5 +190,6 @@ def _parse_key(key: str) -> tuple[str, str]:
 def _new_unknown_key_error(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
     listed = ", ".join(valid_keys[:20]) or "none"
     return InvalidRequest(
-        f"{key[:64]!r} cannot be swept; valid keys: {listed}", field=f"batch.sweep.{key[:64]}"
+        f"{key[:64]!r} is not an input that a batch can vary; valid keys: {listed}",
+        field=f"batch.sweep.{key[:64]}",
     )

@@ -1,6 +1,6 @@
-"""Defines the JSON of a job's events: publishers, documents and gRPC use these types.
+"""Defines the JSON of a job's events, for the publishers, the API's documents and gRPC.
 
-`EventType` names the types of events.
+`EventType` lists the types of events.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from moyin.jobs.protocol import wire
 
 
 class StatusEvent(wire.JobBody):
-    """The job when it got the status that the event is named for."""
+    """The job at the time when it got the status that is the event's type."""
 
     attempt: int = Field(description="The attempt that the event belongs to, from 1.")
 
 
 class ProgressEvent(BaseModel):
-    """The progress of the step that is rendered now; in a batch, `value` of `max` children are done."""
+    """The progress of the current render; in a batch, `value` of `max` children are done."""
 
     value: float = Field(description="Units that are done.")
     max: float = Field(description="All units.")
@@ -31,7 +31,7 @@ class ProgressEvent(BaseModel):
 
 
 class PreviewEvent(BaseModel):
-    """A new preview picture of a render; sent only for `?previews=true`, and has no id."""
+    """A new preview picture of a render. The event has no id, and needs `?previews=true`."""
 
     step: int = Field(description="The step, from 0; in a batch, the child.")
     node: str | None = Field(None, description="The node at work; absent if unknown.")
@@ -42,7 +42,7 @@ class PreviewEvent(BaseModel):
 
 
 class StepEvent(BaseModel):
-    """A finished step, whose result is recorded: a retry of the job does not repeat the step."""
+    """A finished step. Its result is recorded, so a retry of the job does not repeat the step."""
 
     step: int = Field(description="The step, from 0.")
     artifacts: list[wire.ArtifactBody] = Field(description="The files that the step made.")
@@ -89,7 +89,7 @@ class StatusMessage(_Message):
 
 
 class ProgressMessage(_Message):
-    """A render went on."""
+    """A render has made progress."""
 
     type: Literal["progress"]
     data: ProgressEvent
@@ -113,7 +113,7 @@ JobEvent = Annotated[
     StatusMessage | ProgressMessage | PreviewMessage | StepMessage,
     Field(discriminator="type", title="JobEvent"),
 ]
-# A WebSocket sends events as such messages; server-sent events have the same three members.
+# The messages of a WebSocket, one for each event; server-sent events have the same three members.
 JOB_EVENT: TypeAdapter[StatusMessage | ProgressMessage | PreviewMessage | StepMessage] = (
     TypeAdapter(JobEvent)
 )

@@ -1,4 +1,4 @@
-"""Parses the filters of jobs and artifacts, which are query parameters or members of a body."""
+"""Parses filters of jobs and artifacts, from query parameters or from a request's body."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _parse_statuses(value: Any) -> Any:
 
 
 def _require_rfc3339(value: Any) -> Any:
-    """Refuse numbers, which pydantic would take for seconds since 1970."""
+    """Return ``value`` unless it is a number, which pydantic would take for Unix seconds."""
     if not isinstance(value, str) or not _RFC3339.match(value):
         raise ValueError("must be a time in RFC 3339, such as 2026-01-31T12:00:00Z")
     return value
@@ -62,7 +62,7 @@ class _Query(BaseModel):
 
 
 class JobFilterBody(_Query):
-    """Conditions on jobs, which must all be met."""
+    """Conditions on jobs; a job must meet all of them."""
 
     status: _Statuses | None = Field(
         None, description="One or more statuses: a list, or names with commas."
@@ -157,7 +157,7 @@ class BulkRequest(_Query):
 
 
 def parse_jobs_query(parameters: Iterable[tuple[str, str]]) -> JobsQuery:
-    """Parse the query of ``GET /jobs``; ``metadata.<key>`` is a parameter for each key.
+    """Parse the query of ``GET /jobs``; the parameter ``metadata.<key>`` may have any key.
 
     Raises:
         InvalidRequest: a parameter is unknown, repeated or invalid.
@@ -171,7 +171,7 @@ def parse_jobs_query(parameters: Iterable[tuple[str, str]]) -> JobsQuery:
 
 
 def parse_artifacts_query(parameters: Iterable[tuple[str, str]]) -> ArtifactsQuery:
-    """Parse the query of ``GET /artifacts``; raise the errors of `parse_jobs_query`."""
+    """Parse the query of ``GET /artifacts``; raises the errors of `parse_jobs_query`."""
     return _validate_query(ArtifactsQuery, _collect_members(parameters))
 
 
@@ -183,7 +183,7 @@ def _collect_members(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
             _add_once(metadata, name.removeprefix(_METADATA_PREFIX), value, name)
         elif name == "metadata":
             raise InvalidRequest(
-                "metadata: name the key in the parameter, as in metadata.project=aurora",
+                "metadata must be followed by a key, as in metadata.project=aurora",
                 field="metadata",
             )
         else:
@@ -197,12 +197,13 @@ def parse_bulk_request(body: bytes) -> BulkRequest:
 
 
 def describe_query(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route whose query has the members of ``model``."""
+    """Return the `openapi_extra` of a route whose query parameters are the members of ``model``."""
     parameters = []
     for name, schema in model.model_json_schema(ref_template="{model}")["properties"].items():
-        # References to other schemas would not resolve, so the text describes these members.
+        # Members whose schema refers to another schema are described in text, because the
+        # references would not resolve.
         description = schema.pop("description", "")
-        # A query parameter is left out instead of null.
+        # No parameter is null, because a client omits the parameter instead.
         if "anyOf" in schema:
             schema = schema["anyOf"][0]
         if name == "status":
@@ -223,7 +224,7 @@ def _validate_query(shape: type[M], members: dict[str, Any]) -> M:
     for name in members:
         if name not in known:
             raise InvalidRequest(
-                f"{name[:64]} is not a query parameter of this route; it has {', '.join(known)}",
+                f"{name[:64]} is not a query parameter of this route; valid ones: {', '.join(known)}",
                 field=name[:64],
             )
     return validate(shape, members)

@@ -1,4 +1,4 @@
-"""Translates render steps and batches of the jobs API to the domain; without I/O."""
+"""Translates render steps and batches of the jobs API to the domain types."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.batch import build_batch_steps
 
 DEFAULT_POOL = "default"
-# A function that returns the template with a name; it raises InvalidRequest, with the field that
-# is the second argument, if there is no such template.
+# A function that returns the template with the name in the first argument. Without such a template,
+# it raises InvalidRequest for the field in the second argument.
 Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest, because this way of submitting jobs does not support templates."""
-    raise InvalidRequest(f"{field}: templates are not available here; send a workflow", field=field)
+    """Raise InvalidRequest; this stands in for `Templates` where jobs can't use templates."""
+    raise InvalidRequest(
+        f"{field} is not supported by this API: send a workflow instead", field=field
+    )
 
 
 def translate_render_step(
@@ -30,7 +32,7 @@ def translate_render_step(
 
     Args:
         prefix: the start of field names in errors, such as ``steps.1.``.
-        pool: the render pool of the job, for steps that name none.
+        pool: the render pool for steps that do not name a pool.
 
     Raises:
         InvalidRequest: a field is invalid.
@@ -57,7 +59,7 @@ def translate_render_batch(
 def _build_step_from_template(
     step: wire.RenderStep, template: Template, prefix: str, pool: str | None
 ) -> Step:
-    """Return the step with an empty graph."""
+    """Return a step for a render of the template, with an empty graph."""
     if step.workflow is not None:
         raise InvalidRequest(
             "a render must have a workflow or a template, not both", field=f"{prefix}template"

@@ -1,4 +1,4 @@
-"""Translates requests of the jobs API to `JobSpec`; without I/O."""
+"""Translates requests of the jobs API to `JobSpec`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse_job(body: bytes, now: datetime, templates: Templates = refuse_template
     """Translate the JSON body of a request to a job.
 
     Args:
-        now: the current time, with a time zone, before which no deadline may lie.
+        now: the current time with a time zone; deadlines must be later.
         templates: a function that returns the template with a name.
 
     Raises:
@@ -45,7 +45,7 @@ def parse_job(body: bytes, now: datetime, templates: Templates = refuse_template
 
 
 def parse_job_body(body: bytes) -> JobBody:
-    """Parse the JSON body of a request and check each member; raise the errors of `parse_job`."""
+    """Parse the JSON body of a request and check its members; raises the errors of `parse_job`."""
     data = parse_json(body)
     try:
         return wire.JOB_REQUEST.validate_python(data)
@@ -56,7 +56,7 @@ def parse_job_body(body: bytes) -> JobBody:
 def to_job_spec(
     request: JobBody, now: datetime, templates: Templates = refuse_templates
 ) -> JobSpec:
-    """Translate a parsed request to a job; raise InvalidRequest for an invalid field."""
+    """Translate a parsed request to a job; raises InvalidRequest if a field is invalid."""
     if request.deadline is not None and request.deadline <= now:
         raise InvalidRequest(
             f"deadline must be later than the current time, {now.isoformat()}", field="deadline"
@@ -96,10 +96,10 @@ def _to_steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
 
 
 def compute_fingerprint(request: JobBody | JobSpec) -> str:
-    """Return a sha256 in hex that is equal for requests with equal members in any order.
+    """Return a sha256 in hex that is equal for requests with equal members, in any order.
 
-    The fingerprint of a `JobSpec` changes when the template of its graph changes; that of a parsed
-    request, which only names the template, does not.
+    The fingerprint of a `JobSpec` changes when its template changes. The fingerprint of a parsed
+    request does not, because the request contains only the template's name.
     """
     if isinstance(request, JobSpec):
         return hashlib.sha256(encode(request)).hexdigest()

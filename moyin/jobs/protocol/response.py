@@ -1,4 +1,4 @@
-"""Renders jobs and their events in the JSON format of the jobs API; without I/O."""
+"""Renders jobs and their events in the JSON format of the jobs API."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from moyin.jobs.protocol.event_bodies import (
     WebhookBody,
 )
 
-# Other keys of the tenant may read the job, but must not get its submitter's credentials.
+# Headers are hidden, because other keys of the tenant may read the job, but not the submitter's
+# credentials.
 _SHOWN_HEADERS = frozenset({"accept", "accept-language", "content-type", "prefer", "user-agent"})
 _HIDDEN = "[hidden]"
 
 
 def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
-    """Render a stored file as a member of a job's response."""
+    """Return the body of a stored file as a job's response contains it."""
     return wire.ArtifactBody(
         id=artifact.id,
         url=f"/artifacts/{artifact.id}",
@@ -46,7 +47,7 @@ def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
 
 
 def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
-    """Render a stored file as a member of a list of files."""
+    """Return the body of a stored file as a list of files contains it."""
     return wire.ArtifactDetail(
         **render_artifact(stored.artifact).model_dump(),
         job=stored.job_id,
@@ -57,10 +58,10 @@ def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueView:
-    """The view of the queue at one moment, from which responses have waiting times and places.
+    """The state of the queue at one moment, for the waiting times and places in responses.
 
     Attributes:
-        places: the places of queued and running jobs, by id.
+        places: the places of queued and running jobs, by job id.
     """
 
     now: datetime
@@ -68,7 +69,7 @@ class QueueView:
 
 
 def render_job(job: Job, queue: QueueView | None = None) -> wire.JobBody:
-    """Render a job without the outputs of its steps; without ``queue``, its place is unknown."""
+    """Return the body of a job without its steps' outputs; without ``queue``, its place is null."""
     return wire.JobBody(**_collect_members(job, queue))
 
 
@@ -78,11 +79,11 @@ def render_job_detail(
     spec: JobSpec | None = None,
     queue: QueueView | None = None,
 ) -> wire.JobDetail:
-    """Render a job with the outputs of its finished steps.
+    """Return the body of a job with the outputs of its finished steps.
 
     Args:
         outputs: the outputs in the order of ``job.results``.
-        spec: the job's spec; None leaves out what the job was submitted with, and the inputs of a
+        spec: the job's spec; if None, the body lacks the submitted request and the inputs of a
             batch's children.
     """
     bodies = [
@@ -107,14 +108,14 @@ def render_job_detail(
 
 
 def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
-    """Return the type and data of the event for the job's status, with the number of the attempt."""
+    """Return the type and data of the event for the status of the job's attempt."""
     return EventType(job.status.value), _build_status_body(job).model_dump(mode="json")
 
 
 def build_progress_event(
     progress: Progress, node: str | None = None
 ) -> tuple[EventType, dict[str, Any]]:
-    """Return the type and data of the event for a render's progress; ``node`` is the node at work."""
+    """Return the type and data of the event for a render's progress in the node ``node``."""
     body = ProgressEvent(value=progress.value, max=progress.max, step=progress.step, node=node)
     return EventType.PROGRESS, body.model_dump(mode="json", exclude_none=True)
 
@@ -138,7 +139,7 @@ def build_step_event(
 
 
 def build_webhook_body(job: Job) -> dict[str, Any]:
-    """Return the body of an ended job's webhook in the form that Standard Webhooks recommends."""
+    """Return the body of an ended job's webhook, in the form that Standard Webhooks recommends."""
     body = WebhookBody.model_validate(
         {
             "type": f"job.{job.status.value}",
@@ -198,7 +199,7 @@ def _render_submitted(job_id: str, spec: JobSpec) -> wire.SubmittedJob:
 
 
 def _hide_path(url: str) -> str:
-    """Return the URL's scheme and host, since many services put a secret into the path."""
+    """Return only the URL's scheme and host, because many services put a secret into the path."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{_HIDDEN}"
 
@@ -206,7 +207,7 @@ def _hide_path(url: str) -> str:
 def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
     match step.kind:
         case StepKind.RENDER:
-            # The inputs of a batch are those that distinguish a child: `children` shows them.
+            # The member `children` shows the inputs that differ between the children of a batch.
             inputs = None if step.template is None or is_batch else dict(step.inputs)
             return wire.SubmittedStep(
                 kind=step.kind.value,
@@ -233,7 +234,8 @@ def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
 
 
 def _render_eta(job: Job, place: QueuePlace) -> wire.EtaBody:
-    # The place may be older than the start, and only a single render's end is the job's.
+    # The place may be older than the job's start. The render's end is the job's end only if the job
+    # is a single render.
     starts_in = place.starts_in if job.status is JobStatus.QUEUED else None
     ends_in = place.ends_in if job.steps == 1 else None
     return wire.EtaBody(starts_in=_render_seconds(starts_in), ends_in=_render_seconds(ends_in))
@@ -287,6 +289,6 @@ def _get_child_status(
     if has_failed:
         return JobStatus.FAILED
     if job.is_final:
-        # The child ended with the job.
+        # A child that was not done when the job ended has the job's status.
         return JobStatus.CANCELLED
     return JobStatus.QUEUED if progress is None else JobStatus.RUNNING

@@ -1,4 +1,4 @@
-"""Checks references of steps for outputs that the kind of the earlier step never has; without I/O."""
+"""Checks that steps refer only to outputs that earlier steps of that kind can have."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MAX_FIELD_LENGTH = 256
 
 
 def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -> None:
-    """Check that the steps to which ``step`` refers can have the outputs that it names.
+    """Check that ``step`` refers only to outputs that the earlier steps can have.
 
-    The output of a chat step has a text and a body, that of a render has artifacts and the body
-    ``{"outputs": …}``, and that of an http step depends on the response.
+    The output of a chat step has a text and a body. The output of a render has artifacts and the
+    body ``{"outputs": …}``. The output of an http step depends on the response.
 
     Args:
         earlier: all steps before ``step``.
@@ -33,7 +33,7 @@ def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -
 
 
 def _explain_missing_output(kind: StepKind, path: Sequence[str]) -> str | None:
-    """Return why a step of this kind never has an output at the path, or None if it may have one."""
+    """Return why a step of this kind can't have an output at the path, or None if it can."""
     member, is_nested = path[0], len(path) > 1
     if member not in _MEMBERS:
         return f"an output has only the members {', '.join(_MEMBERS)}"
@@ -52,7 +52,7 @@ def _explain_missing_output(kind: StepKind, path: Sequence[str]) -> str | None:
 
 
 def _find_field(step: Step, reference: Reference) -> str:
-    """Return the field of the step's request that has the reference."""
+    """Return the field of the step's request that contains the reference."""
     if step.kind is not StepKind.RENDER:
         field = ".".join(("request", *reference.place))
     elif step.template is None:

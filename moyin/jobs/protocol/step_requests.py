@@ -1,4 +1,4 @@
-"""Checks the requests of chat and http steps, and extracts the text of chat responses; without I/O."""
+"""Checks the requests of chat and http steps, and extracts the text of chat responses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from urllib.parse import unquote, urlsplit
 from moyin.domain.job import ChatProtocol
 from moyin.errors import InvalidRequest, StepFailed
 
-# A job that creates jobs could run for ever. Calls of models may create one (`background`,
-# `Prefer: respond-async`), because that one only calls a model and creates no further. Responses of the accounts app contain keys, which every
-# reader of jobs could see in the result.
+# Paths that no step may call. A job that creates jobs could run for ever. (Calls of models may
+# create a job by `background` or `Prefer: respond-async`, because such a job only calls a model.)
+# Responses of the accounts app contain keys, which every reader of the job could see in its result.
 _FORBIDDEN_ROUTES = (
     "/jobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy", "/v1/images", "/accounts",
 )  # fmt: skip
@@ -55,7 +55,7 @@ def _check_messages(protocol: ChatProtocol, request: Mapping[str, Any], field: s
 
 
 def get_chat_path(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
-    """Return the path of the models app to which the request of a chat step is sent."""
+    """Return the path on the models app for a chat step's request."""
     match protocol:
         case ChatProtocol.OPENAI:
             return "/v1/chat/completions"
@@ -68,7 +68,7 @@ def get_chat_path(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
 
 
 def disable_streaming(protocol: ChatProtocol, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the request with streaming turned off, which only Ollama has on by default."""
+    """Return the request with streaming disabled; only Ollama's protocol streams by default."""
     return {**request, "stream": False} if protocol is ChatProtocol.OLLAMA else request
 
 
@@ -100,7 +100,7 @@ def _find_text(protocol: ChatProtocol, body: Any) -> str | None:
 
 
 def check_step_path(path: str, *, field: str) -> None:
-    """Check that an http step may send its request to a path, which may have a query.
+    """Check that an http step may send its request to ``path``, which may include a query.
 
     Raises:
         InvalidRequest: the path has a host, is relative, has ``.`` or ``..`` segments, or leads to
@@ -118,7 +118,7 @@ def check_step_path(path: str, *, field: str) -> None:
     plain = _decode_path(urlsplit(path).path)
     if "\\" in plain or "\0" in plain or {".", ".."} & set(plain.split("/")):
         raise InvalidRequest(f"{field} must not contain . or .. segments", field=field)
-    # Servers differ in their treatment of empty segments and a missing slash, so both are ignored.
+    # Ignore empty segments and a missing first slash, because servers treat these differently.
     compact = "/" + "/".join(part for part in plain.lower().split("/") if part)
     if any(compact == route or compact.startswith(f"{route}/") for route in _FORBIDDEN_ROUTES):
         raise InvalidRequest(
@@ -127,7 +127,7 @@ def check_step_path(path: str, *, field: str) -> None:
 
 
 def _decode_path(path: str) -> str:
-    """Remove percent-encoding from a path, however often the path was encoded."""
+    """Return a path without percent-encoding, even if it was encoded several times."""
     for _ in range(len(path)):
         plain = unquote(path)
         if plain == path:

@@ -12,7 +12,8 @@ from moyin.http.validation import UtcDatetime
 
 MAX_STEPS = 20
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-# PostgreSQL cannot store NUL, and one row with it would break every search by metadata.
+# Metadata must not contain NUL, because PostgreSQL can't store it and a search by metadata would
+# fail.
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")]
@@ -106,7 +107,7 @@ BatchValue = str | int | float | bool
 
 
 class Batch(_Request):
-    """Variants of one render as children of the job; exactly one of the members must be set."""
+    """Variants of one render, which become children of the job; set exactly one of the members."""
 
     seeds: int | list[int] | None = Field(
         None,
@@ -136,7 +137,7 @@ class HttpJob(HttpStep, _Options):
 
 
 class PipelineJob(_Options):
-    """A job of several steps in order; a step may use an earlier output, such as `${steps.0.text}`."""
+    """A job of several steps in order; a step may use earlier outputs, as in `${steps.0.text}`."""
 
     kind: Literal["pipeline"]
     steps: list[StepRequest] = Field(min_length=1, max_length=MAX_STEPS)
@@ -159,7 +160,7 @@ class ArtifactBody(BaseModel):
 
 
 class ProgressBody(BaseModel):
-    """`value` of `max` units of step `step` (from 0) are done; in a batch, units are children."""
+    """The progress of step `step` (from 0): `value` of `max` units or children are done."""
 
     value: float
     max: float
@@ -175,21 +176,21 @@ class ErrorBody(BaseModel):
 
 
 class CancellerBody(BaseModel):
-    """A user, key, service or operator that cancelled the job; an operator has no id."""
+    """The user, key, service or operator that cancelled the job; an operator has no id."""
 
     kind: CancellerKind
     id: str | None
 
 
 class SecondsBody(BaseModel):
-    """An estimate in seconds, which the fact exceeds in half and in a tenth of all cases."""
+    """Estimated seconds, which half of all cases exceed (`p50`) or a tenth exceeds (`p90`)."""
 
     p50: float
     p90: float
 
 
 class EtaBody(BaseModel):
-    """When a render will probably start and end."""
+    """The times until a render will probably start and end."""
 
     starts_in: SecondsBody | None = Field(
         description="Seconds until the render starts; for a batch, its first waiting render. Null if "
@@ -280,7 +281,7 @@ class ChildBody(BaseModel):
 
 
 class SubmittedStep(BaseModel):
-    """What a step was submitted with; members of other kinds are null."""
+    """The submitted request of a step; members for other kinds of steps are null."""
 
     kind: str
     template: str | None = None
@@ -297,7 +298,7 @@ class SubmittedStep(BaseModel):
 
 
 class SubmittedJob(BaseModel):
-    """What a job was submitted with, beside the members that the job itself has."""
+    """The submitted request of a job, without the members that the job itself has."""
 
     steps: list[SubmittedStep] = Field(
         description="One for each step, or for a batch one for all children, whose `graph` is that of "
@@ -325,7 +326,7 @@ class JobPage(BaseModel):
 
 
 class ArtifactDetail(ArtifactBody):
-    """A stored file, the job that made it if one did, and when it was stored."""
+    """A stored file, with the time of storing and the job, if any, that produced it."""
 
     job: str | None
     created_at: datetime
@@ -363,14 +364,14 @@ class TokenRequest(_Request):
 
 
 class TokenBody(BaseModel):
-    """A token that opens the job's event streams and files, as the query parameter `token`."""
+    """A token for the query parameter `token` of a job's event streams and files."""
 
     token: str
     expires_at: datetime
 
 
 class BulkBody(BaseModel):
-    """The jobs that matched a filter, and what was done with them."""
+    """The numbers of jobs that matched a filter, that were changed, and that were skipped."""
 
     matched: int
     done: int = Field(description="Jobs that were cancelled or deleted; 0 in a dry run.")

@@ -1,1 +1,1 @@
-"""Runs jobs with Temporal, whose SDK no other package of moyin imports."""
+"""Runs jobs with Temporal. No other package of `moyin` may import Temporal's SDK."""

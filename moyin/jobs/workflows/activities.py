@@ -1,4 +1,4 @@
-"""Defines `JobActivities`, which are all activities of jobs except for renders."""
+"""Defines `JobActivities`, the activities of jobs except for those that render."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
-# Larger responses become artifacts, because every later step reads the whole output into memory.
+# Responses of more bytes become artifacts, because each later step reads the output into memory.
 _MAX_INLINE_BYTES = 1024 * 1024
 
 
@@ -53,30 +53,36 @@ class JobActivities:
 
     @activity.defn
     async def chat_step(self, step: StepInput) -> StepOutcome:
-        """Run a chat step, by a request to the models app."""
+        """Run a chat step: send its request to the models app."""
         async with send_heartbeats(), _raise_application_errors():
             return await self._status_writer.run_step(step, lambda: self._send_chat_request(step))
 
     @activity.defn
     async def http_step(self, step: StepInput) -> StepOutcome:
-        """Run an http step, by a request to a service behind the gateway."""
+        """Run an http step: send its request to a service behind the gateway."""
         async with send_heartbeats(), _raise_application_errors():
             return await self._status_writer.run_step(step, lambda: self._send_http_request(step))
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
-        """Write the checkpoint of a step if its own activity failed to do so."""
+        """Write the checkpoint of a step, which its own activity failed to write.
+
+        Returns False if the attempt is over.
+        """
         return await self._status_writer.record_step(record)
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the end of an attempt if the last step's activity did not."""
+        """Write the end of an attempt, unless the last step's activity has written it.
+
+        Returns False if a later attempt has begun or the job was deleted.
+        """
         async with _raise_application_errors():
             return await self._status_writer.finish(outcome)
 
     @activity.defn
     async def deliver_webhook(self, webhook: WebhookInput) -> bool:
-        """Send a job's webhook; return False if the attempt is no longer the newest."""
+        """Send a job's webhook and return True; return False if a newer attempt has begun."""
         async with _raise_application_errors():
             job = await self._jobs.find(webhook.job_id)
             url = (await self._jobs.get_launch(webhook.job_id)).webhook
@@ -149,7 +155,7 @@ class JobActivities:
 
 @asynccontextmanager
 async def _raise_application_errors() -> AsyncIterator[None]:
-    """Raise our errors as failures that Temporal retries only if a retry can help."""
+    """Raise a `MoyinError` as a failure that Temporal retries only if a retry can help."""
     try:
         yield
     except MoyinError as error:
@@ -157,12 +163,12 @@ async def _raise_application_errors() -> AsyncIterator[None]:
 
 
 def _get_idempotency_key(step: StepInput, kind: StepKind) -> str:
-    """Return the idempotency key of a step's request, which is the same on every try."""
+    """Return the idempotency key of a step's request, which is the same for every try."""
     return f"{kind.value}-{step.job_id}-{step.index}"
 
 
 def _extract_inline_output(response: StepResponse) -> tuple[str | None, Any]:
-    """Return the text and the JSON of a response; both are None if it must become an artifact."""
+    """Return the text and the JSON of a response, or two None if it must become an artifact."""
     if len(response.content) > _MAX_INLINE_BYTES:
         return None, None
     if response.media_type == "application/json" or response.media_type.endswith("+json"):

@@ -1,4 +1,4 @@
-"""Reads how many renders wait in Temporal's queue of a pool."""
+"""Reads how many renders of a pool wait in Temporal's queue, and for how long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.jobs.workflows.types import get_render_queue
 
 
 async def read_backlog(temporal: TemporalConnection, pool: str) -> Backlog:
-    """Return what waits in Temporal for the pool, as Temporal estimates it.
+    """Return Temporal's estimate of the renders that wait for the pool.
 
     Raises:
         ServiceUnavailable: Temporal does not respond.

@@ -1,4 +1,4 @@
-"""Connects to Temporal, with the namespace of the jobs and our encoding of payloads."""
+"""Connects to Temporal, in the namespace of jobs and with Moyin's encoding of payloads."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from moyin.errors import ServiceUnavailable
 
 _log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=3)
-# A worker that does not complete a workflow task for this long counts as lost.
+# A worker that does not complete a workflow task within this time counts as lost.
 TASK_TIMEOUT = timedelta(seconds=5)
-# The time after a failure in which requests fail at once, instead of each waiting for a timeout.
+# For so many seconds after a failure, further requests fail at once instead of waiting for a
+# timeout.
 _PAUSE_SECONDS = 1.0
 _ENCODING = "json/plain"
-# One adapter for each type of payload. Temporal's own pydantic converter caches adapters per
-# workflow, and making an adapter takes most of the time of reading a payload.
+# One pydantic adapter for each type of payload, because creating an adapter takes most of the time
+# of decoding. Temporal's own pydantic converter caches adapters only within a workflow.
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
@@ -63,7 +64,7 @@ DATA_CONVERTER = DataConverter(payload_converter_class=_PayloadConverter)
 
 
 class TemporalConnection:
-    """The shared connection to Temporal's namespace of the jobs, which is opened on first use."""
+    """The shared connection to Temporal's namespace of jobs, opened when it is first used."""
 
     def __init__(self, address: str, namespace: str, *, retention: timedelta) -> None:
         self._address = address
@@ -94,7 +95,7 @@ class TemporalConnection:
         raise _new_unavailable_error()
 
     def report_outage(self, error: Exception) -> ServiceUnavailable:
-        """Return the exception to raise for an error, and let requests fail at once for a second."""
+        """Return the exception for an error, and let requests of the next second fail at once."""
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
         return _new_unavailable_error()
@@ -124,7 +125,7 @@ class TemporalConnection:
         try:
             await client.workflow_service.register_namespace(request, timeout=RPC_TIMEOUT)
         except RPCError as error:
-            # On a shared Temporal only its operator may register namespaces.
+            # Not fatal: on a shared Temporal server, only its operator may register namespaces.
             if error.status not in (
                 RPCStatusCode.ALREADY_EXISTS,
                 RPCStatusCode.PERMISSION_DENIED,

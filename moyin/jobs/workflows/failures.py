@@ -1,4 +1,4 @@
-"""Converts `MoyinError` to the failures of Temporal, and those to the `JobError` of a job."""
+"""Converts `MoyinError` to Temporal's failures, and Temporal's failures to a job's `JobError`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def is_superseded(error: BaseException) -> bool:
 
 
 def find_larger_pool(error: BaseException) -> str | None:
-    """Return the render pool with more memory that the error of a render names, if any."""
+    """Return the render pool with more memory that a render's error names, or None."""
     for cause in _iterate_causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
             pool = _get_details(cause).get("pool")
@@ -55,8 +55,8 @@ def find_larger_pool(error: BaseException) -> str | None:
 def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
     """Convert the failure of a step to the error that the job's owner sees.
 
-    The owner sees only messages of `moyin.errors`; any other error is a bug, whose message is only
-    in the logs.
+    Only messages of `moyin.errors` are shown to the owner. Any other error is a bug, and its
+    message is only logged.
 
     Args:
         step: the index of the failed step, for the details.
@@ -105,7 +105,7 @@ def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobE
 
 
 def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield a failure and its causes, the outermost first, without Temporal's `ActivityError`."""
+    """Yield a failure and its causes, the outermost first; skip Temporal's `ActivityError`."""
     current: BaseException | None = error
     while current is not None:
         if not isinstance(current, ActivityError):

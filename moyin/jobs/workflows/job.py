@@ -45,7 +45,7 @@ _SUPERSEDED = JobError(
 
 
 class _AttemptSuperseded(Exception):
-    """Reports that this attempt has ended in the job's row, or that a later one has begun."""
+    """Raised if the job's row shows that this attempt has ended or that a later one has begun."""
 
 
 class _StepFailed(Exception):
@@ -66,7 +66,7 @@ class WebhookWorkflow:
 
     @workflow.run
     async def run(self, webhook: WebhookInput) -> bool:
-        """Return True once the webhook is delivered; False if a later attempt has begun."""
+        """Deliver the webhook and return True; return False if a later attempt has begun."""
         delivered: bool = await workflow.execute_activity(
             "deliver_webhook",
             webhook,
@@ -87,10 +87,10 @@ class JobWorkflow:
     last step's checkpoint includes the job's end. The steps of a batch run concurrently, and a
     failed step does not stop the others.
 
-    Activities write their own checkpoints. The workflow writes the checkpoints that an activity
-    could not write, and every end other than success. The workflow always completes with a
-    `JobOutcome`, also for failed and cancelled jobs, and updates the row first. Activities inherit
-    the priority of the workflow.
+    Activities write their own checkpoints. The workflow writes checkpoints that an activity could
+    not write, and the end of failed and cancelled jobs. The workflow always completes with a
+    `JobOutcome`, even for a failed or cancelled job, after it has updated the row. Activities
+    inherit the workflow's priority.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class JobWorkflow:
         return outcome
 
     async def _run_attempt(self, job: JobInput) -> JobOutcome:
-        """Run the steps, and return an outcome also for failures, cancellation and the deadline."""
+        """Run the steps, and return the outcome, also after a failure, cancellation or deadline."""
         deadline = asyncio.timeout(_get_seconds_left(job))
         try:
             async with deadline:
@@ -124,7 +124,7 @@ class JobWorkflow:
             batch_error = to_batch_error(error.failures, len(job.steps))
             return _build_outcome(job, JobStatus.FAILED, batch_error)
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
-            # An activity that the deadline cancels reports a cancellation of its own.
+            # An activity that is cancelled by the deadline reports a cancellation.
             if deadline.expired():
                 late = DeadlineExceeded(f"the job had not finished by its deadline, {job.deadline}")
                 return _build_outcome(job, JobStatus.FAILED, to_job_error(late))
@@ -158,7 +158,10 @@ class JobWorkflow:
         return tuple(done[index] for index in sorted(done))
 
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
-        """Run the unfinished children of a batch concurrently; their results are only in the job's row."""
+        """Run the unfinished children of a batch concurrently, and return no results.
+
+        The results are only in the job's row, because a batch may have many children.
+        """
         done = {result.index for result in job.done}
         failures: dict[int, FailureError] = {}
 
@@ -225,7 +228,7 @@ async def _run_step(
 async def _run_step_in_pool(
     pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepOutcome:
-    """Run the activity of a step, which is in the render pool ``pool`` if the step is a render."""
+    """Run the activity of a step; a render runs in the render pool ``pool``."""
     head = job.steps[index]
     is_render = head.kind is StepKind.RENDER
     done: StepOutcome = await workflow.execute_activity(
@@ -252,12 +255,12 @@ async def _run_step_in_pool(
 
 
 def _is_last(job: JobInput, index: int) -> bool:
-    """Return True if the job ends with this step, as no child of a batch does."""
+    """Return True if the job ends with this step; False for every child of a batch."""
     return not job.parallel and index == len(job.steps) - 1
 
 
 async def _record_step(job: JobInput, step: StepOutcome) -> None:
-    """Write the checkpoint of a step, unless the step's activity has done so."""
+    """Write the checkpoint of a step, unless the step's activity has written it."""
     if step.recorded:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)

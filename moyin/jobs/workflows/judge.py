@@ -1,4 +1,4 @@
-"""Defines `JudgeWorkflow`, in which a judge model compares two answers, with its activities."""
+"""Defines `JudgeWorkflow`, in which a judge model compares two answers, and its activities."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _GRACE = timedelta(seconds=5)
 
 @workflow.defn(name="JudgeWorkflow")
 class JudgeWorkflow:
-    """Compares a model's answer with that of a second model, and records the judge's verdict.
+    """Lets a judge compare the answers of two models, and records the judge's verdict.
 
-    Conversations are never in Temporal's history: activities read them from the store by the id of
-    the comparison, and the last activity always deletes them.
+    Temporal's history never contains conversations. Activities read them from the store by the
+    comparison's id, and the last activity always deletes them.
     """
 
     @workflow.run
@@ -77,7 +77,7 @@ class JudgeWorkflow:
 
 
 async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
-    """Run an activity that calls a model and stores the model's response."""
+    """Run an activity that calls a model and stores the response; return the activity's result."""
     return await workflow.execute_activity(
         name,
         comparison_id,
@@ -86,7 +86,8 @@ async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
         start_to_close_timeout=policies.JUDGE_CALL_TIMEOUT,
         schedule_to_close_timeout=policies.JUDGE_STEP_LIMIT,
         retry_policy=policies.JUDGE,
-        # After a cancellation, the last activity must delete what this activity is still storing.
+        # Wait for the end even if cancelled, so that the last activity deletes everything that was
+        # stored.
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
 
@@ -118,7 +119,7 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
-        """Request an answer from the second model, and store the answer."""
+        """Store an answer of the second model; return `Outcome.ANSWERED`, or why there is none."""
         async with send_heartbeats(), _raise_application_errors(calls_model=True):
             return await self._judge.fetch_second_answer(comparison_id)
 
@@ -133,7 +134,7 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_record(self, record: JudgeRecord) -> str:
-        """Write a verdict to the log of signals, from which the router learns."""
+        """Write a verdict to the log from which the router learns, and return the outcome."""
         verdict = Verdict(given=record.given, other=record.other)
         async with _raise_application_errors():
             if not await self._judge.record_verdict(record.comparison_id, verdict):
@@ -197,7 +198,8 @@ def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency
 async def _raise_application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
     """Raise errors as failures that Temporal retries only if a retry can help.
 
-    The failures omit the messages, which may quote a conversation, for Temporal's history.
+    The failures omit the errors' messages, because these may quote a conversation and would be
+    stored in Temporal's history.
 
     Args:
         calls_model: True if the activity calls a model, so that a retry after a bug would cost money.

@@ -21,9 +21,9 @@ from moyin.store.jobs import JobStore, Launch
 
 _log = logging.getLogger(__name__)
 _BUFFER_SECONDS = 1.0
-# The most rows of one SQL statement; the remaining rows are written a second later.
+# The most rows in an SQL statement; the remaining rows are written a second later.
 _ROWS_PER_STATEMENT = 500
-# Temporal's limit on fairness keys, in bytes.
+# Temporal's limit on the length of fairness keys, in bytes.
 _MAX_FAIRNESS_KEY = 64
 
 
@@ -66,15 +66,15 @@ class JobLauncher:
             described = await client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
             if described.status is not WorkflowExecutionStatus.RUNNING:
                 return False
-            # The run id is needed, because the next attempt may be running by now. Temporal accepts
-            # the cancellation of a closed run without effect.
+            # With the run id, a next attempt that is already running is not cancelled. Cancelling a
+            # closed run has no effect.
             handle = client.get_workflow_handle(job_id, run_id=described.run_id)
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
             raise self._temporal.report_outage(error) from error
-        # The running workflow may be that of an earlier attempt, which is about to end.
+        # An earlier attempt's workflow may still be running; it is about to end.
         run_attempt: Any = await described.memo_value("attempt", None)
         return bool(run_attempt == attempt)
 
@@ -103,11 +103,11 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Mark the rows of all buffered jobs as dispatched."""
+        """Write the buffered marks: set the rows of all started jobs to dispatched."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
-        """Raise ServiceUnavailable if the job's running workflow is that of an earlier attempt."""
+        """Raise ServiceUnavailable if the workflow of an earlier attempt of the job still runs."""
         try:
             described = await client.get_workflow_handle(launch.job_id).describe(
                 rpc_timeout=RPC_TIMEOUT
@@ -124,8 +124,8 @@ class JobLauncher:
 class DispatchBuffer:
     """Collects the ids of started jobs, and marks their rows as dispatched a second later.
 
-    The sweeper starts jobs without that mark. After a second most jobs are running, as their rows
-    show, so that their rows need no mark. A mark that is lost with its process does no harm, because
+    The sweeper starts jobs without such a mark. After a second, most jobs are already running, so
+    their rows need no mark. A mark that is lost when its process dies does no harm, because
     starting a job twice has no effect.
     """
 
@@ -136,7 +136,7 @@ class DispatchBuffer:
         self._writing: asyncio.Task[None] | None = None
 
     def add(self, job_id: str) -> None:
-        """Mark the job's row as dispatched with the next write."""
+        """Add a started job, whose row the next write will mark as dispatched."""
         self._pending[job_id] = None
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_later())
@@ -175,7 +175,8 @@ def build_job_input(launch: Launch) -> JobInput:
         attempt=launch.attempt,
         spec=launch.spec,
         steps=tuple(StepRouting(kind=kind, pool=pool) for kind, pool in launch.heads),
-        # For the many children of a batch, the workflow needs only the indexes of finished ones.
+        # A batch may have many children, and its workflow needs only the indexes of the finished
+        # ones.
         done=launch.done
         if launch.children is None
         else tuple(StepResult(index=r.index, output=r.output) for r in launch.done),
@@ -186,17 +187,18 @@ def build_job_input(launch: Launch) -> JobInput:
 
 
 def get_job_priority(launch: Launch) -> Priority:
-    """Return the Temporal priority of a job: a fair share of the queue for its owner and priority.
+    """Return the Temporal priority of a job, which gives its owner a fair share of the queue.
 
-    Each priority of the job has twice the share of the next one. Temporal's priority key is not
-    used, because its strict order would let one owner's urgent jobs delay all others for ever.
+    An owner's jobs of one priority get twice the share of those of the next lower priority.
+    Temporal's priority key is not used: its order is strict, so one owner's urgent jobs could delay
+    all other jobs for ever.
     """
     key, share = compute_fairness_shares(launch.owner)[launch.priority - 1]
     return Priority(fairness_key=key, fairness_weight=share)
 
 
 def compute_fairness_shares(owner: str) -> list[tuple[str, float]]:
-    """Return Temporal's fairness key and weight for each priority of an owner's jobs, from 1 to 5."""
+    """Return Temporal's fairness key and weight for each priority (1 to 5) of an owner's jobs."""
     return [(_truncate_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
 
 

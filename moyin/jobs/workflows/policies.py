@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 from temporalio.common import RetryPolicy
 
 T = TypeVar("T")
-# Checkpoints are never given up, however long the SQL database is unavailable.
+# Checkpoints are retried for ever, however long the SQL database is unavailable.
 RECORD = RetryPolicy(
     initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=15)
 )
 RECORD_TIMEOUT = timedelta(seconds=30)
 
-# The death of a render pool's replica costs each of its waiting renders one attempt; waiting itself
-# costs none. The activity itself limits how often a render may fail.
+# A render loses a try when the replica of its pool dies; waiting costs no try. The activity itself
+# limits how often a render may fail.
 RENDER = RetryPolicy(
     initial_interval=timedelta(milliseconds=500),
     maximum_interval=timedelta(seconds=5),
@@ -33,7 +33,7 @@ CALL = RetryPolicy(
 )
 CALL_TIMEOUT = timedelta(minutes=30)
 
-# The longest time of a step, with queueing and retries; the job's deadline may be earlier.
+# The longest time of a step, including queueing and retries; the job's deadline may be earlier.
 STEP_LIMIT = timedelta(days=7)
 
 # The intervals are 5 s, 15 s, 45 s and so on up to 4 h, for about a dozen tries in a day.
@@ -43,10 +43,10 @@ WEBHOOK = RetryPolicy(
     maximum_interval=timedelta(hours=4),
 )
 WEBHOOK_TIMEOUT = timedelta(seconds=20)
-# The job must still exist: pruning keeps it a day at least (MOYIN_KEEP_JOBS_DAYS).
+# Retries end before the job is pruned, which is after a day at the earliest (MOYIN_KEEP_JOBS_DAYS).
 WEBHOOK_LIMIT = timedelta(hours=24)
 
-# The judge may wait for hours until the back ends are idle. After the limit, only a verdict is lost.
+# The judge may wait for hours until back ends are idle. If it gives up, only a verdict is lost.
 JUDGE = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5))
 JUDGE_CALL_TIMEOUT = timedelta(minutes=15)
 JUDGE_STEP_LIMIT = timedelta(hours=6)
@@ -55,7 +55,7 @@ JUDGE_LIMIT = timedelta(hours=23)
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work`` to its end, even if the caller is cancelled; then raise the cancellation."""
+    """Await ``work`` and return its result; if cancelled, finish ``work`` and then raise."""
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

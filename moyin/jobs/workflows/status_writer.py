@@ -25,7 +25,7 @@ _PAUSE_SECONDS = 2.0
 
 
 class JobStatusWriter:
-    """Writes the status of running jobs to their rows in SQL, and publishes events for watchers."""
+    """Writes the status of running jobs to their rows in SQL, and publishes events of it."""
 
     def __init__(self, *, jobs: JobStore, events: EventStore, frames: FrameStore) -> None:
         self._jobs = jobs
@@ -39,13 +39,14 @@ class JobStatusWriter:
         *,
         starts_at_once: bool = True,
     ) -> StepOutcome:
-        """Run a step within its activity, and record the step's beginning and its result.
+        """Run a step within its activity, record its start and its result, and return its outcome.
 
-        The job is marked as running before ``work`` is called, unless ``starts_at_once`` is False:
-        then ``work`` calls `mark_started` when the step no longer waits.
+        The job is marked as running before ``work`` is called. If ``starts_at_once`` is False,
+        ``work`` must call `mark_started` as soon as the step no longer waits.
 
-        Recording is not a separate activity, which would cost as much time as a small picture. If
-        the database is unavailable when the step is done, the workflow records the result later.
+        The result is not recorded by a separate activity, because that would take as long as a
+        small picture. If the database is unavailable when the step is done, the workflow records
+        the result later.
 
         If an earlier try of the activity recorded a result before its worker was lost, the step does
         not run again. The events of that result are published again, because the worker may have
@@ -93,7 +94,7 @@ class JobStatusWriter:
             return False
         if job.attempts != outcome.attempt or not job.status.is_final:
             return False
-        # The row of a job that was cancelled meanwhile has neither the result nor its artifacts.
+        # If the job was cancelled meanwhile, its row has neither the result nor the artifacts.
         last_result = outcome.results[-1:] if job.status is outcome.status else ()
         steps = [build_step_event(result, outcome.attempt) for result in last_result]
         await self._events.publish_all(job.id, [*steps, build_status_event(job)])
@@ -101,7 +102,7 @@ class JobStatusWriter:
         return True
 
     async def _begin_step(self, step: StepInput, starts_at_once: bool) -> StepResult | None:
-        """Return the result that an earlier try recorded, if any; mark the job as running.
+        """Mark the job as running, and return the result that an earlier try recorded, if any.
 
         Raises:
             ApplicationError: the attempt has ended, or a later one has begun.
@@ -113,11 +114,12 @@ class JobStatusWriter:
                     or (starts_at_once and await self.mark_started(step))
                     or await self._jobs.is_open(step.job_id, step.begins)
                 )
-                # This must be the last read, because the lost try may still run and record its result.
+                # Read last, because the earlier try may still be running and may record its result
+                # meanwhile.
                 recorded = await self._find_recorded_result(step)
                 break
             except (SQLAlchemyError, OSError) as error:
-                # Nothing has been done yet, so waiting for the database costs nothing.
+                # Wait for the database here: no work has been done yet, so waiting costs nothing.
                 _log.warning("job %s waits for the SQL database: %s", step.job_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
         if recorded is None and not is_open:

@@ -1,4 +1,4 @@
-"""Provides what the activities of all steps need: input, output and heartbeats."""
+"""Provides the input, output and heartbeats that the activities of all steps need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moyin.store.blobs import BlobStore
 
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
-    """Load a step, and return the job's spec, the step, and its payload with references resolved.
+    """Return the job's spec, a step of it, and the step's payload with references resolved.
 
     Raises:
         InvalidRequest: a reference names an output that no earlier step has.
@@ -58,21 +58,21 @@ async def save_output(
 
 
 class Heartbeat:
-    """Sends the heartbeats of an activity, by which Temporal also delivers cancellations.
+    """Sends the heartbeats of an activity; Temporal delivers cancellations in reply to them.
 
     Attributes:
-        seconds: the interval, which is the longest delay of a cancellation.
+        seconds: the interval, which is also the longest delay of a cancellation.
         details: the values that the next try of the activity gets as ``heartbeat_details``.
     """
 
     def __init__(self, seconds: float, details: Sequence[Any] = ()) -> None:
         self.seconds = seconds
         self.details = tuple(details)
-        self.is_quick = asyncio.Event()
+        self.is_interval_shortest = asyncio.Event()
 
-    def quicken(self) -> None:
-        """Use the shortest interval from now on."""
-        self.is_quick.set()
+    def use_shortest_interval(self) -> None:
+        """Send heartbeats at the shortest interval from now on."""
+        self.is_interval_shortest.set()
 
     def send(self) -> None:
         activity.heartbeat(*self.details)
@@ -84,10 +84,10 @@ async def send_heartbeats(
 ) -> AsyncIterator[Heartbeat]:
     """Send heartbeats of the current activity while the block runs.
 
-    Heartbeats have the details of earlier tries until `Heartbeat.details` is set.
+    Heartbeats repeat the details of the earlier try until `Heartbeat.details` is set.
 
     Args:
-        every: the seconds between heartbeats, until `Heartbeat.quicken` is called.
+        every: the seconds between heartbeats, until `Heartbeat.use_shortest_interval` is called.
     """
     heartbeat = Heartbeat(every, activity.info().heartbeat_details)
     sending = asyncio.create_task(_send_repeatedly(heartbeat))
@@ -101,12 +101,13 @@ async def send_heartbeats(
 async def _send_repeatedly(heartbeat: Heartbeat) -> None:
     loop = asyncio.get_running_loop()
     interval = HEARTBEAT_INTERVAL.total_seconds()
-    # Each heartbeat costs Temporal a write, so short steps end before their first heartbeat.
+    # Wait before the first heartbeat, so that short steps send none: each one is a write for
+    # Temporal.
     await asyncio.sleep(interval)
     while True:
         heartbeat.send()
         sent_at = loop.time()
         with suppress(TimeoutError):
             async with asyncio.timeout(heartbeat.seconds):
-                await heartbeat.is_quick.wait()
+                await heartbeat.is_interval_shortest.wait()
         await asyncio.sleep(max(0.0, sent_at + interval - loop.time()))

@@ -1,7 +1,7 @@
-"""Defines `TextBatchWorkflow`, which drives a batch of text requests on, with its activities.
+"""Defines `TextBatchWorkflow`, which runs a batch of text requests, and its activities.
 
-The rows of a batch and of its lines are authoritative, and every activity may be repeated: what is
-done already is not done again. The workflow makes sure that somebody goes on until the batch ends.
+The rows of the batch and of its lines hold the state. Every activity may be repeated, and skips
+work that is done already. The workflow repeats activities until the batch has ended.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TEXT_BATCHES_QUEUE = "text-batches"
 _RETRIES = RetryPolicy(
     initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10)
 )
-# The longest time of one activity, after which another continues.
+# The longest time of one activity; the next one continues its work.
 _TIMEOUT = timedelta(minutes=30)
 _WORK_SECONDS = 600.0
 _ROUNDS_PER_RUN = 50
@@ -64,7 +64,7 @@ class TextBatchInput:
     """The argument of the workflow and of its activities.
 
     Attributes:
-        calls: the number of replicas of the models app that work on the batch at a time, at most.
+        calls: the largest number of replicas of the models app that work on the batch at a time.
     """
 
     batch_id: str
@@ -73,7 +73,7 @@ class TextBatchInput:
 
 @workflow.defn(name="TextBatchWorkflow")
 class TextBatchWorkflow:
-    """Checks the input file of a batch, has its lines run, and writes the results to files."""
+    """Checks the input file of a batch, runs its lines, and writes the results to files."""
 
     @workflow.run
     async def run(self, batch: TextBatchInput) -> str:
@@ -109,7 +109,7 @@ class TextBatchActivities:
 
     Args:
         gateway: a client that can make tokens for identities.
-        max_line_bytes: the largest line of an input file.
+        max_line_bytes: the largest line of an input file, in bytes.
     """
 
     def __init__(
@@ -134,13 +134,14 @@ class TextBatchActivities:
         return [self.batch_prepare, self.batch_work, self.batch_finish]
 
     @activity.defn
-    async def batch_prepare(self, given: TextBatchInput) -> str:
+    async def batch_prepare(self, batch_input: TextBatchInput) -> str:
         """Check the input file, store the lines, and return the status of the batch."""
         async with send_heartbeats(), _raise_application_errors():
-            batch = await self._batches.find(given.batch_id)
+            batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
                 raise BatchNotFound("the batch was deleted")
-            # The results of a batch that was cancelled before its check show all lines as cancelled.
+            # A batch that was cancelled before the check needs its lines, too: its results show
+            # them as cancelled.
             is_unchecked = batch.status is BatchStatus.VALIDATING or (
                 batch.status is BatchStatus.CANCELLING
                 and batch.in_progress_at is None
@@ -170,44 +171,46 @@ class TextBatchActivities:
             return (await self._batches.find(batch.id) or batch).status.value
 
     @activity.defn
-    async def batch_work(self, given: TextBatchInput) -> str:
-        """Have replicas of the models app run lines; return ``done`` if none are left to run."""
+    async def batch_work(self, batch_input: TextBatchInput) -> str:
+        """Let replicas of the models app run lines; return ``done`` if none are left to run."""
         async with send_heartbeats(), _raise_application_errors():
             loop = asyncio.get_running_loop()
             until = loop.time() + _WORK_SECONDS
             state = "more"
             while state == "more" and loop.time() < until:
-                state = await self._work(given.batch_id)
+                state = await self._run_lines(batch_input.batch_id)
             return state
 
     @activity.defn
-    async def batch_finish(self, given: TextBatchInput) -> str:
+    async def batch_finish(self, batch_input: TextBatchInput) -> str:
         """Write the results to files and end the batch; return its final status."""
         async with send_heartbeats(), _raise_application_errors():
-            batch = await self._batches.find(given.batch_id)
+            batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
                 raise BatchNotFound("the batch was deleted")
             if batch.status.is_final:
                 return batch.status.value
-            # Lines of a replica that died count as running until its lease ends, which nobody reports.
+            # Lines of a dead replica count as running until its lease expires, so check again
+            # later.
             while not await self._batches.seal(batch.id):
-                # Native batches are cancelled, and their results collected.
+                # Work remains after a cancellation: native batches are cancelled and their results
+                # collected.
                 with suppress(MoyinError):
-                    await self._ask_replica(batch)
+                    await self._request_work(batch)
                 await asyncio.sleep(_SEAL_SECONDS)
             output, errors = await write_results(batch, self._lines, self._blobs)
             return (await self._batches.finish(batch.id, output=output, errors=errors)).status.value
 
-    async def _work(self, batch_id: str) -> str:
-        """Ask a replica for some seconds of work, with the rights of the batch's submitter."""
+    async def _run_lines(self, batch_id: str) -> str:
+        """Let a replica work for some seconds with the submitter's rights; return its state."""
         batch = await self._batches.find(batch_id)
         if batch is None:
             raise BatchNotFound("the batch was deleted")
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return "done"
-        return await self._ask_replica(batch)
+        return await self._request_work(batch)
 
-    async def _ask_replica(self, batch: TextBatch) -> str:
+    async def _request_work(self, batch: TextBatch) -> str:
         try:
             async with self._gateway.open(
                 "POST", f"/v1/batches/{batch.id}/work", b"", identity=batch.submitter
@@ -221,7 +224,7 @@ class TextBatchActivities:
 
 
 class TextBatchSweeper:
-    """Starts the workflows of new batches; any number of sweepers may run."""
+    """Starts the workflows of new batches; any number of sweepers may run at the same time."""
 
     def __init__(self, batches: TextBatchStore, temporal: TemporalConnection) -> None:
         self._batches = batches
@@ -277,13 +280,13 @@ def new_text_batch_worker(client: Client, activities: TextBatchActivities) -> Wo
 
 @asynccontextmanager
 async def _raise_application_errors() -> AsyncIterator[None]:
-    """Raise errors as failures; only the loss of the batch itself is not retried."""
+    """Raise errors as failures that Temporal retries, unless the batch itself was deleted."""
     try:
         yield
     except BatchNotFound as error:
         raise ApplicationError(error.message, type=error.code, non_retryable=True) from None
     except MoyinError as error:
-        # Also refusals: a key whose scope or limit is in the way may get it back.
+        # Refusals are retried as well, because an operator may change the key's scopes or limits.
         failure = to_application_error(error)
         raise ApplicationError(
             failure.message, type=error.code, next_retry_delay=failure.next_retry_delay

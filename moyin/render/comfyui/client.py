@@ -17,7 +17,7 @@ from moyin.render.protocol.wire import PromptAccepted, PromptState, SystemStats
 
 # 404: the bridge could not be loaded, so its routes are missing; 503: the executor is dead.
 _EXPECTED_STATUSES = (200, 400, 404, 503)
-# 403: the path is a folder.
+# ComfyUI responds with 403 if the path is a folder.
 _NOT_FOUND_STATUSES = (403, 404)
 _GRAPH_ROUTES = ("/prompt", "/moyin/validate")
 # The limits of files of node packages, and of other responses such as the list of all nodes.
@@ -27,7 +27,7 @@ _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 _MAX_ENTRY_BYTES = 8 * 1024 * 1024
 # The value of the header Host; a Unix socket has no host name.
 _URL = "http://comfyui"
-# The error body for a malformed graph, to which ComfyUI itself responds with status 500.
+# The error body for a malformed graph; ComfyUI itself would respond with status 500.
 _MALFORMED_GRAPH = {
     "error": {
         "type": "invalid_prompt",
@@ -38,7 +38,7 @@ _MALFORMED_GRAPH = {
     "node_errors": {},
 }
 ModelT = TypeVar("ModelT", bound=BaseModel)
-# Long, because nodes run in the server's process and may hold Python's GIL for seconds.
+# Long timeouts, because nodes run in the server's process and may hold Python's GIL for seconds.
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
 
 
@@ -51,10 +51,11 @@ class ResponseTooLarge(WorkerLost):
 
 
 class ComfyClient:
-    """An HTTP client of one ComfyUI process, whose nodes may be malicious.
+    """Calls one ComfyUI process over HTTP, and does not trust the responses.
 
-    Paths of the machine are removed from responses (see `HostPathFilter`). Each method raises
-    `WorkerLost` if ComfyUI does not respond or if its response is malformed.
+    Nodes of the process may be malicious. Paths of the machine are removed from responses (see
+    `HostPathFilter`). Each method raises `WorkerLost` if ComfyUI does not respond or if its
+    response is malformed.
 
     Args:
         address: path of ComfyUI's Unix socket.
@@ -67,7 +68,7 @@ class ComfyClient:
         self._paths = paths
         self.client_id = client_id
         self._session: aiohttp.ClientSession | None = None
-        # The prompts whose history entries have been read, so that ComfyUI can drop them.
+        # The ids of prompts whose history entries have been read, so ComfyUI can drop the entries.
         self._read_ids: list[str] = []
 
     async def __aenter__(self) -> Self:
@@ -106,7 +107,8 @@ class ComfyClient:
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
         if prompt_id in self._read_ids:
-            # Drop the old entry now, because later the new entry of the same id would be dropped.
+            # Drop the entry of an earlier try now: dropping it later would drop the new entry of
+            # this id.
             await self.get_prompt_state(prompt_id)
         status, response = await self._call("POST", "/prompt", body)
         response = self._paths.hide_in_json(response)
@@ -127,8 +129,9 @@ class ComfyClient:
     async def get_prompt_state(self, prompt_id: str) -> PromptState:
         """Return the state of a prompt, with its history entry if the prompt has finished.
 
-        ComfyUI holds history entries in memory. The next call of this method drops an entry that
-        was read, because a separate request would cost a tenth of the time of a small picture.
+        ComfyUI holds history entries in memory. An entry that was returned is dropped by the next
+        call of this method, because a request only for that would take a tenth of the time of a
+        small picture.
 
         Raises:
             RenderFailed: The history entry exceeds 8 MiB.
@@ -140,7 +143,7 @@ class ComfyClient:
         except ResponseTooLarge:
             self._read_ids.append(prompt_id)
             raise RenderFailed(
-                "the nodes' outputs, other than files, and error messages have more than the allowed "
+                "the nodes' outputs (without files) and error messages exceed the limit of "
                 f"{_MAX_ENTRY_BYTES:,} bytes"
             ) from None
         state = _parse(PromptState, self._paths.hide_in_state(response))
@@ -169,7 +172,7 @@ class ComfyClient:
                 body = await _read_body(response, _MAX_FILE_BYTES)
                 if response.content_type != "application/json":
                     return body
-                # The descriptions of all nodes have megabytes, so a thread processes them.
+                # The description of all nodes has megabytes, so a thread processes the response.
                 return await asyncio.to_thread(self._paths.hide_in_body, body)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoResponse(f"ComfyUI did not respond to GET {path}") from error
@@ -180,7 +183,7 @@ class ComfyClient:
         return frozenset(response)
 
     async def read_total_memory(self) -> int | None:
-        """Return the bytes of GPU memory, or None without a GPU."""
+        """Return the size of the GPU's memory in bytes, or None without a GPU."""
         _, response = await self._call("GET", "/system_stats")
         stats = _parse(SystemStats, response)
         return next((d.vram_total for d in stats.devices if d.type == "cuda"), None)

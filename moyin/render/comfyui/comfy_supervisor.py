@@ -20,8 +20,8 @@ class ComfySupervisor:
 
     Args:
         open_session: returns a context manager that starts a process and stops it at the end.
-        on_loss: called when a process is lost, with the reason and with whether one of its prompts
-            may be the cause.
+        on_loss: called when a process is lost. The arguments are the reason, and True if one of the
+            process's prompts may be the cause.
 
     Attributes:
         session: the session of the running process, or None while no process is ready.
@@ -77,13 +77,13 @@ class ComfySupervisor:
         self._is_up.set()
 
     def replace_session(self, session: Session) -> None:
-        """Replace the process of a session."""
-        # Cleared at once, so that no other prompt is submitted to the process.
+        """Stop the process of a session and start a new one."""
+        # Cleared at once, so that no other prompt is submitted to the old process.
         self._clear_session()
         session.mark_broken()
 
     async def replace_hanging_session(self) -> bool:
-        """Replace the present process if it is alive but hangs, and return whether it was alive."""
+        """Replace the present process, which hangs; return False if it had ended already."""
         session = self.session
         if session is None or await session.has_ended() or session is not self.session:
             return False
@@ -91,7 +91,7 @@ class ComfySupervisor:
         return True
 
     async def was_killed(self) -> bool:
-        """Return whether another process has killed the latest ComfyUI process."""
+        """Return whether the latest ComfyUI process was killed by another process."""
         return self._latest is not None and await self._latest.was_killed()
 
     def _clear_session(self) -> None:
@@ -103,7 +103,8 @@ class ComfySupervisor:
         while True:
             try:
                 await self._run_once()
-                # Reset the delay, because the process was ready and has rendered a prompt.
+                # Reset the delay before the next start, because the process was ready and has
+                # rendered a prompt.
                 backoff = Backoff()
             except (MoyinError, OSError) as error:
                 self.error = str(error)

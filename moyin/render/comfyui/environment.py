@@ -1,7 +1,7 @@
 """Selects the environment variables of a ComfyUI process by an allow list.
 
-The environment of the stack contains secrets, such as keys of back ends, Ray's token and addresses
-with passwords.
+The stack's own environment contains secrets that a ComfyUI process must not get, such as the keys
+of back ends, Ray's token and addresses with passwords.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _link(link: Path, target: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a file or folder if it exists, or raise `OSError` (blocking).
 
-    The process may have removed the permissions of folders, or nested very many of them.
+    Works even if a process has removed the permissions of folders, or nested thousands of them.
     """
     if not os.path.lexists(path):
         return
@@ -143,8 +143,8 @@ def remove_tree(path: Path) -> None:
         else:
             shutil.rmtree(path)
     except (OSError, RecursionError):
-        # A folder is not readable to its owner, or deeper than Python's recursion limit. `rm` works
-        # without recursion, and neither command follows links.
+        # A folder is unreadable to its owner, or nested deeper than Python's recursion limit. `rm`
+        # works without recursion, and neither `chmod` nor `rm` follows links.
         unlock(path)
         for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
             subprocess.run([*command, "--", str(path)], capture_output=True, check=False)
@@ -154,7 +154,7 @@ def remove_tree(path: Path) -> None:
 
 def unlock(path: Path) -> None:
     """Make a path writable to its owner if it is a folder and not a link (blocking)."""
-    # A descriptor prevents that a link replaces the folder between the check and the change.
+    # With a descriptor, a link can't replace the folder between the check and the change.
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Fetches input files, and gives the process access to those of the executing prompt only."""
+"""Fetches input files, and lets ComfyUI access only the files of the executing prompt."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from moyin.store.blobs import BlobStore
 
 
 class InputFiles:
-    """The input files of the executing prompt and of waiting prompts.
+    """Holds the input files of the executing prompt and of waiting prompts.
 
     The files of waiting prompts are in a staging folder that the process can't access.
 
     Args:
-        limit: number of bytes down to which `trim_staged` reduces the staged files.
+        limit: the total size in bytes to which `trim_staged` reduces the staged files.
     """
 
     def __init__(self, folder: ProcessFolder, limit: int) -> None:
@@ -29,8 +29,8 @@ class InputFiles:
     async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
         """Copy files from the artifact store, unless they are staged.
 
-        The mapping ``files`` has the sha256 of a blob by a name of `make_input_name`. Raises
-        `FileNotFoundError` if the artifact store does not have the blob.
+        The keys of ``files`` are names that `make_input_name` has made; the values are the sha256
+        of blobs. Raises `FileNotFoundError` if the artifact store does not have a blob.
         """
         for name, sha256 in files.items():
             path = self._find_staged(name)
@@ -42,7 +42,7 @@ class InputFiles:
         return all(self._find_staged(name).exists() for name in names)
 
     def trim_staged(self, needed: Collection[str]) -> None:
-        """Remove the least recently used files except ``needed`` until the limit is met (blocking).
+        """Remove least recently used files, except ``needed``, until the limit is met (blocking).
 
         Other threads may add files at the same time.
         """

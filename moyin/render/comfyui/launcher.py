@@ -1,4 +1,4 @@
-"""Runs ComfyUI's ``main.py`` on an inherited socket, and ends when its parent ends.
+"""Runs ComfyUI's ``main.py`` on an inherited socket, and ends when the parent process ends.
 
 This file is a script for ComfyUI's own interpreter. `ProcessFolder` copies the script to a folder
 that the interpreter can read::
@@ -8,7 +8,7 @@ that the interpreter can read::
 Members of the JSON object:
 
 * ``socket``: descriptor of the listening Unix socket on which ComfyUI serves. ComfyUI opens no
-  port, to which other users of the machine could connect.
+  port, because other users of the machine could connect to it.
 * ``alive``: descriptor of a pipe whose other end is open in the parent.
 * ``parent``: the parent's process id; absent if bubblewrap ends this process with its parent.
 * ``user``, ``groups``: ids of the user and groups to change to; present only if this user is root.
@@ -40,20 +40,21 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     if "user" in options:
         change_user(options["user"], options["groups"])
-        # Start again, because at its start Python has run code of installed packages as root.
+        # Start Python again, because during this start it has run code of installed packages as
+        # root.
         rest = {name: value for name, value in options.items() if name not in ("user", "groups")}
         os.execv(sys.executable, [sys.executable, __file__, json.dumps(rest), *sys.argv[2:]])
     if "parent" in options:
         die_with_parent(options["parent"])
     die_with_pipe(options["alive"])
     limit_resources(options["file_bytes"], options.get("threads"))
-    # Collections during the imports would take a seventh of the processor time of the start.
+    # Garbage collections during the imports would take a seventh of the start's processor time.
     gc.disable()
     listen_on(options["socket"])
     os.chdir(os.environ["TMPDIR"])
     script = sys.argv[2]
     sys.argv = sys.argv[2:]
-    # ComfyUI imports modules from the folder of main.py, and must not find those beside this file.
+    # ComfyUI must import modules from the folder of main.py, not from the folder of this file.
     sys.path[0] = str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")
 
@@ -63,7 +64,7 @@ def change_user(user: int, groups: list[int]) -> None:
     os.setgroups(groups)
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    # A change of the user does not drop the inheritable capabilities.
+    # A change of the user id keeps the inheritable capabilities, so they are dropped here.
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset failed to drop the capabilities")
@@ -84,16 +85,16 @@ def die_with_parent(parent: int) -> None:
 def die_with_pipe(pipe: int) -> None:
     """Make the kernel kill this process when the other end of the pipe is closed.
 
-    The parent-death signals of bubblewrap's processes miss a parent that ends before they are set
-    up, for which a busy machine takes seconds.
+    The parent-death signals of bubblewrap's processes are not enough: on a busy machine they are
+    set up only seconds after the start, and they miss a parent that has ended before.
     """
     fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-    # SIGKILL needs no Python, which a hanging CUDA call would stop.
+    # SIGKILL works even if a hanging CUDA call blocks Python.
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
     poll.register(pipe, select.POLLHUP)
-    # The other end may have been closed before the lines above.
+    # The other end may have been closed before the signal was set up.
     if poll.poll(0):
         os._exit(1)
     os.set_inheritable(pipe, False)
@@ -121,8 +122,9 @@ def listen_on(descriptor: int) -> None:
     listening = socket.socket(fileno=descriptor)
     original_site = web.TCPSite
 
-    def site(runner: Any, *_address: Any, **_options: Any) -> Any:
-        # Servers that nodes start later get the address that they request.
+    def create_site(runner: Any, *_address: Any, **_options: Any) -> Any:
+        # Only the first server is redirected: servers that nodes start later get their own
+        # addresses.
         web.TCPSite = original_site  # type: ignore[misc]
         # Imported libraries have a million objects. ComfyUI's garbage collections after prompts
         # would take half a second to visit these.
@@ -130,7 +132,7 @@ def listen_on(descriptor: int) -> None:
         gc.enable()
         return web.SockSite(runner, listening)
 
-    web.TCPSite = site  # type: ignore[assignment, misc]
+    web.TCPSite = create_site  # type: ignore[assignment, misc]
 
 
 def _read_status() -> str:

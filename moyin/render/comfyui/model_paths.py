@@ -27,7 +27,7 @@ def find_extra_model_paths(flags: Sequence[str]) -> list[Path]:
 
 
 def _find_flag_values(flags: Sequence[str]) -> Iterator[Path]:
-    """Yield the values of the flag, which are all words up to the next flag."""
+    """Yield the paths that follow the flag on the command line, up to the next flag."""
     is_value = False
     for word in flags:
         name, equals, value = word.partition("=")
@@ -46,7 +46,9 @@ def _read_folders(file: Path) -> Iterator[Path]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise StackError(f"{_FLAG} {file} can't be read: {error}") from error
     if not isinstance(sections, Mapping):
-        raise StackError(f"{_FLAG} {file}: must be a mapping of sections, as ComfyUI documents it")
+        raise StackError(
+            f"{_FLAG} {file}: must be a YAML mapping of sections, like ComfyUI's extra_model_paths.yaml.example"
+        )
     for section in sections.values():
         if isinstance(section, Mapping):
             yield from _read_section(file.absolute().parent, section)

@@ -1,4 +1,4 @@
-"""Measures the sizes of model files, which the render order and memory checks use."""
+"""Measures the sizes of model files, for the order of renders and for checks of memory."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _TYPICAL_BYTES = {
     "vae": 0.3 * _GB,
 }
 _OTHER_BYTES = 0.1 * _GB
-_REMEMBERED = 4096
+_MAX_SIZES = 4096
 
 
 class ModelSizes:
-    """A cache of the sizes of model files.
+    """Measures and caches the sizes of model files.
 
     Args:
-        folder: the folder of models. For a file that this machine can't read, a typical size of the
-            kind of model is used.
+        folder: the folder of models. For a file that this machine can't read, a typical size of
+            that kind of model is assumed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._sizes: BoundedDict[str, int] = BoundedDict(_REMEMBERED)
+        self._sizes: BoundedDict[str, int] = BoundedDict(_MAX_SIZES)
 
     async def measure(self, models: Collection[str]) -> dict[str, int]:
-        """Return the size in bytes of each model, which is named ``<kind>/<file name>``."""
+        """Return the size in bytes of each model by its name, ``<kind>/<file name>``."""
         unknown = [model for model in models if model not in self._sizes]
         if unknown:
             for model, size in await asyncio.to_thread(self._measure_all, unknown):

@@ -10,9 +10,10 @@ from pathlib import Path
 class Isolation(StrEnum):
     """The degree of isolation of a ComfyUI process from the machine and from other prompts' files.
 
-    With ``strict``, the kernel confines the process, which can access only the files of its present
-    prompt. With ``files``, only these files are in its folders and its environment has no secrets
-    of the stack, but the process is not confined. With ``off``, it also gets the whole environment.
+    With ``strict``, the kernel confines the process to the files of its present prompt. With
+    ``files``, the process is not confined, but its folders contain only these files, and its
+    environment contains no secrets of the stack. With ``off``, the process is not confined and also
+    gets the whole environment of the stack.
     """
 
     STRICT = "strict"
@@ -21,7 +22,7 @@ class Isolation(StrEnum):
 
 
 class Network(StrEnum):
-    """The network that a confined process can use, which is none or that of its machine."""
+    """The network that a confined process can use: none, or the network of its machine."""
 
     NONE = "none"
     HOST = "host"
@@ -36,15 +37,15 @@ class ComfyOptions:
         python: interpreter that runs ``main.py``.
         folder: folder of the process, whose content except the log is recreated at each start.
         models: shared, read-only folder with the subfolders ``checkpoints``, ``loras`` and so on.
-        custom_nodes: folders of the only custom node packages that are loaded.
+        custom_nodes: folders of the custom node packages to load; no other packages are loaded.
         flags: additional arguments for ``main.py``.
         warm_up: JSON of a graph that is rendered at the start, or None.
         cpu: whether ComfyUI runs without a GPU.
         share: fraction of the GPU's memory that the process may use.
-        start_timeout: seconds from the start within which a first prompt must finish.
+        start_timeout: seconds after the process's start within which a first prompt must finish.
         progress_timeout: seconds without progress after which a prompt fails.
-        input_bytes: largest number of bytes of cached input files.
-        output_bytes: largest number of bytes of a prompt's output files.
+        input_bytes: largest total size in bytes of cached input files.
+        output_bytes: largest total size in bytes of a prompt's output files.
         isolation: degree of isolation of the process.
         network: network that a confined process can use.
         readable: additional folders that a confined process may read.

@@ -20,16 +20,16 @@ from moyin.render.protocol.response import (
     find_files,
     has_succeeded,
     list_output_files,
-    make_farm_name,
+    make_unique_name,
     to_prompt_record,
 )
 from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
 
-_REMEMBERED = 4096
+_MAX_STORED = 4096
 _Version: TypeAlias = tuple[int, int, int]
-# Types that Python does not know, or takes from the machine's files.
+# Media types that Python does not know, or reads from files of the machine.
 _MEDIA_TYPES = {
     ".avif": "image/avif", ".webp": "image/webp",
     ".mkv": "video/x-matroska", ".mov": "video/quicktime", ".mp4": "video/mp4", ".webm": "video/webm",
@@ -50,14 +50,14 @@ class StoredResult:
 
 
 class OutputStore:
-    """Stores output files, and remembers the stored files of one ComfyUI process.
+    """Stores the output files of one ComfyUI process, and remembers the stored files.
 
-    For a repeated graph, ComfyUI's cache returns the names of the files that an earlier prompt
-    wrote. These files have been moved and stored, so this object looks up their digests. A file
-    that still exists has precedence, because a node may write the same name every time.
+    For a repeated graph, ComfyUI's cache returns the names of files that an earlier prompt wrote.
+    These files have been moved away, so their digests are looked up by name. A file that still
+    exists has precedence, because a node may write to the same name every time.
 
     Args:
-        limit: largest number of bytes of all output files of a prompt.
+        limit: largest total size in bytes of a prompt's output files.
     """
 
     def __init__(self, written_files: WrittenFiles, blobs: BlobStore, limit: int) -> None:
@@ -66,9 +66,9 @@ class OutputStore:
         self._limit = limit
         # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
-        self._stored = BoundedDict(_REMEMBERED)
-        # A repeated graph may name files that are being stored for an earlier prompt.
-        self._storing = asyncio.Lock()
+        self._stored = BoundedDict(_MAX_STORED)
+        # Serialises storing, because a repeated graph may name files that are just being stored.
+        self._store_lock = asyncio.Lock()
 
     async def collect(self, prompt_id: str, entry: HistoryEntry) -> StoredResult | None:
         """Store the output files of a finished prompt and return its result.
@@ -79,7 +79,7 @@ class OutputStore:
             The result, or None if a file of a successful prompt does not exist and is not stored.
         """
         try:
-            async with self._storing:
+            async with self._store_lock:
                 stored = await self._store_all(prompt_id, entry)
         finally:
             await asyncio.to_thread(self._written.discard_files, prompt_id)
@@ -111,7 +111,7 @@ class OutputStore:
         self, prompt_id: str, output: Mapping[str, Any]
     ) -> list[PromptFile]:
         """Store the output files of one node of a running prompt, and leave missing files out."""
-        async with self._storing:
+        async with self._store_lock:
             files = [await self._store(prompt_id, file, self._limit) for file in find_files(output)]
         return [file for file in files if file is not None]
 
@@ -120,14 +120,15 @@ class OutputStore:
 
         Raises `RenderFailed` if the file has more than ``limit`` bytes.
         """
-        name = make_farm_name(output, prompt_id)
+        name = make_unique_name(output, prompt_id)
         known, version = self._stored.get(output, (None, None))
         file = await asyncio.to_thread(self._written.open_file, output, prompt_id)
         try:
             if (
                 known is not None
                 and (file is None or _get_version(file) == version)
-                # Another prompt may have stored the file weeks ago, and it may have been pruned.
+                # The blob may have been pruned since an earlier prompt stored the file, perhaps
+                # weeks ago.
                 and (known.name == name or await self._blobs.renew(known.sha256))
             ):
                 return replace(known, name=name)
@@ -136,7 +137,7 @@ class OutputStore:
             version = _get_version(file)
             if os.fstat(file.fileno()).st_size > limit:
                 raise RenderFailed(
-                    f"the render's output files have more than the allowed {self._limit:,} bytes"
+                    f"the render's output files exceed the limit of {self._limit:,} bytes"
                 )
             blob = await self._blobs.put_stream(file, limit)
         finally:
@@ -161,7 +162,7 @@ def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
 
 
 def _get_version(file: BinaryIO) -> _Version:
-    """Return a value that differs between two versions of a file."""
+    """Return the time, size and inode of a file, of which one changes with each new version."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

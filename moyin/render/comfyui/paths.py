@@ -21,13 +21,13 @@ from moyin.render.protocol.binary import read_frame_text, replace_frame_text
 from moyin.render.protocol.wire import EventMessage
 
 PLACEHOLDER = "<path>"
-# A path is recognised by its first part: one of these names, or an entry of the root folder.
+# An absolute path is recognised by its first folder: one of these, or an entry of the root folder.
 _TOP_NAMES = (
     "Users", "Volumes", "app", "bin", "boot", "content", "data", "dev", "etc", "home", "lib", "lib32",
     "lib64", "media", "mnt", "nix", "opt", "private", "proc", "root", "run", "sbin", "scratch", "shared",
     "snap", "srv", "storage", "sys", "tmp", "usr", "var", "work", "workspace",
 )  # fmt: skip
-# The data of these frequent events contains only ids and numbers.
+# These frequent events contain only ids and numbers, so they are not searched for paths.
 _WITHOUT_PATHS = frozenset(
     {"executing", "execution_cached", "execution_start", "progress", "progress_state", "status"}
 )
@@ -35,10 +35,10 @@ _ERROR_EVENT = "execution_error"
 
 
 class HostPathFilter:
-    """Replaces the paths of the machine that runs one ComfyUI process.
+    """Replaces paths of the machine in the texts that one ComfyUI process sends.
 
     Args:
-        known: the names that replace known folders, by folder.
+        known: a mapping from known folders to the names that replace them.
     """
 
     def __init__(self, known: Mapping[Path, str]) -> None:
@@ -49,13 +49,13 @@ class HostPathFilter:
                     names.setdefault(str(spelling), name)
         self._names = names | {_escape(spelling): name for spelling, name in names.items()}
         longest = sorted(self._names, key=len, reverse=True)
-        # Patterns that begin with a slash make the search fast. The lookahead demands that the name
-        # of the folder ends there.
+        # Patterns that begin with a slash make the search fast. The lookahead ensures that the
+        # match ends at the end of a folder's name.
         folders = "|".join(re.escape(path[1:]) for path in longest)
         self._known = re.compile(rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest else "(?!)")
         tops = "|".join(re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()}))
         rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
-        # Of URLs only `file:///…` names a file of this machine.
+        # `file:///…` is the only kind of URL that names a file of this machine.
         self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{tops}){rest}")
         self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{tops})(?:/[^'\"\n\\]*)?(?P=quote)")
 
@@ -74,7 +74,8 @@ class HostPathFilter:
             options.models: "<models>",
             folder: "<folder>",
             environment: "<python>",
-            # A virtual environment's standard library is in the folder of its base interpreter.
+            # The standard library of a virtual environment is in the folder of its base
+            # interpreter.
             _resolve(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
@@ -115,7 +116,7 @@ class HostPathFilter:
 
     def hide_in_state(self, state: Any) -> Any:
         """Replace all paths in the error messages of the JSON of a `PromptState`."""
-        messages = _find_messages(state)
+        messages = _find_error_messages(state)
         for index, message in enumerate(messages):
             if isinstance(message, list) and len(message) == 2 and message[0] == _ERROR_EVENT:
                 messages[index] = [_ERROR_EVENT, self.hide_in_json(message[1])]
@@ -130,7 +131,7 @@ def _hide_in_bytes(body: bytes, hide: Callable[[str], str]) -> bytes:
     return hide(text).encode()
 
 
-def _find_messages(state: Any) -> list[Any]:
+def _find_error_messages(state: Any) -> list[Any]:
     value = state
     for name in ("entry", "status", "messages"):
         value = value.get(name) if isinstance(value, dict) else None

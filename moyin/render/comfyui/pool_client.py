@@ -1,7 +1,7 @@
-"""Requests data from the renderers of a pool, and caches the responses in memory and on disk.
+"""Sends GET requests to the renderers of a pool, and caches the responses in memory and on disk.
 
-Cached responses stay valid while no renderer of the pool is running, for example after the pool was
-scaled down to zero. They are dropped when the configuration of the pool changes.
+Cached responses stay valid while the pool has no running renderer, for example after it was scaled
+down to zero. They are dropped when the pool's configuration changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moyin.errors import ServiceUnavailable
 from moyin.system.bounded import BoundedDict
 
 NODES_PATH = "/object_info"
-# The path at which a pool returns its rules for graphs; ComfyUI has no such path.
+# The path at which a pool itself, not ComfyUI, returns its rules for graphs.
 RULES_PATH = "/moyin/rules"
 # The path at which a pool returns its `RenderTariff`.
 TARIFF_PATH = "/moyin/tariff"
@@ -28,10 +28,10 @@ FRESH_RESPONSE_SECONDS = 10.0
 MAX_REFRESH_WAIT_SECONDS = 0.5
 # Paths whose responses are also written to disk, and the endings of their files.
 _PATHS_ON_DISK = {NODES_PATH: "", RULES_PATH: ".rules", TARIFF_PATH: ".tariff"}
-_REMEMBERED = 128
-# Files of node packages, of which a page of the frontend loads many. Large files are not cached.
+_MAX_RESPONSES = 128
+# The frontend's page loads many files of node packages. Only small ones are cached.
 _FILE_PATHS = "/extensions/"
-_REMEMBERED_FILES = 256
+_MAX_FILE_RESPONSES = 256
 _MAX_CACHED_FILE_BYTES = 256 * 1024
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class PoolStarting(ServiceUnavailable):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolResponse:
-    """The response of a pool to a GET request for one of its ComfyUI processes.
+    """A pool's response to a GET request, which the pool forwards to one of its ComfyUI processes.
 
     Attributes:
         version: fingerprint of the pool's configuration, which determines its nodes and models.
@@ -79,7 +79,7 @@ class CachedResponse:
     """A cached response.
 
     Attributes:
-        value: body of the response, or None if nothing exists at the path.
+        value: body of the response, or None if the path does not exist.
         received_at: monotonic time of the response, or minus infinity if it was read from disk.
         version: fingerprint of the pool's configuration.
     """
@@ -90,11 +90,11 @@ class CachedResponse:
 
 
 class PoolResponseCache:
-    """A cache of the pools' responses, which combines equal concurrent requests.
+    """Caches the pools' responses, and sends equal concurrent requests only once.
 
     Args:
         folder: folder of the cached responses on disk, or None to cache in memory only.
-        fresh: seconds for which a cached response is returned without a new request.
+        fresh: seconds until a cached response is too old to be returned without a new request.
         patience: seconds to wait for a new response before an older cached one is returned.
     """
 
@@ -105,8 +105,8 @@ class PoolResponseCache:
         self._folder = folder
         self._fresh = fresh
         self._patience = patience
-        self._answers: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_REMEMBERED)
-        self._files: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_REMEMBERED_FILES)
+        self._responses: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_RESPONSES)
+        self._files: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_FILE_RESPONSES)
         self._loading: dict[tuple[str, str], asyncio.Task[CachedResponse]] = {}
 
     async def close(self) -> None:
@@ -139,7 +139,7 @@ class PoolResponseCache:
         return task.result() if task.done() else known
 
     def _choose_cache(self, path: str) -> BoundedDict[tuple[str, str], CachedResponse]:
-        return self._files if path.startswith(_FILE_PATHS) else self._answers
+        return self._files if path.startswith(_FILE_PATHS) else self._responses
 
     async def _request(self, pool: str, path: str) -> CachedResponse:
         key, answers = (pool, path), self._choose_cache(path)
@@ -147,7 +147,8 @@ class PoolResponseCache:
         try:
             response = await self._client.get(pool, path)
         except ServiceUnavailable:
-            # The configuration of an unreachable pool is unknown, so its last response is used.
+            # An unreachable pool's configuration is unknown, so assume that the cached response is
+            # valid.
             before = before or await self._read_from_disk(pool, path)
             if before is None:
                 raise
@@ -171,7 +172,8 @@ class PoolResponseCache:
             return answer
         before = before or await self._read_from_disk(pool, path)
         if before is not None and before.version == response.version:
-            # Fresh again, because a new request would find no renderer either.
+            # Mark the cached response as fresh, because a new request would find no renderer
+            # either.
             return replace(before, received_at=time.monotonic())
         self._choose_cache(path).pop((pool, path), None)
         error = PoolStarting if response.state == "starting" else ServiceUnavailable

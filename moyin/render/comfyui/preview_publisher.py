@@ -9,7 +9,8 @@ from moyin.render.protocol.binary import parse_preview
 from moyin.store.previews import Preview, PreviewStore
 
 _INTERVAL_SECONDS = 0.5
-# ComfyUI's own previews have tens of kB. All tenants share Valkey's memory.
+# ComfyUI's own previews have tens of kB; larger ones would fill Valkey's memory, which tenants
+# share.
 _MAX_BYTES = 256 * 1024
 _MAX_NODE_ID = 200
 
@@ -25,7 +26,7 @@ class PreviewPublisher:
         self._publishing: asyncio.Task[None] | None = None
 
     def offer(self, frame: bytes) -> None:
-        """Publish the picture of a binary frame unless a newer one comes first, without waiting."""
+        """Schedule the picture in a binary frame for publication; a newer picture replaces it."""
         self._newest = frame
         if self._publishing is None or self._publishing.done():
             self._publishing = asyncio.create_task(self._publish())

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from moyin.errors import StackError
 from moyin.render.comfyui.bubblewrap import open_filter, require_confinement
-from moyin.render.comfyui.channels import Channels
+from moyin.render.comfyui.channels import ProcessChannels
 from moyin.render.comfyui.environment import build_child_environment
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
@@ -34,7 +34,7 @@ from moyin.system.logfile import LogFile, read_last_lines
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
 _SANDBOX_END_SECONDS = 5.0
-# High, because each math library starts several threads per processor.
+# The limit of threads is high, because each math library starts several threads per processor.
 _MAX_THREADS = 16_384
 # Like a shell, bubblewrap exits with 128 plus the number of the signal that killed its child.
 _KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -43,8 +43,8 @@ _KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 class Spawner:
     """Starts processes from one thread that lives until `close`.
 
-    The kernel sends the parent-death signal when the *thread* that forked the process ends, and the
-    threads of asyncio's executor may end early.
+    The kernel sends the parent-death signal when the *thread* that forked the process ends. The
+    threads of asyncio's executor are unsuitable, because they may end early.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class ComfyProcess:
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        channels: Channels,
+        channels: ProcessChannels,
         log: Path,
         sandboxed: SandboxProcesses | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class ComfyProcess:
             if is_strict
             else None
         )
-        channels = Channels(folder.path)
+        channels = ProcessChannels(folder.path)
         process: subprocess.Popen[bytes] | None = None
         try:
             command = build_command(options, folder, _make_launcher_options(options, channels))
@@ -127,7 +127,7 @@ class ComfyProcess:
 
     @property
     def pid(self) -> int:
-        """The id of ComfyUI's process, or that of bubblewrap until ComfyUI has started."""
+        """The process id of ComfyUI, or of bubblewrap until ComfyUI has started."""
         main = None if self._sandboxed is None else self._sandboxed.main
         return self._process.pid if main is None else main
 
@@ -139,7 +139,7 @@ class ComfyProcess:
         return count_memory_kills() == self._first_memory_kills
 
     def read_last_log_lines(self, count: int = 12) -> str:
-        """Return the last lines of the process's log, for an operator."""
+        """Return the last ``count`` lines of the process's log."""
         return "\n".join(read_last_lines(self._log_path, count))
 
     def exempt_present_processes(self) -> None:
@@ -157,7 +157,7 @@ class ComfyProcess:
         if not self.exited.done():
             self._send_signal(signal.SIGTERM)
             await asyncio.wait([self.exited], timeout=patience)
-        # Sent even if the leader has ended, because its children belong to the group as well.
+        # Sent even if ComfyUI has ended, because its child processes belong to the group as well.
         self._send_signal(signal.SIGKILL)
         await self.exited
         if self._sandboxed is not None:
@@ -176,7 +176,7 @@ class ComfyProcess:
         try:
             await _wait_for_exit(self._process.pid)
             status = self._process.wait()
-            # With a timeout, because a grandchild may hold the pipe open for ever.
+            # With a timeout, because a grandchild process may hold the pipe open for ever.
             await asyncio.wait([pump], timeout=0.5)
         finally:
             pump.cancel()
@@ -196,7 +196,7 @@ class ComfyProcess:
 
 
 def count_memory_kills(path: Path = Path("/proc/vmstat")) -> int:
-    """Return how many processes the kernel's out-of-memory killer has killed since boot."""
+    """Return the number of processes that the kernel killed for lack of memory since boot."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
@@ -221,7 +221,7 @@ def build_command(
     ]
 
 
-def _make_launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
+def _make_launcher_options(options: ComfyOptions, channels: ProcessChannels) -> dict[str, Any]:
     """Return the launcher's JSON options, which ``launcher.py`` describes."""
     launcher_options: dict[str, Any] = {
         "socket": channels.listening,
@@ -288,7 +288,8 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # A group of its own, so that `stop` also ends the processes that custom nodes start.
+        # A process group of its own, so that `stop` also ends the processes that custom nodes
+        # start.
         start_new_session=True,
         pass_fds=descriptors,
     )

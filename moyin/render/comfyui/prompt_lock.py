@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class PromptLock:
-    """A lock that a prompt holds while its files are in the folders of the ComfyUI process."""
+    """A lock that one prompt holds while its files are in the folders of the ComfyUI process."""
 
     def __init__(self, supervisor: ComfySupervisor, inputs: InputFiles) -> None:
         self._supervisor = supervisor
@@ -27,7 +27,7 @@ class PromptLock:
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Hold the lock without a prompt, so that no prompt is executed in the block."""
+        """Hold the lock without a prompt, so that no prompt is executed while the block runs."""
         async with self._lock:
             yield
 
@@ -75,7 +75,7 @@ class PromptLock:
 async def _run_in_thread(work: Callable[..., None], *arguments: Any) -> None:
     """Run ``work`` in a thread, and wait for its end even if this task is cancelled.
 
-    A thread can't be stopped, and would move files while the next prompt is executed.
+    A cancelled task can't stop its thread, which would move files while the next prompt executes.
     """
     working = asyncio.create_task(asyncio.to_thread(work, *arguments))
     try:

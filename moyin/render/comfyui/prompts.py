@@ -23,12 +23,12 @@ from moyin.render.protocol.graph import find_model_files
 from moyin.render.protocol.response import ProgressMeter, is_last_event
 from moyin.render.protocol.wire import EventMessage
 
-# The interval of progress events, each of which costs milliseconds as a message through Ray.
+# The interval of progress events. Each event is a message through Ray, which costs milliseconds.
 _EVENT_SECONDS = 0.25
 
 
 class RunningPrompt:
-    """A running prompt, whose events any number of callers can `follow`.
+    """A running prompt; any number of callers can `follow` its events.
 
     Args:
         relay: publishes the events to the client that submitted the prompt, or None.
@@ -36,11 +36,11 @@ class RunningPrompt:
 
     Attributes:
         record: ComfyUI's history entry, or None until the prompt has been executed.
-        runs: the runs of the prompt, once it has ended.
+        runs: the measured runs of the prompt; empty until the prompt has ended.
         is_submitted: whether the prompt has been submitted to ComfyUI.
         is_cancelled: whether a caller has cancelled the prompt.
         has_begun: whether ComfyUI has sent the event that the execution has begun.
-        loader_nodes: ids of the nodes that load model files.
+        loader_nodes: ids of the graph's nodes that load model files.
         should_poll: set when the renderer should request the prompt's state from ComfyUI.
     """
 
@@ -67,9 +67,9 @@ class RunningPrompt:
         self._is_executed = False
         self._result: RenderSucceeded | None = None
         self._error: MoyinError | None = None
-        # Set and then replaced at each change.
+        # The event is set at each change, and then replaced by a new one.
         self._changed = asyncio.Event()
-        # Set when an event must be sent without the delay of progress events.
+        # Set when a follower must send an event without the delay of progress events.
         self._urgent = asyncio.Event()
 
     def process_event(self, message: EventMessage) -> None:
@@ -101,7 +101,7 @@ class RunningPrompt:
             self._notify_urgently()
 
     async def follow(self) -> AsyncGenerator[RenderEvent, None]:
-        """Yield the present progress and all later events, as `Renderer.render` defines them."""
+        """Yield the present progress, then all later events, which `Renderer.render` describes."""
         sent_progress: RenderProgress | None = None
         sent_started = sent_executed = sent_record = sent_runs = False
         while True:
@@ -141,7 +141,7 @@ class RunningPrompt:
         return self._result is not None or self._error is not None
 
     async def _wait_for_urgent(self, seconds: float) -> bool:
-        """Wait up to ``seconds``, and return whether there is an urgent event."""
+        """Wait up to ``seconds`` for an urgent event, and return whether one has happened."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await self._urgent.wait()

@@ -1,4 +1,4 @@
-"""Publishes ComfyUI's events of one prompt on the stream of the client that submitted it."""
+"""Publishes ComfyUI's events of one prompt on the stream of the prompt's client."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore
 
 _log = logging.getLogger(__name__)
-# Published by the gateway instead, when the end of the prompt is in the job's row.
+# The gateway publishes these events instead, when the job's row shows the end of the prompt.
 _END_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
 # Each of these events supersedes the previous event of the same type.
 _PROGRESS_EVENTS = ("progress", "progress_state")
-# The binary frames of this node are its output; it writes no file.
+# This node writes no file: its binary frames are its output.
 _OUTPUT_NODE = "SaveImageWebsocket"
-# The streams of all tenants share Valkey's memory. Clients find larger texts in the history.
+# Larger texts are not published, because all tenants' streams share Valkey's memory. Clients find
+# them in the history.
 _MAX_FRAME_BYTES = 1024 * 1024
 _BATCH_SIZE = 64
 _QUEUE_SIZE = 2_048
@@ -35,9 +36,9 @@ _FLUSH_SECONDS = 3.0
 class Relay:
     """Publishes the events of a prompt on a client's stream, in order.
 
-    A background task publishes, so that a slow stream does not delay the render. If the stream is
-    slow, previews and progress are dropped. Outputs are dropped only if they exceed 1 MiB and are
-    not files.
+    A background task publishes the events, so that a slow stream does not delay the render. If the
+    stream is slow, previews and progress events are dropped. Outputs are dropped only if they are
+    not files and exceed 1 MiB.
 
     Args:
         channel: name of the client's stream.
@@ -79,7 +80,7 @@ class Relay:
             self._publishing = asyncio.create_task(self._publish_queued())
 
     async def flush(self) -> None:
-        """Wait until all queued events are published, but at most three seconds."""
+        """Wait until all queued events are published, for at most three seconds."""
         if self._publishing is not None:
             await asyncio.wait([self._publishing], timeout=_FLUSH_SECONDS)
 
@@ -114,7 +115,8 @@ class Relay:
             data = {**data, "output": await self._store_output(data.get("output"))}
         body = to_json({"type": message.type, "data": data})
         if message.type == "executed" and len(body) > _MAX_FRAME_BYTES:
-            # Clients wait for the event, so it is sent as ComfyUI does for nodes without an output.
+            # Clients wait for this event, so send it without the output, as for a node that has
+            # none.
             body = to_json({"type": message.type, "data": {**data, "output": None}})
         frames = [Frame(kind=FrameKind.TEXT, prompt=self._prompt_id, body=body)]
         if message.type == "execution_start":
@@ -122,7 +124,10 @@ class Relay:
         return frames
 
     async def _store_output(self, output: Any) -> Any:
-        """Store the output's files, which clients fetch as soon as they receive the event."""
+        """Store the files of a node's output, and return the output with the files' final names.
+
+        Clients fetch the files as soon as they receive the event.
+        """
         if isinstance(output, Mapping):
             for file in await self._store_files(self._prompt_id, output):
                 await self._frames.add_file(self._prompt_id, file)

@@ -55,8 +55,8 @@ from moyin.store.usage import CANCELLED
 from moyin.system.bounded import BoundedDict
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 256
-# The history is polled as well, because a disconnected socket loses events.
+_MAX_RESULTS = 256
+# The interval of polls, which notice the end of a prompt whose events a broken socket has lost.
 _POLL_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
 _ATTEMPTS = 3
@@ -94,13 +94,15 @@ class ComfyRenderer:
         self._models: tuple[str, ...] = ()
         self._journal = RunJournal()
         self._active_prompts: dict[str, tuple[RunningPrompt, asyncio.Task[None]]] = {}
-        self._finished_results: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
-        # The id of the executing prompt, because some events do not have it.
+        self._finished_results: BoundedDict[str, StoredResult] = BoundedDict(_MAX_RESULTS)
+        # The id of the executing prompt; events without a prompt id belong to this prompt.
         self._executing: str | None = None
-        # Serialises submissions and interrupts, because an interrupt could stop the wrong prompt.
-        self._submitting = asyncio.Lock()
-        # Trimming for one prompt could remove the files that another prompt has just fetched.
-        self._trimming = asyncio.Lock()
+        # Serialises submissions and interrupts, because otherwise an interrupt could stop a newer
+        # prompt.
+        self._submit_lock = asyncio.Lock()
+        # Serialises fetching, because trimming for one prompt could remove files just fetched for
+        # another.
+        self._trim_lock = asyncio.Lock()
         self._last_event = time.monotonic()
 
     async def start(self) -> None:
@@ -122,7 +124,7 @@ class ComfyRenderer:
         self._supervisor.check_supervision()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        """Render a prompt, or attach to it if it is known, and yield its events."""
+        """Render a prompt and yield its events; if the prompt is known already, follow it."""
         result = self._finished_results.get(request.prompt_id)
         if result is not None:
             yield ExecutionFinished()
@@ -136,12 +138,12 @@ class ComfyRenderer:
                 yield event
 
     async def prepare(self, request: RenderRequest) -> None:
-        """Fetch the input files of a prompt that will be rendered next."""
+        """Fetch the input files of a prompt in advance, because it will be rendered next."""
         if self._supervisor.session is not None:
             await self._fetch_inputs(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        """Cancel a running prompt, and return its record if ComfyUI has made one."""
+        """Cancel a running prompt; return its history record, or None if ComfyUI has made none."""
         if prompt_id not in self._active_prompts:
             return None
         prompt, task = self._active_prompts[prompt_id]
@@ -151,7 +153,7 @@ class ComfyRenderer:
             self._fail(prompt, RenderFailed("the render was cancelled"))
             task.cancel()
             return None
-        async with self._submitting:
+        async with self._submit_lock:
             await session.client.interrupt(prompt_id)
         prompt.should_poll.set()
         await asyncio.wait([task], timeout=_INTERRUPT_SECONDS)
@@ -162,9 +164,9 @@ class ComfyRenderer:
     ) -> dict[str, Any]:
         """Validate a graph without executing it, and return ComfyUI's response body.
 
-        The body has ``error`` for an invalid graph. For a valid one it has the ids of the
-        ``outputs`` that ComfyUI would execute, ``node_errors`` of the other outputs, and the
-        inputs ``free`` for `moyin.comfy_api.validation_cache`, which the bridge adds.
+        For an invalid graph, the body has ``error``. For a valid graph, it has the ids of the
+        ``outputs`` that ComfyUI would execute and ``node_errors`` for the other outputs. The bridge
+        adds ``free``, the inputs that `moyin.comfy_api.validation_cache` may ignore.
 
         Raises:
             ServiceUnavailable: ComfyUI is not ready.
@@ -207,7 +209,7 @@ class ComfyRenderer:
             )
             task = asyncio.create_task(self._run_prompt(prompt))
             self._active_prompts[request.prompt_id] = (prompt, task)
-            # A callback also runs if the task is cancelled before it starts.
+            # A callback, because it also runs if the task is cancelled before it starts.
             task.add_done_callback(lambda _: self._remove_active(prompt))
         return self._active_prompts[request.prompt_id][0]
 
@@ -234,7 +236,8 @@ class ComfyRenderer:
         except WorkerLost as error:
             hangs = isinstance(error, NoResponse) and prompt.is_submitted
             if hangs and await self._supervisor.replace_hanging_session():
-                # The prompt may not be the cause; for example, a disk may hang.
+                # Not an error of the render, because the prompt may not be the cause: a disk may
+                # hang, for example.
                 self._fail(prompt, error)
                 return
             may_be_cause = prompt.is_submitted and not await self._supervisor.was_killed()
@@ -256,7 +259,7 @@ class ComfyRenderer:
 
     def _fail(self, prompt: RunningPrompt, error: MoyinError) -> None:
         self._end_runs(prompt, error=CANCELLED if prompt.is_cancelled else error.code)
-        # Removed first, so that an immediate retry of a caller starts the prompt again.
+        # Remove the prompt first, so that a caller's immediate retry starts the prompt again.
         self._remove_active(prompt)
         prompt.fail(error)
 
@@ -264,7 +267,7 @@ class ComfyRenderer:
         self, prompt: RunningPrompt, *, pictures: int = 0, error: str | None = None
     ) -> None:
         prompt_id = prompt.request.prompt_id
-        # A prompt that has ended before must not end the runs of its repetition.
+        # A prompt that has been replaced by a new try must not end the new try's runs.
         if prompt_id in self._active_prompts and self._active_prompts[prompt_id][0] is prompt:
             prompt.runs = self._journal.end_prompt(prompt_id, pictures=pictures, error=error)
 
@@ -272,7 +275,7 @@ class ComfyRenderer:
         prompt_id = prompt.request.prompt_id
         if prompt_id in self._active_prompts and self._active_prompts[prompt_id][0] is prompt:
             del self._active_prompts[prompt_id]
-            # Without effect, unless a bug ended the prompt without a result and an error.
+            # Has an effect only if a bug ended the prompt with neither a result nor an error.
             self._journal.end_prompt(prompt_id, error=StepFailed.code)
             if prompt.relay is not None:
                 prompt.relay.stop()
@@ -283,7 +286,7 @@ class ComfyRenderer:
         try:
             return await self._execute_with_retries(prompt)
         except MoyinError:
-            # Discard the files that could not be stored.
+            # Discard files that are left because storing them failed.
             if (session := self._supervisor.session) is not None:
                 await asyncio.to_thread(session.written.discard_files, prompt.request.prompt_id)
             raise
@@ -297,7 +300,7 @@ class ComfyRenderer:
                     await session.client.is_executor_alive()
                 entry = await self._run_to_end(session, prompt)
             if has_succeeded(entry):
-                # Before the files are stored, so that the next prompt can begin at once.
+                # Sent before the files are stored, so that the next prompt can begin at once.
                 prompt.mark_executed()
             try:
                 raise_for_failure(entry)
@@ -317,7 +320,7 @@ class ComfyRenderer:
 
     @asynccontextmanager
     async def _acquire_session(self, prompt: RunningPrompt) -> AsyncIterator[Session]:
-        """Wait until ComfyUI can access the files of only this prompt, and for no other prompt."""
+        """Wait until ComfyUI is idle and can access only this prompt's files; yield its session."""
         request = prompt.request
         while True:
             session = await self._supervisor.wait_for_session()
@@ -339,7 +342,7 @@ class ComfyRenderer:
     async def _collect_node_output(
         self, prompt_id: str, output: Mapping[str, Any]
     ) -> list[PromptFile]:
-        # Not bound to `self._outputs` in `_relay`, because each process has another `OutputStore`.
+        # Looked up for each call, because each new ComfyUI process has its own `OutputStore`.
         assert self._outputs is not None
         return await self._outputs.collect_node_output(prompt_id, output)
 
@@ -353,7 +356,7 @@ class ComfyRenderer:
                 raise StepFailed(
                     "the artifact store no longer has an input file of the render: upload it again"
                 ) from None
-            async with self._trimming:
+            async with self._trim_lock:
                 needed = {
                     name
                     for active, _ in self._active_prompts.values()
@@ -367,12 +370,12 @@ class ComfyRenderer:
     async def _run_to_end(self, session: Session, prompt: RunningPrompt) -> HistoryEntry:
         """Submit a prompt, wait until it has been executed, and return its history entry.
 
-        The end is recognised by the history entry. An event only triggers a poll, because a
-        malicious node could send a false event to let the next prompt begin too early.
+        The prompt has ended when its history entry exists. An event only triggers a poll, because a
+        malicious node could send a false event, so that the next prompt would begin too early.
         """
         client, prompt_id = session.client, prompt.request.prompt_id
         prompt.has_begun = False
-        async with self._submitting:
+        async with self._submit_lock:
             prompt.is_submitted = True
             await client.submit(
                 prompt_id,
@@ -384,7 +387,7 @@ class ComfyRenderer:
             self._last_event = time.monotonic()
             if prompt.request.models:
                 self._models = _sort_by_size(prompt.request.models)
-        # ComfyUI has accepted the prompt and has no other one.
+        # ComfyUI has accepted the prompt and executes no other.
         with self._journal.measure(prompt.request):
             return await self._wait_for_entry(session, prompt)
 
@@ -398,7 +401,7 @@ class ComfyRenderer:
             if entry is not None:
                 return entry
             if time.monotonic() - self._last_event > self._options.progress_timeout:
-                await self._interrupt_hung(session, prompt)
+                await self._interrupt_hanging(session, prompt)
 
     async def _read_state(self, session: Session, prompt: RunningPrompt) -> PromptState:
         state = await session.client.get_prompt_state(prompt.request.prompt_id)
@@ -409,16 +412,16 @@ class ComfyRenderer:
         prompt_id = prompt.request.prompt_id
         raise WorkerLost(f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history")
 
-    async def _interrupt_hung(self, session: Session, prompt: RunningPrompt) -> NoReturn:
+    async def _interrupt_hanging(self, session: Session, prompt: RunningPrompt) -> NoReturn:
         """Interrupt a hanging prompt, or replace the process, and raise an error.
 
-        The error is `NoResponse`, which does not blame the prompt, if the prompt has not begun.
-        Otherwise it is `RenderFailed`.
+        Raises `NoResponse` if the prompt has not begun, because then the prompt is not the cause.
+        Otherwise raises `RenderFailed`.
         """
         if not prompt.has_begun:
             raise NoResponse(f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}")
         prompt_id = prompt.request.prompt_id
-        async with self._submitting:
+        async with self._submit_lock:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         while (await session.client.get_prompt_state(prompt_id)).queued:
@@ -445,7 +448,7 @@ class ComfyRenderer:
     def _process_prompt_event(self, prompt: RunningPrompt, message: EventMessage) -> None:
         prompt.process_event(message)
         if message.type == "executing":
-            # Null after the last node.
+            # The node is null after the last node.
             node = message.data.get("node")
             self._journal.record_node(
                 prompt.request.prompt_id,
@@ -465,7 +468,7 @@ class ComfyRenderer:
             prompt.relay.enqueue(message)
 
     def _find_active(self, prompt_id: str | None) -> RunningPrompt | None:
-        """Return the active prompt with this id; without an id, the executing one."""
+        """Return the active prompt with this id, or the executing prompt if the id is None."""
         active = self._active_prompts.get(prompt_id or self._executing or "")
         return None if active is None else active[0]
 
@@ -518,5 +521,5 @@ def _count_pictures(result: StoredResult) -> int:
 
 
 def _make_loss_error(message: str) -> WorkerLost:
-    """Return the error for a process that ended during a prompt, which may be the cause."""
+    """Return the error for a prompt whose process ended, perhaps because of the prompt."""
     return WorkerLost(message, details={"ended": "comfyui"})

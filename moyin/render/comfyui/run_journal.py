@@ -13,7 +13,7 @@ from moyin.domain.renderer import RenderRequest
 from moyin.errors import StepFailed
 from moyin.system.bounded import BoundedDict
 
-# Pools settle the runs every second, so that so many are only kept while no pool exists.
+# Pools settle ended runs every second, so this limit is only reached while no pool exists.
 _MAX_UNSETTLED = 4096
 _MAX_PROMPTS = 256
 
@@ -24,7 +24,7 @@ class _Measurement:
     account: RenderAccount | None
     begun_at: float
     ended_at: float | None = None
-    # Since when a node that loads model files is executed, and how long others were.
+    # When the present node began to load model files, and how long earlier nodes loaded them.
     loading_since: float | None = None
     loaded_seconds: float = 0
 
@@ -32,8 +32,8 @@ class _Measurement:
 class RunJournal:
     """Records the runs of one renderer's prompts.
 
-    A run ends for readers when its prompt has ended, since only then are its result and its error
-    known. Its time ends earlier, because storing the files does not occupy the GPU.
+    A run is reported as ended when its prompt has ended, because its result or error is unknown
+    before. Its measured time ends earlier, because storing the files does not occupy the GPU.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,17 +44,23 @@ class RunJournal:
 
     @contextmanager
     def measure(self, request: RenderRequest) -> Iterator[None]:
-        """Measure the time of the block as a run of the prompt."""
+        """Measure how long the block runs, and record that time as a run of the prompt."""
         run = _Measurement(secrets.token_hex(16), request.account, self._clock())
         self._open.setdefault(request.prompt_id, []).append(run)
         try:
             yield
         finally:
-            # The prompt may have been ended meanwhile, for example because the process was lost.
+            # `end_prompt` may have ended the run meanwhile, for example because the process was
+            # lost.
             self._end(run)
 
     def record_node(self, prompt_id: str, *, loads_models: bool) -> None:
-        """Record that the prompt's next node is executed, or that none is any more."""
+        """Record that ComfyUI begins the prompt's next node, or has executed the last one.
+
+        Args:
+            loads_models: True if the node that begins loads model files; False for any other node,
+                and after the last node.
+        """
         for run in self._open.get(prompt_id, ())[-1:]:
             if run.ended_at is None:
                 run.loaded_seconds = self._measure_loading(run)
@@ -65,7 +71,7 @@ class RunJournal:
     ) -> tuple[RenderRun, ...]:
         """End the open runs of a prompt and return them.
 
-        The last one has the prompt's result or error. The others had to be repeated.
+        The last run has the prompt's result or error. The earlier runs failed and were repeated.
         """
         runs = self._open.pop(prompt_id, [])
         for run in runs:
@@ -91,11 +97,11 @@ class RunJournal:
         return ended
 
     def list_ended(self, prompt_id: str) -> tuple[RenderRun, ...]:
-        """Return the runs of a prompt that ended lately, of its last execution only."""
+        """Return the runs of a prompt that has ended recently, or nothing for any other prompt."""
         return self._ended.get(prompt_id, ())
 
     def list_unsettled(self) -> tuple[RenderRun, ...]:
-        """Return the runs with a price that are open, or have ended but are not settled."""
+        """Return the priced runs that are still open, or that have ended and are not booked."""
         open_runs = (
             RenderRun(
                 id=run.id,
@@ -112,7 +118,7 @@ class RunJournal:
         return (*self._unsettled.values(), *open_runs)
 
     def settle(self, run_ids: Iterable[str]) -> None:
-        """Forget runs that have been booked."""
+        """Forget the runs with these ids, because they have been booked."""
         for run_id in run_ids:
             self._unsettled.pop(run_id, None)
 

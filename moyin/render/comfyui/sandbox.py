@@ -33,7 +33,7 @@ _SYSTEM_FOLDERS = (
     "/nix/store",
     "/run/opengl-driver",
 )
-# Files in /etc that programs and drivers read at their start, without names of users.
+# Files in /etc that programs and drivers read at their start; none contains the names of users.
 _ETC_NAMES = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "mime.types"),
     *("fonts", "OpenCL", "vulkan", "ImageMagick-6", "ImageMagick-7", "ssl/openssl.cnf"),
@@ -48,7 +48,7 @@ _PERSONAL_FOLDERS = ("input", "output", "temp", "user", ".git")
 _MAX_FILES = 10_000
 _MAX_LINK_CHAIN = 40
 _PYTHON_SECONDS = 30
-# The range of generated user ids, which no distribution and no container assigns.
+# The range of generated user ids. No distribution and no container assigns ids in this range.
 _FIRST_UID = 1_900_000_000
 _UID_COUNT = 65_536
 _NOBODY_UID = 65_534
@@ -60,14 +60,14 @@ print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_pr
 
 @dataclass(kw_only=True)
 class Mounts:
-    """The mounts of a sandbox.
+    """The mounts, device files and links of a sandbox.
 
     Attributes:
-        read: paths outside the sandbox of read-only mounts, by path inside.
-        write: paths outside the sandbox of writable mounts, by path inside.
-        hide: folders that appear empty in the sandbox, even within a mounted folder.
+        read: read-only mounts, as a mapping from paths inside the sandbox to paths outside.
+        write: writable mounts, as a mapping from paths inside the sandbox to paths outside.
+        hide: folders that are empty in the sandbox, even those within a mounted folder.
         devices: device files.
-        links: targets of symbolic links to create, by path.
+        links: symbolic links to create, as a mapping from paths to targets.
     """
 
     read: dict[Path, Path] = field(default_factory=dict)
@@ -90,7 +90,8 @@ class Mounts:
             lines.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
         for path in self.devices:
             lines.append((path, ["--dev-bind", str(path), str(path)]))
-        # By default bubblewrap would copy the permissions of the folders outside, such as /root.
+        # By default, bubblewrap would copy the permissions of folders outside, such as those of
+        # /root.
         for path in self._parents_to_create({line[0] for line in lines} - {*self.links}):
             lines.append((path, ["--perms", "0755", "--dir", str(path)]))
         lines.sort(key=lambda line: line[0].parts)
@@ -102,7 +103,7 @@ class Mounts:
         ]
 
     def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
-        """Return the parent folders of the paths that no mount contains."""
+        """Return the parents of the paths that must be created, because no mount contains them."""
         mounted = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
         return {
@@ -137,7 +138,7 @@ def build_bubblewrap_options(
 
 
 def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_map")) -> int | None:
-    """Return the user id of a confined process, or None if it is the same as this process's."""
+    """Return the user id of a confined process, or None if it keeps the id of this process."""
     if options.isolation is not Isolation.STRICT or os.geteuid() != 0:
         return None
     if options.uid is not None:
@@ -151,7 +152,7 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
 
 
 def find_device_groups(paths: Iterable[Path]) -> list[int]:
-    """Return the ids of the groups whose members may use the devices that others may not use."""
+    """Return the ids of groups whose members may use devices that other users may not use."""
     groups = set()
     for path in paths:
         for device in (path, *(path.iterdir() if path.is_dir() else ())):
@@ -168,7 +169,7 @@ def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
 def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
     """Return a Python interpreter's folders, or raise `StackError` if Python can't be run."""
     try:
-        # In the environment of ComfyUI, which may change the folders.
+        # Run with ComfyUI's environment, whose variables may change the folders.
         completed = subprocess.run(
             [str(python), "-c", _PRINT_FOLDERS],
             stdin=subprocess.DEVNULL,
@@ -185,7 +186,10 @@ def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]
 
 
 def find_shared_folders(options: ComfyOptions) -> list[Path]:
-    """Return the folders that all processes of a pool read, or raise `StackError` (blocking)."""
+    """Return the folders that all processes of a pool read.
+
+    Blocks. Raises `StackError` if the configuration names a folder that can't be read.
+    """
     return [options.models, *options.custom_nodes, *find_extra_model_paths(options.flags)]
 
 
@@ -209,7 +213,7 @@ def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
 
 
 def _follow_links(path: Path) -> Iterator[Path]:
-    """Yield the folder of each target in a chain of symbolic links, as uv and pyenv create them."""
+    """Yield the folders of all targets in a chain of links, such as those of uv and pyenv."""
     for _ in range(_MAX_LINK_CHAIN):
         if not path.is_symlink():
             return
@@ -231,7 +235,7 @@ def _build_mounts(
     for name in (*_ETC_NAMES, *online):
         path = Path("/etc") / name
         if path.exists():
-            # The files of the resolver and the time zone may be links to any folder.
+            # The DNS resolver's file and the time zone's file may be links to any folder.
             mounts.read[path] = path.resolve()
     for path in folder.etc.iterdir():
         mounts.read[Path("/etc") / path.name] = path
@@ -252,7 +256,8 @@ def _build_mounts(
     mounted = [*mounts.read, *mounts.write]
     for name in _TEMPORARY_FOLDERS:
         path = Path(name)
-        # Bubblewrap would create a mount point within a writable mount outside the sandbox, too.
+        # Create no mount point within a writable mount: bubblewrap would create it outside the
+        # sandbox, too.
         if not any(other.is_relative_to(path) for other in mounted):
             mounts.write[path] = folder.scratch
     return mounts
@@ -261,11 +266,11 @@ def _build_mounts(
 def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
     for path in paths:
         if required and not path.exists():
-            raise StackError(f"{path}, which the render pool's options name, does not exist")
+            raise StackError(f"{path} in the render pool's options does not exist")
         if path in (Path("/"), Path("/etc"), *mounts.hide):
             if required:
                 raise StackError(
-                    f"{path}, which the render pool's options name, is too much to share with "
+                    f"{path} in the render pool's options is too large to share with "
                     "ComfyUI: name a folder within it"
                 )
             continue
@@ -281,7 +286,7 @@ def _is_visible(mounts: Mounts, path: Path) -> bool:
 
 
 def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
-    """Return the resolved targets of links in the folders, which may be models on other disks."""
+    """Return the targets of links that lead out of the mounts, such as models on other disks."""
     targets: dict[Path, Path] = {}
     seen = 0
     for folder in folders:
@@ -302,7 +307,7 @@ def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Pa
 
 def _add_devices(mounts: Mounts, options: ComfyOptions) -> None:
     mounts.devices = [] if options.cpu else find_graphics_devices()
-    # Math libraries read the number of processors from /sys.
+    # Mount /sys, from which math libraries read the number of processors.
     for name in ("/sys",) if mounts.devices else _TOPOLOGY_FOLDERS:
         if Path(name).exists():
             mounts.read[Path(name)] = Path(name)

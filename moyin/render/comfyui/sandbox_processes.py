@@ -1,4 +1,4 @@
-"""Finds the processes of a sandbox, and kills those that prompts did not end."""
+"""Finds the processes of a sandbox, and kills those that a prompt started and did not end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 from moyin.errors import WorkerLost
 
-_PATIENCE_SECONDS = 2.0
+_KILL_TIMEOUT_SECONDS = 2.0
 _PAUSE_SECONDS = 0.01
 
 
@@ -24,7 +24,8 @@ class SandboxProcesses:
     def __init__(self, init: int) -> None:
         self.init = init
         self._main: int | None = None
-        # The ids inside the sandbox that were checked, and the ids outside of exempt processes.
+        # The checked processes by their ids inside the sandbox, and the exempt ones by their ids
+        # outside.
         self._known_inner_ids: frozenset[int] = frozenset()
         self._exempt_ids: frozenset[int] = frozenset()
 
@@ -44,14 +45,14 @@ class SandboxProcesses:
         self._known_inner_ids = self._list_inner_ids()
 
     def kill_new_processes(self) -> None:
-        """Kill the processes that were started later, or raise `WorkerLost` if one does not end."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        """Kill the processes that are not exempt, or raise `WorkerLost` if one survives."""
+        deadline = time.monotonic() + _KILL_TIMEOUT_SECONDS
         while self._list_inner_ids() - self._known_inner_ids:
             strays = [
                 p for p in self._list_processes() if p.pid not in self._exempt_ids and _is_alive(p)
             ]
             if not strays:
-                # The new processes are zombies that ComfyUI has not reaped yet.
+                # The remaining processes are zombies, which ComfyUI has not reaped yet.
                 self._known_inner_ids = self._list_inner_ids()
                 return
             if time.monotonic() > deadline:

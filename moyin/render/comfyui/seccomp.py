@@ -2,8 +2,8 @@
 
 Namespaces do not restrict rarely used parts of the kernel, nor AF_VSOCK sockets, which connect to
 the host of a virtual machine from any network namespace. The filter denies the calls that Flatpak
-and Docker deny and that no renderer needs. A denied call fails with EPERM, so that programs fall
-back instead of crashing.
+and Docker deny and that no renderer needs. A denied call fails with EPERM, so that programs can use
+another call instead of crashing.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from moyin.render.protocol.wire import EventMessage
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 30.0
-# Time limit between the last response of a dying process and the notice of its exit.
+# How long to wait for the exit of a process that no longer responds.
 _EXIT_SECONDS = 1.0
 # A graph without models. Its execution proves that ComfyUI works, which HTTP responses do not.
 _TEST_GRAPH = {
@@ -41,7 +41,7 @@ class Session:
     """A ComfyUI process that has rendered a first prompt, with its HTTP client.
 
     Attributes:
-        client: client of the process.
+        client: HTTP client of the process.
         written: files that prompts have written.
         memory: bytes of GPU memory that the process may use, or None without a GPU.
         volatile: node classes that may return different outputs for the same inputs.
@@ -115,9 +115,9 @@ class Session:
             await process.stop()
 
     def finish_prompt(self, prompt_id: str) -> None:
-        """Move the files of a finished prompt and kill the processes that it started (blocking).
+        """Move a finished prompt's files out of ComfyUI's reach, and kill the prompt's processes.
 
-        Raises `OSError` or `WorkerLost` if that fails; ComfyUI must then be replaced.
+        Blocks. Raises `OSError` or `WorkerLost` if that fails; then ComfyUI must be replaced.
         """
         self._process.kill_new_processes()
         self.written.end_prompt(prompt_id)
@@ -137,17 +137,17 @@ class Session:
 
     async def wait_until_broken(self) -> str:
         """Wait until the process has ended or hangs, and return the reason."""
-        given_up = asyncio.create_task(self._was_marked_broken.wait())
+        marked_broken = asyncio.create_task(self._was_marked_broken.wait())
         executor_dead = asyncio.create_task(self._wait_until_executor_is_dead())
         try:
             await asyncio.wait(
-                [self._process.exited, given_up, executor_dead],
+                [self._process.exited, marked_broken, executor_dead],
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            for task in (given_up, executor_dead):
+            for task in (marked_broken, executor_dead):
                 task.cancel()
-            await asyncio.gather(given_up, executor_dead, return_exceptions=True)
+            await asyncio.gather(marked_broken, executor_dead, return_exceptions=True)
         if self._process.exited.done():
             return f"its process ended with status {self._process.exited.result()}"
         if self._was_marked_broken.is_set():
@@ -164,7 +164,8 @@ class Session:
             try:
                 is_alive = await self.client.is_executor_alive()
             except WorkerLost:
-                # An executing node may prevent the process from responding.
+                # No response is not a failure, because an executing node may prevent the process
+                # from responding.
                 is_alive = not self._is_idle()
             if not is_alive:
                 return
@@ -208,7 +209,7 @@ async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) 
     try:
         await _render(client, from_json(graph))
     except (InvalidGraph, RenderFailed) as error:
-        # Not fatal, because the pool can still render.
+        # The failure is only logged, because the pool can still render.
         _log.warning("the pool's warm_up graph failed, so the first job will be slow: %s", error)
 
 

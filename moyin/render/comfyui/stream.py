@@ -26,9 +26,9 @@ _FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True
 class EventStream:
     """Calls ``on_event`` for ComfyUI's events and ``on_binary`` for its binary frames.
 
-    The callbacks must not block, because ComfyUI waits for each of its sockets, so that a slow
-    reader delays the renders. After a disconnect the stream connects again with the same client id.
-    Events in between are lost, so callers must also poll the history.
+    The callbacks must not block: ComfyUI waits for each reader of its events, so a slow reader
+    delays the renders. After a disconnect, the stream connects again with the same client id. The
+    events in between are lost, so callers must also poll the history.
 
     Attributes:
         connected: set while ComfyUI sends events to the stream.
@@ -69,18 +69,18 @@ class EventStream:
                     self._call_back(self._on_binary, frame.data)
                 elif frame.type is aiohttp.WSMsgType.TEXT:
                     self._process_text(frame.data)
-                    # ComfyUI has registered the socket before it sends the first message.
+                    # The first message shows that ComfyUI has registered the socket.
                     self.connected.set()
 
     def _process_text(self, text: str) -> None:
         try:
             message = EventMessage.model_validate_json(text)
         except ValidationError:
-            return  # custom nodes may send messages of any shape
+            return  # a custom node may send any text
         self._call_back(self._on_event, message)
 
     def _call_back(self, callback: Callable[[T], None], message: T) -> None:
-        """Call the callback, and catch its error if a node has sent a malformed message."""
+        """Call the callback, and log its error, which a malformed message of a node may cause."""
         try:
             callback(message)
         except Exception:

@@ -19,7 +19,7 @@ from moyin.render.protocol.wire import OutputFile
 
 _MAX_DEPTH = 64
 _OWNER_ONLY = 0o700
-# A folder name that is not a prompt id.
+# The name of the folder for files of no prompt; it is not a valid prompt id.
 _UNCLAIMED = "nobody"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -38,7 +38,7 @@ class WrittenFiles:
         self._executing: str | None = None
 
     def begin_prompt(self, prompt_id: str) -> None:
-        """Remove all other files from the process's folders, so that a prompt can begin."""
+        """Remove the files of other prompts from the process's folders, before a prompt begins."""
         self.remove_unclaimed()
         self._executing = prompt_id
 
@@ -64,11 +64,12 @@ class WrittenFiles:
         parts = PurePosixPath(file.subfolder, file.filename).parts
         if len(parts) > _MAX_DEPTH or any(part in ("/", "..") for part in parts):
             return None
-        # The bridge puts files into a folder named after the prompt that wrote them.
+        # The first folder is named after the prompt that wrote the file, because of the bridge.
         origin = parts[0] if parts and _UUID.fullmatch(parts[0]) else prompt_id
         roots = [self._folder.done / origin / file.type]
         if origin == self._executing:
-            # Tried first, because the file may be moved to the other folder meanwhile.
+            # The process's folder is tried first, because the file may meanwhile be moved to the
+            # other one.
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
             for candidate in _candidate_paths(parts, origin):
@@ -88,7 +89,7 @@ class WrittenFiles:
                 continue
             folder = target / source.name
             if folder.exists():
-                # The folder is from an earlier attempt at the same prompt.
+                # The folder is left from an earlier try of the same prompt.
                 remove_tree(folder)
             folder.mkdir(parents=True)
             for child in children:
@@ -96,7 +97,7 @@ class WrittenFiles:
 
 
 def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
-    """Yield the paths that a file may have; some nodes ignore the folder of their prompt."""
+    """Yield the paths where a file may be, because some nodes ignore the folder of their prompt."""
     yield parts
     if parts[:1] == (origin,):
         yield parts[1:]

@@ -31,7 +31,7 @@ _CACHED_ENTRIES = 32
 _CACHED_THUMBNAILS = 256
 _CACHED_BYTES = 512 * 1024
 _CACHED_SECONDS = 3600
-# Part of each cache key; must change when the result of a conversion changes.
+# A part of each cache key. Change this number when conversions produce other results.
 _VERSION = "1"
 
 
@@ -50,7 +50,7 @@ class ConvertedPicture:
     file: BinaryIO | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes, then close the file. This method can be called only once."""
+        """Yield the picture's bytes, then close its file. Call this method only once."""
         if self.content is not None:
             yield self.content
         elif self.file is not None:
@@ -81,7 +81,7 @@ class PictureConverter:
 
         Args:
             preview: format (``webp`` or ``jpeg``) and quality, such as ``webp;75``.
-            channels: ``rgb`` removes the transparency.
+            channels: the channels to keep; ``rgb`` removes the transparency.
 
         Raises:
             InvalidRequest: The source is not a readable picture, ``preview`` is malformed, or the
@@ -112,7 +112,8 @@ class PictureConverter:
         is_video = source.media_type in _VIDEO_TYPES
         if not is_video and not source.media_type.startswith("image/"):
             raise InvalidRequest(
-                f"only pictures and videos have thumbnails, and this file is {source.media_type}",
+                "only pictures and videos have thumbnails, but the type of this file is "
+                f"{source.media_type}",
                 field="filename",
             )
         task = {
@@ -168,17 +169,18 @@ class PictureConverter:
     async def _run_task(
         self, owner: str, source: Artifact, task: Mapping[str, Any]
     ) -> AsyncIterator[Path]:
-        """Run a task of `worker.convert` and yield its result, a file that exists in the block."""
+        """Run a task of `worker.convert`, and yield the path of the result until the block ends."""
         self._check_size(source.size)
         with tempfile.TemporaryDirectory(prefix="moyin-picture-") as folder:
             original, target = Path(folder) / "source", Path(folder) / "target"
-            # Copied only when a process is free, so that waiting pictures take no disk space.
+            # Copy the source only when a process is free, so that waiting pictures take no disk
+            # space.
             async with self._processes.acquire_process(owner) as process:
                 try:
                     await self._blobs.copy_to(source.sha256, original)
                 except FileNotFoundError:
                     raise ArtifactNotFound(
-                        f"the artifact store has no content of file {source.name!r} any more"
+                        f"the content of file {source.name!r} was deleted from the artifact store"
                     ) from None
                 await process.run({**task, "source": str(original), "target": str(target)})
             yield target

@@ -1,4 +1,4 @@
-"""Starts and reuses the processes that convert pictures, and ends idle ones."""
+"""Starts, reuses and ends the processes that convert pictures."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from moyin.system.slots import Slots
 
 _log = logging.getLogger(__name__)
 _SCRIPT = Path(__file__).with_name("worker.py")
-# Contains no secrets, because a malicious picture may take over the decoder.
+# The processes' environment contains no secrets, because a malicious picture may take over a
+# decoder.
 _ENVIRONMENT_NAMES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _TASKS_PER_PROCESS = 100
 _MAX_RESPONSE_BYTES = 64 * 1024
 # Time limit for the wait for a free process.
 _MAX_WAIT_SECONDS = 30.0
-# Time limit between the end of a process's output and its exit.
+# Time limit in seconds for the exit of a process whose output has ended.
 _EXIT_SECONDS = 2.0
 _UNREADABLE = "this file is not a readable picture or video"
 # Signals that end a process whose decoder crashes on a picture.
@@ -38,12 +39,14 @@ class PictureLimits:
     """Limits of one conversion.
 
     Attributes:
-        pixels: largest number of pixels of a source.
-        preview_pixels: largest number of pixels of a preview; larger pictures are scaled down.
-        memory_mib: largest address space of a process.
-        seconds: limit of the processor time. The limit of the real time is three times as long.
-        source_mib: largest source file.
-        result_mib: largest result file.
+        pixels: largest number of pixels in a source picture.
+        preview_pixels: largest number of pixels in a preview; larger pictures are scaled down.
+        memory_mib: largest address space of a process, in MiB.
+        seconds: limit of the processor time in seconds. The limit of the elapsed time is three
+            times
+            as long.
+        source_mib: largest source file, in MiB.
+        result_mib: largest result file, in MiB.
     """
 
     pixels: int = 8192 * 8192
@@ -103,7 +106,7 @@ class PictureProcess:
             await self.end()
             raise self._make_timeout_error() from None
         except BaseException:
-            # A late response must not be read as the response to the next task.
+            # Use the process for no other task, because it may send its response late.
             await self.end()
             raise
         if response is None:
@@ -126,7 +129,7 @@ class PictureProcess:
         self._remaining_tasks = 0
         with suppress(ProcessLookupError):
             self._process.kill()
-        # Shielded, so that a disconnect of the client leaves no zombie.
+        # Shielded from cancellation, so that a client that disconnects leaves no zombie process.
         await asyncio.shield(self._process.wait())
 
     async def _send(self, task: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -143,8 +146,9 @@ class PictureProcess:
         return response
 
     async def _make_exit_error(self) -> Exception:
-        # `end` would kill the process just before it exits by itself; `Popen.send_signal` would
-        # then reap the process, and asyncio would report the status 255 instead of the real one.
+        # Wait for the exit first. `end` would signal the process while it exits, so that
+        # `Popen.send_signal` would reap it and asyncio would report the status 255 instead of the
+        # real one.
         with suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_SECONDS):
                 await asyncio.shield(self._process.wait())
@@ -190,7 +194,8 @@ class PictureProcesses:
         idle: float = 15.0,
     ) -> None:
         self.limits = limits or PictureLimits()
-        # A tenant never gets all processes, because conversions may be slow.
+        # One tenant never gets all processes, so that its slow conversions do not block other
+        # tenants.
         self._slots = Slots(processes, queue=queue, patience=patience, reserve_seconds=math.inf)
         self._patience = patience
         self._idle = idle
@@ -216,7 +221,7 @@ class PictureProcesses:
             self._slots.release(tenant)
 
     async def close(self) -> None:
-        """End the idle processes, and let each busy process end after its task."""
+        """End the idle processes at once, and each busy process after its task."""
         for process in self._idle_processes:
             await process.end()
         self._idle_processes.clear()

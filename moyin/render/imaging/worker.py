@@ -42,12 +42,12 @@ _WEBP_MEMORY_ERRORS = ("encoding error 1", "encoding error 2")
 # The first boxes of an MP4 or QuickTime file.
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _MATROSKA_SIGNATURE = b"\x1aE\xdf\xa3"
-# Decoders of videos that ComfyUI and cameras write. FFmpeg has hundreds more, which run less often
-# and so may hide more errors.
+# Decoders for the videos that ComfyUI and cameras write. FFmpeg has hundreds of others, which are
+# used less and may therefore contain more bugs.
 _DECODERS = (
     "h264", "hevc", "libdav1d", "vp9", "vp8", "mpeg4", "prores", "ffv1", "mjpeg",
 )  # fmt: skip
-# Largest number of packets, of all streams, before the first readable frame.
+# How many packets of all streams are read to find the first readable frame.
 _MAX_PACKETS = 1000
 
 
@@ -57,7 +57,7 @@ class ConversionError(Exception):
     Attributes:
         kind: ``unreadable`` if the file is not a picture, ``large`` if a limit is exceeded, or
             ``unfit`` if the task can't be done with this picture.
-        details: numbers for the client, such as the limit that is exceeded.
+        details: numbers for the client, such as the limit that the picture exceeds.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """Write a lossy copy of the picture, scaled down if the picture is large."""
     with _open_picture(task["source"], limits) as picture:
-        size = _fit(picture.width, picture.height, task, limits)
+        size = _compute_preview_size(picture.width, picture.height, task, limits)
         is_large = size != picture.size
         if is_large:
             # Pillow can decode a JPEG at a fraction of its size that is still large enough.
@@ -113,10 +113,13 @@ def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     _write_picture(picture, task["target"], image_format.upper(), quality=task["quality"])
 
 
-def _fit(
+def _compute_preview_size(
     width: int, height: int, task: Mapping[str, Any], limits: Mapping[str, int]
 ) -> tuple[int, int]:
-    """Return the size of a preview: that of the source, or a smaller one of the same shape."""
+    """Return the width and height of a preview, which keeps the aspect ratio of its source.
+
+    The preview is as large as the source, unless the task or the limits demand a smaller size.
+    """
     scale = min(
         1.0,
         math.sqrt(limits["preview_pixels"] / (width * height)),
@@ -131,7 +134,7 @@ def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
         import av
     except ImportError as error:
         raise ConversionError(
-            "unfit", "only pictures have thumbnails here, because this server has no video decoder"
+            "unfit", "this server can't make thumbnails of videos, because it has no video decoder"
         ) from error
     from PIL import Image
 
@@ -148,7 +151,7 @@ def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
                 io_open=_refuse_to_open,
             ) as container:
                 frame = _decode_first_frame(container, limits)
-                width, height = _fit(frame.width, frame.height, task, limits)
+                width, height = _compute_preview_size(frame.width, frame.height, task, limits)
                 plane = frame.reformat(width, height, "rgb24", threads=1).planes[0]
     except MemoryError:
         # PyAV's MemoryError is an FFmpegError as well.
@@ -162,9 +165,10 @@ def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
 
 def _detect_container(head: bytes) -> str:
-    """Return FFmpeg's name of a container that holds its streams in the file itself.
+    """Return FFmpeg's name of the video's container format; raise an error for other formats.
 
-    FFmpeg's own detection also finds playlists, which name other files and URLs.
+    Only formats that hold their streams in the file itself are detected. FFmpeg's own detection
+    also accepts playlists, which name other files and URLs.
     """
     if head.startswith(_MATROSKA_SIGNATURE):
         return "matroska"
@@ -174,7 +178,7 @@ def _detect_container(head: bytes) -> str:
 
 
 def _refuse_to_open(url: str, _flags: int, _options: Mapping[str, str]) -> None:
-    raise PermissionError(errno.EPERM, "a video must not name other files")
+    raise PermissionError(errno.EPERM, "the video refers to another file, which is not allowed")
 
 
 def _decode_first_frame(
@@ -183,7 +187,7 @@ def _decode_first_frame(
     from av.error import InvalidDataError
     from av.stream import Disposition
 
-    # A cover picture is a video stream of its own.
+    # Skip cover pictures, which are also video streams.
     videos = (
         stream
         for stream in container.streams.video
@@ -196,7 +200,7 @@ def _decode_first_frame(
         raise ConversionError("unreadable", _UNREADABLE_VIDEO)
     _check_size(decoder.width, decoder.height, limits, "video")
     decoder.thread_count = 1
-    # Frames may be larger than the container says. Decoders pad them, which also counts.
+    # A frame may be larger than the container states. The decoder's padding counts as well.
     decoder.options = {"max_pixels": str(2 * limits["pixels"])}
     for packet in itertools.islice(container.demux(), _MAX_PACKETS):
         # A damaged packet may precede readable ones.
@@ -219,7 +223,7 @@ def _write_masked(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """Write a PNG of the source with its text chunks and the transparency of the mask."""
     from PIL.PngImagePlugin import PngInfo
 
-    # Decoded one after the other, so that only one decoded picture at a time is in memory.
+    # Decode one picture after the other, so that only one decoded picture at a time is in memory.
     transparency = _decode_transparency(task["mask"], limits)
     picture = _decode(task["source"], limits)
     if picture.size != transparency.size:
@@ -259,7 +263,7 @@ def _decode(path: str, limits: Mapping[str, int]) -> Image.Image:
 
 @contextlib.contextmanager
 def _open_picture(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
-    """Open a picture, of which only the header is read, until the end of the block."""
+    """Open a picture until the block ends; only its header is read."""
     from PIL import Image
 
     # `_check_size` applies the limit before the picture is decoded.
@@ -307,7 +311,7 @@ def _write_picture(picture: Image.Image, target: str, image_format: str, **optio
             ) from error
         if str(error).startswith(_WEBP_MEMORY_ERRORS):
             raise MemoryError from error
-        # WebP allows 16,383 pixels a side, JPEG 65,500.
+        # WebP allows at most 16,383 pixels per side, and JPEG 65,500.
         message = f"a picture of this size or kind cannot be written as {image_format}"
         raise ConversionError("unfit", message) from error
 
@@ -334,7 +338,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
-    # The kernel's limit includes the processor time of all earlier tasks.
+    # Raise the limit for each task, because the kernel counts the processor time of all tasks.
     used = math.ceil(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + limits["seconds"], resource.RLIM_INFINITY))
     try:
@@ -347,7 +351,8 @@ def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
             "message": f"converting the picture takes more than the allowed {limits['memory_mib']} "
             "MiB of memory",
             "details": {"max_memory_mib": limits["memory_mib"]},
-            # The process must end, because the conversion may not have freed all of its memory.
+            # Let this process end, because the failed conversion may not have freed all of its
+            # memory.
             "last": True,
         }
     return {}

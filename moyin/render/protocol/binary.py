@@ -1,8 +1,8 @@
 """Reads and writes binary frames of ComfyUI's WebSocket.
 
-A frame begins with its type as a big-endian u32. The type decides what follows: 1
-``[format][image]``, 3 ``[length][node id][text]``, 4 ``[length][JSON metadata][image]``. The format
-is 1 for JPEG and 2 for PNG.
+A frame begins with its type as a big-endian u32. Type 1 is followed by ``[format][image]``, type 3
+by ``[length][node id][text]``, and type 4 by ``[length][JSON metadata][image]``. The format is 1
+for JPEG and 2 for PNG.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_image_metadata(frame: bytes) -> tuple[dict[str, Any], int]:
 def parse_preview(frame: bytes) -> tuple[dict[str, Any], str, bytes] | None:
     """Return the metadata, the media type and the picture of a preview, or None for other frames.
 
-    The picture decides the media type, because nodes may send anything.
+    The media type follows from the picture's bytes, because nodes may state a wrong format.
     """
     if read_frame_type(frame) == PREVIEW_TYPE:
         metadata: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from moyin.domain.artifact import Artifact
 from moyin.errors import InputNotFound
 
-# A subfolder, because ComfyUI shows every client the files directly in the input folder.
+# A subfolder, because ComfyUI lists the files directly in its input folder to every client.
 INPUT_FOLDER = "moyin"
 # The same message for a missing file and for another tenant's file, so that names do not leak.
 NOT_YOUR_FILE = "you have no file with this name; upload it first"
@@ -24,7 +24,7 @@ _ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _FILE = re.compile(r"\.\w{1,8}( \[(input|output|temp)\])?$")
 _INPUT_NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
-# The models folder that an input's value is in, by the name of the input.
+# The folder of the model file that an input names, by the name of the input.
 _MODEL_FOLDERS = {
     "ckpt_name": "checkpoints",
     "unet_name": "diffusion_models",
@@ -37,14 +37,14 @@ _MODEL_FOLDERS = {
     "hypernetwork_name": "hypernetworks",
     "model_name": "upscale_models",
 }
-# The exceptions to `_MODEL_FOLDERS`, by node class and name of the input.
+# Exceptions to `_MODEL_FOLDERS`, by node class and name of the input.
 _CLASS_FOLDERS = {("CLIPVisionLoader", "clip_name"): "clip_vision"}
 # The number in ``clip_name1`` and ``lora_name_2``.
 _NUMBER = re.compile(r"_?\d+$")
 
 
 class RefusedInput(NamedTuple):
-    """A node, or one of its inputs, that Moyin refuses; ``input`` is empty for the whole node."""
+    """A node input that Moyin refuses; ``input`` is empty if the whole node is refused."""
 
     node: str
     class_type: str
@@ -114,7 +114,7 @@ def find_file_texts(value: Any) -> set[str]:
 
 
 def replace_texts(value: Any, texts: Mapping[str, str]) -> Any:
-    """Return a copy of ``value`` with whole strings replaced; references to artifacts stay."""
+    """Return a copy of ``value`` with strings replaced by ``texts``; keep artifact references."""
     if isinstance(value, str):
         return texts.get(value, value)
     if isinstance(value, Mapping):
@@ -129,7 +129,8 @@ def replace_inputs(
 ) -> dict[str, Any]:
     """Return a copy of the graph with artifact references and strings in its inputs replaced.
 
-    References are replaced by ``names``, by artifact id, and whole strings by ``texts``.
+    The mapping ``names`` has the replacements of references, by artifact id. The mapping ``texts``
+    has the replacements of strings.
     """
     texts = texts or {}
     return {
@@ -151,7 +152,7 @@ def make_input_name(artifact: Artifact) -> str:
 
 
 def find_input_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the node id and name of each input in the graph with a name of `make_input_name`."""
+    """Yield the node id and the file name of each graph input that names one of Moyin's files."""
     for node_id, node in graph.items():
         if isinstance(node, Mapping) and "inputs" in node:
             for text in _find_strings(node["inputs"]):
@@ -219,7 +220,7 @@ def _find_references(value: Any) -> Iterator[str]:
 def _parse_reference(value: Any) -> str | None:
     """Return the artifact id in a reference, or None if ``value`` is not a reference.
 
-    For a malformed reference, return a text that is no artifact's id.
+    For a malformed reference, return a text that is not the id of any artifact.
     """
     if isinstance(value, str):
         match = _REFERENCE.fullmatch(value)

@@ -15,7 +15,7 @@ from moyin.errors import OutOfMemory, RenderFailed
 from moyin.render.protocol.wire import EventMessage, HistoryEntry, OutputFile
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# Python refuses to parse longer numbers.
+# The most digits of a number, because Python refuses to parse longer ones.
 _DIGITS = re.compile(r"([0-9]{1,4000})")
 _FAILURES = frozenset({"execution_error", "execution_interrupted"})
 _FINISHED_STATES = ("finished", "error")
@@ -23,7 +23,7 @@ _FINISHED_STATES = ("finished", "error")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeOutputFile:
-    """An output file of a prompt, with the node and the output slot that name it."""
+    """An output file of a prompt, with the node and the output slot that produced it."""
 
     node: str
     slot: str
@@ -31,7 +31,7 @@ class NodeOutputFile:
 
 
 def list_output_files(entry: HistoryEntry) -> list[NodeOutputFile]:
-    """Return a prompt's output files, sorted by node id (2 before 10) and in each node's order."""
+    """Return a prompt's output files, by node id (2 before 10) and then in the node's order."""
     return [
         NodeOutputFile(node=node, slot=slot, file=file)
         for node, slot, items in _iterate_slots(entry)
@@ -58,7 +58,7 @@ def find_files(output: Any) -> Iterator[OutputFile]:
                 yield file
 
 
-def make_farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
+def make_unique_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
     """Return the name of a prompt's output file, which is unique among all ComfyUI processes.
 
     `moyin.render.comfyui.bridge` makes each node write into a folder named after the prompt. A file
@@ -77,7 +77,7 @@ def make_farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
 
 
 def replace_file_names(output: Any, prompt_id: str) -> Any:
-    """Return one node's output with each file renamed by `make_farm_name`."""
+    """Return one node's output with each file renamed by `make_unique_name`."""
     if not isinstance(output, Mapping):
         return output
     return {
@@ -102,17 +102,17 @@ def to_prompt_record(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
 
 
 def has_succeeded(entry: HistoryEntry) -> bool:
-    """Return whether ComfyUI has executed a prompt to its end, by the messages of the entry.
+    """Return whether the messages of a history entry show that ComfyUI has completed the prompt.
 
-    ``status_str`` is no evidence: ComfyUI sets it after each node that it executes, so it stays
-    ``success`` if the execution fails between two nodes, such as by a cycle in an expansion.
+    ``status_str`` is not reliable. ComfyUI sets it after each node, so it stays ``success`` if the
+    execution fails between two nodes, for example because an expanded node contains a cycle.
     """
     names = {name for name, _ in entry.status.messages}
     return "execution_success" in names and names.isdisjoint(_FAILURES)
 
 
 def raise_for_failure(entry: HistoryEntry) -> None:
-    """Raise an error if the history entry is that of a failed prompt.
+    """Raise an error if the history entry shows that the prompt has failed.
 
     Raises:
         OutOfMemory: A node needed more GPU memory than is available.
@@ -129,7 +129,9 @@ def raise_for_failure(entry: HistoryEntry) -> None:
                 f"the render was interrupted while node {data.get('node_id')} was executed",
                 details=_select_node_details(data),
             )
-    raise RenderFailed("the render did not reach its end, and ComfyUI reports no error")
+    raise RenderFailed(
+        "the render ended before all of its nodes were executed, and ComfyUI reported no error"
+    )
 
 
 def get_prompt_id(message: EventMessage) -> str | None:
@@ -139,7 +141,7 @@ def get_prompt_id(message: EventMessage) -> str | None:
 
 
 def is_last_event(message: EventMessage) -> bool:
-    """Return whether an event is the last one of its prompt, which follows the history entry."""
+    """Return whether an event is a prompt's last one, sent after its history entry was written."""
     return message.type == "executing" and message.data.get("node", "") is None
 
 
@@ -148,7 +150,7 @@ class ProgressMeter:
 
     Attributes:
         node: id of the node that is being executed, or None before the first one.
-        max: number of nodes.
+        max: number of the graph's nodes, but at least 1.
     """
 
     def __init__(self, graph: Mapping[str, Any]) -> None:
@@ -176,7 +178,7 @@ class ProgressMeter:
         if message.type != "progress_state":
             return False
         for node_id, state in message.data.get("nodes", {}).items():
-            # A node may expand into nodes that are not in the graph; its progress includes them.
+            # Skip nodes into which another node expands: the progress of that node includes them.
             if node_id in self._graph:
                 self._fractions[node_id] = _calculate_fraction(state)
                 if state.get("state") == "running":
@@ -194,18 +196,18 @@ def _calculate_fraction(state: Mapping[str, Any]) -> float:
 def _replace_file_name(item: Any, prompt_id: str) -> Any:
     file = _parse_file(item)
     return (
-        item if file is None else {**item, "subfolder": make_farm_name(file, prompt_id).subfolder}
+        item if file is None else {**item, "subfolder": make_unique_name(file, prompt_id).subfolder}
     )
 
 
 def _iterate_slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:
-    for node in sorted(entry.outputs, key=_make_natural_key):
+    for node in sorted(entry.outputs, key=_make_sort_key):
         for slot, items in entry.outputs[node].items():
             yield node, slot, list(items) if isinstance(items, list | tuple) else [items]
 
 
-def _make_natural_key(node: str) -> list[tuple[int, str]]:
-    # `re.split` with a group returns the matches, which are digits, at odd positions.
+def _make_sort_key(node: str) -> list[tuple[int, str]]:
+    # `re.split` with a group returns the groups, which are digits here, at odd positions.
     parts = enumerate(_DIGITS.split(node))
     return [(int(part), "") if position % 2 else (0, part) for position, part in parts]
 
@@ -222,7 +224,7 @@ def _parse_file(item: Any) -> OutputFile | None:
 def _make_node_error(data: Mapping[str, Any]) -> RenderFailed:
     message = str(data.get("exception_message", "")).strip() or "its exception has no message"
     node = f"node {data.get('node_id')} ({data.get('node_type')})"
-    # The exception's module differs between versions of torch; its name does not.
+    # Compare only the name of the exception, because its module differs between versions of torch.
     is_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
     error_class = OutOfMemory if is_memory else RenderFailed
     return error_class(f"{node} failed: {message}", details=_select_node_details(data))

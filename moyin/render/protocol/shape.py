@@ -1,7 +1,7 @@
 """Summarises graphs whose renders take about the same time.
 
-The shape of a graph has its node classes, its model files, its sizes and numbers of steps. It has
-neither other numbers and texts nor the links between nodes.
+The shape of a graph is a digest of its node classes, model files, sizes and numbers of steps. Other
+numbers, texts and the links between nodes do not affect the shape.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from moyin.render.protocol.graph import find_model_files
 
 _BITS = 64
-# The inputs whose numbers determine how long a node takes, unlike seeds.
+# The inputs whose numbers affect how long a node takes; seeds, for example, do not.
 _SIZES = frozenset(
     {
         *("width", "height", "length", "depth", "batch_size", "amount", "steps"),
@@ -23,7 +23,7 @@ _SIZES = frozenset(
         *("megapixels", "scale_by", "upscale_by", "max_length", "max_new_tokens"),
     }
 )
-# A graph may not claim more pictures than one can make.
+# The upper limit of an estimate, because a graph may contain any number.
 _MAX_PICTURES = 4096
 
 
@@ -38,7 +38,7 @@ def combine_hashes(hashes: Iterable[int]) -> str:
 
 
 def hash_node(node: Any) -> int:
-    """Return the contribution of a node to the shape of its graph."""
+    """Return the hash of a node, from which `combine_hashes` computes a graph's shape."""
     if not isinstance(node, Mapping):
         return 0
     inputs = node.get("inputs")
@@ -53,12 +53,18 @@ def hash_node(node: Any) -> int:
 
 
 def estimate_pictures(graph: Mapping[str, Any]) -> int:
-    """Estimate how many pictures a graph stores: its nodes that save, times its largest batch."""
+    """Estimate how many pictures a graph stores, by its saving nodes and its largest batch."""
     return PictureCounts.from_graph(graph).estimate()
 
 
 class PictureCounts(NamedTuple):
-    """The nodes of a graph that save, its largest batch, and the most repetitions of one."""
+    """Counts in a graph that are used to estimate how many pictures it stores.
+
+    Attributes:
+        saves: number of nodes that save pictures.
+        batch: size of the largest batch.
+        repeats: largest number of repetitions of a batch.
+    """
 
     saves: int = 0
     batch: int = 1
@@ -89,7 +95,7 @@ def _read_count(inputs: Mapping[str, Any], name: str) -> int:
 
 
 def _read_number(value: Any) -> int | float | None:
-    """Return the number that ComfyUI takes an input for, which may be text; None if it is none."""
+    """Return the number in an input's value, which may be text; None if there is no number."""
     if isinstance(value, Mapping):
         value = value.get("__value__")
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Defines the members of ComfyUI's bodies and messages that Moyin reads; it ignores the others."""
+"""Defines the members of ComfyUI's bodies and messages that Moyin reads, and ignores all others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# ComfyUI ignores unknown ids, so any text is valid, except for NUL, which PostgreSQL rejects.
+# Any text is a valid id, because unknown ids are ignored, except for NUL, which PostgreSQL rejects.
 _PromptId = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 _ClientId = Annotated[str, Field(max_length=255)]
 
@@ -24,7 +24,7 @@ class OutputFile(_Model):
 
 
 class HistoryStatus(_Model):
-    """The status in a history entry; ``messages`` has the prompt's events as name and data."""
+    """The status in a history entry; ``messages`` has the name and the data of each event."""
 
     messages: list[tuple[str, dict[str, Any]]] = Field(default_factory=list)
 
@@ -74,7 +74,8 @@ class PromptBody(_Model):
 class RemovalBody(_Model):
     """The body of ``POST /queue`` and ``POST /history``, which remove prompts of the caller.
 
-    The member ``client_id`` exists only in Moyin. It limits ``clear`` to the prompts of one client.
+    The member ``client_id``, which exists only in Moyin, restricts ``clear`` to one client's
+    prompts.
     """
 
     clear: bool = False
@@ -91,7 +92,7 @@ class InterruptBody(_Model):
     """The body of ``POST /interrupt``.
 
     Without ``prompt_id``, all running prompts of the caller are interrupted. The member
-    ``client_id``, which exists only in Moyin, limits that to the prompts of one client.
+    ``client_id``, which exists only in Moyin, restricts the interruption to one client's prompts.
     """
 
     prompt_id: _PromptId | None = None
@@ -109,7 +110,7 @@ class Device(_Model):
 
     Attributes:
         type: PyTorch's device type, such as ``cpu``, or ``cuda`` for GPUs of NVIDIA and AMD.
-        vram_total: bytes of memory.
+        vram_total: size of the processor's memory in bytes.
     """
 
     type: str

@@ -1,1 +1,1 @@
-"""Decides in which order renders run, on which renderer, and how many renderers a pool needs."""
+"""Decides the order of renders, the renderer for each, and how many renderers a pool needs."""

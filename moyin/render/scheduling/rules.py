@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from moyin.system.bounded import BoundedDict
 
-_REMEMBERED_OWNERS = 10_000
+_MAX_OWNERS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,10 +24,10 @@ class PendingRender:
         priority: class of the render, from 1 (first) to 5 (last).
         arrived: time at which the job was accepted; a retried render has the time of its first try.
         owner: id of the tenant that submitted the render.
-        entered: time at which the render entered the window, and since which it ages.
+        entered: time at which the render entered the window; its age is counted from this time.
         deadline: time by which the render must be finished, or None if it has no deadline.
-        models: sizes of the model files that the render loads, by file name.
-        shape: digest of what determines how long the render takes (`compute_shape`).
+        models: sizes in bytes of the model files that the render loads, by file name.
+        shape: digest of the graph's members that determine the duration (`compute_shape`).
         family: name of the largest model file, or "" without models. A renderer executes renders of
             the same family without loading models in between.
     """
@@ -56,8 +56,8 @@ class RendererSlot:
         models: names of the model files in the renderer's memory.
         family: name of the largest of these files, or "" if no model is loaded.
         began: time at which the renderer's latest render began.
-        latest: the render that the window assigned to the renderer and that has not ended, if any.
-        load_seconds: estimated time to load the models of that render.
+        latest: the unfinished render that the window assigned to the renderer, if any.
+        load_seconds: estimated seconds to load the models of the render ``latest``.
         free_since: time at which the renderer became free.
     """
 
@@ -75,15 +75,17 @@ class OrderingRules:
     """Limits how much the order of renders may change to avoid loading models.
 
     Attributes:
-        ageing_seconds: seconds in the window after which a render moves up by one class. A render
-            of class ``p`` is *due* after ``p * ageing_seconds``; later renders then can't pass it.
+        ageing_seconds: a render moves up by one class each time that it has waited this many
+            seconds
+            in the window. A render of class ``p`` is *due* after ``p * ageing_seconds``; from then
+            on, later renders can't overtake it.
         deadline_margin_seconds: seconds before its deadline at which a render becomes due.
-        bytes_per_second: speed at which renderers load models.
+        bytes_per_second: speed at which renderers load models, in bytes per second.
         wait_factor: a render whose models no renderer has loaded waits at most this many times the
-            load time of the models, even if every renderer has work for its loaded models.
+            load time of the models, even if all renderers have work for their loaded models.
         imbalance_factor: a renderer switches to the models of a longer queue when the two queues,
             in seconds of work per renderer, differ by this many times the load time.
-        min_limit_seconds: lower bound of the limits that the two factors define.
+        min_limit_seconds: lower bound in seconds of the two limits that the factors define.
     """
 
     ageing_seconds: float = 300.0
@@ -98,11 +100,11 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
     def compute_max_imbalance(self, load_seconds: float) -> float:
-        """Return the seconds of work by which two queues may differ before a renderer switches."""
+        """Return by how many seconds of work two queues may differ before a renderer switches."""
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
     def compute_due_time(self, pending: PendingRender) -> float:
-        """Return the time from which renders that entered later cannot pass ``pending``."""
+        """Return the time after which no render that entered later can overtake ``pending``."""
         due = pending.entered + pending.priority * self.ageing_seconds
         if pending.deadline is None:
             return due
@@ -114,13 +116,13 @@ class OrderingRules:
         return max(1, pending.priority - aged)
 
     def estimate_load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
-        """Return the seconds for which the renderer must load models before the render begins."""
+        """Return how many seconds the renderer needs to load the render's models."""
         missing = sum(size for name, size in pending.models.items() if name not in slot.models)
         return missing / self.bytes_per_second
 
 
 class OwnerFairShare:
-    """Orders owners by start-time fair queueing.
+    """Decides which owner's render is next, by start-time fair queueing.
 
     Each render adds ``1 / weight`` to the virtual time of its owner, and the owner with the
     smallest virtual time is next. An owner who returns after a pause starts at the present virtual
@@ -132,12 +134,13 @@ class OwnerFairShare:
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self._weights = dict(weights or {})
-        # The least recently served owner is dropped first, which costs no owner a turn.
-        self._served: BoundedDict[str, float] = BoundedDict(_REMEMBERED_OWNERS)
+        # If there are too many owners, the least recently served owner is dropped, who loses no
+        # turn.
+        self._served: BoundedDict[str, float] = BoundedDict(_MAX_OWNERS)
         self._present = 0.0
 
     def copy(self) -> OwnerFairShare:
-        """Return a copy, of which a forecast charges the owners."""
+        """Return a copy whose owners a forecast can charge without changing this object."""
         copy = OwnerFairShare(self._weights)
         copy._served.update(self._served)
         copy._present = self._present
@@ -149,8 +152,8 @@ class OwnerFairShare:
     def charge(self, owner: str, others: Iterable[str] = ()) -> None:
         """Add a render to the owner's virtual time while the owners ``others`` are waiting."""
         start = self.get_virtual_time(owner)
-        # The present is the smallest virtual time of the waiting owners. Model affinity may serve
-        # an owner out of turn, and the other owners must not lose their turns by that.
+        # The present virtual time is the smallest one of the waiting owners. If an owner is served
+        # out of turn, because its models are loaded, the other owners must not lose their turns.
         self._present = min((self.get_virtual_time(other) for other in others), default=start)
         self._present = min(self._present, start)
         self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)
@@ -161,7 +164,7 @@ class ScalingPolicy:
     """Defines when a pool adds and removes renderers.
 
     Attributes:
-        minimum: smallest number of renderers, which an idle pool has; may be 0.
+        minimum: smallest number of renderers, which remain in an idle pool; may be 0.
         maximum: largest number of renderers.
         patience: seconds within which all waiting renders should begin.
         idle: seconds after which an idle renderer is removed.
@@ -173,12 +176,15 @@ class ScalingPolicy:
     idle: float = 300.0
 
     def count_needed(self, waiting: int, mean_seconds: float) -> int:
-        """Return how many renderers begin ``waiting`` renders of ``mean_seconds`` each in time."""
+        """Return how many renderers are needed to begin the waiting renders in time.
+
+        The time limit is ``patience``, and a render takes ``mean_seconds`` on average.
+        """
         wanted = math.ceil(waiting * mean_seconds / self.patience)
         return max(self.minimum, min(self.maximum, wanted))
 
     def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
-        """Return the indexes of the renderers to remove, the last first, if no render is waiting.
+        """Return the indexes of renderers to remove, in descending order; none while renders wait.
 
         A value in ``idle_seconds`` is None while the renderer is busy.
         """

@@ -16,12 +16,12 @@ from moyin.render.scheduling.start_errors import StartErrors
 from moyin.render.scheduling.waits import WaitTimes
 from moyin.render.scheduling.window import Expectation, Window
 
-# Retry-After of a closed scheduler; another replica of the pool replaces it within seconds.
+# Retry-After in seconds of a closed scheduler; a new replica of the pool replaces it meanwhile.
 _RETRY_SECONDS = 1.0
-# The interval at which a free renderer checks again whether it should switch to other models.
+# Seconds between checks of whether a free renderer should switch to other models.
 _CHECK_SECONDS = 0.5
-# The forecast of a large window would delay the assignment of renders, and the work to choose one grows
-# with the owners who wait. So the products of renders and flows are bounded as well.
+# A long forecast would delay the assignment of renders. The time of each choice grows with the
+# number of flows, so the product of renders and flows is bounded as well.
 _MAX_FORECAST = 256
 _MIN_FORECAST = 8
 _MAX_FORECAST_WORK = 51_200
@@ -31,7 +31,7 @@ class Lease:
     """The exclusive right to use the renderer ``name``, which lasts until `release` is called.
 
     Attributes:
-        load_seconds: estimated time to load the models of the render.
+        load_seconds: estimated seconds to load the render's models.
     """
 
     def __init__(self, name: str, load_seconds: float, release: Callable[[], None]) -> None:
@@ -60,13 +60,13 @@ class RenderScheduler:
     def __init__(
         self, window: Window | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        # A window without renders is falsy.
+        # Not `window or Window()`, because an empty window is falsy.
         self._window = Window() if window is None else window
         self._clock = clock
         self._start_errors = StartErrors()
         self._waits = WaitTimes()
         self._renderers: set[str] = set()
-        # The monotonic time of each lease, by renderer.
+        # The monotonic time at which each lease began, by renderer.
         self._leased: dict[str, float] = {}
         self._foreign_prompts: dict[str, frozenset[str]] = {}
         # The keys are `id()`s, because two equal attempts at one render may wait at the same time.
@@ -88,7 +88,7 @@ class RenderScheduler:
 
     @property
     def running(self) -> int:
-        """The number of renderers that execute a render, also one of an earlier scheduler."""
+        """The number of renderers that execute a render, including an earlier scheduler's."""
         return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
 
     @property
@@ -98,7 +98,7 @@ class RenderScheduler:
         return None if arrived is None else max(0.0, self._clock() - arrived)
 
     def wait_quantile(self, share: float) -> float | None:
-        """Return the wait that this share of the last renders did not exceed; None without any."""
+        """Return the quantile ``share`` of recent waits in seconds; None without renders."""
         return self._waits.quantile(share, self._clock())
 
     def is_busy(self, name: str) -> bool:
@@ -106,13 +106,13 @@ class RenderScheduler:
         return self._is_executing(name)
 
     def idle_seconds(self, name: str) -> float | None:
-        """Return the seconds for which the renderer has been free, or None if it is busy."""
+        """Return how many seconds the renderer has been free, or None if it is busy."""
         return self._window.idle_seconds(name, self._clock())
 
     def add_renderer(
         self, name: str, foreign_prompts: Collection[str] = (), models: Sequence[str] = ()
     ) -> None:
-        """Add a renderer, or update the prompts that run on a known one without a lease.
+        """Add a renderer, or update the foreign prompts of a known renderer.
 
         Args:
             foreign_prompts: ids of prompts that an earlier scheduler started on the renderer. No
@@ -143,9 +143,9 @@ class RenderScheduler:
 
     @asynccontextmanager
     async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
-        """Lease a renderer for the block when one is free, unless the lease is released earlier.
+        """Wait for a free renderer and lease it until the block ends or releases the lease.
 
-        Raises `ServiceUnavailable` if the scheduler is closed before.
+        Raises `ServiceUnavailable` if the scheduler is closed while the render waits.
         """
         if self._is_closed:
             raise _make_closed_error()
@@ -174,18 +174,18 @@ class RenderScheduler:
         return self._window.measured
 
     def forecast(self) -> list[Expectation]:
-        """Return the next renders in the order in which they would probably begin now."""
+        """Return the next waiting renders with their expected times, in the expected order."""
         now = self._clock()
         limit = _MAX_FORECAST_WORK // max(1, self._window.flows)
         limit = max(_MIN_FORECAST, min(_MAX_FORECAST, limit))
-        return self._start_errors.widen(self._window.forecast(now, limit), now)
+        return self._start_errors.widen_forecasts(self._window.forecast(now, limit), now)
 
     def list_running(self) -> list[Expectation]:
-        """Return the renders that have a renderer."""
+        """Return the renders that have been assigned to a renderer, with their expected times."""
         return self._window.list_running(self._clock())
 
     def peek_next(self, name: str) -> PendingRender | None:
-        """Return the render that a busy renderer would probably get if it became free now."""
+        """Return the render, if any, that a busy renderer would get if it became free now."""
         return self._window.peek_next(name, self._clock())
 
     def _assign(self) -> None:

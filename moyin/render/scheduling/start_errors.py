@@ -1,4 +1,4 @@
-"""Learns how much later than forecast renders start, since a forecast does not know who comes next."""
+"""Learns how much later than forecast renders start, because later renders may overtake them."""
 
 from __future__ import annotations
 
@@ -13,66 +13,68 @@ from moyin.render.scheduling.window import Expectation
 from moyin.system.bounded import BoundedDict
 
 _MAX_RENDERS = 4096
-_SCORES = 128
-# With fewer scores, waits are assumed to last up to twice the forecast.
+_MAX_SCORES = 128
+# With fewer scores than this, waits are assumed to last up to twice the forecast.
 _MIN_SCORES = 20
 _FIRST_FACTOR = 2.0
-# More than 0.9, because long waits become known late.
+# Higher than the 0.9 that is wanted, because the scores of long waits arrive late.
 _QUANTILE = 0.97
-# Added to both times, so that forecasts of a moment do not give huge ratios.
+# Added to both times of a score, so that tiny forecasts do not give huge ratios.
 _OFFSET_SECONDS = 2.0
 
 
 class StartErrors:
     """Widens forecasts of starts by the errors of earlier forecasts.
 
-    A score is the time to a start, divided by the forecast. Renders further back have scores of
-    their own, because more can come between: one group for each doubling of the position.
+    A score is the actual time until a render started, divided by the forecast time. Scores are
+    grouped by the render's position in the queue, with a group for each doubling of the position,
+    because more renders can overtake a render that is further back.
     """
 
     def __init__(self) -> None:
-        # One forecast of each waiting render: the number seen so far, its group, mean and time.
+        # One forecast for each waiting render: the number of forecasts so far, and the group, mean
+        # and time of this one.
         self._forecasts: BoundedDict[str, tuple[int, int, float, float]]
         self._forecasts = BoundedDict(_MAX_RENDERS)
         self._scores: dict[int, deque[float]] = {}
-        # Which of its forecasts a render keeps; all are equally likely.
+        # Selects the forecast that is kept for a render; all of its forecasts are equally likely.
         self._random = random.Random(0)
 
-    def widen(self, expected: Sequence[Expectation], now: float) -> list[Expectation]:
-        """Return the forecast with realistic variances, and remember it until the renders start."""
+    def widen_forecasts(self, expected: Sequence[Expectation], now: float) -> list[Expectation]:
+        """Return the forecasts with realistic variances; remember them until the renders start."""
         factors: dict[int, float] = {}
         widened = []
-        for position, one in enumerate(expected, start=1):
-            if one.starts_in is None:
-                widened.append(one)
+        for position, item in enumerate(expected, start=1):
+            if item.starts_in is None:
+                widened.append(item)
                 continue
             group = int(math.log2(position))
             if group not in factors:
                 factors[group] = self._compute_factor(group)
-            mean, seen = one.starts_in.mean, self._forecasts.get(one.pending.id, (0,))[0] + 1
+            mean, seen = item.starts_in.mean, self._forecasts.get(item.pending.id, (0,))[0] + 1
             p90 = max(
-                one.starts_in.p90, (mean + _OFFSET_SECONDS) * factors[group] - _OFFSET_SECONDS
+                item.starts_in.p90, (mean + _OFFSET_SECONDS) * factors[group] - _OFFSET_SECONDS
             )
             starts_in = Duration.from_p90(mean, p90)
-            added = Duration(mean=0.0, variance=starts_in.variance - one.starts_in.variance)
-            ends_in = None if one.ends_in is None else one.ends_in + added
-            widened.append(replace(one, starts_in=starts_in, ends_in=ends_in))
+            added = Duration(mean=0.0, variance=starts_in.variance - item.starts_in.variance)
+            ends_in = None if item.ends_in is None else item.ends_in + added
+            widened.append(replace(item, starts_in=starts_in, ends_in=ends_in))
             if self._random.random() < 1 / seen:
-                self._forecasts[one.pending.id] = (seen, group, mean, now)
+                self._forecasts[item.pending.id] = (seen, group, mean, now)
             else:
-                self._forecasts[one.pending.id] = (seen, *self._forecasts[one.pending.id][1:])
+                self._forecasts[item.pending.id] = (seen, *self._forecasts[item.pending.id][1:])
         return widened
 
     def record_start(self, render_id: str, now: float) -> None:
-        """Score the remembered forecast of a render that starts now."""
+        """Compute the score of the forecast that was remembered for a render, which starts now."""
         remembered = self._forecasts.pop(render_id, None)
         if remembered is not None:
             _, group, mean, made_at = remembered
             score = (now - made_at + _OFFSET_SECONDS) / (mean + _OFFSET_SECONDS)
-            self._scores.setdefault(group, deque(maxlen=_SCORES)).append(score)
+            self._scores.setdefault(group, deque(maxlen=_MAX_SCORES)).append(score)
 
     def forget(self, render_id: str) -> None:
-        """Drop the forecast of a render that no longer waits."""
+        """Drop the forecast of a render that is no longer waiting."""
         self._forecasts.pop(render_id, None)
 
     def _compute_factor(self, group: int) -> float:

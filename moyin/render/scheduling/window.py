@@ -4,15 +4,15 @@
 
 1. A render that is due (`OrderingRules.compute_due_time`) begins first, on the free renderer with
    the lowest cost. This prevents starvation.
-2. A renderer *switches* to the models with the longest queue per renderer that has them loaded, if
-   the renderer has no models loaded; if no waiting render uses its models and the renderers with
-   those other models are not about to empty the queue; or if that queue is longer than its own
-   queue by many times the load time of the models.
+2. A renderer *switches* to other models: those with the longest queue per renderer that has them
+   loaded. It switches in three cases: it has no models loaded; no waiting render uses its models,
+   and the renderers with the other models are not about to empty their queue; or their queue is
+   longer than its own by many times the load time of the models.
 3. A renderer begins a render that uses its loaded models. These renders are ordered by class after
    ageing, then by fair share of the owners, then by arrival.
 
 A render waits for a renderer that has its models loaded, even if another renderer is free, because
-loading models reduces the throughput of a farm most.
+nothing reduces the throughput of a farm more than loading models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from moyin.domain.queue_place import Duration
 from moyin.render.measurements import RenderMeasurements
 from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender, RendererSlot
 
-# The mean duration before any render has ended, and the weight of a new duration in the mean.
+# The assumed mean duration before any render has ended, and the weight of each new duration in the
+# mean.
 _FIRST_MEAN_SECONDS = 10.0
 _NEWEST_WEIGHT = 0.05
 
@@ -54,10 +55,10 @@ class Expectation:
 
 
 class _Queue:
-    """The waiting renders of one family.
+    """The waiting renders of one family, which is the name of their largest model file.
 
     Attributes:
-        flows: the renders of each owner and class, in the order of arrival.
+        flows: the waiting renders by owner and class, in the order of arrival.
     """
 
     def __init__(self) -> None:
@@ -88,8 +89,8 @@ class Window:
     named ``now``, so that a simulation can use the class.
 
     Attributes:
-        measured: the measured renders of the pool, which only forecasts use.
-        mean_seconds: mean duration of a render.
+        measured: the measured renders of the pool, which are used only for forecasts.
+        mean_seconds: mean duration of a render, in seconds.
         model_changes: number of times that a renderer had to load models.
     """
 
@@ -103,7 +104,7 @@ class Window:
         self._fair_share = fair_share or OwnerFairShare()
         self._slots: dict[str, RendererSlot] = {}
         self._free: dict[str, RendererSlot] = {}
-        # The number of renderers that have a family loaded, busy ones included.
+        # The number of renderers that have a family's models loaded, including busy renderers.
         self._renderer_counts: Counter[str] = Counter()
         self._queues: dict[str, _Queue] = {}
         self._owners: Counter[str] = Counter()
@@ -122,7 +123,7 @@ class Window:
         return min((pending.arrived for pending in self._pending.values()), default=None)
 
     def add(self, pending: PendingRender) -> None:
-        """Add a render whose ``entered`` is the present time."""
+        """Add a waiting render, whose ``entered`` must be the present time."""
         key = id(pending)
         self._pending[key] = pending
         self._queues.setdefault(pending.family, _Queue()).add(pending)
@@ -144,12 +145,15 @@ class Window:
 
     @property
     def flows(self) -> int:
-        """The number of combinations of models, owner and class that wait; each choice costs as much."""
+        """The number of combinations of family, owner and class that wait.
+
+        The time of each choice is proportional to this number.
+        """
         return sum(len(queue.flows) for queue in self._queues.values())
 
     @property
     def must_choose_again(self) -> bool:
-        """Whether a renderer is free while renders wait, so that a later choice may differ."""
+        """Whether a renderer is free although renders wait, so that a later choice may use it."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
@@ -163,7 +167,7 @@ class Window:
         slot = self._slots.pop(name, None)
         self._free.pop(name, None)
         if slot is not None:
-            self._uncount_renderer(slot.family)
+            self._decrement_renderer_count(slot.family)
 
     def mark_busy(self, name: str) -> None:
         """Mark a renderer as busy with a prompt that this window did not assign."""
@@ -175,11 +179,11 @@ class Window:
             self._free[name] = self._slots[name]
 
     def idle_seconds(self, name: str, now: float) -> float | None:
-        """Return the seconds for which a renderer has been free, or None if it is busy."""
+        """Return how many seconds a renderer has been free, or None if it is busy."""
         return now - self._free[name].free_since if name in self._free else None
 
     def begin_render(self, choice: Assignment, now: float) -> None:
-        """Mark the assigned renderer as busy, with the models of its new render in memory."""
+        """Mark the assigned renderer as busy, and its new render's models as loaded."""
         pending, slot = choice.pending, choice.slot
         self.remove(pending)
         self._fair_share.charge(pending.owner, self._owners)
@@ -188,38 +192,38 @@ class Window:
         slot.load_seconds = self._rules.estimate_load_seconds(pending, slot)
         if pending.models:
             self.model_changes += not slot.models.issuperset(pending.models)
-            self._uncount_renderer(slot.family)
+            self._decrement_renderer_count(slot.family)
             slot.models, slot.family = frozenset(pending.models), pending.family
             self._renderer_counts[slot.family] += 1
 
     def end_render(self, name: str, seconds: float) -> None:
-        """Record how long the latest render occupied the renderer, which is not yet free."""
+        """Record how many seconds the latest render took; `mark_free` makes the renderer free."""
         self.record_render_seconds(seconds)
         slot = self._slots.get(name)
         if slot is not None:
             slot.latest = None
 
     def record_render_seconds(self, seconds: float) -> None:
-        """Add a duration to the mean of all renders."""
+        """Update the mean duration of all renders by a new duration."""
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
-        """Return the first waiting render without models or of the renderer's family, or None."""
+        """Return the first waiting render, if any, that needs no models or the renderer's."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
         firsts = [self._find_first(family, now) for family in families]
         return min(firsts, key=lambda first: self._make_sort_key(first, now), default=None)
 
     def forecast(self, now: float, limit: int) -> list[Expectation]:
-        """Return the next ``limit`` renders in the order in which they begin if no others arrive.
+        """Forecast the next ``limit`` renders in their order, assuming that no others arrive.
 
         A render is assumed to take the mean duration of its shape, or of the pool if its shape has
         not been measured. A pool without renderers is assumed to get one, at an unknown time.
         """
         began, is_known = now, bool(self._slots)
-        usual = self.measured.estimate_any()
-        trial = self._copy_for_trial(now)
-        # The variance of the time at which each renderer becomes free.
+        usual = self.measured.estimate_any_shape()
+        trial = self._copy_for_forecast(now)
+        # The variance of the time at which each renderer becomes free, by renderer.
         variances: dict[str, float] = {}
         busy: list[tuple[float, str]] = []
         for name, slot in trial._slots.items():
@@ -254,7 +258,7 @@ class Window:
                 now, name = heapq.heappop(busy)
                 trial.mark_free(name, now)
             else:
-                # The renderers wait for renders that use their models, at most until one is due.
+                # No renderer takes a render of other models yet, so continue with a later time.
                 now += self._rules.min_limit_seconds
         return order
 
@@ -272,7 +276,7 @@ class Window:
             if slot.latest is not None
         ]
 
-    def _copy_for_trial(self, now: float) -> Window:
+    def _copy_for_forecast(self, now: float) -> Window:
         trial = Window(self._rules, self._fair_share.copy())
         trial.mean_seconds = self.mean_seconds
         for slot in self._slots.values():
@@ -286,14 +290,14 @@ class Window:
         return trial
 
     def _estimate_remaining(self, slot: RendererSlot, now: float) -> Duration | None:
-        """Return how much longer a busy renderer works; None if no render has been measured."""
+        """Return the remaining time of a busy renderer; None if no render has been measured."""
         elapsed = max(0.0, now - slot.began)
         if slot.latest is None:
-            # A prompt of an earlier pool, of which neither the shape nor the start is known.
-            return self.measured.estimate_any()
+            # The renderer executes a prompt of an earlier pool, whose shape and start are unknown.
+            return self.measured.estimate_any_shape()
         return self.measured.estimate_remaining(
             slot.latest.shape, elapsed, slot.load_seconds
-        ) or self.measured.estimate_any(elapsed)
+        ) or self.measured.estimate_any_shape(elapsed)
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""
@@ -313,7 +317,7 @@ class Window:
 
     def _choose_switch(self, now: float) -> Assignment | None:
         slowest_first = sorted(filter(None, self._queues), key=self._estimate_delay, reverse=True)
-        # By family, the renderer that has been free for the longest time.
+        # The renderer that has been free for the longest time, by family.
         free = {slot.family: slot for slot in reversed(self._free.values())}
         for family in slowest_first:
             if family in free:
@@ -339,7 +343,7 @@ class Window:
             family
         ) > rules.compute_max_imbalance(load):
             return True
-        # The renderers that have these models may be busy with long renders.
+        # Switch anyway if the renderers that have these models are busy with long renders.
         latest_begin = max(s.began for s in self._slots.values() if s.family == family)
         return now - max(latest_begin, oldest.entered, slot.free_since) > load
 
@@ -353,7 +357,7 @@ class Window:
         return Assignment(pending, self._find_cheapest_slot(pending, suiting))
 
     def _estimate_delay(self, family: str, leaving: int = 0) -> float:
-        """Return the seconds until the family's present renderers have emptied its queue."""
+        """Return the seconds until the family's renderers will have emptied its queue."""
         if family not in self._queues:
             return 0.0
         holders = self._renderer_counts[family] - leaving
@@ -362,7 +366,7 @@ class Window:
     def _find_cheapest_slot(
         self, pending: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
-        """Return the renderer with the least to load, ties broken by demand and idle time."""
+        """Return the renderer with the least to load; break ties by demand and by idle time."""
         return min(
             slots,
             key=lambda slot: (
@@ -373,7 +377,7 @@ class Window:
             ),
         )
 
-    def _uncount_renderer(self, family: str) -> None:
+    def _decrement_renderer_count(self, family: str) -> None:
         self._renderer_counts[family] -= 1
         if not self._renderer_counts[family]:
             del self._renderer_counts[family]

@@ -1,4 +1,4 @@
-"""Loads the templates in some folders, and loads them again when their files change."""
+"""Loads templates from folders, and reloads them when their files change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemplateSnapshot:
-    """The templates that the folders contained when they were read.
+    """The templates in the folders at the time when they were read.
 
     Attributes:
         templates: all templates, sorted by name.
@@ -43,7 +43,7 @@ class TemplateSnapshot:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """The names of the templates by their aliases and names."""
+        """A mapping from each template's aliases, and from its name itself, to its name."""
         return {alias: template.name for alias, template in self.names.items()}
 
     def find(self, name: str, field: str) -> Template:
@@ -57,7 +57,7 @@ class TemplateSnapshot:
 
 
 class TemplateCatalog:
-    """A cache of the templates in some folders.
+    """Caches the templates in the given folders.
 
     A lookup checks the files for changes if the last check was more than two seconds ago. Invalid
     files are logged. The last valid version of a file stays in use while the file is invalid.
@@ -83,7 +83,7 @@ class TemplateCatalog:
                     try:
                         await asyncio.to_thread(self._reload_if_changed)
                     except OSError as error:
-                        # For example, a file was removed during the check.
+                        # The check failed, for example because a file was removed meanwhile.
                         _log.warning("the template folders could not be checked: %s", error)
                     self._checked_at = time.monotonic()
         return self._snapshot
@@ -124,7 +124,8 @@ def read_templates(
 ) -> TemplateSnapshot:
     """Read all template files in the folders.
 
-    A template in ``last_valid``, which is updated, replaces a file that is now invalid.
+    If a file is now invalid, its last valid version from ``last_valid`` is used. The mapping
+    ``last_valid`` is updated with the valid templates.
     """
     last_valid = {} if last_valid is None else last_valid
     problems: list[str] = []

@@ -86,7 +86,7 @@ def _to_parameter(name: str, schema: wire.InputSchema) -> Parameter:
             )
     if schema.format is not None and (schema.enum or schema.default is not None):
         raise InvalidTemplate(
-            f"{field}: must have no default and no enum with format: image, because clients upload "
+            f"{field}: must have no default and no enum if the format is image: clients upload "
             "their own images"
         )
     parameter = Parameter(

@@ -58,7 +58,7 @@ class InputSchema(_File):
 
 
 class TemplateFile(_File):
-    """A template file, whose graph in API format has ``${inputs.<name>}`` in place of an input."""
+    """A template file, whose graph has ``${inputs.<name>}`` in place of each input's value."""
 
     name: TemplateName
     title: str = Field(min_length=1, max_length=120)

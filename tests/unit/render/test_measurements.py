@@ -38,10 +38,10 @@ def _tariff(measured: RenderMeasurements, price: RenderPrice | None = PRICE) -> 
 
 
 def test_unmeasured_shape_has_no_estimate() -> None:
-    assert RenderMeasurements().estimate_any() is None
+    assert RenderMeasurements().estimate_any_shape() is None
     measured = _measured(4.0)
     assert measured.estimate("other") is None
-    any_shape = measured.estimate_any()
+    any_shape = measured.estimate_any_shape()
     assert any_shape is not None and any_shape.mean == 4.0
 
 
@@ -55,7 +55,7 @@ def test_old_measurements_are_forgotten() -> None:
     measured = _measured(*[100.0] * 50, *[2.0] * 32)
     assert _estimate(measured).mean == 2.0
     assert _tariff(measured).shapes["s"].seconds == 2.0
-    any_shape = _measured(*[100.0] * 50, *[2.0] * 256).estimate_any()
+    any_shape = _measured(*[100.0] * 50, *[2.0] * 256).estimate_any_shape()
     assert any_shape is not None and any_shape.mean == 2.0
 
 

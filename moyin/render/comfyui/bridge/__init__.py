@@ -1,6 +1,7 @@
-"""Contains the node package that Moyin adds to ComfyUI; `ProcessFolder` copies the package.
+"""Contains the node package that Moyin adds to ComfyUI.
 
-The package has the licence of Moyin, Apache-2.0. In ComfyUI's process the combination is under
-ComfyUI's licence, GPL-3.0, with which Apache-2.0 is compatible. ComfyUI's process loads nothing else
-of Moyin, and Moyin's processes load nothing of ComfyUI.
+`ProcessFolder` copies the package into the folder of each ComfyUI process. The package has Moyin's
+licence, Apache-2.0. Inside ComfyUI's process it is combined with ComfyUI, whose licence is GPL-3.0;
+the two licences are compatible. That process loads no other part of Moyin, and Moyin's own
+processes load no part of ComfyUI.
 """

@@ -1,16 +1,17 @@
 """Adds routes and limits to ComfyUI, inside its process.
 
-The module imports ComfyUI only in `register`, so that tests can import it. It has these effects:
+The module imports ComfyUI only in `register`, so that tests can import the module. It has these
+effects:
 
 * ``POST /moyin/validate`` responds like ``POST /prompt``, without adding the prompt to the queue,
-  and lists the inputs of which only type and range were checked.
-* ``POST /moyin/look`` returns a prompt's state, and drops other prompts from the history.
+  and also lists the inputs that ComfyUI has checked only for their type and range.
+* ``POST /moyin/look`` returns a prompt's state, and drops earlier prompts from the history.
 * ``GET /moyin/volatile`` lists the node classes that may return different outputs for equal inputs.
 * ``GET /moyin/pulse`` responds with 200 if the thread that executes prompts is alive, or else 503.
 * A prompt's output files are written to a folder named after the prompt, so that names are unique
   without a change of the graph and its cache keys. A file that a node writes elsewhere is reported
-  as if it were in that folder; `WrittenFiles.open_file` searches both places.
-* Names of Moyin's input files are valid before the files exist.
+  as if it were in that folder, so `WrittenFiles.open_file` searches both places.
+* The names of Moyin's input files pass validation before the files exist.
 * Nodes and file names that a prompt may not use are refused (see ``guard.py``).
 * A cached output that contains a prompt's graph is not used for other tenants (see ``tenants.py``).
 * Objects that exist at the start are exempt from garbage collection, because ComfyUI's collections
@@ -71,7 +72,7 @@ def register() -> None:
         request_body = await request.json()
         status, body = await validate_graph(validate_prompt, request_body)
         if status == 200:
-            body["free"] = find_free_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
+            body["free"] = find_unchecked_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
 
     async def look(request: web.Request) -> web.Response:
@@ -117,7 +118,7 @@ async def freeze_startup_objects(_app: Any) -> None:
 async def validate_graph(
     validate_prompt: Callable[..., Any], body: dict[str, Any]
 ) -> tuple[int, Any]:
-    """Return the status and body with which ``POST /prompt`` would respond, without ``number``."""
+    """Return the status and body of ComfyUI's response to ``POST /prompt``, without ``number``."""
     if "prompt" not in body:
         error = {
             "type": "no_prompt",
@@ -135,10 +136,13 @@ async def validate_graph(
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
-def find_free_inputs(
+def find_unchecked_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the inputs, with type and range, of which ComfyUI checks nothing else."""
+    """Return the inputs that ComfyUI checks only for their type and range, by node id.
+
+    Each input has its type, its minimum and its maximum.
+    """
     free: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
         node_class = classes.get(content["class_type"])
@@ -147,7 +151,7 @@ def find_free_inputs(
         if node_class is None or _overrides(node_class, "VALIDATE_INPUTS", "validate_inputs"):
             continue
         try:
-            inputs = _simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
+            inputs = _list_simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
         except Exception:
             continue  # the inputs may be malformed, since ComfyUI does not check unused nodes
         if inputs:
@@ -155,7 +159,9 @@ def find_free_inputs(
     return free
 
 
-def _simple_inputs(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _list_simple_inputs(
+    types: Mapping[str, Any], values: Mapping[str, Any]
+) -> dict[str, list[Any]]:
     specs = {**types.get("optional", {}), **types.get("required", {})}
     inputs = {}
     for name in specs.keys() & values.keys():
@@ -184,7 +190,7 @@ def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
-    """Return the node classes whose methods decide whether their output has changed.
+    """Return the node classes that define methods to decide whether their output has changed.
 
     ComfyUI's own classes are left out. Their methods compare the content of files, but Moyin's
     input files with different content also have different names.
@@ -208,20 +214,20 @@ def _overrides(node_class: Any, *names: str) -> bool:
 
 
 class ExecutorThread:
-    """A watcher of ComfyUI's thread that executes prompts, which an exception may end."""
+    """Watches ComfyUI's thread that executes prompts, which ends after an unhandled exception."""
 
     def __init__(self) -> None:
         self._was_seen = False
 
     def is_alive(self) -> bool:
-        """Return whether the thread exists, or was never seen because of another name."""
+        """Return whether the thread is alive; also True if no such thread has ever been found."""
         is_present = any(_EXECUTOR_THREAD in thread.name for thread in threading.enumerate())
         self._was_seen = self._was_seen or is_present
         return is_present or not self._was_seen
 
 
 async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return whether the executor is executing a prompt, or consumes a flag within ``seconds``."""
+    """Return whether the executor is busy with a prompt, or resets a flag within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         # Repeated, because an executor that is finishing a prompt may miss the notification.

@@ -40,7 +40,7 @@ class NotAllowed(Exception):
 
 
 class NodeRules:
-    """A cache of the input rules of ComfyUI's node classes.
+    """Caches the input rules of ComfyUI's node classes.
 
     Args:
         classes: the value of ComfyUI's ``NODE_CLASS_MAPPINGS``.
@@ -192,5 +192,8 @@ def _is_exempt(class_type: str, name: str, patterns: Mapping[str, Any]) -> bool:
 
 
 def _is_own_file(text: str) -> bool:
-    """Return whether a text names an input file; only those of the executing prompt exist."""
+    """Return whether a text is the name of one of Moyin's input files.
+
+    Only the input files of the executing prompt exist, so no name leads to another tenant's file.
+    """
     return _OWN_FILE.fullmatch(text) is not None

@@ -51,7 +51,7 @@ _ATTRIBUTE_WORDS = frozenset(
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 # The values of a file input in which no file is chosen.
 _EMPTY_CHOICES = frozenset({"", "none"})
-# A text without the characters of file names, which have a suffix or a folder.
+# A text without dots and slashes, which the names of files have.
 _PLAIN_WORD = re.compile(r"[^./\\[\]:~%]*")
 _SLASHES = str.maketrans({"\\": "/", "\u2044": "/", "\u2215": "/", "\u29f8": "/", "\u29f5": "/"})
 _ANNOTATED = re.compile(r"\[\s*(input|output|temp)\s*\]\s*$", re.IGNORECASE)
@@ -67,7 +67,7 @@ class Rule(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """An input whose value is not allowed, with the kind of its rule."""
+    """A refused input of a node, with the kind of the rule that its value breaks."""
 
     node: str
     class_type: str
@@ -115,7 +115,7 @@ def find_refusals(
 
 
 def find_rule(rules: Mapping[str, Rule], name: str) -> Rule:
-    """Return the rule of an input, or of its prefix if the node has any number of such inputs."""
+    """Return the rule of an input; for an input like ``a.b`` without a rule, the rule of ``a``."""
     return rules.get(name) or rules.get(name.partition(".")[0]) or Rule(LINE)
 
 
@@ -130,12 +130,12 @@ def is_link(value: Any) -> bool:
 
 
 def allows_link(rule: Rule) -> bool:
-    """Return whether an input with this rule may be a link, which is checked during execution."""
+    """Return whether an input with this rule may be a link to another node's output."""
     return rule.kind not in (FILE, FOLDER, WIDGET)
 
 
 def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
-    """Return whether an input with this rule may have a value, including all texts in the value."""
+    """Return whether an input with this rule may have this value, whose texts are all checked."""
     return rule.kind == TEXT or all(
         _allows_text(rule, text, is_own) for text in _find_strings(value)
     )
@@ -187,7 +187,7 @@ def _derive_rule(
 
 
 def _guess_path_kind(name: str, writes_files: bool) -> str | None:
-    """Return the kind of a text input whose name indicates a path, or else None."""
+    """Return the kind of a text input, or None if its name does not suggest a path."""
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or words[-1] in _ATTRIBUTE_WORDS:
         return None
@@ -217,7 +217,7 @@ def _allows_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
 
 
 def _is_prose(text: str) -> bool:
-    """Return whether a text is no path, because it is a slash, a sentence or a web address."""
+    """Return whether a text is a single slash, a sentence or a web address rather than a path."""
     if _ANNOTATED.search(text):
         return False
     has_space = any(letter.isspace() for letter in text.strip())

@@ -15,7 +15,7 @@ from typing import Any
 
 from .guard import get_moyin_data
 
-# The member of Moyin's data in a prompt that has an anonymous id of the tenant.
+# The member of Moyin's data in a prompt that holds an anonymous id of the tenant.
 TENANT_KEY = "tenant"
 _REVEALING_INPUTS = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
 _tenant: ContextVar[str] = ContextVar("moyin_tenant", default="")
@@ -69,7 +69,7 @@ def _reveals_graph(node_class: Any) -> bool:
         ]
         return any(str(getattr(kind, "value", kind)) in _REVEALING_INPUTS for kind in kinds)
     except Exception:
-        return True  # the class's own code failed, so that its hidden inputs are unknown
+        return True  # the class's own code failed, so its hidden inputs are unknown
 
 
 def _get_first(kind: Any) -> Any:

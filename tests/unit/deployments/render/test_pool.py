@@ -520,7 +520,7 @@ async def test_results_of_removed_renderers_are_measured() -> None:
         pass
     pool.inherit_results("a", await renderer.results())
     await render(pool, wanted, is_retry=True)
-    measured = window.measured.estimate_any()
+    measured = window.measured.estimate_any_shape()
     assert measured is not None and measured.mean == 4.0
 
 
@@ -537,4 +537,4 @@ async def test_failed_and_cancelled_renders_are_not_measured() -> None:
     await settle()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert window.measured.estimate_any() is None
+    assert window.measured.estimate_any_shape() is None

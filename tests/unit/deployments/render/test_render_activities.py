@@ -479,13 +479,13 @@ async def test_cached_and_failed_renders_are_not_measured(bench: Bench) -> None:
     bench.renderer.failure = RenderFailed("refused")
     with pytest.raises(ApplicationError):
         await bench.run(GRAPH)
-    assert bench.measured.estimate_any() is None
+    assert bench.measured.estimate_any_shape() is None
     bench.renderer.failure, bench.renderer.seconds = None, 2.5
     await bench.run(GRAPH, job_id=OTHER)
-    once = bench.measured.estimate_any()
+    once = bench.measured.estimate_any_shape()
     cached = await bench.run(GRAPH)
     assert (cached.cached, cached.shape, cached.pictures) == (True, None, None)
-    assert bench.measured.estimate_any() == once is not None
+    assert bench.measured.estimate_any_shape() == once is not None
 
 
 async def test_failed_renders_cost_their_time(bench: Bench) -> None:

@@ -74,7 +74,7 @@ async def test_heartbeats_stop_whenever_the_step_ends(
 
     async def step() -> None:
         async with send_heartbeats(60) as heartbeat:
-            heartbeat.quicken()
+            heartbeat.use_shortest_interval()
             for _ in range(turns):
                 await asyncio.sleep(0)
 

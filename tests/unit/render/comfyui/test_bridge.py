@@ -14,7 +14,7 @@ import pytest
 
 from moyin.render.comfyui.bridge.bridge import (
     ExecutorThread,
-    find_free_inputs,
+    find_unchecked_inputs,
     find_volatile_classes,
     freeze_startup_objects,
     is_executor_responsive,
@@ -120,7 +120,7 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
     graph: dict[str, Any] = {name: {"class_type": name, "inputs": inputs} for name in classes}
     graph["unknown"] = {"class_type": "Unknown"}
     graph["bare"] = {"class_type": "Plain"}
-    assert find_free_inputs(graph, classes) == {
+    assert find_unchecked_inputs(graph, classes) == {
         "Plain": {
             "seed": ["INT", 0, 9],
             "text": ["STRING", None, None],

@@ -19,14 +19,14 @@ def _forecast(name: str, mean: float | None, variance: float = 0.0) -> Expectati
 
 def _p90(errors: StartErrors, mean: float = 8.0, ahead: int = 0) -> float:
     others = [_forecast(f"other-{number}", None) for number in range(ahead)]
-    *_, last = errors.widen([*others, _forecast("asked", mean)], 0.0)
+    *_, last = errors.widen_forecasts([*others, _forecast("asked", mean)], 0.0)
     assert last.starts_in is not None and last.starts_in.mean == mean
     return last.starts_in.p90
 
 
 def _teach(errors: StartErrors, factor: float, count: int = 40) -> None:
     for number in range(count):
-        errors.widen([_forecast(str(number), 8.0)], 100.0)
+        errors.widen_forecasts([_forecast(str(number), 8.0)], 100.0)
         errors.record_start(str(number), 100.0 + (8.0 + 2.0) * factor - 2.0)
 
 
@@ -38,7 +38,7 @@ def test_forecasts_that_were_right_are_not_widened() -> None:
     errors = StartErrors()
     _teach(errors, 1.0)
     assert _p90(errors) == pytest.approx(8.0)
-    [sure] = errors.widen([_forecast("asked", 8.0, 4.0)], 0.0)
+    [sure] = errors.widen_forecasts([_forecast("asked", 8.0, 4.0)], 0.0)
     assert sure.starts_in is not None and sure.starts_in.variance == pytest.approx(4.0)
 
 
@@ -57,7 +57,7 @@ def test_renders_further_back_have_errors_of_their_own() -> None:
 
 
 def test_end_is_as_uncertain_as_the_start_and_the_render() -> None:
-    [one] = StartErrors().widen([_forecast("asked", 8.0)], 0.0)
+    [one] = StartErrors().widen_forecasts([_forecast("asked", 8.0)], 0.0)
     assert one.starts_in is not None and one.ends_in is not None
     assert one.ends_in.mean == 9.0
     assert one.ends_in.variance == pytest.approx(one.starts_in.variance + 1.0)
@@ -66,7 +66,7 @@ def test_end_is_as_uncertain_as_the_start_and_the_render() -> None:
 def test_cancelled_render_is_not_scored() -> None:
     errors = StartErrors()
     for number in range(40):
-        errors.widen([_forecast(str(number), 8.0)], 0.0)
+        errors.widen_forecasts([_forecast(str(number), 8.0)], 0.0)
         errors.forget(str(number))
         errors.record_start(str(number), 0.0)
     assert _p90(errors) == pytest.approx(18.0)
