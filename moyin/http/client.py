@@ -8,7 +8,7 @@ import aiohttp
 
 
 class BodyTooLong(Exception):
-    """The body of a response has more bytes than the caller of `read_up_to` allows."""
+    """Raised by `read_up_to` if the body of a response has more bytes than the limit."""
 
 
 async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -27,7 +27,8 @@ def _port(default: int, offset: int, about: str) -> int:
 class Ports:
     """The ports of a stack.
 
-    The variable ``MOYIN_PORT_<NAME>`` sets one port; ``MOYIN_PORT_BASE`` sets the first of them.
+    The variable ``MOYIN_PORT_<NAME>`` sets one port; ``MOYIN_PORT_BASE`` sets the first port, from
+    which the others follow.
     """
 
     door: int = _port(8000, 0, "the gateway: HAProxy in front of every app")

@@ -29,13 +29,13 @@ class UploadStore:
     async def put(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, replace: bool
     ) -> Artifact:
-        """Assign a name to an artifact unless another one has it and ``replace`` is False.
+        """Assign a name to an artifact; a name in use is reassigned only if ``replace`` is True.
 
         Returns:
             The artifact that has the name now.
 
         Raises:
-            ServiceUnavailable: others assign and delete the name all the time.
+            ServiceUnavailable: other requests keep assigning and deleting the name.
         """
         values = {
             "owner": owner,

@@ -84,7 +84,7 @@ job_texts = sa.Table(
 
 
 def is_in_metadata(_item: object, name: str | None, kind: str, *_rest: object) -> bool:
-    """Return whether ``metadata`` describes a table or an index, for Alembic's ``include_object``."""
+    """Return whether ``metadata`` contains a table or index (Alembic's ``include_object``)."""
     return not (kind in ("table", "index") and "job_words" in (name or "")) and name != (
         "ix_job_texts_words"
     )
