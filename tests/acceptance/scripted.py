@@ -1,9 +1,8 @@
-"""A model that always does as it is told, behind OpenAI's chat completions.
+"""A deterministic mock model behind OpenAI's chat completions, which calls every tool it should.
 
-The smallest real model can't be relied on to call a tool; this one calls every tool that it should,
-with arguments drawn from the prompt and the tool's schema. So what fails on it is the gateway's
-fault. It takes nothing on trust: a request that OpenAI's own OpenAPI document doesn't allow is
-answered 400, and so fails the test that caused it.
+The smallest real models do not call tools reliably. This one takes the arguments from the prompt
+and the tool's schema, so that every failure is the gateway's fault. A request that violates
+OpenAI's own OpenAPI document gets status 400, and so fails the test that caused it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _WORDS = re.compile(r"\S+\s*")
 
 
 def new_scripted_app() -> web.Application:
-    """Serves ``POST /v1/chat/completions`` and ``/v1/embeddings`` for any model name."""
+    """Return an app with ``/v1/chat/completions`` and ``/v1/embeddings`` for any model name."""
     spec = SpecLoader(str(files("llm_comply.specs").joinpath("openai_chat.json")))
 
     async def complete(request: web.Request) -> web.StreamResponse:
@@ -64,7 +63,7 @@ def new_scripted_app() -> web.Application:
 
 
 def _given(value: Any) -> Any:
-    """``value`` without members that are null: the document allows more of them than its reader."""
+    """Return ``value`` without null members, which the document allows, unlike its validator."""
     if isinstance(value, dict):
         return {name: _given(item) for name, item in value.items() if item is not None}
     return [_given(item) for item in value] if isinstance(value, list) else value
@@ -75,7 +74,7 @@ def _refusal(problem: str) -> dict[str, Any]:
 
 
 def _vectors(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A text's vector is its length and its first character, in the form that is asked for."""
+    """Return vectors of a text's length and first character, in the requested encoding."""
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     vectors = [array("f", [len(text), ord(text[0])]) for text in inputs]
     packs = body.get("encoding_format") == "base64"
@@ -92,7 +91,7 @@ def _vectors(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Answer:
-    """What the model says to one request."""
+    """The scripted answer to one request."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._head = {"id": "chatcmpl-scripted", "created": 1, "model": body["model"]}
@@ -157,7 +156,7 @@ class _Answer:
 
 
 def _prompt(body: Mapping[str, Any]) -> str:
-    """The last text that a user wrote: agents write what they know of the place before it."""
+    """Return the user's last text; agents prepend other texts that describe their environment."""
     for message in reversed(body["messages"]):
         if message["role"] == "user":
             content = message["content"]
@@ -196,7 +195,7 @@ def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
 
 
 def _demanded(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of a tool's arguments; only those required if the client says it is lax."""
+    """Return the schema of a tool's arguments; of a non-strict tool, only the required ones."""
     schema = function.get("parameters") or {}
     if function.get("strict") is not False or "required" not in schema:
         return schema
@@ -205,7 +204,7 @@ def _demanded(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _called(messages: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the tools that were called since a user last spoke."""
+    """Return the names of the tools that were called since the last message of the user."""
     names: set[str] = set()
     for message in reversed(messages):
         if message["role"] == "user":
@@ -226,7 +225,7 @@ def _text(body: Mapping[str, Any], prompt: str) -> str:
 
 
 def _cut(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
-    """``text`` up to the first stop sequence and within the limit; and the finish reason."""
+    """Return ``text`` up to a stop sequence or the token limit, and the finish reason."""
     stops = body.get("stop") or ()
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.partition(stop)[0]
@@ -250,7 +249,7 @@ def _value(
     numbers: Iterator[int],
     quoted: Iterator[str],
 ) -> Any:
-    """Something that fits ``schema``: numbers and quoted words of the prompt, in their order."""
+    """Return a value that matches ``schema``, made of the prompt's numbers and quoted words."""
     if (reference := schema.get("$ref")) is not None:
         target: Any = root
         for name in reference.removeprefix("#/").split("/"):

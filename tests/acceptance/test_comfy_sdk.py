@@ -1,4 +1,4 @@
-"""`comfy-sdk`, the official client of the Comfy API v2, unchanged, on a whole farm."""
+"""Tests `comfy-sdk`, the official client of the Comfy API v2, unchanged, on a whole farm."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def async_comfy(comfy: Comfy, gateway: RunningStack) -> AsyncIterator[Asyn
 
 
 def red_and_blue() -> bytes:
-    """A PNG of two pixels."""
+    """Return a PNG with a red and a blue pixel."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

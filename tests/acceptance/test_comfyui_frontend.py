@@ -51,7 +51,7 @@ _ICONS = """async () => Promise.all(
 
 
 class FrontendFolders:
-    """The page, signed in; `told` is what its WebSocket has heard."""
+    """A signed-in page; ``told`` contains the messages that its WebSocket has received."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -65,7 +65,7 @@ class FrontendFolders:
         self.page.get_by_test_id("queue-button").first.click()
 
     def hear(self, kind: str) -> None:
-        """Wait for a message of that type."""
+        """Wait for a WebSocket message of this type."""
         for _ in range(_PATIENCE * 10):
             if any(message["type"] == kind for message in self.told):
                 return

@@ -1,4 +1,4 @@
-"""A real Ollama behind the gateway: what clients get is what the server says."""
+"""Tests that clients behind the gateway get the same answers as directly from a real Ollama."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_the_package_of_npm(
 
 
 def _settled(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer without the times, which differ, and with numbers rounded."""
+    """Return the answer without its durations, and with rounded numbers."""
     kept = {name: value for name, value in answer.items() if name not in _TIMES}
     rounded: dict[str, Any] = json.loads(
         json.dumps(kept), parse_float=lambda text: round(float(text), 3)

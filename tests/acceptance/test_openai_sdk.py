@@ -1,4 +1,4 @@
-"""OpenAI's own SDK in real use: on llama.cpp, on Claude's wire, on the model that obeys."""
+"""Tests OpenAI's SDK with llama.cpp, Claude's API format and the scripted model as back ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Person(BaseModel):
 
 
 class GetWeather(BaseModel):
-    """The weather of a city."""
+    """Get the weather of a city."""
 
     city: str
 

@@ -1,4 +1,4 @@
-"""pydantic-ai: agents with tools and typed outputs, through three clients."""
+"""Tests pydantic-ai agents with tools and typed outputs, through three clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Person(BaseModel):
 
 @asynccontextmanager
 async def _asking(text_gateway: TextGateway, through: str, model: str) -> AsyncIterator[Model]:
-    """``model`` behind one of the clients that pydantic-ai knows."""
+    """Yield ``model``, called through one of the clients that pydantic-ai supports."""
     if through == "anthropic":
         async with AsyncAnthropic(
             base_url=text_gateway.url, api_key=text_gateway.api_key
@@ -91,7 +91,7 @@ async def test_a_tool_and_then_the_answer(
         asked: list[str] = []
 
         def get_weather(city: str) -> str:
-            """The weather of a city."""
+            """Return the weather of a city."""
             asked.append(city)
             return "Sunny."
 

@@ -1,4 +1,4 @@
-"""People accept invitations, register, and look after their own account and keys."""
+"""Tests that users accept invitations, register, and manage their own account and keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""People and keys sign in to the console, and out again."""
+"""Tests signing in to the console as a user or with a key, and signing out."""
 
 from __future__ import annotations
 

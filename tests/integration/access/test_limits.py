@@ -1,4 +1,4 @@
-"""Limits and budgets with four replicas on one Valkey."""
+"""Tests limits and budgets with four replicas that share one Valkey."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REPLICAS, CLIENTS, REQUESTS = 4, 64, 10_000
 
 @pytest.fixture(scope="module")
 def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
-    """URLs of four processes that share one Valkey."""
+    """Start four processes that share one Valkey, and yield their URLs."""
     command = [sys.executable, "-m", "tests.integration.access.limited_app", valkey_server.url]
     pipe = subprocess.PIPE
     processes = [
@@ -55,7 +55,7 @@ def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
 
 
 async def storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter[str]:
-    """Answers of 64 clients that send ``requests`` to the replicas in turn, as fast as they can."""
+    """Send ``requests`` from 64 clients to the replicas in turn; return the counts of statuses."""
     turns = itertools.islice(itertools.cycle(urls), requests)
     seen: Counter[str] = Counter()
 
@@ -239,7 +239,7 @@ async def test_budgets_show_what_is_spent_reserved_and_left(meter: RequestMeter)
 async def test_reservations_of_an_earlier_version_are_settled(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
-    """That version did not count them, so they must not count as negative afterwards."""
+    """That version did not count reservations, so settling one must not make a count negative."""
     limit = Limit(subject="key:old", usd_per_day=Decimal(1))
     admission = await meter.admit([limit], owner="j", usd=Decimal("0.8"))
     async with redis.Redis.from_url(valkey_server.url) as valkey:

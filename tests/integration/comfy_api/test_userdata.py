@@ -1,4 +1,4 @@
-"""ComfyUI's files and settings, per person, through a real gateway."""
+"""Tests the files and settings of ComfyUI's frontend, per user, on a real gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Comfy API v2 at a real gateway, byte by byte. With its SDK: tests/acceptance."""
+"""Tests the raw HTTP responses of the Comfy API v2; tests/acceptance uses its SDK."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
 
 
 async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artifact:
-    """Play the worker: progress, a picture, the end. ``told_late``: no event before the end."""
+    """Simulate a worker that finishes the job; ``told_late`` sends no event before the end."""
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
         size=len(PNG), sha256=await farm.blobs.put(PNG),

@@ -1,4 +1,4 @@
-"""A hostile tenant's pictures and schemas, and what another tenant notices of them."""
+"""Tests that a hostile tenant's pictures and schemas do not slow down other tenants."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ async def completed(client: aiohttp.ClientSession, **members: Any) -> tuple[int,
 
 
 async def times(act: Callable[[], Awaitable[None]]) -> float:
-    """The median of what ``act`` takes, in seconds."""
+    """Return the median duration of ``act`` in seconds."""
     taken = []
     for _ in range(_ROUNDS):
         began = time.monotonic()
@@ -174,7 +174,7 @@ async def times(act: Callable[[], Awaitable[None]]) -> float:
 
 @asynccontextmanager
 async def going_on(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
-    """``act``, again and again, once at least; gives how often."""
+    """Repeat ``act`` during the block, at least once; yield a function that returns the count."""
     over, rounds = asyncio.Event(), 0
 
     async def loop() -> None:
@@ -192,7 +192,7 @@ async def going_on(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable
 
 
 def held_mib() -> float:
-    """Memory of this process, in which the gateway runs, and of those that convert pictures."""
+    """Return the memory in MiB of this process with the gateway, and of its picture converters."""
     process = psutil.Process()
     held = process.memory_info().rss
     for child, line in with_lines(process.children()):

@@ -1,4 +1,4 @@
-"""Serving the console's page and files at ``/console/``, by a real gateway."""
+"""Tests that a real gateway serves the console's page and files at ``/console/``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Event tokens and previews over a real gateway, and the one rule for credentials in queries."""
+"""Tests event tokens and previews on a real gateway, and which paths accept keys in the query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools of some tenants, and nodes that a pool or a tenant may not have, at every entrance."""
+"""Tests pools that only some tenants may use, and forbidden nodes, in every API."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 
 
 class Pools(SaidByPools):
-    """``fast`` is Ann's alone, and nobody has ``Secret`` or ``SaveLoRA`` there."""
+    """``fast`` belongs to the tenant Ann, and forbids ``Secret`` and ``SaveLoRA`` to everyone."""
 
     rules: Mapping[str, PoolRules] = {
         "fast": PoolRules(tenants=("ann",), deny=("Secret", "SaveLoRA"))

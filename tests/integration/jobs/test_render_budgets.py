@@ -1,4 +1,4 @@
-"""Budgets that renders spend from, with a real Valkey, on SQLite and on a real PostgreSQL."""
+"""Tests budgets of renders with a real Valkey, on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROCESSES, SUBMISSIONS = 4, 13
 
 @dataclass(frozen=True)
 class Desk:
-    """A job service, and what settles its jobs."""
+    """A job service with the settlement of its reservations."""
 
     database: Database
     url: str
@@ -52,7 +52,7 @@ class Desk:
     caller: Identity
 
     async def amounts(self) -> tuple[Decimal, Decimal]:
-        """What of the tenant's daily budget is spent, and what is reserved."""
+        """Return the spent and the reserved part of the tenant's daily budget."""
         states = await self.meter.budgets.list_states(self.caller.limits, self.caller.owner)
         [of_key, of_owner] = states
         assert (of_key.spent, of_key.reserved) == (of_owner.spent, of_owner.reserved)
@@ -257,7 +257,7 @@ async def test_callers_without_budgets_need_neither_estimates_nor_valkey(desk: D
 
 
 async def _until_amounts_are(desk: Desk, expected: tuple[int, int]) -> None:
-    """Wait for releases, which are made in the background."""
+    """Wait until the amounts are as expected, because reservations are released in the background."""
 
     async def are_as_expected() -> bool:
         return await desk.amounts() == expected

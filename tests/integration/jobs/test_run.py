@@ -1,4 +1,4 @@
-"""Jobs from POST to their end on real Temporal, SQLite and Valkey."""
+"""Tests jobs from submission to their end on a real Temporal, SQLite and Valkey."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ THREE: dict[str, Any] = {
 
 
 class Renderer:
-    """Stands in for a pool; everything around it is real."""
+    """A fake render pool; everything else is real."""
 
     def __init__(self, farm: Farm) -> None:
         self.farm = farm
@@ -251,7 +251,7 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
 async def test_an_attempt_that_has_no_workflow_yet_is_not_cancelled_with_the_one_before(
     renderer: Renderer,
 ) -> None:
-    """It says so, and the row is written instead: what the old one hears is none of the new one."""
+    """The cancellation is written to the row; the workflow of the previous attempt is not affected."""
     renderer.hold.clear()
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
     await renderer.started.wait()
@@ -360,7 +360,7 @@ async def test_double_starts_are_harmless(renderer: Renderer) -> None:
 
 
 async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> None:
-    """kill -9 during step three; steps one and two are not run again."""
+    """After kill -9 during step three, steps one and two are not run again."""
     farm.services.answers["/svc/slow"] = slowly(asyncio.Event())
     steps = [CHAT, {"kind": "http", "request": {"path": "/svc/quick"}},
              {"kind": "http", "request": {"path": "/svc/slow"}}]  # fmt: skip

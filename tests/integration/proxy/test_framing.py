@@ -1,4 +1,4 @@
-"""Requests that two servers could read differently, byte by byte: none gets through as two."""
+"""Tests with raw bytes that no request is forwarded that servers could split differently."""
 
 from __future__ import annotations
 

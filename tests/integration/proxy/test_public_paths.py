@@ -1,4 +1,4 @@
-"""What needs no key on the gateway's own host needs one on the host of another service."""
+"""Tests that paths which need no key on the gateway's host need one on another service's host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTS = ("wiki.studio", "WIKI.Studio:8000")
 
 @pytest.fixture
 async def wiki(farm: Farm) -> AsyncIterator[Service]:
-    """Behind the gateway by its name alone; it takes every path."""
+    """Run a service that has its own host name and accepts every path."""
     service = Service()
     async with serving(service) as url:
         route = {"name": "wiki", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}

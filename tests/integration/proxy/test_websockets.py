@@ -1,4 +1,4 @@
-"""WebSockets through the reverse proxy."""
+"""Tests WebSockets through the reverse proxy."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_service_that_is_gone_or_says_no_closes_the_socket(
 async def test_a_server_that_is_going_is_passed_over(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """A handshake does nothing twice: it may be asked of the next one."""
+    """A handshake has no effect, so it may be retried on the next server."""
 
     async def going(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""A pool at rest has no node with a card; its queue brings some, and they go with it."""
+"""Tests that an idle pool has no nodes with a card, and that its queue adds and removes nodes."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
 
 
 async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
-    """As many as are allowed; the actor that gets none waits, and holds up nobody.
+    """Check that as many nodes start as allowed, and that a waiting actor blocks no other actor.
 
     Returns:
-        Jobs that hold the nodes until they are cancelled.
+        Jobs that occupy the nodes until they are cancelled.
     """
     began = time.monotonic()
     first = await farm.submit(picture())
@@ -100,7 +100,7 @@ async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
 
 
 async def _nobody_else_settles_there() -> None:
-    """A replica that starts meanwhile would keep the node for as long as it lives."""
+    """Prevent other replicas from starting on the node, which would keep it alive."""
     names = [f"other-{number}" for number in range(3)]
     apps = [
         serve.RunTarget(build(RenderArgs(pool=name, min_actors=0)), f"render-{name}", None)

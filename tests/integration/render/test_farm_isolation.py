@@ -1,4 +1,4 @@
-"""A hostile node package on a farm: it reaches none of the servers and none of the other ComfyUIs."""
+"""Tests that hostile nodes on a farm reach neither its servers nor the other ComfyUIs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def _tried(farm: RenderFarm, code: str, given: Any = None) -> Any:
 
 
 def _listening() -> list[tuple[str, int]]:
-    """Addresses of all servers on this machine."""
+    """Return the addresses of all listening servers on this machine."""
     found = psutil.net_connections("inet4")
     mine = [a.address for many in psutil.net_if_addrs().values() for a in many if a.family == 2]
     return [
@@ -102,7 +102,7 @@ def _listening() -> list[tuple[str, int]]:
 
 
 def _sockets(folder: Path) -> list[str]:
-    """Paths of all servers on this machine that have one, and of ComfyUIs in ``folder``."""
+    """Return the paths of all Unix sockets of servers, and of the ComfyUIs in ``folder``."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     paths = [line.split(maxsplit=7)[7] for line in lines if len(line.split(maxsplit=7)) == 8]
     named = {"\0" + path[1:] if path.startswith("@") else path for path in paths}
@@ -112,7 +112,7 @@ def _sockets(folder: Path) -> list[str]:
 
 
 def _reached(given: dict[str, Any]) -> int:
-    """How many of them answer here."""
+    """Return how many of the given servers are reachable."""
     count = 0
     for family, addresses in (
         (socket.AF_INET, given["tcp"]),

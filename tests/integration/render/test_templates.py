@@ -1,4 +1,4 @@
-"""Templates, batches and OpenAI's images on the whole farm, with a real ComfyUI."""
+"""Tests templates, batches and OpenAI's image routes on a whole farm with a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_a_client_that_leaves_cancels_what_it_waited_for(
 
 
 def found(http: httpx.Client, user: str) -> str:
-    """The id of the job whose metadata names the user, once there is one."""
+    """Wait for a job whose metadata contains the user, and return its id."""
 
     def ids() -> list[str]:
         jobs: list[Job] = http.get("/jobs").json()["jobs"]
