@@ -285,7 +285,7 @@ class Farm:
             return job
 
     async def until(self, job_id: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
-        """Wait until the job has one of ``statuses`` (by default any final one), and return the job."""
+        """Wait until the job has one of ``statuses``, by default a final one, and return it."""
         async with asyncio.timeout(seconds):
             while True:
                 job = await self.show(job_id)

@@ -25,7 +25,7 @@ PAGE = "docs/grpc.md"
 
 
 class Calls(MoyinServicer):
-    """Implements the calls in the page's examples through the bridge, as the gateway's deployment does."""
+    """Implements the calls of the page's examples as the gateway's deployment does."""
 
     def __init__(self, bridge: GrpcBridge) -> None:
         self._bridge = bridge

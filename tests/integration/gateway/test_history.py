@@ -275,7 +275,7 @@ async def until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, 
 
 
 async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.ClientSession) -> None:
-    """On a whole farm: its picture, history and events are gone, and its id cannot be used again."""
+    """On a whole farm: picture, history and events are gone, and the id cannot be used again."""
     prompt_id, client_id = str(uuid.uuid4()), uuid.uuid4().hex
     body = {"prompt": picture(next(_colors)), "prompt_id": prompt_id, "client_id": client_id}
     assert (await call(session, "POST", "/prompt", body))[0] == 200

@@ -257,7 +257,7 @@ async def test_callers_without_budgets_need_neither_estimates_nor_valkey(desk: D
 
 
 async def _until_amounts_are(desk: Desk, expected: tuple[int, int]) -> None:
-    """Wait until the amounts are as expected, because reservations are released in the background."""
+    """Wait for the expected amounts, because reservations are released in the background."""
 
     async def are_as_expected() -> bool:
         return await desk.amounts() == expected

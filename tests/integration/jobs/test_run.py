@@ -251,7 +251,7 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
 async def test_an_attempt_that_has_no_workflow_yet_is_not_cancelled_with_the_one_before(
     renderer: Renderer,
 ) -> None:
-    """The cancellation is written to the row; the workflow of the previous attempt is not affected."""
+    """The cancellation is written to the row; the previous attempt's workflow does not get it."""
     renderer.hold.clear()
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
     await renderer.started.wait()

@@ -49,7 +49,7 @@ _STORE_BYTES = 100 * 1024 * 1024
 
 @contextmanager
 def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
-    """Run a cluster with one raylet per entry, the first of which is the head; connect as a driver."""
+    """Run a cluster with one raylet per entry, of which the first is the head, and connect to it."""
     # Short: sockets below it have long names of their own.
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
     with pytest.MonkeyPatch.context() as environment:

@@ -94,7 +94,7 @@ async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[Com
 
 
 def picture(color: int | None = None, size: int = 8) -> dict[str, Any]:
-    """Return a graph for a picture of one colour, by default of a colour that no other graph has."""
+    """Return a graph for a picture of one colour, by default of a new colour."""
     inputs = {
         "width": size,
         "height": size,
@@ -129,7 +129,7 @@ def upscaled(model: str) -> dict[str, Any]:
 
 
 def write_models(python: Path, folder: Path, *names: str) -> None:
-    """Write real upscale models of a few kB, with random weights, below the models folder ``folder``."""
+    """Write upscale models of a few kB, with random weights, below the models folder ``folder``."""
     target = folder / "upscale_models"
     target.mkdir(parents=True)
     paths = [str(target / name) for name in names]
@@ -140,7 +140,7 @@ def write_models(python: Path, folder: Path, *names: str) -> None:
 
 
 def loading(model: str) -> dict[str, Any]:
-    """Return a graph for a picture, in which node 3 loads a diffusion model; see `write_transformers`."""
+    """Return a graph whose node 3 loads a diffusion model; see `write_transformers`."""
     graph = sleepy(0.1)
     graph["4"] = graph.pop("3")
     graph["2"]["inputs"]["images"] = ["4", 0]

@@ -1,4 +1,4 @@
-"""The artifact store in a real S3, below the real gateway and worker."""
+"""Tests the artifact store in a real S3, below the real gateway and worker."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def _port(server: asyncio.Server) -> int:
 
 
 async def _fails(blobs: BlobStore, folder: Path) -> None:
-    """Nothing can be done with it, and that is not said of a single blob."""
+    """Assert that every operation fails with an error that does not concern a single blob."""
     source = folder / "source"
     source.write_bytes(b"abc")
     digest = "0" * 64

@@ -1,4 +1,4 @@
-"""What the judge compares, in a real Valkey: bounded, expiring, and gone when it is done."""
+"""Tests the judge's comparisons in a real Valkey: bounded, expiring, and deleted after use."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, val
 async def test_no_text_lies_in_valkey_as_it_is(
     store: ComparisonStore, valkey: Any, valkey_server: ValkeyServer
 ) -> None:
-    """Its files keep what was deleted."""
+    """Valkey's files contain deleted values, too."""
     await store.add("a", "ada", b"codename Bluebird")
     await store.add_second_answer("a", "Bluebird flies")
     kept = await valkey.hgetall("moyin:judge:a")

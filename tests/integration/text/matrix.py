@@ -1,4 +1,4 @@
-"""Every protocol in, every back end out, and everything that a text request may ask for."""
+"""Tests every feature of text requests in each combination of client protocol and back end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROME = ("weather", {"city": "Rome"})
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What became of one feature: it passed, was refused by ``field``, or can't be said at all."""
+    """The result of one feature: it passed, was refused with ``field``, or cannot be expressed."""
 
     passed: bool = False
     field: str | None = None
@@ -60,7 +60,7 @@ Matrix = Mapping[tuple[str, str], Mapping[str, Cell]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Seat:
-    """One client before one back end."""
+    """One client with one back end."""
 
     protocol: str
     backend: str
@@ -84,7 +84,7 @@ class _Seat:
 
 
 class _Unsayable(Exception):
-    """The client's protocol has no word for it."""
+    """Raised if the client's protocol cannot express a feature."""
 
 
 async def _text(seat: _Seat, stream: bool) -> None:
@@ -187,10 +187,10 @@ FEATURES: Mapping[str, Callable[[_Seat, bool], Awaitable[None]]] = {
 
 
 async def run(folder: Path) -> Matrix:
-    """All cells, each asked whole and streamed.
+    """Return all cells, each tested with and without streaming.
 
     Raises:
-        AssertionError: an answer is not what was asked for, or a refusal names no field.
+        AssertionError: an answer is not as requested, or a refusal names no field.
     """
     matrix: dict[tuple[str, str], dict[str, Cell]] = {}
     async with (
@@ -250,7 +250,7 @@ def _backends(url: str) -> list[dict[str, Any]]:
 
 
 def page(matrix: Matrix) -> str:
-    """The matrix as a page of the documentation."""
+    """Return the matrix as a page of the documentation."""
     lines = [
         "# Any client on any model",
         "",

@@ -1,4 +1,4 @@
-"""The official SDK of each protocol, asked for the same thing and heard in the same words."""
+"""Wraps the official SDK of each protocol in one interface for requests and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.text.wires.script import PICTURE, SCHEMA
 
 @asynccontextmanager
 async def clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
-    """By protocol. ``url`` without ``/v1``."""
+    """Yield the clients by protocol; ``url`` has no ``/v1``."""
     async with (
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as one,
         anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as two,

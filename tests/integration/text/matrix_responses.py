@@ -1,4 +1,4 @@
-"""OpenAI's SDK on the Responses API, as a client of the matrix."""
+"""Uses OpenAI's SDK with the Responses API as a client of the matrix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.text.wires.script import SCHEMA
 
 
 class ResponsesClient:
-    """Keeps the conversation itself: it sends all items, and stores nothing at the gateway."""
+    """Keeps the conversation itself: it sends all items, and stores nothing on the gateway."""
 
     def __init__(self, sdk: openai.AsyncOpenAI) -> None:
         self._sdk = sdk
@@ -70,7 +70,7 @@ class ResponsesClient:
         return items
 
     def _streamed(self, events: list[Any]) -> Heard:
-        """Read the final response, which must be what the events before it made up."""
+        """Return the final response, which must be consistent with the events before it."""
         heard = self._heard(events[-1].response)
         made = [event.item.to_dict() for event in events if event.type.endswith("output_item.done")]
         assert made == heard.said, events

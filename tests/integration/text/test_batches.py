@@ -1,4 +1,4 @@
-"""OpenAI's batches, with the official client, a real Temporal and a model that can be told to fail."""
+"""Tests OpenAI's batches with the official client, a real Temporal and a model that can fail."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 class Model:
-    """Answers with the text that it was sent; fails as often as ``failures`` says for a text."""
+    """Answers with the prompt; fails ``failures[prompt]`` times first."""
 
     def __init__(self) -> None:
         self.asked = Counter[str]()
@@ -103,7 +103,7 @@ class Model:
 
 
 class Farm:
-    """A models app, a worker of batches and a client of OpenAI."""
+    """A models app, a worker for batches, and a client of OpenAI."""
 
     def __init__(self, app: ModelsApp, model: Model, temporal: TemporalConnection) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""``/v1/files`` through OpenAI's SDK in strict mode, and prompts that refer to files."""
+"""Tests ``/v1/files`` with OpenAI's SDK in strict mode, and prompts that refer to files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PDF = b"%PDF-1.7\nnot a real one"
 
 
 class Studio:
-    """The models app over Claude and an OpenAI-like server, whose requests are recorded."""
+    """A models app before Claude and an OpenAI-compatible server, whose requests are recorded."""
 
     def __init__(self, models_app: ModelsApp, database: Database) -> None:
         self.models_app = models_app

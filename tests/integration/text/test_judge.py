@@ -1,4 +1,4 @@
-"""The judge on real Temporal, Valkey and SQLite, over back ends that answer as they are told."""
+"""Tests the judge on real Temporal, Valkey and SQLite, with scripted back ends."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ asyncio.run(main())
 
 
 class Models:
-    """An OpenAI-compatible server of all three models.
+    """An OpenAI-compatible server with all three models.
 
     Attributes:
-        worse: the judge grades the answer of this model 0, and the other 4.
-        hold: the judge waits for it.
+        worse: the model whose answer the judge grades 0; it grades the other 4.
+        hold: an event that the judge waits for.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ def judged_by(**changes: Any) -> dict[str, Any]:
 
 
 class Place:
-    """Where the app's state lies: a folder, Valkey and Temporal."""
+    """The folder, Valkey and Temporal that hold the app's state."""
 
     def __init__(self, folder: Path, valkey: ValkeyServer, temporal: TemporalServer) -> None:
         self.folder = folder
@@ -308,7 +308,7 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
 async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
     place: Place, models: Models
 ) -> None:
-    """kill -9 while the judge is thinking: another replica asks it again, and nobody else."""
+    """After kill -9 of a replica while the judge answers, only another replica calls the judge again."""
     models.hold = asyncio.Event()
     told = {"folder": str(place.folder), "backends": house(models.url), **place.options()}
     process = await asyncio.create_subprocess_exec(
@@ -346,7 +346,7 @@ async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) 
 
 
 async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Models) -> None:
-    """And the job that found nothing any more ends when the judge is back."""
+    """A job whose comparison is gone ends as soon as the judge is available."""
     models.hold = asyncio.Event()
     async with place.app(models) as models_app:
         assert models_app.judge is not None
@@ -408,5 +408,5 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
 
 
 async def _settled(budget: JudgeBudget) -> bool:
-    """What is left is less than a call may cost, and no more than the budget is spent."""
+    """Return True if less than the price of a call is left, and the budget is not exceeded."""
     return Decimal("0.7") < await budget.read_spent_usd() <= 1

@@ -1,4 +1,4 @@
-"""The embedded llama.cpp as a real Ray actor: shared, restarted, and gone when nobody asks."""
+"""Tests the embedded llama.cpp as a real Ray actor: shared, restarted, and ended when unused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An embedded llama.cpp that stops answering: noticed, taken out, replaced; a busy one is not."""
+"""Tests that an embedded llama.cpp that hangs is detected and replaced, and a busy one is not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def now() -> float:
 
 
 async def found(endpoints: LlamaEndpoints, unlike: Endpoint | None = None) -> Endpoint:
-    """The server's place, as soon as it is another one than ``unlike``."""
+    """Return the server's endpoint, once it differs from ``unlike``."""
     async with asyncio.timeout(150):
         while True:
             with suppress(BackendError):
@@ -124,7 +124,7 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
 
 
 async def test_a_busy_one_is_left_alone() -> None:
-    """Also for longer than one that does not move may take."""
+    """It may be busy for longer than a server without progress may take."""
     endpoints = LlamaEndpoints("busy", replace(SPEC, stalled_seconds=4.0, restart_seconds=8.0))
     place = await found(endpoints)
     backend = LlamaBackend(endpoints, connections=8)

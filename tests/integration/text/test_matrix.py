@@ -1,4 +1,4 @@
-"""Every protocol in, every back end out: each cell passes or is refused by name."""
+"""Tests that each cell of the matrix passes, or is refused with the name of the field."""
 
 from __future__ import annotations
 

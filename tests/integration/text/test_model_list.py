@@ -1,4 +1,4 @@
-"""The list of models as OpenAI's, Anthropic's and Ollama's clients read it; no model is asked."""
+"""Tests the list of models in each protocol; it calls no model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
 
 @pytest.fixture
 async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
-    """The key of a tenant that may ask little."""
+    """Return the key of a tenant with few permissions."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
     yield key
@@ -148,7 +148,7 @@ async def test_health_needs_no_key(models_app: ModelsApp) -> None:
 async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
     models_app: ModelsApp, eve: str
 ) -> None:
-    """Refused as a chat would be, also where nothing has to be done to load it."""
+    """The request is refused as a chat would be, even if the model is loaded already."""
     headers = {"authorization": f"Bearer {eve}"}
     says = [{"role": "user", "content": "hi"}]
     async with aiohttp.ClientSession(headers=headers) as http:

@@ -1,4 +1,4 @@
-"""What llama.cpp keeps of one tenant's prompt is of no use to another, and can't be seen by it."""
+"""Tests that no tenant can use or detect what llama.cpp caches of another tenant's prompt."""
 
 from __future__ import annotations
 

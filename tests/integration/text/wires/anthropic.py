@@ -1,4 +1,4 @@
-"""Anthropic's messages."""
+"""Parses and writes the format of Anthropic's Messages API."""
 
 from __future__ import annotations
 

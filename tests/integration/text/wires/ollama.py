@@ -1,4 +1,4 @@
-"""Ollama's chat and generate."""
+"""Parses and writes the formats of Ollama's chat and generate calls."""
 
 from __future__ import annotations
 

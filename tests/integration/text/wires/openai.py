@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, as vLLM serves them."""
+"""Parses and writes the format of OpenAI's chat completions as vLLM serves them."""
 
 from __future__ import annotations
 

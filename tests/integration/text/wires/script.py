@@ -1,4 +1,4 @@
-"""What the model behind all wires says: it does what a request asks, whatever the wire."""
+"""Determines the mock model's answer to a request, independent of the API format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT, CACHED = 100, 60
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A request in no wire's words."""
+    """A request, independent of the API format."""
 
     system: str
     turns: int
