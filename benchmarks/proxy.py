@@ -1,10 +1,10 @@
 """Measures the gateway's reverse proxy, nginx and the bare service in one run.
 
-wrk sends 16 requests at a time to a service that uses little time. Then a thousand WebSockets and a
-thousand event streams are held open at once. nginx has one worker and keeps connections to the
-service. The proxy is measured twice: as deployed, behind HAProxy and inside Ray Serve, and alone
-under uvicorn. In both cases it checks a key and signs an identity. The bare forwarder shows the
-minimal cost with Python and aiohttp.
+wrk sends 16 concurrent requests to a fast service. Then a thousand WebSockets and a thousand event
+streams are held open at once. nginx has one worker and keeps connections to the service. The proxy
+is measured twice: as deployed, behind HAProxy and inside Ray Serve, and alone under uvicorn. In
+both cases it checks a key and signs an identity. The bare forwarder shows the minimal cost with
+Python and aiohttp.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ http {{
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Describes a measured server: its URLs for requests and streams; None: it has no streams."""
+    """A measured server: its URLs for requests and for streams, which are None without streams."""
 
     name: str
     requests: str
@@ -72,7 +72,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """Counts the `OPEN` connections that received every message, with the messages' delays."""
+    """The number of `OPEN` connections that received every message, and the delays."""
 
     held: int
     p50_ms: float
@@ -81,7 +81,7 @@ class Holding:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Holds the results of one server; None for streams that it does not have."""
+    """The results of one server; None for streams that the server does not support."""
 
     name: str
     load: Measurement
@@ -111,7 +111,7 @@ def proxy(farm: Farm, others: Peers) -> list[Standing]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """Opens a connection of one kind and measures the delays of its messages in ms."""
+    """A kind of connection: opens connections, and measures the delays of their messages in ms."""
 
     open: Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
     follow: Callable[[Any], Awaitable[list[float]]]
@@ -127,7 +127,7 @@ def _held(place: Place, kind: _Kind) -> Holding | None:
 
 
 async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
-    """Open all connections, then measure each one's delays; None for a connection that broke."""
+    """Open all connections, then return the delays of each; None for a connection that broke."""
     limit = asyncio.Semaphore(_CONCURRENCY)
 
     async def connect(session: aiohttp.ClientSession) -> Any:
@@ -146,7 +146,7 @@ async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
 
 
 async def _or_none(result: Awaitable[T]) -> T | None:
-    """Return the result; None if the connection broke or timed out."""
+    """Return the awaited result, or None if the connection broke or timed out."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             return await result
@@ -159,7 +159,7 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def _talk(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
-    """Measure round trips over one of the WebSockets, all of which send at the same time."""
+    """Return the round-trip times on one of the WebSockets, which all send at the same time."""
     trips = []
     for _ in range(_MESSAGES):
         began = time.monotonic()
@@ -178,7 +178,7 @@ async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def _listen(response: aiohttp.ClientResponse) -> list[float]:
-    """Measure the delay from sending to receipt of events on one of the open streams."""
+    """Return the delays from sending to receipt of the events on one of the open streams."""
     delays: list[float] = []
     # Events of the first second are ignored: they were buffered while other streams connected.
     start = time.monotonic() + 1

@@ -148,7 +148,7 @@ class RunningStack:
         return [line for _, line in with_lines(find_processes(str(self.data)))]
 
     def activities(self, job_id: str, name: str) -> list[int]:
-        """Return the step indexes of the activities ``name`` that the job's workflow completed, in order."""
+        """Return the step indexes of the job's completed activities ``name``, in order."""
         return asyncio.run(self._activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:

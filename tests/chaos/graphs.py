@@ -6,7 +6,7 @@ from typing import Any
 
 
 def picture(color: int) -> dict[str, Any]:
-    """Return a graph for an 8×8 picture of ``color`` (0xRRGGBB), which no other colour shares."""
+    """Return a graph for a picture of 8 by 8 pixels; each ``color`` (0xRRGGBB) is another graph."""
     size = {"width": 8, "height": 8, "batch_size": 1, "color": color}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},

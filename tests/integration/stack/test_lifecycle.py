@@ -46,7 +46,7 @@ def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Run one stack for the module; each test must leave it running, except the tests that stop it."""
+    """Run one stack for the module, which keeps running until the tests that stop it."""
     with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
         yield stack
 

@@ -35,7 +35,7 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 async def farm(
     folder: Path, upstreams: dict[str, Upstream], **more: Any
 ) -> AsyncIterator[ModelsApp]:
-    """Run one back end per kind and a working one, ``fine``; ``<kind>-or-fine`` falls back to it."""
+    """Run one back end per kind and a working one; ``<kind>-or-fine`` falls back to that."""
     async with AsyncExitStack() as stack:
         fine = await stack.enter_async_context(Upstream(FINE).running())
         backends = []
@@ -272,7 +272,7 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
 async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
     llama: str, tmp_path: Path
 ) -> None:
-    """The kernel still accepts connections for a stopped process, so only a response proves it is up."""
+    """The kernel still accepts connections for a stopped process; only a response proves it up."""
     port = int(llama.rpartition(":")[2])
     [process] = [
         psutil.Process(connection.pid)

@@ -308,7 +308,7 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
 async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
     place: Place, models: Models
 ) -> None:
-    """After kill -9 of a replica while the judge answers, only another replica calls the judge again."""
+    """After kill -9 of a replica during the judge's call, only one replica calls it again."""
     models.hold = asyncio.Event()
     told = {"folder": str(place.folder), "backends": house(models.url), **place.options()}
     process = await asyncio.create_subprocess_exec(

@@ -27,7 +27,7 @@ FORM = "multipart/form-data; boundary=x"
 
 
 class Speaker:
-    """Sends the first bytes of speech at once and the rest later; ``left`` if the client has gone."""
+    """Sends speech: first bytes at once, the rest when allowed; ``left`` if the client has gone."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()

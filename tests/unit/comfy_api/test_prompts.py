@@ -30,7 +30,7 @@ BOB = Identity(owner="bob", key_id="k")
 
 
 class Service:
-    """Fakes `JobService` and records its calls."""
+    """A fake `JobService` that records its calls."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
@@ -51,7 +51,7 @@ class Service:
 
 
 class Feed:
-    """Fakes the `JobFeed` of jobs that end at once."""
+    """A fake `JobFeed` whose jobs end at once."""
 
     async def get_newest_id(self, job_id: str) -> None:
         return None
@@ -61,7 +61,7 @@ class Feed:
 
 
 class Validator:
-    """Fakes pools that accept every graph."""
+    """Fake pools that accept every graph."""
 
     def __init__(self) -> None:
         self.pools: list[str] = []

@@ -1,4 +1,4 @@
-"""The lock files must say what pyproject.toml asks for."""
+"""Tests that the lock files match pyproject.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `RenderMeasurements`: estimates of what renders take and cost."""
+"""Tests `RenderMeasurements`, which estimates the duration and cost of renders."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.unit.clients.python.scripted_gateway import ScriptedGateway
 
 
 class Either:
-    """One of the two clients, whose methods tests call in the same way."""
+    """Wraps the synchronous or the asynchronous client, so that tests call both in the same way."""
 
     def __init__(self, client: Client | AsyncClient) -> None:
         self._client = client
@@ -27,7 +27,7 @@ class Either:
 
 
 class Pauses:
-    """Takes the place of both clients' sleep: keeps the pauses, and calls ``on_pause`` in each."""
+    """Replaces the sleep of both clients: records the pauses, and calls ``on_pause`` in each."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

@@ -1,4 +1,4 @@
-"""The client agrees with the gateway's own description of its bodies, and needs nothing of it."""
+"""Tests that the client matches the gateway's OpenAPI description and imports nothing from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests the models app before Ollama hosts that are fakes: discovery, and calls that change hosts."""
+"""Tests the models app with fake Ollama hosts: discovery, and calls that change hosts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def call(
     key: str = "",
     **headers: str,
 ) -> tuple[int, list[Any]]:
-    """Return the status and the lines of JSON of a response."""
+    """Return the status and the JSON lines of a response."""
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     headers["authorization"] = f"Bearer {key or models_app.api_key}"
     data = BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
@@ -229,7 +229,7 @@ async def test_only_operators_unload_all_models_of_a_group(
 
 
 async def all_resident(models_app: ModelsApp, *hosts: FakeOllamaHost) -> None:
-    """Put ``smollm2`` into the memory of all hosts, and wait until the app knows."""
+    """Load ``smollm2`` on all hosts, and wait until the app has noticed."""
     await discovered(models_app, "smollm2")
     for number, host in enumerate(hosts):
         host.resident = {"smollm2:latest"}

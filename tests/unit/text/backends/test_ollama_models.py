@@ -1,4 +1,4 @@
-"""Tests how the models on the disk of an Ollama host are followed."""
+"""Tests how the list of an Ollama host's models is kept up to date."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ ADA = Identity(owner="ada", key_id="key_1")
 
 
 class Caller:
-    """Answers lines; ``errors`` holds what a line gets first."""
+    """Answers lines; ``errors`` maps lines to the errors of their first attempts."""
 
     def __init__(self) -> None:
         self.errors: dict[int, list[MoyinError]] = {}
@@ -84,7 +84,7 @@ class Caller:
 
 
 class Rig:
-    """A batch of lines in a database, and runners of two replicas."""
+    """A batch of lines in a database, with runners of two replicas."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database

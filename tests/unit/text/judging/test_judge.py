@@ -1,4 +1,4 @@
-"""The steps of a comparison: which models are called, who pays, and what is learned."""
+"""Tests the steps of a comparison: which models are called, who pays, and what is learned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 
 def toss(rig: JudgeRig, name: str, swapped: bool) -> None:
-    """Set the random order of the answers."""
+    """Set the random order in which the judge sees the answers."""
     one = decode(Comparison, rig.store.stored[name])
     rig.store.stored[name] = encode(replace(one, swapped=swapped))
 
@@ -210,7 +210,7 @@ async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None)
     "raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
 )
 async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
-    """A retry would be paid again, every five minutes for six hours."""
+    """Otherwise retries would be charged every five minutes for six hours."""
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     for place, model in (("haiku", HAIKU), ("opus", OPUS)):

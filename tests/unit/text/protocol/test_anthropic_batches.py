@@ -25,7 +25,7 @@ BATCH = new_batch(Identity(owner="ada", key_id="k"), "file-1", total=4, created_
 
 
 def shown(batch: TextBatch) -> MessageBatch:
-    """The batch object, which is valid by Anthropic's package in strict mode."""
+    """Return the batch object, validated by Anthropic's package in strict mode."""
     return MessageBatch.model_validate_json(to_json(render_batch(batch, "http://r")), strict=True)
 
 

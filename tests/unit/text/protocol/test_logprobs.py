@@ -1,4 +1,4 @@
-"""Tests that the probabilities of tokens cross from every protocol to every back end that has them."""
+"""Tests that token probabilities are translated between every protocol and back end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The router's cost of a day of requests, compared with an oracle that knows every length."""
+"""Compares the router's cost for a day of requests with an oracle that knows every length."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PAID_FOR = (("0", "0"), ("0", "0"))
 
 
 def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
-    """Build a fleet of two local GPUs at these prices, and Claude."""
+    """Return the deployments of a fleet: two local GPUs at these prices, and Claude."""
     return (
         deployment(
             "small",
@@ -81,7 +81,7 @@ POLICIES = {"ada": TenantPolicy(residency=frozenset({HOME}))}
 
 
 class Server(FakeBackend):
-    """Counts tokens like its provider and records its own bill."""
+    """A fake back end that counts tokens like its provider and records its own bill."""
 
     def __init__(self, of: ModelDeployment, trace: Mapping[str, TraceRequest]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def cost(asked: TraceRequest, of: ModelDeployment) -> int:
 
 
 def may(asked: TraceRequest, of: ModelDeployment) -> bool:
-    """Repeat the constraints without using the router's code."""
+    """Return True if a model meets the constraints of a request, computed without the router."""
     kind, model = asked.kind, of.model
     at_home = asked.at_home or asked.owner == "ada"
     return (
@@ -123,7 +123,7 @@ def may(asked: TraceRequest, of: ModelDeployment) -> bool:
 
 
 def body_tokens(asked: TraceRequest) -> int:
-    """Estimate tokens like the router does before a call."""
+    """Return the router's estimate of a request's tokens before the call."""
     return codec_of(asked).parse(body_of(asked)).derive_needs().prompt_tokens
 
 
@@ -154,7 +154,7 @@ def body_of(asked: TraceRequest) -> bytes:
 
 
 def marked_body_of(asked: TraceRequest) -> bytes:
-    """Use Anthropic's protocol for agents, because it can mark a prompt for caching."""
+    """Return an Anthropic body with cache marks for agents, or another body for other kinds."""
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
         "model": asked.kind.alias,

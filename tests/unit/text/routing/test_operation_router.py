@@ -1,4 +1,4 @@
-"""Operations on fake back ends: choice, failures, streams, units, budgets and the ledger."""
+"""Tests operations with fake back ends: choice, failures, streams, units and budgets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MODERATED = {"id": "m", "model": "x", "results": [{"flagged": False}]}
 
 @dataclass
 class FakeResponse:
-    """Answers with ``pieces``, of which an exception is raised."""
+    """A response with ``pieces``; a piece that is an exception is raised."""
 
     pieces: Sequence[bytes | BaseException]
     content_type: str = "application/json"
@@ -71,7 +71,7 @@ class FakeResponse:
 
 @dataclass
 class FakeOperations:
-    """Answers each request with the next of ``answers``, and the last one again and again."""
+    """A back end that answers with the next of ``answers``, and repeats the last one."""
 
     answers: list[FakeResponse | BaseException]
     requests: list[OpenRequest] = field(default_factory=list)
@@ -86,7 +86,7 @@ class FakeOperations:
 
 @dataclass
 class Budget:
-    """Records what is reserved and spent."""
+    """A budget that records what is reserved and spent."""
 
     reserved: Decimal = Decimal(-1)
     spent: Decimal = Decimal(0)

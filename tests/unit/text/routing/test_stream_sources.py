@@ -19,7 +19,7 @@ FINISHED = Finished(stop=StopReason.END, usage=Usage(input_tokens=1, output_toke
 
 
 async def used(*deltas: Delta, by_token: bool) -> Usage:
-    """Return the usage of a stream of ``deltas``, possibly interrupted."""
+    """Read a stream of ``deltas`` to its end, and return its usage."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:
@@ -93,7 +93,7 @@ async def test_complete_stream_without_usage_is_counted() -> None:
 
 
 async def passed(*pieces: bytes) -> ForwardedSource:
-    """Read a stream of these bytes in OpenAI's format to its end."""
+    """Read a stream of bytes in OpenAI's format to its end, and return its source."""
 
     async def upstream() -> AsyncGenerator[bytes, None]:
         for piece in pieces:
@@ -116,7 +116,7 @@ async def test_stream_without_done_has_ended_well() -> None:
 
 
 async def stated(*deltas: Delta) -> list[tuple[int, int]]:
-    """Return the tokens that an Anthropic client reads in a stream of ``deltas``."""
+    """Return the (input, output) tokens that an Anthropic client gets in a stream of ``deltas``."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:
