@@ -117,7 +117,7 @@ class Watch:
         return list(dict.fromkeys([*wrong, *self._held_too_long()]))
 
     def _held_too_long(self) -> Iterator[str]:
-        """Yield the calls that took a minute longer than later calls of their service."""
+        """Yield the calls that ended a minute after a later, successful call of the same service."""
         calls = list(self.calls)
         for held in calls:
             if held.ended - held.began > _HELD_SECONDS and any(

@@ -39,7 +39,7 @@ async def login(
 async def attacked(
     accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
-    """Run guessers during the block, and yield their statuses; some must always wait for a slot."""
+    """Run guessers during the block, once half of them wait; yield the statuses they get."""
     statuses: list[int] = []
 
     async def guess(number: int) -> None:

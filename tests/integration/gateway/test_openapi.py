@@ -252,7 +252,7 @@ def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) 
 
 
 def _new_player(description: str) -> Iterable[str]:
-    """Yield the key of a new player for signing out, which ends the session that it uses."""
+    """Yield the token of a new player, because signing out ends the session of its token."""
     body = {"email": f"{secrets.token_hex(8)}@example.com", "password": PASSWORD}
     url = description.replace("/openapi.json", "/register")
     answer = httpx.post(url, json=body, timeout=60)
@@ -311,7 +311,7 @@ def test_existing_resources_match_the_description(
 ) -> None:
     """`test_gateway` requests random ids that do not exist; here all ids and names exist."""
     url, bearers = gateway_app
-    known = _something(
+    known = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
     found, sent = violations(gateway_app, *STREAMS, known=known)
@@ -319,7 +319,7 @@ def test_existing_resources_match_the_description(
     measured(f"schemathesis: {sent} requests for what is there, 0 errors, 0 undocumented answers")
 
 
-def _something(address: str, headers: dict[str, str]) -> dict[str, str]:
+def _create_resources(address: str, headers: dict[str, str]) -> dict[str, str]:
     """Create objects, and return their ids by the name of the path parameter."""
     job = _render(address, headers)
     with httpx.Client(base_url=address, headers=headers, timeout=60) as client:

@@ -176,7 +176,7 @@ class RenderFarm:
         return name
 
     async def cancel(self, job_id: str) -> None:
-        """Cancel a job as its workflow does: first mark the row, then close the generator."""
+        """Cancel a job as its workflow does: first mark the row, then cancel the workflow."""
         assert await self.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
         await self.client.get_workflow_handle(job_id).cancel()
 

@@ -54,7 +54,7 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
             )
             assert gpu_nodes() == set()
             held = await _a_queue_brings_nodes(farm, pool, measured)
-            await _nobody_else_settles_there()
+            await _other_replicas_start_on_the_head()
             pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
             await _cancel(farm, held)
             results = await asyncio.gather(*map(farm.result, pictures))
@@ -99,8 +99,8 @@ async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
         await farm.client.get_workflow_handle(job_id).cancel()
 
 
-async def _nobody_else_settles_there() -> None:
-    """Prevent other replicas from starting on the node, which would keep it alive."""
+async def _other_replicas_start_on_the_head() -> None:
+    """Check that other replicas start on the head, since they would keep a new node alive."""
     names = [f"other-{number}" for number in range(3)]
     apps = [
         serve.RunTarget(build(RenderArgs(pool=name, min_actors=0)), f"render-{name}", None)

@@ -154,7 +154,7 @@ def body_of(asked: TraceRequest) -> bytes:
 
 
 def marked_body_of(asked: TraceRequest) -> bytes:
-    """Return an Anthropic body with cache marks for agents, or another body for other kinds."""
+    """Return a body in Anthropic's format, which can mark a prompt for caching."""
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
         "model": asked.kind.alias,
