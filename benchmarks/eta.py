@@ -44,7 +44,7 @@ class Recording:
 
 
 @dataclass(kw_only=True, slots=True)
-class Guesses:
+class StartEstimates:
     """The estimated and actual starts of waiting renders, in seconds from the estimate.
 
     Attributes:
@@ -90,9 +90,9 @@ def record_hour(*, seed: int, actors: int, load: float) -> Recording:
     return Recording(renders=tuple(renders), seconds=seconds, bytes_per_second=8e8)
 
 
-def replay(recording: Recording, actors: int) -> Guesses:
+def replay(recording: Recording, actors: int) -> StartEstimates:
     """Simulate the recording with a window, and compare its forecasts with the actual starts."""
-    guesses, window, errors = Guesses(), Window(), StartErrors()
+    guesses, window, errors = StartEstimates(), Window(), StartErrors()
     for number in range(actors):
         window.add_renderer(f"actor-{number}", (), 0.0)
     arrivals = deque(recording.renders)
@@ -141,7 +141,7 @@ def _read(
     errors: StartErrors,
     now: float,
     read: dict[str, list[tuple[float, float, float]]],
-    guesses: Guesses,
+    guesses: StartEstimates,
 ) -> None:
     began = time.thread_time()
     expected = errors.widen(window.forecast(now, _FORECAST), now)

@@ -61,7 +61,7 @@ http {{
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class MeasuredServer:
     """A measured server: its URLs for requests and for streams, which are None without streams."""
 
     name: str
@@ -71,7 +71,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holding:
+class OpenConnections:
     """The number of `OPEN` connections that received every message, and the delays."""
 
     held: int
@@ -80,16 +80,16 @@ class Holding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class ServerResult:
     """The results of one server; None for streams that the server does not support."""
 
     name: str
     load: Measurement
-    sockets: Holding | None
-    streams: Holding | None
+    sockets: OpenConnections | None
+    streams: OpenConnections | None
 
 
-def proxy(farm: Farm, others: Peers) -> list[Standing]:
+def proxy(farm: Farm, others: Peers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
     with _places(farm, others) as places:
         rounds: dict[str, list[Measurement]] = {place.name: [] for place in places}
@@ -99,7 +99,7 @@ def proxy(farm: Farm, others: Peers) -> list[Standing]:
                     measure(place.requests, body=BODY, key=place.key, seconds=_SECONDS)
                 )
         return [
-            Standing(
+            ServerResult(
                 name=place.name,
                 load=median(rounds[place.name]),
                 sockets=_held(place, _SOCKETS),
@@ -117,13 +117,13 @@ class _Kind:
     follow: Callable[[Any], Awaitable[list[float]]]
 
 
-def _held(place: Place, kind: _Kind) -> Holding | None:
+def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
     if place.streams is None:
         return None
     results = asyncio.run(_delays(place.streams, place.key, kind))
     held = [delays for delays in results if delays is not None]
     cuts = statistics.quantiles([ms for delays in held for ms in delays] or [0.0, 0.0], n=100)
-    return Holding(held=len(held), p50_ms=cuts[49], p99_ms=cuts[98])
+    return OpenConnections(held=len(held), p50_ms=cuts[49], p99_ms=cuts[98])
 
 
 async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
@@ -139,13 +139,15 @@ async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
         headers={"authorization": f"Bearer {key}"},
         timeout=aiohttp.ClientTimeout(total=None),
     ) as session:
-        connections = await asyncio.gather(*(_or_none(connect(session)) for _ in range(OPEN)))
+        connections = await asyncio.gather(
+            *(_none_if_broken(connect(session)) for _ in range(OPEN))
+        )
         return await asyncio.gather(
-            *(_or_none(kind.follow(c)) for c in connections if c is not None)
+            *(_none_if_broken(kind.follow(c)) for c in connections if c is not None)
         )
 
 
-async def _or_none(result: Awaitable[T]) -> T | None:
+async def _none_if_broken(result: Awaitable[T]) -> T | None:
     """Return the awaited result, or None if the connection broke or timed out."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
@@ -158,7 +160,7 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
     return await session.ws_connect(f"{url}/socket")
 
 
-async def _talk(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
+async def _measure_socket(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
     """Return the round-trip times on one of the WebSockets, which all send at the same time."""
     trips = []
     for _ in range(_MESSAGES):
@@ -177,7 +179,7 @@ async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
     return response
 
 
-async def _listen(response: aiohttp.ClientResponse) -> list[float]:
+async def _measure_stream(response: aiohttp.ClientResponse) -> list[float]:
     """Return the delays from sending to receipt of the events on one of the open streams."""
     delays: list[float] = []
     # Events of the first second are ignored: they were buffered while other streams connected.
@@ -190,28 +192,30 @@ async def _listen(response: aiohttp.ClientResponse) -> list[float]:
     return delays
 
 
-_SOCKETS = _Kind(open=_open_socket, follow=_talk)
-_STREAMS = _Kind(open=_open_stream, follow=_listen)
+_SOCKETS = _Kind(open=_open_socket, follow=_measure_socket)
+_STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
 
 
 @contextmanager
-def _places(farm: Farm, others: Peers) -> Iterator[list[Place]]:
+def _places(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
         alone, streaming = free_port(), free_port()
         for port, upstream in ((alone, others.mock), (streaming, others.service)):
             stack.enter_context(process(["benchmarks.proxied", "gateway", str(port), upstream]))
             wait_for(port)
-        bare = Place(name="bare service", requests=others.mock, streams=others.service, key=KEY)
+        bare = MeasuredServer(
+            name="bare service", requests=others.mock, streams=others.service, key=KEY
+        )
         places = [
             bare,
-            Place(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
-            Place(
+            MeasuredServer(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
+            MeasuredServer(
                 name="Moyin's process alone",
                 requests=f"http://127.0.0.1:{alone}",
                 streams=f"http://127.0.0.1:{streaming}",
                 key=KEY,
             ),
-            Place(
+            MeasuredServer(
                 name="Moyin",
                 requests=f"{farm.url}{MOCK}",
                 streams=f"{farm.url}{SERVICE}",
@@ -223,7 +227,7 @@ def _places(farm: Farm, others: Peers) -> Iterator[list[Place]]:
             print("nginx is left out: run `sudo apt-get install nginx-light`")
         else:
             url = stack.enter_context(_nginx(nginx, others))
-            places.insert(1, Place(name="nginx", requests=url, streams=url, key=KEY))
+            places.insert(1, MeasuredServer(name="nginx", requests=url, streams=url, key=KEY))
         yield places
 
 

@@ -41,7 +41,9 @@ class Clients:
 
     def python(self, script: str, *arguments: str) -> Any:
         """Run ``clients/<script>`` in Python, and return the JSON in its last line of output."""
-        return self._told([str(self.folder / "bin" / "python"), str(_SCRIPTS / script), *arguments])
+        return self._run_script(
+            [str(self.folder / "bin" / "python"), str(_SCRIPTS / script), *arguments]
+        )
 
     def node(self, script: str, *arguments: str) -> Any:
         """Run a script beside its packages with Node.js, and return the JSON in its last line."""
@@ -49,7 +51,7 @@ class Clients:
         beside = self.home / "node_modules"
         if not beside.exists():
             beside.symlink_to(self.folder / "node" / "node_modules")
-        return self._told(["node", str(self.home / script), *arguments])
+        return self._run_script(["node", str(self.home / script), *arguments])
 
     def comfy(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `comfy-cli`, which reports its progress as JSON and sends no telemetry."""
@@ -69,7 +71,7 @@ class Clients:
             "COMFY_NO_TELEMETRY": "1",
         }
 
-    def _told(self, command: list[str]) -> Any:
+    def _run_script(self, command: list[str]) -> Any:
         process = subprocess.Popen(
             command, env=self.env, cwd=self.home, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

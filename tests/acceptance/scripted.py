@@ -33,7 +33,7 @@ def new_scripted_app() -> web.Application:
 
     async def complete(request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        if problems := spec.validate(_given(body), "CreateChatCompletionRequest"):
+        if problems := spec.validate(_without_nulls(body), "CreateChatCompletionRequest"):
             return web.json_response(_refusal(problems[0]), status=400)
         answer = _Answer(body)
         if not body.get("stream"):
@@ -47,9 +47,9 @@ def new_scripted_app() -> web.Application:
 
     async def embed(request: web.Request) -> web.Response:
         body = await request.json()
-        if problems := spec.validate(_given(body), "CreateEmbeddingRequest"):
+        if problems := spec.validate(_without_nulls(body), "CreateEmbeddingRequest"):
             return web.json_response(_refusal(problems[0]), status=400)
-        return web.json_response(_vectors(body))
+        return web.json_response(_make_vectors(body))
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
@@ -62,18 +62,18 @@ def new_scripted_app() -> web.Application:
     return app
 
 
-def _given(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     """Return ``value`` without null members, which the document allows, unlike its validator."""
     if isinstance(value, dict):
-        return {name: _given(item) for name, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _refusal(problem: str) -> dict[str, Any]:
     return {"error": {"message": f"not in the specification: {problem}"[:500], "type": "strict"}}
 
 
-def _vectors(body: Mapping[str, Any]) -> dict[str, Any]:
+def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return vectors of a text's length and first character, in the requested encoding."""
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     vectors = [array("f", [len(text), ord(text[0])]) for text in inputs]
@@ -96,11 +96,11 @@ class _Answer:
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._head = {"id": "chatcmpl-scripted", "created": 1, "model": body["model"]}
         self._include_usage = (body.get("stream_options") or {}).get("include_usage", False)
-        prompt = _prompt(body)
+        prompt = _get_prompt(body)
         self._thought = _THOUGHT if body.get("reasoning_effort") not in (None, "none") else ""
-        self._calls = _calls(body, prompt)
+        self._calls = _choose_calls(body, prompt)
         text = "" if self._calls else _text(body, prompt)
-        self._text, self._finish = _cut(text, body)
+        self._text, self._finish = _truncate(text, body)
         if self._calls:
             self._finish = "tool_calls"
         self._usage: dict[str, Any] = {
@@ -155,7 +155,7 @@ class _Answer:
         return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
 
 
-def _prompt(body: Mapping[str, Any]) -> str:
+def _get_prompt(body: Mapping[str, Any]) -> str:
     """Return the user's last text; agents prepend other texts that describe their environment."""
     for message in reversed(body["messages"]):
         if message["role"] == "user":
@@ -166,14 +166,14 @@ def _prompt(body: Mapping[str, Any]) -> str:
     return ""
 
 
-def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
+def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
     """Return a call of the tool that the client forces, or of the first that was not called yet.
 
     When the prompt says "parallel", return a call of every tool.
     """
     functions = [tool["function"] for tool in body.get("tools") or ()]
     choice = body.get("tool_choice") or ("auto" if functions else "none")
-    called = _called(body["messages"])
+    called = _list_called_tools(body["messages"])
     if choice == "none" or not functions or (choice == "auto" and called):
         return []
     functions = [f for f in functions if f["name"] not in called] or functions
@@ -187,14 +187,14 @@ def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
             "type": "function",
             "function": {
                 "name": function["name"],
-                "arguments": _filled(_demanded(function), prompt),
+                "arguments": _filled(_get_schema(function), prompt),
             },
         }
         for number, function in enumerate(functions)
     ]
 
 
-def _demanded(function: Mapping[str, Any]) -> Mapping[str, Any]:
+def _get_schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments; of a non-strict tool, only the required ones."""
     schema = function.get("parameters") or {}
     if function.get("strict") is not False or "required" not in schema:
@@ -203,7 +203,7 @@ def _demanded(function: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**schema, "properties": properties}
 
 
-def _called(messages: Sequence[Mapping[str, Any]]) -> set[str]:
+def _list_called_tools(messages: Sequence[Mapping[str, Any]]) -> set[str]:
     """Return the names of the tools that were called since the last message of the user."""
     names: set[str] = set()
     for message in reversed(messages):
@@ -224,7 +224,7 @@ def _text(body: Mapping[str, Any], prompt: str) -> str:
     return _TEXT
 
 
-def _cut(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
+def _truncate(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
     """Return ``text`` up to a stop sequence or the token limit, and the finish reason."""
     stops = body.get("stop") or ()
     for stop in [stops] if isinstance(stops, str) else stops:
@@ -239,11 +239,11 @@ def _cut(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
 def _filled(schema: Mapping[str, Any], prompt: str) -> str:
     numbers = chain((int(n) for n in re.findall(r"\d+", prompt)), iter(lambda: 1, None))
     quoted = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
-    value = _value(schema, schema, numbers, quoted)
+    value = _make_value(schema, schema, numbers, quoted)
     return json.dumps(value, ensure_ascii=False)
 
 
-def _value(
+def _make_value(
     schema: Mapping[str, Any],
     root: Mapping[str, Any],
     numbers: Iterator[int],
@@ -254,18 +254,18 @@ def _value(
         target: Any = root
         for name in reference.removeprefix("#/").split("/"):
             target = target[name]
-        return _value(target, root, numbers, quoted)
+        return _make_value(target, root, numbers, quoted)
     for members in ("anyOf", "oneOf", "allOf"):
         if members in schema:
-            return _value(schema[members][0], root, numbers, quoted)
+            return _make_value(schema[members][0], root, numbers, quoted)
     if "enum" in schema or "const" in schema:
         return schema.get("const", (schema.get("enum") or [None])[0])
     match schema.get("type"):
         case "object":
             properties = schema.get("properties") or {}
-            return {n: _value(s, root, numbers, quoted) for n, s in properties.items()}
+            return {n: _make_value(s, root, numbers, quoted) for n, s in properties.items()}
         case "array":
-            return [_value(schema.get("items") or {}, root, numbers, quoted)]
+            return [_make_value(schema.get("items") or {}, root, numbers, quoted)]
         case "integer" | "number":
             return next(numbers)
         case "boolean":

@@ -50,7 +50,7 @@ _ICONS = """async () => Promise.all(
   }))"""
 
 
-class FrontendFolders:
+class FrontendPage:
     """A signed-in page; ``told`` contains the messages that its WebSocket has received."""
 
     def __init__(self, page: Page) -> None:
@@ -83,7 +83,7 @@ class FrontendFolders:
 @pytest.fixture(params=[_OWN, _NEWER])
 def frontend(
     request: pytest.FixtureRequest, gateway: RunningStack, tmp_path: Path
-) -> Iterator[FrontendFolders]:
+) -> Iterator[FrontendPage]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
@@ -108,7 +108,7 @@ def frontend(
             },
         )
         assert known.ok, known.text()
-        frontend = FrontendFolders(context.pages[0])
+        frontend = FrontendPage(context.pages[0])
         if request.param == _OWN:
             frontend.page.goto(f"{gateway.url}/comfy/")
             frontend.page.fill("#key", gateway.api_key)
@@ -122,7 +122,7 @@ def frontend(
         yield frontend
 
 
-def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFolders) -> None:
+def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage) -> None:
     assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
     frontend.read_profile(picture(color))
@@ -137,7 +137,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFold
     assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
 
 
-def test_a_running_prompt_is_cancelled(frontend: FrontendFolders, gateway: RunningStack) -> None:
+def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningStack) -> None:
     frontend.read_profile(sleepy(60, next(_colors)))
     frontend.run()
     frontend.hear("executing")

@@ -56,7 +56,7 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
     for name in others:
         found = windows.sort(used[name])
         assert all(found[window] for window in ("quiet", "hanging", "dead")), "the others went on"
-        measured(f"{victim} hung, then killed: {name} {_told(found)}; no failure")
+        measured(f"{victim} hung, then killed: {name} {_compare_times(found)}; no failure")
 
 
 async def test_a_memory_leak_in_accounts_restarts_only_accounts(
@@ -251,7 +251,7 @@ async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
     await asyncio.sleep(0.1)
 
 
-def _told(found: dict[str, list[list[float]]]) -> str:
+def _compare_times(found: dict[str, list[list[float]]]) -> str:
     """Return a sentence that compares the times during faults with the quiet times.
 
     A ratio is the median over all rounds, each relative to the quiet span before. The single span

@@ -235,7 +235,7 @@ def judge(status: int, code: str | None) -> str:
     return "h" if status == 404 else "+"
 
 
-class Cast:
+class RoleAccounts:
     """A user of each role, and the objects that they try to access."""
 
     def __init__(self, accounts_app: AccountsApp) -> None:
@@ -307,16 +307,16 @@ def body_of(route: str) -> Any:
 @pytest.fixture
 async def cast(
     migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer
-) -> AsyncIterator[Cast]:
+) -> AsyncIterator[RoleAccounts]:
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
     settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
     async with accounts_serving(settings) as accounts_app:
-        cast = Cast(accounts_app)
+        cast = RoleAccounts(accounts_app)
         await cast.open()
         yield cast
 
 
-async def test_accounts(cast: Cast) -> None:
+async def test_accounts(cast: RoleAccounts) -> None:
     described = await cast.accounts_app.ok("GET", "/openapi.json")
     assert listed(described) == ACCOUNTS.keys(), "list the route with what each role may"
     wrong = {}

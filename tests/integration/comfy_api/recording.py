@@ -115,10 +115,10 @@ class Recorder:
             return told
         events: list[Any] = []
         if interrupted:
-            events += await _heard(socket, lambda event: event["type"] == "progress")
+            events += await _receive_messages(socket, lambda event: event["type"] == "progress")
             told["queue"] = await self._queue()
             told["interrupt"] = await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
-        events += await _heard(socket, _is_end)
+        events += await _receive_messages(socket, _is_end)
         entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
         entry["prompt"] = _columns(entry["prompt"])
         told["history"] = entry
@@ -126,7 +126,7 @@ class Recorder:
         told["queue afterwards"] = await self._call("GET", "/queue")
         told["events"] = _without_repeats(events)
         if interrupted:
-            _leave_out_where_it_was(told)
+            _remove_interruption_details(told)
         return told
 
     async def _queue(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
     return told
 
 
-async def _heard(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
+async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
     """Return messages (of binary ones, a description) up to the first that ``last`` accepts."""
     heard: list[Any] = []
     while True:
@@ -245,7 +245,7 @@ def _without_repeats(events: list[Any]) -> list[Any]:
     return [event for event in events if event["type"] != "status" or event is statuses[-1]]
 
 
-def _leave_out_where_it_was(told: dict[str, Any]) -> None:
+def _remove_interruption_details(told: dict[str, Any]) -> None:
     """Remove the messages that depend on the moment at which a prompt was interrupted.
 
     On the farm, the prompt has ended as soon as it is cancelled, before ComfyUI reports the node.

@@ -164,7 +164,7 @@ def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
     return spec[0] == "STRING" and bool(speaks or options.get("multiline"))
 
 
-def filled(node: Mapping[str, Any]) -> dict[str, Any]:
+def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return values for those of the node's inputs that need no models."""
     values: dict[str, Any] = {}
     for name, spec in inputs_of(node):
@@ -233,7 +233,8 @@ async def test_no_input_of_any_node_takes_what_is_not_the_callers(
 
     async def tried(value: Any) -> tuple[int, Any]:
         attacked = {
-            f"{kind}.{name}": (kind, {**filled(nodes[kind]), name: value}) for kind, name in named
+            f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
+            for kind, name in named
         }
         return await answered(comfy, with_nodes(attacked, nodes), str(value))
 
@@ -276,14 +277,14 @@ async def test_text_input_accepts_any_text(
     complete = [
         (kind, name)
         for kind, name in speaking
-        if filled(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
+        if fill_inputs(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
         and nodes[kind]["python_module"].startswith(("nodes", "comfy_extras"))
     ]
     assert ("PrimitiveString", "value") in complete
 
     async def ended(value: str) -> Any:
         attacked = {
-            f"{kind}.{name}": (kind, {**filled(nodes[kind]), name: value})
+            f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
             for kind, name in complete
             if "egex" not in kind
         }
@@ -313,7 +314,7 @@ async def test_a_class_that_is_about_the_workers_disk_is_not_there(
     for kind in denied:
         assert await comfy.get(f"/object_info/{kind}") == {}
         status, answer = await answered(
-            comfy, with_nodes({"n": (kind, filled(nodes[kind]))}, nodes)
+            comfy, with_nodes({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
         )
         assert (status, answer["code"]) == (400, "node_not_allowed")
         assert answer["node_errors"]["n"]["class_type"] == kind

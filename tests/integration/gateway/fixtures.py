@@ -123,7 +123,7 @@ class AnyGraph:
         return {}
 
 
-class SaidByPools:
+class ScriptedPools:
     """Simulates pools with configured responses by path; without any, no pool is running."""
 
     pools = ("default", "fast")
@@ -166,7 +166,7 @@ class Farm:
         self.settings = Settings(data=folder)
         self.templates = TemplateCatalog((SHIPPED_FOLDER,))
         self.validator: Any = AnyGraph()
-        self.pools_say = SaidByPools()
+        self.pools_say = ScriptedPools()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)

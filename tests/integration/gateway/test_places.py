@@ -126,7 +126,7 @@ async def _open_api(stack: RunningStack) -> AsyncIterator[Api]:
 
 
 @dataclass
-class Story:
+class Observations:
     """The observations from all samples so far.
 
     Attributes:
@@ -188,7 +188,7 @@ async def _wait_for_comfyuis(api: Api) -> None:
     await eventually(are_up, 300)
 
 
-async def _render_all(api: Api) -> Story:
+async def _render_all(api: Api) -> Observations:
     following = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
     priorities: dict[str, int] = {}
     streams: list[asyncio.Task[None]] = []
@@ -206,7 +206,7 @@ async def _render_all(api: Api) -> Story:
         while await _sample(api, priorities, story) and condition():
             await _wait_for_tick()
 
-    story = Story()
+    story = Observations()
     # While these occupy the ComfyUIs, all others get their places.
     occupying = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
     await eventually(lambda: _have_begun(api, set(occupying)), 120)
@@ -242,7 +242,7 @@ async def _wait_for_tick() -> None:
     await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
-async def _sample(api: Api, priorities: Mapping[str, int], story: Story) -> bool:
+async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) -> bool:
     """Compare all APIs and the ComfyUIs; return False once all jobs have ended.
 
     Everything is read between two reads of the ComfyUIs and two of the rows of jobs. A job that
@@ -303,7 +303,7 @@ async def _have_begun(api: Api, held: set[str]) -> bool:
 
 
 def _check_places(
-    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Story
+    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Observations
 ) -> None:
     """Check that places change only by the order of classes and, within a class, of arrival."""
     waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}

@@ -14,7 +14,7 @@ from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.store.limits import LimitStore
-from tests.integration.gateway.fixtures import Farm, SaidByPools, Services
+from tests.integration.gateway.fixtures import Farm, ScriptedPools, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 
 NODES_PATH = {
@@ -25,7 +25,7 @@ LOAD = {"input": {"required": {"image": [[], {"image_upload": True}]}}, "output"
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 
 
-class Pools(SaidByPools):
+class Pools(ScriptedPools):
     """``fast`` belongs to the tenant Ann, and forbids ``Secret`` and ``SaveLoRA`` to everyone."""
 
     rules: Mapping[str, PoolRules] = {

@@ -30,7 +30,7 @@ from tests.stack import Measured, RunningStack
 from tests.waiting import eventually
 
 
-class Told:
+class SentSecrets:
     """The secrets that were sent, by their place; for keys and tokens only the secret part."""
 
     def __init__(self, gateway: RunningStack) -> None:
@@ -51,7 +51,7 @@ class Told:
 
 
 class Session:
-    def __init__(self, told: Told, session: aiohttp.ClientSession, keys: KeyStore) -> None:
+    def __init__(self, told: SentSecrets, session: aiohttp.ClientSession, keys: KeyStore) -> None:
         self.told = told
         self.session = session
         self.keys = keys
@@ -83,7 +83,7 @@ async def client(gateway: RunningStack) -> AsyncIterator[Session]:
     database = Database(gateway.settings.sql_url)
     jar = aiohttp.DummyCookieJar()
     async with aiohttp.ClientSession(gateway.url, cookie_jar=jar) as session:
-        yield Session(Told(gateway), session, KeyStore(database))
+        yield Session(SentSecrets(gateway), session, KeyStore(database))
     await database.close()
 
 

@@ -33,7 +33,7 @@ class Service:
         self.app.router.add_get("/moved", self._moved)
         self.app.router.add_get("/broken", self._broken)
         self.app.router.add_get("/socket", self._socket)
-        self.app.router.add_post("/go-on", self._let_go_on)
+        self.app.router.add_post("/go-on", self._release)
         self.app.router.add_route("*", "/health", self._health)
         self.app.router.add_route("*", "/flaky", self._flaky)
         self.app.router.add_route("*", "/{path:.*}", self._echo)
@@ -60,7 +60,7 @@ class Service:
         await response.write(b"data: second\n\n")
         return response
 
-    async def _let_go_on(self, request: web.Request) -> web.Response:
+    async def _release(self, request: web.Request) -> web.Response:
         """Let a waiting request continue; for services in a separate process."""
         self.go_on.set()
         return web.Response()

@@ -25,7 +25,7 @@ PROMPT, CACHED = 100, 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class WireRequest:
     """A request, independent of the API format."""
 
     system: str
@@ -60,7 +60,7 @@ class Said:
         return len(self.text.split()) + len(self.calls) + len(self.thinking.split())
 
 
-def say(asked: Asked) -> Said:
+def say(asked: WireRequest) -> Said:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
     if asked.results:
         text = " and ".join(asked.results)

@@ -46,7 +46,7 @@ from tests.waiting import eventually
 ADA = Identity(owner="ada", key_id="key_1")
 
 
-class Caller:
+class FakeCaller:
     """Answers lines; ``errors`` maps lines to the errors of their first attempts."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Rig:
         self.lines = BatchLineStore(database)
         self.files = FileStore(database)
         self.blobs = BlobStore(f"file://{folder}")
-        self.caller = Caller()
+        self.caller = FakeCaller()
         self.window = 4
         self.runner = self.new_runner()
         self.other = self.new_runner()

@@ -23,7 +23,7 @@ from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRi
 BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 
-def toss(rig: JudgeRig, name: str, swapped: bool) -> None:
+def set_answer_order(rig: JudgeRig, name: str, swapped: bool) -> None:
     """Set the random order in which the judge sees the answers."""
     one = decode(Comparison, rig.store.stored[name])
     rig.store.stored[name] = encode(replace(one, swapped=swapped))
@@ -32,7 +32,7 @@ def toss(rig: JudgeRig, name: str, swapped: bool) -> None:
 async def test_comparison_gives_one_signal_per_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    toss(rig, name, True)
+    set_answer_order(rig, name, True)
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     verdict = await rig.judge.fetch_verdict(name)
     assert verdict == Verdict(given=0.25, other=1.0)
@@ -54,7 +54,7 @@ async def test_comparison_gives_one_signal_per_model() -> None:
 async def test_the_judge_sees_both_answers_and_no_name() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    toss(rig, name, False)
+    set_answer_order(rig, name, False)
     await rig.judge.fetch_second_answer(name)
     await rig.judge.fetch_verdict(name)
     (parsed,) = rig.backends[OPUS].requests

@@ -108,7 +108,7 @@ def cost(asked: TraceRequest, of: ModelDeployment) -> int:
     return of.model.tariff.get_price_on(DAY).compute_pico_cost(true_usage(asked, of))
 
 
-def may(asked: TraceRequest, of: ModelDeployment) -> bool:
+def meets_constraints(asked: TraceRequest, of: ModelDeployment) -> bool:
     """Return True if a model meets the constraints of a request, computed without the router."""
     kind, model = asked.kind, of.model
     at_home = asked.at_home or asked.owner == "ada"
@@ -196,8 +196,8 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         await router.answer(codec, codec.parse(body_of(asked)), context)
         entry = ledger[-1]
         chosen = deployments[entry.backend]
-        assert may(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
-        able = [of for of in all_deployments if may(asked, of)]
+        assert meets_constraints(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
+        able = [of for of in all_deployments if meets_constraints(asked, of)]
         spent += cost(asked, chosen)
         oracle += min(cost(asked, of) for of in able)
         if clouds := [of for of in able if of.residency == "cloud"]:

@@ -10,7 +10,7 @@ SYSTEM = "Be brief."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class RequestedFeatures:
     """The features that a client requests.
 
     Attributes:
@@ -31,11 +31,11 @@ class Wish:
     thinking: bool = False
     seed: int | None = None
     results: tuple[str, ...] = ()
-    heard: Heard | None = None
+    heard: ReceivedAnswer | None = None
 
 
 @dataclass(kw_only=True)
-class Heard:
+class ReceivedAnswer:
     """An answer; ``said`` is the message that the client sends back to continue."""
 
     text: str = ""
@@ -59,7 +59,9 @@ class Refused(Exception):
 
 
 class Client(Protocol):
-    async def ask(self, model: str, wish: Wish, *, stream: bool) -> Heard | None:
+    async def ask(
+        self, model: str, wish: RequestedFeatures, *, stream: bool
+    ) -> ReceivedAnswer | None:
         """Send a request and return the answer, or None if the protocol cannot express it.
 
         Raises:
