@@ -120,4 +120,4 @@ def gateway(
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
-    raise AssertionError("a unit test may not start Ray")
+    raise AssertionError("a unit test must not start Ray")

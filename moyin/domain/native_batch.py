@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-# The model of the row that stands for the division of a batch into native batches.
+# The ``model`` in the row for the plan that divides a batch into native batches.
 PLAN = ""
 
 

@@ -20,7 +20,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 
-# More tokens than any model reads or writes, of which the ledger's columns can hold a sum.
+# More tokens than any model processes, but few enough that the ledger can hold their sums.
 _MAX_TOKEN_COUNT = 10**8
 # Fields in which OpenAI, Anthropic, llama.cpp and vLLM accept the schema of an answer.
 _SCHEMA_FIELDS = (

@@ -119,7 +119,9 @@ class Layout:
             status = self.sockets.lstat()
         # All users can write to the parent folder, so the path may be another user's link.
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise StackError(f"{self.sockets} must be a folder of this user: remove it")
+            raise StackError(
+                f"{self.sockets} must be a folder of this user: remove the existing one"
+            )
         for folder in (self.ray, self.haproxy):
             with explain_os_errors(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)

@@ -87,8 +87,8 @@ class Ports:
         for name, port in self.items():
             if not 0 < port < 65536 - REPLICA_PORTS:
                 raise StackError(
-                    f"port {port} ({name}) is out of range: set {_PREFIX}{name.upper()} to 1 to "
-                    f"{65535 - REPLICA_PORTS}"
+                    f"port {port} ({name}) is out of range: set {_PREFIX}{name.upper()} to a "
+                    f"number from 1 to {65535 - REPLICA_PORTS}"
                 )
             last = port + REPLICA_PORTS - 1 if name == "replicas" else port
             if port < _WORKER_PORTS.stop and last >= _WORKER_PORTS.start:
@@ -111,7 +111,7 @@ def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
         if name not in skip and not _is_free(port):
             raise StackError(
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
-                f"stop it or set {_PREFIX}{name.upper()}"
+                f"stop that process or set {_PREFIX}{name.upper()} to another port"
             )
 
 
@@ -126,7 +126,7 @@ def _is_free(port: int) -> bool:
                 # of the stack's servers.
                 return not _accepts_connections(port)
             raise StackError(
-                f"port {port} cannot be opened: {error.strerror}: set another {_PREFIX}<NAME>"
+                f"port {port} cannot be opened: {error.strerror}: choose another {_PREFIX}<NAME>"
             ) from error
     return True
 

@@ -28,7 +28,7 @@ from moyin.store.schema import artifacts, jobs
 from moyin.store.sql import Database
 from moyin.store.text_pruning import find_file_blobs
 
-# The number of jobs whose digests are held in memory, and for which all other rows are read once.
+# The digests of so many jobs are held in memory while all other rows are read once.
 JOBS_PER_SCAN = 10_000
 # Rows per statement, and jobs per transaction: if the process dies or S3 fails after one, their blobs
 # are never deleted.

@@ -67,7 +67,9 @@ class UploadStore:
                 # The artifact with the name was deleted in between.
             else:
                 return artifact
-        raise ServiceUnavailable(f"the name {name.filename!r} changes too often; try again")
+        raise ServiceUnavailable(
+            f"other requests keep changing the file {name.filename!r}; try again"
+        )
 
     async def find(
         self, owner: str, names: Collection[ComfyFileName]

@@ -105,7 +105,7 @@ class JobStore:
             # After the insertion, which waits for a deletion of the same id.
             if new.has_chosen_id and is_deleted(connection, new.id):
                 raise PromptIdTaken(
-                    f"prompt_id {new.id!r} was used by a deleted prompt; use a new id or none",
+                    f"prompt_id {new.id!r} was used by a deleted prompt; use a new id or omit it",
                     field="prompt_id",
                 )
             enforce_open_job_limits(connection, new.limits)
@@ -385,7 +385,7 @@ class JobStore:
             job = await self.find(new.id)
             if (job.owner, job.spec) != (new.owner, new.spec):
                 raise PromptIdTaken(
-                    f"prompt_id {new.id!r} is used by another prompt; use a new id or none",
+                    f"prompt_id {new.id!r} is used by another prompt; use a new id or omit it",
                     field="prompt_id",
                 )
             return job

@@ -255,7 +255,7 @@ def _parse_key(row: Mapping[Any, Any]) -> ApiKey:
 def _parse_id(presented: str) -> str | None:
     """Return the id in a key's text, or None if the text has another format."""
     parts = presented.split("_", 2)
-    # isalnum excludes NUL characters, for which PostgreSQL would raise an error.
+    # isalnum excludes NUL characters, which PostgreSQL rejects with an error.
     is_key = len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum()
     return parts[1] if is_key else None
 

@@ -534,7 +534,7 @@ text_batch_lines = sa.Table(
     sa.Column("start", sa.BigInteger, nullable=False),
     sa.Column("size", sa.Integer, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
-    # Who runs the line. While that runner is alive, nobody else may run it.
+    # The runner of the line. While it is alive, no other runner may claim the line.
     sa.Column("runner", sa.String(64), nullable=True),
     sa.Column("http_status", sa.Integer, nullable=True),
     sa.Column("error_code", sa.String(64), nullable=True),

@@ -18,7 +18,7 @@ from moyin.store.sql import Database, now
 
 _KEPT = timedelta(days=30)
 _MAX_RESPONSES = 10_000
-# Answers between two deletions of what is too old or too many.
+# The number of answers that are added between two deletions of old or excess answers.
 _DELETION_INTERVAL = 100
 # Longer conversations exceed every model's context.
 _MAX_ANSWERS = 1_000

@@ -162,7 +162,7 @@ class UsageReports:
                 del self._waiting[owner]
         if len(sums) > _MAX_SUMS:
             raise InvalidRequest(
-                "group_by: there are too many groups; shorten the time from `from` to `to`, or filter",
+                "group_by: there are too many groups; choose a shorter period, or add a filter",
                 field="group_by",
             )
         return sums

@@ -71,5 +71,5 @@ def write(page: Path, name: str, lines: list[str]) -> None:
     head, found, rest = page.read_text().partition(begin)
     _, closed, tail = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"{page} has no place for {name}")
+        raise ValueError(f"{page} has no marks for the section {name}")
     page.write_text("\n".join([head + begin, "", *lines, "", end]) + tail)

@@ -149,7 +149,7 @@ def test_a_list_goes_on_from_page_to_page(comfy: Comfy) -> None:
         comfy.jobs.get(job_id).result()
 
 
-def test_a_picture_from_here_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) -> None:
+def test_a_stored_picture_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) -> None:
     source = tmp_path / "two pixels.png"
     source.write_bytes(red_and_blue())
     asset = comfy.assets.from_file(source)

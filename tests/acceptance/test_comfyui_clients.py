@@ -56,7 +56,7 @@ def graphs(tmp_path: Path) -> Graphs:
     return Graphs(tmp_path)
 
 
-def test_comfy_cli_runs_and_tells(
+def test_comfy_cli_runs_and_reports_progress(
     clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
 ) -> None:
     told = _events(_run(clients, graphs.file(tmp_path, "slow"), here), 0)
@@ -72,7 +72,7 @@ def test_comfy_cli_runs_and_tells(
     _made(farm, envelope["data"]["prompt_id"])
 
 
-def test_comfy_cli_tells_what_went_wrong(
+def test_comfy_cli_reports_errors(
     clients: Clients, graphs: Graphs, here: str, tmp_path: Path
 ) -> None:
     told = _events(_run(clients, graphs.file(tmp_path, "broken"), here), 1)

@@ -70,7 +70,9 @@ class FrontendPage:
             if any(message["type"] == kind for message in self.told):
                 return
             self.page.wait_for_timeout(100)
-        raise AssertionError(f"no {kind} among {[message['type'] for message in self.told]}")
+        raise AssertionError(
+            f"no message of type {kind} among {[message['type'] for message in self.told]}"
+        )
 
     def _listen(self, socket: WebSocket) -> None:
         socket.on("framereceived", self._hear)

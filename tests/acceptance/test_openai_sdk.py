@@ -117,7 +117,7 @@ def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) ->
         ({"suffix": "x"}, "suffix"),
     ],
 )
-def test_what_a_chat_has_not_is_refused_by_name(
+def test_members_that_a_chat_lacks_are_refused_by_name(
     client: openai.OpenAI, model: str, changes: dict[str, Any], field: str
 ) -> None:
     ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}

@@ -62,7 +62,7 @@ class StackClient:
             if done(job):
                 return job
             time.sleep(0.1)
-        raise AssertionError(f"not there after {seconds} s: {job}")
+        raise AssertionError(f"the job did not reach the status within {seconds} s: {job}")
 
     def _call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         return json.loads(self._raw(method, path, body, **headers))

@@ -76,4 +76,4 @@ def wait_for_another(
         if dead not in pids and len(pids) == count:
             return time.monotonic() - began
         time.sleep(0.1)
-    raise AssertionError(f"not {count} of them again after {seconds} s")
+    raise AssertionError(f"fewer than {count} processes run again after {seconds} s")

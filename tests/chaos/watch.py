@@ -148,7 +148,9 @@ class Watch:
             well = {call.service for call in last if call.outcome == "ok"}
             if now - since > seconds and well == SERVICES and _all_well(last):
                 return
-        raise AssertionError(f"not well after {patience:.0f} s: {self.since(now - 1)[-20:]}")
+        raise AssertionError(
+            f"services still fail after {patience:.0f} s: {self.since(now - 1)[-20:]}"
+        )
 
     def wait_until_away(self, since: float, patience: float = 60.0) -> None:
         """Wait until no service responds normally any more.
@@ -162,7 +164,7 @@ class Watch:
             away = {call.service for call in last if call.outcome != "ok"}
             if away == SERVICES and not any(call.outcome == "ok" for call in last):
                 return
-        raise AssertionError(f"still there after {patience:.0f} s")
+        raise AssertionError(f"a service still responds after {patience:.0f} s")
 
     async def _run(self) -> None:
         # Every call connects anew: a connection that is kept could hide who listens.

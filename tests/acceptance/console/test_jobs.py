@@ -96,7 +96,7 @@ def test_a_finished_render_shows_its_files_graph_and_request(
     console.screenshot("job-ja-narrow")
 
 
-def test_a_batch_and_a_failed_job_say_how_they_ended(
+def test_events_show_how_a_batch_and_a_failed_job_ended(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     sweep = {"workflow.1.inputs.color": [1, 2, 3]}
@@ -189,7 +189,7 @@ def test_filters_are_those_of_the_api(
     console.check_clean("400")
 
 
-def test_who_may_only_read_has_no_acts_and_others_jobs_are_not_found(
+def test_readers_get_no_actions_and_foreign_jobs_are_not_found(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     job = _submit(api, {"kind": "http", "request": {"path": "/healthz"}})

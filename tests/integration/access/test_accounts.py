@@ -245,7 +245,7 @@ async def test_a_password_reset_ends_sign_ins_with_the_old_password(
         assert (await accounts.call("POST", "/login", None, body)).status == status
 
 
-async def test_no_session_of_an_old_password_is_left_when_they_come_at_once(
+async def test_concurrent_password_changes_leave_no_old_session(
     accounts: AccountsApp,
 ) -> None:
     for _ in range(5):

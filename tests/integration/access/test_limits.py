@@ -88,7 +88,7 @@ async def test_exactly_the_limit_of_ten_thousand_requests_passes(
     )
 
 
-async def test_a_budget_is_never_overshot_and_settles_to_what_was_spent(
+async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
     replicas: list[str], valkey_server: ValkeyServer, measured: Measured
 ) -> None:
     budget, reserve, spend = Decimal("1"), Decimal("0.01"), Decimal("0.003")
@@ -127,7 +127,7 @@ async def meter(valkey_server: ValkeyServer) -> Any:
     await meter.close()
 
 
-async def test_leases_bound_what_runs_at_the_same_time(meter: RequestMeter) -> None:
+async def test_leases_bound_concurrent_calls(meter: RequestMeter) -> None:
     limit = Limit(subject="user:lease", concurrent_requests=2)
     first, _ = [await meter.admit([limit], owner="a") for _ in range(2)]
     with pytest.raises(RateLimited, match="concurrent requests") as refused:

@@ -157,7 +157,7 @@ async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
         assert {answer.status for answer in answers} == {200}
 
 
-async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> None:
+async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServer) -> None:
     """Two processes share the rate; each serves its newest and oldest waiting caller in turns."""
     rates = AttemptRates(timeout_seconds=3600)
     one, two = (Throttle(valkey_server.url, rates=rates) for _ in "12")

@@ -65,7 +65,7 @@ async def heard(
                 told.append(json.loads(message.data))
                 if last(told[-1]):
                     return told
-    raise AssertionError(f"closed after {told}")
+    raise AssertionError(f"the WebSocket was closed after {told}")
 
 
 def end_of(prompt_id: str) -> Callable[[Event], bool]:

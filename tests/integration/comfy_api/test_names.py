@@ -213,7 +213,7 @@ def root_of(gateway: RunningStack) -> Path:
     return folder
 
 
-async def test_no_input_of_any_node_takes_what_is_not_the_callers(
+async def test_no_node_input_accepts_files_of_others(
     gateway: RunningStack,
     comfy: Comfy,
     nodes: dict[str, Any],
@@ -300,7 +300,7 @@ async def test_text_input_accepts_any_text(
     await ended(_PROSE)
 
 
-async def test_a_class_that_is_about_the_workers_disk_is_not_there(
+async def test_node_classes_for_the_workers_disk_are_not_listed(
     comfy: Comfy, nodes: dict[str, Any]
 ) -> None:
     offered = await comfy.get("/object_info")
@@ -345,7 +345,7 @@ def _swept(graph: dict[str, Any]) -> dict[str, Any]:
         ("/api/v2/jobs", lambda graph: {"workflow": graph}, 422, "workflow.1.inputs.image"),
     ],
 )
-async def test_every_entrance_says_the_same_of_what_is_not_there_and_what_is_not_yours(
+async def test_every_api_treats_foreign_objects_as_missing(
     comfy: Comfy,
     outside: Outside,
     others: list[tuple[str, str]],

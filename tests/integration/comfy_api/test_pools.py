@@ -149,7 +149,7 @@ async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None
     )  # fmt: skip
 
 
-async def test_nodes_of_the_one_and_models_of_the_other_are_refused_for_what_lacks(
+async def test_a_graph_that_no_single_pool_can_run_is_refused(
     comfy: Comfy,
 ) -> None:
     """No pool has both; the error lists the models of the pool that has the nodes."""

@@ -275,6 +275,6 @@ async def _uploads(recorder: Recorder) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", ["before", "uploads", *(s.name for s in SCENES), "after"])
-async def test_the_farm_tells_what_one_comfyui_tells(told: tuple[Told, Told], name: str) -> None:
+async def test_the_farm_responds_like_one_comfyui(told: tuple[Told, Told], name: str) -> None:
     one, other = told
     assert other[name] == one[name]

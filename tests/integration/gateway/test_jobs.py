@@ -139,7 +139,7 @@ async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
     assert story == ["queued", "running", "failed", "queued", "running", "step", "succeeded"]
 
 
-async def test_the_socket_says_the_same(working_farm: Farm) -> None:
+async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
     story = await frames(working_farm.client, job["id"])
     async with working_farm.client.ws_connect(f"/jobs/{job['id']}/ws") as socket:

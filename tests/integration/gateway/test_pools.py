@@ -73,7 +73,7 @@ async def nodes_of(session: aiohttp.ClientSession) -> set[str]:
         return set(await response.json())
 
 
-async def test_a_pool_of_others_is_not_there(farm: Farm) -> None:
+async def test_a_pool_of_other_tenants_is_not_found(farm: Farm) -> None:
     status, _ = await posted(farm.client, "/jobs", job(GRAPH, pool="fast"))
     assert status == 202
     pipeline = {"kind": "pipeline", "steps": [job(GRAPH), job(GRAPH, pool="fast")]}

@@ -126,7 +126,7 @@ async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession)
     assert [e["id"] for e in resumed] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
-async def test_a_websocket_tells_the_same(session: aiohttp.ClientSession) -> None:
+async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSession) -> None:
     _, job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
     async with session.ws_connect(f"/jobs/{job['id']}/ws") as socket:
         told = [json.loads(message.data) async for message in socket]

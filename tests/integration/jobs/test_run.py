@@ -197,7 +197,7 @@ async def test_a_binary_answer_becomes_an_artifact(working_farm: Farm) -> None:
     assert (artifact["media_type"], artifact["size"]) == ("image/png", 8)
 
 
-async def test_a_reference_to_what_is_not_there_fails_the_job(working_farm: Farm) -> None:
+async def test_a_reference_to_a_missing_value_fails_the_job(working_farm: Farm) -> None:
     http = {"kind": "http", "request": {"path": "/svc/${steps.0.body.nothing}"}}
     job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, http]})
     ended = await working_farm.until(job["id"])
@@ -334,7 +334,7 @@ async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: Rende
         assert (response.status, (await response.json())["code"]) == (409, "job_finished")
 
 
-async def test_the_sweeper_starts_what_was_only_accepted(farm: Farm) -> None:
+async def test_the_sweeper_starts_jobs_that_were_only_accepted(farm: Farm) -> None:
     async def nothing(*_: object) -> None:
         return None
 

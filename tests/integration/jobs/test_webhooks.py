@@ -117,7 +117,7 @@ async def test_slow_receivers_do_not_delay_other_webhooks(
 
 
 @pytest.mark.parametrize("temporal_goes", [False, True])
-async def test_a_job_cancelled_before_its_start_tells_too(
+async def test_a_job_cancelled_before_its_start_sends_events(
     farm: Farm,
     receiver: tuple[Receiver, str],
     temporal_goes: bool,

@@ -63,9 +63,7 @@ HIDING = [
 ]
 
 
-async def test_a_path_that_hides_what_it_is_is_refused(
-    proxy_server: ProxyServer, service: Service
-) -> None:
+async def test_a_disguised_path_is_refused(proxy_server: ProxyServer, service: Service) -> None:
     for path in HIDING:
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
         answer = await _raw(proxy_server, head)

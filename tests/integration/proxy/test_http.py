@@ -340,7 +340,9 @@ async def test_a_short_answer_that_breaks_off_is_asked_for_again(
             await response.read()
 
 
-async def test_a_service_that_is_gone_is_let_alone_for_a_while(proxy_server: ProxyServer) -> None:
+async def test_an_unavailable_service_gets_no_requests_for_a_while(
+    proxy_server: ProxyServer,
+) -> None:
     proxy_server.routes(route(f"http://127.0.0.1:{free_port()}"))
     codes = []
     for _ in range(4):
@@ -442,7 +444,7 @@ async def test_a_new_table_takes_no_request_from_the_old(
         assert await response.content.read() == b"data: second\n\n"
 
 
-async def test_a_new_table_counts_what_is_under_way(
+async def test_a_new_table_counts_open_requests(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url

@@ -433,7 +433,7 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
     ]
 
 
-async def test_a_prompt_that_says_that_it_is_over_is_not_believed(hostile: ComfyRenderer) -> None:
+async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRenderer) -> None:
     files = await given_input(hostile, b"the next tenant's input")
     asked = [
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),

@@ -433,7 +433,7 @@ async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     assert (await renderer.status()).pid != pid
 
 
-async def test_why_it_does_not_start_is_said(
+async def test_the_reason_of_a_failed_start_is_shown(
     options: ComfyOptions, blobs: BlobStore, tmp_path: Path
 ) -> None:
     broken = ComfyRenderer(

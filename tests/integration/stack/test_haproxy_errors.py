@@ -177,7 +177,7 @@ async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports
 @pytest.mark.parametrize(
     "apps", [["accounts"], ["accounts", "models"], ["gateway"], ["gateway", "accounts"]]
 )
-async def test_grpc_while_the_app_is_not_there(apps: list[str], tmp_path: Path) -> None:
+async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Path) -> None:
     """The app is unknown or has no replica; calls without an app's name go to the gateway."""
     known = {name: _app(f"/{name}") for name in apps}
     async with launched(tmp_path, known) as ports:

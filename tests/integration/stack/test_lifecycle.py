@@ -180,7 +180,7 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
     assert _get(f"{stack.url}/")
 
 
-def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
+def test_killing_the_supervisor_ends_all_and_up_starts_again(
     stack: RunningStack, measured: Measured
 ) -> None:
     """Also covers a data folder from before Valkey had a password: its data must remain."""

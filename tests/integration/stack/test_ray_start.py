@@ -118,7 +118,7 @@ def head() -> Iterator[Head]:
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_ever_not_found(head: Head) -> None:
+def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
     """Covers the time before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
     deploying = head.deploy()

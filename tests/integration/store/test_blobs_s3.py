@@ -55,7 +55,7 @@ class TestBucket(BlobContract):
     pass
 
 
-async def test_objects_lie_where_the_url_says(
+async def test_objects_are_stored_under_the_prefix_of_the_url(
     blobs: BlobStore, url: str, s3_server: S3Server
 ) -> None:
     digest = await blobs.put(b"abc")
@@ -127,7 +127,7 @@ async def test_a_large_file_goes_in_parts(blobs: BlobStore, tmp_path: Path) -> N
     assert b"".join(part) == b"\x1f\x1f\x20\x20"
 
 
-async def test_a_bucket_that_is_not_there(tmp_path: Path, s3_server: S3Server) -> None:
+async def test_a_missing_bucket_is_an_error(tmp_path: Path, s3_server: S3Server) -> None:
     await _fails(BlobStore("s3://nowhere/below"), tmp_path)
     client = s3_server.client()
     names = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]

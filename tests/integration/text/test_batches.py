@@ -283,7 +283,7 @@ async def test_invalid_files_fail_before_any_line_runs(
     assert ended.failed_at is not None and farm.model.asked.total() == 0
 
 
-async def test_a_cancelled_batch_keeps_what_was_answered(farm: Farm) -> None:
+async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     farm.model.free.clear()
     batch = await farm.create(*(line(number) for number in range(1, 101)))
     await farm.until(batch, lambda found: found.status == "in_progress")
@@ -303,7 +303,7 @@ async def test_a_cancelled_batch_keeps_what_was_answered(farm: Farm) -> None:
     assert caught.value.code == "batch_finished"
 
 
-async def test_an_expired_batch_tells_which_lines_were_not_run(farm: Farm) -> None:
+async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) -> None:
     farm.model.free.clear()
     batch = await farm.create(*(line(number) for number in range(1, 51)))
     await eventually(lambda: farm.model.running == 4)

@@ -146,7 +146,7 @@ async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> Non
     await client.close()
 
 
-async def test_a_stream_that_is_cut_settles_to_what_the_ledger_says(studio: Studio) -> None:
+async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio) -> None:
     key_id, client = await studio.client(usd_per_month=Decimal(5), concurrent_requests=1)
     stream = await client.chat.completions.create(**hello(stream=True, max_tokens=1500))
     await anext(aiter(stream))

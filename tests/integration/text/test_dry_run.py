@@ -84,7 +84,7 @@ async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     return (inner["code"],)
 
 
-async def test_a_dry_run_names_what_answers(tmp_path: Path) -> None:
+async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
     aliases: dict[str, Any] = {"work": {"quality": 2}, "cheap": ["m-plain", "m-ollama"]}
     async with (
         _AnyServer().running() as server,

@@ -309,7 +309,7 @@ async def test_the_example_of_the_page_is_read_by_claude(
     assert question["text"] == "What does it say?"
 
 
-async def test_what_no_model_reads_is_refused_by_name(studio: Studio) -> None:
+async def test_members_that_no_model_reads_are_refused_by_name(studio: Studio) -> None:
     client = studio.client
     archive = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
     part: Any = {"type": "input_file", "file_id": archive.id}

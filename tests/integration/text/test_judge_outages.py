@@ -13,7 +13,7 @@ from tests.integration.text.test_judge import (
     JUDGE,
     SECOND,
     Models,
-    Place,
+    JudgeServers,
     chat,
     ended,
     models,
@@ -28,7 +28,7 @@ async def test_temporal_dies_under_the_judge(
     tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: Models
 ) -> None:
     """The replica answers and stops normally; the next one continues when Temporal is back."""
-    place = Place(tmp_path, valkey_server, own_temporal)
+    place = JudgeServers(tmp_path, valkey_server, own_temporal)
     models.hold = asyncio.Event()
     async with place.app(models) as models_app:
         ada = Caller(models_app, models_app.api_key)

@@ -265,7 +265,7 @@ async def test_a_batch_whose_answer_was_lost_is_not_sent_again(studio: Studio) -
     assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
 
 
-async def test_a_batch_of_somebody_else_is_not_taken_for_ours(studio: Studio) -> None:
+async def test_foreign_batches_at_the_back_end_are_ignored(studio: Studio) -> None:
     foreign = anthropic.AsyncAnthropic(base_url=studio.claude.url, api_key="only-for-this-test")
     await foreign.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
     studio.claude.loses_answer = True
@@ -276,7 +276,7 @@ async def test_a_batch_of_somebody_else_is_not_taken_for_ours(studio: Studio) ->
     await foreign.close()
 
 
-async def test_what_a_batch_api_refuses_or_leaves_is_called(studio: Studio) -> None:
+async def test_lines_that_a_batch_api_refuses_are_called_singly(studio: Studio) -> None:
     for provider in ("claude", "gpt"):
         sent: Any = getattr(studio, provider)
         sent.refuses = 400

@@ -87,7 +87,9 @@ async def calling(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireSe
 
 
 @pytest.mark.parametrize("protocol", REQUESTS)
-async def test_a_request_does_without_what_no_model_has(tmp_path: Path, protocol: str) -> None:
+async def test_a_request_is_sent_without_unsupported_features(
+    tmp_path: Path, protocol: str
+) -> None:
     path, body = REQUESTS[protocol]
     async with calling(tmp_path) as (client, server):
         refused = await client.post(path, json={**body, "model": "plain"})

@@ -72,7 +72,7 @@ async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), error.decode()
 
 
-async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
+async def test_hard_requests_go_to_claude_and_routes_explain_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
@@ -87,7 +87,7 @@ async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
         assert claude.asked == 2
 
 
-async def test_easy_work_stays_in_the_house_and_says_why(
+async def test_easy_requests_use_the_local_model_and_explain_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):

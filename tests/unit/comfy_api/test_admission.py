@@ -35,7 +35,7 @@ class FakePools:
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if pool not in self._rules:
-            raise ServiceUnavailable("it is down")
+            raise ServiceUnavailable("the pool is unavailable")
         content = (
             encode(self._rules[pool]) if path == RULES_PATH else json.dumps(NODES_PATH).encode()
         )

@@ -42,7 +42,7 @@ class FakePools:
         if pool in self.states:
             return PoolResponse(version=version, state=self.states[pool])
         if pool not in self.responses:
-            raise ServiceUnavailable("it is down")
+            raise ServiceUnavailable("the pool is unavailable")
         responses = self.responses[pool]
         content = None if responses is None else json.dumps(responses).encode()
         return PoolResponse(version=version, state="up", content=content)

@@ -46,7 +46,7 @@ class Service:
     async def cancel(self, caller: Identity, job_id: str) -> Job:
         ended = await self._rig.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
         if ended is None:
-            raise JobFinished("it has ended")
+            raise JobFinished("the job has ended")
         return ended
 
 

@@ -345,7 +345,7 @@ async def test_a_disconnect_cancels_the_request() -> None:
         return {"type": "http.disconnect"}
 
     async def send(_message: Any) -> None:
-        raise AssertionError("nobody is there to be answered")
+        raise AssertionError("a response was sent to a disconnected client")
 
     scope: Scope = {
         "type": "http",

@@ -52,7 +52,7 @@ async def test_bytes_are_uploaded(client: AnyClient, gateway: ScriptedGateway) -
     assert second.headers["content-type"] == "application/octet-stream"
 
 
-async def test_a_download_that_breaks_begins_anew(
+async def test_an_interrupted_download_starts_again(
     client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
     broken = Reply(pieces=(LARGE[:100_000],), breaks=True)

@@ -275,9 +275,7 @@ async def test_a_repeated_change_that_was_made_already_returns_the_job(
     assert caught.value.code == code
 
 
-async def test_a_repeated_deletion_of_what_is_gone_succeeds(
-    client: AnyClient, gateway: ScriptedGateway
-) -> None:
+async def test_a_repeated_deletion_succeeds(client: AnyClient, gateway: ScriptedGateway) -> None:
     missing = problem(404, "job_not_found")
     limited = problem(429, "rate_limit_exceeded", headers={"retry-after": "1"})
     gateway.script("DELETE", "/jobs/j1", LOST, missing, limited, missing)

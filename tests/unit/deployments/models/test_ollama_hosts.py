@@ -123,7 +123,9 @@ async def test_hosts_serve_what_they_have_pulled(
     await eventually(lambda: "qwen3:8b" not in models_app.text_router.fleet.catalog.names)
 
 
-async def test_what_the_file_says_wins(host: FakeOllamaHost, tmp_path: Path) -> None:
+async def test_listed_settings_override_discovered_ones(
+    host: FakeOllamaHost, tmp_path: Path
+) -> None:
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
     listed = [
         {"name": "small", "upstream": "smollm2", "context": 2048, "tools": True, "schema": False},
@@ -288,7 +290,7 @@ async def test_one_of_several_hosts_must_be_named(
     assert (status, error["field"]) == (400, "x-moyin-backend")
 
 
-async def test_tenants_cannot_change_hosts_but_may_pull_what_is_there(
+async def test_tenants_cannot_change_hosts_but_may_pull_existing_models(
     models_app: ModelsApp, host: FakeOllamaHost, tmp_path: Path
 ) -> None:
     key = await tenant_key(tmp_path)

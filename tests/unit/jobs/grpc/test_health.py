@@ -38,7 +38,7 @@ def ask(service: str = MOYIN) -> Any:
 
 @pytest.mark.parametrize("service", ["", MOYIN])
 @pytest.mark.parametrize(("ready", "status"), [(True, SERVING), (False, NOT_SERVING)])
-async def test_a_check_tells_the_state(service: str, ready: bool, status: int) -> None:
+async def test_health_check_returns_the_state(service: str, ready: bool, status: int) -> None:
     gateway = Gateway()
     gateway.ready = ready
     assert (await HealthMonitor(gateway.is_ready).check(ask(service))).status == status

@@ -70,7 +70,7 @@ def test_a_message_has_the_members_of_its_model(model: type[BaseModel]) -> None:
             assert members[name] == ("json" if part is wire.OutputBody else NAMES[part]), name
 
 
-def test_every_status_is_there() -> None:
+def test_every_status_is_listed() -> None:
     names = {f"JOB_STATUS_{status.value.upper()}" for status in JobStatus}
     assert {*pb.JobStatus.keys()} == names | {"JOB_STATUS_UNSPECIFIED"}
 

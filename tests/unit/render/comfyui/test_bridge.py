@@ -103,7 +103,7 @@ class Validating(Plain):
 class Broken:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        raise RuntimeError("its folder is gone")
+        raise RuntimeError("the prompt's folder is gone")
 
 
 def test_inputs_with_only_type_and_range_checks_are_listed() -> None:

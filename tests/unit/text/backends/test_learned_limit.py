@@ -98,7 +98,7 @@ def test_one_late_token_does_not_refute_what_was_proven() -> None:
     assert server.slots.limit == 1
 
 
-def test_whole_answers_tell_when_they_began() -> None:
+def test_whole_answers_report_when_they_began() -> None:
     server = Server(2)
     with server.limit.track("chat", 100) as first:
         with server.limit.track("chat", 100) as second:

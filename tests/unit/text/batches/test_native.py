@@ -341,7 +341,7 @@ async def test_a_cancelled_batch_does_not_wait_long_for_a_lost_one(
 
 async def test_the_search_for_a_lost_batch_ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
-        raise BackendTimeout("it lists no batches")
+        raise BackendTimeout("the API does not list its batches")
 
     monkeypatch.setattr(rig.api, "find_submitted", fail)
     rig.api.error = BackendTimeout("no answer")

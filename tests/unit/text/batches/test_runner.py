@@ -194,7 +194,7 @@ async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
     assert len(await rig.count_charged()) == 2
 
 
-async def test_lines_go_on_when_whoever_asked_is_gone(rig: Rig) -> None:
+async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
     await rig.begin(10)
     rig.caller.free.clear()
     working = asyncio.create_task(rig.runner.work("batch_1", ADA))
@@ -210,7 +210,7 @@ async def test_lines_go_on_when_whoever_asked_is_gone(rig: Rig) -> None:
     assert (await rig.show()).completed == 10
 
 
-async def test_others_run_what_a_stopped_replica_gives_back(rig: Rig) -> None:
+async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig) -> None:
     await rig.begin(4)
     rig.caller.free.clear()
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE

@@ -53,7 +53,7 @@ class FakeBudget:
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
         if usd > self.left:
-            raise BudgetExceeded("the budget of the month does not cover it")
+            raise BudgetExceeded("the monthly budget does not cover the call")
         self.reserved.append(usd)
 
     def record(self, usd: Decimal, tokens: int) -> None:

@@ -216,7 +216,7 @@ def summarize(deltas: Sequence[Delta]) -> Read:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_stream_says_the_same_however_it_is_cut(provider: str) -> None:
+async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
     whole = await read(provider, [STREAMS[provider]])
     assert summarize(whole) == EXPECTED[provider]
     for seed in range(CUTS):

@@ -74,7 +74,7 @@ def test_current_question_is_read_unchanged() -> None:
         assert question_from_json(stored).features == question.features
 
 
-def test_what_was_learned_earlier_counts_and_fades() -> None:
+def test_earlier_learning_counts_and_fades() -> None:
     estimator = Estimator()
     for number in range(40):
         estimator.learn("studio", signal(earlier(ask(TEXT)), 0.0, key=f"key-{number}"))

@@ -183,7 +183,7 @@ async def test_an_answer_is_recorded_with_its_units() -> None:
     assert rig.telemetry.calls[0].operation == "moderation"
 
 
-async def test_without_an_able_model_the_error_says_how_to_configure_one() -> None:
+async def test_error_without_a_suitable_model_explains_the_configuration() -> None:
     rig = Rig(speaker())
     with pytest.raises(OperationNotConfigured, match=r"abilities: \[moderation\]") as caught:
         await rig.call(moderation(model="nothing"))

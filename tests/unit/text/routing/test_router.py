@@ -144,7 +144,7 @@ async def test_a_stream_ends_with_its_cost() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-async def test_disconnect_cancels_upstream_and_charges_what_was_sent(taken: int) -> None:
+async def test_disconnect_cancels_upstream_and_charges_the_sent_part(taken: int) -> None:
     backend = FakeBackend(raw_stream=[CHUNK] * 100)
     rig = Rig(backend, tariff=CHEAP)
     stream = (await rig.ask(stream=True)).stream
