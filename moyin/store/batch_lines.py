@@ -140,7 +140,7 @@ class BatchLineStore:
                 batches.c.status == BatchStatus.IN_PROGRESS.value,
                 batches.c.expires_at > now(),
             )
-            # Nobody seals the batch while lines are claimed.
+            # A share lock, so that the batch is not sealed while lines are claimed.
             if connection.execute(is_open.with_for_update(read=True)).first() is None:
                 return []
             if seconds is not None:
@@ -297,7 +297,7 @@ def _write_results(
     unsealed = sa.select(batches.c.id).where(
         batches.c.id == batch_id, batches.c.finalizing_at.is_(None)
     )
-    # Nobody seals the batch meanwhile. Its counts are changed below, so that a shared lock, which
+    # The lock prevents that the batch is sealed meanwhile. Its counts are changed below, so that a shared lock, which
     # two writers can hold, could become a deadlock.
     if connection.execute(unsealed.with_for_update()).first() is None:
         return set()

@@ -192,11 +192,11 @@ class JudgeServers:
 @pytest.fixture
 async def place(
     tmp_path: Path, valkey_server: ValkeyServer, temporal_server: TemporalServer
-) -> Place:
+) -> JudgeServers:
     async with redis.Redis.from_url(valkey_server.url) as valkey:
         # Months are longer than tests.
         await valkey.flushdb()
-    return Place(tmp_path, valkey_server, temporal_server)
+    return JudgeServers(tmp_path, valkey_server, temporal_server)
 
 
 async def p_good(client: Caller, model: str) -> float:

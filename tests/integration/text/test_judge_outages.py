@@ -12,8 +12,8 @@ from tests.integration.text.test_feedback import Client as Caller
 from tests.integration.text.test_judge import (
     JUDGE,
     SECOND,
-    Models,
     JudgeServers,
+    Models,
     chat,
     ended,
     models,
