@@ -106,7 +106,7 @@ class ArtifactFilter:
         if self.user_id is not None:
             of_job.append(jobs.c.user_id == self.user_id)
         if of_job:
-            # Not the owner's column itself, for which SQLite would read the index of its jobs.
+            # Not the plain owner column: SQLite would then read the index of the owner's jobs.
             made_by = (jobs.c.id == columns.job_id, jobs.c.owner.concat("") == owner)
             conditions.append(sa.exists().where(*made_by, *of_job))
         return conditions

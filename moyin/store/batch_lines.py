@@ -297,8 +297,8 @@ def _write_results(
     unsealed = sa.select(batches.c.id).where(
         batches.c.id == batch_id, batches.c.finalizing_at.is_(None)
     )
-    # The lock prevents that the batch is sealed meanwhile. Its counts are changed below, so that a shared lock, which
-    # two writers can hold, could become a deadlock.
+    # The lock prevents the sealing of the batch. It is exclusive, since the counts are changed below:
+    # two writers with a shared lock could deadlock.
     if connection.execute(unsealed.with_for_update()).first() is None:
         return set()
     query = sa.select(lines.c.number).where(

@@ -34,7 +34,7 @@ def delete_ended_jobs(connection: sa.Connection, owner: str, job_ids: Sequence[s
     """
     query = (
         sa.select(jobs.c.id, jobs.c.owner, jobs.c.status)
-        # Without the owner, for which SQLite would read the index of all the owner's jobs.
+        # Without the owner: SQLite would otherwise read the index of all the owner's jobs.
         .where(jobs.c.id.in_(job_ids))
         .order_by(jobs.c.id)
         .with_for_update()

@@ -71,7 +71,7 @@ class JobFilter:
             return page
         conditions = [
             jobs.c.id.in_(ids),
-            # Not the column itself, for which SQLite would read the index of all the owner's jobs.
+            # Not the plain column: SQLite would then read the index of all the owner's jobs.
             jobs.c.owner.concat("") == owner,
             *self._build_time_conditions(),
             *self.build_row_conditions(jobs.c, dialect),

@@ -30,7 +30,7 @@ __all__ = ["PruneResult", "Pruner"]
 
 _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 3_600.0
-# Files of text models that were deleted, or have expired, are deleted after so long.
+# The age at which deleted or expired files of text models are removed.
 _FILES_KEPT = timedelta(days=1)
 
 

@@ -23,7 +23,7 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec", sa.String(64), nullable=False),
     sa.Column("heads", sa.JSON, nullable=False),  # kind and pool of each step
-    # The number of renders of a batch, each of which counts as a job; null if it is not a batch.
+    # The number of renders of a batch (each counts as a job); null if it is not a batch.
     sa.Column("children", sa.Integer, nullable=True),
     sa.Column("results", sa.JSON, nullable=False),  # of finished steps, ordered by index
     sa.Column("progress", sa.JSON, nullable=False),
@@ -489,7 +489,7 @@ files = sa.Table(
     sa.Index("ix_files_sha256", "sha256"),
 )
 
-# Batches of text requests. Rows are authoritative: a workflow only drives them on.
+# Batches of text requests. Rows are authoritative; a workflow only triggers their steps.
 text_batches = sa.Table(
     "text_batches",
     metadata,
