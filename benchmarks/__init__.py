@@ -1,1 +1,1 @@
-"""Contains `make bench`: it measures Moyin and its peers on one machine; only ratios are comparable."""
+"""Benchmarks of Moyin and its peers on one machine (`make bench`); only ratios are comparable."""

@@ -30,7 +30,7 @@ _PARTS = {
 
 
 def main() -> None:
-    """Measure the part that the command line names."""
+    """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     about = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
     parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=about)

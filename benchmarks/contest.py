@@ -1,7 +1,7 @@
-"""Measures Moyin and its peers in turns, with the same mock back end on the same machine.
+"""Compares Moyin and its peers, which take turns with the same mock back end on the same machine.
 
-`contest` measures all peers at all numbers of connections, `duel` only the fastest one and the
-streams that it is compared by.
+`contest` measures all peers at all numbers of connections. `duel` measures only the fastest peer,
+at the numbers of streams that decide the comparison.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOYIN_SECONDS, _PEER_SECONDS = 150, 25
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Holds the results of one gateway.
+    """The results of one gateway.
 
     Attributes:
         load: medians of all rounds by number of connections.
@@ -42,8 +42,8 @@ class Result:
         over_direct: ratio to the requests per second of the direct path in the same rounds.
         added: latency in addition to the direct path's: p50 and p99 in ms.
         first: time to the first token; ``added_first`` is the part that the gateway adds.
-        streams: results for increasing numbers of streams; `duel` goes on after a failure.
-        busy: median load average of the machine, which shows other activity.
+        streams: results for increasing numbers of streams; `duel` continues after a failure.
+        busy: median load average of the machine, which reveals other activity.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Result:
         )
 
     def times(self, other: Result, connections: int) -> float:
-        """Return the ratio to the requests per second of ``other`` in the same rounds."""
+        """Return the ratio of the requests per second to those of ``other`` in the same rounds."""
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 
@@ -101,9 +101,10 @@ def _compare(
     all_streams: bool = False,
     memory: bool = False,
 ) -> list[Result]:
-    """Measure ``gateways`` in turns; the first one is the direct path.
+    """Measure ``gateways`` in turns; the first one is the direct path without a gateway.
 
-    Numbers of streams beyond the first that a gateway cannot hold are measured if ``all_streams``.
+    If ``all_streams`` is True, larger numbers of streams are measured even after a gateway has
+    failed.
     """
     busy: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
     loads: dict[str, dict[int, list[Measurement]]] = {gateway.name: {} for gateway in gateways}
@@ -163,7 +164,7 @@ def _turns(
 
 
 def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median of the rounds' ratios, in which noise longer than a round cancels out."""
+    """Return the median of the ratios per round, in which noise longer than a round cancels out."""
     return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
 
 

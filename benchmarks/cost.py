@@ -1,7 +1,7 @@
 """Measures the processor time per small render, by process: ``python -m benchmarks.cost``.
 
-Small pictures are rendered one after the other on one actor. The processor time of each process is
-reduced by what it uses while idle for as long. The total leaves out ComfyUI itself.
+Small pictures are rendered one after the other on one actor. The processor time that each process
+uses while idle for the same time is subtracted. The total excludes ComfyUI itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PARTS = {
 
 
 async def cost(farm: Farm, jobs: int) -> dict[str, float]:
-    """Return milliseconds per job by part and in total (``all``), and the ``seconds`` of a job."""
+    """Return the milliseconds per job by part and in total (``all``), and a job's ``seconds``."""
     async with aiohttp.ClientSession(
         farm.url, headers={"authorization": f"Bearer {farm.key}"}
     ) as session:
@@ -80,7 +80,7 @@ def _graph() -> dict[str, Any]:
 
 
 async def _cpu_seconds(data: Path, activity: Any) -> Mapping[str, float]:
-    """Await ``activity`` and return the processor time that each part used meanwhile."""
+    """Await ``activity`` and return the processor time in seconds that each part used meanwhile."""
     before = dict(_times(data))
     await activity
     spent: dict[str, float] = defaultdict(float)

@@ -1,7 +1,7 @@
 """Measures many ComfyUIs at once: ``python -m benchmarks.crowd``.
 
-Runs 80 graphs that sleep for a second on eight ComfyUIs, first by direct calls, which is as fast as
-this machine can be, then through ``/jobs``.
+Runs 80 graphs that sleep for a second on eight ComfyUIs: first by direct calls, which shows the
+machine's maximum, then through ``/jobs``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """Holds the seconds from first submission to last result; ``submit_seconds`` to the last job id."""
+    """The seconds from the first submission to the last result, and to the last job id."""
 
     direct_seconds: float
     farm_seconds: float
@@ -41,7 +41,7 @@ class Crowd:
 
 
 async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
-    """Wait until all actors run, then measure."""
+    """Wait until all actors run, and measure."""
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         folders = await _wait_for_comfyuis(farm, actors)
         # The first round only opens connections and fills caches.

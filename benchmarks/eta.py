@@ -1,8 +1,8 @@
-"""Measures how well a pool guesses when renders start, over an hour in simulated time.
+"""Measures how well a pool estimates the starts of renders, over an hour of simulated time.
 
 Six actors serve graphs of seven shapes on four checkpoints, for twenty owners who submit singly and
-in bursts. The pool's own `Window` decides and forecasts. Run it with ``python -m benchmarks.eta``; it
-writes ``benchmarks/results/eta.json``.
+in bursts. The pool's own `Window` decides and forecasts. ``python -m benchmarks.eta`` writes
+``benchmarks/results/eta.json``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CHECKPOINTS = (("small", 2e9), ("medium", 6.5e9), ("large", 12e9), ("rare", 6.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """An hour of renders by arrival, the seconds that each takes, and the true speed of loading."""
+    """An hour of renders by arrival, with their durations and the true speed of loading."""
 
     renders: tuple[PendingRender, ...]
     seconds: dict[str, float]
@@ -44,11 +44,11 @@ class Recording:
 
 
 @dataclass(kw_only=True, slots=True)
-class Guesses:
-    """Guesses of waiting renders' starts with what happened, in seconds from the guess.
+class StartEstimates:
+    """The estimated and actual starts of waiting renders, in seconds from the estimate.
 
     Attributes:
-        unknown: reads of a place without a guess.
+        unknown: number of reads of a place without an estimate.
         forecast_seconds: processor time of each forecast of 256 waiting renders.
     """
 
@@ -59,7 +59,7 @@ class Guesses:
 
 
 def record_hour(*, seed: int, actors: int, load: float) -> Recording:
-    """Generate an hour of renders that would keep ``load`` of the actors busy.
+    """Generate an hour of renders that keeps the share ``load`` of the actors busy.
 
     Durations vary by an eighth within a shape, and one render in forty takes three times as long.
     """
@@ -90,9 +90,9 @@ def record_hour(*, seed: int, actors: int, load: float) -> Recording:
     return Recording(renders=tuple(renders), seconds=seconds, bytes_per_second=8e8)
 
 
-def replay(recording: Recording, actors: int) -> Guesses:
-    """Let a window serve the recording, and compare its forecasts with the starts."""
-    guesses, window, errors = Guesses(), Window(), StartErrors()
+def replay(recording: Recording, actors: int) -> StartEstimates:
+    """Simulate the recording with a window, and compare its forecasts with the actual starts."""
+    guesses, window, errors = StartEstimates(), Window(), StartErrors()
     for number in range(actors):
         window.add_renderer(f"actor-{number}", (), 0.0)
     arrivals = deque(recording.renders)
@@ -141,7 +141,7 @@ def _read(
     errors: StartErrors,
     now: float,
     read: dict[str, list[tuple[float, float, float]]],
-    guesses: Guesses,
+    guesses: StartEstimates,
 ) -> None:
     began = time.thread_time()
     expected = errors.widen_forecasts(window.forecast(now, _FORECAST), now)
@@ -170,7 +170,7 @@ def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
 
 
 def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
-    """Replay, print and write ``eta.json``."""
+    """Simulate one recording per seed, print the results, and write ``eta.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in seeds:

@@ -31,7 +31,7 @@ _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 @dataclass(frozen=True, kw_only=True)
 class Farm:
-    """Describes a running stack, with the configuration file and environment of its start."""
+    """A running stack, with the configuration file and environment of its start."""
 
     url: str
     key: str
@@ -41,10 +41,10 @@ class Farm:
 
 
 def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
-    """Return the shipped serve_config.yaml with the apps, back ends and nodes of the benchmarks.
+    """Return the shipped serve_config.yaml, changed for the benchmarks.
 
-    The mock is added as a back end and behind the proxy, and ComfyUI gets its test nodes. Without
-    ``actors`` nothing is rendered.
+    The mock is added as a back end and behind the proxy, and ComfyUI gets its test nodes. If
+    ``actors`` is 0, the configuration has no render pool.
     """
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
     apps = {app["name"]: app for app in config["applications"]}

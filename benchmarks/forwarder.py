@@ -1,4 +1,4 @@
-"""Contains a minimal Python gateway: a raw ASGI app that forwards all requests through aiohttp.
+"""A minimal Python gateway: a raw ASGI app that forwards all requests through aiohttp.
 
 UPSTREAM=http://127.0.0.1:9000 uvicorn benchmarks.forwarder:app --port 9001
 """

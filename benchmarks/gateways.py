@@ -1,6 +1,6 @@
 """Starts Moyin's peers in front of the same mock, as their documentation recommends.
 
-Each is installed on first use into a separate folder, which later runs reuse.
+Each peer is installed on first use into its own folder, which later runs reuse.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _PORTKEY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """Describes a server of chat completions.
+    """A server of chat completions.
 
     Attributes:
-        url: address for ``POST``.
+        url: URL for ``POST`` requests.
         processes: returns the server's processes, whose memory and processor time are measured.
-        prefix: beginning of the names under which the server knows the mock's models.
+        prefix: prefix of the mock's models in the names that the server uses.
     """
 
     name: str
@@ -64,19 +64,19 @@ class Gateway:
     prefix: str = ""
 
     def address(self, body: Mapping[str, object]) -> dict[str, object]:
-        """Return a request's body with the model's name as this server knows it."""
+        """Return a request's body with the model's name as this server expects it."""
         return {**body, "model": f"{self.prefix}{body['model']}"}
 
 
 def direct(mock_url: str, pid: int) -> Gateway:
-    """Return the mock itself, without a gateway."""
+    """Return the mock itself as a server, without a gateway."""
     return Gateway(
         name="direct", url=f"{mock_url}/v1/chat/completions", processes=lambda: family(pid)
     )
 
 
 def moyin(farm: Farm, name: str) -> Gateway:
-    """Return the models app of a running farm."""
+    """Return the models app of a running farm as a server."""
     return Gateway(
         name=name,
         url=f"{farm.url}/v1/chat/completions",
@@ -206,7 +206,7 @@ def _npm(home: Path, _: str) -> None:
 
 
 def _install(home: Path, version: str, install: Callable[[Path, str], None]) -> None:
-    """Install into ``home`` unless it contains that version already."""
+    """Install into ``home`` unless it already contains that version."""
     stamp = home / "installed"
     if stamp.exists() and stamp.read_text() == version:
         return

@@ -2,7 +2,7 @@
 
 Run it with ``python -m benchmarks.history sqlite`` or ``postgresql`` (the server of the tests'
 wheel). It prints the milliseconds of 100 pages per filter, and of submissions with and without a
-deletion of a tenth of the jobs beside them.
+concurrent deletion of a tenth of the jobs.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ async def _measure(url: str, count: int) -> None:
 
 
 async def _fill(database: Database, count: int) -> None:
-    """Insert jobs of two owners that were submitted within a day."""
+    """Insert jobs of two owners, submitted within a day."""
     numbers, began = random.Random(7), now() - timedelta(days=1)
     for start in range(0, count, _ROWS_PER_INSERT):
         ordinals = range(start, min(start + _ROWS_PER_INSERT, count))
@@ -157,7 +157,7 @@ def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
 
 
 def _make_text(numbers: random.Random, ordinal: int) -> str:
-    """Return a prompt; a few have a rare word or are in Japanese."""
+    """Return the text of a prompt; a few have a rare word or are in Japanese."""
     words = numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=_WORDS_PER_PROMPT)
     if numbers.random() < 0.8:
         words.append("masterpiece")
@@ -182,7 +182,7 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
 
 
 async def _time_pages(store: JobStore, where: JobFilter) -> list[float]:
-    """Return the seconds of pages, each of which continues the one before."""
+    """Return the seconds for each of several consecutive pages."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
         began = time.perf_counter()
@@ -194,7 +194,7 @@ async def _time_pages(store: JobStore, where: JobFilter) -> list[float]:
 async def _time_submissions(
     store: JobStore, beside: Awaitable[Any], words: int = _WORDS_PER_PROMPT
 ) -> list[float]:
-    """Return the seconds of submissions, one every 20 ms, for as long as ``beside`` takes."""
+    """Return the seconds of submissions, one every 20 ms while ``beside`` runs."""
     task, seconds, numbers = asyncio.ensure_future(beside), [], random.Random(8)
     while not task.done():
         text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))

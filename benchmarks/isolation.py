@@ -34,11 +34,11 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationCost:
-    """Holds medians in seconds of starts, first prompt included, and of renders of half a second.
+    """Medians in seconds of starts, including the first prompt, and of renders of half a second.
 
     Attributes:
-        start_more: additional seconds of a strict start, compared with the other of its round.
-        render_ratio: duration of a strict render relative to the one without isolation.
+        start_more: additional seconds of a start with isolation, compared within each round.
+        render_ratio: duration of a render with isolation relative to one without.
     """
 
     start_off: float

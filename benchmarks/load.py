@@ -16,7 +16,7 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Holds the results of a run of wrk; errors are missing responses and those not 2xx or 3xx."""
+    """The results of a run of wrk; errors are missing responses and 4xx or 5xx statuses."""
 
     requests: int
     requests_per_second: float
@@ -34,7 +34,7 @@ def measure(
     connections: int = 16,
     seconds: int = 5,
 ) -> Measurement:
-    """Send ``body`` as JSON to ``url`` over ``connections`` for ``seconds``."""
+    """Send ``body`` as JSON to ``url`` over ``connections`` for ``seconds``; return the results."""
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: run `apt-get install wrk`")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Measures the memory of a gateway after many requests."""
+"""Measures how a gateway's memory grows with the number of requests."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _WARM_UP = 2_000
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """Holds the memory of the gateway's processes in bytes, by number of requests after warm-up."""
+    """The memory of the gateway's processes in bytes, by number of requests after the warm-up."""
 
     requests: tuple[int, ...]
     bytes: tuple[int, ...]
 
     @property
     def ratio(self) -> float:
-        """The memory at the end relative to the start."""
+        """The memory at the end relative to that at the start."""
         return self.bytes[-1] / self.bytes[0]
 
 
 def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
-    """Send ``requests`` requests, or as many as the gateway answers in ``seconds``."""
+    """Send ``requests`` requests, or as many as are answered in ``seconds``; return the growth."""
     while _load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
         seconds -= _STEP_SECONDS
     counts, sizes = [0], [resident(gateway.processes())]

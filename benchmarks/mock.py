@@ -1,8 +1,8 @@
-"""Contains a mock model server that uses little time, so that measurements show the gateway's.
+"""A fast mock model server, so that measurements show the time of the gateway.
 
-It implements just enough HTTP/1.1 for POST requests on keep-alive connections. Every response is the
-same OpenAI chat completion, or the same stream if the body asks for one. The model ``paced`` streams
-fifty tokens a second instead.
+It implements just enough HTTP/1.1 for POST requests on keep-alive connections. Every response is
+the same OpenAI chat completion, or the same stream if the body asks for one. The model ``paced``
+streams fifty tokens a second instead.
 
     python -m benchmarks.mock PORT
 """

@@ -1,6 +1,6 @@
-"""Draws the plots of docs/performance.md from its own tables, into docs/performance.
+"""Draws the plots of docs/performance.md from the page's tables into docs/performance.
 
-Run it with ``python -m benchmarks.page`` after a table has changed.
+Run it with ``python -m benchmarks.page`` after a change of a table.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _OTHERS = {
 
 
 def throughput(page: str) -> dict[str, float]:
-    """Return requests per second through `/v1`, with Moyin's as 1."""
+    """Return the requests per second through `/v1`, relative to Moyin's."""
     bars = {name: 1 / _row(page, start)[0][0] for name, start in _OTHERS.items()}
     return {**bars, "Moyin, one replica": 1.0}
 
 
 def render_cost(page: str) -> dict[str, tuple[float, float]]:
-    """Return milliseconds of processor time for a render by process: at the start and now."""
+    """Return the milliseconds of processor time per render, by process: originally and now."""
     _, _, rest = page.partition("| process | ms at the start | ms now |\n")
     names = [line.split(" | ")[0].strip("| ") for line in rest.splitlines()[1:]]
     table = names[: next(i for i, name in enumerate(names) if not name)]
@@ -40,7 +40,7 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
 
 
 def _row(page: str, start: str) -> list[list[float]]:
-    """Return the numbers in the cells after the first of the row that starts so."""
+    """Return the numbers in the table row that begins with ``start``."""
     [line] = [line for line in page.splitlines() if line.startswith(f"| {start}")]
     cells = line.strip("|").split(" | ")[1:]
     return [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)] for cell in cells]

@@ -51,7 +51,7 @@ def wait_for(port: int, seconds: float = 20) -> None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants; empty if it has ended."""
+    """Return a process and all of its descendants; empty if the process has ended."""
     try:
         first = psutil.Process(pid)
         return [first, *first.children(recursive=True)]
@@ -65,6 +65,6 @@ def resident(processes: Iterable[psutil.Process]) -> int:
 
 
 def processor_seconds(processes: Iterable[psutil.Process]) -> float:
-    """Return the processor time that the processes have used so far."""
+    """Return the total processor time of the processes in seconds."""
     times = [process.cpu_times() for process in processes]
     return sum(time.user + time.system for time in times)

@@ -1,10 +1,10 @@
 """Measures the gateway's reverse proxy, nginx and the bare service in one run.
 
-wrk sends 16 requests at a time to a service that uses little time. Then a thousand WebSockets and a
-thousand event streams are held open at once. nginx has one worker and keeps connections to the
-service. The proxy is measured twice: as deployed, behind HAProxy and inside Ray Serve, and alone
-under uvicorn. In both cases it checks a key and signs an identity. The bare forwarder shows the
-minimal cost with Python and aiohttp.
+wrk sends 16 concurrent requests to a fast service. Then a thousand WebSockets and a thousand event
+streams are held open at once. nginx has one worker and keeps connections to the service. The proxy
+is measured twice: as deployed, behind HAProxy and inside Ray Serve, and alone under uvicorn. In
+both cases it checks a key and signs an identity. The bare forwarder shows the minimal cost with
+Python and aiohttp.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ http {{
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Describes a measured server: its URLs for requests and streams; None: it has no streams."""
+class MeasuredServer:
+    """A measured server: its URLs for requests and for streams, which are None without streams."""
 
     name: str
     requests: str
@@ -71,8 +71,8 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holding:
-    """Counts the `OPEN` connections that received every message, with the messages' delays."""
+class OpenConnections:
+    """The number of `OPEN` connections that received every message, and the delays."""
 
     held: int
     p50_ms: float
@@ -80,16 +80,16 @@ class Holding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """Holds the results of one server; None for streams that it does not have."""
+class ServerResult:
+    """The results of one server; None for streams that the server does not support."""
 
     name: str
     load: Measurement
-    sockets: Holding | None
-    streams: Holding | None
+    sockets: OpenConnections | None
+    streams: OpenConnections | None
 
 
-def proxy(farm: Farm, others: Peers) -> list[Standing]:
+def proxy(farm: Farm, others: Peers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
     with _places(farm, others) as places:
         rounds: dict[str, list[Measurement]] = {place.name: [] for place in places}
@@ -99,7 +99,7 @@ def proxy(farm: Farm, others: Peers) -> list[Standing]:
                     measure(place.requests, body=BODY, key=place.key, seconds=_SECONDS)
                 )
         return [
-            Standing(
+            ServerResult(
                 name=place.name,
                 load=median(rounds[place.name]),
                 sockets=_held(place, _SOCKETS),
@@ -111,23 +111,23 @@ def proxy(farm: Farm, others: Peers) -> list[Standing]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """Opens a connection of one kind and measures the delays of its messages in ms."""
+    """A kind of connection: opens connections, and measures the delays of their messages in ms."""
 
     open: Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
     follow: Callable[[Any], Awaitable[list[float]]]
 
 
-def _held(place: Place, kind: _Kind) -> Holding | None:
+def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
     if place.streams is None:
         return None
     results = asyncio.run(_delays(place.streams, place.key, kind))
     held = [delays for delays in results if delays is not None]
     cuts = statistics.quantiles([ms for delays in held for ms in delays] or [0.0, 0.0], n=100)
-    return Holding(held=len(held), p50_ms=cuts[49], p99_ms=cuts[98])
+    return OpenConnections(held=len(held), p50_ms=cuts[49], p99_ms=cuts[98])
 
 
 async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
-    """Open all connections, then measure each one's delays; None for a connection that broke."""
+    """Open all connections, then return the delays of each; None for a connection that broke."""
     limit = asyncio.Semaphore(_CONCURRENCY)
 
     async def connect(session: aiohttp.ClientSession) -> Any:
@@ -139,14 +139,16 @@ async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
         headers={"authorization": f"Bearer {key}"},
         timeout=aiohttp.ClientTimeout(total=None),
     ) as session:
-        connections = await asyncio.gather(*(_or_none(connect(session)) for _ in range(OPEN)))
+        connections = await asyncio.gather(
+            *(_none_if_broken(connect(session)) for _ in range(OPEN))
+        )
         return await asyncio.gather(
-            *(_or_none(kind.follow(c)) for c in connections if c is not None)
+            *(_none_if_broken(kind.follow(c)) for c in connections if c is not None)
         )
 
 
-async def _or_none(result: Awaitable[T]) -> T | None:
-    """Return the result; None if the connection broke or timed out."""
+async def _none_if_broken(result: Awaitable[T]) -> T | None:
+    """Return the awaited result, or None if the connection broke or timed out."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             return await result
@@ -158,8 +160,8 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
     return await session.ws_connect(f"{url}/socket")
 
 
-async def _talk(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
-    """Measure round trips over one of the WebSockets, all of which send at the same time."""
+async def _measure_socket(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
+    """Return the round-trip times on one of the WebSockets, which all send at the same time."""
     trips = []
     for _ in range(_MESSAGES):
         began = time.monotonic()
@@ -177,8 +179,8 @@ async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
     return response
 
 
-async def _listen(response: aiohttp.ClientResponse) -> list[float]:
-    """Measure the delay from sending to receipt of events on one of the open streams."""
+async def _measure_stream(response: aiohttp.ClientResponse) -> list[float]:
+    """Return the delays from sending to receipt of the events on one of the open streams."""
     delays: list[float] = []
     # Events of the first second are ignored: they were buffered while other streams connected.
     start = time.monotonic() + 1
@@ -190,28 +192,30 @@ async def _listen(response: aiohttp.ClientResponse) -> list[float]:
     return delays
 
 
-_SOCKETS = _Kind(open=_open_socket, follow=_talk)
-_STREAMS = _Kind(open=_open_stream, follow=_listen)
+_SOCKETS = _Kind(open=_open_socket, follow=_measure_socket)
+_STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
 
 
 @contextmanager
-def _places(farm: Farm, others: Peers) -> Iterator[list[Place]]:
+def _places(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
         alone, streaming = free_port(), free_port()
         for port, upstream in ((alone, others.mock), (streaming, others.service)):
             stack.enter_context(process(["benchmarks.proxied", "gateway", str(port), upstream]))
             wait_for(port)
-        bare = Place(name="bare service", requests=others.mock, streams=others.service, key=KEY)
+        bare = MeasuredServer(
+            name="bare service", requests=others.mock, streams=others.service, key=KEY
+        )
         places = [
             bare,
-            Place(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
-            Place(
+            MeasuredServer(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
+            MeasuredServer(
                 name="Moyin's process alone",
                 requests=f"http://127.0.0.1:{alone}",
                 streams=f"http://127.0.0.1:{streaming}",
                 key=KEY,
             ),
-            Place(
+            MeasuredServer(
                 name="Moyin",
                 requests=f"{farm.url}{MOCK}",
                 streams=f"{farm.url}{SERVICE}",
@@ -223,7 +227,7 @@ def _places(farm: Farm, others: Peers) -> Iterator[list[Place]]:
             print("nginx is left out: run `sudo apt-get install nginx-light`")
         else:
             url = stack.enter_context(_nginx(nginx, others))
-            places.insert(1, Place(name="nginx", requests=url, streams=url, key=KEY))
+            places.insert(1, MeasuredServer(name="nginx", requests=url, streams=url, key=KEY))
         yield places
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.proxy import OPEN, Holding, Standing
+from benchmarks.proxy import OPEN, OpenConnections, ServerResult
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -20,7 +20,7 @@ from matplotlib import pyplot
 _COLORS = {"nginx": "tab:green", "Moyin": "tab:blue", "Moyin's process alone": "tab:cyan"}
 
 
-def show_proxy(standings: Sequence[Standing], folder: Path) -> None:
+def show_proxy(standings: Sequence[ServerResult], folder: Path) -> None:
     """Print the results and write ``proxy.json`` and ``proxy.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     ratios = _ratios(standings)
@@ -37,7 +37,7 @@ def show_proxy(standings: Sequence[Standing], folder: Path) -> None:
     print(f"\n{folder / 'proxy.json'}\n{folder / 'proxy.png'}")
 
 
-def _ratios(standings: Sequence[Standing]) -> dict[str, float]:
+def _ratios(standings: Sequence[ServerResult]) -> dict[str, float]:
     rate = {standing.name: standing.load.requests_per_second for standing in standings}
     return {
         f"{name} over {peer}": rate[name] / rate[peer]
@@ -47,7 +47,7 @@ def _ratios(standings: Sequence[Standing]) -> dict[str, float]:
     }
 
 
-def _print(standings: Sequence[Standing], ratios: dict[str, float]) -> None:
+def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
     print("\nreverse proxy, 16 connections requests/s    p50 ms    p99 ms    errors")
     for standing in standings:
         load = standing.load
@@ -61,7 +61,7 @@ def _print(standings: Sequence[Standing], ratios: dict[str, float]) -> None:
     ):
         print(f"\n{OPEN} open {title}\n{'held':>34}    p50 ms    p99 ms")
         for standing in standings:
-            held: Holding | None = getattr(standing, kind)
+            held: OpenConnections | None = getattr(standing, kind)
             if held is not None:
                 print(f"  {standing.name:24}{held.held:8,}{held.p50_ms:10.2f}{held.p99_ms:10.2f}")
     print("\nratio of requests/s")
@@ -69,7 +69,7 @@ def _print(standings: Sequence[Standing], ratios: dict[str, float]) -> None:
         print(f"  {name:46} {ratio:7.2f}")
 
 
-def _plot(standings: Sequence[Standing], path: Path) -> None:
+def _plot(standings: Sequence[ServerResult], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
     bars = [(s.name, s.load.requests_per_second) for s in standings]
     _bars(axes[0], "Requests a second, 16 connections", bars, "{:,.0f}")

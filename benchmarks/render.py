@@ -27,7 +27,7 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """Holds the seconds for all graphs, directly and through the farm; ``submit_ms`` is a median."""
+    """The seconds for all graphs, directly and through the farm; ``submit_ms`` is a median."""
 
     graphs: int
     direct_seconds: float
@@ -114,7 +114,7 @@ def _short_path(path: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def straight_to(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a client session with the ComfyUI that uses ``folder``."""
+    """Open a client session to the ComfyUI that uses ``folder``."""
     with _short_path(folder / "comfyui.sock") as address:
         connector = aiohttp.UnixConnector(address)
         async with aiohttp.ClientSession("http://comfyui", connector=connector) as session:

@@ -1,8 +1,8 @@
 """Compares render scheduling on a simulated farm with FIFO, the offline optimum and fair shares.
 
 The farm has a hundred actors. Fifty owners send ten thousand renders with twelve checkpoints, and
-one of the owners floods the farm. The scheduling window is filled in Temporal's order: weighted fair
-over owners and priorities. Run it with ``python -m benchmarks.scheduling``; it writes
+one of the owners floods the farm. The scheduling window is filled in Temporal's order: weighted
+fair over owners and priorities. Run it with ``python -m benchmarks.scheduling``; it writes
 ``benchmarks/results/scheduling.{json,png}``.
 """
 
@@ -30,7 +30,7 @@ _TICK = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Farm:
-    """Describes the farm; ``window`` renders wait in the pool, further ones in Temporal."""
+    """The simulated farm; ``window`` renders wait in the pool, all others in Temporal."""
 
     actors: int
     window: int
@@ -39,7 +39,7 @@ class Farm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """Holds renders by arrival, and the seconds that each takes without loading models."""
+    """Renders in the order of arrival, with their seconds excluding the loading of models."""
 
     renders: tuple[PendingRender, ...]
     seconds: dict[str, float]
@@ -47,11 +47,11 @@ class Load:
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """Holds the results of a simulation.
+    """The results of a simulation.
 
     Attributes:
         waits: seconds from acceptance to start, by owner.
-        windowed: priority of each render and its seconds from entering the window to start.
+        windowed: priority of each render, and its seconds from entering the window to its start.
         decisions: processor seconds of each scheduling decision.
     """
 
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def quantile(values: Iterable[float], at: float) -> float:
-    """Return the smallest value that at least the share ``at`` of the values does not exceed."""
+    """Return the smallest value such that the share ``at`` of all values is not above it."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(at * len(ordered)) - 1)]
 
@@ -81,13 +81,13 @@ def new_load(
     batches: tuple[int, int] = (40, 150),
     span: float = 0.0,
 ) -> Load:
-    """Generate renders: half come at once from one owner, the others in batches of other owners.
+    """Generate renders: half arrive at once from one owner, the others in batches of other owners.
 
     A batch uses one to four checkpoints, some of which are far more popular than others.
 
     Args:
         batches: smallest and largest size of a batch.
-        span: seconds during which batches arrive; 0: all wait from the start.
+        span: seconds during which batches arrive; with 0, all wait from the start.
     """
     rng = random.Random(seed)
     names = [f"checkpoints/{number:02}.safetensors" for number in range(checkpoints)]
@@ -202,9 +202,9 @@ def fifo(load: Load, farm: Farm) -> Outcome:
 
 
 def own_share(load: Load, farm: Farm) -> dict[str, float]:
-    """Return each owner's p95 wait on its weighted share of the farm, without model changes.
+    """Return each owner's p95 wait if it had its weighted share of the farm to itself.
 
-    On a fair farm no owner waits longer than with such a share for itself.
+    Model changes are ignored. On a fair farm no owner waits longer than this.
     """
     renders: dict[str, list[PendingRender]] = defaultdict(list)
     for waiting in load.renders:
@@ -230,7 +230,8 @@ def _weight(waiting: PendingRender) -> float:
 def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -> tuple[int, int]:
     """Search for the fewest (actor, checkpoint) pairs with which all work fits into ``makespan``.
 
-    The search knows all renders in advance and ignores their arrival, so no scheduler needs fewer.
+    The search knows all renders in advance and ignores their arrival, so no scheduler needs fewer
+    pairs.
 
     Returns:
         The fewest pairs that the search found, and a lower bound.
@@ -249,7 +250,10 @@ def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -
 
 
 def _pairs(order: Sequence[float], capacity: float) -> int:
-    """Fill actors with one checkpoint after the other; a remainder goes to the fullest that fits."""
+    """Return the number of pairs if actors are filled with one checkpoint after the other.
+
+    The remainder of a checkpoint goes to the fullest actor that has room for it.
+    """
     pairs = 0
     free: list[float] = []
     for seconds in order:
@@ -268,7 +272,7 @@ def _pairs(order: Sequence[float], capacity: float) -> int:
 
 
 def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
-    """Simulate, print and write ``scheduling.json`` and ``scheduling.png``."""
+    """Simulate the farm for each seed, print the results, and write ``scheduling.{json,png}``."""
     folder.mkdir(parents=True, exist_ok=True)
     farm = Farm(actors=100, window=2_000)
     rows = []

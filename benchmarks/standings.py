@@ -48,7 +48,7 @@ def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
 
 
 def _targets(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return the targets of Moyin with one replica at 16 connections, and whether they are met."""
+    """Return the targets of one replica of Moyin at 16 connections, and whether each is met."""
     by_name = {result.name: result for result in results}
     moyin = by_name[MOYIN]
     ratios = {"TensorZero": 0.5, "LiteLLM, 2 workers": 8.0, "Portkey": 1.5}

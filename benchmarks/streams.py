@@ -1,6 +1,6 @@
-"""Measures streams through a gateway: time to the first token, and delay of the others.
+"""Measures streams through a gateway: time to the first token, and delays of the later tokens.
 
-The client searches the received bytes without parsing them, so that it uses little time itself.
+The client searches the received bytes without parsing them, so that it needs little time itself.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _OVERLAP = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FirstTokens:
-    """Holds the milliseconds from a request to its first token, with one request at a time."""
+    """The milliseconds from a request to its first token, with one request at a time."""
 
     p50_ms: float
     p99_ms: float
 
     def over(self, other: FirstTokens) -> FirstTokens:
-        """Return the difference to ``other``."""
+        """Return the difference to ``other`` in milliseconds."""
         return FirstTokens(p50_ms=self.p50_ms - other.p50_ms, p99_ms=self.p99_ms - other.p99_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """Holds the number of concurrent streams, the share of tokens that arrived, and their delay."""
+    """The number of concurrent streams, the share of tokens that arrived, and their delays."""
 
     streams: int
     arrived: float
@@ -55,17 +55,17 @@ class Held:
 
 
 def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
-    """Request ``requests`` streams, one after the other on one connection."""
+    """Send ``requests`` requests, one after the other on one connection; return the times."""
     return uvloop.run(_first_tokens(gateway, requests))
 
 
 def held(gateway: Gateway, streams: int, seconds: float = 3) -> Held:
-    """Hold ``streams`` of fifty tokens a second for ``seconds``."""
+    """Hold ``streams`` streams of fifty tokens a second for ``seconds``; return the results."""
     return uvloop.run(_held(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
 
 
 class _Reader(asyncio.Protocol):
-    """Reads streams on one connection; ``delays`` are in ns, of tokens with a time of sending."""
+    """Reads streams on one connection; ``delays`` (in ns) are of tokens with a send time."""
 
     def __init__(self) -> None:
         self.delays: list[int] = []
@@ -78,7 +78,7 @@ class _Reader(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def send(self, request: bytes) -> None:
-        """Send a request and forget the previous one."""
+        """Send a request, and discard the state of the previous one."""
         self.first, self._rest = 0.0, b""
         self.done.clear()
         self.transport.write(request)

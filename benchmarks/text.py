@@ -1,4 +1,4 @@
-"""Measures model calls through ``/v1``, through a bare forwarder, and of the mock itself."""
+"""Measures model calls through ``/v1``, through a bare forwarder, and to the mock itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """Holds the addresses of the servers that Moyin is compared with."""
+    """The URLs of the servers that Moyin is compared with."""
 
     mock: str
     mock_pid: int
@@ -73,7 +73,7 @@ def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measu
 
 
 def median(measurements: list[Measurement]) -> Measurement:
-    """Return the median of each value, and the sums of the requests and of the errors."""
+    """Return the median of each value, and the totals of requests and errors."""
     return Measurement(
         requests=sum(m.requests for m in measurements),
         requests_per_second=statistics.median(m.requests_per_second for m in measurements),

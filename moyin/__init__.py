@@ -1,3 +1,3 @@
-"""Holds the library of Moyin, a gateway for a studio's AI work; Ray's deployments are built from it."""
+"""The library of Moyin, a gateway for a studio's AI work; the Ray deployments build on it."""
 
 __version__ = "0.1.0"

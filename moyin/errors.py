@@ -15,7 +15,7 @@ class MoyinError(Exception):
     """The base class of all errors.
 
     Args:
-        message: a sentence for the client that states what is wrong and what would be right.
+        message: a sentence for the client: what is wrong, and what would be right.
         field: the path of the invalid field, such as ``messages.0.content``.
         details: extra members of the error body, JSON-serialisable.
         retry_after: seconds after which a retry may succeed.
@@ -100,7 +100,7 @@ class InvalidContentEncoding(RequestError):
 
 
 class UnsupportedContentEncoding(RequestError):
-    """Reports a body in an encoding that Moyin cannot decode; ``details`` list the ``accepted``."""
+    """Reports a body in an encoding that Moyin cannot decode; ``details`` has the ``accepted``."""
 
     code = "unsupported_content_encoding"
 
@@ -198,7 +198,7 @@ class ModelNotAllowed(AccessError):
 
 
 class LimitExceeded(MoyinError):
-    """Reports an exceeded limit; ``headers`` are the ``RateLimit-*`` headers of the response."""
+    """Reports an exceeded limit; ``headers`` holds the ``RateLimit-*`` headers of the response."""
 
     code = "limit_exceeded"
 
@@ -350,7 +350,7 @@ class ServiceUnavailable(Unavailable):
 
 
 class BackendError(MoyinError):
-    """Reports that a model back end failed; ``may_be_billed`` if it has probably read the prompt."""
+    """Reports that a back end failed; ``may_be_billed`` is True if it probably read the prompt."""
 
     code = "backend_error"
     may_be_billed = False
@@ -377,7 +377,7 @@ class BackendTimeout(BackendError):
 
 
 class BackendRejected(BackendError):
-    """Reports that the back end calls the request wrong.
+    """Reports that the back end rejected the request as invalid.
 
     ``reason`` is the back end's own message; None if it gave none.
     """

@@ -29,12 +29,12 @@ EVENT_MEANINGS: Mapping[EventType, str] = {
 
 
 def list_error_types() -> Mapping[str, type[MoyinError]]:
-    """Return every error type by its code, in the order of the tree; bases come first."""
+    """Return every error type by its code, in the order of the class tree, base types first."""
     return {kind.code: kind for kind in _walk(MoyinError) if "code" in vars(kind)}
 
 
 def errors_page(written: str) -> str:
-    """Return the page of all error codes."""
+    """Return the text of docs/reference/errors.md."""
     lines = [
         "# Errors",
         "",
@@ -57,7 +57,7 @@ def errors_page(written: str) -> str:
 
 
 def events_page(written: str) -> str:
-    """Return the page of the types of events and their members."""
+    """Return the text of docs/reference/events.md: the types of events and their members."""
     lines = [
         "# Events of jobs",
         "",
@@ -106,7 +106,7 @@ def _describe_model(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _describe_member(member: Mapping[str, Any], bodies: Mapping[str, Any]) -> str:
-    """Return the member's own description, or else that of the type that it refers to."""
+    """Return the member's own description, or else that of the type it refers to."""
     if "description" in member:
         return str(member["description"])
     for choice in (member, member.get("items", {}), *member.get("anyOf", ())):

@@ -1,7 +1,7 @@
-"""Writes the part of the OpenAPI documents that the TypeScript client uses; its types come from it.
+"""Writes the part of the OpenAPI documents from which the TypeScript client's types are generated.
 
-`scripts/typescript_client.sh generate` runs this, generates the types, and notes in them from which document
-they come. A test fails if either file is stale.
+`scripts/typescript_client.sh generate` runs this module, generates the types, and records the
+digest of the document in them. A test fails if either file is stale.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def render() -> str:
 
 
 def digest() -> str:
-    """Return the digest of the file, which the generated types name."""
+    """Return the digest of the file, which the generated types contain."""
     return hashlib.sha256(FILE.read_bytes()).hexdigest()
 
 
 def _describe_events() -> dict[str, Any]:
-    """Return the schemas of events; `JobEvents` has a member for each type with its data."""
+    """Return the schemas of events; `JobEvents` maps each event type to its data's schema."""
     members: dict[str, Any] = {kind.value: (body, ...) for kind, body in EVENT_BODIES.items()}
     shape: type[BaseModel] = create_model(
         "JobEvents", __doc__="The data of each type of event.", **members
@@ -114,7 +114,7 @@ def _describe_events() -> dict[str, Any]:
 
 
 def _collect(*documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all schemas by their short names; those of one name are the same or not used here."""
+    """Return all schemas by their short names; equally named ones are identical or unused here."""
     collected: dict[str, Any] = {}
     for schemas in documents:
         for name, schema in schemas.items():
@@ -129,7 +129,7 @@ def _shorten(name: str) -> str:
 
 
 def _rename(value: Any) -> Any:
-    """Return a part of a document with short names, and without the titles that repeat names."""
+    """Return a part of a document with short names, and without titles that repeat names."""
     text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten(match[1]), json.dumps(value))
     return json.loads(text, object_hook=_drop_titles)
 

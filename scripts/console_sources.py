@@ -1,6 +1,7 @@
-"""Prints the digest of all that the console is built from; with ``openapi``, writes the apps' documents.
+"""Prints the digest of the console's sources, or writes the OpenAPI documents of the apps.
 
-The digest is stored with the built files, so that a test without Node.js finds files that are stale.
+The digest is stored with the built files, so that a test without Node.js can find stale files. With
+the argument ``openapi``, the documents are written instead.
 """
 
 from __future__ import annotations

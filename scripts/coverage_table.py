@@ -1,7 +1,7 @@
-"""Prints how much of each wing the unit tests run, how much the tests on servers, and both together.
+"""Prints the test coverage of each wing: by unit tests, by tests on servers, and by both.
 
-Run it with `make coverage`, which measures. A process that is killed reports nothing, and neither
-does code that runs in ComfyUI, so that the figures of tests on servers are lower bounds.
+Run it with `make coverage`, which measures first. A killed process reports nothing, and neither
+does code that runs in ComfyUI, so the figures of tests on servers are lower bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = ("moyin", "deployments", "actors")
 
 @dataclass
 class Row:
-    """Counts of lines: all statements, those that each part ran, and those that either ran."""
+    """The numbers of a file's statements: all, covered by each part, and covered by either part."""
 
     statements: int = 0
     unit: int = 0
@@ -38,7 +38,7 @@ class Row:
 
 
 def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
-    """Yield one row for each source file, with the wing that it is in."""
+    """Yield a row for each source file, with the file's wing."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             folders = path.relative_to(ROOT).parts[:-1]
@@ -54,7 +54,7 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
 
 
 def _lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
-    """Return the lines of a file that ran, and all that can run."""
+    """Return the lines of a file that ran, and all executable lines."""
     _, statements, _, missing, _ = part.analysis2(str(path))
     return set(statements) - set(missing), set(statements)
 
@@ -74,7 +74,7 @@ def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
 
 
 def main() -> int:
-    """Print the table of what is in build/coverage."""
+    """Print the table of the measurements in build/coverage."""
     parts = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
     for part in parts:
         part.load()

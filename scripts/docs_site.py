@@ -1,12 +1,12 @@
 """Builds the documentation site from `docs/` and the pages at the top of the repository.
 
-The Markdown stays as GitHub shows it; this module makes the site's copy of it:
+The Markdown sources are written for GitHub; this module makes the site's copy of them:
 
-- Pages outside `docs/` get a place on the site (`PAGES`), and links follow.
+- Pages outside `docs/` get a path on the site (`PAGES`), and links are adjusted.
 - Links to other files of the repository lead to a page that shows the file.
 - Diagrams become pictures, because drawing them in the browser needs three megabytes of scripts.
 
-Run it with `make docs`, in the environment of requirements-docs.lock: only functions that draw
+Run it with `make docs`, in the environment of requirements-docs.lock. Only the functions that draw
 import more than the standard library.
 """
 
@@ -46,14 +46,14 @@ Draw = Callable[[str, Path], None]
 
 
 class SitePages:
-    """Writes the site's copy of every page below one folder."""
+    """Writes the site's copy of all pages below a folder."""
 
     def __init__(self, folder: Path, draw: Draw) -> None:
         self._folder = folder
         self._draw = draw
 
     def write(self) -> None:
-        """Write all pages, the files that they link to, and pictures."""
+        """Write all pages, the files that they link to, and the pictures."""
         for source in sorted((ROOT / "docs").rglob("*")):
             if source.is_dir() or source == CONFIG:
                 continue
@@ -88,7 +88,7 @@ class SitePages:
         target.write_text(text)
 
     def _rewrite_prose(self, text: str, source: Path, page: str) -> str:
-        """Return Markdown without code blocks with its links as the site needs them."""
+        """Return Markdown (without code blocks) with links adjusted for the site."""
         parts: list[str] = []
         end = 0
         for match in _INLINE_CODE.finditer(text):
@@ -157,7 +157,7 @@ class SitePages:
 
 
 def site_path(source: Path) -> str | None:
-    """Return a page's or picture's path on the site; None for a file that has none."""
+    """Return the path on the site of a page or picture, or None if it is not part of the site."""
     name = source.relative_to(ROOT).as_posix()
     if name in PAGES:
         return PAGES[name]
@@ -175,7 +175,7 @@ def _svg_width(picture: Path) -> float:
 
 
 def draw_with_mermaid(diagram: str, target: Path) -> None:
-    """Draw a diagram as SVG with Mermaid itself, which mermaidx runs without a browser."""
+    """Draw a diagram as SVG with Mermaid, which mermaidx runs without a browser."""
     import mermaidx
 
     if re.search(r"[\u2e80-\uffff]", diagram):
@@ -184,7 +184,7 @@ def draw_with_mermaid(diagram: str, target: Path) -> None:
 
 
 def mark_language(site: Path, language: str) -> None:
-    """Name the language of the pages below the site's folder for that language."""
+    """Set the language attribute of the pages below the folder of that language."""
     for page in (site / language).rglob("*.html"):
         html = page.read_text()
         if _ARTICLE not in html:
@@ -209,7 +209,7 @@ def build(work: Path, output: Path, draw: Draw = draw_with_mermaid) -> None:
 
 
 def main() -> None:
-    """Build the site where the arguments say."""
+    """Build the site in the folder that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "docs-site")
     parser.add_argument("--output", type=Path, default=ROOT / "site")

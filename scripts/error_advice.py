@@ -1,4 +1,4 @@
-"""Holds the meaning of each error code and the advice to clients, for docs/reference/errors.md.
+"""Contains the meaning of each error code and the advice to clients, for docs/reference/errors.md.
 
 A test fails if an error has no row here, or if a row has no error.
 """

@@ -1,6 +1,6 @@
-"""Writes docs/reference/matrix.md, the features of each combination of client and back end.
+"""Writes docs/reference/matrix.md: the features of each combination of client and back end.
 
-Run it with `make docs`. A test fails if the page differs from the gateway's behaviour.
+Run it with `make docs`. A test fails if the page does not match the gateway's behaviour.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Writes the pages of docs/reference from the code; with ``--check`` it only compares.
+"""Writes the pages of docs/reference from the code; with ``--check``, only compares them.
 
-Run it with `make docs`. A test fails if the files differ from what the code generates.
+Run it with `make docs`. A test fails if the pages differ from what the code generates.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
 
 def settings_page() -> str:
-    """Return the page of all environment variables."""
+    """Return the text of the page of all environment variables."""
     lines = ["# Settings", "", _WRITTEN, *_settings(), *_ports(), *_other_variables()]
     return "\n".join(lines) + "\n"
 
 
 def cli_page() -> str:
-    """Return the page of all commands with their arguments and options."""
+    """Return the text of the page of all commands with their arguments and options."""
     lines = ["# Command line", "", _WRITTEN]
     lines += [
         "Piped output is plain: tab-separated columns, no colours, no pictures; `--json` prints what",
@@ -57,7 +57,7 @@ def cli_page() -> str:
 
 
 def stale() -> list[str]:
-    """Return the names of pages that differ from what the code generates."""
+    """Return the names of the pages that differ from what the code generates."""
     return [name for name, text in _pages() if _read(FOLDER / name) != text]
 
 

@@ -1,4 +1,4 @@
-"""What holds of a `BlobStore` wherever its bytes are."""
+"""Tests that every implementation of `BlobStore` must pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.store.blobs import BlobStore
 
 
 class BlobContract:
-    """Tests of the fixture ``blobs``, an empty store."""
+    """Tests of the fixture ``blobs``, which must be an empty store."""
 
     async def test_a_blob_is_named_by_its_content(self, blobs: BlobStore, tmp_path: Path) -> None:
         data = b"picture" * 100_000
@@ -69,7 +69,7 @@ class BlobContract:
         assert (tmp_path / "copy").read_bytes() == b"abc"
 
     @pytest.mark.parametrize("name", ["0" * 64, "../../etc/passwd", "A" * 64, ""])
-    async def test_what_is_not_there_is_not_found(
+    async def test_missing_objects_are_not_found(
         self, blobs: BlobStore, tmp_path: Path, name: str
     ) -> None:
         assert not await blobs.exists(name)
@@ -91,7 +91,7 @@ class BlobContract:
         [digest] = {*digests, *(blob.sha256 for blob in stored)}
         assert await blobs.get(digest) == data
 
-    async def test_what_is_old_is_deleted(self, blobs: BlobStore) -> None:
+    async def test_only_old_blobs_are_deleted(self, blobs: BlobStore) -> None:
         digest = await blobs.put(b"abc")
         assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None
         assert await blobs.exists(digest)
@@ -100,7 +100,7 @@ class BlobContract:
         assert await blobs.delete(digest, datetime.now(UTC) + timedelta(minutes=1)) is None
         assert await blobs.get(await blobs.put(b"abc")) == b"abc"
 
-    async def test_what_is_referred_to_anew_is_found(self, blobs: BlobStore) -> None:
+    async def test_only_existing_blobs_are_renewed(self, blobs: BlobStore) -> None:
         digest = await blobs.put(b"abc")
         assert await blobs.renew(digest)
         assert await blobs.get(digest) == b"abc"

@@ -1,4 +1,4 @@
-"""Fixtures of all tests. ``gateway`` is the real thing; unit tests may not even start Ray."""
+"""Fixtures of all tests: ``gateway`` is a real farm, and unit tests must not start Ray."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """The shared farm rests while nobody wants it."""
+    """Suspend the shared farm while no test uses it."""
     farm = item.config.stash.get(_FARM, None)
     if farm is not None and farm.is_up and not (nextitem and shares_farm(nextitem)):
         farm.run("down", check=False)
@@ -65,12 +65,12 @@ def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> Measured:
-    """Figures are shown, not judged: timing never decides a test."""
+    """Record figures for the summary; no test passes or fails because of its timing."""
     return lambda sentence: record_property("measured", sentence)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """List what the tests measured, and how long each folder took with its fixtures."""
+    """Print the figures that tests measured, and the duration of each folder with its fixtures."""
     _summarise_times(terminalreporter)
     told = [
         sentence
@@ -100,7 +100,7 @@ def _summarise_times(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def comfyui() -> ComfyUI:
-    """The real ComfyUI: `make test` installs it under the checkout's data folder."""
+    """Return the real ComfyUI that `make test` installs in the checkout's data folder."""
     try:
         return find_comfyui(Settings())
     except StackError as error:
@@ -111,7 +111,7 @@ def comfyui() -> ComfyUI:
 def gateway(
     comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[RunningStack]:
-    """A whole farm, up. Shared: leave it as you found it."""
+    """Run a whole farm that all tests share; each test must leave it unchanged."""
     folder = tmp_path_factory.mktemp("stack")
     # Short, so that a render can outlast it.
     with RunningStack(folder, farm_env(comfyui, folder, drain_timeout=2)).living() as stack:
@@ -120,4 +120,4 @@ def gateway(
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
-    raise AssertionError("a unit test may not start Ray")
+    raise AssertionError("a unit test must not start Ray")

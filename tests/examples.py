@@ -1,4 +1,4 @@
-"""The examples of the documents: every fenced block, and a shell that runs those for a shell."""
+"""Finds the examples in the documents (fenced blocks), and runs the shell examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block. ``name`` is that of the mark, or the reason why no test runs it."""
+    """A fenced block; ``name`` is the name in its mark, or the reason why no test runs it."""
 
     page: str
     language: str
@@ -67,15 +67,15 @@ def run_shell_example(
     then: str = "",
     **variables: str,
 ) -> str:
-    """Run an example in bash against the gateway at ``url`` and return what it prints.
+    """Run an example in bash against the gateway at ``url``, and return its output.
 
-    Errors of HTTP fail it, also where the example does not say ``--fail``.
+    An HTTP error fails the example, even if its command lacks ``--fail``.
 
     Args:
         folder: the working directory.
-        replaced: texts of the example that stand for something of the reader's.
+        replaced: replacements for placeholders in the example.
         then: lines to run after the example.
-        variables: what the page says that the shell has.
+        variables: the shell variables that the page presumes.
     """
     text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
     for old, new in (replaced or {}).items():

@@ -1,4 +1,4 @@
-"""Tokens that a library refuses to make."""
+"""Creates tokens that JWT libraries refuse to create."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def b64(content: bytes) -> str:
 
 
 def hs256(claims: Mapping[str, Any], headers: Mapping[str, Any], secret: bytes) -> str:
-    """Signed with ``secret``, whatever it is: a public key, say."""
+    """Return a JWT signed with any ``secret``, for example a public key."""
     header = {"alg": "HS256", "typ": "JWT", **headers}
     signed = ".".join(b64(json.dumps(part).encode()) for part in (header, claims))
     return f"{signed}.{b64(hmac.digest(secret, signed.encode(), hashlib.sha256))}"

@@ -1,4 +1,4 @@
-"""A package of ComfyUI nodes that nobody should write, and a script for the frontend."""
+"""Writes a package of misbehaving ComfyUI nodes, and a script for the frontend."""
 
 from __future__ import annotations
 
@@ -158,16 +158,18 @@ NODE_CLASS_MAPPINGS = {
 
 
 def write_nodes(folder: Path) -> Path:
-    """The package's folder, below ``folder``.
+    """Write the package below ``folder``, and return its folder.
 
     ``Stuck`` hangs, ``Die`` ends the executing thread and ``Crash`` the process. ``Greedy`` runs
-    out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
-    its share of a card, and ``Tries`` tells how often it was tried in this process. ``Where`` takes
-    its time and tells when the process started. ``Rests`` tells how many objects garbage collections leave out.
-    ``Reads`` opens a file by its absolute path. ``Latest`` writes its text into a file of one name, and tells of it by one object. ``Links`` makes
-    symbolic links in ComfyUI's folders to a path in hexadecimal digits. What ``Says`` says may go
-    into any input, and ``Expands`` becomes a node of any class with any values. ``Previews`` shows red pictures, three a second.
-    ``Busy`` takes its time, and tells the log ten times a second that it does; see `tests.chaos.busy`.
+    out of memory as often as ``Room`` said before, ``Hungry`` if the process has less than its
+    share of a card; ``Tries`` returns how often it was tried in this process. ``Where`` takes some
+    time and returns when the process started. ``Rests`` returns how many objects garbage collection
+    skips. ``Reads`` opens a file by its absolute path. ``Latest`` writes its text to a file with a
+    constant name, and returns the same object each time. ``Links`` creates symbolic links in
+    ComfyUI's folders to a path in hexadecimal digits. The output of ``Says`` fits any input, and
+    ``Expands`` becomes a node of any class with any values. ``Previews`` shows red pictures, three
+    per second. ``Busy`` takes some time, and logs ten times per second that it runs; see
+    `tests.chaos.busy`.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A real Ollama, built by `scripts/ollama_server.sh`, with SmolLM2-135M under three names."""
+"""Runs a real Ollama built by `scripts/ollama_server.sh`, with SmolLM2-135M under three names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PARAMETER num_thread 1
 
 @cache
 def find_ollama() -> Path:
-    """Return the folder of the server's program; skip the test where there is none."""
+    """Return the folder of the server's program, or skip the test if it is missing."""
     found = subprocess.run(
         [ROOT / "scripts" / "ollama_server.sh", "built"], capture_output=True, text=True, check=True
     )
@@ -47,7 +47,7 @@ def find_ollama() -> Path:
 
 
 class OllamaServer:
-    """A server on a port of its own, which it keeps when it is started again.
+    """A server on a port that stays the same when the server is restarted.
 
     Args:
         folder: the server's home.
@@ -77,7 +77,7 @@ class OllamaServer:
 
     @contextmanager
     def running(self) -> Iterator[OllamaServer]:
-        """Run the server, and end all its processes with the block."""
+        """Run the server during the block, and end all of its processes afterwards."""
         try:
             self.start()
             yield self
@@ -98,7 +98,7 @@ class OllamaServer:
         eventually_blocking(self._answers, _STARTS_WITHIN)
 
     def kill(self) -> None:
-        """End the server and its runners at once."""
+        """Kill the server and its runners."""
         if self._process is None:
             return
         # Its runners are in its group, and would outlive it.
@@ -125,7 +125,7 @@ class OllamaServer:
         return self._log.read_text()
 
     def run(self, *arguments: str, **environment: str) -> str:
-        """Run the program ``ollama`` as a client of the server and return what it prints."""
+        """Run the program ``ollama`` as a client of the server, and return its output."""
         done = subprocess.run(
             [self.program, *arguments],
             env=self.environment | environment,
@@ -138,20 +138,20 @@ class OllamaServer:
         return done.stdout
 
     def create_models(self) -> None:
-        """Make the models from the file that llama.cpp's tests use, too."""
+        """Create the models from the file that the tests of llama.cpp use, too."""
         self.create(CHAT, f'FROM {find_packaged_gguf()}\nTEMPLATE """{_TEMPLATE}"""\n{_PARAMETERS}')
         self.create(
             TOOLS, f'FROM {CHAT}\nTEMPLATE """{{{{ .Tools }}}}{_TEMPLATE}"""\n{_PARAMETERS}'
         )
 
     def create(self, name: str, modelfile: str) -> None:
-        """Make a model as a Modelfile with this content says."""
+        """Create a model from the content of a Modelfile."""
         path = Path(self.environment["HOME"]) / "Modelfile"
         path.write_text(modelfile)
         self.run("create", name, "-f", str(path))
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the server's whole answer, read as JSON if there is any."""
+        """Send a request, and return the response's JSON, or None for an empty body."""
         response = httpx.request(method, self.url + path, json=body, timeout=120)
         response.raise_for_status()
         return response.json() if response.content else None

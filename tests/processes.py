@@ -1,4 +1,4 @@
-"""Processes and their command lines, of which any may end while one looks."""
+"""Lists processes with their command lines, although any of them may end meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 
 
 def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Process, str]]:
-    """Each with its command line, those that have ended left out."""
+    """Yield each process with its command line, except those that have ended."""
     for process in processes:
         try:
             line = " ".join(process.cmdline())
@@ -19,5 +19,5 @@ def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Pro
 
 
 def confines(line: str) -> bool:
-    """Whether it is the command line of bubblewrap, which names that of what it runs."""
+    """Return True if this is the command line of bubblewrap, which includes that of its child."""
     return line.partition(" ")[0].endswith("bwrap")

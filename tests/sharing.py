@@ -1,9 +1,9 @@
-"""Keeps the tests that share one whole farm, of the fixture ``gateway``, in one process.
+"""Runs all tests that use the shared farm (fixture ``gateway``) in one process.
 
-A farm takes a minute of both cores to start and a quarter of one to stay up. The tests that share a
-real Ollama are kept together, too, and come last, since it may still be under construction.
+A farm takes a minute of both cores to start and a quarter of a core to stay up. Tests that share a
+real Ollama also run in one process, and last, because Ollama may still be under construction.
 
-pytest-xdist's own groups would do, but its version 3.8 does not see them under pytest 9.2.
+pytest-xdist's own groups would suffice, but its version 3.8 does not see them under pytest 9.2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LIST = "farm_list"
 
 
 class FarmSharing:
-    """Plugin that finds the files whose tests use the farm, and gives them all to one process."""
+    """A pytest plugin that assigns all files whose tests use the farm to one process."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -44,7 +44,7 @@ class FarmSharing:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        """Put the files first, since they take long, and list them for the scheduler."""
+        """Put these files first, because they take long, and list them for the scheduler."""
         groups = {
             _file(item.nodeid): fixture
             for item in items
@@ -62,7 +62,7 @@ class FarmSharing:
 
 
 class _FarmScheduling(LoadFileScheduling):
-    """Keeps the tests of a file together, and those of all files that share a farm or an Ollama."""
+    """Assigns the tests of a file, and those of all files that share a server, to one process."""
 
     def __init__(self, config: pytest.Config, log: Any, files: Path) -> None:
         super().__init__(config, log)
@@ -79,7 +79,7 @@ class _FarmScheduling(LoadFileScheduling):
 
 
 def shares_farm(item: pytest.Item) -> bool:
-    """Whether a test in the same file uses the farm."""
+    """Return True if a test in the same file uses the farm."""
     return _file(item.nodeid) in item.config.stash[_FILES]
 
 

@@ -1,4 +1,4 @@
-"""A real stack for tests: `moyin up` in a folder of its own, on ports of its own."""
+"""Runs a real stack for tests: `moyin up` with its own folder and ports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 
 class RunningStack:
-    """One stack. ``url`` and ``api_key`` are there once it was up."""
+    """A stack; ``url`` and ``api_key`` are available once it has started."""
 
     def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.data = folder / "data"
@@ -59,7 +59,7 @@ class RunningStack:
 
     @contextmanager
     def living(self) -> Iterator[Self]:
-        """Up for as long as the block lasts; nothing of it is left behind."""
+        """Run the stack during the block, and remove all of it afterwards."""
         try:
             self.run("up")
             yield self
@@ -69,7 +69,7 @@ class RunningStack:
 
     @property
     def is_up(self) -> bool:
-        """Whether a supervisor runs."""
+        """Return True if a supervisor runs."""
         return find_lock_holder(self.layout.lock) is not None
 
     @property
@@ -90,7 +90,7 @@ class RunningStack:
 
     @property
     def settings(self) -> Settings:
-        """What the stack's own processes read."""
+        """Return the settings of the stack's own processes."""
         return Settings(
             data=self.data,
             gateway=self.url,
@@ -99,7 +99,7 @@ class RunningStack:
         )
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """One `moyin` command, without a terminal."""
+        """Run a `moyin` command without a terminal."""
         done = subprocess.run(
             [sys.executable, "-m", "moyin.cli.main", *arguments],
             env=self.env,
@@ -115,13 +115,13 @@ class RunningStack:
         return done
 
     def serve_deploy(self, config: Mapping[str, Any]) -> None:
-        """Ray's own `serve deploy`. It returns when Serve has heard it, not when it is done."""
+        """Run Ray's own `serve deploy`, which returns before the deployment is complete."""
         path = self.data.parent / "deployed.yaml"
         path.write_text(yaml.safe_dump(config))
         self.serve("deploy", str(path))
 
     def serve(self, command: str, *arguments: str) -> None:
-        """One of Ray's own `serve` commands."""
+        """Run one of Ray's own `serve` commands."""
         done = subprocess.run(
             [
                 str(Path(sys.executable).with_name("serve")), command,
@@ -137,24 +137,24 @@ class RunningStack:
         assert done.returncode == 0, done.stderr
 
     def kill_supervisor(self) -> int:
-        """kill -9 of the process that owns all others; returns its pid."""
+        """Kill the supervisor, which owns all other processes, with SIGKILL; return its pid."""
         pid = find_lock_holder(self.layout.lock)
         assert pid is not None, "no supervisor runs"
         os.kill(pid, signal.SIGKILL)
         return pid
 
     def processes(self) -> list[str]:
-        """Command lines of everything that the stack started and that still runs."""
+        """Return the command lines of all running processes that the stack has started."""
         return [line for _, line in with_lines(find_processes(str(self.data)))]
 
     def activities(self, job_id: str, name: str) -> list[int]:
-        """Step indices of the activities ``name`` that the job's workflow completed, in order."""
+        """Return the step indexes of the job's completed activities ``name``, in order."""
         return asyncio.run(self._activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
-        """How often activities ``name`` of the job's workflow were begun, at most, once all ended.
+        """Return the maximum number of tries of the activities ``name``, once all have ended.
 
-        Temporal writes a beginning down only together with the end.
+        Temporal records the start of an activity only together with its end.
         """
         return asyncio.run(self._tries(job_id, name))
 
@@ -194,7 +194,7 @@ class RunningStack:
 
 
 def shipped_config(**changes: Any) -> dict[str, Any]:
-    """serve_config.yaml as it is shipped, with ComfyUI's own test nodes switched on."""
+    """Return the shipped serve_config.yaml with ComfyUI's own test nodes enabled."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     for app in config["applications"]:
         if app["name"].startswith("render-"):
@@ -210,11 +210,11 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
 def farm_env(comfyui: ComfyUI, folder: Path, **pool: Any) -> dict[str, str]:
     """Return the environment of a whole farm: the shipped apps and a real ComfyUI.
 
-    It allows webhooks to loopback, holds secrets that no log may show, and names a port for
-    HAProxy's log, where a test may listen.
+    It allows webhooks to loopback addresses, contains secrets that no log may show, and sets a port
+    for HAProxy's log, on which a test may listen.
 
     Args:
-        pool: more of the render pool's ``args``.
+        pool: further ``args`` of the render pool.
     """
     config = folder / "serve_config.yaml"
     shipped, nodes = shipped_config(), str(write_nodes(folder))
@@ -243,9 +243,9 @@ def _free_udp_port() -> int:
 
 
 def free_port_base() -> int:
-    """A base below the ephemeral ports at which a whole stack's ports are free.
+    """Return a base below the ephemeral ports such that all ports of a stack are free.
 
-    Processes that run tests side by side look in ranges of their own.
+    Test processes that run concurrently use separate ranges.
     """
     offsets = [item.metadata["offset"] for item in fields(Ports)]
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -1,4 +1,4 @@
-"""Makes small videos, with the FFmpeg that the gateway decodes them with."""
+"""Creates small videos with FFmpeg's libraries, which the gateway decodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_video(
     pixels: str = "yuv420p",
     colors: tuple[tuple[int, int, int], ...] = (RED, BLUE, BLUE),
 ) -> bytes:
-    """Return a video with a frame of each colour."""
+    """Return a video with one frame per colour."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = cast(av.VideoStream, output.add_stream(codec, rate=10))
@@ -48,7 +48,7 @@ def make_sound() -> bytes:
 
 
 def make_lying_video(side: int) -> bytes:
-    """Return a QuickTime file whose header has a square size and whose frames are empty."""
+    """Return a QuickTime file that claims a square size in its header but has empty frames."""
     video = bytearray(make_video("mov", "mjpeg", pixels="yuvj420p"))
     # The size lies 28 bytes behind the name of the codec in the description of the samples.
     entry = video.index(b"jpeg", video.index(b"stsd"))

@@ -1,4 +1,4 @@
-"""Waits until something is true, for tests of processes and servers that take their time."""
+"""Waits for conditions in tests of processes and servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait until ``condition`` gives a true value and return that; it may be a coroutine function."""
+    """Wait until ``condition``, which may be a coroutine function, is true; return its value."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while True:
         value = condition()
@@ -27,7 +27,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def eventually_blocking(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait as `eventually` does, where there is no event loop."""
+    """Wait like `eventually`, but without an event loop."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while not (value := condition()):
         _check(deadline, seconds, value)

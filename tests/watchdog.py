@@ -1,8 +1,8 @@
-"""`Watchdog` ends a test run in which nothing happens any more.
+"""`Watchdog` ends a test run without progress.
 
-A test that takes too long is pytest-timeout's matter. Left to this are a main thread that no signal
-reaches, whose stack pytest's ``faulthandler_timeout`` shows before, and xdist, which waits for ever
-when a worker dies while the other has no work left.
+pytest-timeout ends single tests that take too long. The watchdog covers two other cases: a main
+thread that no signal reaches (pytest's ``faulthandler_timeout`` prints its stack before), and xdist
+waiting forever because a worker died while the other one had no work left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 960.0
 
 
 class Watchdog:
-    """A pytest plugin of the process that is told of every result."""
+    """A pytest plugin for the process that receives all results."""
 
     def __init__(self) -> None:
         self._heard = time.monotonic()

@@ -1,7 +1,7 @@
 """Computes every figure of docs/quality.md with the product's code.
 
-``python -m benchmarks.quality [SOURCE]`` writes ``docs/quality`` and takes about five minutes of one
-processor. SOURCE is a folder or a git repository, by default RouteLLM's public one.
+``python -m benchmarks.quality [SOURCE]`` writes ``docs/quality`` and needs about five minutes on
+one processor. SOURCE is a folder or a git repository, by default RouteLLM's public one.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
     """Score folds 3 and 4 of every partition with the shipped constants.
 
-    Each way to hold answers back is scored from words only and with the embedder.
+    Each way of holding answers out is scored with words only and with the embedder.
     """
     means: dict[str, dict[str, float]] = {}
     for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):

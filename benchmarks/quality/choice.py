@@ -1,4 +1,4 @@
-"""Chooses the estimator's constants on other folds than those that are scored with them.
+"""Chooses the estimator's constants on folds other than those that are scored.
 
 Folds 0 to 2 are scored with constants chosen on folds 3 and 4, and vice versa. The chosen constants
 are the spreads of weights, from a small grid by `_merit`, and the difficulties of kinds, fitted by
@@ -31,11 +31,11 @@ from moyin.text.quality.learned_weights import WeightSpreads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constants:
-    """Holds a choice of constants.
+    """A choice of constants.
 
     Attributes:
         kind, words: spreads of the weights of kinds and of words.
-        trust: spread of the weight that the words have as a whole.
+        trust: spread of the common weight of all words.
     """
 
     kind: float
@@ -58,7 +58,7 @@ Cut = Callable[[Tables, int], tuple[Sequence[Row], list[list[Split]]]]  # rows, 
 
 @contextmanager
 def _use_levels(levels: dict[str, float]) -> Iterator[None]:
-    """Analyse questions with other difficulties of kinds during the block."""
+    """Analyse questions with these difficulties of kinds during the block."""
     question_for.cache_clear()
     try:
         with patch.dict("moyin.text.quality.question.KIND_DIFFICULTY", levels):
@@ -68,13 +68,13 @@ def _use_levels(levels: dict[str, float]) -> Iterator[None]:
 
 
 def _use_constants(constants: Constants) -> AbstractContextManager[object]:
-    """Learn with other spreads of weights during the block."""
+    """Learn with these spreads of weights during the block."""
     spreads = WeightSpreads(**asdict(constants))
     return patch("moyin.text.quality.learned_weights._PRECISION", spreads.compute_precisions())
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
-    """Return the mean APGR with few labels and on the small table, which depend on the spreads."""
+    """Return the mean APGR with few labels and on the small table, where the spreads matter."""
     labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
     small = _within(by_row(tables.gsm8k, seed), folds)
     few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
@@ -82,13 +82,13 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return splits of ``folds`` only, so that no answer of another fold is learned."""
+    """Return splits within ``folds``, so that no answer of another fold is learned."""
     known = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known], splits[fold][1]) for fold in folds]
 
 
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
-    """Return for each of `HALVES` the constants and levels with which its first part is scored."""
+    """Return, for each of `HALVES`, the constants and levels with which it is scored."""
     choices: list[Choice] = []
     for _, known in HALVES:
         fitted = difficulties(tables, known, seed)
@@ -105,7 +105,7 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
 
 
 def cross_score(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -> Score:
-    """Score all folds in order, each half with the constants chosen on the other."""
+    """Score all folds in order, each half with the constants chosen on the other half."""
     rows, splits = cut(tables, seed)
     result = Score()
     for (scored, _), (constants, levels) in zip(HALVES, choice, strict=True):

@@ -1,9 +1,9 @@
-"""Draws the public mix of 200 prompts in eight classes that cold starts are evaluated with.
+"""Draws the public mix of 200 prompts in eight classes for the evaluation of cold starts.
 
 ``python -m benchmarks.quality.draw [--seed 15] [--clones FOLDER] TARGET``. The committed file
-`mix/prompts.jsonl` was drawn with seed 15 before any router was run on it. Seed 16 gave the
-development mix, which has none of its prompts and is not stored. FOLDER contains bare clones named
-``owner+name``; without it they are cloned from GitHub. Licences: `mix/LICENSES.md`.
+`mix/prompts.jsonl` was drawn with seed 15 before any router was run on it. Seed 16 gives the
+development mix, which shares no prompt with it and is not stored. FOLDER contains bare clones named
+``owner+name``; without FOLDER they are cloned from GitHub. Licences: `mix/LICENSES.md`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Read = Callable[[str, str], bytes]  # repository, path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """Holds a prompt of the mix with its class and source."""
+    """A prompt of the mix with its class and source."""
 
     kind: str
     source: str
@@ -59,7 +59,7 @@ class Prompt:
 
 
 def draw(seed: int, clones: Path) -> list[Prompt]:
-    """Return the mix of ``seed``; other seeds than the main one avoid the main one's prompts."""
+    """Return the mix of ``seed``; mixes of other seeds exclude the main mix's prompts."""
 
     def read(repository: str, path: str) -> bytes:
         folder = _clone(repository, clones)
@@ -119,7 +119,7 @@ def _chats(read: Read) -> list[Prompt]:
 
 
 def _extractions(read: Read) -> list[Prompt]:
-    """Return tasks that extract from a given text or classify it."""
+    """Return tasks that extract something from a given text or classify the text."""
     prompts = []
     for path in ("human_eval/user_oriented_instructions.jsonl", "data/seed_tasks.jsonl"):
         for task in _lines(read("yizhongw/self-instruct", path)):

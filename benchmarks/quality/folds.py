@@ -1,7 +1,7 @@
 """Scores the product's estimates on answers that it has not learned from.
 
-Folds are drawn with a seed. `benchmarks.quality.choice` chooses the constants for scored folds on the
-other folds.
+Folds are drawn with a seed. `benchmarks.quality.choice` chooses the constants for scored folds on
+the other folds.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SIGNALS_PER_DAY = 1_000  # 25 ratings of each person
 
 @dataclass(slots=True)
 class Score:
-    """Holds the scores for one way to hold answers back.
+    """The scores for one way of holding answers out.
 
     Attributes:
-        apgr: APGR of the router by fold; ``chance`` and ``length`` are those of a random order and of
-            an order by length.
+        apgr: APGR of the router by fold; ``chance`` and ``length`` are those of a random order and
+            of an order by length.
         curves: recovered parts of the quality gap, by fold.
         pairs: expected and true quality of every held-out answer.
     """
@@ -44,7 +44,7 @@ class Score:
     pairs: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, other: Score) -> None:
-        """Append the folds of ``other``."""
+        """Append the scores of the folds of ``other``."""
         for name in ("apgr", "chance", "length", "curves", "pairs"):
             getattr(self, name).extend(getattr(other, name))
 
@@ -66,7 +66,7 @@ def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
-    """Return splits into five folds by subject, so that scored subjects are never learned."""
+    """Return splits into five folds by subject, so that no scored subject is learned."""
     subjects = sorted({row.subject for row in rows})
     random.Random(seed).shuffle(subjects)
     order = list(range(len(rows)))
@@ -84,7 +84,7 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
-    """Return each split ``draws`` times with only ``labels`` prompts to learn from."""
+    """Return each split ``draws`` times, with only ``labels`` random prompts to learn from."""
     return [
         (rest[draw * labels : (draw + 1) * labels], held)
         for rest, held in splits
@@ -93,7 +93,7 @@ def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
 
 
 def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = None) -> Score:
-    """Learn from the first part of each split, one signal at a time, and score the second."""
+    """Learn from the first part of each split, one signal at a time, and score the second part."""
     result = Score()
     for rest, held in splits:
         estimator = _learn(rows, rest, embed)

@@ -1,16 +1,16 @@
 """Simulates a month of a studio with hidden true quality, drift and a new model.
 
-Every request has a topic in the studio's own vocabulary. Every model has a true probability to answer
-a topic well, drawn around the product's table for the topic's kind. On day 15 one model gets worse at
-some topics and another gets better; on day 20 a new model is added. The router receives a signal for
-some answers only, of the model that it chose, from one of forty people. On one request in four it may
-try a model with little data by deciding on the optimistic bound. If that model differs from the choice
-by the careful bound, a judge, whose call is paid, rates the answer; otherwise it is not a trial.
+Every request has a topic in the studio's own vocabulary. Every model has a true probability of a
+good answer for each topic, drawn around the product's table for the topic's kind. On day 15 one
+model gets worse at some topics and another gets better; on day 20 a new model is added. The router
+receives a signal for some answers only, of the model that it chose, from one of forty people. On
+one request in four it may try a model with little data by deciding on the optimistic bound. If this
+changes the choice, it is a trial, and a judge, whose call costs money, rates the answer.
 
-Three kinds of policies run on the same requests with the same random numbers: the router; each model
-alone; and all fixed policies "this model for that kind", of which the best is selected afterwards. A
-policy's total is money + seconds * usd_per_second + bad answers * usd_per_bad_answer, by the true and
-not the estimated values.
+Three kinds of policies run on the same requests with the same random numbers: the router; each
+model alone; and all fixed policies "this model for that kind", of which the best is selected
+afterwards. A policy's total is money + seconds * usd_per_second + bad answers * usd_per_bad_answer,
+by the true and not the estimated values.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedModel:
-    """Describes a model with its price, its speed and its true quality relative to the table.
+    """A model with its price, its speed and its true quality relative to the product's table.
 
     Attributes:
-        surprise: mean of the differences to the table, in logits; each topic's is drawn around it.
+        surprise: mean difference to the table in logits; each topic's difference varies around it.
         since: day on which the model is added.
     """
 
@@ -105,7 +105,7 @@ _WORDS = [
 
 @dataclass(slots=True)
 class Request:
-    """Holds a request with its random numbers."""
+    """A request with its random numbers."""
 
     day: float
     topic: int
@@ -118,7 +118,7 @@ class Request:
 
 @dataclass(slots=True)
 class Month:
-    """Holds totals by policy in USD, and the router's cumulated regret by day.
+    """Totals by policy in USD, and the router's cumulative regret by day.
 
     The regret is relative to the best fixed policy; it is negative if the router is better.
     """
@@ -130,7 +130,7 @@ class Month:
 
 
 class World:
-    """Knows the true probability of a good answer of each model, by topic and day."""
+    """Holds each model's true probability of a good answer, by topic and day."""
 
     def __init__(self, seed: int) -> None:
         draw = random.Random(seed)
@@ -161,7 +161,7 @@ class World:
 
 
 def known(model: SimulatedModel) -> Ability:
-    """Return the product's quality data of ``model``."""
+    """Return the product's data on the quality of ``model``."""
     ability = look_up_ability(model.name)
     assert ability is not None
     return ability
@@ -200,10 +200,10 @@ def requests(seed: int) -> list[Request]:
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
 ) -> tuple[SimulatedModel, bool]:
-    """Return the model with the lowest score, and whether the choice is a trial.
+    """Return the model with the lowest score, and True if the choice is a trial.
 
-    The score uses the careful bound, or the optimistic one when ``trying``. As in the product
-    (`moyin.text.routing.exploration`), it is no trial if both bounds choose the same model.
+    The score uses the careful bound or, if ``trying``, the optimistic one. As in the product
+    (`moyin.text.routing.exploration`), the choice is no trial if both bounds select the same model.
     """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))

@@ -11,7 +11,7 @@ from benchmarks.quality.month import Month
 
 
 def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
-    """Return mean expectation, mean truth and number of answers for each tenth of expectations."""
+    """Return mean expectation, mean truth and count of answers per tenth of expectations."""
     result = []
     for tenth in range(10):
         inside = [pair for pair in pairs if tenth <= min(pair[0] * 10, 9.999) < tenth + 1]
@@ -73,7 +73,7 @@ def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
 
 
 def draw_month(months: Sequence[Month], target: Path) -> None:
-    """Draw the cumulated regret against the best fixed policy by day, one line per seed."""
+    """Draw the cumulative regret against the best fixed policy by day, one line per seed."""
     figure, axes = _axes(
         "Regret against the best fixed policy selected afterwards",
         "day",

@@ -1,10 +1,10 @@
 """Generates ``moyin/text/quality/prior.py``, the difficulty of each kind, from the public tables.
 
 ``python -m benchmarks.quality.prior [SOURCE]``. SOURCE is a folder or a git repository, by default
-RouteLLM's public one. Only the development folds are used, so that the scored folds stay unseen. The
-difficulty of a kind is the value at which both models, with the abilities of the product's table, are
-expected to be right as often as they were. If the tables contain few or no answers of a kind, an
-anchor that was set by hand dominates.
+RouteLLM's public one. Only the development folds are used, so that the scored folds stay unseen.
+The difficulty of a kind is the value at which the expected number of right answers of both models,
+with the abilities in the product's table, equals the actual number. If the tables contain few or no
+answers of a kind, a manually chosen value dominates.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _KIND_OF = {subject: kind for kind, names in _SUBJECTS.items() for subject in na
 def difficulties(
     tables: Tables, folds: Iterable[int] = DEVELOPMENT, seed: int = SEED
 ) -> dict[str, tuple[float, int]]:
-    """Return the difficulty of each kind from the answers of some folds, and their number."""
+    """Return each kind's difficulty, computed from some folds' answers, and the number of these."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
     for kind, row, guessed in _development(tables, folds, seed):
         question = question_for(row.prompt)
@@ -122,7 +122,7 @@ def _root(decreasing: Callable[[float], float], low: float, high: float) -> floa
 
 
 def render_module(fitted: dict[str, tuple[float, int]]) -> str:
-    """Return the text of the module."""
+    """Return the source text of the generated module."""
     rows = sorted(fitted.items(), key=lambda item: item[1][0])
     means = "\n".join(
         f'    "{kind}": {level:.2f},  # {f"{count} answers" if count else "by hand"}'
@@ -149,7 +149,7 @@ KIND_SPREAD: dict[str, float] = {{
 
 
 def main() -> None:
-    """Rewrite the module."""
+    """Write the generated module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.prior")
     parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
     _TARGET.write_text(render_module(difficulties(read_tables(parser.parse_args().source))))

@@ -2,8 +2,8 @@
 
     python -P benchmarks/quality/replica.py BACKEND_URL USD_PER_BAD_ANSWER
 
-Settings come from the environment. The program prints its address and a key. Then, for every line
-that it reads, it prints its processor time so far in seconds.
+Settings come from the environment. The program prints its address and a key. Then it prints its
+processor time so far in seconds for every line on standard input.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measures the processor time of requests with and without quality estimates.
 
-Run it with ``python -m benchmarks.quality.requests``. Replicas of the models app take turns with the
-same back end. A round ends when the rows that its requests queued are written. With ``--beside FOLDER``
-another source tree, such as the previous commit, is measured in the same rounds.
+Run it with ``python -m benchmarks.quality.requests``. Replicas of the models app use the same back
+end in turns. A round ends when the rows that its requests queued are written. With ``--beside
+FOLDER`` another source tree, such as the previous commit, is measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _WHOLE = json.dumps(
 
 
 def _request(kind: str, model: str) -> dict[str, Any]:
-    """Return a request with the third message of a unique conversation."""
+    """Return a request whose last message is the third of a unique conversation."""
     number = next(_numbers)
     messages = [
         ("system", "You are a helpful assistant of a studio."),
@@ -105,7 +105,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 class _Replica:
-    """Controls a replica that runs in a separate process."""
+    """A replica that runs in a separate process."""
 
     def __init__(self, process: Process, url: str, key: str, model: str) -> None:
         self._process = process
@@ -114,7 +114,7 @@ class _Replica:
         self._headers = {"authorization": f"Bearer {key}"}
 
     async def load(self, kind: str, requests: int, clients: int) -> None:
-        """Send ``requests`` requests with ``clients`` concurrent clients."""
+        """Send ``requests`` requests from ``clients`` concurrent clients."""
         async with aiohttp.ClientSession(headers=self._headers) as http:
 
             async def send() -> None:
@@ -155,8 +155,8 @@ async def request_costs(
 ) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Return the microseconds per request of each round, with the same replicas in all rounds.
 
-    The keys are the source tree and the kind of answer (``whole``, ``stream``), then ``off`` or ``on``
-    for quality estimates.
+    The keys are the source tree and the kind of answer (``whole``, ``stream``), then ``off`` or
+    ``on`` for quality estimates.
     """
     costs: dict[tuple[str, str], dict[str, list[float]]] = {}
     async with AsyncExitStack() as stack:

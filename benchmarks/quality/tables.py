@@ -27,7 +27,7 @@ _FOLDER = "routellm/evals"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Holds a prompt and the quality of both models' answers, from 0 to 1.
+    """A prompt with the quality of both models' answers, from 0 to 1.
 
     Attributes:
         subject: the subject in MMLU, the category in MT-Bench, empty for GSM8K.
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """Holds the three tables without the prompts that RouteLLM lists as contaminated."""
+    """The three tables, without the prompts that RouteLLM lists as contaminated."""
 
     mmlu: tuple[Row, ...]
     gsm8k: tuple[Row, ...]
@@ -110,7 +110,7 @@ def _answers(text: str, subject: str) -> Iterator[Row]:
 
 
 def _judged(questions: str, judgements: str) -> Iterator[Row]:
-    """Return first turns with the mean mark of both turns, as RouteLLM does; a mark of 10 is 1."""
+    """Yield first turns with the mean mark of both turns, like RouteLLM; mark 10 becomes 1."""
     marks: dict[tuple[int, str], list[float]] = {}
     for line in judgements.splitlines():
         judged = json.loads(line)

@@ -1,4 +1,4 @@
-"""Provides the built files of the web console, which the gateway serves at ``/console/``."""
+"""Provides the built files of the web console, which the gateway serves under ``/console/``."""
 
 from moyin.console.files import (
     BUILT_FOLDER,

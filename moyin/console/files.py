@@ -1,7 +1,7 @@
-"""Reads the console's built files once, and prepares its page and their compressed forms.
+"""Reads the console's built files once, and prepares its HTML page and compressed content.
 
-The files are part of the package and change only with it. So a replica keeps them in memory: a
-request reads no disk, compresses nothing, and can name no file outside of the folder.
+The files are part of the package and change only with it. So a replica keeps them in memory, and a
+request reads no disk, compresses nothing, and cannot name a file outside the folder.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _POLICY = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsoleFile:
-    """Holds a file with what its response needs.
+    """A file with everything that its response needs.
 
     Attributes:
         gzipped: the compressed content, or None if compression would save nothing.
-        etag: a weak entity tag, which both forms share.
-        is_immutable: whether another content would have another name.
+        etag: a weak entity tag, the same for the plain and the compressed content.
+        is_immutable: True if the file's name changes whenever its content changes.
     """
 
     content: bytes
@@ -48,7 +48,7 @@ class ConsoleFile:
 
 
 class ConsoleFiles:
-    """Holds the built files in memory; a folder without a page is searched again at each request."""
+    """Holds the built files in memory; until the console is built, every request looks again."""
 
     def __init__(self, folder: Path = BUILT_FOLDER) -> None:
         self._folder = folder
@@ -56,7 +56,7 @@ class ConsoleFiles:
         self._lock = asyncio.Lock()
 
     async def find(self, path: str) -> ConsoleFile | None:
-        """Return the file at a path relative to the console's, or None if there is none."""
+        """Return the file at a path relative to ``/console/``, or None if there is none."""
         return None if path == _INDEX else (await self._load()).get(path)
 
     async def render_page(self, nonce: str) -> str | None:
@@ -77,7 +77,7 @@ def build_security_policy(nonce: str) -> str:
 
 
 def _read_files(folder: Path) -> dict[str, ConsoleFile]:
-    """Read all files by their relative paths; none if there is no page."""
+    """Return all files by their relative paths; empty if the console's page is missing."""
     if not (folder / _INDEX).is_file():
         return {}
     return {

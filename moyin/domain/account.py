@@ -53,7 +53,7 @@ class Organisation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class User:
-    """A player, a member or a service account.
+    """A user: a player, a member of an organisation, or a service account.
 
     Attributes:
         email: the address in lower case; None for service accounts.
@@ -81,7 +81,7 @@ class User:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """The session of a user from sign-in to sign-out, to which the refresh tokens belong."""
+    """The session of a user, from sign-in to sign-out; all its refresh tokens belong to it."""
 
     id: str
     user_id: str
@@ -90,11 +90,11 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenSession:
-    """Describes an open session to its user.
+    """An open session as its user sees it.
 
     Attributes:
         last_used_at: the time of the last sign-in or renewal, not of the last request.
-        address, user_agent: the client that signed in or renewed then; empty if unknown.
+        address, user_agent: the client of that sign-in or renewal; empty if unknown.
     """
 
     id: str

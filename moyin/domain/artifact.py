@@ -33,7 +33,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """A stored file with an id and a name; its content is a blob that is named by its sha256.
+    """A stored file with an id and a name; its content is the blob with the name ``sha256``.
 
     Attributes:
         id: ``art_`` and 32 hex digits.
@@ -57,7 +57,7 @@ class StoredArtifact:
     """An artifact, and the id of the job that made it, which is None for uploads.
 
     Attributes:
-        favourite: whether a member of the tenant has marked it.
+        favourite: True if a member of the tenant has marked the artifact as a favourite.
     """
 
     artifact: Artifact
@@ -67,7 +67,7 @@ class StoredArtifact:
 
 
 def detect_media_type(declared: str | None, head: bytes) -> str:
-    """Return the media type of an upload: the declared one, or else one that its content shows.
+    """Return the media type of an upload: the declared one, or else the type of its content.
 
     Args:
         declared: the client's Content-Type, whose parameters are ignored.
@@ -91,7 +91,7 @@ def detect_media_type(declared: str | None, head: bytes) -> str:
 
 
 def sanitize_file_name(name: str | None, media: str) -> str:
-    """Return the file name without folders and control characters, or a new one if it is empty."""
+    """Return the file name without folders and control characters; if none is left, a new name."""
     last = PurePosixPath((name or "").replace("\\", "/")).name
     clean = "".join(character for character in last if character.isprintable()).strip(". ")
     if not clean:

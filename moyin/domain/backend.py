@@ -76,7 +76,7 @@ class ModelBackend(Protocol):
 
 
 class PassThroughBackend(Protocol):
-    """The interface of a back end that accepts a client's bytes; it raises as `ModelBackend` does."""
+    """The interface of a back end that forwards a client's bytes, with `ModelBackend`'s errors."""
 
     @property
     def api_format(self) -> ApiFormat: ...
@@ -87,7 +87,7 @@ class PassThroughBackend(Protocol):
 
     @property
     def reads_files(self) -> bool:
-        """False if requests with files, such as PDFs, must be translated, which leaves only text."""
+        """True if files such as PDFs can be sent; otherwise a translation keeps only their text."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         """Return members to add where the client set none; objects are merged one level deep."""
@@ -109,7 +109,7 @@ class OpenRequest:
 
     Attributes:
         path: the path below the back end's base URL, such as ``/audio/speech``.
-        get_content: returns the body, for each try anew.
+        get_content: returns the body; called again for each retry.
         length: the size of the body in bytes.
         deadline: the ``loop.time()`` by which the whole call must end.
     """
@@ -133,7 +133,7 @@ class OpenResponse(Protocol):
         """The media type with its parameters, as the back end sent it."""
 
     async def read(self) -> bytes:
-        """Return the whole body; raise as the methods of `ModelBackend` do before the first byte."""
+        """Return the whole body; raise the errors of `ModelBackend` before the first byte."""
 
     def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives; raise StreamInterrupted if it breaks off."""
@@ -143,7 +143,7 @@ class OpenResponse(Protocol):
 
 
 class OperationBackend(Protocol):
-    """The interface of a back end that has `moyin.domain.operation.Operation` calls."""
+    """The interface of a back end for the calls in `moyin.domain.operation.Operation`."""
 
     async def open(self, request: OpenRequest) -> OpenResponse:
-        """Send a request and return its response; raise as the methods of `ModelBackend` do."""
+        """Send a request and return its response; errors are as in `ModelBackend`."""

@@ -20,7 +20,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprob:
-    """The logarithm of a token's probability, and the most probable tokens in its place.
+    """A token with the logarithm of its probability, and the most probable alternatives.
 
     Attributes:
         data: the bytes of the token, which may be a part of a character; None if unknown.
@@ -149,9 +149,9 @@ class Reasoning:
     """The settings of the model's reasoning.
 
     Attributes:
-        budget: the most tokens of reasoning.
+        budget: the maximum number of tokens of reasoning.
         effort: a level of the provider, such as ``high``.
-        adaptive: the model decides how much it reasons.
+        adaptive: True if the model decides how much it reasons.
     """
 
     enabled: bool = True
@@ -179,9 +179,9 @@ class ChatRequest:
     Attributes:
         model: the back end's name of the model.
         system: the system prompts, which precede the conversation.
-        max_tokens: the longest answer, in tokens; None uses the back end's default.
-        logprobs: the number of alternatives for each token of the answer, whose probabilities are
-            requested; None requests none.
+        max_tokens: the maximum length of the answer in tokens; None uses the back end's default.
+        logprobs: the number of alternatives, with probabilities, to return for each token of the
+            answer; None requests no probabilities.
         user: the client's id of the end user.
     """
 

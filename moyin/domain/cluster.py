@@ -10,7 +10,7 @@ class RendererState(StrEnum):
     """State of a renderer's actor.
 
     ``placing`` waits for a node with enough free resources, ``draining`` finishes renders of an
-    earlier configuration, and ``failed`` has a ComfyUI that did not start or has died.
+    earlier configuration, and ``failed`` means that its ComfyUI did not start or has died.
     """
 
     PLACING = "placing"
@@ -42,12 +42,12 @@ class RendererSummary:
 
     Attributes:
         node_id: the Ray node; None until the actor is placed.
-        gpu_indexes: the numbers of the node's GPUs of which the actor has a share.
-        gpus, cpus: what Ray reserves for the actor.
+        gpu_indexes: the numbers of those GPUs of the node that the actor uses, fully or in part.
+        gpus, cpus: the numbers of GPUs and CPUs that Ray reserves for the actor.
         models: the model files in memory, the largest first.
-        error: why ComfyUI is not ready.
+        error: the reason why ComfyUI is not ready.
         started: the time of the actor's start, in seconds since the epoch.
-        losses: how often the actor or its ComfyUI died or failed to start in ten minutes.
+        losses: how often the actor or its ComfyUI died or failed to start in the last ten minutes.
         cards: the measurements of the actor's cards; empty without a card.
     """
 
@@ -77,15 +77,16 @@ class ModelServerSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolSummary:
-    """The state of a render pool, all times in seconds.
+    """The state of a render pool; all durations are in seconds.
 
     Attributes:
-        waiting: renders that wait within the pool; more may wait in Temporal.
-        running: renders that have a renderer.
-        oldest_wait: the time for which the oldest waiting render's step has waited; None without one.
-        wait_p50, wait_p90: quantiles of the waits of the last renders; None without any.
+        waiting: the number of renders that wait within the pool; more may wait in Temporal.
+        running: the number of renders that have a renderer.
+        oldest_wait: how long the step of the oldest waiting render has waited; None if none waits.
+        wait_p50, wait_p90: quantiles of the waits of recent renders; None if there were none.
         minimum, maximum: limits of the number of renderers.
-        unready_since: the time since which no renderer is ready, since the epoch; None if one is.
+        unready_since: the time, in seconds since the epoch, since which no renderer is ready; None
+            if one is ready.
         comfyui_version: the version of ComfyUI on the pool's node; None if it is unknown.
     """
 

@@ -37,8 +37,8 @@ class Identity:
         user: the id of the user or service account; None for a key of the tenant itself.
         limits: the limits of the key, of the user and of the tenant.
         service: the name of the Moyin service that acts for the tenant, such as ``jobs``.
-        job: the only job that the caller may read, with its files, by an event token; None for all
-            other callers.
+        job: for a caller with an event token, the only job that it may read, with its files; None
+            for all other callers.
         secret_id: identifies the secret of the API key that the caller presented, which a rotation
             replaces; empty for other callers.
     """
@@ -59,7 +59,7 @@ class Identity:
 
     @property
     def best_priority(self) -> int:
-        """The best priority (1 is first) that the caller may use, by its limits or else by its role."""
+        """The best priority (1 is first) that the caller's limits or else its role permit."""
         limits = [limit.best_priority for limit in self.limits if limit.best_priority is not None]
         if limits:
             return max(limits)
@@ -75,7 +75,7 @@ class Identity:
 
 
 def is_session_id(key_id: str) -> bool:
-    """Return True if the public id is that of a session instead of an API key."""
+    """Return True if the public id belongs to a session rather than to an API key."""
     return key_id.startswith("ses_")
 
 

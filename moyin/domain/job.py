@@ -1,7 +1,7 @@
 """Defines jobs: their specification (`JobSpec`, `Step`), their state (`Job`) and their events.
 
-A batch is stored as one graph, and for each child a patch of it, because graphs are large and
-children are many. A patch is ``{<node>: {<input>: <value>}}``.
+A batch is stored as one graph with a patch for each child, because graphs are large and children
+are many. A patch is ``{<node>: {<input>: <value>}}``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One part of a job, which a crash repeats only if its result was not recorded.
+    """One part of a job; after a crash, a step is repeated only if its result was not recorded.
 
     Attributes:
         payload: the content of the step. A chat step has a request body of ``protocol``, a render
@@ -81,7 +81,7 @@ class JobSpec:
     """The validated request for a job, which is stored once as an immutable blob.
 
     Attributes:
-        kind: the kind that the client named: that of the only step, or ``pipeline``.
+        kind: the kind of the job: the kind of its only step, or ``pipeline``.
         priority: 1 (first) to 5 (last); 3 is normal.
         deadline: the time by which the job must finish; afterwards it fails.
         webhook: the URL that receives a POST when the job ends.
@@ -164,11 +164,11 @@ class StepResult:
             ``{"text": str | null, "body": any, "artifacts": ["artifact:<id>", …]}``.
         backend: the name of the back end or actor that ran the step, for display.
         cached: True if the result comes from an earlier job.
-        gpu_seconds: for a render, the time for which it occupied its renderer; None for other steps,
-            and for renders of versions that did not measure it.
+        gpu_seconds: for a render, the seconds for which it occupied its renderer; None for other
+            steps, and for renders of versions of Moyin that did not measure it.
         load_seconds: the part of ``gpu_seconds`` in which models were loaded; None as above.
-        shape: for a render that was executed, the shape of its graph (`moyin.render.protocol.shape`),
-            for estimates of later renders; None otherwise.
+        shape: for a render that was executed, the shape of its graph
+            (`moyin.render.protocol.shape`), from which later renders are estimated; None otherwise.
         pictures: the pictures that such a render stored, without previews; None otherwise.
     """
 
@@ -203,8 +203,8 @@ class Job:
         render_cost_usd: the cost of all renders of the job, including those that failed, were
             cancelled or belong to earlier attempts.
         render_steps: the indexes of the steps that are renders.
-        cancel_requested_by: the first that requested the cancellation of the current attempt, which
-            may still run or may have ended in another way before.
+        cancel_requested_by: who first requested the cancellation of the current attempt, which may
+            still run, or may have ended otherwise.
     """
 
     id: str
@@ -250,7 +250,8 @@ class Job:
 class EventType(StrEnum):
     """The type of a job's event: a new status, progress, a preview, or a finished step.
 
-    Previews are not stored with a job's other events, and only sent to clients that ask for them.
+    Previews are not stored with a job's other events, and are sent only to clients that request
+    them.
     """
 
     QUEUED = "queued"

@@ -32,13 +32,14 @@ class Limit:
 
     Attributes:
         subject: the key, user or tenant: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
-        requests_per_minute: the most requests in a minute, which begins with a request.
-        tokens_per_minute: the most tokens of prompts and answers in the same minute.
-        concurrent_requests: the most requests at the same time, in all replicas together.
-        open_jobs: the most jobs that are queued or running.
+        requests_per_minute: the maximum number of requests in a minute, which begins with a
+            request.
+        tokens_per_minute: the maximum number of tokens of prompts and answers in that minute.
+        concurrent_requests: the maximum number of concurrent requests in all replicas together.
+        open_jobs: the maximum number of queued and running jobs.
         best_priority: the best priority that jobs may have, 1 (first) to 5 (last).
-        usd_per_day: the budget of a UTC day.
-        usd_per_month: the budget of a UTC calendar month.
+        usd_per_day: the budget for a UTC day in US dollars.
+        usd_per_month: the budget for a UTC calendar month in US dollars.
         pools: the render pools that may be used.
         allowed_nodes: patterns of the node classes that graphs may contain.
         denied_nodes: patterns of the node classes that graphs may not contain, even if
@@ -59,7 +60,7 @@ class Limit:
 
     @property
     def has_budget(self) -> bool:
-        """True if the cost of a day or a month is limited."""
+        """True if a daily or monthly budget limits the cost."""
         return self.usd_per_day is not None or self.usd_per_month is not None
 
     @property
@@ -86,14 +87,14 @@ def filter_permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> lis
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobReservation:
-    """Money that budgets hold for the renders of a job, until the job has ended.
+    """Money that budgets reserve for the renders of a job until the job has ended.
 
-    It belongs to the day and the month of the submission, however long the job waits.
+    The reservation counts for the day and month of the submission, however long the job waits.
 
     Attributes:
-        id: names the reservation in the budgets.
+        id: the id of the reservation in the budgets.
         owner: the tenant.
-        subjects: the keys, users and tenants whose budgets hold it, as in `Limit`.
+        subjects: the keys, users and tenants whose budgets count it, as in `Limit`.
         usd: the estimated cost in US dollars.
         day: the UTC day, as ``2026-11-28``.
         month: the UTC month, as ``2026-11``.
@@ -109,7 +110,7 @@ class JobReservation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolRules:
-    """The operator's restrictions of a render pool; patterns of node classes follow ``fnmatch``.
+    """The operator's restrictions on a render pool; patterns of node classes follow ``fnmatch``.
 
     Attributes:
         tenants: the tenants whose jobs the pool runs; empty means all.

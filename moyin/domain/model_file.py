@@ -1,4 +1,4 @@
-"""Defines what a server reports about a model that it has on its disk."""
+"""Defines `ModelFile`, a model on a server's disk as the server describes it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class ModelFile:
         digest: SHA-256 of the model's manifest, in hexadecimal.
         size: size in bytes.
         modified_at: time of the last change, in ISO 8601.
-        capabilities: Ollama's words for what the model can do, such as ``completion`` and ``tools``.
-        context: the most tokens of prompt and answer together; None if unknown.
-        details: format, family, number of parameters and quantization, by Ollama's names.
+        capabilities: the model's abilities in Ollama's terms, such as ``completion`` and ``tools``.
+        context: the maximum number of tokens of prompt and answer together; None if unknown.
+        details: format, family, number of parameters and quantization, with Ollama's names as keys.
         description: further members of Ollama's ``/api/show``, such as the template.
-        weights: name of the blob with the weights, which several models may share; empty if unknown.
+        weights: name of the blob with the weights, which several models may share; empty if
+            unknown.
     """
 
     name: str

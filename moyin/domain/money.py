@@ -16,7 +16,7 @@ _PICO_PER_RATE = 10**6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """The tokens of a call to a model; the four disjoint kinds of input add up to the prompt.
+    """The tokens of a model call; the four kinds of input do not overlap and add up to the prompt.
 
     Attributes:
         input_tokens: prompt tokens that were neither read from nor written to a cache.
@@ -71,7 +71,7 @@ class Rates:
         )
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost of the tokens in picodollars, whatever part of them is cached."""
+        """Return the highest possible cost of the tokens in picodollars, cached or not."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
 
@@ -116,7 +116,7 @@ class Price:
         return next(fitting, last).rates
 
     def compute_pico_cost(self, usage: Usage) -> int:
-        """Return the cost of a call in picodollars, by the band of the whole prompt, cached or not."""
+        """Return the cost of a call in picodollars; cached tokens count for the band, too."""
         if len(self.bands) == 1:
             return self.bands[0].rates.compute_pico_cost(usage)
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)
@@ -164,12 +164,12 @@ class GpuRate:
     usd_per_hour: Decimal
 
     def compute_pico_cost(self, seconds: float, sharing: int) -> int:
-        """Return the cost of ``seconds`` in picodollars, if ``sharing`` calls run at once."""
+        """Return the cost of ``seconds`` in picodollars, divided among ``sharing`` calls."""
         usd = self.usd_per_hour / 3600 * Decimal(seconds) / max(sharing, 1)
         return int(usd * PICO_PER_USD)
 
     def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens at ``speed``, if ``sharing`` requests run on the machine at once."""
+        """Return the price of tokens at ``speed``, if ``sharing`` requests share the machine."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
         read = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
@@ -212,7 +212,7 @@ def create_flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """Create a tariff with one price; a cache price of None means that of other input tokens."""
+    """Create a tariff with one price; a cache price of None equals that of other input tokens."""
     rates = Rates(
         input=input_price,
         output=output_price,

@@ -9,18 +9,18 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-# The model of the row that stands for the division of a batch into native batches.
+# The ``model`` in the row for the plan that divides a batch into native batches.
 PLAN = ""
 
 
 class NativeStatus(StrEnum):
-    """What is known of a native batch.
+    """The known status of a native batch.
 
     Attributes:
         ASSIGNED: its lines are chosen, and nothing was sent.
-        SENDING: it is being sent, or was sent and its id was lost.
+        SENDING: it is being sent, or was sent but the response with its id was lost.
         RUNNING: the back end has accepted it.
-        DONE: its results are written; lines without one were given back.
+        DONE: its results are written, and lines without a result were released.
     """
 
     ASSIGNED = "assigned"
@@ -31,15 +31,16 @@ class NativeStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NativeBatch:
-    """A part of a batch at a back end's batch API.
+    """A part of a batch that a back end runs through its own batch API.
 
     Attributes:
-        id: ``nb_`` and 32 hexadecimal digits, by which the back end's results are recognised.
-        backend: the name of the back end, and ``model`` that of the model, in the configuration.
+        id: ``nb_`` and 32 hexadecimal digits, which the back end returns with each result.
+        backend: the configured name of the back end.
+        model: the configured name of the model.
         remote_id: the back end's id of the batch; None until it is known.
-        due_at: when the next step is due. A replica that begins a step moves it into the future.
+        due_at: the time of the next step; a replica that begins a step moves it into the future.
         state: members that only some statuses have: ``since`` (when sending began), ``lost_at``
-            (when its id was missed), ``count`` (of its lines) and ``is_cancelled``.
+            (when its id was found to be missing), ``count`` (of its lines) and ``is_cancelled``.
     """
 
     id: str
@@ -54,15 +55,15 @@ class NativeBatch:
 
     @property
     def is_plan(self) -> bool:
-        """True for the row that stands for the division of a batch into native batches."""
+        """True if this row represents the plan that divides a batch into native batches."""
         return self.model == PLAN
 
     def get_custom_id(self, number: int) -> str:
-        """Return the id of a line at the back end, of at most 64 characters."""
+        """Return the id under which the back end knows a line; at most 64 characters."""
         return f"{self.id}-{number}"
 
     def read_number(self, custom_id: str) -> int | None:
-        """Return the number of the line with an id at the back end; None if it is not ours."""
+        """Return the number of the line with this id at the back end; None for a foreign id."""
         prefix, _, number = custom_id.rpartition("-")
         return int(number) if prefix == self.id and number.isdecimal() else None
 
@@ -73,5 +74,5 @@ def new_native_id() -> str:
 
 
 def get_plan_id(batch_id: str) -> str:
-    """Return the id of the row that stands for the division of a batch."""
+    """Return the id of the row for the plan that divides a batch into native batches."""
     return f"plan-{batch_id}"[:64]

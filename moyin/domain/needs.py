@@ -1,4 +1,4 @@
-"""Defines the needs of requests, the models that may meet them, and constraints on responses."""
+"""Defines the needs of requests, the models that may meet them, and response constraints."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Needs:
     Attributes:
         prompt_tokens: the tokens of the prompt, estimated from the length of its text.
         max_tokens: the longest answer that the client accepts; None is the model's default.
-        longest_input: the tokens of the longest of several inputs, each of which has the whole
+        longest_input: the tokens of the longest of several inputs, each of which may fill the whole
             context; None if the prompt is one input.
-        choices: the number of answers that the model writes.
-        tools: True if the request has tools; vision, schema and thinking likewise.
+        choices: the number of alternative answers that the model writes.
+        tools, vision, schema, thinking: True if the request uses this ability of a model.
         embeddings: True if the request is for vectors instead of an answer.
         has_cache_markers: True if the request contains prompt-cache markers.
         attachment_bytes: the bytes of documents, audio and the answer's schema (some servers put
@@ -68,10 +68,10 @@ class Model:
     Attributes:
         name: the name by which clients request the model.
         upstream: the name by which the back end knows the model.
-        context: the most tokens of prompt and answer together.
-        tools: True if the model can call tools; vision, schema and thinking likewise.
+        context: the maximum number of tokens of prompt and answer together.
+        tools, vision, schema, thinking: True if the model has this ability.
         embeddings: True if the model makes vectors.
-        chat: True if the model answers; None if it does unless it makes vectors.
+        chat: True if the model answers chats; None means True unless ``embeddings`` is True.
         operations: the calls that the model has besides chats and embeddings.
         unit_rates: prices of the units of ``operations``, which are added to those of tokens.
         quality: the operator's quality tier, of which aliases may require a minimum.
@@ -108,7 +108,7 @@ class Model:
 
     @property
     def takes_prompts(self) -> bool:
-        """Whether the model answers chats or requests for embeddings, which its context bounds."""
+        """True if the model answers chats or embedding requests, which its context limits."""
         return bool(self.chat) or self.embeddings
 
     def supports(self, needs: Needs) -> bool:
@@ -121,7 +121,7 @@ class Model:
         return True
 
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return the reasons why this model cannot answer, such as ``no vision``, or nothing."""
+        """Return the needs that this model does not meet, such as ``no vision``; empty if none."""
         unmet = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
         if not self._has_call(needs):
             unmet.insert(0, "no embeddings" if needs.embeddings else "no chat")
@@ -138,7 +138,7 @@ def count_utf8_bytes(text: str) -> int:
 
 
 def estimate_tokens_from_bytes(size: int) -> int:
-    """Estimate the tokens of ``size`` bytes of UTF-8 text as a quarter, which also fits Chinese."""
+    """Estimate the tokens of ``size`` bytes of UTF-8 text: a quarter, which also suits Chinese."""
     return -(-size // _BYTES_PER_TOKEN)
 
 

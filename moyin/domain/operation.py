@@ -1,4 +1,4 @@
-"""Defines the calls of models besides chats and embeddings, and the units that they are billed by."""
+"""Defines the calls of models other than chats and embeddings, and the units of their billing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RENDER: Final = "render"
 
 
 class Operation(StrEnum):
-    """Kind of call that only some models have, by its name among a model's abilities."""
+    """A kind of call that only some models support; its value is the name of that ability."""
 
     MODERATION = "moderation"
     RERANK = "rerank"
@@ -28,10 +28,10 @@ class Operation(StrEnum):
 
 
 class Unit(StrEnum):
-    """What an operation's calls are counted by.
+    """The unit in which an operation's usage is counted.
 
-    A search is a query with up to a hundred documents, and a second one of audio that is read. Renders
-    are counted by the time for which they occupied a GPU.
+    A search is a query with up to a hundred documents, and a second is a second of transcribed
+    audio. Renders are counted by the time for which they occupied a GPU.
     """
 
     INPUTS = "inputs"
@@ -55,7 +55,7 @@ UNITS: Mapping[Operation, Unit] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperationUsage:
-    """The usage of one call: a number of the operation's units, and tokens.
+    """The usage of one call: its units of the operation, and its tokens.
 
     Attributes:
         quantity: the number of units, rounded up.

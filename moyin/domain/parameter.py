@@ -1,4 +1,4 @@
-"""Defines `Parameter`, a typed input of a template, which checks the clients' values."""
+"""Defines `Parameter`, a typed input of a template, which validates the values of clients."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Parameter:
 
     Attributes:
         default: the value if the client sends none; None means that the input is required.
-        image: True if the value must be the id of an artifact; `moyin.jobs.file_names` replaces
-            the names of uploads before.
+        image: True if the value must be the id of an artifact; `moyin.jobs.file_names` has replaced
+            the names of uploads by ids before.
     """
 
     name: str
@@ -65,11 +65,15 @@ class Parameter:
     image: bool = False
 
     def is_file_name(self, value: str) -> bool:
-        """Return True if the value of an image is not the id of an artifact, but may be a name."""
+        """Return True if the value of an image is not an artifact id, so it may be a file name."""
         return self.image and not _ARTIFACT.fullmatch(value)
 
     def check_value(self, value: Any, field: str) -> Scalar:
-        """Return the value as the graph needs it; raise InvalidRequest with what would be valid."""
+        """Return the value in the type that the graph needs.
+
+        Raises:
+            InvalidRequest: the value is invalid; the message says what would be valid.
+        """
         if self.image:
             return self._parse_artifact_id(value, field)
         typed = self._to_type(value)
@@ -110,7 +114,7 @@ class Parameter:
         return f"artifact:{match[1]}"
 
     def _to_type(self, value: Any) -> Scalar | None:
-        """Return the value, with a whole number such as 5.0 as an integer; None for a wrong type."""
+        """Return the value in this type (5.0 becomes the integer 5), or None for a wrong type."""
         if isinstance(value, bool):
             return value if self.type is ParameterType.BOOLEAN else None
         if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():

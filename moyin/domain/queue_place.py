@@ -1,4 +1,4 @@
-"""Defines where a render stands in its pool, and when it will probably start and end."""
+"""Defines the place of a render in its pool's queue, with its probable start and end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Z90 = 1.2816
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duration:
-    """An uncertain number of seconds, with a normal distribution."""
+    """An uncertain duration in seconds, with a normal distribution."""
 
     mean: float
     variance: float = 0.0
@@ -26,12 +26,12 @@ class Duration:
 
     @property
     def p50(self) -> float:
-        """The number of seconds that is exceeded in half of all cases."""
+        """The median of the duration in seconds."""
         return max(0.0, self.mean)
 
     @property
     def p90(self) -> float:
-        """The number of seconds that is exceeded in a tenth of all cases."""
+        """The number of seconds that the duration exceeds in a tenth of all cases."""
         return max(0.0, self.mean + _Z90 * math.sqrt(self.variance))
 
 
@@ -53,10 +53,10 @@ class QueuePlace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backlog:
-    """The renders that wait before a pool, for room in its window.
+    """The renders that wait in Temporal because the pool's window is full.
 
     Attributes:
-        oldest_wait: the seconds that the oldest has waited; None without any.
+        oldest_wait: the seconds for which the oldest render has waited; None if none waits.
     """
 
     count: int = 0

@@ -36,7 +36,7 @@ class Reference(NamedTuple):
         text: the reference as it is written.
         step: the index of the step to which it refers.
         path: the path in that step's output.
-        place: the path of the string with the reference within the payload.
+        place: the path, within the payload, of the string that contains the reference.
     """
 
     text: str

@@ -41,7 +41,7 @@ class RenderPrice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderEstimate:
-    """What a render probably uses: seconds of its renderer, and pictures."""
+    """The estimated usage of a render: seconds on its renderer, and pictures."""
 
     seconds: float
     pictures: int
@@ -49,11 +49,11 @@ class RenderEstimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredRender:
-    """A successful render, from which others are estimated.
+    """A successful render, from which the usage of other renders is estimated.
 
     Attributes:
         shape: the shape of its graph (`moyin.render.protocol.shape`).
-        seconds: as in `RenderRun`, like ``load_seconds`` and ``pictures``.
+        seconds, load_seconds, pictures: as in `RenderRun`.
     """
 
     shape: str
@@ -64,11 +64,11 @@ class MeasuredRender:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderTariff:
-    """The price of a pool's renders, and what renders of it used lately.
+    """The price of a pool's renders, and the usage of its recent renders.
 
     Attributes:
-        price: None if renders cost nothing.
-        seconds: the estimate for graphs of other shapes.
+        price: the price; None if renders cost nothing.
+        seconds: the estimate for graphs without an entry in ``shapes``.
         shapes: estimates by the shape of the graph (`moyin.render.protocol.shape`).
     """
 
@@ -79,8 +79,8 @@ class RenderTariff:
     def estimate_cost(self, shape: str, pictures: int) -> Decimal:
         """Return the probable cost of a render in US dollars.
 
-        It is more than 0 if renders cost anything: one that lately stored no picture may store one
-        now, and budgets count only what has a reservation.
+        The result is more than 0 if renders cost anything. A graph that recently stored no picture
+        may store one now, and budgets can only count a render that has a reservation.
 
         Args:
             pictures: the estimated number of pictures for a graph of another shape.
@@ -103,13 +103,13 @@ class RenderAccount:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderRun:
-    """One execution of a prompt by a renderer. A prompt that is repeated has several.
+    """One execution of a prompt by a renderer; a repeated prompt has several runs.
 
     Attributes:
-        id: 32 hexadecimal digits that identify the execution, by which it is booked only once.
+        id: 32 hexadecimal digits, which ensure that the run is booked only once.
         account: None if the pool has no price.
-        seconds: the time from the prompt's submission to an idle ComfyUI until its end, or until now.
-            It includes loading models.
+        seconds: the time, including the loading of models, from the prompt's submission to an idle
+            ComfyUI until its end, or until now.
         load_seconds: the part of ``seconds`` in which nodes that load model files were executed.
         pictures: the stored pictures without previews, if the run was successful.
         error: the code of the error that ended the run, or None.

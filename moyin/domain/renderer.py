@@ -25,8 +25,8 @@ class RenderRequest:
         extra_data: further data for nodes, such as the metadata of pictures.
         targets: ids of the output nodes to execute; None means all.
         channel: the Valkey stream that receives ComfyUI's messages (`moyin.store.frames`).
-        account: who pays for the render; None if the pool has no price.
-        job_id: the job whose followers may see previews; empty if nobody may.
+        account: the account that pays for the render; None if the pool has no price.
+        job_id: the job whose subscribers may see previews; empty if previews must not be published.
         step: the index of the job's step.
     """
 
@@ -53,7 +53,7 @@ class RenderProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExecutionStarted:
-    """The event that ComfyUI has the prompt, whose input files have been downloaded."""
+    """The event that ComfyUI has received the prompt, after its input files were downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +125,7 @@ class RendererStatus:
         error: the reason why the renderer is not ready, for an operator.
         models: the model files in memory, the largest first.
         memory: the bytes of the graphics card that ComfyUI may use; None without a card.
-        runs: the runs with a price that are open, or have ended but were not settled.
+        runs: the priced runs that have not ended, or have ended but were not settled.
     """
 
     ready: bool
@@ -166,8 +166,8 @@ class Renderer(Protocol):
         """Interrupt the prompt or remove it from the queue; an unknown prompt is ignored.
 
         Returns:
-            ComfyUI's history entry of the interrupted prompt; None if the prompt had not started, or
-            its node does not stop soon.
+            ComfyUI's history entry of the interrupted prompt; None if the prompt had not started,
+            or the running node does not stop in time.
         """
 
     async def settle(self, run_ids: Sequence[str]) -> None:

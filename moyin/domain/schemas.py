@@ -3,7 +3,7 @@
 llama.cpp and Ollama use a grammar to make an answer match a schema. The cost of a grammar grows
 with the alternatives at one place of the answer, and compiling one blocks the server for all
 requests: an enum of 4,000 values takes half a minute, and the pattern ``((((a?){9}){9}){9}){9}``
-never ends.
+never finishes compiling.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEVELS = "the levels of its JSON schema"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchemaBounds:
-    """The largest JSON schemas that a request for a local model may contain.
+    """The bounds on the JSON schemas in a request for a local model.
 
     Attributes:
         bytes: the most bytes of all schemas together, as JSON.
@@ -75,10 +75,10 @@ def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BO
 
 
 def drop_expensive_patterns(schema: Any, bounds: SchemaBounds = _BOUNDS) -> Any:
-    """Return a schema without the ``pattern`` members that alone exceed a bound.
+    """Return a schema without those ``pattern`` members that exceed a bound by themselves.
 
-    Returns the same object if there is none. The schema may be any JSON, nested not too deeply for
-    the JSON parser.
+    If there are none, the same object is returned. The schema may be any JSON value whose nesting
+    the JSON parser accepts.
     """
     if isinstance(schema, list):
         items = [drop_expensive_patterns(item, bounds) for item in schema]
@@ -170,7 +170,7 @@ class _SchemaChecker:
         totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
     def _measure_schema(self, part: Any) -> tuple[int, int]:
-        """Return the number of alternatives and of properties of a schema, references resolved."""
+        """Return the numbers of alternatives and properties of a schema, references resolved."""
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
@@ -235,7 +235,7 @@ def _count_characters(value: Any) -> int:
 
 
 def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
-    """Return ``root`` with all nested schemas, and the depth; stop once a bound is exceeded."""
+    """Return ``root`` with all nested schemas, and the depth; stop when a bound is exceeded."""
     parts: list[Mapping[str, Any]] = []
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
@@ -310,7 +310,7 @@ def _count_expanded_repeats(pattern: str) -> int:
 
 
 def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """Return the least and the most times of a repetition; ``*`` and ``+`` count as at most two."""
+    """Return the minimum and maximum of a repetition; ``*`` and ``+`` have a maximum of two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     least = int(repeat[1] or 0)

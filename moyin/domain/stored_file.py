@@ -20,10 +20,10 @@ class StoredFile:
 
     Attributes:
         id: ``file-`` and 32 hexadecimal digits.
-        purpose: what the file is for, such as ``batch`` or ``user_data``.
-        size: in bytes.
+        purpose: the client's purpose of the file, such as ``batch`` or ``user_data``.
+        size: the size in bytes.
         sha256: the digest that names the blob.
-        expires_at: when the file is deleted; None means never.
+        expires_at: the time at which the file is deleted; None means never.
     """
 
     id: str

@@ -20,18 +20,18 @@ CANCELLED_LINE = "batch_cancelled"
 
 
 class BatchDialect(StrEnum):
-    """The API through which a batch was created, which determines how it is shown."""
+    """The API that created a batch, which determines how the batch is rendered for clients."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
 
 
 class BatchStatus(StrEnum):
-    """The status of a batch, as OpenAI names it.
+    """The status of a batch, with OpenAI's names.
 
-    ``validating`` → ``in_progress`` → ``finalizing`` → ``completed`` or ``expired``; an invalid
-    batch is ``failed`` at once, and a cancelled one is ``cancelling`` until its running lines have
-    ended.
+    The usual order is ``validating``, ``in_progress``, ``finalizing``, then ``completed`` or
+    ``expired``. A batch with an invalid input is ``failed``. A cancelled batch is ``cancelling``
+    until its running lines have ended.
     """
 
     VALIDATING = "validating"
@@ -54,7 +54,7 @@ _FINAL = frozenset(
 
 
 class LineStatus(StrEnum):
-    """The status of a line: ``pending`` until it was answered (``completed``) or ``failed``."""
+    """The status of a line: ``pending`` until it is ``completed`` (answered) or ``failed``."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -84,13 +84,13 @@ class TextBatch:
         id: ``batch_`` (OpenAI) or ``msgbatch_`` (Anthropic) and 32 hexadecimal digits.
         endpoint: the path that every line calls, such as ``/v1/chat/completions``.
         input_file_id: the file whose lines are the requests.
-        key_id, user, scopes: the submitter and its rights, with which the lines run.
+        key_id, user, scopes: the submitter, with whose rights the lines run.
         total: the number of lines; 0 until they are validated.
         completed, failed: the numbers of lines that were answered or have failed.
-        output_file_id: the results of answered lines; None until the batch has ended.
-        error_file_id: the results of failed lines and of lines that were not run.
-        errors: why the input file is invalid, at most a hundred.
-        ended_at: when the final status was reached.
+        output_file_id: the file with the results of answered lines; None until the batch has ended.
+        error_file_id: the file with the errors of lines that failed or were not run.
+        errors: the problems of an invalid input file, at most a hundred.
+        ended_at: the time at which the final status was reached.
         output_expires_after: the seconds for which the results are kept; None means no limit.
     """
 
@@ -126,11 +126,11 @@ class TextBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewLine:
-    """A line of an input file that is to be run.
+    """A line of an input file, to be run as one request.
 
     Attributes:
-        number: its number in the file, from 1.
-        start, size: where its bytes are in the file, without the line break.
+        number: the number of the line in the file, from 1.
+        start, size: the position and length of the line in bytes, without the line break.
     """
 
     number: int
@@ -144,7 +144,7 @@ class LineResult:
     """The result of a line.
 
     Attributes:
-        http_status: the status that the request would have had.
+        http_status: the status that an interactive request would have received.
         body: the JSON of the answer or of the error, in the format of the endpoint.
         error_code: the stable code of the error; None for an answer.
     """
@@ -177,5 +177,5 @@ def new_batch_id(dialect: BatchDialect) -> str:
 
 
 def get_line_request_id(batch_id: str, number: int) -> str:
-    """Return the request id of a line, which is the same whenever the line is tried."""
+    """Return the request id of a line, which is the same for every attempt to run the line."""
     return f"{batch_id}-{number}"

@@ -27,7 +27,7 @@ _MAX_CALLS = 64
 
 
 class Transcript:
-    """Records a bounded amount of the text and the tool calls of a stream.
+    """Records the text and the tool calls of a stream, up to a bound.
 
     Attributes:
         has_thinking: True if the model has written reasoning.
@@ -91,7 +91,7 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """The text so far; of a text of more than 64 Ki characters, only the end."""
+        """The recorded text; if it is longer than 64 Ki characters, only its end."""
         return "".join(self._pieces)
 
     def to_response(self) -> ChatResponse:

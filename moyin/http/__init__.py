@@ -1,1 +1,1 @@
-"""Provides HTTP building blocks that know nothing of the product, such as server-sent events."""
+"""Provides HTTP building blocks that are independent of the product, such as server-sent events."""

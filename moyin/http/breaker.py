@@ -19,12 +19,12 @@ class BreakerState(StrEnum):
 class Breaker:
     """A circuit breaker that opens after three failures in a row, and probes after a cooldown.
 
-    A failed probe doubles the cooldown, to at most a minute. Every admitted request must end in
-    exactly one call of `succeed`, `fail` or `abandon`.
+    A failed probe doubles the cooldown, up to a minute. Every admitted request must end in exactly
+    one call of `succeed`, `fail` or `abandon`.
 
     Args:
         clock: a monotonic clock in seconds, such as ``time.monotonic``.
-        on_change: the callback for every new state.
+        on_change: called with every new state.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Breaker:
         """Record a failed request.
 
         Args:
-            retry_after: the seconds that the back end asks clients to wait, for which the breaker
-                opens on this single failure.
-            at_once: True if the breaker must open on this single failure, for the longest
-                cooldown, because a retry cannot help soon, as with a rejected key.
+            retry_after: the seconds that the back end asks clients to wait. The breaker opens for
+                that time, even on this single failure.
+            at_once: True to open on this single failure for the longest cooldown, for errors that a
+                retry does not solve soon, such as a rejected key.
         """
         was_probe, self._probing = self._probing, False
         self._failures += 1
@@ -98,7 +98,7 @@ class Breaker:
             self._cooldown = min(self._cooldown * 2, _LONGEST_COOLDOWN)
 
     def abandon(self) -> None:
-        """Record a request whose end does not show if the back end works, such as a cancelled one."""
+        """Record a request that shows neither success nor failure, such as a cancelled one."""
         if self._probing:
             self._probing = False
             self._report(BreakerState.OPEN)

@@ -8,7 +8,7 @@ import aiohttp
 
 
 class BodyTooLong(Exception):
-    """The body of a response has more bytes than the caller of `read_up_to` allows."""
+    """Raised by `read_up_to` if the body of a response has more bytes than the limit."""
 
 
 async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -19,7 +19,7 @@ async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
     while piece := await response.content.read(limit + 1 - size):
         size += len(piece)
         if size > limit:
-            raise BodyTooLong(f"the body has more than {limit} bytes")
+            raise BodyTooLong(f"the response body has more than {limit} bytes")
         pieces.append(piece)
     return b"".join(pieces)
 

@@ -61,7 +61,7 @@ def parse_byte_range(header: str | None, size: int) -> tuple[int, int] | None:
 
     Returns:
         The start and the exclusive end, which are equal for a range outside of the content. None
-        stands for the whole content, if the header is missing, invalid, or has several ranges.
+        means the whole content: the header is missing, invalid, or has several ranges.
     """
     match = _RANGE.fullmatch((header or "").strip())
     if match is None or match.group(1, 2) == ("", ""):

@@ -1,4 +1,4 @@
-"""Contains multipart forms with files, and encodes them anew without reading files into memory."""
+"""Holds multipart forms with files, and encodes them again without reading files into memory."""
 
 from __future__ import annotations
 
@@ -96,5 +96,5 @@ class EncodedForm:
 
 
 def _escape(name: str) -> str:
-    """Escape a name as browsers do."""
+    """Escape a field or file name for a header, as browsers do."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

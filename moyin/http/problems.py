@@ -110,5 +110,5 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 
 
 def get_http_status(error: errors.MoyinError) -> int:
-    """Return the HTTP status of the error's type, or else of its nearest base type."""
+    """Return the HTTP status for the error's type, or else for its nearest base type."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

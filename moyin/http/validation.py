@@ -1,4 +1,4 @@
-"""Parses and validates JSON from clients, with errors that name the field, and from back ends."""
+"""Parses and validates JSON from clients and back ends; errors for clients name the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 
-# More tokens than any model reads or writes, of which the ledger's columns can hold a sum.
+# More tokens than any model processes, but few enough that the ledger can hold their sums.
 _MAX_TOKEN_COUNT = 10**8
 # Fields in which OpenAI, Anthropic, llama.cpp and vLLM accept the schema of an answer.
 _SCHEMA_FIELDS = (
@@ -119,7 +119,8 @@ def find_unsupported_field(
     """Return the path of a member that the client set and the model does not declare, or None.
 
     Args:
-        harmless: names of undeclared members that may be ignored, as they do not change the answer.
+        harmless: names of undeclared members that may be ignored because they do not change the
+            answer.
         path: the path of ``shape`` within the body, which is the start of the returned path.
     """
     for name, value in shape.extras.items():
@@ -137,7 +138,7 @@ def find_unsupported_field(
 
 
 def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
-    """Yield pairs of a field and the JSON schema in it, for a request in OpenAI's or Anthropic's format.
+    """Yield pairs of a field and its JSON schema for a request in OpenAI's or Anthropic's format.
 
     Args:
         tools: the member of a tool that holds its schema, such as ``function.parameters``.
@@ -183,7 +184,7 @@ def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dic
 
 
 def parse_token_count(value: Any) -> int:
-    """Return a token count that another server sent, or 0 if it is invalid."""
+    """Return a token count from another server's response, or 0 if it is invalid."""
     return value if isinstance(value, int) and 0 < value <= _MAX_TOKEN_COUNT else 0
 
 
@@ -202,7 +203,7 @@ def count_text_bytes(value: Any) -> int:
 
 
 def require_text(value: Any) -> str:
-    """Return a value that another server sent; raise TypeError if it is not a string."""
+    """Return a value from another server's response; raise TypeError if it is not a string."""
     if not isinstance(value, str):
         raise TypeError(f"the server sent a {type(value).__name__} instead of a string")
     return value

@@ -201,7 +201,7 @@ class Proxy:
             ).forward()  # fmt: skip
 
     def _deferral_for(self, route: Route, request: RequestContext, scope: Scope) -> Deferral | None:
-        """Return the object that turns the request into a job, or None to forward it at once."""
+        """Return the object that turns the request into a job; None to forward it now."""
         deferral, identity = self._deferral, request.identity
         # Jobs call the gateway by its own address, where routes for other hosts do not match.
         if deferral is None or identity is None or route.hosts or scope["type"] == "websocket":

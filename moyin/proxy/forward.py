@@ -213,7 +213,7 @@ class HttpExchange:
                 yield message["body"]
 
     async def _receive_next_part(self) -> Message:
-        """Receive a part of the body, and record an error, which aiohttp would hide."""
+        """Receive a part of the body; record any error, because aiohttp would hide it."""
         try:
             return await _receive_part(self.receive)
         except (ClientDisconnected, MoyinError) as error:

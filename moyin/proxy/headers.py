@@ -188,7 +188,7 @@ def _decode_value(value: bytes) -> str:
 
 
 def is_forwardable(name: str) -> bool:
-    """Return True if services may receive a client's header of this lower-case name."""
+    """Return True if a client's header with this lower-case name may be forwarded to services."""
     return (
         _UNAMBIGUOUS_NAME.fullmatch(name) is not None
         and name not in _FORGEABLE_NAMES

@@ -74,7 +74,7 @@ def _strip_prefix(route: Route, raw_path: str) -> str:
 
 
 def remove_api_key(query: str) -> str:
-    """Return the query without ``api_key``, with which browsers authenticate a WebSocket."""
+    """Return the query without ``api_key``, which authenticates WebSockets of browsers."""
     return "&".join(p for p in query.split("&") if unquote(p.partition("=")[0]) != "api_key")
 
 

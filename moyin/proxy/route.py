@@ -20,7 +20,7 @@ class BalancingPolicy(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upstream:
-    """A server of a route's service. A path at the end of ``url`` precedes every request's path."""
+    """A server of a route's service; a path in ``url`` is prepended to every request's path."""
 
     url: str
     weight: int = 1
@@ -74,8 +74,8 @@ class Route:
             ``x-forwarded-prefix`` and add the prefix themselves.
         sticky: the name of a header by whose value clients are tied to one upstream.
         retries: the maximum number of retries of a safe request on other upstreams.
-        scopes, limit: the scopes that every caller needs, and the limit of each tenant.
-        max_concurrent: the maximum of open requests of all tenants in one gateway replica.
+        scopes, limit: the scopes that every caller needs, and the request limit of each tenant.
+        max_concurrent: the maximum number of open requests of all tenants in a gateway replica.
         respond_async: True to turn every request into a job.
         pass_credentials: True to forward the caller's key, which only Moyin's own apps may get.
     """

@@ -77,7 +77,7 @@ def find_isolated_pools(path: Path) -> list[str]:
 
 
 def find_text_backends(path: Path) -> list[dict[str, Any]]:
-    """Return the back ends in the ``user_config`` of all apps, as they stand in the file.
+    """Return the back ends in the ``user_config`` of all apps, unchanged.
 
     Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
     """
@@ -95,8 +95,8 @@ def find_text_backends(path: Path) -> list[dict[str, Any]]:
 def find_config_problems(path: Path) -> list[str]:
     """Validate the app configuration and return its problems, each with its field.
 
-    Serve itself ignores unknown keys and does not report a wrong ``user_config``, which running
-    replicas reject in their logs only. The validation imports Ray, so it runs in a child process.
+    Serve ignores unknown keys and does not report a wrong ``user_config``: running replicas only
+    log that they reject it. The validation imports Ray, so it runs in a child process.
     """
     try:
         done = subprocess.run(
@@ -129,7 +129,7 @@ async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> N
 
 
 async def redeploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Deploy the configuration that was deployed last, after Ray was restarted.
+    """Deploy again the configuration that was deployed last, after a restart of Ray.
 
     Raises the same errors as `deploy_apps`.
     """
@@ -179,7 +179,7 @@ async def _submit(
 
 
 async def delete_apps(options: Options) -> None:
-    """Make Serve stop its replicas, which then write their data, or time out after 8 seconds."""
+    """Make Serve stop its replicas, so that they write their data; stop waiting after 8 seconds."""
     try:
         async with asyncio.timeout(_WITHDRAW_SECONDS):
             await _call_serve(options, "DELETE", None, seconds=_WITHDRAW_SECONDS)
@@ -188,7 +188,7 @@ async def delete_apps(options: Options) -> None:
 
 
 async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
-    """Return the reasons (or "") of apps that do not run yet, or raise `StackError`."""
+    """Return the reasons (or "") of apps that do not run yet; raise `StackError` if one failed."""
     status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
         return dict.fromkeys(names, "")
@@ -209,7 +209,8 @@ async def _wait_for_gateway(
 ) -> None:
     """Wait until the gateway is ready, or until HAProxy responds if no app has the route ``/``.
 
-    HAProxy responds with 503 before. The status 404 is that of another app than the gateway at ``/``.
+    HAProxy responds with 503 until it is ready. A 404 comes from an app at ``/`` other than the
+    gateway.
     """
     last_text = ""
     while True:
@@ -254,7 +255,7 @@ async def _call_serve(
 
 
 def _get_last_message(app: Mapping[str, Any]) -> str:
-    """Return the last line of an app's messages, where a traceback has its error."""
+    """Return the last line of an app's messages, which is the error if they are a traceback."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
     return _get_last_line("\n".join(messages))
@@ -265,7 +266,7 @@ def _get_last_line_of_body(body: bytes) -> str:
 
 
 def _get_last_line(text: str) -> str:
-    """Return the last line that is not empty, or the field and the problem of a pydantic error.
+    """Return the last non-empty line or, of a pydantic error, the field and the problem.
 
     The value of the field is left out, because it may be a secret.
     """

@@ -48,8 +48,8 @@ class CheckResult:
 
     Attributes:
         name: name of the check, such as ``memory``.
-        found: what the check has found.
-        advice: what to do if the verdict is not ``ok``.
+        found: a description of what was found, for the user.
+        advice: the remedy if the verdict is not ``ok``.
     """
 
     name: str
@@ -91,7 +91,7 @@ def _check_python() -> CheckResult:
 
 
 def _check_ray() -> CheckResult:
-    """Check that Ray is the tested version, and that the program `ray` is of this environment."""
+    """Check that Ray has the tested version, and that `ray` belongs to this environment."""
     version = metadata.version("ray")
     if not version.startswith(f"{_RAY_SERIES}."):
         return CheckResult(
@@ -107,7 +107,7 @@ def _check_ray() -> CheckResult:
 
 
 def _check_clock(options: Options) -> CheckResult:
-    """Check that no file of the last run is from the future, which shows that the clock went back."""
+    """Check that the clock was not set back: no file of the last run may be from the future."""
     layout = options.layout
     files = [layout.state, layout.temporal_db, *layout.logs.glob("*.log")]
     newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
@@ -254,7 +254,7 @@ def _check_model_files(options: Options) -> CheckResult:
 
 
 def _check_database(options: Options) -> CheckResult:
-    """Check that the database can be read, and that its schema is that of this version."""
+    """Check that the database can be read, and that its schema belongs to this version."""
     # Imported here, because the SQL libraries take as long to import as most commands to run.
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -316,7 +316,7 @@ def _check_ports(options: Options) -> CheckResult:
 
 
 def _check_call(name: str, work: Callable[[], object], found: str = "") -> CheckResult:
-    """Call ``work``, and return a failed check with the message if ``work`` raises `StackError`."""
+    """Call ``work`` and return the result of the check: failed if ``work`` raises `StackError`."""
     try:
         result = work()
     except StackError as error:

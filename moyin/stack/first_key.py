@@ -21,7 +21,7 @@ _KEY_NAME = "made by the first `moyin up`"
 
 
 async def create_first_key(settings: Settings) -> None:
-    """Migrate the database, and write the profile with a new API key unless it has one."""
+    """Migrate the database, and create an API key in the profile unless the profile has one."""
     path = Layout(settings.data).profile
     settings.signing_key()
     database = Database(settings.sql_url)

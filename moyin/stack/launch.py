@@ -93,7 +93,11 @@ def _wait_until_ready(
 
 
 def stop_stack(options: Options) -> bool:
-    """Stop the stack and return whether it was running, or raise `StackError` after a timeout."""
+    """Stop the stack, and return whether it was running.
+
+    Raises:
+        StackError: the supervisor did not end in time.
+    """
     pid = find_lock_holder(options.layout.lock)
     if pid is None:
         count = end_processes(options.stack_id)
@@ -122,7 +126,7 @@ def _find_failure_reason(options: Options, pid: int) -> str:
 
 
 def measure_memory(options: Options) -> dict[str, int]:
-    """Return the bytes of memory (PSS, which splits shared memory) by part of the stack."""
+    """Return the memory in bytes of each part of the stack (PSS, which splits shared memory)."""
     totals: dict[str, int] = {}
     state = read_running_state(options)
     if state is not None:

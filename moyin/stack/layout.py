@@ -71,7 +71,7 @@ class Layout:
         return live if live.is_dir() else self.logs / "ray"
 
     def list_app_logs(self, app: str) -> list[Path]:
-        """Return the logs of an app's replicas; the last one is the app's most recent own log."""
+        """Return the logs of an app's replicas; the last is the newest with the app's own lines."""
         paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
         # The logs with the suffix are the app's own; the others contain messages of Serve.
         return sorted(paths, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
@@ -119,7 +119,9 @@ class Layout:
             status = self.sockets.lstat()
         # All users can write to the parent folder, so the path may be another user's link.
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise StackError(f"{self.sockets} must be a folder of this user: remove it")
+            raise StackError(
+                f"{self.sockets} must be a folder of this user: remove the existing one"
+            )
         for folder in (self.ray, self.haproxy):
             with explain_os_errors(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -128,7 +130,7 @@ class Layout:
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replace the content of a file atomically, with the permissions ``mode`` less the umask.
 
-    After an `OSError` the previous content still exists.
+    After an `OSError` the file still has its previous content.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -141,7 +143,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def load_or_create_secret(path: Path) -> str:
-    """Return the secret in a file, or create it, or raise `StackError`.
+    """Return the secret in a file, creating it if missing, or raise `StackError`.
 
     Only the supervisor may call this function, while it holds the lock of the data folder.
     """

@@ -23,10 +23,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedProfiles:
-    """The content of the file.
+    """The content of ``profiles.toml``.
 
     Attributes:
-        default: name of the profile that is used if the caller names none.
+        default: name of the profile to use if the caller names none.
     """
 
     default: str = LOCAL
@@ -44,7 +44,7 @@ class NamedProfiles:
 
 
 def find_profiles_file(environ: Mapping[str, str]) -> Path:
-    """Return the path of the file, by the XDG base directory specification."""
+    """Return the path of ``profiles.toml``, according to the XDG base directory specification."""
     base = environ.get("XDG_CONFIG_HOME", "")
     # The specification demands that relative paths are ignored.
     folder = Path(base) if base.startswith("/") else Path.home() / ".config"
@@ -87,7 +87,7 @@ def write_named_profiles(path: Path, named: NamedProfiles) -> None:
 
 
 def require_profile_name(name: str) -> str:
-    """Return the name of a profile, or raise `StackError` if it is not valid."""
+    """Return ``name``, or raise `StackError` if it is not a valid name of a profile."""
     if not _NAME.fullmatch(name) or name == LOCAL:
         raise StackError(
             f"{name!r} cannot name a profile: use lower-case letters, digits, - and _, "

@@ -32,14 +32,15 @@ _SERVE_CONFIG = "serve_config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a stack, which are equal in the command line and in the supervisor.
+    """The options of a stack, which are the same for the command line and the supervisor.
 
     Attributes:
         source_environ: environment from which the supervisor reads the same options.
         environ: environment that the stack's processes inherit.
         serve_config: path of the app configuration to deploy, which may not exist.
-        runs_valkey: whether the stack runs its own Valkey, because no setting names another one.
-        runs_temporal: whether the stack runs its own Temporal server, like ``runs_valkey``.
+        runs_valkey: True if the stack runs its own Valkey, because no setting gives another
+            address.
+        runs_temporal: True if the stack runs its own Temporal server, for the same reason.
     """
 
     settings: Settings
@@ -126,7 +127,7 @@ def count_gpus() -> int:
 
 
 def find_executable(name: str) -> str:
-    """Return the path of a program beside this Python or on the PATH, or raise `StackError`."""
+    """Return the path of a program next to this Python or on the PATH, or raise `StackError`."""
     sibling = Path(sys.executable).with_name(name)
     if os.access(sibling, os.X_OK):
         return str(sibling)

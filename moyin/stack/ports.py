@@ -27,7 +27,8 @@ def _port(default: int, offset: int, about: str) -> int:
 class Ports:
     """The ports of a stack.
 
-    The variable ``MOYIN_PORT_<NAME>`` sets one port; ``MOYIN_PORT_BASE`` sets the first of them.
+    The variable ``MOYIN_PORT_<NAME>`` sets one port; ``MOYIN_PORT_BASE`` sets the first port, from
+    which the others follow.
     """
 
     door: int = _port(8000, 0, "the gateway: HAProxy in front of every app")
@@ -86,8 +87,8 @@ class Ports:
         for name, port in self.items():
             if not 0 < port < 65536 - REPLICA_PORTS:
                 raise StackError(
-                    f"port {port} ({name}) is out of range: set {_PREFIX}{name.upper()} to 1 to "
-                    f"{65535 - REPLICA_PORTS}"
+                    f"port {port} ({name}) is out of range: set {_PREFIX}{name.upper()} to a "
+                    f"number from 1 to {65535 - REPLICA_PORTS}"
                 )
             last = port + REPLICA_PORTS - 1 if name == "replicas" else port
             if port < _WORKER_PORTS.stop and last >= _WORKER_PORTS.start:
@@ -110,7 +111,7 @@ def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
         if name not in skip and not _is_free(port):
             raise StackError(
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
-                f"stop it or set {_PREFIX}{name.upper()}"
+                f"stop that process or set {_PREFIX}{name.upper()} to another port"
             )
 
 
@@ -125,7 +126,7 @@ def _is_free(port: int) -> bool:
                 # of the stack's servers.
                 return not _accepts_connections(port)
             raise StackError(
-                f"port {port} cannot be opened: {error.strerror}: set another {_PREFIX}<NAME>"
+                f"port {port} cannot be opened: {error.strerror}: choose another {_PREFIX}<NAME>"
             ) from error
     return True
 

@@ -38,7 +38,7 @@ _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
 def build_ray_environ() -> dict[str, str]:
-    """Return the environment of ``ray start`` for a node that `moyin up` does not start."""
+    """Return the environment for running ``ray start`` on a node that `moyin up` does not start."""
     return {
         **RAY_ENVIRON,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_LAUNCHER),
@@ -112,9 +112,10 @@ def create_service(options: Options) -> Service:
 
 
 def _find_fault(pid: int) -> str | None:
-    """Return why Ray must be restarted, or None if its raylet and control store are running.
+    """Return the reason for restarting Ray; None if its raylet and control store are running.
 
-    `ray start --block` keeps running when the raylet ends with status 0 because an agent has died.
+    `ray start --block` keeps running when an agent dies and the raylet therefore ends with status
+    0.
     """
     missing_names = find_missing_children(pid, ("gcs_server", "raylet"))
     return f"runs without {' and '.join(missing_names)}" if missing_names else None

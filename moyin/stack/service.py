@@ -89,9 +89,9 @@ def send_request(
     bearer: str = "",
     timeout: float = 5.0,
 ) -> tuple[int, bytes]:
-    """Send an HTTP request without a proxy, and return the status and body (blocking).
+    """Send an HTTP request, bypassing any proxy, and return the status and body (blocking).
 
-    If there is no response, the status is 0 and the body contains the reason.
+    If there is no response, the status is 0 and the body is the reason.
     """
     request = urllib.request.Request(url, data=body, method=method)
     if body is not None:

@@ -159,7 +159,7 @@ class ServiceSupervisor:
             async with asyncio.timeout(limit):
                 await self._service.wait_ready()
         except TimeoutError:
-            raise StackError(f"it was not ready within {limit:.0f} s") from None
+            raise StackError(f"the service was not ready within {limit:.0f} s") from None
         self._set_status(PartStatus.UP, "")
         self.ready.set()
         if self._after_ready is not None:

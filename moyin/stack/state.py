@@ -90,7 +90,7 @@ def write_state(path: Path, state: StackState) -> None:
 
 
 class SupervisorLock:
-    """A file lock that ensures one supervisor per data folder; the file has its process id."""
+    """A file lock that permits one supervisor per data folder; the file contains its process id."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

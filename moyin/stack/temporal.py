@@ -68,7 +68,7 @@ def create_service(options: Options) -> Service:
 
 
 def drop_unused_indexes(path: Path) -> None:
-    """Drop the 43 of the 58 indexes of the workflow list that Moyin does not use.
+    """Drop the 43 of Temporal's 58 indexes of workflows that Moyin does not use.
 
     Each index costs a page write per workflow. Temporal's queries work without the indexes.
     """
@@ -88,7 +88,7 @@ def drop_unused_indexes(path: Path) -> None:
 
 
 def _count_threads() -> int:
-    """Return half the number of cores: with all, Go's scheduler spins for a tenth of the time."""
+    """Return half the number of cores; with all of them, Go's scheduler wastes time spinning."""
     return max(len(os.sched_getaffinity(0)) // 2, 1)
 
 

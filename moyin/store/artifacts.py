@@ -30,17 +30,17 @@ _INSERT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArtifactFilter:
-    """Conditions on the artifacts of an owner, which must all be met; None is no condition.
+    """Selects the artifacts of an owner that meet all conditions; None means no condition.
 
     Attributes:
         job_id: the id of the job that made the artifact.
-        media_type: a media type, or all of a kind, such as ``image/*``.
+        media_type: a media type, or a pattern for several, such as ``image/*``.
         created_after: the earliest time at which the artifact was stored.
         created_before: the time before which the artifact was stored.
-        favourite: only favourites, or only others.
+        favourite: True selects favourites only, False all other artifacts.
         template: the template of one of the steps of the job that made the artifact.
-        user_id: the person who submitted that job.
-        metadata: members that the metadata of that job contain.
+        user_id: the id of the person who submitted that job.
+        metadata: keys and values that the metadata of that job must contain.
     """
 
     job_id: str | None = None
@@ -55,8 +55,8 @@ class ArtifactFilter:
     def build_query(self, owner: str, dialect: str) -> PageQuery:
         """Return the query for the owner's artifacts.
 
-        Indexes find those of a job, and favourites. What the job must have is compared for each
-        artifact.
+        Indexes find the artifacts of a job, and favourites. Conditions on the job, such as its
+        template, are checked for each artifact.
         """
         conditions: list[Condition] = [artifacts.c.deleted_at.is_(None)]
         if self.job_id is None:
@@ -106,7 +106,7 @@ class ArtifactFilter:
         if self.user_id is not None:
             of_job.append(jobs.c.user_id == self.user_id)
         if of_job:
-            # Not the owner's column itself, for which SQLite would read the index of its jobs.
+            # Not the plain owner column: SQLite would then read the index of the owner's jobs.
             made_by = (jobs.c.id == columns.job_id, jobs.c.owner.concat("") == owner)
             conditions.append(sa.exists().where(*made_by, *of_job))
         return conditions
@@ -118,7 +118,7 @@ def generate_artifact_id() -> str:
 
 
 def derive_step_artifact_id(job_id: str, index: int, ordinal: int) -> str:
-    """Return the id of output ``ordinal`` of the step at ``index``: the same for every attempt."""
+    """Return the id of output ``ordinal`` of step ``index``, the same for every attempt."""
     return f"art_{uuid.uuid5(uuid.UUID(job_id), f'{index}/{ordinal}').hex}"
 
 
@@ -135,9 +135,9 @@ class ArtifactStore:
         )
 
     async def add_or_restore(self, artifact: Artifact, *, owner: str) -> None:
-        """Store the metadata of an upload; if the owner has deleted it, store it as a new one.
+        """Store the metadata of an upload; restore the artifact if its owner had deleted it.
 
-        An artifact with this id that has other content or another owner does not change.
+        An existing artifact with this id but other content or another owner is left unchanged.
         """
 
         def add(connection: sa.Connection) -> None:
@@ -171,7 +171,7 @@ class ArtifactStore:
         return parse_artifact(await self._fetch_row(owner, artifact_id))
 
     async def is_id_used(self, artifact_id: str) -> bool:
-        """Return whether any owner has, or had and deleted, an artifact with this id."""
+        """Return whether an artifact of any owner, even a deleted one, has this id."""
         query = sa.select(artifacts.c.id).where(artifacts.c.id == artifact_id)
         return await self._database.fetch_first(query) is not None
 
@@ -244,7 +244,7 @@ class ArtifactStore:
         return [_parse_stored_artifact(row) for row in rows], next_cursor
 
     async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
-        """Mark an artifact as a favourite of its owner, or as none; raise `ArtifactNotFound`."""
+        """Set or clear an artifact's favourite mark; raise `ArtifactNotFound` if none exists."""
         change = artifacts.update().where(
             artifacts.c.id == artifact_id,
             artifacts.c.owner == owner,
@@ -255,10 +255,10 @@ class ArtifactStore:
             raise _not_found(artifact_id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Hide an upload, and free the names that ComfyUI's clients gave it.
+        """Hide an upload from its owner, and free the file names that ComfyUI's clients gave it.
 
-        Open jobs that use it still read it. `moyin.store.deletion_pruning` deletes its blob later, unless
-        something else refers to the blob.
+        Open jobs that use the upload can still read it. `moyin.store.deletion_pruning` deletes its
+        blob later, unless something else refers to the blob.
 
         Raises:
             ArtifactNotFound: the owner has no such artifact.
@@ -292,7 +292,7 @@ class ArtifactStore:
 def insert_artifacts(
     connection: sa.Connection, new: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
-    """Store the metadata of artifacts, except those whose ids exist, in the caller's transaction."""
+    """Insert the metadata of artifacts in the caller's transaction; skip ids that exist already."""
     rows = {
         artifact.id: {
             "id": artifact.id,

@@ -62,7 +62,10 @@ class AssetStore:
         return stored
 
     async def copy(self, owner: str, digest: str | None, name: str | None) -> StoredArtifact:
-        """Create another artifact with the content of `find`; if ``name`` is None, with its name."""
+        """Create an artifact with the content of an existing one; ``name`` None keeps its name.
+
+        ``digest`` is the BLAKE3 digest of the content, as in `find`, which raises the same error.
+        """
         original = (await self.find(owner, digest)).artifact
         new_name = original.name if name is None else sanitize_file_name(name, original.media_type)
         artifact = replace(original, id=generate_artifact_id(), name=new_name)
@@ -70,5 +73,5 @@ class AssetStore:
         return await self.get(owner, artifact.id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Mark an upload as deleted; errors are those of `ArtifactStore.delete`."""
+        """Mark an upload as deleted; raise the same errors as `ArtifactStore.delete`."""
         await self._artifacts.delete(owner, artifact_id)

@@ -49,7 +49,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditFilter:
-    """Conditions on entries; None stands for no condition.
+    """Selects entries of the audit log; None means no condition.
 
     Attributes:
         owner: the tenant whose objects changed.
@@ -73,7 +73,7 @@ class AuditLog:
         self._database = database
 
     async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
-        """Append an event, in the transaction ``within`` or, if that is None, in its own."""
+        """Append an event in the transaction ``within``, or in its own if that is None."""
         entry = audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
         await self._database.execute(entry, within=within)
 

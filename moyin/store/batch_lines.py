@@ -1,9 +1,8 @@
-"""Stores the lines of open batches: who runs them, and their results.
+"""Stores the lines of open batches, with the process that runs each line and the results.
 
-A line is run by one runner at a time: a process that has claimed it and counts as alive. If the
-runner dies, others may claim the line once its time is over. A result is written in the same
-transaction as the entry in the usage ledger, and only once per line, so that an answer that exists
-is never paid for twice.
+Only one runner at a time runs a line: the process that has claimed it. A runner regularly records
+that it is alive. If it stops doing so, other runners may claim its lines. A result is written once
+per line, in the same transaction as its usage ledger entry, so that no line is charged twice.
 """
 
 from __future__ import annotations
@@ -53,11 +52,11 @@ _SET_RESULT = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedLine:
-    """The result of a line of a batch, and the calls for it that are to be charged.
+    """The result of a batch line, and the model calls to charge for it.
 
     Attributes:
-        run: tells one run of the line from another, so that each is charged once; empty if all runs
-            have the same calls, as those that read a native batch's results.
+        run: an id of this run of the line, so that the calls of each run are charged once; empty if
+            all runs have the same calls, as when the results of a native batch are read again.
     """
 
     batch_id: str
@@ -68,7 +67,7 @@ class FinishedLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LineCounts:
-    """The numbers of lines of a batch that have no result; ``running`` ones have a runner alive."""
+    """The numbers of a batch's unfinished lines: all, and those ``running`` under a live runner."""
 
     pending: int
     running: int
@@ -81,7 +80,7 @@ class BatchLineStore:
         self._database = database
 
     async def add(self, batch_id: str, added: Sequence[NewLine]) -> None:
-        """Add lines; those that exist already are left out."""
+        """Add lines to a batch; skip lines that exist already."""
         rows = [
             {
                 "batch_id": batch_id,
@@ -97,7 +96,7 @@ class BatchLineStore:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
 
     async def renew_runner(self, runner: str, seconds: float) -> None:
-        """Record that a runner is alive for ``seconds`` from now, and forget those long dead."""
+        """Record that a runner is alive for ``seconds`` from now, and delete runners long dead."""
 
         def write(connection: sa.Connection) -> None:
             _renew_runner(connection, runner, seconds)
@@ -108,7 +107,7 @@ class BatchLineStore:
         await self._database.write(write)
 
     async def remove_runner(self, runner: str) -> None:
-        """Record that a runner has ended, so that others may claim its lines at once."""
+        """Record that a runner has ended, so that other runners may claim its lines at once."""
         await self._database.write(
             lambda c: c.execute(runners.delete().where(runners.c.id == runner))
         )
@@ -122,15 +121,17 @@ class BatchLineStore:
         running: Sequence[int] = (),
         seconds: float | None = None,
     ) -> list[BatchLine]:
-        """Claim the next lines that nobody runs, and return them.
+        """Claim the next lines that no live runner has, and return them.
 
         Args:
-            running: the lines that the runner runs. It may claim its other lines again, of which it
-                does not know, because an earlier claim was cancelled or a release failed.
-            seconds: also records that the runner is alive for so long, as `renew_runner` does.
+            running: the lines that this runner already runs and must not claim again. Its other
+                lines can be claimed again; they remain when a claim was cancelled or a release
+                failed.
+            seconds: if given, also record that the runner is alive for so long, as `renew_runner`
+                does.
 
         Returns:
-            No lines if none is left, or if the batch was cancelled or has expired.
+            The claimed lines; empty if none is left, or if the batch was cancelled or has expired.
         """
 
         def write(connection: sa.Connection) -> list[BatchLine]:
@@ -139,7 +140,7 @@ class BatchLineStore:
                 batches.c.status == BatchStatus.IN_PROGRESS.value,
                 batches.c.expires_at > now(),
             )
-            # Nobody seals the batch while lines are claimed.
+            # A share lock, so that the batch is not sealed while lines are claimed.
             if connection.execute(is_open.with_for_update(read=True)).first() is None:
                 return []
             if seconds is not None:
@@ -169,7 +170,7 @@ class BatchLineStore:
         return await self._database.write(write)
 
     async def release(self, batch_id: str, numbers: Sequence[int], runner: str) -> None:
-        """Give lines back that a runner has claimed and will not run."""
+        """Release lines that a runner has claimed but will not run."""
         change = (
             lines.update()
             .where(
@@ -183,7 +184,7 @@ class BatchLineStore:
         await self._database.write(lambda c: c.execute(change))
 
     async def release_all(self, batch_id: str, runner: str) -> None:
-        """Give all lines back that a runner has claimed; it must not run any."""
+        """Release all lines that a runner has claimed; it must not be running any of them."""
         change = (
             lines.update()
             .where(lines.c.batch_id == batch_id, lines.c.runner == runner, _PENDING)
@@ -192,12 +193,13 @@ class BatchLineStore:
         await self._database.write(lambda c: c.execute(change))
 
     async def finish(self, finished: Sequence[FinishedLine]) -> list[FinishedLine]:
-        """Write results, the counts of the batches and the usage in one transaction.
+        """Write the results, the counts of their batches and the usage in one transaction.
 
-        The usage of results that are not written is recorded as that of incomplete calls.
+        A result is not written if its line has a result already or its batch has ended. The usage
+        of such a result is recorded as that of incomplete calls.
 
         Returns:
-            Those that were not written, because the line had a result, or its batch has ended.
+            The results that were not written.
         """
 
         def write(connection: sa.Connection) -> list[FinishedLine]:
@@ -220,7 +222,7 @@ class BatchLineStore:
         return await self._database.write(write)
 
     async def count(self, batch_id: str) -> LineCounts:
-        """Return the numbers of lines without a result."""
+        """Return the numbers of a batch's lines that have no result yet."""
         pending = (
             sa.select(sa.func.count())
             .select_from(lines)
@@ -233,7 +235,7 @@ class BatchLineStore:
     async def list_numbers(
         self, batch_id: str, numbers: Sequence[int], runner: str
     ) -> list[BatchLine]:
-        """Return those of the lines that a runner has claimed and that have no result, in order."""
+        """Return, in order, those of the lines that the runner has claimed and not finished."""
         query = (
             sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
             .where(
@@ -249,7 +251,8 @@ class BatchLineStore:
     async def list_page(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
         """Return the lines with numbers above ``after``, with their results, in order.
 
-        There are ``limit`` lines, or fewer if their results are large, but at least one if any is left.
+        The page has up to ``limit`` lines. It has fewer if their results are large, but at least
+        one if any is left.
         """
         of_batch = (lines.c.batch_id == batch_id, lines.c.number > after)
         sizes = (
@@ -294,8 +297,8 @@ def _write_results(
     unsealed = sa.select(batches.c.id).where(
         batches.c.id == batch_id, batches.c.finalizing_at.is_(None)
     )
-    # Nobody seals the batch meanwhile. Its counts are changed below, so that a shared lock, which
-    # two writers can hold, could become a deadlock.
+    # The lock prevents the sealing of the batch. It is exclusive, since the counts are changed below:
+    # two writers with a shared lock could deadlock.
     if connection.execute(unsealed.with_for_update()).first() is None:
         return set()
     query = sa.select(lines.c.number).where(
@@ -331,7 +334,7 @@ def _write_results(
 
 
 def _build_usage_rows(item: FinishedLine) -> list[dict[str, Any]]:
-    """Return the rows of a line's calls, whose ids are derived, so that none is charged twice."""
+    """Return a line's ledger rows; derived ids ensure that no call is charged twice."""
     moment = now()
     request_id = get_line_request_id(item.batch_id, item.result.number)
     if item.run:

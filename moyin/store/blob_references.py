@@ -1,4 +1,4 @@
-"""Finds the blobs to which jobs and artifacts refer, so that others can be deleted."""
+"""Finds the blobs that jobs and artifacts refer to, so that all other blobs can be deleted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from moyin.store.schema import artifacts, jobs
 from moyin.store.sql import Database
 from moyin.store.text_pruning import find_file_blobs
 
-# The number of jobs whose digests are held in memory, and for which all other rows are read once.
+# The digests of so many jobs are held in memory while all other rows are read once.
 JOBS_PER_SCAN = 10_000
 # Rows per statement, and jobs per transaction: if the process dies or S3 fails after one, their blobs
 # are never deleted.
@@ -46,7 +46,7 @@ REFERENCE_COLUMNS = (jobs.c.kind, jobs.c.spec, jobs.c.record, jobs.c.results)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneResult:
-    """Counts what was deleted; ``size`` is that of the blobs, ``files``, in bytes."""
+    """Counts the deleted rows and files; ``size`` is the total of the deleted files in bytes."""
 
     jobs: int = 0
     batches: int = 0
@@ -66,7 +66,7 @@ class PruneResult:
 
 
 class BlobReferences:
-    """Reads which blobs jobs and artifacts refer to, and deletes blobs."""
+    """Finds the blobs that jobs and artifacts refer to, and deletes given blobs."""
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._database = database
@@ -88,7 +88,7 @@ class BlobReferences:
         return files
 
     async def read_nested_files(self, row: Mapping[Any, Any]) -> list[str]:
-        """Return the digests of the blobs that a job refers to in its other blobs.
+        """Return the digests of the blobs that are named inside the job's other blobs.
 
         These are bodies of deferred HTTP requests (`moyin.domain.job.Step`), and files of renders
         that are not outputs, such as previews.
@@ -109,7 +109,7 @@ class BlobReferences:
             return None
 
     async def collect_open_inputs(self) -> set[str]:
-        """Return the ids of the artifacts in the specs of open jobs, such as outputs of other jobs."""
+        """Return the ids of all artifacts that the specs of open jobs name as inputs."""
         query = sa.select(jobs.c.spec).where(jobs.c.status.in_(OPEN_STATUSES)).distinct()
         specs = await self._database.fetch_values(query)
         contents = await self.gather(self._read_blob, specs)
@@ -124,11 +124,12 @@ class BlobReferences:
         keeps_jobs: bool = False,
         hidden: Collection[str] = (),
     ) -> set[str]:
-        """Return those blobs of ``files`` (digests by job id) that nothing but these jobs refers to.
+        """Return the blobs in ``files`` (digests by job id) that only these jobs refer to.
 
         Args:
+            inputs: the ids of artifacts that open jobs use.
             keeps_jobs: True if jobs that ended before ``before`` are not deleted.
-            hidden: the ids of artifacts that are deleted, too.
+            hidden: the ids of artifacts that are deleted at the same time.
         """
         deletable = set().union(*files.values())
         async for row in self._iterate_rows(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
@@ -145,7 +146,7 @@ class BlobReferences:
     async def _iterate_rows(
         self, key: sa.Column[Any], *columns: Any
     ) -> AsyncIterator[Mapping[Any, Any]]:
-        """Yield all rows of a table, which are read in pages, so that other queries need not wait."""
+        """Yield all rows of a table, read in pages so that other queries need not wait."""
         after = ""
         while True:
             query = sa.select(key, *columns).where(key > after).order_by(key).limit(PAGE)
@@ -162,7 +163,7 @@ class BlobReferences:
         return PruneResult(files=len(sizes), size=sum(sizes))
 
     async def gather(self, call: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
-        """Return the results of ``call`` for all items; a few calls run concurrently."""
+        """Call ``call`` for all items, a few of them concurrently, and return the results."""
         limit = asyncio.Semaphore(_CONCURRENCY)
 
         async def limited(item: T) -> R:
@@ -173,7 +174,7 @@ class BlobReferences:
 
 
 def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield the digests of the blobs in a job's row: first the spec."""
+    """Yield the digests of the blobs that a job's row names, that of the spec first."""
     yield row["spec"]
     if row["record"] is not None:
         yield row["record"]
@@ -182,7 +183,7 @@ def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _list_recorded_files(output: bytes | None) -> list[str]:
-    """Return the digests of the files in ComfyUI's history entry, which a step's output contains."""
+    """Return the digests of the files in the ComfyUI history entry of a step's output."""
     record = (from_json(output) if output else {}).get("record") or {}
     return [file["sha256"] for file in record.get("files", ())]
 
@@ -194,7 +195,7 @@ def split_into_chunks(items: list[str]) -> Iterator[list[str]]:
 def _was_created_by(before: datetime) -> sa.ColumnElement[bool]:
     """Return the SQL condition for jobs that were submitted before ``before``, or soon after.
 
-    Blobs of jobs that were submitted later are too new to be deleted.
+    The blobs of later jobs are too new to be deleted.
     """
     return jobs.c.created_at < before + _STORE_MARGIN
 

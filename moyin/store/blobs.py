@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from moyin.store import s3
 
 _CHUNK = 256 * 1024
-# Each part is held in memory and is one request, whose response takes about 30 ms to begin.
+# Each part is held in memory and needs one request, which takes at least about 30 ms.
 _S3_PART_DOWN = 4 * 1024 * 1024
 _S3_PART_UP = 16 * 1024 * 1024
 # A blob in S3 that was stored or renewed within this time need not be renewed.

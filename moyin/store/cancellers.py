@@ -1,7 +1,7 @@
 """Records who requests the cancellation of an attempt, in the column ``cancelled_by`` of its job.
 
-Requests may overlap, and each may fail. So each has an entry of its own, oldest first, and a failed
-request removes only that one. The canceller is that of the first entry.
+Several requests may overlap, and each of them may fail. So each request adds its own entry, and a
+failed request removes only its own. The canceller of the job is that of the oldest entry.
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ class UploadStore:
     async def put(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, replace: bool
     ) -> Artifact:
-        """Assign a name to an artifact unless another one has it and ``replace`` is False.
+        """Assign a name to an artifact; a name in use is reassigned only if ``replace`` is True.
 
         Returns:
             The artifact that has the name now.
 
         Raises:
-            ServiceUnavailable: others assign and delete the name all the time.
+            ServiceUnavailable: other requests keep assigning and deleting the name.
         """
         values = {
             "owner": owner,
@@ -67,7 +67,9 @@ class UploadStore:
                 # The artifact with the name was deleted in between.
             else:
                 return artifact
-        raise ServiceUnavailable(f"the name {name.filename!r} changes too often; try again")
+        raise ServiceUnavailable(
+            f"other requests keep changing the file {name.filename!r}; try again"
+        )
 
     async def find(
         self, owner: str, names: Collection[ComfyFileName]

@@ -32,7 +32,7 @@ _NONCE_BYTES = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredComparison:
-    """Holds a comparison.
+    """Holds a prompt with two answers for the judge.
 
     Attributes:
         comparison: the prompt and the first answer, serialized by the judge.
@@ -67,7 +67,7 @@ class ComparisonStore:
         self._capacity, self._capacity_per_tenant = capacity, capacity_per_tenant
 
     async def has_capacity(self, owner: str) -> bool:
-        """Return whether neither the owner nor all tenants together have reached the capacity."""
+        """Return True if neither the owner nor all tenants together are at their capacity."""
         async with _translate_errors(), self._redis.pipeline(transaction=True) as pipeline:
             for name in (_OPEN, _build_open_key(owner)):
                 pipeline.zremrangebyscore(name, "-inf", time.time())

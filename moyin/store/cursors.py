@@ -33,7 +33,7 @@ async def fetch_page(
     """Return rows of ``table``, newest first, and the cursor of the next page.
 
     Raises:
-        InvalidRequest: no page returned the cursor of ``page``.
+        InvalidRequest: the cursor of ``page`` is not one that this function returned.
     """
     query = sa.select(table).where(condition)
     query = query.order_by(table.c.created_at.desc(), table.c.id.desc())
@@ -49,12 +49,12 @@ async def fetch_page(
 
 
 def build_search_condition(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
-    """Return the condition that one of ``columns`` contains ``text``, in any case."""
+    """Return the SQL condition that one of ``columns`` contains ``text``, ignoring case."""
     return sa.or_(*(column.icontains(text, autoescape=True) for column in columns))
 
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:
-    """Return the cursor of the page that follows a row."""
+    """Return the cursor of the page that begins after this row."""
     plain = f"{created_at.isoformat()}_{row_id}"
     return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
 
@@ -63,7 +63,7 @@ def build_older_condition(table: sa.Table, cursor: str) -> sa.ColumnElement[bool
     """Return the condition for rows of ``table`` that are older than the row of the cursor.
 
     Raises:
-        InvalidRequest: no page returned this cursor.
+        InvalidRequest: the cursor is not one that `encode_cursor` returned.
     """
     created_at, row_id = _decode_cursor(cursor)
     return sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(

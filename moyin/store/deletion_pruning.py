@@ -23,7 +23,7 @@ from moyin.store.sql import Database
 
 
 class DeletionPruner:
-    """Deletes what the deletions of jobs and artifacts have left (`moyin.store.job_deletion`)."""
+    """Deletes the files that `moyin.store.job_deletion` has left of jobs and artifacts."""
 
     def __init__(self, database: Database, references: BlobReferences) -> None:
         self._database = database
@@ -32,7 +32,7 @@ class DeletionPruner:
     async def run(self, before: datetime) -> PruneResult:
         """Delete the files of jobs and artifacts that their owners deleted before ``before``.
 
-        Files to which something else refers stay. If this is interrupted, the next run repeats it.
+        Files that something else refers to are kept. An interrupted run can be repeated.
         """
         result = PruneResult()
         while True:
@@ -55,9 +55,9 @@ class DeletionPruner:
     async def _fetch_hidden_artifacts(
         self, before: datetime, inputs: Collection[str]
     ) -> dict[str, str]:
-        """Return the digests of artifacts that were deleted before ``before``, by id.
+        """Return the digests, by id, of artifacts that were deleted before ``before``.
 
-        Those that open jobs use are left out.
+        Artifacts that open jobs use are left out.
         """
         hidden: dict[str, str] = {}
         after = ""
@@ -76,7 +76,7 @@ class DeletionPruner:
         return hidden
 
     async def free_ids(self, before: datetime) -> None:
-        """Forget jobs that were deleted before ``before`` and whose files are gone."""
+        """Delete the rows of deleted jobs without files, so that their ids can be used again."""
         while await self._database.execute(_free_ids(before)):
             continue
 
@@ -92,7 +92,7 @@ def _select_deleted_jobs(before: datetime) -> sa.Select[Any]:
 
 
 def _free_ids(before: datetime) -> sa.Delete:
-    """Return the statement that forgets some deleted jobs, whose ids can be used again."""
+    """Return the statement that deletes the rows of some deleted jobs, to free their ids."""
     oldest = (
         sa.select(deleted_jobs.c.id)
         .where(deleted_jobs.c.cleaned, deleted_jobs.c.deleted_at < before)

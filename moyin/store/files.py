@@ -36,10 +36,10 @@ class FileStore:
         self._max_bytes = max_bytes
 
     async def add(self, file: StoredFile) -> None:
-        """Add the row of a file, whose blob must exist, unless there is one with its id.
+        """Add the row of a file unless its id exists; the file's blob must be stored already.
 
         Raises:
-            FileStorageFull: the tenant's files would be too large together.
+            FileStorageFull: the tenant's files together would exceed ``max_bytes``.
         """
 
         def write(connection: sa.Connection) -> None:
@@ -70,7 +70,7 @@ class FileStore:
     ) -> StoredFile | None:
         """Return a file, or None if the tenant has none with this id.
 
-        ``with_deleted`` is for batches, which still read a file that was deleted meanwhile.
+        ``with_deleted`` includes deleted files, because open batches may still read them.
         """
         query = sa.select(files).where(files.c.owner == owner, files.c.id == file_id)
         if not with_deleted:
@@ -115,7 +115,7 @@ class FileStore:
         return [_parse_file(row) for row in rows[:limit]], len(rows) > limit
 
     async def delete(self, owner: str, file_id: str) -> None:
-        """Delete a file; pruning deletes its blob. Raises `StoredFileNotFound`."""
+        """Delete a file, or raise `StoredFileNotFound`; pruning deletes its blob later."""
         delete = (
             files.update()
             .where(files.c.owner == owner, files.c.id == file_id, _is_kept())
@@ -126,7 +126,7 @@ class FileStore:
 
 
 def insert_files(connection: sa.Connection, *added: StoredFile) -> None:
-    """Insert the rows of files in a transaction; those whose id exists already are left out."""
+    """Insert the rows of files in the caller's transaction; skip ids that exist already."""
     rows = [{name: getattr(file, name) for name in _COLUMNS} for file in added]
     if rows:
         connection.execute(_INSERT[connection.dialect.name], rows)

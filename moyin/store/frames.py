@@ -129,7 +129,7 @@ class FrameStore:
         return None if stored is None else decode(PromptFile, stored)
 
     async def delete_files(self, prompt_ids: Sequence[str]) -> None:
-        """Delete what `add_file` stored for prompts; if Valkey is unavailable, it expires instead."""
+        """Delete what `add_file` stored; if Valkey is unavailable, the entries expire instead."""
         if not prompt_ids:
             return
         try:

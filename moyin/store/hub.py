@@ -59,7 +59,7 @@ class Subscription(Generic[E]):
 
     @property
     def is_half_full(self) -> bool:
-        """True if the subscriber should read soon, since a full queue ends the subscription."""
+        """True if the subscriber should read soon, because a full queue ends the subscription."""
         return self._capacity is not None and 2 * len(self._queue) >= self._capacity
 
     async def next(self, seconds: float | None = None) -> list[E]:

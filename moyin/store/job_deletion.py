@@ -1,6 +1,7 @@
 """Deletes the rows of ended jobs at the request of their owners, in the caller's transaction.
 
-What a job leaves in `deleted_jobs` is all that `moyin.store.deletion_pruning` needs to delete its files.
+Each deleted job leaves a row in `deleted_jobs`, by which `moyin.store.deletion_pruning` finds and
+deletes its files.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ _IS_DELETED = sa.select(deleted_jobs.c.id).where(deleted_jobs.c.id == sa.bindpar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deletion:
-    """The ids of jobs that were deleted, and of those that were not, because they are open."""
+    """The ids of the deleted jobs, and of the jobs that were kept because they are open."""
 
     deleted: Sequence[str]
     still_open: Sequence[str]
 
 
 def delete_ended_jobs(connection: sa.Connection, owner: str, job_ids: Sequence[str]) -> Deletion:
-    """Delete those jobs with the ids that belong to the owner and have ended.
+    """Delete those jobs among ``job_ids`` that belong to the owner and have ended.
 
-    Their artifacts are only hidden: open jobs that use them still read them.
+    Their artifacts are only hidden, because open jobs that use them still read them.
     """
     query = (
         sa.select(jobs.c.id, jobs.c.owner, jobs.c.status)
-        # Without the owner, for which SQLite would read the index of all the owner's jobs.
+        # Without the owner: SQLite would otherwise read the index of all the owner's jobs.
         .where(jobs.c.id.in_(job_ids))
         .order_by(jobs.c.id)
         .with_for_update()
@@ -57,5 +58,5 @@ def delete_ended_jobs(connection: sa.Connection, owner: str, job_ids: Sequence[s
 
 
 def is_deleted(connection: sa.Connection, job_id: str) -> bool:
-    """Return whether a deleted job had the id."""
+    """Return whether the id belonged to a job that was deleted."""
     return connection.execute(_IS_DELETED, {"job_id": job_id}).first() is not None

@@ -1,4 +1,4 @@
-"""Defines `JobFilter`, by which jobs are listed, cancelled and deleted."""
+"""Defines `JobFilter`, which selects jobs to list, cancel or delete."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _KINDS = (*(kind.value for kind in StepKind), "pipeline")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobFilter:
-    """Conditions on the jobs of an owner, which must all be met; None or nothing is no condition.
+    """Selects an owner's jobs that meet all conditions; None or empty means no condition.
 
     Attributes:
-        statuses: the job has one of these.
+        statuses: the statuses that match.
         pool: the render pool of one of the job's steps.
         template: the template of one of the job's steps.
-        metadata: members that the job's metadata contain.
+        metadata: keys and values that the job's metadata must contain.
         created_after: the earliest time of the submission.
         created_before: the time before which the job was submitted.
-        search: words that the texts of the job's request and its metadata contain.
+        search: words that the job's request or metadata must contain.
     """
 
     statuses: tuple[JobStatus, ...] = ()
@@ -48,7 +48,7 @@ class JobFilter:
 
     @property
     def is_indexed(self) -> bool:
-        """Whether indexes find all matching jobs, so that none is read in vain."""
+        """True if indexes find exactly the matching jobs, so that no other rows are read."""
         return (
             self.pool is None
             and self.template is None
@@ -61,8 +61,8 @@ class JobFilter:
     ) -> Page:
         """Return a page of the owner's jobs, as `moyin.store.pages.fetch_page` does.
 
-        A search for frequent words finds enough jobs among the newest rows. For others the index of
-        words has all matching jobs, unless there are too many to sort them by time.
+        A search for frequent words finds enough jobs among the newest rows. For rarer words, the
+        word index lists all matching jobs, unless they are too many to be sorted by time.
         """
         dialect = connection.dialect.name
         page = fetch_page(connection, self.build_query(owner, dialect), limit=limit, cursor=cursor)
@@ -73,7 +73,7 @@ class JobFilter:
             return page
         conditions = [
             _build_id_condition(ids, dialect),
-            # Not the column itself, for which SQLite would read the index of all the owner's jobs.
+            # Not the plain column: SQLite would then read the index of all the owner's jobs.
             jobs.c.owner.concat("") == owner,
             *self._build_time_conditions(),
             *self.build_row_conditions(jobs.c, dialect),
@@ -84,9 +84,9 @@ class JobFilter:
     def build_query(self, owner: str, dialect: str) -> PageQuery:
         """Return the query for the owner's jobs.
 
-        Indexes find the jobs with a status or kind. Pools, templates, metadata and words are
-        compared in the rows. For a search, a job's text is read from another row, and each word is
-        looked for in all of it, so that a page of a long search looks at fewer jobs.
+        Indexes find jobs by status and kind. The other conditions are checked in each row. For a
+        search, each word is looked for in the job's whole text, which is in another table, so a
+        page of a search with many words covers fewer jobs.
         """
         common = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
@@ -107,7 +107,7 @@ class JobFilter:
         return conditions
 
     def _build_ranges(self, common: list[Condition]) -> list[list[Condition]]:
-        """Return a range of the index of owner, status and kind for each of their combinations."""
+        """Return a range of the index (owner, status, kind) for each requested status and kind."""
         if not self.statuses and self.kind is None:
             return [common]
         return [
@@ -123,7 +123,7 @@ class JobFilter:
         return conditions
 
     def build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
-        """Return the conditions on the columns of a job's row, but for its times and words."""
+        """Return the conditions on a job's row, without those on its times and words."""
         conditions: list[Condition] = []
         if self.statuses:
             conditions.append(columns.status.in_([status.value for status in self.statuses]))

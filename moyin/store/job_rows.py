@@ -45,13 +45,13 @@ _INITIALLY_NULL = ("started_at", "finished_at", "record", "cancelled_by")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
-    """Describes a job that is submitted.
+    """Describes a job that is being submitted.
 
     Attributes:
         spec: the SHA-256 of the blob with the job's spec.
         heads: the kind and pool of each step, in order.
-        fingerprint: a digest of the request, by which a repeated request is distinguished from
-            another request with the same idempotency key.
+        fingerprint: a digest of the request. A request with a used idempotency key counts as a
+            repetition only if its fingerprint is the same.
         key_id: the API key or session of the submitter, with whose rights the steps run.
         user: the id of the submitting user, or None for a tenant's own key.
         scopes: the scopes of the submitter.
@@ -61,8 +61,8 @@ class NewJob:
         comfyui: whether the job was submitted through ComfyUI's own API.
         templates: the names of the templates of the steps.
         has_chosen_id: whether the client, or another system, chose the id.
-        text: the text by whose words the job is found.
-        reservation: what the submitter's budgets hold for the job's renders, if anything.
+        text: the text whose words a search for the job can use.
+        reservation: the money that the submitter's budgets reserve for the renders, or None.
     """
 
     id: str
@@ -107,7 +107,7 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """Holds the data that starts an attempt of a job: the input of its workflow.
+    """Holds the input of the workflow that runs an attempt of a job.
 
     Attributes:
         heads: the kind and pool of each step, in order.
@@ -128,7 +128,7 @@ class Launch:
 
 
 def build_row(new: NewJob) -> dict[str, Any]:
-    """Return the row of a job that is submitted now."""
+    """Return the table row of a job that is submitted now."""
     moment = now()
     return {
         **{name: getattr(new, name) for name in _NEW_JOB_COLUMNS},
@@ -194,7 +194,7 @@ def _parse_canceller(row: Row) -> Canceller | None:
 
 
 def _parse_requester(row: Row) -> Canceller | None:
-    """Return who requested the cancellation through the gateway, whatever came of it."""
+    """Return who requested the cancellation through the gateway, even if it had no effect."""
     entries = get_canceller_entries(row)
     return from_plain(Canceller, entries[0]["by"]) if entries else None
 

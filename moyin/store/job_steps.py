@@ -72,7 +72,7 @@ def compute_retry_progress(row: Row) -> Any:
 
 
 def _lock_row(connection: sa.Connection, job_id: str, attempt: int) -> Row | None:
-    """Lock and return the row, or None if the job has ended or has another attempt."""
+    """Lock and return the row; None if the job has ended or the attempt is not current."""
     query = (
         sa.select(*_STEP_COLUMNS)
         .where(jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(OPEN_STATUSES))
@@ -84,11 +84,11 @@ def _lock_row(connection: sa.Connection, job_id: str, attempt: int) -> Row | Non
 def _write_job_progress(
     connection: sa.Connection, row: Row, index: int, share: float | None
 ) -> Progress:
-    """Compute, write and return the progress of a job.
+    """Compute and write the progress of a job, and return it.
 
     Args:
-        index: the position of the step that progressed.
-        share: the finished part of that step, or None if the step has finished.
+        index: the position of the step that has made progress.
+        share: the finished part of that step (0 to 1), or None if the step has finished.
     """
     if row["children"] is None:
         overall = Progress(value=1, max=1, step=index)

@@ -1,8 +1,8 @@
 """Splits texts of jobs into words, and finds jobs by these words.
 
-The words of a job are in one row of `job_texts`, which is indexed by FTS5 in SQLite and by GIN in
-PostgreSQL. Each word begins with a digest of the job's owner, so that a search reads only entries
-of its owner's jobs, whatever other tenants store.
+The words of a job are one row of `job_texts`, which is indexed by FTS5 in SQLite and by GIN in
+PostgreSQL. Each word begins with a digest of the job's owner, so that a search only reads index
+entries of that owner, however many jobs other tenants have.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MATCHING = {
 
 
 def join_words(owner: str, text: str) -> str:
-    """Return the words of a job's text, as `job_texts` has them; empty if there are none."""
+    """Return the words of a job's text as stored in `job_texts`; empty if it has none."""
     head = text.encode(errors="ignore")[:MAX_TEXT_BYTES].decode(errors="ignore")
     return " ".join(_add_owner(owner, _split(head, for_search=False)))
 
@@ -48,7 +48,7 @@ def find_words(search: str) -> list[str]:
 
 
 def build_word_condition(job_id: Any, owner: str, search: str, dialect: str) -> Any:
-    """Return the SQL condition that the text of the job with the id matches a search."""
+    """Return the SQL condition that the text of job ``job_id`` matches a search."""
     position = sa.func.instr if dialect == "sqlite" else sa.func.strpos
     text = sa.literal(" ").concat(job_texts.c.words).concat(" ")
     words = _add_owner(owner, find_words(search))
@@ -57,9 +57,9 @@ def build_word_condition(job_id: Any, owner: str, search: str, dialect: str) -> 
 
 
 def find_job_ids(connection: sa.Connection, owner: str, search: str, limit: int) -> Sequence[str]:
-    """Return the ids of jobs whose texts match a search, in any order; ``limit`` at most.
+    """Return the ids of at most ``limit`` jobs whose texts match a search, in any order.
 
-    A few may be those of other owners, whose digests are equal.
+    A few ids may be of other owners with the same digest; the caller must filter them out.
     """
     words, dialect = _add_owner(owner, find_words(search)), connection.dialect.name
     query: str | list[str] = words
@@ -77,9 +77,9 @@ def find_job_ids(connection: sa.Connection, owner: str, search: str, limit: int)
 
 
 def _split(text: str, *, for_search: bool) -> Iterator[str]:
-    """Yield words in lower case; pairs of characters in scripts that do not separate words.
+    """Yield words in lower case; for scripts without spaces between words, pairs of characters.
 
-    A stored text has each such character also by itself, for searches for a single one.
+    A stored text also has each such character by itself, so that a search for one finds it.
     """
     for match in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
         run = match[0]

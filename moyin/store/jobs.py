@@ -1,7 +1,7 @@
 """Stores one row per job, which its workflow writes and its owner reads.
 
-Temporal is authoritative about running jobs. Each write has the number of the attempt, so that an
-abandoned attempt cannot change the row, and only the first final status of an attempt is written.
+Temporal is authoritative about running jobs. Each write names the attempt it belongs to, so that an
+abandoned attempt cannot change the row. Only the first final status of an attempt is written.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class JobStore:
             The job, and whether it is new.
 
         Raises:
-            IdempotencyMismatch: the idempotency key was used for another request.
-            PromptIdTaken: the id belongs to another job of any owner, or belonged to a deleted one.
+            IdempotencyMismatch: the idempotency key was used for a different request.
+            PromptIdTaken: the id belongs to another job, of any owner, or to a deleted job.
             TooManyJobs: a limit on open jobs is exceeded.
         """
         row, words = build_row(new), join_words(new.owner, new.text)
@@ -105,7 +105,7 @@ class JobStore:
             # After the insertion, which waits for a deletion of the same id.
             if new.has_chosen_id and is_deleted(connection, new.id):
                 raise PromptIdTaken(
-                    f"prompt_id {new.id!r} was used by a deleted prompt; use a new id or none",
+                    f"prompt_id {new.id!r} was used by a deleted prompt; use a new id or omit it",
                     field="prompt_id",
                 )
             enforce_open_job_limits(connection, new.limits)
@@ -164,8 +164,8 @@ class JobStore:
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's jobs, newest first, and the cursor of the next page.
 
-        A page for a pool, a template, metadata or a search may have fewer jobs than ``limit``, or none,
-        although another page follows.
+        A page for a pool, a template, metadata or a search may have fewer jobs than ``limit``, or
+        none, although another page follows.
 
         Args:
             cursor: the cursor that the previous page returned, or None for the first page.
@@ -186,7 +186,7 @@ class JobStore:
     async def list_ids(
         self, owner: str, where: JobFilter, *, limit: int, cursor: str | None
     ) -> Page:
-        """Return a page of the ids of the owner's jobs, as `list_page` does of the jobs."""
+        """Return a page of the ids of the owner's jobs, in the same order as `list_page`."""
         return await self._database.read(
             lambda connection: where.fetch_page(connection, owner, limit=limit, cursor=cursor)
         )
@@ -200,9 +200,9 @@ class JobStore:
         )
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete those of the jobs that are the owner's and have ended; their files go later.
+        """Delete those of the jobs that belong to the owner and have ended.
 
-        The artifacts are hidden at once, also from their owner.
+        Their artifacts are hidden from the owner at once; pruning deletes their files later.
         """
         return await self._database.write(lambda c: delete_ended_jobs(c, owner, job_ids))
 
@@ -211,7 +211,7 @@ class JobStore:
         return parse_launch(await self._fetch_row(job_id))
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
-        """Record that workflows of jobs were started, or webhooks of ended jobs are being sent."""
+        """Record that jobs' workflows were started, or that ended jobs' webhooks are being sent."""
         change = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )
@@ -220,7 +220,7 @@ class JobStore:
     async def list_undispatched(
         self, older_than: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
-        """Return (id, attempt, whether it has ended) of jobs for the sweeper, oldest first.
+        """Return (id, attempt, whether it has ended) of undispatched jobs, oldest first.
 
         The sweeper starts the missing workflows of open jobs and sends the missing webhooks of
         ended ones, until `mark_dispatched` is called.
@@ -235,7 +235,7 @@ class JobStore:
         return [(job_id, attempt, bool(ended)) for job_id, attempt, ended in rows]
 
     async def start(self, job_id: str, attempt: int) -> Job | None:
-        """Mark an attempt as running; return None if it is not the current one or not queued."""
+        """Mark a queued attempt as running and return its job; None if it is not current."""
         values = {"job_id": job_id, "attempt": attempt, "moment": now()}
         row = await self._database.write(lambda c: c.execute(_START, values).mappings().first())
         return None if row is None else parse_job(row)
@@ -256,7 +256,7 @@ class JobStore:
         return await self._database.write(lambda c: write_progress(c, job_id, attempt, progress))
 
     async def record_step(self, job_id: str, attempt: int, result: StepResult) -> Progress | None:
-        """Write the result of a finished step; return what `record_progress` does."""
+        """Write the result of a finished step; return the progress as `record_progress` does."""
         return await self._database.write(lambda c: write_step(c, job_id, attempt, result))
 
     async def finish(
@@ -273,8 +273,8 @@ class JobStore:
 
         Args:
             results: the results of all steps, or an empty sequence if `record_step` wrote them.
-            webhook_sent: whether the caller sends the webhook; if False, the sweeper sends it unless
-                `mark_dispatched` is called.
+            webhook_sent: True if the caller sends the webhook; if False, the sweeper sends it
+                unless `mark_dispatched` is called.
 
         Returns:
             The ended job, or None if the attempt had already ended.
@@ -309,15 +309,15 @@ class JobStore:
         return None if row is None else parse_job(row)
 
     async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> str | None:
-        """Record who is about to cancel an attempt; return the id of the record.
+        """Record who is about to cancel an attempt, and return the id of the record.
 
-        The first of all recorded cancellers is the job's. If the attempt has ended, or many are
-        recorded already, change nothing and return None.
+        The first recorded canceller counts as the job's canceller. If the attempt has ended or
+        already has many records, nothing is written and the result is None.
         """
         return await self._database.write(lambda c: add_canceller(c, job_id, attempt, canceller))
 
     async def clear_canceller(self, job_id: str, attempt: int, record_id: str) -> None:
-        """Forget a canceller of an open attempt, whose request has failed."""
+        """Remove the record of a canceller whose request failed, if the attempt is open."""
         await self._database.write(lambda c: remove_canceller(c, job_id, attempt, record_id))
 
     async def reopen(
@@ -331,7 +331,7 @@ class JobStore:
 
         Args:
             limits: the caller's limits on open jobs.
-            reservation: what the caller's budgets hold for the renders of the attempt.
+            reservation: the money that the caller's budgets reserve for the renders of the attempt.
 
         Raises:
             JobNotFound: the owner has no such job.
@@ -385,7 +385,7 @@ class JobStore:
             job = await self.find(new.id)
             if (job.owner, job.spec) != (new.owner, new.spec):
                 raise PromptIdTaken(
-                    f"prompt_id {new.id!r} is used by another prompt; use a new id or none",
+                    f"prompt_id {new.id!r} is used by another prompt; use a new id or omit it",
                     field="prompt_id",
                 )
             return job

@@ -140,7 +140,7 @@ class KeyStore:
     async def find_active(
         self, secret_ids: Collection[tuple[str, str]]
     ) -> Mapping[tuple[str, str], Identity]:
-        """Return the identities of those keys that are valid, by key id and `Identity.secret_id`."""
+        """Return the identities of those keys that are valid, by key and `Identity.secret_id`."""
         rows = await self._fetch_active({key_id for key_id, _ in secret_ids})
         return {
             (key_id, secret_id): _parse_identity(rows[key_id], secret_id)
@@ -190,8 +190,8 @@ class KeyStore:
 
         Args:
             user: the id of the user whose keys are returned, or None for all keys.
-            valid: whether keys that were revoked or have expired are left out.
-            search: a part of the key's name.
+            valid: True to leave out keys that were revoked or have expired.
+            search: a text that the key's name must contain.
         """
         condition = api_keys.c.owner == owner
         if user is not None:
@@ -209,7 +209,7 @@ class KeyStore:
         return await self._select(sa.true())
 
     async def revoke(self, key_id: str, *, within: Transaction | None = None) -> None:
-        """Revoke a key, which caches accept for a few more seconds; raise `NotFound` if none exists."""
+        """Revoke a key, or raise `NotFound`; caches accept the key for a few more seconds."""
         statement = (
             api_keys.update()
             .where(api_keys.c.id == key_id)
@@ -255,7 +255,7 @@ def _parse_key(row: Mapping[Any, Any]) -> ApiKey:
 def _parse_id(presented: str) -> str | None:
     """Return the id in a key's text, or None if the text has another format."""
     parts = presented.split("_", 2)
-    # isalnum excludes NUL characters, for which PostgreSQL would raise an error.
+    # isalnum excludes NUL characters, which PostgreSQL rejects with an error.
     is_key = len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum()
     return parts[1] if is_key else None
 
@@ -302,19 +302,19 @@ def _matches(row: Mapping[Any, Any], presented: str) -> bool:
 
 
 def _list_digests(row: Mapping[Any, Any]) -> list[str]:
-    """Return the digests of the secrets that are valid: the present one and maybe the former one."""
+    """Return the digests of the valid secrets: the current, and during a rotation the old."""
     until = ensure_utc(row["former_until"])
     is_former_valid = until is not None and until > now()
     return [row["digest"], row["former_digest"]] if is_former_valid else [row["digest"]]
 
 
 def _compute_secret_id(digest: str) -> str:
-    """Return an id of a secret, which tokens may show: the stored digest cannot be derived from it."""
+    """Return an id of a secret that tokens may contain; it does not reveal the digest."""
     return compute_digest(digest)[:16]
 
 
 def _get_effective_scopes(row: Mapping[Any, Any]) -> frozenset[str]:
-    """Return the key's scopes that the current role of its user has, too."""
+    """Return the scopes of a key, limited to those of the current role of its user."""
     scopes = frozenset(row["scopes"].split())
     if row["role"] is None:
         return scopes

@@ -42,10 +42,10 @@ def list_limit_subjects(identity: Identity) -> list[str]:
 
 
 def enforce_open_job_limits(connection: sa.Connection, applicable: Sequence[Limit]) -> None:
-    """Raise `TooManyJobs`, to roll back the transaction, if a new job exceeds one of the limits.
+    """Raise `TooManyJobs`, which rolls back the transaction, if a new job exceeds a limit.
 
     Each render of a batch counts as a job. Concurrent transactions wait for each other: SQLite has
-    only one writer, and on PostgreSQL each subject has a lock.
+    only one writer, and on PostgreSQL a lock is taken for each subject.
     """
     # Sorted, so that concurrent transactions acquire the locks in the same order.
     limited = sorted(
@@ -98,7 +98,7 @@ class LimitStore:
 
 
 def _replace(row: dict[str, Any], connection: sa.Connection) -> None:
-    """Insert or update a row in one statement, since separate ones could conflict with others."""
+    """Insert or replace a row in one statement, because two could conflict with other writers."""
     insert = _INSERT[connection.dialect.name](limits).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=row))
 

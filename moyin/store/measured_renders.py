@@ -1,4 +1,4 @@
-"""Lists how long the latest renders of a pool took."""
+"""Lists the durations of a pool's latest renders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_CHILDREN = 64
 
 
 async def list_measured_renders(database: Database, pool: str) -> list[MeasuredRender]:
-    """Return the latest renders of the pool in jobs that succeeded, the oldest first.
+    """Return the latest renders of the pool in successful jobs, oldest first.
 
     Only the newest jobs are searched.
     """

@@ -1,7 +1,7 @@
-"""Stores native batches, and which lines of a batch belong to them.
+"""Stores native batches, and the lines of a batch that belong to them.
 
-A line of a native batch has the native batch as its runner, which counts as alive until its results
-are written. So nobody else runs the line.
+The native batch is recorded as the runner of its lines, and counts as alive until its results are
+written, so that no other runner claims the lines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NativeBatchStore:
         self._database = database
 
     async def list_open(self, batch_id: str) -> list[NativeBatch]:
-        """Return the native batches of a batch that are not done, and the row of its plan."""
+        """Return the unfinished native batches of a batch, and the row of its plan."""
         query = sa.select(natives).where(
             natives.c.batch_id == batch_id,
             sa.or_(
@@ -51,14 +51,14 @@ class NativeBatchStore:
         return [_parse(row) for row in await self._database.fetch_all(query)]
 
     async def list_remote_ids(self, backend: str) -> set[str]:
-        """Return the ids of all batches at a back end that are known to be ours."""
+        """Return the back end's ids of all batches that Moyin has created there."""
         query = sa.select(natives.c.remote_id).where(
             natives.c.backend == backend, natives.c.remote_id.is_not(None)
         )
         return set(await self._database.fetch_values(query))
 
     async def add(self, native: NativeBatch) -> None:
-        """Add a row unless it exists, and delete rows that nobody needs."""
+        """Add a row unless it exists, and delete rows that are no longer needed."""
         row = {name: getattr(native, name) for name in NativeBatch.__slots__}
         row |= {"status": native.status.value, "state": dict(native.state)}
 
@@ -74,9 +74,9 @@ class NativeBatchStore:
         await self._database.write(write)
 
     async def take(self, native: NativeBatch, seconds: float) -> bool:
-        """Begin a step that is due; return False if another replica did.
+        """Begin a step that is due; return False if another replica has begun it.
 
-        The step is due again after ``seconds``, unless `renew` is called.
+        The step becomes due again after ``seconds``, unless `renew` is called.
         """
         change = (
             natives.update()
@@ -86,11 +86,11 @@ class NativeBatchStore:
         return bool(await self._database.write(lambda c: c.execute(change).rowcount))
 
     async def renew(self, native_id: str, seconds: float) -> None:
-        """Say that a step goes on for at least ``seconds``."""
+        """Record that the current step continues for at least ``seconds``."""
         await self._update(native_id, due_at=now() + timedelta(seconds=seconds))
 
     async def save(self, native: NativeBatch, *, due_in: float = 0.0) -> None:
-        """Write the status, id and state of a native batch; its next step is due later."""
+        """Write a native batch's status, id and state; its next step is due in ``due_in`` s."""
         await self._update(
             native.id,
             status=native.status.value,
@@ -100,15 +100,15 @@ class NativeBatchStore:
         )
 
     async def make_due(self, native: NativeBatch) -> None:
-        """Let the first step be taken of a native batch that `add` added; it may have been."""
+        """Make the first step due of a native batch that `add` has added."""
         change = natives.update().where(_is_unchanged(native)).values(due_at=now())
         await self._database.write(lambda c: c.execute(change))
 
     async def assign(self, native: NativeBatch, numbers: Collection[int]) -> int:
-        """Give lines that nobody runs to a new native batch; return how many.
+        """Assign lines without a runner to a new native batch; return the number of lines.
 
-        None is given if a step of the native batch was taken, or if the batch was cancelled or has
-        expired.
+        No line is assigned if a step of the native batch has begun, or if the batch was cancelled
+        or has expired.
         """
 
         def write(connection: sa.Connection) -> int:
@@ -139,7 +139,7 @@ class NativeBatchStore:
         return await self._database.write(write)
 
     async def list_free_lines(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
-        """Return lines with numbers above ``after`` that nobody runs and that have no result."""
+        """Return lines with numbers above ``after`` that have neither a runner nor a result."""
         return await self._list_lines(batch_id, after, limit, sa.not_(is_running()))
 
     async def list_lines(self, native: NativeBatch, after: int, limit: int) -> list[BatchLine]:
@@ -147,7 +147,7 @@ class NativeBatchStore:
         return await self._list_lines(native.batch_id, after, limit, lines.c.runner == native.id)
 
     async def release(self, native: NativeBatch) -> int:
-        """Give back the lines of a native batch that have no result; return how many."""
+        """Release the lines of a native batch that have no result; return their number."""
 
         def write(connection: sa.Connection) -> int:
             released = connection.execute(

@@ -1,4 +1,4 @@
-"""Reads pages of tables that are sorted by time and id, with work that is bounded per page."""
+"""Reads pages of tables that are sorted by time and id, with bounded work per page."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class PageQuery:
     """Describes which rows of a table are listed.
 
     Attributes:
-        ranges: alternatives that exclude each other; each is a list of conditions for whose rows an
-            index has the order of the list.
+        ranges: lists of conditions. Each list selects an index range that is in the order of the
+            page, and no row is in two ranges. The page has the rows of all ranges.
         scanned: returns the conditions that no index covers, from the table's columns. Such a page
             ends when `MAX_SCANNED` values have been compared, however few of the rows match.
         values_per_row: the number of values that ``scanned`` compares in a row, at least 1.
@@ -39,7 +39,7 @@ class PageQuery:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """The ids of a page's rows, newest first, and the cursor of the next page, if there is one."""
+    """The ids of a page's rows, newest first, and the cursor of the next page, if any."""
 
     ids: Sequence[str]
     next_cursor: str | None
@@ -48,7 +48,7 @@ class Page:
 def fetch_page(
     connection: sa.Connection, query: PageQuery, *, limit: int, cursor: str | None
 ) -> Page:
-    """Return a page of at most ``limit`` rows, which rows that are added meanwhile do not change.
+    """Return a page of at most ``limit`` rows; rows that are added later do not shift the pages.
 
     Raises:
         InvalidRequest: ``cursor`` is not the cursor of a page.
@@ -104,7 +104,7 @@ def count_rows(connection: sa.Connection, query: PageQuery) -> int:
 def _fetch_ordered(
     connection: sa.Connection, query: PageQuery, older: Sequence[Condition], limit: int
 ) -> list[_Position]:
-    """Return the newest rows of all ranges, of which each reads no more than ``limit`` rows."""
+    """Return the newest rows of all ranges together, reading at most ``limit`` rows of each."""
     columns = query.table.c
     branches = [
         sa.select(columns.created_at, columns.id)

@@ -1,7 +1,7 @@
-"""Stores the newest preview picture of each running job in Valkey, while a client asks for it.
+"""Stores the newest preview picture of each running job in Valkey, while a client watches the job.
 
-Workers publish previews only of jobs that a client watches, so others cost one small query per half
-a second. One picture per job is stored, and it expires.
+A worker asks Valkey every half second whether a client watches its job, and publishes previews only
+then. One picture per job is stored, and it expires.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Preview:
 
 
 class PreviewStore:
-    """Publishes and reads previews; an outage of Valkey loses previews and raises nothing."""
+    """Publishes and reads previews; an outage of Valkey drops previews without an error."""
 
     def __init__(self, url: str) -> None:
         # Typed as Any, since redis-py's types assume that responses are decoded.

@@ -67,7 +67,7 @@ class PromptStore:
         return await self._fetch_jobs(query)
 
     async def get(self, owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        """Return renders with these ids; with ``hidden`` also those not in the history."""
+        """Return the renders with these ids; ``hidden`` includes those removed from the history."""
         renders: list[Job] = []
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]
@@ -100,7 +100,10 @@ class PromptStore:
     async def hide(
         self, owner: str, ids: Sequence[str] | None, condition: sa.ColumnElement[bool] = _ANY_RENDER
     ) -> None:
-        """Hide ended renders from the history: those with ``ids``, or all, that match ``condition``."""
+        """Remove ended renders from the history: those with ``ids``, or all if it is None.
+
+        Only renders that match ``condition`` are removed.
+        """
         change = jobs.update().values(hidden=True)
         change = change.where(_is_render_of(owner), jobs.c.status.not_in(OPEN_STATUSES), condition)
         async with self._database.writing() as connection:
@@ -115,8 +118,8 @@ class PromptStore:
         """Store the SHA-256 of the blob with ComfyUI's history entry of a job.
 
         Args:
-            attempt: the attempt of the entry, which is not stored if a later attempt exists; if None,
-                the entry is stored in any case.
+            attempt: the attempt of the entry, which is not stored if a later attempt exists; if
+                None, the entry is stored in any case.
         """
         change = jobs.update().where(jobs.c.id == job_id).values(record=sha256)
         if attempt is not None:

@@ -1,4 +1,4 @@
-"""Deletes jobs that ended long ago, and blobs of these and of deleted jobs that nothing else needs."""
+"""Deletes jobs that ended long ago, and the blobs to which nothing else refers."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = ["PruneResult", "Pruner"]
 
 _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 3_600.0
-# Files of text models that were deleted, or have expired, are deleted after so long.
+# The age at which deleted or expired files of text models are removed.
 _FILES_KEPT = timedelta(days=1)
 
 
 class Pruner:
     """Deletes ended jobs and their blobs; several may run concurrently, while jobs start and end.
 
-    Blobs that were stored or renewed after the given time are not deleted, since a new job may be
-    about to refer to them. So that time should be at least a day ago. An output that an open job
-    uses as an input is not deleted, unless that job is submitted in the seconds between the query
-    for open jobs and the deletion.
+    Blobs that were stored or renewed after the given time are not deleted, because a new job may be
+    about to refer to them. So the given time should be at least a day ago. An output that an open
+    job uses as an input is not deleted, unless that job is submitted in the seconds between the
+    query for open jobs and the deletion.
     """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
@@ -60,10 +60,11 @@ class Pruner:
     async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
         """Delete jobs that ended before ``before``, and yield the counts of each transaction.
 
-        Batches and files of text models follow. Ids of jobs that were deleted before ``before``
-        become free.
+        Then delete batches and files of text models, and free the ids of jobs that were deleted
+        before ``before``.
 
-        If the artifact store is unavailable, raise `ServiceUnavailable`; another run continues.
+        Raises:
+            ServiceUnavailable: the artifact store is unavailable; another run continues the work.
         """
         while oldest := await self._fetch_oldest(before):
             files = await self._references.collect_files(oldest)
@@ -98,7 +99,7 @@ class Pruner:
         await self._deletions.free_ids(before)
 
     async def run_files(self, before: datetime) -> PruneResult:
-        """Delete files of text models that expired or were deleted before ``before``; jobs stay."""
+        """Delete text models' files that expired or were deleted before ``before``; keep jobs."""
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
             inputs = await self._references.collect_open_inputs()
@@ -115,11 +116,11 @@ class Pruner:
         return await self._deletions.run(before)
 
     async def keep_pruning(self, days: int) -> None:
-        """Delete jobs that ended ``days`` ago, once an hour until cancelled; if it is 0, none.
+        """Delete jobs that ended ``days`` ago, once an hour until cancelled; 0 keeps all jobs.
 
-        Files of text models that were deleted or have expired, and those of deleted jobs and
-        artifacts, are always deleted, once a day, since that may read the blobs of all jobs. A lock
-        ensures that only one process prunes a database at a time.
+        Files that were deleted or have expired are removed in any case, but only once a day,
+        because that may read the blobs of all jobs. A lock ensures that only one process at a time
+        prunes a database.
         """
         files_due = now()
         while True:

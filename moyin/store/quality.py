@@ -155,7 +155,7 @@ class QualityStore:
     async def list_signals(
         self, after: int, limit: int, *, owner: str | None = None, up_to: int | None = None
     ) -> list[SignalRow]:
-        """Return signals numbered above ``after``, and at most ``up_to``, in their order.
+        """Return signals numbered above ``after`` and at most ``up_to``, in ascending order.
 
         If ``owner`` is None, the signals of all owners are returned.
         """
@@ -215,7 +215,7 @@ class QualityStore:
         await self._database.write(partial(_save, owner, values))
 
     async def list_levels(self) -> list[Mapping[str, Any]]:
-        """Return the quality levels of the thousand tenants that saved them last, in ten days."""
+        """Return the newest quality levels of up to a thousand tenants, from the last ten days."""
         # By owner, since a tenant that saves levels meanwhile may appear on two pages.
         table, levels = quality_states, dict[str, Mapping[str, Any]]()
         query = (
@@ -232,7 +232,7 @@ class QualityStore:
         return list(levels.values())
 
     async def reset_owner(self, action: SignalRow) -> None:
-        """Delete the owner's signals and state, and log ``action``, so that replicas do so."""
+        """Delete the owner's signals and state, and log ``action``, so that all replicas do so."""
         await self._database.write(partial(_reset, action))
 
     async def prune(self) -> None:

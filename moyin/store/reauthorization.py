@@ -1,6 +1,6 @@
 """Verifies the caller again inside the transaction of an operation with lasting effect.
 
-Authenticated identities are cached for seconds, in which the session or key may end.
+Authenticated identities are cached for some seconds, during which the session or key may end.
 """
 
 from __future__ import annotations

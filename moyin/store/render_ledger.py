@@ -1,4 +1,4 @@
-"""Books the runs of renders in the usage ledger and in the rows of their jobs."""
+"""Records the cost of renders in the usage ledger and in the rows of their jobs."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _MEASURED = ("quantity", "load_milliseconds", "cost_nano_usd", "complete", "erro
 
 
 class RenderLedger:
-    """Adds a row to the ledger for each run, and the cost of the row to the run's job.
+    """Adds a ledger row for each run of a render, and adds its cost to the run's job.
 
-    Both are written in one transaction, and a run is identified by its id. So a run may be booked
-    any number of times, by several processes at once.
+    Both are written in one transaction, and each run has a unique id. So several processes may book
+    the same run repeatedly, even at once, and it is charged only once.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
-        """Book the runs that have an account. Of two measurements of a run the longer one counts."""
+        """Book the runs that have an account; keep the longer of two measurements of a run."""
         priced = [(run, run.account) for run in runs if run.account is not None]
         if not priced:
             return
@@ -73,9 +73,9 @@ def _book(
 
 
 def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
-    """Replace a shorter measurement of the same run, and return the difference of the costs.
+    """Replace a shorter measurement of the same run, and return the change of the cost.
 
-    Of two equal ones, the end that was seen counts more than the assumption that the run was lost.
+    Of two equally long measurements, one whose end was observed replaces one that was assumed lost.
     """
     columns = (usage.c.quantity, usage.c.error, usage.c.cost_nano_usd)
     query = sa.select(*columns).where(usage.c.id == row["id"]).with_for_update()

@@ -1,7 +1,7 @@
-"""Remembers what budgets hold for the renders of jobs, until it has been replaced by their cost.
+"""Stores what budgets reserve for the renders of jobs, until the actual cost replaces it.
 
-The reservation of a job is written in the transaction that adds the job, its end in the one that ends
-the job, and its cost in the one that books a run. So none is forgotten, whichever process dies.
+A reservation is written in the transaction that adds its job and ended in the one that ends the
+job; each cost is added in the one that books the run. So a crash of any process loses none.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _KEPT = timedelta(days=2)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DueReservation:
-    """A reservation of which budgets must count another amount.
+    """A reservation whose amount in the budgets is out of date.
 
     Attributes:
-        booked: what the job's runs have cost, in billionths of a dollar.
+        booked: the cost of the job's runs so far, in billionths of a US dollar.
         ended: whether the job has ended.
-        settled: the amount that budgets counted when the job had ended; None if they have not yet.
+        settled: the amount that budgets last counted after the job ended; None if not counted yet.
     """
 
     reservation: JobReservation
@@ -43,7 +43,7 @@ class DueReservation:
 
     @property
     def amount(self) -> int:
-        """The billionths of a dollar that budgets must count."""
+        """The amount that budgets must count, in billionths of a US dollar."""
         if self.ended:
             return self.booked
         return max(self.booked, _to_nano(self.reservation))
@@ -52,7 +52,7 @@ class DueReservation:
 def insert_reservation(
     connection: sa.Connection, job_id: str, reservation: JobReservation | None, moment: datetime
 ) -> None:
-    """Add the reservation of a job, unless it is None."""
+    """Insert the reservation of a job; do nothing if ``reservation`` is None."""
     if reservation is None:
         return
     nano = _to_nano(reservation)
@@ -73,7 +73,7 @@ def insert_reservation(
 
 
 def end_reservation(connection: sa.Connection, job_id: str, due_at: datetime) -> None:
-    """Let the cost of an ended job replace its reservation at a time."""
+    """Record that the cost of an ended job replaces its reservation at the time ``due_at``."""
     change = reservations.update().where(
         reservations.c.job_id == job_id, reservations.c.ended.is_(False)
     )
@@ -100,13 +100,13 @@ def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: date
 
 
 class ReservationStore:
-    """Finds reservations of which budgets must count another amount."""
+    """Finds the reservations whose amount in the budgets must change."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def list_due(self) -> list[DueReservation]:
-        """Return the reservations that are due, or some of them if they are many."""
+        """Return the reservations that are due; if there are many, only some of them."""
         query = (
             sa.select(reservations)
             .where(reservations.c.due_at <= now())
@@ -116,7 +116,7 @@ class ReservationStore:
         return [_parse(row) for row in await self._database.fetch_all(query)]
 
     async def mark_counted(self, due: DueReservation) -> bool:
-        """Record that budgets count the amount; return False if another amount is due meanwhile."""
+        """Record that budgets count the amount; return False if it has changed meanwhile."""
         moment = now()
         change = (
             reservations.update()
@@ -132,9 +132,9 @@ class ReservationStore:
         return await self._database.execute(change) > 0
 
     async def delete_settled(self) -> int:
-        """Delete old reservations to which no run will be booked any more; return how many.
+        """Delete some old reservations that no run can change any more, and return their number.
 
-        One transaction deletes some of them, so repeat it until none is left.
+        The caller repeats this until it returns 0.
         """
         old = (
             sa.select(reservations.c.id)

@@ -23,7 +23,7 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec", sa.String(64), nullable=False),
     sa.Column("heads", sa.JSON, nullable=False),  # kind and pool of each step
-    # The number of renders of a batch, each of which counts as a job; null if it is not a batch.
+    # The number of renders of a batch (each counts as a job); null if it is not a batch.
     sa.Column("children", sa.Integer, nullable=True),
     sa.Column("results", sa.JSON, nullable=False),  # of finished steps, ordered by index
     sa.Column("progress", sa.JSON, nullable=False),
@@ -84,7 +84,7 @@ job_texts = sa.Table(
 
 
 def is_in_metadata(_item: object, name: str | None, kind: str, *_rest: object) -> bool:
-    """Return whether ``metadata`` describes a table or an index, for Alembic's ``include_object``."""
+    """Return whether ``metadata`` contains a table or index (Alembic's ``include_object``)."""
     return not (kind in ("table", "index") and "job_words" in (name or "")) and name != (
         "ix_job_texts_words"
     )
@@ -489,7 +489,7 @@ files = sa.Table(
     sa.Index("ix_files_sha256", "sha256"),
 )
 
-# Batches of text requests. Rows are authoritative: a workflow only drives them on.
+# Batches of text requests. Rows are authoritative; a workflow only triggers their steps.
 text_batches = sa.Table(
     "text_batches",
     metadata,
@@ -534,7 +534,7 @@ text_batch_lines = sa.Table(
     sa.Column("start", sa.BigInteger, nullable=False),
     sa.Column("size", sa.Integer, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
-    # Who runs the line. While that runner is alive, nobody else may run it.
+    # The runner of the line. While it is alive, no other runner may claim the line.
     sa.Column("runner", sa.String(64), nullable=True),
     sa.Column("http_status", sa.Integer, nullable=True),
     sa.Column("error_code", sa.String(64), nullable=True),

@@ -362,6 +362,6 @@ def _is_open_of(user_id: str) -> sa.ColumnElement[bool]:
 
 
 def _build_revocation(condition: sa.ColumnElement[bool]) -> sa.Update:
-    """Return the statement that ends sessions, and forgets where they were used."""
+    """Return the statement that ends sessions, and deletes the addresses of their clients."""
     changed = sessions.update().where(condition, sessions.c.revoked_at.is_(None))
     return changed.values(revoked_at=now(), address=None, user_agent=None)

@@ -49,8 +49,8 @@ class Database:
     """Owns the SQL connections of one process.
 
     `read`, `write` and the ``fetch`` methods are fast: they run a whole transaction outside of the
-    event loop. `reading` and `writing` are for transactions that are rare or await something
-    between two statements.
+    event loop. Use `reading` and `writing` only for rare transactions, or to await something
+    between statements.
     """
 
     def __init__(self, url: str) -> None:
@@ -65,14 +65,14 @@ class Database:
             self._shared = create_async_engine(url, pool_pre_ping=True, json_serializer=dump_json)
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """Return the result of ``work``, which queries in its own transaction."""
+        """Run ``work``, which only queries, in its own transaction, and return its result."""
         if self._sqlite is not None:
             return await self._sqlite.run(work, writes=False)
         async with self._engine.connect() as connection:
             return await connection.run_sync(work)
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Return the result of ``work``, whose own transaction is committed unless it raises."""
+        """Run ``work`` in its own transaction, committed unless it raises; return its result."""
         if self._sqlite is not None:
             return await self._sqlite.run(work, writes=True)
         async with self._engine.begin() as connection:
@@ -111,7 +111,7 @@ class Database:
         return self.writing() if transaction is None else nullcontext(transaction)
 
     async def execute(self, statement: sa.Executable, *, within: Transaction | None = None) -> int:
-        """Execute a statement as `within` does, and return the number of changed rows."""
+        """Execute a statement as `within` does; return the number of changed rows."""
         async with self.within(within) as transaction:
             return (await transaction.execute(statement)).rowcount
 

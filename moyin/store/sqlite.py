@@ -40,7 +40,7 @@ class SqliteDatabase:
         self._read_slots = asyncio.Semaphore(_MAX_OPEN)
 
     async def run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
-        """Return the result of ``work``, which runs in its own transaction in a thread."""
+        """Run ``work`` in a thread, in a transaction of its own, and return its result."""
         if not writes:
             return await self.run_in_thread(lambda: _run(self.engine.connect, work))
         async with self._write_lock:
@@ -60,7 +60,7 @@ class SqliteDatabase:
             await transaction.end(commit=writes)
 
     async def run_in_thread(self, call: Callable[[], T]) -> T:
-        """Return the result of ``call``, which runs in a thread; a cancellation waits for its end."""
+        """Run ``call`` in a thread and return its result; a cancellation waits for its end."""
         future = asyncio.get_running_loop().run_in_executor(self._threads, call)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():

@@ -18,7 +18,7 @@ from moyin.store.sql import Database, now
 
 _KEPT = timedelta(days=30)
 _MAX_RESPONSES = 10_000
-# Answers between two deletions of what is too old or too many.
+# The number of answers that are added between two deletions of old or excess answers.
 _DELETION_INTERVAL = 100
 # Longer conversations exceed every model's context.
 _MAX_ANSWERS = 1_000
@@ -35,11 +35,11 @@ class StoredResponse:
     """Holds one answer with its request.
 
     Attributes:
-        previous: the id of the answer that the request continued; None: it began a conversation.
+        previous: the id of the answer that the request continues; None if it begins a conversation.
         input: the items of the request itself, without those of earlier requests.
         response: the response object as the client received it.
-        proofs: ``encrypted_content`` of reasoning items by item id, which the client may not have
-            asked for but the provider wants back.
+        proofs: the ``encrypted_content`` of reasoning items, by item id. The provider needs it in
+            later requests, even if the client did not ask for it.
     """
 
     id: str
@@ -53,8 +53,7 @@ class StoredResponse:
 class StoredResponses:
     """Reads and writes stored answers. Every query is limited to one tenant's.
 
-    Answers are deleted after thirty days, and the oldest ones of a tenant that has more than
-    `max_responses`.
+    Answers are deleted after thirty days. A tenant keeps at most `max_responses`: the newest ones.
     """
 
     def __init__(self, database: Database, *, max_responses: int = _MAX_RESPONSES) -> None:
@@ -110,16 +109,16 @@ class StoredResponses:
     async def find_items(
         self, owner: str, item_ids: Mapping[str, str]
     ) -> dict[str, Mapping[str, Any]]:
-        """Return the items of answers that exist.
+        """Return the items with these ids, as far as their answers exist.
 
-        The requests of the answers are not read: an item is in the output of the answer whose id it
-        contains, and clients that refer to items repeat the conversation in each request.
+        The requests of the answers are not searched: the output of an answer has the item, and
+        clients that refer to items repeat the rest of the conversation in each request.
 
         Args:
-            item_ids: the id of the answer of each item, by the item's id.
+            item_ids: the id of the answer that contains each item, by the item's id.
 
         Raises:
-            BodyTooLarge: the answers are larger than 16 MiB together.
+            BodyTooLarge: the answers together are larger than 16 MiB.
         """
         where = sa.and_(
             responses.c.owner == owner,
@@ -147,10 +146,10 @@ class StoredResponses:
         return {item["id"]: item for item in items if item.get("id") in item_ids}
 
     async def list_items(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
-        """Return the items up to and including an answer: all requests and answers, oldest first.
+        """Return all items of the conversation that ends with this answer, oldest first.
 
         Raises:
-            ResponseNotFound: one of these answers does not exist, or was deleted.
+            ResponseNotFound: an answer of the conversation does not exist, or was deleted.
             BodyTooLarge: the conversation is larger than 16 MiB.
         """
         start = sa.select(responses.c.id, responses.c.previous, sa.literal(0).label("depth")).where(

@@ -1,7 +1,7 @@
-"""Stores one row per batch of text requests. The rows are authoritative.
+"""Stores one row per batch of text requests, which is authoritative about the batch's state.
 
-Workflows only drive a batch on: what may happen next depends on its row alone, so that a step may
-be repeated, or be done by another process, at any time.
+Workflows only trigger the steps of a batch. The row alone decides which step may come next, so any
+process may repeat a step at any time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TextBatchStore:
     """Reads and writes the rows of batches.
 
     Attributes:
-        max_open: the most batches of a tenant that may be open at a time.
+        max_open: the maximum number of open batches of a tenant.
     """
 
     def __init__(self, database: Database, *, max_open: int = MAX_OPEN_BATCHES) -> None:
@@ -94,7 +94,7 @@ class TextBatchStore:
 
         Args:
             after: the id of the last batch of the previous page.
-            before: the id of the first batch of the page that follows; excludes ``after``.
+            before: the id of the first batch of the next page; not allowed together with ``after``.
 
         Raises:
             BatchNotFound: there is no batch with that id.
@@ -117,11 +117,11 @@ class TextBatchStore:
         return page[::-1] if backwards else page, len(rows) > limit
 
     async def cancel(self, owner: str, batch_id: str) -> TextBatch:
-        """Begin to cancel a batch: its running lines end, the others are not run.
+        """Begin to cancel a batch: running lines are finished, and no other line is started.
 
         Raises:
             BatchNotFound: the tenant has no such batch.
-            BatchFinished: the batch has ended, or all of its lines have.
+            BatchFinished: the batch or all of its lines have ended.
         """
         change = (
             text_batches.update()
@@ -210,10 +210,10 @@ class TextBatchStore:
         await self._database.write(write)
 
     async def seal(self, batch_id: str) -> bool:
-        """Let no line change any more, if none is running and none may begin.
+        """Seal a batch without running lines, so that none of its lines can start or change.
 
         Returns:
-            Whether the batch is sealed, so that its results can be written to files.
+            True if the batch is sealed, so that its results can be written to files.
         """
         pending = sa.and_(
             text_batch_lines.c.batch_id == batch_id,
@@ -250,8 +250,8 @@ class TextBatchStore:
     ) -> TextBatch:
         """Write the final status of a sealed batch and its files, and delete its lines.
 
-        The status is ``cancelled``, ``expired`` if lines were not run, or else ``completed``. If the
-        batch has ended already, nothing changes.
+        The status is ``cancelled`` if that was requested, ``expired`` if lines were not run, and
+        otherwise ``completed``. A batch that has ended already is left unchanged.
         """
         of_batch = text_batch_lines.c.batch_id == batch_id
         pending = sa.select(

@@ -19,7 +19,7 @@ _CHUNK = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrunedText:
-    """Counts deleted batches, and has the digests of blobs to which no file refers any more."""
+    """Holds the number of deleted batches, and the digests of blobs that no file uses now."""
 
     batches: int
     blobs: frozenset[str]
@@ -29,7 +29,7 @@ class TextPruner:
     """Deletes rows of batches and files.
 
     Args:
-        find_unreferenced: returns those digests to which no job and no artifact refers.
+        find_unreferenced: returns those of the given digests that no job and no artifact refers to.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TextPruner:
         self._find_unreferenced = find_unreferenced
 
     async def run(self, before: datetime) -> PrunedText:
-        """Delete what ended, expired or was deleted before ``before``.
+        """Delete batches that ended before ``before``, and files deleted or expired before then.
 
         The results of a batch are deleted with it; its input stays until its owner deletes it.
         """
@@ -52,7 +52,7 @@ class TextPruner:
         """Delete files that expired or were deleted before ``before``.
 
         Returns:
-            The digests of blobs to which nothing refers any more.
+            The digests of blobs that nothing refers to any more.
         """
         digests: set[str] = set()
         while found := await self._fetch_files(before):
@@ -102,7 +102,7 @@ class TextPruner:
         return await self._database.fetch_all(query)
 
     async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
-        """Return those digests to which files refer that are not deleted."""
+        """Return those digests that files which are not deleted refer to."""
         query = sa.select(files.c.sha256).where(
             files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
         )
@@ -116,7 +116,7 @@ async def count_prunable_batches(database: Database, before: datetime) -> int:
 
 
 async def find_file_blobs(database: Database, digests: Collection[str]) -> set[str]:
-    """Return those digests to which a file refers, also one that is hidden from its owner."""
+    """Return those of the digests that a file refers to, even a file hidden from its owner."""
     found: set[str] = set()
     listed = list(digests)
     for start in range(0, len(listed), _CHUNK):

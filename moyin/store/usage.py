@@ -46,7 +46,7 @@ CANCELLED = "cancelled"
 
 
 class CallStatus(StrEnum):
-    """Outcome of a call; ``incomplete`` calls ended early, but it is not recorded why."""
+    """The outcome of a call; an ``incomplete`` call ended early for an unrecorded reason."""
 
     COMPLETE = "complete"
     CANCELLED = "cancelled"
@@ -61,7 +61,8 @@ class UsageEntry:
 
     Attributes:
         cached_tokens: the part of ``input_tokens`` that was read from a prompt cache.
-        complete: whether the response was complete; if not, the counts are those up to its end.
+        complete: True if the response was complete; if not, the counts cover the part that was
+            received.
         key_id: id of the caller's API key; None if it is unknown.
         requested_model: the model or alias that the request named.
         error: code of the error that ended the call early.
@@ -108,7 +109,8 @@ class UsageLedger:
     """Queues usage entries without blocking, and writes them to the database in batches.
 
     While the database is slow or unavailable, up to 10,000 entries wait in memory. Further entries,
-    and those that the database rejects, are logged, so that an operator can book them.
+    and entries that the database rejects, are written to the log, from which an operator can book
+    them.
     """
 
     def __init__(self, database: Database) -> None:
@@ -191,9 +193,10 @@ class UsageLedger:
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 
     async def _write_waiting(self) -> bool:
-        """Write the entries that wait now, in batches; return False to retry later.
+        """Write the waiting entries in batches; return False to retry later.
 
-        Entries that arrive meanwhile wait for the next call, or each might need its own commit.
+        Entries that arrive meanwhile wait for the next call; otherwise each might need its own
+        commit.
         """
         end = self._done_count + len(self._waiting)
         while self._waiting and (self._done_count < end or self._closing.is_set()):
@@ -240,7 +243,7 @@ class UsageLedger:
 
 
 def is_outage(error: Exception) -> bool:
-    """Return whether an error means that the database is unavailable, not that a row is invalid."""
+    """Return True if an error means that the database is unavailable, False if a row is invalid."""
     # A refused or unanswered connection raises the driver's OSError.
     if not isinstance(error, SQLAlchemyError | OSError):
         return False
@@ -250,7 +253,7 @@ def is_outage(error: Exception) -> bool:
 
 
 def insert_usage_rows(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
-    """Insert rows that `build_usage_row` built; those whose id exists already are left out."""
+    """Insert rows that `build_usage_row` returned; skip rows whose id exists already."""
     connection.execute(_INSERT[connection.dialect.name], rows)
 
 
@@ -267,7 +270,7 @@ def build_usage_row(
 
 
 def parse_entry(row: Mapping[Any, Any]) -> UsageEntry:
-    """Return the entry of a row of the table."""
+    """Return the usage entry that a row of the table describes."""
     plain = {name: row[name] for name in _PLAIN_COLUMNS}
     return UsageEntry(
         cost_usd=nano_to_usd(row["cost_nano_usd"]),

@@ -29,7 +29,7 @@ _MAX_WAITING_PER_OWNER = 2
 
 
 class GroupBy(StrEnum):
-    """Property of calls by which their usage is summed.
+    """The property of calls by which a report sums their usage.
 
     Attributes:
         USER: the user who owns the key or had the session; None for keys of the tenant itself, and
@@ -49,7 +49,7 @@ class GroupBy(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallFilter:
-    """Conditions on calls; None stands for no condition.
+    """Selects calls of the ledger; None means no condition.
 
     Attributes:
         owner: the tenant; None for all tenants.
@@ -69,7 +69,7 @@ class CallFilter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceClasses:
-    """Properties of calls on which the price of another model would depend.
+    """Divides calls into classes within which the price of another model would be the same.
 
     Attributes:
         prompt_bounds: ascending numbers of prompt tokens at which prices change.
@@ -87,7 +87,7 @@ class UsageSum:
 
     Attributes:
         group: the values of the properties by which the calls are grouped.
-        band: position of the prompt's length among the bounds of the price classes.
+        band: index of the prompt's length among ``PriceClasses.prompt_bounds``.
         unit: unit of `quantity`; None for chats and embeddings.
         input_tokens: all tokens of prompts, ``cached_tokens`` included.
     """
@@ -107,7 +107,7 @@ class UsageSum:
 
 
 class UsageReports:
-    """Answers questions about the calls in the ledger."""
+    """Lists the calls in the ledger, and sums their usage."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -119,13 +119,13 @@ class UsageReports:
     ) -> tuple[list[UsageEntry], str | None]:
         """Return a page of calls, newest first, and the cursor of the next page.
 
-        Calls that are recorded meanwhile change no later page.
+        Calls that are recorded between two requests do not shift the later pages.
 
         Args:
             cursor: the cursor that the previous page returned, or None for the first page.
 
         Raises:
-            InvalidRequest: ``cursor`` is no such cursor.
+            InvalidRequest: ``cursor`` is not the cursor of a page.
         """
         query = sa.select(usage).where(*_build_conditions(calls))
         if cursor is not None:
@@ -162,7 +162,7 @@ class UsageReports:
                 del self._waiting[owner]
         if len(sums) > _MAX_SUMS:
             raise InvalidRequest(
-                "group_by: there are too many groups; shorten the time from `from` to `to`, or filter",
+                "group_by: there are too many groups; choose a shorter period, or add a filter",
                 field="group_by",
             )
         return sums
@@ -269,7 +269,7 @@ def _build_group(group: GroupBy, dialect: str) -> sa.ColumnElement[Any]:
 def _look_up(
     column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
 ) -> sa.ScalarSelect[Any]:
-    """Return the value of another table's row for each call."""
+    """Return a subquery for ``column`` in the row of another table that belongs to the call."""
     return sa.select(column).where(condition).correlate(usage).scalar_subquery()
 
 

@@ -155,7 +155,7 @@ class UserdataStore:
         files, used = row
         if files >= self._max_files or used + size > self._max_bytes:
             raise UserStorageFull(
-                f"a user may store {self._max_files} files of {self._max_bytes} bytes in total; delete files",
+                f"a user may store {self._max_files} files of {self._max_bytes} bytes in total; delete some",
                 details={"files": files, "bytes": int(used)},
             )
 

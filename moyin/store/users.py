@@ -55,7 +55,7 @@ class UserStore:
         """Return organisations, newest first, and the cursor of the next page.
 
         Args:
-            search: a part of the name.
+            search: a text that the name must contain.
         """
         condition = build_search_condition(search, organisations.c.name) if search else sa.true()
         rows, cursor = await fetch_page(self._database, organisations, condition, page)
@@ -177,7 +177,7 @@ class UserStore:
         """Return members and service accounts, newest first, and the cursor of the next page.
 
         Args:
-            search: a part of the name or the email.
+            search: a text that the name or the email must contain.
         """
         condition = users.c.organisation_id == organisation
         if search:

@@ -1,1 +1,1 @@
-"""Contains general building blocks, such as child processes, log files and fair slots."""
+"""General building blocks that are independent of the product: processes, log files, fair slots."""

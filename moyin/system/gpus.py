@@ -13,10 +13,10 @@ _MIB = 1024 * 1024
 
 
 async def read_gpus(devices: str | None) -> tuple[GpuReading, ...]:
-    """Return the measurements of these cards; empty without an NVIDIA driver.
+    """Return the measurements of the cards in ``devices``; empty without an NVIDIA driver.
 
     Args:
-        devices: numbers or UUIDs with commas between them, as in ``CUDA_VISIBLE_DEVICES``.
+        devices: comma-separated numbers or UUIDs, as in ``CUDA_VISIBLE_DEVICES``.
     """
     program = shutil.which("nvidia-smi")
     if program is None or not devices:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class LogFile:
-    """A log file that is renamed to ``NAME.1`` and begun again when it reaches ``limit`` bytes.
+    """A log file that is renamed to ``NAME.1`` and started again when it reaches ``limit`` bytes.
 
     Raises:
         OSError: The constructor can't open the file.
@@ -20,7 +20,7 @@ class LogFile:
         self._file: io.FileIO | None = self._open()
 
     def write(self, data: bytes) -> None:
-        """Append ``data``, and drop it if the file can't be written, for example on a full disk.
+        """Append ``data``; drop the data if the file cannot be written, for example on a full disk.
 
         No error is raised, because the process whose output is logged would block on its pipe.
         """
@@ -53,7 +53,7 @@ class LogFile:
 
 
 def read_last_lines(path: Path, lines: int) -> list[str]:
-    """Return the last lines of a file, within its last 256 KiB, or an empty list without a file."""
+    """Return up to ``lines`` last lines of a file, from its last 256 KiB; empty without a file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

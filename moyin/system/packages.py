@@ -1,8 +1,8 @@
 """Installs Python packages with uv under pip's settings; imports only the standard library.
 
-uv needs a quarter of pip's time and keeps unpacked packages, so that further environments are links
-into its cache. uv ignores pip's configuration files and environment variables. A studio may name its
-package index, certificates or proxy there, so this module translates these settings into uv's.
+uv needs a quarter of pip's time and keeps unpacked packages, to which further environments only
+link. uv ignores pip's configuration files and environment variables. A studio may name its package
+index, certificates or proxy there, so this module translates these settings into uv's.
 
 The Makefile runs this file before Moyin is installed:
 ``python -P moyin/system/packages.py PYTHON ARGUMENT…``.
@@ -36,7 +36,7 @@ _VARIABLES = {
 
 
 def install_command(python: Path) -> list[str]:
-    """Return the command to which requirements are appended, to install them for `python`."""
+    """Return the command that installs for `python` the requirements appended to it."""
     uv = Path(sysconfig.get_path("scripts")) / "uv"
     return [str(uv), "pip", "install", "--quiet", "--python", str(python)]
 

@@ -25,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ChildProcess:
-    """A child process that the kernel ends when this process ends, even by a crash."""
+    """A child process that the kernel kills when this process ends, even by a crash."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
         self._process = process
@@ -126,7 +126,7 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
 
 
 def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
-    """Return the names that no living child of ``parent`` has, or [] if ``parent`` has ended."""
+    """Return those of ``names`` that no living child of ``parent`` has, or [] if it has ended."""
     try:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:
@@ -158,10 +158,10 @@ def end_processes(stack: str, service: str | None = None, *, patience: float = 2
 
 
 def freeze_startup_objects() -> None:
-    """Exempt all existing objects from garbage collection, and collect new ones less often.
+    """Exempt all existing objects from garbage collection, and collect new objects less often.
 
-    Ray and the SDKs import hundreds of thousands of objects that live as long as the process, and
-    that every full collection would visit.
+    Ray and the SDKs import hundreds of thousands of objects that live as long as the process. Every
+    full collection would otherwise visit all of them.
     """
     gc.collect()
     gc.freeze()

@@ -19,17 +19,17 @@ class Slots:
     """A limit of concurrent calls in one event loop, shared fairly between tenants.
 
     A free slot goes to the waiting tenant with the fewest running calls, and among these to the
-    tenant that has waited longest. The calls of one tenant begin in the order of arrival. For a
-    minute after another tenant's last call, the last free slot is reserved for tenants without a
-    running call, so that no tenant uses all slots. When the queue is full, a new call of a tenant
-    with few waiting calls replaces the newest waiting call of the tenant with the most.
+    tenant that has waited longest. The calls of one tenant begin in the order of arrival. After a
+    tenant's last call, the last free slot stays reserved for a minute for tenants without a running
+    call, so that no tenant uses all slots. When the queue is full, a new call of a tenant with few
+    waiting calls replaces the newest waiting call of the tenant with the most.
 
     Calls in the background, such as lines of batches, use at most a share of the slots, leave the
-    last free one to other calls, and begin only while no other call waits.
+    last free slot to other calls, and begin only while no other call waits.
 
     Args:
-        limit: largest number of concurrent calls, or None for no limit.
-        queue: largest number of waiting calls.
+        limit: maximum number of concurrent calls, or None for no limit.
+        queue: maximum number of waiting calls.
         patience: time limit in seconds for the wait of a call.
         reserve_seconds: seconds (or infinity) for which the last slot is reserved after another
             tenant's call.
@@ -42,7 +42,7 @@ class Slots:
         waiting: number of waiting calls that are not in the background.
         in_background: number of running calls in the background.
         background_share: as in the constructor.
-        on_full: called when a call has to wait, also in the background; it may raise the limit by `set_limit`.
+        on_full: called when a call must wait, also in the background; may call `set_limit`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Slots:
 
     @property
     def is_awaited(self) -> bool:
-        """True if a call waits, be it in the background or not."""
+        """True if any call waits, in the background or not."""
         return bool(self._waiters or self._background_waiters)
 
     def try_acquire(self, tenant: str) -> bool:
@@ -218,7 +218,7 @@ class Slots:
         return (self.waiting + 1) * mean_seconds / self.limit
 
     def _may_acquire(self, tenant: str, limit: int) -> bool:
-        """Return whether a free slot is not reserved for other tenants."""
+        """Return False if the free slot is reserved for other tenants."""
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
         return len(self._waiters) < 2 and self._clock() >= self._reserved_until
@@ -250,9 +250,9 @@ class Slots:
         self._running[tenant] = self._running.get(tenant, 0) + 1
 
     def _replace_newest(self, tenant: str, mean_seconds: float) -> bool:
-        """Refuse the newest call of the tenant with the most waiting calls, for ``tenant``.
+        """Refuse the newest call of the tenant with the most waiting calls, to admit ``tenant``.
 
-        Returns False if ``tenant`` would then have as many waiting calls as the other tenant.
+        Return False if ``tenant`` would then have as many waiting calls as the other tenant.
         """
         if not self._waiters:
             return False
@@ -290,7 +290,7 @@ def _count_down(running: dict[str, int], tenant: str) -> None:
 
 
 def _pop_waiter(waiting: dict[str, deque[_Waiter]], tenant: str) -> _Waiter:
-    """Remove the first waiter of a tenant, which then queues up behind the other tenants."""
+    """Remove the first waiter of a tenant, and move the tenant behind the other tenants."""
     waiters = waiting.pop(tenant)
     waiter = waiters.popleft()
     if waiters:

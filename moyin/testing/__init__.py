@@ -1,1 +1,1 @@
-"""Provides fakes for tests. No code outside of tests and benchmarks imports this package."""
+"""Provides fakes for tests; only tests and benchmarks may import this package."""

@@ -47,7 +47,7 @@ class PermissiveGraphGuard:
 
 
 class NothingHeld:
-    """An implementation of `moyin.jobs.ports.HeldReservation` for a job that costs nothing."""
+    """An implementation of `moyin.jobs.ports.HeldReservation` that holds no money."""
 
     reservation: JobReservation | None = None
 
@@ -55,7 +55,7 @@ class NothingHeld:
 
 
 class FreeBudgets:
-    """An implementation of `moyin.jobs.ports.JobBudgets` for renders that cost nothing."""
+    """An implementation of `moyin.jobs.ports.JobBudgets` in which renders cost nothing."""
 
     async def reserve(
         self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
@@ -64,7 +64,7 @@ class FreeBudgets:
 
 
 class InMemoryNamedFiles:
-    """An implementation of `moyin.jobs.ports.NamedFiles` with the files of each owner by name."""
+    """An implementation of `moyin.jobs.ports.NamedFiles` in memory, by owner and file name."""
 
     def __init__(self, files: Mapping[tuple[str, str], Artifact] | None = None) -> None:
         self.files = dict(files or {})
@@ -96,7 +96,7 @@ class RecordingTelemetry:
 
 
 class StaticAuthenticator:
-    """An authenticator of the keys in ``identities``, which a test may change at any time."""
+    """An authenticator that accepts the keys in ``identities``, which tests may change."""
 
     def __init__(self, identities: Mapping[str, Identity]) -> None:
         self.identities = dict(identities)
@@ -107,7 +107,7 @@ class StaticAuthenticator:
         return self.identities[credential]
 
     async def authenticate_event_token(self, token: str) -> Identity:
-        """Return the identity of a token, which must be restricted to a job."""
+        """Return the identity for an event token, which is restricted to one job."""
         if token not in self.identities or self.identities[token].job is None:
             raise InvalidToken("the event token is not valid")
         return self.identities[token]

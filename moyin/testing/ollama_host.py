@@ -1,6 +1,6 @@
-"""Provides a fake Ollama host for unit tests, with the answers of a real Ollama 0.17.4.
+"""Provides a fake Ollama host for unit tests, with the responses of a real Ollama 0.17.4.
 
-It has no model: every answer is ``Hi``, a letter per line, and takes as long as the test wants.
+It has no model: every answer is ``Hi``, sent one letter per line, at a pace that the test sets.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _LOGPROBS = [
 
 
 class FakeOllamaHost:
-    """An HTTP server with the calls of an Ollama host that concern models.
+    """An HTTP server that implements the calls of Ollama's API that concern models.
 
     Attributes:
         url: URL of this server while it is running.
         models: capabilities of the models on the disk, by name with its tag.
         weights: name of the weights of a model, if it is not the model's own name.
-        remote: names of models that another service runs for the host.
+        remote: names of models that another service, not this host, runs.
         resident: names of the models in memory, as ``/api/ps`` lists them.
         parallel: number of calls that run at a time; further calls wait.
-        may_show: models are described while it is set.
+        may_show: event; ``/api/show`` responds while it is set.
         failing: True if calls of models fail.
-        may_end: calls end while it is set.
+        may_end: event; answers end while it is set.
         received: method, path and body of each request other than those that list models.
     """
 

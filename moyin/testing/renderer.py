@@ -29,14 +29,14 @@ class FakeRenderer:
 
     Attributes:
         busy: set when a prompt has been submitted.
-        held: event for which all prompts wait; it is set at first.
+        held: event that all prompts wait for; set initially.
         failure: error that unfinished prompts raise, or None.
         started: ids of submitted prompts, in order.
         interrupted: history record that `cancel` returns.
         cancelled: ids of cancelled prompts.
         prepared: ids of prepared prompts.
         bodies: response bodies of `get`, by path.
-        seconds: the time that every run takes.
+        seconds: the duration of every run in seconds.
         runs: the runs that have not been settled, in order; tests may add open ones.
     """
 

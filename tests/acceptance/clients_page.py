@@ -1,4 +1,4 @@
-"""The snippets of docs/clients.md, and of other pages, that tests run as they stand there."""
+"""Extracts the snippets of docs/clients.md and other pages, which tests run unchanged."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def list_snippets(page: Path = PAGE) -> Mapping[str, tuple[str, str]]:
 
 
 def fill_in(name: str, *, url: str, model: str) -> str:
-    """Return a snippet of configuration with a gateway's address and a model in it."""
+    """Return a configuration snippet with a gateway's address and a model filled in."""
     _, text = list_snippets()[name]
     return text.replace("http://GATEWAY", url).replace("auto", model)
 
 
 def write_snippets(folder: Path) -> None:
-    """Write the snippets of programs as ``page_NAME``; those in JavaScript export their constants."""
+    """Write the program snippets to files ``page_NAME``; JavaScript exports its constants."""
     for name, (kind, text) in list_snippets().items():
         if (suffix := _SUFFIXES.get(kind)) is None:
             continue

@@ -1,4 +1,4 @@
-"""Runs clients of ComfyUI that others wrote: where they are, and what they get to render."""
+"""Runs third-party clients of ComfyUI and provides the graphs that they render."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ WIDTH, HEIGHT = 40, 24
 
 @dataclass(frozen=True)
 class Clients:
-    """The environment that ``scripts/comfyui_clients.sh`` made.
+    """The environment that ``scripts/comfyui_clients.sh`` has installed.
 
     Attributes:
-        home: stands in for the user's, where clients keep what they like.
+        home: a folder that replaces the user's home, where clients store files.
     """
 
     folder: Path
@@ -40,19 +40,21 @@ class Clients:
         return self.folder / "frontend" / "comfyui_frontend_package" / "static"
 
     def python(self, script: str, *arguments: str) -> Any:
-        """What ``clients/<script>`` tells in its last line."""
-        return self._told([str(self.folder / "bin" / "python"), str(_SCRIPTS / script), *arguments])
+        """Run ``clients/<script>`` in Python, and return the JSON in its last line of output."""
+        return self._run_script(
+            [str(self.folder / "bin" / "python"), str(_SCRIPTS / script), *arguments]
+        )
 
     def node(self, script: str, *arguments: str) -> Any:
-        """The same by Node.js, which looks for packages beside the script."""
+        """Run a script beside its packages with Node.js, and return the JSON in its last line."""
         shutil.copy(_SCRIPTS / script, self.home)
         beside = self.home / "node_modules"
         if not beside.exists():
             beside.symlink_to(self.folder / "node" / "node_modules")
-        return self._told(["node", str(self.home / script), *arguments])
+        return self._run_script(["node", str(self.home / script), *arguments])
 
     def comfy(self, *arguments: str) -> subprocess.Popen[str]:
-        """`comfy-cli`, which tells in JSON what it does, and nobody else."""
+        """Start `comfy-cli`, which reports its progress as JSON and sends no telemetry."""
         return subprocess.Popen(
             [str(self.folder / "bin" / "comfy"), *arguments],
             env=self.env, cwd=self.home, text=True,
@@ -69,7 +71,7 @@ class Clients:
             "COMFY_NO_TELEMETRY": "1",
         }
 
-    def _told(self, command: list[str]) -> Any:
+    def _run_script(self, command: list[str]) -> Any:
         process = subprocess.Popen(
             command, env=self.env, cwd=self.home, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -84,7 +86,7 @@ class Clients:
 
 
 class Graphs:
-    """Graphs that nobody has rendered before, in ``graphs.json`` of ``folder``."""
+    """Creates ``graphs.json`` in ``folder``, with graphs that were never rendered before."""
 
     def __init__(self, folder: Path) -> None:
         self.color = next(_colors)
@@ -164,5 +166,5 @@ def _saved(images: list[Any]) -> dict[str, Any]:
 
 
 def _titled(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Some clients know nodes by their titles."""
+    """Return a node with a title, because some clients find nodes by their titles."""
     return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}

@@ -1,4 +1,4 @@
-"""What the suites of others run against, and how they score."""
+"""Fixtures for third-party test suites, and the counting of their results."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def text_gateway(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextGateway]:
-    """The models app without Ray, over a real llama.cpp and over a model that obeys."""
+    """Run the models app without Ray, with a real llama.cpp and the scripted model as back ends."""
     with running(llama, tmp_path_factory.mktemp("gateway")) as text_gateway:
         yield text_gateway
 
 
 @pytest.fixture(scope="session")
 def text_clients() -> TextClients:
-    """Clients of text in environments of their own."""
+    """Return the installed text clients, each of which has its own environment."""
     return install_text_clients()
 
 
@@ -104,7 +104,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def _refuse_other_failures(
     report: pytest.TestReport, limit: Limit | None, call: pytest.CallInfo[None]
 ) -> None:
-    """A limit excuses the failure that it speaks of, and no other."""
+    """Fail a test whose failure does not match the evidence of its known limit."""
     if limit is None or call.excinfo is None or not hasattr(report, "wasxfail"):
         return
     if re.search(limit.evidence, str(call.excinfo.value)) is None:

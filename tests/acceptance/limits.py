@@ -1,6 +1,6 @@
-"""What the suites ask for and don't get, with the reason of each. docs/clients.md shows this list.
+"""Lists the third-party tests that must fail, with reasons; docs/clients.md shows this list.
 
-A test named here must fail, and for that reason: one that begins to pass is taken off the list.
+A test that is listed here must fail for the listed reason. If it passes, remove it from the list.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """Tests of a module that can't pass on a model.
+    """Tests of a module that cannot pass with a model.
 
     Attributes:
-        module: where the tests are, without ``test_``.
-        names: of the functions; of one case, ``function[case``; of one class, ``Class.function``.
-        evidence: a pattern of what the failure says; a test that fails in another way is not excused.
-        certain: the test always fails; else it depends on what the model happens to say.
+        module: the module of the tests, without ``test_``.
+        names: the tests: ``function``, one case as ``function[case``, or ``Class.function``.
+        evidence: a pattern that the failure's text must match; other failures are not excused.
+        certain: True if the tests always fail; False if that depends on the model's output.
     """
 
     module: str
@@ -29,7 +29,7 @@ class Limit:
     certain: bool = True
 
     def covers(self, module: str, model: str, name: str) -> bool:
-        """``name`` is a whole one: ``Class.function[case-model]``."""
+        """Return True if the limit applies to a test, such as ``Class.function[case-model]``."""
         if (module, model) != (f"test_{self.module}", self.model):
             return False
         path, _, case = name.partition("[")
@@ -205,5 +205,5 @@ LIMITS = (
 
 
 def limit_of(module: str, model: str, name: str) -> Limit | None:
-    """The limit that keeps a test from passing, if one does."""
+    """Return the limit that applies to a test, or None."""
     return next((limit for limit in LIMITS if limit.covers(module, model, name)), None)

@@ -1,4 +1,4 @@
-"""Real Ollama servers, and a gateway before them in a thread of its own."""
+"""Runs real Ollama servers, and a gateway in front of them in its own thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOON = 15
 
 @dataclass(frozen=True, kw_only=True)
 class OllamaGateway:
-    """The models app over Ollama hosts. ``url`` without ``/v1``; the key has every scope."""
+    """A models app before Ollama hosts; ``url`` has no ``/v1``, the key has every scope."""
 
     url: str
     api_key: str
@@ -39,7 +39,7 @@ class OllamaGateway:
         return {"authorization": f"Bearer {self.api_key}"}
 
     def call(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """Return the answer to a call below ``/v1/ollama``."""
+        """Send a request to a path below ``/v1/ollama``, and return the response."""
         return httpx.request(
             method, self.ollama_url + path, json=body, headers=self.headers, timeout=120
         )
@@ -57,7 +57,7 @@ class OllamaGateway:
 def gateway_before(
     folder: Path, hosts: list[str], rules: dict[str, Any] | None = None, **backend: Any
 ) -> Iterator[OllamaGateway]:
-    """Run a gateway before these hosts, which serves whatever they have unless told otherwise."""
+    """Run a gateway for these hosts; without ``rules`` it serves every model that they have."""
     folder.mkdir(exist_ok=True)
     config = {"name": "gpu", "type": "ollama", "hosts": hosts, **backend}
     with (
@@ -71,7 +71,7 @@ def gateway_before(
 
 @pytest.fixture(scope="session")
 def ollama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
-    """A server with the models ``CHAT`` and ``TOOLS``, which runs two calls at a time."""
+    """Run an Ollama server with the models ``CHAT`` and ``TOOLS``, and two concurrent calls."""
     folder = tmp_path_factory.mktemp("ollama")
     server = OllamaServer(folder, folder / "models", OLLAMA_NUM_PARALLEL="2")
     with server.running():
@@ -83,7 +83,7 @@ def ollama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaSe
 def small_ollama_server(
     ollama_server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OllamaServer]:
-    """Another with the same models, which runs one call and lets one wait for the scheduler."""
+    """Run a server with the same models, one call at a time, and a queue for one further call."""
     models = Path(ollama_server.environment["OLLAMA_MODELS"])
     server = OllamaServer(
         tmp_path_factory.mktemp("small-ollama"),
@@ -101,7 +101,7 @@ def small_ollama_server(
 def ollama_gateway(
     ollama_server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OllamaGateway]:
-    """A gateway that serves what the first server has."""
+    """Run a gateway that serves the models of ``ollama_server``."""
     folder = tmp_path_factory.mktemp("ollama-gateway")
     with gateway_before(folder, [ollama_server.url]) as gateway:
         yield gateway
@@ -111,7 +111,7 @@ def ollama_gateway(
 def ollama_relay(
     ollama_gateway: OllamaGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """URL of ``moyin connect ollama``, for clients that send no key."""
+    """Run ``moyin connect ollama`` for clients that send no key, and yield its URL."""
     profile = {"MOYIN_URL": ollama_gateway.url, "MOYIN_API_KEY": ollama_gateway.api_key}
     process = subprocess.Popen(
         [sys.executable, "-m", "moyin.cli.main", "connect", "ollama", "--port", "0"],

@@ -1,7 +1,7 @@
-"""Checks bodies and events against the models of the ``openai`` package, more strictly than it does.
+"""Validates bodies and events strictly against the types of the ``openai`` package.
 
-The package coerces nothing here, requires what its types require, and knows every member: one that
-its types do not have fails the check unless it is one of Moyin's documented extensions.
+No value is converted, all required members must exist, and unknown members are errors, except
+Moyin's documented extensions.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ _ANSWERS: list[tuple[str, TypeAdapter[Any]]] = [
 
 
 def check_response(response: httpx.Response) -> None:
-    """Check an answer or an error in JSON; a hook for the client of OpenAI's SDK."""
+    """Validate a JSON response or error; used as a hook in the client of OpenAI's SDK."""
     if _is_json(response):
         response.read()
         _check_content(response)
 
 
 async def check_response_async(response: httpx.Response) -> None:
-    """Check as `check_response` does, for the asynchronous SDK."""
+    """Validate a response like `check_response`, for the asynchronous SDK."""
     if _is_json(response):
         await response.aread()
         _check_content(response)
@@ -120,11 +120,11 @@ def _check_content(response: httpx.Response) -> None:
 def check(
     kind: TypeAdapter[Any], body: bytes | str, extensions: frozenset[str] = frozenset()
 ) -> Any:
-    """Return the body as an object of the package's type, which may have these further members.
+    """Return the body as an object of the package's type, which may have the given extensions.
 
     Raises:
-        ValidationError: the type does not allow it.
-        AssertionError: a member is neither of the type nor an extension.
+        ValidationError: the body does not match the type.
+        AssertionError: a member is neither in the type nor an extension.
     """
     value = kind.validate_json(body, strict=True)
     unknown = sorted(set(_unknown(value, "")) - extensions)
@@ -133,21 +133,21 @@ def check(
 
 
 def check_error(body: bytes | str) -> Any:
-    """Check the body of a refusal, or the last event of a broken stream of chat completions."""
+    """Validate the body of an error response, or the last event of an interrupted chat stream."""
     data = from_json(body)
     assert data.keys() - EXTENSIONS == {"error"}, body
     return check(ERROR, to_json(data["error"]))
 
 
 def stream_data(body: bytes) -> list[bytes]:
-    """Return the data of all events, without the last one of chat completions."""
+    """Return the data of all events of a chat stream, without the final ``[DONE]``."""
     data = [frame.data for frame in FrameSplitter().feed(body) if frame.data is not None]
     assert data, body
     return [one for one in data if one != b"[DONE]"]
 
 
 def _unknown(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of members which the types do not have, without extensions."""
+    """Yield the paths of members that neither the types nor the extensions contain."""
     if isinstance(value, BaseModel):
         for name in value.model_extra or ():
             if name not in EXTENSIONS:

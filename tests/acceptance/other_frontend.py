@@ -1,6 +1,6 @@
-"""The gateway with another version of ComfyUI's page: its files from a folder, all else the gateway's.
+"""Serves another version of ComfyUI's frontend from a folder, and forwards the rest to the gateway.
 
-A gateway takes such a folder from MOYIN_COMFYUI_FRONTEND; this saves starting a second farm.
+A gateway would take that folder from MOYIN_COMFYUI_FRONTEND; this saves the start of a second farm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECONDS = 60
 
 @contextmanager
 def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
-    """Serve it from a thread; gives the URL."""
+    """Serve the frontend from a thread, and yield its URL."""
     ready: Future[str] = Future()
     loop = asyncio.new_event_loop()
     done = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The scores of the suites, as a table for the terminal and for docs/clients.md."""
+"""Formats the results of third-party test suites as tables for the terminal and docs/clients.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How one test of a suite ended: passed, failed, limit (a known one) or skipped."""
+    """The outcome of a test: ``passed``, ``failed``, ``limit`` (a known one) or ``skipped``."""
 
     suite: str
     model: str
@@ -28,7 +28,7 @@ class Score:
 
 
 def scores_table(scores: Iterable[Score]) -> list[str]:
-    """Markdown: a row for each suite and model, then what suites themselves left out."""
+    """Return a Markdown table with a row per suite and model, and the tests that suites skipped."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     skipped: dict[str, set[str]] = {}
     for score in scores:
@@ -55,7 +55,7 @@ def _left_out(skipped: dict[str, set[str]]) -> Iterator[str]:
 
 
 def limits_table() -> list[str]:
-    """Markdown: every test that a model can't pass, and why."""
+    """Return a Markdown table of all tests that a model cannot pass, with the reasons."""
     lines = ["| suite | on | tests | why |", "|---|---|---|---|"]
     for limit in LIMITS:
         names = ", ".join(f"`{name.replace('[', ': ')}`" for name in limit.names)
@@ -66,10 +66,10 @@ def limits_table() -> list[str]:
 
 
 def write(page: Path, name: str, lines: list[str]) -> None:
-    """Put ``lines`` between the page's marks of that name."""
+    """Replace the part of the page between the marks called ``name`` by ``lines``."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     head, found, rest = page.read_text().partition(begin)
     _, closed, tail = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"{page} has no place for {name}")
+        raise ValueError(f"{page} has no marks for the section {name}")
     page.write_text("\n".join([head + begin, "", *lines, "", end]) + tail)

@@ -1,9 +1,8 @@
-"""A model that always does as it is told, behind OpenAI's chat completions.
+"""A deterministic mock model behind OpenAI's chat completions, which calls every tool it should.
 
-The smallest real model can't be relied on to call a tool; this one calls every tool that it should,
-with arguments drawn from the prompt and the tool's schema. So what fails on it is the gateway's
-fault. It takes nothing on trust: a request that OpenAI's own OpenAPI document doesn't allow is
-answered 400, and so fails the test that caused it.
+The smallest real models do not call tools reliably. This one takes the arguments from the prompt
+and the tool's schema, so that every failure is the gateway's fault. A request that violates
+OpenAI's own OpenAPI document gets status 400, and so fails the test that caused it.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _WORDS = re.compile(r"\S+\s*")
 
 
 def new_scripted_app() -> web.Application:
-    """Serves ``POST /v1/chat/completions`` and ``/v1/embeddings`` for any model name."""
+    """Return an app with ``/v1/chat/completions`` and ``/v1/embeddings`` for any model name."""
     spec = SpecLoader(str(files("llm_comply.specs").joinpath("openai_chat.json")))
 
     async def complete(request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        if problems := spec.validate(_given(body), "CreateChatCompletionRequest"):
+        if problems := spec.validate(_without_nulls(body), "CreateChatCompletionRequest"):
             return web.json_response(_refusal(problems[0]), status=400)
         answer = _Answer(body)
         if not body.get("stream"):
@@ -48,9 +47,9 @@ def new_scripted_app() -> web.Application:
 
     async def embed(request: web.Request) -> web.Response:
         body = await request.json()
-        if problems := spec.validate(_given(body), "CreateEmbeddingRequest"):
+        if problems := spec.validate(_without_nulls(body), "CreateEmbeddingRequest"):
             return web.json_response(_refusal(problems[0]), status=400)
-        return web.json_response(_vectors(body))
+        return web.json_response(_make_vectors(body))
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
@@ -63,19 +62,19 @@ def new_scripted_app() -> web.Application:
     return app
 
 
-def _given(value: Any) -> Any:
-    """``value`` without members that are null: the document allows more of them than its reader."""
+def _without_nulls(value: Any) -> Any:
+    """Return ``value`` without null members, which the document allows, unlike its validator."""
     if isinstance(value, dict):
-        return {name: _given(item) for name, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _refusal(problem: str) -> dict[str, Any]:
     return {"error": {"message": f"not in the specification: {problem}"[:500], "type": "strict"}}
 
 
-def _vectors(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A text's vector is its length and its first character, in the form that is asked for."""
+def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return vectors of a text's length and first character, in the requested encoding."""
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     vectors = [array("f", [len(text), ord(text[0])]) for text in inputs]
     packs = body.get("encoding_format") == "base64"
@@ -92,16 +91,16 @@ def _vectors(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Answer:
-    """What the model says to one request."""
+    """The scripted answer to one request."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._head = {"id": "chatcmpl-scripted", "created": 1, "model": body["model"]}
         self._include_usage = (body.get("stream_options") or {}).get("include_usage", False)
-        prompt = _prompt(body)
+        prompt = _get_prompt(body)
         self._thought = _THOUGHT if body.get("reasoning_effort") not in (None, "none") else ""
-        self._calls = _calls(body, prompt)
+        self._calls = _choose_calls(body, prompt)
         text = "" if self._calls else _text(body, prompt)
-        self._text, self._finish = _cut(text, body)
+        self._text, self._finish = _truncate(text, body)
         if self._calls:
             self._finish = "tool_calls"
         self._usage: dict[str, Any] = {
@@ -156,8 +155,8 @@ class _Answer:
         return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
 
 
-def _prompt(body: Mapping[str, Any]) -> str:
-    """The last text that a user wrote: agents write what they know of the place before it."""
+def _get_prompt(body: Mapping[str, Any]) -> str:
+    """Return the user's last text; agents prepend other texts that describe their environment."""
     for message in reversed(body["messages"]):
         if message["role"] == "user":
             content = message["content"]
@@ -167,14 +166,14 @@ def _prompt(body: Mapping[str, Any]) -> str:
     return ""
 
 
-def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
+def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
     """Return a call of the tool that the client forces, or of the first that was not called yet.
 
     When the prompt says "parallel", return a call of every tool.
     """
     functions = [tool["function"] for tool in body.get("tools") or ()]
     choice = body.get("tool_choice") or ("auto" if functions else "none")
-    called = _called(body["messages"])
+    called = _list_called_tools(body["messages"])
     if choice == "none" or not functions or (choice == "auto" and called):
         return []
     functions = [f for f in functions if f["name"] not in called] or functions
@@ -188,15 +187,15 @@ def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
             "type": "function",
             "function": {
                 "name": function["name"],
-                "arguments": _filled(_demanded(function), prompt),
+                "arguments": _filled(_get_schema(function), prompt),
             },
         }
         for number, function in enumerate(functions)
     ]
 
 
-def _demanded(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of a tool's arguments; only those required if the client says it is lax."""
+def _get_schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema of a tool's arguments; of a non-strict tool, only the required ones."""
     schema = function.get("parameters") or {}
     if function.get("strict") is not False or "required" not in schema:
         return schema
@@ -204,8 +203,8 @@ def _demanded(function: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**schema, "properties": properties}
 
 
-def _called(messages: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the tools that were called since a user last spoke."""
+def _list_called_tools(messages: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of the tools that were called since the last message of the user."""
     names: set[str] = set()
     for message in reversed(messages):
         if message["role"] == "user":
@@ -225,8 +224,8 @@ def _text(body: Mapping[str, Any], prompt: str) -> str:
     return _TEXT
 
 
-def _cut(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
-    """``text`` up to the first stop sequence and within the limit; and the finish reason."""
+def _truncate(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
+    """Return ``text`` up to a stop sequence or the token limit, and the finish reason."""
     stops = body.get("stop") or ()
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.partition(stop)[0]
@@ -240,33 +239,33 @@ def _cut(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
 def _filled(schema: Mapping[str, Any], prompt: str) -> str:
     numbers = chain((int(n) for n in re.findall(r"\d+", prompt)), iter(lambda: 1, None))
     quoted = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
-    value = _value(schema, schema, numbers, quoted)
+    value = _make_value(schema, schema, numbers, quoted)
     return json.dumps(value, ensure_ascii=False)
 
 
-def _value(
+def _make_value(
     schema: Mapping[str, Any],
     root: Mapping[str, Any],
     numbers: Iterator[int],
     quoted: Iterator[str],
 ) -> Any:
-    """Something that fits ``schema``: numbers and quoted words of the prompt, in their order."""
+    """Return a value that matches ``schema``, made of the prompt's numbers and quoted words."""
     if (reference := schema.get("$ref")) is not None:
         target: Any = root
         for name in reference.removeprefix("#/").split("/"):
             target = target[name]
-        return _value(target, root, numbers, quoted)
+        return _make_value(target, root, numbers, quoted)
     for members in ("anyOf", "oneOf", "allOf"):
         if members in schema:
-            return _value(schema[members][0], root, numbers, quoted)
+            return _make_value(schema[members][0], root, numbers, quoted)
     if "enum" in schema or "const" in schema:
         return schema.get("const", (schema.get("enum") or [None])[0])
     match schema.get("type"):
         case "object":
             properties = schema.get("properties") or {}
-            return {n: _value(s, root, numbers, quoted) for n, s in properties.items()}
+            return {n: _make_value(s, root, numbers, quoted) for n, s in properties.items()}
         case "array":
-            return [_value(schema.get("items") or {}, root, numbers, quoted)]
+            return [_make_value(schema.get("items") or {}, root, numbers, quoted)]
         case "integer" | "number":
             return next(numbers)
         case "boolean":

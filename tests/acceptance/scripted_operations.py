@@ -1,7 +1,7 @@
-"""Moderations, rerankings, speech, transcriptions and pictures of a back end that checks all.
+"""A mock back end for moderations, rerankings, speech, transcriptions and pictures.
 
-As strict as `tests.acceptance.scripted`: what OpenAI's own OpenAPI document doesn't allow is answered
-400. Rerankings, which that document lacks, are checked by hand.
+Like `tests.acceptance.scripted`, it rejects requests that violate OpenAI's own OpenAPI document
+with status 400. It checks rerankings by hand, because the document does not contain them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CATEGORIES = (
 
 
 class OperationServer:
-    """Serves the calls below ``/v1``.
+    """Serves the operations below ``/v1``.
 
     Attributes:
         uploads: the files of the last form, by field, with their names and types.
@@ -59,7 +59,7 @@ class OperationServer:
             )
 
     async def _read_form(self, request: web.Request, shape: str) -> dict[str, Any]:
-        """Return a form as the document has it: files as text, numbers as numbers, lists as lists."""
+        """Return a form with the types in the document: files as text, numbers, and lists."""
         assert request.content_length is not None
         self.uploads = {}
         body: dict[str, Any] = {}
@@ -188,7 +188,7 @@ async def _send_events(request: web.Request, events: list[dict[str, Any]]) -> we
 
 
 def operations_backend(url: str) -> dict[str, Any]:
-    """A back end with a model for each operation, and prices by each unit."""
+    """Return the configuration of a back end with a priced model for each operation."""
     speech = ["transcription", "translation"]
     models = [
         {"name": "omni-moderation-latest", "abilities": ["moderation"], "price": 0},

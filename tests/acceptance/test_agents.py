@@ -1,4 +1,4 @@
-"""Agents that people use, unchanged and set up as docs/clients.md says, on the scripted model."""
+"""Tests coding agents, unchanged and configured as docs/clients.md says, on the scripted model."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_continue_answers(
 
 
 def _new_folders(parent: Path) -> tuple[Path, Path]:
-    """Return a new home and a new folder to work in."""
+    """Create and return a new home folder and a new working folder."""
     home, workspace = parent / "home", parent / "workspace"
     home.mkdir()
     workspace.mkdir()

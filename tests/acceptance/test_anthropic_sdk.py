@@ -1,4 +1,4 @@
-"""Anthropic's own SDK in real use: on Claude's wire, on llama.cpp, on the model that obeys."""
+"""Tests Anthropic's SDK with Claude's API format, llama.cpp and the scripted model as back ends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def client(text_gateway: TextGateway) -> Iterator[anthropic.Anthropic]:
 
 
 def text_of(message: Any) -> str:
-    """Return the text of a message that begins with it."""
+    """Return the text of a message whose first block is text."""
     text: str = message.content[0].text
     return text
 
@@ -121,7 +121,7 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
 
     @beta_tool
     def get_weather(city: str) -> str:
-        """The weather of a city.
+        """Return the weather of a city.
 
         Args:
             city: its name

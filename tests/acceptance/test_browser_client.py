@@ -1,4 +1,4 @@
-"""The TypeScript client in a real browser, on a page without TLS."""
+"""Tests the TypeScript client in a real browser, on a page without TLS."""
 
 from __future__ import annotations
 

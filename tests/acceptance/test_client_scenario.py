@@ -1,4 +1,4 @@
-"""The Python and the TypeScript client do the same scenario on a real stack, whose gateway is killed."""
+"""Runs one scenario with the Python and TypeScript clients while the gateway is killed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SECONDS = 420
 
 
 def kill_gateways(stack: RunningStack) -> int:
-    """Kill every replica of the gateway, so that no stream outlives it; return the pid of the last."""
+    """Kill every replica of the gateway to break all streams; return the last one's pid."""
     pids = [victims.kill_one(stack.data, GATEWAY) for _ in victims.processes(stack.data, GATEWAY)]
     return pids[-1]
 
 
 def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], list[int]]:
-    """Return the results of one client, and the gateways that were killed meanwhile."""
+    """Run one client, and return its results and the pids of the killed gateways."""
     # ComfyUI keeps results, so that only another duration makes the render take its time again.
     seconds = 10 + secrets.randbelow(1_000_000) / 1e6
     variables = {

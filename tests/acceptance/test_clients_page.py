@@ -1,4 +1,4 @@
-"""The lines of docs/clients.md that need no environment of their own; the others run beside them."""
+"""Runs the snippets of docs/clients.md that need no separate environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HERE = {"langchain", "litellm-behind", "omit", "sdks"}
 
 
 def run(name: str, gateway: TextGateway) -> list[Any]:
-    """Run a snippet in Python, and return the values of its lines that only make something."""
+    """Run a Python snippet, and return the values of its expressions."""
     values: list[Any] = []
     variables = {"gateway": gateway.url, "key": gateway.api_key, "model": SCRIPTED}
     _, text = list_snippets()[name]

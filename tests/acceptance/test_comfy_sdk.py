@@ -1,4 +1,4 @@
-"""`comfy-sdk`, the official client of the Comfy API v2, unchanged, on a whole farm."""
+"""Tests `comfy-sdk`, the official client of the Comfy API v2, unchanged, on a whole farm."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def async_comfy(comfy: Comfy, gateway: RunningStack) -> AsyncIterator[Asyn
 
 
 def red_and_blue() -> bytes:
-    """A PNG of two pixels."""
+    """Return a PNG with a red and a blue pixel."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -149,7 +149,7 @@ def test_a_list_goes_on_from_page_to_page(comfy: Comfy) -> None:
         comfy.jobs.get(job_id).result()
 
 
-def test_a_picture_from_here_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) -> None:
+def test_a_stored_picture_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) -> None:
     source = tmp_path / "two pixels.png"
     source.write_bytes(red_and_blue())
     asset = comfy.assets.from_file(source)

@@ -1,6 +1,6 @@
-"""Clients of ComfyUI that others wrote, unchanged, on a whole farm.
+"""Tests third-party clients of ComfyUI, unchanged, on a whole farm.
 
-Some can't send a key; they find the farm by `moyin comfyui connect`.
+Clients that cannot send a key connect through `moyin comfyui connect`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PATIENCE = 120
 
 @pytest.fixture(scope="module")
 def farm(gateway: RunningStack) -> StackClient:
-    """Of which a ComfyUI is up: clients look at its nodes."""
+    """Return a client of the farm, once a ComfyUI is ready whose nodes the tested clients list."""
     plain = StackClient(gateway.url, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": _warm_up()})
     plain.wait(job, {"succeeded"}, _PATIENCE)
@@ -41,7 +41,7 @@ def farm(gateway: RunningStack) -> StackClient:
 
 @pytest.fixture(scope="module")
 def here(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
-    """The farm as a ComfyUI of this machine: its URL."""
+    """Make the farm available as a ComfyUI on this machine, and yield its URL."""
     with connected(gateway) as url:
         yield url
 
@@ -56,7 +56,7 @@ def graphs(tmp_path: Path) -> Graphs:
     return Graphs(tmp_path)
 
 
-def test_comfy_cli_runs_and_tells(
+def test_comfy_cli_runs_and_reports_progress(
     clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
 ) -> None:
     told = _events(_run(clients, graphs.file(tmp_path, "slow"), here), 0)
@@ -72,7 +72,7 @@ def test_comfy_cli_runs_and_tells(
     _made(farm, envelope["data"]["prompt_id"])
 
 
-def test_comfy_cli_tells_what_went_wrong(
+def test_comfy_cli_reports_errors(
     clients: Clients, graphs: Graphs, here: str, tmp_path: Path
 ) -> None:
     told = _events(_run(clients, graphs.file(tmp_path, "broken"), here), 1)
@@ -191,7 +191,7 @@ def _at(url: str) -> list[str]:
 
 
 def _events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
-    """What a run of `comfy` told, to its end."""
+    """Return all events that a run of `comfy` prints."""
     out, err = process.communicate(timeout=_PATIENCE)
     assert process.returncode == status, f"{out}\n{err}"
     return [json.loads(line) for line in out.splitlines()]
@@ -212,7 +212,7 @@ def _parts(color: int) -> tuple[int, int, int]:
 
 
 def _made(farm: StackClient, job_id: str) -> None:
-    """It is a job like any other."""
+    """Assert that the client's prompt is also a normal job of the farm."""
     job = farm.job(job_id)
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
 

@@ -50,8 +50,8 @@ _ICONS = """async () => Promise.all(
   }))"""
 
 
-class FrontendFolders:
-    """The page, signed in; `told` is what its WebSocket has heard."""
+class FrontendPage:
+    """A signed-in page; ``told`` contains the messages that its WebSocket has received."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -65,12 +65,14 @@ class FrontendFolders:
         self.page.get_by_test_id("queue-button").first.click()
 
     def hear(self, kind: str) -> None:
-        """Wait for a message of that type."""
+        """Wait for a WebSocket message of this type."""
         for _ in range(_PATIENCE * 10):
             if any(message["type"] == kind for message in self.told):
                 return
             self.page.wait_for_timeout(100)
-        raise AssertionError(f"no {kind} among {[message['type'] for message in self.told]}")
+        raise AssertionError(
+            f"no message of type {kind} among {[message['type'] for message in self.told]}"
+        )
 
     def _listen(self, socket: WebSocket) -> None:
         socket.on("framereceived", self._hear)
@@ -83,7 +85,7 @@ class FrontendFolders:
 @pytest.fixture(params=[_OWN, _NEWER])
 def frontend(
     request: pytest.FixtureRequest, gateway: RunningStack, tmp_path: Path
-) -> Iterator[FrontendFolders]:
+) -> Iterator[FrontendPage]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
@@ -108,7 +110,7 @@ def frontend(
             },
         )
         assert known.ok, known.text()
-        frontend = FrontendFolders(context.pages[0])
+        frontend = FrontendPage(context.pages[0])
         if request.param == _OWN:
             frontend.page.goto(f"{gateway.url}/comfy/")
             frontend.page.fill("#key", gateway.api_key)
@@ -122,7 +124,7 @@ def frontend(
         yield frontend
 
 
-def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFolders) -> None:
+def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage) -> None:
     assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
     frontend.read_profile(picture(color))
@@ -137,7 +139,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFold
     assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
 
 
-def test_a_running_prompt_is_cancelled(frontend: FrontendFolders, gateway: RunningStack) -> None:
+def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningStack) -> None:
     frontend.read_profile(sleepy(60, next(_colors)))
     frontend.run()
     frontend.hear("executing")

@@ -1,14 +1,14 @@
-"""ComfyUI's own tests of a server (``tests/execution``, which ComfyUI ships), through the gateway.
+"""Runs ComfyUI's own server tests (``tests/execution``) against the gateway.
 
-The tests start servers by `python main.py --port …`. Here, `python` starts nothing, and at that
-port is the farm, by `moyin comfyui connect` with the key of a new tenant, whose history is empty as
-that of a new ComfyUI. The repetitions of ``TestExecution`` for other options of ComfyUI's cache are
-left out.
+The tests start servers by `python main.py --port …`. Here that command starts nothing; the farm
+listens at the port through `moyin comfyui connect`, with the key of a new tenant, whose history is
+empty like that of a new ComfyUI. Repetitions of ``TestExecution`` for other cache options of
+ComfyUI are left out.
 
-Measured on one long-lived ComfyUI 0.3.75 on 2026-11-28, in the order of the files' names: 98 of these
-100 tests pass. ``test_lazy_input`` fails because earlier files' tests have left its picture in the
-cache, ``test_offset_beyond_history_length_returns_empty`` because the history has more than a hundred
-entries by then. So ``test_execution.py`` comes first here, and all 100 must pass.
+On one long-lived ComfyUI 0.3.75 (2026-11-28), 98 of these 100 tests pass in the order of the file
+names. ``test_lazy_input`` fails because tests of earlier files have left its picture in the cache,
+and ``test_offset_beyond_history_length_returns_empty`` because the history then has more than a
+hundred entries. So ``test_execution.py`` runs first here, and all 100 tests must pass.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_comfyuis_own_tests_pass(gateway: RunningStack, comfyui: ComfyUI, tmp_pa
 
 
 def _run(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[str, str], str]:
-    """Return the outcome of each test by its name, and what pytest printed."""
+    """Run the tests, and return the outcome of each by name, and pytest's output."""
     python, torch, report = folder / "bin" / "python", folder / "torch.py", folder / "report.xml"
     python.parent.mkdir()
     python.write_text(_PYTHON)

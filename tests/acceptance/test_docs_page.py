@@ -1,4 +1,4 @@
-"""Swagger UI of an app, in a real browser that reaches nothing but the gateway."""
+"""Tests an app's Swagger UI in a real browser that can reach only the gateway."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FLAGS = (
 
 @pytest.fixture
 def accounts_app(tmp_path: Path) -> Iterator[AccountsApp]:
-    """The accounts app, which stands for all: the page is the same."""
+    """Run the accounts app; all apps have the same Swagger page."""
     settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
     migrate(settings.sql_url)
     with (

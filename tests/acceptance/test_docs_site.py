@@ -1,4 +1,4 @@
-"""The documentation site, built by its own environment and read in a real browser."""
+"""Builds the documentation site in its own environment, and reads it in a real browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder in which `pages` was made into `site`."""
+    """Build the documentation site from `pages` into `site`, and return the folder of both."""
     assert _PYTHON.exists(), "the site's generator is missing: run `make site-environment`"
     folder = tmp_path_factory.mktemp("docs")
     command = [str(_PYTHON), "scripts/docs_site.py"]

@@ -1,4 +1,4 @@
-"""instructor, which makes pydantic models out of answers and asks again where they don't fit."""
+"""Tests instructor, which parses answers into pydantic models and retries invalid answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LangChain's own standard tests of chat models, through its three clients."""
+"""Runs LangChain's standard tests of chat models with its three clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORDS, _OBJECT = 16, 64
 
 @pytest_asyncio.fixture(autouse=True, scope="module", loop_scope="session")
 async def _close_clients() -> AsyncIterator[None]:
-    """LangChain keeps its HTTP clients for later and closes none of them."""
+    """Close LangChain's cached HTTP clients, which LangChain itself never closes."""
     yield
     # By `type`: `isinstance` asks the object for its class, and a proxy that Temporal's workflow
     # sandbox left behind raises then.
@@ -45,7 +45,7 @@ async def _close_clients() -> AsyncIterator[None]:
 
 
 class _Suite(ChatModelIntegrationTests):
-    """The tests as they are; what a model can do is said here, as LangChain wants it."""
+    """LangChain's unchanged tests; its properties declare the abilities of the model."""
 
     MODEL: ClassVar[str] = SCRIPTED
     text_gateway: TextGateway
@@ -144,7 +144,7 @@ class _ThroughOllama(_Suite):
 
 
 class TestOpenAI(_ThroughOpenAI):
-    """On the model that obeys."""
+    """Runs the tests with the OpenAI client on the scripted model."""
 
 
 class TestOpenAIOnLlama(_ThroughOpenAI):
@@ -152,7 +152,7 @@ class TestOpenAIOnLlama(_ThroughOpenAI):
 
 
 class TestAnthropic(_ThroughAnthropic):
-    """On the model that obeys."""
+    """Runs the tests with the Anthropic client on the scripted model."""
 
 
 class TestAnthropicOnLlama(_ThroughAnthropic):
@@ -160,7 +160,7 @@ class TestAnthropicOnLlama(_ThroughAnthropic):
 
 
 class TestOllama(_ThroughOllama):
-    """On the model that obeys."""
+    """Runs the tests with the Ollama client on the scripted model."""
 
 
 class TestOllamaOnLlama(_ThroughOllama):

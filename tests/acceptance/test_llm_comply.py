@@ -1,4 +1,4 @@
-"""llm-comply: its own cases, one test each, against the vendors' OpenAPI documents."""
+"""Runs llm-comply's cases, one test each, against the vendors' OpenAPI documents."""
 
 from __future__ import annotations
 

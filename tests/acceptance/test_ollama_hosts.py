@@ -1,4 +1,4 @@
-"""Several real Ollama hosts behind one gateway: models in memory, full queues, a host that dies."""
+"""Tests several real Ollama hosts behind a gateway: loaded models, full queues, a killed host."""
 
 from __future__ import annotations
 
@@ -142,11 +142,12 @@ def _ask(*, stream: bool = False, **options: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
-    """Let the host refuse every call that needs another context than the model has now.
+    """Fill the host's queue, so that it refuses calls that need another context length.
 
-    An Ollama refuses none of the calls to a model as it is loaded: they wait at the model. Its
-    queue has the calls for which it must load a model first, here once more since they want
-    another context, and it waits with that until the call that has the model ends.
+    An Ollama host does not refuse calls to a model as it is loaded: they wait at the model. Its
+    queue holds calls that need a model loaded first. The calls here need another context length, so
+    the model must be loaded again for them, and the host waits with that until the running call
+    ends.
     """
     async with (
         aiohttp.ClientSession(host.url) as http,
@@ -179,7 +180,7 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
 
 
 async def _load(host: OllamaServer, *, is_loaded: bool) -> None:
-    """Load the model, or unload it and wait for the end of its process."""
+    """Load the model, or unload it and wait until its process has ended."""
     body = {"model": CHAT, "keep_alive": "30m" if is_loaded else 0, "stream": False}
     await asyncio.to_thread(host.call, "POST", "/api/generate", body)
 
@@ -195,7 +196,7 @@ async def _list_loaded(host: OllamaServer) -> list[Any]:
 
 
 async def _is_chosen(http: aiohttp.ClientSession, host: str) -> bool:
-    """Ask where a call would go, without a call that would load the model there."""
+    """Return whether a call would be routed to the host, without a call that loads the model."""
     body = {"model": CHAT, "messages": [_HELLO], "max_tokens": 1}
     async with http.post("/v1/route", json=body) as response:
         found: bool = (await response.json())["chosen"]["backend"] == host
@@ -217,7 +218,7 @@ async def _session(gateway: OllamaGateway) -> AsyncIterator[aiohttp.ClientSessio
 async def _open_two(
     http: aiohttp.ClientSession, **options: Any
 ) -> tuple[aiohttp.ClientResponse, aiohttp.ClientResponse]:
-    """Open two streams at once, each of which has begun."""
+    """Open two streams concurrently, and return them once both have begun."""
 
     async def open_stream() -> aiohttp.ClientResponse:
         response = await http.post("/v1/ollama/api/generate", json=_ask(stream=True, **options))

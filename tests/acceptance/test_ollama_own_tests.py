@@ -1,8 +1,8 @@
-"""Ollama's own tests of a server, `integration/` of its module, through the gateway.
+"""Runs Ollama's own server tests (`integration/` of its Go module) through the gateway.
 
-These are all whose model ours can be: some use the model whose name they are given, others models
-of Ollama's library, whose names copies of ours have. What is left needs a GPU, pictures, or what so
-small a model cannot do, such as calling tools.
+The tests either use a model whose name is configurable, or models of Ollama's library, for which
+copies of our model have the same names. Tests are left out if they need a GPU, pictures, or
+abilities that so small a model lacks, such as tool calls.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MODELFILE = f'FROM {CHAT}\nPARAMETER temperature 0\nLICENSE "Apache 2.0"\n'
 
 @pytest.fixture(scope="module", autouse=True)
 def _models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
-    """Have the server's model under all names of the tests, and remove them."""
+    """Copy the server's model to all names that the tests use, and remove the copies at the end."""
     ollama_server.create(_MODEL, _MODELFILE)
     for name in _NAMES[1:]:
         ollama_server.call("POST", "/api/copy", {"source": _MODEL, "destination": name})
@@ -104,7 +104,7 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
 
 
 def _run(url: str, pattern: str) -> tuple[set[str], str]:
-    """Run the tests against a server; return the names of those that passed, and what they print."""
+    """Run the tests against a server; return the names of those that passed, and the output."""
     folder = find_ollama()
     done = subprocess.run(
         [

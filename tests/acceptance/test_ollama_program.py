@@ -1,4 +1,4 @@
-"""The program `ollama` and others that send no key, through ``moyin connect ollama``."""
+"""Tests `ollama` and other programs that send no key, through ``moyin connect ollama``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ollama's own SDK in real use: on llama.cpp, on Claude's wire, on the model that obeys."""
+"""Tests Ollama's SDK with llama.cpp, Claude's API format and the scripted model as back ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Person(BaseModel):
 
 
 def get_weather(city: str) -> str:
-    """The weather of a city.
+    """Return the weather of a city.
 
     Args:
         city: its name
@@ -103,7 +103,7 @@ def test_a_tool_is_called_and_its_result_read(client: ollama.Client, model: str)
 
 def test_parallel_tools_come_in_a_stream(client: ollama.Client) -> None:
     def tomorrow(city: str) -> str:
-        """The weather of tomorrow."""
+        """Return tomorrow's weather."""
         return city
 
     chunks = client.chat(

@@ -1,4 +1,4 @@
-"""A real Ollama behind the gateway: what clients get is what the server says."""
+"""Tests that clients behind the gateway get the same answers as directly from a real Ollama."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_answers_are_the_servers_own(
     assert {piece["model"] for piece in pieces} == {body["model"]}
 
 
-def test_a_conversation_goes_on_by_its_context(client: ollama.Client) -> None:
+def test_a_conversation_continues_by_its_context(client: ollama.Client) -> None:
     options = {"num_predict": 6, "temperature": 0}
     first = client.generate(CHAT, "My name is Ada.", options=options)
     alone = client.generate(CHAT, "What is my name?", options=options)
@@ -185,7 +185,7 @@ def test_the_server_is_alive(ollama_gateway: OllamaGateway, ollama_server: Ollam
     assert ollama_gateway.call("HEAD", "/").status_code == 200
 
 
-def test_a_model_that_is_there_is_pulled(client: ollama.Client) -> None:
+def test_an_existing_model_is_pulled(client: ollama.Client) -> None:
     assert client.pull(CHAT).status == "success"
     assert [progress.status for progress in client.pull(TOOLS, stream=True)][-1] == "success"
 
@@ -284,7 +284,7 @@ def test_the_package_of_npm(
 
 
 def _settled(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer without the times, which differ, and with numbers rounded."""
+    """Return the answer without its durations, and with rounded numbers."""
     kept = {name: value for name, value in answer.items() if name not in _TIMES}
     rounded: dict[str, Any] = json.loads(
         json.dumps(kept), parse_float=lambda text: round(float(text), 3)

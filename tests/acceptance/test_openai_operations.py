@@ -1,4 +1,4 @@
-"""OpenAI's own SDK, with its strict validation, in the calls besides chats, and rerankings."""
+"""Tests OpenAI's SDK with strict validation in calls other than chats, and rerankings."""
 
 from __future__ import annotations
 
@@ -227,5 +227,5 @@ def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None
 
 
 def _check_strictly(shape: Any, value: Any) -> None:
-    """Check that a value which the SDK constructed has all that the SDK's model of it requires."""
+    """Assert that an object built by the SDK has every member that its type requires."""
     TypeAdapter(shape).validate_python(value.to_dict(), strict=True)

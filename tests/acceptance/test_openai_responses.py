@@ -1,4 +1,4 @@
-"""OpenAI's own SDK on the Responses API: on llama.cpp, on Claude's protocol, on the scripted model."""
+"""Tests OpenAI's SDK with the Responses API on llama.cpp, Claude's API and the scripted model."""
 
 from __future__ import annotations
 

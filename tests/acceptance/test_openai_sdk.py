@@ -1,4 +1,4 @@
-"""OpenAI's own SDK in real use: on llama.cpp, on Claude's wire, on the model that obeys."""
+"""Tests OpenAI's SDK with llama.cpp, Claude's API format and the scripted model as back ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Person(BaseModel):
 
 
 class GetWeather(BaseModel):
-    """The weather of a city."""
+    """Get the weather of a city."""
 
     city: str
 
@@ -117,7 +117,7 @@ def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) ->
         ({"suffix": "x"}, "suffix"),
     ],
 )
-def test_what_a_chat_has_not_is_refused_by_name(
+def test_members_that_a_chat_lacks_are_refused_by_name(
     client: openai.OpenAI, model: str, changes: dict[str, Any], field: str
 ) -> None:
     ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}

@@ -1,7 +1,7 @@
-"""Every answer, error and stream event of the OpenAI routes is valid by OpenAI's own types.
+"""Tests that every response, error and event of the OpenAI routes matches OpenAI's own types.
 
-On every kind of back end: llama.cpp, its Anthropic side and the model that obeys; and servers that
-speak the wires of Claude, Ollama and OpenAI and what models can do beyond that, such as reasoning.
+The back ends are llama.cpp, also through its Anthropic API, the scripted model, and servers with
+the APIs of Claude, Ollama and OpenAI that use further features, such as reasoning.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ WISHES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 class Caller:
-    """Asks whole and streamed, and checks all that comes back."""
+    """Sends requests with and without streaming, and validates all responses."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -103,7 +103,7 @@ def able(name: str, **place: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
-    """Run the app over servers of the three wires; ``v-…`` make vectors."""
+    """Run the app with servers of the three API formats; models named ``v-…`` return vectors."""
     async with WireServer().running() as server:
         claude = able("claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY")
         ollama = able("ollama", type="ollama", hosts=[server.url])
@@ -195,7 +195,7 @@ async def test_refusals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
-    """A stream that breaks ends with a valid event; an answer that is none is a valid error."""
+    """A broken stream ends with a valid event, and a malformed answer gives a valid error."""
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
         serving(tmp_path, backend(kind, upstream.url)) as models_app,

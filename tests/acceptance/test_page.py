@@ -1,4 +1,4 @@
-"""docs/clients.md tells the truth about what does not work."""
+"""Tests that docs/clients.md lists exactly the known limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page of another origin follows a render with an event token alone, in a real browser."""
+"""Tests that a page of another origin follows a render in a browser with only an event token."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ function follow() {
 
 
 class BreakableRelay:
-    """Forwards TCP connections to the gateway until `cut` breaks those that are open."""
+    """Forwards TCP connections to the gateway; `cut` breaks the open connections."""
 
     def __init__(self, gateway: str) -> None:
         self._address = (urlsplit(gateway).hostname or "", urlsplit(gateway).port or 0)
@@ -68,7 +68,7 @@ class BreakableRelay:
         self._threads[0].start()
 
     def cut(self) -> None:
-        """Break all connections; new ones are forwarded as before."""
+        """Break all open connections; new connections are forwarded as before."""
         for near in tuple(self._open):
             with suppress(OSError):  # the browser may have closed it meanwhile
                 near.shutdown(socket.SHUT_RDWR)
@@ -90,7 +90,7 @@ class BreakableRelay:
                 self._threads[-1].start()
 
     def _forward(self, near: socket.socket) -> None:
-        """Copy bytes both ways until either side ends."""
+        """Copy bytes in both directions until either side closes."""
         with near, socket.create_connection(self._address) as far, suppress(OSError):
             other = {near: far, far: near}
             while True:

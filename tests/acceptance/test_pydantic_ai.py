@@ -1,4 +1,4 @@
-"""pydantic-ai: agents with tools and typed outputs, through three clients."""
+"""Tests pydantic-ai agents with tools and typed outputs, through three clients."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Person(BaseModel):
 
 
 @asynccontextmanager
-async def _asking(text_gateway: TextGateway, through: str, model: str) -> AsyncIterator[Model]:
-    """``model`` behind one of the clients that pydantic-ai knows."""
+async def _open_model(text_gateway: TextGateway, through: str, model: str) -> AsyncIterator[Model]:
+    """Yield ``model``, called through one of the clients that pydantic-ai supports."""
     if through == "anthropic":
         async with AsyncAnthropic(
             base_url=text_gateway.url, api_key=text_gateway.api_key
@@ -51,7 +51,7 @@ async def _asking(text_gateway: TextGateway, through: str, model: str) -> AsyncI
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
 async def test_text_whole_and_streamed(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _asking(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, through, model) as llm:
         agent = Agent(llm, instructions="Be kind.")
         whole = await agent.run("Say hello.", model_settings={"max_tokens": 16})
         assert whole.output
@@ -66,7 +66,7 @@ async def test_text_whole_and_streamed(text_gateway: TextGateway, through: str, 
 async def test_a_typed_output_by_schema(
     text_gateway: TextGateway, through: str, model: str
 ) -> None:
-    async with _asking(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, through, model) as llm:
         agent = Agent(llm, output_type=NativeOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
@@ -75,7 +75,7 @@ async def test_a_typed_output_by_schema(
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
 async def test_a_typed_output_by_tool(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _asking(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, through, model) as llm:
         agent = Agent(llm, output_type=ToolOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
@@ -86,12 +86,12 @@ async def test_a_typed_output_by_tool(text_gateway: TextGateway, through: str, m
 async def test_a_tool_and_then_the_answer(
     text_gateway: TextGateway, through: str, model: str
 ) -> None:
-    async with _asking(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, through, model) as llm:
         agent = Agent(llm, retries=0)
         asked: list[str] = []
 
         def get_weather(city: str) -> str:
-            """The weather of a city."""
+            """Return the weather of a city."""
             asked.append(city)
             return "Sunny."
 
@@ -104,7 +104,7 @@ async def test_a_tool_and_then_the_answer(
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("through", THROUGH)
 async def test_a_picture_is_carried(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _asking(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, through, model) as llm:
         agent = Agent(llm)
         picture = BinaryContent(PNG, media_type="image/png")
         result = await agent.run(["What is it?", picture], model_settings={"max_tokens": 8})

@@ -1,4 +1,4 @@
-"""Clients that others wrote, against a farm that is really up."""
+"""Tests third-party text clients against a real farm."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Clients and frameworks for text that others wrote, unchanged, on the scripted model.
+"""Tests third-party text clients and frameworks, unchanged, on the scripted model.
 
-One process runs all checks of one client (``text_clients``), and each check is a test here.
+One process runs all checks of a client (``text_clients``), and each check is a test here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The TypeScript client's own tests and the examples of docs/jobs.md and of its README, against scripted servers."""
+"""Runs the TypeScript client's own tests, and the examples of docs/jobs.md and its README."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_example(
     page: Path = ROOT / "docs" / "jobs.md",
     name: str = "client-typescript",
 ) -> subprocess.CompletedProcess[str]:
-    """Run the example as JavaScript, which it is as well, inside the package that it imports."""
+    """Run an example as JavaScript inside the package that it imports; return the process."""
     build_typescript_client()
     kind, text = list_snippets(page)[name]
     assert kind == "ts"

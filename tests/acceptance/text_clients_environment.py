@@ -1,4 +1,4 @@
-"""The clients of text that ``scripts/text_clients.sh`` installs, and how tests run them."""
+"""Installs the text clients of ``scripts/text_clients.sh``, and runs their scripts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SECONDS = 240
 
 @dataclass(frozen=True, kw_only=True)
 class TextClients:
-    """The installed clients.
+    """The environments of the installed clients.
 
     Attributes:
-        python: of the environment with openai-agents and LiteLLM.
-        frameworks: of the one with LlamaIndex and Haystack, which need other versions.
+        python: the interpreter of the environment with openai-agents and LiteLLM.
+        frameworks: the interpreter for LlamaIndex and Haystack, which need other versions.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class TextClients:
 
 
 def install_text_clients() -> TextClients:
-    """Install the clients, unless an earlier run did, or skip the test where that can't be done."""
+    """Install the clients unless that was done before; skip the test if it is impossible."""
     install = subprocess.run(
         [str(ROOT / "scripts" / "text_clients.sh")],
         env={**os.environ, "PYTHON": sys.executable},
@@ -61,10 +61,10 @@ def install_text_clients() -> TextClients:
 
 
 def run_script(command: list[str], folder: Path) -> Any:
-    """Run a script of ``text_clients`` beside the page's snippets; return the JSON in its last line.
+    """Run a script of ``text_clients`` with the page's snippets; return the JSON in its last line.
 
     Args:
-        command: the program, the script's name, its arguments.
+        command: the program, the script's name, and its arguments.
     """
     program, script, *arguments = command
     shutil.copytree(_SCRIPTS, folder, dirs_exist_ok=True)

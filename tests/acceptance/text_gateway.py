@@ -1,4 +1,4 @@
-"""The models app in a thread of its own, so that clients which block can be used as they are."""
+"""Runs the models app in its own thread, so that blocking clients can be used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PNG = base64.b64decode(
 
 @dataclass(frozen=True, kw_only=True)
 class TextGateway:
-    """``url`` without ``/v1``."""
+    """A running models app; ``url`` has no ``/v1``."""
 
     url: str
     api_key: str
@@ -52,7 +52,7 @@ class TextGateway:
 
 @contextmanager
 def running(llama: str, folder: Path) -> Iterator[TextGateway]:
-    """The app over llama.cpp and the scripted model, for as long as the block lasts."""
+    """Run the app with llama.cpp and the scripted model as back ends during the block."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(_serving(llama, folder)) as text_gateway,
@@ -83,7 +83,7 @@ async def _upstream() -> AsyncIterator[str]:
 
 
 def _small(llama: str) -> dict[str, Any]:
-    """llama.cpp holds any model to a schema by a grammar; this one's template knows no tools."""
+    """Return llama.cpp's configuration: a grammar enforces schemas, but there are no tools."""
     backend = local(llama)
     [model] = backend["models"]
     model |= {"schema": True}

@@ -1,4 +1,4 @@
-"""Builds the TypeScript client with `scripts/typescript_client.sh`, or skips the test where Node.js is missing."""
+"""Builds the TypeScript client with `scripts/typescript_client.sh`, if Node.js exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_NODE, _NOT_INSTALLED = 3, 4
 
 
 def build_typescript_client(*arguments: str) -> str:
-    """Build the client and its tests, and return what the script printed."""
+    """Build the client and its tests, and return the script's output."""
     done = subprocess.run(
         [str(ROOT / "scripts" / "typescript_client.sh"), *arguments],
         env={**os.environ, "PYTHON": sys.executable},

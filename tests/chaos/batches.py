@@ -1,9 +1,9 @@
-"""A batch of text requests, while every process that takes part in it is killed once.
+"""Runs a batch of text requests while every process that takes part in it is killed once.
 
-``python -m tests.chaos.batches`` starts a farm, measures interactive calls without and with a batch,
-kills one process after another while the batch runs, and checks that each line was answered or
-failed once and was billed once. ``--lines`` sets the size (20,000); names of parts as arguments:
-only these are killed. The figures are those of docs/batches.md.
+``python -m tests.chaos.batches`` starts a farm, measures interactive calls without and with a
+batch, kills one process after another while the batch runs, and checks that each line was answered
+or failed once and was billed once. ``--lines`` sets the size (20,000). Arguments are the names of
+the parts to kill, by default all. The results are the figures in docs/batches.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 class MockModel:
-    """Answers each chat after ``seconds``, and counts how often it was asked what."""
+    """Answers each chat after ``seconds``, and counts the requests with each prompt."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -93,7 +93,7 @@ async def _list_models(_: web.Request) -> web.Response:
 
 @contextmanager
 def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator[None]:
-    """Let the farm's models app have the model, and take it away again."""
+    """Add the model to the farm's models app during the block."""
     path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
     before = path.read_text()
     config = yaml.safe_load(before)
@@ -117,7 +117,7 @@ def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator
 
 @dataclass(kw_only=True)
 class BatchRun:
-    """One batch on a farm, seen by a client that is patient with what chaos does to it."""
+    """One batch on a farm, with a client that retries its calls during failures."""
 
     gateway: RunningStack
     lines: int
@@ -133,7 +133,7 @@ class BatchRun:
         self.id = self.gateway.run("batches", "submit", str(file)).stdout.strip()
 
     def get(self) -> dict[str, Any]:
-        """The batch, as soon as somebody answers."""
+        """Return the batch, retrying until the gateway answers."""
         deadline = time.monotonic() + 240
         while True:
             try:
@@ -165,7 +165,7 @@ class BatchRun:
         self.wait(lambda batch: batch["status"] == "cancelled", 120)
 
     def kill_all(self, parts: Sequence[str]) -> None:
-        """Kill one part after another while the batch runs: each when the batch has gone on."""
+        """Kill the parts one after the other, each after the batch has made progress."""
         for number, part in enumerate(parts):
             share = (number + 0.5) / (len(parts) + 1)
             self.wait(lambda batch, share=share: _done(batch) >= share * self.lines, 300)  # type: ignore[misc]
@@ -178,7 +178,7 @@ class BatchRun:
             victims.wait_for_another(self.gateway.data, PARTS[part], killed, before, 240)
 
     def check(self, model: MockModel) -> None:
-        """Check that each line has one result, and that each answer is billed once."""
+        """Assert that each line has one result, and that each answer is billed once."""
         batch = self.wait(lambda found: found["status"] in _ENDED, 600)
         refused = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
         assert batch["status"] == "completed", batch
@@ -216,7 +216,7 @@ class BatchRun:
 
 
 def measure_calls(gateway: RunningStack, count: int) -> list[float]:
-    """Seconds of interactive calls of the same model, one after the other, sorted."""
+    """Return the sorted seconds of consecutive interactive calls of the same model."""
     body = {"model": _MODEL, "messages": [{"role": "user", "content": "interactive"}]}
     took = []
     with httpx.Client(
@@ -256,7 +256,7 @@ def _done(batch: dict[str, Any]) -> int:
 
 
 def _text_farm_env(folder: Path) -> dict[str, str]:
-    """Return the environment of a farm that renders nothing."""
+    """Return the environment variables of a farm without renders."""
     config = shipped_config()
     config["applications"] = [
         app for app in config["applications"] if not app["name"].startswith("render-")

@@ -1,4 +1,4 @@
-"""How long ComfyUIs were busy by their own logs, which know nothing of Moyin's measurements."""
+"""Measures how long ComfyUIs were busy from their own logs, independently of Moyin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Execution:
     """An execution of a graph with a node ``Busy``.
 
     Attributes:
-        ended: False if the process was killed meanwhile; ``seconds`` are then those of the node.
+        ended: False if the process was killed during the execution; ``seconds`` are then those that
+            the node had run.
     """
 
     seconds: float
@@ -24,7 +25,7 @@ class Execution:
 
 
 def list_executions(data: Path) -> list[Execution]:
-    """The executions of all ComfyUIs of the stack, or the farm, over ``data``."""
+    """Return the executions of all ComfyUIs of the stack with the data folder ``data``."""
     folders = sorted((data / "comfyui" / "run").iterdir())
     return [execution for folder in folders for execution in _read(folder)]
 

@@ -1,4 +1,4 @@
-"""A plain HTTP client of the gateway, patient with what chaos does to it."""
+"""A plain HTTP client of the gateway that retries during failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FINAL = {"succeeded", "failed", "cancelled"}
 
 
 class StackClient:
-    """Posts jobs and watches them by polling, trying again while the gateway is hurt."""
+    """Submits jobs and polls them, retrying while the gateway is unavailable."""
 
     def __init__(self, url: str, api_key: str) -> None:
         self._url = url
@@ -25,7 +25,7 @@ class StackClient:
         return str(job["id"])
 
     def submit_patiently(self, body: dict[str, Any], seconds: float) -> str:
-        """Submit until it is accepted, with one key for all attempts."""
+        """Submit a job with one idempotency key until it is accepted; return the job's id."""
         key = secrets.token_hex(8)
         deadline = time.monotonic() + seconds
         while True:
@@ -46,7 +46,7 @@ class StackClient:
         return self._raw("GET", url)
 
     def wait(self, job_id: str, until: set[str], seconds: float) -> dict[str, Any]:
-        """The job once its status is one of ``until``."""
+        """Wait until the job's status is one of ``until``, and return the job."""
         return self.wait_until(job_id, lambda job: job["status"] in until, seconds)
 
     def wait_until(self, job_id: str, done: Any, seconds: float) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class StackClient:
             if done(job):
                 return job
             time.sleep(0.1)
-        raise AssertionError(f"not there after {seconds} s: {job}")
+        raise AssertionError(f"the job did not reach the status within {seconds} s: {job}")
 
     def _call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         return json.loads(self._raw(method, path, body, **headers))

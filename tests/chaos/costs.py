@@ -1,10 +1,11 @@
-"""An accelerated hour of renders with a price, while processes are killed, and what was booked.
+"""Checks the booked costs of an accelerated hour of renders during which processes are killed.
 
-``python -m tests.chaos.costs`` starts a stack with several ComfyUIs. Renders of various lengths succeed,
-fail, are cancelled and are retried, and every few seconds a ComfyUI, an actor, the pool or the worker of
-jobs dies. At the end the sum over the jobs, the sum of the ledger, what the tenant's budget has spent and the
-time for which the ComfyUIs were busy by their own logs are compared: the first three must be equal, and the
-last within 1 %, as far as actors were not lost. ``--seconds`` is the work in seconds of a GPU (3,600), ``--actors`` how many share it.
+``python -m tests.chaos.costs`` starts a stack with several ComfyUIs. Renders of various lengths
+succeed, fail, are cancelled and are retried, and every few seconds a ComfyUI, an actor, the pool or
+the jobs worker is killed. At the end, four sums are compared: the costs of the jobs, the ledger,
+the spending of the tenant's budget, and the busy time in the ComfyUIs' own logs. The first three
+must be equal, and the last within 1 %, except for actors that were lost. ``--seconds`` is the work
+in seconds of a GPU (3,600), and ``--actors`` is the number of actors that share it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _MAX_ERROR = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much of everything; ``every``: seconds between kills."""
+    """The amounts of work; ``every`` is the number of seconds between kills."""
 
     seconds: float = 3600.0
     actors: int = 4
@@ -63,7 +64,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """What was booked and what ComfyUI's logs say."""
+    """The booked costs, and the busy times in ComfyUI's logs."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
@@ -92,7 +93,7 @@ class Report:
 
 
 async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
-    """Run it; `Report.problems` says what is not as it should be."""
+    """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report, dice = Report(), random.Random(plan.seed)
     database = Database(gateway.settings.sql_url)
     killing = asyncio.create_task(_kill(gateway, plan, report))
@@ -189,7 +190,7 @@ async def _call(
     accepts: tuple[int, ...] = (200, 202),
     **options: Any,
 ) -> Any:
-    """Call until the gateway answers; the calls are safe to repeat."""
+    """Repeat a call until the gateway answers, which is safe for these calls; return the body."""
     deadline = time.monotonic() + 300
     while True:
         try:
@@ -217,7 +218,7 @@ async def _list_jobs(client: httpx.AsyncClient) -> list[Any]:
 
 
 async def _wait_for_rows(database: Database) -> list[UsageEntry]:
-    """All runs, once no more are booked; cancelled ones are booked after their jobs ended."""
+    """Return all ledger rows of renders, once no more are added after the jobs have ended."""
     before = None
     while before != (rows := await _list_rows(database)):
         before = rows
@@ -226,7 +227,7 @@ async def _wait_for_rows(database: Database) -> list[UsageEntry]:
 
 
 async def _wait_for_budget(client: httpx.AsyncClient) -> Decimal:
-    """What the budget has spent, once nothing is reserved any more."""
+    """Return what the budget has spent, once nothing is reserved any more."""
     while True:
         [budget] = (await _call(client, "GET", "/v1/usage"))["budgets"]
         if Decimal(budget["reserved_usd"]) == 0:

@@ -1,4 +1,4 @@
-"""The accounts app as it is, but for a leak: it keeps some memory at every request."""
+"""The accounts app with a deliberate memory leak at every request."""
 
 # No `from __future__ import annotations` here, for the reason that deployments.accounts.builder has.
 
@@ -16,7 +16,7 @@ _LEAK_BYTES = 8 * 2**20
 
 
 class LeakyAccounts(Accounts):
-    """`Accounts` in every other respect."""
+    """Behaves like `Accounts`, but leaks memory at every request."""
 
     def __serve_build_asgi_app__(self) -> Any:
         app = super().__serve_build_asgi_app__()

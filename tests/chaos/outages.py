@@ -1,8 +1,8 @@
-"""How long clients feel the death of each part of a farm.
+"""Measures for how long clients notice the death of each part of a farm.
 
 ``python -m tests.chaos.outages`` starts a farm, calls every app in every protocol without a pause,
-kills one process after another and prints the table of docs/operations.md. Names of parts as
-arguments: only these. The exit status is 1 if a client ever got what it should not.
+kills one process after another and prints the table of docs/operations.md. Arguments are the names
+of the parts to kill, by default all. The exit status is 1 if a client ever got a wrong response.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _QUIET_SECONDS = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Outage:
-    """What clients noticed after one kill.
+    """The failures that clients noticed after one kill.
 
     Attributes:
-        killed: moment of `time.monotonic`.
-        calls: all that ended since.
-        render: seconds that a picture took which was submitted right after the kill.
+        killed: time of the kill by `time.monotonic`.
+        calls: all calls that ended since the kill.
+        render: seconds that a render took which was submitted right after the kill.
     """
 
     part: str
@@ -76,7 +76,7 @@ class Outage:
     render: float
 
     def felt(self, service: str) -> str:
-        """The cell of the table: how long, and what clients got."""
+        """Return the table's cell for a service: the length of the outage, and the responses."""
         felt = [
             (call.ended - self.killed, "waits" if call.outcome == "ok" else call.outcome)
             for call in self.calls
@@ -96,7 +96,7 @@ class Outage:
 
 @contextmanager
 def watching(gateway: RunningStack) -> Iterator[Watch]:
-    """Clients at work on a farm that is well."""
+    """Run clients against a farm on which everything works."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"
@@ -107,7 +107,7 @@ def watching(gateway: RunningStack) -> Iterator[Watch]:
 
 
 def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
-    """kill -9 of the oldest process that is ``part``; return when all is well again."""
+    """Kill the oldest process of ``part`` with SIGKILL, and return once everything works again."""
     before = len(victims.processes(gateway.data, PARTS[part]))
     assert before >= 1, f"there is no {part}"
     killed = time.monotonic()
@@ -121,7 +121,7 @@ def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
 
 
 def _render(client: StackClient) -> float:
-    """Seconds until a picture is there, of a client that does not give up."""
+    """Return the seconds until a picture is rendered, with retries."""
     began = time.monotonic()
     workflow = picture(next(_colors))
     job_id = client.submit_patiently({"kind": "render", "workflow": workflow}, 240)

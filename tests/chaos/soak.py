@@ -1,7 +1,7 @@
-"""Many jobs of many owners on several ComfyUIs while something is killed every few seconds.
+"""Runs many jobs of many owners on several ComfyUIs while processes are killed every few seconds.
 
-``python -m tests.chaos.soak`` (`make soak`) runs it as the issue asks for it: 500 jobs of 20 owners
-on 4 ComfyUIs, a kill -9 every 10 s. `test_soak.py` runs a smaller one on the shared farm.
+``python -m tests.chaos.soak`` (`make soak`) runs 500 jobs of 20 owners on 4 ComfyUIs, with a kill
+-9 every 10 s. `test_soak.py` runs a smaller version on the shared farm.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ _RECOVERY_SECONDS = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much of everything.
+    """The amounts of work and of kills.
 
     Attributes:
-        every: seconds between kills; ``rounds`` of one of each kind, None: until all is done.
-        work: seconds that a graph sleeps, from and to.
+        every: seconds between kills.
+        rounds: number of kills of each kind of process; None to continue until all jobs have ended.
+        work: minimum and maximum of the seconds for which a graph sleeps.
         patience: seconds after which a job counts as lost.
     """
 
@@ -63,7 +64,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """What happened. ``tries``: how many render steps were begun how often."""
+    """The results; ``tries`` counts render steps by the number of times they were begun."""
 
     jobs: int = 0
     seconds: float = 0.0
@@ -89,10 +90,10 @@ class Report:
 async def farm(
     comfyui: ComfyUI, folder: Path, actors: int, **more: Any
 ) -> AsyncIterator[RunningStack]:
-    """A stack with as many ComfyUIs on one logical card; nothing of it is left at the end.
+    """Run a stack with several ComfyUIs on one logical card, and delete it at the end.
 
     Args:
-        more: more of the render pool's ``args``.
+        more: further ``args`` of the render pool.
     """
     env = farm_env(comfyui, folder, **more)
     path = Path(env["MOYIN_SERVE_CONFIG"])
@@ -111,7 +112,7 @@ async def farm(
 
 
 async def soak(gateway: RunningStack, plan: Plan) -> Report:
-    """Run it; `Report.problems` says what is not as it should be."""
+    """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report = Report(jobs=plan.jobs)
     keys = await _keys(gateway, plan.owners)
     await _all_there(gateway, plan.actors)
@@ -145,7 +146,7 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
 async def _owner(
     gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
 ) -> list[str]:
-    """Submit all, wait for all, fetch all results; returns the jobs' ids."""
+    """Submit all jobs of an owner, wait for them, fetch the results, and return the job ids."""
     async with _Caller(gateway.url, key, plan.patience, report) as caller:
         ids: list[str] = []
         for graph in graphs:
@@ -180,7 +181,7 @@ async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> No
 
 
 class _Caller:
-    """One owner's client. Calls are safe to repeat, and are repeated until they are answered."""
+    """The client of one owner; it repeats calls until they are answered, which is safe here."""
 
     def __init__(self, url: str, key: str, patience: float, report: Report) -> None:
         self._patience = patience
@@ -255,7 +256,7 @@ async def _all_there(gateway: RunningStack, actors: int) -> None:
 
 
 async def _recovered(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
-    """As many of everything as there were."""
+    """Check that as many processes of each kind run as before."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (now := await asyncio.to_thread(_counts, gateway)) != before:
         if time.monotonic() > deadline:
@@ -265,7 +266,7 @@ async def _recovered(gateway: RunningStack, before: dict[str, int], report: Repo
 
 
 async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> None:
-    """One result and one artifact of each job in the database, all of them different pictures."""
+    """Check that each job has one result and one artifact in the database, all different."""
     database = Database(gateway.settings.sql_url)
     try:
         async with database.reading() as connection:
@@ -287,7 +288,7 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
 
 
 async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report) -> None:
-    """Of each job one workflow, in which one render step was completed."""
+    """Check that each job has one workflow, in which one render step was completed."""
     settings = gateway.settings
     client = await Client.connect(settings.temporal_address, namespace=settings.temporal_namespace)
     for job_id in ids:
@@ -306,7 +307,7 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
 
 
 def _renders(gateway: RunningStack) -> int:
-    """Prompts that ComfyUIs have said to be through with, but for those that they start with."""
+    """Return how many prompts ComfyUIs have logged as executed, without those at their start."""
     texts = [
         path.read_text(errors="replace")
         for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")

@@ -1,4 +1,4 @@
-"""kill -9 of what runs a batch: each line is answered or fails once, and is billed once."""
+"""Tests that kill -9 during a batch leaves each line with one result and one charge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every service fails alone: one hangs and is killed, the others notice nothing."""
+"""Tests that a service that hangs or is killed does not affect the other services."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
     for name in others:
         found = windows.sort(used[name])
         assert all(found[window] for window in ("quiet", "hanging", "dead")), "the others went on"
-        measured(f"{victim} hung, then killed: {name} {_told(found)}; no failure")
+        measured(f"{victim} hung, then killed: {name} {_compare_times(found)}; no failure")
 
 
 async def test_a_memory_leak_in_accounts_restarts_only_accounts(
@@ -96,7 +96,7 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
 
 
 async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
-    """Ask accounts, which keeps memory at every answer, until its replica has ended over it."""
+    """Call the leaky accounts app until its replica is ended for its memory."""
     await _until_well(lambda: _get(client, KEYS))
     [process] = victims.processes(gateway.data, victims.replica("Accounts"))
     largest = 0
@@ -120,9 +120,9 @@ def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
 
 
 class Windows:
-    """Spans of time by what was wrong in them, in turns.
+    """Time spans in which different faults are active, in turns.
 
-    The turns spread other work on the machine evenly over all kinds of spans.
+    The turns distribute other work on the machine evenly over all kinds of spans.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Windows:
         self._spans.append((name, began, time.monotonic()))
 
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
-        """What uses took, by the window in which they began; windows without any are left out."""
+        """Return the durations of calls by the window in which they began, without empty windows."""
         given = list(uses)
         found: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
         for name, start, end in self._spans:
@@ -145,7 +145,7 @@ class Windows:
 
 
 class Load:
-    """Uses services again and again. All uses must succeed."""
+    """Calls services repeatedly and fails if a call fails."""
 
     def __init__(self, uses: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
         self._uses = uses
@@ -154,7 +154,7 @@ class Load:
         self._is_over = False
 
     async def run(self, meanwhile: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
-        """Return when every use began and how long it took, while ``meanwhile`` runs."""
+        """Return the start and duration of each call by service, made while ``meanwhile`` runs."""
         async with asyncio.TaskGroup() as group:
             for name in self._uses:
                 group.create_task(self._use(name))
@@ -163,7 +163,7 @@ class Load:
         return self._used
 
     async def wait_for_each(self) -> None:
-        """Return when each service has begun to be used anew."""
+        """Wait until a new call of each service has begun."""
         for event in self._begun.values():
             event.clear()
         await asyncio.gather(*(event.wait() for event in self._begun.values()))
@@ -183,7 +183,10 @@ async def _hang_and_kill(
     windows: Windows,
     load: Load,
 ) -> None:
-    """Return when it can be used again. Each other service is used in each span of time."""
+    """Suspend and then kill a service, and wait until it works again.
+
+    Every other service is called in each of these time spans.
+    """
 
     async def at_least(seconds: float) -> None:
         await asyncio.gather(asyncio.sleep(seconds), load.wait_for_each())
@@ -248,11 +251,11 @@ async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
     await asyncio.sleep(0.1)
 
 
-def _told(found: dict[str, list[list[float]]]) -> str:
-    """Return the sentence that compares times under faults with quiet times.
+def _compare_times(found: dict[str, list[list[float]]]) -> str:
+    """Return a sentence that compares the times during faults with the quiet times.
 
-    A ratio is the median over the rounds, each compared with the quiet span before it. The one
-    span in which the service is dead is compared with all of them.
+    A ratio is the median over all rounds, each relative to the quiet span before. The single span
+    in which the service is dead is compared with all quiet spans.
     """
     quiet = [_p99(took) for took in found["quiet"]]
     before = statistics.median(quiet)
@@ -266,5 +269,5 @@ def _told(found: dict[str, list[list[float]]]) -> str:
 
 
 def _p99(seconds: list[float]) -> float:
-    """In milliseconds; of few, the longest."""
+    """Return the 99th percentile in milliseconds; of few values, the maximum."""
     return sorted(seconds)[int(len(seconds) * 0.99)] * 1e3

@@ -1,4 +1,4 @@
-"""kill -9 of every part, one at a time, while a job runs: one result, nothing left over."""
+"""Tests kill -9 of every part during a job: the job has one result, and no process is left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def client(gateway: Any) -> StackClient:
-    """A client of a farm that works: every test leaves it as it found it."""
+    """Provide a client of a working farm, which every test must leave unchanged."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"

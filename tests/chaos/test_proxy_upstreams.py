@@ -1,4 +1,4 @@
-"""Services behind the reverse proxy are killed under load."""
+"""Tests that services behind the reverse proxy are killed under load."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def _load(
 
 
 def _connections(port: int) -> int:
-    """How many connections the proxy has to an upstream."""
+    """Return the number of connections from the proxy to an upstream."""
     return sum(
         1
         for connection in psutil.Process().net_connections("tcp")

@@ -1,4 +1,4 @@
-"""The farm loses Ray, is stopped, and changed, in the middle of jobs."""
+"""Tests that the farm loses Ray, is stopped, and is reconfigured while jobs run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KILLED = ["gcs_server", "raylet"]
 
 @pytest.fixture
 def watch(gateway: RunningStack) -> Iterator[Watch]:
-    """Clients at work for as long as the test takes, who judge every answer."""
+    """Run clients that check every response during the test."""
     with watching(gateway) as watch:
         yield watch
 
@@ -106,10 +106,10 @@ def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measure
 def _under_load_and_no_job_fails(
     gateway: RunningStack, client: StackClient, measured: Measured
 ) -> int:
-    """Another share, other flags, and a second pool, while more comes than can be rendered.
+    """Change the share, the flags and the pools while more jobs arrive than can be rendered.
 
-    What runs goes on where it is, also when it takes longer than the pool may take to end.
-    Returns the pid of the ComfyUI that was there before.
+    Running renders continue in their place, even if they take longer than a pool may take to end.
+    Returns the pid of the ComfyUI that ran before.
     """
     _rendered(client, picture(next(_colors)))
     [old] = victims.processes(gateway.data, victims.comfyui)
@@ -145,7 +145,10 @@ def _changed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
-    """Tried twice, then elsewhere, and what has the same models goes there at once."""
+    """Check that a render that lacks memory is tried twice and then goes to the larger pool.
+
+    Later renders with the same models must go to that pool at once.
+    """
     first = _rendered(client, hungry(0.5, "big.safetensors"))
     again = _rendered(client, hungry(0.55, "big.safetensors"))
     small = _rendered(client, hungry(0.3, "small.safetensors"))
@@ -157,7 +160,7 @@ def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
 
 
 def _restarts(gateway: RunningStack) -> int:
-    """How often the supervisor, which says that all is ready, has started Ray again."""
+    """Return how often the supervisor has restarted Ray, once everything is ready."""
     state = json.loads(gateway.run("status", "--json").stdout)
     assert state["phase"] == "ready"
     restarts: int = state["parts"]["ray"]["restarts"]

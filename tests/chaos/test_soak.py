@@ -1,4 +1,4 @@
-"""The soak that `make soak` runs, in small."""
+"""Runs a small version of `make soak`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding the processes of a running stack, to kill them."""
+"""Finds the processes of a running stack, and kills them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.processes import confines, with_lines
 
 
 def processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
-    """Processes of the stack over ``data`` whose command line matches."""
+    """Return the processes of the stack in ``data`` whose command line matches."""
     return [process for process, line in with_lines(find_processes(str(data))) if matches(line)]
 
 
@@ -30,7 +30,7 @@ def replica(deployment: str) -> Callable[[str], bool]:
 
 
 def actor_named(name: str) -> Callable[[str], bool]:
-    """Ray's own actors and agents: their title is their name, and the method that they are at."""
+    """Match Ray's actors and agents by their process title: the name and the current method."""
     return lambda line: line.strip().partition(".")[0] == f"ray::{name}"
 
 
@@ -59,7 +59,7 @@ KILLS: dict[str, Callable[[str], bool]] = {
 
 
 def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
-    """kill -9 the oldest match; returns its pid once it is gone."""
+    """Kill the oldest matching process with SIGKILL; return its pid once it has ended."""
     victim = min(processes(data, matches), key=lambda process: process.create_time())
     victim.kill()
     psutil.wait_procs([victim], timeout=10)
@@ -69,11 +69,11 @@ def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
 def wait_for_another(
     data: Path, matches: Callable[[str], bool], dead: int, count: int, seconds: float
 ) -> float:
-    """Seconds until there are again ``count`` matches without the pid ``dead``."""
+    """Return the seconds until ``count`` matching processes run again, without the pid ``dead``."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         pids = {process.pid for process in processes(data, matches)}
         if dead not in pids and len(pids) == count:
             return time.monotonic() - began
         time.sleep(0.1)
-    raise AssertionError(f"not {count} of them again after {seconds} s")
+    raise AssertionError(f"fewer than {count} processes run again after {seconds} s")

@@ -1,4 +1,4 @@
-"""Clients that call a farm without a pause and judge every answer, while something dies."""
+"""Clients that call a farm without a pause and check every response, while processes are killed."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _comfyui_v2(body: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One request that is sent again and again.
+    """A request that is sent repeatedly.
 
     Attributes:
-        service: who answers it while all is well, as the table names it.
-        normal: the status of its answer then; of an error its code as well.
-        code: finds an error's code in its body; None, or an exception, for another shape.
+        service: the table's name of the service that answers the request in normal operation.
+        normal: the normal status of the response, and for an error also its code.
+        code: returns the code of an error response; None or an exception for another shape.
     """
 
     service: str
@@ -73,12 +73,12 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """How one request ended.
+    """The result of a request.
 
     Attributes:
         outcome: ``ok``, ``refused``, ``cut`` (the connection ended without a status), or the
             status of an outage.
-        wrong: what no client may ever get; None: nothing of the kind.
+        wrong: the problem of a response that no client may ever get, or None.
     """
 
     service: str
@@ -90,7 +90,7 @@ class Call:
 
 @dataclass
 class Watch:
-    """Calls all probes until its block ends; ``calls`` grows meanwhile."""
+    """Sends all probes until its block ends; ``calls`` grows during that time."""
 
     url: str
     grpc_port: int
@@ -101,7 +101,7 @@ class Watch:
 
     @contextmanager
     def calling(self) -> Iterator[Watch]:
-        """Call in a thread of its own for as long as the block lasts."""
+        """Send the probes in a separate thread during the block."""
         with ThreadPoolExecutor(1) as pool:
             ended = pool.submit(asyncio.run, self._run())
             try:
@@ -112,12 +112,12 @@ class Watch:
 
     @property
     def wrong(self) -> list[str]:
-        """What was answered and should not have been, each once."""
+        """Return the distinct wrong responses."""
         wrong = [call.wrong for call in self.calls if call.wrong is not None]
         return list(dict.fromkeys([*wrong, *self._held_too_long()]))
 
     def _held_too_long(self) -> Iterator[str]:
-        """Yield the calls that went on for a minute after later calls of their service had ended well."""
+        """Yield the calls that ended a minute after a later, successful call of the same service."""
         calls = list(self.calls)
         for held in calls:
             if held.ended - held.began > _HELD_SECONDS and any(
@@ -130,13 +130,13 @@ class Watch:
                 yield f"{held.service}: a call was held for {held.ended - held.began:.0f} s"
 
     def since(self, moment: float) -> list[Call]:
-        """Calls that ended after ``moment`` (of `time.monotonic`)."""
+        """Return the calls that ended after ``moment`` (by `time.monotonic`)."""
         return [call for call in list(self.calls) if call.ended >= moment]
 
     def wait_until_well(
         self, since: float, seconds: float = 3.0, patience: float = _PATIENCE_SECONDS
     ) -> None:
-        """Return when every service has answered as always for ``seconds``.
+        """Wait until every service has responded normally for ``seconds``.
 
         Raises:
             AssertionError: that is not so after ``patience`` seconds.
@@ -148,13 +148,15 @@ class Watch:
             well = {call.service for call in last if call.outcome == "ok"}
             if now - since > seconds and well == SERVICES and _all_well(last):
                 return
-        raise AssertionError(f"not well after {patience:.0f} s: {self.since(now - 1)[-20:]}")
+        raise AssertionError(
+            f"services still fail after {patience:.0f} s: {self.since(now - 1)[-20:]}"
+        )
 
     def wait_until_away(self, since: float, patience: float = 60.0) -> None:
-        """Return when no service answers as always any more.
+        """Wait until no service responds normally any more.
 
         Raises:
-            AssertionError: one still does after ``patience`` seconds.
+            AssertionError: a service still does after ``patience`` seconds.
         """
         while time.monotonic() - since < patience:
             time.sleep(0.2)
@@ -162,7 +164,7 @@ class Watch:
             away = {call.service for call in last if call.outcome != "ok"}
             if away == SERVICES and not any(call.outcome == "ok" for call in last):
                 return
-        raise AssertionError(f"still there after {patience:.0f} s")
+        raise AssertionError(f"a service still responds after {patience:.0f} s")
 
     async def _run(self) -> None:
         # Every call connects anew: a connection that is kept could hide who listens.
@@ -178,7 +180,7 @@ class Watch:
             group.create_task(self._repeat(asyncio.to_thread, self._grpc))
 
     async def _repeat(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Call until the watch ends; no call outlasts its own patience."""
+        """Repeat a call until the watch ends; each call has a timeout."""
         while not self._stop.is_set():
             self.calls.append(await call(*arguments))
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -231,7 +233,7 @@ class Watch:
 
 
 def probes(job_id: str) -> list[Probe]:
-    """Requests to every app in every protocol; most are refused early, so they cost little."""
+    """Return requests to every app in every protocol; most are cheap, as they are refused early."""
     return [
         Probe(service="gateway", method="GET", path=f"/jobs/{job_id}", normal=200),
         Probe(
@@ -269,7 +271,7 @@ def _all_well(calls: list[Call]) -> bool:
 def judge(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
-    """The outcome, and what is wrong with the answer."""
+    """Return the outcome, and the problem of a wrong response."""
     shown = f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
     if status == probe.normal and probe.normal_code is None:
         return "ok", None

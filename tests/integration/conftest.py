@@ -1,4 +1,4 @@
-"""Fixtures that several modules share."""
+"""Fixtures that several integration tests share."""
 
 from __future__ import annotations
 

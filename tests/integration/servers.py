@@ -1,4 +1,4 @@
-"""Servers for tests: Valkey and Temporal as processes of their own, and waiting for things."""
+"""Runs Valkey and Temporal as separate processes for tests."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def free_port() -> int:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody takes connections there."""
+    """Return True if a server accepts connections on the port."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
         return True
     return False
 
 
 class _Server(ABC):
-    """A server process on a fixed port that can be killed and started again on its data."""
+    """A server process on a fixed port that can be killed and restarted with its data."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -55,18 +55,18 @@ class _Server(ABC):
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """What starts it."""
+        """Return the command line of the server."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether it is up."""
+        """Return True if the server responds."""
 
 
 class ValkeyServer(_Server):
     """A Valkey server.
 
     Args:
-        durable: what is in it outlives a kill.
+        durable: True if its data must survive a kill.
     """
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
@@ -124,7 +124,7 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeySe
 
 @pytest.fixture(scope="session")
 def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
-    """For the tests that kill it."""
+    """Run a separate Temporal server for tests that kill it."""
     server = TemporalServer(tmp_path_factory.mktemp("temporal"))
     yield server
     server.kill()

@@ -1,4 +1,4 @@
-"""The folder tree is the architecture: who may import whom, and no machine's paths in it."""
+"""Tests that packages import only what the architecture allows, and no file names a local path."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def _build_groups(
         members[item.group].append(item)
     if len(members) > _MAX_GROUPS:
         raise InvalidRequest(
-            f"group_by: there are more than {_MAX_GROUPS} groups; shorten the time from `from` to "
+            f"group_by: there are more than {_MAX_GROUPS} groups; shorten the period from `from` to "
             f"`to`, or filter",
             field="group_by",
         )

@@ -1,7 +1,8 @@
-"""Runs the scenario with the Python client; the test compares what it prints with the other client's.
+"""Runs the scenario with the Python client; a test compares the output with TypeScript's.
 
-The first line of its input is JSON with the scenario and how to reach the stack. It prints JSON lines:
-``{"kill": "ID OF THE JOB"}``, after which it waits for a line, and at the end ``{"results": [...]}``.
+The first line of standard input is JSON: the scenario, and the address and key of the stack. The
+program prints ``{"kill": "ID OF THE JOB"}`` and then waits for a line, and at the end
+``{"results": [...]}``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Step = Mapping[str, Any]
 
 
 class Runner:
-    """Does the steps of a scenario, each of which returns what the other client must return as well."""
+    """Executes the steps of a scenario; both clients must return the same results for each step."""
 
     def __init__(self, client: Client, webhooks: Queue[tuple[dict[str, str], bytes]]) -> None:
         self._client = client
@@ -178,7 +179,7 @@ class Runner:
 
 
 def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the client's work and options of a body of ``POST /jobs``."""
+    """Return the client's work and options that correspond to a body of ``POST /jobs``."""
     options = {
         name: job[name] for name in ("priority", "metadata", "webhook", "deadline") if name in job
     }
@@ -196,7 +197,7 @@ def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def substitute(value: Any, variables: Mapping[str, Any]) -> Any:
-    """Return the scenario with its variables' values."""
+    """Return the scenario with its variables replaced by their values."""
     if isinstance(value, str) and value.startswith("$") and not value.startswith("${"):
         return variables[value[1:]]
     if isinstance(value, list):
@@ -208,7 +209,7 @@ def substitute(value: Any, variables: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def receiving(webhooks: Queue[tuple[dict[str, str], bytes]]) -> Iterator[str]:
-    """Receive webhooks into the queue; yield the address."""
+    """Receive webhooks into the queue on a local server; yield the server's URL."""
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -218,7 +219,7 @@ def receiving(webhooks: Queue[tuple[dict[str, str], bytes]]) -> Iterator[str]:
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
-            """Print nothing, since the test reads what is printed."""
+            """Print nothing, because the test parses the program's output."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     thread = threading.Thread(target=server.serve_forever)

@@ -1,4 +1,4 @@
-"""Calls the accounts API beside the browser, to make what a test needs and to see what a page did."""
+"""Calls the accounts API directly, to prepare tests of the console and to check their effects."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PASSWORD = "correct horse battery"
 
 
 class AccountsApi:
-    """Calls ``/accounts`` with a key."""
+    """Calls routes below ``/accounts`` with an API key."""
 
     def __init__(self, url: str, api_key: str) -> None:
         self._url = f"{url}/accounts"
         self._key = api_key
 
     def call(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> Any:
-        """Return the body of an answer that must be good."""
+        """Call the API, assert that it succeeds, and return the response's body."""
         answer = self.answer(method, path, body, key=key)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
@@ -30,20 +30,20 @@ class AccountsApi:
         return httpx.request(method, f"{self._url}{path}", json=body, headers=bearer, timeout=60)
 
     def new_organisation(self) -> tuple[str, str]:
-        """Return the id and the name of a new organisation."""
+        """Create an organisation, and return its id and name."""
         name = f"Studio {secrets.token_hex(4)}"
         made: str = self.call("POST", "/organisations", {"name": name})["id"]
         return made, name
 
     def invite(self, organisation: str, role: str, name: str) -> tuple[str, str]:
-        """Return the email of a new member and the token of the invitation."""
+        """Invite a new member, and return the email and the token of the invitation."""
         email = f"{secrets.token_hex(6)}@example.com"
         path = f"/organisations/{organisation}/members"
         made = self.call("POST", path, {"email": email, "role": role, "name": name})
         return email, made["invitation"]
 
     def new_member(self, organisation: str, role: str, name: str) -> str:
-        """Return the email of a new member, who has the password ``PASSWORD``."""
+        """Create a member with the password ``PASSWORD``, and return the email."""
         email, token = self.invite(organisation, role, name)
         self.call("POST", "/password/reset", {"token": token, "password": PASSWORD})
         return email

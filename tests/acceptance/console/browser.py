@@ -1,4 +1,4 @@
-"""Drives the console in Chromium, and collects what no page may do."""
+"""Drives the console in Chromium, and records errors and forbidden requests of its pages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ConsoleBrowser:
 
     Attributes:
         page: Playwright's page.
-        mistakes: messages of the browser's log that are errors, and requests to other hosts.
+        mistakes: errors in the browser's log, and requests to other hosts.
     """
 
     def __init__(self, page: Page, url: str, folder: Path, *, writes_screenshots: bool) -> None:
@@ -54,7 +54,7 @@ class ConsoleBrowser:
         return self
 
     def sign_in_with_key(self, api_key: str) -> Self:
-        """Sign in on the page that everybody sees first."""
+        """Sign in with an API key on the sign-in page."""
         self.open()
         self.page.get_by_role("tab", name="API key").click()
         self.page.get_by_placeholder("moyin_").fill(api_key)
@@ -63,7 +63,7 @@ class ConsoleBrowser:
         return self
 
     def sign_in(self, email: str, password: str) -> Self:
-        """Sign in as a person."""
+        """Sign in as a user with email and password."""
         self.open()
         self.page.get_by_label("Email").fill(email)
         self.page.get_by_label("Password").first.fill(password)
@@ -72,13 +72,13 @@ class ConsoleBrowser:
         return self
 
     def choose_language(self, language: str) -> Self:
-        """Show all pages in ``en`` or ``ja``, by what the language menu stores."""
+        """Switch all pages to ``en`` or ``ja``, by the setting that the language menu stores."""
         self.page.evaluate("(name) => localStorage.setItem('moyin.language', name)", language)
         self.page.reload()
         return self
 
     def check_accessibility(self) -> None:
-        """Assert that axe finds nothing serious on the page as it is now."""
+        """Assert that axe finds no serious problem on the current page."""
         # Colours have no contrast yet while a dialog fades in.
         self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
@@ -92,14 +92,14 @@ class ConsoleBrowser:
         assert serious == [], json.dumps(serious, indent=1)
 
     def screenshot(self, name: str) -> Path:
-        """Keep a picture of the window for the documents."""
+        """Save a screenshot of the window for the documentation."""
         path = self._folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
         return path
 
     def check_clean(self, *expected: str) -> None:
-        """Assert that nothing went wrong, but for messages that contain an ``expected`` text."""
+        """Assert that no mistake was recorded, except those that contain an ``expected`` text."""
         left = [text for text in self.mistakes if not any(known in text for known in expected)]
         assert left == []
         self.mistakes.clear()

@@ -1,4 +1,4 @@
-"""Calls the API beside the browser, to see what its acts have done."""
+"""Calls the API directly, to check what the console's actions have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A browser with the console of the shared farm."""
+"""Provides a browser for the console of the shared farm."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ expect.set_options(timeout=60_000)
 
 @pytest.fixture(scope="session")
 def console_tools() -> None:
-    """What `scripts/console.sh` installs; axe-core is used by the tests."""
+    """Install the packages of `scripts/console.sh`, such as axe-core."""
     if not (ROOT / "console" / "node_modules" / ".complete").exists():
         subprocess.run([ROOT / "scripts" / "console.sh", "install"], check=True)
 
 
 @pytest.fixture
 def console(gateway: RunningStack, console_tools: None, tmp_path: Path) -> Iterator[ConsoleBrowser]:
-    """A browser that nobody has signed in; at the end no page has made a mistake."""
+    """Provide a browser that is not signed in; fail at the end if a page has made a mistake."""
     writes = os.environ.get("MOYIN_SCREENSHOTS") == "1"
     with open_browser(gateway.url, tmp_path, writes_screenshots=writes) as browser:
         yield browser

@@ -1,4 +1,4 @@
-"""People accept invitations, register, and look after their own account and keys."""
+"""Tests that users accept invitations, register, and manage their own account and keys."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_player_registers_and_closes_the_account(
     console.check_clean("401")
 
 
-def test_a_foreign_return_from_a_provider_signs_nobody_in(console: ConsoleBrowser) -> None:
+def test_a_forged_provider_callback_signs_no_user_in(console: ConsoleBrowser) -> None:
     page = console.open("/oidc?state=foreign&code=stolen").page
     page.get_by_text("was not begun in this browser").wait_for()
     assert "stolen" not in page.url

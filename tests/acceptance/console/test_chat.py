@@ -1,4 +1,4 @@
-"""People try models in the console: streamed, stopped, edited, side by side, with tools and pictures."""
+"""Tests the console's chat: streaming, stopping, editing, comparing, tools and pictures."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_two_models_answer_one_prompt_side_by_side(
 def test_tools_schemas_and_pictures(
     console: ConsoleBrowser, gateway: RunningStack, text_gateway: TextGateway
 ) -> None:
-    """Over a models app with a model that obeys, since the farm's own knows no tools."""
+    """Use a models app with the scripted model, since the farm's own model supports no tools."""
     page = console.sign_in_with_key(gateway.api_key).page
     bodies: list[dict[str, Any]] = []
 
@@ -175,7 +175,7 @@ def _send(page: Page, prompt: str) -> None:
 
 
 def _wait_for_answer(page: Page) -> Locator:
-    """Wait until the last answer has ended, and return it."""
+    """Wait until the last answer is complete, and return it."""
     answer = page.get_by_role("article").last
     answer.get_by_text("Request:").wait_for()
     page.get_by_role("button", name="Send", exact=True).wait_for()
@@ -187,7 +187,7 @@ def _read_request_id(answer: Locator) -> str:
 
 
 def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:
-    """Return the call from the ledger, where it is a second after it has ended."""
+    """Return the call's ledger entry, which is written within a second after the call."""
 
     def find() -> dict[str, Any] | None:
         calls = _request(gateway, "/v1/requests")["requests"]

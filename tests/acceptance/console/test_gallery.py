@@ -1,4 +1,4 @@
-"""People find, look at, compare, share, download and delete pictures."""
+"""Tests that users find, view, compare, share, download and delete pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLOURS = (0x1E90FF, 0x2E8B57, 0xE38A24)
 
 
 def make_pictures(api: Api, count: int) -> None:
-    """Render pictures in one job, a batch."""
+    """Render ``count`` pictures in one batch job."""
     api.render(
         template="swatch", inputs={"prompt": "gallery", "width": 96, "height": 64},
         batch={"seeds": [2003199 + 60000 * number for number in range(count)]},

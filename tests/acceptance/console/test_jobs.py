@@ -1,4 +1,4 @@
-"""The console's page of jobs: found, followed, cancelled, retried and deleted, one and many."""
+"""Tests the console's jobs page: search, follow, cancel, retry and delete, singly and in bulk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SLOW = {"suite": "console-jobs"}
 
 @pytest.fixture
 def api(gateway: RunningStack) -> Iterator[httpx.Client]:
-    """The same API that the page calls; in the end no slow render is left."""
+    """Provide a client of the API that the page calls; cancel slow renders at the end."""
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     with httpx.Client(base_url=gateway.url, headers=headers, timeout=60) as client:
         yield client
@@ -96,7 +96,7 @@ def test_a_finished_render_shows_its_files_graph_and_request(
     console.screenshot("job-ja-narrow")
 
 
-def test_a_batch_and_a_failed_job_say_how_they_ended(
+def test_events_show_how_a_batch_and_a_failed_job_ended(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     sweep = {"workflow.1.inputs.color": [1, 2, 3]}
@@ -189,7 +189,7 @@ def test_filters_are_those_of_the_api(
     console.check_clean("400")
 
 
-def test_who_may_only_read_has_no_acts_and_others_jobs_are_not_found(
+def test_readers_get_no_actions_and_foreign_jobs_are_not_found(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     job = _submit(api, {"kind": "http", "request": {"path": "/healthz"}})
@@ -235,7 +235,7 @@ def _change_matching(page: Page, act: str, count: int) -> None:
 
 
 def _join_studio(api: httpx.Client) -> tuple[str, str]:
-    """Return how a member of another tenant signs in."""
+    """Create a member of another tenant, and return the credentials."""
     studio = api.post("/accounts/organisations", json={"name": "Others"}).raise_for_status().json()
     email, password = f"{uuid.uuid4().hex[:8]}@studio.example", f"sunset-{uuid.uuid4().hex}"
     invited = api.post(
@@ -273,5 +273,5 @@ def _picture() -> dict[str, Any]:
 
 
 def _slow() -> dict[str, Any]:
-    """A graph that shows previews for longer than any test looks at them."""
+    """Return a graph that sends previews for longer than any test watches."""
     return {"1": {"class_type": "Previews", "inputs": {"count": 600}}}

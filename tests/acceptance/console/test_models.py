@@ -1,4 +1,4 @@
-"""The console shows models, back ends, quality, the router's reasons, and ComfyUI's nodes."""
+"""Tests the pages for models, back ends, quality, routing decisions, and ComfyUI's nodes."""
 
 from __future__ import annotations
 

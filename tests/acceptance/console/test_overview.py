@@ -1,4 +1,4 @@
-"""The pages that show what runs and what is wrong, for operators and for members."""
+"""Tests the pages that show running work and problems, for operators and for members."""
 
 from __future__ import annotations
 

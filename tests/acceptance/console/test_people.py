@@ -1,4 +1,4 @@
-"""Operators and admins manage people, their keys and limits; others see only what they may."""
+"""Tests that operators and admins manage users, keys and limits, and others see only their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.stack import RunningStack
 
 
 def choose(page: Page, row: str, act: str) -> None:
-    """Choose an act from the menu of a row."""
+    """Choose an action in the menu of a table row."""
     page.get_by_role("button", name=f"Actions for {row}").click()
     page.get_by_role("menuitem", name=act).click()
 

@@ -1,4 +1,4 @@
-"""People render templates, sweeps and graphs on the page, and see what becomes of them."""
+"""Tests that users render templates, sweeps and graphs, and follow the results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def wait_for_pictures(page: Page, count: int) -> None:
 
 
 def png_with_graph(graph: dict[str, Any]) -> bytes:
-    """Return a PNG that carries its graph as ComfyUI writes it."""
+    """Return a PNG that contains its graph in ComfyUI's metadata."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

@@ -1,4 +1,4 @@
-"""People and keys sign in to the console, and out again."""
+"""Tests signing in to the console as a user or with a key, and signing out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_key_signs_in_and_out(console: ConsoleBrowser, gateway: RunningStack) 
     page.get_by_role("heading", name="Sign in to Moyin").wait_for()
 
 
-def test_a_wrong_key_is_told_in_the_servers_words(console: ConsoleBrowser) -> None:
+def test_a_wrong_key_is_reported_with_the_servers_message(console: ConsoleBrowser) -> None:
     page = console.open().page
     page.get_by_role("tab", name="API key").click()
     page.get_by_placeholder("moyin_").fill("moyin_wrong")

@@ -1,4 +1,4 @@
-"""Usage is shown as a chart and as tables, and saved."""
+"""Tests that usage is shown as a chart and as tables, and can be exported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs openai-agents with its default model class, which speaks the Responses API."""
+"""Checks openai-agents with its default model class, which uses the Responses API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scripts in Python share: the answers of the model that obeys, and the report."""
+"""Shared helpers of the Python scripts: expected answers of the scripted model, and the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def page(name: str, gateway: str, key: str, model: str) -> dict[str, Any]:
 
 
 def report(checks: Mapping[str, Callable[[], None]]) -> None:
-    """Run the checks and print what became of each as JSON: "ok", or the error."""
+    """Run the checks, and print the result of each as JSON: "ok", or the error."""
     found = {}
     for name, check in checks.items():
         try:

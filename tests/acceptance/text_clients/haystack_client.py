@@ -1,7 +1,7 @@
-"""Uses Haystack's generators for three protocols, its agent, and its embedders.
+"""Checks Haystack's generators for three protocols, its agent, and its embedders.
 
-Prints what became of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
-key, the model that obeys, one for vectors.
+Prints the result of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
+key, the scripted model, an embedding model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Calls LiteLLM with each of its providers that reach the gateway, and `litellm.responses`.
+"""Checks each LiteLLM provider that can reach the gateway, and `litellm.responses`.
 
-Prints what became of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
-key, the model that obeys, one for vectors.
+Prints the result of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
+key, the scripted model, an embedding model.
 """
 
 from __future__ import annotations

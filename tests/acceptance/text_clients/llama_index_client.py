@@ -1,7 +1,7 @@
-"""Uses LlamaIndex with four classes of models and with embeddings.
+"""Checks LlamaIndex with four model classes and with embeddings.
 
-Prints what became of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
-key, the model that obeys, one for vectors.
+Prints the result of each check as JSON: "ok", or the error. Arguments: the gateway's address, a
+key, the scripted model, an embedding model.
 """
 
 from __future__ import annotations

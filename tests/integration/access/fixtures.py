@@ -1,4 +1,4 @@
-"""The accounts app under a real HTTP server, on SQLite and on a real PostgreSQL."""
+"""Fixtures that run the accounts app on a real HTTP server, with SQLite and real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 @dataclass
 class Outbox:
-    """A mailer that keeps its mails."""
+    """A mailer that stores mails instead of sending them."""
 
     mails: list[Mail] = field(default_factory=list)
     can_deliver: bool = True
@@ -47,7 +47,7 @@ class Outbox:
         self.mails.append(mail)
 
     async def token(self, to: str) -> str:
-        """The token in the newest mail to somebody."""
+        """Return the token in the newest mail to this address."""
         await eventually(lambda: any(mail.to == to for mail in self.mails))
         mail = next(mail for mail in reversed(self.mails) if mail.to == to)
         self.mails.remove(mail)
@@ -66,7 +66,7 @@ class Answer:
 
 
 class AccountsApp:
-    """The app as its clients see it, with an operator's key."""
+    """A running accounts app, and the API key of an operator."""
 
     def __init__(self, settings: Settings, parts: AccountsServices, outbox: Outbox) -> None:
         self.settings = settings
@@ -91,13 +91,13 @@ class AccountsApp:
             return Answer(response.status, response.headers, told)
 
     async def ok(self, method: str, path: str, bearer: str | None = None, body: Any = None) -> Any:
-        """The body of an answer that must be good."""
+        """Call a route, assert success, and return the response's body."""
         answer = await self.call(method, path, bearer, body)
         assert answer.status < 300, answer
         return answer.body
 
     async def player(self, email: str = "") -> Any:
-        """The session of a new player."""
+        """Register a new player and return the session."""
         email = email or f"{secrets.token_hex(6)}@example.com"
         body = {"email": email, "password": PASSWORD, "name": "Ann"}
         return await self.ok("POST", "/register", None, body)
@@ -108,7 +108,7 @@ class AccountsApp:
         return found
 
     async def member(self, organisation: str, role: str = "member") -> Any:
-        """The session of a new member, who has followed the invitation."""
+        """Invite a new member, accept the invitation, and return the session."""
         email = f"{secrets.token_hex(6)}@example.com"
         path = f"/organisations/{organisation}/members"
         await self.ok("POST", path, self.operator, {"email": email, "role": role})
@@ -118,7 +118,7 @@ class AccountsApp:
 
 
 class Postgres:
-    """A real PostgreSQL server."""
+    """A running PostgreSQL server."""
 
     def __init__(self, folder: Path) -> None:
         with warnings.catch_warnings():
@@ -133,7 +133,7 @@ class Postgres:
         return plain.replace("postgresql://", "postgresql+asyncpg://", 1)
 
     def new(self, template: str = "template1") -> str:
-        """The name of a new database, a copy of ``template``."""
+        """Create a database as a copy of ``template``, and return its name."""
         name = f"t{secrets.token_hex(6)}"
         self._server.psql(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
@@ -154,7 +154,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres: Postgres) -> str:
-    """The name of a database with all tables, to make copies of."""
+    """Return the name of a PostgreSQL database with all tables, to be copied."""
     name = postgres.new()
     migrate(postgres.url(name))
     return name
@@ -162,7 +162,7 @@ def migrated_postgres(postgres: Postgres) -> str:
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with all tables, to make copies of."""
+    """Return the path of a SQLite database with all tables, to be copied."""
     path = tmp_path_factory.mktemp("sqlite") / "moyin.db"
     migrate(f"sqlite:///{path}")
     return path
@@ -170,7 +170,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database of each kind, with all tables and nothing in them."""
+    """Return the URL of an empty database with all tables, once for each kind of database."""
     return _new_database(request, tmp_path)
 
 
@@ -184,7 +184,7 @@ def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
 
 @asynccontextmanager
 async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsApp]:
-    """The accounts app on a free port."""
+    """Serve the accounts app on a free port."""
     outbox = Outbox()
     parts = new_services(
         settings,
@@ -206,7 +206,7 @@ async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsApp]:
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    """An ASGI app on a free port."""
+    """Serve an ASGI app on a free port, and yield its URL."""
     config = uvicorn.Config(app, port=0, log_config=None, timeout_keep_alive=300)
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
@@ -239,6 +239,6 @@ def accounts_settings(
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def accounts(accounts_settings: Settings) -> AsyncIterator[AccountsApp]:
-    """The accounts app on each kind of database, shared by a module's tests."""
+    """Serve the accounts app with each kind of database, shared by the tests of a module."""
     async with accounts_serving(accounts_settings) as accounts_app:
         yield accounts_app

@@ -1,6 +1,7 @@
-"""``python -m tests.integration.access.limited_app REDIS_URL``: one replica that counts; prints its port.
+"""Runs an app that enforces limits: ``python -m tests.integration.access.limited_app REDIS_URL``.
 
-``POST /admit`` takes one request out of the limits in its body and tells whether it passed.
+It prints its port. ``POST /admit`` counts a request against the limits in its body, and responds
+with whether the request was admitted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The accounts app on SQLite and on PostgreSQL, as its clients see it."""
+"""Tests the accounts app over HTTP, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ async def test_a_forgotten_password_is_reset_by_mail_once(accounts: AccountsApp)
 
 
 class SlowPasswords(PasswordService):
-    """Holds whoever has proven a password until `go_on`."""
+    """Makes callers with a correct password wait until `go_on` is set."""
 
     def __init__(self, hasher: PasswordHasher) -> None:
         super().__init__(hasher)
@@ -245,7 +245,7 @@ async def test_a_password_reset_ends_sign_ins_with_the_old_password(
         assert (await accounts.call("POST", "/login", None, body)).status == status
 
 
-async def test_no_session_of_an_old_password_is_left_when_they_come_at_once(
+async def test_concurrent_password_changes_leave_no_old_session(
     accounts: AccountsApp,
 ) -> None:
     for _ in range(5):

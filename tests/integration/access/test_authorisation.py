@@ -1,6 +1,6 @@
-"""The authorisation matrix: every route, every role, and somebody from another tenant.
+"""The authorisation matrix: every route for every role, and for a caller of another tenant.
 
-The routes come from the apps' own descriptions: a new one fails here until it is listed.
+The routes come from the apps' OpenAPI descriptions: a new route fails here until it is listed.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ MODELS_PUBLIC = frozenset({"GET /healthz", "GET /readyz"})
 
 
 def listed(described: Mapping[str, Any]) -> set[str]:
-    """The routes of an OpenAPI description."""
+    """Return the routes of an OpenAPI description."""
     return {
         f"{method.upper()} {path}"
         for path, methods in described["paths"].items()
@@ -235,8 +235,8 @@ def judge(status: int, code: str | None) -> str:
     return "h" if status == 404 else "+"
 
 
-class Cast:
-    """One of each role, and things of the studio that they try to get at."""
+class RoleAccounts:
+    """A user of each role, and the objects that they try to access."""
 
     def __init__(self, accounts_app: AccountsApp) -> None:
         self.accounts_app = accounts_app
@@ -248,7 +248,7 @@ class Cast:
         self.boss = (await accounts_app.member(self.studio, "admin"))["access_token"]
 
     async def bearer(self, role: str) -> str | None:
-        """A fresh session or key: some routes end the one that they are called with."""
+        """Return a new session or key of the role, because some routes end the session used."""
         match role:
             case "nobody":
                 return None
@@ -268,7 +268,7 @@ class Cast:
         return str((await self.accounts_app.member(self.studio, role))["access_token"])
 
     async def path(self, template: str) -> str:
-        """The path to something of the studio's, made for this one call."""
+        """Create an object for this call, and return the path to it."""
         call, values = self.accounts_app.ok, {"organisation": self.studio}
         if "{user}" in template or "{subject}" in template:
             accounts = f"/organisations/{self.studio}/service-accounts"
@@ -284,7 +284,7 @@ class Cast:
 
 
 def body_of(route: str) -> Any:
-    """A good body, so that nothing but the role decides."""
+    """Return a valid body, so that only the role decides the result."""
     email = f"{secrets.token_hex(6)}@example.com"
     bodies: dict[str, Any] = {
         "POST /register": {"email": email, "password": PASSWORD},
@@ -307,16 +307,16 @@ def body_of(route: str) -> Any:
 @pytest.fixture
 async def cast(
     migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer
-) -> AsyncIterator[Cast]:
+) -> AsyncIterator[RoleAccounts]:
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
     settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
     async with accounts_serving(settings) as accounts_app:
-        cast = Cast(accounts_app)
+        cast = RoleAccounts(accounts_app)
         await cast.open()
         yield cast
 
 
-async def test_accounts(cast: Cast) -> None:
+async def test_accounts(cast: RoleAccounts) -> None:
     described = await cast.accounts_app.ok("GET", "/openapi.json")
     assert listed(described) == ACCOUNTS.keys(), "list the route with what each role may"
     wrong = {}
@@ -349,7 +349,7 @@ async def test_gateway(farm: Farm) -> None:
 
 
 async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
-    """A key for each of `GATEWAY_ROLES`."""
+    """Return a key for each of `GATEWAY_ROLES`."""
     return await bearers_of(KeyStore(farm.database), "ann")
 
 
@@ -366,7 +366,7 @@ async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
 
 
 async def rendering(farm: Farm) -> str:
-    """A job of Ann's that waits."""
+    """Create a queued render job of the tenant, and return its id."""
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     return str((await farm.submit({"kind": "render", "workflow": graph}))["id"])
 
@@ -379,7 +379,7 @@ async def wrong_answers(
     matrix: Mapping[str, str],
     base: str = "",
 ) -> dict[str, str]:
-    """The routes of a matrix, below ``base``, where something else is seen than it says."""
+    """Return the routes below ``base`` whose responses differ from the matrix."""
     known = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
@@ -418,7 +418,7 @@ async def upload(farm: Farm) -> str:
 
 
 async def socket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
-    """The same judgement of a WebSocket, whose refusal is the reason that it is closed with."""
+    """Return the same result for a WebSocket, whose close reason contains the error."""
     headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
     async with session.ws_connect(path, headers=headers) as connection:
         message = await connection.receive(10)

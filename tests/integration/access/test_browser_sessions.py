@@ -1,4 +1,4 @@
-"""Browsers sign in by cookies at the accounts app, on SQLite and on PostgreSQL."""
+"""Tests cookie-based browser sessions of the accounts app, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVIL = ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"})
 
 
 class Browser:
-    """A browser on one of the gateway's own pages, with its cookies."""
+    """A browser on one of the gateway's own pages, with its own cookies."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url

@@ -1,4 +1,4 @@
-"""Limits and budgets with four replicas on one Valkey."""
+"""Tests limits and budgets with four replicas that share one Valkey."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REPLICAS, CLIENTS, REQUESTS = 4, 64, 10_000
 
 @pytest.fixture(scope="module")
 def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
-    """URLs of four processes that share one Valkey."""
+    """Start four processes that share one Valkey, and yield their URLs."""
     command = [sys.executable, "-m", "tests.integration.access.limited_app", valkey_server.url]
     pipe = subprocess.PIPE
     processes = [
@@ -55,7 +55,7 @@ def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
 
 
 async def storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter[str]:
-    """Answers of 64 clients that send ``requests`` to the replicas in turn, as fast as they can."""
+    """Send ``requests`` from 64 clients to the replicas in turn; return the counts of statuses."""
     turns = itertools.islice(itertools.cycle(urls), requests)
     seen: Counter[str] = Counter()
 
@@ -88,7 +88,7 @@ async def test_exactly_the_limit_of_ten_thousand_requests_passes(
     )
 
 
-async def test_a_budget_is_never_overshot_and_settles_to_what_was_spent(
+async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
     replicas: list[str], valkey_server: ValkeyServer, measured: Measured
 ) -> None:
     budget, reserve, spend = Decimal("1"), Decimal("0.01"), Decimal("0.003")
@@ -127,7 +127,7 @@ async def meter(valkey_server: ValkeyServer) -> Any:
     await meter.close()
 
 
-async def test_leases_bound_what_runs_at_the_same_time(meter: RequestMeter) -> None:
+async def test_leases_bound_concurrent_calls(meter: RequestMeter) -> None:
     limit = Limit(subject="user:lease", concurrent_requests=2)
     first, _ = [await meter.admit([limit], owner="a") for _ in range(2)]
     with pytest.raises(RateLimited, match="concurrent requests") as refused:
@@ -239,7 +239,7 @@ async def test_budgets_show_what_is_spent_reserved_and_left(meter: RequestMeter)
 async def test_reservations_of_an_earlier_version_are_settled(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
-    """That version did not count them, so they must not count as negative afterwards."""
+    """That version did not count reservations, so settling one must not make a count negative."""
     limit = Limit(subject="key:old", usd_per_day=Decimal(1))
     admission = await meter.admit([limit], owner="j", usd=Decimal("0.8"))
     async with redis.Redis.from_url(valkey_server.url) as valkey:

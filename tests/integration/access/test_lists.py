@@ -1,4 +1,4 @@
-"""Lists of the accounts app by pages and filters, and budgets of others."""
+"""Tests pagination and filters of the accounts app's lists, and the budgets of other subjects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def read_pages(accounts: AccountsApp, path: str, name: str, bearer: str) -> list[Any]:
-    """All members of a list that is read by pages of two."""
+    """Read a list in pages of two, and return all its members."""
     items: list[Any] = []
     cursor = ""
     while True:

@@ -1,4 +1,4 @@
-"""Connections that last, over real servers: they end soon after their key does."""
+"""Tests over real servers that long connections end soon after their key becomes invalid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMISED_SECONDS = 10.0
 
 
 async def _socket(path: str, client: aiohttp.ClientSession, begun: asyncio.Event) -> str:
-    """How a WebSocket was closed."""
+    """Return the reason with which a WebSocket was closed."""
     async with client.ws_connect(path) as socket:
         async for message in socket:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
@@ -32,7 +32,7 @@ async def _socket(path: str, client: aiohttp.ClientSession, begun: asyncio.Event
 
 
 async def _stream(path: str, client: aiohttp.ClientSession, begun: asyncio.Event) -> str:
-    """The last event of a stream."""
+    """Return the last event of a stream."""
     last = b""
     async with client.get(path) as response:
         assert response.status == 200

@@ -1,4 +1,4 @@
-"""The shell examples of docs/accounts.md, run by a shell against the real accounts app."""
+"""Runs the shell examples of docs/accounts.md against the real accounts app."""
 
 from __future__ import annotations
 

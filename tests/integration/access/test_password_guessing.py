@@ -1,4 +1,4 @@
-"""Guessing passwords on a real Valkey: it is slow for whoever guesses, and shuts nobody out."""
+"""Tests on a real Valkey that password guessing is slowed down, and locks no user out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WRONG = "a wrong guess"
 
 
 def somewhere() -> str:
-    """An address that no other test has used up: they share a Valkey."""
+    """Return an address that no other test uses, because the tests share a Valkey."""
     return f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"
 
 
@@ -39,7 +39,7 @@ async def login(
 async def attacked(
     accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
-    """Guessers who go on and on; the statuses that they got. More than their turns wait."""
+    """Run guessers during the block, once half of them wait; yield the statuses they get."""
     statuses: list[int] = []
 
     async def guess(number: int) -> None:
@@ -61,7 +61,7 @@ async def attacked(
 async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
     accounts: AccountsApp, measured: Measured
 ) -> None:
-    """Where no address is known, and nobody remembers anything: the case of a fresh stack."""
+    """No client address is known, and no earlier sign-in remembered, as on a fresh stack."""
     email = (await accounts.player())["user"]["email"]
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     guesses = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(90)]
@@ -84,7 +84,7 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
 async def test_a_right_password_gets_in_while_others_guess(
     accounts: AccountsApp, measured: Measured
 ) -> None:
-    """Nothing is known of anybody; as many guess as there are turns for, and they go on."""
+    """No earlier sign-in is remembered, and guessers continuously occupy all slots."""
     email = (await accounts.player())["user"]["email"]
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
@@ -122,7 +122,7 @@ async def test_known_address_signs_in_at_once_while_others_guess(
 async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
 ) -> None:
-    """An upper bound: the slower everything is, the more it would allow."""
+    """The limit is an upper bound, because a slower machine would allow more."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = somewhere() if known else ""
     free, every = 6, 0.5
@@ -157,8 +157,8 @@ async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
         assert {answer.status for answer in answers} == {200}
 
 
-async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> None:
-    """Two processes share the pace; each serves its newest and its oldest in turns."""
+async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServer) -> None:
+    """Two processes share the rate; each serves its newest and oldest waiting caller in turns."""
     rates = AttemptRates(timeout_seconds=3600)
     one, two = (Throttle(valkey_server.url, rates=rates) for _ in "12")
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))

@@ -1,4 +1,4 @@
-"""Signing in through a provider that others wrote, and mail through a real SMTP server."""
+"""Tests sign-in through a third-party OpenID provider, and mail through a real SMTP server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BACK = "https://play.example/signed-in"
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[str]:
-    """The issuer of a running OpenID provider."""
+    """Run an OpenID provider, and yield its issuer URL."""
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -78,7 +78,7 @@ def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
 async def vouch(
     accounts_app: AccountsApp, issuer: str, subject: str, address: str = "", **claims: Any
 ) -> dict[str, str]:
-    """Go through the provider's pages as ``subject``; what it sends back."""
+    """Sign in on the provider's pages as ``subject``, and return the callback's parameters."""
     sent = {"x-forwarded-for": address} if address else {}
     async with accounts_app.session.put(f"{issuer}/users/{subject}", json=claims) as response:
         assert response.status < 300
@@ -230,7 +230,7 @@ async def test_without_the_accounts_app_its_tokens_and_keys_open_the_others(
 
 
 class Inbox:
-    """What an SMTP server received."""
+    """Holds the messages that an SMTP server received."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []

@@ -1,8 +1,8 @@
-"""What one ComfyUI client is told over HTTP and WebSocket, written down so that two can be compared.
+"""Records what a ComfyUI client receives over HTTP and WebSocket, to compare two servers.
 
-A `Recorder` plays a scene and keeps every answer and every frame, in order. `normal` takes out what
-no two servers have in common: ids, moments and the places of files. The few rules beyond that
-are those that follow it, each with its reason; docs/farm.md lists them for users.
+A `Recorder` plays a scene and keeps every response and frame in order. `normal` removes what
+differs between any two servers: ids, times and file locations. The further rules below are the
+known differences of the farm, each with its reason; docs/farm.md lists them for users.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _PLACES = re.compile(r'File "[^"]*/(?=[^"/]+")')
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Prompts of one client, one after the other on one socket.
+    """Consecutive prompts of one client on one WebSocket.
 
     Attributes:
-        asked: more members of the body of ``POST /prompt``.
-        features: the client says that it understands previews with metadata.
-        interrupted: the first prompt is, as soon as it tells of progress.
+        asked: further members of the body of ``POST /prompt``.
+        features: True if the client announces that it understands previews with metadata.
+        interrupted: True to interrupt the first prompt as soon as it reports progress.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Scene:
 
 
 class Recorder:
-    """Records one server.
+    """Records the responses of one server.
 
     Args:
         inputs: content of the uploads that graphs load, by name.
@@ -65,7 +65,7 @@ class Recorder:
         self._inputs = inputs
 
     async def play(self, scene: Scene) -> dict[str, Any]:
-        """All that happens to the scene's prompts, as far as it is no server's own."""
+        """Play a scene, and return everything that the client received, normalized."""
         client_id = str(uuid.uuid4())
         async with self._session.ws_connect(f"/ws?clientId={client_id}") as socket:
             greeting = [await socket.receive_json(timeout=_SECONDS)]
@@ -81,14 +81,14 @@ class Recorder:
         return told
 
     async def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """What is answered to a request, as far as it is no server's own."""
+        """Send a request, and return the normalized response."""
         told: dict[str, Any] = self.normal(await self._call(method, path, body))
         return told
 
     async def upload(
         self, name: str, content: bytes, path: str = "/upload/image", **fields: str
     ) -> Any:
-        """The answer to an upload, without the artifact's id, which only the farm's has."""
+        """Upload a file, and return the response without the id that only the farm adds."""
         form = aiohttp.FormData(fields, quote_fields=False)
         form.add_field("image", content, filename=name, content_type="image/png")
         async with self._session.post(path, data=form) as response:
@@ -97,7 +97,7 @@ class Recorder:
         return self.normal(answer)
 
     async def view(self, **file: str) -> dict[str, Any]:
-        """A file: its pixels, and what is written into it."""
+        """Return the pixels of a file and the metadata in it."""
         async with self._session.get("/view", params=file) as response:
             if response.status != 200:
                 return {"status": response.status}
@@ -115,10 +115,10 @@ class Recorder:
             return told
         events: list[Any] = []
         if interrupted:
-            events += await _heard(socket, lambda event: event["type"] == "progress")
+            events += await _receive_messages(socket, lambda event: event["type"] == "progress")
             told["queue"] = await self._queue()
             told["interrupt"] = await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
-        events += await _heard(socket, _is_end)
+        events += await _receive_messages(socket, _is_end)
         entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
         entry["prompt"] = _columns(entry["prompt"])
         told["history"] = entry
@@ -126,7 +126,7 @@ class Recorder:
         told["queue afterwards"] = await self._call("GET", "/queue")
         told["events"] = _without_repeats(events)
         if interrupted:
-            _leave_out_where_it_was(told)
+            _remove_interruption_details(told)
         return told
 
     async def _queue(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Recorder:
             return await _answer(response)
 
     def normal(self, value: Any, member: str = "") -> Any:
-        """``value`` without ids, moments and places of files."""
+        """Return ``value`` without ids, times and file locations."""
         if isinstance(value, Mapping):
             return {name: self.normal(item, name) for name, item in value.items()}
         if isinstance(value, list | tuple):
@@ -172,10 +172,10 @@ class Recorder:
 
 
 async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return status and body of a response, reduced to what ComfyUI and the farm share.
+    """Return status and body of a response, reduced to the parts that ComfyUI and the farm share.
 
-    ComfyUI's errors have no body, except those of a graph. The farm's always have one, and those
-    of a graph also have a ``code`` and the ``request_id``.
+    ComfyUI's errors have no body, except those of a graph. The farm's errors always have a body,
+    and those of a graph also have a ``code`` and the ``request_id``.
     """
     content = await response.read()
     told: dict[str, Any] = {"status": response.status, "body": None}
@@ -189,8 +189,8 @@ async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
     return told
 
 
-async def _heard(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
-    """Text messages and descriptions of binary ones, up to the first for which ``last`` holds."""
+async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
+    """Return messages (of binary ones, a description) up to the first that ``last`` accepts."""
     heard: list[Any] = []
     while True:
         message = await socket.receive(timeout=_SECONDS)
@@ -236,19 +236,19 @@ def _files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
 
 
 def _without_repeats(events: list[Any]) -> list[Any]:
-    """Remove all messages about the queue's length but the last.
+    """Remove all messages about the length of the queue except the last one.
 
-    ComfyUI reports changes of the whole queue as they happen. The farm reports those of the
-    client's own prompts, and the present state every few seconds.
+    ComfyUI reports changes of the whole queue as they happen. The farm reports changes by the
+    client's own prompts, and the current state every few seconds.
     """
     statuses = [event for event in events if event["type"] == "status"]
     return [event for event in events if event["type"] != "status" or event is statuses[-1]]
 
 
-def _leave_out_where_it_was(told: dict[str, Any]) -> None:
-    """Remove what depends on when a prompt was interrupted.
+def _remove_interruption_details(told: dict[str, Any]) -> None:
+    """Remove the messages that depend on the moment at which a prompt was interrupted.
 
-    For the farm it has ended as soon as it is cancelled, before ComfyUI reports at which node.
+    On the farm, the prompt has ended as soon as it is cancelled, before ComfyUI reports the node.
     """
     told["events"] = [event for event in told["events"] if "progress" not in event["type"]]
     ends = [event["data"] for event in told["events"]]

@@ -1,4 +1,4 @@
-"""What people complain about in farms of ComfyUIs, on a whole farm. docs/farm.md has the list."""
+"""Tests on a whole farm that common complaints about ComfyUI farms do not apply (docs/farm.md)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def only_file(entry: dict[str, Any]) -> dict[str, str]:
 async def heard(
     socket: aiohttp.ClientWebSocketResponse, last: Callable[[Event], bool]
 ) -> list[Event]:
-    """What a socket says, until it says the ``last``."""
+    """Return the messages of a WebSocket up to the first that ``last`` accepts."""
     told: list[Event] = []
     async with asyncio.timeout(_PATIENCE):
         async for message in socket:
@@ -65,7 +65,7 @@ async def heard(
                 told.append(json.loads(message.data))
                 if last(told[-1]):
                     return told
-    raise AssertionError(f"closed after {told}")
+    raise AssertionError(f"the WebSocket was closed after {told}")
 
 
 def end_of(prompt_id: str) -> Callable[[Event], bool]:
@@ -168,7 +168,7 @@ async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Com
 
 
 async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -> None:
-    """Clients take what is in neither for lost, and an empty queue for the end."""
+    """Clients treat a prompt in neither list as lost, and an empty queue as the end."""
     for graph in (sleepy(1, next(_colors)), picture(next(_colors))):
         prompt_id = await comfy.queue(graph)
         entry: dict[str, Any] = {}
@@ -221,7 +221,7 @@ async def test_a_node_packages_files_reach_the_frontend(
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "lost"])
 async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, told: bool) -> None:
-    """Also when the news of it got lost: the row is looked at now and then."""
+    """A replica also looks at the job's row from time to time, in case it missed the message."""
     async with farm._gateway() as other, aiohttp.ClientSession(other) as session:
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:

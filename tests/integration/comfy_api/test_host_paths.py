@@ -1,4 +1,4 @@
-"""What a client sees of the machine that a real ComfyUI runs on: no path of it. On a whole farm."""
+"""Tests on a whole farm that clients never see paths of the machine on which ComfyUI runs."""
 
 from __future__ import annotations
 

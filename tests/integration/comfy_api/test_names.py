@@ -1,6 +1,6 @@
-"""Every node of the running ComfyUI that takes a file, a folder or text, and names it may not have.
+"""Tests that no ComfyUI node accepts a forbidden name of a file or folder.
 
-The nodes are those that the farm's ComfyUI describes, so new ones are tried as well.
+The nodes are those that the farm's ComfyUI lists, so new nodes are tested as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PROSE = "/imagine a cat, e.g. and/or ../a dog [output], 50%2f50, ~5 cm, C:\\ an
 
 @dataclass(frozen=True)
 class Outside:
-    """A folder that is none of ComfyUI's, with a canary; and a name by which nothing is there."""
+    """A folder outside ComfyUI's with a canary file, and the name of a nonexistent file."""
 
     folder: Path
 
@@ -75,7 +75,7 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
 
 @pytest.fixture
 async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
-    """All that the pool's ComfyUI describes, as the gateway remembers it."""
+    """Return the descriptions of all nodes of the pool's ComfyUI, as cached by the gateway."""
     await comfy.get("/object_info")
     name = hashlib.sha256(b"default").hexdigest()[:16]
     # Its first line is the version of the pool.
@@ -87,7 +87,7 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
 
 @pytest.fixture
 async def others(stranger: Comfy) -> list[tuple[str, str]]:
-    """Names of another tenant's upload, artifact and output, and beside each one of nobody's."""
+    """Return another tenant's upload, artifact and output, each with a nonexistent name."""
     color = next(_colors)
     file = BytesIO()
     Image.new("RGB", (8, 8), (color >> 16, color >> 8 & 255, color & 255)).save(file, "PNG")
@@ -116,7 +116,7 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
 
 
 def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
-    """Return names of existing files outside of ComfyUI's folder, each with a missing one's.
+    """Yield names of existing files outside of ComfyUI's folder, each with a nonexistent name.
 
     Args:
         root: ComfyUI's folder.
@@ -153,19 +153,19 @@ def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
 
 
 def takes_text(spec: list[Any]) -> bool:
-    """Whether a graph has a text there, or an object of the frontend's with some in it."""
+    """Return True if the input is a text, or an object of the frontend that contains texts."""
     return isinstance(spec[0], list) or spec[0] in _TEXTS or spec[0] in ("WEBCAM", "LOAD_3D")
 
 
 def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
-    """A text field of several lines, or a node that makes texts of texts."""
+    """Return True if the input is a multi-line text, or the node converts texts to texts."""
     options = spec[1] if len(spec) > 1 else {}
     speaks = node["output"] and set(node["output"]) <= {"STRING", "INT", "FLOAT", "BOOLEAN"}
     return spec[0] == "STRING" and bool(speaks or options.get("multiline"))
 
 
-def filled(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Its inputs, as far as a graph without models can have them."""
+def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values for those of the node's inputs that need no models."""
     values: dict[str, Any] = {}
     for name, spec in inputs_of(node):
         options = spec[1] if len(spec) > 1 else {}
@@ -182,7 +182,7 @@ def filled(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
-    """A graph of one node each for class and inputs by id, all of which ComfyUI looks at."""
+    """Return a graph with one node per class and inputs by id, all of which ComfyUI validates."""
     graph = {"image": picture(next(_colors))["1"]}
     for node_id, (kind, inputs) in attacked.items():
         graph[node_id] = {"class_type": kind, "inputs": inputs}
@@ -193,7 +193,7 @@ def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -
 
 
 def plain(answer: Any, *values: str) -> Any:
-    """The answer without what every answer has of its own, nor the values that it was about."""
+    """Return a response without ids, times and the tested values."""
     text = json.dumps(answer, sort_keys=True, ensure_ascii=False)
     text = re.sub(r'"request_id": "[^"]*"', '"request_id": "…"', text)
     for value in values:
@@ -207,13 +207,13 @@ async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
 
 
 def root_of(gateway: RunningStack) -> Path:
-    """The base folder of the farm's ComfyUI. One of a pool that is gone may have left its own."""
+    """Return the base folder of the running ComfyUI; folders of ended pools may remain."""
     run = gateway.data / "comfyui" / "run" / "comfyui-default-0"
     [folder] = {path.parent for path in run.rglob("custom_nodes") if path.is_dir()}
     return folder
 
 
-async def test_no_input_of_any_node_takes_what_is_not_the_callers(
+async def test_no_node_input_accepts_files_of_others(
     gateway: RunningStack,
     comfy: Comfy,
     nodes: dict[str, Any],
@@ -233,7 +233,8 @@ async def test_no_input_of_any_node_takes_what_is_not_the_callers(
 
     async def tried(value: Any) -> tuple[int, Any]:
         attacked = {
-            f"{kind}.{name}": (kind, {**filled(nodes[kind]), name: value}) for kind, name in named
+            f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
+            for kind, name in named
         }
         return await answered(comfy, with_nodes(attacked, nodes), str(value))
 
@@ -255,7 +256,7 @@ async def test_no_input_of_any_node_takes_what_is_not_the_callers(
 
 
 def _loads(node: Mapping[str, Any], name: str) -> bool:
-    """Whether ComfyUI describes the input as one with an upload button."""
+    """Return True if ComfyUI describes the input as one with an upload button."""
     [spec] = [spec for key, spec in inputs_of(node) if key == name]
     options = spec[1] if len(spec) > 1 else {}
     return any(key.endswith("_upload") for key in options)
@@ -264,7 +265,7 @@ def _loads(node: Mapping[str, Any], name: str) -> bool:
 async def test_text_input_accepts_any_text(
     comfy: Comfy, nodes: dict[str, Any], outside: Outside
 ) -> None:
-    """Nodes that can be executed without models, each with a path and with prose in every text."""
+    """Execute all nodes that need no models, with a path and with prose in every text input."""
     offered = await comfy.get("/object_info")
     speaking = [
         (kind, name)
@@ -276,14 +277,14 @@ async def test_text_input_accepts_any_text(
     complete = [
         (kind, name)
         for kind, name in speaking
-        if filled(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
+        if fill_inputs(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
         and nodes[kind]["python_module"].startswith(("nodes", "comfy_extras"))
     ]
     assert ("PrimitiveString", "value") in complete
 
     async def ended(value: str) -> Any:
         attacked = {
-            f"{kind}.{name}": (kind, {**filled(nodes[kind]), name: value})
+            f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
             for kind, name in complete
             if "egex" not in kind
         }
@@ -299,7 +300,7 @@ async def test_text_input_accepts_any_text(
     await ended(_PROSE)
 
 
-async def test_a_class_that_is_about_the_workers_disk_is_not_there(
+async def test_node_classes_for_the_workers_disk_are_not_listed(
     comfy: Comfy, nodes: dict[str, Any]
 ) -> None:
     offered = await comfy.get("/object_info")
@@ -313,7 +314,7 @@ async def test_a_class_that_is_about_the_workers_disk_is_not_there(
     for kind in denied:
         assert await comfy.get(f"/object_info/{kind}") == {}
         status, answer = await answered(
-            comfy, with_nodes({"n": (kind, filled(nodes[kind]))}, nodes)
+            comfy, with_nodes({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
         )
         assert (status, answer["code"]) == (400, "node_not_allowed")
         assert answer["node_errors"]["n"]["class_type"] == kind
@@ -344,7 +345,7 @@ def _swept(graph: dict[str, Any]) -> dict[str, Any]:
         ("/api/v2/jobs", lambda graph: {"workflow": graph}, 422, "workflow.1.inputs.image"),
     ],
 )
-async def test_every_entrance_says_the_same_of_what_is_not_there_and_what_is_not_yours(
+async def test_every_api_treats_foreign_objects_as_missing(
     comfy: Comfy,
     outside: Outside,
     others: list[tuple[str, str]],
@@ -366,7 +367,7 @@ async def test_every_entrance_says_the_same_of_what_is_not_there_and_what_is_not
 
 
 async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
-    """How a job has failed, without the values that it was about."""
+    """Return the error of a failed job, without the tested values."""
     status, job = await comfy.post("/jobs", body)
     assert status == 202, job
     async with asyncio.timeout(_PATIENCE):
@@ -378,7 +379,7 @@ async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
 
 
 async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
-    """Values that come by reference are known only when the step's turn has come."""
+    """The value of a reference is known only when its step begins."""
 
     def body(value: str) -> dict[str, Any]:
         says = {
@@ -430,7 +431,7 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
 
 
 async def test_no_node_brings_another_that_may_not_be(comfy: Comfy, outside: Outside) -> None:
-    """Of the nodes that a node expands into, nobody knows before it is executed."""
+    """The nodes that another node expands into are known only when that node is executed."""
 
     def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": kind, "values": json.dumps(values)}

@@ -1,4 +1,4 @@
-"""ComfyUI's own API in front of the farm, spoken as its clients speak it, on a whole farm."""
+"""Tests ComfyUI's own API of a whole farm, as ComfyUI clients use it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATIENCE = 120
 
 
 class Comfy:
-    """One client with a key, a session and a clientId."""
+    """A client with an API key, an HTTP session and a clientId."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self.session = session
@@ -46,7 +46,7 @@ class Comfy:
         return str(told["prompt_id"])
 
     async def finished(self, prompt_id: str) -> dict[str, Any]:
-        """The history's entry, once there is one that is complete."""
+        """Return the prompt's history entry, once it is complete."""
         entry: dict[str, Any] = {}
 
         async def known() -> bool:
@@ -74,7 +74,7 @@ async def comfy(gateway: RunningStack) -> AsyncIterator[Comfy]:
 
 @pytest.fixture
 async def stranger(gateway: RunningStack) -> AsyncIterator[Comfy]:
-    """Somebody of another tenant."""
+    """Yield a client of another tenant."""
     key = gateway.run("keys", "create", f"t-{uuid.uuid4().hex[:8]}").stdout
     [secret] = [word for word in key.split() if word.startswith("moyin_")]
     async with aiohttp.ClientSession(
@@ -294,7 +294,7 @@ async def _runs(comfy: Comfy, prompt_id: str) -> bool:
 
 
 async def _kinds(socket: aiohttp.ClientWebSocketResponse, last: str, prompt_id: str) -> list[str]:
-    """Of what is said about the prompt, up to ``last``."""
+    """Return the types of the messages about the prompt, up to ``last``."""
     kinds: list[str] = []
     while last not in kinds:
         event = json.loads((await socket.receive(timeout=_PATIENCE)).data)

@@ -1,4 +1,4 @@
-"""Two pools whose ComfyUIs have other nodes and other models: which graph goes where."""
+"""Tests which of two pools, whose ComfyUIs have different nodes and models, renders a graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MODELS = {"default": "plain.safetensors", "special": "special.safetensors"}
 
 @pytest.fixture(scope="module")
 def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A farm whose first pool has ComfyUI's nodes alone; the second has test nodes as well."""
+    """Run a farm with one pool of ComfyUI's own nodes, and one that also has test nodes."""
     folder = tmp_path_factory.mktemp("two-pools")
     env = farm_env(comfyui, folder, cpus=0.1, gpus=0.5)
     config = Path(env["MOYIN_SERVE_CONFIG"])
@@ -55,7 +55,7 @@ def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 async def farm(two_pools: RunningStack) -> AsyncIterator[Comfy]:
-    """A client of the farm, whichever of the pools are up."""
+    """Yield a client of the farm; the pools may not be ready."""
     headers = {"authorization": f"Bearer {two_pools.api_key}"}
     async with aiohttp.ClientSession(two_pools.url, headers=headers) as session:
         yield Comfy(session)
@@ -63,13 +63,13 @@ async def farm(two_pools: RunningStack) -> AsyncIterator[Comfy]:
 
 @pytest.fixture
 async def comfy(farm: Comfy) -> Comfy:
-    """A client of the farm, in which both pools are up."""
+    """Return a client of the farm, once both pools are ready."""
     await eventually(lambda: _are_up(farm, *_MODELS), _UP_SECONDS)
     return farm
 
 
 async def _are_up(farm: Comfy, *pools: str) -> bool:
-    """Return whether each of the pools lists its model, which no other pool has."""
+    """Return True if each of the pools lists its model, which no other pool has."""
     async with farm.session.get("/models/diffusion_models") as response:
         listed = await response.json() if response.status == 200 else []
     return {_MODELS[pool] for pool in pools} <= set(listed)
@@ -90,7 +90,7 @@ async def _renderer_of(comfy: Comfy, prompt_id: str) -> str:
 
 
 async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: Comfy) -> None:
-    """Sent as soon as the second pool could render it, which is mostly before the first one."""
+    """Submit the graph once the second pool is ready, which is usually before the first pool is."""
     await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
     graph, answers = picture(_color()), []
 
@@ -149,10 +149,10 @@ async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None
     )  # fmt: skip
 
 
-async def test_nodes_of_the_one_and_models_of_the_other_are_refused_for_what_lacks(
+async def test_a_graph_that_no_single_pool_can_run_is_refused(
     comfy: Comfy,
 ) -> None:
-    """No pool has both: the one that has the nodes says which models it has."""
+    """No pool has both; the error lists the models of the pool that has the nodes."""
     graph = _with_model(_MODELS["default"])
     graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
     status, told = await comfy.post("/prompt", {"prompt": graph})
@@ -162,7 +162,7 @@ async def test_nodes_of_the_one_and_models_of_the_other_are_refused_for_what_lac
 
 
 def _with_model(name: str) -> dict[str, Any]:
-    """A picture, and what node 3 loads."""
+    """Return a graph for a picture in which node 3 loads a model."""
     graph = picture(_color())
     inputs = {"unet_name": name, "weight_dtype": "default"}
     graph["3"] = {"class_type": "UNETLoader", "inputs": inputs}

@@ -1,4 +1,4 @@
-"""One ComfyUI and the farm, told the same: what they answer differs in ids, moments and places."""
+"""Compares the responses of a plain ComfyUI and of the farm to the same requests."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ AFTER: list[tuple[str, str, Any]] = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def plain(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """A ComfyUI as anybody would start it, nothing of ours in it; its address."""
+    """Start a ComfyUI without any part of Moyin, and yield its URL."""
     folder = tmp_path_factory.mktemp("plain")
     folder.joinpath("custom_nodes").mkdir()
     # Those of the farm (`tests.stack`).
@@ -230,7 +230,7 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def told(plain: str, gateway: RunningStack) -> tuple[Told, Told]:
-    """What the one and the other tell, by scene."""
+    """Return the recordings of ComfyUI and of the farm, by scene."""
     # Graphs are validated where an actor is up.
     first = StackClient(gateway.url, gateway.api_key)
     job = await asyncio.to_thread(
@@ -275,6 +275,6 @@ async def _uploads(recorder: Recorder) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", ["before", "uploads", *(s.name for s in SCENES), "after"])
-async def test_the_farm_tells_what_one_comfyui_tells(told: tuple[Told, Told], name: str) -> None:
+async def test_the_farm_responds_like_one_comfyui(told: tuple[Told, Told], name: str) -> None:
     one, other = told
     assert other[name] == one[name]

@@ -1,4 +1,4 @@
-"""Signing a browser in at ``/comfy/``, in front of a real gateway."""
+"""Tests browser sign-in at ``/comfy/`` on a real gateway."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORM = {"accept": "text/html"}
 
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
-    """Keeps cookies, and follows no redirect by itself."""
+    """Yield a session that keeps cookies and does not follow redirects."""
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
         yield session

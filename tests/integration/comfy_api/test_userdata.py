@@ -1,4 +1,4 @@
-"""ComfyUI's files and settings, per person, through a real gateway."""
+"""Tests the files and settings of ComfyUI's frontend, per user, on a real gateway."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> 
             assert await asked(client, "GET", "/settings") == (200, {"who": name})
 
 
-async def test_settings_are_merged_also_when_they_come_at_once(farm: Farm) -> None:
+async def test_concurrent_settings_are_merged(farm: Farm) -> None:
     assert await asked(farm.client, "GET", "/api/settings/Comfy.X") == (200, None)
     assert await asked(farm.client, "POST", "/api/settings", json={"a": 1, "b": [2]}) == (200, "")
     await asyncio.gather(

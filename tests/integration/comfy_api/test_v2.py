@@ -1,4 +1,4 @@
-"""The Comfy API v2 at a real gateway, byte by byte. With its SDK: tests/acceptance."""
+"""Tests the raw HTTP responses of the Comfy API v2; tests/acceptance uses its SDK."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
 
 
 async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artifact:
-    """Play the worker: progress, a picture, the end. ``told_late``: no event before the end."""
+    """Simulate a worker that finishes the job; ``told_late`` sends no event before the end."""
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
         size=len(PNG), sha256=await farm.blobs.put(PNG),
@@ -150,7 +150,7 @@ async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
     assert told == (400, "invalid_metadata_filter")
 
 
-async def test_events_tell_where_it_stands_and_then_what_is_new(farm: Farm) -> None:
+async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
     path = f"{JOBS}/{job['id']}/events"
     async with farm.client.get(path) as response:
@@ -237,7 +237,7 @@ async def test_an_uploads_key_works_once(farm: Farm) -> None:
             assert response.status == status, await response.text()
 
 
-async def test_a_deleted_upload_is_gone_but_for_the_jobs_that_have_it(farm: Farm) -> None:
+async def test_a_deleted_upload_is_visible_only_to_jobs_that_use_it(farm: Farm) -> None:
     asset = await upload(farm)
     reference = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
@@ -254,7 +254,7 @@ async def test_a_deleted_upload_is_gone_but_for_the_jobs_that_have_it(farm: Farm
 
 
 @pytest.mark.parametrize("info", [{"id": "art_" + "0" * 32}, {}, None])
-async def test_an_asset_that_is_not_there(farm: Farm, info: Any) -> None:
+async def test_a_missing_asset_is_not_found(farm: Farm, info: Any) -> None:
     reference = {"__type": "core/ASSET", "info": info}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
     told = await code(farm.client, "POST", JOBS, json={"workflow": graph})

@@ -1,4 +1,4 @@
-"""Real servers and a gateway in the test's own process, with a worker beside it."""
+"""Runs real servers, and a gateway in the test's own process with an optional worker."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ CONCURRENCY = 10
 
 @dataclass
 class Services:
-    """What stands behind the gateway: answers by path, and every call that came."""
+    """A service behind the gateway, with responses by path and a record of all calls."""
 
     answers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = field(
         default_factory=dict
@@ -115,7 +115,7 @@ class Services:
 
 
 class AnyGraph:
-    """The validator of a pool that is not up."""
+    """The graph validator of a pool that is not running."""
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
@@ -123,8 +123,8 @@ class AnyGraph:
         return {}
 
 
-class SaidByPools:
-    """Pools that say what a test has them say, by path; emptied, none is up."""
+class ScriptedPools:
+    """Simulates pools with configured responses by path; without any, no pool is running."""
 
     pools = ("default", "fast")
 
@@ -156,7 +156,7 @@ class SaidByPools:
 
 
 class Farm:
-    """A gateway, its stores, and the worker that can be started, stopped and killed."""
+    """A gateway, its stores, and a worker that can be started, stopped and killed."""
 
     def __init__(
         self, folder: Path, temporal: TemporalServer, valkey: ValkeyServer, services: Services
@@ -166,7 +166,7 @@ class Farm:
         self.settings = Settings(data=folder)
         self.templates = TemplateCatalog((SHIPPED_FOLDER,))
         self.validator: Any = AnyGraph()
-        self.pools_say = SaidByPools()
+        self.pools_say = ScriptedPools()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
@@ -211,7 +211,7 @@ class Farm:
         return aiohttp.ClientSession(self.url, headers={"authorization": f"Bearer {key}"})
 
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
-        """Start a worker; returns what stops it."""
+        """Start a worker, and return the function that stops it."""
         enter = self._stack.enter_async_context
         gateway = GatewayClient(
             self.services_url, token_for=create_service_token_factory(SIGNING_KEY, "jobs")
@@ -249,7 +249,7 @@ class Farm:
     async def renderer(
         self, render_step: Callable[..., Any], pool: str = "default"
     ) -> AsyncIterator[None]:
-        """A worker of a pool's queue that renders with the activity ``render_step``."""
+        """Run a worker for a pool's queue that renders with the activity ``render_step``."""
         client: Client = await self.temporal.get_client()
         async with Worker(
             client,
@@ -260,7 +260,7 @@ class Farm:
             yield
 
     def environment(self) -> dict[str, str]:
-        """The settings of this farm for a process of its own."""
+        """Return the environment variables with this farm's settings, for other processes."""
         return os.environ | {
             "MOYIN_DATA": str(self._folder),
             "MOYIN_DOOR": self.services_url,
@@ -285,7 +285,7 @@ class Farm:
             return job
 
     async def until(self, job_id: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
-        """The job once it has one of ``statuses`` (any final one, if none is given)."""
+        """Wait until the job has one of ``statuses``, by default a final one, and return it."""
         async with asyncio.timeout(seconds):
             while True:
                 job = await self.show(job_id)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 byte by byte: what clients that others wrote would tidy up before they send it."""
+"""Sends raw bytes over HTTP/1.1, because HTTP libraries would correct malformed requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """``status`` is 0 when the connection ended without one."""
+    """A response; ``status`` is 0 if the connection ended without one."""
 
     status: int
     head: str
@@ -21,7 +21,7 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The stable code, in whichever protocol's error; empty: there is none."""
+        """The stable code of an error in any protocol, or an empty string."""
         try:
             told = json.loads(self.body)
         except ValueError:
@@ -41,7 +41,7 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
 ) -> Answer:
-    """One request on a connection of its own; ``target`` is sent as it is."""
+    """Send one request on a new connection, with ``target`` unchanged."""
     sent = {"Host": "moyin", "Connection": "close", **(headers or {})}
     if body or method in ("POST", "PUT"):
         sent["Content-Length"] = str(len(body))
@@ -56,16 +56,19 @@ async def ask(
 
 
 class SlowClients:
-    """Clients that send one byte a second until the server closes the connection.
+    """Clients that send one byte per second until the server closes the connection.
 
-    Some send a request's head slowly, some its body. They run in a thread of their own.
+    Some send the head of a request slowly, some the body. They run in a separate thread.
 
     Attributes:
-        ended: by target, what came, and after how many seconds.
+        ended: the received bytes and the seconds until the connection was closed, by target.
     """
 
     def __init__(self, port: int, key: str, targets: Mapping[str, int]) -> None:
-        """So many clients for each target; the empty one never ends its head. ``key`` may be empty."""
+        """Create several clients per target; for an empty target, the head never ends.
+
+        ``key`` may be empty.
+        """
         self._port = port
         self._key = key
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(targets)), daemon=True)
@@ -73,7 +76,7 @@ class SlowClients:
         self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Until the last has ended."""
+        """Wait until all connections have been closed."""
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "some are still being waited for"
 

@@ -1,4 +1,4 @@
-"""Accounts behind the real gateway, with all other apps, and what of it gets into logs."""
+"""Tests accounts behind the real gateway with all other apps, and searches logs for secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PASSWORD = f"pass-{secrets.token_hex(8)}"
 
 
 class Session:
-    """A client that remembers every secret that it saw."""
+    """A client that remembers every secret that it receives."""
 
     def __init__(self, stack: RunningStack, session: aiohttp.ClientSession) -> None:
         self.stack = stack
@@ -88,7 +88,7 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
 
 
 async def _closes(client: Session, key: str) -> str:
-    """The code that a WebSocket of no job is closed with."""
+    """Return the code with which the WebSocket of a nonexistent job is closed."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"{client.stack.url}/jobs/none/ws"
     async with client.session.ws_connect(url, headers=headers) as socket:
@@ -98,7 +98,7 @@ async def _closes(client: Session, key: str) -> str:
 
 
 def _search(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, list[str]]:
-    """How many log files there are, and which secrets are in which."""
+    """Return the number of log files, and the secrets found in each."""
     files = [
         path
         for folder in (stack.layout.logs, stack.layout.ray_logs)
@@ -178,7 +178,7 @@ async def test_identity_headers_from_clients_are_ignored(client: Session) -> Non
 
 
 async def _raw(gateway: RunningStack, sent: str) -> bytes:
-    """All that comes back for these bytes within a moment."""
+    """Return all bytes that the server sends within a short time in response to these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports.door)
     writer.write(sent.encode("latin-1"))
     told = b""

@@ -1,4 +1,4 @@
-"""What a whole farm tells a stranger of its apps: that it is there, and nothing more."""
+"""Tests that a caller without a key learns only that the farm's apps exist."""
 
 from __future__ import annotations
 

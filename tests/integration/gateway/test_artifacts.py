@@ -1,4 +1,4 @@
-"""Uploads and downloads at a real gateway."""
+"""Tests uploads and downloads on a real gateway."""
 
 from __future__ import annotations
 

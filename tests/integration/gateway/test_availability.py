@@ -1,4 +1,4 @@
-"""A hostile tenant's pictures and schemas, and what another tenant notices of them."""
+"""Tests that a hostile tenant's pictures and schemas do not slow down other tenants."""
 
 from __future__ import annotations
 
@@ -94,16 +94,16 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
     assert (status, body["code"]) == (413, "picture_too_large")
     assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192
     await view()
-    before = held_mib()
-    usual = await times(view)
-    async with going_on(attack) as attacks:
-        during = await times(view)
-    peak = held_mib()
-    await eventually(lambda: held_mib() <= before * 1.1, _SOON_SECONDS)
+    before = measure_memory_mib()
+    usual = await measure_median(view)
+    async with repeating(attack) as attacks:
+        during = await measure_median(view)
+    peak = measure_memory_mib()
+    await eventually(lambda: measure_memory_mib() <= before * 1.1, _SOON_SECONDS)
     measured(
         f"another tenant's preview took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
         f"{attacks()} rounds of hostile ones; the replica with its helpers held {before:.0f} MiB "
-        f"before, {peak:.0f} MiB right after, {held_mib():.0f} MiB within a minute"
+        f"before, {peak:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
     )
     # The very same preview is not made again.
     assert await previewed(other, "mine.png", "webp;7") == await previewed(
@@ -142,9 +142,9 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
 
         async with hostile, other:
             await chat()
-            usual = await times(chat)
-            async with going_on(attack) as attacks:
-                during = await times(chat)
+            usual = await measure_median(chat)
+            async with repeating(attack) as attacks:
+                during = await measure_median(chat)
         measured(
             f"another tenant's answer took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
             f"{attacks()} rounds of hostile schemas"
@@ -162,8 +162,8 @@ async def completed(client: aiohttp.ClientSession, **members: Any) -> tuple[int,
         return response.status, await response.json()
 
 
-async def times(act: Callable[[], Awaitable[None]]) -> float:
-    """The median of what ``act`` takes, in seconds."""
+async def measure_median(act: Callable[[], Awaitable[None]]) -> float:
+    """Return the median duration of ``act`` in seconds."""
     taken = []
     for _ in range(_ROUNDS):
         began = time.monotonic()
@@ -173,8 +173,8 @@ async def times(act: Callable[[], Awaitable[None]]) -> float:
 
 
 @asynccontextmanager
-async def going_on(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
-    """``act``, again and again, once at least; gives how often."""
+async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
+    """Repeat ``act`` during the block, at least once; yield a function that returns the count."""
     over, rounds = asyncio.Event(), 0
 
     async def loop() -> None:
@@ -191,8 +191,8 @@ async def going_on(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable
     await task
 
 
-def held_mib() -> float:
-    """Memory of this process, in which the gateway runs, and of those that convert pictures."""
+def measure_memory_mib() -> float:
+    """Return the memory in MiB of this process with the gateway, and of its picture converters."""
     process = psutil.Process()
     held = process.memory_info().rss
     for child, line in with_lines(process.children()):

@@ -1,4 +1,4 @@
-"""What bad input gets, at a real gateway."""
+"""Tests the responses of a real gateway to invalid input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One session of a browser for the accounts app and the gateway, on the same host."""
+"""Tests that the accounts app and the gateway on one host share a browser's session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What browsers are told at a whole farm's gateway, by every app, in answers and in refusals."""
+"""Tests the security and CORS headers of every app of a whole farm, in successes and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes below ``/cluster``, whose pools are those that a test names."""
+"""Tests the routes below ``/cluster``, with pools that the test configures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_events_follow_changes(farm: Farm) -> None:
 
 
 async def read_queued(response: aiohttp.ClientResponse) -> int:
-    """The queue of the pool ``fast`` in the next event."""
+    """Return the queue length of the pool ``fast`` in the next event."""
     while True:
         line = await response.content.readline()
         assert line, "the stream ended"

@@ -1,4 +1,4 @@
-"""Serving the console's page and files at ``/console/``, by a real gateway."""
+"""Tests that a real gateway serves the console's page and files at ``/console/``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_files_are_cached_compressed_and_confined(built: Farm) -> None:
                 assert response.status in (401, 404) and await response.text() != "secret", path
 
 
-async def test_a_gateway_without_built_files_says_so(farm: Farm) -> None:
+async def test_a_gateway_without_built_files_reports_the_reason(farm: Farm) -> None:
     async with aiohttp.ClientSession(farm.url) as browser:
         async with browser.get("/console/") as response:
             assert (response.status, response.content_type) == (503, "text/html")

@@ -1,4 +1,4 @@
-"""Compressed request bodies, at a real gateway."""
+"""Tests compressed request bodies on a real gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Event tokens and previews over a real gateway, and the one rule for credentials in queries."""
+"""Tests event tokens and previews on a real gateway, and which paths accept keys in the query."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
     assert await refusal(page, f"/jobs/{job}/events?token={token}") == (401, "invalid_api_key")
 
 
-async def test_one_rule_says_which_routes_take_credentials_in_queries(
+async def test_only_listed_routes_accept_credentials_in_queries(
     farm: Farm, page: aiohttp.ClientSession
 ) -> None:
     job = (await farm.submit(CHAT))["id"]
@@ -183,7 +183,7 @@ async def test_one_rule_says_which_routes_take_credentials_in_queries(
         assert (response.status, (await response.json())["code"]) == (401, "invalid_api_key")
 
 
-async def test_previews_are_events_for_those_who_ask(
+async def test_previews_are_events_for_clients_that_request_them(
     farm: Farm, page: aiohttp.ClientSession, valkey_server: ValkeyServer
 ) -> None:
     job = (await farm.submit(RENDER))["id"]

@@ -1,4 +1,4 @@
-"""The examples of docs/grpc.md, by a plain grpcio client at a bridge to a real gateway."""
+"""Runs the examples of docs/grpc.md with a plain grpcio client against a real gateway."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = "docs/grpc.md"
 
 
 class Calls(MoyinServicer):
-    """Hands the calls that the page shows to the bridge, as the gateway's deployment does."""
+    """Implements the calls of the page's examples as the gateway's deployment does."""
 
     def __init__(self, bridge: GrpcBridge) -> None:
         self._bridge = bridge

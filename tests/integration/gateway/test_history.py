@@ -1,4 +1,4 @@
-"""Requests, filters, deletion and files of jobs: at a gateway with a worker, and on a whole farm."""
+"""Tests lists, filters, deletion and files of jobs on a gateway with a worker, and on a farm."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ async def until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, 
 
 
 async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.ClientSession) -> None:
-    """On a whole farm: its picture, history and events can't be read, nor its id used again."""
+    """On a whole farm: picture, history and events are gone, and the id cannot be used again."""
     prompt_id, client_id = str(uuid.uuid4()), uuid.uuid4().hex
     body = {"prompt": picture(next(_colors)), "prompt_id": prompt_id, "client_id": client_id}
     assert (await call(session, "POST", "/prompt", body))[0] == 200
@@ -309,7 +309,7 @@ async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.Client
 async def test_the_same_graph_renders_after_its_first_job_is_deleted(
     session: aiohttp.ClientSession,
 ) -> None:
-    """The cache may answer; the second job has a picture of its own in any case."""
+    """The cache may provide the result; the second job has its own picture in any case."""
     body = {"kind": "render", "workflow": picture(next(_colors))}
     pictures = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Listing, following and health at a real gateway."""
+"""Tests the listing of jobs, event streams and health checks on a real gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT: dict[str, Any] = {
 async def frames(
     client: aiohttp.ClientSession, job_id: str, last: str | None = None
 ) -> list[dict[str, str]]:
-    """The server-sent events of a whole stream."""
+    """Return the server-sent events of a whole stream."""
     headers = {} if last is None else {"Last-Event-ID": last}
     async with client.get(f"/jobs/{job_id}/events", headers=headers) as response:
         if response.status == 204:
@@ -139,7 +139,7 @@ async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
     assert story == ["queued", "running", "failed", "queued", "running", "step", "succeeded"]
 
 
-async def test_the_socket_says_the_same(working_farm: Farm) -> None:
+async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
     story = await frames(working_farm.client, job["id"])
     async with working_farm.client.ws_connect(f"/jobs/{job['id']}/ws") as socket:
@@ -165,7 +165,7 @@ async def test_the_socket_says_the_same(working_farm: Farm) -> None:
 async def test_a_stream_ends_when_the_events_are_lost(
     tmp_path: Path, temporal_server: TemporalServer
 ) -> None:
-    """Valkey dies with all it had while a client watches; the job and its stream end well."""
+    """Valkey loses all data while a client watches; the job and the stream must end normally."""
     folder = tmp_path / "valkey"
     folder.mkdir()
     valkey = ValkeyServer(folder)

@@ -1,4 +1,4 @@
-"""The shell examples of docs/jobs.md, run by a shell against a real gateway."""
+"""Runs the shell examples of docs/jobs.md against a real gateway."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client", "client-typ
 
 
 async def run(farm: Farm, name: str, job: str = "") -> str:
-    """Run a snippet and return what it prints, and last the variable JOB in a line of its own."""
+    """Run a snippet, and return its output and, in an additional last line, the variable JOB."""
     kind, text = list_snippets(PAGE)[name]
     assert kind == "sh"
     process = await asyncio.create_subprocess_exec(

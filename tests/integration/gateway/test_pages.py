@@ -1,4 +1,4 @@
-"""The shell examples about jobs and files in several pages, run by a shell against a real gateway."""
+"""Runs the shell examples about jobs and files of several pages against a real gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths and names that climb, at a whole farm's gateway, byte by byte: nothing outside is reached."""
+"""Tests path traversal against a whole farm, with raw bytes: no file outside is reached."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = "a" * 4_000
 
 @pytest.fixture(scope="module", autouse=True)
 def canary(gateway: RunningStack) -> Iterator[Path]:
-    """A file of the stack's that nobody is served."""
+    """Create a file in the stack's data folder that must never be served."""
     path = gateway.data / "canary"
     path.write_text(CANARY)
     yield path
@@ -168,7 +168,7 @@ async def _upload(
 
 
 def _written(gateway: RunningStack) -> list[str]:
-    """Files by one of our names, where the stack or the climbing could have put them."""
+    """Return the files with names from this test that exist anywhere a traversal could put them."""
     places = (gateway.data.parent, Path("/tmp"), Path.cwd())
     globs = [place.rglob if place == gateway.data.parent else place.glob for place in places]
     return [str(path) for glob in globs for path in glob(f"*{EVIL}*")]

@@ -1,4 +1,4 @@
-"""Fifty renders on two ComfyUIs: which run, and the places of the others, by every API and ComfyUI."""
+"""Compares the queue places of fifty renders on two ComfyUIs in every API and in ComfyUI."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _colors = itertools.count(0x310000)
 
 @dataclass
 class Api:
-    """The doors of one gateway, and the stage of each job by the events that have come so far."""
+    """The APIs of one gateway, and the stage of each job according to its events so far."""
 
     stack: RunningStack
     http: aiohttp.ClientSession
@@ -46,7 +46,7 @@ class Api:
     events: dict[str, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)
 
     def get_stage(self, job_id: str) -> int:
-        """Return the latest stage by events of the job; 0 before the first event."""
+        """Return the stage of the job according to its events; 0 before the first event."""
         kinds = [kind for kind, _ in self.events[job_id]]
         return max((_STAGES[kind] for kind in kinds if kind in _STAGES), default=_QUEUED)
 
@@ -67,14 +67,14 @@ class Api:
             return {job["id"]: job for job in (await response.json())["jobs"]}
 
     async def list_queue(self) -> dict[str, int]:
-        """Return the stages by `/queue`."""
+        """Return the stages of jobs according to `/queue`."""
         async with self.http.get("/queue") as response:
             queue = await response.json()
         stages = {"queue_running": _RUNNING, "queue_pending": _QUEUED}
         return {row[1]: stage for name, stage in stages.items() for row in queue[name]}
 
     async def list_prompts(self) -> dict[str, int]:
-        """Return the stages by ComfyUI's list of jobs."""
+        """Return the stages of jobs according to ComfyUI's list of jobs."""
         stages = {"pending": _QUEUED, "in_progress": _RUNNING}
         async with self.http.get("/api/jobs", params={"limit": "1000"}) as response:
             listed = (await response.json())["jobs"]
@@ -126,16 +126,16 @@ async def _open_api(stack: RunningStack) -> AsyncIterator[Api]:
 
 
 @dataclass
-class Story:
-    """What the samples have shown so far.
+class Observations:
+    """The observations from all samples so far.
 
     Attributes:
-        stored: jobs that ran although no ComfyUI had them: it had executed them, and their files
-            were being stored.
+        stored: jobs that were shown as running although no ComfyUI had them, because they had been
+            executed and their files were being stored.
         order: the jobs with a place in the latest sample, the first to begin first.
         samples: the number of samples.
-        full: samples in which every ComfyUI had a prompt.
-        rises: jobs that fell back, because of a better class.
+        full: the number of samples in which every ComfyUI had a prompt.
+        rises: jobs that moved back because of jobs with a better class.
         guessed: jobs whose start was estimated.
     """
 
@@ -188,7 +188,7 @@ async def _wait_for_comfyuis(api: Api) -> None:
     await eventually(are_up, 300)
 
 
-async def _render_all(api: Api) -> Story:
+async def _render_all(api: Api) -> Observations:
     following = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
     priorities: dict[str, int] = {}
     streams: list[asyncio.Task[None]] = []
@@ -206,7 +206,7 @@ async def _render_all(api: Api) -> Story:
         while await _sample(api, priorities, story) and condition():
             await _wait_for_tick()
 
-    story = Story()
+    story = Observations()
     # While these occupy the ComfyUIs, all others get their places.
     occupying = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
     await eventually(lambda: _have_begun(api, set(occupying)), 120)
@@ -238,15 +238,15 @@ async def _render_all(api: Api) -> Story:
 
 
 async def _wait_for_tick() -> None:
-    """Wait for the next tenth of a second, at which samples are taken where the machine can."""
+    """Wait for the next tenth of a second; samples are taken at that rate if the machine can."""
     await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
-async def _sample(api: Api, priorities: Mapping[str, int], story: Story) -> bool:
+async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) -> bool:
     """Compare all APIs and the ComfyUIs; return False once all jobs have ended.
 
-    Everything is read between two looks at the ComfyUIs and two at the rows of jobs. A job that
-    changes in between may be shown in either way.
+    Everything is read between two reads of the ComfyUIs and two of the rows of jobs. A job that
+    changes in between may be shown in either state.
     """
     ours = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
@@ -303,9 +303,9 @@ async def _have_begun(api: Api, held: set[str]) -> bool:
 
 
 def _check_places(
-    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Story
+    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Observations
 ) -> None:
-    """Check that places only change as the order of classes, then of arrival, makes them change."""
+    """Check that places change only by the order of classes and, within a class, of arrival."""
     waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
     assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting.values())
     positions = {j: job["position"] for j, job in waiting.items() if job["position"] is not None}

@@ -1,4 +1,4 @@
-"""Pools of some tenants, and nodes that a pool or a tenant may not have, at every entrance."""
+"""Tests pools that only some tenants may use, and forbidden nodes, in every API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.store.limits import LimitStore
-from tests.integration.gateway.fixtures import Farm, SaidByPools, Services
+from tests.integration.gateway.fixtures import Farm, ScriptedPools, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 
 NODES_PATH = {
@@ -25,8 +25,8 @@ LOAD = {"input": {"required": {"image": [[], {"image_upload": True}]}}, "output"
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 
 
-class Pools(SaidByPools):
-    """``fast`` is Ann's alone, and nobody has ``Secret`` or ``SaveLoRA`` there."""
+class Pools(ScriptedPools):
+    """``fast`` belongs to the tenant Ann, and forbids ``Secret`` and ``SaveLoRA`` to everyone."""
 
     rules: Mapping[str, PoolRules] = {
         "fast": PoolRules(tenants=("ann",), deny=("Secret", "SaveLoRA"))
@@ -73,7 +73,7 @@ async def nodes_of(session: aiohttp.ClientSession) -> set[str]:
         return set(await response.json())
 
 
-async def test_a_pool_of_others_is_not_there(farm: Farm) -> None:
+async def test_a_pool_of_other_tenants_is_not_found(farm: Farm) -> None:
     status, _ = await posted(farm.client, "/jobs", job(GRAPH, pool="fast"))
     assert status == 202
     pipeline = {"kind": "pipeline", "steps": [job(GRAPH), job(GRAPH, pool="fast")]}

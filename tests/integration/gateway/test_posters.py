@@ -1,4 +1,4 @@
-"""Posters of videos at a real gateway: of uploads and of a job's files."""
+"""Tests posters of videos on a real gateway, for uploads and for files of jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way a secret can come to a whole farm, and then every line that the farm has logged."""
+"""Sends secrets to a whole farm in every possible way, and searches all its logs for them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.stack import Measured, RunningStack
 from tests.waiting import eventually
 
 
-class Told:
-    """Secrets by where they were said; of a key or token the part that proves something."""
+class SentSecrets:
+    """The secrets that were sent, by their place; for keys and tokens only the secret part."""
 
     def __init__(self, gateway: RunningStack) -> None:
         self.gateway = gateway
@@ -51,13 +51,13 @@ class Told:
 
 
 class Session:
-    def __init__(self, told: Told, session: aiohttp.ClientSession, keys: KeyStore) -> None:
+    def __init__(self, told: SentSecrets, session: aiohttp.ClientSession, keys: KeyStore) -> None:
         self.told = told
         self.session = session
         self.keys = keys
 
     async def key(self, where: str) -> str:
-        """A good key that is used in one place only."""
+        """Return a valid key that is used in one place only."""
         return self.told.note(where, (await self.keys.create("admin", where))[1])
 
     async def call(self, method: str, path: str, *statuses: int, **more: Any) -> Any:
@@ -69,7 +69,7 @@ class Session:
 
 @pytest.fixture
 def haproxy_log(gateway: RunningStack) -> Iterator[socket.socket]:
-    """Where HAProxy sends what a syslog server would write."""
+    """Receive the log messages that HAProxy sends to a syslog server."""
     port = int(gateway.env["RAY_SERVE_HAPROXY_LOG_TARGET"].rpartition(":")[2])
     with socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
@@ -83,7 +83,7 @@ async def client(gateway: RunningStack) -> AsyncIterator[Session]:
     database = Database(gateway.settings.sql_url)
     jar = aiohttp.DummyCookieJar()
     async with aiohttp.ClientSession(gateway.url, cookie_jar=jar) as session:
-        yield Session(Told(gateway), session, KeyStore(database))
+        yield Session(SentSecrets(gateway), session, KeyStore(database))
     await database.close()
 
 
@@ -234,7 +234,7 @@ async def _links(client: Session) -> None:
 
 
 async def _jobs(client: Session) -> None:
-    """With secrets in the addresses that a job calls, and for nodes that call others."""
+    """Submit jobs with secrets in the URLs that they call, and in graphs that call other hosts."""
     told, bearer = client.told, {"authorization": f"Bearer {client.told.gateway.api_key}"}
     secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer)
     told.note("webhooks' secret", secret["secret"])
@@ -268,7 +268,7 @@ async def _grpc(client: Session) -> None:
 
 @asynccontextmanager
 async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """Somebody who wants no more webhooks."""
+    """Run a webhook receiver that responds with 410 Gone."""
     called = asyncio.Event()
 
     async def gone(request: web.Request) -> web.Response:
@@ -286,7 +286,7 @@ async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
 
 
 def _logged(gateway: RunningStack) -> bytes:
-    """All that any process of the stack has logged."""
+    """Return everything that the processes of the stack have logged."""
     folders = [gateway.layout.logs, Path(gateway.layout.ray_logs).resolve()]
     files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
     files |= {path for path in gateway.data.rglob("*.log*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""The whole farm from outside: HAProxy, Serve, Temporal, Valkey, ComfyUI, llama.cpp."""
+"""Tests a whole farm from outside: HAProxy, Serve, Temporal, Valkey, ComfyUI, llama.cpp."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, 
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(gateway: RunningStack) -> SlowClients:
-    """Beside all tests here, which nobody may notice."""
+    """Run slow clients beside all tests of this module, which must not be affected."""
     return SlowClients(gateway.ports.door, gateway.api_key, SLOW)
 
 
 @pytest.fixture(scope="module")
 def strangers(gateway: RunningStack) -> SlowClients:
-    """The same without a key, where one is needed."""
+    """Run slow clients without a key on routes that need one."""
     return SlowClients(
         gateway.ports.door, "", {"/jobs": 5, "/v1/chat/completions": 5, "/accounts/me": 5}
     )
@@ -126,7 +126,7 @@ async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession)
     assert [e["id"] for e in resumed] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
-async def test_a_websocket_tells_the_same(session: aiohttp.ClientSession) -> None:
+async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSession) -> None:
     _, job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
     async with session.ws_connect(f"/jobs/{job['id']}/ws") as socket:
         told = [json.loads(message.data) async for message in socket]
@@ -238,9 +238,9 @@ async def test_slow_bodies_without_a_key_are_not_waited_for(
 
 
 async def _pool_is_up(session: aiohttp.ClientSession) -> None:
-    """Wait until a first picture has been rendered, and until graphs are validated.
+    """Wait until a first picture has been rendered and graphs are validated.
 
-    A pool that did not answer is not asked again for two seconds.
+    The gateway calls a pool that did not respond again only after two seconds.
     """
     job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job

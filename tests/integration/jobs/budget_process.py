@@ -1,6 +1,6 @@
 """A gateway's job service: ``python -m tests.integration.jobs.budget_process '<json>'``.
 
-It submits jobs all at once when it may read a line, and prints what came of each.
+After reading a line, it submits all jobs at once, and prints the result of each.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TARIFF = RenderTariff(
 
 
 class Pools:
-    """Render pools that are up without a ComfyUI."""
+    """Simulates running render pools without ComfyUI."""
 
     pools = ("default",)
 
@@ -69,7 +69,7 @@ class Pools:
 
 
 class NoTemporal:
-    """A Temporal that is down, so that accepted jobs stay queued."""
+    """Simulates an unavailable Temporal, so that accepted jobs stay queued."""
 
     async def start(self, *_: Any) -> None:
         raise ServiceUnavailable("Temporal is down")

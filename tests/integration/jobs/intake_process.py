@@ -1,4 +1,4 @@
-"""An intake in a process of its own, to be killed: ``python -m … '<json of IntakeArgs>'``."""
+"""Runs an intake in a process that tests can kill: ``python -m … '<json of IntakeArgs>'``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AnyGraph:
 
 
 class NoPool:
-    """Pools of which none is up."""
+    """Simulates pools that are all unavailable."""
 
     def __init__(self, pools: Sequence[str]) -> None:
         self.pools = pools

@@ -1,4 +1,4 @@
-"""A real RabbitMQ for one test session, on loopback and on ports of its own."""
+"""Runs a real RabbitMQ on loopback, with its own ports, for one test session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ disk_free_limit.absolute = 1MB
 
 
 class RabbitServer:
-    """RabbitMQ with Erlang's port mapper as its neighbour, so that neither outlives the test."""
+    """RabbitMQ with a separate port mapper of Erlang, so that neither outlives the test."""
 
     def __init__(self, folder: Path) -> None:
         self.port, mapper, distribution = free_port(), free_port(), free_port()

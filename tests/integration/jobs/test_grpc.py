@@ -1,4 +1,4 @@
-"""moyin.v1 through Serve's gRPC ingress with a plain grpcio client."""
+"""Tests the gRPC service moyin.v1 through Serve's ingress with a plain grpcio client."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_health_checks_need_no_key(gateway: RunningStack) -> None:
 async def test_a_channel_that_checks_health_sends_its_calls(
     gateway: RunningStack, key: list[tuple[str, str]]
 ) -> None:
-    """gRPC's own health checking, which the client's service configuration turns on."""
+    """The client's service configuration enables gRPC's own health checks."""
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "healthCheckConfig": {"serviceName": MOYIN},

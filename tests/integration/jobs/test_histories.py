@@ -1,8 +1,8 @@
 """Records the histories that `tests/unit/jobs/workflows/test_replay.py` replays.
 
-Runs every kind of job and replays its history; with MOYIN_RECORD_HISTORIES=<version> the histories
+Runs every kind of job and replays its history. With MOYIN_RECORD_HISTORIES=<version>, the histories
 are also written to files. Record them after a deliberate change of the workflow, and keep the old
-ones for as long as jobs of their version may still run.
+ones as long as jobs of their version may still run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs out of a real RabbitMQ and a real Valkey; the worker is killed in the middle of messages."""
+"""Tests jobs from a real RabbitMQ and a real Valkey, with a worker that is killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENOUGH = 4
 
 
 class Queue(Protocol):
-    """The test's end of a broker: it sends jobs, and reads results and dead letters."""
+    """The producer's side of a broker: it sends jobs, and reads results and dead letters."""
 
     source: dict[str, Any]
     environ: dict[str, str]

@@ -1,4 +1,4 @@
-"""The intake's end of a real RabbitMQ."""
+"""Tests the intake's broker client on a real RabbitMQ."""
 
 from __future__ import annotations
 

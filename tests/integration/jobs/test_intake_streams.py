@@ -1,4 +1,4 @@
-"""Who holds an entry of a stream, and when another may take it over."""
+"""Tests which worker owns an entry of a stream, and when another worker may claim it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets that renders spend from, with a real Valkey, on SQLite and on a real PostgreSQL."""
+"""Tests budgets of renders with a real Valkey, on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ PROCESSES, SUBMISSIONS = 4, 13
 
 
 @dataclass(frozen=True)
-class Desk:
-    """A job service, and what settles its jobs."""
+class BudgetedJobs:
+    """A job service with the settlement of its reservations."""
 
     database: Database
     url: str
@@ -52,7 +52,7 @@ class Desk:
     caller: Identity
 
     async def amounts(self) -> tuple[Decimal, Decimal]:
-        """What of the tenant's daily budget is spent, and what is reserved."""
+        """Return the spent and the reserved part of the tenant's daily budget."""
         states = await self.meter.budgets.list_states(self.caller.limits, self.caller.owner)
         [of_key, of_owner] = states
         assert (of_key.spent, of_key.reserved) == (of_owner.spent, of_owner.reserved)
@@ -81,12 +81,12 @@ class Desk:
 @pytest.fixture
 async def desk(
     database_url: str, valkey_server: ValkeyServer, tmp_path: Path
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[BudgetedJobs]:
     database, meter = Database(database_url), RequestMeter(valkey_server.url)
     await database.ensure_schema()
     blobs = f"file://{tmp_path / 'blobs'}"
     async with open_service(database, meter, valkey_server.url, blobs) as service:
-        yield Desk(
+        yield BudgetedJobs(
             database=database,
             url=database_url,
             blobs=blobs,
@@ -101,7 +101,7 @@ async def desk(
 
 
 async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
-    desk: Desk, valkey_server: ValkeyServer
+    desk: BudgetedJobs, valkey_server: ValkeyServer
 ) -> None:
     options = {
         "database": desk.url,
@@ -136,7 +136,9 @@ async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
         await desk.submit()
 
 
-async def test_cost_replaces_the_estimate_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cost_replaces_the_estimate_once(
+    desk: BudgetedJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = await desk.submit(USUAL)
     assert await desk.amounts() == (0, 5)
     # Cheaper than the estimate so far.
@@ -161,7 +163,7 @@ async def test_cost_replaces_the_estimate_once(desk: Desk, monkeypatch: pytest.M
 
 
 async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
-    desk: Desk, valkey_server: ValkeyServer
+    desk: BudgetedJobs, valkey_server: ValkeyServer
 ) -> None:
     job_id = await desk.submit()
     await desk.book(job_id, 3)
@@ -182,7 +184,7 @@ async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
 
 
 async def test_cancelled_render_is_covered_until_its_run_is_booked(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: BudgetedJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = await desk.submit(USUAL)
     await desk.jobs.start(job_id, 1)
@@ -206,7 +208,7 @@ async def test_cancelled_render_is_covered_until_its_run_is_booked(
     assert await desk.amounts() == (2, 5)
 
 
-async def test_retry_reserves_what_remains(desk: Desk) -> None:
+async def test_retry_reserves_what_remains(desk: BudgetedJobs) -> None:
     job_id = await desk.submit()
     await desk.end(job_id, JobStatus.FAILED)
     await desk.settle()
@@ -228,7 +230,7 @@ async def test_retry_reserves_what_remains(desk: Desk) -> None:
     await _until_amounts_are(desk, (4, 0))
 
 
-async def test_repeated_request_needs_no_money(desk: Desk) -> None:
+async def test_repeated_request_needs_no_money(desk: BudgetedJobs) -> None:
     spec = render(USUAL, USUAL)
     first, _ = await desk.service.submit(desk.caller, spec, idempotency_key="k")
     again, is_new = await desk.service.submit(desk.caller, spec, idempotency_key="k")
@@ -236,7 +238,7 @@ async def test_repeated_request_needs_no_money(desk: Desk) -> None:
     assert await desk.amounts() == (0, 10)
 
 
-async def test_refused_job_returns_its_reservation(desk: Desk) -> None:
+async def test_refused_job_returns_its_reservation(desk: BudgetedJobs) -> None:
     chosen = str(uuid.uuid4())
     await desk.service.submit(desk.caller, render(), job_id=chosen)
     # The same job again, with money for a second one.
@@ -245,7 +247,9 @@ async def test_refused_job_returns_its_reservation(desk: Desk) -> None:
     await _until_amounts_are(desk, (0, 1))
 
 
-async def test_callers_without_budgets_need_neither_estimates_nor_valkey(desk: Desk) -> None:
+async def test_callers_without_budgets_need_neither_estimates_nor_valkey(
+    desk: BudgetedJobs,
+) -> None:
     meter = RequestMeter("redis://127.0.0.1:1")
     async with open_service(desk.database, meter, "redis://127.0.0.1:1", desk.blobs) as service:
         free = replace(desk.caller, limits=())
@@ -256,8 +260,8 @@ async def test_callers_without_budgets_need_neither_estimates_nor_valkey(desk: D
     await meter.close()
 
 
-async def _until_amounts_are(desk: Desk, expected: tuple[int, int]) -> None:
-    """Wait for releases, which are made in the background."""
+async def _until_amounts_are(desk: BudgetedJobs, expected: tuple[int, int]) -> None:
+    """Wait for the expected amounts, because reservations are released in the background."""
 
     async def are_as_expected() -> bool:
         return await desk.amounts() == expected

@@ -1,4 +1,4 @@
-"""Jobs from POST to their end on real Temporal, SQLite and Valkey."""
+"""Tests jobs from submission to their end on a real Temporal, SQLite and Valkey."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ THREE: dict[str, Any] = {
 
 
 class Renderer:
-    """Stands in for a pool; everything around it is real."""
+    """A fake render pool; everything else is real."""
 
     def __init__(self, farm: Farm) -> None:
         self.farm = farm
@@ -197,7 +197,7 @@ async def test_a_binary_answer_becomes_an_artifact(working_farm: Farm) -> None:
     assert (artifact["media_type"], artifact["size"]) == ("image/png", 8)
 
 
-async def test_a_reference_to_what_is_not_there_fails_the_job(working_farm: Farm) -> None:
+async def test_a_reference_to_a_missing_value_fails_the_job(working_farm: Farm) -> None:
     http = {"kind": "http", "request": {"path": "/svc/${steps.0.body.nothing}"}}
     job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, http]})
     ended = await working_farm.until(job["id"])
@@ -251,7 +251,7 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
 async def test_an_attempt_that_has_no_workflow_yet_is_not_cancelled_with_the_one_before(
     renderer: Renderer,
 ) -> None:
-    """It says so, and the row is written instead: what the old one hears is none of the new one."""
+    """The cancellation is written to the row; the previous attempt's workflow does not get it."""
     renderer.hold.clear()
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
     await renderer.started.wait()
@@ -334,7 +334,7 @@ async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: Rende
         assert (response.status, (await response.json())["code"]) == (409, "job_finished")
 
 
-async def test_the_sweeper_starts_what_was_only_accepted(farm: Farm) -> None:
+async def test_the_sweeper_starts_jobs_that_were_only_accepted(farm: Farm) -> None:
     async def nothing(*_: object) -> None:
         return None
 
@@ -360,7 +360,7 @@ async def test_double_starts_are_harmless(renderer: Renderer) -> None:
 
 
 async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> None:
-    """kill -9 during step three; steps one and two are not run again."""
+    """After kill -9 during step three, steps one and two are not run again."""
     farm.services.answers["/svc/slow"] = slowly(asyncio.Event())
     steps = [CHAT, {"kind": "http", "request": {"path": "/svc/quick"}},
              {"kind": "http", "request": {"path": "/svc/slow"}}]  # fmt: skip

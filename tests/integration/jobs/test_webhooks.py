@@ -1,4 +1,4 @@
-"""Webhooks of real jobs, checked by the Standard Webhooks project's own library."""
+"""Tests webhooks of real jobs with the Standard Webhooks project's own library."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_a_slow_receiver_holds_nothing_up(
 async def test_slow_receivers_do_not_delay_other_webhooks(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    """More of them than a worker does things at a time."""
+    """There are more slow receivers than a worker has concurrent activities."""
     hook, url = receiver
     hook.open.clear()
     told = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
@@ -117,7 +117,7 @@ async def test_slow_receivers_do_not_delay_other_webhooks(
 
 
 @pytest.mark.parametrize("temporal_goes", [False, True])
-async def test_a_job_cancelled_before_its_start_tells_too(
+async def test_a_job_cancelled_before_its_start_sends_events(
     farm: Farm,
     receiver: tuple[Receiver, str],
     temporal_goes: bool,
@@ -145,7 +145,7 @@ async def test_a_job_cancelled_before_its_start_tells_too(
 async def test_a_name_that_leads_inside_is_not_called(
     farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    """A host name passes at submission; its address is refused when it is used."""
+    """The host name is accepted at submission, and its address is rejected at the call."""
     farm.networks = ""
     await farm.start_worker()
     hook, url = receiver

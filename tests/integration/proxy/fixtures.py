@@ -1,4 +1,4 @@
-"""A gateway with nothing but a route table, under a real HTTP server."""
+"""Runs a gateway that has only a route table on a real HTTP server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYS = {
 
 
 async def _own(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stands for the gateway's own routes."""
+    """Respond in place of the gateway's own routes."""
     if scope["path"] != "/jobs":
         raise RouteNotFound(f"there is no {scope['path']}")
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -39,10 +39,10 @@ async def _own(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class ProxyServer:
-    """``url`` and a client with Ann's key; `routes` changes the table, as Serve would.
+    """A running proxy, with its ``url`` and a client with Ann's key; `routes` replaces the table.
 
     Attributes:
-        keys: which are good; may change.
+        keys: the valid keys, which a test may change.
     """
 
     def __init__(

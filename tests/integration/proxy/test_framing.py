@@ -1,4 +1,4 @@
-"""Requests that two servers could read differently, byte by byte: none gets through as two."""
+"""Tests with raw bytes that no request is forwarded that servers could split differently."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ HIDING = [
 ]
 
 
-async def test_a_path_that_hides_what_it_is_is_refused(
-    proxy_server: ProxyServer, service: Service
-) -> None:
+async def test_a_disguised_path_is_refused(proxy_server: ProxyServer, service: Service) -> None:
     for path in HIDING:
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
         answer = await _raw(proxy_server, head)

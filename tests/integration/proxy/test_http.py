@@ -1,4 +1,4 @@
-"""The reverse proxy between a real client and real services."""
+"""Tests the reverse proxy between a real client and real services."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_the_service_gets_the_identity_only_from_the_gateway(
 async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """Over HTTP and a WebSocket, and in every spelling that a server may take for another."""
+    """Covers HTTP and WebSockets, and every spelling that a server may read as such a header."""
     lies = {
         name: "admin"
         for name in (
@@ -145,7 +145,7 @@ async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
 async def test_a_path_that_another_server_reads_as_another_routes_is_refused(
     upstream: str, service: Service
 ) -> None:
-    """The inner route may ask for a scope that the outer one does not."""
+    """The inner route may require a scope that the outer route does not."""
     inner = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip
@@ -314,7 +314,7 @@ async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, servic
 async def test_the_last_servers_response_is_passed_on(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """With more retries than upstreams, too: what a service says of itself is not our failure."""
+    """The last response is passed on even if more retries remain, because it is not our failure."""
     second = Service("two")
     async with serving(second) as url:
         first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
@@ -340,7 +340,9 @@ async def test_a_short_answer_that_breaks_off_is_asked_for_again(
             await response.read()
 
 
-async def test_a_service_that_is_gone_is_let_alone_for_a_while(proxy_server: ProxyServer) -> None:
+async def test_an_unavailable_service_gets_no_requests_for_a_while(
+    proxy_server: ProxyServer,
+) -> None:
     proxy_server.routes(route(f"http://127.0.0.1:{free_port()}"))
     codes = []
     for _ in range(4):
@@ -353,7 +355,7 @@ async def test_a_service_that_is_gone_is_let_alone_for_a_while(proxy_server: Pro
 
 @asynccontextmanager
 async def _back_again(proxy_server: ProxyServer) -> AsyncIterator[Breaker]:
-    """A service that was gone for a while; the next request is the probe."""
+    """Open the breaker of a service that works again; the next request is the probe."""
     port = free_port()
     proxy_server.routes(route(f"http://127.0.0.1:{port}"))
     for _ in range(3):
@@ -442,7 +444,7 @@ async def test_a_new_table_takes_no_request_from_the_old(
         assert await response.content.read() == b"data: second\n\n"
 
 
-async def test_a_new_table_counts_what_is_under_way(
+async def test_a_new_table_counts_open_requests(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
@@ -557,7 +559,7 @@ async def _is(status: Any, wanted: int) -> bool:
 
 
 async def _at_rest(value: Any, seconds: float = 0.3) -> int:
-    """The value once it has not changed for a while."""
+    """Return the value once it has not changed for some time."""
     last, since = value(), time.monotonic()
     while time.monotonic() - since < seconds:
         await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Calls of other services that become durable jobs."""
+"""Tests that calls of other services can become durable jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BODY = b'{"seed": 18446744073709551615, "text": "${steps.0.text}"}'
 
 @pytest.fixture
 async def studio(working_farm: Farm) -> Farm:
-    """With two routes to the stub services, where jobs find them as well."""
+    """Return a farm with two routes to stub services, which jobs can call, too."""
     routes = [
         {"name": "slow", "prefix": "/slow", "strip_prefix": False, "async": True},
         {"name": "fast", "prefix": "/fast", "strip_prefix": False},
@@ -62,7 +62,7 @@ async def test_prefer_respond_async_makes_any_call_a_job(studio: Farm) -> None:
 
 
 async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio: Farm) -> None:
-    """RFC 7240 lets a server ignore a preference; the option of a route is the studio's own wish."""
+    """A server may ignore the preference (RFC 7240), but the route's option requires a job."""
     _, key = await KeyStore(studio.database).create("ann", "viewer's", scopes={"jobs:read"})
     headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
     async with studio.client.put("/fast/z", data=b"now", headers=headers) as response:
@@ -75,7 +75,7 @@ async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio:
 
 
 async def test_a_job_s_own_call_is_answered_at_once(studio: Farm) -> None:
-    """A job that gets another job for an answer would never have one."""
+    """If a job's own call became another job, the job would never get its response."""
     job = await studio.submit({"kind": "http", "request": {"path": "/slow/direct"}})
     [token] = [
         headers["authorization"]

@@ -1,4 +1,4 @@
-"""A thousand WebSockets and a thousand event streams, open at the same time through the proxy."""
+"""Tests a thousand WebSockets and a thousand event streams that are open concurrently."""
 
 from __future__ import annotations
 

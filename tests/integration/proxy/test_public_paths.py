@@ -1,4 +1,4 @@
-"""What needs no key on the gateway's own host needs one on the host of another service."""
+"""Tests that paths which need no key on the gateway's host need one on another service's host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTS = ("wiki.studio", "WIKI.Studio:8000")
 
 @pytest.fixture
 async def wiki(farm: Farm) -> AsyncIterator[Service]:
-    """Behind the gateway by its name alone; it takes every path."""
+    """Run a service that has its own host name and accepts every path."""
     service = Service()
     async with serving(service) as url:
         route = {"name": "wiki", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
@@ -49,7 +49,7 @@ async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
             assert response.headers["x-from"] == "one", path
 
 
-async def test_a_key_is_taken_there_from_a_header_alone(farm: Farm, wiki: Service) -> None:
+async def test_these_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Service) -> None:
     cookie = {"cookie": f"moyin_session={farm.key}"}
     async with aiohttp.ClientSession(farm.url) as stranger:
         for path, headers in (

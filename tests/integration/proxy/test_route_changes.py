@@ -1,4 +1,4 @@
-"""A service comes behind a whole farm's gateway, and goes again, while others are served."""
+"""Tests that routes are added to and removed from a whole farm without affecting other requests."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_a_route_is_added_and_removed_without_downtime(
 
 @asynccontextmanager
 async def _load(client: aiohttp.ClientSession) -> AsyncIterator[Counter[int]]:
-    """Requests for something else of the gateway, one after the other, by status."""
+    """Send other requests to the gateway one after the other; yield the counts of statuses."""
     seen: Counter[int] = Counter()
     over = asyncio.Event()
 
@@ -86,7 +86,7 @@ async def _load(client: aiohttp.ClientSession) -> AsyncIterator[Counter[int]]:
 
 
 def _with(config: str, url: str, folder: Path) -> str:
-    """The same configuration with one more route."""
+    """Return the path of the same configuration with one more route."""
     loaded = yaml.safe_load(Path(config).read_text())
     [gateway] = [app for app in loaded["applications"] if app["name"] == "gateway"]
     route = {

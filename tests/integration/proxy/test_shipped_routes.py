@@ -1,4 +1,4 @@
-"""Ollama's clients at the gateway's root: the shipped route table, HAProxy, the models app."""
+"""Tests Ollama's clients at the gateway's root with the shipped route table and HAProxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSockets through the reverse proxy."""
+"""Tests WebSockets through the reverse proxy."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_without_a_key_there_is_no_socket(
     assert service.seen == []
 
 
-async def test_a_service_that_is_gone_or_says_no_closes_the_socket(
+async def test_an_unavailable_or_refusing_service_closes_the_socket(
     proxy_server: ProxyServer,
 ) -> None:
     async with proxy_server.client.ws_connect("/chat/not-a-socket") as socket:
@@ -79,10 +79,10 @@ async def test_a_service_that_is_gone_or_says_no_closes_the_socket(
         assert str((await socket.receive()).extra).startswith("backend_unavailable")
 
 
-async def test_a_server_that_is_going_is_passed_over(
+async def test_a_server_that_shuts_down_is_skipped(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """A handshake does nothing twice: it may be asked of the next one."""
+    """A handshake has no effect, so it may be retried on the next server."""
 
     async def going(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""A service for the proxy's tests: in the test's own process, or in one that can be killed."""
+"""A service for the proxy's tests, in the test's process or in one that can be killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = b"x" * 65_536
 
 
 class Service:
-    """Answers by path; remembers what came and how much it could send."""
+    """Responds by path, and records the requests and how much it could send."""
 
     def __init__(self, name: str = "one") -> None:
         self.name = name
@@ -33,7 +33,7 @@ class Service:
         self.app.router.add_get("/moved", self._moved)
         self.app.router.add_get("/broken", self._broken)
         self.app.router.add_get("/socket", self._socket)
-        self.app.router.add_post("/go-on", self._let_go_on)
+        self.app.router.add_post("/go-on", self._release)
         self.app.router.add_route("*", "/health", self._health)
         self.app.router.add_route("*", "/flaky", self._flaky)
         self.app.router.add_route("*", "/{path:.*}", self._echo)
@@ -60,8 +60,8 @@ class Service:
         await response.write(b"data: second\n\n")
         return response
 
-    async def _let_go_on(self, request: web.Request) -> web.Response:
-        """For who has it in a process of its own."""
+    async def _release(self, request: web.Request) -> web.Response:
+        """Let a waiting request continue; for services in a separate process."""
         self.go_on.set()
         return web.Response()
 
@@ -91,7 +91,7 @@ class Service:
         return web.Response(status=302, headers={"location": request.query["to"]})
 
     async def _broken(self, request: web.Request) -> web.StreamResponse:
-        """A body that ends before its length."""
+        """Send a body that is shorter than its declared length."""
         self.seen.append(request)
         length = int(request.query["length"])
         response = web.StreamResponse(headers={"content-length": str(length)})
@@ -102,7 +102,7 @@ class Service:
         return response
 
     async def _flaky(self, request: web.Request) -> web.Response:
-        """Hangs up without an answer for as long as `failing` lasts."""
+        """Close the connection without a response while `failing` is set."""
         self.seen.append(request)
         if self.failing > 0:
             self.failing -= 1
@@ -131,7 +131,7 @@ class Service:
 
 @asynccontextmanager
 async def serving(service: Service, port: int = 0) -> AsyncIterator[str]:
-    """The service's URL."""
+    """Serve a service, and yield its URL."""
     runner = web.AppRunner(service.app, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
@@ -144,7 +144,7 @@ async def serving(service: Service, port: int = 0) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def service_process(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A service of its own process, which is killed at the end, if not before."""
+    """Run the service in a separate process, which is killed at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, str(port), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )

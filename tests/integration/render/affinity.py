@@ -1,4 +1,4 @@
-"""Which models a pool's ComfyUIs really load, beside what first come, first served would."""
+"""Compares the models that a pool's ComfyUIs load with those of a first-come-first-served order."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensor
 
 
 def with_large_models(folder: Path) -> tuple[str, ...]:
-    """Write models that the pool cannot see, and return the arguments that add them.
+    """Write models that the pool cannot measure, and return the arguments that add them.
 
-    The pool takes such models to be as large as their kind usually is, so that unloading them
-    counts as expensive, however fast this machine loads half a MB.
+    The pool assumes the usual size of such models, so that unloading them counts as expensive, even
+    though this machine loads half a MB quickly.
     """
     write_transformers(folder / "large", *LARGE_MODELS)
     config = folder / "paths.yaml"
@@ -34,7 +34,7 @@ def with_large_models(folder: Path) -> tuple[str, ...]:
 async def models_stay_loaded_and_nobody_starves(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
-    """Four models on two actors, and one owner who had half of all jobs there before the others."""
+    """Four models on two actors; one owner submits half of all jobs before the others."""
     began = time.monotonic()
     changes = (await pool.status.remote())["changes"]
     held = [await farm.submit(sleepy(120)) for _ in range(2)]
@@ -73,7 +73,7 @@ async def models_stay_loaded_and_nobody_starves(
 
 
 async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
-    """When ComfyUI began with the job, in milliseconds, and whether it loaded the model of node 3."""
+    """Return the start of the job in ComfyUI in ms, and whether it loaded the model of node 3."""
     output = from_json(await farm.blobs.get((await farm.result(job_id)).output))
     said = dict(output["record"]["messages"])
     return said["execution_start"]["timestamp"], "3" not in said["execution_cached"]["nodes"]

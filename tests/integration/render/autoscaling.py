@@ -1,4 +1,4 @@
-"""Ray's autoscaler on this machine: nodes with a card that it starts and ends as processes."""
+"""Runs Ray's autoscaler on this machine, with nodes that are processes with a fake card."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ _NOTHING = (
 def fake_gpu_nodes(
     folder: Path, *, most: int, idle_seconds: float, labels: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """What `ray_cluster` must be told of a head whose autoscaler adds nodes of one card each.
+    """Yield the arguments of `ray_cluster` for a head whose autoscaler adds nodes with one card.
 
-    The autoscaler is the one of `ray up`, on Ray's `fake_multinode` provider: a node that it starts
-    is a raylet, a child of the head's monitor. Whatever is left of them at the end is ended.
+    The autoscaler is that of `ray up`, with Ray's `fake_multinode` provider: each node that it
+    starts is a raylet, a child process of the head's monitor. The remaining ones are ended with the
+    block.
     """
     # Needed before the head starts, which would choose it.
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
@@ -69,12 +70,12 @@ def fake_gpu_nodes(
 
 
 def gpu_nodes() -> set[str]:
-    """Ids of the nodes with a card that are there now."""
+    """Return the ids of the current nodes with a card."""
     return {n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
 
 
 def raylets(address: str) -> list[psutil.Process]:
-    """Those of the cluster at ``address``; what they have started ends with them."""
+    """Return the raylets of the cluster at ``address``; their children end with them."""
     return [
         process
         for process, line in with_lines(psutil.process_iter())

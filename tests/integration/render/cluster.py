@@ -1,4 +1,4 @@
-"""Ray clusters, and a render pool on one with everything around it that it needs."""
+"""Runs Ray clusters, and a render pool with the servers that it needs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _STORE_BYTES = 100 * 1024 * 1024
 
 @contextmanager
 def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
-    """A cluster of one raylet per entry, the first the head, with this process as its driver."""
+    """Run a cluster with one raylet per entry, of which the first is the head, and connect to it."""
     # Short: sockets below it have long names of their own.
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
     with pytest.MonkeyPatch.context() as environment:
@@ -73,7 +73,7 @@ def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
 
 
 def _collect_leaks() -> None:
-    """Ray leaves sockets to the collector, whose warnings would be taken for a later test's."""
+    """Collect garbage, so that warnings about Ray's unclosed sockets do not fail a later test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
@@ -81,7 +81,7 @@ def _collect_leaks() -> None:
 
 @workflow.defn(sandboxed=False)
 class RenderOne:
-    """The render step of a job, without the job around it."""
+    """Runs a single render step without a job."""
 
     @workflow.run
     async def run(self, step: StepInput) -> StepResult:
@@ -99,7 +99,7 @@ class RenderOne:
 
 @dataclass
 class RenderFarm:
-    """Settings, stores and clients; the pool itself is deployed with `deploy`."""
+    """The settings, stores and clients for a pool; `deploy` deploys the pool itself."""
 
     comfyui: ComfyUI
     settings: Settings
@@ -115,7 +115,7 @@ class RenderFarm:
     async def deploy(
         self, models: Path | None = None, flags: tuple[str, ...] = (), **args: Any
     ) -> Any:
-        """Deploy the pool; returns its Serve handle. Does not wait for its actors."""
+        """Deploy the pool, and return its Serve handle without waiting for its actors."""
         comfyui = ComfyArgs(
             custom_nodes=(TEST_NODES, str(self.bad_nodes)),
             models=None if models is None else str(models),
@@ -127,7 +127,7 @@ class RenderFarm:
         )
 
     async def ready(self, handle: Any, count: int, seconds: float = 120) -> dict[str, Any]:
-        """The pool's actors by name, once ``count`` of them take work."""
+        """Return the pool's actors by name, once ``count`` of them accept work."""
         async with asyncio.timeout(seconds):
             while True:
                 actors = (await handle.status.remote())["actors"]
@@ -139,7 +139,7 @@ class RenderFarm:
     async def submit(
         self, graph: Mapping[str, Any], *, priority: int = 3, owner: str = OWNER
     ) -> str:
-        """Accept a render job and start its workflow; returns the job's id."""
+        """Accept a render job, start its workflow, and return the job's id."""
         job_id = str(uuid.uuid4())
         step = Step(kind=StepKind.RENDER, payload=graph)
         spec = await self.blobs.put(
@@ -164,7 +164,7 @@ class RenderFarm:
         return job_id
 
     async def renderer_of(self, handle: Any, job_id: str) -> str:
-        """The name of the actor that renders the job, once one does."""
+        """Wait until an actor renders the job, and return the actor's name."""
 
         async def find() -> str | None:
             actors = (await handle.status.remote())["actors"]
@@ -176,7 +176,7 @@ class RenderFarm:
         return name
 
     async def cancel(self, job_id: str) -> None:
-        """As the job's workflow does when it is cancelled: the row first, then it closes."""
+        """Cancel a job as its workflow does: first mark the row, then cancel the workflow."""
         assert await self.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
         await self.client.get_workflow_handle(job_id).cancel()
 
@@ -195,7 +195,7 @@ async def render_farm(
     monkeypatch: pytest.MonkeyPatch,
     nodes: Sequence[Mapping[str, Any]],
 ) -> AsyncIterator[tuple[RenderFarm, Cluster]]:
-    """A cluster and all that a pool on it needs but the pool."""
+    """Run a cluster and everything that a pool on it needs, but not the pool itself."""
     namespace = f"render-{uuid.uuid4().hex[:8]}"
     for name, value in {
         "DATA": folder,

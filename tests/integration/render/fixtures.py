@@ -1,4 +1,4 @@
-"""A real ComfyUI for tests, graphs for it, and finding processes that should be gone."""
+"""Runs a real ComfyUI for tests, creates graphs for it, and finds its remaining processes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def options(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Comfy
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[ComfyRenderer]:
-    """A ComfyUI that is up; start-up takes seconds, so a module shares it."""
+    """Run a ComfyUI, which a module shares because its start takes seconds."""
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
     await finished(renderer, picture())
@@ -94,7 +94,7 @@ async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[Com
 
 
 def picture(color: int | None = None, size: int = 8) -> dict[str, Any]:
-    """A picture of one colour; by default of one that no other graph has."""
+    """Return a graph for a picture of one colour, by default of a new colour."""
     inputs = {
         "width": size,
         "height": size,
@@ -108,7 +108,7 @@ def picture(color: int | None = None, size: int = 8) -> dict[str, Any]:
 
 
 def sleepy(seconds: float) -> dict[str, Any]:
-    """A picture that takes ``seconds``."""
+    """Return a graph for a picture that takes ``seconds``."""
     graph = picture()
     graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
     graph["2"]["inputs"]["images"] = ["3", 0]
@@ -116,7 +116,7 @@ def sleepy(seconds: float) -> dict[str, Any]:
 
 
 def upscaled(model: str) -> dict[str, Any]:
-    """A picture that goes through an upscale model; see `write_models`."""
+    """Return a graph for a picture that goes through an upscale model; see `write_models`."""
     graph = picture()
     graph["3"] = {"class_type": "UpscaleModelLoader", "inputs": {"model_name": model}}
     graph["4"] = {
@@ -129,7 +129,7 @@ def upscaled(model: str) -> dict[str, Any]:
 
 
 def write_models(python: Path, folder: Path, *names: str) -> None:
-    """Real upscale models of a few kB with random weights, below the models folder ``folder``."""
+    """Write upscale models of a few kB, with random weights, below the models folder ``folder``."""
     target = folder / "upscale_models"
     target.mkdir(parents=True)
     paths = [str(target / name) for name in names]
@@ -140,7 +140,7 @@ def write_models(python: Path, folder: Path, *names: str) -> None:
 
 
 def loading(model: str) -> dict[str, Any]:
-    """A picture, beside a diffusion model that node 3 loads; see `write_transformers`."""
+    """Return a graph whose node 3 loads a diffusion model; see `write_transformers`."""
     graph = sleepy(0.1)
     graph["4"] = graph.pop("3")
     graph["2"]["inputs"]["images"] = ["4", 0]
@@ -151,7 +151,7 @@ def loading(model: str) -> dict[str, Any]:
 
 
 def write_transformers(folder: Path, *names: str) -> None:
-    """Real diffusion models of half a MB with random weights, as safetensors."""
+    """Write real diffusion models of half a MB, with random weights, as safetensors."""
     folder.mkdir(parents=True)
     for name in names:
         chance = random.Random(name)
@@ -169,7 +169,7 @@ def write_transformers(folder: Path, *names: str) -> None:
 
 
 def failing() -> dict[str, Any]:
-    """A graph whose node 3 raises."""
+    """Return a graph whose node 3 raises an error."""
     graph = picture()
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
@@ -197,7 +197,7 @@ async def finished(
 
 
 def comfyui_processes(folder: Path) -> list[int]:
-    """Pids of the ComfyUIs that work under ``folder``, without what confines them."""
+    """Return the pids of the ComfyUIs that use ``folder``, without their sandbox processes."""
     return [
         process.pid
         for process, line in with_lines(psutil.process_iter())

@@ -1,4 +1,4 @@
-"""A package of ComfyUI nodes that is out for everything on the machine."""
+"""A package of hostile ComfyUI nodes that run any code."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ NODE_CLASS_MAPPINGS = {"Attempt": Attempt}
 
 
 def write_hostile_nodes(folder: Path) -> Path:
-    """The package's folder, below ``folder``.
+    """Write the package below ``folder``, and return its folder.
 
-    Its node ``Attempt`` runs any ``code``: that finds ``given`` as a variable, leaves what it has found
-    in ``found``, and may tell of ``files`` as its output.
+    Its node ``Attempt`` runs any ``code``, which can read the variable ``given``, stores its
+    findings in ``found``, and may add ``files`` to the node's output.
     """
     package = folder / "hostile-nodes"
     package.mkdir(parents=True)
@@ -43,11 +43,11 @@ def write_hostile_nodes(folder: Path) -> Path:
 
 
 def attempt(code: str, given: Any = None) -> dict[str, Any]:
-    """A graph that runs ``code`` in ComfyUI's process."""
+    """Return a graph that runs ``code`` in ComfyUI's process."""
     inputs = {"code": code, "given": json.dumps(given)}
     return {"1": {"class_type": "Attempt", "inputs": inputs}}
 
 
 def finding(values: Any) -> Any:
-    """What the code left in ``found``, by what the node put out that is no file."""
+    """Return what the code stored in ``found``, from the node's outputs other than files."""
     return json.loads(values["1"]["text"][0])

@@ -1,4 +1,4 @@
-"""A pool at rest has no node with a card; its queue brings some, and they go with it."""
+"""Tests that an idle pool has no nodes with a card, and that its queue adds and removes nodes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
             )
             assert gpu_nodes() == set()
             held = await _a_queue_brings_nodes(farm, pool, measured)
-            await _nobody_else_settles_there()
+            await _other_replicas_start_on_the_head()
             pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
             await _cancel(farm, held)
             results = await asyncio.gather(*map(farm.result, pictures))
@@ -68,10 +68,10 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
 
 
 async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
-    """As many as are allowed; the actor that gets none waits, and holds up nobody.
+    """Check that as many nodes start as allowed, and that a waiting actor blocks no other actor.
 
     Returns:
-        Jobs that hold the nodes until they are cancelled.
+        Jobs that occupy the nodes until they are cancelled.
     """
     began = time.monotonic()
     first = await farm.submit(picture())
@@ -99,8 +99,8 @@ async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
         await farm.client.get_workflow_handle(job_id).cancel()
 
 
-async def _nobody_else_settles_there() -> None:
-    """A replica that starts meanwhile would keep the node for as long as it lives."""
+async def _other_replicas_start_on_the_head() -> None:
+    """Check that other replicas start on the head, since they would keep a new node alive."""
     names = [f"other-{number}" for number in range(3)]
     apps = [
         serve.RunTarget(build(RenderArgs(pool=name, min_actors=0)), f"render-{name}", None)

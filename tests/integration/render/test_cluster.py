@@ -1,4 +1,4 @@
-"""A render pool on real Ray clusters, with real ComfyUIs and a real Temporal."""
+"""Tests a render pool on real Ray clusters, with real ComfyUIs and a real Temporal."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
 
 async def _a_third_waits_for_room(folder: Path) -> None:
-    """Until the pool, whose two actors have halves of the one card, is gone."""
+    """Check that a third actor waits until the pool with two halves of the one card is gone."""
     third = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
     placed = third.status.remote()
     await asyncio.sleep(4)
@@ -112,7 +112,7 @@ async def test_a_pool_on_one_node(
     monkeypatch: pytest.MonkeyPatch,
     measured: Measured,
 ) -> None:
-    """Several scenes on one pool, because it takes long to set up."""
+    """Check several scenarios on one pool, because its setup takes long."""
     async with render_farm(
         comfyui,
         tmp_path,
@@ -197,7 +197,7 @@ async def _a_new_replica_adopts_the_running_prompt(
 async def _another_configuration_takes_over_under_load(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> Any:
-    """Two actors with a smaller share, and none at rest: nothing is lost on the way."""
+    """Change to two actors with a smaller share while no actor is idle; no render may be lost."""
     running = await farm.submit(sleepy(3))
     await farm.renderer_of(pool, running)
     jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
@@ -226,7 +226,7 @@ async def _another_configuration_takes_over_under_load(
 
 
 async def _a_poisoned_job_is_given_up(farm: RenderFarm) -> None:
-    """It ends ComfyUI wherever it is tried: twice, and then no more. What comes next is rendered."""
+    """Check that a job which kills ComfyUI is tried twice and then fails; later jobs succeed."""
     job_id = await farm.submit({"1": {"class_type": "Crash", "inputs": {}}})
     assert await _failure(farm, job_id) == "render_poisoned"
     assert await _attempts(farm, job_id) == 2
@@ -243,14 +243,14 @@ async def _nobody_stays_and_somebody_comes_back(
 
 
 async def _attempts(farm: RenderFarm, job_id: str) -> int:
-    """How often the render step of a job that has ended was begun."""
+    """Return how often the render step of an ended job was begun."""
     history = await farm.client.get_workflow_handle(job_id).fetch_history()
     starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
     return max(e.activity_task_started_event_attributes.attempt for e in starts)
 
 
 async def _prompts_so_far(pid: int) -> float:
-    """How many prompts this ComfyUI has accepted, one more to ask it included."""
+    """Return how many prompts this ComfyUI has accepted, including the one that finds out."""
     line = psutil.Process(pid).cmdline()
     folder = Path(line[line.index("--base-directory") + 1]).parent
     with tempfile.TemporaryDirectory() as short:
@@ -267,7 +267,7 @@ async def _empty(pool: Any) -> bool:
 
 
 async def _failure(farm: RenderFarm, job_id: str) -> str | None:
-    """The code with which the job's activity failed."""
+    """Return the error code of the job's activity, or None."""
     with pytest.raises(WorkflowFailureError) as caught:
         await farm.result(job_id)
     assert isinstance(caught.value.cause, ActivityError)

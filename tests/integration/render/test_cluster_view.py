@@ -1,4 +1,4 @@
-"""What operators see of two pools on a real cluster, and of a ComfyUI that is killed."""
+"""Tests what operators see of two pools on a real cluster, and of a killed ComfyUI."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A hostile node package under ``isolation: strict``, the default: what it tries is denied by the kernel.
+"""Tests that the kernel blocks hostile nodes under ``isolation: strict``, the default.
 
-Where a test could pass because its target is missing, it checks from outside that the target is there.
+If a test could pass merely because its target is missing, it checks from outside that the target
+exists.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ for path in given:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder as a stack has it, around the process's own."""
+    """Create a data folder like that of a stack, which contains the process's own folder."""
     folder = tmp_path_factory.mktemp("stack")
     folder.joinpath("secret").write_text(SECRET)
     folder.joinpath("moyin.db").write_text(SECRET)
@@ -105,7 +106,7 @@ async def hostile(
 
 
 async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **more: Any) -> Any:
-    """What an attempt finds."""
+    """Run an attempt, and return its findings."""
     return finding((await done(renderer, attempt(code, given), **more)).values)
 
 
@@ -120,7 +121,7 @@ async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSuccee
 
 
 async def given_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
-    """An input file of a prompt, in the artifact store."""
+    """Store an input file of a prompt, and return its digest by name."""
     sha256 = await renderer._blobs.put(content)
     file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
     return {make_input_name(file): sha256}
@@ -226,7 +227,7 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
 
 
 async def test_an_input_can_be_read_and_not_changed(hostile: ComfyRenderer) -> None:
-    """It is a link to the file that waits for other prompts."""
+    """The input is a link to a file that other prompts use, too."""
     files = await given_input(hostile, b"an input of two prompts")
     code = """
 import os
@@ -373,9 +374,9 @@ async def test_the_next_tenant_finds_no_trace(hostile: ComfyRenderer, stack: Pat
 
 
 async def test_a_thread_that_goes_on_leaves_nothing_between_prompts(hostile: ComfyRenderer) -> None:
-    """Code of a package may outlive its prompt in the process and write during the next one.
+    """Code of a package may continue to run in the process and write during the next prompt.
 
-    The next prompt does not find those files, and none of them gets into the store.
+    The next prompt must not find those files, and none of them may get into the store.
     """
     before = await _untouched(hostile)
     code = """
@@ -432,7 +433,7 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
     ]
 
 
-async def test_a_prompt_that_says_that_it_is_over_is_not_believed(hostile: ComfyRenderer) -> None:
+async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRenderer) -> None:
     files = await given_input(hostile, b"the next tenant's input")
     asked = [
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
@@ -512,7 +513,7 @@ except OSError as error:
 async def test_validation_reveals_no_file_of_the_running_prompt(
     hostile: ComfyRenderer,
 ) -> None:
-    """The options of nodes that load files are what lies in the input and output folders."""
+    """The nodes that load files list the contents of the input and output folders as options."""
     files = await given_input(hostile, b"Ada's input")
     code = """
 import os, time
@@ -561,7 +562,7 @@ def _addresses() -> list[Any]:
 
 
 async def _untouched(renderer: ComfyRenderer) -> list[str]:
-    """What a prompt sees in its folders that does nothing but look."""
+    """Return what a prompt that only looks sees in its folders."""
     await done(renderer, picture())
     found: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
     assert found, "the bridge at least"

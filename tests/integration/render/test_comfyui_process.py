@@ -1,4 +1,4 @@
-"""No ComfyUI outlives whoever started it."""
+"""Tests that no ComfyUI outlives the process that started it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real ComfyUI behind the renderer port."""
+"""Tests a real ComfyUI through the renderer interface."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
 
 
 async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
-    """And ComfyUI agrees: on this side of the bounds it is valid, on the other it is not."""
+    """Checks that ComfyUI agrees: within the bounds a value is valid, outside it is not."""
     graph = picture()
     told = (await renderer.validate(graph))["free"]
     [(node, inputs)] = [(node, found) for node, found in told.items() if "width" in found]
@@ -237,7 +237,7 @@ async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
 
 
 async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -> None:
-    """ComfyUI's history calls such a prompt a success, but its messages have the error."""
+    """ComfyUI's history marks such a prompt as a success, but its messages contain the error."""
     graph = picture()
     graph["3"] = {
         "class_type": "TestDynamicDependencyCycle",
@@ -342,7 +342,7 @@ async def test_bad_nodes(
     bad_nodes: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Several scenes on one ComfyUI, because it takes long to start."""
+    """Check several scenarios on one ComfyUI, because its start takes long."""
     monkeypatch.setattr("moyin.render.comfyui.renderer._INTERRUPT_SECONDS", 0.5)
     monkeypatch.setattr("moyin.render.comfyui.session._CHECK_SECONDS", 0.3)
     nodes = (bad_nodes, options.home / TEST_NODES)
@@ -376,7 +376,7 @@ async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> N
 async def _a_name_that_is_used_again_is_each_prompts_own_file(
     renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next prompt writes it while the first one's file is on its way into the store."""
+    """The next prompt writes a file of the same name while the first file is being stored."""
     blobs, folder = renderer._blobs, renderer._folder
     may_store, put_stream = asyncio.Event(), blobs.put_stream
 
@@ -424,7 +424,7 @@ async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer)
 
 
 async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
-    """HTTP answers, but the thread that executes prompts is dead."""
+    """The process still answers HTTP, but the thread that executes prompts is dead."""
     pid = (await renderer.status()).pid
     with pytest.raises(WorkerLost, match="executes prompts has ended") as caught:
         await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
@@ -433,7 +433,7 @@ async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     assert (await renderer.status()).pid != pid
 
 
-async def test_why_it_does_not_start_is_said(
+async def test_the_reason_of_a_failed_start_is_shown(
     options: ComfyOptions, blobs: BlobStore, tmp_path: Path
 ) -> None:
     broken = ComfyRenderer(

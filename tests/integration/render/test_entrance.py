@@ -1,4 +1,4 @@
-"""In which order a real Temporal lets jobs into a pool's window."""
+"""Tests the order in which a real Temporal lets jobs enter a pool's window."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POOL = "entrance"
 
 @workflow.defn(sandboxed=False)
 class Enter:
-    """An activity in the pool's queue that inherits the workflow's priority, as a render does."""
+    """An activity in the pool's queue with the workflow's priority, like a render."""
 
     @workflow.run
     async def run(self, name: str) -> None:
@@ -73,7 +73,7 @@ async def _client(server: TemporalServer) -> Client:
 
 
 async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
-    """Owners in the order in which their jobs get in, once all of them wait."""
+    """Let waiting jobs enter, and return their owners in that order."""
     async with Worker(
         client, task_queue=_QUEUE, workflows=[Enter], workflow_runner=UnsandboxedWorkflowRunner()
     ):
@@ -101,7 +101,7 @@ async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
 
 
 async def _scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None:
-    """Wait until every activity is in its queue."""
+    """Wait until all activities are in their queue."""
     for handle in handles:
         while True:
             described = await handle.describe()

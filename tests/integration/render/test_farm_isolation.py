@@ -1,4 +1,4 @@
-"""A hostile node package on a farm: it reaches none of the servers and none of the other ComfyUIs."""
+"""Tests that hostile nodes on a farm reach neither its servers nor the other ComfyUIs."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ async def test_it_reaches_nothing_of_the_farm(
         farm.bad_nodes = write_hostile_nodes(tmp_path)
         pool = await farm.deploy(actors=2, gpus=0.5)
         await farm.ready(pool, 2)
-        given: dict[str, Any] = {"tcp": _listening(), "unix": _sockets(tmp_path)}
+        given: dict[str, Any] = {"tcp": _list_servers(), "unix": _list_sockets(tmp_path)}
         ports = {port for _, port in given["tcp"]}
         assert {valkey_server.port, temporal_server.port} <= ports
         assert sum("comfyui.sock" in path for path in given["unix"]) == 2
         assert any("raylet" in path for path in given["unix"])
-        assert await asyncio.to_thread(_reached, given) > 5, "from outside all that can be"
+        assert await asyncio.to_thread(_count_reachable, given) > 5, "from outside all that can be"
         assert await _tried(farm, _CONNECT, given) == []
 
         sha256 = await farm.blobs.put(b"another tenant's")
@@ -89,8 +89,8 @@ async def _tried(farm: RenderFarm, code: str, given: Any = None) -> Any:
     return finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 
-def _listening() -> list[tuple[str, int]]:
-    """Addresses of all servers on this machine."""
+def _list_servers() -> list[tuple[str, int]]:
+    """Return the addresses of all listening servers on this machine."""
     found = psutil.net_connections("inet4")
     mine = [a.address for many in psutil.net_if_addrs().values() for a in many if a.family == 2]
     return [
@@ -101,8 +101,8 @@ def _listening() -> list[tuple[str, int]]:
     ]
 
 
-def _sockets(folder: Path) -> list[str]:
-    """Paths of all servers on this machine that have one, and of ComfyUIs in ``folder``."""
+def _list_sockets(folder: Path) -> list[str]:
+    """Return the paths of all Unix sockets of servers, and of the ComfyUIs in ``folder``."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     paths = [line.split(maxsplit=7)[7] for line in lines if len(line.split(maxsplit=7)) == 8]
     named = {"\0" + path[1:] if path.startswith("@") else path for path in paths}
@@ -111,8 +111,8 @@ def _sockets(folder: Path) -> list[str]:
     ]
 
 
-def _reached(given: dict[str, Any]) -> int:
-    """How many of them answer here."""
+def _count_reachable(given: dict[str, Any]) -> int:
+    """Return how many of the given servers are reachable."""
     count = 0
     for family, addresses in (
         (socket.AF_INET, given["tcp"]),

@@ -1,4 +1,4 @@
-"""The cost of renders in a pool with a price, on a real cluster with a real ComfyUI."""
+"""Tests the cost of renders in a pool with a price, on a real cluster with a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def _failed_render_costs(farm: RenderFarm) -> str:
 
 
 async def _submit_and_wait_until_it_runs(farm: RenderFarm, graph: dict[str, Any]) -> str:
-    """Return the id of a job of which ComfyUI executes the node that takes long."""
+    """Submit a job, wait until ComfyUI executes its slow node, and return the job's id."""
     known = len(list_executions(farm.settings.data))
     job_id = await farm.submit(graph)
 

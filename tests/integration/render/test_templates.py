@@ -1,4 +1,4 @@
-"""Templates, batches and OpenAI's images on the whole farm, with a real ComfyUI."""
+"""Tests templates, batches and OpenAI's image routes on a whole farm with a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -123,14 +123,14 @@ def test_errors_of_bad_inputs_name_valid_ones(
     assert right in problem["detail"]
 
 
-def test_a_template_renders_and_what_was_typed_comes_back_as_it_was(http: httpx.Client) -> None:
+def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> None:
     prompt = 'a ${steps.0.text} $${x} ["colour", 0]'
     job = done(http, swatch(prompt=prompt, width=24, height=16))
     assert sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
     assert job["outputs"][0]["body"]["outputs"]["caption"]["text"] == [prompt]
 
 
-def test_a_picture_of_one_s_own_goes_in_and_a_file_that_is_none_does_not(
+def test_an_own_picture_is_accepted_and_another_file_refused(
     http: httpx.Client,
 ) -> None:
     text = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
@@ -161,7 +161,7 @@ def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     assert [one["id"] for one in listed].count(job["id"]) == 1
 
 
-def test_a_cancelled_batch_goes_on_from_what_is_done(
+def test_a_retried_batch_continues_after_its_finished_children(
     gateway: RunningStack, http: httpx.Client
 ) -> None:
     sweep = {"workflow.3.inputs.seconds": [4.0, 4.1, 4.2]}
@@ -275,7 +275,7 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
     assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
 
 
-def test_a_client_that_leaves_cancels_what_it_waited_for(
+def test_a_disconnect_cancels_the_calls_of_the_client(
     gateway: RunningStack, http: httpx.Client
 ) -> None:
     # The only ComfyUI is busy, so that nothing below can end by itself.
@@ -300,7 +300,7 @@ def test_a_client_that_leaves_cancels_what_it_waited_for(
 
 
 def found(http: httpx.Client, user: str) -> str:
-    """The id of the job whose metadata names the user, once there is one."""
+    """Wait for a job whose metadata contains the user, and return its id."""
 
     def ids() -> list[str]:
         jobs: list[Job] = http.get("/jobs").json()["jobs"]

@@ -1,4 +1,4 @@
-"""The real HAProxy with the configuration that Ray Serve writes, started by our launcher."""
+"""Runs the real HAProxy through our launcher, with the configuration that Ray Serve writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Where HAProxy listens."""
+    """The ports on which HAProxy listens."""
 
     http: int
     grpc: int
@@ -30,7 +30,7 @@ class Ports:
 
 @dataclass(frozen=True, kw_only=True)
 class App:
-    """An app that Serve has told HAProxy of, with one replica.
+    """An app with one replica, as Serve describes it to HAProxy.
 
     Attributes:
         fallback: the port of Serve's own proxy, the backup for an app without replicas.
@@ -43,7 +43,7 @@ class App:
 
 
 def written(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
-    """Have Serve write its configuration for ``apps``; return the file."""
+    """Make Serve write its configuration for ``apps``, and return the file."""
     config = HAProxyConfig(
         http_options=HTTPOptions(host="127.0.0.1", port=ports.http),
         grpc_options=gRPCOptions(port=ports.grpc, grpc_servicer_functions=[_SERVICER]),
@@ -85,7 +85,7 @@ def _backend(name: str, app: App, protocol: RequestProtocol) -> BackendConfig:
 
 @asynccontextmanager
 async def launched(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports]:
-    """HAProxy, for as long as the block lasts."""
+    """Run HAProxy during the block."""
     ports = Ports(http=free_port(), grpc=free_port())
     config = written(folder, apps, ports)
     # As Serve's child finds them.

@@ -1,4 +1,4 @@
-"""The shipped farm through the command line, and its shipped file through `serve deploy`."""
+"""Tests the shipped farm through the command line, and its configuration with `serve deploy`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real HAProxy, by our launcher, with the options that Serve gives it."""
+"""Tests the real HAProxy, started by our launcher, with the options that Serve gives it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ backend service
 
 @pytest.fixture
 async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
-    """The port of a service that never answers, released for every request that is given up."""
+    """Run a service that never responds; yield its port and a semaphore that counts disconnects."""
     left = asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,7 +59,7 @@ async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
 async def test_a_client_that_leaves_is_noticed(
     departures: tuple[int, asyncio.Semaphore], tmp_path: Path
 ) -> None:
-    """Whose head and body came apart, as most clients send them."""
+    """The request's head and body are sent separately, as most clients do."""
     service, left = departures
     async with _haproxy(tmp_path, service) as port:
         for _ in range(CLIENTS):

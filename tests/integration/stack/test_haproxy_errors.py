@@ -1,4 +1,4 @@
-"""What HAProxy answers by itself has the words and shapes of our own errors."""
+"""Tests that errors which HAProxy itself returns look like Moyin's own errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
 
 @pytest.fixture
 async def nowhere(tmp_path: Path) -> AsyncIterator[Ports]:
-    """HAProxy as it is before the first app, and after `serve shutdown`."""
+    """Run HAProxy without apps, as before the first deployment and after `serve shutdown`."""
     async with launched(tmp_path, {}) as ports:
         yield ports
 
@@ -177,8 +177,8 @@ async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports
 @pytest.mark.parametrize(
     "apps", [["accounts"], ["accounts", "models"], ["gateway"], ["gateway", "accounts"]]
 )
-async def test_grpc_while_the_app_is_not_there(apps: list[str], tmp_path: Path) -> None:
-    """Not known yet, or known without a replica; calls without an app are for the gateway."""
+async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Path) -> None:
+    """The app is unknown or has no replica; calls without an app's name go to the gateway."""
     known = {name: _app(f"/{name}") for name in apps}
     async with launched(tmp_path, known) as ports:
         for application in ("gateway", None):
@@ -205,7 +205,7 @@ async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> Non
 
 
 async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
-    """Its NOT_FOUND comes in trailers, which HAProxy cannot change."""
+    """That proxy would send NOT_FOUND in trailers, which HAProxy cannot change."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([_Proxy()])
     fallback = server.add_insecure_port("127.0.0.1:0")
@@ -221,7 +221,7 @@ async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
 
 
 class _Replica(grpc.GenericRpcHandler):
-    """A healthy replica whose every call fails with its app's name."""
+    """A healthy replica where every call fails with the app's name in the message."""
 
     def __init__(self, app: str) -> None:
         self._app = app
@@ -240,7 +240,7 @@ async def _send_health(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
 
 
 class _Proxy(grpc.GenericRpcHandler):
-    """Serve's proxy: healthy, and every call is NOT_FOUND."""
+    """Serve's own proxy: it is healthy, and every call fails with NOT_FOUND."""
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         healthy = call.method.endswith("/Healthz")
@@ -258,7 +258,7 @@ def _app(prefix: str) -> App:
 async def _is_rendered(
     http: aiohttp.ClientSession, ports: Ports, error: MoyinError, path: str
 ) -> None:
-    """HAProxy answers ``path`` exactly as the app behind it would answer ``error``."""
+    """Check that HAProxy responds to ``path`` exactly as the app behind it would for ``error``."""
     expected = render_error(error, "mine", path)
     url = URL(f"http://127.0.0.1:{ports.http}{quote(path)}", encoded=True)
     async with http.get(url, headers={"x-request-id": "mine"}) as answer:

@@ -1,4 +1,4 @@
-"""The stack as a whole, with the smallest app: up, down, and every way to die in between."""
+"""Tests starting, stopping and killing a whole stack with a minimal app."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """One stack for the module; each test finds it up and leaves it up, until one stops it."""
+    """Run one stack for the module, which keeps running until the tests that stop it."""
     with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
         yield stack
 
@@ -74,7 +74,7 @@ def test_a_second_up_does_nothing(stack: RunningStack) -> None:
 
 
 def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
-    """Ray's own ports are the exception: other nodes join there, with the token."""
+    """Only Ray's own ports are public, because other nodes join there with the token."""
     ports = stack.ports
     private = {
         ports.door,
@@ -119,7 +119,7 @@ def test_valkey_asks_for_the_password_which_the_apps_have(stack: RunningStack) -
 
 
 def test_valkeys_password_is_shown_nowhere(stack: RunningStack) -> None:
-    """In no command line, log or state file, and in nothing that the tools or the dashboard say."""
+    """Checks command lines, logs, state files, the tools' output and the dashboard."""
     token = stack.layout.ray_token.read_text().strip()
     dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
     shown = {
@@ -180,10 +180,10 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
     assert _get(f"{stack.url}/")
 
 
-def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
+def test_killing_the_supervisor_ends_all_and_up_starts_again(
     stack: RunningStack, measured: Measured
 ) -> None:
-    """Also over a data folder of before Valkey had a password, which it gets; its data stays."""
+    """Also covers a data folder from before Valkey had a password: its data must remain."""
     key, before = stack.api_key, stack.valkey_password
     with redis.Redis.from_url(stack.settings.redis_url) as ours:
         ours.set("kept", "1")

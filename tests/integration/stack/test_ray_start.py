@@ -1,4 +1,4 @@
-"""`ray start`, `moyin ray-env` and `serve deploy`, without `moyin up`."""
+"""Tests `ray start`, `moyin ray-env` and `serve deploy` without `moyin up`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
 
 class Head:
-    """A head node that was started by hand."""
+    """A head node that the test started with `ray start`."""
 
     def __init__(self, folder: Path) -> None:
         # Short: sockets lie below it.
@@ -118,8 +118,8 @@ def head() -> Iterator[Head]:
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_ever_not_found(head: Head) -> None:
-    """Between `ray start` and the first `serve deploy`, while that works, and after `shutdown`."""
+def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
+    """Covers the time before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
     deploying = head.deploy()
     seen: set[str] = set()
@@ -139,7 +139,7 @@ def test_nothing_is_ever_not_found(head: Head) -> None:
 
 
 def _answers(head: Head) -> set[str]:
-    """How every kind of path answers, each as it should."""
+    """Return the responses of every kind of path, and check each of them."""
     found = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
@@ -178,7 +178,7 @@ def _ray_env() -> Mapping[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End Ray and what it left, HAProxy for one."""
+    """End Ray and its remaining processes, such as HAProxy."""
     process.terminate()
     try:
         process.wait(30)

@@ -1,4 +1,4 @@
-"""The smallest app that a stack can deploy: it answers, and it can refuse to start."""
+"""The smallest app that a stack can deploy: it responds, or can be made to fail at its start."""
 
 import redis.asyncio as redis
 from pydantic import BaseModel, ConfigDict

@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS, in a process of its own."""
+"""Runs a real S3 server for tests: SeaweedFS, in a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTS = ("master", "volume", "filer", "s3")
 
 
 class S3Server(_Server):
-    """With the bucket ``BUCKET``, and one pair of keys that may do everything."""
+    """An S3 server with the bucket ``BUCKET`` and one pair of keys with all permissions."""
 
     def __init__(self, folder: Path) -> None:
         self._ports = {
@@ -41,7 +41,7 @@ class S3Server(_Server):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a client of it has in its environment."""
+        """Return the environment variables that a client of the server needs."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": _KEYS["accessKey"],
@@ -81,7 +81,7 @@ class S3Server(_Server):
         return True
 
     def client(self) -> Any:
-        """botocore's own client, without fsspec."""
+        """Return botocore's own client, which does not use fsspec."""
         return botocore.session.get_session().create_client(
             "s3",
             endpoint_url=self.url,

@@ -1,4 +1,4 @@
-"""Rows of artifacts on SQLite and on a real PostgreSQL."""
+"""Tests the rows of artifacts on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARTIFACT = Artifact(
 
 
 async def test_concurrent_writes_of_one_artifact_store_it_once(database_url: str) -> None:
-    """As prompts do that load the same output for the first time."""
+    """This happens when several prompts load the same output for the first time."""
     databases = [Database(database_url) for _ in range(4)]
     stores = [ArtifactStore(database) for database in databases]
     await asyncio.gather(*(store.add(ARTIFACT, owner="ann") for store in stores * 5))
@@ -84,7 +84,7 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
 
 
 class _Explained(Database):
-    """Keeps the database's plan for the last query of one row."""
+    """Stores the database's query plan of the last query for one row."""
 
     plan = ""
 

@@ -1,4 +1,4 @@
-"""The artifact store in a real S3, below the real gateway and worker."""
+"""Tests the artifact store in a real S3, below the real gateway and worker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestBucket(BlobContract):
     pass
 
 
-async def test_objects_lie_where_the_url_says(
+async def test_objects_are_stored_under_the_prefix_of_the_url(
     blobs: BlobStore, url: str, s3_server: S3Server
 ) -> None:
     digest = await blobs.put(b"abc")
@@ -127,7 +127,7 @@ async def test_a_large_file_goes_in_parts(blobs: BlobStore, tmp_path: Path) -> N
     assert b"".join(part) == b"\x1f\x1f\x20\x20"
 
 
-async def test_a_bucket_that_is_not_there(tmp_path: Path, s3_server: S3Server) -> None:
+async def test_a_missing_bucket_is_an_error(tmp_path: Path, s3_server: S3Server) -> None:
     await _fails(BlobStore("s3://nowhere/below"), tmp_path)
     client = s3_server.client()
     names = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
@@ -226,7 +226,7 @@ def _port(server: asyncio.Server) -> int:
 
 
 async def _fails(blobs: BlobStore, folder: Path) -> None:
-    """Nothing can be done with it, and that is not said of a single blob."""
+    """Assert that every operation fails with an error that does not concern a single blob."""
     source = folder / "source"
     source.write_bytes(b"abc")
     digest = "0" * 64

@@ -1,4 +1,4 @@
-"""What the judge compares, in a real Valkey: bounded, expiring, and gone when it is done."""
+"""Tests the judge's comparisons in a real Valkey: bounded, expiring, and deleted after use."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, val
     assert await valkey.keys("moyin:judge:*") == []
 
 
-async def test_no_text_lies_in_valkey_as_it_is(
+async def test_no_text_is_stored_in_valkey_unencrypted(
     store: ComparisonStore, valkey: Any, valkey_server: ValkeyServer
 ) -> None:
-    """Its files keep what was deleted."""
+    """Valkey's files contain deleted values, too."""
     await store.add("a", "ada", b"codename Bluebird")
     await store.add_second_answer("a", "Bluebird flies")
     kept = await valkey.hgetall("moyin:judge:a")
@@ -69,7 +69,7 @@ async def test_an_answer_that_comes_too_late_expires_as_well(
     assert 0 < await valkey.ttl("moyin:judge:gone") <= DAY
 
 
-async def test_there_is_room_for_so_many(store: ComparisonStore, valkey: Any) -> None:
+async def test_the_capacity_per_tenant_is_enforced(store: ComparisonStore, valkey: Any) -> None:
     for name in ("a", "b"):
         assert await store.has_capacity("ada")
         await store.add(name, "ada", b"x")

@@ -1,4 +1,4 @@
-"""Event streams on a real Valkey: replay, live, resume, slow watchers, an outage."""
+"""Tests event streams on a real Valkey: replay, live events, resuming, slow clients, an outage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
 
 
 async def take(watch: Subscription[JobEvent], count: int) -> list[int]:
-    """The next ``count`` events, which come in pieces of any size."""
+    """Return the ids of the next ``count`` events, which may arrive in several batches."""
     taken: list[int] = []
     async with asyncio.timeout(10):
         while len(taken) < count:

@@ -1,4 +1,4 @@
-"""Streams of ComfyUI's clients in a real Valkey."""
+"""Tests the streams of ComfyUI's clients in a real Valkey."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters, counts and deletion of jobs on SQLite and on a real PostgreSQL."""
+"""Tests filters, counts and deletion of jobs on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_a_rare_word_is_found_among_many_jobs(
 async def test_a_page_and_its_cursor_are_read_in_one_statement(
     database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs that are deleted while a page is read do not make the next page skip others."""
+    """Jobs that are deleted while a page is read must not make the next page skip other jobs."""
     monkeypatch.setattr(pages, "MAX_SCANNED", 4)
     jobs, ids = JobStore(database), []
     for number in range(12):

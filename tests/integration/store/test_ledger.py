@@ -1,4 +1,4 @@
-"""The ledger of text requests, on SQLite and on a real PostgreSQL."""
+"""Tests the ledger of text requests on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_entries_that_the_database_refuses_delay_no_others(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """SQLite takes some of it; PostgreSQL's driver says of it what it says of an outage, too."""
+    """SQLite accepts some invalid rows; PostgreSQL's driver reports them like an outage."""
     monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(usage, "_RETRY_SECONDS", 0.01)
     database = Database(database_url)

@@ -1,4 +1,4 @@
-"""The measured renders that a pool reads when it starts, on SQLite and on a real PostgreSQL."""
+"""Tests the query for measured renders, on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is pruned, on SQLite and on a real PostgreSQL, and by the command line."""
+"""Tests pruning on SQLite and on a real PostgreSQL, and through the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.store.test_pruning import BEFORE, PastJobs
 async def test_many_prune_at_once(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As every replica of the workers does, once an hour."""
+    """Every replica of the workers prunes once an hour."""
     monkeypatch.setattr(blob_references, "CHUNK", 3)
     databases = [Database(database_url) for _ in range(3)]
     await databases[0].ensure_schema()

@@ -1,4 +1,4 @@
-"""What tenants contribute to shared levels, on SQLite and on a real PostgreSQL."""
+"""Tests tenants' contributions to shared levels, on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.access.fixtures import Postgres
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """An empty database."""
+    """Return the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
@@ -50,7 +50,7 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
     before = sa.table("quality_states", *map(sa.column, ("owner", "state", "number", "updated_at")))
 
     async def save(owner: str, number: int) -> None:
-        """Write a state as a replica does that does not know the column `levels`."""
+        """Write a state as an older replica does, which does not know the column `levels`."""
         values = {"state": sa.literal({}, sa.JSON), "number": number, "updated_at": now()}
         at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
         insert = postgresql.insert if url.startswith("postgresql") else sqlite.insert
@@ -76,7 +76,7 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
 async def test_a_tenant_counts_once_though_it_learns_while_levels_are_read(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it saves then moves it to another page."""
+    """A state that is saved meanwhile moves the tenant to another page."""
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
     await asyncio.to_thread(migrate, url)
     database = Database(url)

@@ -1,4 +1,4 @@
-"""Lines of batches on both databases, whose locks differ."""
+"""Tests the lines of batches on both databases, because their locks differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists and sums of recorded calls, on SQLite and on a real PostgreSQL."""
+"""Tests lists and sums of recorded calls, on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ENTRY = UsageEntry(
 
 
 class RecordedCalls:
-    """A ledger whose entries are written at once, at given times."""
+    """A ledger that writes entries at once, with given times."""
 
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reports = UsageReports(database)

@@ -1,4 +1,4 @@
-"""How commands reach Valkey when their task is cancelled, and when nobody takes them."""
+"""Tests commands to Valkey whose task is cancelled, or that no server accepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.servers import ValkeyServer
 
 
 async def test_no_cancellation_is_lost_whenever_it_comes(valkey_server: ValkeyServer) -> None:
-    """redis-py's own connection loses every third of these."""
+    """redis-py's own connection loses every third of these cancellations."""
     client = _client(valkey_server.url, 2.0)
 
     async def ask_for_ever() -> None:

@@ -1,7 +1,7 @@
-"""Mocks of Anthropic's and OpenAI's own APIs, with calls, files and batches, by their SDKs' shapes.
+"""Mocks of Anthropic's and OpenAI's APIs with calls, files and batches.
 
-They take nothing on trust: what the SDKs' own types do not allow is answered 400. Every object that
-they send is built with the SDKs' models.
+Requests that the SDKs' types do not allow get status 400, and all responses are built with the
+SDKs' models.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ BAD = "make an error"
 
 @dataclass(kw_only=True)
 class Provider:
-    """What both mocks have in common.
+    """The common part of both mocks.
 
     Attributes:
         calls: the bodies of ordinary calls.
-        batches: the batches that were sent, by id, with their requests by custom id.
-        holds: True while batches do not end.
-        loses_answer: True if the connection breaks once a batch has been received.
-        refuses: the status with which new batches are refused, if there is one.
-        unanswered: the number of requests that end without an answer, at the end of each batch.
+        batches: the received batches, by id, with their requests by custom id.
+        holds: True while batches must not end.
+        loses_answer: True to break the connection after a batch has been received.
+        refuses: the status with which new batches are refused, or None.
+        unanswered: the number of requests, at the end of each batch, that get no answer.
     """
 
     url: str = ""
@@ -56,7 +56,7 @@ class Provider:
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts of all requests of all batches."""
+        """Return the prompts of all requests in all batches."""
         return [
             _prompt(request) for requests in self.batches.values() for request in requests.values()
         ]
@@ -79,7 +79,7 @@ class Provider:
         return not self.holds or batch_id in self.cancelled
 
     def _split(self, batch_id: str) -> tuple[list[str], list[str]]:
-        """The custom ids of a batch that are answered, and those that are not."""
+        """Return the custom ids of a batch that get an answer, and those that get none."""
         ids = list(self.batches[batch_id])
         kept = 0 if batch_id in self.cancelled else len(ids) - self.unanswered
         return ids[:kept], ids[kept:]
@@ -92,7 +92,7 @@ class Provider:
 
 
 class AnthropicProvider(Provider):
-    """Anthropic's ``/v1/messages`` and ``/v1/messages/batches``."""
+    """A mock of Anthropic's ``/v1/messages`` and ``/v1/messages/batches``."""
 
     created: dict[str, datetime]
 
@@ -238,7 +238,7 @@ class AnthropicProvider(Provider):
 
 
 class OpenAIProvider(Provider):
-    """OpenAI's ``/v1/chat/completions``, ``/v1/files`` and ``/v1/batches``."""
+    """A mock of OpenAI's ``/v1/chat/completions``, ``/v1/files`` and ``/v1/batches``."""
 
     files: dict[str, str]
     shown: dict[str, dict[str, Any]]
@@ -388,7 +388,7 @@ async def _empty_list(_: web.Request) -> web.Response:
 
 
 def _find_problem(params: Any) -> str | None:
-    """Say what is wrong with the params of a request to Anthropic."""
+    """Return the problem of a request's params for Anthropic, or None."""
     if not isinstance(params, dict) or params.get("stream"):
         return "params must be an object without stream"
     missing = {"model", "max_tokens", "messages"} - set(params)

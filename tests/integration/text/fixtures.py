@@ -1,4 +1,4 @@
-"""A real llama.cpp in a process of its own, and the models app under a real HTTP server."""
+"""Runs a real llama.cpp in a separate process, and the models app on a real HTTP server."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ sys.stdin.read()
 
 @pytest.fixture(scope="session")
 def llama() -> Iterator[str]:
-    """URL, without ``/v1``, of a llama.cpp server with SmolLM2-135M."""
+    """Run a llama.cpp server with SmolLM2-135M, and yield its URL without ``/v1``."""
     yield from _llama()
 
 
 @pytest.fixture
 def llama_vectors() -> Iterator[str]:
-    """The same, making vectors."""
+    """Run a llama.cpp server for embeddings, and yield its URL without ``/v1``."""
     yield from _llama("vectors")
 
 
@@ -105,7 +105,7 @@ def _llama(*arguments: str) -> Iterator[str]:
 
 @dataclass(kw_only=True)
 class ModelsApp:
-    """The app as clients see it. ``url`` without ``/v1``."""
+    """A running models app; ``url`` has no ``/v1``."""
 
     url: str
     api_key: str
@@ -134,15 +134,15 @@ async def serving(
     scopes: Iterable[str] = ALL_SCOPES,
     **aliases: Any,
 ) -> AsyncIterator[ModelsApp]:
-    """Run the models app on a free port, over these back ends.
+    """Run the models app on a free port, with these back ends.
 
     Args:
-        rules: other members of the configuration.
-        redis_url: where limits are counted.
-        follow_ups_url: where replicas meet; None: this is the only one.
-        door: where jobs are taken.
-        temporal: address and namespace of the judge's jobs; needs ``redis_url``.
-        scopes: of the key.
+        rules: further members of the configuration.
+        redis_url: the Valkey in which limits are counted.
+        follow_ups_url: the Valkey that replicas share for follow-ups; None for a single replica.
+        gateway_url: the gateway that accepts jobs.
+        temporal: address and namespace for the judge's jobs; needs ``redis_url``.
+        scopes: the scopes of the key.
     """
     settings = Settings(data=folder)
     if temporal is not None:
@@ -260,13 +260,13 @@ async def serving(
 
 
 async def settled(models_app: ModelsApp) -> None:
-    """Return when every back end has been looked at once, and so has said what it is."""
+    """Wait until every back end has been probed once, which reveals its kind."""
     runtimes = models_app.text_router.fleet.runtimes.values()
     await eventually(lambda: all(runtime.is_up is not None for runtime in runtimes))
 
 
 def local(llama: str) -> dict[str, Any]:
-    """llama.cpp through its OpenAI side, free."""
+    """Return the configuration of llama.cpp's OpenAI API, without a price."""
     return {
         "name": "local",
         "type": "openai",
@@ -277,7 +277,7 @@ def local(llama: str) -> dict[str, Any]:
 
 
 def claude(llama: str) -> dict[str, Any]:
-    """llama.cpp through its Anthropic side, at Haiku's price."""
+    """Return the configuration of llama.cpp's Anthropic API, with the price of Haiku."""
     return {
         "name": "claude",
         "type": "anthropic",

@@ -1,4 +1,4 @@
-"""Every protocol in, every back end out, and everything that a text request may ask for."""
+"""Tests every feature of text requests in each combination of client protocol and back end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 
 from tests.integration.text.fixtures import serving
 from tests.integration.text.matrix_clients import clients
-from tests.integration.text.matrix_wishes import Client, Heard, Refused, Wish
+from tests.integration.text.matrix_features import (
+    Client,
+    ReceivedAnswer,
+    Refused,
+    RequestedFeatures,
+)
 from tests.integration.text.wires.script import CACHED, PICTURE, PROMPT, SEEN, THOUGHT
 from tests.integration.text.wires.server import WireServer
 
@@ -44,7 +49,7 @@ ROME = ("weather", {"city": "Rome"})
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What became of one feature: it passed, was refused by ``field``, or can't be said at all."""
+    """The result of one feature: it passed, was refused with ``field``, or cannot be expressed."""
 
     passed: bool = False
     field: str | None = None
@@ -59,21 +64,21 @@ Matrix = Mapping[tuple[str, str], Mapping[str, Cell]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seat:
-    """One client before one back end."""
+class _MatrixCase:
+    """One client with one back end."""
 
     protocol: str
     backend: str
     client: Client
     picture_url: str
 
-    async def ask(self, wish: Wish, *, stream: bool) -> Heard:
+    async def ask(self, wish: RequestedFeatures, *, stream: bool) -> ReceivedAnswer:
         heard = await self.client.ask(_MODELS[self.backend], wish, stream=stream)
         if heard is None:
-            raise _Unsayable
+            raise _NotExpressible
         return heard
 
-    def ended(self, heard: Heard, how: str) -> None:
+    def ended(self, heard: ReceivedAnswer, how: str) -> None:
         expected = _REASONS[self.protocol][how]
         # A back end that does not tell which stop string it met leaves a plain end.
         if how == "stop" and self.backend == "Ollama":
@@ -83,26 +88,26 @@ class _Seat:
         assert heard.output > 0, heard
 
 
-class _Unsayable(Exception):
-    """The client's protocol has no word for it."""
+class _NotExpressible(Exception):
+    """Raised if the client's protocol cannot express a feature."""
 
 
-async def _text(seat: _Seat, stream: bool) -> None:
-    heard = await seat.ask(Wish(history=True), stream=stream)
+async def _text(seat: _MatrixCase, stream: bool) -> None:
+    heard = await seat.ask(RequestedFeatures(history=True), stream=stream)
     assert heard.text == "Be brief. After 3 turns STOP: hello", heard
     seat.ended(heard, "end")
 
 
-async def _whole_text(seat: _Seat, stream: bool) -> None:
+async def _whole_text(seat: _MatrixCase, stream: bool) -> None:
     await _text(seat, False)
 
 
-async def _streamed_text(seat: _Seat, stream: bool) -> None:
+async def _streamed_text(seat: _MatrixCase, stream: bool) -> None:
     await _text(seat, True)
 
 
-async def _tools(seat: _Seat, stream: bool) -> None:
-    wish = Wish(text="weather?", tools=True)
+async def _tools(seat: _MatrixCase, stream: bool) -> None:
+    wish = RequestedFeatures(text="weather?", tools=True)
     heard = await seat.ask(wish, stream=stream)
     assert heard.calls == [PARIS], heard
     seat.ended(heard, "tools")
@@ -110,8 +115,8 @@ async def _tools(seat: _Seat, stream: bool) -> None:
     assert (end.text, end.calls) == ("sunny", []), end
 
 
-async def _parallel(seat: _Seat, stream: bool) -> None:
-    wish = Wish(text="weather of both?", tools=True)
+async def _parallel(seat: _MatrixCase, stream: bool) -> None:
+    wish = RequestedFeatures(text="weather of both?", tools=True)
     heard = await seat.ask(wish, stream=stream)
     assert heard.calls == [PARIS, ROME], heard
     seat.ended(heard, "tools")
@@ -119,56 +124,60 @@ async def _parallel(seat: _Seat, stream: bool) -> None:
     assert end.text == "sunny and rain", end
 
 
-async def _vision(seat: _Seat, stream: bool) -> None:
-    assert (await seat.ask(Wish(picture=PICTURE), stream=stream)).text == SEEN
+async def _vision(seat: _MatrixCase, stream: bool) -> None:
+    assert (await seat.ask(RequestedFeatures(picture=PICTURE), stream=stream)).text == SEEN
 
 
-async def _vision_url(seat: _Seat, stream: bool) -> None:
-    assert (await seat.ask(Wish(picture=seat.picture_url), stream=stream)).text == SEEN
+async def _vision_url(seat: _MatrixCase, stream: bool) -> None:
+    assert (await seat.ask(RequestedFeatures(picture=seat.picture_url), stream=stream)).text == SEEN
 
 
-async def _schema(seat: _Seat, stream: bool) -> None:
-    assert (await seat.ask(Wish(schema=True), stream=stream)).text == '{"city": "Paris"}'
+async def _schema(seat: _MatrixCase, stream: bool) -> None:
+    assert (
+        await seat.ask(RequestedFeatures(schema=True), stream=stream)
+    ).text == '{"city": "Paris"}'
 
 
-async def _any_json(seat: _Seat, stream: bool) -> None:
-    assert (await seat.ask(Wish(json=True), stream=stream)).text == '{"any": "shape"}'
+async def _any_json(seat: _MatrixCase, stream: bool) -> None:
+    assert (await seat.ask(RequestedFeatures(json=True), stream=stream)).text == '{"any": "shape"}'
 
 
-async def _stop(seat: _Seat, stream: bool) -> None:
-    heard = await seat.ask(Wish(stop="STOP"), stream=stream)
+async def _stop(seat: _MatrixCase, stream: bool) -> None:
+    heard = await seat.ask(RequestedFeatures(stop="STOP"), stream=stream)
     assert heard.text.endswith("turns "), heard
     seat.ended(heard, "stop")
 
 
-async def _thinking(seat: _Seat, stream: bool) -> None:
-    heard = await seat.ask(Wish(thinking=True), stream=stream)
+async def _thinking(seat: _MatrixCase, stream: bool) -> None:
+    heard = await seat.ask(RequestedFeatures(thinking=True), stream=stream)
     assert heard.thinking == THOUGHT, heard
     assert heard.text.endswith("hello"), heard
 
 
-async def _forced(seat: _Seat, stream: bool) -> None:
-    heard = await seat.ask(Wish(tools=True, forced=True), stream=stream)
+async def _forced(seat: _MatrixCase, stream: bool) -> None:
+    heard = await seat.ask(RequestedFeatures(tools=True, forced=True), stream=stream)
     assert heard.calls == [PARIS], heard
 
 
-async def _single(seat: _Seat, stream: bool) -> None:
-    heard = await seat.ask(Wish(text="weather of both?", tools=True, single=True), stream=stream)
+async def _single(seat: _MatrixCase, stream: bool) -> None:
+    heard = await seat.ask(
+        RequestedFeatures(text="weather of both?", tools=True, single=True), stream=stream
+    )
     assert heard.calls == [PARIS], heard
 
 
-async def _seed(seat: _Seat, stream: bool) -> None:
-    assert (await seat.ask(Wish(seed=0), stream=stream)).text == "seed 0"
+async def _seed(seat: _MatrixCase, stream: bool) -> None:
+    assert (await seat.ask(RequestedFeatures(seed=0), stream=stream)).text == "seed 0"
 
 
-async def _cached(seat: _Seat, stream: bool) -> None:
-    heard = await seat.ask(Wish(), stream=stream)
+async def _cached(seat: _MatrixCase, stream: bool) -> None:
+    heard = await seat.ask(RequestedFeatures(), stream=stream)
     if heard.cached is None:
-        raise _Unsayable
+        raise _NotExpressible
     assert heard.cached == (0 if seat.backend == "Ollama" else CACHED), heard
 
 
-FEATURES: Mapping[str, Callable[[_Seat, bool], Awaitable[None]]] = {
+FEATURES: Mapping[str, Callable[[_MatrixCase, bool], Awaitable[None]]] = {
     "text": _whole_text,
     "stream": _streamed_text,
     "tools": _tools,
@@ -187,10 +196,10 @@ FEATURES: Mapping[str, Callable[[_Seat, bool], Awaitable[None]]] = {
 
 
 async def run(folder: Path) -> Matrix:
-    """All cells, each asked whole and streamed.
+    """Return all cells, each tested with and without streaming.
 
     Raises:
-        AssertionError: an answer is not what was asked for, or a refusal names no field.
+        AssertionError: an answer is not as requested, or a refusal names no field.
     """
     matrix: dict[tuple[str, str], dict[str, Cell]] = {}
     async with (
@@ -200,7 +209,7 @@ async def run(folder: Path) -> Matrix:
     ):
         for protocol, client in speaking.items():
             for backend in BACKENDS:
-                seat = _Seat(
+                seat = _MatrixCase(
                     protocol=protocol,
                     backend=backend,
                     client=client,
@@ -210,13 +219,13 @@ async def run(folder: Path) -> Matrix:
     return matrix
 
 
-async def _cell(seat: _Seat, name: str) -> Cell:
+async def _cell(seat: _MatrixCase, name: str) -> Cell:
     whole, streamed = [await _once(seat, name, stream) for stream in (False, True)]
     assert whole == streamed, f"{seat.protocol} to {seat.backend}, {name}: {whole} or {streamed}"
     return whole
 
 
-async def _once(seat: _Seat, name: str, stream: bool) -> Cell:
+async def _once(seat: _MatrixCase, name: str, stream: bool) -> Cell:
     try:
         await FEATURES[name](seat, stream)
     except Refused as refused:
@@ -224,7 +233,7 @@ async def _once(seat: _Seat, name: str, stream: bool) -> Cell:
         assert refused.status == 400, where
         assert refused.field is not None, where
         return Cell(field=refused.field)
-    except _Unsayable:
+    except _NotExpressible:
         return Cell()
     except AssertionError as error:
         raise AssertionError(f"{seat.protocol} to {seat.backend}, {name}: {error}") from error
@@ -250,7 +259,7 @@ def _backends(url: str) -> list[dict[str, Any]]:
 
 
 def page(matrix: Matrix) -> str:
-    """The matrix as a page of the documentation."""
+    """Return the matrix as a page of the documentation."""
     lines = [
         "# Any client on any model",
         "",

@@ -1,4 +1,4 @@
-"""The official SDK of each protocol, asked for the same thing and heard in the same words."""
+"""Wraps the official SDK of each protocol in one interface for requests and answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ import anthropic
 import ollama
 import openai
 
+from tests.integration.text.matrix_features import (
+    HISTORY,
+    SYSTEM,
+    Client,
+    ReceivedAnswer,
+    Refused,
+    RequestedFeatures,
+)
 from tests.integration.text.matrix_responses import ResponsesClient
-from tests.integration.text.matrix_wishes import HISTORY, SYSTEM, Client, Heard, Refused, Wish
 from tests.integration.text.wires.script import PICTURE, SCHEMA
 
 
 @asynccontextmanager
 async def clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
-    """By protocol. ``url`` without ``/v1``."""
+    """Yield the clients by protocol; ``url`` has no ``/v1``."""
     async with (
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as one,
         anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as two,
@@ -39,7 +46,9 @@ class _OpenAI:
     def __init__(self, sdk: openai.AsyncOpenAI) -> None:
         self._sdk = sdk
 
-    async def ask(self, model: str, wish: Wish, *, stream: bool) -> Heard | None:
+    async def ask(
+        self, model: str, wish: RequestedFeatures, *, stream: bool
+    ) -> ReceivedAnswer | None:
         body: dict[str, Any] = {"model": model, "messages": self._messages(wish)}
         if wish.tools:
             function = {"name": "weather", "parameters": SCHEMA}
@@ -68,7 +77,7 @@ class _OpenAI:
         except openai.APIStatusError as error:
             raise Refused(error.status_code, str(error.code), error.param) from None
 
-    def _messages(self, wish: Wish) -> list[Any]:
+    def _messages(self, wish: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if wish.history:
             messages += [{"role": "system", "content": SYSTEM}]
@@ -89,9 +98,9 @@ class _OpenAI:
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
         return messages
 
-    def _whole(self, answer: Any) -> Heard:
+    def _whole(self, answer: Any) -> ReceivedAnswer:
         message = answer.choices[0].message
-        heard = Heard(
+        heard = ReceivedAnswer(
             text=message.content or "",
             thinking=getattr(message, "reasoning_content", ""),
             calls=[
@@ -104,8 +113,8 @@ class _OpenAI:
         self._count(heard, answer.usage)
         return heard
 
-    async def _streamed(self, events: Any) -> Heard:
-        heard = Heard()
+    async def _streamed(self, events: Any) -> ReceivedAnswer:
+        heard = ReceivedAnswer()
         calls: list[dict[str, Any]] = []
         async for chunk in events:
             if chunk.usage is not None:
@@ -130,7 +139,7 @@ class _OpenAI:
         heard.said = {"role": "assistant", "content": heard.text, "tool_calls": tools}
         return heard
 
-    def _count(self, heard: Heard, usage: Any) -> None:
+    def _count(self, heard: ReceivedAnswer, usage: Any) -> None:
         heard.prompt, heard.output = usage.prompt_tokens, usage.completion_tokens
         heard.cached = usage.prompt_tokens_details.cached_tokens
 
@@ -139,7 +148,9 @@ class _Anthropic:
     def __init__(self, sdk: anthropic.AsyncAnthropic) -> None:
         self._sdk = sdk
 
-    async def ask(self, model: str, wish: Wish, *, stream: bool) -> Heard | None:
+    async def ask(
+        self, model: str, wish: RequestedFeatures, *, stream: bool
+    ) -> ReceivedAnswer | None:
         if wish.seed is not None or wish.json:
             return None
         body: dict[str, Any] = {
@@ -171,7 +182,7 @@ class _Anthropic:
             told = error.body["error"]
             raise Refused(error.status_code, told["code"], told.get("field")) from None
 
-    def _messages(self, wish: Wish) -> list[Any]:
+    def _messages(self, wish: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if wish.history:
             messages += [{"role": role, "content": text} for role, text in HISTORY]
@@ -193,9 +204,9 @@ class _Anthropic:
             messages.append({"role": "user", "content": results})
         return messages
 
-    def _heard(self, message: Any) -> Heard:
+    def _heard(self, message: Any) -> ReceivedAnswer:
         usage = message.usage
-        heard = Heard(
+        heard = ReceivedAnswer(
             reason=message.stop_reason,
             said=message.content,
             prompt=usage.input_tokens + usage.cache_read_input_tokens,
@@ -217,7 +228,9 @@ class _Ollama:
     def __init__(self, sdk: ollama.AsyncClient) -> None:
         self._sdk = sdk
 
-    async def ask(self, model: str, wish: Wish, *, stream: bool) -> Heard | None:
+    async def ask(
+        self, model: str, wish: RequestedFeatures, *, stream: bool
+    ) -> ReceivedAnswer | None:
         if wish.forced or wish.single or isinstance(wish.picture, str):
             return None
         body: dict[str, Any] = {"model": model, "messages": self._messages(wish)}
@@ -250,7 +263,7 @@ class _Ollama:
         else:
             yield await self._sdk._request(*ask, json=body)
 
-    def _messages(self, wish: Wish) -> list[Any]:
+    def _messages(self, wish: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if wish.history:
             messages += [{"role": "system", "content": SYSTEM}]
@@ -267,8 +280,8 @@ class _Ollama:
             ]
         return messages
 
-    def _heard(self, pieces: list[Any]) -> Heard:
-        heard = Heard()
+    def _heard(self, pieces: list[Any]) -> ReceivedAnswer:
+        heard = ReceivedAnswer()
         made: list[Any] = []
         for piece in pieces:
             heard.text += piece.message.content or ""

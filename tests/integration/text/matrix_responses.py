@@ -1,4 +1,4 @@
-"""OpenAI's SDK on the Responses API, as a client of the matrix."""
+"""Uses OpenAI's SDK with the Responses API as a client of the matrix."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from typing import Any
 import openai
 from openai.types.responses import Response
 
-from tests.integration.text.matrix_wishes import HISTORY, SYSTEM, Heard, Refused, Wish
+from tests.integration.text.matrix_features import (
+    HISTORY,
+    SYSTEM,
+    ReceivedAnswer,
+    Refused,
+    RequestedFeatures,
+)
 from tests.integration.text.wires.script import SCHEMA
 
 
 class ResponsesClient:
-    """Keeps the conversation itself: it sends all items, and stores nothing at the gateway."""
+    """Keeps the conversation itself: it sends all items, and stores nothing on the gateway."""
 
     def __init__(self, sdk: openai.AsyncOpenAI) -> None:
         self._sdk = sdk
 
-    async def ask(self, model: str, wish: Wish, *, stream: bool) -> Heard | None:
+    async def ask(
+        self, model: str, wish: RequestedFeatures, *, stream: bool
+    ) -> ReceivedAnswer | None:
         # The Responses API has neither of them.
         if wish.stop is not None or wish.seed is not None:
             return None
@@ -49,7 +57,7 @@ class ResponsesClient:
             raise Refused(error.status_code, str(error.code), error.param) from None
         return self._streamed(events)
 
-    def _items(self, wish: Wish) -> list[Any]:
+    def _items(self, wish: RequestedFeatures) -> list[Any]:
         items: list[Any] = []
         if wish.history:
             items += [{"role": role, "content": text} for role, text in HISTORY]
@@ -69,8 +77,8 @@ class ResponsesClient:
             ]
         return items
 
-    def _streamed(self, events: list[Any]) -> Heard:
-        """Read the final response, which must be what the events before it made up."""
+    def _streamed(self, events: list[Any]) -> ReceivedAnswer:
+        """Return the final response, which must be consistent with the events before it."""
         heard = self._heard(events[-1].response)
         made = [event.item.to_dict() for event in events if event.type.endswith("output_item.done")]
         assert made == heard.said, events
@@ -79,9 +87,9 @@ class ResponsesClient:
             assert "".join(deltas) == text, events
         return heard
 
-    def _heard(self, response: Response) -> Heard:
+    def _heard(self, response: Response) -> ReceivedAnswer:
         assert response.usage is not None
-        heard = Heard(
+        heard = ReceivedAnswer(
             text=response.output_text,
             reason=response.status,
             said=[item.to_dict() for item in response.output],

@@ -1,4 +1,4 @@
-"""Makes random calls of all protocols, the same ones from the same seed."""
+"""Generates random calls of all protocols from a seed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RandomCalls:
         return self._random.random() < share
 
     def _head(self) -> dict[str, Any]:
-        """Return the members that all protocols name alike."""
+        """Return the members that have the same name in all protocols."""
         body: dict[str, Any] = {"model": self._random.choice(MODELS)}
         if self._maybe(0.4):
             body["stream"] = self._maybe(0.6)
@@ -70,13 +70,13 @@ class RandomCalls:
         return f"{words} {'weather? ' * self._maybe(0.5)}{self._random.random()}"
 
     def _picture(self, *, urls: bool = True) -> str | None:
-        """Return a data URL or a URL of a picture, or None in most cases."""
+        """Return a data URL or another URL of a picture, but None in most cases."""
         if not self._maybe(0.2):
             return None
         return self._picture_url if urls and self._maybe(0.4) else f"data:image/png;base64,{_DATA}"
 
     def _add(self, body: dict[str, Any], share: float, values: Mapping[str, Any]) -> None:
-        """Add each member with a probability."""
+        """Add each member with the probability ``share``."""
         body |= {name: value for name, value in values.items() if self._maybe(share)}
 
     def _schema(self) -> dict[str, Any]:

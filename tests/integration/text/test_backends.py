@@ -1,4 +1,4 @@
-"""The back ends as operators and administrators see them."""
+"""Tests the routes that show back ends to operators and administrators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``background: true``: a response of OpenAI's Responses API becomes a durable job."""
+"""Tests that ``background: true`` turns a call of the Responses API into a durable job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's batches, with the official client, a real Temporal and a model that can be told to fail."""
+"""Tests OpenAI's batches with the official client, a real Temporal and a model that can fail."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 class Model:
-    """Answers with the text that it was sent; fails as often as ``failures`` says for a text."""
+    """Answers with the prompt; fails ``failures[prompt]`` times first."""
 
     def __init__(self) -> None:
         self.asked = Counter[str]()
@@ -103,7 +103,7 @@ class Model:
 
 
 class Farm:
-    """A models app, a worker of batches and a client of OpenAI."""
+    """A models app, a worker for batches, and a client of OpenAI."""
 
     def __init__(self, app: ModelsApp, model: Model, temporal: TemporalConnection) -> None:
         self.app = app
@@ -283,7 +283,7 @@ async def test_invalid_files_fail_before_any_line_runs(
     assert ended.failed_at is not None and farm.model.asked.total() == 0
 
 
-async def test_a_cancelled_batch_keeps_what_was_answered(farm: Farm) -> None:
+async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     farm.model.free.clear()
     batch = await farm.create(*(line(number) for number in range(1, 101)))
     await farm.until(batch, lambda found: found.status == "in_progress")
@@ -303,7 +303,7 @@ async def test_a_cancelled_batch_keeps_what_was_answered(farm: Farm) -> None:
     assert caught.value.code == "batch_finished"
 
 
-async def test_an_expired_batch_tells_which_lines_were_not_run(farm: Farm) -> None:
+async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) -> None:
     farm.model.free.clear()
     batch = await farm.create(*(line(number) for number in range(1, 51)))
     await eventually(lambda: farm.model.running == 4)

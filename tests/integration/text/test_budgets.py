@@ -1,4 +1,4 @@
-"""Budgets of text calls on a real model: reserved before, settled after, never overshot."""
+"""Tests budgets of text calls on a real model: reserved before, settled after, never exceeded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NANO = 10**9
 
 
 class Studio:
-    """The models app with a priced model, its database and its Valkey."""
+    """A models app with a priced model, its database and its Valkey."""
 
     def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
         self.models_app = models_app
@@ -41,7 +41,7 @@ class Studio:
         self._valkey = valkey
 
     async def client(self, **limits: Any) -> tuple[str, openai.AsyncOpenAI]:
-        """The id of a new key with limits of its own, and a client that uses it."""
+        """Create a key with its own limits; return its id and a client that uses it."""
         key_id, key = await KeyStore(self.database).create("studio", "k")
         await LimitStore(self.database).set(Limit(subject=f"key:{key_id}", **limits))
         client = openai.AsyncOpenAI(
@@ -50,12 +50,12 @@ class Studio:
         return key_id, client
 
     async def booked(self, key_id: str) -> int:
-        """What Valkey holds against the key's day, in billionths of a dollar."""
+        """Return the amount in Valkey for the key's current day, in billionths of a dollar."""
         name = f"moyin:limit:{{studio}}:key:{key_id}:money"
         return int(await self._valkey.hget(name, "day_nano") or 0)
 
     async def ledger(self) -> tuple[int, int]:
-        """Calls in the ledger, and what they cost together, in billionths of a dollar."""
+        """Return the number of calls in the ledger, and their cost in billionths of a dollar."""
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usage.c.cost_nano_usd), 0))
         async with self.database.reading() as connection:
             count, total = tuple((await connection.execute(query)).one())
@@ -146,7 +146,7 @@ async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> Non
     await client.close()
 
 
-async def test_a_stream_that_is_cut_settles_to_what_the_ledger_says(studio: Studio) -> None:
+async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio) -> None:
     key_id, client = await studio.client(usd_per_month=Decimal(5), concurrent_requests=1)
     stream = await client.chat.completions.create(**hello(stream=True, max_tokens=1500))
     await anext(aiter(stream))

@@ -1,4 +1,4 @@
-"""Both official SDKs through the models app on both kinds of real back end."""
+"""Tests both official SDKs through the models app on both kinds of real back ends."""
 
 from __future__ import annotations
 

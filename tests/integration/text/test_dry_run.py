@@ -1,4 +1,4 @@
-"""`POST /v1/route` names the back end and the model that then answer, or the same refusal."""
+"""Tests that `POST /v1/route` predicts the back end and model of a call, or its error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RULES = {"routing": {"rescue": "off"}}
 
 
 class _AnyServer(WireServer):
-    """Takes any member, as real servers do, and texts to complete."""
+    """Accepts unknown members like real servers, and supports text completions."""
 
     async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
         return await super()._body(request, None)
@@ -84,7 +84,7 @@ async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     return (inner["code"],)
 
 
-async def test_a_dry_run_names_what_answers(tmp_path: Path) -> None:
+async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
     aliases: dict[str, Any] = {"work": {"quality": 2}, "cheap": ["m-plain", "m-ollama"]}
     async with (
         _AnyServer().running() as server,

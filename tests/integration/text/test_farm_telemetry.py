@@ -1,4 +1,4 @@
-"""The models app in the whole farm: what operators see of it."""
+"""Tests the metrics of the models app in a whole farm."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSessio
 
 @dataclass
 class Flaky:
-    """A model server that may fail all calls; its health check never does."""
+    """A model server whose calls can fail while its health checks succeed."""
 
     url: str = ""
     fails: bool = True
@@ -123,7 +123,7 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
 
 
 def _with(config: str, flaky: Flaky, folder: Path) -> str:
-    """The same configuration with one more back end."""
+    """Return the path of the same configuration with one more back end."""
     loaded = yaml.safe_load(Path(config).read_text())
     [models] = [app for app in loaded["applications"] if app["name"] == "models"]
     backend = {
@@ -154,7 +154,7 @@ async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSess
 
 
 async def _came_into(gateway: RunningStack, *states: str) -> bool:
-    """Whether the metrics say that the breaker has been in all these states."""
+    """Return True if the metrics show that the breaker has been in all these states."""
     text = await metrics(gateway)
     name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
     return all(series(text, name, backend, f'state="{state}"') for state in states)

@@ -35,7 +35,7 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 async def farm(
     folder: Path, upstreams: dict[str, Upstream], **more: Any
 ) -> AsyncIterator[ModelsApp]:
-    """One back end of each kind, and ``fine``, which answers. ``<kind>-or-fine`` falls back."""
+    """Run one back end per kind and a working one; ``<kind>-or-fine`` falls back to that."""
     async with AsyncExitStack() as stack:
         fine = await stack.enter_async_context(Upstream(FINE).running())
         backends = []
@@ -64,7 +64,7 @@ async def ask(
 
 
 def code_of(path: str, text: str) -> str:
-    """The code in a well-formed error of the protocol that ``path`` speaks."""
+    """Return the code of a well-formed error in the protocol of ``path``."""
     body = json.loads(text)
     if path.startswith("ollama"):
         assert isinstance(body["error"], str)
@@ -84,7 +84,7 @@ class Clock:
 
 
 def closed(models_app: ModelsApp, kind: str) -> None:
-    """Every cell begins with a closed breaker."""
+    """Close the back end's breaker, so that each test begins in the same state."""
     models_app.text_router.fleet.runtimes[kind].breaker.succeed()
 
 
@@ -272,7 +272,7 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
 async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
     llama: str, tmp_path: Path
 ) -> None:
-    """Its kernel goes on taking connections: only an answer shows that it is up."""
+    """The kernel still accepts connections for a stopped process; only a response proves it up."""
     port = int(llama.rpartition(":")[2])
     [process] = [
         psutil.Process(connection.pid)

@@ -1,4 +1,4 @@
-"""Feedback over HTTP: what it teaches, what is refused, and what its owner can see and undo."""
+"""Tests feedback over HTTP: its effect, invalid feedback, and how a tenant views and resets it."""
 
 from __future__ import annotations
 

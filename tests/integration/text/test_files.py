@@ -1,4 +1,4 @@
-"""``/v1/files`` through OpenAI's SDK in strict mode, and prompts that refer to files."""
+"""Tests ``/v1/files`` with OpenAI's SDK in strict mode, and prompts that refer to files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PDF = b"%PDF-1.7\nnot a real one"
 
 
 class Studio:
-    """The models app over Claude and an OpenAI-like server, whose requests are recorded."""
+    """A models app before Claude and an OpenAI-compatible server, whose requests are recorded."""
 
     def __init__(self, models_app: ModelsApp, database: Database) -> None:
         self.models_app = models_app
@@ -309,7 +309,7 @@ async def test_the_example_of_the_page_is_read_by_claude(
     assert question["text"] == "What does it say?"
 
 
-async def test_what_no_model_reads_is_refused_by_name(studio: Studio) -> None:
+async def test_members_that_no_model_reads_are_refused_by_name(studio: Studio) -> None:
     client = studio.client
     archive = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
     part: Any = {"type": "input_file", "file_id": archive.id}

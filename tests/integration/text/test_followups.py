@@ -1,4 +1,4 @@
-"""Follow-ups that reach another replica than the answer, over a real Valkey."""
+"""Tests over a real Valkey follow-ups on another replica than the one that answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge on real Temporal, Valkey and SQLite, over back ends that answer as they are told."""
+"""Tests the judge on real Temporal, Valkey and SQLite, with scripted back ends."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ asyncio.run(main())
 
 
 class Models:
-    """An OpenAI-compatible server of all three models.
+    """An OpenAI-compatible server with all three models.
 
     Attributes:
-        worse: the judge grades the answer of this model 0, and the other 4.
-        hold: the judge waits for it.
+        worse: the model whose answer the judge grades 0; it grades the other 4.
+        hold: an event that the judge waits for.
     """
 
     def __init__(self) -> None:
@@ -155,8 +155,8 @@ def judged_by(**changes: Any) -> dict[str, Any]:
     return {"routing": {"judge": judge}}
 
 
-class Place:
-    """Where the app's state lies: a folder, Valkey and Temporal."""
+class JudgeServers:
+    """The folder, Valkey and Temporal that hold the app's state."""
 
     def __init__(self, folder: Path, valkey: ValkeyServer, temporal: TemporalServer) -> None:
         self.folder = folder
@@ -192,11 +192,11 @@ class Place:
 @pytest.fixture
 async def place(
     tmp_path: Path, valkey_server: ValkeyServer, temporal_server: TemporalServer
-) -> Place:
+) -> JudgeServers:
     async with redis.Redis.from_url(valkey_server.url) as valkey:
         # Months are longer than tests.
         await valkey.flushdb()
-    return Place(tmp_path, valkey_server, temporal_server)
+    return JudgeServers(tmp_path, valkey_server, temporal_server)
 
 
 async def p_good(client: Caller, model: str) -> float:
@@ -217,7 +217,7 @@ async def ended(models_app: ModelsApp, outcome: Outcome) -> None:
 
 
 async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
-    place: Place, models: Models
+    place: JudgeServers, models: Models
 ) -> None:
     async with place.app(models) as models_app:
         ada, bob = (
@@ -277,7 +277,9 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         assert place.query("SELECT id FROM jobs") == []
 
 
-async def test_a_stream_is_judged_and_one_request_id_once(place: Place, models: Models) -> None:
+async def test_a_stream_is_judged_and_one_request_id_once(
+    place: JudgeServers, models: Models
+) -> None:
     models.worse = SECOND
     async with place.app(models) as models_app:
         headers = {"authorization": f"Bearer {models_app.api_key}", "x-request-id": "mine"}
@@ -295,7 +297,7 @@ async def test_a_stream_is_judged_and_one_request_id_once(place: Place, models: 
 
 
 async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
-    place: Place, models: Models
+    place: JudgeServers, models: Models
 ) -> None:
     models.verdict = "Both are fine."
     async with place.app(models) as models_app:
@@ -306,9 +308,9 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
 
 
 async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
-    place: Place, models: Models
+    place: JudgeServers, models: Models
 ) -> None:
-    """kill -9 while the judge is thinking: another replica asks it again, and nobody else."""
+    """After kill -9 of a replica during the judge's call, only one replica calls it again."""
     models.hold = asyncio.Event()
     told = {"folder": str(place.folder), "backends": house(models.url), **place.options()}
     process = await asyncio.create_subprocess_exec(
@@ -332,7 +334,9 @@ async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
         assert await place.left() == []
 
 
-async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) -> None:
+async def test_the_judge_continues_after_it_was_turned_off_and_on(
+    place: JudgeServers, models: Models
+) -> None:
     async with place.app(models) as models_app:
         assert models_app.judge is not None
         rules, ada = models_app.judge.rules, Caller(models_app, models_app.api_key)
@@ -345,8 +349,10 @@ async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) 
         assert len(place.signals()) == 2
 
 
-async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Models) -> None:
-    """And the job that found nothing any more ends when the judge is back."""
+async def test_turning_the_judge_off_deletes_its_comparisons(
+    place: JudgeServers, models: Models
+) -> None:
+    """A job whose comparison is gone ends as soon as the judge is available."""
     models.hold = asyncio.Event()
     async with place.app(models) as models_app:
         assert models_app.judge is not None
@@ -366,7 +372,7 @@ async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Mo
         assert place.signals() == []
 
 
-async def test_above_the_budget_nothing_is_asked(place: Place, models: Models) -> None:
+async def test_above_the_budget_nothing_is_asked(place: JudgeServers, models: Models) -> None:
     async with place.app(models, usd_per_month=0.001) as models_app:
         await chat(Caller(models_app, models_app.api_key))
         await ended(models_app, Outcome.BUDGET)
@@ -408,5 +414,5 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
 
 
 async def _settled(budget: JudgeBudget) -> bool:
-    """What is left is less than a call may cost, and no more than the budget is spent."""
+    """Return True if less than the price of a call is left, and the budget is not exceeded."""
     return Decimal("0.7") < await budget.read_spent_usd() <= 1

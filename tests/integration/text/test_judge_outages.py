@@ -1,4 +1,4 @@
-"""The judge while the servers that it needs are away: no client notices, and the way out is quick."""
+"""Tests outages of the judge's servers: clients notice nothing, and replicas stop quickly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.integration.text.test_feedback import Client as Caller
 from tests.integration.text.test_judge import (
     JUDGE,
     SECOND,
+    JudgeServers,
     Models,
-    Place,
     chat,
     ended,
     models,
@@ -27,8 +27,8 @@ __all__ = ["models", "place"]
 async def test_temporal_dies_under_the_judge(
     tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: Models
 ) -> None:
-    """The replica answers and stops as ever; the next one goes on when Temporal is back."""
-    place = Place(tmp_path, valkey_server, own_temporal)
+    """The replica answers and stops normally; the next one continues when Temporal is back."""
+    place = JudgeServers(tmp_path, valkey_server, own_temporal)
     models.hold = asyncio.Event()
     async with place.app(models) as models_app:
         ada = Caller(models_app, models_app.api_key)

@@ -1,4 +1,4 @@
-"""The embedded llama.cpp as a real Ray actor: shared, restarted, and gone when nobody asks."""
+"""Tests the embedded llama.cpp as a real Ray actor: shared, restarted, and ended when unused."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_an_unused_actor_is_removed(cluster: None) -> None:
     assert not process.is_running()
 
 
-async def test_a_model_that_is_not_there_is_an_unavailable_back_end(cluster: None) -> None:
+async def test_a_missing_model_is_an_unavailable_back_end(cluster: None) -> None:
     endpoints = LlamaEndpoints("c", spec(gguf="/nowhere/model.gguf"))
     for _ in range(2):
         with pytest.raises(BackendError):

@@ -1,4 +1,4 @@
-"""An embedded llama.cpp that stops answering: noticed, taken out, replaced; a busy one is not."""
+"""Tests that an embedded llama.cpp that hangs is detected and replaced, and a busy one is not."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def found(endpoints: LlamaEndpoints, unlike: Endpoint | None = None) -> Endpoint:
-    """The server's place, as soon as it is another one than ``unlike``."""
+async def find_endpoint(endpoints: LlamaEndpoints, unlike: Endpoint | None = None) -> Endpoint:
+    """Return the server's endpoint, once it differs from ``unlike``."""
     async with asyncio.timeout(150):
         while True:
             with suppress(BackendError):
@@ -69,7 +69,7 @@ async def texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[ob
 
 async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured) -> None:
     endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
-    place = await found(endpoints)
+    place = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
     stream = texts(backend, LONG)
     await anext(stream)
@@ -78,7 +78,7 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured)
     with pytest.raises(BackendUnavailable):
         await backend.probe()
     noticed = time.monotonic() - began
-    other = asyncio.create_task(found(endpoints, unlike=place))
+    other = asyncio.create_task(find_endpoint(endpoints, unlike=place))
     with pytest.raises(StreamInterrupted):
         async for _ in stream:
             pass
@@ -94,7 +94,7 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured)
 
 async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
     endpoints = LlamaEndpoints("stuck", replace(SPEC, stalled_seconds=3.0, restart_seconds=8.0))
-    place = await found(endpoints)
+    place = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
     # Past the bounds on schemas, which it would not get through.
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": BOMB}}
@@ -118,15 +118,15 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
                 await asyncio.sleep(0.2)
         with pytest.raises(aiohttp.ClientError):
             await asking
-    assert (await found(endpoints, unlike=place)).key != place.key
+    assert (await find_endpoint(endpoints, unlike=place)).key != place.key
     assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
     await backend.close()
 
 
-async def test_a_busy_one_is_left_alone() -> None:
-    """Also for longer than one that does not move may take."""
+async def test_a_busy_server_is_not_restarted() -> None:
+    """It may be busy for longer than a server without progress may take."""
     endpoints = LlamaEndpoints("busy", replace(SPEC, stalled_seconds=4.0, restart_seconds=8.0))
-    place = await found(endpoints)
+    place = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=8)
     # Twice as many as it has places: the rest wait inside.
     long = replace(LONG, max_tokens=300)

@@ -1,4 +1,4 @@
-"""Ollama's SDK, schemas and stop strings on a real llama.cpp, through both of its own protocols."""
+"""Tests Ollama's SDK, schemas and stop strings on a real llama.cpp through both of its APIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every protocol in, every back end out: each cell passes or is refused by name."""
+"""Tests that each cell of the matrix passes, or is refused with the name of the field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.integration.text.fixtures import serving
 from tests.integration.text.matrix import BACKENDS, FEATURES, PAGE, page, run
 from tests.integration.text.matrix_clients import clients
-from tests.integration.text.matrix_wishes import Refused, Wish
+from tests.integration.text.matrix_features import Refused, RequestedFeatures
 from tests.integration.text.wires.script import PICTURE
 
 
@@ -38,7 +38,12 @@ async def test_features_that_the_model_lacks_are_refused_by_name(
 ) -> None:
     plain = {"name": "m", "context": 9000, "price": {"input": 0, "output": 0}}
     backend = {"name": "b", "type": "ollama", "hosts": ["http://127.0.0.1:9"], "models": [plain]}
-    wishes = [Wish(tools=True), Wish(picture=PICTURE), Wish(schema=True), Wish(thinking=True)]
+    wishes = [
+        RequestedFeatures(tools=True),
+        RequestedFeatures(picture=PICTURE),
+        RequestedFeatures(schema=True),
+        RequestedFeatures(thinking=True),
+    ]
     async with (
         serving(tmp_path, backend) as models_app,
         clients(models_app.url, models_app.api_key) as speaking,

@@ -1,4 +1,4 @@
-"""Anthropic's batches through its own SDK, with a real Temporal, and natively at other back ends."""
+"""Tests Anthropic's batches with its SDK and a real Temporal, and as native batches elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RESULT: TypeAdapter[Any] = TypeAdapter(MessageBatchIndividualResponse)
 
 
 class Studio(Farm):
-    """A farm over Anthropic and OpenAI with batch APIs, and over Anthropic without.
+    """A farm whose back ends are Anthropic and OpenAI with batch APIs, and Anthropic without.
 
     A call costs 1,000 tokens at 10 USD per million and 100 at 20: 0.012 USD.
     """
@@ -65,7 +65,7 @@ class Studio(Farm):
             return found
 
     async def read_results(self, batch_id: str) -> dict[str, Any]:
-        """The results by custom id; each is valid by Anthropic's package and the only one."""
+        """Return the results by custom id; check each against the types of Anthropic's package."""
         async with httpx.AsyncClient(timeout=60, headers={"x-api-key": self.app.api_key}) as http:
             url = f"{self.app.url}/v1/messages/batches/{batch_id}/results"
             lines = (await http.get(url)).text.splitlines()
@@ -75,7 +75,7 @@ class Studio(Farm):
         return by_id
 
     async def costs(self) -> list[Decimal]:
-        """What the calls in the ledger cost."""
+        """Return the costs of the calls in the ledger."""
         query = sa.select(usage.c.cost_nano_usd)
         return [Decimal(n) / 10**9 for n in await self.app.database.fetch_values(query)]
 
@@ -83,7 +83,7 @@ class Studio(Farm):
         return any(row["status"] == "running" for row in await self.find_native())
 
     async def find_native(self) -> Any:
-        """The rows of native batches, but for plans."""
+        """Return the rows of native batches without the plans."""
         query = sa.select(native_batches).where(native_batches.c.model != "")
         return await self.app.database.fetch_all(query)
 
@@ -265,7 +265,7 @@ async def test_a_batch_whose_answer_was_lost_is_not_sent_again(studio: Studio) -
     assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
 
 
-async def test_a_batch_of_somebody_else_is_not_taken_for_ours(studio: Studio) -> None:
+async def test_foreign_batches_at_the_back_end_are_ignored(studio: Studio) -> None:
     foreign = anthropic.AsyncAnthropic(base_url=studio.claude.url, api_key="only-for-this-test")
     await foreign.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
     studio.claude.loses_answer = True
@@ -276,7 +276,7 @@ async def test_a_batch_of_somebody_else_is_not_taken_for_ours(studio: Studio) ->
     await foreign.close()
 
 
-async def test_what_a_batch_api_refuses_or_leaves_is_called(studio: Studio) -> None:
+async def test_lines_that_a_batch_api_refuses_are_called_singly(studio: Studio) -> None:
     for provider in ("claude", "gpt"):
         sent: Any = getattr(studio, provider)
         sent.refuses = 400

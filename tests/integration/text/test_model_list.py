@@ -1,4 +1,4 @@
-"""The list of models as OpenAI's, Anthropic's and Ollama's clients read it; no model is asked."""
+"""Tests the list of models in each protocol; it calls no model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
 
 @pytest.fixture
 async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
-    """The key of a tenant that may ask little."""
+    """Return the key of a tenant with few permissions."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
     yield key
@@ -80,9 +80,7 @@ async def test_anthropics_clients_page(models_app: ModelsApp) -> None:
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=x", "limit=1001", "after_id=no", "after_id=auto&before_id=gpu"]
 )
-async def test_what_is_wrong_with_a_page_is_named_in_anthropics_words(
-    models_app: ModelsApp, query: str
-) -> None:
+async def test_errors_of_a_page_have_anthropics_shape(models_app: ModelsApp, query: str) -> None:
     version = {"anthropic-version": "2023-06-01"}
     status, body = await get(models_app, f"models?{query}", models_app.api_key, **version)
     assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
@@ -111,7 +109,9 @@ async def test_each_client_is_refused_in_its_own_words(models_app: ModelsApp) ->
         assert absent.value.code == "model_not_found"
 
 
-async def test_a_tenant_sees_what_it_may_ask_and_no_prices(models_app: ModelsApp, eve: str) -> None:
+async def test_a_tenant_sees_its_permitted_models_without_prices(
+    models_app: ModelsApp, eve: str
+) -> None:
     _, body = await get(models_app, "models", eve)
     assert [model["id"] for model in body["data"]] == ["auto", "house"]
     assert not any("backends" in model for model in body["data"])
@@ -148,7 +148,7 @@ async def test_health_needs_no_key(models_app: ModelsApp) -> None:
 async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
     models_app: ModelsApp, eve: str
 ) -> None:
-    """Refused as a chat would be, also where nothing has to be done to load it."""
+    """The request is refused as a chat would be, even if the model is loaded already."""
     headers = {"authorization": f"Bearer {eve}"}
     says = [{"role": "user", "content": "hi"}]
     async with aiohttp.ClientSession(headers=headers) as http:

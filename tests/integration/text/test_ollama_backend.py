@@ -1,4 +1,4 @@
-"""The Ollama back end through the real SDK; `OllamaBridge` says what is at the other end."""
+"""Tests the Ollama back end through the real SDK; see `OllamaBridge` for the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ollama's clients ask that others do not, through the real SDK."""
+"""Tests requests that only Ollama's clients send, through the real SDK."""
 
 from __future__ import annotations
 

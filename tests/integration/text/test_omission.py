@@ -1,4 +1,4 @@
-"""``omit``: requests do without tools or reasoning that no model under their name has."""
+"""Tests ``omit``, which drops tools or reasoning that no model of the requested name supports."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ FORCED: dict[str, Any] = {
 
 @asynccontextmanager
 async def calling(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
-    """Run the app over a model that is refused what it lacks, one that is not, and an alias."""
+    """Run the app with a model that lacks features, one that has them, and an alias of both."""
     plain = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
     models = [
         {"name": "plain", **plain},
@@ -87,7 +87,9 @@ async def calling(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireSe
 
 
 @pytest.mark.parametrize("protocol", REQUESTS)
-async def test_a_request_does_without_what_no_model_has(tmp_path: Path, protocol: str) -> None:
+async def test_a_request_is_sent_without_unsupported_features(
+    tmp_path: Path, protocol: str
+) -> None:
     path, body = REQUESTS[protocol]
     async with calling(tmp_path) as (client, server):
         refused = await client.post(path, json={**body, "model": "plain"})

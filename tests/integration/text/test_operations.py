@@ -1,4 +1,4 @@
-"""Calls besides chats on the models app: budgets, the ledger, uploads, and clients that leave."""
+"""Tests calls other than chats: budgets, the ledger, uploads, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORM = "multipart/form-data; boundary=x"
 
 
 class Speaker:
-    """Speaks: the first bytes at once, and the rest when it may; ``left`` if the client is gone."""
+    """Sends speech: first bytes at once, the rest when allowed; ``left`` if the client has gone."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The examples about text in several pages, run as they stand against the real models app."""
+"""Runs the examples about text of several pages unchanged against the real models app."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUICKSTARTS = ["docs/quickstart.md", "docs/ja/quickstart.md"]
 
 @pytest.fixture
 async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    """The models app over the model that does as it is told."""
+    """Run the models app with the scripted model."""
     runner = web.AppRunner(new_scripted_app())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -58,14 +58,14 @@ async def run(models_app: ModelsApp, page: str, name: str, **more: Any) -> str:
 
 
 def execute(text: str, variables: dict[str, Any]) -> str:
-    """Run Python and return what it prints."""
+    """Run Python code, and return its output."""
     with redirect_stdout(io.StringIO()) as printed:
         exec(text, variables)
     return printed.getvalue()
 
 
 def save_profile(folder: Path, models_app: ModelsApp) -> None:
-    """Write what `moyin up` writes, where the examples read the key."""
+    """Write the profile as `moyin up` does, because the examples read the key there."""
     layout = Layout(folder / ".moyin")
     layout.data.mkdir()
     write_profile(layout.profile, Profile(url=models_app.url, api_key=models_app.api_key))
@@ -131,7 +131,7 @@ async def read_groups(report: Awaitable[Any]) -> Any:
 
 @pytest.fixture
 async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncIterator[Farm]:
-    """The models app with a worker of batches."""
+    """Run the models app with a worker for batches."""
     temporal = TemporalConnection(temporal_server.address, NAMESPACE, retention=timedelta(days=1))
     async with AsyncExitStack() as stack:
         farm = Farm(models_app, Model(), temporal)

@@ -1,4 +1,4 @@
-"""What llama.cpp keeps of one tenant's prompt is of no use to another, and can't be seen by it."""
+"""Tests that no tenant can use or detect what llama.cpp caches of another tenant's prompt."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def other_key(folder: Path) -> str:
 @pytest.mark.parametrize(
     "members", [{}, {"cache_prompt": True, "id_slot": 0}], ids=["plain", "asking-for-it"]
 )
-async def test_a_tenants_prompt_tells_another_nothing(
+async def test_a_tenants_cached_prompt_is_invisible_to_others(
     llama: str, tmp_path: Path, members: dict[str, Any]
 ) -> None:
     async with serving(tmp_path, local(llama)) as models_app:

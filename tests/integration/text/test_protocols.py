@@ -1,4 +1,4 @@
-"""What the protocols have besides chat, through their own SDKs over a server of all three wires."""
+"""Tests the calls of each protocol other than chats, through its SDK and all three API formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quality as clients see it: the shipped configuration, a real small model and a scripted Claude."""
+"""Tests quality routing with the shipped configuration, a small real model and a mock Claude."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLAUDE = BEGUN["anthropic"] + (
 
 
 def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The back ends and the other rules of serve_config.yaml; llama.cpp runs without Ray."""
+    """Return the back ends and other rules of serve_config.yaml; llama.cpp runs without Ray."""
     config = load_serve_config(Path("serve_config.yaml"), Ports())
     (app,) = (one for one in config["applications"] if one["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])
@@ -48,7 +48,7 @@ def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, An
 async def fresh(
     folder: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[ModelsApp, Upstream]]:
-    """The shipped rules with any key for Claude."""
+    """Run the models app with the shipped rules and a fake key for Claude."""
     monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
     async with Upstream(CLAUDE).running() as claude:
         backends, rules = shipped(llama, claude.url)
@@ -58,7 +58,7 @@ async def fresh(
 
 
 async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
-    """The command line in a process of its own."""
+    """Run the command line in a separate process; return its status and output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -72,7 +72,7 @@ async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), error.decode()
 
 
-async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
+async def test_hard_requests_go_to_claude_and_routes_explain_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
@@ -87,7 +87,7 @@ async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
         assert claude.asked == 2
 
 
-async def test_easy_work_stays_in_the_house_and_says_why(
+async def test_easy_requests_use_the_local_model_and_explain_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):

@@ -1,4 +1,4 @@
-"""``Prefer: respond-async``: a text call of any protocol becomes a durable job."""
+"""Tests that ``Prefer: respond-async`` turns a text call of any protocol into a durable job."""
 
 from __future__ import annotations
 

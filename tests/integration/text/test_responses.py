@@ -1,4 +1,4 @@
-"""The Responses API where back ends break, and where answers come from the answer cache."""
+"""Tests the Responses API with failing back ends and with the answer cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing as clients see it: what is explained, what is allowed, what is kept, what is in memory."""
+"""Tests explanations of routes, permissions, caching, and models in memory, as clients see them."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ async def test_an_outage_of_the_cache_is_a_miss_and_is_not_asked_again_at_once()
 
 
 class Host:
-    """An Ollama that tells what it has in memory."""
+    """An Ollama host that reports which models it has in memory."""
 
     def __init__(self, *resident: str) -> None:
         self.resident = resident

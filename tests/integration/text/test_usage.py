@@ -1,4 +1,4 @@
-"""`GET /v1/requests` and `GET /v1/usage` as clients read them; no model is called."""
+"""Tests `GET /v1/requests` and `GET /v1/usage` with stored calls; no model is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model servers that misbehave: raw sockets, so that nothing is too broken to be sent."""
+"""Faulty model servers on raw sockets, which can send any malformed response."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FINE = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {l
 
 
 class Upstream:
-    """Answers every POST with the same bytes, then closes; probes with 200.
+    """Answers every POST with the same bytes and closes; answers health checks with 200.
 
-    ``later`` follows after a pause, so that it comes in a piece of its own.
+    ``later`` is sent after a pause, so that it arrives separately.
 
     Attributes:
-        answer: may be changed between requests; None: it says nothing and waits.
-        holds: it keeps the connection after ``answer`` until the client closes it.
-        left: set when a client closed the connection first.
+        answer: the bytes, which a test may change; None to wait without a response.
+        holds: True to keep the connection open after ``answer`` until the client closes it.
+        left: set when a client has closed the connection first.
     """
 
     def __init__(self, answer: str | None, later: str = "", *, holds: bool = False) -> None:
@@ -77,7 +77,7 @@ class Upstream:
 
 
 def backend(kind: str, url: str, **more: Any) -> dict[str, Any]:
-    """A back end of this kind with one model, ``m-<kind>``, that isn't tried twice."""
+    """Return a back end of this kind with one model, ``m-<kind>``, and without retries."""
     places: dict[str, dict[str, Any]] = {
         "openai": {"base_url": f"{url}/v1"},
         "anthropic": {"base_url": url, "api_key_env": "LLAMA_KEY"},

@@ -27,7 +27,7 @@ def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 @pytest.fixture
 async def stub() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
-    """A client of a gateway with handlers by path, to be filled in by the test."""
+    """Yield a client of a test server, and its handlers by path, which the test adds."""
     handlers: dict[str, Handler] = {}
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -45,7 +45,7 @@ async def stub() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
-    """A scripted gateway to which the command line is connected by variables."""
+    """Run a scripted gateway, and set the environment variables that connect the CLI to it."""
     with ScriptedGateway() as scripted:
         monkeypatch.setenv("MOYIN_URL", scripted.url)
         monkeypatch.setenv("MOYIN_API_KEY", "key")

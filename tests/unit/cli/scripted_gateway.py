@@ -1,4 +1,4 @@
-"""A gateway of a real HTTP server whose responses a test scripts."""
+"""A gateway on a real HTTP server, with responses that the test sets."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ScriptedGateway:
                     self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Print nothing: the requests are recorded."""
+                """Print nothing, because the requests are recorded."""
 
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
             setattr(Handler, f"do_{method}", Handler._answer)

@@ -41,5 +41,5 @@ def run_in_terminal(program: str, *arguments: str, reply: bytes = b"", **variabl
 
 
 def _take_terminal() -> None:
-    """Make the pseudo-terminal the controlling one, as that of a program in a shell is."""
+    """Make the pseudo-terminal the controlling terminal, as for a program started in a shell."""
     os.close(os.open(os.ttyname(0), os.O_RDWR))

@@ -28,7 +28,7 @@ def batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
 async def shown(
     stub: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
-    """States of a batch, the next of which each request shows."""
+    """Return a list of batch states, to be filled by the test; each request returns the next."""
     states: list[dict[str, Any]] = []
     gateway, handlers = stub
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Tests the commands that list, cancel and delete jobs, against a gateway that records requests."""
+"""Tests the commands that list, cancel and delete jobs against a gateway that records requests."""
 
 from __future__ import annotations
 

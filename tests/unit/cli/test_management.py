@@ -1,4 +1,4 @@
-"""Tests the commands that manage what a gateway has: people, limits, files, models, templates."""
+"""Tests the commands that manage users, limits, files, models and templates of a gateway."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ async def test_named_host_gets_calls_that_change_its_models(fake: Fake) -> None:
     assert named == ["gpu-1", "gpu-1", None, "gpu-0"]
 
 
-async def test_the_port_says_that_ollama_runs(fake: Fake, url: str) -> None:
+async def test_the_port_responds_that_ollama_is_running(fake: Fake, url: str) -> None:
     async with aiohttp.ClientSession(url) as session:
         async with session.get("/") as response:
             assert (response.status, await response.text()) == (200, "Ollama is running")

@@ -1,4 +1,4 @@
-"""Tests that pictures are shown by the terminal's protocol, in a pseudo-terminal."""
+"""Tests in a pseudo-terminal that pictures are shown by the protocol that the terminal supports."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_sixels_carry_the_picture() -> None:
 
 
 def decode_sixels(text: str) -> Image.Image:
-    """Decode sixels as a terminal does."""
+    """Decode sixels as a terminal does, and return the picture."""
     head = re.match(r'\x1bPq"1;1;(\d+);(\d+)', text)
     assert head is not None
     image = Image.new("RGB", (int(head[1]), int(head[2])))

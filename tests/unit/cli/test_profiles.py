@@ -15,7 +15,7 @@ from tests.unit.cli.scripted_gateway import ScriptedGateway
 
 @pytest.fixture
 def remote(gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch) -> ScriptedGateway:
-    """A gateway that is stored as the profile `studio`, with no variables set."""
+    """Return a gateway whose profile is stored as `studio`, without environment variables."""
     monkeypatch.delenv("MOYIN_URL")
     monkeypatch.delenv("MOYIN_API_KEY")
     monkeypatch.setattr("sys.stdin", io.StringIO("moyin_secret\n"))

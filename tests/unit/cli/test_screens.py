@@ -1,4 +1,4 @@
-"""Tests the output on a terminal of a hundred columns."""
+"""Tests the CLI's output on a terminal of a hundred columns."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ REPORT: dict[str, Any] = {
 
 
 def show(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
-    """The lines of the report on a terminal, without colours and repeated blanks."""
+    """Return the lines of the report on a terminal, without colours and repeated blanks."""
     written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     terminal = Console(
         file=written, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True

@@ -26,7 +26,7 @@ JOB = {"kind": "chat", "request": {}}
 
 
 class Gateway:
-    """A gateway that gives scripted responses and keeps the requests."""
+    """A test gateway that sends scripted responses and records the requests."""
 
     def __init__(self) -> None:
         self.status = 202
@@ -41,7 +41,7 @@ class Gateway:
         return web.json_response(self.body, status=self.status, headers=self.headers)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Send the next of the scripted streams; None in it breaks the connection."""
+        """Send the next scripted stream; None in it breaks the connection."""
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append((headers, b""))
         stream = self.streams.pop(0)
@@ -261,7 +261,7 @@ def test_every_known_code_becomes_its_own_type(code: str) -> None:
     ],
 )
 def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> None:
-    """The body may come from any service behind the scripted."""
+    """The body may come from any service behind the gateway."""
     error = RequestRefused(400, {}, body)
     assert (error.status, error.reported_code) == (400, None)
 
@@ -269,7 +269,7 @@ def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> No
 async def test_an_error_of_the_callers_block_is_not_blamed_on_the_gateway(
     client: GatewayClient,
 ) -> None:
-    """Such as standard output that was closed, in `moyin chat | head`."""
+    """For example, standard output may be closed in `moyin chat | head`."""
     with pytest.raises(BrokenPipeError):
         async with client.open("GET", "/jobs"):
             raise BrokenPipeError

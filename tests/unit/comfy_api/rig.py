@@ -1,4 +1,4 @@
-"""Provides the farm's stores on SQLite and a folder, and a client's stream without Valkey."""
+"""Provides stores on SQLite and a folder, and a client's frame stream without Valkey."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GRAPH = {"1": {"class_type": "SaveImage", "inputs": {}}}
 
 
 class Frames:
-    """Fakes the `FrameStore` and `FrameHub` of one client."""
+    """A fake of the `FrameStore` and `FrameHub` of one client."""
 
     is_half_full = False
 
@@ -70,13 +70,13 @@ class Client:
         return await asyncio.wait_for(self.received.get(), 5)
 
     def is_idle(self) -> bool:
-        """Return whether all messages have been received."""
+        """Return True if all messages have been received."""
         return self.received.empty()
 
 
 @dataclass
 class Rig:
-    """Bundles the stores with helpers that create jobs and clients."""
+    """The stores, with helpers that create jobs and clients."""
 
     jobs: JobStore
     prompts: PromptStore

@@ -1,4 +1,4 @@
-"""Checks which pools, nodes and files a caller's graphs may use, with two pools."""
+"""Tests which pools, nodes and files a caller's graphs may use, with two pools."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN = f"moyin/{'a' * 64}.png"
 
 
 class FakePools:
-    """Fakes two pools with the given rules; a pool without rules is down."""
+    """Two fake pools with the given rules; a pool without rules is unavailable."""
 
     pools = ("a", "b")
 
@@ -35,7 +35,7 @@ class FakePools:
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if pool not in self._rules:
-            raise ServiceUnavailable("it is down")
+            raise ServiceUnavailable("the pool is unavailable")
         content = (
             encode(self._rules[pool]) if path == RULES_PATH else json.dumps(NODES_PATH).encode()
         )

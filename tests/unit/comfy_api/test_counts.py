@@ -7,7 +7,7 @@ from moyin.comfy_api.counts import OpenPromptCounts
 
 
 class FakePromptStore:
-    """Counts the queries, and responds when the event ``may_respond`` is set."""
+    """A fake store that counts the queries, and responds when ``may_respond`` is set."""
 
     def __init__(self) -> None:
         self.count = 0

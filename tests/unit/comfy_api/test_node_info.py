@@ -1,4 +1,4 @@
-"""Checks how `NodeInfoCache` caches and merges what the pools report."""
+"""Tests how `NodeInfoCache` caches and merges the responses of pools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moyin.render.comfyui.pool_client import PoolResponse
 
 
 class FakePools:
-    """Fakes two pools, a and b, with the given responses, and records the requests."""
+    """Two fake pools, a and b, with the given responses and a record of the requests."""
 
     def __init__(self, **responses: Any) -> None:
         self.responses = responses
@@ -42,7 +42,7 @@ class FakePools:
         if pool in self.states:
             return PoolResponse(version=version, state=self.states[pool])
         if pool not in self.responses:
-            raise ServiceUnavailable("it is down")
+            raise ServiceUnavailable("the pool is unavailable")
         responses = self.responses[pool]
         content = None if responses is None else json.dumps(responses).encode()
         return PoolResponse(version=version, state="up", content=content)

@@ -30,7 +30,7 @@ BOB = Identity(owner="bob", key_id="k")
 
 
 class Service:
-    """Fakes `JobService` and records its calls."""
+    """A fake `JobService` that records its calls."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
@@ -46,12 +46,12 @@ class Service:
     async def cancel(self, caller: Identity, job_id: str) -> Job:
         ended = await self._rig.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
         if ended is None:
-            raise JobFinished("it has ended")
+            raise JobFinished("the job has ended")
         return ended
 
 
 class Feed:
-    """Fakes the `JobFeed` of jobs that end at once."""
+    """A fake `JobFeed` whose jobs end at once."""
 
     async def get_newest_id(self, job_id: str) -> None:
         return None
@@ -61,7 +61,7 @@ class Feed:
 
 
 class Validator:
-    """Fakes pools that accept every graph."""
+    """Fake pools that accept every graph."""
 
     def __init__(self) -> None:
         self.pools: list[str] = []

@@ -1,4 +1,4 @@
-"""The committed files of the console are those of its sources."""
+"""Tests that the committed files of the console were built from its current sources."""
 
 from __future__ import annotations
 

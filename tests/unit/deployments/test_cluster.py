@@ -1,4 +1,4 @@
-"""Tests that cluster.yaml is valid, and gives every node the environment of `moyin ray-env`."""
+"""Tests that cluster.yaml is valid, and gives every node the variables of `moyin ray-env`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_cluster_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
 def test_every_node_starts_with_the_ray_environment(
     config: Any, commands: str, tmp_path: Path
 ) -> None:
-    """Run the commands with a fake `ray` that prints its environment."""
+    """The commands run with a fake `ray` that prints its environment."""
     [start] = [line for line in config[commands] if "ray start" in line]
     home = tmp_path
     (home / "moyin").mkdir()

@@ -16,7 +16,7 @@ NOT_FOUND = "Path '/jobs' not found. Ping http://.../-/routes for available rout
 
 
 def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
-    """Return an app that responds as Ray Serve's own code does, by calling Serve's function."""
+    """Return an app that responds with the error that Ray Serve's own function creates."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         extra = [(name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()]

@@ -1,4 +1,4 @@
-"""Checks the OpenAPI documents of three apps; `tests/integration/gateway/test_openapi.py` calls the routes."""
+"""Tests the OpenAPI documents of three apps; `tests/integration` calls the routes."""
 
 from __future__ import annotations
 

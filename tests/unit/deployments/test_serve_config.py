@@ -1,4 +1,4 @@
-"""Checks that the shipped serve_config.yaml is valid and that the validator finds mistakes."""
+"""Tests that the shipped serve_config.yaml is valid and that the validator finds mistakes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _rename_models(config: Any) -> None:
 
 
 def _another_pool(config: Any) -> None:
-    """Remove the gateway's pools, so that it expects one called default, and rename the only pool."""
+    """Remove the gateway's pools, whose default is ``default``, and rename the only pool."""
     del _app(config, "gateway")["args"]
     app = _app(config, "render-default")
     app["name"], app["args"]["pool"] = "render-big", "big"

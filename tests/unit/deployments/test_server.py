@@ -63,7 +63,7 @@ def test_several_connections_are_accepted_per_iteration() -> None:
 
 
 async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check that Ray takes its server class from where `deployments.middleware` replaces it."""
+    """Ray must import its server class from where `deployments.middleware` replaces it."""
     monkeypatch.setattr(uvicorn, "Server", ReplicaServer)
 
     async def app(*_: object) -> None:

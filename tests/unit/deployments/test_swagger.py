@@ -1,4 +1,4 @@
-"""Checks that `/docs` of every app needs no key and loads no files from other hosts."""
+"""Tests that `/docs` of every app needs no key and loads no files from other hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests limits on pools and nodes, and their translation to and from bodies."""
+"""Tests limits on pools and nodes, and their conversion to and from bodies."""
 
 from __future__ import annotations
 

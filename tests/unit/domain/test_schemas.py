@@ -18,7 +18,7 @@ def weigh(*schemas: Any) -> None:
 
 
 def bound(*schemas: Any) -> tuple[str, str | None]:
-    """Return the name of the exceeded bound, and check the error."""
+    """Return the name of the exceeded bound; also check the error."""
     with pytest.raises(SchemaTooLarge) as caught:
         weigh(*schemas)
     error = caught.value

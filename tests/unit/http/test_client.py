@@ -16,7 +16,7 @@ SIZE = sum(map(len, PIECES))
 
 @pytest.fixture
 async def response() -> AsyncIterator[aiohttp.ClientResponse]:
-    """Serve a body in two pieces; the reader starts before the second one."""
+    """Serve a body in two pieces; the reader starts before the second piece is sent."""
 
     async def give(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()

@@ -1,4 +1,4 @@
-"""Forms that are sent on: their fields, files, and length."""
+"""Tests forwarded forms: their fields, files and length."""
 
 from __future__ import annotations
 

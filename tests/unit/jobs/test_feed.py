@@ -37,7 +37,7 @@ class Jobs:
 
 
 class Hub:
-    """Publishes the given events, then nothing more."""
+    """A fake hub that delivers the given events and then nothing more."""
 
     def __init__(self, *known: JobEvent) -> None:
         self.known = known

@@ -1,4 +1,4 @@
-"""Tests how the names of uploads in new jobs are replaced by the ids of artifacts."""
+"""Tests that the names of uploads in new jobs are replaced by the ids of artifacts."""
 
 from __future__ import annotations
 

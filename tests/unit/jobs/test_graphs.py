@@ -1,4 +1,4 @@
-"""Tests how the graphs of a job are checked before it is accepted."""
+"""Tests the checks of a job's graphs before the job is accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size
 
 
 class Guard(PermissiveGraphGuard):
-    """Refuses the file name ``bad`` and records its calls."""
+    """A guard that refuses the file name ``bad`` and records its calls."""
 
     def __init__(self, *pools: str) -> None:
         super().__init__(*pools)

@@ -1,4 +1,4 @@
-"""Tests that owners delete jobs, and change many by a filter, with a real database and real files."""
+"""Tests with a real database and real files that owners delete jobs, singly or by a filter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RENDER = {"kind": "render", "workflow": WORKFLOW}
 
 
 class IdleServices:
-    """Stands in for events, frames, Temporal and the render pools; records what is deleted."""
+    """A stand-in for events, frames, Temporal and the render pools that records deletions."""
 
     def __init__(self) -> None:
         self.deleted_events: list[str] = []

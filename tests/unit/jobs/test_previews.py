@@ -1,4 +1,4 @@
-"""Tests how events about previews are joined with the events of a job."""
+"""Tests that events about previews are merged into the events of a job."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Hub:
 
 
 class Source:
-    """Yields the batches that a test sends, until it sends None."""
+    """A source that yields the batches that a test sends, until the test sends None."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[list[JobEvent] | None] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""Tests which texts of a request a search finds."""
+"""Tests which texts of a request are searchable."""
 
 from __future__ import annotations
 

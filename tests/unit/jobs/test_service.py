@@ -1,4 +1,4 @@
-"""Tests how jobs are accepted, with a real database and real files but no workers."""
+"""Tests how jobs are accepted, with a real database and real files but without workers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PHOTO = Artifact(
 
 
 class IdleServices:
-    """Stands in for events, frames, Temporal and the render pools, and does nothing.
+    """A stand-in for events, frames, Temporal and the render pools that does nothing.
 
     No workflow runs, so the service itself ends cancelled jobs.
     """
@@ -114,7 +114,7 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
 
 
 def changed(name: str, field: str) -> Template:
-    """Return a template that has been changed since: another graph and another pool."""
+    """Return a template that was changed meanwhile: it has another graph and another pool."""
     template = TEMPLATES.find(name, field)
     node, *_ = template.graph
     graph = {**template.graph, node: {**template.graph[node], "_meta": {"title": "changed"}}}
@@ -222,7 +222,7 @@ async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
 
 
 class ChangedGuard(PermissiveGraphGuard):
-    """Allows what the submitter may use at the time of a retry."""
+    """A guard that enforces the submitter's permissions at the time of a retry."""
 
     def __init__(self, *pools: str, denied: str = "") -> None:
         super().__init__(*pools)

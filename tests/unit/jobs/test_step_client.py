@@ -16,7 +16,7 @@ from moyin.jobs.step_client import StepClient, StepResponse
 
 
 class Service:
-    """Gives one response to every request and keeps the requests."""
+    """A fake service that gives one response to every request and records the requests."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []

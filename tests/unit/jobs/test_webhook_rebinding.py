@@ -1,4 +1,4 @@
-"""Tests DNS rebinding: a name that is public when checked and private when called."""
+"""Tests DNS rebinding: a host with a public address at the check, a private one at the call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
 
 
 class RebindingResolver(AbstractResolver):
-    """Resolves a name to the public address once, and to the private one from then on."""
+    """Resolves a name to the public address once, and to the private address from then on."""
 
     looked_up = 0
 

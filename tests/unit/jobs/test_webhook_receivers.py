@@ -1,4 +1,4 @@
-"""The receivers of webhooks in docs/jobs.md accept our signatures and nothing else."""
+"""Tests that the webhook receivers in docs/jobs.md accept our signatures and nothing else."""
 
 from __future__ import annotations
 

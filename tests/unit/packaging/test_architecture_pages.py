@@ -1,4 +1,4 @@
-"""Every source file that the architecture pages name exists."""
+"""Tests that every source file that the architecture pages name exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The AsyncAPI document describes every event on every way that it is sent."""
+"""Tests that the AsyncAPI document describes every event on every channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that the documents show exist, and take the arguments that they are given there."""
+"""Tests that the commands in the documents exist and accept the arguments shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ USAGE_ERROR = typer.BadParameter.__base__ or Exception
 
 
 def parse(arguments: list[str]) -> None:
-    """Parse a command line of moyin as it does itself, without running the command."""
+    """Parse a moyin command line with its own parser, without running the command."""
     command: Any = _MOYIN
     context: Any = None
     name: str | None = "moyin"

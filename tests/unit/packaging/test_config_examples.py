@@ -1,4 +1,4 @@
-"""The settings that the documents show are valid: the validator of `moyin deploy` accepts them."""
+"""Tests that the validator of `moyin deploy` accepts the settings in the documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(page: str, name: str) -> Any:
 
 @pytest.fixture
 def apps() -> dict[str, Any]:
-    """The apps of the shipped serve_config.yaml, to be changed by a test."""
+    """Return the apps of the shipped serve_config.yaml, which a test may change."""
     return {app["name"]: app for app in shipped()["applications"]}
 
 

@@ -1,4 +1,4 @@
-"""The reference is the code's; the README's promises hold."""
+"""Tests that the reference pages match the code, and that the README's statements hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links and anchors of all pages lead somewhere, on GitHub and in the site's copy; navigation is whole."""
+"""Tests that links and anchors are valid on GitHub and on the site, and navigation is complete."""
 
 from __future__ import annotations
 

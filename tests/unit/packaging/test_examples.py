@@ -1,4 +1,4 @@
-"""Every example of the documents is run by a test, or says why none runs it."""
+"""Tests that every example in the documents is run by a test or states why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lock files must say what pyproject.toml asks for."""
+"""Tests that the lock files match pyproject.toml."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def test_tests_run_on_the_versions_that_users_get() -> None:
         assert versions <= tested[name], name
 
 
-def test_what_needs_a_compiler_stays_out() -> None:
+def test_packages_that_need_a_compiler_are_excluded() -> None:
     locked = _locked("requirements-dev.lock")
     assert not locked.keys() & {"llama-cpp-python", "llm", "torch"}

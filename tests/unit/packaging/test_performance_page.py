@@ -1,4 +1,4 @@
-"""The plots of the performance page are drawn from its tables."""
+"""Tests that the plots of the performance page match its tables."""
 
 from __future__ import annotations
 

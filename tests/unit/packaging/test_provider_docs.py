@@ -1,4 +1,4 @@
-"""The settings that docs/providers.md shows are valid, and name the addresses that it explains."""
+"""Tests that the settings in docs/providers.md are valid, and use the URLs that it explains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests that share a farm run in one process, whatever else runs beside them."""
+"""Tests that the tests that share a farm run in one process."""
 
 from __future__ import annotations
 

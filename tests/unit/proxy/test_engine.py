@@ -1,4 +1,4 @@
-"""Checks what `Proxy` does before it forwards a request; no service is called."""
+"""Tests what `Proxy` does before it forwards a request; no service is called."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ JOB = Identity(owner="ann", key_id="k", scopes=frozenset({"shots"}), service="jo
 
 
 class ExhaustedMeter:
-    """Rejects every request as over its limit."""
+    """A meter that rejects every request as over its limit."""
 
     async def admit(self, *_: Any, **__: Any) -> None:
         raise RateLimited("1 requests a minute are used up")
 
 
 class FakeDeferral:
-    """Pretends to turn calls into jobs."""
+    """A fake deferral that returns a job for every call."""
 
     id = "j1"
 

@@ -1,4 +1,4 @@
-"""Tests of `RenderMeasurements`: estimates of what renders take and cost."""
+"""Tests `RenderMeasurements`, which estimates the duration and cost of renders."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_price_per_picture_needs_no_time() -> None:
     assert (tariff.estimate_cost("a", 1), tariff.estimate_cost("b", 3)) == (2, Decimal("1.5"))
 
 
-def test_free_pool_costs_nothing_and_tells_no_times() -> None:
+def test_free_pool_costs_nothing_and_reports_no_times() -> None:
     tariff = _tariff(_measured(5), None)
     assert tariff == RenderTariff()
     assert tariff.estimate_cost("s", 1) == 0

@@ -16,7 +16,7 @@ from moyin.stack.ports import Ports
 
 
 class Serve:
-    """Fakes Serve's REST API for deployments: every deployed app runs at once."""
+    """A fake of Serve's REST API for deployments, in which every deployed app runs at once."""
 
     def __init__(self) -> None:
         self.deployed: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Makes the likeliest problems of a machine, and tests that `moyin doctor` names them with advice."""
+"""Creates the most likely problems of a machine, and tests that `moyin doctor` reports them."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_file_in_place_of_the_data_folder_is_reported_in_one_line(tmp_path: Path
     assert "\n" not in failure.value.message
 
 
-def test_somebody_elses_socket_folder_is_refused(tmp_path: Path) -> None:
+def test_a_socket_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     layout.sockets.symlink_to(tmp_path)
     try:

@@ -1,4 +1,4 @@
-"""Tests which indexes find artifacts."""
+"""Tests which indexes are used to find artifacts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.store.sql import Database
 
 
 async def test_an_index_finds_favourites_among_many_files(database: Database) -> None:
-    """Otherwise each page would read all the owner's files, and search for few favourites."""
+    """Without the index, each page would read all files of the owner to find a few favourites."""
 
     def plan(connection: sa.Connection, where: ArtifactFilter) -> str:
         asked: list[Any] = []

@@ -76,7 +76,7 @@ async def test_a_blob_stored_again_during_its_deletion_stays(
 
 
 class Changing(io.BytesIO):
-    """Has other content each time it is read, like a file being written."""
+    """A file with different content at each read, like a file that is being written."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -88,7 +88,7 @@ class Changing(io.BytesIO):
 
 
 async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
-    """Otherwise its second content would be stored under the digest of its first."""
+    """Otherwise the content of the second read would be stored under the digest of the first."""
     blob = await blobs.put_stream(Changing(b"good"), 100)
     assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
     assert await blobs.get(blob.sha256) == b"good"

@@ -1,4 +1,4 @@
-"""Tests that owners can delete ended jobs, and that the files of deleted jobs go later."""
+"""Tests that owners can delete ended jobs, and that the files of these are deleted later."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Rig:
         return artifact
 
     async def prune(self) -> PruneResult:
-        """Prune what has been deleted until now, as if all files were older."""
+        """Prune everything that was deleted until now, as if all files were older."""
         before = now() + LATER
         return await self.pruner.run_deleted(before)
 
@@ -146,7 +146,7 @@ async def test_an_id_becomes_free_when_jobs_of_that_age_are_pruned(rig: Rig) -> 
     assert is_new
 
 
-async def test_files_go_with_the_last_thing_that_refers_to_them(rig: Rig) -> None:
+async def test_files_are_deleted_with_their_last_reference(rig: Rig) -> None:
     first = await rig.job(picture=b"same", graph="a")
     second = await rig.job(picture=b"same", graph="b")
     await rig.jobs.delete("ada", [first.id])
@@ -170,7 +170,7 @@ async def test_an_upload_with_the_same_content_keeps_the_file(rig: Rig) -> None:
     assert rig.files() == set()
 
 
-async def test_what_an_open_job_uses_stays_until_that_job_ends(rig: Rig) -> None:
+async def test_files_of_an_open_job_are_kept_until_it_ends(rig: Rig) -> None:
     job, upload = await rig.job(picture=b"first"), await rig.upload(b"mask")
     output = derive_step_artifact_id(job.id, 0, 0)
     user = await rig.job(picture=b"second", graph=f"artifact:{output} {upload.id}", is_open=True)
@@ -232,7 +232,7 @@ async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
 
 
 async def test_a_name_of_a_deleted_file_is_free(database: Database, tmp_path: Path) -> None:
-    """Also where the name outlived the file, as in databases of before names were freed."""
+    """Covers databases of versions in which the name of a deleted file was not freed."""
     rig = Rig(database, tmp_path)
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
     old = await rig.artifact(b"old", "art_" + "0" * 32)

@@ -1,4 +1,4 @@
-"""Tests lists of jobs by filters, and the pages of such lists."""
+"""Tests filtered lists of jobs, and their pagination."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ async def test_a_search_has_no_operators(jobs: Jobs, search: str) -> None:
 async def test_searches_are_paged_and_combined(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, indexed: int
 ) -> None:
-    """The index returns all matches or, if there are more than ``indexed``, rows are compared."""
+    """The index returns all matches or, if there are more than ``indexed``, rows are searched."""
     monkeypatch.setattr(job_filter, "MAX_SCANNED", indexed)
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
     for number in range(12):

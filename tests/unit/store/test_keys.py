@@ -24,7 +24,7 @@ async def test_a_key_authenticates_its_owner_until_revoked(database: Database) -
 
 
 async def test_no_key_is_created_for_a_reserved_owner(database: Database) -> None:
-    """Such a key could spend the judge's budget."""
+    """Such a key could spend the budget of the judge."""
     keys = KeyStore(database)
     with pytest.raises(InvalidRequest) as caught:
         await keys.create("moyin:judge", "")

@@ -1,4 +1,4 @@
-"""Tests that previews are lost, and nothing else, while Valkey is unavailable."""
+"""Tests that while Valkey is unavailable only previews are lost."""
 
 from __future__ import annotations
 

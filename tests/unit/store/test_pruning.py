@@ -37,7 +37,7 @@ BEFORE = NOW - timedelta(days=30)
 
 
 class PastJobs:
-    """Creates jobs and files, and ages them."""
+    """Creates jobs and files, and makes them appear older."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database
@@ -57,9 +57,9 @@ class PastJobs:
         status: JobStatus = JobStatus.SUCCEEDED,
         step: Step | None = None,
     ) -> str:
-        """Create a job of one step that ended so many days ago; None: it runs.
+        """Create a job of one step that ended ``days`` ago, or that still runs if ``days`` is None.
 
-        ``preview``: only ComfyUI's history tells of it.
+        ``preview`` is a file that only ComfyUI's history mentions.
         """
         step = step or Step(kind=StepKind.RENDER, payload={"1": graph})
         spec = JobSpec(kind=step.kind.value, steps=(step,))
@@ -284,7 +284,7 @@ async def test_many_jobs_are_deleted_in_chunks(
 
 
 class SlowPruner(Pruner):
-    """Prunes until it is released."""
+    """A pruner that runs until the test releases it."""
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         super().__init__(database, blobs)
@@ -354,7 +354,7 @@ async def test_only_one_replica_prunes_at_a_time(
 
 
 class PastBatches:
-    """Creates files and ended batches, and ages them."""
+    """Creates files and ended batches, and makes them appear older."""
 
     def __init__(self, past: PastJobs) -> None:
         self.past = past

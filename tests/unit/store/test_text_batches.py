@@ -146,7 +146,7 @@ async def test_pages_go_forwards_and_backwards(database: Database) -> None:
         await ids(after="batch_9")
 
 
-async def test_a_claimed_line_is_run_by_nobody_else(
+async def test_a_claimed_line_is_run_by_no_other_runner(
     batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
     await begun(batches, lines, 5)

@@ -1,4 +1,4 @@
-"""Tests of the reading of graphics cards."""
+"""Tests the reading of graphics cards from nvidia-smi's output."""
 
 from __future__ import annotations
 

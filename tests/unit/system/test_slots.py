@@ -1,4 +1,4 @@
-"""Tests of the slots of a back end: which waiting call gets the next one."""
+"""Tests which waiting call gets the next slot of a back end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Clock:
 
 
 class Queue:
-    """Calls of tenants at one back end; ``began`` lists tenants in the order of their slots."""
+    """Calls of tenants to one back end; ``began`` lists the tenants in the order of their slots."""
 
     def __init__(self, limit: int, queue: int = 100) -> None:
         self.clock = Clock()
@@ -154,7 +154,7 @@ async def test_last_slot_may_always_be_reserved() -> None:
 
 
 class Background:
-    """Calls in the background at one back end; ``began`` lists tenants in the order of slots."""
+    """Background calls to one back end; ``began`` lists the tenants in the order of their slots."""
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots

@@ -47,7 +47,9 @@ async def pictures() -> AsyncIterator[PictureFetcher]:
     await pictures.close()
 
 
-async def test_its_bytes_say_what_a_picture_is(host: str, pictures: PictureFetcher) -> None:
+async def test_a_pictures_type_is_detected_by_its_content(
+    host: str, pictures: PictureFetcher
+) -> None:
     wanted = [f"{host}a.png", f"{host}there", f"{host}a.png"]
     found = await pictures.fetch(wanted)
     assert set(found) == set(wanted)
@@ -65,7 +67,7 @@ async def test_its_bytes_say_what_a_picture_is(host: str, pictures: PictureFetch
         ("round", "redirects more than 3 times"),
     ],
 )
-async def test_what_is_no_picture_is_said(
+async def test_a_file_that_is_no_picture_is_reported(
     host: str, pictures: PictureFetcher, place: str, why: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:

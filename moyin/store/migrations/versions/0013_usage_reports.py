@@ -1,7 +1,7 @@
 """Record key, requested model and error of calls, with indexes for `GET /v1/requests`.
 
 PostgreSQL builds the indexes while calls are recorded, outside of a transaction. An interrupted
-migration can be run again: what exists already is kept.
+migration can be run again: existing columns and indexes are kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def _replace_indexes(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequenc
 
 
 def _drop_if_invalid(name: str) -> None:
-    """Drop an index whose construction was interrupted: it exists, but is not used."""
+    """Drop the unusable index that an interrupted construction has left, if there is one."""
     query = sa.text(
         "SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = pg_index.indexrelid "
         "WHERE relname = :name AND NOT indisvalid AND pg_table_is_visible(pg_class.oid)"

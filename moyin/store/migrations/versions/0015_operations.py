@@ -1,4 +1,4 @@
-"""Record the operation of calls and the number of its units in the ledger."""
+"""Add columns to the ledger for the operation of a call and the number of its units."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Make ``started_at`` the time at which a renderer began, and record since when a job is queued."""
+"""Redefine ``started_at`` as the time at which a renderer began, and add ``queued_at`` to jobs."""
 
 import sqlalchemy as sa
 from alembic import op

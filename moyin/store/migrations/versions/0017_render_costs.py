@@ -1,4 +1,4 @@
-"""Record what the renders of a job cost."""
+"""Add columns for the cost of a job's renders."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,7 +1,7 @@
 """Add deleted jobs, the templates of jobs, and the indexes for lists of jobs and artifacts.
 
 PostgreSQL builds the indexes while jobs run, outside of a transaction. An interrupted migration can
-be run again: what exists already is kept.
+be run again: existing tables, columns and indexes are kept.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def _build_options(name: str) -> dict[str, Any]:
 
 
 def _drop_if_invalid(name: str, table: str) -> None:
-    """Drop an index whose construction was interrupted: it exists, but is not used."""
+    """Drop the unusable index that an interrupted construction has left, if there is one."""
     query = sa.text(
         "SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = pg_index.indexrelid "
         "WHERE relname = :name AND NOT indisvalid AND pg_table_is_visible(pg_class.oid)"

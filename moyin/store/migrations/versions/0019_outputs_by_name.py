@@ -1,4 +1,4 @@
-"""Add the index by which the newest output with a name is found.
+"""Add an index that finds the newest output with a given file name.
 
 PostgreSQL builds the index while jobs run, outside of a transaction. An interrupted migration can
 be run again: an index that exists already is kept.
@@ -49,7 +49,7 @@ def _create_index(**options: Any) -> None:
 
 
 def _drop_if_invalid() -> None:
-    """Drop the index if its construction was interrupted: it exists, but is not used."""
+    """Drop the unusable index that an interrupted construction has left, if there is one."""
     query = sa.text(
         "SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = pg_index.indexrelid "
         "WHERE relname = :name AND NOT indisvalid AND pg_table_is_visible(pg_class.oid)"

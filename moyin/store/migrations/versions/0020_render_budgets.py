@@ -1,4 +1,4 @@
-"""Add what budgets hold for the renders of jobs, and the time in which renders loaded models."""
+"""Add the reservations of budgets for renders, and the time in which renders loaded models."""
 
 import sqlalchemy as sa
 from alembic import op

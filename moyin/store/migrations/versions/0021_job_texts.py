@@ -1,6 +1,6 @@
-"""Add the words of jobs, by which they are found, with an index of FTS5 or GIN.
+"""Add a table with the words of jobs for searches, with an index of FTS5 or GIN.
 
-Jobs that exist already have no words: their texts are in the artifact store.
+Existing jobs get no words, because their texts are in the artifact store.
 """
 
 import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Record when a session was last used, and by which client."""
+"""Add the time at which a session was last used, and the client that used it."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Add the favourites among files, with an index that lists them."""
+"""Add a favourite mark to artifacts, with an index that lists favourites."""
 
 import sqlalchemy as sa
 from alembic import op

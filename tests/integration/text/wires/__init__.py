@@ -1,1 +1,1 @@
-"""One model behind three wire formats, which does what it is asked in each one's own words."""
+"""A mock model with three API formats, whose answers depend on the request."""

@@ -1,4 +1,4 @@
-"""Anthropic's messages."""
+"""Parses and writes the format of Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Asked, Said
+from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Said, WireRequest
 
 KNOWN = frozenset(
     {
@@ -17,7 +17,7 @@ KNOWN = frozenset(
 )  # fmt: skip
 
 
-def asked_of(body: Mapping[str, Any]) -> Asked:
+def asked_of(body: Mapping[str, Any]) -> WireRequest:
     blocks: list[Any] = [
         block
         for message in body["messages"]
@@ -32,7 +32,7 @@ def asked_of(body: Mapping[str, Any]) -> Asked:
     assert all(source["type"] == "base64" for source in images)
     form = (body.get("output_config") or {}).get("format") or {}
     choice = body.get("tool_choice") or {"type": "auto"}
-    return Asked(
+    return WireRequest(
         system=system if isinstance(system, str) else " ".join(b["text"] for b in system),
         turns=len(body["messages"]),
         text=" ".join(block["text"] for block in blocks if block["type"] == "text"),

@@ -1,4 +1,4 @@
-"""Ollama's chat and generate."""
+"""Parses and writes the formats of Ollama's chat and generate calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.integration.text.wires.script import PROMPT, SCHEMA, Asked, Said
+from tests.integration.text.wires.script import PROMPT, SCHEMA, Said, WireRequest
 
 KNOWN = frozenset(
     {"model", "messages", "tools", "format", "think", "options", "stream", "keep_alive"}
@@ -17,15 +17,15 @@ KNOWN = frozenset(
 GENERATE_KNOWN = KNOWN - {"messages", "tools"} | {"prompt", "system", "images"}
 
 
-def asked_to_generate(body: Mapping[str, Any]) -> Asked:
+def asked_to_generate(body: Mapping[str, Any]) -> WireRequest:
     turn = {"role": "user", "content": body["prompt"], "images": body.get("images")}
     system = {"role": "system", "content": body.get("system") or ""}
     return asked_of({**body, "messages": [system, turn]})
 
 
-def asked_of(body: Mapping[str, Any]) -> Asked:
+def asked_of(body: Mapping[str, Any]) -> WireRequest:
     messages, options = body["messages"], body.get("options") or {}
-    return Asked(
+    return WireRequest(
         system=" ".join(m["content"] for m in messages if m["role"] == "system"),
         turns=sum(m["role"] in ("user", "assistant") for m in messages),
         text=" ".join(m["content"] for m in messages),

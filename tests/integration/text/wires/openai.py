@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, as vLLM serves them."""
+"""Parses and writes the format of OpenAI's chat completions as vLLM serves them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Asked, Said
+from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Said, WireRequest
 
 KNOWN = frozenset(
     {
@@ -24,7 +24,7 @@ def _image(url: str) -> bytes:
     return base64.b64decode(url.partition(",")[2])
 
 
-def asked_of(body: Mapping[str, Any]) -> Asked:
+def asked_of(body: Mapping[str, Any]) -> WireRequest:
     messages = body["messages"]
     parts = [p for m in messages if isinstance(m.get("content"), list) for p in m["content"]]
     texts = [p["text"] for p in parts if p["type"] == "text"]
@@ -32,7 +32,7 @@ def asked_of(body: Mapping[str, Any]) -> Asked:
     form = body.get("response_format") or {}
     choice = body.get("tool_choice", "auto")
     stop = body.get("stop") or ()
-    return Asked(
+    return WireRequest(
         system=" ".join(m["content"] for m in messages if m["role"] == "system"),
         turns=sum(m["role"] in ("user", "assistant") for m in messages),
         text=" ".join(texts),

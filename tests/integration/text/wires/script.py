@@ -1,4 +1,4 @@
-"""What the model behind all wires says: it does what a request asks, whatever the wire."""
+"""Determines the mock model's answer to a request, independent of the API format."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PROMPT, CACHED = 100, 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A request in no wire's words."""
+class WireRequest:
+    """A request, independent of the API format."""
 
     system: str
     turns: int
@@ -60,7 +60,7 @@ class Said:
         return len(self.text.split()) + len(self.calls) + len(self.thinking.split())
 
 
-def say(asked: Asked) -> Said:
+def say(asked: WireRequest) -> Said:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
     if asked.results:
         text = " and ".join(asked.results)

@@ -1,6 +1,7 @@
-"""The HTTP server: OpenAI's, Anthropic's and Ollama's paths.
+"""Serves the paths of OpenAI, Anthropic and Ollama.
 
-A member that a wire does not know is answered 400: nothing of the client's protocol may leak.
+A member that the API format does not have gets status 400, so that a test fails if Moyin forwards
+a member of the client's protocol.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from tests.integration.text.wires.script import PICTURE, PROMPT, say
 
 
 class WireServer:
-    """A server of all three protocols.
+    """A server of all three API formats.
 
     Attributes:
-        url: without a path.
+        url: the URL without a path.
         asked: path and body of every request, in order.
     """
 
@@ -54,7 +55,7 @@ class WireServer:
             await runner.cleanup()
 
     def _add_routes(self, app: web.Application) -> None:
-        """Add further routes; for subclasses."""
+        """Add further routes; subclasses override this method."""
 
     async def _empty(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [], "version": "0.13.0"})

@@ -1,4 +1,4 @@
-"""Provides the accounts of a studio without Valkey, and callers in it."""
+"""Provides the accounts of an organisation without Valkey, and callers from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PASSWORD = "correct horse battery"
 
 
 class NoMail:
-    """Stands for the mailer without a mail server."""
+    """A mailer that sends nothing."""
 
     can_deliver = False
 
@@ -38,7 +38,7 @@ class NoMail:
 
 @dataclass
 class Studio:
-    """Holds the services, an operator and an organisation."""
+    """The account services, an operator and an organisation."""
 
     parts: AccountsServices
     database: Database
@@ -56,7 +56,7 @@ class Studio:
         return signed_in, await self.parts.authenticator.authenticate(signed_in.access_token)
 
     async def audited_actions(self) -> list[str]:
-        """Return the actions in the audit log."""
+        """Return the actions in the audit log, in order."""
         return [
             e.event.action
             for e in await AuditLog(self.database).list_entries(AuditFilter(), limit=200)
@@ -68,7 +68,7 @@ class Studio:
 
 
 def by(identity: Identity) -> Caller:
-    """Return the identity as a caller."""
+    """Return a caller with this identity."""
     return Caller(identity=identity, request_id="r", address="")
 
 

@@ -1,4 +1,4 @@
-"""Tests the recheck of credentials of open connections, for each way in which one ends."""
+"""Tests that open connections recheck their credentials, for each way in which these can end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIGNING_KEY = b"s" * 32
 
 
 class Scene:
-    """Holds a member with a session and an API key."""
+    """A member with a session and an API key."""
 
     def __init__(self, studio: Studio, admin: Identity, token: str, member: Identity) -> None:
         self.studio = studio
@@ -33,7 +33,7 @@ class Scene:
         self.key_identity = member
 
     async def valid(self) -> set[str]:
-        """Return which of the two credentials, and of their event tokens, are still valid."""
+        """Return the names of the credentials and event tokens that are still valid."""
         held = {self.token: self.member, self.key: self.key_identity}
         names = {self.token: "session", self.key: "key"}
         for credential, creator in list(held.items()):

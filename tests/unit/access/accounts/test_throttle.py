@@ -1,4 +1,4 @@
-"""Tests the throttle without Valkey; integration tests count in a real one."""
+"""Tests the throttle of failed sign-ins without Valkey; integration tests use a real one."""
 
 from __future__ import annotations
 

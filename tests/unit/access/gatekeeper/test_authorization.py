@@ -18,7 +18,7 @@ LIMIT = Limit(subject="key:k", requests_per_minute=2, usd_per_day=Decimal(1))
 
 
 class TwoRequestMeter:
-    """Admits two requests and records admissions and settlements."""
+    """A meter that admits two requests, and records admissions and settlements."""
 
     def __init__(self) -> None:
         self.asked: list[list[Any]] = []

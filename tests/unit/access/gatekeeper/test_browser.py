@@ -1,4 +1,4 @@
-"""Tests the cookies that sign browsers in."""
+"""Tests the cookies that authenticate browsers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_FORMER = "moyin_session=; Path=/comfy/; Max-Age=0; HttpOnly; SameSite=Strict"
 
 
 class Ended:
-    """Records the ids of ended sessions."""
+    """A stand-in for the session service that records the ids of ended sessions."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []

@@ -1,4 +1,4 @@
-"""Tests keys in headers, queries and cookies, and the check of origins."""
+"""Tests how keys are found in headers, queries and cookies, and how origins are checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests the gatekeeper in front of a small ASGI app, called as by a server."""
+"""Tests the gatekeeper in front of a small ASGI app, called as a server would."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def one_key() -> StaticAuthenticator:
 
 
 class Recorder:
-    """Records observations."""
+    """An observer that records every observation."""
 
     def __init__(self) -> None:
         self.all: list[Observation] = []
@@ -55,7 +55,7 @@ def find_owner(scope: Scope) -> str:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Return the owner and the size of the body; some paths fail."""
+    """Respond with the owner and the size of the body; some paths fail."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -79,7 +79,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
-    """Calls the gatekeeper as a server does."""
+    """Calls the gatekeeper as a server would."""
 
     def __init__(self) -> None:
         self.metrics = Recorder()
@@ -249,7 +249,7 @@ async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 @pytest.mark.parametrize("cookie", ["other", "bad"])
 async def test_an_event_token_counts_before_the_cookie(cookie: str, kind: str) -> None:
-    """Browsers send the cookie of the console also for a studio's pages on the same site."""
+    """Browsers send the console's cookie even for other pages of the studio on the same site."""
     client = Client()
     headers = {
         "cookie": f"moyin_session={cookie}",
@@ -269,7 +269,7 @@ async def test_an_event_token_counts_before_the_cookie(cookie: str, kind: str) -
 
 
 async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:
-    """The app must use `reader`; by `owner` it refuses such a caller."""
+    """The app must read `reader`, since `owner` raises an error for callers with event tokens."""
     with pytest.raises(InsufficientScope):
         await client.call("/job", query=b"token=event")
     for path, query in (
@@ -302,7 +302,7 @@ async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> Non
 
 
 class Hanging:
-    """Implements an app that never responds, and records its cancellation."""
+    """An app that never responds, and records its cancellation."""
 
     def __init__(self) -> None:
         self.working = asyncio.Event()
@@ -345,7 +345,7 @@ async def test_a_disconnect_cancels_the_request() -> None:
         return {"type": "http.disconnect"}
 
     async def send(_message: Any) -> None:
-        raise AssertionError("nobody is there to be answered")
+        raise AssertionError("a response was sent to a disconnected client")
 
     scope: Scope = {
         "type": "http",
@@ -460,7 +460,7 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 
 
 class HalfSentRequest:
-    """Provides a request whose body stops after some parts, as a server does."""
+    """A request whose body stops after some parts, as a server delivers it."""
 
     def __init__(self, path: str, parts: int = 1, **headers: str) -> None:
         self.scope: Scope = {
@@ -482,7 +482,7 @@ class HalfSentRequest:
 
     @property
     def outcome(self) -> tuple[int, bool]:
-        """Return the status, and whether the connection closes after the response."""
+        """Return the status, and True if the connection closes after the response."""
         [start] = [m for m in self.sent if m["type"] == "http.response.start"]
         closes = [v for k, v in start["headers"] if k == b"connection"]
         assert closes in ([], [b"close"])

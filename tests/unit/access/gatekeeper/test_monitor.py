@@ -1,4 +1,4 @@
-"""Tests that open connections end with their key, session or scope."""
+"""Tests that open connections are closed when their key, session or scope ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENT = b"data: 1\n\n"
 
 
 class Farm:
-    """Puts a gatekeeper in front of an app that never ends by itself."""
+    """A gatekeeper in front of an app that never ends by itself."""
 
     def __init__(self) -> None:
         self.keys = StaticAuthenticator({"good": ANN, "other": replace(ANN, key_id="k2")})
@@ -63,7 +63,7 @@ class Farm:
 
 
 class OpenConnection:
-    """Opens one connection."""
+    """An open connection to the app."""
 
     def __init__(self, farm: Farm, path: str, kind: str, key: str) -> None:
         self.sent: list[Any] = []
@@ -190,7 +190,7 @@ async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
 
 
 class CountingKeys(StaticAuthenticator):
-    """Counts rechecks, and fails while ``away``."""
+    """Counts rechecks; fails them while ``away`` is set."""
 
     def __init__(self) -> None:
         super().__init__({"good": ANN})
@@ -205,7 +205,7 @@ class CountingKeys(StaticAuthenticator):
 
 
 class FakeConnection:
-    """Stands for a connection and records its end."""
+    """A stand-in for a connection that records its end."""
 
     can_end = True
     ended = False

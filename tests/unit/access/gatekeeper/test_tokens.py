@@ -1,4 +1,4 @@
-"""Tests valid and forged access tokens."""
+"""Tests that valid access tokens are accepted and forged ones rejected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECRET = b"s" * 32
 
 
 class Studio:
-    """Holds a database with a signed-in player."""
+    """A database with a signed-in player."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

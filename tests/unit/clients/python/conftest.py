@@ -11,8 +11,8 @@ from moyin_client import AsyncClient, Client, RetryPolicy
 from tests.unit.clients.python.scripted_gateway import ScriptedGateway
 
 
-class Either:
-    """One of the two clients, whose methods tests call in the same way."""
+class AnyClient:
+    """Wraps the synchronous or the asynchronous client, so that tests call both in the same way."""
 
     def __init__(self, client: Client | AsyncClient) -> None:
         self._client = client
@@ -27,7 +27,7 @@ class Either:
 
 
 class Pauses:
-    """Takes the place of both clients' sleep: keeps the pauses, and calls ``on_pause`` in each."""
+    """Replaces the sleep of both clients: records the pauses, and calls ``on_pause`` in each."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -59,11 +59,11 @@ def gateway() -> Iterator[ScriptedGateway]:
 @pytest.fixture(params=["sync", "async"])
 async def client(
     request: pytest.FixtureRequest, gateway: ScriptedGateway, pauses: Pauses
-) -> AsyncIterator[Either]:
+) -> AsyncIterator[AnyClient]:
     policy = RetryPolicy(tries=4)
     if request.param == "sync":
         with Client(gateway.url, "key-1", retry=policy) as client:
-            yield Either(client)
+            yield AnyClient(client)
     else:
         async with AsyncClient(gateway.url, "key-1", retry=policy) as client:
-            yield Either(client)
+            yield AnyClient(client)

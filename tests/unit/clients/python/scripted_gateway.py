@@ -1,4 +1,4 @@
-"""A server with real sockets that gives scripted answers, breaks connections, and can be down."""
+"""A server with real sockets that sends scripted responses and can break connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer; ``pieces`` are chunks of a stream, ``breaks`` resets the connection after them."""
+    """A scripted response: ``pieces`` are chunks of a stream, after which ``breaks`` resets it."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def event(kind: str, data: Any, event_id: str | None = None) -> bytes:
 
 
 class ScriptedGateway:
-    """Answers each route with its next scripted reply, and keeps the requests."""
+    """Answers each route with its next scripted reply, and records the requests."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -93,7 +93,7 @@ class ScriptedGateway:
         return replies.pop(0) if replies else problem(404, "route_not_found")
 
     def start(self) -> None:
-        """Listen, after a stop at the same port as before."""
+        """Listen; after a stop, on the same port as before."""
         self._server = _Server(("127.0.0.1", self._port), _Handler)
         self._server.gateway = self
         self._port = self._server.server_address[1]
@@ -101,7 +101,7 @@ class ScriptedGateway:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse connections, and close those that clients have kept."""
+        """Refuse new connections, and close those that clients have kept open."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -113,7 +113,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that are gone."""
+        """Print nothing about clients that have disconnected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -159,4 +159,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Print nothing, because the requests are recorded."""

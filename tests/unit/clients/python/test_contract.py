@@ -1,4 +1,4 @@
-"""The client agrees with the gateway's own description of its bodies, and needs nothing of it."""
+"""Tests that the client matches the gateway's OpenAPI description and imports nothing from it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_codes_that_are_sent_again_are_retryable() -> None:
     ],
     ids=lambda work: type(work).__name__,
 )
-def test_the_gateway_takes_what_the_client_sends(work: Work) -> None:
+def test_the_gateway_accepts_the_requests_of_the_client(work: Work) -> None:
     options = JobOptions(
         priority=1, deadline=NOON, metadata={"a": "b"}, webhook="https://a.example"
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moyin_client import EventToken, FinishedStep, Job, MoyinError, Picture, Preview, Progress
-from tests.unit.clients.python.conftest import Either, Pauses
+from tests.unit.clients.python.conftest import AnyClient, Pauses
 from tests.unit.clients.python.scripted_gateway import (
     LOST,
     Reply,
@@ -34,7 +34,7 @@ SEEN = {
 }
 
 
-async def test_events_are_typed_by_their_kind(client: Either, gateway: ScriptedGateway) -> None:
+async def test_events_are_typed_by_their_kind(client: AnyClient, gateway: ScriptedGateway) -> None:
     artifact = {"id": "art_1", "name": "a.png"}
     gateway.script(
         "GET", EVENTS,
@@ -64,7 +64,7 @@ async def test_events_are_typed_by_their_kind(client: Either, gateway: ScriptedG
 
 @pytest.mark.parametrize("breaks", [True, False], ids=["reset", "early end"])
 async def test_a_broken_stream_resumes_after_the_last_whole_event(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses, breaks: bool
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, breaks: bool
 ) -> None:
     gateway.script(
         "GET", EVENTS,
@@ -79,7 +79,7 @@ async def test_a_broken_stream_resumes_after_the_last_whole_event(
 
 
 async def test_a_dead_gateway_is_waited_for(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     gateway.script("GET", EVENTS, stream(RUNNING, breaks=True), stream(SUCCEEDED))
     steps = [gateway.stop, lambda: None, gateway.start]
@@ -91,7 +91,7 @@ async def test_a_dead_gateway_is_waited_for(
 
 
 async def test_errors_that_pass_are_waited_for(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     slow = event("error", {"code": "slow_consumer", "message": "too slow"})
     gateway.script(
@@ -105,7 +105,7 @@ async def test_errors_that_pass_are_waited_for(
 
 
 async def test_the_pause_that_the_gateway_asks_for_is_kept(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     gateway.script("GET", EVENTS, stream(b"retry: 2000\n\n" + RUNNING), stream(SUCCEEDED))
     await client.collect("events", "j1")
@@ -113,7 +113,7 @@ async def test_the_pause_that_the_gateway_asks_for_is_kept(
 
 
 async def test_an_event_without_id_does_not_move_the_cursor(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     last = status("succeeded", None)
     gateway.script("GET", EVENTS, stream(RUNNING, last, breaks=True), stream(last))
@@ -126,7 +126,7 @@ async def test_an_event_without_id_does_not_move_the_cursor(
               stream(event("error", {"code": "job_not_found", "message": "no"}))],
 )  # fmt: skip
 async def test_other_errors_end_the_stream(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses, reply: Reply
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, reply: Reply
 ) -> None:
     gateway.script("GET", EVENTS, reply)
     with pytest.raises(MoyinError) as caught:
@@ -135,7 +135,7 @@ async def test_other_errors_end_the_stream(
     assert pauses.seconds == []
 
 
-async def test_only_failures_in_a_row_count(client: Either, gateway: ScriptedGateway) -> None:
+async def test_only_failures_in_a_row_count(client: AnyClient, gateway: ScriptedGateway) -> None:
     broken = [stream(status("running", f"2-{n}"), breaks=True) for n in range(6)]
     gateway.script("GET", EVENTS, *broken, LOST, LOST, LOST, LOST)
     with pytest.raises(MoyinError) as caught:
@@ -146,7 +146,7 @@ async def test_only_failures_in_a_row_count(client: Either, gateway: ScriptedGat
 
 
 async def test_nothing_comes_after_the_last_event(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     gateway.script("GET", EVENTS, Reply(status=204))
     assert await client.collect("events", "j1", last_event_id="9-0") == []
@@ -154,7 +154,7 @@ async def test_nothing_comes_after_the_last_event(
 
 
 async def test_a_stream_goes_on_after_a_retry_of_the_job(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script(
         "GET", EVENTS,
@@ -169,7 +169,7 @@ async def test_a_stream_goes_on_after_a_retry_of_the_job(
 
 
 async def test_waiting_reports_progress_and_returns_the_job(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script(
         "GET", EVENTS,
@@ -191,7 +191,7 @@ async def test_waiting_reports_progress_and_returns_the_job(
 
 
 async def test_waiting_follows_a_job_that_was_retried_meanwhile(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", EVENTS, stream(status("failed", "3-0")), stream(SUCCEEDED))
     gateway.script(
@@ -203,7 +203,7 @@ async def test_waiting_follows_a_job_that_was_retried_meanwhile(
 
 
 async def test_previews_are_typed_and_never_cursors(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script(
         "GET", EVENTS,
@@ -223,7 +223,7 @@ async def test_previews_are_typed_and_never_cursors(
 
 
 async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     gateway.script("GET", EVENTS, stream(SUCCEEDED, event("preview", SEEN)))
     events = await client.collect("events", "j1", previews=True)
@@ -231,14 +231,16 @@ async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
     assert (len(gateway.seen), pauses.seconds) == (1, [])
 
 
-async def test_previews_come_only_when_asked_for(client: Either, gateway: ScriptedGateway) -> None:
+async def test_previews_come_only_when_asked_for(
+    client: AnyClient, gateway: ScriptedGateway
+) -> None:
     gateway.script("GET", EVENTS, stream(SUCCEEDED))
     await client.collect("events", "j1")
     assert gateway.seen[0].query == {}
 
 
 async def test_the_newest_preview_is_a_picture_or_none(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script(
         "GET", "/jobs/j1/preview",
@@ -254,7 +256,7 @@ async def test_the_newest_preview_is_a_picture_or_none(
     assert caught.value.code == "job_not_found"
 
 
-async def test_a_token_for_a_page_is_created(client: Either, gateway: ScriptedGateway) -> None:
+async def test_a_token_for_a_page_is_created(client: AnyClient, gateway: ScriptedGateway) -> None:
     token = {"token": "e.y.J", "expires_at": "2026-11-28T12:05:00Z"}
     gateway.script("POST", "/jobs/j1/token", LOST, answer(token), answer(token))
     assert await client.call("create_token", "j1") == EventToken(

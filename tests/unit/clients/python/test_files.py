@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moyin_client import MoyinError
-from tests.unit.clients.python.conftest import Either
+from tests.unit.clients.python.conftest import AnyClient
 from tests.unit.clients.python.scripted_gateway import (
     LOST,
     Reply,
@@ -27,7 +27,7 @@ LARGE = bytes(range(256)) * 3_000
 
 
 async def test_an_upload_is_repeated_as_a_whole_with_its_key(
-    client: Either, gateway: ScriptedGateway, tmp_path: Path
+    client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "ü.png").write_bytes(LARGE)
     gateway.script("POST", "/artifacts", LOST, answer(STORED, 201))
@@ -40,7 +40,7 @@ async def test_an_upload_is_repeated_as_a_whole_with_its_key(
     assert keys[0] == keys[1]
 
 
-async def test_bytes_are_uploaded(client: Either, gateway: ScriptedGateway) -> None:
+async def test_bytes_are_uploaded(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script("POST", "/artifacts", answer(STORED, 201), answer(STORED, 201))
     await client.call("upload", b"abc", name="a.bin", media_type="text/plain")
     await client.call("upload", b"")
@@ -52,8 +52,8 @@ async def test_bytes_are_uploaded(client: Either, gateway: ScriptedGateway) -> N
     assert second.headers["content-type"] == "application/octet-stream"
 
 
-async def test_a_download_that_breaks_begins_anew(
-    client: Either, gateway: ScriptedGateway, tmp_path: Path
+async def test_an_interrupted_download_starts_again(
+    client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
     broken = Reply(pieces=(LARGE[:100_000],), breaks=True)
     short = Reply(headers={"content-length": str(len(LARGE))}, body=LARGE[:5], breaks=True)
@@ -69,7 +69,7 @@ async def test_a_download_that_breaks_begins_anew(
 
 
 async def test_a_failed_download_leaves_the_file_as_it_was(
-    client: Either, gateway: ScriptedGateway, tmp_path: Path
+    client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
     broken = Reply(pieces=(b"half",), breaks=True)
     gateway.script("GET", "/artifacts/art_1", broken, problem(404, "artifact_not_found"))
@@ -83,7 +83,7 @@ async def test_a_failed_download_leaves_the_file_as_it_was(
 
 
 async def test_files_are_listed_linked_and_deleted(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     listed = STORED | {"job": "j1", "created_at": "2026-11-28T12:00:00Z"}
     gateway.script("GET", "/artifacts", answer({"artifacts": [listed], "next_cursor": None}))
@@ -102,6 +102,6 @@ async def test_files_are_listed_linked_and_deleted(
     await client.call("delete_artifact", "art_1")
 
 
-async def test_the_secret_of_webhooks_is_read(client: Either, gateway: ScriptedGateway) -> None:
+async def test_the_secret_of_webhooks_is_read(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script("GET", "/jobs/webhook-secret", answer({"secret": "whsec_YQ=="}))
     assert await client.call("webhook_secret") == "whsec_YQ=="

@@ -17,7 +17,7 @@ from moyin_client import (
     Pipeline,
     Render,
 )
-from tests.unit.clients.python.conftest import Either, Pauses
+from tests.unit.clients.python.conftest import AnyClient, Pauses
 from tests.unit.clients.python.scripted_gateway import LOST, Reply, ScriptedGateway, answer, problem
 
 QUEUED = {"id": "j1", "status": "queued"}
@@ -74,7 +74,7 @@ def test_both_clients_have_the_same_methods_and_parameters() -> None:
     ],
 )
 async def test_work_is_submitted_as_documented(
-    client: Either, gateway: ScriptedGateway, work: Any, body: dict[str, Any]
+    client: AnyClient, gateway: ScriptedGateway, work: Any, body: dict[str, Any]
 ) -> None:
     gateway.script("POST", "/jobs", answer(QUEUED, 202))
     job = await client.call(
@@ -91,7 +91,7 @@ async def test_work_is_submitted_as_documented(
 
 
 async def test_retries_of_a_submission_have_the_same_key(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     busy = problem(503, "service_unavailable", headers={"retry-after": "7"})
     gateway.script("POST", "/jobs", LOST, busy, answer(QUEUED, 202), answer(QUEUED, 202))
@@ -105,7 +105,7 @@ async def test_retries_of_a_submission_have_the_same_key(
     assert pauses.seconds[1] == 7
 
 
-async def test_a_key_of_the_caller_is_sent(client: Either, gateway: ScriptedGateway) -> None:
+async def test_a_key_of_the_caller_is_sent(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script("POST", "/jobs", answer(QUEUED, 202))
     await client.call("submit", CHAT, idempotency_key="order-4711")
     assert gateway.seen[0].headers["idempotency-key"] == "order-4711"
@@ -113,7 +113,7 @@ async def test_a_key_of_the_caller_is_sent(client: Either, gateway: ScriptedGate
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 422, 500])
 async def test_other_errors_are_raised_at_once(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses, status: int
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, status: int
 ) -> None:
     gateway.script(
         "POST", "/jobs",
@@ -131,7 +131,7 @@ async def test_other_errors_are_raised_at_once(
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 async def test_a_passing_error_is_raised_after_the_last_try(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses, status: int
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, status: int
 ) -> None:
     gateway.script("GET", "/jobs/j1", *[problem(status, "passing")] * 4)
     with pytest.raises(MoyinError) as caught:
@@ -141,7 +141,7 @@ async def test_a_passing_error_is_raised_after_the_last_try(
 
 
 async def test_a_gateway_that_is_down_is_tried_again(
-    client: Either, gateway: ScriptedGateway, pauses: Pauses
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     gateway.script("GET", "/jobs/j1", answer(QUEUED))
     gateway.stop()
@@ -151,7 +151,7 @@ async def test_a_gateway_that_is_down_is_tried_again(
 
 
 async def test_a_lost_gateway_is_an_error_without_status(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", "/jobs/j1", *[LOST] * 4)
     with pytest.raises(MoyinError) as caught:
@@ -160,7 +160,7 @@ async def test_a_lost_gateway_is_an_error_without_status(
 
 
 async def test_a_job_is_parsed_with_members_that_are_new(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     artifact = {"id": "art_1", "url": "/artifacts/art_1", "name": "a.png", "media_type": "image/png",
                 "size": 3, "poster": None}  # fmt: skip
@@ -195,7 +195,7 @@ async def test_a_job_is_parsed_with_members_that_are_new(
              b'{"id": "j1", "status": "queued", "artifacts": {}}'],
 )  # fmt: skip
 async def test_a_response_that_is_not_a_job_is_an_error(
-    client: Either, gateway: ScriptedGateway, body: bytes
+    client: AnyClient, gateway: ScriptedGateway, body: bytes
 ) -> None:
     gateway.script("GET", "/jobs/j1", answer(None))
     gateway.script("GET", "/jobs/j2", Reply(body=body))
@@ -206,7 +206,7 @@ async def test_a_response_that_is_not_a_job_is_an_error(
 
 
 async def test_an_error_of_another_server_has_its_status(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", "/jobs/j1", Reply(status=418, body=b"<h1>teapot</h1>"))
     with pytest.raises(MoyinError, match="418") as caught:
@@ -214,7 +214,7 @@ async def test_an_error_of_another_server_has_its_status(
     assert (caught.value.status, caught.value.code) == (418, "http_error")
 
 
-async def test_pages_are_read_to_the_end(client: Either, gateway: ScriptedGateway) -> None:
+async def test_pages_are_read_to_the_end(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script(
         "GET", "/jobs",
         answer({"jobs": [QUEUED, QUEUED | {"id": "j2"}], "next_cursor": "c1"}),
@@ -235,14 +235,14 @@ async def test_pages_are_read_to_the_end(client: Either, gateway: ScriptedGatewa
     ]  # fmt: skip
 
 
-async def test_a_time_needs_a_zone(client: Either) -> None:
+async def test_a_time_needs_a_zone(client: AnyClient) -> None:
     with pytest.raises(ValueError, match="time zone"):
         await client.collect("jobs", created_before=datetime(2026, 1, 1))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../v1/models", "a/b", "a?b", "%2e%2e"])
 async def test_an_id_cannot_lead_to_another_route(
-    client: Either, gateway: ScriptedGateway, name: str
+    client: AnyClient, gateway: ScriptedGateway, name: str
 ) -> None:
     with pytest.raises(ValueError, match="not an id"):
         await client.call("delete", name)
@@ -250,7 +250,7 @@ async def test_an_id_cannot_lead_to_another_route(
 
 
 async def test_jobs_are_cancelled_retried_and_deleted(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("POST", "/jobs/j1/cancel", answer(QUEUED, 202))
     gateway.script("POST", "/jobs/j1/retry", answer(QUEUED | {"attempts": 2}, 202))
@@ -265,7 +265,7 @@ async def test_jobs_are_cancelled_retried_and_deleted(
     ("method", "code"), [("cancel", "job_finished"), ("retry", "job_not_finished")]
 )
 async def test_a_repeated_change_that_was_made_already_returns_the_job(
-    client: Either, gateway: ScriptedGateway, method: str, code: str
+    client: AnyClient, gateway: ScriptedGateway, method: str, code: str
 ) -> None:
     gateway.script("POST", f"/jobs/j1/{method}", LOST, problem(409, code), problem(409, code))
     gateway.script("GET", "/jobs/j1", answer({"id": "j1", "status": "cancelled"}))
@@ -275,9 +275,7 @@ async def test_a_repeated_change_that_was_made_already_returns_the_job(
     assert caught.value.code == code
 
 
-async def test_a_repeated_deletion_of_what_is_gone_succeeds(
-    client: Either, gateway: ScriptedGateway
-) -> None:
+async def test_a_repeated_deletion_succeeds(client: AnyClient, gateway: ScriptedGateway) -> None:
     missing = problem(404, "job_not_found")
     limited = problem(429, "rate_limit_exceeded", headers={"retry-after": "1"})
     gateway.script("DELETE", "/jobs/j1", LOST, missing, limited, missing)
@@ -289,7 +287,7 @@ async def test_a_repeated_deletion_of_what_is_gone_succeeds(
 
 
 async def test_many_jobs_are_changed_until_no_cursor_is_left(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script(
         "POST", "/jobs/delete",
@@ -312,7 +310,7 @@ async def test_many_jobs_are_changed_until_no_cursor_is_left(
     ]
 
 
-async def test_a_graph_is_read(client: Either, gateway: ScriptedGateway) -> None:
+async def test_a_graph_is_read(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script("GET", "/jobs/j1/graph", answer({"1": {}}), answer([]))
     assert await client.call("graph", "j1", step=2) == {"1": {}}
     assert gateway.seen[0].query == {"step": "2"}
@@ -320,7 +318,7 @@ async def test_a_graph_is_read(client: Either, gateway: ScriptedGateway) -> None
         await client.call("graph", "j1")
 
 
-async def test_usage_is_parsed(client: Either, gateway: ScriptedGateway) -> None:
+async def test_usage_is_parsed(client: AnyClient, gateway: ScriptedGateway) -> None:
     total = {
         "calls": 2, "incomplete_calls": 0, "input_tokens": 5, "cached_tokens": 0,
         "output_tokens": 7, "units": {"seconds": 90}, "load_milliseconds": 5, "cost_usd": "0.10",
@@ -346,7 +344,7 @@ async def test_usage_is_parsed(client: Either, gateway: ScriptedGateway) -> None
 
 
 async def test_an_error_in_the_format_of_openai_has_the_same_members(
-    client: Either, gateway: ScriptedGateway
+    client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     error = {"message": "no", "type": "x", "code": "invalid_request", "param": "group_by"}
     gateway.script("GET", "/v1/usage", answer({"error": error}, 400))

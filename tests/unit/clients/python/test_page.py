@@ -1,4 +1,4 @@
-"""The examples of docs/jobs.md and of the client's README, run against a scripted gateway."""
+"""Runs the examples of docs/jobs.md and of the client's README against a scripted gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the client that do no I/O."""
+"""Tests the parts of the client that do no I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The TypeScript client has types of what the apps describe now, and the methods of the Python client."""
+"""Tests that the TypeScript client has current types, and the methods of the Python client."""
 
 from __future__ import annotations
 

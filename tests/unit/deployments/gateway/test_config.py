@@ -42,7 +42,7 @@ def test_a_route_with_every_setting() -> None:
     assert GatewayConfig.model_validate(config.model_dump(mode="json", by_alias=True)) == config
 
 
-def test_door_upstream_gets_the_gateways_address() -> None:
+def test_gateway_upstream_gets_the_gateways_address() -> None:
     config = GatewayConfig.model_validate({"routes": [route(upstreams=["door/v1/ollama"])]})
     assert config.to_route_table("http://h:1/").routes[0].upstreams[0].url == "http://h:1/v1/ollama"
 

@@ -13,7 +13,7 @@ from moyin.render.comfyui.pool_client import PoolResponse
 
 
 class Handle:
-    """Fakes the Serve handle of a `RenderPool`, with one response per call; None: never respond."""
+    """A fake Serve handle of a `RenderPool` with one response per call; None means no response."""
 
     def __init__(self, *responses: Any) -> None:
         self.responses = list(responses)

@@ -14,7 +14,7 @@ BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1
 
 
 class Remote:
-    """Fakes a method of a handle; ``answer`` is a response, an error, or ``hang``."""
+    """A fake method of a handle; ``answer`` is a response, an error, or ``hang``."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -30,7 +30,7 @@ class Remote:
 
 
 class Pool:
-    """Fakes a pool and its renderer actors."""
+    """A fake pool and its renderer actors."""
 
     def __init__(self, answer: Any, names: Any = ("a", "b")) -> None:
         self.list_renderers = Remote(list(names))

@@ -1,4 +1,4 @@
-"""Edits of pictures by render templates: they are counted before they are rendered."""
+"""Tests that edits of pictures by render templates are counted before they are rendered."""
 
 from __future__ import annotations
 

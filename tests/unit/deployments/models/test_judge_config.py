@@ -1,4 +1,4 @@
-"""Tests `routing.judge`: it is optional, and errors name the field."""
+"""Tests that `routing.judge` is optional, and that its errors name the field."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ SPEC = LlamaSpec(gguf="m.gguf", alias="m", context=512, parallel=1, cpus=1.0, gp
 
 @pytest.fixture
 def replies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return the list of replies of the actor: endpoints, or errors that it raises."""
+    """Return the actor's replies, to be filled by the test: endpoints, or errors to raise."""
     replies: list[Any] = []
 
     async def reply() -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Tests the models app before Ollama hosts that are fakes: discovery, and calls that change hosts."""
+"""Tests the models app with fake Ollama hosts: discovery, and calls that change hosts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def call(
     key: str = "",
     **headers: str,
 ) -> tuple[int, list[Any]]:
-    """Return the status and the lines of JSON of a response."""
+    """Return the status and the JSON lines of a response."""
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     headers["authorization"] = f"Bearer {key or models_app.api_key}"
     data = BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
@@ -123,7 +123,9 @@ async def test_hosts_serve_what_they_have_pulled(
     await eventually(lambda: "qwen3:8b" not in models_app.text_router.fleet.catalog.names)
 
 
-async def test_what_the_file_says_wins(host: FakeOllamaHost, tmp_path: Path) -> None:
+async def test_listed_settings_override_discovered_ones(
+    host: FakeOllamaHost, tmp_path: Path
+) -> None:
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
     listed = [
         {"name": "small", "upstream": "smollm2", "context": 2048, "tools": True, "schema": False},
@@ -229,7 +231,7 @@ async def test_only_operators_unload_all_models_of_a_group(
 
 
 async def all_resident(models_app: ModelsApp, *hosts: FakeOllamaHost) -> None:
-    """Put ``smollm2`` into the memory of all hosts, and wait until the app knows."""
+    """Load ``smollm2`` on all hosts, and wait until the app has noticed."""
     await discovered(models_app, "smollm2")
     for number, host in enumerate(hosts):
         host.resident = {"smollm2:latest"}
@@ -288,7 +290,7 @@ async def test_one_of_several_hosts_must_be_named(
     assert (status, error["field"]) == (400, "x-moyin-backend")
 
 
-async def test_tenants_cannot_change_hosts_but_may_pull_what_is_there(
+async def test_tenants_cannot_change_hosts_but_may_pull_existing_models(
     models_app: ModelsApp, host: FakeOllamaHost, tmp_path: Path
 ) -> None:
     key = await tenant_key(tmp_path)

@@ -1,4 +1,4 @@
-"""Tests of the sums of the last minutes' calls."""
+"""Tests the sums of the calls in the last minutes."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_database_errors_tell_clients_to_try_again(caplog: pytest.LogCaptureFixt
 
 
 class _Router:
-    """Answers every request."""
+    """A fake router that answers every request."""
 
     async def answer(self, codec: ProtocolCodec, call: ParsedResponseRequest, _: object) -> Answer:
         response = {"id": "resp_7", "object": "response"}

@@ -1,4 +1,4 @@
-"""Tests the error events that end streams of the models app when the key expires."""
+"""Tests the error events that end streams of the models app when the caller's key expires."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ CALL = {
 
 
 class Metrics:
-    """Replaces Ray's metrics; stores values in memory by name and labels."""
+    """Replaces Ray's metrics: stores values in memory by name and labels."""
 
     def __init__(self) -> None:
         self.values: defaultdict[tuple[str, frozenset[tuple[str, str]]], float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""Tests of how many actors are started and removed, with fake actors."""
+"""Tests how many actors are started and removed, with fake actors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPEC = ComfySpec(gpus=0.5)
 
 
 class FakeActor(FakeRenderer):
-    """Stands for the `RayRenderer` of an actor."""
+    """A fake of the `RayRenderer` of an actor."""
 
     def __init__(self, spec: ComfySpec, retired: Callable[[], Any]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class FakeActor(FakeRenderer):
 
 
 class Cluster:
-    """Starts and finds fake actors by name."""
+    """A fake cluster that starts and finds fake actors by name."""
 
     def __init__(self) -> None:
         self.actors: dict[str, FakeActor] = {}
@@ -80,7 +80,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 class RecordingLedger:
-    """Stands for the ledger: the longest measurement of each run by its id."""
+    """A fake ledger that stores the longest measurement of each run by its id."""
 
     def __init__(self) -> None:
         self.booked: dict[str, RenderRun] = {}
@@ -104,7 +104,7 @@ def new_supervisor(
 
 
 def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
-    """Render; ``prompt_id`` is the prompt of an earlier attempt."""
+    """Start to render; ``prompt_id`` attaches to the prompt of an earlier attempt."""
     wanted = RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph={"1": {}})
     pending = PendingRender(id=wanted.prompt_id, priority=3, arrived=0)
     is_retry = prompt_id is not None
@@ -399,7 +399,7 @@ async def test_ended_run_of_a_lost_actor_is_booked_after_an_outage(cluster: Clus
 
 
 class HangingLedger(RecordingLedger):
-    """Stands for the ledger of a database that does not answer."""
+    """A fake ledger whose database does not respond."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -425,7 +425,7 @@ async def test_lost_actor_gets_no_renders_while_the_database_hangs(cluster: Clus
 
 async def test_many_runs_are_booked_in_several_transactions() -> None:
     class SlowLedger(RecordingLedger):
-        """Fails after the first transaction."""
+        """A fake ledger that fails after the first transaction."""
 
         async def book(self, runs: Sequence[RenderRun]) -> None:
             await super().book(runs)

@@ -1,4 +1,4 @@
-"""Tests that bookings wait for a busy database no longer than they must, and happen once."""
+"""Tests that bookings do not wait too long for a busy database, and happen once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACCOUNT = RenderAccount(
 
 
 class CountingLedger(RenderLedger):
-    """Counts the transactions that have begun and not ended."""
+    """A ledger that counts its unfinished transactions."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)

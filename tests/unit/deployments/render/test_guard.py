@@ -1,4 +1,4 @@
-"""Tests of what a pool refuses just before it renders."""
+"""Tests the checks with which a pool refuses a prompt just before rendering it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the count of lost actors."""
+"""Tests the count of lost actors."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 
 class Stores:
-    """The two stores, which record what is written to them."""
+    """The two stores that the reporter writes to; they record what is written."""
 
     def __init__(self) -> None:
         self.rows: list[Progress] = []

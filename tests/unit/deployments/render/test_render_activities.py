@@ -1,4 +1,4 @@
-"""Tests of the render activity in Temporal's test environment, with a fake renderer."""
+"""Tests the render activity in Temporal's test environment, with a fake renderer."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class UnrecordedSteps:
 
 
 class Bench:
-    """An activity with the stores and the fake renderer that it needs."""
+    """The activity with the stores and the fake renderer that it needs."""
 
     def __init__(self, folder: Path) -> None:
         self.database = Database(f"sqlite:///{folder / 'moyin.db'}")
@@ -336,7 +336,7 @@ async def test_record_of_an_interrupted_prompt_is_stored(
 
 
 async def test_waiting_step_sends_heartbeats(bench: Bench) -> None:
-    """Check lower bounds only: a loaded machine makes pauses longer, never shorter."""
+    """Only lower bounds are checked: a loaded machine makes pauses longer, never shorter."""
     now = asyncio.get_running_loop().time
     beats: asyncio.Queue[float] = asyncio.Queue()
     bench.environment.on_heartbeat = lambda *_: beats.put_nowait(now())
@@ -363,7 +363,7 @@ OTHER = "6f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3b"
 
 
 async def store_file(bench: Bench) -> None:
-    """Make the file of later results exist in the store."""
+    """Store the file that later results refer to."""
     stored = await bench.blobs.put(b"png")
     bench.renderer.file = replace(bench.renderer.file, sha256=stored)
 

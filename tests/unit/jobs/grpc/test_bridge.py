@@ -15,7 +15,7 @@ from moyin.jobs.grpc.faults import Fault
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:
-    """Send an error response in two parts, with a detail of as many bytes as the id says."""
+    """Send an error response in two parts, whose detail has as many bytes as the job id says."""
     size = int(request.match_info["id"])
     body = json.dumps({"detail": "x" * size, "code": "job_not_found"}).encode()
     response = web.StreamResponse(status=404, headers={"content-length": str(len(body))})
@@ -35,9 +35,10 @@ async def end_early(request: web.Request) -> web.StreamResponse:
 
 
 async def list_jobs(request: web.Request) -> web.StreamResponse:
-    """Return a page whose cursor is the query that was sent.
+    """Return a page whose cursor is the query string that was sent.
 
-    The metadata `sizes` are the bytes of all jobs; then the cursor is the number of the next job.
+    The metadata `sizes` hold the size in bytes of every job. If they are given, the cursor is the
+    number of the next job.
     """
     if "metadata.sizes" in request.query:
         sizes = json.loads(request.query["metadata.sizes"])

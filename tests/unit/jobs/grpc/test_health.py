@@ -20,7 +20,7 @@ NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
 
 
 class Gateway:
-    """A gateway that counts how often its state is read."""
+    """A fake gateway that counts how often its state is read."""
 
     def __init__(self) -> None:
         self.ready = True
@@ -38,7 +38,7 @@ def ask(service: str = MOYIN) -> Any:
 
 @pytest.mark.parametrize("service", ["", MOYIN])
 @pytest.mark.parametrize(("ready", "status"), [(True, SERVING), (False, NOT_SERVING)])
-async def test_a_check_tells_the_state(service: str, ready: bool, status: int) -> None:
+async def test_health_check_returns_the_state(service: str, ready: bool, status: int) -> None:
     gateway = Gateway()
     gateway.ready = ready
     assert (await HealthMonitor(gateway.is_ready).check(ask(service))).status == status
@@ -98,7 +98,7 @@ async def test_a_watcher_of_an_unknown_service_stays() -> None:
 async def test_clients_that_watch_work_while_others_take_all_watchers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Watchers need no key: with any other status, gRPC's clients would send no more calls."""
+    """Watching needs no key; if it failed for lack of slots, gRPC clients would stop calling."""
     monkeypatch.setattr(health, "_MAX_WATCHERS", 0)
     calls = health.HealthCalls()
     calls.grpc_health = HealthMonitor(Gateway().is_ready)

@@ -1,4 +1,4 @@
-"""moyin.proto has every member of the HTTP API's jobs, events and filters."""
+"""Tests that moyin.proto has every member of the HTTP API's jobs, events and filters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES[wire.JobBody] = "Job"
 
 
 def list_members(descriptor: Descriptor) -> dict[str, str]:
-    """Return the type of each member that the fields of a message stand for."""
+    """Return the JSON members that a message's fields represent, with their types."""
     members = {}
     for field in descriptor.fields:
         member = field.name.removesuffix("_json")
@@ -53,7 +53,7 @@ def list_members(descriptor: Descriptor) -> dict[str, str]:
 
 
 def find_models(kind: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models within a type such as ``list[Model] | None``."""
+    """Yield the pydantic models within a type such as ``list[Model] | None``."""
     if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(kind) is None:
         yield kind
     elif get_origin(kind) in (list, types.UnionType):
@@ -70,7 +70,7 @@ def test_a_message_has_the_members_of_its_model(model: type[BaseModel]) -> None:
             assert members[name] == ("json" if part is wire.OutputBody else NAMES[part]), name
 
 
-def test_every_status_is_there() -> None:
+def test_every_status_is_listed() -> None:
     names = {f"JOB_STATUS_{status.value.upper()}" for status in JobStatus}
     assert {*pb.JobStatus.keys()} == names | {"JOB_STATUS_UNSPECIFIED"}
 

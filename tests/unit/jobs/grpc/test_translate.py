@@ -93,13 +93,13 @@ def test_a_job() -> None:
     assert not job.HasField("position") and not job.HasField("queued_for")
 
 
-def test_a_queued_job_tells_its_place() -> None:
+def test_a_queued_job_shows_its_place() -> None:
     body = JOB | {"status": "queued", "error": None, "queued_for": 0.0, "position": 1}
     job = to_job_message(body)
     assert (job.HasField("queued_for"), job.queued_for, job.position) == (True, 0, 1)
 
 
-def test_a_batch_has_its_children_and_what_was_submitted() -> None:
+def test_a_batch_shows_its_children_and_its_submission() -> None:
     seed = 2**63 + 1
     child = {
         "index": 1, "status": "failed", "inputs": {"seed": seed}, "progress": 0.5,

@@ -33,7 +33,7 @@ LATE = json.dumps(
 
 
 class Broker:
-    """Delivers the given messages and records how each was settled."""
+    """A fake broker that delivers the given messages and records how each was settled."""
 
     def __init__(self, *deliveries: Delivery) -> None:
         self.messages = list(deliveries)
@@ -90,7 +90,7 @@ class Service:
 
 
 class EndedJobs:
-    """Stands in for both the feed and the job store; every job has succeeded."""
+    """A fake of both the feed and the job store, in which every job has succeeded."""
 
     def __init__(self) -> None:
         self.keys: dict[tuple[str, str], Job] = {}
@@ -110,7 +110,7 @@ def delivery(message_id: str | None = "m1", body: bytes = BODY, count: int = 1) 
 
 
 class Limits:
-    """Stands in for the store of limits."""
+    """A fake store of limits."""
 
     def __init__(self, *limits: Limit) -> None:
         self.limits = limits

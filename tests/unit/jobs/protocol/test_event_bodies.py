@@ -1,4 +1,4 @@
-"""The documented data of events is what the code publishes."""
+"""Tests that events have the documented data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests how filters of jobs and artifacts are parsed."""
+"""Tests the parsing of filters of jobs and artifacts."""
 
 from __future__ import annotations
 

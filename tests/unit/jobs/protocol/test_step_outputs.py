@@ -1,4 +1,4 @@
-"""Tests of references to outputs that the kind of the earlier step never has."""
+"""Tests references to outputs that a step of that kind never has."""
 
 from __future__ import annotations
 

@@ -45,10 +45,10 @@ HEADS = (
 
 
 class Script:
-    """The activities of a job; ``on`` has an action for each step that needs one, by its index.
+    """The activities of a job; ``on`` maps step indexes to special behaviours.
 
     Args:
-        records: the activities of steps record their own results.
+        records: True if the activities of steps record their own results.
     """
 
     def __init__(self, records: bool) -> None:
@@ -156,7 +156,7 @@ def _superseded() -> ApplicationError:
 
 
 class Bench:
-    """Starts jobs on the test server and runs their workers."""
+    """Starts jobs on the test server, and runs their workers."""
 
     def __init__(self, environment: WorkflowEnvironment, script: Script) -> None:
         self.environment = environment
@@ -164,7 +164,7 @@ class Bench:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Run workers of all queues."""
+        """Run workers for all queues during the block."""
         script, client = self.script, self.environment.client
         light: list[Any] = [
             script.chat_step,

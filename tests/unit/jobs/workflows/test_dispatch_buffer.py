@@ -9,7 +9,7 @@ from moyin.jobs.workflows.launcher import DispatchBuffer
 
 
 class Jobs:
-    """Records marks; the first ``away`` calls fail."""
+    """A fake store that records marks; its first ``away`` calls fail."""
 
     def __init__(self, away: int = 0) -> None:
         self.done = asyncio.Event()

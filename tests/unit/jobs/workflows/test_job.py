@@ -34,7 +34,7 @@ def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
 
 
 def held() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
-    """Return a step that heartbeats until released, and two events: it has begun, release it."""
+    """Return a step that sends heartbeats, and two events: it has started, and release it."""
     begun, released = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
@@ -147,7 +147,7 @@ async def test_a_job_can_be_cancelled_during_a_retry_pause(bench: Bench) -> None
 
 
 async def test_a_cancellation_while_the_end_is_written_leaves_one_end(bench: Bench) -> None:
-    """Both outcomes are right: the store keeps the first one that is written."""
+    """Both outcomes are valid: the store keeps the one that is written first."""
     bench.script.hold_finish.clear()
     handle = await bench.start()
     await eventually(lambda: bench.script.finishing)

@@ -1,4 +1,4 @@
-"""The judge's workflow on Temporal's time-skipping server; its activities are scripted."""
+"""Tests the judge's workflow on Temporal's time-skipping server, with scripted activities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "codename Bluebird"
 
 
 class Steps:
-    """Stands in for `Judge` with scripted results."""
+    """A stand-in for `Judge` with scripted results."""
 
     def __init__(self) -> None:
         self.answers: list[Outcome | Exception] = [Outcome.ANSWERED]
@@ -143,7 +143,7 @@ async def test_a_comparison_fails_if_the_outage_does_not_end(bench: Bench) -> No
 async def test_a_bug_is_not_retried_and_its_message_is_not_stored(
     bench: Bench, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Messages of errors may quote the value that is wrong."""
+    """The message of an error may contain the invalid value, such as a prompt."""
     bench.steps.answers = [error, Outcome.ANSWERED]
     handle = await bench.start()
     assert await handle.result() == Outcome.FAILED

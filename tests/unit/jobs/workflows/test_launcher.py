@@ -1,4 +1,4 @@
-"""Tests `JobLauncher` with a Temporal whose runs change between two calls."""
+"""Tests `JobLauncher` with a fake Temporal whose runs change between two calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(attempt: int, status: WorkflowExecutionStatus) -> Run:
 
 
 class Temporal:
-    """Holds the runs of one workflow id, newest last; ``coming`` starts after the next call."""
+    """A fake with the runs of a workflow id, newest last; ``coming`` starts after the next call."""
 
     def __init__(self, *runs: Run, coming: Run | None = None) -> None:
         self.runs = list(runs)

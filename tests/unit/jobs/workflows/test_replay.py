@@ -1,6 +1,7 @@
-"""Recorded histories must replay with today's workflows: running jobs outlive a deployment.
+"""Tests that recorded histories replay with the current workflows, since jobs outlive deployments.
 
-`tests/integration/jobs/test_histories.py` and `tests/integration/text/test_judge.py` record them on a real server.
+`tests/integration/jobs/test_histories.py` and `tests/integration/text/test_judge.py` record the
+histories on a real server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tests how a step's activity records its beginning and its result, on a real database."""
+"""Tests that a step's activity records its start and its result in a real database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the bridge on fakes of the parts of ComfyUI that it uses."""
+"""Tests the bridge with fakes of the parts of ComfyUI that it uses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMPTS = [f"{number:08d}-0000-0000-0000-000000000000" for number in (1, 2)]
 
 
 class Queue:
-    """ComfyUI's PromptQueue, whose executor ignores the first flags."""
+    """A fake of ComfyUI's PromptQueue, whose executor ignores the first flags."""
 
     def __init__(self, *, ignored: int = 0, running: bool = False) -> None:
         self.currently_running = {0: "prompt"} if running else {}
@@ -103,7 +103,7 @@ class Validating(Plain):
 class Broken:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        raise RuntimeError("its folder is gone")
+        raise RuntimeError("the prompt's folder is gone")
 
 
 def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
@@ -172,7 +172,7 @@ def test_files_of_a_prompt_stay_in_its_folder(prefix: str) -> None:
 
 
 class Prompts:
-    """Sends the events of a prompt whose node reports files."""
+    """Sends the events of a prompt in which a node reports files."""
 
     def __init__(self, folder: Path) -> None:
         self.sent: list[Any] = []
@@ -260,7 +260,7 @@ async def test_startup_objects_are_frozen() -> None:
 
 
 class Cuda:
-    """A GPU with 1000 bytes, of which this process has reserved some."""
+    """A fake GPU with 1000 bytes, of which this process has reserved some."""
 
     def __init__(self, reserved: int) -> None:
         self.reserved = reserved

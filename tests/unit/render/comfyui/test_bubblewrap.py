@@ -1,4 +1,4 @@
-"""Tests of the check whether this machine can confine a process, and of its advice."""
+"""Tests the check whether this machine can isolate a process, and its advice."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_advice_names_the_setting_that_forbids_namespaces(
 
 
 class Call:
-    """A system call in the form in which the kernel passes it to a filter."""
+    """A system call in the form in which the kernel passes it to a seccomp filter."""
 
     def __init__(self, number: int, first: int = 0, audit: int = 0xC000003E) -> None:
         self._data = struct.pack("=IIQ6Q", number, audit, 0, first, 0, 0, 0, 0, 0)

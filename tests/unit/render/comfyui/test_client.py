@@ -1,4 +1,4 @@
-"""Tests of the limits on responses of a ComfyUI whose nodes may be hostile."""
+"""Tests the limits on responses of a ComfyUI whose nodes may be hostile."""
 
 from __future__ import annotations
 

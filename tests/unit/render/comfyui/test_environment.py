@@ -1,4 +1,4 @@
-"""Tests of which environment variables ComfyUI gets."""
+"""Tests which environment variables ComfyUI receives."""
 
 from __future__ import annotations
 

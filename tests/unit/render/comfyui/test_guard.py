@@ -1,4 +1,4 @@
-"""Tests of the checks inside ComfyUI's process, on fakes of the parts that they use."""
+"""Tests the checks inside ComfyUI's process, with fakes of the parts of ComfyUI that they use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of which inputs name files, and which values they can hold."""
+"""Tests which inputs name files, and which values they may have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the staging and placing of input files."""
+"""Tests how input files are downloaded and linked into a prompt's folder."""
 
 from __future__ import annotations
 

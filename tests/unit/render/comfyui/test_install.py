@@ -15,7 +15,7 @@ from moyin.settings import Settings
 
 
 class Pip:
-    """Replaces pip, uv and the network: creates the files that pip would, and can fail."""
+    """Replaces pip, uv and the network: creates the files that pip would create, and can fail."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []

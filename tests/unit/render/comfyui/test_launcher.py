@@ -1,4 +1,4 @@
-"""The script that starts ComfyUI ends with its parent, whatever it is doing."""
+"""Tests that the script that starts ComfyUI ends with its parent in every phase."""
 
 from __future__ import annotations
 

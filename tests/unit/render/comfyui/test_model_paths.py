@@ -1,4 +1,4 @@
-"""Tests of the folders of models in ComfyUI's extra_model_paths.yaml."""
+"""Tests how the model folders in ComfyUI's extra_model_paths.yaml are found."""
 
 from __future__ import annotations
 

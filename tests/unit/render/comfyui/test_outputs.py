@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> ProcessFolder:
 
 
 def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
-    """Write a file as a prompt that has ended leaves it."""
+    """Write a file as an ended prompt would have left it."""
     written = WrittenFiles(folder)
     written.begin_prompt(prompt_id)
     path = folder.base / "output" / name
@@ -96,7 +96,7 @@ async def test_pruned_cached_file_is_not_returned(
 
 
 async def test_reused_file_name_is_another_file(folder: ProcessFolder, blobs: BlobStore) -> None:
-    """A node that names its files itself may use the same name for prompts of two tenants."""
+    """A node that chooses its own file names may reuse a name for the prompt of another tenant."""
     outputs, history = new_outputs(folder, blobs), entry("latest.png")
     write(folder, FIRST, "latest.png", b"Ada's")
     assert await content(outputs, blobs, FIRST, history) == b"Ada's"

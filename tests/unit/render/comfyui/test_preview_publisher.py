@@ -97,7 +97,7 @@ def test_only_pictures_are_previews(frame: bytes, parsed: Any) -> None:
 
 
 async def _turn() -> None:
-    """Let other tasks run once."""
+    """Let the other tasks run once."""
     loop = asyncio.get_running_loop()
     waiting = loop.create_future()
     loop.call_soon(waiting.set_result, None)

@@ -1,4 +1,4 @@
-"""Tests of which files a process can reach when prompts are cancelled at any moment."""
+"""Tests which files a process can access when prompts are cancelled at any moment."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ GRAPH = {"1": {"class_type": "SaveImageWebsocket"}, "2": {"class_type": "KSample
 
 
 class Frames:
-    """`FrameStore` whose Valkey may be slow."""
+    """A fake `FrameStore` whose Valkey may be slow."""
 
     def __init__(self) -> None:
         self.published: list[Frame] = []

@@ -1,4 +1,4 @@
-"""Tests of a renderer whose ComfyUI, store or sandbox fails; no ComfyUI runs here."""
+"""Tests a renderer whose ComfyUI, store or sandbox fails; no ComfyUI runs here."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from tests.waiting import eventually
 
 
 class Process:
-    """A process that has not ended."""
+    """A fake process that has not ended."""
 
     pid = 1
     was_killed = False
 
     def kill_new_processes(self) -> None:
-        """Do nothing: there are none."""
+        """Do nothing, because there are no new processes."""
 
     def __init__(self) -> None:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
 class Bench:
-    """A renderer whose ComfyUI accepts connections and never answers."""
+    """A renderer whose ComfyUI accepts connections but never responds."""
 
     def __init__(self, folder: Path, blobs: BlobStore, comfyui: ComfyClient) -> None:
         self.process = Process()
@@ -174,7 +174,7 @@ async def _error_of(renderer: ComfyRenderer) -> str:
 
 
 class AcceptingComfyUI:
-    """Accepts prompts, which are executed until a test gives their end."""
+    """A fake ComfyUI that accepts prompts, and executes them until the test ends them."""
 
     def __init__(self) -> None:
         self.is_over = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Tests of the bubblewrap options that confine ComfyUI."""
+"""Tests the bubblewrap options that isolate ComfyUI."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(comfy_options: ComfyOptions, **env: str) -> list[str]:
 
 
 def mounts(words: list[str], option: str) -> dict[str, str]:
-    """Return the paths outside by path inside."""
+    """Return the source path of each mount, by its path in the sandbox."""
     return {words[i + 2]: words[i + 1] for i, word in enumerate(words) if word == option}
 
 
@@ -202,7 +202,7 @@ def test_graphics_devices_and_their_groups_are_passed(
 
 
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
-    """Bubblewrap would create a mount point in a writable folder outside, where it can be moved."""
+    """Bubblewrap would create the mount point in a writable folder, where it can be moved."""
     words = command(options(tmp_path))
     written = [Path(path) for path in mounts(words, "--bind")]
     others = [Path(path) for path in mounts(words, "--ro-bind")]

@@ -1,4 +1,4 @@
-"""Tests of processes that a prompt leaves behind, in a real sandbox."""
+"""Tests in a real sandbox that processes which a prompt leaves behind are ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the reading of events that ComfyUI, or one of its nodes, sends."""
+"""Tests the parsing of events that ComfyUI or a hostile node sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of which nodes ComfyUI's cache shares between tenants."""
+"""Tests which cached results of nodes ComfyUI shares between tenants."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLASSES = {
 
 
 class Prompt:
-    """ComfyUI's DynamicPrompt of one node."""
+    """A fake of ComfyUI's DynamicPrompt with one node."""
 
     def __init__(self, class_type: str) -> None:
         self._node = {"class_type": class_type}

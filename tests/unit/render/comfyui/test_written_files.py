@@ -1,4 +1,4 @@
-"""Tests of the files that hostile nodes leave behind."""
+"""Tests that the files which hostile nodes leave behind are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the posters of videos, in this process and in picture processes with their limits."""
+"""Tests posters of videos, in this process and in picture processes with limits."""
 
 from __future__ import annotations
 

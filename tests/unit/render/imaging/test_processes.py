@@ -1,4 +1,4 @@
-"""Tests of picture processes with pictures that exceed the limits."""
+"""Tests picture processes with pictures that exceed the limits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def processes() -> AsyncIterator[PictureProcesses]:
 
 
 def plain(size: tuple[int, int], kind: str = "PNG", mode: str = "1") -> bytes:
-    """Return a picture of one colour, whose file is small whatever its size."""
+    """Return a picture of one colour, so that its file is small whatever its dimensions."""
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, kind)
     return buffer.getvalue()
@@ -45,7 +45,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def lying_png(width: int, height: int, *, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    """Return a header with too little data for its size."""
+    """Return a PNG whose header claims a size for which there is too little data."""
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(interlaced))
     data = chunk(b"IDAT", zlib.compress(bytes(1000)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + data + chunk(b"IEND", b"")
@@ -288,6 +288,6 @@ async def test_process_gets_no_secrets_of_the_replica(
 
 
 def _gone(pid: int) -> None:
-    """Return when the process has ended, even if it is not reaped."""
+    """Wait until the process has ended, even if its parent has not reaped it."""
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.02)

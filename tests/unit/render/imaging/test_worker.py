@@ -1,4 +1,4 @@
-"""Tests of the conversions in the picture process."""
+"""Tests the conversions in the picture process."""
 
 from __future__ import annotations
 

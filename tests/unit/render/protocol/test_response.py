@@ -64,7 +64,7 @@ def test_successful_entry_raises_nothing() -> None:
 
 
 def test_success_is_what_the_messages_report() -> None:
-    """ComfyUI keeps the status of the last executed node if the execution fails between nodes."""
+    """If the execution fails between nodes, ComfyUI's status is still that of the last node."""
     cycle = {
         "node_id": "4",
         "node_type": "Loop",

@@ -1,4 +1,4 @@
-"""Tests of the times in the forecasts of windows and schedulers."""
+"""Tests the times in the forecasts of windows and schedulers."""
 
 from __future__ import annotations
 

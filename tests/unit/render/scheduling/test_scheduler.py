@@ -14,7 +14,7 @@ def pending(name: str, priority: int = 3, arrived: float = 0) -> PendingRender:
 
 
 class Harness:
-    """Runs renders that hold their lease until `finish` is called."""
+    """Starts renders that hold their lease until `finish` is called."""
 
     def __init__(self, scheduler: RenderScheduler) -> None:
         self.scheduler = scheduler

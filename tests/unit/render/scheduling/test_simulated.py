@@ -1,4 +1,4 @@
-"""Tests of the whole policy on a small simulated farm; `benchmarks.scheduling` has the large one."""
+"""Tests the scheduling policy on a small simulated farm, unlike `benchmarks.scheduling`."""
 
 from __future__ import annotations
 

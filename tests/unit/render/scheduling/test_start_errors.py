@@ -1,4 +1,4 @@
-"""Tests of `StartErrors`."""
+"""Tests `StartErrors`, which counts failed starts of renderers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the measured waits of renders."""
+"""Tests the statistics of the waits of renders."""
 
 from __future__ import annotations
 

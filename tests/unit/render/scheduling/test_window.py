@@ -1,4 +1,4 @@
-"""Tests of `Window.choose_assignment` on generated farms and queues."""
+"""Tests `Window.choose_assignment` on generated farms and queues."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def window(
     renders: Sequence[PendingRender],
     weights: dict[str, float] | None = None,
 ) -> Window:
-    """Return a window; ``loaded`` has the model of each renderer, which is named by its position."""
+    """Return a window with one renderer per entry of ``loaded``, which is the renderer's model."""
     made = Window(RULES, OwnerFairShare(weights))
     for number, model in enumerate(loaded):
         made.add_renderer(str(number), [model] if model else [], 0.0)
@@ -51,7 +51,7 @@ def window(
 
 
 def served(made: Window, now: float, seconds: float = 1.0) -> list[str]:
-    """Return the order in which the renderers serve all renders, each in ``seconds``."""
+    """Return the order in which all renders are served, if each takes ``seconds``."""
     order = []
     while len(made):
         choice = made.choose_assignment(now)

@@ -1,4 +1,4 @@
-"""Tests how the number of calls that an Ollama host runs at a time is learned."""
+"""Tests how the number of concurrent calls of an Ollama host is learned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Server:
-    """A server that runs ``parallel`` calls at a time, each for ten seconds, without a network."""
+    """A simulated server that runs ``parallel`` calls at a time, each for ten seconds."""
 
     def __init__(self, parallel: int, *, max_limit: int = 64) -> None:
         self.clock = Clock()
@@ -30,7 +30,7 @@ class Server:
         self.calls: list[tuple[ExitStack, TrackedCall]] = []
 
     def fill(self) -> None:
-        """Send calls, as many as are waiting for ever, while the limit allows."""
+        """Begin calls for as long as the limit allows, from an endless queue."""
         while len(self.calls) < (self.slots.limit or 0) or self._grows():
             stack = ExitStack()
             self.calls.append((stack, stack.enter_context(self.limit.track("chat", 100))))
@@ -39,7 +39,7 @@ class Server:
                 self.calls[-1][1].record_first_token()
 
     def end_first(self) -> None:
-        """End the oldest call, whereupon the server begins the first call of its own queue."""
+        """End the oldest call; the server then begins the first call of its own queue."""
         self.clock.now += 10
         self.calls.pop(0)[0].close()
         self.clock.now += 0.1
@@ -98,7 +98,7 @@ def test_one_late_token_does_not_refute_what_was_proven() -> None:
     assert server.slots.limit == 1
 
 
-def test_whole_answers_tell_when_they_began() -> None:
+def test_whole_answers_report_when_they_began() -> None:
     server = Server(2)
     with server.limit.track("chat", 100) as first:
         with server.limit.track("chat", 100) as second:

@@ -1,4 +1,4 @@
-"""Tests how the models on the disk of an Ollama host are followed."""
+"""Tests how the list of an Ollama host's models is kept up to date."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ async def test_pulled_and_removed_models_are_followed(
     assert models.find("smollm2") is models.find("smollm2:latest") is not None
 
 
-async def test_model_that_was_created_anew_is_asked_for_again(
-    host: FakeOllamaHost, http: HttpClient
-) -> None:
+async def test_a_recreated_model_is_described_again(host: FakeOllamaHost, http: HttpClient) -> None:
     models = HostModels()
     await models.refresh(http)
     host.models["smollm2:latest"] = ["completion", "tools"]

@@ -1,4 +1,4 @@
-"""How back ends in the clouds of others are addressed, and what their errors mean."""
+"""Tests the requests to cloud providers, and the interpretation of their errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CLAUDE_ANSWER = {
 
 @dataclass
 class Cloud:
-    """A server that records requests and answers all of them with ``status`` and ``body``."""
+    """A fake provider that records requests and answers with ``status`` and ``body``."""
 
     body: Any = field(default_factory=lambda: ANSWER)
     status: int = 200
@@ -56,7 +56,7 @@ class Cloud:
 
 @asynccontextmanager
 async def running(cloud: Cloud, **settings: Any) -> AsyncIterator[BackendRuntime]:
-    """Run the cloud, and the back end that these settings describe, with the key ``secret``."""
+    """Run the provider, and a back end with these settings and the key ``secret``."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", cloud.answer)
     runner = web.AppRunner(app)

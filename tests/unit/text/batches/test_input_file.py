@@ -87,7 +87,7 @@ async def test_at_most_a_hundred_errors_are_listed(blobs: BlobStore) -> None:
     assert len(errors) == 100 and added == []
 
 
-async def test_a_missing_blob_is_told(blobs: BlobStore) -> None:
+async def test_a_missing_blob_is_reported(blobs: BlobStore) -> None:
     with pytest.raises(FileNotFoundError):
         await check_input(
             blobs, "a" * 64, OpenAIBatchFormat(), ENDPOINT, add_lines=_nothing, bounds=InputBounds()

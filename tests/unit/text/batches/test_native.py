@@ -106,7 +106,7 @@ class Api:
 
 
 class Lines:
-    """Has all lines whose model is ``native`` run by the API."""
+    """Makes the API run all lines whose model is ``native``."""
 
     has_batch_api = True
 
@@ -150,7 +150,7 @@ class Lines:
 
 
 class Rig:
-    """A batch of lines in a database, and two replicas that drive its native batches."""
+    """A batch of lines in a database, with two replicas that process its native batches."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database
@@ -204,7 +204,7 @@ class Rig:
         return await (replica or self.replica).advance(batch, self.file, limited=limited)
 
     async def until(self, **statuses: int) -> None:
-        """Advance until so many native batches have these statuses, and no others exist."""
+        """Advance until exactly the given numbers of native batches have these statuses."""
 
         async def is_so() -> bool:
             await self.advance()
@@ -226,7 +226,7 @@ class Rig:
         return sorted(await self.database.fetch_values(query))
 
     async def claimable(self) -> list[int]:
-        """The lines that single calls may answer; they are given back."""
+        """Return the lines that other runners could claim; the claim is released again."""
         claimed = [line.number for line in await self.lines.claim("batch_1", "r", 100)]
         await self.lines.release("batch_1", claimed, "r")
         return claimed
@@ -341,7 +341,7 @@ async def test_a_cancelled_batch_does_not_wait_long_for_a_lost_one(
 
 async def test_the_search_for_a_lost_batch_ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
-        raise BackendTimeout("it lists no batches")
+        raise BackendTimeout("the API does not list its batches")
 
     monkeypatch.setattr(rig.api, "find_submitted", fail)
     rig.api.error = BackendTimeout("no answer")

@@ -31,7 +31,7 @@ def new_batch(endpoint: str = "/v1/messages") -> TextBatch:
 
 
 def new_lines(*abilities: str, omit: frozenset[str] = frozenset()) -> NativeLines:
-    """Return the lines of a gateway whose only model is at a back end of OpenAI's format."""
+    """Return the `NativeLines` of a gateway whose only back end has OpenAI's format."""
     rig = Rig(FakeBackend(), tariff=CHEAP, abilities=abilities)
     rig.runtimes[0].batch_api = OpenAIBatches(cast(Any, None))
     [deployment] = rig.router.fleet.catalog.deployments

@@ -46,8 +46,8 @@ from tests.waiting import eventually
 ADA = Identity(owner="ada", key_id="key_1")
 
 
-class Caller:
-    """Answers lines; ``errors`` holds what a line gets first."""
+class FakeCaller:
+    """Answers lines; ``errors`` maps lines to the errors of their first attempts."""
 
     def __init__(self) -> None:
         self.errors: dict[int, list[MoyinError]] = {}
@@ -84,7 +84,7 @@ class Caller:
 
 
 class Rig:
-    """A batch of lines in a database, and runners of two replicas."""
+    """A batch of lines in a database, with runners of two replicas."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database
@@ -92,7 +92,7 @@ class Rig:
         self.lines = BatchLineStore(database)
         self.files = FileStore(database)
         self.blobs = BlobStore(f"file://{folder}")
-        self.caller = Caller()
+        self.caller = FakeCaller()
         self.window = 4
         self.runner = self.new_runner()
         self.other = self.new_runner()
@@ -194,7 +194,7 @@ async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
     assert len(await rig.count_charged()) == 2
 
 
-async def test_lines_go_on_when_whoever_asked_is_gone(rig: Rig) -> None:
+async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
     await rig.begin(10)
     rig.caller.free.clear()
     working = asyncio.create_task(rig.runner.work("batch_1", ADA))
@@ -210,7 +210,7 @@ async def test_lines_go_on_when_whoever_asked_is_gone(rig: Rig) -> None:
     assert (await rig.show()).completed == 10
 
 
-async def test_others_run_what_a_stopped_replica_gives_back(rig: Rig) -> None:
+async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig) -> None:
     await rig.begin(4)
     rig.caller.free.clear()
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE

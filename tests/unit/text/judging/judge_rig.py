@@ -1,4 +1,4 @@
-"""Provides a router over three fake models, one of which judges; Valkey is a dictionary."""
+"""Provides a router with three fake models, one of which is the judge; no Valkey is used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
 
 
 class FakeBudget:
-    """Stands in for the operator's budget and for the reservation of each call."""
+    """A fake of the operator's budget and of each call's reservation."""
 
     limits_spending = True
 
@@ -53,7 +53,7 @@ class FakeBudget:
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
         if usd > self.left:
-            raise BudgetExceeded("the budget of the month does not cover it")
+            raise BudgetExceeded("the monthly budget does not cover the call")
         self.reserved.append(usd)
 
     def record(self, usd: Decimal, tokens: int) -> None:
@@ -64,7 +64,7 @@ class FakeBudget:
 
 
 class InMemoryComparisons:
-    """Stands in for `ComparisonStore`."""
+    """A `ComparisonStore` in memory."""
 
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
@@ -120,10 +120,10 @@ class Queue:
 
 
 class JudgeRig:
-    """Lets the small model answer, because a bad answer costs next to nothing here.
+    """A router in which the small model answers, because bad answers cost little here.
 
-    Haiku is better and Opus judges. Back ends use a format that no client here uses, so that every
-    request is translated.
+    Haiku is the better model, and Opus is the judge. The back ends use an API format that no client
+    here uses, so that every request is translated.
     """
 
     def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
@@ -195,7 +195,7 @@ class JudgeRig:
         request_id: str = "r1",
         **changes: Any,
     ) -> Answer:
-        """Send a request like a client; read a stream to its end."""
+        """Send a request like a client, and read the whole stream if it is one."""
         codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}

@@ -1,4 +1,4 @@
-"""The steps of a comparison: which models are called, who pays, and what is learned."""
+"""Tests the steps of a comparison: which models are called, who pays, and what is learned."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRi
 BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 
-def toss(rig: JudgeRig, name: str, swapped: bool) -> None:
-    """Set the random order of the answers."""
+def set_answer_order(rig: JudgeRig, name: str, swapped: bool) -> None:
+    """Set the random order in which the judge sees the answers."""
     one = decode(Comparison, rig.store.stored[name])
     rig.store.stored[name] = encode(replace(one, swapped=swapped))
 
@@ -32,7 +32,7 @@ def toss(rig: JudgeRig, name: str, swapped: bool) -> None:
 async def test_comparison_gives_one_signal_per_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    toss(rig, name, True)
+    set_answer_order(rig, name, True)
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     verdict = await rig.judge.fetch_verdict(name)
     assert verdict == Verdict(given=0.25, other=1.0)
@@ -54,7 +54,7 @@ async def test_comparison_gives_one_signal_per_model() -> None:
 async def test_the_judge_sees_both_answers_and_no_name() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    toss(rig, name, False)
+    set_answer_order(rig, name, False)
     await rig.judge.fetch_second_answer(name)
     await rig.judge.fetch_verdict(name)
     (parsed,) = rig.backends[OPUS].requests
@@ -210,7 +210,7 @@ async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None)
     "raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
 )
 async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
-    """A retry would be paid again, every five minutes for six hours."""
+    """Otherwise retries would be charged every five minutes for six hours."""
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     for place, model in (("haiku", HAIKU), ("opus", OPUS)):

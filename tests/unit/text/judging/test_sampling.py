@@ -1,4 +1,4 @@
-"""Answers are sampled for the judge without any effect on the client."""
+"""Tests that answers are sampled for the judge without any effect on the client."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
 
 
 async def test_where_residency_forbids_the_second_model_nothing_is_compared() -> None:
-    """The judge may see the data, the configured second model may not."""
+    """The judge's model may process the data, but the configured second model may not."""
     rig = JudgeRig(rules=replace(RULES, second=HAIKU))
     deployments = rig.router.fleet.catalog.deployments
     moved = (
@@ -218,7 +218,7 @@ async def test_where_residency_forbids_the_second_model_nothing_is_compared() ->
 
 
 async def test_removed_alias_prevents_the_comparison() -> None:
-    """Its residency rules are gone, so its data must not go anywhere else."""
+    """Without the alias its residency rules are unknown, so the data must not be sent elsewhere."""
     rig = JudgeRig(aliases={"home": Alias(residency=("on-premises",))})
     deployments = rig.router.fleet.catalog.deployments
     twin = replace(deployments[1], residency="on-premises")

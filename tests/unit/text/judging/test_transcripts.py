@@ -1,4 +1,4 @@
-"""Transcripts of conversations and answers of every protocol, whole and streamed."""
+"""Tests transcripts of conversations and answers in every protocol, whole and streamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge's request is blind, and its verdict is mapped back to the models."""
+"""Tests that the judge does not see the models' names, and that its verdict is mapped to them."""
 
 from __future__ import annotations
 

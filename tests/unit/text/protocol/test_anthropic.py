@@ -176,7 +176,7 @@ def nulls(value: Any) -> set[str]:
 
 
 def _unsigned(answer: ChatResponse) -> ChatResponse:
-    """Remove empty signatures, which the protocol requires for thinking of other models."""
+    """Return the answer without empty signatures, which the protocol requires for other models."""
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
         for p in answer.parts

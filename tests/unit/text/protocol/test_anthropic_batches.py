@@ -24,8 +24,8 @@ NOW = datetime.now(UTC)
 BATCH = new_batch(Identity(owner="ada", key_id="k"), "file-1", total=4, created_at=NOW)
 
 
-def shown(batch: TextBatch) -> MessageBatch:
-    """The batch object, which is valid by Anthropic's package in strict mode."""
+def parse_batch(batch: TextBatch) -> MessageBatch:
+    """Return the batch object, validated by Anthropic's package in strict mode."""
     return MessageBatch.model_validate_json(to_json(render_batch(batch, "http://r")), strict=True)
 
 
@@ -142,19 +142,21 @@ def test_reading_a_hostile_body_takes_time_in_proportion_to_its_size(body: bytes
 
 
 def test_a_batch_shows_its_counts_when_it_has_ended() -> None:
-    open_batch = shown(BATCH)
+    open_batch = parse_batch(BATCH)
     assert open_batch.processing_status == "in_progress"
     assert open_batch.request_counts.processing == 4 and open_batch.results_url is None
     canceling = replace(BATCH, status=BatchStatus.CANCELLING, cancelling_at=NOW)
-    assert shown(canceling).processing_status == "canceling"
+    assert parse_batch(canceling).processing_status == "canceling"
     ended = replace(canceling, ended_at=NOW, completed=1, failed=2)
-    canceled = shown(replace(ended, status=BatchStatus.CANCELLED))
+    canceled = parse_batch(replace(ended, status=BatchStatus.CANCELLED))
     counts = canceled.request_counts
     assert (counts.succeeded, counts.errored, counts.canceled, counts.expired) == (1, 2, 1, 0)
     assert (canceled.processing_status, canceled.results_url) == ("ended", "http://r")
-    expired = shown(replace(ended, status=BatchStatus.EXPIRED)).request_counts
+    expired = parse_batch(replace(ended, status=BatchStatus.EXPIRED)).request_counts
     assert (expired.canceled, expired.expired, expired.processing) == (0, 1, 0)
-    old = shown(replace(ended, status=BatchStatus.COMPLETED, ended_at=NOW - timedelta(days=30)))
+    old = parse_batch(
+        replace(ended, status=BatchStatus.COMPLETED, ended_at=NOW - timedelta(days=30))
+    )
     assert old.archived_at is not None and old.results_url is None
 
 

@@ -53,7 +53,7 @@ def test_newest_turns_stops_reading_at_the_bound() -> None:
     def endless() -> Iterator[Turn]:
         for number in range(MAX_TURNS):
             yield "user", f"turn {number}"
-        raise AssertionError("read on")
+        raise AssertionError("the codec read beyond the limit")
 
     assert [text for _, text in select_newest_turns(endless())] == [
         f"turn {number}" for number in reversed(range(MAX_TURNS))

@@ -39,7 +39,7 @@ def request(*parts: PromptFile) -> ChatRequest:
         ("\N{BOM}Größe".encode(), "a.md", None, Text),
     ],
 )
-def test_the_content_decides_what_a_file_is(
+def test_the_content_decides_the_type_of_a_file(
     content: bytes, name: str | None, declared: str | None, found: type[PromptFile]
 ) -> None:
     encoded = base64.b64encode(content).decode()
@@ -56,7 +56,7 @@ def test_text_has_the_name_of_its_file() -> None:
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04\xff", b"RIFF\xff\xff\xff\xffWAVE"])
-def test_what_no_model_reads_is_refused(content: bytes) -> None:
+def test_members_that_no_model_reads_are_refused(content: bytes) -> None:
     with pytest.raises(UnsupportedFeature, match=r"f: models read .* not") as caught:
         read_file(content, name="a.bin", declared=None, field="f")
     assert caught.value.field == "f"

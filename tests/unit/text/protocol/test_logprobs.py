@@ -1,4 +1,4 @@
-"""Tests that the probabilities of tokens cross from every protocol to every back end that has them."""
+"""Tests that token probabilities are translated between every protocol and back end."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def read_client_logprobs(name: str, body: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_whole_answer_of_an_ollama_has_them(name: str, backend: OllamaBackend) -> None:
+async def test_whole_ollama_answer_contains_logprobs(name: str, backend: OllamaBackend) -> None:
     answer = await backend.chat(to_domain(name), deadline())
     body = json.loads(parse(name).encode_response(answer))
     assert read_client_logprobs(name, body) == EXPECTED
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_streamed_answer_of_an_ollama_has_them(name: str, backend: OllamaBackend) -> None:
+async def test_streamed_ollama_answer_contains_logprobs(name: str, backend: OllamaBackend) -> None:
     writer = parse(name, stream=True).create_stream_writer()
     deltas = backend.stream(to_domain(name, stream=True), deadline())
     text = b"".join([writer.write(delta) async for delta in deltas]).decode()
@@ -106,7 +106,7 @@ async def test_streamed_answer_of_an_ollama_has_them(name: str, backend: OllamaB
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_openai_wires_are_asked_for_them_and_claude_refuses(name: str) -> None:
+def test_logprobs_are_requested_from_openai_and_refused_for_claude(name: str) -> None:
     request = to_domain(name)
     body = to_openai(request, stream=False)
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
@@ -115,7 +115,7 @@ def test_openai_wires_are_asked_for_them_and_claude_refuses(name: str) -> None:
     assert caught.value.field == "logprobs"
 
 
-def test_answers_of_openai_wires_have_them() -> None:
+def test_openai_answers_contain_logprobs() -> None:
     choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": EXPECTED}}
     whole = from_openai({"choices": [{**choice, "message": {"content": "Hi"}}]})
     assert isinstance(whole, ChatResponse)
@@ -129,7 +129,7 @@ def test_answers_of_openai_wires_have_them() -> None:
     assert delta.logprobs == whole.logprobs != ()
 
 
-def test_answers_without_them_have_null_or_no_member() -> None:
+def test_answers_without_logprobs_have_null_or_no_member() -> None:
     whole = from_openai(
         {"choices": [{"message": {"content": "Hi"}, "logprobs": None, "finish_reason": "stop"}]}
     )

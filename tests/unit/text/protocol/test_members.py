@@ -1,7 +1,7 @@
-"""No member that a vendor's SDK can send is dropped in silence.
+"""Tests that no member which a vendor's SDK can send is silently dropped.
 
-Each changes the domain's request, or is refused by its name, or is one of `DROPPED`, which
-docs/reference/matrix.md lists. The same holds for the domain's requests to each back end.
+Each member changes the domain's request, is refused by name, or is listed in `DROPPED` and in
+docs/reference/matrix.md. The same holds for the domain's requests to each back end.
 """
 
 from __future__ import annotations

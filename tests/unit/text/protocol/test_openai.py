@@ -61,14 +61,14 @@ from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
 @pytest.mark.parametrize("n", [1025, 10**19])
 def test_number_of_answers_is_bounded(n: int) -> None:
-    """A larger number would exceed what limits can count, and switch them off."""
+    """A larger number would exceed the range in which limits can count."""
     with pytest.raises(InvalidRequest) as caught:
         OpenAICodec().parse(to_json({**SMALL, "n": n}))
     assert caught.value.field == "n"
 
 
 def test_one_wrong_value_of_many_is_one_problem() -> None:
-    """Building an error for each value of each union branch took seconds of the event loop."""
+    """Otherwise building an error for each value of each union branch blocks the event loop."""
     with pytest.raises(ValidationError) as caught:
         wire.EmbeddingBody.model_validate({"model": "m", "input": [1] * 100 + ["a"]})
     assert caught.value.error_count() <= 4

@@ -75,7 +75,7 @@ def test_one_text_becomes_a_chat_with_one_message(prompt: Any) -> None:
         ({"max_tokens": 0}, "max_tokens"),
     ],
 )
-def test_what_a_chat_can_not_express_is_refused_by_name(
+def test_members_that_a_chat_cannot_express_are_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
     call = parse(**changes)

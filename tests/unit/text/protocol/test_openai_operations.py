@@ -1,4 +1,4 @@
-"""Requests of operations: what is refused, what is reserved, and what is read from answers."""
+"""Tests requests of operations: refusals, reservations, and the usage in responses."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def form(*files: FormFile, **fields: str) -> MultipartForm:
 
 
 def repeat(received: MultipartForm, **fields: str) -> MultipartForm:
-    """Return a form with fields that it may have already."""
+    """Return a form with fields that it may contain already."""
     return MultipartForm(fields=[*received.fields, *fields.items()], files=received.files)
 
 

@@ -1,6 +1,6 @@
-"""Streams and answers as Gemini, Azure OpenAI and Bedrock send them, for clients of two protocols.
+"""Tests responses in the formats of Gemini, Azure OpenAI and Bedrock, for clients of two protocols.
 
-Their shapes are those in bug reports of clients and in the providers' documents.
+The formats come from bug reports of clients and from the providers' documentation.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def encode(events: list[dict[str, Any]], *, done: bool) -> bytes:
 
 
 def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
-    """Return what an OpenAI client receives, validated strictly by OpenAI's own models."""
+    """Return what an OpenAI client receives, validated strictly by OpenAI's own types."""
     request: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
     if options:
         request["stream_options"] = options
@@ -106,7 +106,7 @@ def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
 
 
 def translate(body: bytes) -> list[chat.Delta]:
-    """Return what clients of other protocols get."""
+    """Return the deltas from which responses in other protocols are made."""
     reader = StreamReader()
     return [d for at in range(0, len(body), 7) for d in reader.feed(body[at : at + 7])] + (
         reader.flush()
@@ -188,7 +188,7 @@ def test_calls_of_gemini_with_the_same_index_are_numbered() -> None:
 
 
 def test_a_call_that_ends_with_stop_has_the_reason_of_whole_answers() -> None:
-    """So do Gemini's calls, and those that a client of OpenAI forces."""
+    """Gemini's tool calls end in this way, and so do calls that an OpenAI client forces."""
     call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     events = [
         {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},

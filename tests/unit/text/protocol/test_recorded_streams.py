@@ -1,6 +1,7 @@
-"""Streams in the shapes of ten providers, cut into pieces of any size, give the same events.
+"""Tests that streams of ten providers give the same events, however they are split into pieces.
 
-The recordings have the members, comments, line ends and quirks of each provider's streams.
+The recordings contain the members, comments, line ends and peculiarities of each provider's
+streams.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ CUTS = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """What a recording says. ``tools`` are names with arguments."""
+    """The parsed content of a recording; ``tools`` contains names with arguments."""
 
     text: str = ""
     thinking: str = ""
@@ -143,7 +144,7 @@ EXPECTED = {
 
 
 def cut(stream: bytes, seed: int) -> list[bytes]:
-    """Cut a stream into pieces of 1 to 64 bytes; some cuts have only the shortest ones."""
+    """Split a stream into pieces of 1 to 64 bytes; some seeds give only the shortest pieces."""
     chance, longest = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
     pieces, start = [], 0
     while start < len(stream):
@@ -215,7 +216,7 @@ def summarize(deltas: Sequence[Delta]) -> Read:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_stream_says_the_same_however_it_is_cut(provider: str) -> None:
+async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
     whole = await read(provider, [STREAMS[provider]])
     assert summarize(whole) == EXPECTED[provider]
     for seed in range(CUTS):
@@ -224,7 +225,7 @@ async def test_a_stream_says_the_same_however_it_is_cut(provider: str) -> None:
 
 
 def _plain(delta: Delta) -> Delta:
-    """Return ``delta`` without an id, since the gateway makes up those of Ollama's streams."""
+    """Return ``delta`` without an id, because the gateway generates ids for Ollama's streams."""
     return replace(delta, id="") if isinstance(delta, Started | ToolStarted) else delta
 
 
@@ -420,7 +421,7 @@ def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
 
 
 async def test_an_event_that_is_no_json_ends_all_streams_alike() -> None:
-    """Translated streams and forwarded ones fail, and the router tries another back end."""
+    """Translated and forwarded streams fail alike, and the router tries another back end."""
     broken = b"data: {nope}\n\n"
     for provider in ("openai", "anthropic"):
         with pytest.raises(Exception) as caught:

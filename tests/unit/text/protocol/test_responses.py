@@ -46,14 +46,14 @@ def parse(**members: Any) -> ParsedResponseRequest:
 
 
 def whole(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
-    """Encode an answer, valid by the strict model of OpenAI's package."""
+    """Return the encoded answer, validated by the strict types of OpenAI's package."""
     body = request.encode_response(answer)
     Response.model_validate_json(body, strict=True)
     return dict(json.loads(body))
 
 
 def streamed(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[str, Any]]:
-    """Encode an answer as a stream whose events are valid by OpenAI's package and numbered."""
+    """Return the events of a streamed answer, validated by OpenAI's package and numbered."""
     writer = request.create_stream_writer()
     body = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     frames = FrameSplitter().feed(body)
@@ -66,7 +66,7 @@ def streamed(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[
 
 
 def comparable(response: dict[str, Any]) -> dict[str, Any]:
-    """Return a response without what is new in every answer."""
+    """Return a response without the members that differ in every response."""
     output = [{k: v for k, v in item.items() if k != "id"} for item in response["output"]]
     return {**response, "id": "", "created_at": 0, "output": output}
 
@@ -135,7 +135,7 @@ def test_refusal_has_its_own_part() -> None:
 
 
 def test_text_before_a_refusal_is_an_incomplete_answer() -> None:
-    """Claude and content filters end an answer without a text that explains why."""
+    """Claude's refusals and content filters end an answer without an explaining text."""
     response = whole(parse(), ANSWERS["refusal"])
     assert response["output"][0]["content"][0]["text"] == "No"
     assert response["status"] == "incomplete"
@@ -220,7 +220,7 @@ def test_two_tools_of_one_name_are_refused() -> None:
 
 
 def test_the_answer_that_the_client_gets_is_found_among_several() -> None:
-    """A rescued call has two answers, and the record must not confuse them."""
+    """A rescued call has two answers; the record must contain the one that the client received."""
     request = parse()
     for name in ("text", "thinking"):
         body = request.encode_response(ANSWERS[name])

@@ -1,4 +1,4 @@
-"""Tests the transcripts of taps, for events with text alone and for others between them."""
+"""Tests the transcripts of stream taps, for text events and for others between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes questions and signals for the tests of this folder."""
+"""Creates questions and signals for the tests of this folder."""
 
 from __future__ import annotations
 

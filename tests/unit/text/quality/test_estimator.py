@@ -165,7 +165,7 @@ def test_no_signal_moves_another_tenant() -> None:
     assert p(estimator, tenant="other") == before
 
 
-def test_what_was_learned_fades() -> None:
+def test_learned_state_fades() -> None:
     estimator = Estimator()
     before = p(estimator).p
     teach(estimator, 0.0, 100)

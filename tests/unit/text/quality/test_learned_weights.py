@@ -27,7 +27,7 @@ def read(memory: LearnedWeights, *words: int) -> float:
 
 
 def topics(tell: bool) -> LearnedWeights:
-    """Learn from two hundred questions whose words are decisive or irrelevant."""
+    """Learn from 200 questions with decisive or irrelevant words, and return the weights."""
     chance, memory = random.Random(7), LearnedWeights()
     for number in range(200):
         topic = number % 4

@@ -1,4 +1,4 @@
-"""Questions and weights stored by an earlier version are still read correctly."""
+"""Tests that questions and weights stored by an earlier version are read correctly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DAY = 86_400.0
 
 
 def earlier(question: Question) -> Question:
-    """Return a question stored before the formula feature existed, as read today."""
+    """Return a question that was stored before the formula feature existed, as it is read now."""
     value = question_to_json(question)
     value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
     assert (
@@ -74,7 +74,7 @@ def test_current_question_is_read_unchanged() -> None:
         assert question_from_json(stored).features == question.features
 
 
-def test_what_was_learned_earlier_counts_and_fades() -> None:
+def test_earlier_learning_counts_and_fades() -> None:
     estimator = Estimator()
     for number in range(40):
         estimator.learn("studio", signal(earlier(ask(TEXT)), 0.0, key=f"key-{number}"))

@@ -1,4 +1,4 @@
-"""Builds deployments, runtimes and fleets over fake back ends."""
+"""Creates deployments, runtimes and fleets with fake back ends."""
 
 from __future__ import annotations
 

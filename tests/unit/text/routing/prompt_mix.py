@@ -1,4 +1,4 @@
-"""Two hundred prompts of eight classes, written for this repository, to show cold-start choices."""
+"""Two hundred prompts of eight classes, written for this repository, for tests of cold starts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A studio's day of text: 2,400 requests, made from a fixed seed.
+"""Generates a studio's day of 2,400 text requests from a fixed seed.
 
-Nine kinds of work, each with its own lengths (log-normal, as measured lengths are), what it needs,
-and who may see it. A request says its prompt and perhaps a limit; how long its answer will be, and
-how much of its prompt the provider's cache holds, only the back end finds out.
+There are nine kinds of requests, each with its own lengths (log-normal, like measured ones), needs
+and residency rules. A request shows its prompt and perhaps a token limit. The length of its answer
+and the cached part of its prompt are known only to the back end.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _COUNT = 2_400
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Lengths are medians in tokens and the spread of their logarithm.
+    """A kind of requests; lengths are medians in tokens with the spread of their logarithm.
 
     Attributes:
-        share: of all requests.
-        cached: part of the prompt that Claude's cache holds; the request marks it.
-        alias: asked for.
+        share: the kind's share of all requests.
+        cached: the part of the prompt in Claude's cache, which the request marks.
+        alias: the requested alias.
     """
 
     name: str
@@ -64,7 +64,7 @@ _AT_HOME = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRequest:
-    """One request. ``prompt`` is what a back end counts, ``bytes_`` how long the text is."""
+    """A request; ``prompt`` is in tokens as a back end counts them, ``bytes_`` in bytes."""
 
     id: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""Provides a router over fake back ends."""
+"""Provides a router with fake back ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RecordedLedger(list[UsageEntry]):
 
 
 class Rig:
-    """Routes over fake back ends that cost 0, 1, 2 … in the given order."""
+    """A router with fake back ends that cost 0, 1, 2 … in the given order."""
 
     def __init__(
         self,

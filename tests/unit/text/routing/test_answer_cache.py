@@ -19,7 +19,7 @@ COST = b": x-moyin-cost-usd=0\n\n"
 
 
 class Memory:
-    """Stands in for the response cache, in memory."""
+    """A response cache in memory."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], CachedResponse] = {}

@@ -1,4 +1,4 @@
-"""The background queue runs tasks in order and in slices, bounded, and survives failures."""
+"""Tests that the bounded background queue runs tasks in order, in slices, and survives failures."""
 
 from __future__ import annotations
 

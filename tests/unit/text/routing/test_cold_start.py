@@ -1,4 +1,4 @@
-"""The shipped configuration before any signal, on two hundred prompts (see docs/routing.md)."""
+"""Tests the shipped configuration without any signals on two hundred prompts (docs/routing.md)."""
 
 from __future__ import annotations
 

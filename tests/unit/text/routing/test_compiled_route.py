@@ -1,4 +1,4 @@
-"""The reservation of a call covers every possible cost."""
+"""Tests that the reservation of a call covers every possible cost."""
 
 from __future__ import annotations
 

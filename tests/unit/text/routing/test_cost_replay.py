@@ -1,4 +1,4 @@
-"""The router's cost of a day of requests, compared with an oracle that knows every length."""
+"""Compares the router's cost for a day of requests with an oracle that knows every length."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PAID_FOR = (("0", "0"), ("0", "0"))
 
 
 def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
-    """Build a fleet of two local GPUs at these prices, and Claude."""
+    """Return the deployments of a fleet: two local GPUs at these prices, and Claude."""
     return (
         deployment(
             "small",
@@ -81,7 +81,7 @@ POLICIES = {"ada": TenantPolicy(residency=frozenset({HOME}))}
 
 
 class Server(FakeBackend):
-    """Counts tokens like its provider and records its own bill."""
+    """A fake back end that counts tokens like its provider and records its own bill."""
 
     def __init__(self, of: ModelDeployment, trace: Mapping[str, TraceRequest]) -> None:
         super().__init__()
@@ -108,8 +108,8 @@ def cost(asked: TraceRequest, of: ModelDeployment) -> int:
     return of.model.tariff.get_price_on(DAY).compute_pico_cost(true_usage(asked, of))
 
 
-def may(asked: TraceRequest, of: ModelDeployment) -> bool:
-    """Repeat the constraints without using the router's code."""
+def meets_constraints(asked: TraceRequest, of: ModelDeployment) -> bool:
+    """Return True if a model meets the constraints of a request, computed without the router."""
     kind, model = asked.kind, of.model
     at_home = asked.at_home or asked.owner == "ada"
     return (
@@ -123,7 +123,7 @@ def may(asked: TraceRequest, of: ModelDeployment) -> bool:
 
 
 def body_tokens(asked: TraceRequest) -> int:
-    """Estimate tokens like the router does before a call."""
+    """Return the router's estimate of a request's tokens before the call."""
     return codec_of(asked).parse(body_of(asked)).derive_needs().prompt_tokens
 
 
@@ -154,7 +154,7 @@ def body_of(asked: TraceRequest) -> bytes:
 
 
 def marked_body_of(asked: TraceRequest) -> bytes:
-    """Use Anthropic's protocol for agents, because it can mark a prompt for caching."""
+    """Return a body in Anthropic's format, which can mark a prompt for caching."""
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
         "model": asked.kind.alias,
@@ -196,8 +196,8 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         await router.answer(codec, codec.parse(body_of(asked)), context)
         entry = ledger[-1]
         chosen = deployments[entry.backend]
-        assert may(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
-        able = [of for of in all_deployments if may(asked, of)]
+        assert meets_constraints(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
+        able = [of for of in all_deployments if meets_constraints(asked, of)]
         spent += cost(asked, chosen)
         oracle += min(cost(asked, of) for of in able)
         if clouds := [of for of in able if of.residency == "cloud"]:

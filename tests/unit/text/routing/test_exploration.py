@@ -1,4 +1,4 @@
-"""Little-known models are tried on a share of requests."""
+"""Tests that models with few signals are tried on a share of requests."""
 
 from __future__ import annotations
 

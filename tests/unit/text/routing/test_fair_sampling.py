@@ -1,4 +1,4 @@
-"""The router learns from a fair sample of many requests."""
+"""Tests that the router learns from a fair sample of many requests."""
 
 from __future__ import annotations
 

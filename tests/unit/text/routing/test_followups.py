@@ -33,7 +33,7 @@ class RecordingLearning:
 
 
 class Gateway:
-    """Answers every request with the small model, unless another one is named."""
+    """A gateway whose small model answers every request that names no other model."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -47,7 +47,7 @@ class Gateway:
     ) -> list[tuple[str, str]]:
         """Send a conversation; return the new signals as pairs of request and source.
 
-        The texts are the user's and the assistant's in turn.
+        The texts alternate between the user and the assistant.
         """
         self._count += 1
         roles = [U if place % 2 == 0 else A for place in range(len(said))]

@@ -1,4 +1,4 @@
-"""Held streams are cached as they were sent, and end when their client disconnects."""
+"""Tests that held streams are cached as sent, and end when their client disconnects."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
-    """Clients that get a cached answer did not complain about an earlier one."""
+    """A client that gets a cached answer has not complained about the earlier one."""
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
@@ -96,7 +96,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
 
 
 class Waiting(FakeBackend):
-    """Starts when the test releases it."""
+    """A back end that starts when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(api_format=ApiFormat.OLLAMA)

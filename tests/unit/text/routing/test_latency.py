@@ -1,4 +1,4 @@
-"""Tests the estimates of a model's latency on one back end."""
+"""Tests the latency estimates of a model on one back end."""
 
 from __future__ import annotations
 

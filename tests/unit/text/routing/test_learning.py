@@ -1,4 +1,4 @@
-"""Signals reach the estimates through SQL, in the same order for every replica."""
+"""Tests that signals change the estimates through SQL, in the same order for every replica."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOW = 1_795_000_000.0
 
 
 class Call:
-    """Stands in for a parsed request."""
+    """A stand-in for a parsed request."""
 
     def select_recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
@@ -97,7 +97,7 @@ class Replica:
 
 
 def alike(one: Estimate, other: Estimate) -> bool:
-    """Return whether two states differ only by rounding."""
+    """Return True if two states differ only by rounding."""
     return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
         other.p, abs=1e-6
     )
@@ -203,7 +203,7 @@ def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> Usage
 
 
 async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
-    """Add a request to the ledger without a decision."""
+    """Add a request to the ledger without a routing decision."""
     await replica.ledger.start()
     replica.ledger.record(entry(request_id, model))
     await replica.ledger.close()
@@ -340,7 +340,7 @@ async def test_evicted_tenant_is_reloaded_with_its_learned_state(
 
 
 async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
-    """Create tenants with agreeing signals."""
+    """Create tenants that have learned from agreeing signals."""
     for number in range(tenants):
         owner, replica = f"studio-{number}", Replica(database)
         await replica.answer("r", owner)

@@ -1,4 +1,4 @@
-"""Learning adds next to no work before a request is answered."""
+"""Tests that learning adds almost no work before a request is answered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.text.routing.test_rescue_streams import RecordingLearning, Strea
 
 
 class Learning(RecordingLearning):
-    """Counts decisions too."""
+    """A fake that also counts decisions."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Gateway:
 
 
 class SharedAnswers:
-    """Stands in for other replicas without answers."""
+    """A stand-in for the answers of other replicas, without any answers."""
 
     def queue_query(self, *_: Any) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""Operations on fake back ends: choice, failures, streams, units, budgets and the ledger."""
+"""Tests operations with fake back ends: choice, failures, streams, units and budgets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MODERATED = {"id": "m", "model": "x", "results": [{"flagged": False}]}
 
 @dataclass
 class FakeResponse:
-    """Answers with ``pieces``, of which an exception is raised."""
+    """A response with ``pieces``; a piece that is an exception is raised."""
 
     pieces: Sequence[bytes | BaseException]
     content_type: str = "application/json"
@@ -71,7 +71,7 @@ class FakeResponse:
 
 @dataclass
 class FakeOperations:
-    """Answers each request with the next of ``answers``, and the last one again and again."""
+    """A back end that answers with the next of ``answers``, and repeats the last one."""
 
     answers: list[FakeResponse | BaseException]
     requests: list[OpenRequest] = field(default_factory=list)
@@ -86,7 +86,7 @@ class FakeOperations:
 
 @dataclass
 class Budget:
-    """Records what is reserved and spent."""
+    """A budget that records what is reserved and spent."""
 
     reserved: Decimal = Decimal(-1)
     spent: Decimal = Decimal(0)
@@ -183,7 +183,7 @@ async def test_an_answer_is_recorded_with_its_units() -> None:
     assert rig.telemetry.calls[0].operation == "moderation"
 
 
-async def test_without_an_able_model_the_error_says_how_to_configure_one() -> None:
+async def test_error_without_a_suitable_model_explains_the_configuration() -> None:
     rig = Rig(speaker())
     with pytest.raises(OperationNotConfigured, match=r"abilities: \[moderation\]") as caught:
         await rig.call(moderation(model="nothing"))

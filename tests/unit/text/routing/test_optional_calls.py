@@ -1,4 +1,4 @@
-"""Calls that servers of the client's API format may lack are translated to a chat."""
+"""Tests that optional calls which a server lacks are translated to chats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ChatOnly(FakeBackend):
 
 
 class Missing(ChatOnly):
-    """A server that does not have the model either."""
+    """A server that does not have the model, either."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> Any:
         self.requests.append(request)
@@ -73,7 +73,7 @@ async def test_a_server_with_the_call_gets_the_bytes() -> None:
     assert (request.path, json.loads(request.body)["prompt"]) == ("/completions", ["a", "b"])
 
 
-async def test_what_only_the_call_can_express_goes_to_a_server_that_has_it() -> None:
+async def test_calls_that_cannot_be_translated_go_to_a_server_with_that_call() -> None:
     able = FakeBackend(raw=b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}')
     answer = await Rig(ChatOnly(), able).ask(CODEC, prompt=[1, 2])
     assert answer.body == able.raw
@@ -83,7 +83,7 @@ async def test_what_only_the_call_can_express_goes_to_a_server_that_has_it() -> 
 
 
 class Budget:
-    """Records what is reserved."""
+    """A budget that records what is reserved."""
 
     limits_spending = True
 

@@ -1,4 +1,4 @@
-"""OpenAI's models refuse in a separate member, which is no fault."""
+"""Tests that a refusal in OpenAI's separate member does not count as a faulty answer."""
 
 from __future__ import annotations
 

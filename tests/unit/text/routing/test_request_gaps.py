@@ -24,7 +24,7 @@ def explain(rig: Rig, **changes: object) -> Explanation:
 
 
 def of(*gaps: Any) -> Rig:
-    """Return a rig over back ends of Anthropic's API, each with a gap or None."""
+    """Return a router with Anthropic back ends, each with an unsupported feature or None."""
     return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
 
 

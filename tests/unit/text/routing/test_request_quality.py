@@ -1,4 +1,4 @@
-"""Quality in the score: when it is weighed, what clients may set, and how it is reported."""
+"""Tests when quality is part of the score, what clients may set, and how it is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer of a weak model that fails a check is replaced by the next better model's."""
+"""Tests that an answer which fails a check is replaced by that of the next better model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Budget:
 
 
 class Gateway:
-    """Lets the small model answer first, because a bad answer costs next to nothing; Claude is better."""
+    """A gateway whose small model answers first, as bad answers cost little; Claude is better."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.

@@ -1,4 +1,4 @@
-"""A stream that begins with a fault is replaced before its client gets any of it."""
+"""Tests that a stream which begins with a fault is replaced before the client gets any of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ USED = '{"prompt_tokens": 9, "completion_tokens": 4}'
 
 
 class RecordingLearning:
-    """Stands in for `Learning`."""
+    """A stand-in for `Learning` that records signals."""
 
     def __init__(self) -> None:
         self.background = BackgroundQueue()
@@ -62,7 +62,7 @@ class RecordingLearning:
 
 
 class Streams(Gateway):
-    """Extends `Gateway` with streams and recorded signals."""
+    """A `Gateway` with streams and recorded signals."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         super().__init__(first, second, **rules)
@@ -82,7 +82,7 @@ class Streams(Gateway):
 
 
 def raw(*texts: str, finish: str = "stop") -> list[bytes]:
-    """Return an OpenAI stream as an upstream sends it."""
+    """Return the pieces of an OpenAI stream as an upstream sends it."""
     chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
     chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
     last = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
@@ -179,7 +179,7 @@ async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> 
 
 
 def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
-    """Give the small model's server the client's format."""
+    """Make the small model's server use the client's API format."""
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
@@ -272,7 +272,7 @@ async def test_stream_failing_before_its_first_word_falls_back() -> None:
 
 
 class Slow(FakeBackend):
-    """Sends its first event, and the rest when the test releases it."""
+    """A back end that sends its first event, and the rest when the test releases it."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__(raw_stream=pieces)
@@ -361,7 +361,7 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
-    """Both models run on one host with one slot, which the first call holds."""
+    """Both models run on one host with a single slot, which the first call occupies."""
     gateway = Streams()
     local = runtime("local", gateway.small, limit=1)
     local.pass_through = None
@@ -428,7 +428,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
 
 
 class Late(FakeBackend):
-    """Never starts to answer."""
+    """A back end that never starts to answer."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)

@@ -42,7 +42,7 @@ from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, R
 
 
 class Flaky(FakeBackend):
-    """Fails ``times`` times, then answers."""
+    """A back end that fails ``times`` times and then answers."""
 
     def __init__(self, times: int) -> None:
         super().__init__(raw=RAW)
@@ -56,7 +56,7 @@ class Flaky(FakeBackend):
 
 
 class Held(FakeBackend):
-    """Answers once the test releases it; streams begin then."""
+    """A back end that answers, or begins a stream, when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
@@ -402,7 +402,7 @@ async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
 
 
 async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
-    """A client retries after a 503, but hardly after a 404."""
+    """A client retries after a 503, but rarely after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable) as caught:
@@ -486,7 +486,7 @@ async def test_answers_that_are_no_json_are_charged() -> None:
 
 
 async def test_interrupted_unsent_tool_call_is_charged() -> None:
-    """Ollama's clients get whole tool calls, so nothing was sent yet."""
+    """Ollama's clients only get complete tool calls, so nothing was sent yet."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
     broken = FakeBackend(
         replace(make_text_response(), parts=(use,)),

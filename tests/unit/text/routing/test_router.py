@@ -144,7 +144,7 @@ async def test_a_stream_ends_with_its_cost() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-async def test_disconnect_cancels_upstream_and_charges_what_was_sent(taken: int) -> None:
+async def test_disconnect_cancels_upstream_and_charges_the_sent_part(taken: int) -> None:
     backend = FakeBackend(raw_stream=[CHUNK] * 100)
     rig = Rig(backend, tariff=CHEAP)
     stream = (await rig.ask(stream=True)).stream
@@ -206,7 +206,7 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
 
 
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
-    """A process that was suspended finds that the time of its probe is up."""
+    """A process that was suspended finds its health check timed out although the server is up."""
     backend = FakeBackend()
     probe, failures = backend.probe, [BackendTimeout("x")]
 
@@ -358,7 +358,7 @@ class Budget:
 async def test_unknown_member_does_not_change_the_reservation(
     n: Any,
 ) -> None:
-    """Without a reservation the call would be free, whatever the budget."""
+    """Otherwise the call would be free, whatever the budget is."""
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
     taken = []
     for more in ({}, {"n": n}):

@@ -1,4 +1,4 @@
-"""JSON schemas that would block an own server are not sent to it, in any protocol."""
+"""Tests that JSON schemas that would block a local server are not sent to it in any protocol."""
 
 from __future__ import annotations
 

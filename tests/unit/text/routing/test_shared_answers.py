@@ -1,4 +1,4 @@
-"""Follow-ups are detected on other replicas than the one that answered."""
+"""Tests that follow-ups are detected on other replicas than the one that answered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 
 class FakeValkey(dict[bytes, bytes]):
-    """Stands in for Valkey."""
+    """A Valkey in memory."""
 
     is_unavailable = False
 
@@ -46,7 +46,7 @@ class FakeValkey(dict[bytes, bytes]):
 
 
 class Gateway(Replica):
-    """Stands for one of several replicas."""
+    """One of several replicas."""
 
     def __init__(self, database: Database, valkey: Any, secret: bytes = b"s") -> None:
         super().__init__(database)

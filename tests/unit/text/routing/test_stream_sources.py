@@ -18,8 +18,8 @@ TEXTS: list[Delta] = [TextDelta(text="中文字"), TextDelta(text="👌")]
 FINISHED = Finished(stop=StopReason.END, usage=Usage(input_tokens=1, output_tokens=2))
 
 
-async def used(*deltas: Delta, by_token: bool) -> Usage:
-    """Return the usage of a stream of ``deltas``, possibly interrupted."""
+async def read_usage(*deltas: Delta, by_token: bool) -> Usage:
+    """Read a stream of ``deltas`` to its end, and return its usage."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:
@@ -63,37 +63,37 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
 async def test_a_cut_stream_is_counted_by_its_pieces_or_else_by_its_length(
     by_token: bool, output: int
 ) -> None:
-    usage = await used(STARTED, *TEXTS, by_token=by_token)
+    usage = await read_usage(STARTED, *TEXTS, by_token=by_token)
     assert usage == Usage(input_tokens=10, output_tokens=output)
 
 
 async def test_running_usage_of_a_server_is_used() -> None:
     counted = Usage(input_tokens=7, cached_tokens=3, output_tokens=6)
-    usage = await used(STARTED, *TEXTS, UsageUpdate(usage=counted), by_token=True)
+    usage = await read_usage(STARTED, *TEXTS, UsageUpdate(usage=counted), by_token=True)
     assert usage == counted
 
 
 async def test_prompt_tokens_from_the_start_and_counted_output_add_up() -> None:
     started = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
-    usage = await used(started, *TEXTS, by_token=True)
+    usage = await read_usage(started, *TEXTS, by_token=True)
     assert usage == Usage(input_tokens=7, output_tokens=2)
 
 
 async def test_complete_stream_uses_its_final_usage() -> None:
-    assert await used(STARTED, *TEXTS, FINISHED, by_token=True) == FINISHED.usage
+    assert await read_usage(STARTED, *TEXTS, FINISHED, by_token=True) == FINISHED.usage
 
 
 async def test_complete_stream_without_usage_is_counted() -> None:
     silent = Finished(stop=StopReason.END, usage=Usage())
-    usage = await used(STARTED, *TEXTS, silent, by_token=True)
+    usage = await read_usage(STARTED, *TEXTS, silent, by_token=True)
     assert usage == Usage(input_tokens=10, output_tokens=2)
     known = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
-    usage = await used(known, *TEXTS, silent, by_token=False)
+    usage = await read_usage(known, *TEXTS, silent, by_token=False)
     assert usage == Usage(input_tokens=7, output_tokens=4)
 
 
 async def passed(*pieces: bytes) -> ForwardedSource:
-    """Read a stream of these bytes in OpenAI's format to its end."""
+    """Read a stream of bytes in OpenAI's format to its end, and return its source."""
 
     async def upstream() -> AsyncGenerator[bytes, None]:
         for piece in pieces:
@@ -115,8 +115,8 @@ async def test_stream_without_done_has_ended_well() -> None:
         await passed(text)
 
 
-async def stated(*deltas: Delta) -> list[tuple[int, int]]:
-    """Return the tokens that an Anthropic client reads in a stream of ``deltas``."""
+async def read_stated_usage(*deltas: Delta) -> list[tuple[int, int]]:
+    """Return the (input, output) tokens that an Anthropic client gets in a stream of ``deltas``."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:
@@ -131,11 +131,11 @@ async def stated(*deltas: Delta) -> list[tuple[int, int]]:
 
 async def test_the_prompt_is_estimated_at_the_start_and_settled_at_the_end() -> None:
     counted = Finished(stop=StopReason.END, usage=Usage(input_tokens=8, output_tokens=3))
-    assert await stated(STARTED, *TEXTS, counted) == [(10, 0), (8, 3)]
+    assert await read_stated_usage(STARTED, *TEXTS, counted) == [(10, 0), (8, 3)]
     known = Started(id="1", model="m", usage=Usage(input_tokens=8))
-    assert (await stated(known, *TEXTS, counted))[0] == (8, 0)
+    assert (await read_stated_usage(known, *TEXTS, counted))[0] == (8, 0)
 
 
 async def test_client_gets_the_recorded_estimate() -> None:
     silent = Finished(stop=StopReason.END, usage=Usage())
-    assert await stated(STARTED, *TEXTS, silent) == [(10, 0), (10, 2)]
+    assert await read_stated_usage(STARTED, *TEXTS, silent) == [(10, 0), (10, 2)]

@@ -1,4 +1,4 @@
-"""Faults are found in the beginning of a stream."""
+"""Tests that faults are detected at the beginning of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that all viewers of the cluster share one reading."""
+"""Tests that the state of the cluster is read once for all viewers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.waiting import eventually
 
 
 class Source:
-    """Counts the readings of a cluster with one pool."""
+    """A fake source that counts how often its cluster, with one pool, is read."""
 
     def __init__(self) -> None:
         self.readings = 0

@@ -1,4 +1,4 @@
-"""Tests that problems are named in words, with the time since when."""
+"""Tests that problems are described in words, with the time at which they began."""
 
 from __future__ import annotations
 

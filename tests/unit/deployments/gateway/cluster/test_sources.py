@@ -1,4 +1,4 @@
-"""Calls to a Ray that hangs occupy a few threads of their own, and no queue grows."""
+"""Tests that calls to a Ray that hangs use only a few separate threads and no growing queue."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SIGNING_KEY = b"k" * 32
 
 
 def identify(app: ASGIApp) -> ASGIApp:
-    """Add the identity of the headers ``x-owner``, and ``x-job`` for event tokens, as the gatekeeper does."""
+    """Add the identity in the headers ``x-owner`` and ``x-job`` (for event tokens) to requests."""
 
     async def identified(scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope["headers"])

@@ -1,4 +1,4 @@
-"""Calls ComfyUI's WebSocket route like an ASGI server."""
+"""Tests ComfyUI's WebSocket route, called as an ASGI server would."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 
 class FakeNotifier:
-    """Sends the given messages, then runs until it is cancelled."""
+    """A fake notifier that sends the given messages, then runs until it is cancelled."""
 
     def __init__(self, messages: list[str | bytes | Exception]) -> None:
         self.messages = messages
@@ -49,7 +49,7 @@ class FakeNotifier:
 
 
 class Socket:
-    """Fakes the server's side of a connection; ``stuck``: the client reads no more messages."""
+    """The server's side of a fake connection; ``stuck``: the client reads no more messages."""
 
     def __init__(self) -> None:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""What the clients of the matrix ask for and hear, whatever their protocol."""
+"""Defines the requests and answers of the matrix's clients, independent of the protocol."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ SYSTEM = "Be brief."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What a client asks for.
+class RequestedFeatures:
+    """The features that a client requests.
 
     Attributes:
-        tools: offers one tool; ``forced`` to be called; ``single``: one call at a time.
+        tools: offer one tool; ``forced``: require its call; ``single``: allow one call at a time.
         picture: ``bytes``, or a URL.
-        json: any JSON; ``schema``: JSON of a schema.
+        json: any JSON; ``schema``: JSON that matches a schema.
     """
 
     text: str = "hi"
@@ -31,12 +31,12 @@ class Wish:
     thinking: bool = False
     seed: int | None = None
     results: tuple[str, ...] = ()
-    heard: Heard | None = None
+    heard: ReceivedAnswer | None = None
 
 
 @dataclass(kw_only=True)
-class Heard:
-    """An answer. ``said`` is what the client sends back to go on."""
+class ReceivedAnswer:
+    """An answer; ``said`` is the message that the client sends back to continue."""
 
     text: str = ""
     thinking: str = ""
@@ -49,7 +49,7 @@ class Heard:
 
 
 class Refused(Exception):
-    """The gateway said no, naming ``field``."""
+    """Raised if the gateway refused a request and named ``field``."""
 
     def __init__(self, status: int, code: str, field: str | None) -> None:
         super().__init__(f"{status} {code} {field}")
@@ -59,5 +59,11 @@ class Refused(Exception):
 
 
 class Client(Protocol):
-    async def ask(self, model: str, wish: Wish, *, stream: bool) -> Heard | None:
-        """None: the protocol has no word for the wish. Raises Refused."""
+    async def ask(
+        self, model: str, wish: RequestedFeatures, *, stream: bool
+    ) -> ReceivedAnswer | None:
+        """Send a request and return the answer, or None if the protocol cannot express it.
+
+        Raises:
+            Refused: the gateway refused the request.
+        """
