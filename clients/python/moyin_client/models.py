@@ -101,7 +101,7 @@ class Canceller:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seconds:
-    """An estimate in seconds, which the fact exceeds in half and in a tenth of all cases."""
+    """Estimated seconds, which half of all cases exceed (``p50``) or a tenth exceeds (``p90``)."""
 
     p50: float
     p90: float
@@ -159,7 +159,7 @@ class SubmittedStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """What a job was submitted with, beside the members that the job itself has."""
+    """The submitted request of a job, without the members that the job itself has."""
 
     steps: tuple[SubmittedStep, ...] = ()
     deadline: datetime | None = None

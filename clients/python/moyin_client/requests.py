@@ -79,7 +79,7 @@ class JobOptions(TypedDict, total=False):
 
 
 class JobConditions(TypedDict, total=False):
-    """Conditions on jobs, which must all be met."""
+    """Conditions on jobs; a job must meet all of them."""
 
     status: Status | Sequence[Status]
     kind: Kind
@@ -98,7 +98,7 @@ class JobFilter(JobConditions, total=False):
 
 
 class ArtifactFilter(TypedDict, total=False):
-    """Conditions on files, which must all be met; ``job`` is the id of the job that made them."""
+    """Conditions on files; a file must meet all of them. ``job`` is the id of the job that made them."""
 
     job: str
     media_type: str

@@ -15,12 +15,12 @@ export type JobStatus = Schemas["JobStatus"];
 export type Job = Schemas["JobBody"];
 /** A job with its outputs, its children and what it was submitted with. */
 export type JobDetail = Schemas["JobDetail"];
-/** Conditions on jobs, which must all be met. */
+/** Conditions on jobs; a job must meet all of them. */
 export type JobFilter = Partial<Schemas["JobFilterBody"]>;
 export type Artifact = Schemas["ArtifactBody"];
 /** A file in a list; `job` is the id of the job that made it. */
 export type ListedArtifact = Schemas["ArtifactDetail"];
-/** Conditions on files, which must all be met. */
+/** Conditions on files; a file must meet all of them. */
 export type ArtifactFilter = Omit<Query<"/artifacts">, "cursor" | "limit">;
 export type Link = Schemas["LinkBody"];
 /** A token with which a page reads one job's events, previews and files; see `PageClient`. */

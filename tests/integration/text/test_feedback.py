@@ -202,7 +202,7 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
         assert (await moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
         assert '"frozen": true' in (await moyin(models_app, "quality", "export"))[1]
         told = (await moyin(models_app, "feedback", request, "--score", "0.5"))[1]
-        assert told.startswith("stored; your tenant is frozen")
+        assert told.startswith("stored, but not learned, because learning is frozen")
         assert (await moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
         assert (await moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
         assert '"models": {}' in (await moyin(models_app, "quality", "export"))[1]

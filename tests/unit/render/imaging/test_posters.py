@@ -184,7 +184,7 @@ def test_server_without_a_decoder_refuses_videos(
 ) -> None:
     video = make_video()
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(worker.ConversionError, match="only pictures have thumbnails") as caught:
+    with pytest.raises(worker.ConversionError, match="no video decoder") as caught:
         convert(tmp_path, video)
     assert caught.value.kind == "unfit"
 

@@ -106,7 +106,7 @@ def test_node_error_has_node_and_message_without_traceback() -> None:
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [([("execution_interrupted", {"node_id": "1"})], "interrupted"), ([], "reports no error")],
+    [([("execution_interrupted", {"node_id": "1"})], "interrupted"), ([], "reported no error")],
 )
 @pytest.mark.parametrize("status", ["success", "error"])
 def test_other_failures(messages: list[Any], message: str, status: str) -> None:
