@@ -44,7 +44,7 @@ class RenderRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderProgress:
-    """The progress of a render: ``value`` of ``max`` nodes, and their parts, are done."""
+    """The progress of a render: ``value`` of ``max`` nodes are done; a running one is a fraction."""
 
     value: float
     max: float
