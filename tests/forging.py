@@ -14,7 +14,7 @@ def b64(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def hs256(claims: Mapping[str, Any], headers: Mapping[str, Any], secret: bytes) -> str:
+def sign_with_hs256(claims: Mapping[str, Any], headers: Mapping[str, Any], secret: bytes) -> str:
     """Return a JWT signed with any ``secret``, for example a public key."""
     header = {"alg": "HS256", "typ": "JWT", **headers}
     signed = ".".join(b64(json.dumps(part).encode()) for part in (header, claims))

@@ -37,7 +37,7 @@ _ROUNDS, _CALLS = 500, 10
 
 
 def decision_costs() -> dict[str, float]:
-    """Return the microseconds of processor time by text, from the fastest round."""
+    """Return the processor time of a decision in µs by text, from the fastest round."""
     estimator = Estimator()
     candidates = [(model, look_up_ability(model)) for model in _MODELS]
     for model, _ in candidates:

@@ -44,7 +44,7 @@ class RenderRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderProgress:
-    """The progress of a render: ``value`` of ``max`` nodes, and their parts, are done."""
+    """The progress of a render: ``value`` of ``max`` nodes are done; running ones count in part."""
 
     value: float
     max: float

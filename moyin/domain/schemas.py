@@ -38,17 +38,18 @@ class SchemaBounds:
     """The bounds on the JSON schemas in a request for a local model.
 
     Attributes:
-        bytes: the most bytes of all schemas together, as JSON.
-        depth: the most levels of nested schemas.
-        nodes: the most schemas, nested ones included.
-        properties: the most properties of one object, those of its ``allOf`` included.
-        values: the most enum values in all schemas together.
-        characters: the most characters of all enum values together.
-        alternatives: the most alternatives at one place, which are the values of an enum and the
-            members of ``anyOf``, with references resolved.
-        pattern: the most characters of one regular expression.
-        repeats: the most repetitions in one regular expression, after nested ones are multiplied.
-        patterns: the most repetitions in all regular expressions together.
+        bytes: the maximum size of all schemas together in bytes, as JSON.
+        depth: the maximum number of levels of nesting.
+        nodes: the maximum number of schemas, nested ones included.
+        properties: the maximum number of properties of one object, those of its ``allOf`` included.
+        values: the maximum number of enum values in all schemas together.
+        characters: the maximum number of characters of all enum values together.
+        alternatives: the maximum number of alternatives at one place: the values of an enum
+            and the members of ``anyOf``, with references resolved.
+        pattern: the maximum number of characters of one regular expression.
+        repeats: the maximum number of repetitions in one regular expression, after
+            multiplication of nested ones.
+        patterns: the maximum number of repetitions in all regular expressions together.
     """
 
     bytes: int = 262_144

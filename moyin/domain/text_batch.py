@@ -11,7 +11,7 @@ from enum import StrEnum
 from moyin.domain.identity import Identity
 
 COMPLETION_WINDOW = timedelta(hours=24)
-# The most lines of a batch, and the most characters of a line's own id.
+# The maximum number of lines of a batch, and of characters of a line's own id.
 MAX_LINES = 50_000
 MAX_CUSTOM_ID = 256
 # The code of lines that were not run because the batch expired or was cancelled.

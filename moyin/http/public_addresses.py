@@ -93,7 +93,7 @@ class PublicConnector(TCPConnector):
     the resolver.
 
     Args:
-        limit: the most concurrent connections.
+        limit: the maximum number of concurrent connections.
     """
 
     def __init__(self, networks: AllowedNetworks, *, limit: int) -> None:

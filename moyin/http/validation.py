@@ -36,7 +36,7 @@ _GRAMMAR_FIELDS = ("grammar", "guided_grammar", "guided_regex")
 _CONSTRAINING = frozenset(
     {*_GRAMMAR_FIELDS, "tools", *(path.partition(".")[0] for path in _SCHEMA_FIELDS)}
 )
-# The most characters of invalid tool arguments that an error shows.
+# The maximum number of characters of invalid tool arguments that an error shows.
 _MAX_SHOWN_ARGUMENTS = 2_000
 
 NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})

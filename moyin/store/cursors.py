@@ -19,7 +19,7 @@ class PageQuery:
     """Describes a page of a list.
 
     Attributes:
-        limit: the most rows of the page; None for all rows.
+        limit: the maximum number of rows of the page; None for all rows.
         cursor: the cursor that the previous page returned, or None for the first page.
     """
 

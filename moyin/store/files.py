@@ -28,7 +28,7 @@ class FileStore:
     """Reads and writes the rows of files. Every query is limited to one tenant's.
 
     Args:
-        max_bytes: the most bytes that the files of a tenant may have together.
+        max_bytes: the maximum total size of a tenant's files in bytes.
     """
 
     def __init__(self, database: Database, *, max_bytes: int = MAX_TENANT_BYTES) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from moyin.store.schema import job_texts
 
-# The most bytes of a job's text that can be found, and the most characters of a word.
+# The maximum size in bytes of a job's searchable text, and of characters in a word.
 MAX_TEXT_BYTES = 4_096
 _MAX_WORD = 64
 # Scripts without spaces between words: kana, Chinese characters, Hangul.

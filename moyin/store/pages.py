@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from moyin.store.cursors import build_older_condition, encode_cursor
 from moyin.store.sql import ensure_utc
 
-# The most values that are compared for one page, if no index finds the matching rows.
+# The maximum number of values compared for a page if no index finds the matching rows.
 MAX_SCANNED = 2_000
 _NUMBER, _IS_MATCH = "scanned_number", "is_match"
 Condition: TypeAlias = sa.ColumnElement[bool]

@@ -20,7 +20,7 @@ from moyin.store.schema import api_keys, jobs, sessions, usage
 from moyin.store.sql import Database
 from moyin.store.usage import CANCELLED, CallStatus, UsageEntry, nano_to_usd, parse_entry
 
-# The most rows that the database returns for one report.
+# The maximum number of rows that the database returns for one report.
 _MAX_SUMS = 20_000
 # Sums over a million calls take seconds, so a replica computes one after the other.
 _MAX_WAITING = 8

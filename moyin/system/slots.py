@@ -79,7 +79,7 @@ class Slots:
 
     @property
     def usable(self) -> int | None:
-        """The most calls that can run at present; None if there is no limit.
+        """The number of calls that may run at present; None if there is no limit.
 
         While only calls in the background wait, this is their share of the limit.
         """

@@ -28,7 +28,7 @@ from moyin.errors import InvalidCredentials
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.forging import hs256
+from tests.forging import sign_with_hs256
 from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsApp, accounts_serving
 from tests.integration.servers import ValkeyServer, free_port
 from tests.integration.text.fixtures import serving
@@ -204,7 +204,7 @@ async def test_a_forged_identity_token_proves_nothing(
     match forge:
         case "hs256":
             async with accounts.session.get(f"{provider}/jwks") as answer:
-                token = hs256(claims, headers, await answer.read())
+                token = sign_with_hs256(claims, headers, await answer.read())
         case "none":
             token = jwt.encode(claims, "", "none", headers)
         case _:

@@ -87,7 +87,7 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
 
 @pytest.fixture
 async def others(stranger: Comfy) -> list[tuple[str, str]]:
-    """Return another tenant's upload, artifact and output, each with a nonexistent name."""
+    """Return names of another tenant's files, each paired with a nonexistent name."""
     color = next(_colors)
     file = BytesIO()
     Image.new("RGB", (8, 8), (color >> 16, color >> 8 & 255, color & 255)).save(file, "PNG")

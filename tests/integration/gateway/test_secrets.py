@@ -69,7 +69,7 @@ class Session:
 
 @pytest.fixture
 def haproxy_log(gateway: RunningStack) -> Iterator[socket.socket]:
-    """Receive the log messages that HAProxy sends to a syslog server."""
+    """Yield a socket that receives the log messages which HAProxy sends to syslog."""
     port = int(gateway.env["RAY_SERVE_HAPROXY_LOG_TARGET"].rpartition(":")[2])
     with socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)

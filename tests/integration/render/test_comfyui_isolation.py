@@ -562,7 +562,7 @@ def _addresses() -> list[Any]:
 
 
 async def _untouched(renderer: ComfyRenderer) -> list[str]:
-    """Return what a prompt that only looks sees in its folders."""
+    """Return the files that a harmless prompt sees in its folders."""
     await done(renderer, picture())
     found: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
     assert found, "the bridge at least"

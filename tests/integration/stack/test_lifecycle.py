@@ -46,7 +46,7 @@ def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Run one stack for the module, which keeps running until the tests that stop it."""
+    """Run one stack for all tests of the module; only the last tests stop it."""
     with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
         yield stack
 

@@ -272,7 +272,7 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
 async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
     llama: str, tmp_path: Path
 ) -> None:
-    """The kernel still accepts connections for a stopped process; only a response proves it up."""
+    """The kernel still accepts connections for a stopped process, so only a response counts."""
     port = int(llama.rpartition(":")[2])
     [process] = [
         psutil.Process(connection.pid)

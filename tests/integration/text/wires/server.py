@@ -31,7 +31,7 @@ class WireServer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[WireServer]:
-        """Serve on a free port of the loopback."""
+        """Serve on a free loopback port during the block."""
         app = web.Application()
         app.router.add_get("/v1/models", self._empty)
         app.router.add_get("/api/version", self._empty)

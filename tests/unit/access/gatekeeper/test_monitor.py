@@ -96,7 +96,7 @@ def farm(monkeypatch: pytest.MonkeyPatch) -> Farm:
 
 
 async def wait_until_watched(farm: Farm, connection: OpenConnection) -> OpenConnection:
-    """Wait until the connection has begun and is watched."""
+    """Wait until the connection has begun and the monitor watches it."""
     await farm.under_way.wait()
     while not farm.gatekeeper.monitor._credentials:  # noqa: ASYNC110
         await asyncio.sleep(0)

@@ -32,7 +32,7 @@ from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKey, SigningKeyStore
 from moyin.store.sql import Database, now
 from moyin.store.users import UserStore
-from tests.forging import b64, hs256
+from tests.forging import b64, sign_with_hs256
 
 SECRET = b"s" * 32
 
@@ -105,7 +105,7 @@ async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> N
 def _with_public_key(studio: Studio) -> str:
     """Sign with the public key as a shared secret (algorithm confusion)."""
     pem = studio.pair.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return hs256(studio.claims(), {"kid": studio.pair.kid, "typ": "at+jwt"}, pem)
+    return sign_with_hs256(studio.claims(), {"kid": studio.pair.kid, "typ": "at+jwt"}, pem)
 
 
 def _unsigned(studio: Studio) -> str:
@@ -123,7 +123,7 @@ FORGERIES: dict[str, Callable[[Studio], str]] = {
     "none": _unsigned,
     "altered": _altered,
     "other key": lambda s: s.signed(Ed25519PrivateKey.generate()),
-    "internal secret, person's claims": lambda s: hs256(s.claims(), {}, SECRET),
+    "internal secret, person's claims": lambda s: sign_with_hs256(s.claims(), {}, SECRET),
     "expired": lambda s: s.signed(exp=int(time.time()) - 1),
     "other audience": lambda s: s.signed(aud="moyin-internal"),
     "other issuer": lambda s: s.signed(iss="evil"),

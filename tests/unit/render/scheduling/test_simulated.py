@@ -1,4 +1,4 @@
-"""Tests the scheduling policy on a small simulated farm, unlike `benchmarks.scheduling`."""
+"""Tests the scheduling policy on a small simulated farm (see `benchmarks.scheduling`)."""
 
 from __future__ import annotations
 

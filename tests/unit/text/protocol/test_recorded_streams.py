@@ -63,7 +63,7 @@ CUTS = 25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
+class ParsedRecording:
     """The parsed content of a recording; ``tools`` contains names with arguments."""
 
     text: str = ""
@@ -78,42 +78,42 @@ def weather(*cities: str) -> tuple[tuple[str, Any], ...]:
 
 
 EXPECTED = {
-    "anthropic": Read(
+    "anthropic": ParsedRecording(
         text="I'll look — one moment 🌤️.",
         thinking="The user wants Köln's weather: 晴れ?",
         tools=weather("Köln"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=472, cached_tokens=1024, output_tokens=89),
     ),
-    "azure": Read(
+    "azure": ParsedRecording(
         text="Grüß Gott, Welt\n\ndata: [DONE]", usage=Usage(input_tokens=14, output_tokens=9)
     ),
-    "crlf": Read(text="Zeile 1\nZeile 2 ✓"),
-    "deepseek": Read(
+    "crlf": ParsedRecording(text="Zeile 1\nZeile 2 ✓"),
+    "deepseek": ParsedRecording(
         text="你好呀",
         thinking="好的想一想",
         usage=Usage(input_tokens=26, output_tokens=12, reasoning_tokens=7),
     ),
-    "gemini": Read(
+    "gemini": ParsedRecording(
         text="Ich sehe nach …",
         tools=weather("Köln", "Rom"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=71, output_tokens=34),
     ),
-    "llamacpp": Read(
+    "llamacpp": ParsedRecording(
         text="Hello 世界",
         thinking="Short one.",
         stop=StopReason.MAX_TOKENS,
         usage=Usage(input_tokens=31, output_tokens=5),
     ),
-    "mistral": Read(
+    "mistral": ParsedRecording(
         text="Voyons ça.",
         thinking="Il faut la météo.",
         tools=weather("Paris", "Nîmes"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=94, output_tokens=37),
     ),
-    "ollama": Read(
+    "ollama": ParsedRecording(
         text="Moment, bitte ☕",
         thinking="The user fragt …",
         tools=(
@@ -123,18 +123,18 @@ EXPECTED = {
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=36, output_tokens=180),
     ),
-    "openai": Read(
+    "openai": ParsedRecording(
         text="Let me check “both” 🌍.",
         tools=weather("Köln", "東京"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=93, cached_tokens=1024, output_tokens=46),
     ),
-    "openrouter": Read(
+    "openrouter": ParsedRecording(
         text="Natürlich!",
         thinking="Hm, ja.",
         usage=Usage(input_tokens=43, output_tokens=31, reasoning_tokens=18),
     ),
-    "vllm": Read(
+    "vllm": ParsedRecording(
         text="1, 2, ",
         thinking="Count to 3.",
         stop=StopReason.STOP_SEQUENCE,
@@ -196,7 +196,7 @@ async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
         await backend.close()
 
 
-def summarize(deltas: Sequence[Delta]) -> Read:
+def summarize(deltas: Sequence[Delta]) -> ParsedRecording:
     names = {d.index: d.name for d in deltas if isinstance(d, ToolStarted)}
     arguments = {
         index: "".join(
@@ -206,7 +206,7 @@ def summarize(deltas: Sequence[Delta]) -> Read:
     }
     last = deltas[-1]
     assert isinstance(deltas[0], Started) and isinstance(last, Finished)
-    return Read(
+    return ParsedRecording(
         text="".join(d.text for d in deltas if isinstance(d, TextDelta)),
         thinking="".join(d.text for d in deltas if isinstance(d, ThinkingDelta)),
         tools=tuple((names[index], json.loads(arguments[index])) for index in names),

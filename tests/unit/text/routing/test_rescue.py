@@ -63,7 +63,7 @@ class Gateway:
     async def ask(
         self, codec: ProtocolCodec | None = None, budget: Any = None, **changes: Any
     ) -> tuple[str, str, Answer]:
-        """Return the model, the route and the answer."""
+        """Send a request, and return the model, the route and the answer."""
         codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "auto", "max_tokens": 50, "messages": messages, **changes}

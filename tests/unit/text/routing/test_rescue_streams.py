@@ -73,7 +73,7 @@ class Streams(Gateway):
         )
 
     async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
-        """Return the model, the route and the whole body."""
+        """Send a request for a stream, and return the model, the route and the whole body."""
         model, route, answer = await self.ask(codec, **{"stream": True, **more})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
