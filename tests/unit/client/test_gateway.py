@@ -225,7 +225,7 @@ async def test_a_file_larger_than_the_limit_is_not_read(
     scripted.status, scripted.body = 200, "x" * 8
     assert await client.read("/artifacts/a", identity=ADA) == b'"xxxxxxxx"'
     scripted.body = "x" * 9
-    with pytest.raises(StepFailed, match="larger than 10 bytes"):
+    with pytest.raises(StepFailed, match="larger than the limit of 10 bytes"):
         await client.read("/artifacts/a", identity=ADA)
 
 

@@ -32,7 +32,7 @@ async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
     async with ComfyClient(address, "c", HostPathFilter({})) as client:
-        with pytest.raises(RenderFailed, match="more than the allowed 8,388,608 bytes") as caught:
+        with pytest.raises(RenderFailed, match="exceed the limit of 8,388,608 bytes") as caught:
             await client.get_prompt_state("huge")
         assert not caught.value.retryable
         assert (await client.get_prompt_state("small")).entry is not None

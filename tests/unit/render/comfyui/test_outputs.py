@@ -116,7 +116,7 @@ async def test_files_larger_than_the_limit_fail_their_render(
     (folder.done / SECOND / "output" / "c.png").write_bytes(bytes(6))
     two = entry("b.png")
     two.outputs["2"] = entry("c.png").outputs["1"]
-    with pytest.raises(RenderFailed, match="more than the allowed 10 bytes"):
+    with pytest.raises(RenderFailed, match="exceed the limit of 10 bytes"):
         await outputs.collect(SECOND, two)
     assert not list(folder.done.iterdir())
 
