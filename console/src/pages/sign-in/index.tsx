@@ -1,11 +1,11 @@
 /** Signs in with an email and a password, through an OpenID provider, or with an API key. */
 
-import { Anchor, Button, Divider, Group, PasswordInput, Stack, Tabs, Text, TextInput } from "@mantine/core";
+import { Alert, Anchor, Button, Divider, Group, PasswordInput, Stack, Tabs, Text, TextInput } from "@mantine/core";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 
 import { accounts, body } from "#/api/client";
-import { type SignIn as Credentials, signIn } from "#/api/session";
+import { type SignIn as Credentials, signIn, useHasSessionEnded } from "#/api/session";
 import { ErrorAlert } from "#/components/error-alert";
 import { useStrings } from "#/language";
 import { Form, Frame } from "#/pages/sign-in/frame";
@@ -17,10 +17,12 @@ type View = "sign-in" | "forgot" | "register";
 export function SignIn() {
   const t = useStrings(strings);
   const [view, setView] = useState<View>("sign-in");
+  const hasEnded = useHasSessionEnded();
   const title = { "sign-in": t.title, forgot: t.forgotTitle, register: t.registerTitle }[view];
   const back = <Anchor component="button" type="button" size="sm" onClick={() => setView("sign-in")}>{t.back}</Anchor>;
   return (
     <Frame key={view} title={title}>
+      {hasEnded && <Alert color="yellow" role="status" mb="md" p="xs">{t.ended}</Alert>}
       {view === "sign-in" && <Ways onView={setView} />}
       {view === "forgot" && <Stack><Forgot />{back}</Stack>}
       {view === "register" && <Stack><Register />{back}</Stack>}
@@ -63,7 +65,7 @@ function Ways({ onView }: { onView: (view: View) => void }) {
           action={t.submit}
           onSubmit={(form) => enter({ email: `${form.get("email")}`, password: `${form.get("password")}` })}
         >
-          <TextInput name="email" type="email" label={t.email} required autoComplete="username" />
+          <TextInput name="email" type="email" label={t.email} required autoComplete="username" autoFocus />
           <PasswordInput name="password" label={t.password} required autoComplete="current-password" />
         </Form>
         {ways && (ways.password_reset || ways.registration) && (
@@ -88,7 +90,7 @@ function Ways({ onView }: { onView: (view: View) => void }) {
       </Tabs.Panel>
       <Tabs.Panel value="key">
         <Form action={t.submit} onSubmit={(form) => enter({ api_key: `${form.get("key")}`.trim() })}>
-          <PasswordInput name="key" label={t.apiKey} required autoComplete="off" placeholder="moyin_…" />
+          <PasswordInput name="key" label={t.apiKey} required autoComplete="off" placeholder="moyin_…" autoFocus />
         </Form>
       </Tabs.Panel>
     </Tabs>

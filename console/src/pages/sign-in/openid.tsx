@@ -15,11 +15,13 @@ import { strings } from "#/pages/sign-in/strings";
 /** Where providers send people back to; it is to be among the `redirect_uris` of a provider. */
 export const REDIRECT_URI = `${location.origin}/console/oidc`;
 const STATE = "moyin.oidc";
+const PAGE = "moyin.oidc.page";
 
 export async function beginOpenId(provider: string): Promise<void> {
   const begun = await body(accounts.POST("/oidc/begin", { body: { provider, redirect_uri: REDIRECT_URI } }));
   // Shows on return that this browser began, so that nobody is signed in to the account of another.
   sessionStorage.setItem(STATE, begun.state);
+  sessionStorage.setItem(PAGE, location.pathname + location.search);
   location.assign(begun.authorization_url);
 }
 
@@ -50,7 +52,7 @@ export function OpenIdReturn() {
     }
     finishing
       .then(() => queries.invalidateQueries({ queryKey: ["caller"] }))
-      .then(() => navigate("/", { replace: true }))
+      .then(() => navigate(`~${sessionStorage.getItem(PAGE) ?? "/console/"}`, { replace: true }))
       .catch(setError);
   }, [t, queries, navigate]);
   return (
