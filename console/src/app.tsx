@@ -51,7 +51,8 @@ function Frame({ caller }: { caller: Caller }) {
   const [location] = useLocation();
   useFocusKeeper();
   useFocusOnNavigation(location);
-  const pages = PAGES.filter((page) => page.scopes.some((scope) => hasScope(caller, scope)));
+  const pages = PAGES.filter(({ scopes, reads }) =>
+    scopes.some((scope) => hasScope(caller, scope)) && (reads === undefined || hasScope(caller, reads)));
   const current = pages.find((page) => location === page.path || location.startsWith(`${page.path}/`));
   useEffect(() => {
     document.title = current ? `${current.title[language]} · Moyin` : "Moyin";

@@ -109,5 +109,3 @@ class Keyboard:
             raise AssertionError("Tab never leaves the page")
         assert self._page.evaluate(_LIST_UNREACHED) == []
         assert self._page.evaluate(_LIST_ODD_ORDER) == []
-
-

@@ -1,6 +1,6 @@
 /** Manages the members, keys and limits of an organisation, and shows its audit log. */
 
-import { Stack, Tabs } from "@mantine/core";
+import { Skeleton, Stack, Tabs } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { useLocation, useSearch } from "wouter";
 
@@ -24,9 +24,9 @@ export default function PeoplePage() {
   const chosen = new URLSearchParams(useSearch()).get("organisation") || null;
   const isOperator = caller ? hasScope(caller, "operator") : false;
   const organisation = isOperator ? chosen : caller?.account?.organisation ?? null;
-  const { data: found, error } = useQuery({
+  const { data: found, error, isLoading } = useQuery({
     queryKey: ["organisation", organisation],
-    enabled: caller?.owner !== undefined && organisation !== null && organisation.startsWith("org_"),
+    enabled: caller != null && (isOperator || hasScope(caller, "org:read")) && organisation !== null && organisation.startsWith("org_"),
     staleTime: 60_000,
     queryFn: ({ signal }) => body(accounts.GET("/organisations/{organisation}", {
       params: { path: { organisation: organisation ?? "" } }, signal,
@@ -50,7 +50,7 @@ export default function PeoplePage() {
       <PageHeader title={t.title}>
         {isOperator && <OrganisationChoice caller={caller} tenant={tenant} onChoose={choose} />}
       </PageHeader>
-      {isNotFound(error) ? <NotFound title={t.noSuchOrganisation}>{t.noSuchOrganisationHint}</NotFound> : (
+      {isNotFound(error) ? <NotFound title={t.noSuchOrganisation}>{t.noSuchOrganisationHint}</NotFound> : isLoading ? <Skeleton height={240} /> : (
         <Tabs
           value={current} keepMounted={false}
           onChange={(name) => navigate(`/${name}${chosen === null ? "" : `?organisation=${encodeURIComponent(chosen)}`}`)}
