@@ -26,6 +26,12 @@ def test_a_member_signs_in_renders_and_downloads(
     email = api.new_member(organisation, "member", "Mika")
     page = console.open().page
     keys = Keyboard(page)
+    expect(page.get_by_label("Email")).to_be_focused()
+    keys.reach(page.get_by_role("tab", name="Account"), "Shift+Tab")
+    for arrow, name in (("ArrowRight", "API key"), ("ArrowLeft", "Account")):
+        keys.press(arrow)
+        expect(page.get_by_role("tab", name=name)).to_be_focused()
+        expect(page.get_by_role("tab", name=name, selected=True)).to_be_visible()
     keys.reach(page.get_by_label("Email"))
     keys.type(email)
     keys.reach(page.get_by_label("Password").first)

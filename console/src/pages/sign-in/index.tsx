@@ -43,6 +43,8 @@ function Ways({ onView }: { onView: (view: View) => void }) {
   const t = useStrings(strings);
   const enter = useSignIn();
   const [error, setError] = useState<Error | null>(null);
+  // The first field has the focus at once, but does not take it from the tabs.
+  const [hasChosen, setHasChosen] = useState(false);
   const { data: ways } = useQuery({
     queryKey: ["sign-in"],
     staleTime: 60_000,
@@ -55,7 +57,7 @@ function Ways({ onView }: { onView: (view: View) => void }) {
     beginOpenId(provider).catch(setError);
   };
   return (
-    <Tabs defaultValue="account" keepMounted={false}>
+    <Tabs defaultValue="account" keepMounted={false} onChange={() => setHasChosen(true)}>
       <Tabs.List mb="md">
         <Tabs.Tab value="account">{t.byPassword}</Tabs.Tab>
         <Tabs.Tab value="key">{t.apiKey}</Tabs.Tab>
@@ -65,7 +67,7 @@ function Ways({ onView }: { onView: (view: View) => void }) {
           action={t.submit}
           onSubmit={(form) => enter({ email: `${form.get("email")}`, password: `${form.get("password")}` })}
         >
-          <TextInput name="email" type="email" label={t.email} required autoComplete="username" autoFocus />
+          <TextInput name="email" type="email" label={t.email} required autoComplete="username" autoFocus={!hasChosen} />
           <PasswordInput name="password" label={t.password} required autoComplete="current-password" />
         </Form>
         {ways && (ways.password_reset || ways.registration) && (
@@ -90,7 +92,7 @@ function Ways({ onView }: { onView: (view: View) => void }) {
       </Tabs.Panel>
       <Tabs.Panel value="key">
         <Form action={t.submit} onSubmit={(form) => enter({ api_key: `${form.get("key")}`.trim() })}>
-          <PasswordInput name="key" label={t.apiKey} required autoComplete="off" placeholder="moyin_…" autoFocus />
+          <PasswordInput name="key" label={t.apiKey} required autoComplete="off" placeholder="moyin_…" />
         </Form>
       </Tabs.Panel>
     </Tabs>
