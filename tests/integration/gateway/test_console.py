@@ -30,7 +30,12 @@ async def test_every_view_is_the_page_with_a_fresh_nonce(built: Farm) -> None:
     async with aiohttp.ClientSession(built.url) as browser:
         async with browser.get("/console", allow_redirects=False) as response:
             assert (response.status, response.headers["location"]) == (307, "/console/")
-        for path in ("/console/", "/console/index.html", "/console/jobs/7?x=a.b", "/console/jobs/7.b"):
+        for path in (
+            "/console/",
+            "/console/index.html",
+            "/console/jobs/7?x=a.b",
+            "/console/jobs/7.b",
+        ):
             async with browser.get(path) as response:
                 assert (response.status, response.content_type) == (200, "text/html"), path
                 page, headers = await response.text(), response.headers
