@@ -42,12 +42,14 @@ export function OpenIdReturn() {
     if (finishing === undefined) {
       const answer = new URLSearchParams(location.search);
       const [code, state, refusal] = [answer.get("code"), answer.get("state"), answer.get("error")];
-      const isOurs = state !== null && state === sessionStorage.getItem(STATE);
+      const begun = sessionStorage.getItem(STATE);
+      // Some providers leave the state out of a refusal, which signs nobody in.
+      const isOurs = begun !== null && (state === begun || (state === null && refusal !== null));
       sessionStorage.removeItem(STATE);
       // The code is not to stay in the browser's history.
       history.replaceState(null, "", location.pathname);
       if (!isOurs) finishing = Promise.reject(new Error(t.foreign));
-      else if (code === null) finishing = Promise.reject(new Error(t.refused(refusal ?? "?")));
+      else if (code === null || state === null) finishing = Promise.reject(new Error(t.refused(refusal ?? "?")));
       else finishing = finish(code, state);
     }
     finishing
