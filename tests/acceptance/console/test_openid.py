@@ -110,7 +110,7 @@ def _go_wrong(url: str, provider: str, folder: Path) -> None:
         [state] = parse_qs(urlsplit(page.url).query)["state"]
         console.open(f"/oidc?state={state}&code=made-up")
         alert = page.get_by_role("alert")
-        alert.get_by_text("invalid_token").wait_for()
+        alert.get_by_text("invalid_credentials").wait_for()
         console.check_accessibility()
         page.get_by_role("link", name="Back to sign-in").click()
         page.get_by_role("heading", name="Sign in to Moyin").wait_for()
