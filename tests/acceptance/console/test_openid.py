@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 from playwright.sync_api import Page
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,7 +38,7 @@ def serve_console_beside(accounts_app: ASGIApp) -> ASGIApp:
     return choose
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def accounts(
     migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer, console_tools: None
 ) -> AsyncIterator[AccountsApp]:

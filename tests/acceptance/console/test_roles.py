@@ -211,7 +211,7 @@ class Studio:
         }
 
     def sign_in(self, console: ConsoleBrowser, role: Role) -> None:
-        """Sign in on the console; the operator looks at the organisation, too."""
+        """Sign in on the console as somebody of this role."""
         if role == "operator":
             console.sign_in_with_key(self.stack.api_key)
         elif role == "player":
@@ -288,12 +288,10 @@ def open_view(console: ConsoleBrowser, studio: Studio, role: Role, within: str) 
     if role not in next(roles for _, page, roles, _ in PAGES if page == parent):
         return False
     if role == "operator" and parent in ("/jobs", "/gallery"):
-        # Their own tenant has other jobs.
-        own = Api(studio.stack)
-        studio_job = own.render(
-            template="swatch", inputs={"prompt": "role", "seed": 7, "width": 64}
-        )
-        path = f"/jobs/{studio_job['id']}" if path != parent else path
+        # The operator's own tenant has other jobs.
+        inputs = {"prompt": "role", "seed": 7, "width": 64}
+        job = Api(studio.stack).render(template="swatch", inputs=inputs)
+        path = path if path == parent else f"/jobs/{job['id']}"
     if role == "operator" and parent == "/people":
         path += f"?organisation={studio.organisation}"
     page = console.open(path).page
