@@ -1,13 +1,16 @@
 /** Shows the sign-in page, or the frame with the page of the address. */
 
-import { AppShell, Burger, Center, Group, Loader, NavLink, ScrollArea, Text, Title } from "@mantine/core";
+import { AppShell, Burger, Center, Group, Loader, NavLink, ScrollArea, Title } from "@mantine/core";
 import { useDisclosure } from "@mantine/hooks";
+import { useQueryClient } from "@tanstack/react-query";
 import { Component, type ReactNode, Suspense, useEffect } from "react";
 import { Link, Redirect, Route, Switch, useLocation } from "wouter";
 
-import { type Caller, hasScope, keepSession, useCaller } from "#/api/session";
+import { type Caller, hasScope, keepSession, useCaller, watchSession } from "#/api/session";
 import { AccountMenu } from "#/components/account-menu";
 import { ErrorAlert } from "#/components/error-alert";
+import { useFocusKeeper, useFocusOnNavigation } from "#/components/focus";
+import { NotFound } from "#/components/not-found";
 import { useLanguage, useStrings } from "#/language";
 import { PAGES } from "#/pages";
 import { SignIn } from "#/pages/sign-in";
@@ -27,6 +30,8 @@ export function App() {
 
 function Console() {
   const caller = useCaller();
+  const queries = useQueryClient();
+  useEffect(() => watchSession(queries), [queries]);
   // A caller who is known stays so while the gateway cannot be asked again.
   if (caller.data === undefined) {
     return (
@@ -44,7 +49,10 @@ function Frame({ caller }: { caller: Caller }) {
   const isPerson = caller.account !== null;
   useEffect(() => (isPerson ? keepSession() : undefined), [isPerson]);
   const [location] = useLocation();
-  const pages = PAGES.filter((page) => page.scopes.some((scope) => hasScope(caller, scope)));
+  useFocusKeeper();
+  useFocusOnNavigation(location);
+  const pages = PAGES.filter(({ scopes, reads }) =>
+    scopes.some((scope) => hasScope(caller, scope)) && (reads === undefined || hasScope(caller, reads)));
   const current = pages.find((page) => location === page.path || location.startsWith(`${page.path}/`));
   useEffect(() => {
     document.title = current ? `${current.title[language]} · Moyin` : "Moyin";
@@ -75,11 +83,13 @@ function Frame({ caller }: { caller: Caller }) {
               active={page === current} aria-current={page === current ? "page" : undefined}
             />
           ))}
-          <NavLink component="a" href="/comfy/" label={t.comfyui} target="_blank" rel="noopener" />
+          {hasScope(caller, "jobs:read") && (
+            <NavLink component="a" href="/comfy/" label={t.comfyui} target="_blank" rel="noopener" />
+          )}
         </ScrollArea>
       </AppShell.Navbar>
       <AppShell.Main id="content" tabIndex={-1}>
-        <Boundary key={location}>
+        <Boundary location={location}>
           <Suspense fallback={<Center h={200}><Loader /></Center>}>
             <Switch>
               <Route path="/"><Redirect to={pages[0]?.path ?? "/account"} replace /></Route>
@@ -87,7 +97,7 @@ function Frame({ caller }: { caller: Caller }) {
                 // Switch reads the paths of its own children only.
                 <Route key={page.path} path={page.path} nest={page.nested}><page.component /></Route>
               ))}
-              <Route><Text>{t.notFound}</Text></Route>
+              <Route><NotFound /></Route>
             </Switch>
           </Suspense>
         </Boundary>
@@ -96,11 +106,14 @@ function Frame({ caller }: { caller: Caller }) {
   );
 }
 
-/** Shows a defect of a page in its place, so that the rest stays usable. */
-class Boundary extends Component<{ children: ReactNode }, { error: Error | null }> {
+/** Shows a defect of a page in its place until another is opened, so that the rest stays usable. */
+class Boundary extends Component<{ location: string; children: ReactNode }, { error: Error | null }> {
   override state: { error: Error | null } = { error: null };
   static getDerivedStateFromError(error: Error) {
     return { error };
+  }
+  override componentDidUpdate({ location }: { location: string }) {
+    if (location !== this.props.location && this.state.error) this.setState({ error: null });
   }
   override render() {
     return this.state.error ? <ErrorAlert error={this.state.error} /> : this.props.children;

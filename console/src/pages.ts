@@ -16,6 +16,8 @@ export interface Page {
   icon: Icon;
   /** Shown to callers who have any of these scopes. */
   scopes: readonly string[];
+  /** Needed besides. */
+  reads?: string;
   component: LazyExoticComponent<ComponentType>;
 }
 
@@ -30,6 +32,7 @@ export const PAGES: readonly Page[] = [
   },
   {
     path: "/render", title: { en: "Render", ja: "レンダー" }, icon: IconBrush, scopes: ["jobs:write"],
+    reads: "jobs:read",
     component: lazy(() => import("#/pages/render")),
   },
   {
@@ -59,7 +62,7 @@ export const PAGES: readonly Page[] = [
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,
-    scopes: ["jobs:read", "text", "player", "operator", "org:read", "keys"],
+    scopes: ["jobs:read", "jobs:write", "text", "player", "operator", "org:read", "org:admin", "keys"],
     component: lazy(() => import("#/pages/account")),
   },
 ];

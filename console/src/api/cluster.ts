@@ -21,18 +21,19 @@ const KEY = ["cluster"] as const;
 const REOPEN_MILLISECONDS = 3_000;
 
 /** Return the newest state of the cluster, which follows the server's events while the page is open. */
-export function useCluster() {
+export function useCluster(enabled = true) {
   const queries = useQueryClient();
   const [isReconnecting, setReconnecting] = useState(false);
-  const query = useQuery({ queryKey: KEY, queryFn: () => body(gateway.GET("/cluster")) });
+  const query = useQuery({ queryKey: KEY, enabled, queryFn: () => body(gateway.GET("/cluster")) });
   useEffect(() => {
+    if (!enabled) return undefined;
     const stream = new ClusterStream((cluster) => {
       // An answer that is still on its way is older.
       void queries.cancelQueries({ queryKey: KEY });
       queries.setQueryData(KEY, cluster);
     }, setReconnecting);
     return () => stream.close();
-  }, [queries]);
+  }, [queries, enabled]);
   return { ...query, isReconnecting };
 }
 

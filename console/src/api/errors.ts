@@ -35,3 +35,8 @@ export async function readError(response: Response): Promise<ApiError> {
     body,
   );
 }
+
+/** Return whether a request was refused because what it names does not exist, or belongs to another tenant. */
+export function isNotFound(error: unknown): boolean {
+  return error instanceof ApiError && error.status === 404;
+}

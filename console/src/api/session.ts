@@ -1,11 +1,12 @@
 /** Signs in and out; cookies that scripts cannot read carry the session. */
 
 import type { components } from "#api/accounts";
-import { type QueryClient, useQuery, useQueryClient } from "@tanstack/react-query";
+import { type QueryClient, skipToken, useQuery, useQueryClient } from "@tanstack/react-query";
 
 import { readError } from "./errors";
 
 const SESSION = "/accounts/session";
+const ENDED = ["session-ended"];
 // Well before an access token ends, which is good for ten minutes.
 const RENEW_MILLISECONDS = 4 * 60_000;
 
@@ -27,11 +28,15 @@ export async function signOut(): Promise<void> {
 }
 
 let renewing: Promise<boolean> | undefined;
+let onRefusal: () => void = () => undefined;
 
-/** Return whether the session goes on. Requests that ask at the same time share one renewal. */
+/** Renew the session, and return whether that succeeded. Concurrent callers share one renewal. */
 export function renewSession(): Promise<boolean> {
   renewing ??= post(`${SESSION}/renew`)
-    .then((response) => response.ok, () => false)
+    .then((response) => {
+      if (response.status === 401) onRefusal();
+      return response.ok;
+    }, () => false)
     .finally(() => {
       renewing = undefined;
     });
@@ -63,9 +68,27 @@ export function useCaller() {
       const caller = await readCaller();
       const last = queries.getQueryData<Caller | null>(["caller"]);
       if (last !== undefined && last?.keyId !== caller?.keyId) forgetAnswers(queries);
+      if (caller !== null) queries.setQueryData(ENDED, false);
+      else if (last) queries.setQueryData(ENDED, true);
       return caller;
     },
   });
+}
+
+/** Return whether the last session of this page ended by itself, and not because the person signed out. */
+export function useHasSessionEnded(): boolean {
+  return useQuery<boolean>({ queryKey: ENDED, queryFn: skipToken }).data ?? false;
+}
+
+/** Check who is signed in as soon as a renewal is refused; return a function that stops this. */
+export function watchSession(queries: QueryClient): () => void {
+  onRefusal = () => {
+    // The check renews, too; a second check must not begin before the first has ended.
+    if (queries.getQueryData(["caller"])) void queries.invalidateQueries({ queryKey: ["caller"] }, { cancelRefetch: false });
+  };
+  return () => {
+    onRefusal = () => undefined;
+  };
 }
 
 async function readCaller(): Promise<Caller | null> {
@@ -92,12 +115,13 @@ async function readCaller(): Promise<Caller | null> {
 
 /** Show the sign-in page, and keep nothing of what the last person saw. */
 export function forgetCaller(queries: QueryClient): void {
+  queries.setQueryData(ENDED, false);
   queries.setQueryData(["caller"], null);
   forgetAnswers(queries);
 }
 
 function forgetAnswers(queries: QueryClient): void {
-  queries.removeQueries({ predicate: (query) => query.queryKey[0] !== "caller" });
+  queries.removeQueries({ predicate: (query) => !["caller", ENDED[0]].includes(query.queryKey[0] as string) });
 }
 
 /** Renew the session while a page is open. */

@@ -60,7 +60,7 @@ def browser_session_routes(
         else:
             assert body.email is not None and body.password is not None
             address = callers.client_address(request)
-            result = await sign_in.sign_in(body.email, body.password, address, body.device_token)
+            result = await sign_in.sign_in(body.email, body.password, address)
         return await respond(result, request, response)
 
     @router.post("/session/renew", name="renew")

@@ -31,7 +31,9 @@ def console_routes(console: ConsoleFiles) -> APIRouter:
         file = await console.find(path)
         if file is not None:
             return _file_response(file, request)
-        if "." in path and path != "index.html":
+        # An address of a page may contain a dot, too, such as that of a job with a wrong id.
+        first, _, rest = path.partition("/")
+        if path != "index.html" and ("." in first or (first == "assets" and rest)):
             raise RouteNotFound(f"the console has no file {path}")
         return await _page_response(console)
 

@@ -123,9 +123,6 @@ class SignInBrowser(_Request):
 
     email: ClaimedEmail | None = None
     password: Secret | None = None
-    device_token: Annotated[str, StringConstraints(max_length=2048)] | None = Field(
-        None, description="As in `POST /login`, with `email` and `password`."
-    )
     api_key: Secret | None = None
     refresh_token: Secret | None = Field(
         None, description="As `POST /oidc/finish` returns it; becomes invalid."

@@ -46,6 +46,15 @@ if (key) {
 }
 """
 _RELOAD_SCRIPT = "setTimeout(() => location.reload(), 3000);"
+# Ends the session at the accounts app, which gets the cookie that renews it: the cookie of the access
+# token expires in minutes, and without it the gateway would not know which session to end.
+_SIGN_OUT_SCRIPT = """
+const form = document.querySelector("form");
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  fetch("/accounts/session/end", {method: "POST"}).finally(() => form.submit());
+});
+"""
 # This script in ComfyUI's page renews the session of a signed-in person, because access tokens
 # expire in minutes. It also renews when the page is shown again, because timers of a sleeping
 # computer are late. It stops when the session has ended, and tries again after failures of network
@@ -92,7 +101,7 @@ def render_sign_in_page(error: str = "") -> HtmlPage:
 
 def render_signed_in_page(name: str) -> HtmlPage:
     """Return the page that shows the signed-in user and a sign-out button."""
-    return HtmlPage("Signed in", _SIGNED_IN.format(name=escape(name)))
+    return HtmlPage("Signed in", _SIGNED_IN.format(name=escape(name)), _SIGN_OUT_SCRIPT)
 
 
 def render_start_page() -> HtmlPage:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 from argon2 import PasswordHasher
+from starlette.types import ASGIApp
 
 from deployments.accounts.app import AccountsServices, new_app, new_services
 from moyin.access.accounts.mail import Mail
@@ -183,8 +184,10 @@ def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
 
 
 @asynccontextmanager
-async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsApp]:
-    """Serve the accounts app on a free port."""
+async def accounts_serving(
+    settings: Settings, share_port: Callable[[ASGIApp], ASGIApp] = lambda app: app
+) -> AsyncIterator[AccountsApp]:
+    """Serve the accounts app on a free port, on which ``share_port`` may serve more."""
     outbox = Outbox()
     parts = new_services(
         settings,
@@ -199,7 +202,7 @@ async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsApp]:
     _, accounts_app.operator = await KeyStore(database).create("admin", "operator")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
-        accounts_app.url = await stack.enter_async_context(serving(new_app(parts)))
+        accounts_app.url = await stack.enter_async_context(serving(share_port(new_app(parts))))
         accounts_app.session = await stack.enter_async_context(aiohttp.ClientSession())
         yield accounts_app
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
@@ -22,7 +17,6 @@ import pytest
 from aiosmtpd.smtp import SMTP
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from deployments.accounts.config import AccountsConfig
 from moyin.access.accounts.mail import Mail, SmtpMailer
 from moyin.errors import InvalidCredentials
 from moyin.settings import Settings
@@ -30,24 +24,11 @@ from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.forging import sign_with_hs256
 from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsApp, accounts_serving
-from tests.integration.servers import ValkeyServer, free_port
+from tests.integration.access.providers import BACK, configure, provider
+from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import serving
 
-BACK = "https://play.example/signed-in"
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[str]:
-    """Run an OpenID provider, and yield its issuer URL."""
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        for _ in range(400):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
-                break
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-        process.kill()
+__all__ = ["provider"]
 
 
 @pytest.fixture
@@ -59,20 +40,6 @@ async def accounts(
     async with accounts_serving(settings) as accounts_app:
         configure(accounts_app, provider)
         yield accounts_app
-
-
-def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
-    configured = {
-        "name": "studio",
-        "issuer": issuer,
-        "client_id": "moyin",
-        "client_secret_env": "STUDIO_SECRET",
-        "redirect_uris": [BACK],
-        **changes,
-    }
-    config = AccountsConfig.model_validate({"providers": [configured]})
-    accounts_app.parts.open_id.providers = config.providers_by_name({"STUDIO_SECRET": "s3cret"})
-    accounts_app.parts.sign_in.policy = config.sign_in_policy
 
 
 async def vouch(

@@ -30,7 +30,12 @@ async def test_every_view_is_the_page_with_a_fresh_nonce(built: Farm) -> None:
     async with aiohttp.ClientSession(built.url) as browser:
         async with browser.get("/console", allow_redirects=False) as response:
             assert (response.status, response.headers["location"]) == (307, "/console/")
-        for path in ("/console/", "/console/index.html", "/console/jobs/7?x=a.b"):
+        for path in (
+            "/console/",
+            "/console/index.html",
+            "/console/jobs/7?x=a.b",
+            "/console/jobs/7.b",
+        ):
             async with browser.get(path) as response:
                 assert (response.status, response.content_type) == (200, "text/html"), path
                 page, headers = await response.text(), response.headers
@@ -44,7 +49,7 @@ async def test_every_view_is_the_page_with_a_fresh_nonce(built: Farm) -> None:
             assert headers["cache-control"] == "no-store"
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["referrer-policy"] == "no-referrer"
-    assert len(nonces) == 3 and "__CSP_NONCE__" not in nonces
+    assert len(nonces) == 4 and "__CSP_NONCE__" not in nonces
 
 
 async def test_files_are_cached_compressed_and_confined(built: Farm) -> None:

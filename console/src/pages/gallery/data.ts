@@ -30,10 +30,15 @@ export function readFilter(search: URLSearchParams): GalleryFilter {
     project: search.get("project") ?? "",
     template: search.get("template") ?? "",
     user: search.get("user") ?? "",
-    after: search.get("after") ?? "",
-    before: search.get("before") ?? "",
+    after: readDate(search.get("after")),
+    before: readDate(search.get("before")),
     favourite: search.get("favourite") === "true",
   };
+}
+
+/** Return a date as date fields have it, or nothing if an address has anything else. */
+function readDate(value: string | null): string {
+  return value !== null && /^\d{4}-\d\d-\d\d$/.test(value) && !Number.isNaN(Date.parse(value)) ? value : "";
 }
 
 export function isFiltered({ kind, ...rest }: GalleryFilter): boolean {

@@ -2,6 +2,8 @@
 
 import { Route, Switch } from "wouter";
 
+import { NotFound } from "#/components/not-found";
+
 import { JobPage } from "./job";
 import { JobList } from "./list";
 
@@ -10,6 +12,7 @@ export default function JobsPage() {
     <Switch>
       <Route path="/"><JobList /></Route>
       <Route path="/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
+      <Route><NotFound /></Route>
     </Switch>
   );
 }

@@ -5,6 +5,7 @@ import { useQuery } from "@tanstack/react-query";
 
 import { body, gateway } from "#/api/client";
 import { useCluster } from "#/api/cluster";
+import { hasScope, useCaller } from "#/api/session";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
 import { Reconnecting } from "#/components/reconnecting";
@@ -20,7 +21,8 @@ const REFRESH_MILLISECONDS = 5_000;
 
 export default function OperatePage() {
   const t = useStrings(strings);
-  const cluster = useCluster();
+  const { data: caller } = useCaller();
+  const cluster = useCluster(caller != null && hasScope(caller, "jobs:read"));
   const routes = useQuery({
     queryKey: ["cluster-routes"],
     refetchInterval: REFRESH_MILLISECONDS,

@@ -1,12 +1,14 @@
 /** Manages the members, keys and limits of an organisation, and shows its audit log. */
 
-import { Stack, Tabs } from "@mantine/core";
+import { Skeleton, Stack, Tabs } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { useLocation, useSearch } from "wouter";
 
 import { accounts, body } from "#/api/client";
+import { isNotFound } from "#/api/errors";
 import { hasScope, useCaller } from "#/api/session";
 import { Keys } from "#/components/access/keys";
+import { NotFound } from "#/components/not-found";
 import { PageHeader } from "#/components/page-header";
 import { useStrings } from "#/language";
 import { Audit } from "#/pages/people/audit";
@@ -19,12 +21,12 @@ export default function PeoplePage() {
   const t = useStrings(strings);
   const { data: caller } = useCaller();
   const [location, navigate] = useLocation();
-  const chosen = new URLSearchParams(useSearch()).get("organisation");
+  const chosen = new URLSearchParams(useSearch()).get("organisation") || null;
   const isOperator = caller ? hasScope(caller, "operator") : false;
   const organisation = isOperator ? chosen : caller?.account?.organisation ?? null;
-  const { data: found } = useQuery({
+  const { data: found, error, isLoading } = useQuery({
     queryKey: ["organisation", organisation],
-    enabled: caller?.owner !== undefined && organisation !== null && organisation.startsWith("org_"),
+    enabled: caller != null && (isOperator || hasScope(caller, "org:read")) && organisation !== null && organisation.startsWith("org_"),
     staleTime: 60_000,
     queryFn: ({ signal }) => body(accounts.GET("/organisations/{organisation}", {
       params: { path: { organisation: organisation ?? "" } }, signal,
@@ -48,18 +50,20 @@ export default function PeoplePage() {
       <PageHeader title={t.title}>
         {isOperator && <OrganisationChoice caller={caller} tenant={tenant} onChoose={choose} />}
       </PageHeader>
-      <Tabs
-        value={current} keepMounted={false}
-        onChange={(name) => navigate(`/${name}${chosen === null ? "" : `?organisation=${chosen}`}`)}
-      >
-        <Tabs.List mb="md" aria-label={t.sections}>
-          {shown.map((name) => <Tabs.Tab key={name} value={name}>{t[name]}</Tabs.Tab>)}
-        </Tabs.List>
-        <Tabs.Panel value="members"><Members key={tenant.id} caller={caller} tenant={tenant} /></Tabs.Panel>
-        <Tabs.Panel value="keys"><Keys key={tenant.id} caller={caller} owner={tenant.id} /></Tabs.Panel>
-        <Tabs.Panel value="limits"><TenantLimits key={tenant.id} caller={caller} tenant={tenant} /></Tabs.Panel>
-        <Tabs.Panel value="audit"><Audit key={tenant.id} caller={caller} tenant={tenant} chosen={chosen !== null} /></Tabs.Panel>
-      </Tabs>
+      {isNotFound(error) ? <NotFound title={t.noSuchOrganisation}>{t.noSuchOrganisationHint}</NotFound> : isLoading ? <Skeleton height={240} /> : (
+        <Tabs
+          value={current} keepMounted={false}
+          onChange={(name) => navigate(`/${name}${chosen === null ? "" : `?organisation=${encodeURIComponent(chosen)}`}`)}
+        >
+          <Tabs.List mb="md" aria-label={t.sections}>
+            {shown.map((name) => <Tabs.Tab key={name} value={name}>{t[name]}</Tabs.Tab>)}
+          </Tabs.List>
+          <Tabs.Panel value="members"><Members key={tenant.id} caller={caller} tenant={tenant} /></Tabs.Panel>
+          <Tabs.Panel value="keys"><Keys key={tenant.id} caller={caller} owner={tenant.id} /></Tabs.Panel>
+          <Tabs.Panel value="limits"><TenantLimits key={tenant.id} caller={caller} tenant={tenant} /></Tabs.Panel>
+          <Tabs.Panel value="audit"><Audit key={tenant.id} caller={caller} tenant={tenant} chosen={chosen !== null} /></Tabs.Panel>
+        </Tabs>
+      )}
     </Stack>
   );
 }

@@ -1,14 +1,16 @@
 /** Shows the renders of a job side by side, each as soon as it is ready. */
 
-import { ActionIcon, Alert, AspectRatio, Badge, Button, Card, Group, Image, Progress, SimpleGrid, Skeleton, Stack, Text } from "@mantine/core";
+import { ActionIcon, Alert, AspectRatio, Badge, Button, Card, Group, Image, Paper, Progress, SimpleGrid, Skeleton, Stack, Text } from "@mantine/core";
 import { IconDownload } from "@tabler/icons-react";
 import { useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 import { Link } from "wouter";
 
 import { body, gateway } from "#/api/client";
+import { isNotFound } from "#/api/errors";
 import { hasScope, useCaller } from "#/api/session";
 import { Confirm } from "#/components/confirm";
+import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { useFormat, useStrings } from "#/language";
 import { type PictureFile, Thumbnail } from "#/pages/gallery/thumbnail";
@@ -34,6 +36,7 @@ interface Cell {
 export function ContactSheet({ id, onOpen }: { id: string; onOpen: (file: PictureFile) => void }) {
   const t = useStrings(strings);
   const { job, error, previews, isReconnecting } = useLiveJob(id);
+  if (isNotFound(error)) return <Paper withBorder><EmptyState title={t.noSuchJob}>{t.noSuchJobHint}</EmptyState></Paper>;
   if (error) return <ErrorAlert error={error} />;
   if (!job) return <Skeleton h={220} />;
   return (

@@ -1,6 +1,7 @@
 /** Reads what an earlier job was submitted with, to fill in the form. */
 
 import { call } from "#/api/client";
+import { isNotFound } from "#/api/errors";
 
 import { parseExact } from "./exact-json";
 import { type GraphFile, toGraphFile } from "./graph";
@@ -10,6 +11,7 @@ export type Draft = { options: Partial<Options> } & (
   | { kind: "template"; template: string; inputs: Record<string, unknown> }
   | { kind: "graph"; file: GraphFile }
   | { kind: "none" }
+  | { kind: "missing" }
 );
 
 interface Job {
@@ -21,7 +23,13 @@ interface Job {
 }
 
 export async function readDraft(id: string): Promise<Draft> {
-  const job = (await readExact(`/jobs/${encodeURIComponent(id)}`)) as Job;
+  let job: Job;
+  try {
+    job = (await readExact(`/jobs/${encodeURIComponent(id)}`)) as Job;
+  } catch (error) {
+    if (isNotFound(error)) return { kind: "missing", options: {} };
+    throw error;
+  }
   const index = job.submitted?.steps.findIndex((step) => step.kind === "render") ?? -1;
   const step = job.submitted?.steps[index];
   if (step === undefined) return { kind: "none", options: {} };

@@ -147,7 +147,9 @@ function RenderForm({ templates, draft, onSubmitted }: FormProps) {
       }}
     >
       <Stack gap="lg">
-        {draft && <Alert p="xs" color={draft.kind === "none" ? "orange" : "blue"}>{draft.kind === "none" ? t.notARender : t.fillFrom}</Alert>}
+        {draft?.kind === "missing" && <Alert p="xs" color="orange" title={t.noSuchJob}>{t.noSuchJobHint}</Alert>}
+        {draft?.kind === "none" && <Alert p="xs" color="orange">{t.notARender}</Alert>}
+        {(draft?.kind === "template" || draft?.kind === "graph") && <Alert p="xs" color="blue">{t.fillFrom}</Alert>}
         {draft?.kind === "template" && !of && <Alert p="xs" color="orange">{t.unknownTemplate(draft.template)}</Alert>}
         <Stack gap="sm">
           <SegmentedControl

@@ -1,11 +1,11 @@
 /** Signs in with an email and a password, through an OpenID provider, or with an API key. */
 
-import { Anchor, Button, Divider, Group, PasswordInput, Stack, Tabs, Text, TextInput } from "@mantine/core";
+import { Alert, Anchor, Button, Divider, Group, PasswordInput, Stack, Tabs, Text, TextInput } from "@mantine/core";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 
 import { accounts, body } from "#/api/client";
-import { type SignIn as Credentials, signIn } from "#/api/session";
+import { type SignIn as Credentials, signIn, useHasSessionEnded } from "#/api/session";
 import { ErrorAlert } from "#/components/error-alert";
 import { useStrings } from "#/language";
 import { Form, Frame } from "#/pages/sign-in/frame";
@@ -17,10 +17,12 @@ type View = "sign-in" | "forgot" | "register";
 export function SignIn() {
   const t = useStrings(strings);
   const [view, setView] = useState<View>("sign-in");
+  const hasEnded = useHasSessionEnded();
   const title = { "sign-in": t.title, forgot: t.forgotTitle, register: t.registerTitle }[view];
   const back = <Anchor component="button" type="button" size="sm" onClick={() => setView("sign-in")}>{t.back}</Anchor>;
   return (
     <Frame key={view} title={title}>
+      {hasEnded && <Alert color="yellow" role="status" mb="md" p="xs">{t.ended}</Alert>}
       {view === "sign-in" && <Ways onView={setView} />}
       {view === "forgot" && <Stack><Forgot />{back}</Stack>}
       {view === "register" && <Stack><Register />{back}</Stack>}
@@ -41,6 +43,8 @@ function Ways({ onView }: { onView: (view: View) => void }) {
   const t = useStrings(strings);
   const enter = useSignIn();
   const [error, setError] = useState<Error | null>(null);
+  // The first field has the focus at once, but does not take it from the tabs.
+  const [hasChosen, setHasChosen] = useState(false);
   const { data: ways } = useQuery({
     queryKey: ["sign-in"],
     staleTime: 60_000,
@@ -53,7 +57,7 @@ function Ways({ onView }: { onView: (view: View) => void }) {
     beginOpenId(provider).catch(setError);
   };
   return (
-    <Tabs defaultValue="account" keepMounted={false}>
+    <Tabs defaultValue="account" keepMounted={false} onChange={() => setHasChosen(true)}>
       <Tabs.List mb="md">
         <Tabs.Tab value="account">{t.byPassword}</Tabs.Tab>
         <Tabs.Tab value="key">{t.apiKey}</Tabs.Tab>
@@ -63,7 +67,7 @@ function Ways({ onView }: { onView: (view: View) => void }) {
           action={t.submit}
           onSubmit={(form) => enter({ email: `${form.get("email")}`, password: `${form.get("password")}` })}
         >
-          <TextInput name="email" type="email" label={t.email} required autoComplete="username" />
+          <TextInput name="email" type="email" label={t.email} required autoComplete="username" autoFocus={!hasChosen} />
           <PasswordInput name="password" label={t.password} required autoComplete="current-password" />
         </Form>
         {ways && (ways.password_reset || ways.registration) && (

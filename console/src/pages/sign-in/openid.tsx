@@ -15,11 +15,13 @@ import { strings } from "#/pages/sign-in/strings";
 /** Where providers send people back to; it is to be among the `redirect_uris` of a provider. */
 export const REDIRECT_URI = `${location.origin}/console/oidc`;
 const STATE = "moyin.oidc";
+const PAGE = "moyin.oidc.page";
 
 export async function beginOpenId(provider: string): Promise<void> {
   const begun = await body(accounts.POST("/oidc/begin", { body: { provider, redirect_uri: REDIRECT_URI } }));
   // Shows on return that this browser began, so that nobody is signed in to the account of another.
   sessionStorage.setItem(STATE, begun.state);
+  sessionStorage.setItem(PAGE, location.pathname + location.search);
   location.assign(begun.authorization_url);
 }
 
@@ -40,17 +42,19 @@ export function OpenIdReturn() {
     if (finishing === undefined) {
       const answer = new URLSearchParams(location.search);
       const [code, state, refusal] = [answer.get("code"), answer.get("state"), answer.get("error")];
-      const isOurs = state !== null && state === sessionStorage.getItem(STATE);
+      const begun = sessionStorage.getItem(STATE);
+      // Some providers leave the state out of a refusal, which signs nobody in.
+      const isOurs = begun !== null && (state === begun || (state === null && refusal !== null));
       sessionStorage.removeItem(STATE);
       // The code is not to stay in the browser's history.
       history.replaceState(null, "", location.pathname);
       if (!isOurs) finishing = Promise.reject(new Error(t.foreign));
-      else if (code === null) finishing = Promise.reject(new Error(t.refused(refusal ?? "?")));
+      else if (code === null || state === null) finishing = Promise.reject(new Error(t.refused(refusal ?? "?")));
       else finishing = finish(code, state);
     }
     finishing
       .then(() => queries.invalidateQueries({ queryKey: ["caller"] }))
-      .then(() => navigate("/", { replace: true }))
+      .then(() => navigate(`~${sessionStorage.getItem(PAGE) ?? "/console/"}`, { replace: true }))
       .catch(setError);
   }, [t, queries, navigate]);
   return (

@@ -2,6 +2,7 @@ import type { Catalogue } from "#/language";
 
 const en = {
   title: "Sign in to Moyin",
+  ended: "Your session has ended. Sign in to go on where you were.",
   email: "Email",
   name: "Name",
   password: "Password",
@@ -35,6 +36,7 @@ export const strings: Catalogue<typeof en> = {
   en,
   ja: {
     title: "Moyin にサインイン",
+    ended: "セッションが終了しました。サインインすると、元のページに戻ります。",
     email: "メールアドレス",
     name: "名前",
     password: "パスワード",

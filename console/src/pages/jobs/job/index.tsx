@@ -6,9 +6,9 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "wouter";
 
 import { body, gateway } from "#/api/client";
-import { ApiError } from "#/api/errors";
-import { EmptyState } from "#/components/empty-state";
+import { isNotFound } from "#/api/errors";
 import { ErrorAlert } from "#/components/error-alert";
+import { NotFound } from "#/components/not-found";
 import { useStrings } from "#/language";
 
 import { StatusBadge } from "../status-badge";
@@ -41,8 +41,8 @@ export function JobPage({ id }: { id: string }) {
       </Anchor>
       {job.isPending && <Skeleton h={400} />}
       {job.isError && (
-        job.error instanceof ApiError && job.error.status === 404
-          ? <EmptyState title={t.notFound}>{t.notFoundHint}</EmptyState>
+        isNotFound(job.error)
+          ? <NotFound title={t.notFound}>{t.notFoundHint}</NotFound>
           : <ErrorAlert error={job.error} onRetry={() => void job.refetch()} />
       )}
       {job.isSuccess && <JobView job={job.data} />}

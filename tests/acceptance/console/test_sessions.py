@@ -1,0 +1,112 @@
+"""Sessions that end while pages are open, and signing out of ComfyUI's pages."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+from tests.acceptance.console.access_api import PASSWORD, AccountsApi
+from tests.acceptance.console.browser import ConsoleBrowser
+from tests.stack import RunningStack
+from tests.waiting import eventually_blocking
+
+ENDED = "Your session has ended. Sign in to go on where you were."
+
+
+def new_member(gateway: RunningStack) -> tuple[AccountsApi, str]:
+    api = AccountsApi(gateway.url, gateway.api_key)
+    organisation, _ = api.new_organisation()
+    return api, api.new_member(organisation, "member", "Mika")
+
+
+def end_all_sessions(api: AccountsApi, email: str) -> None:
+    token = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
+    api.call("POST", "/logout", {"everywhere": True}, key=token)
+
+
+def test_an_ended_session_leads_back_to_the_same_page(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api, email = new_member(gateway)
+    page = console.sign_in(email, PASSWORD).open("/jobs?status=failed&kind=render").page
+    page.get_by_text("No job matches").wait_for()
+    assert page.get_by_text(ENDED).count() == 0
+    end_all_sessions(api, email)
+    refresh_until_signed_out(page)
+    console.check_accessibility()
+    console.screenshot("session-ended")
+    page.get_by_label("Email").fill(email)
+    page.get_by_label("Password").first.fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("No job matches").wait_for()
+    assert page.url == f"{console.url}/console/jobs?status=failed&kind=render"
+    # Nobody who signs out is told that.
+    page.get_by_role("banner").get_by_role("button", name="Mika").click()
+    page.get_by_role("menuitem", name="Sign out").click()
+    page.get_by_role("heading", name="Sign in to Moyin").wait_for()
+    assert page.get_by_text(ENDED).count() == 0
+    console.check_clean("status of 401")
+
+
+def test_a_page_that_only_listens_notices_that_its_session_has_ended(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api, email = new_member(gateway)
+    page = console.sign_in(email, PASSWORD).open("/overview").page
+    page.get_by_role("region", name="Render pools").wait_for()
+    end_all_sessions(api, email)
+    # Nothing is clicked: the stream of the cluster's events ends.
+    page.get_by_text(ENDED).wait_for()
+    console.check_clean("status of 401")
+
+
+def test_an_expired_access_token_is_renewed_unnoticed(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    _, email = new_member(gateway)
+    page = console.sign_in(email, PASSWORD).open("/jobs").page
+    page.get_by_text("No jobs yet").wait_for()
+    page.context.clear_cookies(name="moyin_session")
+    page.get_by_role("button", name="Refresh").click()
+    eventually_blocking(lambda: "moyin_session" in cookie_names(page))
+    expect(page.get_by_text("No jobs yet")).to_be_visible()
+    assert page.get_by_role("alert").count() == 0
+    console.check_clean("status of 401")
+
+
+def test_signing_out_of_comfyui_ends_the_session_after_its_cookie_has_expired(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api, email = new_member(gateway)
+    other = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
+    page = console.sign_in(email, PASSWORD).page
+    page.goto(f"{console.url}/comfy/session")
+    page.get_by_role("button", name="Sign out").wait_for()
+    assert len(api.call("GET", "/sessions", key=other)["sessions"]) == 2
+    page.context.clear_cookies(name="moyin_session")
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("API key").wait_for()
+    assert cookie_names(page) == set()
+    [left] = api.call("GET", "/sessions", key=other)["sessions"]
+    assert left["current"]
+    console.check_clean("status of 401")
+
+
+def refresh_until_signed_out(page: Page) -> None:
+    """Read the list again until every replica knows that the session has ended, which takes seconds."""
+    button = page.get_by_role("button", name="Refresh")
+
+    def is_signed_out() -> bool:
+        if page.get_by_text(ENDED).count():
+            return True
+        if button.count():
+            button.click()
+        page.wait_for_timeout(300)
+        return False
+
+    eventually_blocking(is_signed_out)
+
+
+def cookie_names(page: Page) -> set[str]:
+    return {
+        cookie["name"] for cookie in page.context.cookies() if cookie["name"].startswith("moyin_")
+    }
