@@ -37,11 +37,13 @@ class _TenantReadings:
         clock: Callable[[], float],
         *,
         rest: float = 0.0,
+        shows_old: bool = False,
     ) -> None:
         self._read = read
         self._interval = interval
         self._clock = clock
         self._rest = rest
+        self._shows_old = shows_old
         self._readings: BoundedDict[str | None, SharedReading[str | None]]
         self._readings = BoundedDict(_MAX_TENANTS)
 
@@ -53,6 +55,7 @@ class _TenantReadings:
                 lambda: self._read(tenant),
                 interval=self._interval,
                 rest=self._rest,
+                shows_old=self._shows_old,
                 clock=self._clock,
             )
         self._readings[tenant] = reading  # makes it the newest
@@ -89,7 +92,10 @@ class ClusterFeeds:
         self.cluster = SharedReading(read_cluster, interval=cluster_seconds, clock=clock)
         self._tenants = {
             Included.BACKENDS: _TenantReadings(read_backends, backends_seconds, clock),
-            Included.USAGE: _TenantReadings(read_usage, usage_seconds, clock, rest=_USAGE_REST),
+            # A sum takes tenths of a second, in which an overview would have an empty part.
+            Included.USAGE: _TenantReadings(
+                read_usage, usage_seconds, clock, rest=_USAGE_REST, shows_old=True
+            ),
         }
         self._shown: ClusterBody | None = None
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)

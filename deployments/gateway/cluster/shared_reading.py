@@ -21,6 +21,7 @@ class SharedReading(Generic[ValueT]):
         read: returns the present value; None stands for a source that does not respond.
         interval: the seconds between two readings.
         rest: how many times the duration of a reading must pass before the next one.
+        shows_old: whether a new viewer sees the last value until there is a new one.
         clock: returns the present monotonic time in seconds.
     """
 
@@ -30,11 +31,13 @@ class SharedReading(Generic[ValueT]):
         *,
         interval: float,
         rest: float = 0.0,
+        shows_old: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
         self._interval = interval
         self._rest = rest
+        self._shows_old = shows_old
         self._clock = clock
         self._value: ValueT
         self._version = 0
@@ -53,6 +56,9 @@ class SharedReading(Generic[ValueT]):
     async def follow(self) -> AsyncGenerator[ValueT, None]:
         """Yield the present value, and then each one that differs from the one before."""
         version = -1
+        if self._shows_old and self._version and self._value is not None:
+            version = self._version
+            yield self._value
         while True:
             value = await self.get()
             if self._version != version:

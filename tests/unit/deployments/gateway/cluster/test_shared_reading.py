@@ -125,3 +125,17 @@ async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
     assert await monitor.get() is None
     clock.now += 1
     assert await monitor.get() == "answer"
+
+
+async def test_a_new_viewer_sees_the_last_value_until_there_is_a_new_one() -> None:
+    source, clock = Source(), Clock()
+    monitor = SharedReading(source.read, interval=1, shows_old=True, clock=clock)
+    async with aclosing(monitor.follow()) as first:
+        assert (await anext(first)).pools[0].queued == 0
+    clock.now += 1
+    source.queued = 3
+    source.may_answer.clear()
+    async with aclosing(monitor.follow()) as second:
+        assert (await anext(second)).pools[0].queued == 0
+        source.may_answer.set()
+        assert (await anext(second)).pools[0].queued == 3
