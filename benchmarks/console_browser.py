@@ -118,7 +118,8 @@ class Pages:
 
     def time_overview(self, wanted: Wanted, rounds: int) -> tuple[list[float], list[float]]:
         """Return the seconds without a cache, and with what the first visit has left in it."""
-        cold, warm = [], []
+        cold: list[float] = []
+        warm: list[float] = []
         for _ in range(rounds):
             with self.signed_in() as context:
                 for seconds in (cold, warm):

@@ -6,9 +6,10 @@ import io
 import random
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -88,9 +89,11 @@ async def _store_picture(blobs: BlobStore, number: int) -> Artifact:
 
 async def _insert(database: Database, table: sa.Table, rows: Iterator[Row]) -> None:
     """Insert rows, a few thousand in each transaction."""
-    while chunk := [row for row, _ in zip(rows, range(_ROWS_PER_INSERT), strict=False)]:
-        insert: Callable[[sa.Connection], Any]
-        insert = lambda connection, chunk=chunk: connection.execute(table.insert(), chunk)  # noqa: E731
+    while chunk := list(islice(rows, _ROWS_PER_INSERT)):
+
+        def insert(connection: sa.Connection, chunk: list[Row] = chunk) -> None:
+            connection.execute(table.insert(), chunk)
+
         await database.write(insert)
 
 
