@@ -29,6 +29,9 @@ _PARTS = {
     "JobWorker": r"^ray::ServeReplica:workers:JobWorker",
     "Temporal": r"temporal.* server start-dev",
     "gateway": r"^ray::ServeReplica:gateway:Gateway",
+    "models": r"^ray::ServeReplica:models:Models",
+    "accounts": r"^ray::ServeReplica:accounts:",
+    "Serve": r"^ray::(?:SERVE_|ServeController|ProxyActor)",
     "RenderPool": r"^ray::ServeReplica:render-default:RenderPool",
     "ComfyUIActor": r"^ray::ComfyUIActor",
     "Valkey": r"valkey-server",
@@ -46,9 +49,9 @@ async def cost(farm: Farm, jobs: int) -> dict[str, float]:
         for _ in range(5):
             await _job(session)
         await asyncio.sleep(3)
-        idle = await _cpu_seconds(farm.data, asyncio.sleep(_IDLE_SECONDS))
+        idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
         began = time.monotonic()
-        busy = await _cpu_seconds(farm.data, _jobs(session, jobs))
+        busy = await measure_processes(farm.data, _jobs(session, jobs))
         seconds = time.monotonic() - began
     figures = {
         part: (busy[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs for part in busy
@@ -79,7 +82,7 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _cpu_seconds(data: Path, activity: Any) -> Mapping[str, float]:
+async def measure_processes(data: Path, activity: Any) -> Mapping[str, float]:
     """Await ``activity`` and return the processor time in seconds that each part used meanwhile."""
     before = dict(_times(data))
     await activity

@@ -1,12 +1,17 @@
-"""Defines the HTTP response for server-sent events, which several apps use."""
+"""Defines the HTTP response for server-sent events of several apps, and merges their sources."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import TypeVar
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+_HEARTBEAT_SECONDS = 15.0
+ValueT = TypeVar("ValueT")
 
 
 class EventStreamResponse(StreamingResponse):
@@ -20,3 +25,37 @@ class EventStreamResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._frames):
             await super().__call__(scope, receive, send)
+
+
+async def merge_streams(
+    streams: Mapping[str, AsyncGenerator[ValueT, None]], *, heartbeat: float = _HEARTBEAT_SECONDS
+) -> AsyncGenerator[tuple[str, ValueT] | None, None]:
+    """Yield the values of endless streams as they come, each with the name of its stream.
+
+    After ``heartbeat`` seconds without a value it yields None. It closes the streams at its end.
+    """
+    pending = {_read_next(stream): name for name, stream in streams.items()}
+    try:
+        while True:
+            done, _ = await asyncio.wait(
+                pending, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                yield None
+            for task in done:
+                name = pending.pop(task)
+                yield name, task.result()
+                pending[_read_next(streams[name])] = name
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for stream in streams.values():
+            await stream.aclose()
+
+
+def _read_next(stream: AsyncGenerator[ValueT, None]) -> asyncio.Task[ValueT]:
+    async def read() -> ValueT:
+        return await anext(stream)
+
+    return asyncio.create_task(read())

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from deployments.errors import find_app_prefix, render_error, render_stream_error
-from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.feeds import ClusterFeeds
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
@@ -107,7 +107,7 @@ class GatewayServices:
     templates: TemplateCatalog
     proxy: Proxy
     config: ReloadableConfig[GatewayConfig]
-    cluster: ClusterMonitor
+    cluster: ClusterFeeds
     authenticator: Authenticator
     observer: Observer
     checks: Mapping[str, ServiceCheck]

@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar
 
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.cluster.bodies import ClusterBody
-from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.feeds import ClusterFeeds
 from deployments.gateway.cluster.problems import ProblemFinder
 from deployments.gateway.cluster.snapshot import build_cluster
-from deployments.gateway.cluster.sources import ClusterSources
+from deployments.gateway.cluster.sources import ClusterSources, read_backends, read_usage
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.pools import PoolValidator, ServePoolClient
@@ -155,7 +155,7 @@ class Gateway(MoyinCalls):
             found = problems.find(cluster, reading, proxy.pools)
             return cluster.model_copy(update={"problems": found})
 
-        cluster = close_at_shutdown(ClusterMonitor(read_cluster))
+        cluster = close_at_shutdown(ClusterFeeds(read_cluster, read_backends, read_usage))
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from deployments.gateway.cluster.feeds import Included
 from deployments.openapi import (
     EVENT_TOKEN_SCHEME,
     QUERY_KEY_SCHEME,
@@ -24,6 +25,15 @@ from moyin.jobs.protocol.filters import BulkRequest
 
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 _DEFINITIONS = "#/$defs/"
+# The models app describes the bodies.
+_INCLUDED_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": [name.value for name in Included]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 
 
 def build_document(
@@ -56,7 +66,9 @@ def build_document(
         schemas |= {"JobRequest": request, "BulkRequest": bulk}
         schemas |= {"JobEvent": event, "StreamError": error}
         schemas["ServerSentEvent"] = {"oneOf": list(_list_server_sent_events())}
-        schemas["ClusterEvent"] = _describe_event("cluster", "ClusterBody")
+        schemas["ClusterEvent"] = {
+            "oneOf": [_describe_event("cluster", "ClusterBody"), _INCLUDED_EVENT]
+        }
         document_problems(document, _has_comfyui_errors)
         document_security(document, is_public, get_query_schemes)
         app.openapi_schema = document

@@ -13,6 +13,8 @@ from deployments.models.backend_checks import check_backends
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
+from deployments.models.routes.backends import describe_backends
+from deployments.models.routes.usage import report_month
 from deployments.models.routing_config import BatchesConfig, ImagesConfig
 from deployments.models.telemetry import (
     BatchMetrics,
@@ -186,6 +188,15 @@ class Models(MoyinCalls):
             ),
             is_config_rejected=self._config.is_rejected,
         )
+
+    async def read_backends(self, tenant: str | None) -> str:
+        """Return the JSON of ``GET /v1/backends`` for a tenant's administrators, or for operators if None."""
+        fleet, recent = self._text_router.fleet, self._services.recent_calls
+        return describe_backends(fleet, recent, tenant).model_dump_json(ensure_ascii=True)
+
+    async def read_usage(self, tenant: str | None) -> str:
+        """Return the usage of this month by day, of a tenant or of all if it is None, as JSON."""
+        return await report_month(self._services.reports, self._text_router.fleet, tenant)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new ``user_config`` to later requests, but not to requests in progress."""

@@ -33,6 +33,8 @@ _MAX_CALLS = 8
 _THREADS = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="cluster")
 _FREE = BoundedSemaphore(_MAX_CALLS)
 _CALL_SECONDS = 3.0
+# Sums over a million calls take seconds.
+_USAGE_SECONDS = 30.0
 # Serve raises KeyError for an app that is not deployed.
 _SOURCE_ERRORS = (
     RayError, RayServeException, KeyError, RuntimeError, ServiceUnavailable, TimeoutError, OSError
@@ -156,10 +158,32 @@ def _read_applications() -> Mapping[str, str]:
     return {name: application.status.value for name, application in applications.items()}
 
 
+async def read_backends(tenant: str | None) -> str | None:
+    """Return the body of ``GET /v1/backends`` for a tenant's administrators, or for operators if None.
+
+    The result is None if the models app does not respond.
+    """
+    backends: str | None = await _read(_call_models("read_backends", tenant))
+    return backends
+
+
+async def read_usage(tenant: str | None) -> str | None:
+    """Return the usage of this month by day, of a tenant or of all if it is None, as ``GET /v1/usage``.
+
+    The result is None if the models app does not respond.
+    """
+    usage: str | None = await _read(_call_models("read_usage", tenant), _USAGE_SECONDS)
+    return usage
+
+
 async def _read_models() -> ModelsSummary:
-    handle = await _run(partial(serve.get_deployment_handle, "Models", app_name="models"))
-    summary: ModelsSummary = await handle.read_summary.remote()
+    summary: ModelsSummary = await _call_models("read_summary")
     return summary
+
+
+async def _call_models(method: str, *arguments: Any) -> Any:
+    handle = await _run(partial(serve.get_deployment_handle, "Models", app_name="models"))
+    return await getattr(handle, method).remote(*arguments)
 
 
 def _find_servers() -> list[Any]:
@@ -177,10 +201,10 @@ def _find_servers() -> list[Any]:
     return handles
 
 
-async def _read(answer: Awaitable[Any]) -> Any:
+async def _read(answer: Awaitable[Any], seconds: float = _CALL_SECONDS) -> Any:
     """Await a source and return its result; None if the source fails or is too slow."""
     try:
-        async with asyncio.timeout(_CALL_SECONDS):
+        async with asyncio.timeout(seconds):
             return await answer
     except _SOURCE_ERRORS as error:
         _log.info("a part of the cluster did not report its state: %r", error)

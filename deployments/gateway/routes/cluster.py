@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.event_stream import EventStreamResponse
 from deployments.gateway.cluster.bodies import ClusterBody, ProblemsBody, RoutesBody
-from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.feeds import ClusterFeeds, Included
 from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import restrict_cluster
 from deployments.gateway.config import GatewayConfig
 from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
-from moyin.domain.identity import OPERATOR, Identity
+from moyin.domain.identity import OPERATOR, ORG_ADMIN, TEXT, Identity
 from moyin.proxy import Proxy
 
 _RETRY = "retry: 2000\n\n"
 _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events `cluster`, whose data is the body of `GET /cluster`.",
+        "description": "Events `cluster`, whose data is the body of `GET /cluster`, and those that "
+        "are included.",
         "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ClusterEvent"}}},
     }
 }
+_Include = Annotated[
+    list[Included],
+    Query(
+        max_length=len(Included),
+        description="Also send `backends`, whose data is the body of `GET /v1/backends`, or `usage`, "
+        "whose data is that of `GET /v1/usage` for this month by day, without `budgets`: for operators "
+        "of all tenants, for others of their own. Repeat the parameter for both. What your scopes do "
+        "not allow is left out. The data is null while the models app does not respond.",
+    ),
+]
 
 
 def cluster_routes(
-    monitor: ClusterMonitor,
+    feeds: ClusterFeeds,
     admission: GraphAdmission,
     proxy: Proxy,
     config: ReloadableConfig[GatewayConfig],
@@ -50,12 +61,12 @@ def cluster_routes(
 
         Operators see all pools with their renderers, and the nodes with the shares of each GPU.
         """
-        return await view(await monitor.get(), context(request.scope).caller)
+        return await view(await feeds.cluster.get(), context(request.scope).caller)
 
     @router.get("/cluster/problems", name="problems", summary="Show what is wrong now")
     async def show_problems() -> ProblemsBody:
         """Return the present problems in words, the oldest first, for operators."""
-        return ProblemsBody(problems=(await monitor.get()).problems or [])
+        return ProblemsBody(problems=(await feeds.cluster.get()).problems or [])
 
     @router.get("/cluster/routes", name="routes", summary="Show the proxy's routes and versions")
     async def show_routes() -> RoutesBody:
@@ -63,7 +74,7 @@ def cluster_routes(
 
         Health, breakers and load are as the replica of the gateway that responds sees them.
         """
-        return build_routes(proxy.pools, config, (await monitor.get()).applications or {})
+        return build_routes(proxy.pools, config, (await feeds.cluster.get()).applications or {})
 
     @router.get(
         "/cluster/events",
@@ -72,23 +83,46 @@ def cluster_routes(
         response_class=StreamingResponse,
         responses=_EVENT_RESPONSES,
     )
-    async def follow(request: Request) -> Response:
+    async def follow(request: Request, include: _Include = []) -> Response:  # noqa: B006
         """Send the body of `GET /cluster` now and whenever it has changed, every two seconds at most."""
         caller = context(request.scope).caller
+        is_operator = caller.has_scope(OPERATOR)
+        included = _select_allowed(request, include)
+        tenant = None if is_operator else caller.owner
 
         async def format_events() -> AsyncGenerator[str, None]:
             prefix, previous = _RETRY, None
-            async with aclosing(monitor.follow()) as snapshots:
-                async for snapshot in snapshots:
-                    body = None if snapshot is None else await view(snapshot, caller)
-                    if body is None:
+            async with aclosing(feeds.follow(tenant, included)) as changes:
+                async for change in changes:
+                    if change is None:
                         yield ": still here\n\n"
-                    elif body != previous:
-                        previous = body
-                        data = body.model_dump_json(ensure_ascii=True)
-                        yield f"{prefix}event: cluster\ndata: {data}\n\n"
-                        prefix = ""
+                        continue
+                    name, value = change
+                    if isinstance(value, ClusterBody):
+                        pools = None if is_operator else await admission.list_pools(caller)
+                        value = feeds.format_cluster(value, pools)
+                        if value == previous:
+                            continue
+                        previous = value
+                    yield f"{prefix}event: {name}\ndata: {value or 'null'}\n\n"
+                    prefix = ""
 
         return EventStreamResponse(format_events())
 
     return router
+
+
+def _select_allowed(request: Request, include: Sequence[Included]) -> list[Included]:
+    """Return what the caller may see of ``include``; the stream ends when the caller may no longer."""
+    request_context = context(request.scope)
+    caller = request_context.caller
+    for scope in (OPERATOR, ORG_ADMIN, TEXT):
+        if caller.has_scope(scope):
+            # Checked again while the stream lasts.
+            request_context.require(scope)
+    allowed = {
+        Included.BACKENDS: caller.has_scope(TEXT)
+        and (caller.has_scope(OPERATOR) or caller.has_scope(ORG_ADMIN)),
+        Included.USAGE: caller.has_scope(TEXT),
+    }
+    return [name for name in Included if name in include and allowed[name]]

@@ -116,17 +116,20 @@ def new_backend_routes(text_router: Router, recent: RecentCalls) -> APIRouter:
                 f"the caller lacks the required scope {OPERATOR} or {ORG_ADMIN}",
                 details={"scope": OPERATOR},
             )
-        fleet = text_router.fleet
-        deployments = _group_deployments(fleet, None if is_operator else caller.owner)
-        calls = recent.summarize() if is_operator else None
-        return BackendsBody(
-            backends=[
-                _describe_backend(fleet, name, members, calls)
-                for name, members in deployments.items()
-            ]
-        )
+        return describe_backends(text_router.fleet, recent, None if is_operator else caller.owner)
 
     return router
+
+
+def describe_backends(fleet: Fleet, recent: RecentCalls, tenant: str | None) -> BackendsBody:
+    """Return the back ends that administrators of a tenant see, or operators if it is None."""
+    calls = recent.summarize() if tenant is None else None
+    return BackendsBody(
+        backends=[
+            _describe_backend(fleet, name, members, calls)
+            for name, members in _group_deployments(fleet, tenant).items()
+        ]
+    )
 
 
 def _group_deployments(fleet: Fleet, owner: str | None) -> Mapping[str, list[ModelDeployment]]:

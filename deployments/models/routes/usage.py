@@ -19,7 +19,7 @@ from moyin.domain.operation import Unit
 from moyin.errors import InsufficientScope, InvalidRequest, RequestNotFound, ServiceUnavailable
 from moyin.store.sql import now
 from moyin.store.usage import UsageLedger
-from moyin.store.usage_reports import CallFilter, UsageReports, UsageSum
+from moyin.store.usage_reports import CallFilter, GroupBy, UsageReports, UsageSum
 from moyin.text.protocol.usage import (
     ALL_OWNERS,
     MAX_DAYS,
@@ -98,23 +98,47 @@ def new_usage_routes(
     )
     async def show_usage(request: Request, query: Annotated[UsageQuery, Query()]) -> UsageReport:
         owner = _resolve_owner(request, query.owner)
-        since, until = query.resolve_period(now())
-        dearest = UsageComparison(get_fleet(), owner)
-        calls = CallFilter(
-            owner=owner,
-            key_id=query.key,
-            backend=query.backend,
-            model=query.model,
-            requested_model=query.requested_model,
-            since=since,
-            until=until,
-        )
-        sums = await reports.sum_calls(calls, query.group_by, dearest.classes)
-        budgets = await _list_budgets(meter, context(request.scope).caller)
-        # Thousands of groups take milliseconds, too long for the event loop.
-        return await asyncio.to_thread(_build_report, query, (since, until), sums, dearest, budgets)
+        report = await report_usage(reports, get_fleet(), owner, query)
+        report.budgets = await _list_budgets(meter, context(request.scope).caller)
+        return report
 
     return router
+
+
+async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -> str:
+    """Return the usage of this month by day as JSON without budgets, which are those of a caller."""
+    start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    query = UsageQuery.model_validate({"from": start, "group_by": [GroupBy.DAY]})
+    report = await report_usage(reports, fleet, owner, query)
+    # As FastAPI writes the body of the route.
+    return report.model_dump_json(
+        by_alias=True, exclude_unset=True, exclude={"budgets"}, ensure_ascii=True
+    )
+
+
+async def report_usage(
+    reports: UsageReports, fleet: Fleet, owner: str | None, query: UsageQuery
+) -> UsageReport:
+    """Return the usage of a tenant, or of all if ``owner`` is None, without budgets.
+
+    Raises:
+        InvalidRequest: the period is too long, or has too many groups.
+        Overloaded: too many other reports are waiting.
+    """
+    since, until = query.resolve_period(now())
+    dearest = UsageComparison(fleet, owner)
+    calls = CallFilter(
+        owner=owner,
+        key_id=query.key,
+        backend=query.backend,
+        model=query.model,
+        requested_model=query.requested_model,
+        since=since,
+        until=until,
+    )
+    sums = await reports.sum_calls(calls, query.group_by, dearest.classes)
+    # Thousands of groups take milliseconds, too long for the event loop.
+    return await asyncio.to_thread(_build_report, query, (since, until), sums, dearest)
 
 
 def _resolve_owner(request: Request, owner: str | None) -> str | None:
@@ -152,7 +176,6 @@ def _build_report(
     period: tuple[datetime, datetime],
     sums: Sequence[UsageSum],
     dearest: UsageComparison,
-    budgets: list[BudgetBody] | None,
 ) -> UsageReport:
     since, until = period
     models = dearest.choose(sums)
@@ -166,7 +189,7 @@ def _build_report(
             chat=_describe_model(models.get(False)),
             embeddings=_describe_model(models.get(True)),
         ),
-        budgets=budgets,
+        budgets=[],
     )
 
 

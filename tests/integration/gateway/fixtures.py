@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,11 +22,14 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.cluster.bodies import ClusterBody
-from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.feeds import ClusterFeeds
 from deployments.gateway.cluster.snapshot import build_cluster
 from deployments.gateway.cluster.sources import ClusterReading
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
+from deployments.models.recent_calls import RecentCalls
+from deployments.models.routes.backends import describe_backends
+from deployments.models.routes.usage import report_month
 from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import create_authenticator
 from moyin.access.gatekeeper.identity import create_service_token_factory
@@ -75,7 +79,10 @@ from moyin.store.prompts import PromptStore
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
+from moyin.store.usage_reports import UsageReports
 from moyin.store.userdata import UserdataStore
+from moyin.text.routing.catalog import Catalog
+from moyin.text.routing.fleet import Fleet
 from tests.integration.servers import TemporalServer, ValkeyServer, free_port
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
@@ -84,6 +91,7 @@ RETENTION = timedelta(days=1)
 FINAL = ("succeeded", "failed", "cancelled")
 # Steps, and webhooks, at a time.
 CONCURRENCY = 10
+_NO_MODELS = Fleet(catalog=Catalog(deployments=()), runtimes={})
 
 
 @dataclass
@@ -170,6 +178,8 @@ class Farm:
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
+        # By which the readings of the cluster become old.
+        self.clock = time.monotonic
         # Empty, unless a test writes the console's files before its first request.
         self.console_folder = folder / "console"
         self.artifacts_url = f"file://{folder / 'artifacts'}"
@@ -346,7 +356,18 @@ class Farm:
         proxy = self.proxy = Proxy(
             signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs)
         )
-        cluster = ClusterMonitor(self.pools_say.read_cluster, interval=0.1)
+        reports = UsageReports(self.database)
+
+        async def read_backends(tenant: str | None) -> str:
+            return describe_backends(_NO_MODELS, RecentCalls(), tenant).model_dump_json()
+
+        async def read_usage(tenant: str | None) -> str:
+            return await report_month(reports, _NO_MODELS, tenant)
+
+        cluster = ClusterFeeds(
+            self.pools_say.read_cluster, read_backends, read_usage, cluster_seconds=0.1,
+            backends_seconds=0.1, usage_seconds=0.1, clock=lambda: self.clock(),
+        )  # fmt: skip
         places = QueuePlaces(self.pools_say.list_places, self.pools_say.pools)
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         farm_events = PromptNotifiers(

@@ -14,8 +14,8 @@ import pytest
 from ray import serve
 
 from deployments.gateway.cluster.bodies import ClusterBody, GpuBody
-from deployments.gateway.cluster.monitor import ClusterMonitor
 from deployments.gateway.cluster.problems import ProblemFinder
+from deployments.gateway.cluster.shared_reading import SharedReading
 from deployments.gateway.cluster.snapshot import build_cluster
 from deployments.gateway.cluster.sources import ClusterSources
 from deployments.gateway.pools import ServePoolClient
@@ -64,7 +64,7 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
             cluster = build_cluster(_POOLS, reading)
             return cluster.model_copy(update={"problems": finder.find(cluster, reading, ())})
 
-        monitor = ClusterMonitor(read, interval=0.5)
+        monitor = SharedReading(read, interval=0.5)
         for name, share in (("default", 0.5), ("fast", 0.25)):
             args = RenderArgs(
                 pool=name, gpus=share, cpus=0.1, actors=1, comfyui=ComfyArgs(flags=())

@@ -2,9 +2,8 @@
 
 import { Badge, Group, Skeleton, Table, Text } from "@mantine/core";
 import type { components } from "#api/models";
-import { useQuery } from "@tanstack/react-query";
+import type { UseQueryResult } from "@tanstack/react-query";
 
-import { body, models } from "#/api/client";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { Panel } from "#/components/panel";
@@ -14,17 +13,12 @@ import { useFormat, useStrings } from "#/language";
 import { strings } from "./strings";
 
 type Backend = components["schemas"]["BackendBody"];
+type List = components["schemas"]["BackendsBody"];
 
-const REFRESH_MILLISECONDS = 5_000;
 const STATUS_COLOURS: Record<Backend["status"], string> = { up: "green", down: "red", not_configured: "gray" };
 
-export function Backends({ isOperator }: { isOperator: boolean }) {
+export function Backends({ list, isOperator }: { list: UseQueryResult<List>; isOperator: boolean }) {
   const t = useStrings(strings).text;
-  const list = useQuery({
-    queryKey: ["backends"],
-    refetchInterval: REFRESH_MILLISECONDS,
-    queryFn: () => body(models.GET("/backends")),
-  });
   const backends = list.data?.backends;
   return (
     <Panel title={t.title} aside={isOperator && <Text size="xs" c="dimmed">{t.window}</Text>}>

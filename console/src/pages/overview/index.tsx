@@ -2,8 +2,8 @@
 
 import { Stack } from "@mantine/core";
 
-import { useCluster } from "#/api/cluster";
-import { hasScope, useCaller } from "#/api/session";
+import { useOverview } from "#/api/cluster";
+import { type Caller, hasScope, useCaller } from "#/api/session";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
 import { Problems } from "#/components/problems";
@@ -17,21 +17,25 @@ import { Pools } from "./pools";
 import { strings } from "./strings";
 
 export default function OverviewPage() {
-  const t = useStrings(strings);
   const { data: caller } = useCaller();
-  const { data: cluster, error, refetch, isReconnecting } = useCluster();
-  if (!caller) return null;
+  return caller ? <Overview caller={caller} /> : null;
+}
+
+function Overview({ caller }: { caller: Caller }) {
+  const t = useStrings(strings);
   const isOperator = hasScope(caller, "operator");
+  const { cluster: { data: cluster, error, refetch }, backends, usage, isReconnecting } = useOverview(isOperator);
+  const seesBackends = hasScope(caller, "text") && (isOperator || hasScope(caller, "org:admin"));
   return (
     <>
       <PageHeader title={t.title}>{isReconnecting && <Reconnecting />}</PageHeader>
       <Stack>
         {error !== null && <ErrorAlert error={error} onRetry={() => void refetch()} />}
         {cluster?.problems && <Problems problems={cluster.problems} />}
-        {hasScope(caller, "text") && <Money isOperator={isOperator} />}
+        {hasScope(caller, "text") && <Money usage={usage} isOperator={isOperator} />}
         {cluster && <Pools pools={cluster.pools} nodes={cluster.nodes ?? []} />}
         {cluster && isOperator && <Nodes nodes={cluster.nodes ?? null} />}
-        {(isOperator || hasScope(caller, "org:admin")) && <Backends isOperator={isOperator} />}
+        {seesBackends && <Backends list={backends} isOperator={isOperator} />}
       </Stack>
     </>
   );

@@ -2,9 +2,9 @@
 
 import { Group, Paper, Progress, SimpleGrid, Skeleton, Stack, Text } from "@mantine/core";
 import type { components } from "#api/models";
-import { useQuery } from "@tanstack/react-query";
+import type { UseQueryResult } from "@tanstack/react-query";
 
-import { body, models } from "#/api/client";
+import { getToday } from "#/api/cluster";
 import { ErrorAlert } from "#/components/error-alert";
 import { Panel } from "#/components/panel";
 import { usePercent } from "#/components/small-numbers";
@@ -12,26 +12,16 @@ import { useFormat, useStrings } from "#/language";
 
 import { strings } from "./strings";
 
-type Report = components["schemas"]["UsageReport"];
+type Report = Omit<components["schemas"]["UsageReport"], "budgets">;
 type Usage = Pick<
   components["schemas"]["UsageBody"], "calls" | "cost_usd" | "render_cost_usd" | "dearest_cost_usd"
 >;
 
-// The sums are a query of the database, and change slowly.
-const REFRESH_MILLISECONDS = 300_000;
 const NOTHING: Usage = { calls: 0, cost_usd: "0", render_cost_usd: "0", dearest_cost_usd: null };
 
-export function Money({ isOperator }: { isOperator: boolean }) {
+export function Money({ usage: report, isOperator }: { usage: UseQueryResult<Report>; isOperator: boolean }) {
   const t = useStrings(strings).money;
-  const today = new Date().toISOString().slice(0, 10);
-  const report = useQuery({
-    queryKey: ["overview-usage", today, isOperator],
-    staleTime: 60_000,
-    refetchInterval: REFRESH_MILLISECONDS,
-    queryFn: () => body(models.GET("/usage", {
-      params: { query: { from: `${today.slice(0, 8)}01`, group_by: ["day"], ...(isOperator && { owner: "*" }) } },
-    })),
-  });
+  const today = getToday();
   return (
     <Panel title={t.title} aside={<Text size="xs" c="dimmed">{isOperator ? t.all : t.own}</Text>}>
       {report.isError && <ErrorAlert error={report.error} onRetry={() => void report.refetch()} />}

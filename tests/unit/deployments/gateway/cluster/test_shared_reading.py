@@ -1,4 +1,4 @@
-"""Tests that the state of the cluster is read once for all viewers."""
+"""Tests that all viewers of a source share one reading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from deployments.gateway.cluster.bodies import ClusterBody, PoolBody
-from deployments.gateway.cluster.monitor import ClusterMonitor
+from deployments.gateway.cluster.shared_reading import SharedReading
 from tests.waiting import eventually
 
 
@@ -39,7 +39,7 @@ class Clock:
 
 async def test_concurrent_viewers_share_one_reading() -> None:
     source, clock = Source(), Clock()
-    monitor = ClusterMonitor(source.read, interval=2, clock=clock)
+    monitor = SharedReading(source.read, interval=2, clock=clock)
     source.may_answer.clear()
     viewers = [asyncio.create_task(monitor.get()) for _ in range(20)]
     await eventually(lambda: source.readings == 1)
@@ -56,7 +56,7 @@ async def test_concurrent_viewers_share_one_reading() -> None:
 
 async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
     source = Source()
-    monitor = ClusterMonitor(source.read, interval=2)
+    monitor = SharedReading(source.read, interval=2)
     source.failure = RuntimeError("no")
     try:
         await monitor.get()
@@ -68,15 +68,15 @@ async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
     assert (await monitor.get()).pools[0].name == "p"
 
 
-async def test_viewers_receive_only_changes_and_heartbeats() -> None:
+async def test_viewers_receive_only_changes() -> None:
     source, clock = Source(), Clock()
-    monitor = ClusterMonitor(source.read, interval=0.01, clock=clock)
+    monitor = SharedReading(source.read, interval=0.01, clock=clock)
     seen: list[int | None] = []
 
-    async def view(snapshots: AsyncGenerator[ClusterBody | None, None]) -> None:
+    async def view(snapshots: AsyncGenerator[ClusterBody, None]) -> None:
         async with aclosing(snapshots):
             async for snapshot in snapshots:
-                seen.append(None if snapshot is None else snapshot.pools[0].queued)
+                seen.append(snapshot.pools[0].queued)
 
     viewer = asyncio.create_task(view(monitor.follow()))
     await eventually(lambda: seen == [0])
@@ -86,11 +86,56 @@ async def test_viewers_receive_only_changes_and_heartbeats() -> None:
     source.queued = 3
     clock.now += 1
     await eventually(lambda: seen == [0, 3])
-    clock.now += 15
-    await eventually(lambda: seen == [0, 3, None])
     viewer.cancel()
     await asyncio.gather(viewer, return_exceptions=True)
     readings = source.readings
     clock.now += 10
     await asyncio.sleep(0.05)
     assert source.readings == readings, "nothing is read while nobody looks"
+
+
+async def test_an_expensive_source_rests_longer() -> None:
+    clock, readings = Clock(), 0
+
+    async def read() -> int:
+        nonlocal readings
+        readings += 1
+        clock.now += 3
+        return readings
+
+    monitor = SharedReading(read, interval=60, rest=100, clock=clock)
+    assert await monitor.get() == 1
+    clock.now += 299
+    assert await monitor.get() == 1
+    clock.now += 1
+    assert await monitor.get() == 2
+
+
+async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
+    clock = Clock()
+    answers: list[str | None] = [None, "answer"]
+
+    async def read() -> str | None:
+        clock.now += 30
+        return answers.pop(0)
+
+    monitor = SharedReading(read, interval=60, rest=100, clock=clock)
+    assert await monitor.get() is None
+    clock.now += 4
+    assert await monitor.get() is None
+    clock.now += 1
+    assert await monitor.get() == "answer"
+
+
+async def test_a_new_viewer_sees_the_last_value_until_there_is_a_new_one() -> None:
+    source, clock = Source(), Clock()
+    monitor = SharedReading(source.read, interval=1, shows_old=True, clock=clock)
+    async with aclosing(monitor.follow()) as first:
+        assert (await anext(first)).pools[0].queued == 0
+    clock.now += 1
+    source.queued = 3
+    source.may_answer.clear()
+    async with aclosing(monitor.follow()) as second:
+        assert (await anext(second)).pools[0].queued == 0
+        source.may_answer.set()
+        assert (await anext(second)).pools[0].queued == 3

@@ -1,0 +1,200 @@
+"""Measures what the console's pages take with a long history: ``python -m benchmarks.console``.
+
+A stack of its own gets an organisation with 100,000 jobs, 50,000 pictures and 500 members. Chromium
+opens the overview and the lists, the lists' pages are read over HTTP, and then 50 open overviews
+are replayed while the processor time of the stack's processes is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+
+from benchmarks.console_browser import LISTS, OVERVIEWS, Pages, open_browser
+from benchmarks.console_data import PASSWORD, Studio, fill
+from benchmarks.cost import measure_processes
+from benchmarks.farm import Farm, running
+from moyin.settings import Settings
+from moyin.store.blobs import BlobStore
+from moyin.store.sql import Database
+
+_NO_SERVER = "http://127.0.0.1:9"
+_OVERVIEW_SECONDS, _LIST_SECONDS, _PERCENT = 1.0, 0.3, 5.0
+_HTTP_PAGES = 20
+_IDLE_SECONDS, _SETTLING_SECONDS = 30.0, 8.0
+_EVENTS = ("cluster", "backends", "usage")
+_STREAM = "/cluster/events?include=backends&include=usage"
+# As the console does it while it is open.
+_RENEW_SECONDS = 240.0
+# The lists' pages as the console asks for them, and the members that have the rows and the cursor.
+_PATHS = {
+    "jobs": ("/jobs?limit=50", "jobs"),
+    "gallery": ("/artifacts?limit=48&media_type=image/*", "artifacts"),
+    "members": ("/accounts/organisations/{owner}/members?limit=50", "members"),
+    "keys": ("/accounts/keys?limit=50&owner={owner}&valid=true", "keys"),
+    "audit": ("/accounts/audit?limit=50", "entries"),
+    "usage": ("/v1/usage?group_by=day", ""),
+}
+
+
+def main() -> None:
+    """Measure and print what the console takes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--viewers", type=int, default=50)
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="for each part with open consoles"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of each page in the browser")
+    parser.add_argument("--actors", type=int, default=1, help="ComfyUIs of the stack; 0 for none")
+    options = parser.parse_args()
+    with running(_NO_SERVER, actors=options.actors) as farm:
+        studio = asyncio.run(_prepare(farm, options.jobs, options.pictures))
+        _show_pages(farm, options.rounds)
+        asyncio.run(_time_lists(farm, studio))
+        asyncio.run(_measure_viewers(farm, options.viewers, options.seconds))
+
+
+async def _prepare(farm: Farm, jobs: int, pictures: int) -> Studio:
+    """Create the organisation and fill the database of the running gateway."""
+    async with _session(farm) as session:
+        body = {"name": "The benchmark's studio"}
+        async with session.post("/accounts/organisations", json=body) as response:
+            response.raise_for_status()
+            studio = Studio(owner=(await response.json())["id"], jobs=jobs, pictures=pictures)
+    settings = Settings(data=farm.data)
+    database = Database(settings.sql_url)
+    began = time.monotonic()
+    try:
+        await fill(database, BlobStore(settings.blobs_url), studio)
+    finally:
+        await database.close()
+    print(f"filled in {time.monotonic() - began:.0f} s: {jobs:,} jobs, {pictures:,} pictures")
+    return studio
+
+
+def _show_pages(farm: Farm, rounds: int) -> None:
+    """Print the seconds until the overview and the lists have painted in Chromium."""
+    administrator = {"email": Studio.email(0), "password": PASSWORD}
+    with open_browser() as browser:
+        callers = {"administrator": administrator, "operator": {"api_key": farm.key}}
+        for name, credentials in callers.items():
+            cold, warm = Pages(browser, farm.url, credentials).time_overview(
+                OVERVIEWS[name], rounds
+            )
+            _show(f"overview of an {name}, empty cache", cold, _OVERVIEW_SECONDS)
+            _show(f"overview of an {name}, warm cache", warm, _OVERVIEW_SECONDS)
+        pages = Pages(browser, farm.url, administrator)
+        for opening in LISTS:
+            first, following = pages.time_list(opening, rounds + 1)
+            _show(f"{opening.name}, first click", first[:1], _LIST_SECONDS)
+            _show(f"{opening.name}, click to rows", first[1:], _LIST_SECONDS)
+            if following:
+                _show(f"{opening.name}, next page", following, _LIST_SECONDS)
+        requests = Counter(pages.record_requests("/overview", 20))
+        print(f"requests of an open overview in 20 s: {dict(requests) or 'none but its stream'}")
+
+
+async def _time_lists(farm: Farm, studio: Studio) -> None:
+    """Print the seconds of pages over HTTP, each of which continues the one before."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(_console(farm, 0))
+        for name, (path, rows) in _PATHS.items():
+            seconds, cursor = [], ""
+            for _ in range(_HTTP_PAGES):
+                began = time.perf_counter()
+                async with session.get(path.format(owner=studio.owner) + cursor) as response:
+                    body = await response.json()
+                    assert response.status == 200, body
+                seconds.append(time.perf_counter() - began)
+                last = body[rows][-1]["id"] if rows == "entries" else body.get("next_cursor")
+                if rows and last is None:
+                    break
+                cursor = f"&{'before' if rows == 'entries' else 'cursor'}={last}" if rows else ""
+            _show(f"{name}, over HTTP", seconds, _LIST_SECONDS)
+
+
+async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
+    """Print the processor time that open overviews take, beyond that of the same stack without any."""
+    idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
+    for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
+        async with AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(_console(farm, n)) for n in range(count)]
+            events = Counter[str]()
+            following = [asyncio.create_task(_follow(session, events)) for session in sessions]
+            try:
+                await asyncio.sleep(_SETTLING_SECONDS)
+                assert all(events[name] >= count for name in _EVENTS), f"too few events: {events}"
+                events.clear()
+                used = await measure_processes(farm.data, asyncio.sleep(duration))
+                for task in following:
+                    assert not task.done(), task.exception()
+            finally:
+                for task in following:
+                    task.cancel()
+                await asyncio.gather(*following, return_exceptions=True)
+        shares = {part: 100 * (used[part] / duration - idle[part] / _IDLE_SECONDS) for part in used}
+        parts = ", ".join(f"{part} {share:.2f}" for part, share in sorted(shares.items()))
+        print(
+            f"{count} open overviews take {sum(shares.values()):.2f} % of a core beyond none "
+            f"(goal for {viewers}: {_PERCENT:g}): {parts}; {dict(events)} events in {duration:g} s",
+            flush=True,
+        )
+
+
+async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
+    """Do what an open overview does until this is cancelled, and count the events."""
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            for method, path in (("POST", "/accounts/session/renew"), ("GET", "/accounts/whoami")):
+                async with session.request(method, path) as response:
+                    response.raise_for_status()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(renew())
+        async with session.get("/cluster") as response:
+            response.raise_for_status()
+        async with session.get(_STREAM, timeout=aiohttp.ClientTimeout(total=None)) as response:
+            response.raise_for_status()
+            async for line in response.content:
+                if line.startswith(b"event: "):
+                    events[line[7:].strip().decode()] += 1
+
+
+@asynccontextmanager
+async def _console(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
+    """Sign an administrator of the organisation in, as the console does."""
+    # Cookies of hosts without a name are refused by default.
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
+        body = {"email": Studio.email(number), "password": PASSWORD}
+        async with session.post("/accounts/session", json=body) as response:
+            assert response.status == 200, await response.text()
+        yield session
+
+
+def _session(farm: Farm) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(farm.url, headers={"authorization": f"Bearer {farm.key}"})
+
+
+def _show(what: str, seconds: Sequence[float], goal: float) -> None:
+    median, worst = 1000 * statistics.median(seconds), 1000 * max(seconds)
+    counted = f"of {len(seconds)}" if len(seconds) > 1 else ""
+    print(
+        f"{what}: {median:.0f} ms, worst {worst:.0f} {counted} (goal: {1000 * goal:.0f})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Measures in Chromium when the console's pages have painted, for `benchmarks.console`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+_FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+_TIMEOUT_MS = 120_000
+# `window.paintedAt` is when all that is wanted was painted first: two frames after the change of
+# the document that completed it. `window.clickedAt` is the time of the last click.
+_WATCH = """
+window.paintedAt = null;
+const isComplete = () => {
+  const { headings, rows } = window.wanted;
+  if (document.querySelector(".mantine-Skeleton-root[data-visible], .mantine-Loader-root")) return false;
+  const shown = new Set([...document.querySelectorAll("h2, h3")].map((one) => one.textContent));
+  return headings.every((name) => shown.has(name)) &&
+    Object.entries(rows).every(([selector, count]) => document.querySelectorAll(selector).length >= count);
+};
+let isPending = false;
+const look = () => {
+  if (window.paintedAt !== null || isPending || !isComplete()) return;
+  isPending = true;
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    isPending = false;
+    if (isComplete()) window.paintedAt = performance.now();
+    else look();
+  }));
+};
+new MutationObserver(look).observe(document, { subtree: true, childList: true, attributes: true });
+document.addEventListener("click", () => {
+  window.clickedAt = performance.now();
+  window.paintedAt = null;
+}, true);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The content of a page: its headings, and by CSS selector the number of rows at least."""
+
+    headings: tuple[str, ...] = ()
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def to_script(self) -> str:
+        return f"window.wanted = {json.dumps({'headings': self.headings, 'rows': self.rows})};"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a person opens a list: from a page, by a click, until its rows are painted."""
+
+    name: str
+    start: str
+    role: Any
+    click: str
+    wanted: Wanted
+
+
+_ROWS = "main tbody tr"
+_MEMBERS = Wanted(rows={_ROWS: 50})
+LISTS = (
+    Opening(
+        name="jobs", start="/account", role="link", click="Jobs", wanted=Wanted(rows={_ROWS: 50})
+    ),
+    Opening(
+        name="gallery", start="/account", role="link", click="Gallery",
+        wanted=Wanted(rows={"main [role=listitem]": 48}),
+    ),
+    Opening(name="members", start="/account", role="link", click="People", wanted=_MEMBERS),
+    Opening(
+        name="keys", start="/people/limits", role="tab", click="Keys", wanted=Wanted(rows={_ROWS: 50})
+    ),
+    Opening(
+        name="audit", start="/people/limits", role="tab", click="Audit log",
+        wanted=Wanted(rows={_ROWS: 50}),
+    ),
+    Opening(
+        name="usage", start="/account", role="link", click="Usage",
+        wanted=Wanted(rows={"main .recharts-surface": 1, _ROWS: 3}),
+    ),
+)  # fmt: skip
+# What shows the next page of a list, whose rows replace or follow those of the first.
+NEXT = {"jobs": ("Next", 50), "gallery": ("Load more", 96), "members": ("Load more", 100)}
+OVERVIEWS = {
+    "administrator": Wanted(headings=("Money", "Render pools", "Text back ends")),
+    "operator": Wanted(headings=("Money", "Render pools", "Nodes and GPUs", "Text back ends")),
+}
+
+
+class Pages:
+    """Opens pages of one browser that is signed in, and returns the seconds until they have painted."""
+
+    def __init__(self, browser: Browser, url: str, credentials: dict[str, str]) -> None:
+        self._browser = browser
+        self._url = url
+        self._credentials = credentials
+
+    @contextmanager
+    def signed_in(self) -> Iterator[BrowserContext]:
+        """Open a profile without anything in its cache but a session."""
+        context = self._browser.new_context(locale="en-US", viewport={"width": 1280, "height": 800})
+        context.set_default_timeout(_TIMEOUT_MS)
+        try:
+            answer = context.request.post(f"{self._url}/accounts/session", data=self._credentials)
+            assert answer.ok, answer.text()
+            yield context
+        finally:
+            context.close()
+
+    def time_overview(self, wanted: Wanted, rounds: int) -> tuple[list[float], list[float]]:
+        """Return the seconds without a cache, and with what the first visit has left in it."""
+        cold: list[float] = []
+        warm: list[float] = []
+        for _ in range(rounds):
+            with self.signed_in() as context:
+                for seconds in (cold, warm):
+                    page = _open(context, f"{self._url}/console/overview", wanted)
+                    seconds.append(_read_paint(page))
+                    page.close()
+        return cold, warm
+
+    def time_list(self, opening: Opening, rounds: int) -> tuple[list[float], list[float]]:
+        """Return the seconds from a click to the rows of the first page, and of the next one.
+
+        The browser has the scripts in its cache but for the first round, and no page of the list.
+        """
+        first, following = [], []
+        with self.signed_in() as context:
+            for _ in range(rounds):
+                page = _open(context, f"{self._url}/console{opening.start}", opening.wanted)
+                link = page.get_by_role(opening.role, name=opening.click, exact=True)
+                link.click()
+                first.append(_read_paint(page))
+                if opening.name in NEXT:
+                    following.append(self._time_next(page, opening))
+                page.close()
+        return first, following
+
+    def _time_next(self, page: Page, opening: Opening) -> float:
+        button, count = NEXT[opening.name]
+        [selector] = opening.wanted.rows
+        # The rows of the jobs' next page replace those of the first, which are faded meanwhile.
+        rows = {f"{selector}:not([aria-busy=true] *)": count}
+        page.evaluate(Wanted(rows=rows).to_script())
+        page.get_by_role("button", name=button, exact=True).click()
+        return _read_paint(page)
+
+    def record_requests(self, path: str, seconds: float) -> list[str]:
+        """Return the requests of a page in the ``seconds`` after it has painted."""
+        with self.signed_in() as context:
+            page = _open(context, f"{self._url}/console{path}", OVERVIEWS["administrator"])
+            _read_paint(page)
+            seen: list[str] = []
+            page.on("request", lambda request: seen.append(f"{request.method} {request.url}"))
+            page.wait_for_timeout(1000 * seconds)
+            return [request.replace(self._url, "") for request in seen]
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Start Chromium."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("chromium is missing: run scripts/chromium.sh")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def _open(context: BrowserContext, url: str, wanted: Wanted) -> Page:
+    page = context.new_page()
+    page.add_init_script(wanted.to_script() + _WATCH)
+    page.goto(url)
+    page.get_by_role("navigation").first.wait_for()
+    return page
+
+
+def _read_paint(page: Page) -> float:
+    """Return the seconds from the last click, or from the navigation, to the paint."""
+    # The page's policy forbids Playwright's own `wait_for_function`, which evaluates texts.
+    deadline = time.monotonic() + _TIMEOUT_MS / 1000
+    while page.evaluate("window.paintedAt === null"):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the page did not show all of it:\n{page.inner_text('body')[:2000]}")
+        page.wait_for_timeout(20)
+    milliseconds: float = page.evaluate("window.paintedAt - (window.clickedAt ?? 0)")
+    return milliseconds / 1000

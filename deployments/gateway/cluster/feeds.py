@@ -1,0 +1,136 @@
+"""Contains the readings that all viewers of the cluster share, and the frames that show them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from enum import StrEnum
+
+from deployments.event_stream import merge_streams
+from deployments.gateway.cluster.bodies import ClusterBody
+from deployments.gateway.cluster.shared_reading import SharedReading
+from deployments.gateway.cluster.snapshot import restrict_cluster
+from moyin.system.bounded import BoundedDict
+
+# So a replica computes sums of a tenant for at most a hundredth of the time.
+_USAGE_REST = 100.0
+_MAX_TENANTS = 1_000
+_MAX_VIEWS = 128
+# Returns JSON for one tenant, or for all if it is None; the result is None if the source does not respond.
+ReadForTenant = Callable[[str | None], Awaitable[str | None]]
+
+
+class Included(StrEnum):
+    """What the stream of the cluster includes if the client asks for it."""
+
+    BACKENDS = "backends"
+    USAGE = "usage"
+
+
+class _TenantReadings:
+    """Shares a reading for each tenant among the viewers of that tenant only."""
+
+    def __init__(
+        self,
+        read: ReadForTenant,
+        interval: float,
+        clock: Callable[[], float],
+        *,
+        rest: float = 0.0,
+        shows_old: bool = False,
+    ) -> None:
+        self._read = read
+        self._interval = interval
+        self._clock = clock
+        self._rest = rest
+        self._shows_old = shows_old
+        self._readings: BoundedDict[str | None, SharedReading[str | None]]
+        self._readings = BoundedDict(_MAX_TENANTS)
+
+    def follow(self, tenant: str | None) -> AsyncGenerator[str | None, None]:
+        """Yield the JSON for a tenant, or for all if it is None, and each one that differs."""
+        reading = self._readings.get(tenant)
+        if reading is None:
+            reading = SharedReading(
+                lambda: self._read(tenant),
+                interval=self._interval,
+                rest=self._rest,
+                shows_old=self._shows_old,
+                clock=self._clock,
+            )
+        self._readings[tenant] = reading  # makes it the newest
+        return reading.follow()
+
+    async def close(self) -> None:
+        """Cancel the readings in progress."""
+        for reading in self._readings.values():
+            await reading.close()
+
+
+class ClusterFeeds:
+    """Shares what a replica reads of the cluster, the back ends and the usage among all viewers.
+
+    Args:
+        read_cluster: returns what operators see.
+        read_backends: returns the body of ``GET /v1/backends``.
+        read_usage: returns the usage of this month by day.
+        cluster_seconds, backends_seconds, usage_seconds: the times between two readings.
+        clock: returns the present monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        read_cluster: Callable[[], Awaitable[ClusterBody]],
+        read_backends: ReadForTenant,
+        read_usage: ReadForTenant,
+        *,
+        cluster_seconds: float = 2.0,
+        backends_seconds: float = 5.0,
+        usage_seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cluster = SharedReading(read_cluster, interval=cluster_seconds, clock=clock)
+        self._tenants = {
+            Included.BACKENDS: _TenantReadings(read_backends, backends_seconds, clock),
+            # A sum takes tenths of a second, in which an overview would have an empty part.
+            Included.USAGE: _TenantReadings(
+                read_usage, usage_seconds, clock, rest=_USAGE_REST, shows_old=True
+            ),
+        }
+        self._shown: ClusterBody | None = None
+        self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
+
+    def follow(
+        self, tenant: str | None, included: Iterable[Included]
+    ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
+        """Yield the cluster and what is included, with its name, whenever it has changed.
+
+        After 15 seconds without a change, None is yielded.
+
+        Args:
+            tenant: whose back ends and usage are included; None stands for all tenants.
+        """
+        streams: dict[str, AsyncGenerator[ClusterBody | str | None, None]]
+        streams = {name: self._tenants[name].follow(tenant) for name in included}
+        return merge_streams({"cluster": self.cluster.follow(), **streams})
+
+    def format_cluster(self, cluster: ClusterBody, pools: Sequence[str] | None) -> str:
+        """Return the JSON for operators, or for tenants that may use ``pools``.
+
+        It is made once for all viewers with the same rights.
+        """
+        if cluster is not self._shown:
+            self._shown = cluster
+            self._views.clear()
+        key = None if pools is None else tuple(pools)
+        view = self._views.get(key)
+        if view is None:
+            body = cluster if pools is None else restrict_cluster(cluster, pools)
+            view = self._views[key] = body.model_dump_json(ensure_ascii=True)
+        return view
+
+    async def close(self) -> None:
+        """Cancel the readings in progress."""
+        await self.cluster.close()
+        for readings in self._tenants.values():
+            await readings.close()

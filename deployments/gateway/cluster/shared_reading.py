@@ -1,0 +1,88 @@
+"""Contains `SharedReading`, which shares the newest value of a source among all viewers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Generic, TypeVar
+
+# The longest time until a source that did not respond is read again.
+_RETRY_SECONDS = 5.0
+ValueT = TypeVar("ValueT")
+
+
+class SharedReading(Generic[ValueT]):
+    """Reads a source at most once per interval, however many clients look, and never unasked.
+
+    Viewers hold no queue: each one asks for the newest value when it is ready for the next.
+
+    Args:
+        read: returns the present value; None stands for a source that does not respond.
+        interval: the seconds between two readings.
+        rest: how many times the duration of a reading must pass before the next one.
+        shows_old: whether a new viewer sees the last value until there is a new one.
+        clock: returns the present monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[ValueT]],
+        *,
+        interval: float,
+        rest: float = 0.0,
+        shows_old: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._interval = interval
+        self._rest = rest
+        self._shows_old = shows_old
+        self._clock = clock
+        self._value: ValueT
+        self._version = 0
+        self._fresh_until = float("-inf")
+        self._reading: asyncio.Task[ValueT] | None = None
+
+    async def get(self) -> ValueT:
+        """Return a value that is at most as old as the interval."""
+        if self._clock() < self._fresh_until:
+            return self._value
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._refresh())
+        # Shielded, because a viewer that disconnects must not end the reading of the others.
+        return await asyncio.shield(self._reading)
+
+    async def follow(self) -> AsyncGenerator[ValueT, None]:
+        """Yield the present value, and then each one that differs from the one before."""
+        version = -1
+        if self._shows_old and self._version and self._value is not None:
+            version = self._version
+            yield self._value
+        while True:
+            value = await self.get()
+            if self._version != version:
+                version = self._version
+                yield value
+            await asyncio.sleep(max(self._interval, self._fresh_until - self._clock()))
+
+    async def close(self) -> None:
+        """Cancel the reading in progress."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _refresh(self) -> ValueT:
+        began = self._clock()
+        try:
+            value = await self._read()
+        finally:
+            self._reading = None
+        # An equal value is dropped, so that viewers get changes only.
+        if not self._version or value != self._value:
+            self._value = value
+            self._version += 1
+        now = self._clock()
+        pause = max(self._interval, self._rest * (now - began))
+        self._fresh_until = now + (min(pause, _RETRY_SECONDS) if value is None else pause)
+        return self._value

@@ -1,0 +1,199 @@
+"""The overview's stream: its viewers share every query, and see the sums of their own tenant only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+import sqlalchemy as sa
+
+from moyin.access.gatekeeper import create_authenticator
+from moyin.domain.identity import JOBS_READ, OPERATOR, ORG_ADMIN, TEXT, Identity
+from moyin.store.keys import KeyStore
+from moyin.store.schema import api_keys, usage
+from moyin.store.sql import now
+from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
+from tests.integration.gateway.test_cluster import POOL
+
+STREAM = "/cluster/events?include=backends&include=usage"
+ALL = ("cluster", "backends", "usage")
+# More than the time between two readings of the farm.
+LONGER = 1.0
+
+
+class Clock:
+    """A clock that only the test advances."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Viewer:
+    """Reads the events of one open overview."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def read(self) -> tuple[str, Any]:
+        """Return the name and the data of the next event."""
+        name = ""
+        async with asyncio.timeout(60):
+            while True:
+                line = (await self._response.content.readline()).decode()
+                assert line, "the stream ended"
+                if line.startswith("event: "):
+                    name = line[7:].strip()
+                if line.startswith("data: "):
+                    return name, json.loads(line[6:])
+
+    async def read_all(self, *names: str) -> dict[str, Any]:
+        """Return the data of the next events until there is one of each name."""
+        seen: dict[str, Any] = {}
+        while not seen.keys() >= set(names):
+            name, data = await self.read()
+            seen[name] = data
+        return seen
+
+
+@asynccontextmanager
+async def viewing(farm: Farm, key: str) -> AsyncIterator[Viewer]:
+    async with farm.session(key) as session, session.get(STREAM) as response:
+        assert response.status == 200, await response.text()
+        yield Viewer(response)
+
+
+async def new_key(farm: Farm, owner: str, *scopes: str) -> str:
+    return (await KeyStore(farm.database).create(owner, "m", scopes=frozenset(scopes)))[1]
+
+
+async def record_call(farm: Farm, owner: str, usd: int) -> None:
+    row = {
+        "id": secrets.token_hex(8), "request_id": secrets.token_hex(8), "owner": owner,
+        "backend": "b", "model": "m", "input_tokens": 1, "cached_tokens": 0, "output_tokens": 1,
+        "cost_nano_usd": usd * 10**9, "complete": True, "created_at": now(),
+    }  # fmt: skip
+    await farm.database.execute(usage.insert().values(row))
+
+
+@contextmanager
+def counting_statements() -> Iterator[Counter[str]]:
+    """Count the statements of all databases of this process, by their text."""
+    statements = Counter[str]()
+
+    def count(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements[statement] += 1
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", count)
+
+
+async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
+    clock = farm.clock = Clock()
+
+    async def count_queries(viewers: int) -> Counter[str]:
+        """Return the queries of three readings that ``viewers`` with a key each follow."""
+        keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
+        async with AsyncExitStack() as stack:
+            opened = [await stack.enter_async_context(viewing(farm, key)) for key in keys]
+            await asyncio.gather(*(viewer.read_all(*ALL) for viewer in opened))
+            with counting_statements() as statements:
+                for dollars in (1, 2, 3):
+                    await record_call(farm, "ann", dollars)
+                    clock.now += LONGER
+                    await asyncio.gather(*(viewer.read_all("usage") for viewer in opened))
+        # Credentials of open streams are verified by a timer: see the next test.
+        return Counter(
+            {text: count for text, count in statements.items() if "FROM usage" in text}
+        ) + Counter(writes=sum(n for text, n in statements.items() if "INTO usage" in text))
+
+    alone = await count_queries(1)
+    assert alone.total() == 6, "three sums, and the three calls of this test"
+    assert await count_queries(20) == alone
+
+
+async def test_credentials_of_all_viewers_are_verified_by_the_same_queries(farm: Farm) -> None:
+    authenticator = create_authenticator(farm.database, SIGNING_KEY)
+    keys = [await new_key(farm, "ann", JOBS_READ, TEXT) for _ in range(20)]
+    identities: dict[str, Identity] = {key: await authenticator.authenticate(key) for key in keys}
+    counts = []
+    for number in (1, 20):
+        with counting_statements() as statements:
+            valid = await authenticator.recheck(dict(list(identities.items())[:number]))
+        assert len(valid) == number
+        counts.append(statements.total())
+    assert counts[0] == counts[1] > 0
+
+
+async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
+    await record_call(farm, "ann", 3)
+    await record_call(farm, "bob", 4)
+    ann = await new_key(farm, "ann", JOBS_READ, TEXT)
+    bob = await new_key(farm, "bob", JOBS_READ, TEXT, ORG_ADMIN)
+    operator = await new_key(farm, "studio", JOBS_READ, TEXT, OPERATOR)
+    for key, costs, names in (
+        (ann, 3, ("cluster", "usage")),
+        (bob, 4, ALL),
+        (operator, 7, ALL),
+    ):
+        async with viewing(farm, key) as viewer:
+            seen = await viewer.read_all(*names)
+        assert seen.keys() == set(names)
+        assert float(seen["usage"]["total"]["cost_usd"]) == costs
+        assert "budgets" not in seen["usage"]
+        assert [group["day"] for group in seen["usage"]["groups"]] == [f"{now():%Y-%m-%d}"]
+        assert (seen["cluster"]["nodes"] is None) == (key is not operator)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "names"),
+    [
+        ((JOBS_READ,), {"cluster"}),
+        ((JOBS_READ, ORG_ADMIN), {"cluster"}),
+        ((JOBS_READ, TEXT), {"cluster", "usage"}),
+    ],
+)
+async def test_what_the_scopes_do_not_allow_is_left_out(
+    farm: Farm, scopes: tuple[str, ...], names: set[str]
+) -> None:
+    seen = set[str]()
+    async with viewing(farm, await new_key(farm, "ann", *scopes)) as viewer:
+        while not seen >= names:
+            seen.add((await viewer.read())[0])
+        # Seen only after another reading, before which everything else has come.
+        farm.pools_say.summaries = {"fast": POOL}
+        name, data = await viewer.read()
+        while name != "cluster" or not data["pools"][1]["is_responding"]:
+            seen.add(name)
+            name, data = await viewer.read()
+    assert seen == names
+
+
+async def test_the_stream_of_a_former_operator_ends(farm: Farm) -> None:
+    key = await new_key(farm, "studio", JOBS_READ, TEXT, OPERATOR)
+    async with viewing(farm, key) as viewer:
+        await viewer.read_all(*ALL)
+        former = api_keys.update().where(api_keys.c.owner == "studio")
+        await farm.database.execute(former.values(scopes=f"{JOBS_READ} {TEXT}"))
+        name, data = await viewer.read()
+        while name != "error":
+            name, data = await viewer.read()
+        assert data["code"] == "insufficient_scope"
+
+
+async def test_unknown_parts_are_refused(farm: Farm) -> None:
+    async with farm.client.get("/cluster/events?include=secrets") as response:
+        body = await response.json()
+    assert (response.status, body["code"], body["field"]) == (400, "invalid_request", "include.0")

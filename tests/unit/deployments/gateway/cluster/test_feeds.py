@@ -1,0 +1,90 @@
+"""Tests that viewers of a tenant share readings, and that tenants do not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import aclosing
+
+from deployments.gateway.cluster.bodies import ClusterBody, PoolBody
+from deployments.gateway.cluster.feeds import ClusterFeeds, Included
+
+_CLUSTER = ClusterBody(
+    pools=[PoolBody(name=name, is_responding=True, renderers=[]) for name in ("a", "b")], nodes=[]
+)
+
+
+class Sources:
+    """Counts the readings for each tenant."""
+
+    def __init__(self) -> None:
+        self.readings = Counter[str]()
+
+    async def read_cluster(self) -> ClusterBody:
+        self.readings["cluster"] += 1
+        return _CLUSTER
+
+    async def read_backends(self, tenant: str | None) -> str:
+        self.readings[f"backends {tenant}"] += 1
+        return f'"backends of {tenant}"'
+
+    async def read_usage(self, tenant: str | None) -> str | None:
+        self.readings[f"usage {tenant}"] += 1
+        return None if tenant == "broken" else f'"usage of {tenant}"'
+
+    def build_feeds(self) -> ClusterFeeds:
+        return ClusterFeeds(self.read_cluster, self.read_backends, self.read_usage)
+
+
+async def view(
+    feeds: ClusterFeeds, tenant: str | None, *included: Included
+) -> dict[str, ClusterBody | str | None]:
+    """Return the first value of each stream."""
+    seen: dict[str, ClusterBody | str | None] = {}
+    async with aclosing(feeds.follow(tenant, included)) as changes:
+        while len(seen) < 1 + len(included):
+            change = await anext(changes)
+            assert change is not None
+            seen[change[0]] = change[1]
+    return seen
+
+
+async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
+    sources = Sources()
+    feeds = sources.build_feeds()
+    tenants = [None, "ann", "bob"] * 20
+    views = await asyncio.gather(*(view(feeds, tenant, *Included) for tenant in tenants))
+    for tenant, seen in zip(tenants, views, strict=True):
+        assert seen == {
+            "cluster": _CLUSTER,
+            "backends": f'"backends of {tenant}"',
+            "usage": f'"usage of {tenant}"',
+        }
+    assert sources.readings.keys() == {
+        "cluster",
+        *(f"{kind} {tenant}" for kind in Included for tenant in (None, "ann", "bob")),
+    }
+    assert set(sources.readings.values()) == {1}
+    await feeds.close()
+
+
+async def test_what_is_not_included_is_not_read() -> None:
+    sources = Sources()
+    feeds = sources.build_feeds()
+    assert await view(feeds, "ann") == {"cluster": _CLUSTER}
+    assert sources.readings == {"cluster": 1}
+    assert await view(feeds, "broken", Included.USAGE) == {"cluster": _CLUSTER, "usage": None}
+    await feeds.close()
+
+
+async def test_a_view_is_formatted_once_for_all_with_the_same_rights() -> None:
+    feeds = Sources().build_feeds()
+    whole, part = feeds.format_cluster(_CLUSTER, None), feeds.format_cluster(_CLUSTER, ["a"])
+    assert ClusterBody.model_validate_json(whole) == _CLUSTER
+    restricted = ClusterBody.model_validate_json(part)
+    assert (restricted.nodes, restricted.pools[0].renderers) == (None, None)
+    assert [pool.name for pool in restricted.pools] == ["a"]
+    assert feeds.format_cluster(_CLUSTER, ["a"]) is part
+    assert feeds.format_cluster(_CLUSTER, None) is whole
+    changed = _CLUSTER.model_copy(update={"pools": []})
+    assert ClusterBody.model_validate_json(feeds.format_cluster(changed, ["a"])).pools == []
