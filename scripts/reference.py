@@ -134,7 +134,10 @@ def _command(name: str, command: Command) -> Iterator[str]:
 
 
 def _metavar(parameter: Any) -> str:
-    return str(parameter.metavar or parameter.name.upper())
+    name = str(parameter.metavar or parameter.name.upper())
+    if parameter.nargs == -1:
+        name += "…"
+    return name if parameter.required else f"[{name}]"
 
 
 def _names(parameter: Any) -> str:

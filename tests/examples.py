@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.acceptance.clients_page import list_snippets
 
@@ -55,6 +57,22 @@ def read_example(page: str, name: str, language: str) -> str:
     found, text = list_snippets(ROOT / page)[name]
     assert found == language, f"{page}: {name} is in {found}"
     return text
+
+
+def find_missing_members(page: str, name: str, value: Any) -> list[str]:
+    """Return the members of an example in JSON that a real value lacks.
+
+    The example is shortened: `…` stands for text, and `{…}` for any object.
+    """
+    text = read_example(page, name, "json").replace("{…}", "{}").strip()
+    shown = json.loads(text if text.startswith("{") else f"{{{text}}}")
+    return sorted(_list_members(shown) - _list_members(value))
+
+
+def _list_members(value: Any, path: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return {path}
+    return {path}.union(*(_list_members(v, f"{path}/{name}") for name, v in value.items()))
 
 
 def run_shell_example(

@@ -57,7 +57,7 @@ def list_artifacts(
         return
     names = ("id", "name", "media_type", "size", "job", "created_at")
     print_records(
-        ("id", "name", "type", "size", "job", "created"),
+        ("id", "name", "type", "size", "job", "created (UTC)"),
         ([artifact[name] for name in names] for artifact in artifacts),
         right=("size",),
     )

@@ -45,7 +45,10 @@ class Answer:
 
 
 def chat(
-    prompt: Annotated[str, typer.Argument(help="The question; `-` reads it from standard input.")],
+    prompt: Annotated[
+        str,
+        typer.Argument(metavar="PROMPT", help="The question; `-` reads it from standard input."),
+    ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A model, an alias, or `auto` for the cheapest.")
     ] = "auto",

@@ -20,7 +20,8 @@ from moyin.settings import Settings
 
 def migrate(
     revision: Annotated[
-        str, typer.Argument(help="Revision to migrate to; `head` is the newest.")
+        str,
+        typer.Argument(metavar="REVISION", help="Revision to migrate to; `head` is the newest."),
     ] = "head",
     down: Annotated[
         bool, typer.Option("--down", help="Migrate down to an older revision.")

@@ -28,7 +28,7 @@ from moyin.client.gateway import GatewayClient
 app = typer.Typer(help="Jobs: list, show, cancel, delete, retry, watch.", no_args_is_help=True)
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (Task ID).")]
 MaybeJobId = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="The job's id (Task ID); or use filters.")
+    str | None, typer.Argument(metavar="ID", help="The job's id (Task ID); or use filters.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the number of matching jobs and change nothing.")
@@ -66,7 +66,7 @@ def list_jobs(
         print_json(jobs)
         return
     print_table(
-        ("id", "kind", "status", "progress", "created"),
+        ("id", "kind", "status", "progress", "created (UTC)"),
         ((j["id"], j["kind"], j["status"], _format_percent(j), j["created_at"]) for j in jobs),
     )
 

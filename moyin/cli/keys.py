@@ -104,7 +104,7 @@ def list_keys(as_json: AsJson = False) -> None:
         print_json({"keys": keys})
         return
     print_records(
-        ("id", "owner", "name", "created", "scopes", "state"),
+        ("id", "owner", "name", "created (UTC)", "scopes", "state"),
         (
             (
                 key["id"],

@@ -46,7 +46,7 @@ def set_limits(
     values: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME=VALUE…",
+            metavar="NAME=VALUE",
             help="usd_per_day, usd_per_month, requests_per_minute, tokens_per_minute, "
             "concurrent_requests, open_jobs, best_priority, pools, allowed_nodes or denied_nodes. "
             "Lists have commas; `none` removes the limit.",

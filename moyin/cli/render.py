@@ -17,7 +17,9 @@ from moyin.errors import StackError
 
 
 def render(
-    graph: Annotated[Path | None, typer.Argument(help="A graph in ComfyUI's API format.")] = None,
+    graph: Annotated[
+        Path | None, typer.Argument(metavar="GRAPH", help="A graph in ComfyUI's API format.")
+    ] = None,
     template: Annotated[
         str | None, typer.Option("--template", "-t", help="A template instead of a graph.")
     ] = None,

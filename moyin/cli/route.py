@@ -16,7 +16,9 @@ _COLUMNS = ("model", "back end", "p_good", "at least", "basis", "cost", "seconds
 
 
 def route(
-    prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads it from standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The prompt; `-` reads it from standard input.")
+    ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A model, an alias, or `auto`.")
     ] = "auto",

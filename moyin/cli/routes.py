@@ -22,7 +22,9 @@ def _make_subcommand() -> None:
 
 @app.command()
 def secret(
-    name: Annotated[str, typer.Argument(help="The route's name in serve_config.yaml.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The route's name in serve_config.yaml.")
+    ],
 ) -> None:
     """Print the secret that a service needs to verify `x-moyin-identity` (a JWT, HS256)."""
     from moyin.proxy.identity import derive_route_secret

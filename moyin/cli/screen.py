@@ -4,18 +4,65 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# A time in UTC as the gateway writes it.
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)")
+_WORD = re.compile(r"\s*\S+\s*")
+# Below this width of a terminal, text beside a name would be a column of single words.
+_MIN_TEXT_WIDTH = 20
+
+
+class Screen(Console):
+    """A console that wraps text between words on a terminal, and not at all in a pipe.
+
+    Words that are longer than the terminal is wide, such as keys and addresses, stay whole, so that
+    they can be copied.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not (self.is_terminal and len(objects) == 1 and isinstance(objects[0], str)):
+            super().print(*objects, **options)
+            return
+        text = self.render_str(objects[0], markup=options.pop("markup", None))
+        for line in wrap_text(text, self.width):
+            super().print(line, **options)
+
+
+def wrap_text(text: Text, width: int) -> Iterator[Text]:
+    """Break text between words; lines that follow begin with as many spaces as the first one.
+
+    rich itself can only break words that do not fit, or leave all text unbroken.
+    """
+    for paragraph in text.split("\n", allow_blank=True) or [text]:
+        indent = " " * (len(paragraph.plain) - len(paragraph.plain.lstrip()))
+        breaks, column = [], 0
+        for word in _WORD.finditer(paragraph.plain):
+            if column and column + cell_len(word[0].rstrip()) > width:
+                breaks.append(word.start())
+                column = len(indent)
+            column += cell_len(word[0])
+        for number, line in enumerate(paragraph.divide(breaks)):
+            line.rstrip()
+            yield Text(indent) + line if number else line
+
+
+out = Screen()
+errors = Screen(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON.")]
 AlwaysJson = Annotated[bool, typer.Option("--json", help="The output is always JSON.")]
@@ -26,20 +73,54 @@ def print_table(
 ) -> None:
     """Print a table with a heading to a terminal, or tab-separated lines into a pipe.
 
+    A terminal shows times without fractions of a second and without their zone, which is UTC. If
+    it is too narrow for the table, it shows the cells of each line below each other.
     ``right`` names the columns that are aligned to the right, such as numbers.
     """
     if not out.is_terminal:
         for line in lines:
             sys.stdout.write("\t".join(line) + "\n")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        # Users copy the id in the first column into other commands, so it must not be wrapped.
-        justify: Literal["left", "right"] = "right" if column in right else "left"
-        table.add_column(column, overflow="fold", no_wrap=number == 0, justify=justify)
-    for line in lines:
-        table.add_row(*line)
+    rows = [[Text.from_markup(_TIME.sub(r"\1 \2", cell)) for cell in line] for line in lines]
+    widths = _fit_columns(columns, rows)
+    if widths is None:
+        for number, row in enumerate(rows):
+            if number:
+                out.print()
+            print_pairs(
+                ((name, cell.plain) for name, cell in zip(columns, row, strict=True)), indent=0
+            )
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
+    for name, width in zip(columns or [""] * len(widths), widths, strict=True):
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        table.add_column(name, overflow="fold", width=width, justify=justify)
+    for row in rows:
+        table.add_row(*row)
     out.print(table)
+
+
+def _fit_columns(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int] | None:
+    """Return the widths of a table's columns that break no word, or None if there are none.
+
+    The first column is not broken at all, since users copy its ids into other commands.
+    """
+    cells = list(zip(columns or [""] * len(rows[0] if rows else ()), *rows, strict=True))
+    wide = [max(Text(str(cell)).cell_len for cell in column) for column in cells]
+    narrow = [
+        max((cell_len(word) for cell in column for word in str(cell).split()), default=0)
+        for column in cells
+    ]
+    widths = [*wide[:1], *narrow[1:]]
+    rest = out.width - sum(widths) - 2 * (len(widths) - 1)
+    if rest < 0:
+        return None
+    # Columns that lack little come first, so that most cells stay on one line.
+    for number in sorted(range(len(widths)), key=lambda n: wide[n] - widths[n]):
+        added = min(wide[number] - widths[number], rest)
+        widths[number] += added
+        rest -= added
+    return widths
 
 
 def print_records(
@@ -86,8 +167,12 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
     """Print pairs of a name and a value in two aligned columns."""
     pairs = list(pairs)
     width = max((len(name) for name, _ in pairs), default=0)
+    beside = max(out.width - indent - width - 2, _MIN_TEXT_WIDTH)
     for name, value in pairs:
-        out.print(f"{' ' * indent}[dim]{name:<{width}}[/]  {escape(value)}")
+        lines = wrap_text(Text(value), beside) if out.is_terminal else [Text(value)]
+        for number, line in enumerate(lines):
+            label = "" if number else name
+            out.print(Text.assemble(" " * indent, (f"{label:<{width}}", "dim"), "  ", line))
 
 
 def print_json(value: Any) -> None:

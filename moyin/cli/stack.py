@@ -14,11 +14,12 @@ from typing import Annotated
 import typer
 
 from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
-from moyin.cli.stack_view import StartProgress, print_ready, print_state
+from moyin.cli.stack_view import StartProgress, print_checks, print_ready, print_state
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
-from moyin.stack.doctor import CheckVerdict, run_checks
+from moyin.stack.doctor.checkup import mend, run_checks
+from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.launch import measure_memory
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
@@ -36,7 +37,6 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="App configuration to deploy (default: serve_config.yaml)."),
 ]
-_VERDICT_COLOURS = {CheckVerdict.OK: "green", CheckVerdict.WARN: "yellow", CheckVerdict.FAIL: "red"}
 
 
 def register(app: typer.Typer) -> None:
@@ -135,19 +135,26 @@ def status(
         raise typer.Exit(1)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check this machine for problems; exit 1 if any are found."""
-    checks = list(run_checks(Options.read()))
+def doctor(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend what can be mended without loss, then check again.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine for problems; exit 1 if any are found.
+
+    Piped output has verdict, check, what was found and what to do, by tabs.
+    """
+    options = Options.read()
+
+    def on_step(text: str) -> None:
+        errors.print(text, markup=False, style="dim")
+
+    checks = list(mend(options, on_step) if fix else run_checks(options))
     if as_json:
         print_json([to_plain(check) for check in checks])
     elif out.is_terminal:
-        print_table(
-            ("", "check", "found", "what to do"),
-            [
-                (f"[{_VERDICT_COLOURS[c.verdict]}]{c.verdict}[/]", c.name, c.found, c.advice)
-                for c in checks
-            ],
-        )
+        print_checks(checks)
     else:
         print_table((), [(c.verdict, c.name, c.found, c.advice) for c in checks])
     if any(check.verdict == CheckVerdict.FAIL for check in checks):
@@ -155,7 +162,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def logs(
-    name: Annotated[str, typer.Argument(help="supervisor, valkey, temporal, ray, or an app.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="supervisor, valkey, temporal, ray, or an app.")
+    ],
     lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="Number of lines.")] = 100,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Keep printing new lines.")

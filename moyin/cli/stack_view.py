@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -12,7 +14,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from moyin.cli.screen import errors, out, print_pairs
+from moyin.cli.screen import errors, out, print_pairs, wrap_text
+from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 from moyin.stack.profile import read_profile
 from moyin.stack.state import Part, PartStatus, Phase, StackState
@@ -25,6 +28,11 @@ _STATUS_COLOURS = {
     PartStatus.STARTING: "cyan",
 }
 _PHASE_COLOURS = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "yellow"}
+
+
+# Below this width of a terminal, text beside a name would be a column of single words.
+_MIN_TEXT_WIDTH = 20
+_VERDICT_COLOURS = {CheckVerdict.OK: "green", CheckVerdict.WARN: "yellow", CheckVerdict.FAIL: "red"}
 
 
 class StartProgress:
@@ -99,7 +107,8 @@ def print_state(options: Options, state: StackState) -> None:
     out.print(f"[bold {colour}]{state.phase}[/]  (supervisor {state.pid})")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "part", "status", "for", "pid", "restarts", ""):
-        table.add_column(column, justify="right" if column in ("for", "pid") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("for", "pid") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for name, part in state.parts.items():
         table.add_row(
             "",
@@ -112,6 +121,36 @@ def print_state(options: Options, state: StackState) -> None:
         )
     out.print(table)
     print_pairs([*state.addresses.items(), *_list_notes(options, state)])
+
+
+def print_checks(checks: Sequence[CheckResult]) -> None:
+    """Print the results of `moyin doctor`: the advice stands below what was found."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        label = Text.assemble(
+            (f"{check.verdict:<4}", _VERDICT_COLOURS[check.verdict]), f"  {check.name:<{width}}  "
+        )
+        beside = max(out.width - len(label), _MIN_TEXT_WIDTH)
+        found = f"{check.found} (mended)" if check.fixed else check.found
+        lines = list(wrap_text(Text(found), beside))
+        if check.verdict is not CheckVerdict.OK:
+            lines += wrap_text(Text(f"→ {check.advice}", style="bold"), beside)
+        for line in lines:
+            out.print(label + line)
+            label = Text(" " * len(label))
+    counts = Counter(check.verdict for check in checks)
+    out.print(
+        f"\n{_count(counts[CheckVerdict.FAIL], 'problem')}, "
+        f"{_count(counts[CheckVerdict.WARN], 'warning')}"
+    )
+    if mendable := [f"{check.name} ({check.fix})" for check in checks if check.fix]:
+        out.print("`moyin doctor --fix` mends:")
+        for text in mendable:
+            out.print(f"  {text}", markup=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _list_notes(options: Options, state: StackState) -> list[tuple[str, str]]:

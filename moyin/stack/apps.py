@@ -76,6 +76,26 @@ def find_isolated_pools(path: Path) -> list[str]:
         return []
 
 
+def find_renderer_shares(path: Path) -> list[tuple[str, float]]:
+    """Return the pool and the share of a GPU of each renderer that render pools always keep.
+
+    Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
+    """
+    try:
+        pools = [
+            app.get("args") or {}
+            for app in yaml.safe_load(path.read_text())["applications"]
+            if app.get("import_path") == "deployments.render.builder:build"
+        ]
+        return [
+            (str(pool.get("pool", "default")), float(pool.get("gpus", 1)))
+            for pool in pools
+            for _ in range(int(pool.get("min_actors", pool.get("actors", 1))))
+        ]
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError):
+        return []
+
+
 def find_text_backends(path: Path) -> list[dict[str, Any]]:
     """Return the back ends in the ``user_config`` of all apps, unchanged.
 

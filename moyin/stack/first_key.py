@@ -17,7 +17,6 @@ from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
 FIRST_OWNER = "admin"
-_KEY_NAME = "made by the first `moyin up`"
 
 
 async def create_first_key(settings: Settings) -> None:
@@ -29,26 +28,42 @@ async def create_first_key(settings: Settings) -> None:
         await database.ensure_schema()
         key = read_profile(path, {"MOYIN_URL": settings.door}).api_key
         if not key:
-            key = await _create_operator_key(database)
+            key = await _create_operator_key(
+                database, program="moyin up", name="made by the first `moyin up`"
+            )
     finally:
         await database.close()
     write_profile(path, Profile(url=settings.door, api_key=key))
 
 
-async def _create_operator_key(database: Database) -> str:
+async def replace_first_key(settings: Settings) -> None:
+    """Write a new API key of the operator into the profile, whose old one is not valid."""
+    path = Layout(settings.data).profile
+    url = read_profile(path, {}).url
+    database = Database(settings.sql_url)
+    try:
+        key = await _create_operator_key(
+            database, program="moyin doctor", name="made by `moyin doctor --fix`"
+        )
+    finally:
+        await database.close()
+    write_profile(path, Profile(url=url, api_key=key))
+
+
+async def _create_operator_key(database: Database, *, program: str, name: str) -> str:
     """Create the operator's API key with an entry in the audit log, and return the key."""
     scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
         key_id, text = await KeyStore(database).create(
-            FIRST_OWNER, _KEY_NAME, scopes=scopes, within=transaction
+            FIRST_OWNER, name, scopes=scopes, within=transaction
         )
         event = AuditEvent(
             owner=FIRST_OWNER,
-            actor=get_local_actor("moyin up"),
+            actor=get_local_actor(program),
             action="key.create",
             target=key_id,
             request_id="",
-            details={"name": _KEY_NAME, "scopes": scopes},
+            details={"name": name, "scopes": scopes},
         )
         await AuditLog(database).write(event, within=transaction)
     return text

@@ -118,11 +118,16 @@ class Options:
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs that nvidia-smi lists."""
+    """Return the number of GPUs that nvidia-smi lists; 0 without a driver that responds."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
-    listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
+    try:
+        listing = subprocess.run(
+            [tool, "-L"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 

@@ -16,6 +16,8 @@ REPLICA_PORTS = 200
 _PREFIX = "MOYIN_PORT_"
 # Ray reserves these ports for its workers, and does not start if one of its servers uses them.
 _WORKER_PORTS = range(10002, 20000)
+# Above those, and below the ports that the kernel gives to clients.
+_BASES = range(20_000, 32_000, 250)
 
 
 def _port(default: int, offset: int, about: str) -> int:
@@ -113,6 +115,15 @@ def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
                 f"stop that process or set {_PREFIX}{name.upper()} to another port"
             )
+
+
+def find_free_base() -> int | None:
+    """Return a first port at which all ports of a stack are free, or None if there is none."""
+    for base in _BASES:
+        offsets = [item.metadata["offset"] for item in fields(Ports)]
+        if all(_is_free(base + offset) for offset in offsets):
+            return base
+    return None
 
 
 def _is_free(port: int) -> bool:

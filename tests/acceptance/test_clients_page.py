@@ -21,13 +21,17 @@ ELSEWHERE = {
     "aisdk", "claude-code", "codex", "continue", "files", "haystack", "langchain-js", "litellm",
     "litellm-in-front", "llama-index", "node-sdks", "openai-agents",
 }  # fmt: skip
-HERE = {"langchain", "litellm-behind", "omit", "sdks"}
+HERE = {"langchain", "litellm-behind", "omit", "sdks", "variables"}
 
 
 def run(name: str, gateway: TextGateway) -> list[Any]:
     """Run a Python snippet, and return the values of its expressions."""
     values: list[Any] = []
-    variables = {"gateway": gateway.url, "key": gateway.api_key, "model": SCRIPTED}
+    variables: dict[str, Any] = {}
+    exec(list_snippets()["variables"][1], variables)
+    values_here = {"gateway": gateway.url, "key": gateway.api_key, "model": SCRIPTED}
+    assert variables.keys() - {"__builtins__"} == values_here.keys()
+    variables |= values_here
     _, text = list_snippets()[name]
     for statement in ast.parse(text).body:
         line = ast.unparse(statement)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +110,26 @@ def test_the_example_of_the_readme_asks_for_a_colour(
     done = run_example(gateway, tmp_path, FOLDER / "README.md", "example")
     assert (done.returncode, done.stdout) == (0, "teal\n"), done.stderr
     assert gateway.seen[0].json["kind"] == "chat"
+
+
+def test_the_commands_of_the_readme_build_the_package(tmp_path: Path) -> None:
+    build_typescript_client()
+    copy = tmp_path / "clients" / "typescript"
+    shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("node_modules", "build", "dist"))
+    kind, text = list_snippets(FOLDER / "README.md")["build"]
+    assert kind == "sh"
+    authorities = Path("/etc/ssl/certs/ca-certificates.crt")
+    environment = {"npm_config_audit": "false", "npm_config_fund": "false"} | dict(os.environ)
+    if authorities.exists():
+        # Node.js has its own list of certificate authorities.
+        environment.setdefault("NODE_EXTRA_CA_CERTS", str(authorities))
+    done = subprocess.run(
+        ["bash", "-euc", text],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest = json.loads((copy / "package.json").read_text())
+    assert (copy / manifest["exports"]["."]["default"]).is_file()
 
 
 def test_the_installation_of_the_readme_links_the_package(tmp_path: Path) -> None:

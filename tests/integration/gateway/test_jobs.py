@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from moyin.domain.queue_place import Duration, QueuePlace
+from tests.examples import find_missing_members
 from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.stack import Measured
@@ -101,6 +102,7 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     assert shown["queued_for"] >= 0 and shown["started_at"] is None
     starts_in, ends_in = {"p50": 4.0, "p90": 5.3}, {"p50": 8.0, "p90": 9.8}
     assert shown["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
+    assert find_missing_members("docs/farm.md", "eta", shown) == []
     assert (await farm.show(second))["eta"] == {"starts_in": None, "ends_in": None}
     assert (await farm.show(beyond))["eta"] is None
     await farm.jobs.start(first, 1)

@@ -13,9 +13,11 @@ from tests.integration.gateway.fixtures import Farm
 
 PAGE = Path(__file__).parents[3] / "docs" / "jobs.md"
 # Run by tests/unit/jobs/test_webhook_receivers.py, tests/unit/clients/python/test_page.py,
-# tests/acceptance/test_typescript_client.py and tests/acceptance/test_page_with_token.py.
+# tests/unit/jobs/protocol/test_event_bodies.py, tests/acceptance/test_typescript_client.py and tests/acceptance/test_page_with_token.py.
 RUN_HERE = {"submit", "poll", "follow", "token", "pipeline"}
-RUN_ELSEWHERE = {"receiver-python", "receiver-typescript", "client", "client-typescript", "page"}
+RUN_ELSEWHERE = {
+    "receiver-python", "receiver-typescript", "client", "client-typescript", "page", "webhook"
+}  # fmt: skip
 
 
 async def run(farm: Farm, name: str, job: str = "") -> str:

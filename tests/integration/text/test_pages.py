@@ -20,7 +20,7 @@ from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, write_profile
 from moyin.store.sql import now
 from tests.acceptance.scripted import new_scripted_app
-from tests.examples import DEFAULT_GATEWAY, read_example, run_shell_example
+from tests.examples import DEFAULT_GATEWAY, find_missing_members, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
 from tests.integration.text.fixtures import ModelsApp, serving, settled
 from tests.integration.text.test_batches import NAMESPACE, Farm, Model, line
@@ -152,6 +152,7 @@ async def test_a_batch_of_openai(
     assert (await farm.until(batch)).status == "completed"
     answer = json.loads(await asyncio.to_thread(execute, later + second, variables))
     assert answer["custom_id"] == "line-1"
+    assert find_missing_members(BATCHES, "result", answer) == []
     assert answer["response"]["body"]["choices"][0]["message"]["content"] == TEXT
     variables["client"].close()
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from moyin.cli.pictures import PictureProtocol, detect_protocol, encode_picture
-from tests.unit.cli.terminal import run_in_terminal
+from tests.terminal import run_in_terminal
 
 _PROGRAM = (
     "import sys; from pathlib import Path; from moyin.cli.artifacts import print_files; "
@@ -27,7 +27,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def show_in_terminal(path: Path, reply: bytes, **variables: str) -> bytes:
-    return run_in_terminal(_PROGRAM, str(path), reply=reply, **variables)
+    return run_in_terminal(_PROGRAM, str(path), reply=reply, variables=variables).output
 
 
 @pytest.mark.parametrize(

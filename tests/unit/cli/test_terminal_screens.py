@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-
+from tests.command_screens import capture, find_flaws
 from tests.unit.cli.scripted_gateway import ScriptedGateway
-from tests.unit.cli.terminal import run_in_terminal
 from tests.unit.cli.test_management import (
     ANN,
     FILE,
@@ -16,16 +13,6 @@ from tests.unit.cli.test_management import (
     TEMPLATE,
     audit_entry,
 )
-
-# All commands in one process, because imports take longer than they do.
-_PROGRAM = """
-import json, sys
-from moyin.cli.main import run
-for arguments in json.loads(sys.argv[1]):
-    print("screen", *arguments, flush=True)
-    print("status", run(arguments), flush=True)
-"""
-_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def test_screens_of_management(gateway: ScriptedGateway) -> None:
@@ -40,10 +27,15 @@ def test_screens_of_management(gateway: ScriptedGateway) -> None:
         "GET /accounts/limits": {"limits": [{"subject": "key:k", "usd_per_day": "5"}]},
         "GET /accounts/audit": {"entries": [audit_entry(1)]},
     }
-    screens = capture(
+    commands = (
         "models list", "models show fast", "templates show poster", "artifacts list",
         "organisations list", "members list", "limits list", "audit list", "models show none",
     )  # fmt: skip
+    captured = capture([command.split() for command in commands], columns=100)
+    screens = {
+        command: [line for line in screen.lines if line]
+        for command, screen in zip(commands, captured, strict=True)
+    }
     assert screens["models list"][0].split() == [
         "name",
         "status",
@@ -57,19 +49,7 @@ def test_screens_of_management(gateway: ScriptedGateway) -> None:
     assert "[bold]Ann[/] \ufffd]0;title\ufffd" in screens["members list"][1]
     assert screens["limits list"][1].split() == ["key:k", "usd_per_day", "5"]
     assert screens["audit list"][0].split() == ["at", "actor", "action", "target", "details"]
-    for name, lines in screens.items():
-        assert lines[-1] == ("status 1" if name == "models show none" else "status 0"), lines
-        assert max(map(len, lines)) <= 100, lines
+    for command, screen in zip(commands, captured, strict=True):
+        assert screen.status == (1 if command == "models show none" else 0), screen.text
+        assert find_flaws(screen) == [], command
     assert screens["models show none"][0].startswith("error: not_found: ")
-
-
-def capture(*commands: str) -> dict[str, list[str]]:
-    """Return the lines of each command's screen, without styles."""
-    output = run_in_terminal(_PROGRAM, json.dumps([command.split() for command in commands]))
-    text = _STYLE.sub("", output.decode()).replace("\r\n", "\n")
-    assert "\x1b" not in text
-    parts = re.split(r"^screen (.*)\n", text, flags=re.MULTILINE)[1:]
-    return {
-        name: [line.rstrip() for line in body.splitlines() if line.strip()]
-        for name, body in zip(parts[::2], parts[1::2], strict=True)
-    }

@@ -21,12 +21,13 @@ RUN_BY = {
         ("example", "install"), "tests/unit/clients/python/test_page.py"
     ),
     "clients/typescript/README.md": dict.fromkeys(
-        ("example", "install"), "tests/acceptance/test_typescript_client.py"
+        ("build", "example", "install"), "tests/acceptance/test_typescript_client.py"
     ),
     "docs/accounts.md": dict.fromkeys(
         ("keys", "limits", "player"), "tests/integration/access/test_pages.py"
     ),
-    "docs/batches.md": dict.fromkeys(("anthropic", "openai"), TEXT_PAGES),
+    "docs/batches.md": dict.fromkeys(("anthropic", "openai", "result"), TEXT_PAGES),
+    "docs/farm.md": {"eta": "tests/integration/gateway/test_jobs.py"},
     "docs/grpc.md": dict.fromkeys(("chat", "list"), "tests/integration/gateway/test_grpc_page.py")
     | {"reflection": "tests/integration/jobs/test_grpc.py"},
     "docs/history.md": dict.fromkeys(("delete", "link", "list"), GATEWAY_PAGES),

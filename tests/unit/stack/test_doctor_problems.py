@@ -1,27 +1,37 @@
-"""Creates the most likely problems of a machine, and tests that `moyin doctor` reports them."""
+"""Makes the likeliest problems of a machine, and tests that `moyin doctor` names and mends them.
+
+Those that need a server or a sandbox are in tests/integration/stack/test_doctor.py.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sqlite3
+import subprocess
 import sys
 import time
+import venv
 from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from moyin.cli.main import run
-from moyin.errors import StackError
-from moyin.stack import apps, doctor
-from moyin.stack.doctor import CheckResult, CheckVerdict
+from moyin.stack.doctor import configuration, data, machine, services, software
+from moyin.stack.doctor.checkup import mend
+from moyin.stack.doctor.result import CheckResult, CheckVerdict
+from moyin.stack.first_key import create_first_key
 from moyin.stack.layout import Layout
 from moyin.stack.options import Options
-from tests.stack import free_port_base
+from moyin.stack.profile import read_profile
+from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.stack import ROOT, free_port_base
 
 CONFIG = """
 applications:
@@ -43,7 +53,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path.write_text(CONFIG.format(gguf=tmp_path / "model.gguf"))
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("MOYIN_SERVE_CONFIG", str(path))
-    for name in ("MOYIN_DATABASE_URL", "MOYIN_COMFYUI_HOME", "MOYIN_ANTHROPIC_API_KEY"):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in (
+        "MOYIN_API_KEY", "MOYIN_DATABASE_URL", "MOYIN_COMFYUI_HOME", "MOYIN_ANTHROPIC_API_KEY",
+        "MOYIN_REDIS_URL", "MOYIN_TEMPORAL_ADDRESS", "MOYIN_URL",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     yield path
     Layout(tmp_path / "data").remove_runtime_files()
@@ -60,9 +74,12 @@ def test_taken_port() -> None:
         server.bind(("127.0.0.1", base))
         server.listen()
         options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
-        found, advice = problem(doctor._check_ports(options))
+        found, advice = problem(services.check_ports(options))
     assert found.startswith(f"port {base} (door) is in use by")
-    assert advice == "stop that process or set MOYIN_PORT_DOOR to another port"
+    choice, _, free = advice.partition(", or move all ports: `moyin up --port-base ")
+    assert choice == "stop it or set MOYIN_PORT_DOOR"
+    moved = Options.read({**os.environ, "MOYIN_PORT_BASE": free.partition("`")[0]})
+    assert services.check_ports(moved).verdict == CheckVerdict.OK
 
 
 def test_data_folder_in_the_place_of_a_file(
@@ -70,82 +87,48 @@ def test_data_folder_in_the_place_of_a_file(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "file"))
-    _, advice = problem(doctor._check_folder(Options.read()))
+    _, advice = problem(machine.check_folder(Options.read()))
     assert "set MOYIN_DATA" in advice
 
 
-def test_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100 * 2**20))
-    options = Options.read()
-    found, advice = problem(doctor._check_folder(options))
-    assert "free some space" in f"{found} {advice}"
-    assert "free some space" in problem(doctor._check_disk(options), CheckVerdict.WARN)[1]
-
-
-def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = SimpleNamespace(available=2**30, total=2 * 2**30)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    found, advice = problem(doctor._check_memory(), CheckVerdict.WARN)
-    assert found == "1.0 GiB of 2.0 GiB available"
-    assert "stop other programs" in advice
-
-
 def test_missing_comfyui() -> None:
-    _, advice = problem(doctor._check_comfyui(Options.read()), CheckVerdict.WARN)
+    _, advice = problem(software.check_comfyui(Options.read()), CheckVerdict.WARN)
     assert "run `moyin comfyui install`" in advice
 
 
 def test_broken_app_configuration(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("applications: [")
-    found, advice = problem(doctor._check_serve_config(Options.read()))
+    found, advice = problem(configuration.check_serve_config(Options.read()))
     assert found == f"{config} is not valid"
     assert advice
 
 
 def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    found, advice = problem(doctor._check_model_keys(Options.read()), CheckVerdict.WARN)
+    found, advice = problem(configuration.check_model_keys(Options.read()), CheckVerdict.WARN)
     assert found == "missing for claude (ANTHROPIC_API_KEY), other (OTHER_KEY)"
     assert "set the variable before `moyin up`" in advice
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     monkeypatch.setenv("OTHER_KEY", "k")
-    assert doctor._check_model_keys(Options.read()).verdict == CheckVerdict.OK
+    assert configuration.check_model_keys(Options.read()).verdict == CheckVerdict.OK
 
 
 def test_missing_model_file(tmp_path: Path) -> None:
-    found, advice = problem(doctor._check_model_files(Options.read()))
+    found, advice = problem(configuration.check_model_files(Options.read()))
     assert found == f"{tmp_path / 'model.gguf'} is missing"
     assert "put the file there" in advice
     (tmp_path / "model.gguf").touch()
-    assert doctor._check_model_files(Options.read()).verdict == CheckVerdict.OK
-
-
-def test_other_version_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._check_ray().verdict == CheckVerdict.OK
-    monkeypatch.setattr(metadata, "version", lambda _: "2.9.3")
-    found, advice = problem(doctor._check_ray())
-    assert found == "2.9.3, but Moyin needs 2.60"
-    assert "install requirements.lock" in advice
-
-
-def test_ray_of_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ray").write_text("#!/bin/sh")
-    (tmp_path / "ray").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", "/elsewhere/bin/python")
-    found, advice = problem(doctor._check_ray(), CheckVerdict.WARN)
-    assert str(tmp_path / "ray") in found
-    assert "in one environment" in advice
+    assert configuration.check_model_files(Options.read()).verdict == CheckVerdict.OK
 
 
 def test_clock_that_went_back() -> None:
     options = Options.read()
     options.layout.prepare()
-    assert doctor._check_clock(options).verdict == CheckVerdict.OK
+    assert machine.check_clock(options).verdict == CheckVerdict.OK
     log = options.layout.get_log_path("ray")
     log.touch()
     os.utime(log, (time.time() + 7200,) * 2)
-    found, advice = problem(doctor._check_clock(options))
+    found, advice = problem(machine.check_clock(options))
     assert "s behind the files of the last run" in found
     assert "timedatectl set-ntp true" in advice
 
@@ -153,12 +136,12 @@ def test_clock_that_went_back() -> None:
 def test_database_of_a_newer_version() -> None:
     options = Options.read()
     options.layout.prepare()
-    assert doctor._check_database(options).found == "`moyin up` migrates it"
+    assert data.check_database(options).found == "`moyin up` migrates it"
     with closing(sqlite3.connect(options.layout.data / "moyin.db")) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('9999')")
         connection.commit()
-    found, advice = problem(doctor._check_database(options))
+    found, advice = problem(data.check_database(options))
     assert found.startswith("revision 9999 is newer")
     assert "update Moyin" in advice
 
@@ -169,28 +152,237 @@ def test_shared_database_that_is_not_migrated(
     sqlite3.connect(tmp_path / "shared.db").close()
     (tmp_path / "shared.db").touch()
     monkeypatch.setenv("MOYIN_DATABASE_URL", f"sqlite:///{tmp_path / 'shared.db'}")
-    assert problem(doctor._check_database(Options.read()))[1] == "run `moyin migrate`"
+    assert problem(data.check_database(Options.read()))[1] == "run `moyin migrate`"
 
 
 def test_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql+asyncpg://moyin@127.0.0.1:{free_port_base()}/moyin"
     monkeypatch.setenv("MOYIN_DATABASE_URL", url)
-    found, advice = problem(doctor._check_database(Options.read()))
+    found, advice = problem(data.check_database(Options.read()))
     assert found.startswith("cannot be read")
     assert "MOYIN_DATABASE_URL" in advice
 
 
-def test_command_prints_the_advice_and_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse() -> Path:
-        raise StackError("allow user namespaces")
+def test_other_version_of_ray(tmp_path: Path) -> None:
+    """Python finds another installation first."""
+    folder = tmp_path / "ray-2.9.3.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.9.3\n")
+    found = check_ray_with(sys.executable, f"{ROOT}:{tmp_path}")
+    assert found == "fail: 2.9.3, but Moyin needs 2.60"
 
-    monkeypatch.setattr(doctor, "require_confinement", refuse)
-    # Another test checks the configuration in a process of its own, which imports Ray.
-    monkeypatch.setattr(apps, "find_config_problems", lambda _: [])
+
+def test_ray_of_another_environment(tmp_path: Path) -> None:
+    """The program `ray` on the PATH is not beside the Python that runs Moyin."""
+    venv.create(tmp_path / "venv")
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    python = str(tmp_path / "venv" / "bin" / "python")
+    found = check_ray_with(python, ":".join([str(ROOT), *packages]))
+    program = Path(sys.executable).with_name("ray")
+    assert found == f"warn: {metadata.version('ray')}, {program}"
+
+
+def check_ray_with(python: str, packages: str) -> str:
+    program = (
+        "from moyin.stack.doctor.software import check_ray; result = check_ray(); "
+        "print(f'{result.verdict}: {result.found}')"
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {**os.environ, "PYTHONPATH": packages, "PATH": path}
+    done = subprocess.run(
+        [python, "-c", program], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.10"])
+def test_old_python_is_refused_by_make(tmp_path: Path, version: str) -> None:
+    python = find_python(version)
+    done = subprocess.run(
+        [ROOT / "scripts" / "make_venv.sh", python, tmp_path / "venv"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"Python {version}" in done.stderr
+    assert "is too old: install 3.11 or newer, or set PYTHON=" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def find_python(version: str) -> Path:
+    """Return the program of a Python version that pyenv installed here, or skip the test."""
+    for path in Path.home().glob(f".pyenv/versions/{version}.*/bin/python"):
+        return path
+    pytest.skip(f"Python {version} is not installed")
+
+
+def test_driver_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(
+        tmp_path / "bin" / "nvidia-smi",
+        'echo "NVIDIA-SMI has failed because it couldn\'t communicate with the NVIDIA driver."; exit 9',
+    )
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    found, advice = problem(machine.check_gpu(Options.read()), CheckVerdict.WARN)
+    assert found.startswith("nvidia-smi lists none: NVIDIA-SMI has failed")
+    assert "install or load NVIDIA's driver" in advice
+
+
+def test_card_without_a_driver(tmp_path: Path) -> None:
+    for name, vendor, kind in (("0", "0x8086", "0x030000"), ("1", "0x10de", "0x040300")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+    assert not machine.has_nvidia_card(tmp_path)
+    (tmp_path / "1" / "class").write_text("0x030200\n")
+    assert machine.has_nvidia_card(tmp_path)
+
+
+def test_shares_that_do_not_fit_on_a_card(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(tmp_path / "bin" / "nvidia-smi", "echo 'GPU 0: one'; echo 'GPU 1: two'")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    pool = "  - {{import_path: deployments.render.builder:build, args: {{pool: fast, gpus: 0.6, actors: {}}}}}\n"
+    config.write_text("applications:\n" + pool.format(2))
+    assert configuration.check_shares(Options.read()).found == "all renderers fit"
+    config.write_text("applications:\n" + pool.format("3, min_actors: 2"))
+    assert configuration.check_shares(Options.read()).verdict == CheckVerdict.OK
+    config.write_text("applications:\n" + pool.format(3))
+    found, advice = problem(configuration.check_shares(Options.read()), CheckVerdict.WARN)
+    assert found == "GPUs: 2, without room for fast (gpus: 0.6)"
+    assert "lower `gpus`" in advice
+
+
+def test_files_with_secrets_are_closed(tmp_path: Path) -> None:
+    options = Options.read()
+    options.layout.prepare()
+    options.layout.ray_token.write_text("token")
+    options.layout.ray_token.chmod(0o644)
+    options.layout.profile.touch(0o600)
+    found, advice = problem(data.check_secret_files(options), CheckVerdict.WARN)
+    assert found == f"{options.layout.ray_token} is open to other users"
+    assert advice == f"run `chmod 600 {options.layout.ray_token}`"
+    result = mend_one(options, "secret files")
+    assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
+    assert options.layout.ray_token.stat().st_mode & 0o777 == 0o600
+
+
+def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options.read()
+    options.layout.prepare()
+    assert data.check_api_key(options).found == "`moyin up` makes the first one"
+    asyncio.run(create_first_key(options.settings))
+    assert data.check_api_key(options).found == "valid"
+    before = read_profile(options.layout.profile, {})
+    asyncio.run(revoke(options, before.api_key))
+    found, advice = problem(data.check_api_key(options))
+    assert found == f"that in {options.layout.profile} is unknown, expired or revoked"
+    assert "moyin keys create admin" in advice
+    result = mend_one(options, "api key")
+    assert (result.found, result.fixed) == ("valid", True)
+    after = read_profile(options.layout.profile, {})
+    assert (after.url, after.api_key != before.api_key) == (before.url, True)
+    assert options.layout.profile.stat().st_mode & 0o777 == 0o600
+
+    monkeypatch.setenv("MOYIN_API_KEY", before.api_key)
+    result = data.check_api_key(options)
+    assert problem(result)[0] == "MOYIN_API_KEY is not a valid key of this stack"
+    assert not result.fix, "a variable of the shell cannot be mended"
+
+
+async def revoke(options: Options, key: str) -> None:
+    database = Database(options.settings.sql_url)
+    try:
+        await KeyStore(database).revoke(key.split("_")[1])
+    finally:
+        await database.close()
+
+
+def test_processes_of_a_killed_supervisor_are_ended() -> None:
+    options = Options.read()
+    options.layout.prepare()
+    assert services.check_processes(options).found == "none runs"
+    left = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
+    try:
+        found, advice = problem(services.check_processes(options), CheckVerdict.WARN)
+        assert found == f"left over by a supervisor that was killed: sleep ({left.pid})"
+        assert "moyin down" in advice
+        result = mend_one(options, "processes")
+        assert (result.found, result.fixed) == ("none runs", True)
+    finally:
+        left.kill()
+        left.wait()
+
+
+def test_part_of_a_running_stack_that_is_down() -> None:
+    options = Options.read()
+    options.layout.prepare()
+    lock = SupervisorLock(options.layout.lock)
+    lock.acquire()
+    parts = {
+        "temporal": Part(status=PartStatus.BACKING_OFF, detail="ended with status 1"),
+        "ray": Part(status=PartStatus.UP),
+    }
+    state = StackState(pid=os.getpid(), phase=Phase.DEGRADED, parts=parts)
+    write_state(options.layout.state, state)
+    try:
+        down, up = services.check_running_parts(options)
+    finally:
+        lock.release()
+    assert down.name == "temporal runs"
+    found, advice = problem(down)
+    assert found == "backing off: ended with status 1"
+    assert "`moyin logs temporal`" in advice
+    assert up.verdict == CheckVerdict.OK
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "words"),
+    [
+        ("MOYIN_TEMPORAL_ADDRESS", "127.0.0.1:{}", "temporal server", "no Temporal responds at"),
+        (
+            "MOYIN_REDIS_URL",
+            "redis://:secret@127.0.0.1:{}/0",
+            "valkey server",
+            "no Valkey responds at",
+        ),
+    ],
+)
+def test_server_that_is_down(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, name: str, words: str
+) -> None:
+    port = free_port_base()
+    monkeypatch.setenv(variable, value.format(port))
+    [result] = services.check_servers(Options.read())
+    found, advice = problem(result)
+    assert result.name == name
+    assert found.startswith(f"{words} 127.0.0.1:{port}")
+    assert "secret" not in found
+    assert variable in advice
+
+
+def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Options.read().layout
+    layout.prepare()
+    layout.ray_token.write_text("token")
+    layout.ray_token.chmod(0o644)
     assert run(["doctor"]) == 1
     rows = {line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()}
     assert rows["model files"][0] == "fail"
     assert "put the file there" in rows["model files"][3]
-    assert rows["isolation"][3] == "allow user namespaces"
+    assert rows["secret files"][0] == "warn"
+    assert layout.ray_token.stat().st_mode & 0o777 == 0o644, "only --fix changes anything"
+
+
+def mend_one(options: Options, name: str) -> CheckResult:
+    """Run the checks with their fixes until that of this name, and return its result."""
+    steps: list[str] = []
+    result = next(result for result in mend(options, steps.append) if result.name == name)
+    assert steps[-1].startswith(f"{name}: ")
+    return result
+
+
+def write_program(path: Path, script: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)

@@ -25,6 +25,7 @@ from moyin.jobs.protocol.event_bodies import (
 from moyin.jobs.protocol.response import build_status_event, build_webhook_body
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import JobOutcome, StepRecord
+from tests.examples import find_missing_members
 from tests.waiting import eventually
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -79,6 +80,7 @@ def test_webhooks() -> None:
     WebhookBody.model_validate(body)
     assert (body["type"], body["timestamp"]) == ("job.succeeded", "2026-01-01T00:00:00Z")
     assert body["data"] == build_status_event(job)[1]
+    assert find_missing_members("docs/jobs.md", "webhook", body) == []
 
 
 @pytest.mark.parametrize("status", list(JobStatus))

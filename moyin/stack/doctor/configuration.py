@@ -1,0 +1,90 @@
+"""Checks the app configuration, and the keys, model files, templates and GPUs that it needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moyin.render.templates.catalog import list_template_folders, read_templates
+from moyin.stack import apps
+from moyin.stack.doctor.result import CheckResult, fail, ok, warn_if
+from moyin.stack.options import Options
+
+
+def check_serve_config(options: Options) -> CheckResult:
+    problems = apps.find_config_problems(options.serve_config)
+    if problems:
+        return fail("apps", f"{options.serve_config} is not valid", problems[0])
+    return ok("apps", f"{options.serve_config} is valid")
+
+
+def check_shares(options: Options) -> CheckResult:
+    """Check that the GPUs of this machine have room for the renderers that pools always keep."""
+    # `moyin up` gives Ray one logical GPU on a machine without one.
+    cards = [1.0] * max(options.gpus, 1)
+    missing = []
+    shares = apps.find_renderer_shares(options.serve_config)
+    for pool, share in sorted(shares, key=lambda item: -item[1]):
+        place = next((n for n, free in enumerate(cards) if free >= share - 1e-9), None)
+        if place is None:
+            missing.append(f"{pool} (gpus: {share:g})")
+        else:
+            cards[place] -= share
+    return warn_if(
+        bool(missing),
+        "gpu shares",
+        f"GPUs: {len(cards)}, without room for {', '.join(missing)}"
+        if missing
+        else "all renderers fit",
+        "lower `gpus` or `min_actors` of the pool, unless other nodes have GPUs; a renderer without "
+        "a place never starts",
+    )
+
+
+def check_model_keys(options: Options) -> CheckResult:
+    """Check that the variables with the keys of configured back ends are set."""
+    missing = [
+        f"{backend['name']} ({variable})"
+        for backend in apps.find_text_backends(options.serve_config)
+        if (variable := _find_key_variable(backend, options)) is not None
+    ]
+    found = f"missing for {', '.join(missing)}" if missing else "all are set"
+    advice = "set the variable before `moyin up`, or remove the back end; it is not called without"
+    return warn_if(bool(missing), "model keys", found, advice)
+
+
+def check_model_files(options: Options) -> CheckResult:
+    """Check that the model files of embedded llama.cpp servers exist on this machine."""
+    paths = [
+        Path(str(server["gguf"]))
+        for backend in apps.find_text_backends(options.serve_config)
+        if isinstance(server := backend.get("server"), dict) and server.get("gguf")
+    ]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if not missing:
+        return ok("model files", "none is missing")
+    return fail(
+        "model files",
+        f"{', '.join(missing)} is missing",
+        "put the file there, on every node, or correct `gguf` in the app configuration",
+    )
+
+
+def check_templates(options: Options) -> CheckResult:
+    snapshot = read_templates(list_template_folders(options.settings))
+    if not snapshot.problems:
+        return ok("templates", f"{len(snapshot.templates)} are valid")
+    found = f"{len(snapshot.problems)} files are not valid"
+    return fail("templates", found, snapshot.problems[0])
+
+
+def _find_key_variable(backend: Mapping[str, Any], options: Options) -> str | None:
+    """Return the variable that must have a back end's key, or None if it is set or not needed."""
+    variable = backend.get("api_key_env")
+    if variable is None and backend.get("type") == "anthropic":
+        variable = "ANTHROPIC_API_KEY"
+        if options.settings.anthropic_api_key:
+            return None
+    return None if variable is None or os.environ.get(str(variable)) else str(variable)

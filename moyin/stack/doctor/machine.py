@@ -1,0 +1,126 @@
+"""Checks the machine: Python, clock, processors, memory, disk and graphics cards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from moyin.stack.doctor.result import CheckResult, check_call, fail, ok, warn, warn_if
+from moyin.stack.options import Options
+
+_GIB = 1024**3
+_MAX_CLOCK_SECONDS = 60
+_DRIVER_SECONDS = 20
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+
+
+def check_python() -> CheckResult:
+    found = ".".join(map(str, sys.version_info[:3]))
+    is_untested = not (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return warn_if(is_untested, "python", found, "use Python 3.11 to 3.13, which are tested")
+
+
+def check_clock(options: Options) -> CheckResult:
+    """Check that no file of the last run is from the future, which shows that the clock went back."""
+    layout = options.layout
+    files = [layout.state, layout.temporal_db, *layout.logs.glob("*.log")]
+    newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    behind = newest - time.time()
+    if behind <= _MAX_CLOCK_SECONDS:
+        return ok("clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+    return fail(
+        "clock",
+        f"{behind:,.0f} s behind the files of the last run",
+        "set the clock (`timedatectl set-ntp true`): tokens, links and timers depend on it",
+    )
+
+
+def check_processors() -> CheckResult:
+    count = os.cpu_count() or 1
+    advice = "Moyin starts in half the time with two or more"
+    return warn_if(count < 2, "processors", str(count), advice)
+
+
+def check_memory() -> CheckResult:
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available"
+    # The stack without ComfyUI takes about 2 GiB; each ComfyUI takes half a GiB and its models.
+    advice = "less than 4 GiB: stop other programs, or render elsewhere"
+    return warn_if(memory.available < 4 * _GIB, "memory", found, advice)
+
+
+def check_folder(options: Options) -> CheckResult:
+    """Create the data folder, and check that it can be written to and that its disk is not full."""
+    return check_call(
+        "data folder", options.layout.prepare, found=f"{options.layout.data} is writable"
+    )
+
+
+def check_disk(options: Options) -> CheckResult:
+    folder = options.layout.data
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    advice = (
+        "free some space (`moyin prune --days 30` deletes old jobs and their files): ComfyUI takes "
+        "2 GiB, pictures and models more"
+    )
+    return warn_if(free < 5 * _GIB, "disk", f"{free / _GIB:.1f} GiB free", advice)
+
+
+def check_gpu(options: Options) -> CheckResult:
+    if options.gpus:
+        return ok("gpu", f"{options.gpus} by nvidia-smi")
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        return warn(
+            "gpu",
+            f"nvidia-smi lists none: {_ask_driver(tool)}",
+            "install or load NVIDIA's driver for this kernel (`dmesg | grep -i nvidia` shows what "
+            "is wrong), then restart Moyin",
+        )
+    if has_nvidia_card():
+        return warn(
+            "gpu",
+            "a card of NVIDIA, but no driver (nvidia-smi)",
+            "install NVIDIA's driver; a container needs NVIDIA's Container Toolkit and `--gpus all`",
+        )
+    return warn("gpu", "none", "Ray gets one logical GPU and ComfyUI runs on the CPU, slowly")
+
+
+def has_nvidia_card(devices: Path = _PCI_DEVICES) -> bool:
+    """Return whether the kernel lists a graphics card of NVIDIA, with or without a driver."""
+    for device in devices.glob("*"):
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue  # It was removed meanwhile.
+        if vendor == _NVIDIA and kind.startswith(_DISPLAY):
+            return True
+    return False
+
+
+def _ask_driver(tool: str) -> str:
+    """Return the first line of nvidia-smi's output, which says what is wrong."""
+    try:
+        done = subprocess.run(
+            [tool, "-L"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_DRIVER_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return type(error).__name__
+    return next((line.strip() for line in done.stdout.splitlines() if line.strip()), "no output")

@@ -1,0 +1,109 @@
+"""Checks what runs: ports, processes that a crash left, the running stack, and servers elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from moyin.errors import StackError
+from moyin.stack.doctor.result import CheckResult, fail, ok, warn
+from moyin.stack.launch import read_running_state, stop_stack
+from moyin.stack.options import Options
+from moyin.stack.ports import find_free_base, require_free
+from moyin.stack.state import PartStatus, Phase
+from moyin.system.processes import find_processes
+
+_CONNECT_SECONDS = 5
+
+
+def check_processes(options: Options) -> CheckResult:
+    """Check that no process of this stack runs without a supervisor."""
+    if read_running_state(options) is not None:
+        return ok("processes", "the supervisor owns them")
+    names = [f"{process.name()} ({process.pid})" for process in find_processes(options.stack_id)]
+    if not names:
+        return ok("processes", "none runs")
+    return warn(
+        "processes",
+        f"left over by a supervisor that was killed: {', '.join(names)}",
+        "run `moyin down`, which ends them",
+        fix="end them",
+    )
+
+
+def end_processes_left_over(options: Options) -> None:
+    if read_running_state(options) is None:
+        stop_stack(options)
+
+
+def check_ports(options: Options) -> CheckResult:
+    state = read_running_state(options)
+    if state is not None:
+        return ok("ports", f"held by this stack ({state.phase})")
+    try:
+        require_free(options.ports, skip=options.unused_ports)
+    except StackError as error:
+        problem, _, advice = error.message.partition(": ")
+        base = find_free_base()
+        if base is not None:
+            advice += f", or move all ports: `moyin up --port-base {base}` (all free)"
+        return fail("ports", problem, advice)
+    return ok("ports", f"all free (gateway: {options.ports.door})")
+
+
+def check_running_parts(options: Options) -> Iterator[CheckResult]:
+    """Check each part of the stack if it runs."""
+    state = read_running_state(options)
+    if state is None:
+        return
+    for name, part in state.parts.items():
+        if part.status is PartStatus.UP:
+            yield ok(f"{name} runs", f"restarted {part.restarts} times" if part.restarts else "yes")
+            continue
+        found = f"{part.status}{f': {part.detail}' if part.detail else ''}"
+        if state.phase is Phase.STARTING:
+            yield warn(f"{name} runs", found, "wait until `moyin status` says ready")
+        else:
+            log = "supervisor" if name == "apps" else name
+            advice = f"it is started again by itself; `moyin logs {log}` shows why it ended"
+            yield fail(f"{name} runs", found, advice)
+
+
+def check_servers(options: Options) -> Iterator[CheckResult]:
+    """Check that servers respond that the settings name, instead of the stack's own."""
+    if not options.runs_temporal:
+        yield asyncio.run(_check_temporal(options.settings.temporal_address))
+    if not options.runs_valkey:
+        yield asyncio.run(_check_valkey(options.settings.redis_url))
+
+
+async def _check_temporal(address: str) -> CheckResult:
+    from temporalio.client import Client
+
+    advice = "start Temporal, or correct MOYIN_TEMPORAL_ADDRESS; without it no job runs"
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            await Client.connect(address)
+    except (RuntimeError, TimeoutError):
+        # temporalio's own error of a connection is a RuntimeError of its Rust core.
+        return fail("temporal server", f"no Temporal responds at {address}", advice)
+    return ok("temporal server", f"responds at {address}")
+
+
+async def _check_valkey(url: str) -> CheckResult:
+    from redis.exceptions import AuthenticationError, RedisError
+
+    from moyin.store.valkey import connect_cache
+
+    # The URL may have a password.
+    place = url.rpartition("@")[2].removeprefix("redis://")
+    try:
+        async with connect_cache(url, _CONNECT_SECONDS) as client:
+            await client.ping()
+    except AuthenticationError:
+        found = f"the server at {place} refuses the password"
+        return fail("valkey server", found, "correct the password in MOYIN_REDIS_URL")
+    except (RedisError, OSError, ValueError):
+        advice = "start Valkey, or correct MOYIN_REDIS_URL; without it there is no progress"
+        return fail("valkey server", f"no Valkey responds at {place}", advice)
+    return ok("valkey server", f"responds at {place}")

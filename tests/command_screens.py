@@ -1,0 +1,126 @@
+"""Runs `moyin` commands in terminals and pipes, and judges how their screens look."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import typer.main
+
+from moyin.cli.main import app
+from tests.terminal import Screen, run_in_terminal
+
+# All commands in one process, because imports take longer than they do.
+_PROGRAM = """
+import json, sys
+from moyin.cli.main import run
+sys.argv[0] = "moyin"
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    status = run(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    print(end=f"\\x1e{number} {status}\\x1e", flush=True)
+"""
+_END = re.compile(rb"\x1e(\d+) (\d+)\x1e")
+# A real terminal that shows no pictures.
+_ATTRIBUTES = b"\x1b[?62;22c"
+_SECONDS = 400
+# A character is cut off before this one; progress has a space before it.
+_CUT = re.compile(r"\S…")
+
+
+def list_commands() -> dict[str, Any]:
+    """Return every command and group that is not hidden by its words, such as ``jobs list``."""
+    return dict(_walk("", typer.main.get_command(app)))
+
+
+def _walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for child_name, child in getattr(command, "commands", {}).items():
+        if not child.hidden:
+            yield from _walk(f"{name} {child_name}".strip(), child)
+
+
+def capture(
+    commands: Sequence[Sequence[str]],
+    *,
+    columns: int = 80,
+    rows: int = 24,
+    variables: Mapping[str, str] | None = None,
+) -> list[Screen]:
+    """Run commands one after the other in a terminal, and return the screen of each."""
+    whole = run_in_terminal(
+        _PROGRAM,
+        json.dumps(commands),
+        reply=_ATTRIBUTES,
+        columns=columns,
+        rows=rows,
+        variables=variables,
+    )
+    assert whole.status == 0, whole.text[-5000:]
+    return _split(whole)
+
+
+def run_command(
+    *arguments: str, typed: Mapping[bytes, bytes] | None = None, **options: Any
+) -> Screen:
+    """Run one command in a terminal, in which a person types."""
+    program = """
+import sys
+from moyin.cli.main import run
+sys.argv[0] = "moyin"
+sys.exit(run(sys.argv[1:]))
+"""
+    options = {"columns": 80, "rows": 24, **options}
+    return run_in_terminal(program, *arguments, typed=typed, **options)
+
+
+def run_in_pipe(
+    commands: Sequence[Sequence[str]], variables: Mapping[str, str] | None = None
+) -> list[Screen]:
+    """Run commands with their output in a pipe; what they wrote is all in ``output``."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
+        env={**os.environ, **(variables or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:].decode()
+    return _split(Screen(output=done.stdout, columns=0, rows=0, status=0))
+
+
+def _split(whole: Screen) -> list[Screen]:
+    parts = _END.split(whole.output)
+    return [
+        replace(whole, output=output, status=int(status))
+        for output, status in zip(parts[::3], parts[2::3], strict=False)
+    ]
+
+
+def find_flaws(screen: Screen, *, copied: Sequence[str] = ()) -> list[str]:
+    """Return what is wrong with a screen: a traceback, a cut or badly broken line.
+
+    Args:
+        copied: beginnings of lines that may be longer than the terminal is wide, because people copy
+            them: the terminal breaks them, and gives them back whole.
+    """
+    flaws = []
+    if "Traceback (most recent call last)" in screen.text:
+        flaws.append("a traceback")
+    flaws += [f"cut: {line}" for line in screen.lines if _CUT.search(line)]
+    for line in screen.written_lines if screen.columns else ():
+        # A word that is longer than the terminal is wide has to be broken.
+        words = line.split()
+        is_copied = line.strip().startswith(tuple(copied)) if copied else False
+        if len(line) > screen.columns and not is_copied and max(map(len, words)) < screen.columns:
+            flaws.append(f"broken by the terminal: {line}")
+    return flaws

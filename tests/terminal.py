@@ -1,0 +1,125 @@
+"""Runs a program in a pseudo-terminal of a given size, and shows what a person would see there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyte
+
+_LEAKING = (
+    "TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL", "NO_COLOR", "FORCE_COLOR",
+    "COLUMNS", "LINES",
+)  # fmt: skip
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+# Asks for the attributes of the terminal; every real one replies.
+_QUERY_END = b"\x1b[c"
+# Lines that have left the screen at its top.
+_HISTORY = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """What a program wrote to a terminal.
+
+    Attributes:
+        output: the bytes, with control sequences.
+        columns: the terminal's width; 0 is a pipe.
+        status: the program's exit status.
+    """
+
+    output: bytes
+    columns: int
+    rows: int
+    status: int
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines as a terminal shows them, also those that have left it at the top."""
+        if not self.columns:
+            return self.output.decode().splitlines()
+        screen = pyte.HistoryScreen(self.columns, self.rows, history=_HISTORY)
+        pyte.ByteStream(screen).feed(self.output)
+        above = ["".join(row[x].data for x in range(self.columns)) for row in screen.history.top]
+        lines = [line.rstrip() for line in (*above, *screen.display)]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def written_lines(self) -> list[str]:
+        """The lines as the program wrote them, without control sequences.
+
+        One that is longer than the terminal is wide was broken by the terminal, anywhere.
+        """
+        text = _SEQUENCE.sub("", self.output.decode()).replace("\r\n", "\n")
+        return [line.rpartition("\r")[2] for line in text.split("\n")]
+
+    @property
+    def has_colours(self) -> bool:
+        return any(
+            number in range(30, 38) or number in range(90, 98)
+            for sequence in re.findall(rb"\x1b\[([0-9;]*)m", self.output)
+            for number in map(int, filter(None, sequence.split(b";")))
+        )
+
+
+def run_in_terminal(
+    program: str,
+    *arguments: str,
+    reply: bytes = b"",
+    typed: Mapping[bytes, bytes] | None = None,
+    columns: int = 100,
+    rows: int = 30,
+    variables: Mapping[str, str] | None = None,
+) -> Screen:
+    """Run Python in a terminal until it ends.
+
+    Args:
+        reply: what the terminal replies to queries.
+        typed: what a person types when a text appears on the screen, once for each text.
+        variables: added to the environment.
+    """
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    inherited = {name: value for name, value in os.environ.items() if name not in _LEAKING}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**inherited, "TERM": "xterm-256color", **(variables or {})},
+        start_new_session=True,
+        preexec_fn=_take_terminal,
+    )
+    os.close(terminal)
+    waiting = {_QUERY_END: reply, **(typed or {})}
+    output = b""
+    while True:
+        try:
+            piece = os.read(controller, 65536)
+        except OSError:  # Linux reports so that the program has ended.
+            break
+        output += piece
+        for text in [text for text in waiting if text in output]:
+            os.write(controller, waiting.pop(text))
+    os.close(controller)
+    return Screen(output=output, columns=columns, rows=rows, status=process.wait())
+
+
+def _take_terminal() -> None:
+    """Make the pseudo-terminal the controlling one, as that of a program in a shell is."""
+    os.close(os.open(os.ttyname(0), os.O_RDWR))

@@ -1,0 +1,78 @@
+"""Captures the help of every command in pseudo-terminals, and looks for cut or missing text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.command_screens import capture, find_flaws, list_commands, run_in_pipe
+from tests.terminal import Screen
+
+_FRAME = re.compile(r"[│╭╮╰╯─]+")
+
+
+def test_help_of_every_command_is_complete() -> None:
+    commands = list_commands()
+    calls = [[*name.split(), "--help"] for name in commands]
+    for columns, variables in ((80, {}), (120, {"NO_COLOR": "1"})):
+        screens = capture(calls, columns=columns, rows=columns // 3, variables=variables)
+        for name, screen in zip(commands, screens, strict=True):
+            assert screen.status == 0, screen.text
+            assert find_flaws(screen) == [], f"moyin {name} --help"
+            assert find_missing(screen, name, commands[name]) == [], screen.text
+            assert screen.has_colours is not bool(variables), name
+
+
+def test_help_in_a_pipe_has_no_control_sequences() -> None:
+    commands = list_commands()
+    screens = run_in_pipe([[*name.split(), "--help"] for name in commands])
+    for name, screen in zip(commands, screens, strict=True):
+        assert (screen.status, b"\x1b" in screen.output) == (0, False)
+        assert find_missing(screen, name, commands[name]) == []
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_wrong_usage_names_the_mistake_and_the_help(columns: int) -> None:
+    calls = {
+        "jobs explode": "No such command 'explode'",
+        "chat": "Missing argument 'PROMPT'",
+        "prune": "Missing option '--days'",
+        "jobs list --limit none": "Invalid value for '--limit'",
+        "members role ann king": "'king' is not one of",
+        "jobs delete": "name a job's id, or at least one filter",
+        "status --memroy": "No such option: --memroy",
+    }
+    screens = capture([call.split() for call in calls], columns=columns)
+    for (call, message), screen in zip(calls.items(), screens, strict=True):
+        text = squeeze(screen)
+        assert screen.status == 2, screen.text
+        assert find_flaws(screen) == [], call
+        assert message in text, text
+        assert "Usage: moyin" in text
+        assert "--help" in text
+
+
+def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
+    """Return the texts of a command's help that its screen does not show whole."""
+    shown = squeeze(screen)
+    texts = [f"Usage: moyin {name}".strip(), " ".join((command.help or "").split())]
+    for parameter in command.params:
+        texts += parameter.opts if parameter.param_type_name == "option" else []
+        texts.append(getattr(parameter, "help", None) or "")
+    for child in getattr(command, "commands", {}).values():
+        if not child.hidden:
+            texts.append(" ".join((child.help or "").split("\n\n")[0].split()))
+    return [text for text in texts if not is_shown(text, shown)]
+
+
+def is_shown(text: str, shown: str) -> bool:
+    """Return whether the words appear in this order; bounds of a value may stand between them."""
+    words = iter(shown.split())
+    return all(word in words for word in text.split())
+
+
+def squeeze(screen: Screen) -> str:
+    """Return the words of a screen, without the frames around them."""
+    return " ".join(_FRAME.sub(" ", screen.text).split())
