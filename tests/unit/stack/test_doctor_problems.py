@@ -62,7 +62,7 @@ def test_taken_port() -> None:
         options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
         found, advice = problem(doctor._check_ports(options))
     assert found.startswith(f"port {base} (door) is in use by")
-    assert advice == "stop it or set MOYIN_PORT_DOOR"
+    assert advice == "stop it, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
 
 
 def test_data_folder_in_the_place_of_a_file(
