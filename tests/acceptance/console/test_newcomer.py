@@ -80,7 +80,7 @@ def test_a_newcomer_sets_up_a_studio(
     for model in ("smollm2-135m", "comfyui"):
         row = page.get_by_role("row").filter(has_text=model)
         cost = row.get_by_role("cell").last.inner_text()
-        assert float(cost.removeprefix("$")) == pytest.approx(costs[model], abs=1e-4), cost
+        assert float(cost.removeprefix("$")) == pytest.approx(costs[model], rel=0.06), cost
         assert float(cost.removeprefix("$")) > 0, cost
     page.get_by_text("of $5.00").first.wait_for()
     console.check_accessibility()
