@@ -73,7 +73,8 @@ def test_a_newcomer_sets_up_a_studio(
     render_sweep(console, template)
 
     page.get_by_role("link", name="Gallery", exact=True).first.click()
-    expect(page.get_by_role("main").get_by_role("img")).to_have_count(3)
+    pictures = page.get_by_role("list", name="Pictures").get_by_role("listitem")
+    expect(pictures).to_have_count(3)
 
     costs = eventually_blocking(lambda: read_costs(gateway.url, key))
     page.get_by_role("link", name="Usage", exact=True).click()
@@ -168,8 +169,6 @@ def render_sweep(console: ConsoleBrowser, template: str) -> None:
     page.get_by_role("combobox", name="Template").click()
     page.get_by_role("option", name=f"({template})").click()
     page.get_by_text("Sweep", exact=True).click()
-    page.get_by_role("combobox", name="Input", exact=True).click()
-    page.get_by_role("option", name="colour").click()
     page.get_by_role("combobox", name="Values").press_sequentially("2003199,14911780,16711680,")
     page.get_by_role("button", name="Render 3 variants").click()
     page.get_by_text("3 of 3 done").wait_for(timeout=240_000)
