@@ -54,6 +54,7 @@ function newFormat(language: Language) {
   const money = new Intl.NumberFormat(language, {
     style: "currency", currency: "USD", minimumFractionDigits: 2, maximumFractionDigits: 4,
   });
+  const smallMoney = new Intl.NumberFormat(language, { style: "currency", currency: "USD", maximumSignificantDigits: 2 });
   const bytes = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"].map((unit) => (
     new Intl.NumberFormat(language, { maximumFractionDigits: 1, style: "unit", unit })
   ));
@@ -61,7 +62,8 @@ function newFormat(language: Language) {
   const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
   return {
     number: (value: number) => number.format(value),
-    usd: (value: number) => money.format(value),
+    /** Below a cent the first two digits count: a call may cost some millionths of a dollar, and is not free. */
+    usd: (value: number) => (value !== 0 && Math.abs(value) < 0.01 ? smallMoney : money).format(value),
     bytes: (value: number) => {
       const power = Math.min(bytes.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, value)) / 3)));
       return bytes[power]!.format(value / 1000 ** power);

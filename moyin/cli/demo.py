@@ -15,6 +15,7 @@ from moyin.cli.following import save_artifacts
 from moyin.cli.render import load_graph, submit_and_follow
 from moyin.cli.screen import out, print_pairs
 from moyin.cli.session import exit_unless_succeeded, load_profile, with_gateway
+from moyin.cli.stack_view import stop_command
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
@@ -70,7 +71,7 @@ def _print_addresses() -> None:
     out.print("\n[bold]Your stack[/]")
     pairs = [*addresses.items(), ("api key", loaded.api_key)]
     if state is not None:
-        pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", "moyin down")]
+        pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", stop_command())]
     print_pairs(pairs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -89,6 +91,11 @@ class StartProgress:
         return Text(marks.get(part.status, "·"), style=_STATUS_COLOURS.get(part.status, "dim"))
 
 
+def stop_command() -> str:
+    """Return the command that stops the stack, by the path of this program if `PATH` lacks it."""
+    return f"{'moyin' if shutil.which('moyin') else sys.argv[0]} down"
+
+
 def print_ready(options: Options, state: StackState) -> None:
     """Print the addresses of the running stack, and after its first start also the API key."""
     seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
@@ -98,7 +105,7 @@ def print_ready(options: Options, state: StackState) -> None:
         options.layout.key_shown_marker.touch()
         pairs.append(("api key", read_profile(options.layout.profile, {}).api_key))
         pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
-    print_pairs([*pairs, *_list_notes(options, state), ("stop", "moyin down")])
+    print_pairs([*pairs, *_list_notes(options, state), ("stop", stop_command())])
 
 
 def print_state(options: Options, state: StackState) -> None:

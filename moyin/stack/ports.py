@@ -113,7 +113,7 @@ def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
         if name not in skip and not _is_free(port):
             raise StackError(
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
-                f"stop that process or set {_PREFIX}{name.upper()} to another port"
+                f"stop that process, set {_PREFIX}{name.upper()}, or move all ports with {_PREFIX}BASE"
             )
 
 

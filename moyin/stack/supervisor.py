@@ -189,6 +189,7 @@ def _list_addresses(options: Options) -> dict[str, str]:
     ports = options.ports
     addresses = {
         "gateway": options.settings.door,
+        "console": f"{options.settings.door}/console/",
         "api docs": f"{options.settings.door}/docs",
         "ray dashboard": ray.build_dashboard_url(options),
     }

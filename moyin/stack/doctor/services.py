@@ -46,7 +46,7 @@ def check_ports(options: Options) -> CheckResult:
         problem, _, advice = error.message.partition(": ")
         base = find_free_base()
         if base is not None:
-            advice += f", or move all ports: `moyin up --port-base {base}` (all free)"
+            advice += f" (`moyin up --port-base {base}`: all free)"
         return fail("ports", problem, advice)
     return ok("ports", f"all free (gateway: {options.ports.door})")
 

@@ -43,7 +43,7 @@ def test_the_events_change_what_is_shown(console: ConsoleBrowser, gateway: Runni
     event = f'event: cluster\ndata: {{"pools":[],"nodes":[],"problems":[{problem}]}}\n\n'
     page = console.sign_in_with_key(gateway.api_key).page
     page.route(
-        "**/cluster/events",
+        "**/cluster/events?**",
         lambda route: route.fulfill(content_type="text/event-stream", body=event),
     )
     console.open("/overview")

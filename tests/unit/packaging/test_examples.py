@@ -35,6 +35,9 @@ RUN_BY = {
     "docs/quickstart.md": dict.fromkeys(("chat", "variables"), TEXT_PAGES)
     | {"pipeline": GATEWAY_PAGES},
     "docs/routing.md": {"route": TEXT_PAGES},
+    "docs/studio.md": dict.fromkeys(
+        ("chat", "prices", "template"), "tests/acceptance/console/test_newcomer.py"
+    ),
     "docs/templates.md": dict.fromkeys(("batch", "submit"), GATEWAY_PAGES)
     | dict.fromkeys(("edits", "images"), "tests/integration/render/test_templates.py"),
     "docs/usage.md": dict.fromkeys(("requests", "usage"), TEXT_PAGES),

@@ -76,8 +76,10 @@ def test_taken_port() -> None:
         options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
         found, advice = problem(services.check_ports(options))
     assert found.startswith(f"port {base} (door) is in use by")
-    choice, _, free = advice.partition(", or move all ports: `moyin up --port-base ")
-    assert choice == "stop it or set MOYIN_PORT_DOOR"
+    choice, _, free = advice.partition(" (`moyin up --port-base ")
+    assert choice == (
+        "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
+    )
     moved = Options.read({**os.environ, "MOYIN_PORT_BASE": free.partition("`")[0]})
     assert services.check_ports(moved).verdict == CheckVerdict.OK
 

@@ -73,7 +73,9 @@ def test_port_in_use_error_names_service_process_and_setting(taken: int) -> None
         require_free(ports)
     message = failure.value.message
     assert message.startswith(f"port {taken} (door) is in use by ")
-    assert message.endswith("stop that process or set MOYIN_PORT_DOOR to another port")
+    assert message.endswith(
+        "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
+    )
     assert "\n" not in message
 
 

@@ -76,7 +76,9 @@ export function Keys({ caller, owner, user }: Props) {
       </Group>
       {list.error && <ErrorAlert error={list.error} onRetry={() => void list.refetch()} />}
       {list.isPending && <Skeleton height={160} />}
-      {list.isSuccess && keys.length === 0 && <EmptyState title={t.noKeys}>{t.noKeysHint}</EmptyState>}
+      {list.isSuccess && keys.length === 0 && (
+        <EmptyState title={t.noKeys}>{owner === caller.owner ? t.noKeysHint : t.noKeysHintOthers}</EmptyState>
+      )}
       {keys.length > 0 && (
         <Table.ScrollContainer minWidth={820} type="native" tabIndex={0}>
           <Table verticalSpacing="xs" highlightOnHover>

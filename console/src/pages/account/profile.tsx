@@ -1,10 +1,10 @@
 import { Button, Code, Group, Stack, Text, TextInput } from "@mantine/core";
 import { notifications } from "@mantine/notifications";
-import { useQueryClient } from "@tanstack/react-query";
+import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { type FormEvent, useState } from "react";
 
-import { accounts } from "#/api/client";
-import type { Caller } from "#/api/session";
+import { accounts, body } from "#/api/client";
+import { type Caller, hasScope } from "#/api/session";
 import { ErrorAlert } from "#/components/error-alert";
 import { useStrings } from "#/language";
 import { strings } from "#/pages/account/strings";
@@ -13,10 +13,19 @@ import { strings } from "#/pages/account/strings";
 export function Identity({ caller }: { caller: Caller }) {
   const t = useStrings(strings);
   const { account } = caller;
+  const organisation = account?.organisation ?? null;
+  const { data: found } = useQuery({
+    queryKey: ["organisation", organisation],
+    enabled: organisation !== null && hasScope(caller, "org:read"),
+    staleTime: 60_000,
+    queryFn: ({ signal }) => body(accounts.GET("/organisations/{organisation}", {
+      params: { path: { organisation: organisation ?? "" } }, signal,
+    })),
+  });
   const facts: [string, string | null | undefined][] = [
     [t.email, account?.email],
     [t.role, account && t.roles[account.role ?? account.kind]],
-    [account?.organisation ? t.organisation : t.tenant, caller.owner],
+    [organisation ? t.organisation : t.tenant, found?.name ?? caller.owner],
     [t.key, account === null ? caller.keyId : null],
   ];
   return (

@@ -15,7 +15,7 @@ const en = {
     failed: "Failed calls cost more than routing saved.",
     all: "All organisations, days in UTC",
     own: "Your organisation, days in UTC",
-    calls: (count: string) => `${count} calls`,
+    calls: (count: string) => count === "1" ? "1 call" : `${count} calls`,
   },
   pools: {
     title: "Render pools",

@@ -26,8 +26,11 @@ interface Props {
 export function OrganisationChoice({ caller, tenant, onChoose }: Props) {
   const t = useStrings(strings);
   const queries = useQueryClient();
+  const own = { value: caller.owner, label: `${t.ownTenant} (${caller.owner})` };
   const [search, setSearch] = useState("");
-  const [text] = useDebouncedValue(search === tenant.name ? "" : search, 250);
+  // The field holds the chosen one's label until somebody types, which searches for nothing.
+  const chosen = tenant.id === own.value ? own.label : tenant.name;
+  const [text] = useDebouncedValue(search === chosen ? "" : search, 250);
   const [creating, setCreating] = useState(false);
   const { data } = useQuery({
     queryKey: ["organisations", text],
@@ -35,7 +38,6 @@ export function OrganisationChoice({ caller, tenant, onChoose }: Props) {
       params: { query: { limit: 50, search: text } }, signal,
     })),
   });
-  const own = { value: caller.owner, label: `${t.ownTenant} (${caller.owner})` };
   const found = data?.organisations.map(({ id, name }) => ({ value: id, label: name })) ?? [];
   // The chosen one stays among them, whatever is searched for.
   const options = [own, ...found.filter((option) => option.value !== own.value)];

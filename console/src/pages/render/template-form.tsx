@@ -2,6 +2,7 @@
 
 import { Select, Stack, Text } from "@mantine/core";
 
+import { hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { useStrings } from "#/language";
 
@@ -21,11 +22,12 @@ interface Props {
 
 export function TemplateForm({ templates, template, values, problems, onTemplate, onValue }: Props) {
   const t = useStrings(strings);
+  const { data: caller } = useCaller();
   if (templates.length === 0) return <EmptyState title={t.noTemplates}>{t.noTemplatesHint}</EmptyState>;
   return (
     <Stack gap="sm">
       <Select
-        label={t.template} searchable allowDeselect={false} value={template?.name ?? null}
+        label={t.template} description={caller && hasScope(caller, "operator") && t.addTemplates} searchable allowDeselect={false} value={template?.name ?? null}
         data={templates.map(({ name, title }) => ({ value: name, label: title === name ? name : `${title} (${name})` }))}
         onChange={(name) => {
           const chosen = templates.find((item) => item.name === name);

@@ -92,7 +92,9 @@ function Ways({ onView }: { onView: (view: View) => void }) {
       </Tabs.Panel>
       <Tabs.Panel value="key">
         <Form action={t.submit} onSubmit={(form) => enter({ api_key: `${form.get("key")}`.trim() })}>
-          <PasswordInput name="key" label={t.apiKey} required autoComplete="off" placeholder="moyin_…" />
+          <PasswordInput
+            name="key" label={t.apiKey} description={t.apiKeyHint} required autoComplete="off" placeholder="moyin_…"
+          />
         </Form>
       </Tabs.Panel>
     </Tabs>
@@ -126,6 +128,7 @@ function Register() {
   };
   return (
     <Form action={t.register} onSubmit={register}>
+      <Text size="sm">{t.registerHint}</Text>
       <TextInput name="name" label={t.name} maxLength={128} autoComplete="name" />
       <TextInput name="email" type="email" label={t.email} required maxLength={254} autoComplete="username" />
       <PasswordInput

@@ -1,0 +1,187 @@
+"""Walks docs/studio.md as a newcomer does: from the operator's first key to a member's bill."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from playwright.sync_api import Page, expect
+
+from tests.acceptance.console.access_api import PASSWORD
+from tests.acceptance.console.browser import ConsoleBrowser
+from tests.examples import read_example
+from tests.stack import RunningStack
+from tests.waiting import eventually_blocking
+
+PAGE = "docs/studio.md"
+
+
+def set_prices(config: dict[str, Any], prices: dict[str, Any]) -> None:
+    """Change a configuration as the page says: the local model's price and the pool's."""
+    apps = {app["name"]: app for app in config["applications"]}
+    backends = apps["models"]["deployments"][0]["user_config"]["backends"]
+    [local] = [backend for backend in backends if backend["name"] == "local"]
+    local["models"][0]["price"] = prices["price"]
+    apps["render-default"]["args"]["usd_per_gpu_hour"] = prices["usd_per_gpu_hour"]
+
+
+@pytest.fixture
+def priced(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
+    """The farm with the page's prices, and without them afterwards."""
+    before = Path(gateway.env["MOYIN_SERVE_CONFIG"])
+    config = yaml.safe_load(before.read_text())
+    set_prices(config, yaml.safe_load(read_example(PAGE, "prices", "yaml")))
+    changed = tmp_path / "serve_config.yaml"
+    changed.write_text(yaml.safe_dump(config))
+    gateway.run("deploy", "--config", str(changed))
+    yield
+    gateway.run("deploy", "--config", str(before))
+
+
+@pytest.fixture
+def template(gateway: RunningStack) -> Iterator[str]:
+    """The name of the page's template, whose file lies where the page says."""
+    text = read_example(PAGE, "template", "yaml")
+    name: str = yaml.safe_load(text)["name"]
+    assert f"`.moyin/templates/{name}.yaml`" in (Path(__file__).parents[3] / PAGE).read_text()
+    file = gateway.data / "templates" / f"{name}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    yield name
+    file.unlink()
+
+
+def test_a_newcomer_sets_up_a_studio(
+    console: ConsoleBrowser, gateway: RunningStack, priced: None, template: str
+) -> None:
+    organisation, email = f"Studio {secrets.token_hex(4)}", f"{secrets.token_hex(6)}@example.com"
+    page = console.sign_in_with_key(gateway.api_key).page
+    invitation = invite(console, organisation, email)
+    set_budget(page, "5")
+    sign_out(page)
+
+    accept(page, invitation, email)
+    key = make_key(page, organisation)
+    assert run_chat(gateway.url, key).strip()
+    render_sweep(console, template)
+
+    page.get_by_role("link", name="Gallery", exact=True).first.click()
+    pictures = page.get_by_role("list", name="Pictures").get_by_role("listitem")
+    expect(pictures).to_have_count(3)
+
+    costs = eventually_blocking(lambda: read_costs(gateway.url, key))
+    page.get_by_role("link", name="Usage", exact=True).click()
+    for model in ("smollm2-135m", "comfyui"):
+        row = page.get_by_role("row").filter(has_text=model)
+        cost = row.get_by_role("cell").last.inner_text()
+        assert float(cost.removeprefix("$")) == pytest.approx(costs[model], rel=0.06), cost
+        assert float(cost.removeprefix("$")) > 0, cost
+    page.get_by_text("of $5.00").first.wait_for()
+    console.check_accessibility()
+
+
+def invite(console: ConsoleBrowser, organisation: str, email: str) -> str:
+    """Make an organisation with one member, find it again, and return the invitation's link."""
+    page = console.page
+    page.get_by_role("link", name="People", exact=True).click()
+    page.get_by_role("button", name="New organisation").click()
+    page.get_by_label("Name of the organisation").fill(organisation)
+    page.get_by_role("button", name="Create").click()
+    page.get_by_text("Nobody is here yet").wait_for()
+    # A list that shows only the chosen tenant loses the new one with the next visit.
+    console.open("/people")
+    page.get_by_role("combobox", name="Organisation").click()
+    page.get_by_role("option", name=organisation).click()
+    page.get_by_role("tab", name="Keys").click()
+    page.get_by_text("Members create their own keys").wait_for()
+    page.get_by_role("tab", name="Members").click()
+    page.get_by_role("button", name="Invite").click()
+    page.get_by_role("dialog").get_by_role("textbox", name="Email").fill(email)
+    page.get_by_role("textbox", name="Name", exact=True).fill("Ann")
+    page.get_by_role("dialog").get_by_role("button", name="Invite").click()
+    link = page.get_by_test_id("secret").inner_text()
+    page.get_by_role("button", name="Done").click()
+    return link
+
+
+def set_budget(page: Page, dollars: str) -> None:
+    page.get_by_role("button", name="Actions for Ann").click()
+    page.get_by_role("menuitem", name="Limits and budget").click()
+    page.get_by_label("US dollars per day").fill(dollars)
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("dialog").wait_for(state="detached")
+
+
+def sign_out(page: Page) -> None:
+    page.get_by_role("banner").get_by_role("button").last.click()
+    page.get_by_role("menuitem", name="Sign out").click()
+    page.get_by_role("heading", name="Sign in to Moyin").wait_for()
+
+
+def accept(page: Page, invitation: str, email: str) -> None:
+    """Choose a password by the invitation's link, and sign in with it."""
+    page.goto(invitation)
+    page.get_by_label("New password").first.fill(PASSWORD)
+    page.get_by_role("button", name="Set the password").click()
+    page.get_by_text("The password is set.").wait_for()
+    page.get_by_role("link", name="Back to sign-in").click()
+    page.get_by_label("Email").fill(email)
+    page.get_by_label("Password").first.fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("navigation").wait_for()
+
+
+def make_key(page: Page, organisation: str) -> str:
+    """Return the secret of a new key of the member."""
+    page.get_by_role("link", name="My account", exact=True).click()
+    page.get_by_text(organisation, exact=True).wait_for()
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Name of the key").fill("script")
+    page.get_by_role("button", name="Create", exact=True).click()
+    key = page.get_by_test_id("secret").inner_text()
+    page.get_by_role("button", name="Done").click()
+    return key
+
+
+def run_chat(url: str, key: str) -> str:
+    """Run the page's program with the official SDK, and return what it prints."""
+    program = read_example(PAGE, "chat", "python")
+    program = program.replace("http://127.0.0.1:8000", url).replace("moyin_…", key)
+    assert url in program
+    assert key in program
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(program, PAGE, "exec"), {})
+    return printed.getvalue()
+
+
+def render_sweep(console: ConsoleBrowser, template: str) -> None:
+    """Render a sweep of three colours."""
+    page = console.page
+    page.get_by_role("link", name="Render", exact=True).click()
+    page.get_by_role("combobox", name="Template").click()
+    page.get_by_role("option", name=f"({template})").click()
+    page.get_by_text("Sweep", exact=True).click()
+    page.get_by_role("combobox", name="Values").press_sequentially("2003199,14911780,16711680,")
+    page.get_by_role("button", name="Render 3 variants").click()
+    page.get_by_text("3 of 3 done").wait_for(timeout=240_000)
+    console.check_accessibility()
+
+
+def read_costs(url: str, key: str) -> dict[str, float] | None:
+    """Return US dollars by model once the chat and the three renders are in the ledger."""
+    answer = httpx.get(
+        f"{url}/v1/usage", params={"group_by": "model"},
+        headers={"authorization": f"Bearer {key}"}, timeout=60,
+    ).raise_for_status()  # fmt: skip
+    groups = answer.json()["groups"]
+    if sum(group["calls"] for group in groups) < 4:
+        return None
+    return {group["model"]: float(group["cost_usd"]) for group in groups}
