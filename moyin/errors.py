@@ -115,6 +115,15 @@ class PictureTooLarge(RequestError):
     code = "picture_too_large"
 
 
+class ArchiveTooLarge(RequestError):
+    """Reports files that are too many or too large for one archive.
+
+    ``details`` holds the exceeded bound: ``max_files`` or ``max_bytes``.
+    """
+
+    code = "archive_too_large"
+
+
 class UserStorageFull(RequestError):
     code = "no_room_left"  # the user may store no more files of ComfyUI's frontend
 

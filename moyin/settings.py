@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -47,6 +48,16 @@ class Settings(BaseSettings):
     )
     temporal_address: str = Field("127.0.0.1:7233", description="host:port of Temporal.")
     temporal_namespace: str = Field("moyin", description="Temporal namespace of the jobs.")
+    temporal_ui_url: str = Field(
+        "",
+        description="Address of Temporal's web interface, to which the console links for operators. "
+        "`moyin up` sets that of its own, on loopback; empty: no link.",
+    )
+    ray_dashboard_url: str = Field(
+        "",
+        description="Address of Ray's dashboard, to which the console links for operators. "
+        "`moyin up` sets that of its own, on loopback; empty: no link.",
+    )
     artifacts_url: str = Field(
         "",
         description="Artifact store: `file:///folder` or `s3://bucket/prefix` (extra `s3`); empty: "
@@ -147,6 +158,17 @@ class Settings(BaseSettings):
     @classmethod
     def _make_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("temporal_ui_url", "ray_dashboard_url")
+    @classmethod
+    def _require_web_address(cls, value: str) -> str:
+        """Accept only addresses to which a page may link; the console shows them to operators."""
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be an http or https URL")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must not contain a user, password, query or fragment")
+        return value.rstrip("/")
 
     @property
     def sql_url(self) -> str:

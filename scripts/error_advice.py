@@ -57,6 +57,10 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "The picture exceeds a bound for decoding, which the error names.",
         "Make the picture smaller.",
     ),
+    "archive_too_large": (
+        "The files are too many or too large for one archive; the error names the bound.",
+        "Choose fewer files, and make several archives.",
+    ),
     "no_room_left": (
         "The user may store no more files of ComfyUI's frontend.",
         "Delete some of these files.",

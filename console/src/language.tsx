@@ -8,6 +8,10 @@ export type Language = keyof typeof LANGUAGES;
 /** The strings of one page in all languages; the compiler finds strings that a language lacks. */
 export type Catalogue<S> = Record<Language, S>;
 
+const UNITS: Catalogue<Record<"second" | "minute" | "hour", string>> = {
+  en: { second: "s", minute: "min", hour: "h" },
+  ja: { second: "秒", minute: "分", hour: "時間" },
+};
 const STORED = "moyin.language";
 const Context = createContext<{ language: Language; choose: (language: Language) => void } | null>(null);
 
@@ -49,6 +53,8 @@ export function useFormat() {
   return useMemo(() => newFormat(language), [language]);
 }
 
+export type Format = ReturnType<typeof newFormat>;
+
 function newFormat(language: Language) {
   const number = new Intl.NumberFormat(language, { maximumFractionDigits: 1 });
   const money = new Intl.NumberFormat(language, {
@@ -59,8 +65,11 @@ function newFormat(language: Language) {
     new Intl.NumberFormat(language, { maximumFractionDigits: 1, style: "unit", unit })
   ));
   const moment = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" });
+  const languages = new Intl.DisplayNames(language, { type: "language" });
   const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
   return {
+    /** The name of a language by its ISO 639 code. */
+    languageName: (code: string) => languages.of(code) ?? code,
     number: (value: number) => number.format(value),
     /** Below a cent the first two digits count: a call may cost some millionths of a dollar, and is not free. */
     usd: (value: number) => (value !== 0 && Math.abs(value) < 0.01 ? smallMoney : money).format(value),
@@ -79,11 +88,12 @@ function newFormat(language: Language) {
       return relative.format(Math.round(seconds), "second");
     },
     seconds: (value: number) => {
-      if (value < 60) return `${number.format(value)} s`;
+      const { second, minute, hour } = UNITS[language];
+      if (value < 60) return `${number.format(value)} ${second}`;
       const minutes = Math.floor(value / 60);
       return minutes < 60
-        ? `${minutes} min ${Math.round(value % 60)} s`
-        : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+        ? `${minutes} ${minute} ${Math.round(value % 60)} ${second}`
+        : `${Math.floor(minutes / 60)} ${hour} ${minutes % 60} ${minute}`;
     },
   };
 }

@@ -12,11 +12,12 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from deployments.errors import find_app_prefix, render_error, render_stream_error
+from deployments.gateway.cluster.bodies import LinksBody
 from deployments.gateway.cluster.feeds import ClusterFeeds
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
-from deployments.gateway.routes import artifacts, cluster, console, job_events, jobs
+from deployments.gateway.routes import archives, artifacts, cluster, console, job_events, jobs
 from deployments.gateway.routes.comfy_api import (
     assets_v2,
     files,
@@ -60,6 +61,7 @@ from moyin.render.templates.catalog import TemplateCatalog
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
+from moyin.store.config_history import ConfigHistory
 from moyin.store.jobs import JobStore
 from moyin.store.sessions import SessionStore
 from moyin.store.userdata import UserdataStore
@@ -67,7 +69,9 @@ from moyin.store.userdata import UserdataStore
 _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
-_OPERATOR_PATHS = frozenset({"/cluster/problems", "/cluster/routes"})
+_OPERATOR_PATHS = frozenset(
+    f"/cluster/{name}" for name in ("config-changes", "links", "problems", "routes")
+)
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"), CONSOLE_PATH.rstrip("/"))
 # Pages can read these paths with an event token; their handlers check the token's job.
@@ -108,6 +112,8 @@ class GatewayServices:
     proxy: Proxy
     config: ReloadableConfig[GatewayConfig]
     cluster: ClusterFeeds
+    config_history: ConfigHistory
+    links: LinksBody
     authenticator: Authenticator
     observer: Observer
     checks: Mapping[str, ServiceCheck]
@@ -252,10 +258,16 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.jobs, services.feed, services.previews, services.signing_key
         ),
         cluster.cluster_routes(
-            services.cluster, services.admission, services.proxy, services.config
+            services.cluster,
+            services.admission,
+            services.proxy,
+            services.config,
+            services.config_history,
+            services.links,
         ),
         artifacts.signed_link_routes(*artifact_parts),
         artifacts.artifact_routes(*artifact_parts, services.templates),
+        archives.archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
         jobs_v2.job_v2_routes(renders, retention),
         assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
@@ -275,7 +287,10 @@ def _required_scope(scope: Scope) -> str:
     method, path = scope.get("method", "GET"), scope["path"]
     if path in _OPERATOR_PATHS:
         return OPERATOR
-    # A caller with the webhook secret can sign webhooks in the studio's name.
+    # An archive changes nothing: its link reads what the caller may read.
+    if path == "/artifacts/archive":
+        return JOBS_READ
+    # With the webhook secret, a caller can sign webhooks as the studio.
     if path == "/jobs/webhook-secret" or method not in _READING_METHODS:
         return JOBS_WRITE
     return JOBS_READ

@@ -10,8 +10,10 @@ from typing import Any, Protocol, TypeVar
 
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.cluster.bodies import ClusterBody
+from deployments.gateway.cluster.config_changes import ConfigRecorder
 from deployments.gateway.cluster.feeds import ClusterFeeds
 from deployments.gateway.cluster.problems import ProblemFinder
+from deployments.gateway.cluster.routes_view import build_links
 from deployments.gateway.cluster.snapshot import build_cluster
 from deployments.gateway.cluster.sources import ClusterSources, read_backends, read_usage
 from deployments.gateway.config import GatewayConfig
@@ -131,6 +133,7 @@ class Gateway(MoyinCalls):
         self._config = ReloadableConfig(
             GatewayConfig, lambda config: proxy.configure(config.to_route_table(settings.door))
         )
+        self._history = ConfigRecorder(database, pools)
         feed = JobFeed(jobs=jobs, events=events, hub=hub)
         farm_events = PromptNotifiers(
             prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
@@ -173,6 +176,7 @@ class Gateway(MoyinCalls):
             sessions=SessionStore(database), admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=create_catalog(settings), proxy=proxy, config=self._config, cluster=cluster,
+            config_history=self._history.store, links=build_links(settings),
             authenticator=create_authenticator(database, signing_key), meter=meter,
             observer=RequestObserver(settings.log_level),
             checks=checks,
@@ -183,6 +187,8 @@ class Gateway(MoyinCalls):
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new route table; requests in flight keep their old route."""
         self._config.load(user_config)
+        if self._config.current is not None:
+            await self._history.record(self._config.current)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
         return new_app(self._services).disable_request_id()

@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import typer
 
@@ -17,7 +17,7 @@ from moyin.cli.screen import AsJson, out, print_json, print_records
 from moyin.cli.session import build_path, send, with_gateway
 from moyin.client.gateway import GatewayClient
 
-app = typer.Typer(help="Stored files: list, get, put, link, delete.", no_args_is_help=True)
+app = typer.Typer(help="Stored files: list, get, archive, put, link, delete.", no_args_is_help=True)
 ArtifactId = Annotated[str, typer.Argument(metavar="ID", help="The artifact's id.")]
 ShowPictures = Annotated[
     bool,
@@ -139,6 +139,33 @@ def link(
         print_json(created)
     else:
         out.print(f"{url}{created['url']}", markup=False)
+
+
+@app.command()
+def archive(
+    artifact_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="The artifacts' ids, at most 200.")
+    ] = None,
+    job: Annotated[str | None, typer.Option(help="All files of this job instead.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder, or the path of the new file.")
+    ] = Path(),
+) -> None:
+    """Download several files as one ZIP archive, and print its path."""
+    body: dict[str, Any] = {"artifacts": artifact_ids or []}
+    if job is not None:
+        body["job"] = job
+
+    async def work(gateway: GatewayClient) -> Path:
+        created = await gateway.call("POST", "/artifacts/archive", body)
+        target = output
+        if output.is_dir():
+            await asyncio.to_thread(create_folder, output)
+            target = choose_target(output, unquote(created["url"].rpartition("/")[2]))
+        await gateway.download(created["url"], target)
+        return target
+
+    print_files([with_gateway(work)], show=False)
 
 
 @app.command()

@@ -121,13 +121,20 @@ class Model:
         return True
 
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return the needs that this model does not meet, such as ``no vision``; empty if none."""
-        unmet = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
+        """Return the reasons why this model cannot answer, such as ``no vision``, or nothing."""
+        return tuple(
+            f"context of {self.context} tokens" if name == "context" else f"no {name}"
+            for name in self.list_lacks(needs)
+        )
+
+    def list_lacks(self, needs: Needs) -> list[str]:
+        """Return what this model lacks: ``context``, ``chat`` or ``embeddings``, and abilities."""
+        lacks = [ability for ability in self._missing if getattr(needs, ability)]
         if not self._has_call(needs):
-            unmet.insert(0, "no embeddings" if needs.embeddings else "no chat")
+            lacks.insert(0, "embeddings" if needs.embeddings else "chat")
         if needs.context > self.context and self.takes_prompts:
-            unmet.insert(0, f"context of {self.context} tokens")
-        return tuple(unmet)
+            lacks.insert(0, "context")
+        return lacks
 
     def _has_call(self, needs: Needs) -> bool | None:
         return self.embeddings if needs.embeddings else self.chat

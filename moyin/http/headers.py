@@ -49,6 +49,20 @@ def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
     }
 
 
+def build_archive_headers(name: str, size: int) -> Mapping[str, str]:
+    """Return the headers of a response with an archive, which browsers save and nobody caches."""
+    return {
+        "cache-control": "private, no-store",
+        "content-disposition": f"attachment; {_format_file_name(name)}",
+        "content-length": str(size),
+        "content-security-policy": "sandbox; default-src 'none'",
+        "content-type": "application/zip",
+        "cross-origin-resource-policy": "same-site",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+
+
 def _format_file_name(name: str) -> str:
     """Return the parameter of Content-Disposition with a file's name (RFC 6266)."""
     if _PLAIN_NAME.fullmatch(name):

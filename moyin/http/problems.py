@@ -84,6 +84,7 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.BodyTooLarge: 413,
     errors.UnsupportedContentEncoding: 415,
     errors.PictureTooLarge: 413,
+    errors.ArchiveTooLarge: 413,
     errors.UserStorageFull: 413,
     errors.FileStorageFull: 413,
     errors.BodyTooSlow: 408,

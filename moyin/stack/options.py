@@ -93,7 +93,11 @@ class Options:
             del local["MOYIN_REDIS_URL"]
         if not runs_temporal:
             del local["MOYIN_TEMPORAL_ADDRESS"]
-        exported = {**environ, **local, **ports.to_environ()}
+        # The links of the console; an operator may name addresses that others reach, too.
+        links = {"MOYIN_RAY_DASHBOARD_URL": f"http://127.0.0.1:{ports.dashboard}"}
+        if runs_temporal:
+            links["MOYIN_TEMPORAL_UI_URL"] = f"http://127.0.0.1:{ports.temporal_ui}"
+        exported = {**links, **environ, **local, **ports.to_environ()}
         config = _find_serve_config(environ, serve_config)
         return cls(
             settings=Settings(

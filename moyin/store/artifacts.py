@@ -243,6 +243,18 @@ class ArtifactStore:
         rows, next_cursor = await self._database.read(fetch)
         return [_parse_stored_artifact(row) for row in rows], next_cursor
 
+    async def list_by_ids(self, owner: str, ids: Sequence[str]) -> list[StoredArtifact]:
+        """Return the owner's artifacts with these ids, in their order, or raise `ArtifactNotFound`."""
+        query = sa.select(artifacts).where(
+            artifacts.c.id.in_(ids), artifacts.c.owner == owner, artifacts.c.deleted_at.is_(None)
+        )
+        rows = await self._database.fetch_all(query)
+        found = {row["id"]: _parse_stored_artifact(row) for row in rows}
+        missing = next((artifact_id for artifact_id in ids if artifact_id not in found), None)
+        if missing is not None:
+            raise _not_found(missing)
+        return [found[artifact_id] for artifact_id in ids]
+
     async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
         """Set or clear an artifact's favourite mark; raise `ArtifactNotFound` if none exists."""
         change = artifacts.update().where(

@@ -403,6 +403,16 @@ audit = sa.Table(
     sa.Index("ix_audit_owner_at", "owner", "at"),
 )
 
+# The configurations that the gateway has used, without secrets; see moyin/store/config_history.py.
+config_history = sa.Table(
+    "config_history",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("applied_at", sa.DateTime(timezone=True), nullable=False),
+)
+
 # Files of ComfyUI's frontend.
 userdata = sa.Table(
     "userdata",

@@ -50,9 +50,16 @@ interface Target {
   model: string;
 }
 
-/** A back end that could answer a request, with what the router expects of it. */
-export interface Candidate extends Target {
+/** A reason as a code, with values that depend on the code. */
+export type Reason = { code: string } & Record<string, unknown>;
+
+export interface Explained {
   reason: string;
+  reasons: Reason[];
+}
+
+/** A back end that could answer a request, with what the router expects of it. */
+export interface Candidate extends Target, Explained {
   score_usd: number;
   loses_by_usd: number;
   state: string;
@@ -93,7 +100,7 @@ export interface Explanation {
   route: string | null;
   chosen: Target | null;
   candidates: Candidate[];
-  refused: (Target & { reason: string; retry_after: number | null })[];
+  refused: (Target & Explained & { retry_after: number | null })[];
   error: { code: string; message: string } | null;
 }
 

@@ -1,4 +1,6 @@
-/** Saves tables that a page holds as files. */
+/** Saves tables that a page holds as files, and files of the server as archives. */
+
+import { body, gateway } from "#/api/client";
 
 /** Save rows as a CSV file (RFC 4180); the columns are the members of the first row. */
 export function downloadCsv(name: string, rows: readonly Record<string, unknown>[]): void {
@@ -11,12 +13,23 @@ export function downloadJson(name: string, value: unknown): void {
   download(`${name}.json`, "application/json", JSON.stringify(value, null, 2));
 }
 
-function download(name: string, type: string, text: string): void {
-  const url = URL.createObjectURL(new Blob([text], { type }));
+/** Save files as one archive, which the browser writes as it comes; rejects with `ApiError`. */
+export async function downloadArchive(files: { artifacts: string[] } | { job: string }): Promise<void> {
+  const archive = await body(gateway.POST("/artifacts/archive", { body: files }));
+  saveLink(archive.url, "");
+}
+
+/** Save what an address returns; without a name, under the name that the server gives. */
+export function saveLink(url: string, name: string): void {
   const link = document.createElement("a");
   link.href = url;
   link.download = name;
   link.click();
+}
+
+function download(name: string, type: string, text: string): void {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  saveLink(url, name);
   // The browser has read it by then.
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

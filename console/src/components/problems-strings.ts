@@ -1,4 +1,5 @@
-import type { Catalogue } from "#/language";
+import type { Problem } from "#/api/cluster";
+import type { Catalogue, Format } from "#/language";
 
 const en = {
   allWell: "All is well",
@@ -20,11 +21,15 @@ const en = {
     backend_breaker_open: "Back end fails its calls",
     route_without_upstream: "Route without a healthy upstream",
   } as Record<string, string>,
+  /** What is wrong, where the server's words are in another language. */
+  messages: {} as Record<string, (problem: Problem, format: Format) => string>,
   /** What to do, where the server's words are in another language. */
   advice: {} as Record<string, string>,
 };
 
-/** Words about problems of the cluster; the details are the server's. */
+const failure = (error: unknown) => (error ? `（${String(error)}）` : "");
+
+/** Words about problems of the cluster; where a language has none, they are the server's. */
 export const strings: Catalogue<typeof en> = {
   en,
   ja: {
@@ -45,6 +50,24 @@ export const strings: Catalogue<typeof en> = {
       backend_down: "バックエンド停止",
       backend_breaker_open: "バックエンドの呼び出しが失敗しています",
       route_without_upstream: "正常なアップストリームがないルート",
+    },
+    messages: {
+      service_down: ({ subject }) => `サービス ${subject} が応答しません。`,
+      ray_not_responding: () => "Ray からノードの一覧を取得できません。",
+      disk_nearly_full: ({ parameters }, format) =>
+        `ゲートウェイのデータフォルダーのディスクの空きは ${format.bytes(Number(parameters.free_bytes))} です。`,
+      app_unhealthy: ({ subject, parameters }) => `Ray Serve によると、アプリ ${subject} の状態は ${parameters.status} です。`,
+      config_rejected: ({ subject }) => `アプリ ${subject} は、最新の設定が正しくないため無視し、以前の設定で動作しています。`,
+      pool_not_responding: ({ subject }) => `レンダープール ${subject} が応答しません。`,
+      pool_without_renderer: ({ subject, parameters }) =>
+        `レンダープール ${subject} に使えるレンダラーがありません${failure(parameters.error)}。`,
+      renderer_failed: ({ subject, parameters }) => `レンダラー ${subject} は使えません${failure(parameters.error)}。`,
+      renderer_restarts: ({ subject, parameters }) => `レンダラー ${subject} は 10 分間に ${parameters.losses} 回失われました。`,
+      long_wait: ({ subject, parameters }, format) =>
+        `プール ${subject} では ${format.time(String(parameters.waiting_since))} からレンダーが待っています（待機中 ${parameters.queued} 件）。`,
+      backend_down: ({ subject }) => `バックエンド ${subject} がヘルスチェックに合格していません。`,
+      backend_breaker_open: ({ subject }) => `バックエンド ${subject} の呼び出しが繰り返し失敗したため、試行のみ送っています。`,
+      route_without_upstream: ({ subject }) => `プロキシのルート ${subject} に正常なアップストリームがありません。`,
     },
     advice: {
       service_down: "サービスを起動し直し、接続先の設定（データベース、Temporal、Valkey、ファイル保存先）を確認してください。",

@@ -37,14 +37,15 @@ function ProblemAlert({ problem }: { problem: Problem }) {
   );
 }
 
-/** The server's words, and its advice in the reader's language where that is known. */
+/** What is wrong and what to do: in the reader's language where that is known, else in the server's words. */
 export function ProblemWords({ problem }: { problem: Problem }) {
   const t = useStrings(strings);
   const format = useFormat();
   const advice = t.advice[problem.code];
+  const message = t.messages[problem.code]?.(problem, format);
   return (
     <Stack gap={4}>
-      <Text size="sm" lang="en">{problem.message}</Text>
+      <Text size="sm" lang={message === undefined ? "en" : undefined}>{message ?? problem.message}</Text>
       <Text size="sm" fw={600} lang={advice === undefined ? "en" : undefined}>
         <Words>{advice ?? problem.advice}</Words>
       </Text>

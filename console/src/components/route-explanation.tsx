@@ -1,7 +1,7 @@
 import { Alert, Badge, Code, Group, Stack, Table, Text, Title } from "@mantine/core";
 import { IconArrowRight } from "@tabler/icons-react";
 
-import type { Candidate, Explanation } from "#/api/text-models";
+import type { Candidate, Explained, Explanation } from "#/api/text-models";
 import { strings } from "#/components/route-explanation-strings";
 import { useExactUsd, usePercent } from "#/components/small-numbers";
 import { useFormat, useStrings } from "#/language";
@@ -9,13 +9,16 @@ import { useFormat, useStrings } from "#/language";
 /** Shows why a back end would answer a request, and why the others would not. */
 export function RouteExplanation({ explanation }: { explanation: Explanation }) {
   const t = useStrings(strings);
-  const { chosen, error, omitted } = explanation;
+  const { chosen, error, omitted, candidates: [best] } = explanation;
+  const isTranslated = best?.reasons.every(({ code }) => code in t.reasons);
   return (
     <Stack gap="md">
       {chosen !== null && (
         <Alert color="teal" icon={<IconArrowRight aria-hidden />} title={`${t.chosen}: ${chosen.backend} · ${chosen.model}`}>
-          <Text size="sm">{t.why}: {explanation.route}</Text>
-          {omitted.length > 0 && <Text size="sm">{t.omitted}: {omitted.join(", ")}</Text>}
+          <Text size="sm">
+            {t.why}: {isTranslated ? <><WhyText explained={best!} /> <Code>{explanation.route}</Code></> : explanation.route}
+          </Text>
+          {omitted.length > 0 && <Text size="sm">{t.omitted}: {omitted.map((name) => t.abilities[name] ?? name).join(", ")}</Text>}
         </Alert>
       )}
       {error !== null && (
@@ -31,16 +34,26 @@ export function RouteExplanation({ explanation }: { explanation: Explanation }) 
   );
 }
 
+/** A reason in the reader's language, or else in the server's words. */
+function WhyText({ explained: { reason, reasons } }: { explained: Explained }) {
+  const t = useStrings(strings);
+  const format = useFormat();
+  const exact = useExactUsd();
+  const percent = usePercent();
+  const words = reasons.map((one) => t.reasons[one.code]?.(one, { ...format, exact, percent }));
+  return words.every((text) => text !== undefined) ? words.join(t.and) : <span lang="en">{reason}</span>;
+}
+
 function Needs({ explanation: { needs, quality, usd_per_second } }: { explanation: Explanation }) {
   const t = useStrings(strings);
-  const { number } = useFormat();
+  const { number, languageName } = useFormat();
   const exact = useExactUsd();
   const abilities = ["tools", "vision", "schema", "thinking"].filter((name) => needs[name] === true);
   const facts = [
     t.promptTokens(number(needs.prompt_tokens)),
     ...(needs.max_tokens === null ? [] : [t.maxTokens(number(needs.max_tokens))]),
-    ...abilities,
-    ...(quality === null ? [] : [t.kind(quality.kind, quality.language), t.badAnswer(exact(quality.usd_per_bad_answer))]),
+    ...abilities.map((name) => t.abilities[name] ?? name),
+    ...(quality === null ? [] : [t.kind(t.kinds[quality.kind] ?? quality.kind, languageName(quality.language)), t.badAnswer(exact(quality.usd_per_bad_answer))]),
     t.second(exact(usd_per_second)),
   ];
   return <Text size="sm" c="dimmed">{t.needs}: {facts.join(" · ")}</Text>;
@@ -84,7 +97,7 @@ function CandidateRow({ candidate, isBest }: { candidate: Candidate; isBest: boo
         <Text size="sm" fw={isBest ? 700 : 500}>{candidate.backend}</Text>
         <Group gap={4}>
           <Text size="xs" c="dimmed">{candidate.model}</Text>
-          {candidate.state !== "unknown" && <Badge size="xs" variant="default" tt="none">{candidate.state}</Badge>}
+          {candidate.state !== "unknown" && <Badge size="xs" variant="default" tt="none">{t.states[candidate.state] ?? candidate.state}</Badge>}
         </Group>
       </Table.Td>
       <Table.Td>{exact(candidate.score_usd)}</Table.Td>
@@ -106,12 +119,12 @@ function CandidateRow({ candidate, isBest }: { candidate: Candidate; isBest: boo
             <Text size="xs" c="dimmed">
               {t.goodRange(percent(quality.p_good_low), percent(quality.p_good_high))}
               {" · "}
-              {t.basis(quality.basis, number(quality.signals))}
+              {t.basis(t.bases[quality.basis] ?? quality.basis, number(quality.signals))}
             </Text>
           </>
         )}
       </Table.Td>
-      <Table.Td><Text size="sm">{candidate.reason}</Text></Table.Td>
+      <Table.Td><Text size="sm"><WhyText explained={candidate} /></Text></Table.Td>
     </Table.Tr>
   );
 }
@@ -135,7 +148,7 @@ function Excluded({ explanation: { refused } }: { explanation: Explanation }) {
                   <Text size="xs" c="dimmed">{one.model}</Text>
                 </Table.Td>
                 <Table.Td>
-                  <Text size="sm">{one.reason}</Text>
+                  <Text size="sm"><WhyText explained={one} /></Text>
                   {(one.retry_after ?? 0) > 0 && <Text size="xs" c="dimmed">{t.retryAfter(seconds(one.retry_after ?? 0))}</Text>}
                 </Table.Td>
               </Table.Tr>

@@ -90,6 +90,9 @@ class ProblemBody(_Body):
 
     code: str = Field(description="A stable name of the kind of problem; docs/operations.md.")
     subject: str = Field(description="What has the problem, such as a pool or a back end.")
+    parameters: dict[str, str | int | bool | None] = Field(
+        description="The further values in `message`, from which clients make texts of their own."
+    )
     since: datetime = Field(description="When it began, or was first noticed by this replica.")
     message: str
     advice: str = Field(description="What an operator can do.")
@@ -153,3 +156,34 @@ class RoutesBody(_Body):
     )
     versions: dict[str, str] = Field(description="The versions of packages in this replica.")
     config: ConfigBody
+
+
+class LinksBody(_Body):
+    """Addresses of other web interfaces; null where none is configured."""
+
+    temporal: str | None = Field(
+        description="The workflows in Temporal's web interface; a slash and a job's id follow it."
+    )
+    ray: str | None = Field(description="Ray's dashboard.")
+
+
+class DifferenceBody(_Body):
+    """A value that a configuration changed; null stands for none."""
+
+    path: str = Field(description="Where the value stands, such as `routes.shop.retries`.")
+    before: Any = None
+    after: Any = None
+
+
+class ConfigChangeBody(_Body):
+    """A configuration that the gateway began to use, compared with the one before."""
+
+    applied_at: datetime
+    differences: list[DifferenceBody] = Field(description="At most 100, sorted by path.")
+    more: int = Field(description="How many further values differ.")
+
+
+class ConfigChangesBody(_Body):
+    """The last configurations of the gateway, the newest first, without the first of all."""
+
+    changes: list[ConfigChangeBody]

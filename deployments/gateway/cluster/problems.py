@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from deployments.gateway.cluster.bodies import ClusterBody, PoolBody, ProblemBody
@@ -34,6 +34,7 @@ class _Finding:
     subject: str
     message: str
     advice: str
+    parameters: Mapping[str, str | int | bool | None] = field(default_factory=dict)
     since: datetime | None = None
 
 
@@ -63,6 +64,7 @@ class ProblemFinder:
                 ProblemBody(
                     code=finding.code,
                     subject=finding.subject,
+                    parameters=dict(finding.parameters),
                     since=since,
                     message=finding.message,
                     advice=finding.advice,
@@ -94,6 +96,8 @@ def _check_services(reading: ClusterReading) -> Iterator[_Finding]:
             message=f"The disk of the gateway's data folder has "
             f"{reading.disk_free / _GIB:.1f} GiB left.",
             advice="Delete old files, with `moyin prune` for instance, or add space.",
+            # In steps of a tenth of a GiB, so that a snapshot seldom differs from the one before.
+            parameters={"free_bytes": int(round(reading.disk_free / _GIB, 1) * _GIB)},
         )
     for name, status in reading.applications.items():
         if status not in _HEALTHY_APPS:
@@ -103,6 +107,7 @@ def _check_services(reading: ClusterReading) -> Iterator[_Finding]:
                 message=f"Ray Serve reports the app {name} as {status}.",
                 advice="`serve status` shows the cause; `moyin deploy` deploys a repaired "
                 "configuration.",
+                parameters={"status": status},
             )
     for name in reading.rejected_configs:
         yield _Finding(
@@ -136,6 +141,7 @@ def _check_pools(
                 message=f"A render has waited in the pool {pool.name} since {oldest:%H:%M} UTC; "
                 f"{pool.queued} wait.",
                 advice="Add renderers to the pool, or send renders to another one.",
+                parameters={"waiting_since": oldest.isoformat(), "queued": pool.queued},
                 since=oldest + _LONG_WAIT,
             )
 
@@ -156,6 +162,7 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
             if is_placing
             else "Its ComfyUI is started again by itself; if that does not help, read the log of "
             "the actor.",
+            parameters={"error": errors[0] if errors else None, "is_placing": is_placing},
             since=_find_start(pool, summary.unready_since),
         )
     for renderer in renderers:
@@ -167,6 +174,7 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
                 "minutes.",
                 advice="Read its log: a custom node, a lack of memory or the graphics card may be "
                 "the cause.",
+                parameters={"losses": renderer.losses},
             )
         elif renderer.state is RendererState.FAILED and pool.ready:
             yield _Finding(
@@ -174,6 +182,7 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
                 subject=renderer.name,
                 message=f"The renderer {renderer.name} is not ready: {renderer.error}",
                 advice="Moyin restarts it automatically; if that does not help, read its log.",
+                parameters={"error": renderer.error},
             )
 
 

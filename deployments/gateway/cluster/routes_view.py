@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
-from deployments.gateway.cluster.bodies import ConfigBody, RouteBody, RoutesBody, UpstreamBody
+from deployments.gateway.cluster.bodies import (
+    ConfigBody,
+    LinksBody,
+    RouteBody,
+    RoutesBody,
+    UpstreamBody,
+)
 from deployments.gateway.config import GatewayConfig
 from deployments.replicas import ReloadableConfig
 from moyin.proxy.pool import UpstreamPool
+from moyin.settings import Settings
 
 _PACKAGES = ("moyin", "ray", "temporalio")
+
+
+def build_links(settings: Settings) -> LinksBody:
+    """Return the addresses of other web interfaces that are configured."""
+    temporal = settings.temporal_ui_url
+    namespace = quote(settings.temporal_namespace, safe="")
+    return LinksBody(
+        temporal=f"{temporal}/namespaces/{namespace}/workflows" if temporal else None,
+        ray=settings.ray_dashboard_url or None,
+    )
+
+
+def read_versions() -> dict[str, str]:
+    """Return the versions of the packages whose change operators look for."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def build_routes(
@@ -22,7 +45,7 @@ def build_routes(
     return RoutesBody(
         routes=[_build_route(pool) for pool in pools],
         applications=dict(applications),
-        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        versions=read_versions(),
         config=ConfigBody(
             # The configuration contains no secrets: URLs with passwords or queries are rejected.
             values=(config.current or GatewayConfig()).model_dump(mode="json", by_alias=True),

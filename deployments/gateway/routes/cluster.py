@@ -10,7 +10,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.event_stream import EventStreamResponse
-from deployments.gateway.cluster.bodies import ClusterBody, ProblemsBody, RoutesBody
+from deployments.gateway.cluster.bodies import (
+    ClusterBody,
+    ConfigChangesBody,
+    LinksBody,
+    ProblemsBody,
+    RoutesBody,
+)
+from deployments.gateway.cluster.config_changes import CHANGES, build_changes
 from deployments.gateway.cluster.feeds import ClusterFeeds, Included
 from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import restrict_cluster
@@ -20,6 +27,7 @@ from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, TEXT, Identity
 from moyin.proxy import Proxy
+from moyin.store.config_history import ConfigHistory
 
 _RETRY = "retry: 2000\n\n"
 _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -46,6 +54,8 @@ def cluster_routes(
     admission: GraphAdmission,
     proxy: Proxy,
     config: ReloadableConfig[GatewayConfig],
+    history: ConfigHistory,
+    links: LinksBody,
 ) -> APIRouter:
     """Return the routes that show the state of the cluster."""
     router = APIRouter(tags=["cluster"])
@@ -75,6 +85,23 @@ def cluster_routes(
         Health, breakers and load are as the replica of the gateway that responds sees them.
         """
         return build_routes(proxy.pools, config, (await feeds.cluster.get()).applications or {})
+
+    @router.get("/cluster/links", name="links", summary="Show where other web interfaces are")
+    async def show_links() -> LinksBody:
+        """Return the addresses of Temporal's web interface and Ray's dashboard, for operators.
+
+        The gateway does not forward to them. Loopback addresses open on the gateway's machine only.
+        """
+        return links
+
+    @router.get(
+        "/cluster/config-changes",
+        name="config_changes",
+        summary="Show the last changes of the configuration",
+    )
+    async def show_config_changes() -> ConfigChangesBody:
+        """Return what the last twenty configurations of the gateway changed, for operators."""
+        return build_changes(await history.list_newest(CHANGES + 1))
 
     @router.get(
         "/cluster/events",

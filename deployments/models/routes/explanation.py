@@ -16,9 +16,10 @@ from moyin.text.routing.compiled_route import Exclusion
 from moyin.text.routing.decision import Candidate, Forecast
 from moyin.text.routing.explanation import (
     Explanation,
+    Reason,
     describe_choice,
     describe_model_state,
-    explain_loss,
+    list_losses,
 )
 from moyin.text.routing.omission import describe_omission
 from moyin.text.routing.request_quality import RequestQuality
@@ -115,13 +116,16 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
     best, forecast = explanation.candidates[0], candidate.forecast
     assert forecast is not None, "Router.explain makes a forecast for every candidate"
     assert best.forecast is not None, "Router.explain makes a forecast for every candidate"
-    is_best = candidate is best
+    reasons = (
+        [Reason(text=candidate.reason, code=candidate.reason)]
+        if candidate is best
+        else list_losses(candidate, best, explanation.usd_per_second)
+    )
     return {
         "backend": candidate.deployment.backend,
         "model": candidate.deployment.model.name,
-        "reason": candidate.reason
-        if is_best
-        else explain_loss(candidate, best, explanation.usd_per_second),
+        "reason": " and ".join(reason.text for reason in reasons),
+        "reasons": [{"code": reason.code, **reason.parameters} for reason in reasons],
         "score_usd": forecast.score,
         "quality": _describe_estimate(forecast),
         "loses_by_usd": forecast.score - best.forecast.score,
@@ -167,5 +171,6 @@ def _describe_exclusion(exclusion: Exclusion) -> dict[str, Any]:
         "backend": exclusion.deployment.backend,
         "model": exclusion.deployment.model.name,
         "reason": exclusion.reason,
+        "reasons": [{"code": exclusion.code, **exclusion.parameters}],
         "retry_after": exclusion.retry_after,
     }

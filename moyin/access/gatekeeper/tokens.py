@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -17,14 +19,24 @@ ALGORITHM = "EdDSA"
 ISSUER = AUDIENCE = "moyin"
 TYPE = "at+jwt"
 SIGNED_FILES_PREFIX = "/artifacts/signed/"
+SIGNED_ARCHIVES_PREFIX = f"{SIGNED_FILES_PREFIX}archive/"
 _REQUIRED_CLAIMS = ["exp", "iat", "iss", "aud", "sub", "sid", "own", "scope"]
 _SIGNING_ALGORITHM = "HS256"
 # Each kind of token has its own audience, so that it cannot be used as another kind.
 _LINK_AUDIENCE = "moyin-file"
+_ARCHIVE_AUDIENCE = "moyin-archive"
 _EVENT_AUDIENCE = "moyin-events"
 _KEYS_SECONDS = 60.0
 # Anybody can create tokens with unknown key ids, so such tokens must not cost a query each.
 _UNKNOWN_KEY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchivedFiles:
+    """Names the files of an archive: by their ids, or all of a job."""
+
+    artifact_ids: Sequence[str] = ()
+    job_id: str | None = None
 
 
 class TokenVerifier:
@@ -81,6 +93,33 @@ def verify_file_link(signing_key: bytes, token: str) -> tuple[str, str]:
     """Return the owner and the artifact id in a file link's token, or raise `InvalidToken`."""
     claims = _verify(signing_key, token, _LINK_AUDIENCE, "link to the file", ("own", "sub"))
     return claims["own"], claims["sub"]
+
+
+def create_archive_link(
+    signing_key: bytes, owner: str, files: ArchivedFiles, name: str, ttl_s: float
+) -> str:
+    """Return a URL path from which anybody may read an archive of files for ``ttl_s`` seconds."""
+    packed = b"".join(map(_pack_artifact_id, files.artifact_ids))
+    token = _sign(
+        signing_key, _ARCHIVE_AUDIENCE, ttl_s,
+        own=owner, ids=base64.b64encode(packed).decode(), job=files.job_id or "",
+    )  # fmt: skip
+    return f"{SIGNED_ARCHIVES_PREFIX}{token}/{quote(name, safe='')}"
+
+
+def verify_archive_link(signing_key: bytes, token: str) -> tuple[str, ArchivedFiles]:
+    """Return the owner and the files in an archive link's token, or raise `InvalidToken`."""
+    claims = _verify(
+        signing_key, token, _ARCHIVE_AUDIENCE, "link to the archive", ("own", "ids", "job")
+    )
+    packed = base64.b64decode(claims["ids"])
+    ids = [f"art_{packed[start : start + 16].hex()}" for start in range(0, len(packed), 16)]
+    return claims["own"], ArchivedFiles(artifact_ids=ids, job_id=claims["job"] or None)
+
+
+def _pack_artifact_id(artifact_id: str) -> bytes:
+    """Return the random part of an id as bytes: links with many ids must be short enough for proxies."""
+    return bytes.fromhex(artifact_id.removeprefix("art_"))
 
 
 def create_event_token(signing_key: bytes, creator: Identity, job_id: str, ttl_s: float) -> str:

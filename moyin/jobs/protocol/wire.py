@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
 
 from moyin.domain.job import MAX_BATCH_CHILDREN, CancellerKind, ChatProtocol, JobStatus
 from moyin.http.validation import UtcDatetime
 
 MAX_STEPS = 20
+# Their ids stand in the archive's link, which with 200 has 6 kB; proxies refuse longer ones.
+MAX_ARCHIVE_IDS = 200
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 # Metadata must not contain NUL, because PostgreSQL can't store it and a search by metadata would
 # fail.
@@ -353,6 +355,36 @@ class LinkBody(BaseModel):
 
     url: str
     expires_at: datetime
+
+
+class ArchiveRequest(_Request):
+    """The body of ``POST /artifacts/archive``: either `artifacts` or `job`."""
+
+    artifacts: list[Annotated[str, Field(max_length=64)]] = Field(
+        [],
+        max_length=MAX_ARCHIVE_IDS,
+        description="The ids of files, in the order of the archive.",
+    )
+    job: str | None = Field(
+        None, max_length=36, description="The id of a job whose files are archived, all of them."
+    )
+    name: str | None = Field(None, max_length=200, description="The name of the archive.")
+    expires_in: int = Field(
+        600, ge=1, le=3600, strict=True, description="Seconds for which the link works."
+    )
+
+    @model_validator(mode="after")
+    def _require_files(self) -> ArchiveRequest:
+        if bool(self.artifacts) == (self.job is not None):
+            raise ValueError("name the files either by `artifacts` or by `job`")
+        return self
+
+
+class ArchiveBody(LinkBody):
+    """A link to an archive, with the number of its files and its size in bytes."""
+
+    files: int
+    size: int
 
 
 class TokenRequest(_Request):

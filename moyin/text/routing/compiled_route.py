@@ -5,9 +5,11 @@ A route is compiled once per day, because prices change with the date.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 from moyin.domain.backend import ApiFormat
 from moyin.domain.money import Price, pico_to_usd
@@ -34,6 +36,7 @@ class Exclusion:
     """Deployment that cannot answer a request, with the reason.
 
     Attributes:
+        code, parameters: the reason for programs, which show it in their own words.
         missing: needs of the request that the model does not meet; empty if it is only unavailable.
         is_allowed: False if the tenant, the alias or the client forbids the deployment.
         retry_after: seconds until its back end's breaker accepts a request again.
@@ -41,6 +44,8 @@ class Exclusion:
 
     deployment: ModelDeployment
     reason: str
+    code: str
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     missing: tuple[str, ...] = ()
     is_allowed: bool = True
     retry_after: float = 0.0
@@ -157,10 +162,14 @@ def find_exclusion(
         return Exclusion(
             deployment=deployment,
             reason=f"not allowed: data would go to {deployment.residency}",
+            code="residency_not_allowed",
+            parameters={"residency": deployment.residency},
             is_allowed=False,
         )
     return (
-        None if deployment.configured else Exclusion(deployment=deployment, reason="not configured")
+        None
+        if deployment.configured
+        else Exclusion(deployment=deployment, reason="not configured", code="not_configured")
     )
 
 

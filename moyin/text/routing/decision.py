@@ -223,18 +223,38 @@ def list_exclusions(
         deployment, health = target.deployment, target.runtime.health
         if missing := deployment.model.list_unmet_needs(needs):
             exclusions.append(
-                Exclusion(deployment=deployment, reason=", ".join(missing), missing=missing)
+                Exclusion(
+                    deployment=deployment,
+                    reason=", ".join(missing),
+                    code="unmet_needs",
+                    parameters={
+                        "missing": deployment.model.list_lacks(needs),
+                        "context": deployment.model.context,
+                    },
+                    missing=missing,
+                )
             )
         elif not health.is_up:
-            reason = (
-                "its health check fails" if target.runtime.is_up is False else "its breaker is open"
+            code, reason = (
+                ("health_check_fails", "its health check fails")
+                if target.runtime.is_up is False
+                else ("breaker_open", "its breaker is open")
             )
             exclusions.append(
-                Exclusion(deployment=deployment, reason=reason, retry_after=health.retry_after)
+                Exclusion(
+                    deployment=deployment, reason=reason, code=code, retry_after=health.retry_after
+                )
             )
         elif quality is not None and not quality.meets_floor(deployment):
-            reason = f"p_good {quality.estimate(deployment).low:.2f} is below {quality.floor:g}"
-            exclusions.append(Exclusion(deployment=deployment, reason=reason))
+            low = quality.estimate(deployment).low
+            exclusions.append(
+                Exclusion(
+                    deployment=deployment,
+                    reason=f"p_good {low:.2f} is below {quality.floor:g}",
+                    code="quality_below_floor",
+                    parameters={"p_good": low, "floor": quality.floor},
+                )
+            )
     return exclusions
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from moyin.domain.money import format_usd
 from moyin.domain.needs import Needs
@@ -93,31 +94,63 @@ def explain_decision(
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """A reason in words, and as a code with parameters, which programs show in their own words."""
+
+    text: str
+    code: str
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
 def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
-    """Return a short text that explains why ``loser`` ranks behind ``winner``."""
+    """Return a short text that says why ``loser`` ranks behind ``winner``."""
+    return " and ".join(reason.text for reason in list_losses(loser, winner, usd_per_second))
+
+
+def list_losses(loser: Candidate, winner: Candidate, usd_per_second: float) -> list[Reason]:
+    """Return the reasons why ``loser`` ranks behind ``winner``, at least one."""
     if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
-        return "its back end reports that it lacks the model"
+        text = "its back end reports that it lacks the model"
+        return [Reason(text=text, code="model_missing")]
     forecast, best = loser.forecast, winner.forecast
     assert forecast is not None and best is not None, (
-        "explain_loss: both candidates must have forecasts"
+        "list_losses: both candidates must have forecasts"
     )
     reasons = []
     if forecast.cost_pico > best.cost_pico:
-        reasons.append(f"costs {format_usd(forecast.cost_pico - best.cost_pico)} USD more")
-    if usd_per_second > 0 and forecast.seconds > best.seconds:
-        reasons.append(f"takes {forecast.seconds - best.seconds:.2f} s longer")
-    if forecast.estimate is not None and best.estimate is not None and forecast.risk > best.risk:
+        usd = format_usd(forecast.cost_pico - best.cost_pico)
         reasons.append(
-            f"answers worse: p_good {format_probability(forecast.estimate.low)}"
-            f" against {format_probability(best.estimate.low)}"
+            Reason(text=f"costs {usd} USD more", code="costs_more", parameters={"usd": usd})
         )
-    if reasons:
-        return " and ".join(reasons)
+    if usd_per_second > 0 and forecast.seconds > best.seconds:
+        seconds = forecast.seconds - best.seconds
+        reasons.append(
+            Reason(
+                text=f"takes {seconds:.2f} s longer",
+                code="takes_longer",
+                parameters={"seconds": seconds},
+            )
+        )
+    if forecast.estimate is not None and best.estimate is not None and forecast.risk > best.risk:
+        low, best_low = forecast.estimate.low, best.estimate.low
+        reasons.append(
+            Reason(
+                text=f"answers worse: p_good {format_probability(low)}"
+                f" against {format_probability(best_low)}",
+                code="answers_worse",
+                parameters={"p_good": low, "best_p_good": best_low},
+            )
+        )
+    return reasons or [_find_tie_break(loser, winner)]
+
+
+def _find_tie_break(loser: Candidate, winner: Candidate) -> Reason:
     if loser.target.needs_translation and not winner.target.needs_translation:
-        return "needs a translation of the request"
+        return Reason(text="needs a translation of the request", code="needs_translation")
     if loser.target.runtime.load > winner.target.runtime.load:
-        return "has more load"
-    return "comes later in the configuration"
+        return Reason(text="has more load", code="more_load")
+    return Reason(text="comes later in the configuration", code="later_in_configuration")
 
 
 def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | None) -> str:

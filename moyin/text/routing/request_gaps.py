@@ -86,7 +86,12 @@ def new_picture_url_error() -> UnsupportedFeature:
 def describe_gaps(gaps: Mapping[RouteTarget, RequestError]) -> list[Exclusion]:
     """Return the exclusions of targets whose back end does not support the request."""
     return [
-        Exclusion(deployment=target.deployment, reason=error.message)
+        Exclusion(
+            deployment=target.deployment,
+            reason=error.message,
+            code=error.code,
+            parameters={"field": error.field},
+        )
         for target, error in gaps.items()
     ]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from zipfile import ZipFile
 
 import httpx
-from playwright.sync_api import Download, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
@@ -98,12 +98,14 @@ def test_many_are_downloaded_and_deleted(console: ConsoleBrowser, gateway: Runni
     page = open_gallery(console, gateway, api, 2)
     for box in page.get_by_role("checkbox", name="Select").all():
         box.check()
-    saved: list[Download] = []
-    page.on("download", lambda download: saved.append(download))
-    button = page.get_by_role("button", name="Download")
-    with page.expect_event("download", lambda _: len(saved) == 2):
-        button.click()
-    assert all(Path(download.path()).read_bytes() for download in saved)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "moyin.zip"
+    with ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        contents = {archive.read(name) for name in archive.namelist()}
+    assert contents == {api.send("GET", file["url"]).content for file in api.list_files()}
+    assert len(archive.namelist()) == 2
     page.get_by_role("button", name="Delete").click()
     dialog = page.get_by_role("dialog", name="Delete for good?")
     dialog.get_by_text("1 job is deleted, with all the files that it made").wait_for()

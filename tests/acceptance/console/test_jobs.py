@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from zipfile import ZipFile
 
 import httpx
 import pytest
@@ -77,6 +78,8 @@ def test_a_finished_render_shows_its_files_graph_and_request(
         page.get_by_role("region", name="Timeline").get_by_text("Step 1 finished")
     ).to_be_visible()
     expect(page.get_by_role("region", name="Cost").get_by_text("GPU time")).to_be_visible()
+    temporal = page.get_by_role("link", name="Open in Temporal").get_attribute("href")
+    assert temporal == f"{api.get('/cluster/links').json()['temporal']}/{job}"
     again = page.get_by_role("link", name="Run again with changes")
     assert again.get_attribute("href") == f"/console/render?job={job}"
     console.check_accessibility()
@@ -108,6 +111,12 @@ def test_events_show_how_a_batch_and_a_failed_job_ended(
     renders = page.get_by_role("region", name="Renders of the batch").get_by_role("article")
     expect(renders).to_have_count(3)
     expect(renders.last.get_by_role("link", name="Download")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download all").click()
+    assert download.value.suggested_filename == f"{jobs[0]}.zip"
+    with ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        assert len(archive.namelist()) == 3
     console.check_accessibility()
     console.open(f"/jobs/{jobs[1]}")
     error = api.get(f"/jobs/{jobs[1]}").json()["error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+from playwright.sync_api import expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.stack import RunningStack
@@ -38,7 +39,7 @@ def test_the_events_change_what_is_shown(console: ConsoleBrowser, gateway: Runni
     # A real fault would break the farm that other tests share.
     problem = (
         '{"code":"long_wait","subject":"default","since":"2026-11-28T09:00:00Z",'
-        '"message":"A render has waited.","advice":"Add `actors`."}'
+        '"parameters":{},"message":"A render has waited.","advice":"Add `actors`."}'
     )
     event = f'event: cluster\ndata: {{"pools":[],"nodes":[],"problems":[{problem}]}}\n\n'
     page = console.sign_in_with_key(gateway.api_key).page
@@ -67,11 +68,75 @@ def test_an_operator_sees_routes_versions_and_configuration(
             page.get_by_role("cell", name=upstream["url"], exact=True).first.wait_for()
     versions = page.get_by_role("region", name="Versions", exact=True)
     versions.get_by_text(routes["versions"]["ray"], exact=True).wait_for()
+    links = page.get_by_role("region", name="Other web interfaces", exact=True)
+    addresses = httpx.get(f"{gateway.url}/cluster/links", headers=headers, timeout=60).json()
+    for address in addresses.values():
+        expect(links.get_by_role("link", name=address, exact=True)).to_have_attribute(
+            "href", address
+        )
     console.check_accessibility()
     console.screenshot("operate")
     page.get_by_role("button", name="Show the configuration").click()
     page.get_by_role("button", name="Hide the configuration").wait_for()
     page.get_by_text('"routes"').wait_for()
+    console.check_accessibility()
+
+
+def test_an_operator_sees_what_the_last_deployment_changed(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    # Another configuration would change the farm that other tests share.
+    changes = {
+        "changes": [
+            {
+                "applied_at": "2026-11-28T09:00:00Z",
+                "differences": [
+                    {"path": "routes.shop.retries", "before": 1, "after": 2},
+                    {"path": "routes.wiki", "before": None, "after": {"name": "wiki"}},
+                ],
+                "more": 3,
+            }
+        ]
+    }
+    headers = {"Authorization": f"Bearer {gateway.api_key}"}
+    real = httpx.get(f"{gateway.url}/cluster/config-changes", headers=headers, timeout=60).json()
+    assert real.keys() == changes.keys()
+    page = console.sign_in_with_key(gateway.api_key).page
+    page.route("**/cluster/config-changes", lambda route: route.fulfill(json=changes))
+    console.open("/operate")
+    panel = page.get_by_role("region", name="Last changes of the configuration", exact=True)
+    row = panel.get_by_role("row").filter(has_text="routes.shop.retries")
+    assert row.get_by_role("cell").all_inner_texts() == ["routes.shop.retries", "1", "2"]
+    panel.get_by_role("row").filter(has_text="routes.wiki").get_by_text("none").wait_for()
+    panel.get_by_text("and 3 more").wait_for()
+    console.check_accessibility()
+
+
+def test_problems_and_reasons_are_in_japanese(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    problem = (
+        '{"code":"pool_without_renderer","subject":"default","since":"2026-11-28T09:00:00Z",'
+        '"parameters":{"error":"out of memory","is_placing":false},'
+        '"message":"The pool has no renderer.","advice":"Read the log."}'
+    )
+    event = f'event: cluster\ndata: {{"pools":[],"nodes":[],"problems":[{problem}]}}\n\n'
+    page = console.sign_in_with_key(gateway.api_key).page
+    page.route(
+        "**/cluster/events",
+        lambda route: route.fulfill(content_type="text/event-stream", body=event),
+    )
+    console.open("/overview").choose_language("ja")
+    page.get_by_text("プール default に使えるレンダラーがありません").wait_for()
+    page.get_by_text("out of memory").wait_for()
+    assert page.get_by_text("The pool has no renderer.").count() == 0
+    console.open("/models?tab=route")
+    page.get_by_label("プロンプト").fill("こんにちは")
+    page.get_by_role("button", name="説明").click()
+    page.get_by_role("table", name="候補").get_by_text("無料").wait_for()
+    excluded = page.get_by_role("table", name="対象外").get_by_role("row")
+    excluded.filter(has_text="claude-opus-5-5").get_by_text("未設定").wait_for()
+    assert page.locator("table [lang=en]").count() == 0
     console.check_accessibility()
 
 

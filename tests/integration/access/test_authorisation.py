@@ -104,8 +104,11 @@ GATEWAY = {
     "GET /cluster/events": "-xx+x++",
     "GET /cluster/problems": "-xxxx++",
     "GET /cluster/routes": "-xxxx++",
+    "GET /cluster/links": "-xxxx++",
+    "GET /cluster/config-changes": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
+    "POST /artifacts/archive": "-xx+x++",  # names no file
     "GET /artifacts/{artifact_id}": "-xx+x+h",
     "DELETE /artifacts/{artifact_id}": "-xxx++h",
     "POST /artifacts/{artifact_id}/link": "-xxx++h",
@@ -188,6 +191,7 @@ GATEWAY = {
     "GET /settings/{id}": "-xx+x++",
     "POST /settings/{id}": "-xxx+++",
     "GET /artifacts/signed/{token}/{name}": "+++++++",  # the link is the key
+    "GET /artifacts/signed/archive/{token}/{name}": "+++++++",
     "GET /templates": "-xx+x++",
     "GET /templates/{name}": "-xx+x++",
     "GET /comfy/session": "-------",  # of a browser's cookie alone

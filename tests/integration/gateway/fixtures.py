@@ -21,7 +21,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayServices, new_app
-from deployments.gateway.cluster.bodies import ClusterBody
+from deployments.gateway.cluster.bodies import ClusterBody, LinksBody
 from deployments.gateway.cluster.feeds import ClusterFeeds
 from deployments.gateway.cluster.snapshot import build_cluster
 from deployments.gateway.cluster.sources import ClusterReading
@@ -69,6 +69,7 @@ from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.comfy_file_names import UploadStore
+from moyin.store.config_history import ConfigHistory
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
@@ -412,6 +413,8 @@ class Farm:
             console=ConsoleFiles(self.console_folder),
             proxy=self.proxy,
             cluster=cluster,
+            config_history=ConfigHistory(self.database),
+            links=LinksBody(temporal=None, ray=None),
             config=ReloadableConfig(GatewayConfig, lambda _: None),
             authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),

@@ -63,6 +63,8 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
         assert told["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
         best, second = told["candidates"]
         assert (best["loses_by_usd"], second["backend"]) == (0, "house")
+        assert best["reasons"] == [{"code": best["reason"]}]
+        assert second["reasons"][0]["code"] in ("answers_worse", "costs_more", "takes_longer")
         for candidate in told["candidates"]:
             expected = candidate["expected"]
             assert candidate["score_usd"] == pytest.approx(
@@ -79,6 +81,7 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
         assert told["chosen"] == {"backend": "house", "model": "m-openai"}
         (out,) = told["refused"]
         assert (out["backend"], out["reason"]) == ("claude", "not allowed: data would go to cloud")
+        assert out["reasons"] == [{"code": "residency_not_allowed", "residency": "cloud"}]
         assert upstream.asked == 0
 
 

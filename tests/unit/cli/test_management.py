@@ -137,6 +137,22 @@ def test_downloaded_file_stays_in_the_folder_and_replaces_none(
     assert (tmp_path / "d_awn.png").read_text() == "mine"
 
 
+def test_several_files_are_downloaded_as_one_archive(
+    gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = "/artifacts/signed/archive/token/my%20shots.zip"
+    gateway.routes = {"POST /artifacts/archive": {"url": link}, f"GET {link}": b"PK"}
+    assert run(["artifacts", "archive", "art_1", "art_2", "-o", str(tmp_path)]) == 0
+    assert run(["artifacts", "archive", "--job", "j", "-o", str(tmp_path / "j.zip")]) == 0
+    assert capsys.readouterr().out.split("\n")[:2] == [
+        str(tmp_path / "my shots.zip"),
+        str(tmp_path / "j.zip"),
+    ]
+    assert (tmp_path / "my shots.zip").read_bytes() == b"PK"
+    bodies = [request[2] for request in gateway.requests if request[0] == "POST"]
+    assert bodies == [{"artifacts": ["art_1", "art_2"]}, {"artifacts": [], "job": "j"}]
+
+
 def test_member_is_invited_found_by_email_and_disabled(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:

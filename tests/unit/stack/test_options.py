@@ -28,6 +28,14 @@ def test_environment_has_the_addresses_of_all_services() -> None:
     assert options.settings.redis_url == options.environ["MOYIN_REDIS_URL"]
 
 
+def test_console_links_to_web_interfaces_unless_others_are_configured() -> None:
+    options = Options.read({}, port_base=20_000)
+    assert options.environ["MOYIN_TEMPORAL_UI_URL"] == "http://127.0.0.1:20003"
+    assert options.environ["MOYIN_RAY_DASHBOARD_URL"] == "http://127.0.0.1:20001"
+    own = {"MOYIN_TEMPORAL_UI_URL": "https://jobs.example.org", "MOYIN_RAY_DASHBOARD_URL": ""}
+    assert Options.read(own, port_base=20_000).environ.items() >= own.items()
+
+
 def test_supervisor_reads_the_same_options_as_the_command_line() -> None:
     options = Options.read({"MOYIN_PORT_VALKEY": "7777"}, port_base=20_000)
     again = Options.read(options.source_environ)
@@ -46,6 +54,8 @@ def test_servers_that_run_elsewhere_are_not_started() -> None:
     options = Options.read(environ, port_base=20_000)
     assert options.environ.items() >= environ.items()
     assert options.unused_ports == {"valkey", "temporal", "temporal_ui"}
+    # Nobody knows where the web interface of another Temporal is.
+    assert "MOYIN_TEMPORAL_UI_URL" not in options.environ
     names = [service.name for service in _create_services(options)]
     assert names == ["ray"]
 

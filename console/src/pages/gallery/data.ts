@@ -5,6 +5,7 @@ import { type InfiniteData, useInfiniteQuery, useMutation, useQueryClient } from
 import type { components } from "#api/gateway";
 import { body, gateway } from "#/api/client";
 import { ApiError } from "#/api/errors";
+import { downloadArchive, saveLink } from "#/components/download";
 
 import type { PictureFile } from "./thumbnail";
 
@@ -126,16 +127,9 @@ function ignoreGone(error: unknown): void {
   if (!(error instanceof ApiError && error.status === 404)) throw error;
 }
 
-/** Save files one after the other, as the browser does with links that are clicked. */
+/** Save one file as it is, and several as an archive. */
 export async function downloadFiles(files: PictureFile[]): Promise<void> {
-  for (const file of files) {
-    const link = document.createElement("a");
-    link.href = file.url;
-    link.download = file.name;
-    document.body.append(link);
-    link.click();
-    link.remove();
-    // Downloads that begin in the same moment replace each other.
-    await new Promise((resolve) => setTimeout(resolve, 300));
-  }
+  const [only] = files;
+  if (only && files.length === 1) saveLink(only.url, only.name);
+  else await downloadArchive({ artifacts: files.map((file) => file.id) });
 }

@@ -1,7 +1,9 @@
 import { Button, Group, Paper, Text } from "@mantine/core";
 import { IconColumns2, IconDownload, IconTrash } from "@tabler/icons-react";
+import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
 
+import { ErrorAlert } from "#/components/error-alert";
 import { useFormat, useStrings } from "#/language";
 
 import { downloadFiles } from "./data";
@@ -20,13 +22,8 @@ interface Props {
 export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
   const t = useStrings(strings);
   const format = useFormat();
-  const [isSaving, setIsSaving] = useState(false);
+  const save = useMutation({ mutationFn: () => downloadFiles(files) });
   const [asks, setAsks] = useState(false);
-  const save = async () => {
-    setIsSaving(true);
-    await downloadFiles(files);
-    setIsSaving(false);
-  };
   return (
     <Paper withBorder p="xs" mb="sm" pos="sticky" top={60} shadow="xs" style={{ zIndex: 5 }}>
       <Group gap="xs">
@@ -39,7 +36,7 @@ export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
           >
             {t.compare}
           </Button>
-          <Button variant="default" size="xs" loading={isSaving} onClick={() => void save()} leftSection={<IconDownload size={15} aria-hidden />}>
+          <Button variant="default" size="xs" loading={save.isPending} onClick={() => save.mutate()} leftSection={<IconDownload size={15} aria-hidden />}>
             {t.download}
           </Button>
           {mayWrite && (
@@ -49,6 +46,7 @@ export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
           )}
         </Group>
       </Group>
+      {save.error && <ErrorAlert error={save.error} />}
       {asks && <DeleteFiles files={files} onClose={() => setAsks(false)} onDeleted={onNone} />}
     </Paper>
   );

@@ -68,7 +68,7 @@ function ModelRow({ model, hasBackends }: { model: TextModel; hasBackends: boole
       <Table.Td>
         <Group gap={4}>
           {ABILITIES.filter((ability) => model[ability]).map((ability) => (
-            <Badge key={ability} size="sm" variant="default" tt="none">{t.ability[ability]}</Badge>
+            <Badge key={ability} size="sm" variant="default" tt="none" miw="max-content">{t.ability[ability]}</Badge>
           ))}
           {operations.map((call) => <Badge key={call} size="sm" variant="default" tt="none">{call}</Badge>)}
         </Group>

@@ -12,8 +12,10 @@ import { Reconnecting } from "#/components/reconnecting";
 import { useStrings } from "#/language";
 
 import { Apps, Versions } from "./apps";
+import { Changes } from "./changes";
 import { Checks } from "./checks";
 import { Configuration } from "./configuration";
+import { Links } from "./links";
 import { Routes } from "./routes";
 import { strings } from "./strings";
 
@@ -41,9 +43,13 @@ export default function OperatePage() {
             <Routes routes={routes.data.routes} />
             <SimpleGrid cols={{ base: 1, md: 2 }}>
               <Apps applications={routes.data.applications} />
-              <Versions versions={routes.data.versions} pools={cluster.data?.pools ?? []} />
+              <Stack>
+                <Versions versions={routes.data.versions} pools={cluster.data?.pools ?? []} />
+                <Links />
+              </Stack>
             </SimpleGrid>
             <Configuration config={routes.data.config} />
+            <Changes appliedAt={routes.data.config.applied_at} />
           </>
         )}
       </Stack>

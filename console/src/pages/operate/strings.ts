@@ -57,6 +57,18 @@ const en = {
     show: "Show the configuration",
     hide: "Hide the configuration",
   },
+  changes: {
+    title: "Last changes of the configuration",
+    about: "What each deployment or start changed: routes, pools, versions. The newest comes first.",
+    none: "No change yet",
+    noneMore: "The configuration is the first that this database has seen.",
+    value: "Value",
+    before: "Before",
+    after: "After",
+    absent: "none",
+    more: (count: string) => `and ${count} more`,
+  },
+  links: { title: "Other web interfaces", temporal: "Temporal", ray: "Ray dashboard", loopback: "opens on the gateway's machine only" },
 };
 export type Strings = typeof en;
 
@@ -119,5 +131,17 @@ export const strings: Catalogue<Strings> = {
       show: "設定を表示",
       hide: "設定を隠す",
     },
+    changes: {
+      title: "最近の設定変更",
+      about: "デプロイや起動のたびに変わった内容（ルート、プール、バージョン）を新しい順に表示します。",
+      none: "変更はまだありません",
+      noneMore: "このデータベースに記録された最初の設定のままです。",
+      value: "項目",
+      before: "変更前",
+      after: "変更後",
+      absent: "なし",
+      more: (count) => `ほか ${count} 件`,
+    },
+    links: { title: "ほかの管理画面", temporal: "Temporal", ray: "Ray ダッシュボード", loopback: "ゲートウェイのマシン上でのみ開けます" },
   },
 };

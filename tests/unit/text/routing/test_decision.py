@@ -28,7 +28,7 @@ from moyin.text.routing.decision import (
     list_exclusions,
     rank_candidates,
 )
-from moyin.text.routing.explanation import explain_loss
+from moyin.text.routing.explanation import explain_loss, list_losses
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
 from moyin.text.routing.request_preferences import parse_preferences
@@ -308,32 +308,46 @@ def test_compiled_route_is_cached_for_the_day() -> None:
 
 
 @pytest.mark.parametrize(
-    ("deployments", "worth", "busy", "told"),
+    ("deployments", "worth", "busy", "told", "code"),
     [
         (
             [deployment("a"), deployment("b", create_flat_tariff(Decimal(1), Decimal(1)))],
             0.0,
             False,
             "costs 0.00015 USD more",
+            "costs_more",
         ),
-        ([deployment("a"), deployment("b")], 0.0, True, "has more load"),
-        ([deployment("a"), deployment("b")], 0.0, False, "comes later in the configuration"),
+        ([deployment("a"), deployment("b")], 0.0, True, "has more load", "more_load"),
+        (
+            [deployment("a"), deployment("b")],
+            0.0,
+            False,
+            "comes later in the configuration",
+            "later_in_configuration",
+        ),
         (
             [deployment("a"), deployment("b", api_format=None)],
             0.0,
             False,
             "needs a translation of the request",
+            "needs_translation",
         ),
     ],
 )
 def test_explanation_says_why_a_candidate_lost(
-    deployments: list[ModelDeployment], worth: float, busy: bool, told: str
+    deployments: list[ModelDeployment], worth: float, busy: bool, told: str, code: str
 ) -> None:
     of = fleet(deployments, usd_per_second=worth)
     if busy:
         of.runtimes["b"].slots.try_acquire("ada")
     winner, loser = choose(of)
     assert explain_loss(loser, winner, worth) == told
+    [reason] = list_losses(loser, winner, worth)
+    # All numbers of the words are parameters, too.
+    assert (reason.code, [str(value) in told for value in reason.parameters.values()]) == (
+        code,
+        [True] * len(reason.parameters),
+    )
 
 
 def test_slower_candidate_loses_by_its_seconds() -> None:
@@ -398,7 +412,7 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
         assert candidate.deployment.model.supports(needs)
         assert not candidate.deployment.model.list_unmet_needs(needs)
         assert not policies or candidate.deployment.residency == "on-premises"
-    assert all(exclusion.reason for exclusion in out)
+    assert all(exclusion.reason and exclusion.code for exclusion in out)
     if not candidates:
         assert build_no_candidate_error(route(of), needs).message
 

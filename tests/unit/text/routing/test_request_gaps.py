@@ -34,6 +34,7 @@ async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     [exclusion] = explanation.exclusions
     assert (exclusion.deployment.backend, exclusion.reason) == ("b0", SEED.message)
+    assert (exclusion.code, exclusion.parameters) == (SEED.code, {"field": SEED.field})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     # It was not called, and so it is not blamed.

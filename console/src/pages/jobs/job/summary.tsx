@@ -1,7 +1,8 @@
-import { Badge, Group, Tooltip } from "@mantine/core";
+import { Anchor, Badge, Group, Tooltip } from "@mantine/core";
 import { useInterval } from "@mantine/hooks";
 import { useState } from "react";
 
+import { useOperatorLinks } from "#/components/operator-links";
 import { useFormat, useStrings } from "#/language";
 
 import { strings } from "../strings";
@@ -22,6 +23,7 @@ export function Summary({ job }: { job: JobDetail }) {
     seconds ? t.about(format.seconds(seconds.p50), format.seconds(seconds.p90)) : null;
   const canceller = (by: Canceller | null) => by && (t.canceller[by.kind] ?? by.kind) + (by.id ? ` ${by.id}` : "");
   const ran = runSeconds(job);
+  const temporal = useOperatorLinks()?.temporal;
   const facts: Fact[] = [
     [t.position, job.position],
     [t.queuedFor, job.queued_for === null ? null : format.seconds(job.queued_for)],
@@ -38,6 +40,9 @@ export function Summary({ job }: { job: JobDetail }) {
     job.cancelled_by
       ? [t.cancelledBy, canceller(job.cancelled_by)]
       : [t.cancelRequestedBy, canceller(job.cancel_requested_by)],
+    [t.workflow, temporal && (
+      <Anchor href={`${temporal}/${job.id}`} target="_blank" rel="noreferrer" size="sm">{t.openInTemporal}</Anchor>
+    )],
     [t.metadata, Object.keys(job.metadata).length === 0 ? null : (
       <Group gap={4}>
         {Object.entries(job.metadata).map(([key, value]) => (

@@ -91,6 +91,24 @@ def test_pool_names_the_error_of_its_renderer_and_since_when() -> None:
     assert problem.since == datetime.fromtimestamp(int(since), UTC)
 
 
+def test_values_in_messages_are_parameters_too() -> None:
+    """Clients in other languages write the message themselves."""
+    failed = replace(RENDERER, state=RendererState.FAILED, error="no memory")
+    for reading, parameters in (
+        (replace(HEALTHY, disk_free=1024**3), {"free_bytes": 1024**3}),
+        (replace(HEALTHY, applications={"intake": "UNHEALTHY"}), {"status": "UNHEALTHY"}),
+        (with_pool(failed), {"error": "no memory", "is_placing": False}),
+        (with_pool(replace(RENDERER, losses=3)), {"losses": 3}),
+        (replace(HEALTHY, nodes=None), {}),
+    ):
+        [problem] = find(reading)
+        assert problem.parameters == parameters
+    [problem] = find(with_pool(oldest_wait=700.0, waiting=4))
+    assert problem.parameters["queued"] == 4
+    since = datetime.fromisoformat(str(problem.parameters["waiting_since"]))
+    assert f"{since:%H:%M}" in problem.message
+
+
 def test_pool_that_needs_no_renderer_is_no_problem() -> None:
     idle = replace(POOL, minimum=0, renderers=(), unready_since=1.0)
     assert find(replace(HEALTHY, pools={"p": idle})) == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from deployments.gateway.cluster.routes_view import build_routes
+import pytest
+
+from deployments.gateway.cluster.routes_view import build_links, build_routes
 from deployments.gateway.config import GatewayConfig
 from deployments.replicas import ReloadableConfig
 from moyin.proxy.pool import PoolMember, UpstreamPool
+from moyin.settings import Settings
 
 
 def test_routes_have_the_health_and_load_of_their_upstreams() -> None:
@@ -33,3 +36,31 @@ def test_routes_have_the_health_and_load_of_their_upstreams() -> None:
     assert body.config.values["routes"][0]["name"] == "a"
     assert body.config.is_newest_rejected
     assert body.config.applied_at is not None
+
+
+def test_links_lead_to_configured_web_interfaces_only() -> None:
+    links = build_links(Settings(temporal_ui_url="", ray_dashboard_url=""))
+    assert (links.temporal, links.ray) == (None, None)
+    settings = Settings(
+        temporal_ui_url="https://temporal.example.org/ui/",
+        temporal_namespace="a/b",
+        ray_dashboard_url="http://127.0.0.1:8265",
+    )
+    links = build_links(settings)
+    assert links.temporal == "https://temporal.example.org/ui/namespaces/a%2Fb/workflows"
+    assert links.ray == "http://127.0.0.1:8265"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "javascript:alert(1)",
+        "127.0.0.1:8233",
+        "http://",
+        "http://user:pw@host",
+        "http://h/?token=x",
+    ],
+)
+def test_a_page_may_link_to_web_addresses_without_secrets_only(address: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Settings(temporal_ui_url=address)

@@ -7,21 +7,25 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import httpx
 import pytest
 from PIL import Image
 
 from deployments.errors import render_error
+from deployments.gateway.routes.archives import archive_routes
 from deployments.gateway.routes.artifacts import artifact_routes, signed_link_routes
 from deployments.ingress import new_fastapi
 from moyin.access.gatekeeper.asgi import ASGIApp
 from moyin.access.gatekeeper.context import RequestContext
 from moyin.domain.identity import Identity
+from moyin.domain.job import StepKind
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
+from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 from tests.videos import make_lying_video, make_video
 
@@ -53,11 +57,13 @@ async def store(tmp_path: Path) -> AsyncIterator[ArtifactStore]:
 
 @pytest.fixture
 async def client(tmp_path: Path, store: ArtifactStore) -> AsyncIterator[httpx.AsyncClient]:
+    jobs = JobStore(Database(f"sqlite:///{tmp_path / 'moyin.db'}"))
     blobs, processes = BlobStore(f"file://{tmp_path / 'blobs'}"), PictureProcesses()
     parts = (store, blobs, PictureConverter(blobs, processes), SIGNING_KEY)
     app = new_fastapi("test", errors=render_error, description="")
     app.include_router(signed_link_routes(*parts))
     app.include_router(artifact_routes(*parts, TemplateCatalog([SHIPPED_FOLDER])))
+    app.include_router(archive_routes(store, jobs, blobs, SIGNING_KEY))
     transport = httpx.ASGITransport(app=identify(app))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers={"x-owner": "ann"}
@@ -248,3 +254,109 @@ async def test_a_favourite_of_another_tenant_is_not_found(client: httpx.AsyncCli
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
     listed = (await client.get("/artifacts")).json()["artifacts"]
     assert [item["favourite"] for item in listed] == [False]
+
+
+JOB = "00000000-0000-4000-8000-00000000000a"
+
+
+async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.AsyncClient) -> None:
+    contents = [png(64 + number, 64) for number in range(3)]
+    urls = [await upload(client, content) for content in contents]
+    ids = [url.rpartition("/")[2] for url in urls]
+    body = {"artifacts": [ids[2], ids[0], ids[2]], "name": "../shots/day 1"}
+    link = (await client.post("/artifacts/archive", json=body)).json()
+    assert (link["files"], link["url"].rpartition("/")[2]) == (2, "day%201.zip")
+    nobody = {"x-owner": ""}
+    head = await client.head(link["url"], headers=nobody)
+    response = await client.get(link["url"], headers=nobody)
+    assert (head.status_code, response.status_code) == (200, 200)
+    for name, value in {
+        "content-length": str(link["size"]),
+        "content-type": "application/zip",
+        "content-disposition": 'attachment; filename="day 1.zip"',
+        "cache-control": "private, no-store",
+        "referrer-policy": "no-referrer",
+    }.items():
+        assert head.headers[name] == response.headers[name] == value
+    assert len(response.content) == link["size"]
+    with ZipFile(BytesIO(response.content)) as archive:
+        assert archive.namelist() == ["upload.png", "upload (2).png"]
+        assert [archive.read(name) for name in archive.namelist()] == [contents[2], contents[0]]
+    tampered = link["url"].replace(".", ".x", 1)
+    assert (await client.get(tampered, headers=nobody)).status_code == 401
+    assert (await client.delete(urls[0])).status_code == 204
+    assert (await client.get(link["url"], headers=nobody)).status_code == 404
+
+
+async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
+    client: httpx.AsyncClient, store: ArtifactStore, tmp_path: Path
+) -> None:
+    jobs = JobStore(Database(f"sqlite:///{tmp_path / 'moyin.db'}"))
+    await jobs.create(
+        NewJob(
+            id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
+        )
+    )
+    response = await client.post("/artifacts/archive", json={"job": JOB})
+    assert (response.status_code, response.json()["field"]) == (400, "job")
+    for number in range(3):
+        url = await upload(client, b"%d" % number)
+        uploaded = await store.get("ann", url.rpartition("/")[2])
+        made = replace(uploaded, id=f"art_{3 - number:032x}", name="a.txt")
+        await store.add(made, owner="ann", job_id=JOB)
+    link = (await client.post("/artifacts/archive", json={"job": JOB})).json()
+    assert link["url"].endswith(f"/{JOB}.zip")
+    response = await client.get(link["url"], headers={"x-owner": ""})
+    with ZipFile(BytesIO(response.content)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "a.txt": b"0",
+            "a (2).txt": b"1",
+            "a (3).txt": b"2",
+        }
+    other = await client.post("/artifacts/archive", json={"job": JOB}, headers={"x-owner": "bob"})
+    assert (other.status_code, other.json()["code"]) == (404, "job_not_found")
+
+
+async def test_other_tenants_files_are_in_no_archive(client: httpx.AsyncClient) -> None:
+    mine = (await upload(client, b"x")).rpartition("/")[2]
+    body = {"artifacts": [mine]}
+    other = await client.post("/artifacts/archive", json=body, headers={"x-owner": "bob"})
+    unknown = await client.post("/artifacts/archive", json={"artifacts": [mine, "nonsense"]})
+    for response in (other, unknown):
+        assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, None),
+        ({"artifacts": []}, None),
+        ({"artifacts": ["art_1"], "job": JOB}, None),
+        ({"artifacts": ["art_1"] * 201}, "artifacts"),
+        ({"artifacts": "art_1"}, "artifacts"),
+        ({"artifacts": [1]}, "artifacts.0"),
+        ({"artifacts": ["art_1"], "expires_in": 3601}, "expires_in"),
+        ({"artifacts": ["art_1"], "name": "n" * 201}, "name"),
+        ({"artifacts": ["art_1"], "path": "/etc"}, "path"),
+    ],
+)
+async def test_a_wrong_request_for_an_archive_is_refused(
+    client: httpx.AsyncClient, body: dict[str, Any], field: str | None
+) -> None:
+    response = await client.post("/artifacts/archive", json=body)
+    problem = response.json()
+    assert (response.status_code, problem["code"], problem.get("field")) == (
+        400,
+        "invalid_request",
+        field,
+    )
+
+
+async def test_the_link_of_the_largest_archive_fits_into_a_request_line(
+    client: httpx.AsyncClient,
+) -> None:
+    ids = [(await upload(client, b"%d" % number)).rpartition("/")[2] for number in range(200)]
+    link = (await client.post("/artifacts/archive", json={"artifacts": ids})).json()
+    assert link["files"] == 200
+    assert len(link["url"]) < 7_000
+    assert (await client.get(link["url"], headers={"x-owner": ""})).status_code == 200

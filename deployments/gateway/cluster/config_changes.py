@@ -1,0 +1,92 @@
+"""Records each configuration that the gateway begins to use, and says what it changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from deployments.gateway.cluster.bodies import ConfigChangeBody, ConfigChangesBody, DifferenceBody
+from deployments.gateway.cluster.routes_view import read_versions
+from deployments.gateway.config import GatewayConfig
+from moyin.store.config_history import ConfigHistory, RecordedConfig
+from moyin.store.sql import Database
+
+_log = logging.getLogger(__name__)
+CHANGES = 20
+_MAX_DIFFERENCES = 100
+_RECORD_SECONDS = 5.0
+
+
+class ConfigRecorder:
+    """Records configurations with the pools and the versions of packages; none of it is secret.
+
+    Attributes:
+        store: the recorded configurations.
+    """
+
+    def __init__(self, database: Database, pools: Sequence[str]) -> None:
+        self._database = database
+        self._pools = sorted(pools)
+        self.store = ConfigHistory(database)
+
+    async def record(self, config: GatewayConfig) -> None:
+        """Record a configuration in force, unless another replica has.
+
+        Without a database, the replica works nevertheless, and the next change is compared with an
+        older one.
+        """
+        values = config.model_dump(mode="json", by_alias=True)
+        values |= {"pools": self._pools, "versions": read_versions()}
+        try:
+            async with asyncio.timeout(_RECORD_SECONDS):
+                await self._database.ensure_schema()
+                await self.store.record(values)
+        except Exception as error:
+            # Serve would stop a replica that raises here, whatever the database's driver says.
+            _log.warning("the configuration was not recorded: %r", error)
+
+
+def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
+    """Return what each configuration but the oldest changed; they are sorted, the newest first."""
+    changes = []
+    for after, before in pairwise(recorded):
+        found = sorted(find_differences(before.values, after.values), key=lambda item: item.path)
+        if not found:
+            continue  # Only the order of routes has changed.
+        changes.append(
+            ConfigChangeBody(
+                applied_at=after.applied_at,
+                differences=found[:_MAX_DIFFERENCES],
+                more=max(0, len(found) - _MAX_DIFFERENCES),
+            )
+        )
+    return ConfigChangesBody(changes=changes)
+
+
+def find_differences(before: Any, after: Any, path: str = "") -> Iterator[DifferenceBody]:
+    """Yield the values that differ: of objects by their members, of lists of named objects by name."""
+    before, after = _by_name(before), _by_name(after)
+    # An empty list beside one of named objects has none of them.
+    if before == [] and isinstance(after, Mapping):
+        before = {}
+    if after == [] and isinstance(before, Mapping):
+        after = {}
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in before.keys() | after.keys():
+            inner = f"{path}.{name}" if path else name
+            yield from find_differences(before.get(name), after.get(name), inner)
+    elif before != after:
+        yield DifferenceBody(path=path, before=before, after=after)
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, list) and value and all(_has_name(item) for item in value):
+        return {item["name"]: item for item in value}
+    return value
+
+
+def _has_name(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get("name"), str)

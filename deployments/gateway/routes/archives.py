@@ -1,0 +1,104 @@
+"""Defines the routes that return several files as one archive."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from deployments.gateway.openapi import describe_body
+from moyin.access.gatekeeper import context
+from moyin.access.gatekeeper.tokens import (
+    SIGNED_ARCHIVES_PREFIX,
+    ArchivedFiles,
+    create_archive_link,
+    verify_archive_link,
+)
+from moyin.domain.artifact import StoredArtifact, sanitize_file_name
+from moyin.errors import InvalidRequest
+from moyin.http.headers import build_archive_headers
+from moyin.http.validation import parse_object, validate
+from moyin.jobs.protocol import wire
+from moyin.store.archives import MAX_FILES, Archive
+from moyin.store.artifacts import ArtifactFilter, ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.jobs import JobStore
+from moyin.store.sql import now
+
+_ARCHIVE_PATH = SIGNED_ARCHIVES_PREFIX + "{token}/{name}"
+_ARCHIVE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The archive.",
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+def archive_routes(
+    artifacts: ArtifactStore, jobs: JobStore, blobs: BlobStore, signing_key: bytes
+) -> APIRouter:
+    """Return the routes that create links to archives, and that return archives by these links."""
+    router = APIRouter(tags=["artifacts"])
+
+    @router.post(
+        "/artifacts/archive",
+        name="archive",
+        summary="Create a link to an archive of files",
+        openapi_extra=describe_body(wire.ArchiveRequest.model_json_schema()),
+    )
+    async def create_archive(request: Request) -> wire.ArchiveBody:
+        """Return a link to a ZIP archive of several files, which works without a key until it expires.
+
+        The archive is made as it is downloaded. With `job` it has the files that the job has by then.
+        """
+        owner = context(request.scope).owner
+        options = validate(wire.ArchiveRequest, parse_object(await request.body()))
+        chosen = ArchivedFiles(
+            artifact_ids=list(dict.fromkeys(options.artifacts)), job_id=options.job
+        )
+        if options.job is not None:
+            await jobs.get(owner, options.job)
+        files = await _find_archived_files(artifacts, owner, chosen)
+        if not files:
+            raise InvalidRequest("the job has no files yet", field="job")
+        name = _name_archive(options.name or options.job)
+        expires_at = now() + timedelta(seconds=options.expires_in)
+        return wire.ArchiveBody(
+            url=create_archive_link(signing_key, owner, chosen, name, ttl_s=options.expires_in),
+            expires_at=expires_at.replace(microsecond=0),
+            files=len(files),
+            size=Archive(files).size,
+        )
+
+    @router.head(_ARCHIVE_PATH, include_in_schema=False)
+    @router.get(_ARCHIVE_PATH, response_class=StreamingResponse, responses=_ARCHIVE_RESPONSES)
+    async def download_archive(request: Request, token: str, name: str) -> Response:
+        """Download the files of a signed link as one ZIP archive until the link expires."""
+        owner, chosen = verify_archive_link(signing_key, token)
+        archive = Archive(await _find_archived_files(artifacts, owner, chosen))
+        headers = dict(build_archive_headers(_name_archive(name), archive.size))
+        if request.method == "HEAD":
+            return Response(headers=headers)
+        return StreamingResponse(archive.read_chunks(blobs), headers=headers)
+
+    return router
+
+
+async def _find_archived_files(
+    artifacts: ArtifactStore, owner: str, chosen: ArchivedFiles
+) -> list[StoredArtifact]:
+    """Return the files of an archive; those of a job in the order in which they were made."""
+    if chosen.job_id is None:
+        return await artifacts.list_by_ids(owner, chosen.artifact_ids)
+    # One more than an archive may have, which `Archive` refuses.
+    listed, _ = await artifacts.list_page(
+        owner, ArtifactFilter(job_id=chosen.job_id), limit=MAX_FILES + 1
+    )
+    return listed[::-1]
+
+
+def _name_archive(name: str | None) -> str:
+    clean = sanitize_file_name(name or "moyin", "application/zip")
+    return clean if clean.lower().endswith(".zip") else f"{clean}.zip"

@@ -1,0 +1,122 @@
+"""Writes stored files as one ZIP archive while it is sent, without holding it in memory or on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import unicodedata
+import zipfile
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import PurePosixPath
+
+from moyin.domain.artifact import StoredArtifact, sanitize_file_name
+from moyin.errors import ArchiveTooLarge
+from moyin.store.blobs import BlobStore
+
+MAX_FILES = 1_000
+# An archive of this size needs no ZIP64, so its length is known before it is written.
+MAX_BYTES = 2_000_000_000
+# The fixed parts of a file's two headers and of the checksum behind its content, and the end of the archive.
+_BYTES_PER_FILE = 30 + 16 + 46
+_END_BYTES = 22
+# Windows cannot store names with these characters, or names of its devices.
+_UNSAFE = re.compile(r'[<>:"|?*]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+class Archive:
+    """A ZIP archive of stored files, which are stored as they are, since pictures are compressed.
+
+    Args:
+        files: the files, in the order of the archive.
+
+    Attributes:
+        size: the size of the archive in bytes.
+
+    Raises:
+        ArchiveTooLarge: there are more than `MAX_FILES` files, or they have more than `MAX_BYTES` bytes.
+    """
+
+    def __init__(self, files: Sequence[StoredArtifact]) -> None:
+        if len(files) > MAX_FILES:
+            raise ArchiveTooLarge(
+                f"an archive has at most {MAX_FILES} files: choose fewer",
+                details={"max_files": MAX_FILES},
+            )
+        if sum(file.artifact.size for file in files) > MAX_BYTES:
+            raise ArchiveTooLarge(
+                f"the files of an archive have at most {MAX_BYTES} bytes: choose fewer",
+                details={"max_bytes": MAX_BYTES},
+            )
+        self._files = list(zip(choose_names(files), files, strict=True))
+        self.size = _END_BYTES + sum(
+            _BYTES_PER_FILE + 2 * len(name.encode()) + file.artifact.size
+            for name, file in self._files
+        )
+
+    async def read_chunks(self, blobs: BlobStore) -> AsyncGenerator[bytes, None]:
+        """Yield the archive, with one chunk of a file in memory.
+
+        Raises:
+            FileNotFoundError: the content of a file was deleted meanwhile.
+        """
+        written = _Written()
+        with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+            for name, file in self._files:
+                entry = zipfile.ZipInfo(name, file.created_at.timetuple()[:6])
+                entry.external_attr = 0o644 << 16
+                with archive.open(entry, "w") as target:
+                    size = file.artifact.size
+                    async for chunk in blobs.read_chunks(file.artifact.sha256, end=size):
+                        # Its checksum is computed here.
+                        await asyncio.to_thread(target.write, chunk)
+                        yield written.take()
+        yield written.take()
+
+
+class _Written:
+    """Holds what `zipfile` has written until it is sent."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._pieces.append(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing, as `zipfile` requires this method."""
+
+    def close(self) -> None:
+        """Do nothing: what was written is taken afterwards."""
+
+    def take(self) -> bytes:
+        """Return what was written since the last call."""
+        data, self._pieces = b"".join(self._pieces), []
+        return data
+
+
+def choose_names(files: Sequence[StoredArtifact]) -> list[str]:
+    """Return a name for each file: without folders, and different also where cases are not told apart."""
+    names: list[str] = []
+    taken: set[str] = set()
+    counts: dict[str, int] = {}
+    for file in files:
+        plain = _sanitize(file.artifact.name, file.artifact.media_type)
+        name, first = plain, _fold(plain)
+        while _fold(name) in taken:
+            counts[first] = counts.get(first, 1) + 1
+            path = PurePosixPath(plain)
+            name = f"{path.stem} ({counts[first]}){path.suffix}"
+        taken.add(_fold(name))
+        names.append(name)
+    return names
+
+
+def _sanitize(name: str, media_type: str) -> str:
+    clean = _UNSAFE.sub("_", sanitize_file_name(name, media_type))
+    return f"_{clean}" if _DEVICE.fullmatch(clean) else clean
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
