@@ -106,7 +106,7 @@ def invite(console: ConsoleBrowser, organisation: str, email: str) -> str:
     page.get_by_role("dialog").get_by_role("textbox", name="Email").fill(email)
     page.get_by_role("textbox", name="Name", exact=True).fill("Ann")
     page.get_by_role("dialog").get_by_role("button", name="Invite").click()
-    link = page.get_by_test_id("secret").inner_text()
+    link: str = page.get_by_test_id("secret").inner_text()
     page.get_by_role("button", name="Done").click()
     return link
 
@@ -145,7 +145,7 @@ def make_key(page: Page, organisation: str) -> str:
     page.get_by_role("button", name="New key").click()
     page.get_by_label("Name of the key").fill("script")
     page.get_by_role("button", name="Create", exact=True).click()
-    key = page.get_by_test_id("secret").inner_text()
+    key: str = page.get_by_test_id("secret").inner_text()
     page.get_by_role("button", name="Done").click()
     return key
 

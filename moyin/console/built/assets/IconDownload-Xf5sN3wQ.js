@@ -1,1 +1,0 @@
-import{C as o}from"./index-Dd8qiPIG.js";const a=[["path",{d:"M4 17v2a2 2 0 0 0 2 2h12a2 2 0 0 0 2 -2v-2",key:"svg-0"}],["path",{d:"M7 11l5 5l5 -5",key:"svg-1"}],["path",{d:"M12 4l0 12",key:"svg-2"}]],e=o("outline","download","Download",a);export{e as I};

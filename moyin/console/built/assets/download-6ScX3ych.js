@@ -1,3 +1,0 @@
-function r(n,t){const o=Object.keys(t[0]??{}),c=[o,...t.map(e=>o.map(s=>e[s]))];i(`${n}.csv`,"text/csv",`${c.map(e=>e.map(l).join(",")).join(`\r
-`)}\r
-`)}function d(n,t){i(`${n}.json`,"application/json",JSON.stringify(t,null,2))}function i(n,t,o){const c=URL.createObjectURL(new Blob([o],{type:t})),e=document.createElement("a");e.href=c,e.download=n,e.click(),setTimeout(()=>URL.revokeObjectURL(c),1e4)}function l(n){let t=n==null?"":typeof n=="object"?JSON.stringify(n):`${n}`;return/^[=+@\t\r-]/.test(t)&&!/^-\d+(\.\d+)?(e-?\d+)?$/i.test(t)&&(t=`'${t}`),/[",\r\n]/.test(t)?`"${t.replaceAll('"','""')}"`:t}export{d as a,r as d};
