@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 import redis
 
 from moyin.render.comfyui.bubblewrap import find_bubblewraps
-from moyin.render.comfyui.install import WHEEL, read_requirements
 from moyin.stack.layout import Layout
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.stack import ROOT, free_port_base
@@ -116,43 +114,8 @@ def test_servers_that_respond_and_a_wrong_password(
     assert "wrong-one" not in json.dumps(checks)
 
 
-def test_missing_comfyui_is_installed(environ: dict[str, str], tmp_path: Path) -> None:
-    """By pip and uv, from a folder with empty packages of these names: the real ones take gigabytes."""
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    name, _, version = WHEEL.partition("==")
-    write_wheel(wheels, name, version, {"horde/_comfyui/main.py": ""})
-    for requirement in read_requirements():
-        name, _, version = requirement.replace(">=", "==").partition("==")
-        write_wheel(wheels, name, version, {})
-    environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "UV_NO_INDEX": "1",
-                "UV_FIND_LINKS": str(wheels)}  # fmt: skip
-    _, checks = examine(environ)
-    assert (checks["comfyui"]["verdict"], checks["comfyui"]["fixed"]) == ("warn", False)
-    assert "moyin comfyui install" in checks["comfyui"]["advice"]
-    _, checks = examine(environ, "--fix")
-    assert (checks["comfyui"]["verdict"], checks["comfyui"]["fixed"]) == ("ok", True), checks
-    assert (Path(checks["comfyui"]["found"]) / "main.py").is_file()
-
-
 def test_fix_that_fails_is_reported(environ: dict[str, str], tmp_path: Path) -> None:
     environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "UV_NO_INDEX": "1"}
     _, checks = examine(environ, "--fix")
     assert (checks["comfyui"]["verdict"], checks["comfyui"]["fixed"]) == ("warn", False)
     assert "--fix failed: installing ComfyUI failed" in checks["comfyui"]["advice"]
-
-
-def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, str]) -> None:
-    """Write a wheel of pure Python with these files."""
-    version = version.strip() + (".0" if version.count(".") == 0 else "")
-    plain = name.replace("-", "_")
-    info = f"{plain}-{version}.dist-info"
-    content = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{path},,\n" for path in (*content, f"{info}/RECORD"))
-    with zipfile.ZipFile(folder / f"{plain}-{version}-py3-none-any.whl", "w") as wheel:
-        for path, text in {**content, f"{info}/RECORD": record}.items():
-            wheel.writestr(path, text)
