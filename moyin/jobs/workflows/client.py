@@ -134,6 +134,16 @@ class TemporalConnection:
                 raise
 
 
+async def check_address(address: str) -> None:
+    """Raise ServiceUnavailable if no Temporal responds at the address; change nothing there."""
+    try:
+        async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
+            await Client.connect(address)
+    except (RuntimeError, TimeoutError) as error:
+        # The SDK raises RuntimeError if it cannot connect.
+        raise _new_unavailable_error() from error
+
+
 def _new_unavailable_error() -> ServiceUnavailable:
     return ServiceUnavailable(
         "the job queue (Temporal) is not available; try again later", retry_after=2

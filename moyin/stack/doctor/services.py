@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from moyin.errors import StackError
+from moyin.errors import ServiceUnavailable, StackError
 from moyin.stack.doctor.result import CheckResult, fail, ok, warn
 from moyin.stack.launch import read_running_state, stop_stack
 from moyin.stack.options import Options
@@ -78,14 +78,12 @@ def check_servers(options: Options) -> Iterator[CheckResult]:
 
 
 async def _check_temporal(address: str) -> CheckResult:
-    from temporalio.client import Client
+    from moyin.jobs.workflows.client import check_address
 
     advice = "start Temporal, or correct MOYIN_TEMPORAL_ADDRESS; without it no job runs"
     try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            await Client.connect(address)
-    except (RuntimeError, TimeoutError):
-        # temporalio's own error of a connection is a RuntimeError of its Rust core.
+        await check_address(address)
+    except ServiceUnavailable:
         return fail("temporal server", f"no Temporal responds at {address}", advice)
     return ok("temporal server", f"responds at {address}")
 

@@ -14,6 +14,7 @@ from moyin.cli.main import app, run
 _WITHOUT_JSON = {
     "up", "down", "deploy", "logs", "ray-env", "switches", "chat", "demo", "migrate", "prune",
     "completion", "batches submit", "batches watch", "batches results", "artifacts get",
+    "artifacts archive",
     "artifacts delete", "keys revoke", "limits clear", "audit export", "quality reset",
     "quality freeze", "quality thaw", "profiles add", "profiles use", "profiles remove",
     "routes secret", "comfyui install", "comfyui connect", "connect ollama",

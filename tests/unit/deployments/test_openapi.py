@@ -18,7 +18,8 @@ from scripts.client_openapi import describe_app
 APPS: dict[str, Any] = {"gateway": gateway, "models": models, "accounts": accounts}
 PUBLIC = {
     "gateway": {
-        "/healthz", "/readyz", "/artifacts/signed/{token}/{name}", "/comfy/session",
+        "/healthz", "/readyz", "/artifacts/signed/{token}/{name}",
+        "/artifacts/signed/archive/{token}/{name}", "/comfy/session",
         "/comfy/session/end",
     },
     "models": {"/healthz", "/readyz"},

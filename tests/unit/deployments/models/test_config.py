@@ -57,7 +57,11 @@ def test_price_is_found_by_the_upstream_name() -> None:
         ),
         ([LOCAL], {"fast": ["big"]}, "no back end has a model 'big'"),
         ([LOCAL], {"small": ["small"]}, "is the name of a model"),
-        ([{**LOCAL, "models": [{**SMALL, "name": "auto"}]}], {}, "the router chooses"),
+        (
+            [{**LOCAL, "models": [{**SMALL, "name": "auto"}]}],
+            {},
+            "reserved for the router's choice",
+        ),
         ([{**LOCAL, "models": []}], {}, "at least 1"),
         ([{**LOCAL, "models": [SMALL, {**SMALL, "name": "x"}]}], {}, "at most 1"),
         ([{**LOCAL, "model": []}], {}, "Extra inputs"),
