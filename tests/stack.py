@@ -169,9 +169,9 @@ class RunningStack:
                 if event.activity_task_scheduled_event_attributes.activity_type.name == name:
                     scheduled.add(event.event_id)
             elif event.HasField("activity_task_started_event_attributes"):
-                begun = event.activity_task_started_event_attributes
-                if begun.scheduled_event_id in scheduled:
-                    tries = max(tries, begun.attempt)
+                started_event = event.activity_task_started_event_attributes
+                if started_event.scheduled_event_id in scheduled:
+                    tries = max(tries, started_event.attempt)
         return tries
 
     async def _activities(self, job_id: str, name: str) -> list[int]:

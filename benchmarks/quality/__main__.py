@@ -135,7 +135,7 @@ def summarize_months(months: list[Month]) -> dict[str, Any]:
     """Return and print the figures of the simulated months."""
     names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
     ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]
-    single = [
+    single_model_totals = [
         month.totals["router"] / min(month.totals[name] for name in names) for month in months
     ]
     figures = {
@@ -144,8 +144,8 @@ def summarize_months(months: list[Month]) -> dict[str, Any]:
         "mean": round(statistics.mean(ratios), 3),
         "worst": round(max(ratios), 3),
         "within_10_percent": sum(ratio <= 1.1 for ratio in ratios),
-        "router_to_best_single_model_mean": round(statistics.mean(single), 3),
-        "router_to_best_single_model_worst": round(max(single), 3),
+        "router_to_best_single_model_mean": round(statistics.mean(single_model_totals), 3),
+        "router_to_best_single_model_worst": round(max(single_model_totals), 3),
         "mean_totals_usd": {
             name: round(statistics.mean(month.totals[name] for month in months), 2)
             for name in months[0].totals

@@ -200,10 +200,11 @@ def requests(seed: int) -> list[Request]:
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
 ) -> tuple[SimulatedModel, bool]:
-    """Return the model with the lowest score, and True if the choice is a trial.
+    """Return the model with the lowest score, and True if it was chosen for exploration.
 
-    The score uses the careful bound or, if ``trying``, the optimistic one. As in the product
-    (`moyin.text.routing.exploration`), the choice is no trial if both bounds select the same model.
+    The score uses the lower confidence bound of p_good or, if ``trying`` is True, the upper bound.
+    As in `moyin.text.routing.exploration`, a choice counts as exploration only if the two bounds
+    select different models.
     """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))

@@ -123,8 +123,8 @@ def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
         yield line.split(" at ")[1].split()[0]
     finally:
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (0, "")
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
 
 
 def installed(home: Path) -> Clients:

@@ -102,8 +102,8 @@ def test_follow_the_events(comfy: Comfy, measured: Measured) -> None:
     assert StatusChange(status="running") in seen
     [ready] = [event for event in seen if isinstance(event, OutputReady)]
     assert ready.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
-    told = [event.value for event in seen if isinstance(event, Progress)]
-    assert told == sorted(told)
+    progress_values = [event.value for event in seen if isinstance(event, Progress)]
+    assert progress_values == sorted(progress_values)
     measured(f"comfy-sdk: a one-second graph, from submit to its last event, "
              f"{time.monotonic() - began:.1f} s")  # fmt: skip
     # Whoever comes after the end gets it at once.

@@ -145,6 +145,6 @@ def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningS
     frontend.hear("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()
     frontend.hear("execution_interrupted")
-    [asked] = [m["data"]["prompt_id"] for m in frontend.told if m["type"] == "execution_start"]
+    [prompt_id] = [m["data"]["prompt_id"] for m in frontend.told if m["type"] == "execution_start"]
     plain = StackClient(gateway.url, gateway.api_key)
-    plain.wait(asked, {"cancelled"}, _PATIENCE)
+    plain.wait(prompt_id, {"cancelled"}, _PATIENCE)

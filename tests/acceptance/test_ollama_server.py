@@ -285,9 +285,9 @@ def test_the_package_of_npm(
 
 def _settled(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer without its durations, and with rounded numbers."""
-    kept = {name: value for name, value in answer.items() if name not in _TIMES}
+    members = {name: value for name, value in answer.items() if name not in _TIMES}
     rounded: dict[str, Any] = json.loads(
-        json.dumps(kept), parse_float=lambda text: round(float(text), 3)
+        json.dumps(members), parse_float=lambda text: round(float(text), 3)
     )
     return rounded
 

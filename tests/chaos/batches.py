@@ -48,7 +48,7 @@ class MockModel:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.asked = Counter[str]()
+        self.calls_by_text = Counter[str]()
         self.url = ""
 
     @contextmanager
@@ -75,7 +75,7 @@ class MockModel:
 
     async def _chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
-        self.asked[text] += 1
+        self.calls_by_text[text] += 1
         await asyncio.sleep(self.seconds)
         if text.endswith("refused"):
             error = {"message": "refused", "type": "invalid_request_error"}
@@ -191,9 +191,11 @@ class BatchRun:
         assert {line["custom_id"] for line in answered} == {
             f"line-{n}" for n in range(1, self.lines + 1)
         } - refused
-        asked = {text: n for text, n in model.asked.items() if text.startswith("line")}
-        assert len(asked) == self.lines
-        self.repeated = sum(asked.values()) - self.lines
+        call_counts = {
+            text: n for text, n in model.calls_by_text.items() if text.startswith("line")
+        }
+        assert len(call_counts) == self.lines
+        self.repeated = sum(call_counts.values()) - self.lines
         requests = {line["response"]["request_id"] for line in answered}
         rows = self._read_ledger()
         complete = [(request_id, cost) for request_id, cost, is_complete in rows if is_complete]
@@ -294,7 +296,7 @@ def main() -> int:
             if options.measure_only:
                 return 0
             model.seconds, began = options.slow, time.monotonic()
-            model.asked.clear()
+            model.calls_by_text.clear()
             run = BatchRun(gateway=gateway, lines=options.lines)
             run.submit(place)
             run.kill_all(options.parts or BATCH_PARTS)

@@ -172,8 +172,8 @@ async def _owner(
 
 async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> None:
     if job["status"] != "succeeded" or job["attempts"] != 1 or len(job["artifacts"]) != 1:
-        told = {name: job[name] for name in ("id", "status", "error", "attempts", "artifacts")}
-        report.problems.append(f"no single result: {json.dumps(told)}")
+        summary = {name: job[name] for name in ("id", "status", "error", "attempts", "artifacts")}
+        report.problems.append(f"no single result: {json.dumps(summary)}")
         return
     [artifact] = job["artifacts"]
     if not (await caller.content(artifact["url"])).startswith(PNG):

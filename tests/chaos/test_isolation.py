@@ -135,10 +135,10 @@ class Windows:
 
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
         """Return the durations of calls by the window in which they began, without empty windows."""
-        given = list(uses)
+        all_uses = list(uses)
         found: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
         for name, start, end in self._spans:
-            took = [seconds for began, seconds in given if start <= began < end]
+            took = [seconds for began, seconds in all_uses if start <= began < end]
             if took:
                 found[name].append(took)
         return found

@@ -245,11 +245,11 @@ def _get_code(call: Callable[[], object]) -> str:
 
 
 def main() -> None:
-    given = json.loads(sys.stdin.readline())
+    task = json.loads(sys.stdin.readline())
     webhooks: Queue[tuple[dict[str, str], bytes]] = Queue(maxsize=10)
-    with receiving(webhooks) as url, Client(given["url"], given["key"], retry=PATIENT) as client:
+    with receiving(webhooks) as url, Client(task["url"], task["key"], retry=PATIENT) as client:
         runner = Runner(client, webhooks)
-        steps = substitute(given["steps"], given["variables"] | {"webhook": url})
+        steps = substitute(task["steps"], task["variables"] | {"webhook": url})
         print(json.dumps({"results": [runner.run(step) for step in steps]}))
 
 

@@ -199,5 +199,7 @@ def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:
 
 def _request(gateway: RunningStack, path: str) -> Any:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
-    with urllib.request.urlopen(urllib.request.Request(gateway.url + path, headers=headers)) as got:
-        return json.load(got)
+    with urllib.request.urlopen(
+        urllib.request.Request(gateway.url + path, headers=headers)
+    ) as response:
+        return json.load(response)

@@ -85,11 +85,13 @@ class AccountsApp:
         body: Any = None,
         **headers: str,
     ) -> Answer:
-        sent = {**headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
+        request_headers = {**headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
         url = f"{self.url}/accounts{path}"
-        async with self.session.request(method, url, json=body, headers=sent) as response:
-            told = await response.json(content_type=None) if await response.read() else {}
-            return Answer(response.status, response.headers, told)
+        async with self.session.request(
+            method, url, json=body, headers=request_headers
+        ) as response:
+            response_body = await response.json(content_type=None) if await response.read() else {}
+            return Answer(response.status, response.headers, response_body)
 
     async def ok(self, method: str, path: str, bearer: str | None = None, body: Any = None) -> Any:
         """Call a route, assert success, and return the response's body."""

@@ -261,8 +261,8 @@ async def test_concurrent_password_changes_leave_no_old_session(
         assert done.status == 200
         for login in logins:
             if login.status == 200:
-                kept = {"refresh_token": login.body["refresh_token"]}
-                assert (await accounts.call("POST", "/refresh", None, kept)).status == 401
+                refresh_body = {"refresh_token": login.body["refresh_token"]}
+                assert (await accounts.call("POST", "/refresh", None, refresh_body)).status == 401
             else:
                 assert login.status == 401
 
@@ -325,8 +325,8 @@ async def test_a_key_expires_on_time_in_every_time_zone(
 ) -> None:
     moment = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
     for hours in (-8, 0, 9):
-        told = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
-        made = await accounts.ok("POST", "/keys", accounts.operator, {"expires_at": told})
+        timestamp = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
+        made = await accounts.ok("POST", "/keys", accounts.operator, {"expires_at": timestamp})
         assert datetime.fromisoformat(made["expires_at"]) == moment
         assert (await accounts.call("GET", "/whoami", made["key"])).status == 200
 

@@ -37,10 +37,10 @@ class Browser:
         url = f"{self._url}/accounts{path}"
         async with self._session.request(method, url, json=body, headers=headers) as response:
             text = await response.text()
-            told = await response.json(content_type=None) if text else {}
+            response_body = await response.json(content_type=None) if text else {}
             for cookie in self.cookies.values():
                 assert not cookie or cookie not in text, "a body contains a token"
-            return Answer(response.status, response.headers, told)
+            return Answer(response.status, response.headers, response_body)
 
     async def status(self, method: str, path: str, body: Any = None) -> int:
         return (await self.call(method, path, body)).status
@@ -67,10 +67,10 @@ def password_of(player: Mapping[str, Any]) -> dict[str, str]:
 async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
     member = await accounts.member(await accounts.organisation())
     async with browsing(accounts) as browser:
-        begun = await browser.call("POST", "/session", password_of(member))
-        assert (begun.status, begun.headers["cache-control"]) == (200, "no-store")
-        assert (begun.body["user"], begun.body["renewable"]) == (member["user"]["id"], True)
-        assert 0 < begun.body["expires_in"] <= 300
+        login = await browser.call("POST", "/session", password_of(member))
+        assert (login.status, login.headers["cache-control"]) == (200, "no-store")
+        assert (login.body["user"], login.body["renewable"]) == (member["user"]["id"], True)
+        assert 0 < login.body["expires_in"] <= 300
         assert set(browser.cookies) == {"moyin_session", "moyin_refresh"}
         assert await browser.status("GET", "/me") == 200
         assert await browser.status("PATCH", "/me", {"name": "Bo"}) == 200
@@ -114,8 +114,8 @@ async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
     player = await accounts.player()
     body = {"refresh_token": player["refresh_token"]}
     async with browsing(accounts) as browser:
-        begun = await browser.call("POST", "/session", body)
-        assert (begun.status, begun.body["user"]) == (200, player["user"]["id"])
+        login = await browser.call("POST", "/session", body)
+        assert (login.status, login.body["user"]) == (200, player["user"]["id"])
         assert browser.cookies["moyin_refresh"] != player["refresh_token"]
         assert await browser.status("POST", "/session/renew") == 200
     async with browsing(accounts) as other:
@@ -127,9 +127,9 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
     player = await accounts.player()
     async with browsing(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
-        begun = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
-        assert (begun.status, begun.body["owner"], begun.body["renewable"]) == (200, "admin", False)
-        assert begun.body["expires_in"] == 30 * 86_400
+        login = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
+        assert (login.status, login.body["owner"], login.body["renewable"]) == (200, "admin", False)
+        assert login.body["expires_in"] == 30 * 86_400
         # The secret of the player's session is gone, with which the browser would become the player.
         assert set(browser.cookies) == {"moyin_session"}
         assert (await browser.call("POST", "/session/renew")).code == "invalid_token"
@@ -147,9 +147,9 @@ async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) 
     player = await accounts.player()
     async with browsing(accounts) as browser:
         token = f" {player['access_token']}\n"
-        begun = await browser.call("POST", "/session", {"api_key": token})
-        assert (begun.status, begun.body["user"]) == (200, player["user"]["id"])
-        assert 0 < begun.body["expires_in"] <= 300
+        login = await browser.call("POST", "/session", {"api_key": token})
+        assert (login.status, login.body["user"]) == (200, player["user"]["id"])
+        assert 0 < login.body["expires_in"] <= 300
         assert await browser.status("GET", "/me") == 200
 
 

@@ -46,19 +46,19 @@ async def vouch(
     accounts_app: AccountsApp, issuer: str, subject: str, address: str = "", **claims: Any
 ) -> dict[str, str]:
     """Sign in on the provider's pages as ``subject``, and return the callback's parameters."""
-    sent = {"x-forwarded-for": address} if address else {}
+    request_headers = {"x-forwarded-for": address} if address else {}
     async with accounts_app.session.put(f"{issuer}/users/{subject}", json=claims) as response:
         assert response.status < 300
     body = {"provider": "studio", "redirect_uri": BACK}
-    answer = await accounts_app.call("POST", "/oidc/begin", None, body, **sent)
+    answer = await accounts_app.call("POST", "/oidc/begin", None, body, **request_headers)
     assert answer.status == 200, answer
-    begun = answer.body
+    login = answer.body
     async with accounts_app.session.post(
-        begun["authorization_url"], data={"sub": subject}, allow_redirects=False
+        login["authorization_url"], data={"sub": subject}, allow_redirects=False
     ) as response:
         returned = parse_qs(urlsplit(response.headers["location"]).query)
-    assert returned["state"] == [begun["state"]]
-    return {"state": begun["state"], "code": returned["code"][0]}
+    assert returned["state"] == [login["state"]]
+    return {"state": login["state"], "code": returned["code"][0]}
 
 
 async def test_a_provider_signs_a_new_player_in_and_knows_them_again(

@@ -79,8 +79,8 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
     await comfy.get("/object_info")
     name = hashlib.sha256(b"default").hexdigest()[:16]
     # Its first line is the version of the pool.
-    kept = (gateway.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
-    found: dict[str, Any] = json.loads(kept)
+    cached_info = (gateway.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
+    found: dict[str, Any] = json.loads(cached_info)
     assert {"LoadImage", "SaveImage", "CLIPTextEncode", "LoadVideo"} <= found.keys()
     return found
 
@@ -361,9 +361,9 @@ async def test_every_api_treats_foreign_objects_as_missing(
             assert found == status, answer
             answers.append(plain(answer, value))
         assert answers[0] == answers[1], pair
-        told = answers[0] if "code" in answers[0] else answers[0]["error"]["details"]
-        assert (told["code"], told["field"]) == ("input_not_found", field)
-        assert told["node_errors"].keys() == {"1"}
+        refusal = answers[0] if "code" in answers[0] else answers[0]["error"]["details"]
+        assert (refusal["code"], refusal["field"]) == ("input_not_found", field)
+        assert refusal["node_errors"].keys() == {"1"}
 
 
 async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:

@@ -136,13 +136,15 @@ _SLOW: Graph = {
 _TEXT: Graph = {"7": _node("PreviewAny", source="two\nlines")}
 
 SCENES = [
-    Scene(name="a picture", graphs=[_PLAIN], asked={"extra_data": _WORKFLOW}),
-    Scene(name="the same again", graphs=[_PLAIN, _PLAIN], asked={"extra_data": _WORKFLOW}),
+    Scene(name="a picture", graphs=[_PLAIN], further_members={"extra_data": _WORKFLOW}),
+    Scene(
+        name="the same again", graphs=[_PLAIN, _PLAIN], further_members={"extra_data": _WORKFLOW}
+    ),
     Scene(name="a preview", graphs=[_SCALED]),
     Scene(name="a batch", graphs=[_BATCH]),
     Scene(name="an upload", graphs=[_LOADED]),
     Scene(name="two outputs", graphs=[_TWO]),
-    Scene(name="one of two", graphs=[_TWO], asked={"partial_execution_targets": ["4"]}),
+    Scene(name="one of two", graphs=[_TWO], further_members={"partial_execution_targets": ["4"]}),
     Scene(name="text", graphs=[_TEXT]),
     Scene(name="steps", graphs=[_STEPS]),
     Scene(name="pictures on the socket", graphs=[_SOCKET]),
@@ -248,19 +250,19 @@ async def _recorded(url: str, key: str | None = None) -> Told:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
-        told: dict[str, Any] = {"before": [await recorder.ask(*asked) for asked in BEFORE]}
-        told["uploads"] = await _uploads(recorder)
+        recorded: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
+        recorded["uploads"] = await _uploads(recorder)
         for scene in SCENES:
-            told[scene.name] = await recorder.play(scene)
-        told["after"] = [await recorder.ask(*asked) for asked in AFTER]
-    return told
+            recorded[scene.name] = await recorder.play(scene)
+        recorded["after"] = [await recorder.ask(*call) for call in AFTER]
+    return recorded
 
 
 async def _uploads(recorder: Recorder) -> list[Any]:
-    told = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
+    responses = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
     mask, original = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
-    told.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
-    for asked in (
+    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
+    for call in (
         {"filename": _UPLOAD, "type": "input"},
         {"filename": f"{_UPLOAD} [input]"},
         {"filename": mask, "type": "input"},
@@ -270,8 +272,8 @@ async def _uploads(recorder: Recorder) -> list[Any]:
         {"filename": _UPLOAD, "type": "input", "preview": "jpeg"},
         {"filename": f"no {_UPLOAD}", "type": "input"},
     ):
-        told.append(await recorder.view(**asked))
-    return told
+        responses.append(await recorder.view(**call))
+    return responses
 
 
 @pytest.mark.parametrize("name", ["before", "uploads", *(s.name for s in SCENES), "after"])

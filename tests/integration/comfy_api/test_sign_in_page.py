@@ -100,8 +100,8 @@ async def test_another_sites_page_can_do_nothing_by_cookie(
     await signed_in(browser, farm.key)
     for method in ("POST", "PUT", "DELETE"):
         async with browser.request(method, "/comfy/api/x", headers=headers) as response:
-            told = (response.status, (await response.json())["code"])
-            assert told == (403, "cross_site_request")
+            body = (response.status, (await response.json())["code"])
+            assert body == (403, "cross_site_request")
     async with browser.ws_connect("/comfy/ws", headers=headers) as socket:
         message = await socket.receive(10)
         assert message.type is aiohttp.WSMsgType.CLOSE

@@ -100,8 +100,8 @@ async def test_concurrent_settings_are_merged(farm: Farm) -> None:
     assert (await asked(farm.client, "POST", "/api/settings", json=[1]))[0] == 400
     deep = b"[" * 100_000
     for path in ("/api/settings", "/api/settings/Comfy.X"):
-        status, told = await asked(farm.client, "POST", path, data=deep)
-        assert (status, told["code"]) == (400, "invalid_json")
+        status, body = await asked(farm.client, "POST", path, data=deep)
+        assert (status, body["code"]) == (400, "invalid_json")
     # They are a file like any other, which may be anything.
     for content in (b"junk", deep):
         await asked(farm.client, "POST", "/userdata/comfy.settings.json", data=content)
@@ -109,8 +109,8 @@ async def test_concurrent_settings_are_merged(farm: Farm) -> None:
 
 
 async def test_a_shelf_has_an_end_and_a_file_is_no_page(farm: Farm) -> None:
-    status, told = await asked(farm.client, "POST", "/userdata/a", data=b"x" * 200_000)
-    assert (status, told["code"]) == (413, "no_room_left")
+    status, body = await asked(farm.client, "POST", "/userdata/a", data=b"x" * 200_000)
+    assert (status, body["code"]) == (413, "no_room_left")
     await asked(farm.client, "POST", "/userdata/a.html", data=b"<script>alert(1)</script>")
     async with farm.client.get("/userdata/a.html") as response:
         assert response.content_type == "application/octet-stream"

@@ -173,7 +173,7 @@ async def test_what_the_scopes_do_not_allow_is_left_out(
         while not seen >= names:
             seen.add((await viewer.read())[0])
         # Seen only after another reading, before which everything else has come.
-        farm.pools_say.summaries = {"fast": POOL}
+        farm.scripted_pools.summaries = {"fast": POOL}
         name, data = await viewer.read()
         while name != "cluster" or not data["pools"][1]["is_responding"]:
             seen.add(name)

@@ -255,13 +255,13 @@ async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) 
     await eventually(lambda: _have_begun(api, held), 120)
     first = await api.list_jobs()
     stages = {job_id: _STAGES[first[job_id]["status"]] for job_id in ours}
-    asked = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
-    asked += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
+    sampled_ids = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
+    sampled_ids += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
     running, queue, prompts, by_grpc = await asyncio.gather(
         api.list_jobs(status="running"),
         api.list_queue(),
         api.list_prompts(),
-        api.get_by_grpc(asked),
+        api.get_by_grpc(sampled_ids),
     )
     # Events are published after the row is written, and a stream must not miss any.
     await eventually(

@@ -98,9 +98,9 @@ async def test_a_job_is_cancelled_retried_and_deleted(
             assert (again.id, again.status, again.attempts) == (job.id, pb.JOB_STATUS_QUEUED, 2)
     await stub.DeleteJob(pb.DeleteJobRequest(id=job.id), metadata=key)
     for request in (pb.GetJobRequest(id=job.id), pb.DeleteJobRequest(id=job.id)):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await _call(stub, request, key)
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert exc_info.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_jobs_are_listed_by_filters_and_pages(
@@ -154,14 +154,14 @@ async def test_health_checks_need_no_key(gateway: RunningStack) -> None:
             watching = health.Watch(health_pb2.HealthCheckRequest(service=service))
             assert (await anext(aiter(watching))).status == status
             watching.cancel()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await health.Check(health_pb2.HealthCheckRequest(service="models"))
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        assert exc_info.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await health.Check(
                 health_pb2.HealthCheckRequest(), metadata=[("application", "models")]
             )
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert exc_info.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_channel_that_checks_health_sends_its_calls(
@@ -209,12 +209,12 @@ async def test_a_watch_ends_soon_after_its_key(
         await anext(aiter(watching))
         await asyncio.to_thread(gateway.run, "keys", "revoke", text.split("_")[1])
         began = asyncio.get_running_loop().time()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             async with asyncio.timeout(10):
                 async for _ in watching:
                     continue
         measured(f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key")
-        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert exc_info.value.code() is grpc.StatusCode.UNAUTHENTICATED
     finally:
         await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
 
@@ -287,15 +287,17 @@ async def test_errors_keep_their_codes(
     status: grpc.StatusCode,
     code: str,
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(grpc.aio.AioRpcError) as exc_info:
         await _call(stub, request_, [*(metadata or key), ("x-request-id", "grpc-test-1")])
-    assert caught.value.code() is status
-    trailers = dict(caught.value.trailing_metadata() or ())
-    told = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
-    assert told.code == status.value[0]
-    reason, asked = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
-    assert told.details[0].Unpack(reason) and told.details[1].Unpack(asked)
-    assert (reason.reason, asked.request_id) == (code, "grpc-test-1")
+    assert exc_info.value.code() is status
+    trailers = dict(exc_info.value.trailing_metadata() or ())
+    status_details = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert status_details.code == status.value[0]
+    reason, request_info = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    assert status_details.details[0].Unpack(reason) and status_details.details[1].Unpack(
+        request_info
+    )
+    assert (reason.reason, request_info.request_id) == (code, "grpc-test-1")
 
 
 async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinStub) -> None:

@@ -435,11 +435,11 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 
 async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRenderer) -> None:
     files = await given_input(hostile, b"the next tenant's input")
-    asked = [
+    requests = [
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
     ]
-    first, second = [asyncio.create_task(_last(hostile, request)) for request in asked]
+    first, second = [asyncio.create_task(_last(hostile, request)) for request in requests]
     assert finding((await first).values) == []
     assert (await second).files
 

@@ -154,8 +154,8 @@ def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     job = done(http, {**swatch(), "batch": batch})
     assert sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
     assert (job["steps"], job["progress"]["value"], job["progress"]["max"]) == (4, 4, 4)
-    told = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
-    assert told[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
+    children = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
+    assert children[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
     assert [c["artifacts"][0]["id"] for c in job["children"]] == [a["id"] for a in job["artifacts"]]
     listed = http.get("/jobs?limit=200").json()["jobs"]
     assert [one["id"] for one in listed].count(job["id"]) == 1
@@ -249,9 +249,9 @@ def test_openai_sdk_gets_errors_in_its_own_format(
     kind: type[openai.APIStatusError],
     param: str,
 ) -> None:
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind) as exc_info:
         sdk.images.generate(**{"model": "swatch", "prompt": "x", **members})
-    assert caught.value.param == param
+    assert exc_info.value.param == param
 
 
 def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> None:
@@ -265,13 +265,13 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
     assert (job["metadata"], len(job["artifacts"])) == ({"user": "soon"}, 1)
 
     # Too long for the client: told once, and not rendered again by the SDK's retries.
-    with pytest.raises(openai.InternalServerError) as caught:
+    with pytest.raises(openai.InternalServerError) as exc_info:
         sdk.images.generate(
             model="swatch", prompt="x", user="late", extra_headers={"x-moyin-timeout": "0.001"}
         )
-    assert (caught.value.status_code, caught.value.code) == (504, "backend_timeout")
+    assert (exc_info.value.status_code, exc_info.value.code) == (504, "backend_timeout")
     late = [job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}]
-    assert [job["id"] for job in late] == [caught.value.response.headers["x-moyin-job"]]
+    assert [job["id"] for job in late] == [exc_info.value.response.headers["x-moyin-job"]]
     assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
 
 
@@ -364,11 +364,11 @@ def test_a_failure_is_not_kept(http: httpx.Client) -> None:
 
 
 def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Path) -> None:
-    told = gateway.run(
+    process = gateway.run(
         "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
         "-o", str(tmp_path),
     ).stdout.split()  # fmt: skip
-    assert size(Path(told[-1]).read_bytes()) == (16, 8)
+    assert size(Path(process[-1]).read_bytes()) == (16, 8)
     refused = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
     assert refused.stderr.startswith("error: invalid_request: inputs.")
 
@@ -378,9 +378,9 @@ def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> Non
     folder.mkdir()
     try:
         (folder / "bad.json").write_text('{"name": "bad", "title": "Bad", "graph": {"1": 5}}')
-        told = gateway.run("doctor", check=False)
-        assert told.returncode != 0
-        assert "bad.json: graph.1: must be an object" in " ".join(told.stdout.split())
+        process = gateway.run("doctor", check=False)
+        assert process.returncode != 0
+        assert "bad.json: graph.1: must be an object" in " ".join(process.stdout.split())
     finally:
         shutil.rmtree(folder)
 

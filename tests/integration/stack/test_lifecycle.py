@@ -258,8 +258,8 @@ def test_an_app_that_cannot_start_is_one_clear_line_and_nothing_stays(tmp_path: 
     other = _stack(tmp_path, broken=True)
     refused = other.run("up", check=False)
     assert refused.returncode == 1
-    told = refused.stderr.strip().splitlines()[-1]
-    assert told.startswith("error: app tiny cannot start: ")
-    assert "this app is broken on purpose" in told
+    error_line = refused.stderr.strip().splitlines()[-1]
+    assert error_line.startswith("error: app tiny cannot start: ")
+    assert "this app is broken on purpose" in error_line
     assert other.processes() == []
     assert other.run("status", check=False).returncode == 1

@@ -50,9 +50,9 @@ async def test_no_text_is_stored_in_valkey_unencrypted(
     """Valkey's files contain deleted values, too."""
     await store.add("a", "ada", b"codename Bluebird")
     await store.add_second_answer("a", "Bluebird flies")
-    kept = await valkey.hgetall("moyin:judge:a")
-    assert kept.keys() == {b"owner", b"comparison", b"second"}
-    assert not any(b"Bluebird" in value for value in kept.values())
+    stored = await valkey.hgetall("moyin:judge:a")
+    assert stored.keys() == {b"owner", b"comparison", b"second"}
+    assert not any(b"Bluebird" in value for value in stored.values())
     # What was written for another comparison, or under another secret, is none of this one.
     await valkey.copy("moyin:judge:a", "moyin:judge:b")
     assert await store.get("b") is None

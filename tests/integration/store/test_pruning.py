@@ -55,7 +55,7 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
     past = PastJobs(database, tmp_path / "blobs")
     old = [await past.job(graph=str(index)) for index in range(3)]
     young = await past.job(days=1, graph="0")
-    kept = past.files()
+    remaining_files = past.files()
     past.age()
     environ = {
         **os.environ,
@@ -73,7 +73,7 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
 
     assert run("--dry-run") == "3 jobs and 0 batches ended at least 30 days ago\n"
     assert run().strip() == "", "nobody said that it may"
-    assert past.files() == kept
+    assert past.files() == remaining_files
     # Of three graphs one is the young job's as well, as is the picture.
     assert run("--yes").startswith("deleted 3 jobs, 0 batches and 5 files, ")
     assert run("--yes").startswith("deleted 0 jobs, 0 batches and 0 files, ")

@@ -49,7 +49,7 @@ class Model:
     """Answers with the prompt; fails ``failures[prompt]`` times first."""
 
     def __init__(self) -> None:
-        self.asked = Counter[str]()
+        self.calls_by_text = Counter[str]()
         self.failures = Counter[str]()
         self.refused: set[str] = set()
         self.free = asyncio.Event()
@@ -75,7 +75,7 @@ class Model:
 
     async def _chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
-        self.asked[text] += 1
+        self.calls_by_text[text] += 1
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -253,7 +253,7 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
     assert errors["line-2"]["status_code"] == 404
     assert errors["line-2"]["body"]["error"]["code"] == "model_not_found"
     assert errors["line-3"]["body"]["error"]["code"] == "backend_rejected"
-    assert farm.model.asked["text 1"] == 1 and farm.model.asked["text 4"] == 3
+    assert farm.model.calls_by_text["text 1"] == 1 and farm.model.calls_by_text["text 4"] == 3
     # Half of the back end's places.
     assert 1 <= farm.model.most <= 4
     entry = await farm.app.ledger.get("ada", answer["request_id"])
@@ -280,7 +280,7 @@ async def test_invalid_files_fail_before_any_line_runs(
     assert ended.status == "failed" and ended.errors is not None and ended.errors.data is not None
     [error] = ended.errors.data
     assert (error.code, error.line, error.param) == (code, number, param)
-    assert ended.failed_at is not None and farm.model.asked.total() == 0
+    assert ended.failed_at is not None and farm.model.calls_by_text.total() == 0
 
 
 async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
@@ -296,11 +296,11 @@ async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     errors = await farm.read(ended.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 100
     assert {found["error"]["code"] for found in errors} == {"batch_cancelled"}
-    assert farm.model.asked.total() == len(output)
-    with pytest.raises(openai.ConflictError) as caught:
+    assert farm.model.calls_by_text.total() == len(output)
+    with pytest.raises(openai.ConflictError) as exc_info:
         completed = await farm.until(await farm.create(line(1)))
         await farm.client.batches.cancel(completed.id)
-    assert caught.value.code == "batch_finished"
+    assert exc_info.value.code == "batch_finished"
 
 
 async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) -> None:
@@ -327,7 +327,7 @@ async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
     assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
         (402, "budget_exceeded")
     }
-    assert farm.model.asked.total() == 0
+    assert farm.model.calls_by_text.total() == 0
 
 
 async def test_vectors_and_lists(farm: Farm) -> None:
@@ -345,14 +345,14 @@ async def test_vectors_and_lists(farm: Farm) -> None:
         ({"endpoint": "/v1/models"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
     ):
-        given = {
+        batch_input = {
             "input_file_id": first.input_file_id,
             "endpoint": "/v1/embeddings",
             "completion_window": "24h",
         }
-        with pytest.raises(openai.BadRequestError) as caught:
-            await farm.client.post("/batches", body={**given, **wrong}, cast_to=object)
-        assert caught.value.param == field
+        with pytest.raises(openai.BadRequestError) as exc_info:
+            await farm.client.post("/batches", body={**batch_input, **wrong}, cast_to=object)
+        assert exc_info.value.param == field
     with pytest.raises(openai.NotFoundError):
         await farm.client.batches.retrieve("batch_none")
     with pytest.raises(openai.NotFoundError):

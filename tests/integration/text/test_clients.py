@@ -117,9 +117,9 @@ async def test_auto_goes_to_the_cloud_for_what_the_local_model_cannot_do(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
     long: Any = {"role": "user", "content": "word " * 2500}
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         await openai_client.chat.completions.create(model="smollm2", messages=[long])
-    assert caught.value.code == "context_too_long"
+    assert exc_info.value.code == "context_too_long"
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     raw = await openai_client.chat.completions.with_raw_response.create(
         model="auto", messages=[HELLO], max_tokens=3, tools=[tool]

@@ -38,11 +38,11 @@ async def test_two_replicas_notice_each_others_follow_ups(
                     await replica.learning.flush()
 
             async def ask(client: Client, *more: str) -> str:
-                said = [
+                messages = [
                     {"role": role, "content": text}
                     for role, text in zip(("assistant", "user"), more, strict=False)
                 ]
-                body = {**CHAT, "messages": ASK + said}
+                body = {**CHAT, "messages": ASK + messages}
                 status, _, headers = await client.call("POST", "chat/completions", body)
                 assert status == 200
                 await settle()
@@ -51,10 +51,10 @@ async def test_two_replicas_notice_each_others_follow_ups(
             answered = await ask(first)
             again = await ask(second)
             await ask(first, "func", "That is wrong")
-            _, told, _ = await first.call("GET", "quality/export")
-            signals = {(one["request_id"], one["source"]) for one in told["signals"]}
+            _, exported, _ = await first.call("GET", "quality/export")
+            signals = {(one["request_id"], one["source"]) for one in exported["signals"]}
             assert signals == {(answered, "regenerated"), (again, "corrected")}
-            assert all(one["kind"] == "code" for one in told["signals"])
+            assert all(one["kind"] == "code" for one in exported["signals"])
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
     response, refused = await ask(http, "chat/completions", messages=[long], tools=[tool])
     assert response.status == 400, "the model behind the bridge has a smaller context"
     assert refused["error"]["code"] == "backend_rejected"
-    assert [asked["options"]["num_ctx"] for asked in bridge.requests] == [4096, 8192]
+    assert [request["options"]["num_ctx"] for request in bridge.requests] == [4096, 8192]
     assert bridge.requests[1]["tools"][0]["function"]["parameters"] == SCHEMA
 
 

@@ -89,21 +89,21 @@ async def test_embeddings_for_both_kinds_of_client(
     assert [list(row) for row in three.embeddings] == [[1.5], [2.5]]
     assert three.prompt_eval_count == PROMPT
     if model == "llama-vectors":
-        assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.asked)
+        assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.requests)
 
 
 async def test_chat_and_vectors_do_not_take_each_others_models(models_app: ModelsApp) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
-        with pytest.raises(openai.BadRequestError, match="embeddings") as caught:
+        with pytest.raises(openai.BadRequestError, match="embeddings") as exc_info:
             await client.embeddings.create(model="gpt", input="x")
-        assert caught.value.param == "model"
+        assert exc_info.value.param == "model"
         with pytest.raises(openai.BadRequestError, match="chat"):
             await client.chat.completions.create(model="gpt-vectors", messages=[HELLO])
-        with pytest.raises(openai.BadRequestError, match="input") as caught:
+        with pytest.raises(openai.BadRequestError, match="input") as exc_info:
             await client.embeddings.create(model="llama-vectors", input=[[1, 2]])
-        assert caught.value.param == "input"
+        assert exc_info.value.param == "input"
 
 
 async def test_tokens_are_counted_by_the_backend_or_estimated(
@@ -130,9 +130,9 @@ async def test_model_routes_of_ollamas_client(speaking: ollama.AsyncClient) -> N
     assert shown.capabilities == ["completion", "tools", "vision"]
     assert (shown.modelinfo or {})["moyin.context_length"] == 9000
     assert (await speaking.show("gpt-vectors")).capabilities == ["embedding"]
-    with pytest.raises(ollama.ResponseError) as caught:
+    with pytest.raises(ollama.ResponseError) as exc_info:
         await speaking.show("nobody")
-    assert caught.value.status_code == 404
+    assert exc_info.value.status_code == 404
     assert {model.model for model in (await speaking.ps()).models} >= names - {"auto:latest"}
 
 
@@ -155,7 +155,7 @@ async def test_a_request_that_only_loads_is_answered_at_once(
 ) -> None:
     for loaded in (await speaking.generate(model="gpt"), await speaking.chat(model="gpt")):
         assert (loaded.done, loaded.done_reason) == (True, "load")
-    assert wires.asked == []
+    assert wires.requests == []
 
 
 async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
@@ -171,14 +171,14 @@ async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
         assert (await response.json())["done"] is True
         assert response.headers["x-moyin-cost-usd"] == "0"
     options = {"min_p": 0.1, "num_ctx": 8192}
-    assert wires.asked == [("/api/chat", {**body, "model": "up", "options": options})]
+    assert wires.requests == [("/api/chat", {**body, "model": "up", "options": options})]
     async with http.post("/v1/ollama/api/chat", json={**body, "model": "gpt"}) as response:
-        told = await response.json()
-    assert (response.status, told["code"], told["field"]) == (
+        response_body = await response.json()
+    assert (response.status, response_body["code"], response_body["field"]) == (
         *(400, "unsupported_feature"),
         "options.min_p",
     )
-    assert told["request_id"] == response.headers["x-request-id"]
+    assert response_body["request_id"] == response.headers["x-request-id"]
 
 
 async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> None:
@@ -187,9 +187,9 @@ async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> No
     async with http.get("/v1/ollama/api/version") as response:
         assert (await response.json())["version"].count(".") == 2
     async with http.post("/v1/ollama/api/search", json={"model": "x"}) as response:
-        told = await response.json()
-    assert (response.status, told["code"]) == (404, "route_not_found")
-    assert isinstance(told["error"], str)
+        body = await response.json()
+    assert (response.status, body["code"]) == (404, "route_not_found")
+    assert isinstance(body["error"], str)
 
 
 async def test_a_picture_that_is_none_is_named(
@@ -207,7 +207,7 @@ async def test_a_picture_that_is_none_is_named(
         async with http.post("/v1/chat/completions", json=body) as response:
             error = (await response.json())["error"]
             assert (response.status, error["code"], error["param"]) == (400, code, "messages")
-    assert wires.asked == []
+    assert wires.requests == []
 
 
 async def test_unknown_members_are_passed_through(
@@ -219,8 +219,8 @@ async def test_unknown_members_are_passed_through(
     async with http.post("/v1/chat/completions", data=json.dumps(body)) as response:
         answer = await response.json()
     assert answer["choices"][0]["message"]["content"] == SEEN
-    ((_, asked),) = wires.asked
-    assert (asked["n"], asked["user"]) == (1, "ada")
+    ((_, request_body),) = wires.requests
+    assert (request_body["n"], request_body["user"]) == (1, "ada")
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages", "ollama/api/chat", "route"])
@@ -241,8 +241,10 @@ async def test_compressed_bodies_are_decoded_or_refused(
         assert response.status == status, text
         if code is None:
             continue
-        told = json.loads(text)
-        error = told["error"] if path in ("chat/completions", "messages") else told
+        response_body = json.loads(text)
+        error = (
+            response_body["error"] if path in ("chat/completions", "messages") else response_body
+        )
         assert error["code"] == code
         assert status != 415 or response.headers["accept-encoding"] == "gzip, deflate"
 
@@ -267,11 +269,11 @@ async def test_a_job_that_can_not_be_is_refused_at_once(
     code: str,
 ) -> None:
     body = {"model": model, "messages": [HELLO], "max_tokens": 5, "input": "x"}
-    wish = {"prefer": "wait=5, Respond-Async; q=1", **headers}
-    async with http.post(f"/v1/{path}", json=body, headers=wish) as response:
-        told = await response.json()
+    request_headers = {"prefer": "wait=5, Respond-Async; q=1", **headers}
+    async with http.post(f"/v1/{path}", json=body, headers=request_headers) as response:
+        response_body = await response.json()
     assert response.status == status
-    error = told["error"]
-    assert (told if path.startswith("ollama") else error)["code"] == code
+    error = response_body["error"]
+    assert (response_body if path.startswith("ollama") else error)["code"] == code
     for name in headers:
-        assert name in json.dumps(told)
+        assert name in json.dumps(response_body)

@@ -46,7 +46,7 @@ class Upstream:
         self.answer = answer
         self.later = later
         self.holds = holds
-        self.asked = 0
+        self.request_count = 0
         self.url = ""
         self.left = asyncio.Event()
 
@@ -62,7 +62,7 @@ class Upstream:
         if head.startswith(b"GET"):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
         else:
-            self.asked += 1
+            self.request_count += 1
             if self.answer is not None:
                 writer.write(self.answer.encode())
             if self.answer is None or self.holds:

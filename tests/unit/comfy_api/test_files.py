@@ -181,8 +181,8 @@ async def test_outputs_of_a_running_prompt_are_found(rig: Rig) -> None:
 async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:
     job = await rig.job(begun=True)
     file = replace(output(job.id), sha256=await rig.blobs.put(b"png"))
-    pruned = output(job.id, "q_00001_.png")
-    result = await rig.result(record(files=(file, pruned)))
+    pruned_file = output(job.id, "q_00001_.png")
+    result = await rig.result(record(files=(file, pruned_file)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
     await rig.files.add_upload(OWNER, CAT, content("1"), overwrite=False)
     earlier = f"{job.id}/p_00001_.png [output]"

@@ -308,10 +308,10 @@ async def test_an_end_before_the_connection_is_not_repeated(
             for _ in range(4):
                 await ticks.acquire()
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        told = await receive(client)
-        while told != build_end_message(job):
-            assert told[1].get("prompt_id") != before.id
-            told = await receive(client)
+        events = await receive(client)
+        while events != build_end_message(job):
+            assert events[1].get("prompt_id") != before.id
+            events = await receive(client)
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), ServiceUnavailable("S3 is away")])

@@ -326,7 +326,7 @@ async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
 async def jobs_by_kind(rig: Rig) -> dict[str, str]:
     """Return the ids of waiting and running jobs, by submitter and client."""
     ids = {}
-    for begun, state in ((False, "waits"), (True, "runs")):
+    for is_running, state in ((False, "waits"), (True, "runs")):
         submissions: dict[str, dict[str, Any]] = {
             "own": {},
             "own, another client": {"client": "editor"},
@@ -336,7 +336,7 @@ async def jobs_by_kind(rig: Rig) -> dict[str, str]:
             "another tenant's": {"owner": "bob"},
         }
         for name, submitted in submissions.items():
-            job = await rig.job(begun=begun, **submitted)
+            job = await rig.job(begun=is_running, **submitted)
             ids[f"{name} {state}"] = job.id
     return ids
 

@@ -62,10 +62,10 @@ def test_valid_value_keeps_its_type(
 def test_invalid_value_error_states_what_is_valid(
     kind: str, members: dict[str, Any], given: Any, problem: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parameter(kind, **members).check_value(given, "inputs.x")
-    assert caught.value.field == "inputs.x"
-    assert problem in caught.value.message
+    assert exc_info.value.field == "inputs.x"
+    assert problem in exc_info.value.message
 
 
 def test_only_an_object_is_a_reference() -> None:

@@ -19,9 +19,9 @@ def weigh(*schemas: Any) -> None:
 
 def bound(*schemas: Any) -> tuple[str, str | None]:
     """Return the name of the exceeded bound; also check the error."""
-    with pytest.raises(SchemaTooLarge) as caught:
+    with pytest.raises(SchemaTooLarge) as exc_info:
         weigh(*schemas)
-    error = caught.value
+    error = exc_info.value
     assert f"{error.details['limit']:,}" in error.message or "refer" in error.message
     assert error.field is not None and error.message.startswith(error.field)
     return error.details["bound"], error.field

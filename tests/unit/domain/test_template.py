@@ -47,9 +47,9 @@ def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
     ],
 )
 def test_error_names_the_invalid_input(inputs: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         fill_template(template(), inputs, "steps.1.")
-    assert caught.value.field == f"steps.1.{field}"
+    assert exc_info.value.field == f"steps.1.{field}"
 
 
 _NASTY = st.text("${}steps.0txinpu:[]\"'a ", max_size=30) | st.sampled_from(

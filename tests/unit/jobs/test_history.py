@@ -139,7 +139,7 @@ async def test_delete_by_a_filter_skips_open_jobs(
     label = {"project": "old"}
     for _ in range(5):
         await rig.submit(metadata=label, ends=True)
-    kept = {
+    remaining = {
         await rig.submit(metadata=label),
         await rig.submit(metadata={"project": "new"}, ends=True),
     }
@@ -151,7 +151,7 @@ async def test_delete_by_a_filter_skips_open_jobs(
     result = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
     assert (result.matched, result.done, result.skipped) == (6, 5, 1)
     assert result.next_cursor is None
-    assert await rig.list_ids() == kept
+    assert await rig.list_ids() == remaining
     assert await rig.list_ids("bob") == {other}
 
 
@@ -216,9 +216,9 @@ async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
 async def test_a_filter_without_conditions_is_refused(rig: Rig, dry_run: bool) -> None:
     job = await rig.submit()
     for change in (rig.history.delete_matching, rig.history.cancel_matching):
-        with pytest.raises(InvalidRequest) as caught:
+        with pytest.raises(InvalidRequest) as exc_info:
             await change(ANN, JobFilter(), dry_run=dry_run, cursor=None)
-        assert caught.value.field == "filter"
+        assert exc_info.value.field == "filter"
     assert (await rig.jobs.find(job)).status is JobStatus.QUEUED
 
 

@@ -80,10 +80,10 @@ class PastJobs:
             size=len(picture),
             sha256=await self.blobs.put(picture),
         )
-        told: dict[str, Any] = {"artifacts": [f"artifact:{artifact.id}"]}
+        step_output: dict[str, Any] = {"artifacts": [f"artifact:{artifact.id}"]}
         if preview is not None:
-            told["record"] = {"files": [{"sha256": await self.blobs.put(preview)}]}
-        output = await self.blobs.put(to_json(told))
+            step_output["record"] = {"files": [{"sha256": await self.blobs.put(preview)}]}
+        output = await self.blobs.put(to_json(step_output))
         result = StepResult(index=0, output=output, artifacts=(artifact,))
         await self.jobs.record_step(job_id, 1, result)
         if days is not None:
@@ -311,7 +311,7 @@ async def test_deleted_files_go_although_jobs_stay(
 ) -> None:
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
     batches = PastBatches(past)
-    kept = await batches.file("kept", b"kept")
+    kept_file = await batches.file("kept", b"kept")
     gone = await batches.file("deleted", b"deleted", deleted_days=1.1)
     new = await batches.file("new", b"new", deleted_days=0.9)
     preview = await batches.file("preview", b"preview", deleted_days=2)
@@ -327,7 +327,7 @@ async def test_deleted_files_go_although_jobs_stay(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert await batches.names() == ["kept", "new"]
-    for digest in (kept, new, preview):
+    for digest in (kept_file, new, preview):
         assert await past.blobs.exists(digest)
     assert await past.existing_ids() == {job}
 
@@ -405,8 +405,8 @@ async def test_old_batches_go_with_their_results_and_files_when_they_were_delete
     batches = PastBatches(past)
     days = [NOW - timedelta(days=n) for n in (20, 40)]
     result = await batches.file("output", b"results")
-    kept = await batches.file("input", b"input")
-    shared = await batches.file("gone", b"picture", deleted_days=40)
+    input_file = await batches.file("input", b"input")
+    shared_file = await batches.file("gone", b"picture", deleted_days=40)
     again = await batches.file("gone-too", b"input", deleted_days=40)
     unused = await batches.file("deleted", b"unused", deleted_days=40)
     new = await batches.file("new", b"new", deleted_days=20)
@@ -421,7 +421,7 @@ async def test_old_batches_go_with_their_results_and_files_when_they_were_delete
     assert (gone.batches, gone.files) == (1, 2)
     assert await batches.names() == ["input", "new", "open-input"]
     assert [await past.blobs.exists(b) for b in (result, unused)] == [False, False]
-    for digest in (kept, shared, again, new, open_input):
+    for digest in (input_file, shared_file, again, new, open_input):
         assert await past.blobs.exists(digest)
     assert await batches.batches.find("batch_old") is None
     assert await batches.batches.find("batch_new") is not None

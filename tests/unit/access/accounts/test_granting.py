@@ -255,6 +255,6 @@ async def test_a_key_without_named_scopes_gets_the_default_ones(
     )
     assert key.scopes == {"jobs:read"}
     _, narrow = await _key_of(studio, admin, [KEYS])
-    with pytest.raises(InvalidRequest, match="scopes must be set") as caught:
+    with pytest.raises(InvalidRequest, match="scopes must be set") as exc_info:
         await _key_of(studio, narrow)
-    assert caught.value.field == "scopes"
+    assert exc_info.value.field == "scopes"

@@ -129,18 +129,18 @@ async def test_other_errors_end_the_stream(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, reply: Reply
 ) -> None:
     gateway.script("GET", EVENTS, reply)
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.collect("events", "j1")
-    assert caught.value.code == "job_not_found"
+    assert exc_info.value.code == "job_not_found"
     assert pauses.seconds == []
 
 
 async def test_only_failures_in_a_row_count(client: AnyClient, gateway: ScriptedGateway) -> None:
     broken = [stream(status("running", f"2-{n}"), breaks=True) for n in range(6)]
     gateway.script("GET", EVENTS, *broken, LOST, LOST, LOST, LOST)
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.collect("events", "j1")
-    assert caught.value.code == "connection_failed"
+    assert exc_info.value.code == "connection_failed"
     # Four tries in a row; the last stream with an event is the first of them.
     assert len(gateway.seen) == 9
 
@@ -251,9 +251,9 @@ async def test_the_newest_preview_is_a_picture_or_none(
     assert await client.call("preview", "j1") is None
     picture = await client.call("preview", "j1")
     assert picture == Picture(content=b"picture", media_type="image/jpeg")
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.call("preview", "j1")
-    assert caught.value.code == "job_not_found"
+    assert exc_info.value.code == "job_not_found"
 
 
 async def test_a_token_for_a_page_is_created(client: AnyClient, gateway: ScriptedGateway) -> None:

@@ -183,9 +183,9 @@ async def test_tenants_have_priority_over_the_judge() -> None:
     name = await rig.started()
     slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
     assert slots.try_acquire("ada")
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded) as exc_info:
         await rig.judge.fetch_second_answer(name)
-    assert caught.value.retryable and caught.value.retry_after
+    assert exc_info.value.retryable and exc_info.value.retry_after
     slots.release("ada")
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
 

@@ -75,8 +75,8 @@ async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> N
         "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         "ollama": {"format": "json", "max_tokens": None},
     }
-    asked = schemas[codec.api_format.value]
-    name = await rig.started(codec=codec, stream=True, **asked)
+    requested_schema = schemas[codec.api_format.value]
+    name = await rig.started(codec=codec, stream=True, **requested_schema)
     assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
 
 

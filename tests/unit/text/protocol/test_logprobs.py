@@ -110,9 +110,9 @@ def test_logprobs_are_requested_from_openai_and_refused_for_claude(name: str) ->
     request = to_domain(name)
     body = to_openai(request, stream=False)
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         to_anthropic(request)
-    assert caught.value.field == "logprobs"
+    assert exc_info.value.field == "logprobs"
 
 
 def test_openai_answers_contain_logprobs() -> None:
@@ -142,6 +142,6 @@ def test_answers_without_logprobs_have_null_or_no_member() -> None:
 )
 @pytest.mark.parametrize("name", ["openai", "chat", "generate"])
 def test_impossible_numbers_of_alternatives_are_refused(name: str, members: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         to_domain(name, **members)
-    assert caught.value.field == "top_logprobs"
+    assert exc_info.value.field == "top_logprobs"

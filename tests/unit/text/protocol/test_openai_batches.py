@@ -71,9 +71,9 @@ def test_a_new_batch_has_its_submitters_rights() -> None:
     ],
 )
 def test_invalid_members_are_named(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         validate(CreateBatch, given(**changes))
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_lines_are_checked() -> None:
         ({"body": {"input": "x"}}, "missing_required_parameter", "body.model"),
         ({"body": {"model": "m", "background": True}}, "unsupported_parameter", "body.background"),
     ):
-        with pytest.raises(InvalidLine) as caught:
+        with pytest.raises(InvalidLine) as exc_info:
             check(**changes)
-        assert (caught.value.line_code, caught.value.field) == (code, field)
+        assert (exc_info.value.line_code, exc_info.value.field) == (code, field)
 
 
 def test_results_expire_when_the_client_says() -> None:

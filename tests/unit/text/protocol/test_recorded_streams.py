@@ -368,12 +368,12 @@ def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
     for seed in range(CUTS):
         chance = random.Random(seed)
         deltas: list[Delta] = [Started(id="a", model="m")]
-        begun = [ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)]
+        starts = [ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)]
         left = {index: list(fragments) for index, fragments in pieces.items()}
-        while begun or any(left.values()):
+        while starts or any(left.values()):
             index = chance.randrange(len(calls))
-            if begun and index >= len(calls) - len(begun):
-                deltas.append(begun.pop(0))
+            if starts and index >= len(calls) - len(starts):
+                deltas.append(starts.pop(0))
             elif left[index]:
                 deltas.append(ToolArguments(index=index, fragment=left[index].pop(0)))
         deltas.append(Finished(stop=StopReason.TOOL_USE, usage=Usage(output_tokens=9)))
@@ -424,9 +424,9 @@ async def test_an_event_that_is_no_json_ends_all_streams_alike() -> None:
     """Translated and forwarded streams fail alike, and the router tries another back end."""
     broken = b"data: {nope}\n\n"
     for provider in ("openai", "anthropic"):
-        with pytest.raises(Exception) as caught:
+        with pytest.raises(Exception) as exc_info:
             await read(provider, [broken])
-        assert getattr(caught.value, "code", "") in ("stream_interrupted", "backend_unavailable")
+        assert getattr(exc_info.value, "code", "") in ("stream_interrupted", "backend_unavailable")
     for tap in (OpenAITap(hide_usage=True), AnthropicTap()):
         with pytest.raises(StreamInterrupted):
             tap.feed(broken)

@@ -95,6 +95,6 @@ def fleet(
 
 
 def route(
-    of: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
+    models: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
 ) -> CompiledRoute:
-    return of.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)
+    return models.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)

@@ -43,16 +43,16 @@ class Gateway:
         self._count = 0
 
     def ask(
-        self, *said: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
+        self, *texts: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
     ) -> list[tuple[str, str]]:
         """Send a conversation; return the new signals as pairs of request and source.
 
         The texts alternate between the user and the assistant.
         """
         self._count += 1
-        roles = [U if place % 2 == 0 else A for place in range(len(said))]
+        roles = [U if place % 2 == 0 else A for place in range(len(texts))]
         messages: list[Any] = [
-            {"role": one, "content": text} for one, text in zip(roles, said, strict=True)
+            {"role": one, "content": text} for one, text in zip(roles, texts, strict=True)
         ]
         if role == "tool":
             call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}

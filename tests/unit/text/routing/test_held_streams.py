@@ -32,9 +32,9 @@ CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries
 
 def with_cache(gateway: Streams) -> Memory:
     """Enable the answer cache."""
-    kept, fleet = Memory(), gateway.router.fleet
-    gateway.router = Router(fleet, gateway.ledger, cache=kept, estimator=Estimator())
-    return kept
+    cache, fleet = Memory(), gateway.router.fleet
+    gateway.router = Router(fleet, gateway.ledger, cache=cache, estimator=Estimator())
+    return cache
 
 
 async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:

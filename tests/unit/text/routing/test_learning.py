@@ -508,7 +508,7 @@ async def test_loading_shared_levels_blocks_no_request(
 ) -> None:
     monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
     replica, threads = Replica(database), list[threading.Thread]()
-    reading, go, shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    reading, go, levels_shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def levels() -> list[Any]:
         reading.set()
@@ -521,12 +521,12 @@ async def test_loading_shared_levels_blocks_no_request(
 
     monkeypatch.setattr(replica.store, "list_levels", levels)
     monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
-    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: shared.set())
+    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: levels_shared.set())
     await replica.learning.start()
     await reading.wait()
     async with asyncio.timeout(30):
         await replica.learning.get_tenant_state("ada")
     go.set()
-    await shared.wait()
+    await levels_shared.wait()
     assert threads != [threading.current_thread()]
     await replica.learning.close()

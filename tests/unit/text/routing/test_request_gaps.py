@@ -45,9 +45,9 @@ async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None
 async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
     rig = of(*gaps)
     error = explain(rig).error
-    with pytest.raises(type(gaps[0])) as caught:
+    with pytest.raises(type(gaps[0])) as exc_info:
         await rig.ask()
-    assert error is not None and error.code == caught.value.code == gaps[0].code
+    assert error is not None and error.code == exc_info.value.code == gaps[0].code
 
 
 async def test_a_back_end_that_is_down_may_have_no_gap() -> None:

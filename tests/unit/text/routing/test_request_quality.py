@@ -46,12 +46,12 @@ def router(*deployments: ModelDeployment, **rules: Any) -> Router:
 
 
 def explain(
-    of: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
+    rig: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> Explanation:
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=headers)
-    return of.explain(codec, codec.parse(json.dumps(body).encode()), context)
+    return rig.explain(codec, codec.parse(json.dumps(body).encode()), context)
 
 
 def chosen(*arguments: Any, **more: Any) -> str:
@@ -105,8 +105,8 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
     def cost(model: str = "auto", *headers: tuple[bytes, bytes]) -> float:
         rules = {"policies": {"ada": TenantPolicy(usd_per_bad_answer=0.2)}}
         aliases = {"own": Alias(usd_per_bad_answer=0.1), "plain": Alias()}
-        of = router(SMALL, HAIKU, aliases=aliases, **rules)
-        quality = explain(of, SORT, *headers, model=model).quality
+        rig = router(SMALL, HAIKU, aliases=aliases, **rules)
+        quality = explain(rig, SORT, *headers, model=model).quality
         return 0.0 if quality is None else quality.usd_per_bad_answer
 
     assert (cost(), cost("plain"), cost("own")) == (0.2, 0.2, 0.1)
@@ -189,11 +189,11 @@ def test_explanation_compares_p_good() -> None:
 async def test_route_header_says_why() -> None:
     routes = {}
     for prompt in (SORT, HELLO):
-        of = router(SMALL, HAIKU)
+        rig = router(SMALL, HAIKU)
         codec = OpenAICodec()
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
         context = RoutingContext(request_id="r", owner="ada", headers=())
-        answer = await of.answer(codec, codec.parse(json.dumps(body).encode()), context)
+        answer = await rig.answer(codec, codec.parse(json.dumps(body).encode()), context)
         routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
     word, _, rest = routes[SORT].partition("; ")
     assert word == "better"
@@ -203,14 +203,14 @@ async def test_route_header_says_why() -> None:
 
 
 def test_hosts_of_one_model_are_estimated_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     estimate = estimators.Estimator.estimate
 
     def counting(self: Estimator, tenant: str, model: str, *rest: Any) -> Any:
-        asked.append(model)
+        requests.append(model)
         return estimate(self, tenant, model, *rest)
 
     monkeypatch.setattr(estimators.Estimator, "estimate", counting)
     hosts = [known("smollm2-135m", f"host{number}") for number in range(4)]
     explain(router(*hosts, HAIKU), SORT)
-    assert sorted(asked) == ["claude-haiku-5-5", "smollm2-135m"]
+    assert sorted(requests) == ["claude-haiku-5-5", "smollm2-135m"]

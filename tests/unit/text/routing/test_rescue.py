@@ -109,8 +109,8 @@ async def test_rescue_policy_decides_which_faults_are_rescued(
     policy: RescuePolicy, format: bool, first: str, rescued: bool
 ) -> None:
     gateway = Gateway(first=first, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)})
-    asked: dict[str, Any] = {"response_format": FORMAT} if format else {}
-    model, _, _ = await gateway.ask(model="own", **asked)
+    members: dict[str, Any] = {"response_format": FORMAT} if format else {}
+    model, _, _ = await gateway.ask(model="own", **members)
     assert (model == "claude-haiku-5-5") is rescued
 
 

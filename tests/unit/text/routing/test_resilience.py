@@ -155,9 +155,9 @@ async def test_call_waits_for_a_free_slot() -> None:
     await asyncio.sleep(0.01)
     runtime = rig.runtimes[0]
     assert (len(held.requests), runtime.load, runtime.health.waiting) == (1, 1, 1)
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
-    assert caught.value.retry_after is not None and caught.value.retry_after >= 1
+    assert exc_info.value.retry_after is not None and exc_info.value.retry_after >= 1
     held.let_go.set()
     assert (await first).body is (await second).body is RAW
     assert (runtime.load, runtime.health.waiting) == (0, 0)
@@ -247,11 +247,11 @@ async def test_only_a_share_of_requests_is_hedged() -> None:
     routes = []
     async with asyncio.timeout(10):
         for number in range(6):
-            asked = asyncio.create_task(rig.ask(stream=True))
+            tool_response = asyncio.create_task(rig.ask(stream=True))
             if number % 2 == 0:
                 await asyncio.sleep(0.03)
                 slow.let_go.set()
-            answer = await asked
+            answer = await tool_response
             routes.append(dict(answer.headers)[b"x-moyin-route"])
             await drained(answer)
             slow.let_go.clear()
@@ -327,9 +327,9 @@ async def test_missing_file_does_not_open_the_breaker() -> None:
     lacking = FakeBackend(error=error_from_status(404, "file_1 not found", None))
     rig = Rig(lacking, runtime={"retries": 1})
     for _ in range(4):
-        with pytest.raises(ModelNotFound) as caught:
+        with pytest.raises(ModelNotFound) as exc_info:
             await rig.ask()
-        assert "file_1" not in caught.value.message
+        assert "file_1" not in exc_info.value.message
     assert len(lacking.requests) == 4, "asking again does not help"
     assert rig.runtimes[0].is_ready
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
@@ -386,9 +386,9 @@ async def test_invented_file_ids_do_not_demote_a_model() -> None:
 async def test_error_of_an_overloaded_back_end_always_has_retry_after(
     demanded: float | None, expected: float
 ) -> None:
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded) as exc_info:
         await Rig(FakeBackend(error=Overloaded("x", retry_after=demanded))).ask()
-    assert caught.value.retry_after == expected
+    assert exc_info.value.retry_after == expected
 
 
 async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
@@ -405,9 +405,9 @@ async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
     """A client retries after a 503, but rarely after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.runtimes[1].is_up = False
-    with pytest.raises(ServiceUnavailable) as caught:
+    with pytest.raises(ServiceUnavailable) as exc_info:
         await rig.ask()
-    assert caught.value.retry_after
+    assert exc_info.value.retry_after
     rig.runtimes[1].is_up = True
     assert (await rig.ask()).body is RAW
 
