@@ -147,13 +147,13 @@ def _read(
     expected = errors.widen_forecasts(window.forecast(now, _FORECAST), now)
     if len(expected) == _FORECAST:
         guesses.forecast_seconds.append(time.thread_time() - began)
-    for one in expected:
-        if one.starts_in is None:
+    for item in expected:
+        if item.starts_in is None:
             guesses.unknown += 1
             continue
-        mine = read.setdefault(one.pending.id, [])
+        mine = read.setdefault(item.pending.id, [])
         if not mine or now - mine[-1][0] >= _READ_SECONDS:
-            mine.append((now, one.starts_in.p50, one.starts_in.p90))
+            mine.append((now, item.starts_in.p50, item.starts_in.p90))
 
 
 def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def list_blocks(page: Path) -> list[Block]:
 
 
 def read_example(page: str, name: str, language: str) -> str:
-    found, text = list_snippets(ROOT / page)[name]
-    assert found == language, f"{page}: {name} is in {found}"
+    result, text = list_snippets(ROOT / page)[name]
+    assert result == language, f"{page}: {name} is in {result}"
     return text
 
 

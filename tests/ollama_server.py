@@ -38,12 +38,12 @@ PARAMETER num_thread 1
 @cache
 def find_ollama() -> Path:
     """Return the folder of the server's program, or skip the test if it is missing."""
-    found = subprocess.run(
+    result = subprocess.run(
         [ROOT / "scripts" / "ollama_server.sh", "built"], capture_output=True, text=True, check=True
     )
-    if not found.stdout:
-        pytest.skip(found.stderr.strip())
-    return Path(found.stdout.strip())
+    if not result.stdout:
+        pytest.skip(result.stderr.strip())
+    return Path(result.stdout.strip())
 
 
 class OllamaServer:

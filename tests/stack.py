@@ -202,7 +202,7 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
         if app["name"] == "models":
             # There is a key for Claude, and nobody is to be asked with it.
             backends = app["deployments"][0]["user_config"]["backends"]
-            [claude] = [one for one in backends if one["name"] == "claude"]
+            [claude] = [backend for backend in backends if backend["name"] == "claude"]
             claude["base_url"] = "http://127.0.0.1:9"
     return {**config, **changes}
 

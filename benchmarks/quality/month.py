@@ -211,11 +211,11 @@ def choose(
         for model in models
     ]
     scores = [usd + (1 - estimate.low) * _USD_PER_BAD for usd, estimate in options]
-    careful = scores.index(min(scores))
+    lower_bound_choice = scores.index(min(scores))
     if not trying:
-        return models[careful], False
-    hopeful = choose_at_upper_bound(options, _USD_PER_BAD)
-    return models[hopeful], hopeful != careful
+        return models[lower_bound_choice], False
+    upper_bound_choice = choose_at_upper_bound(options, _USD_PER_BAD)
+    return models[upper_bound_choice], upper_bound_choice != lower_bound_choice
 
 
 def play(seed: int) -> Month:

@@ -143,8 +143,8 @@ def test_a_list_goes_on_from_page_to_page(comfy: Comfy) -> None:
     label = {"list": str(next(_colors))}
     graph = comfy.workflows.from_json(picture(next(_colors)))
     ids = [comfy.submit(graph, metadata=label).id for _ in range(3)]
-    found = [job.id for job in comfy.list_jobs(metadata=label, limit=2)]
-    assert found == ids[::-1]
+    results = [job.id for job in comfy.list_jobs(metadata=label, limit=2)]
+    assert results == ids[::-1]
     for job_id in ids:
         comfy.jobs.get(job_id).result()
 

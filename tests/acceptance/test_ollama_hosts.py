@@ -121,16 +121,16 @@ async def test_a_killed_host_ends_its_streams_only(
             streams["gpu-0"].close()
             # The dead host is left out.
             for _ in range(3):
-                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as found:
-                    assert (found.status, _host(found)) == (200, "gpu-0")
+                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as result:
+                    assert (result.status, _host(result)) == (200, "gpu-0")
             small_ollama_server.start()
 
             async def are_both_used() -> bool:
                 with suppress(aiohttp.ClientResponseError):
-                    found = await _open_two(http, num_predict=32)
-                    for response in found:
+                    result = await _open_two(http, num_predict=32)
+                    for response in result:
                         response.close()
-                    return {_host(response) for response in found} == {"gpu-0", "gpu-1"}
+                    return {_host(response) for response in result} == {"gpu-0", "gpu-1"}
                 return False
 
             await eventually(are_both_used, 240)
@@ -191,16 +191,16 @@ async def _load(host: OllamaServer, *, is_loaded: bool) -> None:
 
 
 async def _list_loaded(host: OllamaServer) -> list[Any]:
-    found: list[Any] = (await asyncio.to_thread(host.call, "GET", "/api/ps"))["models"]
-    return found
+    results: list[Any] = (await asyncio.to_thread(host.call, "GET", "/api/ps"))["models"]
+    return results
 
 
 async def _is_chosen(http: aiohttp.ClientSession, host: str) -> bool:
     """Return whether a call would be routed to the host, without a call that loads the model."""
     body = {"model": CHAT, "messages": [_HELLO], "max_tokens": 1}
     async with http.post("/v1/route", json=body) as response:
-        found: bool = (await response.json())["chosen"]["backend"] == host
-        return found
+        result: bool = (await response.json())["chosen"]["backend"] == host
+        return result
 
 
 def _host(response: aiohttp.ClientResponse) -> str:

@@ -90,9 +90,9 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: st
     assert [event.usage for event in events if event.usage][-1] is not None
     for event in events:
         event_body = event.model_dump()
-        for one in event_body["choices"]:
+        for item in event_body["choices"]:
             # OpenAI too sends null until the end, for which its SDK's type has no place.
-            one["finish_reason"] = one["finish_reason"] or "stop"
+            item["finish_reason"] = item["finish_reason"] or "stop"
         Completion.model_validate(event_body, strict=True)
 
 
@@ -224,9 +224,9 @@ def test_reasoning_is_counted(client: openai.OpenAI) -> None:
 
 
 def test_texts_become_vectors(client: openai.OpenAI) -> None:
-    found = client.embeddings.create(model=VECTORS, input=["fox", "hound"])
-    assert [row.embedding for row in found.data] == [[3, ord("f")], [5, ord("h")]]
-    assert found.usage.prompt_tokens > 0
+    vectors = client.embeddings.create(model=VECTORS, input=["fox", "hound"])
+    assert [row.embedding for row in vectors.data] == [[3, ord("f")], [5, ord("h")]]
+    assert vectors.usage.prompt_tokens > 0
 
 
 def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:

@@ -137,15 +137,15 @@ class BatchRun:
         deadline = time.monotonic() + 240
         while True:
             try:
-                found = httpx.get(
+                result = httpx.get(
                     f"{self.gateway.url}/v1/batches/{self.id}",
                     headers={"authorization": f"Bearer {self.gateway.api_key}"},
                     timeout=10,
                 )
-                if found.status_code == 200:
-                    batch: dict[str, Any] = found.json()
+                if result.status_code == 200:
+                    batch: dict[str, Any] = result.json()
                     return batch
-                assert found.status_code >= 500, found.text
+                assert result.status_code >= 500, result.text
             except httpx.HTTPError:
                 pass
             assert time.monotonic() < deadline, "nobody answers"
@@ -179,7 +179,7 @@ class BatchRun:
 
     def check(self, model: MockModel) -> None:
         """Assert that each line has one result, and that each answer is billed once."""
-        batch = self.wait(lambda found: found["status"] in _ENDED, 600)
+        batch = self.wait(lambda state: state["status"] in _ENDED, 600)
         refused = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
         assert batch["status"] == "completed", batch
         counts = {"total": self.lines, "failed": len(refused)}
@@ -203,13 +203,13 @@ class BatchRun:
         assert {cost for _, cost in complete} == {_NANO_USD}
 
     def _read(self, file_id: str) -> list[dict[str, Any]]:
-        found = httpx.get(
+        result = httpx.get(
             f"{self.gateway.url}/v1/files/{file_id}/content",
             headers={"authorization": f"Bearer {self.gateway.api_key}"},
             timeout=60,
         )
-        assert found.status_code == 200, found.text
-        return [json.loads(line) for line in found.content.splitlines()]
+        assert result.status_code == 200, result.text
+        return [json.loads(line) for line in result.content.splitlines()]
 
     def _read_ledger(self) -> list[tuple[str, int, bool]]:
         with closing(sqlite3.connect(self.gateway.data / "moyin.db")) as connection:

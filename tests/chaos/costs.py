@@ -252,11 +252,13 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
     while True:
         for name in KILLS:
             await asyncio.sleep(plan.every)
-            found = await asyncio.to_thread(victims.processes, gateway.data, victims.KILLS[name])
-            if not found:
+            victim_processes = await asyncio.to_thread(
+                victims.processes, gateway.data, victims.KILLS[name]
+            )
+            if not victim_processes:
                 continue  # not back yet from its last death
             try:
-                dice.choice(found).kill()
+                dice.choice(victim_processes).kill()
             except psutil.NoSuchProcess:
                 continue
             report.kills[name] += 1

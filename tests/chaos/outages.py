@@ -75,7 +75,7 @@ class Outage:
     calls: Sequence[Call]
     render: float
 
-    def felt(self, service: str) -> str:
+    def describe_outage(self, service: str) -> str:
         """Return the table's cell for a service: the length of the outage, and the responses."""
         failures = [
             (call.ended - self.killed, "waits" if call.outcome == "ok" else call.outcome)

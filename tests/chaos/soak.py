@@ -230,10 +230,12 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
     for name in (name for _ in rounds for name in victims.KILLS):
         await asyncio.sleep(plan.every)
-        found = await asyncio.to_thread(victims.processes, gateway.data, victims.KILLS[name])
-        if not found:
+        victim_processes = await asyncio.to_thread(
+            victims.processes, gateway.data, victims.KILLS[name]
+        )
+        if not victim_processes:
             continue  # not back yet from its last death
-        victim = dice.choice(found)
+        victim = dice.choice(victim_processes)
         try:
             victim.kill()
         except psutil.NoSuchProcess:
@@ -250,8 +252,8 @@ def _counts(gateway: RunningStack) -> dict[str, int]:
 
 async def _all_there(gateway: RunningStack, actors: int) -> None:
     deadline = time.monotonic() + _RECOVERY_SECONDS * 2
-    while (found := (await asyncio.to_thread(_counts, gateway))["ComfyUI"]) != actors:
-        assert time.monotonic() < deadline, f"{found} ComfyUIs"
+    while (result := (await asyncio.to_thread(_counts, gateway))["ComfyUI"]) != actors:
+        assert time.monotonic() < deadline, f"{result} ComfyUIs"
         await asyncio.sleep(0.5)
 
 
@@ -277,7 +279,7 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
             owned = [tuple(row) for row in rows]
     finally:
         await database.close()
-    steps = {job_id: len(found) for job_id, found in map(tuple, results)}
+    steps = {job_id: len(entries) for job_id, entries in map(tuple, results)}
     files = Counter(job_id for job_id, _ in owned)
     for job_id in ids:
         if steps.get(job_id) != 1 or files[job_id] != 1:

@@ -17,8 +17,8 @@ graphs = json.loads((folder / "graphs.json").read_text())
 async def main() -> None:
     # Entering it fetches the page at `/`. Its WebSocket tracker calls a method that it lacks.
     async with create_client(url, start_state_tracker="http") as client:
-        made = await client.submit_workflow(graphs["picture"])
-        [picture] = (await made.future).output_images
+        jobs = await client.submit_workflow(graphs["picture"])
+        [picture] = (await jobs.future).output_images
         picture.image.save(folder / "picture.png")
         uploaded = await client.upload_image("picture.png", picture.image, subfolder="api-client")
         graphs["inverted"]["1"]["inputs"]["image"] = f"{uploaded.subfolder}/{uploaded.name}"
@@ -36,7 +36,7 @@ async def main() -> None:
         await client.interrupt_processing()
         results = {
             "page": await client.get_index(),
-            "job": made.prompt_id,
+            "job": jobs.prompt_id,
             "name": picture.filename,
             "error": error,
             "long": long.prompt_id,

@@ -193,8 +193,8 @@ def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:
         calls = _request(gateway, "/v1/requests")["requests"]
         return next((call for call in calls if call["request_id"] == request_id), None)
 
-    found: dict[str, Any] = eventually_blocking(find)
-    return found
+    results: dict[str, Any] = eventually_blocking(find)
+    return results
 
 
 def _request(gateway: RunningStack, path: str) -> Any:

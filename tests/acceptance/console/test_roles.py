@@ -265,10 +265,10 @@ def test_a_role_sees_what_it_may_do(
             continue
         for control in CONTROLS:
             if control.within == within:
-                found = page.get_by_role(control.role, name=control.name)
+                result = page.get_by_role(control.role, name=control.name)
                 if role in control.roles:
-                    expect(found.first).to_be_visible()
-                elif found.count():
+                    expect(result.first).to_be_visible()
+                elif result.count():
                     wrong.append(f"{within} shows {control.name}")
     assert wrong == []
     for control in CONTROLS:

@@ -107,8 +107,8 @@ class AccountsApp:
 
     async def organisation(self) -> str:
         name = f"studio {secrets.token_hex(6)}"
-        found: str = (await self.ok("POST", "/organisations", self.operator, {"name": name}))["id"]
-        return found
+        result: str = (await self.ok("POST", "/organisations", self.operator, {"name": name}))["id"]
+        return result
 
     async def member(self, organisation: str, role: str = "member") -> Any:
         """Invite a new member, accept the invitation, and return the session."""

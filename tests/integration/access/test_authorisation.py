@@ -475,10 +475,10 @@ async def test_models(tmp_path: Path) -> None:
                 async with session.request(method, path[1:], headers=headers) as response:
                     text = await response.text()
                 codes = ("missing_api_key", "insufficient_scope", "request_not_found")
-                found = [code for code in codes if code in text]
-                if not found and "API key" in text:
-                    found = ["missing_api_key"]
-                code = found[0] if found else None
+                results = [code for code in codes if code in text]
+                if not results and "API key" in text:
+                    results = ["missing_api_key"]
+                code = results[0] if results else None
                 seen += judge(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
             assert seen == expected, (route, text)

@@ -47,7 +47,7 @@ class Browser:
 
     @property
     def cookies(self) -> dict[str, str]:
-        return {one.key: one.value for one in self._session.cookie_jar}
+        return {item.key: item.value for item in self._session.cookie_jar}
 
     def forget(self, name: str) -> None:
         self._session.cookie_jar.clear(lambda one: one.key == name)
@@ -238,10 +238,10 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
         for browser in (there, here):
             await browser.call("POST", "/session", password_of(player))
         listed = (await here.call("GET", "/sessions")).body["sessions"]
-        assert [one["current"] for one in listed] == [True, False, False]
+        assert [item["current"] for item in listed] == [True, False, False]
         assert listed[0]["user_agent"] == "Firefox 140" and listed[0]["address"] == ADDRESS
         assert listed[0]["created_at"] <= listed[0]["last_used_at"] < listed[0]["expires_at"]
-        ids = [one["id"] for one in listed]
+        ids = [item["id"] for item in listed]
         hidden = await accounts.call("DELETE", f"/sessions/{ids[1]}", stranger["access_token"])
         assert (hidden.status, hidden.code) == (404, "not_found")
         assert await here.status("DELETE", f"/sessions/{ids[1]}") == 204
@@ -250,7 +250,7 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
         assert await there.status("POST", "/session/renew") == 401
         assert await here.status("GET", "/me") == 200
         left = (await here.call("GET", "/sessions")).body["sessions"]
-        assert [one["id"] for one in left] == [ids[0], ids[2]]
+        assert [item["id"] for item in left] == [ids[0], ids[2]]
 
 
 async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:

@@ -351,11 +351,11 @@ async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str)
         stores = [LimitStore(database) for database in databases]
         for _ in range(2):  # into an empty place, and over what is there
             await asyncio.gather(*(stores[n % 4].set(limit) for n, limit in enumerate(wanted)))
-            (found,) = await stores[0].list_for(["owner:many"])
-            assert found in wanted
+            (result,) = await stores[0].list_for(["owner:many"])
+            assert result in wanted
         await stores[0].set(Limit(subject="owner:many", requests_per_minute=3))
-        (found,) = await stores[0].list_for(["owner:many"])
-        assert (found.requests_per_minute, found.open_jobs) == (3, None), "nothing is left of it"
+        (result,) = await stores[0].list_for(["owner:many"])
+        assert (result.requests_per_minute, result.open_jobs) == (3, None), "nothing is left of it"
     finally:
         for database in databases:
             await database.close()

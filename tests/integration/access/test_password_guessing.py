@@ -185,10 +185,10 @@ async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServ
         await eventually(lambda: len(one._waiting) == len(waiting))
     await asyncio.gather(*waiting)
     assert order == [2, 0, 1]
-    hasty = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
+    impatient_throttle = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
     with pytest.raises(TooManyAttempts):
-        await hasty.acquire(key, key)
-    for throttle in (one, two, hasty):
+        await impatient_throttle.acquire(key, key)
+    for throttle in (one, two, impatient_throttle):
         await throttle.close()
 
 

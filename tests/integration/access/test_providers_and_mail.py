@@ -223,5 +223,5 @@ async def test_mail_goes_out_by_smtp_and_its_token_into_no_log(
     message = message_from_bytes(content)
     assert message["subject"] == "Set a new password"
     assert token in message.get_payload()
-    ours = [one.getMessage() for one in caplog.records if one.name.startswith("moyin")]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("moyin")]
     assert token not in repr(mail) + str(ours)

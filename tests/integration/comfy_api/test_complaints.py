@@ -54,7 +54,7 @@ def only_file(entry: dict[str, Any]) -> dict[str, str]:
     return dict(file)
 
 
-async def heard(
+async def receive_until(
     socket: aiohttp.ClientWebSocketResponse, last: Callable[[Event], bool]
 ) -> list[Event]:
     """Return the messages of a WebSocket up to the first that ``last`` accepts."""
@@ -136,9 +136,9 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
     color = next(_colors)
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         first = await comfy.queue(picture(color))
-        await heard(socket, end_of(first))
+        await receive_until(socket, end_of(first))
         second = await comfy.queue(picture(color))
-        events = [e for e in await heard(socket, end_of(second)) if e["type"] != "status"]
+        events = [e for e in await receive_until(socket, end_of(second)) if e["type"] != "status"]
     assert {event["data"]["prompt_id"] for event in events} == {second}
     [cached] = [event["data"]["nodes"] for event in events if event["type"] == "execution_cached"]
     assert sorted(cached) == ["1", "2"], "nothing was rendered"
@@ -185,12 +185,12 @@ async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) ->
     path = f"/ws?clientId={comfy.id}"
     async with comfy.session.ws_connect(path) as old:
         prompt_id = await comfy.queue(sleepy(2, next(_colors)))
-        await heard(old, lambda event: event["type"] == "executing")
+        await receive_until(old, lambda event: event["type"] == "executing")
         async with comfy.session.ws_connect(path) as new:
-            events = await heard(new, lambda event: event["type"] == "executing")
+            events = await receive_until(new, lambda event: event["type"] == "executing")
             # The socket that is closed now is not the one that the client listens to.
             await old.close()
-            events += await heard(new, end_of(prompt_id))
+            events += await receive_until(new, end_of(prompt_id))
     kinds = [event["type"] for event in events]
     assert {"progress_state", "executing", "executed", "execution_success"} <= set(kinds)
 
@@ -225,7 +225,7 @@ async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: b
     async with farm._gateway() as other, aiohttp.ClientSession(other) as session:
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:
-            await heard(socket, lambda event: event["type"] == "status")
+            await receive_until(socket, lambda event: event["type"] == "status")
             body = {"prompt": picture(1), "client_id": "me"}
             async with farm.client.post("/prompt", json=body) as response:
                 prompt_id = (await response.json())["prompt_id"]
@@ -237,5 +237,5 @@ async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: b
                     assert interrupt_response.status == 200
             else:
                 assert await farm.jobs.finish(prompt_id, 1, JobStatus.CANCELLED, None)
-            events = await heard(socket, end_of(prompt_id))
+            events = await receive_until(socket, end_of(prompt_id))
     assert "execution_interrupted" in [event["type"] for event in events]

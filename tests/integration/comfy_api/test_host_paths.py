@@ -101,7 +101,7 @@ async def test_a_real_error_names_no_path_of_the_machine(
         responses.append(await stream.text())
     job = await comfy.get(f"/jobs/{prompt_id}")
     assert message in job["error"]["message"]
-    assert not [(text[:200], found) for text in responses if (found := _leaks(gateway, text))]
+    assert not [(text[:200], result) for text in responses if (result := _leaks(gateway, text))]
 
 
 async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:

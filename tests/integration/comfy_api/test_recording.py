@@ -31,7 +31,7 @@ _SHIPPED = "custom_nodes/websocket_image_save.py"
 _UPLOAD = f"red {uuid.uuid4().hex[:8]}.png"
 _WORKFLOW = {"extra_pnginfo": {"workflow": {"id": "w", "nodes": [1, 2]}, "note": "ä"}}
 Graph = dict[str, Any]
-Told = Mapping[str, Any]
+Recording = Mapping[str, Any]
 
 
 def _png(*color: int) -> bytes:
@@ -231,7 +231,7 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def told(plain: str, gateway: RunningStack) -> tuple[Told, Told]:
+async def recordings(plain: str, gateway: RunningStack) -> tuple[Recording, Recording]:
     """Return the recordings of ComfyUI and of the farm, by scene."""
     # Graphs are validated where an actor is up.
     first = StackClient(gateway.url, gateway.api_key)
@@ -240,13 +240,13 @@ async def told(plain: str, gateway: RunningStack) -> tuple[Told, Told]:
     )
     await asyncio.to_thread(first.wait, job, {"succeeded"}, _UP_SECONDS)
     # A tenant without a history.
-    made = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
-    [key] = [word for word in made.stdout.split() if word.startswith("moyin_")]
+    key_output = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
+    [key] = [word for word in key_output.stdout.split() if word.startswith("moyin_")]
     one, other = await asyncio.gather(_recorded(plain), _recorded(gateway.url, key))
     return one, other
 
 
-async def _recorded(url: str, key: str | None = None) -> Told:
+async def _recorded(url: str, key: str | None = None) -> Recording:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
@@ -277,6 +277,8 @@ async def _uploads(recorder: Recorder) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", ["before", "uploads", *(s.name for s in SCENES), "after"])
-async def test_the_farm_responds_like_one_comfyui(told: tuple[Told, Told], name: str) -> None:
-    one, other = told
+async def test_the_farm_responds_like_one_comfyui(
+    recordings: tuple[Recording, Recording], name: str
+) -> None:
+    one, other = recordings
     assert other[name] == one[name]

@@ -77,7 +77,7 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
     await signed_in(browser, farm.key)
     async with browser.get("/comfy/api/nothing-there") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
-    [cookie] = [f"moyin_session={one.value}" for one in browser.cookie_jar]
+    [cookie] = [f"moyin_session={item.value}" for item in browser.cookie_jar]
     service = Route(name="svc", prefix="/svc", upstreams=(Upstream(url=farm.services_url),))
     farm.proxy.configure(RouteTable([service]))
     for path, status in (("/jobs", 200), ("/api/queue", 200), ("/svc/x", 401), ("/comfyx", 404)):

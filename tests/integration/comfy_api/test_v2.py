@@ -57,16 +57,16 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
     async with client.get(path) as response:
         assert response.content_type == "text/event-stream"
         text = await response.text()
-    found = []
+    results = []
     for frame in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in frame.splitlines() if line[0] != ":")
         if fields:
-            found.append((fields["event"], json.loads(fields["data"])))
-    return found
+            results.append((fields["event"], json.loads(fields["data"])))
+    return results
 
 
-async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artifact:
-    """Simulate a worker that finishes the job; ``told_late`` sends no event before the end."""
+async def finished(farm: Farm, job_id: str, *, row_ends_first: bool = False) -> Artifact:
+    """Simulate a worker that finishes the job; with ``row_ends_first``, before the events."""
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
         size=len(PNG), sha256=await farm.blobs.put(PNG),
@@ -76,14 +76,14 @@ async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artif
     await farm.jobs.start(job_id, 1)
     await farm.jobs.record_progress(job_id, 1, Progress(value=1, max=2))
     result = StepResult(index=0, output=output, artifacts=(artifact,))
-    if told_late:
+    if row_ends_first:
         await farm.jobs.record_step(job_id, 1, result)
         await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     await farm.events.publish(job_id, EventType.PROGRESS, {"value": 1, "max": 2, "step": 0})
-    if not told_late:
+    if not row_ends_first:
         await farm.jobs.record_step(job_id, 1, result)
     await farm.events.publish(job_id, EventType.STEP, {"step": 0, "artifacts": [], "attempt": 1})
-    if not told_late:
+    if not row_ends_first:
         await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     await farm.events.publish(job_id, EventType.SUCCEEDED, {"attempt": 1})
     return artifact
@@ -185,7 +185,7 @@ async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
     async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
         assert await response.content.readline() == b"event: status\n"
-        await finished(farm, job["id"], told_late=True)
+        await finished(farm, job["id"], row_ends_first=True)
         rest = (await response.text()).splitlines()
     names = [line for line in rest if line.startswith("event: ")]
     assert names == ["event: progress", "event: output", "event: status"]
@@ -262,8 +262,8 @@ async def test_a_missing_asset_is_not_found(farm: Farm, info: Any) -> None:
 
 
 async def test_comfyuis_verdict(farm: Farm) -> None:
-    found = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
-    verdict = {"error": {}, "node_errors": {"1": {"errors": [found]}}}
+    results = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
+    verdict = {"error": {}, "node_errors": {"1": {"errors": [results]}}}
 
     async def validate(pool: str, graph: Any) -> None:
         assert graph == GRAPH, "what looks like a reference is a text"

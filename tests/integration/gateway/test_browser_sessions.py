@@ -65,7 +65,7 @@ async def test_a_member_who_signed_in_is_known_to_the_gateway_and_its_page(
     renewal = f"{accounts_beside.url}/accounts/session/renew"
     assert await status(browser, renewal, "POST") == 200
     assert await status(browser, "/comfy/session/end", "POST") == 303
-    assert [one.key for one in browser.cookie_jar] == []
+    assert [item.key for item in browser.cookie_jar] == []
     assert await status(browser, "/jobs") == 401
 
 

@@ -208,7 +208,7 @@ async def test_previews_are_events_for_clients_that_request_them(
         text = ""
         while "event: preview" not in text or not text.endswith("\n\n"):
             text += (await stream.content.readany()).decode()
-        block = next(one for one in text.split("\n\n") if "event: preview" in one)
+        block = next(item for item in text.split("\n\n") if "event: preview" in item)
         assert "id:" not in block, "nobody can resume after a preview"
         data = json.loads(block.partition("data: ")[2])
         assert (data["step"], data["node"], data["media_type"]) == (0, "7", "image/png")

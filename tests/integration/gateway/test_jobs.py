@@ -34,12 +34,12 @@ async def frames(
             return []
         assert response.content_type == "text/event-stream"
         text = await response.text()
-    found = []
+    results = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if line[:1] != ":")
         if "event" in fields:
-            found.append(fields)
-    return found
+            results.append(fields)
+    return results
 
 
 async def test_a_submitted_job_is_shown(farm: Farm) -> None:
@@ -60,9 +60,9 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
 
 
 async def test_pages_and_filters(farm: Farm) -> None:
-    made = [(await farm.submit(CHAT))["id"] for _ in range(5)]
+    jobs = [(await farm.submit(CHAT))["id"] for _ in range(5)]
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    made.append((await farm.submit(render))["id"])
+    jobs.append((await farm.submit(render))["id"])
     seen: list[str] = []
     cursor = ""
     while True:
@@ -72,9 +72,9 @@ async def test_pages_and_filters(farm: Farm) -> None:
         if page["next_cursor"] is None:
             break
         cursor = "&cursor=" + page["next_cursor"].replace("+", "%2B")
-    assert seen == made[::-1]
+    assert seen == jobs[::-1]
     async with farm.client.get("/jobs?kind=render&status=queued") as response:
-        assert [job["id"] for job in (await response.json())["jobs"]] == [made[-1]]
+        assert [job["id"] for job in (await response.json())["jobs"]] == [jobs[-1]]
     async with farm.client.get("/jobs?status=failed") as response:
         assert (await response.json())["jobs"] == []
 

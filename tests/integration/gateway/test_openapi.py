@@ -202,12 +202,12 @@ def violations(
         path_parameters: values for every valid request.
     """
     url, owners = app
-    found, request_count = [], 0
+    problems, request_count = [], 0
     # Its default of ten seconds is too short on a busy machine.
     parsed: Any = schemathesis.openapi.from_url(url, timeout=120).get_all_operations()
-    operations = [one.ok() for one in parsed]
+    operations = [item.ok() for item in parsed]
     # What is there is deleted last.
-    for operation in sorted(operations, key=lambda one: one.method == "delete"):
+    for operation in sorted(operations, key=lambda item: item.method == "delete"):
         if operation.path != only if only else operation.path in left_out:
             continue
         modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
@@ -236,17 +236,17 @@ def violations(
             except Unsatisfiable:
                 continue  # there is nothing to do wrong
             except (FailureGroup, Failure) as error:
-                found.append(f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}")
+                problems.append(f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}")
     assert request_count, f"nothing was asked of {only or url}"
-    return found, request_count
+    return problems, request_count
 
 
 def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    found, request_count = violations(accounts_app, "/logout")
+    problems, request_count = violations(accounts_app, "/logout")
     more, sent_more = violations(
         accounts_app, only="/logout", bearers=lambda: _new_player(accounts_app[0])
     )
-    assert not (found + more), "\n\n".join(found + more)
+    assert not (problems + more), "\n\n".join(problems + more)
     request_count += sent_more
     measured(
         f"schemathesis: {request_count} requests to accounts, 0 errors, 0 undocumented answers"
@@ -265,8 +265,8 @@ STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/ev
 
 
 def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    found, request_count = violations(gateway_app, *STREAMS)
-    assert not found, "\n\n".join(found)
+    problems, request_count = violations(gateway_app, *STREAMS)
+    assert not problems, "\n\n".join(problems)
     measured(
         f"schemathesis: {request_count} requests to the gateway, 0 errors, 0 undocumented answers"
     )
@@ -289,8 +289,8 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
         # The stream of the cluster never ends.
         jobs: list[dict[str, Any]] = [{"job_id": ended}, {}] if "{job_id}" in path else []
         for job in jobs:
-            found, request_count = violations(gateway_app, only=path, **job)
-            assert not found, "\n\n".join(found)
+            problems, request_count = violations(gateway_app, only=path, **job)
+            assert not problems, "\n\n".join(problems)
             total_requests += request_count
         live_path = address + path.format(job_id=waiting)
         with httpx.stream("GET", live_path, headers=headers, timeout=60) as live:
@@ -320,8 +320,8 @@ def test_existing_resources_match_the_description(
     known = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    found, request_count = violations(gateway_app, *STREAMS, known=known)
-    assert not found, "\n\n".join(found)
+    problems, request_count = violations(gateway_app, *STREAMS, known=known)
+    assert not problems, "\n\n".join(problems)
     measured(
         f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
     )
@@ -369,11 +369,11 @@ def test_a_route_asks_for_a_key_where_the_description_says_so(
                     wrong.append((method, path, answer.status_code))
     # Of these the proof is in the body.
     assert [
-        one for one in wrong if one[1] not in ("/refresh", "/password/reset", "/comfy/session")
+        item for item in wrong if item[1] not in ("/refresh", "/password/reset", "/comfy/session")
     ] == []
 
 
 def test_models(models_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    found, request_count = violations(models_app)
-    assert not found, "\n\n".join(found)
+    problems, request_count = violations(models_app)
+    assert not problems, "\n\n".join(problems)
     measured(f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers")

@@ -333,7 +333,7 @@ def _check_places(
 
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:
     """Return the ids that the `/queue` of each ComfyUI shows, by the path of its socket."""
-    found: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
     for path in stack.data.glob("comfyui/run/*/comfyui.sock"):
         # The path of a socket may have 107 characters.
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
@@ -348,5 +348,5 @@ async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:
             continue  # the socket of a process that has ended
         finally:
             os.close(folder)
-        found[str(path)] = [row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]]
-    return found
+        results[str(path)] = [row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]]
+    return results

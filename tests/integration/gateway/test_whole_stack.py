@@ -189,8 +189,8 @@ async def test_an_answer_has_one_request_id_and_keeps_the_clients(
         async with session.get(path, headers={"x-request-id": "shot-12"}) as answer:
             assert answer.headers.getall("x-request-id") == ["shot-12"]
         async with session.get(path, headers={"x-request-id": "{bad}"}) as answer:
-            [made] = answer.headers.getall("x-request-id")
-            assert made != "{bad}"
+            [generated_id] = answer.headers.getall("x-request-id")
+            assert generated_id != "{bad}"
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/v1/chat/completions", "/v1/messages"])

@@ -109,13 +109,13 @@ async def test_jobs_are_listed_by_filters_and_pages(
     mark = uuid4().hex
     job = {"kind": "http", "request": {"path": "/v1/models"}, "metadata": {"grpc list+&": mark}}
     submit = pb.SubmitJobRequest(job_json=json.dumps(job))
-    made = [await stub.SubmitJob(submit, metadata=key) for _ in range(3)]
-    for one in made:
-        watching = stub.WatchJob(pb.WatchJobRequest(id=one.id), metadata=key)
+    jobs = [await stub.SubmitJob(submit, metadata=key) for _ in range(3)]
+    for item in jobs:
+        watching = stub.WatchJob(pb.WatchJobRequest(id=item.id), metadata=key)
         assert [event.type async for event in watching][-1] == "succeeded"
     request = pb.ListJobsRequest(
         status=[pb.JOB_STATUS_SUCCEEDED, pb.JOB_STATUS_FAILED], kind="http", limit=2,
-        metadata={"grpc list+&": mark}, created_after=made[0].created_at,
+        metadata={"grpc list+&": mark}, created_after=jobs[0].created_at,
     )  # fmt: skip
     listed: list[pb.Job] = []
     while True:
@@ -125,7 +125,7 @@ async def test_jobs_are_listed_by_filters_and_pages(
         if not page.next_cursor:
             break
         request.cursor = page.next_cursor
-    assert [one.id for one in listed] == [one.id for one in reversed(made)]
+    assert [item.id for item in listed] == [item.id for item in reversed(jobs)]
     # The same page over HTTP.
     query = {"metadata.grpc list+&": mark, "status": "succeeded"}
     headers = {"authorization": f"Bearer {gateway.api_key}"}
@@ -135,7 +135,7 @@ async def test_jobs_are_listed_by_filters_and_pages(
     ):
         page_body = await response.json()
     assert [to_job_message(body) for body in page_body["jobs"]] == listed
-    none = pb.ListJobsRequest(metadata={"grpc list+&": mark}, created_before=made[0].created_at)
+    none = pb.ListJobsRequest(metadata={"grpc list+&": mark}, created_before=jobs[0].created_at)
     assert not (await stub.ListJobs(none, metadata=key)).jobs
 
 
@@ -199,8 +199,8 @@ def test_reflection_describes_the_services(gateway: RunningStack) -> None:
 async def test_a_watch_ends_soon_after_its_key(
     gateway: RunningStack, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
 ) -> None:
-    made = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
-    [text] = [word for word in made if word.startswith("moyin_")]
+    key_output = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
+    [text] = [word for word in key_output if word.startswith("moyin_")]
     job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6262)})
     job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
     own = [APP, ("authorization", f"Bearer {text}")]
@@ -303,14 +303,14 @@ async def test_errors_keep_their_codes(
 async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinStub) -> None:
     ports = gateway.ports
     ours = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
-    found = {
+    results = {
         (connection.laddr.ip, connection.laddr.port)
         for process in find_processes(str(gateway.data))
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ours
     }
-    assert ports.grpc in {port for _, port in found}
-    assert {ip.removeprefix("::ffff:") for ip, _ in found} == {"127.0.0.1"}
+    assert ports.grpc in {port for _, port in results}
+    assert {ip.removeprefix("::ffff:") for ip, _ in results} == {"127.0.0.1"}
 
 
 async def _call(stub: MoyinStub, request: Any, metadata: list[tuple[str, str]]) -> None:

@@ -84,10 +84,10 @@ class RabbitQueue:
 
     async def _drain(self, name: str) -> list[Any]:
         queue = await self._channel.get_queue(name)
-        found = []
+        results = []
         while (message := await queue.get(fail=False, no_ack=True)) is not None:
-            found.append(message)
-        return found
+            results.append(message)
+        return results
 
 
 class StreamQueue:

@@ -54,8 +54,8 @@ async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
 
 async def secret(farm: Farm) -> str:
     async with farm.client.get("/jobs/webhook-secret") as response:
-        found: str = (await response.json())["secret"]
-        return found
+        result: str = (await response.json())["secret"]
+        return result
 
 
 async def test_the_webhook_of_the_end_is_signed(

@@ -260,11 +260,11 @@ async def test_redirects_lead_back_to_the_gateway(
 
 
 async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxyServer) -> None:
-    knowing = {
+    aware_headers = {
         **route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
         "proxy_redirect": False,
     }
-    proxy_server.routes(knowing)
+    proxy_server.routes(aware_headers)
     query = {"to": "/assets/x?y"}
     async with proxy_server.client.get(
         "/assets/moved", params=query, allow_redirects=False

@@ -70,7 +70,7 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
         return await socket.receive_str()
 
     answer = await asyncio.gather(*(say(n, socket) for n, socket in enumerate(sockets)))
-    assert [one.partition(": ")[2] for one in answer] == [str(n) for n in range(MANY)]
+    assert [item.partition(": ")[2] for item in answer] == [str(n) for n in range(MANY)]
     answered = time.monotonic()
     # Who holds nothing is served beside them.
     async with proxy_server.client.get("/chat/x") as response:

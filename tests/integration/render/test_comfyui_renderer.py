@@ -210,7 +210,7 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     graph = picture()
     unchecked_inputs = (await renderer.validate(graph))["free"]
     [(node, inputs)] = [
-        (node, found) for node, found in unchecked_inputs.items() if "width" in found
+        (node, result) for node, result in unchecked_inputs.items() if "width" in result
     ]
     kind, least, most = inputs["width"]
     assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
@@ -291,9 +291,13 @@ async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> No
 async def test_an_input_file_is_loaded_from_the_store(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    made = (await finished(renderer, picture(0xFF0000))).files[0]
+    picture_file = (await finished(renderer, picture(0xFF0000))).files[0]
     artifact = Artifact(
-        id="art_1", name="red.png", media_type="image/png", size=made.size, sha256=made.sha256
+        id="art_1",
+        name="red.png",
+        media_type="image/png",
+        size=picture_file.size,
+        sha256=picture_file.sha256,
     )
     name = make_input_name(artifact)
     graph = picture()
@@ -398,11 +402,11 @@ async def _a_name_that_is_used_again_is_each_prompts_own_file(
     await eventually(lambda: all(ExecutionFinished() in events for events in seen))
     may_store.set()
     await asyncio.gather(*tasks)
-    found = []
+    results = []
     for *_, done in seen:
         assert isinstance(done, RenderSucceeded)
-        found.append((await blobs.get(done.files[0].sha256)).decode())
-    assert found == texts
+        results.append((await blobs.get(done.files[0].sha256)).decode())
+    assert results == texts
     left = [*folder.writable, folder.done]
     assert not [p for place in left for p in place.rglob("*") if p.is_file()]
 

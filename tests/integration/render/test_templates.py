@@ -58,8 +58,8 @@ def until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> 
         job: Job = http.get(f"/jobs/{job_id}").json()
         return job if condition(job) else None
 
-    found: Job = eventually_blocking(done, 240)
-    return found
+    result: Job = eventually_blocking(done, 240)
+    return result
 
 
 def done(http: httpx.Client, body: Mapping[str, Any]) -> Job:
@@ -158,7 +158,7 @@ def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     assert children[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
     assert [c["artifacts"][0]["id"] for c in job["children"]] == [a["id"] for a in job["artifacts"]]
     listed = http.get("/jobs?limit=200").json()["jobs"]
-    assert [one["id"] for one in listed].count(job["id"]) == 1
+    assert [item["id"] for item in listed].count(job["id"]) == 1
 
 
 def test_a_retried_batch_continues_after_its_finished_children(
@@ -209,23 +209,23 @@ def test_openai_s_sdk_gets_pictures(
     gateway: RunningStack, sdk: openai.OpenAI, measured: Measured
 ) -> None:
     began = time.monotonic()
-    made = sdk.images.generate(
+    picture_file = sdk.images.generate(
         model="swatch", prompt="x", n=2, size="16x24", response_format="b64_json"
     )
     measured(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
-    assert made.data is not None
-    pictures = [base64.b64decode(one.b64_json or "") for one in made.data]
-    assert [size(one) for one in pictures] == [(16, 24)] * 2
+    assert picture_file.data is not None
+    pictures = [base64.b64decode(item.b64_json or "") for item in picture_file.data]
+    assert [size(item) for item in pictures] == [(16, 24)] * 2
     assert pictures[0] != pictures[1]
 
-    [one] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
-    assert one.url is not None
-    assert one.url.startswith(f"{gateway.url}/artifacts/signed/")
+    [item] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
+    assert item.url is not None
+    assert item.url.startswith(f"{gateway.url}/artifacts/signed/")
     # No key: the address is enough for this one file, and any other is not.
-    answer = httpx.get(one.url)
+    answer = httpx.get(item.url)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert size(answer.content) == (8, 8)
-    head, _, name = one.url.rpartition("/")
+    head, _, name = item.url.rpartition("/")
     altered = httpx.get(f"{head[:-4]}AAAA/{name}")
     assert (altered.status_code, altered.json()["code"]) == (401, "invalid_token")
 
@@ -453,7 +453,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
 ) -> None:
     variables: dict[str, Any] = {"client": sdk}
     exec(read_example("docs/templates.md", "images", "python"), variables)
-    pictures = [httpx.get(one.url).content for one in variables["made"].data]
+    pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
     assert [size(picture) for picture in pictures] == [(512, 512)] * 2
 
     # Scales the picture instead of painting in it, which needs a model.
@@ -473,7 +473,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         example = read_example("docs/templates.md", "edits", "python")
         assert '"house.png"' in example
         exec(example.replace('"house.png"', repr(str(house))), variables)
-        edited = [httpx.get(one.url).content for one in variables["made"].data]
+        edited = [httpx.get(variable.url).content for variable in variables["made"].data]
         assert [size(picture) for picture in edited] == [(4, 4)] * 2
     finally:
         shutil.rmtree(file.parent)

@@ -34,9 +34,9 @@ async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, val
     assert await store.add("a", "ada", b"first")
     assert not await store.add("a", "ada", b"second")
     await store.add_second_answer("a", "answer")
-    found = await store.get("a")
-    assert found is not None
-    assert (found.comparison, found.second) == (b"first", "answer")
+    stored = await store.get("a")
+    assert stored is not None
+    assert (stored.comparison, stored.second) == (b"first", "answer")
     assert 0 < await valkey.ttl("moyin:judge:a") <= DAY
     await store.remove("a")
     await store.remove("a")

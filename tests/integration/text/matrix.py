@@ -212,9 +212,9 @@ async def run(folder: Path) -> Matrix:
     async with (
         WireServer().running() as server,
         serving(folder, *_backends(server.url)) as models_app,
-        clients(models_app.url, models_app.api_key) as speaking,
+        clients(models_app.url, models_app.api_key) as protocol_clients,
     ):
-        for protocol, client in speaking.items():
+        for protocol, client in protocol_clients.items():
             for backend in BACKENDS:
                 case = _MatrixCase(
                     protocol=protocol,

@@ -294,12 +294,12 @@ class _Ollama:
 
     def _heard(self, pieces: list[Any]) -> ReceivedAnswer:
         answer = ReceivedAnswer()
-        made: list[Any] = []
+        tool_calls: list[Any] = []
         for piece in pieces:
             answer.text += piece.message.content or ""
             answer.thinking += piece.message.thinking or ""
-            made += piece.message.tool_calls or ()
-        answer.calls = [(call.function.name, dict(call.function.arguments)) for call in made]
+            tool_calls += piece.message.tool_calls or ()
+        answer.calls = [(call.function.name, dict(call.function.arguments)) for call in tool_calls]
         last = pieces[-1]
         answer.reason = last.done_reason
         answer.prompt, answer.output = last.prompt_eval_count, last.eval_count

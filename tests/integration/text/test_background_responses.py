@@ -177,5 +177,5 @@ def _ended(client: openai.OpenAI, response_id: str) -> Response:
         shown = client.responses.retrieve(response_id)
         return None if shown.status in ("queued", "in_progress") else shown
 
-    found: Response = eventually_blocking(ended, 180)
-    return found
+    result: Response = eventually_blocking(ended, 180)
+    return result

@@ -68,7 +68,7 @@ async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSessio
     async with session.post("/v1/route", json=body) as response:
         response_body = await response.json()
     assert response_body["chosen"] == {"backend": "local", "model": "smollm2-135m"}
-    assert {one["reason"] for one in response_body["refused"]} == {"its health check fails"}
+    assert {item["reason"] for item in response_body["refused"]} == {"its health check fails"}
 
 
 @dataclass

@@ -81,8 +81,8 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
 
         async def p_good(client: Client, model: str) -> float:
             _, body, _ = await client.call("POST", "route", CHAT)
-            (one,) = (c for c in body["candidates"] if c["model"] == model)
-            return float(one["quality"]["p_good"])
+            (item,) = (c for c in body["candidates"] if c["model"] == model)
+            return float(item["quality"]["p_good"])
 
         request = await ada.chat()
         before = await p_good(ada, "qwen3-8b")
@@ -93,7 +93,7 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         assert await p_good(ada, "qwen3-8b") < before
         assert await p_good(bob, "qwen3-8b") == before
         _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
+        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"code": 1.0}
         assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
         assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
@@ -158,7 +158,7 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
             {"request_id": request, "learned": True, "scores": {request: 1.0}},
         )
         _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
+        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"unknown": 1.0}
         assert shown["calibration"] == []
         bob = Client(models_app, await key_for(tmp_path, "bob"))

@@ -104,8 +104,8 @@ async def test_lists_are_paged_filtered_and_ordered(studio: Studio) -> None:
     assert [file.id for file in page.data] == [ids[2], ids[1]] and page.has_more
     assert [file.id async for file in client.files.list(limit=1)] == ids[::-1]
     assert [file.id async for file in client.files.list(limit=1, order="asc")] == ids
-    found = [file.id async for file in client.files.list(purpose="user_data", limit=1)]
-    assert found == [ids[2], ids[0]]
+    results = [file.id async for file in client.files.list(purpose="user_data", limit=1)]
+    assert results == [ids[2], ids[0]]
 
 
 async def test_a_file_belongs_to_one_tenant(studio: Studio) -> None:

@@ -24,14 +24,14 @@ async def test_two_replicas_notice_each_others_follow_ups(
     async with Upstream(FINE).running() as up:
         houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))
         async with (
-            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as one,
+            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as item,
             serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as two,
         ):
             # The same key at both, as behind one address.
-            first, second = Client(one, one.api_key), Client(two, one.api_key)
+            first, second = Client(item, item.api_key), Client(two, item.api_key)
 
             async def settle() -> None:
-                for replica in (one, two):
+                for replica in (item, two):
                     assert replica.shared_answers is not None
                     await replica.learning.flush()
                     await replica.shared_answers.process_batch()
@@ -52,9 +52,9 @@ async def test_two_replicas_notice_each_others_follow_ups(
             again = await ask(second)
             await ask(first, "func", "That is wrong")
             _, exported, _ = await first.call("GET", "quality/export")
-            signals = {(one["request_id"], one["source"]) for one in exported["signals"]}
+            signals = {(item["request_id"], item["source"]) for item in exported["signals"]}
             assert signals == {(answered, "regenerated"), (again, "corrected")}
-            assert all(one["kind"] == "code" for one in exported["signals"])
+            assert all(item["kind"] == "code" for item in exported["signals"])
 
 
 @pytest.fixture

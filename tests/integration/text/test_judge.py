@@ -127,7 +127,7 @@ def _streamed(model: str, text: str) -> web.Response:
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {"choices": [], "usage": usage},
     ]
-    lines = [f"data: {json.dumps({'id': '1', 'model': model, **one})}\n\n" for one in events]
+    lines = [f"data: {json.dumps({'id': '1', 'model': model, **event})}\n\n" for event in events]
     return web.Response(
         text="".join([*lines, "data: [DONE]\n\n"]), content_type="text/event-stream"
     )

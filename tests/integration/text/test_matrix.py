@@ -46,11 +46,11 @@ async def test_features_that_the_model_lacks_are_refused_by_name(
     ]
     async with (
         serving(tmp_path, backend) as models_app,
-        clients(models_app.url, models_app.api_key) as speaking,
+        clients(models_app.url, models_app.api_key) as protocol_clients,
     ):
         for request, field in zip(requests, fields, strict=True):
             with pytest.raises(Refused) as exc_info:
-                await speaking[protocol].ask("m", request, stream=False)
+                await protocol_clients[protocol].ask("m", request, stream=False)
             refused = exc_info.value
             assert (refused.status, refused.code, refused.field) == (
                 400,

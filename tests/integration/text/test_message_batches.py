@@ -58,11 +58,11 @@ class Studio(Farm):
         async with self.open_anthropic() as client:
 
             async def find() -> MessageBatch | None:
-                found = await client.messages.batches.retrieve(batch_id)
-                return found if found.processing_status == "ended" else None
+                batch_state = await client.messages.batches.retrieve(batch_id)
+                return batch_state if batch_state.processing_status == "ended" else None
 
-            found: MessageBatch = await eventually(find, 180)
-            return found
+            batch_state: MessageBatch = await eventually(find, 180)
+            return batch_state
 
     async def read_results(self, batch_id: str) -> dict[str, Any]:
         """Return the results by custom id; check each against the types of Anthropic's package."""
@@ -152,11 +152,11 @@ async def test_requests_are_answered_and_results_are_read(studio: Studio) -> Non
         assert ended.ended_at is not None and ended.archived_at is None
         results = [result async for result in await client.messages.batches.results(created.id)]
         assert len(results) == 41
-    found = await studio.read_results(created.id)
-    message = found["request-7"].message
+    outcome = await studio.read_results(created.id)
+    message = outcome["request-7"].message
     assert message.content[0].text == ANSWER and message.model == "plain-up"
-    assert found["request-40"].error.error.type == "invalid_request_error"
-    assert found["request-41"].error.error.type == "not_found_error"
+    assert outcome["request-40"].error.error.type == "invalid_request_error"
+    assert outcome["request-41"].error.error.type == "not_found_error"
     assert sum(await studio.costs()) == 39 * Decimal("0.012")
     async with httpx.AsyncClient(timeout=60, headers={"x-api-key": studio.app.api_key}) as http:
         assert ended.results_url is not None

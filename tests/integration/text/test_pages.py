@@ -164,8 +164,8 @@ async def test_a_batch_of_anthropic(farm: Farm) -> None:
     client, batch = variables["client"], variables["batch"]
 
     async def has_ended() -> bool:
-        found = await asyncio.to_thread(client.messages.batches.retrieve, batch.id)
-        return bool(found.processing_status == "ended")
+        batch_state = await asyncio.to_thread(client.messages.batches.retrieve, batch.id)
+        return bool(batch_state.processing_status == "ended")
 
     await eventually(has_ended, 180)
     assert await asyncio.to_thread(execute, later + second, variables) == "first succeeded\n"

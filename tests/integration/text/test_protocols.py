@@ -57,7 +57,7 @@ async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsA
 
 
 @pytest.fixture
-async def speaking(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
+async def protocol_clients(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     yield client
@@ -73,7 +73,7 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
 async def test_embeddings_for_both_kinds_of_client(
-    models_app: ModelsApp, speaking: ollama.AsyncClient, wires: WireServer, model: str
+    models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wires: WireServer, model: str
 ) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
@@ -85,7 +85,7 @@ async def test_embeddings_for_both_kinds_of_client(
     assert [row.embedding for row in one.data] == [[4.5, 4.5, 4.5]]
     assert [row.embedding for row in two.data] == [[1.5, 1.5], [2.5, 2.5]]
     assert one.usage.total_tokens == PROMPT
-    three = await speaking.embed(model=model, input=["a", "bc"], dimensions=1)
+    three = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
     assert [list(row) for row in three.embeddings] == [[1.5], [2.5]]
     assert three.prompt_eval_count == PROMPT
     if model == "llama-vectors":
@@ -122,38 +122,43 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
             await client.messages.count_tokens(model="nobody", **ask)
 
 
-async def test_model_routes_of_ollamas_client(speaking: ollama.AsyncClient) -> None:
-    listed = await speaking.list()
+async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClient) -> None:
+    listed = await protocol_clients.list()
     names = {f"{name}:latest" for name in ("auto", "gpt", "llama", "claude")}
     assert names <= {model.model for model in listed.models}
-    shown = await speaking.show("llama")
+    shown = await protocol_clients.show("llama")
     assert shown.capabilities == ["completion", "tools", "vision"]
     assert (shown.modelinfo or {})["moyin.context_length"] == 9000
-    assert (await speaking.show("gpt-vectors")).capabilities == ["embedding"]
+    assert (await protocol_clients.show("gpt-vectors")).capabilities == ["embedding"]
     with pytest.raises(ollama.ResponseError) as exc_info:
-        await speaking.show("nobody")
+        await protocol_clients.show("nobody")
     assert exc_info.value.status_code == 404
-    assert {model.model for model in (await speaking.ps()).models} >= names - {"auto:latest"}
+    assert {model.model for model in (await protocol_clients.ps()).models} >= names - {
+        "auto:latest"
+    }
 
 
 @pytest.mark.parametrize("model", ["gpt", "claude", "llama"])
 async def test_generate_whole_streamed_and_with_a_picture(
-    speaking: ollama.AsyncClient, model: str
+    protocol_clients: ollama.AsyncClient, model: str
 ) -> None:
     ask: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
-    whole = await speaking.generate(**ask)
+    whole = await protocol_clients.generate(**ask)
     assert whole.response == "Brief. After 1 turns STOP: hello"
-    pieces = [piece async for piece in await speaking.generate(**ask, stream=True)]
+    pieces = [piece async for piece in await protocol_clients.generate(**ask, stream=True)]
     assert "".join(piece.response or "" for piece in pieces) == whole.response
     assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
-    seen = await speaking.generate(model=model, prompt="look", images=[PICTURE])
+    seen = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
     assert seen.response == SEEN
 
 
 async def test_a_request_that_only_loads_is_answered_at_once(
-    speaking: ollama.AsyncClient, wires: WireServer
+    protocol_clients: ollama.AsyncClient, wires: WireServer
 ) -> None:
-    for loaded in (await speaking.generate(model="gpt"), await speaking.chat(model="gpt")):
+    for loaded in (
+        await protocol_clients.generate(model="gpt"),
+        await protocol_clients.chat(model="gpt"),
+    ):
         assert (loaded.done, loaded.done_reason) == (True, "load")
     assert wires.requests == []
 

@@ -35,7 +35,7 @@ CLAUDE = BEGUN["anthropic"] + (
 def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the back ends and other rules of serve_config.yaml; llama.cpp runs without Ray."""
     config = load_serve_config(Path("serve_config.yaml"), Ports())
-    (app,) = (one for one in config["applications"] if one["name"] == "models")
+    (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])
     small, cloud = rules.pop("backends")
     server = {"type": "openai", "base_url": f"{llama}/v1", "api_key_env": "LLAMA_KEY"}

@@ -296,7 +296,7 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
             # Ollama does one call at a time unless told otherwise: the next one would wait.
             assert runtimes["ollama-1"].slots.try_acquire("ada")
             _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
-            states = {one["backend"]: one for one in body["candidates"]}
+            states = {item["backend"]: item for item in body["candidates"]}
             assert states["ollama-1"]["state"] == "busy"
             assert states["ollama-1"]["expected"]["waiting_seconds"] > 0
             runtimes["ollama-1"].slots.release("ada")

@@ -296,11 +296,11 @@ async def test_the_spec_of_a_polled_job_is_read_once(rig: Rig, tmp_path: Path) -
 async def test_a_submitted_text_is_found_and_deleted_by_a_search(rig: Rig) -> None:
     message = {"role": "user", "content": "夕焼けの海 at dusk"}
     chat = {"kind": "chat", "request": {"model": "m", "messages": [message]}}
-    found = await rig.submit(chat, ends=True)
+    result = await rig.submit(chat, ends=True)
     other = await rig.submit(metadata={"note": "dusk"}, ends=True)
     where = JobFilter(search="Dusk 夕焼け")
     counted = await rig.history.delete_matching(ANN, where, dry_run=True, cursor=None)
     assert (counted.matched, counted.done) == (1, 0)
     deleted = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
     assert (deleted.matched, deleted.done, deleted.next_cursor) == (1, 1, None)
-    assert await rig.list_ids() == {other} and found != other
+    assert await rig.list_ids() == {other} and result != other

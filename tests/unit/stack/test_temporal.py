@@ -42,8 +42,8 @@ def test_unused_indexes_are_dropped(tmp_path: Path) -> None:
     temporal.drop_unused_indexes(path)
     temporal.drop_unused_indexes(path)
     with closing(sqlite3.connect(path)) as database:
-        found = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
-        assert {name for (name,) in found} == {*kept_indexes, "by_int_01"}
+        result = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        assert {name for (name,) in result} == {*kept_indexes, "by_int_01"}
 
 
 def test_unreadable_database_is_logged_and_left_alone(

@@ -24,7 +24,9 @@ async def test_an_index_finds_favourites_among_many_files(database: Database) ->
         sa.event.listen(connection, "before_cursor_execute", record)
         fetch_page(connection, where.build_query("ann", "sqlite"), limit=9, cursor=None)
         sa.event.remove(connection, "before_cursor_execute", record)
-        statement, parameters = next(one for one in requests if "FROM artifacts" in one[0])
+        statement, parameters = next(
+            request for request in requests if "FROM artifacts" in request[0]
+        )
         steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         return "\n".join(step.detail for step in steps)
 

@@ -44,8 +44,8 @@ async def test_a_deleted_file_is_hidden_but_a_batch_still_finds_it(files: FileSt
     await files.add(file(1))
     await files.delete("ada", "file-1")
     assert await files.find("ada", "file-1") is None
-    found = await files.find("ada", "file-1", with_deleted=True)
-    assert found is not None and found.sha256 == "a" * 64
+    result = await files.find("ada", "file-1", with_deleted=True)
+    assert result is not None and result.sha256 == "a" * 64
     with pytest.raises(StoredFileNotFound, match="may have been deleted"):
         await files.delete("ada", "file-1")
 

@@ -51,9 +51,9 @@ async def test_a_pictures_type_is_detected_by_its_content(
     host: str, pictures: PictureFetcher
 ) -> None:
     wanted = [f"{host}a.png", f"{host}there", f"{host}a.png"]
-    found = await pictures.fetch(wanted)
-    assert set(found) == set(wanted)
-    image = found[f"{host}there"]
+    result = await pictures.fetch(wanted)
+    assert set(result) == set(wanted)
+    image = result[f"{host}there"]
     assert (image.media_type, image.url) == ("image/png", None)
     assert base64.b64decode(image.data or "") == PNG
 

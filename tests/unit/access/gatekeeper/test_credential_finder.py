@@ -36,7 +36,7 @@ def scope(
     kind: str = "http",
     **headers: str,
 ) -> Scope:
-    made: Scope = {
+    new_scope: Scope = {
         "type": kind,
         "path": path,
         "scheme": "http",
@@ -44,8 +44,8 @@ def scope(
         "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
     }
     if kind == "http":
-        made["method"] = method
-    return made
+        new_scope["method"] = method
+    return new_scope
 
 
 def with_headers(headers: dict[str, str], **scope_members: str) -> Scope:

@@ -48,7 +48,7 @@ async def test_events_are_typed_by_their_kind(client: AnyClient, gateway: Script
         ),
     )  # fmt: skip
     events = await client.collect("events", "j1")
-    assert [(one.type, one.id) for one in events] == [
+    assert [(item.type, item.id) for item in events] == [
         ("queued", "1-0"), ("progress", "2-0"), ("step", "3-0"), ("novelty", "4-0"),
         ("succeeded", "9-0"),
     ]  # fmt: skip
@@ -73,7 +73,7 @@ async def test_a_broken_stream_resumes_after_the_last_whole_event(
         stream(SUCCEEDED),
     )  # fmt: skip
     events = await client.collect("events", "j1", last_event_id="0-0")
-    assert [one.id for one in events] == ["1-0", "2-0", "9-0"]
+    assert [event.id for event in events] == ["1-0", "2-0", "9-0"]
     assert [seen.headers["last-event-id"] for seen in gateway.seen] == ["0-0", "1-0", "2-0"]
     assert len(pauses.seconds) == 2
 
@@ -85,7 +85,7 @@ async def test_a_dead_gateway_is_waited_for(
     steps = [gateway.stop, lambda: None, gateway.start]
     pauses.on_pause = lambda: steps.pop(0)()
     events = await client.collect("events", "j1")
-    assert [one.id for one in events] == ["2-0", "9-0"]
+    assert [event.id for event in events] == ["2-0", "9-0"]
     assert steps == []
     assert [seen.headers.get("last-event-id") for seen in gateway.seen] == [None, "2-0"]
 
@@ -100,7 +100,7 @@ async def test_errors_that_pass_are_waited_for(
         stream(RUNNING + slow),
         stream(SUCCEEDED),
     )  # fmt: skip
-    assert [one.id for one in await client.collect("events", "j1")] == ["2-0", "9-0"]
+    assert [item.id for item in await client.collect("events", "j1")] == ["2-0", "9-0"]
     assert pauses.seconds[0] == 3
 
 
@@ -117,7 +117,7 @@ async def test_an_event_without_id_does_not_move_the_cursor(
 ) -> None:
     last = status("succeeded", None)
     gateway.script("GET", EVENTS, stream(RUNNING, last, breaks=True), stream(last))
-    assert [one.id for one in await client.collect("events", "j1")] == ["2-0", None, None]
+    assert [item.id for item in await client.collect("events", "j1")] == ["2-0", None, None]
     assert gateway.seen[1].headers["last-event-id"] == "2-0"
 
 
@@ -162,7 +162,7 @@ async def test_a_stream_goes_on_after_a_retry_of_the_job(
         stream(status("succeeded", None)),
     )  # fmt: skip
     events = await client.collect("events", "j1")
-    assert [(one.type, one.id) for one in events] == [
+    assert [(event.type, event.id) for event in events] == [
         ("failed", "3-0"), ("queued", "4-0"), ("succeeded", None),
     ]  # fmt: skip
     assert gateway.seen[1].headers["last-event-id"] == "4-0"
@@ -212,7 +212,7 @@ async def test_previews_are_typed_and_never_cursors(
         stream(SUCCEEDED),
     )  # fmt: skip
     events = await client.collect("events", "j1", previews=True)
-    assert [(one.type, one.id) for one in events] == [
+    assert [(item.type, item.id) for item in events] == [
         ("running", "2-0"), ("preview", None), ("preview", None), ("succeeded", "9-0"),
     ]  # fmt: skip
     assert events[1].data == Preview(
@@ -227,7 +227,7 @@ async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
 ) -> None:
     gateway.script("GET", EVENTS, stream(SUCCEEDED, event("preview", SEEN)))
     events = await client.collect("events", "j1", previews=True)
-    assert [one.type for one in events] == ["succeeded", "preview"]
+    assert [item.type for item in events] == ["succeeded", "preview"]
     assert (len(gateway.seen), pauses.seconds) == (1, [])
 
 

@@ -372,10 +372,10 @@ async def test_no_line_begins_while_the_replica_stops(
     claim, claimed, proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **options: Any) -> list[BatchLine]:
-        found = await claim(*args, **options)
+        result = await claim(*args, **options)
         claimed.set()
         await proceed.wait()
-        return found
+        return result
 
     monkeypatch.setattr(rig.lines, "claim", slow)
     monkeypatch.setattr(runner_module, "_CLOSE_SECONDS", 30.0)

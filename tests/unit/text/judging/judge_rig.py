@@ -145,8 +145,8 @@ class JudgeRig:
             backend: runtime(backend, self.backends[model])
             for backend, model in (("local", SMALL), ("haiku", HAIKU), ("opus", OPUS))
         }
-        for one in runtimes.values():
-            one.pass_through = None
+        for value in runtimes.values():
+            value.pass_through = None
         self.runtimes = runtimes
         # Opus only judges here.
         aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}

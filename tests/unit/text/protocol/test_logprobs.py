@@ -94,15 +94,15 @@ async def test_streamed_ollama_answer_contains_logprobs(name: str, backend: Olla
     events = [json.loads(line) for line in lines if line.startswith("{")]
     if name == "openai":
         tokens = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
-        found = [token["content"] for token in tokens if token]
+        results = [token["content"] for token in tokens if token]
     elif name == "responses":
         kinds = ("response.output_text.delta", "response.output_text.done")
-        found = [event["logprobs"] for event in events if event["type"] in kinds]
+        results = [event["logprobs"] for event in events if event["type"] in kinds]
         assert read_client_logprobs(name, events[-1]["response"]) == EXPECTED
-        assert len(found) == 2
+        assert len(results) == 2
     else:
-        found = [event["logprobs"] for event in events if "logprobs" in event]
-    assert found and all(tokens == EXPECTED for tokens in found)
+        results = [event["logprobs"] for event in events if "logprobs" in event]
+    assert results and all(tokens == EXPECTED for tokens in results)
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -41,13 +41,13 @@ BATCH = TextBatch(
 FORMAT = OpenAIBatchFormat()
 
 
-def given(**changes: Any) -> dict[str, Any]:
+def batch_body(**changes: Any) -> dict[str, Any]:
     body = {"input_file_id": "f", "endpoint": "/v1/responses", "completion_window": "24h"}
     return {**body, **changes}
 
 
 def test_a_new_batch_has_its_submitters_rights() -> None:
-    body = validate(CreateBatch, given(metadata={"a": "b"}))
+    body = validate(CreateBatch, batch_body(metadata={"a": "b"}))
     caller = Identity(owner="ada", key_id="k", user="u", scopes=frozenset({"text"}))
     batch = body.to_domain(caller)
     assert batch.id.startswith("batch_") and batch.submitter == caller
@@ -72,7 +72,7 @@ def test_a_new_batch_has_its_submitters_rights() -> None:
 )
 def test_invalid_members_are_named(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        validate(CreateBatch, given(**changes))
+        validate(CreateBatch, batch_body(**changes))
     assert exc_info.value.field == field
 
 

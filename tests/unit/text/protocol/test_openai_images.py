@@ -54,11 +54,11 @@ def test_same_idempotency_key_gives_the_same_seeds() -> None:
 
 
 def test_openai_members_become_template_inputs() -> None:
-    made = job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
-    assert made["inputs"] == {
+    image_job = job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
+    assert image_job["inputs"] == {
         "prompt": "a cat", "seed": 12, "width": 640, "height": 480, "quality": "high",
     }  # fmt: skip
-    assert (made["template"], made["metadata"], "batch" in made) == (
+    assert (image_job["template"], image_job["metadata"], "batch" in image_job) == (
         "swatch",
         {"user": "u1"},
         False,

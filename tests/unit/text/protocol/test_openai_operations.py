@@ -134,9 +134,9 @@ def repeat(received: MultipartForm, **fields: str) -> MultipartForm:
 )
 def test_seconds_are_those_of_the_back_end_or_of_the_file(data: Any, usage: int) -> None:
     request = TranscriptionRequest(form(file("file"), model="m"), 11.5)
-    found = request.read_usage(data)
-    assert found.quantity == usage
-    assert found.is_estimated is (usage == 12)
+    result = request.read_usage(data)
+    assert result.quantity == usage
+    assert result.is_estimated is (usage == 12)
 
 
 def test_a_forged_length_neither_avoids_the_reservation_nor_inflates_the_estimate() -> None:

@@ -196,7 +196,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     deployments = {
         model_deployment.backend: model_deployment for model_deployment in all_deployments
     }
-    spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
+    spent = oracle = chosen_for = best_for = claude_cost = cheapest_claude = sonnet = 0
     for request in trace.values():
         context = RoutingContext(
             request_id=request.id, owner=request.owner, headers=request.headers
@@ -216,7 +216,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         if clouds := [
             model_deployment for model_deployment in able if model_deployment.residency == "cloud"
         ]:
-            clauded += cost(request, chosen)
+            claude_cost += cost(request, chosen)
             cheapest_claude += min(cost(request, model_deployment) for model_deployment in clouds)
             sonnet += cost(request, deployments["claude-sonnet-5-5"])
             if len(clouds) < len(able):
@@ -239,9 +239,9 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         f"money, cards at {'/'.join(cards[0])} and {'/'.join(cards[1])} USD per million: "
         f"{len(trace)} requests for {pico_to_usd(spent):.4f} USD, {share:.2%} above an oracle that knows "
         f"every length ({chosen_for / best_for - 1 if best_for else 0:.2%} where house and cloud "
-        f"could both answer); where data may leave the house {1 - clauded / cheapest_claude:.0%} below "
-        f"the cheapest able Claude model, {1 - clauded / sonnet:.0%} below Sonnet for all"
+        f"could both answer); where data may leave the house {1 - claude_cost / cheapest_claude:.0%} below "
+        f"the cheapest able Claude model, {1 - claude_cost / sonnet:.0%} below Sonnet for all"
     )
     assert oracle <= spent <= oracle * 1.05
     assert chosen_for <= best_for * 1.05
-    assert clauded < cheapest_claude
+    assert claude_cost < cheapest_claude

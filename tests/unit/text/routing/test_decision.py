@@ -117,7 +117,9 @@ def test_a_second_of_waiting_has_a_price() -> None:
         assert names(candidates)[0] == best
     assert candidates[0].reason == "soonest"
     waits = {
-        one.deployment.backend: one.forecast.waiting_seconds for one in candidates if one.forecast
+        candidate.deployment.backend: candidate.forecast.waiting_seconds
+        for candidate in candidates
+        if candidate.forecast
     }
     assert waits["claude"] == 0 < waits["local"]
 
@@ -449,7 +451,9 @@ CATALOG = Catalog(
     ],
 )
 def test_auto_aliases_models_and_qualified_names_are_found(name: str, candidates: str) -> None:
-    assert "".join(one.backend for one in CATALOG.find_deployments(name)) == candidates
+    assert (
+        "".join(deployment.backend for deployment in CATALOG.find_deployments(name)) == candidates
+    )
 
 
 def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:

@@ -52,7 +52,8 @@ class Gateway:
         self._count += 1
         roles = [U if place % 2 == 0 else A for place in range(len(texts))]
         messages: list[Any] = [
-            {"role": one, "content": text} for one, text in zip(roles, texts, strict=True)
+            {"role": candidate, "content": text}
+            for candidate, text in zip(roles, texts, strict=True)
         ]
         if role == "tool":
             call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -75,7 +76,7 @@ class Gateway:
             candidates = rank_candidates(
                 names, parsed.derive_needs(), UsageHistory(), always_weigh=True, quality=quality
             )
-            (small,) = (one for one in candidates if one.deployment is SMALL)
+            (small,) = (candidate for candidate in candidates if candidate.deployment is SMALL)
             self.follow_ups.remember_answer(Conversation(context, parsed), quality, small, self.now)
         self.now += 20
         return [(request, signal.source) for request, signal in self.learning.signals[before:]]

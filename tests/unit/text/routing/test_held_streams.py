@@ -120,7 +120,7 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     assert call_task.cancelled()
     assert gateway.small.closed_early == 1
     assert [runtime.load for runtime in runtimes.values()] == [0, 0]
-    assert sorted((one.model, one.complete) for one in gateway.ledger) == [
+    assert sorted((item.model, item.complete) for item in gateway.ledger) == [
         ("claude-haiku-5-5", False),
         ("smollm2-135m", False),
     ]

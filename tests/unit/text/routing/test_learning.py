@@ -69,9 +69,9 @@ class Replica:
             self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
         )
         fleet = router(SMALL, HAIKU).fleet
-        found = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
-        (answered,) = (one for one in found if one.deployment is by)
-        self.learning.record_decision(owner, request_id, quality, found, answered, self.now)
+        result = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
+        (answered,) = (item for item in result if item.deployment is by)
+        self.learning.record_decision(owner, request_id, quality, result, answered, self.now)
 
     async def rate(self, request_id: str, score: float, **who: str) -> Any:
         return await self.feedback.submit(

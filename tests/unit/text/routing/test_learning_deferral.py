@@ -40,8 +40,8 @@ class Gateway:
         learning, shared_answers = cast(Any, self.learning), cast(Any, SharedAnswers())
         self.follow_ups = FollowUpDetector(learning, shared_answers=shared_answers)
         fleet = router(SMALL, HAIKU, **rules).fleet
-        for one in fleet.runtimes.values():
-            one.pass_through = None
+        for value in fleet.runtimes.values():
+            value.pass_through = None
         self.router = Router(
             fleet,
             RecordedLedger(),

@@ -28,8 +28,10 @@ FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 
 
 def known(name: str, backend: str, **more: Any) -> ModelDeployment:
-    made = deployment(backend, model=name, context=200_000, **more)
-    fields = {field: getattr(made, field) for field in ModelDeployment.__dataclass_fields__}
+    new_deployment = deployment(backend, model=name, context=200_000, **more)
+    fields = {
+        field: getattr(new_deployment, field) for field in ModelDeployment.__dataclass_fields__
+    }
     return ModelDeployment(**{**fields, "ability": look_up_ability(name)})
 
 
@@ -39,7 +41,7 @@ OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-opus-5-5
 
 
 def router(*deployments: ModelDeployment, **rules: Any) -> Router:
-    runtimes = {name: runtime(name) for name in {one.backend for one in deployments}}
+    runtimes = {name: runtime(name) for name in {deployment.backend for deployment in deployments}}
     catalog = Catalog(deployments=deployments, aliases=rules.pop("aliases", {}))
     fleet = Fleet(catalog=catalog, runtimes=runtimes, **({"usd_per_bad_answer": 0.003} | rules))
     return Router(fleet, RecordedLedger(), estimator=Estimator())
@@ -90,8 +92,14 @@ def test_model_name_selects_that_model() -> None:
     hosts = router(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
     explanation = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
     assert explanation.quality is None
-    assert [one.deployment.backend for one in explanation.candidates] == ["local", "other"]
-    assert all(one.forecast and one.forecast.estimate is None for one in explanation.candidates)
+    assert [candidate.deployment.backend for candidate in explanation.candidates] == [
+        "local",
+        "other",
+    ]
+    assert all(
+        candidate.forecast and candidate.forecast.estimate is None
+        for candidate in explanation.candidates
+    )
 
 
 def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +125,9 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
 def test_floor_excludes_models_below_it() -> None:
     three = router(SMALL, HAIKU, OPUS)
     explanation = explain(three, HELLO, (FLOOR, b"0.99"))
-    assert "smollm2-135m" not in {one.deployment.model.name for one in explanation.candidates}
+    assert "smollm2-135m" not in {
+        candidate.deployment.model.name for candidate in explanation.candidates
+    }
     (out,) = explanation.exclusions
     assert out.deployment is SMALL
     assert out.reason.startswith("p_good 0.9")

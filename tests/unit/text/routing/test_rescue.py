@@ -53,8 +53,8 @@ class Gateway:
         self.claude = FakeBackend(make_text_response(second), api_format=ApiFormat.OLLAMA)
         self.ledger = RecordedLedger()
         runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
-        for one in runtimes.values():
-            one.pass_through = None
+        for value in runtimes.values():
+            value.pass_through = None
         catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": RescuePolicy.CHECKED, **rules}
         fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)
@@ -82,7 +82,7 @@ async def test_answer_violating_its_schema_is_rescued_and_both_calls_are_recorde
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert route.endswith(" of smollm2-135m")
     assert from_json(answer.body)["choices"][0]["message"]["content"] == GOOD
-    assert [(one.model, one.complete) for one in gateway.ledger] == [
+    assert [(item.model, item.complete) for item in gateway.ledger] == [
         ("smollm2-135m", True),
         ("claude-haiku-5-5", True),
     ]
