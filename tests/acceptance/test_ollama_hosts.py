@@ -61,7 +61,7 @@ async def test_call_that_a_full_host_refuses_is_answered_by_another(
                     assert call.headers["x-moyin-route"] == "fallback after overloaded"
 
 
-async def test_refusal_of_the_only_host_says_when_to_call_again(
+async def test_refusal_of_the_only_host_has_retry_after(
     small_ollama_server: OllamaServer, tmp_path: Path
 ) -> None:
     host = small_ollama_server

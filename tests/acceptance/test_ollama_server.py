@@ -169,7 +169,7 @@ def test_the_loaded_model_is_followed(
 
 
 @pytest.mark.parametrize("name", [CHAT, f"{CHAT}:latest", TOOLS])
-def test_answers_have_the_name_that_was_asked_for(client: ollama.Client, name: str) -> None:
+def test_answers_contain_the_requested_model_name(client: ollama.Client, name: str) -> None:
     options = {"num_predict": 1}
     assert client.chat(name, [HELLO], options=options).model == name
     assert [item.model for item in client.generate(name, "Hi", options=options, stream=True)][

@@ -88,7 +88,9 @@ def test_speech_as_events(http: httpx.Client) -> None:
     assert cost == ": x-moyin-cost-usd=0.000045"
 
 
-def test_a_transcription_costs_what_the_back_end_counted(client: openai.OpenAI) -> None:
+def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
+    client: openai.OpenAI,
+) -> None:
     raw = client.audio.transcriptions.with_raw_response.create(
         model="whisper", file=("hello.wav", wav(2)), prompt="Weather.", temperature=0
     )
@@ -198,7 +200,7 @@ def test_a_reranking_in_the_format_of_cohere(http: httpx.Client) -> None:
     assert answer.json()["meta"]["billed_units"]["search_units"] == 3
 
 
-def test_a_model_shows_what_it_can_do(client: openai.OpenAI) -> None:
+def test_the_model_list_shows_the_abilities_of_each_model(client: openai.OpenAI) -> None:
     whisper: Any = client.models.retrieve("whisper")
     assert whisper.abilities == ["transcription", "translation"]
     chat: Any = client.models.retrieve("scripted")

@@ -155,7 +155,7 @@ def test_items_of_a_stored_answer_are_named_by_their_ids(client: openai.OpenAI) 
     assert exc_info.value.param == "input.1.id"
 
 
-def test_an_answer_is_not_stored_if_the_client_says_so(client: openai.OpenAI) -> None:
+def test_an_answer_is_not_stored_if_the_client_forbids_it(client: openai.OpenAI) -> None:
     response = client.responses.create(model=SCRIPTED, input="hi", store=False)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(response.id)

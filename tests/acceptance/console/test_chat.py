@@ -16,7 +16,7 @@ from tests.waiting import eventually_blocking
 _LOCAL = "smollm2-135m"
 
 
-def test_an_answer_is_streamed_explained_rated_and_asked_again(
+def test_an_answer_is_streamed_explained_rated_and_regenerated(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     page = console.sign_in_with_key(gateway.api_key).page

@@ -240,7 +240,7 @@ def studio(gateway: RunningStack) -> Studio:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_sees_what_it_may_do(
+def test_a_role_sees_the_controls_that_it_may_use(
     console: ConsoleBrowser, gateway: RunningStack, studio: Studio, role: Role
 ) -> None:
     studio.sign_in(console, role)

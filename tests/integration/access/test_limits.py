@@ -167,7 +167,7 @@ async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: Reque
     assert left[b"ratelimit-remaining"] == b"98"
 
 
-async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(
+async def test_tokens_are_reserved_by_estimate_and_settled_by_actual_usage(
     meter: RequestMeter,
 ) -> None:
     limit = Limit(subject="key:tokens", tokens_per_minute=1_000)
@@ -197,7 +197,7 @@ async def test_free_models_answer_after_the_budget_is_spent(meter: RequestMeter)
     await meter.admit([limit], owner="d")
 
 
-async def test_budgets_show_what_is_spent_reserved_and_left(meter: RequestMeter) -> None:
+async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestMeter) -> None:
     key = Limit(subject="key:shown", usd_per_day=Decimal(1), usd_per_month=Decimal(5))
     limits = [key, Limit(subject="owner:i", usd_per_month=Decimal(2)), Limit(subject="user:i")]
 

@@ -104,7 +104,7 @@ async def test_a_provider_code_is_valid_once(accounts: AccountsApp, provider: st
     assert (await accounts.call("POST", "/oidc/finish", None, wrong)).status == 401
 
 
-async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
+async def test_an_email_is_linked_to_an_account_only_if_the_operator_allows_it(
     accounts: AccountsApp, provider: str
 ) -> None:
     squatter = await accounts.player("eve@example.com")

@@ -245,7 +245,7 @@ async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
     assert (await comfy.finished(running))["status"]["completed"] is False
 
 
-async def test_a_client_that_comes_back_hears_the_rest_and_so_does_its_other_window(
+async def test_a_reconnected_client_receives_the_remaining_messages_in_every_window(
     comfy: Comfy,
 ) -> None:
     address = f"/ws?clientId={comfy.id}"

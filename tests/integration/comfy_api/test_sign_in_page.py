@@ -133,7 +133,7 @@ async def test_a_revoked_key_does_not_sign_in(farm: Farm, browser: aiohttp.Clien
         assert response.status == 401
 
 
-async def test_the_root_is_a_page_for_comfyuis_clients_and_a_sign_of_life_for_ollama(
+async def test_the_root_path_is_a_page_for_comfyui_and_a_health_check_for_ollama(
     farm: Farm, browser: aiohttp.ClientSession
 ) -> None:
     async with browser.get("/?x=1", headers=FORM, allow_redirects=False) as response:

@@ -277,7 +277,7 @@ async def test_comfyuis_verdict(farm: Farm) -> None:
     assert error["details"]["node_errors"] == {"1": [detail]}
 
 
-async def test_a_full_queue_says_when_to_come_again(farm: Farm) -> None:
+async def test_a_full_queue_returns_retry_after(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=1))
     async with farm.session(farm.key) as client:
         await ask(client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)

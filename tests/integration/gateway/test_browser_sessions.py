@@ -46,7 +46,7 @@ async def status(browser: aiohttp.ClientSession, path: str, method: str = "GET")
         return response.status
 
 
-async def test_a_member_who_signed_in_is_known_to_the_gateway_and_its_page(
+async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
     farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
 ) -> None:
     member = await accounts_beside.member(await accounts_beside.organisation())

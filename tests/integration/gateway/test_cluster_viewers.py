@@ -165,7 +165,7 @@ async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
         ((JOBS_READ, TEXT), {"cluster", "usage"}),
     ],
 )
-async def test_what_the_scopes_do_not_allow_is_left_out(
+async def test_data_beyond_the_callers_scopes_is_omitted(
     farm: Farm, scopes: tuple[str, ...], names: set[str]
 ) -> None:
     seen = set[str]()

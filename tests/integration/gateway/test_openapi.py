@@ -350,9 +350,7 @@ def _create_resources(address: str, headers: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("app", ["gateway_app", "models_app", "accounts_app"])
-def test_a_route_asks_for_a_key_where_the_description_says_so(
-    app: str, request: pytest.FixtureRequest
-) -> None:
+def test_routes_require_a_key_as_documented(app: str, request: pytest.FixtureRequest) -> None:
     url, _ = request.getfixturevalue(app)
     described = httpx.get(url, timeout=60).json()
     base = url.removesuffix("/openapi.json")

@@ -141,7 +141,7 @@ async def queue(
     await queue.close()
 
 
-async def test_kill_9_loses_no_job_and_makes_none_twice_and_poison_holds_nothing_up(
+async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_nothing(
     working_farm: Farm, queue: Queue
 ) -> None:
     calls: Counter[str] = Counter()

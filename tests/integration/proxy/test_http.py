@@ -333,7 +333,7 @@ async def test_the_last_servers_response_is_passed_on(
                 assert response.status == 200
 
 
-async def test_a_short_answer_that_breaks_off_is_asked_for_again(
+async def test_a_short_truncated_answer_is_requested_again(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     async with proxy_server.client.get("/assets/broken?length=1000") as response:

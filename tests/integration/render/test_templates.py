@@ -342,7 +342,7 @@ def test_an_equal_graph_is_rendered_once_for_its_tenant(
         assert done(rival, body)["cached"] is True
 
 
-def test_a_node_that_says_when_it_has_changed_is_always_asked(http: httpx.Client) -> None:
+def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> None:
     graph = picture(next(_colors))
     graph["3"] = {
         "class_type": "TestIsChangedWithConstants",

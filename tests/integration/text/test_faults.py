@@ -163,7 +163,7 @@ async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
             assert code_of(path, text) == "backend_timeout"
 
 
-async def test_a_stream_that_begins_late_is_begun_elsewhere(tmp_path: Path) -> None:
+async def test_a_stream_that_begins_late_is_retried_on_another_back_end(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
     async with farm(tmp_path, upstreams, first_byte_s=0.1) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):

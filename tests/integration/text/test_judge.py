@@ -381,7 +381,7 @@ async def test_turning_the_judge_off_deletes_its_comparisons(
         assert place.signals() == []
 
 
-async def test_above_the_budget_nothing_is_asked(place: JudgeServers, models: Models) -> None:
+async def test_no_call_is_made_above_the_budget(place: JudgeServers, models: Models) -> None:
     async with place.app(models, usd_per_month=0.001) as models_app:
         await chat(Caller(models_app, models_app.api_key))
         await ended(models_app, Outcome.BUDGET)

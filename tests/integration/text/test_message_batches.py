@@ -254,7 +254,7 @@ async def test_a_chat_runs_natively_in_its_own_and_in_another_format(studio: Stu
     assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
 
 
-async def test_a_batch_whose_answer_was_lost_is_not_sent_again(studio: Studio) -> None:
+async def test_a_batch_is_not_sent_again_after_the_response_was_lost(studio: Studio) -> None:
     for provider in ("claude", "gpt"):
         sent: Any = getattr(studio, provider)
         sent.loses_answer = True

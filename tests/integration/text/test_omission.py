@@ -140,7 +140,7 @@ async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path)
         assert "reasoning_effort" not in server.requests[-1][1]
 
 
-async def test_responses_continue_and_show_what_was_used(tmp_path: Path) -> None:
+async def test_responses_continue_and_show_the_usage(tmp_path: Path) -> None:
     path, body = REQUESTS["responses"]
     async with calling(tmp_path) as (client, _):
         first = (await client.post(path, json={**body, "model": "lenient"})).json()

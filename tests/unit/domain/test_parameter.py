@@ -59,7 +59,7 @@ def test_valid_value_keeps_its_type(
         ("string", {"image": True}, "cat.png", "must be the id of an artifact"),
     ],
 )
-def test_invalid_value_error_states_what_is_valid(
+def test_invalid_value_error_states_the_valid_values(
     kind: str, members: dict[str, Any], given: Any, problem: str
 ) -> None:
     with pytest.raises(InvalidRequest) as exc_info:

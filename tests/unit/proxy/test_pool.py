@@ -73,7 +73,7 @@ def test_a_failing_member_is_skipped_until_its_breaker_closes(clock: Clock) -> N
     assert "0" in urls(two, 2)
 
 
-def test_when_all_members_fail_the_next_due_is_tried_unless_it_is_the_only_one(
+def test_when_all_members_fail_the_next_one_is_tried_unless_there_is_only_one(
     clock: Clock,
 ) -> None:
     one, two = pool(clock, 1), pool(clock, 1, 1)

@@ -33,7 +33,7 @@ def test_environment_overrides_the_profile(tmp_path: Path) -> None:
     assert result == Profile(url="https://farm.example", api_key="other")
 
 
-def test_missing_url_error_says_how_to_start(tmp_path: Path) -> None:
+def test_missing_url_error_explains_how_to_start(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="start Moyin with `moyin up`"):
         read_profile(tmp_path / "profile.toml", {})
 

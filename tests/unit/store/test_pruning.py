@@ -403,7 +403,7 @@ class PastBatches:
         return sorted(await self.past.database.fetch_values(sa.select(file_rows.c.id)))
 
 
-async def test_old_batches_go_with_their_results_and_files_when_they_were_deleted(
+async def test_old_and_deleted_batches_are_pruned_with_their_results_and_files(
     past_jobs: PastJobs,
 ) -> None:
     batches = PastBatches(past_jobs)

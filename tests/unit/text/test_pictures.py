@@ -118,7 +118,7 @@ async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
         assert exc_info.value.field == "messages"
 
 
-async def test_loopback_is_private_unless_an_operator_says_otherwise(host: str) -> None:
+async def test_loopback_is_private_unless_an_operator_allows_it(host: str) -> None:
     pictures = PictureFetcher(AllowedNetworks())
     with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{host}a.png"])

@@ -231,7 +231,7 @@ async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
     assert (len(gateway.seen), pauses.seconds) == (1, [])
 
 
-async def test_previews_come_only_when_asked_for(
+async def test_previews_are_sent_only_on_request(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", EVENTS, stream(SUCCEEDED))

@@ -100,7 +100,7 @@ async def tenant_key(tmp_path: Path) -> str:
     return key
 
 
-async def test_hosts_serve_what_they_have_pulled(
+async def test_hosts_serve_the_models_that_they_have_pulled(
     models_app: ModelsApp, host: FakeOllamaHost
 ) -> None:
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
@@ -180,7 +180,7 @@ async def test_lists_have_tags_sizes_and_details(
     await client._client.aclose()
 
 
-async def test_alias_shows_only_what_available_models_can_do(models_app: ModelsApp) -> None:
+async def test_alias_shows_only_abilities_of_available_models(models_app: ModelsApp) -> None:
     for name in ("auto", "any"):
         _, (shown,) = await call(models_app, "POST", "api/show", {"model": name})
         assert shown["capabilities"] == ["completion"]

@@ -63,7 +63,7 @@ def test_successful_entry_raises_nothing() -> None:
     raise_for_failure(entry({}, SUCCESS))
 
 
-def test_success_is_what_the_messages_report() -> None:
+def test_success_is_determined_by_the_messages() -> None:
     """If the execution fails between nodes, ComfyUI's status is still that of the last node."""
     cycle = {
         "node_id": "4",

@@ -264,7 +264,7 @@ def test_forecast_is_the_order_in_which_renders_begin() -> None:
     assert order == served(render_window, 0.0, render_window.mean_seconds)
 
 
-def test_forecast_of_a_pool_without_renderers_is_that_of_one_that_gets_a_renderer() -> None:
+def test_forecast_of_an_empty_pool_assumes_one_renderer() -> None:
     waiting = [pending("late", arrived=2.0), pending("first", priority=1), pending("early")]
     render_window = window([], waiting)
     assert _forecast(render_window) == ["first", "early", "late"]

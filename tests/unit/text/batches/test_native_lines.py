@@ -51,7 +51,7 @@ def body(**changes: Any) -> bytes:
     return to_json({"model": "chat", "max_tokens": 9, "messages": messages, **changes})
 
 
-def test_a_line_from_which_tools_would_be_left_out_is_run_by_a_single_call() -> None:
+def test_a_line_whose_tools_would_be_omitted_is_run_as_a_single_call() -> None:
     lines = new_lines(omit=frozenset({"tools"}))
     assert lines.choose(new_batch(), body()) is not None
     assert lines.choose(new_batch(), body(tools=[TOOL])) is None

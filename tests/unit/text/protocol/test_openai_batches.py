@@ -153,7 +153,7 @@ def test_lines_are_checked() -> None:
         assert (exc_info.value.line_code, exc_info.value.field) == (code, field)
 
 
-def test_results_expire_when_the_client_says() -> None:
+def test_results_expire_at_the_requested_time() -> None:
     assert compute_output_expiry(BATCH, NOW) is None
     bounded = replace(BATCH, output_expires_after=3_600)
     assert compute_output_expiry(bounded, NOW) == NOW + timedelta(hours=1)

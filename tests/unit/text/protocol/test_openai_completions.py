@@ -119,7 +119,7 @@ def test_back_ends_of_the_same_format_get_the_same_bytes() -> None:
     assert changed == {**call.data, "model": "up", "cache_prompt": False}
 
 
-def test_streams_are_asked_for_their_usage() -> None:
+def test_streams_are_requested_with_usage() -> None:
     body = json.loads(parse(stream=True).to_upstream("m", {}))
     assert body["stream_options"] == {"include_usage": True}
 

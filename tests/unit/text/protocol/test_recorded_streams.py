@@ -307,7 +307,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in TAPS])
-def test_the_sdk_of_openai_reads_what_a_forwarded_stream_says(provider: str) -> None:
+def test_openais_sdk_reads_a_forwarded_stream(provider: str) -> None:
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
     received = forward(_tap(provider, hide_usage=False), [STREAMS[provider]])
     for event in received.split(b"\n\n"):
@@ -344,7 +344,7 @@ CLIENTS: dict[str, tuple[ProtocolCodec, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("protocol", CLIENTS)
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_each_client_gets_what_the_stream_says(provider: str, protocol: str) -> None:
+async def test_each_client_gets_the_content_of_the_stream(provider: str, protocol: str) -> None:
     codec, body = CLIENTS[protocol]
     request = codec.parse(json.dumps({"model": "m", "stream": True, **body}).encode())
     expected, pieces = EXPECTED[provider], cut(STREAMS[provider], 2)

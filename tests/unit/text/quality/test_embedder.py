@@ -132,6 +132,6 @@ def test_unknown_embedder_error_lists_the_supported_ones() -> None:
         RoutingConfig.model_validate({"embedder": "bert"})
 
 
-def test_nothing_is_loaded_or_imported_unless_asked_for() -> None:
+def test_nothing_is_loaded_or_imported_without_configuration() -> None:
     assert RoutingConfig().embedder is None
     assert "wordllama" not in sys.modules, "importing it configures the root logger"

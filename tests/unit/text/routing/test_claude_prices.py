@@ -110,7 +110,7 @@ def test_a_tariff_needs_rising_dates() -> None:
         ("claude-haiku-4-5-latest", None),
     ],
 )
-def test_a_snapshot_costs_what_its_model_does(model: str, base_model: str | None) -> None:
+def test_a_snapshot_has_the_price_of_its_model(model: str, base_model: str | None) -> None:
     assert find_claude_tariff(model) is (None if base_model is None else CLAUDE_TARIFFS[base_model])
 
 

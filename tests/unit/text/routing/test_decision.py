@@ -338,7 +338,7 @@ def test_compiled_route_is_cached_for_the_day() -> None:
         ),
     ],
 )
-def test_explanation_says_why_a_candidate_lost(
+def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
     deployments: list[ModelDeployment], worth: float, busy: bool, explanation_text: str, code: str
 ) -> None:
     models = fleet(deployments, usd_per_second=worth)
@@ -523,7 +523,7 @@ def test_a_name_without_a_tag_is_the_latest(name: str, requested_name: str) -> N
             catalog.find_deployments(unknown)
 
 
-def test_latest_tag_does_not_change_what_a_tenant_may_use() -> None:
+def test_latest_tag_does_not_change_tenant_permissions() -> None:
     model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(deployments=(ModelDeployment(backend="b", model=model, configured=False),))
     policies = {"ada": TenantPolicy(names=frozenset({"llama"}))}

@@ -196,7 +196,7 @@ def test_explanation_compares_p_good() -> None:
     assert easy.reason == "free"
 
 
-async def test_route_header_says_why() -> None:
+async def test_route_header_contains_the_reason() -> None:
     routes = {}
     for prompt in (SORT, HELLO):
         rig = router(SMALL, HAIKU)

@@ -91,7 +91,7 @@ def raw(*texts: str, finish: str = "stop") -> list[bytes]:
     ]
 
 
-async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None:
+async def test_prose_instead_of_requested_json_never_reaches_the_client() -> None:
     gateway = Streams()
     model, route, body = await gateway.stream(response_format=FORMAT)
     assert model == "claude-haiku-5-5"
