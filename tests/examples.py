@@ -26,7 +26,7 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block; ``name`` is the name in its mark, or the reason why no test runs it."""
+    """A fenced block; ``name`` is the test's name for it, or the reason why no test runs it."""
 
     page: str
     language: str

@@ -108,7 +108,7 @@ class OllamaServer:
 
     @contextmanager
     def stopped_runners(self) -> Iterator[None]:
-        """Stop the processes that hold models, so that their calls do not end during the block."""
+        """Suspend the processes that run the models, so that no call ends during the block."""
         assert self._process is not None
         runners = psutil.Process(self._process.pid).children()
         assert runners, "no model is in memory"

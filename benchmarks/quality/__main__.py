@@ -62,7 +62,7 @@ _CUTS: dict[str, Cut] = {
 
 
 def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """Return the scores of one partition into folds, and the constants chosen for its halves."""
+    """Return the scores of one partition of the data into folds, and the chosen constants."""
     tables = read_tables(source)
     choice = choose_constants(tables, seed)
     scores = {name: cross_score(tables, cut, seed, choice) for name, cut in _CUTS.items()}
@@ -94,7 +94,7 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
     """Score folds 3 and 4 of every partition with the shipped constants.
 
-    Each way of holding answers out is scored with words only and with the embedder.
+    Each kind of split is scored twice: with word features only, and with the embedder.
     """
     means: dict[str, dict[str, float]] = {}
     for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):

@@ -44,7 +44,8 @@ class SimulatedModel:
     """A model with its price, its speed and its true quality relative to the product's table.
 
     Attributes:
-        surprise: mean difference to the table in logits; each topic's difference varies around it.
+        surprise: mean difference between the model's true quality and the table, in logits; the
+            differences for single topics vary around this mean.
         since: day on which the model is added.
     """
 

@@ -86,7 +86,7 @@ class Clients:
 
 
 class Graphs:
-    """Creates ``graphs.json`` in ``folder``, with graphs that were never rendered before."""
+    """Creates ``graphs.json`` in ``folder``; each graph is new, so that no cache has its result."""
 
     def __init__(self, folder: Path) -> None:
         self.color = next(_colors)

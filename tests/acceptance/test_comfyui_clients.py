@@ -32,7 +32,7 @@ _PATIENCE = 120
 
 @pytest.fixture(scope="module")
 def farm(gateway: RunningStack) -> StackClient:
-    """Return a client of the farm, once a ComfyUI is ready whose nodes the tested clients list."""
+    """Return a client of the farm once a ComfyUI is ready, because the clients list its nodes."""
     plain = StackClient(gateway.url, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": _warm_up()})
     plain.wait(job, {"succeeded"}, _PATIENCE)
@@ -212,7 +212,7 @@ def _parts(color: int) -> tuple[int, int, int]:
 
 
 def _made(farm: StackClient, job_id: str) -> None:
-    """Assert that the client's prompt is also a normal job of the farm."""
+    """Assert that the prompt of a ComfyUI client is also listed as a job of the farm."""
     job = farm.job(job_id)
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
 

@@ -144,10 +144,9 @@ def _ask(*, stream: bool = False, **options: Any) -> dict[str, Any]:
 async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
     """Fill the host's queue, so that it refuses calls that need another context length.
 
-    An Ollama host does not refuse calls to a model as it is loaded: they wait at the model. Its
-    queue holds calls that need a model loaded first. The calls here need another context length, so
-    the model must be loaded again for them, and the host waits with that until the running call
-    ends.
+    An Ollama host queues a call only if a model must be loaded for it; calls to a loaded model wait
+    at the model. The calls here need another context length, for which the model must be loaded
+    again once the running call has ended.
     """
     async with (
         aiohttp.ClientSession(host.url) as http,
@@ -196,7 +195,7 @@ async def _list_loaded(host: OllamaServer) -> list[Any]:
 
 
 async def _is_chosen(http: aiohttp.ClientSession, host: str) -> bool:
-    """Return whether a call would be routed to the host, without a call that loads the model."""
+    """Return True if a call would be routed to the host; a dry run loads no model."""
     body = {"model": CHAT, "messages": [_HELLO], "max_tokens": 1}
     async with http.post("/v1/route", json=body) as response:
         result: bool = (await response.json())["chosen"]["backend"] == host

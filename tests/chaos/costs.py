@@ -51,7 +51,7 @@ _MAX_ERROR = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The amounts of work; ``every`` is the number of seconds between kills."""
+    """The amount of work to run; ``every`` is the number of seconds between kills."""
 
     seconds: float = 3600.0
     actors: int = 4

@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """The results; ``tries`` counts render steps by the number of times they were begun."""
+    """The results; ``tries`` is the number of render steps by their number of attempts."""
 
     jobs: int = 0
     seconds: float = 0.0
@@ -181,7 +181,7 @@ async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> No
 
 
 class _Caller:
-    """The client of one owner; it repeats calls until they are answered, which is safe here."""
+    """The client of one owner; it repeats its calls, all idempotent, until they are answered."""
 
     def __init__(self, url: str, key: str, patience: float, report: Report) -> None:
         self._patience = patience

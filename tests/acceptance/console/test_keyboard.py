@@ -1,4 +1,4 @@
-"""People use the console with the keyboard alone."""
+"""Tests that the console can be used with the keyboard alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""People sign in to the console through an OpenID provider that others wrote."""
+"""Tests that users sign in to the console through a third-party OpenID provider."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ async def accounts_beside(farm: Farm, valkey_server: ValkeyServer) -> AsyncItera
 
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
-    """A browser, whose cookies are sent to every port of the host."""
+    """Return a client that sends its cookies to every port of the host, as browsers do."""
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=jar, headers=OWN_PAGE) as session:
         yield session

@@ -1,4 +1,4 @@
-"""The overview's stream: its viewers share every query, and see the sums of their own tenant only."""
+"""Tests that viewers of the overview share queries, and see only their own tenant's sums."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
     clock = farm.clock = Clock()
 
     async def count_queries(viewers: int) -> Counter[str]:
-        """Return the queries of three readings that ``viewers`` with a key each follow."""
+        """Return the database queries of three readings for ``viewers`` connected clients."""
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(viewing(farm, key)) for key in keys]

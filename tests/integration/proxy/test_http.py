@@ -564,7 +564,7 @@ async def _is(status: Any, wanted: int) -> bool:
 
 
 async def _at_rest(value: Any, seconds: float = 0.3) -> int:
-    """Return the value once it has not changed for some time."""
+    """Wait until the value has not changed for some time, and return it."""
     last, since = value(), time.monotonic()
     while time.monotonic() - since < seconds:
         await asyncio.sleep(0.02)

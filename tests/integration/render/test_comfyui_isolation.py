@@ -562,7 +562,7 @@ def _addresses() -> list[Any]:
 
 
 async def _untouched(renderer: ComfyRenderer) -> list[str]:
-    """Return the files that a harmless prompt sees in its folders."""
+    """Return the files that the next prompt finds in its folders, to detect leftovers."""
     await done(renderer, picture())
     result: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
     assert result, "the bridge at least"

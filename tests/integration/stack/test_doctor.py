@@ -1,4 +1,4 @@
-"""Makes problems that need a server, a sandbox or an installation, for `moyin doctor` to find."""
+"""Tests that `moyin doctor` finds problems that need a server, a sandbox or an installation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOBODY = 65534
 
 @pytest.fixture
 def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An environment with a data folder of its own, in which the ports are free."""
+    """Return environment variables with a new data folder and free ports."""
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("MOYIN_", "RAY_"))}
     yield {
         **inherited,
@@ -57,7 +57,7 @@ def examine(
 def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """A container can be so: no namespaces, a small disk, and files of another user."""
+    """Simulates a container without namespaces, with a small disk and another user's files."""
     data, config = tmp_path / "data", tmp_path / "config" / "moyin"
     data.mkdir()
     config.mkdir(parents=True)

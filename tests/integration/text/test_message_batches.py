@@ -38,7 +38,7 @@ RESULT: TypeAdapter[Any] = TypeAdapter(MessageBatchIndividualResponse)
 class Studio(Farm):
     """A farm whose back ends are Anthropic and OpenAI with batch APIs, and Anthropic without.
 
-    A call costs 1,000 tokens at 10 USD per million and 100 at 20: 0.012 USD.
+    A call costs 0.012 USD: 1,000 input tokens at 10 USD per million, and 100 output tokens at 20.
     """
 
     claude: AnthropicProvider

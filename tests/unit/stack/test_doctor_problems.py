@@ -1,4 +1,4 @@
-"""Makes the likeliest problems of a machine, and tests that `moyin doctor` names and mends them.
+"""Tests that `moyin doctor` finds and fixes the most likely problems of a machine.
 
 Those that need a server or a sandbox are in tests/integration/stack/test_doctor.py.
 """
@@ -212,7 +212,7 @@ def test_old_python_is_refused_by_make(tmp_path: Path, version: str) -> None:
 
 
 def find_python(version: str) -> Path:
-    """Return the program of a Python version that pyenv installed here, or skip the test."""
+    """Return the path of a Python interpreter that pyenv installed, or skip the test."""
     for path in Path.home().glob(f".pyenv/versions/{version}.*/bin/python"):
         return path
     pytest.skip(f"Python {version} is not installed")
@@ -377,7 +377,7 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
 
 
 def mend_one(options: Options, name: str) -> CheckResult:
-    """Run the checks with their fixes until that of this name, and return its result."""
+    """Run the checks and their fixes up to the check ``name``, and return its result."""
     steps: list[str] = []
     result = next(result for result in mend(options, steps.append) if result.name == name)
     assert steps[-1].startswith(f"{name}: ")

@@ -97,7 +97,7 @@ async def _other_role(scene: Scene) -> None:
 
 
 async def _nothing(scene: Scene) -> None:
-    """Let the access token expire while the session stays open."""
+    """Do nothing: the access token expires by itself while the session stays valid."""
 
 
 @pytest.mark.parametrize(

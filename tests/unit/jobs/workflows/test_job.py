@@ -34,7 +34,7 @@ def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
 
 
 def held() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
-    """Return a step that sends heartbeats, and two events: it has started, and release it."""
+    """Return a step that sends heartbeats, its start event, and the event that ends it."""
     has_begun, released = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:

@@ -120,7 +120,7 @@ class Queue:
 
 
 class JudgeRig:
-    """A router in which the small model answers, because bad answers cost little here.
+    """A router with three models; the small one answers, because bad answers are cheap here.
 
     Haiku is the better model, and Opus is the judge. The back ends use an API format that no client
     here uses, so that every request is translated.
@@ -218,6 +218,6 @@ class JudgeRig:
         return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
 
     async def started(self, **more: Any) -> str:
-        """Return the id of a comparison that was just started."""
+        """Start a comparison, and return its id."""
         assert await self.sampled(**more) is Outcome.STARTED
         return self.queue.started[-1]

@@ -1,4 +1,4 @@
-"""Tests that answers are sampled for the judge without any effect on the client."""
+"""Tests that sampling answers for the judge has no effect on the client."""
 
 from __future__ import annotations
 

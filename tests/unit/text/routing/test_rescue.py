@@ -45,7 +45,7 @@ class Budget:
 
 
 class Gateway:
-    """A gateway whose small model answers first, as bad answers cost little; Claude is better."""
+    """A gateway whose small model answers first; Claude, the better model, replaces bad answers."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
