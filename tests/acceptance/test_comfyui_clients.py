@@ -40,7 +40,7 @@ def farm(gateway: RunningStack) -> StackClient:
 
 
 @pytest.fixture(scope="module")
-def here(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
+def local_url(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
     """Make the farm available as a ComfyUI on this machine, and yield its URL."""
     with connected(gateway) as url:
         yield url
@@ -57,9 +57,9 @@ def graphs(tmp_path: Path) -> Graphs:
 
 
 def test_comfy_cli_runs_and_reports_progress(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = _events(_run(clients, graphs.file(tmp_path, "slow"), here), 0)
+    result = _events(_run(clients, graphs.file(tmp_path, "slow"), local_url), 0)
     envelope = result[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
@@ -73,17 +73,17 @@ def test_comfy_cli_runs_and_reports_progress(
 
 
 def test_comfy_cli_reports_errors(
-    clients: Clients, graphs: Graphs, here: str, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, tmp_path: Path
 ) -> None:
-    result = _events(_run(clients, graphs.file(tmp_path, "broken"), here), 1)
+    result = _events(_run(clients, graphs.file(tmp_path, "broken"), local_url), 1)
     assert result[-1]["error"]["code"] == "execution_error"
     assert result[-1]["error"]["details"]["node_id"] == "3"
 
 
 def test_comfy_cli_cancels(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    run = _run(clients, graphs.file(tmp_path, "long"), here)
+    run = _run(clients, graphs.file(tmp_path, "long"), local_url)
     assert run.stdout is not None
     outputs = []
     for line in run.stdout:
@@ -91,7 +91,7 @@ def test_comfy_cli_cancels(
         if outputs[-1]["type"] == "progress":
             break
     job = outputs[-1]["prompt_id"]
-    [cancelled] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(here)), 0)
+    [cancelled] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0)
     assert cancelled["ok"]
     rest = _events(run, 130)
     assert rest[-1]["error"]["code"] == "cancelled"
@@ -99,9 +99,9 @@ def test_comfy_cli_cancels(
 
 
 def test_comfy_api_simplified(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("simplified.py", here, str(tmp_path))
+    result = clients.python("simplified.py", local_url, str(tmp_path))
     _is_picture(tmp_path / "picture.png", graphs.color, height=16)
     _is_inverted(tmp_path / "inverted.png", graphs.color, height=16)
     assert result["kept"].pop("artifact_id").startswith("art_")
@@ -110,9 +110,9 @@ def test_comfy_api_simplified(
 
 
 def test_comfy_api_client(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("api_client.py", here, str(tmp_path))
+    result = clients.python("api_client.py", local_url, str(tmp_path))
     assert result["page"].startswith("<!doctype html>")
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
@@ -125,9 +125,9 @@ def test_comfy_api_client(
 
 
 def test_comfyapi_finds_the_newest_file_of_a_name(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("api_manager.py", here, str(tmp_path))
+    result = clients.python("api_manager.py", local_url, str(tmp_path))
     _is_picture(tmp_path / "older.png", graphs.color)
     _is_inverted(tmp_path / "newer.png", graphs.color)
     assert set(result["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"

@@ -154,8 +154,8 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
         asyncio.TaskGroup() as tasks,
     ):
 
-        async def call(**more: Any) -> aiohttp.ClientResponse:
-            response = await http.post("/api/generate", json=_ask(**more))
+        async def call(**kwargs: Any) -> aiohttp.ClientResponse:
+            response = await http.post("/api/generate", json=_ask(**kwargs))
             opened.callback(response.close)
             await response.content.readline()
             return response

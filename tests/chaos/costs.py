@@ -143,14 +143,14 @@ def _compare(report: Report) -> None:
 
 
 async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) -> None:
-    left, number = plan.seconds, 0
+    remaining_seconds, number = plan.seconds, 0
     async with asyncio.TaskGroup() as group:
         # As many at once as the pool's window and actors hold.
         slots = asyncio.Semaphore(4 * plan.actors)
-        while left > 0:
+        while remaining_seconds > 0:
             await slots.acquire()
             seconds, kind = round(dice.uniform(*plan.lengths), 2), dice.random()
-            left -= seconds
+            remaining_seconds -= seconds
             number += 1
             job = _run_job(client, plan, number, seconds, kind)
             group.create_task(job).add_done_callback(lambda _: slots.release())

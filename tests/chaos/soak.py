@@ -88,14 +88,14 @@ class Report:
 
 @asynccontextmanager
 async def farm(
-    comfyui: ComfyUI, folder: Path, actors: int, **more: Any
+    comfyui: ComfyUI, folder: Path, actors: int, **kwargs: Any
 ) -> AsyncIterator[RunningStack]:
     """Run a stack with several ComfyUIs on one logical card, and delete it at the end.
 
     Args:
-        more: further ``args`` of the render pool.
+        kwargs: further ``args`` of the render pool.
     """
-    env = farm_env(comfyui, folder, **more)
+    env = farm_env(comfyui, folder, **kwargs)
     path = Path(env["MOYIN_SERVE_CONFIG"])
     config = yaml.safe_load(path.read_text())
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]

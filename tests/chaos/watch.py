@@ -161,8 +161,8 @@ class Watch:
         while time.monotonic() - since < patience:
             time.sleep(0.2)
             last = self.since(max(since, time.monotonic() - 1))
-            away = {call.service for call in last if call.outcome != "ok"}
-            if away == SERVICES and not any(call.outcome == "ok" for call in last):
+            unavailable_services = {call.service for call in last if call.outcome != "ok"}
+            if unavailable_services == SERVICES and not any(call.outcome == "ok" for call in last):
                 return
         raise AssertionError(f"a service still responds after {patience:.0f} s")
 

@@ -171,11 +171,16 @@ class Runner:
 
     def delete(self, step: Step) -> dict[str, Any]:
         self._client.delete(self._jobs[step["job"]])
-        left = len([*self._client.jobs(**step["filter"])])
+        remaining_count = len([*self._client.jobs(**step["filter"])])
         counted = self._client.delete_jobs(dry_run=True, **step["filter"])
         deleted = self._client.delete_jobs(**step["filter"])
         listed = len([*self._client.jobs(**step["filter"])])
-        return {"left": left, "counted": counted.matched, "done": deleted.done, "listed": listed}
+        return {
+            "left": remaining_count,
+            "counted": counted.matched,
+            "done": deleted.done,
+            "listed": listed,
+        }
 
 
 def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -310,10 +310,10 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(ServiceUnavailable):
             await meter.admit([limit], owner="i", usd=Decimal(1))
-        leaving = asyncio.create_task(meter.admit([limit], owner="i", usd=Decimal(1)))
+        cancelled_call = asyncio.create_task(meter.admit([limit], owner="i", usd=Decimal(1)))
         await asyncio.sleep(0)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+        cancelled_call.cancel()
+        await asyncio.gather(cancelled_call, return_exceptions=True)
         await eventually(lambda: len(meter._settling) == 2)
         process.send_signal(signal.SIGCONT)
         await asyncio.gather(*meter._settling)

@@ -71,8 +71,8 @@ async def test_operators_find_organisations_and_keys_of_others(accounts: Account
     own = (await accounts.ok("GET", "/me", admin))["id"]
     assert await read_pages(accounts, f"/keys?user={own}&", "keys", member) == []
     assert (await accounts.call("GET", path, admin)).status == 200
-    elsewhere = f"/keys?owner={await accounts.organisation()}"
-    assert (await accounts.call("GET", elsewhere, admin)).code == "insufficient_scope"
+    foreign_keys_path = f"/keys?owner={await accounts.organisation()}"
+    assert (await accounts.call("GET", foreign_keys_path, admin)).code == "insufficient_scope"
 
 
 async def test_the_audit_log_is_filtered(accounts: AccountsApp) -> None:
@@ -117,8 +117,8 @@ async def test_an_admin_sees_budgets_of_the_tenant_and_its_members(accounts: Acc
     # Only operators change those of the tenant, and nobody sees those of another.
     assert (await accounts.call("PUT", tenant, admin, {})).status == 404
     assert (await accounts.call("DELETE", tenant, admin)).status == 404
-    elsewhere = f"/limits/owner:{await accounts.organisation()}/budgets"
-    assert (await accounts.call("GET", elsewhere, admin)).status == 404
+    foreign_budgets_path = f"/limits/owner:{await accounts.organisation()}/budgets"
+    assert (await accounts.call("GET", foreign_budgets_path, admin)).status == 404
 
 
 async def test_pages_that_sign_people_in_learn_the_ways(accounts: AccountsApp) -> None:

@@ -154,8 +154,8 @@ async def test_only_configured_addresses_are_sent_back_to(
 async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsApp) -> None:
     configure(accounts, "http://127.0.0.1:1")
     body = {"provider": "studio", "redirect_uri": BACK}
-    away = await accounts.call("POST", "/oidc/begin", None, body)
-    assert (away.status, away.code) == (503, "service_unavailable")
+    unavailable_response = await accounts.call("POST", "/oidc/begin", None, body)
+    assert (unavailable_response.status, unavailable_response.code) == (503, "service_unavailable")
 
 
 @pytest.mark.parametrize("forge", ["other key", "hs256", "none", "audience", "issuer"])

@@ -16,9 +16,9 @@ from tests.integration.gateway.fixtures import Farm
 
 
 async def call_route(
-    client: aiohttp.ClientSession, method: str, path: str, **more: Any
+    client: aiohttp.ClientSession, method: str, path: str, **kwargs: Any
 ) -> tuple[int, Any]:
-    async with client.request(method, path, **more) as response:
+    async with client.request(method, path, **kwargs) as response:
         text = await response.text()
         if response.content_type.endswith("json") and text:
             return response.status, await response.json(content_type=None)
@@ -27,8 +27,8 @@ async def call_route(
 
 @pytest.mark.parametrize("base", ["", "/api", "/comfy/api"])
 async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
-    def call(method: str, path: str, **more: Any) -> Any:
-        return call_route(farm.client, method, base + path, **more)
+    def call(method: str, path: str, **kwargs: Any) -> Any:
+        return call_route(farm.client, method, base + path, **kwargs)
 
     name = "/userdata/workflows%2Fa%20b.json"
     assert await call("POST", f"{name}?overwrite=false", data=b'{"a": 1}') == (

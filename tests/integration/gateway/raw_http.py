@@ -125,8 +125,8 @@ async def _until_end(reader: asyncio.StreamReader) -> Answer:
     return _answer(came)
 
 
-def _answer(came: bytes) -> Answer:
-    head, _, body = came.partition(b"\r\n\r\n")
+def _answer(received: bytes) -> Answer:
+    head, _, body = received.partition(b"\r\n\r\n")
     words: Any = head.split(b" ", 2)
     status = int(words[1]) if len(words) > 1 else 0
     text = head.decode("latin-1").lower()

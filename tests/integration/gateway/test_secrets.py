@@ -62,8 +62,8 @@ class Session:
         """Return a valid key that is used in one place only."""
         return self.sent_secrets.note(where, (await self.keys.create("admin", where))[1])
 
-    async def call(self, method: str, path: str, *statuses: int, **more: Any) -> Any:
-        async with self.session.request(method, path, allow_redirects=False, **more) as response:
+    async def call(self, method: str, path: str, *statuses: int, **kwargs: Any) -> Any:
+        async with self.session.request(method, path, allow_redirects=False, **kwargs) as response:
             text = await response.text()
             assert response.status in (statuses or (200,)), (method, path, response.status, text)
             return json.loads(text) if text[:1] in ("{", "[") else text

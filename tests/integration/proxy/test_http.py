@@ -41,8 +41,8 @@ async def proxy_server(upstream: str) -> AsyncIterator[ProxyServer]:
         yield proxy_server
 
 
-def route(*upstreams: str, **more: Any) -> dict[str, Any]:
-    return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **more}
+def route(*upstreams: str, **kwargs: Any) -> dict[str, Any]:
+    return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **kwargs}
 
 
 async def test_a_request_crosses_whole(proxy_server: ProxyServer, service: Service) -> None:

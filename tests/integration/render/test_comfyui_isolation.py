@@ -105,13 +105,13 @@ async def hostile(
         await renderer.close()
 
 
-async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **more: Any) -> Any:
+async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
     """Run an attempt, and return its findings."""
-    return finding((await done(renderer, attempt(code, given), **more)).values)
+    return finding((await done(renderer, attempt(code, given), **kwargs)).values)
 
 
-async def done(renderer: ComfyRenderer, graph: dict[str, Any], **more: Any) -> RenderSucceeded:
-    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **more))
+async def done(renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any) -> RenderSucceeded:
+    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **kwargs))
 
 
 async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:

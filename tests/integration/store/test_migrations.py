@@ -80,12 +80,12 @@ def test_an_interrupted_migration_of_postgresql_is_completed_later(
 ) -> None:
     url = postgres.url(postgres.new())
     migrate(url, "0012")
-    left = statements_before
+    remaining_statements = statements_before
 
     def interrupt(statement: str) -> None:
-        nonlocal left
-        left -= "usage" in statement or "pg_index" in statement
-        if not left:
+        nonlocal remaining_statements
+        remaining_statements -= "usage" in statement or "pg_index" in statement
+        if not remaining_statements:
             raise InterruptedError
 
     with _before_each_statement(interrupt), pytest.raises(InterruptedError):

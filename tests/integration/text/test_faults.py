@@ -33,7 +33,7 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 
 @asynccontextmanager
 async def farm(
-    folder: Path, upstreams: dict[str, Upstream], **more: Any
+    folder: Path, upstreams: dict[str, Upstream], **kwargs: Any
 ) -> AsyncIterator[ModelsApp]:
     """Run one back end per kind and a working one; ``<kind>-or-fine`` falls back to that."""
     async with AsyncExitStack() as stack:
@@ -41,7 +41,7 @@ async def farm(
         backends = []
         for kind, upstream in upstreams.items():
             url = (await stack.enter_async_context(upstream.running())).url
-            backends.append(backend(kind, url, **more))
+            backends.append(backend(kind, url, **kwargs))
         spare = backend("openai", fine.url) | {"name": "fine"}
         spare["models"] = [{"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}]
         aliases: dict[str, Any] = {f"{kind}-or-fine": [f"m-{kind}", "fine"] for kind in upstreams}
@@ -259,10 +259,10 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
                 response = await http.post(f"{models_app.url}/v1/{path}", json=body)
                 assert b"Hi" in await response.content.readany(), (kind, path)
                 response.close()
-                left = time.monotonic()
+                left_at = time.monotonic()
                 async with asyncio.timeout(5):
                     await upstream.left.wait()
-            longest = max(longest, time.monotonic() - left)
+            longest = max(longest, time.monotonic() - left_at)
             entry = await booked(models_app, request_id)
             assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
             assert entry.cost_usd > 0

@@ -50,8 +50,8 @@ class Client:
         assert status == 200, body
         return headers["x-request-id"]
 
-    async def rate(self, request_id: str, **more: Any) -> tuple[int, Any]:
-        body = {"request_id": request_id, **more}
+    async def rate(self, request_id: str, **kwargs: Any) -> tuple[int, Any]:
+        body = {"request_id": request_id, **kwargs}
         status, response_body, _ = await self.call("POST", "feedback", body)
         return status, response_body
 

@@ -96,11 +96,11 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
         for provider in (claude, gpt, plain):
             await stack.enter_async_context(provider.running())
 
-        def backend(name: str, kind: str, url: str, **more: Any) -> dict[str, Any]:
+        def backend(name: str, kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
             model = {"name": name, "upstream": f"{name}-up", "context": 100_000, "price": price}
             return {
                 "name": f"at-{name}", "type": kind, "base_url": url, "retries": 0,
-                "api_key_env": "LLAMA_KEY", "models": [model], **more,
+                "api_key_env": "LLAMA_KEY", "models": [model], **kwargs,
             }  # fmt: skip
 
         app = await stack.enter_async_context(
@@ -122,19 +122,19 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
         yield studio
 
 
-def ask(number: int, text: str = "hello", model: str = "plain", **more: Any) -> Any:
+def ask(number: int, text: str = "hello", model: str = "plain", **kwargs: Any) -> Any:
     messages = [{"role": "user", "content": f"{text} {number}"}]
-    params = {"model": model, "max_tokens": 9, "messages": messages, **more}
+    params = {"model": model, "max_tokens": 9, "messages": messages, **kwargs}
     return {"custom_id": f"request-{number}", "params": params}
 
 
-def chat(number: int, text: str = "hello", model: str = "gpt", **more: Any) -> dict[str, Any]:
+def chat(number: int, text: str = "hello", model: str = "gpt", **kwargs: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"{text} {number}"}]
     return {
         "custom_id": f"request-{number}",
         "method": "POST",
         "url": "/v1/chat/completions",
-        "body": {"model": model, "messages": messages, **more},
+        "body": {"model": model, "messages": messages, **kwargs},
     }
 
 

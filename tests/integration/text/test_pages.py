@@ -51,9 +51,9 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
     await runner.cleanup()
 
 
-async def run(models_app: ModelsApp, page: str, name: str, **more: Any) -> str:
+async def run(models_app: ModelsApp, page: str, name: str, **kwargs: Any) -> str:
     return await asyncio.to_thread(
-        run_shell_example, page, name, url=models_app.url, **({"KEY": models_app.api_key} | more)
+        run_shell_example, page, name, url=models_app.url, **({"KEY": models_app.api_key} | kwargs)
     )
 
 

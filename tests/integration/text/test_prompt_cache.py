@@ -16,12 +16,12 @@ from tests.integration.text.fixtures import local, serving, settled
 SECRET = "The launch code of the studio's next film is forty-two. " * 40
 
 
-async def complete(url: str, key: str, **more: Any) -> dict[str, Any]:
+async def complete(url: str, key: str, **kwargs: Any) -> dict[str, Any]:
     body = {
         "model": "smollm2",
         "messages": [{"role": "user", "content": SECRET}],
         "max_tokens": 2,
-        **more,
+        **kwargs,
     }
     headers = {"authorization": f"Bearer {key}"}
     async with (

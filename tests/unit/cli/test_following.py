@@ -16,8 +16,8 @@ from moyin.errors import JobNotFound
 Stub = tuple[GatewayClient, dict[str, Any]]
 
 
-def _job(status: str = "succeeded", **more: Any) -> dict[str, Any]:
-    return {"id": "j1", "status": status, "artifacts": [], "error": None, **more}
+def _job(status: str = "succeeded", **kwargs: Any) -> dict[str, Any]:
+    return {"id": "j1", "status": status, "artifacts": [], "error": None, **kwargs}
 
 
 async def _events(request: web.Request, *frames: str) -> web.StreamResponse:

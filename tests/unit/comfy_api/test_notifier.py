@@ -44,10 +44,10 @@ async def receive(client: Client) -> tuple[str, dict[str, Any]]:
     return message["type"], message["data"]
 
 
-def status_message(remaining: int, **more: Any) -> tuple[str, dict[str, Any]]:
+def status_message(remaining: int, **kwargs: Any) -> tuple[str, dict[str, Any]]:
     return "status", {
         "status": {"exec_info": {"queue_remaining": remaining}},
-        **more,
+        **kwargs,
     }
 
 

@@ -90,9 +90,9 @@ class Rig:
         self.history = JobHistory(self.service, self.jobs)
 
     async def submit(
-        self, body: Any = RENDER, *, caller: Identity = ANN, ends: bool = False, **more: Any
+        self, body: Any = RENDER, *, caller: Identity = ANN, ends: bool = False, **kwargs: Any
     ) -> str:
-        data = json.dumps({**body, **more}).encode()
+        data = json.dumps({**body, **kwargs}).encode()
         job, _ = await self.service.submit_request(caller, data, TEMPLATES.find, now=NOW)
         if ends:
             await self.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None)

@@ -21,13 +21,13 @@ def clock() -> Clock:
     return Clock()
 
 
-def pool(clock: Clock, *weights: int, **more: object) -> UpstreamPool:
+def pool(clock: Clock, *weights: int, **kwargs: object) -> UpstreamPool:
     members = [
         PoolMember(Upstream(url=f"http://{i}", weight=weight), clock)
         for i, weight in enumerate(weights)
     ]
     upstreams = tuple(member.upstream for member in members)
-    return UpstreamPool(Route(name="r", upstreams=upstreams, **more), members)  # type: ignore[arg-type]
+    return UpstreamPool(Route(name="r", upstreams=upstreams, **kwargs), members)  # type: ignore[arg-type]
 
 
 def urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:

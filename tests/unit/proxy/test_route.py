@@ -11,8 +11,8 @@ from moyin.proxy.route import PathRewrite, Route, RouteTable, Upstream
 UP = (Upstream(url="http://10.0.0.1:80/base"),)
 
 
-def route(name: str, **more: object) -> Route:
-    return Route(name=name, upstreams=UP, **more)  # type: ignore[arg-type]
+def route(name: str, **kwargs: object) -> Route:
+    return Route(name=name, upstreams=UP, **kwargs)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -27,13 +27,13 @@ class Serve:
         self.failing_checks = 0  # number of /readyz responses without Temporal
         self.reasons: list[str] = []  # reported once each, before the apps run
 
-    def __call__(self, method: str, url: str, **more: Any) -> tuple[int, bytes]:
+    def __call__(self, method: str, url: str, **kwargs: Any) -> tuple[int, bytes]:
         if method == "PUT":
             if self.failing_submissions:
                 self.failing_submissions -= 1
                 return self.failure
             if self.status == 200:
-                self.deployed.append(json.loads(more["body"]))
+                self.deployed.append(json.loads(kwargs["body"]))
             return self.status, self.body
         if url.endswith("/readyz"):
             checks = (

@@ -23,8 +23,8 @@ def test_gomaxprocs_of_the_environment_wins(tmp_path: Path) -> None:
     assert _environ(tmp_path, GOMAXPROCS="3")["GOMAXPROCS"] == "3"
 
 
-def _environ(folder: Path, **given: str) -> dict[str, str]:
-    options = Options.read({"MOYIN_DATA": str(folder), **given}, port_base=20_000)
+def _environ(folder: Path, **kwargs: str) -> dict[str, str]:
+    options = Options.read({"MOYIN_DATA": str(folder), **kwargs}, port_base=20_000)
     return dict(temporal.create_service(options).environ)
 
 

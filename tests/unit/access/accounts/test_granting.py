@@ -161,12 +161,12 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
     begin = transactions.begin
 
     @asynccontextmanager
-    async def late(identity: Identity, **rest: Any) -> AsyncIterator[Transaction]:
+    async def late(identity: Identity, **kwargs: Any) -> AsyncIterator[Transaction]:
         monkeypatch.setattr(transactions, "begin", begin)
         await organisations.change_member(
             by(admin), studio.organisation, someone.user.id, role=Role.ADMIN
         )
-        async with begin(identity, **rest) as transaction:
+        async with begin(identity, **kwargs) as transaction:
             yield transaction
 
     monkeypatch.setattr(transactions, "begin", late)

@@ -63,18 +63,18 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
             return "hashed"
 
     passwords = PasswordService(Held())
-    leaving = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
-    for _ in leaving:
+    cancelled_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
+    for _ in cancelled_tasks:
         await starts.get()
     staying = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
-    for task in leaving:
+    for task in cancelled_tasks:
         task.cancel()
     # After a few turns of the loop, waiting tasks would have begun if they could.
     for _ in range(20):
         await asyncio.sleep(0)
     held = starts.qsize()
     go_on.set()
-    for task in leaving:
+    for task in cancelled_tasks:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert await asyncio.gather(*staying) == ["hashed"] * 2

@@ -26,8 +26,12 @@ class TwoRequestMeter:
 
     async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
         self.admissions.append(arguments)
-        left = 2 - len(self.admissions)
-        return [1, 2, left, 60_000] if left >= 0 else [0, 0, b"requests", 60_000, 2]
+        remaining_requests = 2 - len(self.admissions)
+        return (
+            [1, 2, remaining_requests, 60_000]
+            if remaining_requests >= 0
+            else [0, 0, b"requests", 60_000, 2]
+        )
 
     def settle(self, admission: Any, keys: list[str], arguments: list[Any]) -> None:
         self.settled.append(arguments)

@@ -20,8 +20,8 @@ from tests.unit.clients.python.scripted_gateway import (
 EVENTS = "/jobs/j1/events"
 
 
-def status(name: str, event_id: str | None, **more: Any) -> bytes:
-    return event(name, {"id": "j1", "status": name, "attempt": 1, **more}, event_id)
+def status(name: str, event_id: str | None, **kwargs: Any) -> bytes:
+    return event(name, {"id": "j1", "status": name, "attempt": 1, **kwargs}, event_id)
 
 
 RUNNING = status("running", "2-0")

@@ -9,8 +9,8 @@ from deployments.gateway.config import GatewayConfig
 from moyin.proxy.route import BalancingPolicy
 
 
-def route(**more: Any) -> dict[str, Any]:
-    return {"name": "a", "prefix": "/a", "upstreams": ["http://10.0.0.1:9"], **more}
+def route(**kwargs: Any) -> dict[str, Any]:
+    return {"name": "a", "prefix": "/a", "upstreams": ["http://10.0.0.1:9"], **kwargs}
 
 
 def test_a_route_with_every_setting() -> None:

@@ -148,9 +148,9 @@ async def test_a_page_of_large_jobs_fits_into_a_message(
 
 async def test_a_gateway_that_does_not_respond_is_not_ready(bridge: GrpcBridge) -> None:
     assert await bridge.is_ready()
-    away = GrpcBridge("http://127.0.0.1:9")
-    assert not await away.is_ready()
-    await away.close()
+    unreachable_bridge = GrpcBridge("http://127.0.0.1:9")
+    assert not await unreachable_bridge.is_ready()
+    await unreachable_bridge.close()
     with pytest.raises(Fault):
         await RefusingBridge().is_ready()
 

@@ -22,12 +22,12 @@ Bench = Any
 
 
 def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
-    left = times
+    remaining_failures = times
 
     def act(_: StepInput) -> None:
-        nonlocal left
-        if left:
-            left -= 1
+        nonlocal remaining_failures
+        if remaining_failures:
+            remaining_failures -= 1
             raise error
 
     return act

@@ -212,12 +212,12 @@ class JudgeRig:
         """Start the comparison of the latest sample."""
         return await self.starter.start(self.sampler.samples.get_nowait())
 
-    async def sampled(self, *args: Any, **more: Any) -> Outcome:
+    async def sampled(self, *args: Any, **kwargs: Any) -> Outcome:
         """Send a request and start the comparison of its answer."""
-        await self.ask(*args, **more)
+        await self.ask(*args, **kwargs)
         return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
 
-    async def started(self, **more: Any) -> str:
+    async def started(self, **kwargs: Any) -> str:
         """Start a comparison, and return its id."""
-        assert await self.sampled(**more) is Outcome.STARTED
+        assert await self.sampled(**kwargs) is Outcome.STARTED
         return self.queue.started[-1]

@@ -173,9 +173,9 @@ def test_streams_are_valid_for_the_sdk(include_usage: bool) -> None:
     assert all("usage" not in event for event in events)
 
 
-def event(text: str, index: int = 0, reason: str | None = None, **more: Any) -> bytes:
+def event(text: str, index: int = 0, reason: str | None = None, **kwargs: Any) -> bytes:
     choice = {"text": text, "index": index, "finish_reason": reason, "logprobs": None}
-    body = {"id": "c", "object": "text_completion", "choices": [choice], **more}
+    body = {"id": "c", "object": "text_completion", "choices": [choice], **kwargs}
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 

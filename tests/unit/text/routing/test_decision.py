@@ -39,8 +39,8 @@ HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
-def choose(models: Fleet, needs: Needs = HI, **how: Any) -> list[Candidate]:
-    return rank_candidates(route(models, **how), needs, UsageHistory(), always_weigh=True)
+def choose(models: Fleet, needs: Needs = HI, **kwargs: Any) -> list[Candidate]:
+    return rank_candidates(route(models, **kwargs), needs, UsageHistory(), always_weigh=True)
 
 
 def names(candidates: Sequence[Candidate]) -> list[str]:

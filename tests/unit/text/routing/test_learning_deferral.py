@@ -50,10 +50,10 @@ class Gateway:
             follow_ups=self.follow_ups,
         )
 
-    async def ask(self, model: str = "auto", request_id: str = "r", **more: Any) -> Any:
+    async def ask(self, model: str = "auto", request_id: str = "r", **kwargs: Any) -> Any:
         codec = OpenAICodec()
         prompt = f"{SORT}, with tests for empty lists and a line on each"
-        body = {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
+        body = {"model": model, "messages": [{"role": "user", "content": prompt}], **kwargs}
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="k")
         return await self.router.answer(codec, codec.parse(json.dumps(body).encode()), context)
 

@@ -27,8 +27,8 @@ SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 
 
-def known(name: str, backend: str, **more: Any) -> ModelDeployment:
-    new_deployment = deployment(backend, model=name, context=200_000, **more)
+def known(name: str, backend: str, **kwargs: Any) -> ModelDeployment:
+    new_deployment = deployment(backend, model=name, context=200_000, **kwargs)
     fields = {
         field: getattr(new_deployment, field) for field in ModelDeployment.__dataclass_fields__
     }
@@ -56,8 +56,8 @@ def explain(
     return rig.explain(codec, codec.parse(json.dumps(body).encode()), context)
 
 
-def chosen(*arguments: Any, **more: Any) -> str:
-    return explain(*arguments, **more).candidates[0].deployment.model.name
+def chosen(*arguments: Any, **kwargs: Any) -> str:
+    return explain(*arguments, **kwargs).candidates[0].deployment.model.name
 
 
 def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:

@@ -72,9 +72,11 @@ class Streams(Gateway):
             fleet, self.ledger, estimator=Estimator(), learning=cast(Any, self.learning)
         )
 
-    async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
+    async def stream(
+        self, codec: ProtocolCodec | None = None, **kwargs: Any
+    ) -> tuple[str, str, str]:
         """Send a request for a stream, and return the model, the route and the whole body."""
-        model, route, answer = await self.ask(codec, **{"stream": True, **more})
+        model, route, answer = await self.ask(codec, **{"stream": True, **kwargs})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
         self.learning.background.run_tasks()
