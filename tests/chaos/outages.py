@@ -90,7 +90,7 @@ class Outage:
 
     @property
     def row(self) -> str:
-        cells = [self.part, *map(self.felt, _COLUMNS), f"{self.render:.1f} s"]
+        cells = [self.part, *map(self.describe_outage, _COLUMNS), f"{self.render:.1f} s"]
         return f"| {' | '.join(cells)} |"
 
 
